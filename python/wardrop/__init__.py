@@ -1,0 +1,1 @@
+"""Wardrop: KV-cache-aware request router for disaggregated LLM inference."""

@@ -1,0 +1,1 @@
+//! Native data plane: HTTP in, decision, HTTP out.

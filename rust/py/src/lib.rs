@@ -1,0 +1,11 @@
+//! Python bindings: convert, release the GIL where work grows with the input, call, map the error. Nothing else.
+
+use pyo3::prelude::*;
+
+/// The native module `wardrop._core`.
+#[pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}
