@@ -1,0 +1,96 @@
+# One target per verb. `make help` lists them; CI and hooks call these same targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+DYNAMO ?= 1.6.1
+# A toolchain that rustup put in place is found without a new login shell.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+unexport PYTHONPATH VIRTUAL_ENV
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+STAMPS := .make
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# ---- set-up ---------------------------------------------------------------------------------------------------------
+
+$(STAMPS)/toolchain: .ci/toolchain
+	@mkdir -p $(STAMPS)
+	PYTHON=$(PYTHON) bash .ci/toolchain
+	@touch $@
+
+$(STAMPS)/venv: $(STAMPS)/toolchain pyproject.toml requirements/dynamo.txt .ci/extras
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) .ci/extras pyproject.toml plot service dev > $(STAMPS)/extras.txt
+	$(PY) -m pip install --quiet --no-deps ai-dynamo==$(DYNAMO) ai-dynamo-runtime==$(DYNAMO)
+	$(PY) -m pip install --quiet -r requirements/dynamo.txt -r $(STAMPS)/extras.txt 2> >(grep -vE 'ai-dynamo|dependency resolver' >&2)
+	@touch $@
+
+$(STAMPS)/native: $(STAMPS)/venv $(RUST_SOURCES)
+	$(VENV)/bin/maturin develop --release --quiet --locked
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMPS)/native ## make .venv with a working `wardrop` and Dynamo
+	@$(VENV)/bin/wardrop --version
+
+# Dynamo's older line, for the compatibility leg only.
+$(STAMPS)/dynamo-1.4.2: $(STAMPS)/toolchain
+	test -x .venv-142/bin/python || $(PYTHON) -m venv .venv-142
+	.venv-142/bin/python -m pip install --quiet ai-dynamo==1.4.2
+	@touch $@
+
+# ---- the main job ---------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: setup ## real Dynamo + 8 mock workers: round robin, Dynamo's KV router, Wardrop, side by side
+	$(VENV)/bin/wardrop demo --out out/demo $(DEMO_FLAGS)
+
+# ---- tests and lints ------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup ## Rust and Python tests, live Dynamo included
+	cargo test --release --locked --workspace --exclude wardrop-py --quiet
+	$(PY) -m pytest $(PYTEST_FLAGS)
+
+.PHONY: test-all
+test-all: setup lint $(STAMPS)/dynamo-1.4.2 ## everything: heavy suites, Dynamo 1.4.2, lints
+	cargo test --release --locked --workspace --exclude wardrop-py --quiet -- --include-ignored
+	$(PY) -m pytest -m "heavy or not heavy" --timeout 1800 $(PYTEST_FLAGS)
+
+.PHONY: lint
+lint: setup ## rustfmt, clippy, ruff, pyright, stubtest; warnings fail
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright --level error
+	$(PY) -m mypy.stubtest wardrop._core --ignore-disjoint-bases
+
+.PHONY: fuzz
+fuzz: setup ## differential fuzzing, 100,000 seeds and more (FUZZ_SEEDS=…)
+	FUZZ_SEEDS=$${FUZZ_SEEDS:-100000} cargo test --release --locked -p wardrop-core --test fuzz -- --ignored --nocapture
+
+# ---- measuring ------------------------------------------------------------------------------------------------------
+
+.PHONY: bench
+bench: setup ## measure core and gateway beside their baselines; results in bench/results
+	$(PY) -m bench.core
+	$(PY) -m bench.gateway
+
+# ---- shipping -------------------------------------------------------------------------------------------------------
+
+.PHONY: wheel
+wheel: $(STAMPS)/venv ## build the release wheel into dist/
+	$(VENV)/bin/maturin build --profile dist --locked --out dist
+
+.PHONY: clean
+clean: ## remove everything that was built
+	rm -rf target dist out $(STAMPS) $(VENV) .venv-142
