@@ -1,1 +1,31 @@
 //! Routing core: what a router must know and decide, free of Python, I/O and clocks.
+//!
+//! ```text
+//! KV event in ─▶ index                        learn where every prefix lives
+//! request in  ─▶ match ─▶ price ─▶ pick ─▶ book   one atomic step of `Router::route`
+//! outcome in  ─▶ prefill_done, release        the load follows what the engines do
+//! ```
+//!
+//! Time is an argument (`now_s`, seconds of a monotonic clock) and randomness comes from the seed in
+//! [`RouterConfig`]: the same calls give the same answers.
+
+pub mod error;
+pub mod event;
+pub mod hash;
+pub mod index;
+pub mod load;
+pub mod pick;
+pub mod price;
+pub mod rng;
+pub mod router;
+pub mod snapshot;
+pub mod worker;
+
+pub use error::Error;
+pub use event::{KvEvent, StoredBlock, Tier};
+pub use hash::{EngineHash, HashScope, LocalHash, SequenceHash, local_hashes, sequence_hashes};
+pub use index::WorkerOverlap;
+pub use price::{Policy, PolicyConfig, View};
+pub use router::{Candidate, Decision, RequestId, RouteRequest, Router, RouterConfig};
+pub use snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
+pub use worker::{WorkerId, WorkerSpec};

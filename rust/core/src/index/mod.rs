@@ -1,0 +1,53 @@
+//! The index: which worker holds which prefix.
+//!
+//! Workers are dense slots here; the router maps ids to slots.
+
+mod reference;
+
+pub use reference::ReferenceIndex;
+
+use serde::Serialize;
+
+use crate::worker::WorkerId;
+
+/// Position of a worker in every per-worker column. Reused after a worker left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+impl Slot {
+    /// As an index into a column.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// How much of a request one worker holds, blocks per tier.
+///
+/// `device` counts from the start of the prompt; `host` goes on where `device` ends, `disk` where `host` ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WorkerOverlap {
+    /// Whose.
+    pub worker: WorkerId,
+    /// Leading blocks in device memory.
+    pub device: u32,
+    /// Further blocks in host memory.
+    pub host: u32,
+    /// Further blocks on disk.
+    pub disk: u32,
+}
+
+/// What one worker holds of a request, blocks per tier, by slot.
+pub type TierOverlap = [u32; 3];
+
+/// Why an event was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The parent of a stored chain is not known of this worker.
+    UnknownParent,
+    /// So many removed blocks were not held; the others were removed.
+    UnknownBlocks(usize),
+    /// An engine hash would get a second meaning.
+    ConflictingBlock(crate::hash::EngineHash),
+    /// The limit of blocks is reached.
+    Full,
+}

@@ -1,0 +1,20 @@
+//! Fewest requests in flight.
+
+use super::{Policy, View};
+use crate::rng::Rng;
+
+/// cost = requests in flight. Caches are ignored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LeastLoaded;
+
+impl Policy for LeastLoaded {
+    fn name(&self) -> &'static str {
+        "least_loaded"
+    }
+
+    fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
+        for (cost, &requests) in costs.iter_mut().zip(view.active_requests) {
+            *cost = f64::from(requests);
+        }
+    }
+}

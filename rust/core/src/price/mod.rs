@@ -1,0 +1,77 @@
+//! Prices: one cost per candidate, lowest wins. Pure: a price reads the view and the generator, and changes nothing.
+
+mod config;
+mod least_loaded;
+mod round_robin;
+
+pub use config::PolicyConfig;
+pub use least_loaded::LeastLoaded;
+pub use round_robin::RoundRobin;
+
+use crate::rng::Rng;
+use crate::worker::WorkerId;
+
+/// One request and the candidates for it, as columns: entry i of each slice belongs to candidate i.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Tokens per block.
+    pub block_size: u32,
+    /// Tokens of the prompt.
+    pub input_tokens: u32,
+    /// Full blocks of the prompt.
+    pub request_blocks: u32,
+    /// Expected tokens of the answer, when somebody knows.
+    pub expected_output_tokens: Option<u32>,
+    /// Decisions made before this one.
+    pub turn: u64,
+    /// Hash of the prompt's first blocks: equal for requests of one prefix family; 0 without blocks.
+    pub prefix_key: u64,
+    /// Who the candidates are, in id order.
+    pub workers: &'a [WorkerId],
+    /// Leading blocks of the prompt in device memory.
+    pub device_blocks: &'a [u32],
+    /// Further blocks in host memory.
+    pub host_blocks: &'a [u32],
+    /// Further blocks on disk.
+    pub disk_blocks: &'a [u32],
+    /// Uncached prompt tokens of requests that wait for their first token.
+    pub prefill_tokens: &'a [u64],
+    /// Distinct blocks of requests in flight.
+    pub decode_blocks: &'a [u64],
+    /// Leading blocks of this prompt that are in flight there already.
+    pub shared_blocks: &'a [u32],
+    /// Requests in flight.
+    pub active_requests: &'a [u32],
+}
+
+impl View<'_> {
+    /// Number of candidates.
+    pub const fn len(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Whether there is no candidate.
+    pub const fn is_empty(&self) -> bool {
+        self.workers.is_empty()
+    }
+
+    /// Prompt tokens that candidate `i` would have to compute: all but its device blocks.
+    pub fn uncached_tokens(&self, i: usize) -> u64 {
+        u64::from(self.input_tokens)
+            .saturating_sub(u64::from(self.device_blocks[i]) * u64::from(self.block_size))
+    }
+}
+
+/// A rule that prices candidates.
+pub trait Policy: Send + Sync {
+    /// Its name, as in [`PolicyConfig::NAMES`].
+    fn name(&self) -> &'static str;
+
+    /// Write the cost of every candidate; lower is better, infinite is never chosen.
+    fn price(&self, view: &View<'_>, rng: &mut Rng, costs: &mut [f64]);
+
+    /// Temperature of the pick: 0 takes the lowest cost. See [`crate::pick::pick`].
+    fn temperature(&self) -> f64 {
+        0.0
+    }
+}

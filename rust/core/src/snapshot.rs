@@ -1,0 +1,83 @@
+//! What the router knows, copied out for people and metrics.
+
+use serde::Serialize;
+
+use crate::worker::{WorkerId, WorkerSpec};
+
+/// The state of a router at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// Every registered worker, by id.
+    pub workers: Vec<WorkerSnapshot>,
+    /// Name of the policy in force.
+    pub policy: String,
+    /// Bookings that are open.
+    pub bookings: usize,
+    /// Size of the index.
+    pub index: IndexSize,
+    /// What happened since the router was made.
+    pub counters: Counters,
+}
+
+/// One worker's load and cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct WorkerSnapshot {
+    /// Who it is.
+    pub worker: WorkerId,
+    /// What it said of its size.
+    pub spec: WorkerSpec,
+    /// Whether it takes requests.
+    pub available: bool,
+    /// Uncached prompt tokens of its requests that wait for their first token.
+    pub prefill_tokens: u64,
+    /// Distinct blocks of its requests in flight.
+    pub decode_blocks: u64,
+    /// Requests in flight.
+    pub active_requests: u32,
+    /// Blocks it is known to hold, per tier: device, host, disk.
+    pub held_blocks: [u64; 3],
+}
+
+/// Size of the index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct IndexSize {
+    /// Distinct blocks.
+    pub blocks: u64,
+    /// (worker, tier, block) triples.
+    pub holdings: u64,
+    /// Bytes of its own structures, estimated from their capacities.
+    pub bytes: u64,
+}
+
+/// Counts since the start. They only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Decisions made.
+    pub routed: u64,
+    /// Bookings opened.
+    pub booked: u64,
+    /// Bookings released.
+    pub released: u64,
+    /// Bookings that ended by expiry.
+    pub expired: u64,
+    /// Bookings dropped with their worker.
+    pub dropped_with_worker: u64,
+    /// Bookings refused because of the limit.
+    pub bookings_refused: u64,
+    /// Events applied without complaint.
+    pub events_applied: u64,
+    /// Blocks in stored events that were applied.
+    pub blocks_stored: u64,
+    /// Blocks in removed events that were applied.
+    pub blocks_removed: u64,
+    /// Events for workers that are not registered.
+    pub unknown_worker: u64,
+    /// Stored events below an unknown parent.
+    pub unknown_parent: u64,
+    /// Removals of blocks that were not held.
+    pub unknown_block: u64,
+    /// Stored events that gave an engine hash a second meaning.
+    pub conflicting_block: u64,
+    /// Stored events refused because the index was full.
+    pub index_full: u64,
+}
