@@ -1,1 +1,2 @@
 //! Native data plane: HTTP in, decision, HTTP out.
+pub mod drive;

@@ -1,5 +1,7 @@
 //! Python bindings: convert, release the GIL where work grows with the input, call, map the error. Nothing else.
 
+mod drive;
+
 use pyo3::prelude::*;
 
 /// The native module `wardrop._core`.
@@ -8,4 +10,7 @@ mod _core {
     #[pymodule_export]
     #[allow(non_upper_case_globals)]
     const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_export]
+    use crate::drive::Drive;
 }

@@ -1,0 +1,106 @@
+//! Bindings of the load driver.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use wardrop_gateway::drive::{Drive as Native, DriveError, Plan, Planned, Release};
+
+fn raise(error: &DriveError) -> PyErr {
+    match error {
+        DriveError::Plan(_) => PyValueError::new_err(error.to_string()),
+        _ => PyRuntimeError::new_err(error.to_string()),
+    }
+}
+
+/// (seconds, index of the request to follow or None, body)
+type Row<'py> = (f64, Option<usize>, Bound<'py, PyBytes>);
+
+/// A load run in progress; see `_core.pyi`.
+#[pyclass(frozen, module = "wardrop._core")]
+pub struct Drive {
+    native: Native,
+    report: Mutex<Option<String>>,
+}
+
+#[pymethods]
+impl Drive {
+    #[new]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
+    #[pyo3(signature = (url, requests, *, duration_s, timeout_s, concurrency=None, max_in_flight=4096, headers=None))]
+    fn new(
+        py: Python<'_>,
+        url: String,
+        requests: Vec<Row<'_>>,
+        duration_s: f64,
+        timeout_s: f64,
+        concurrency: Option<usize>,
+        max_in_flight: usize,
+        headers: Option<Vec<(String, String)>>,
+    ) -> PyResult<Self> {
+        let requests = requests.into_iter().map(|(time_s, after, body)| Planned {
+            release: after.map_or(Release::At(time_s), |request| Release::After {
+                request,
+                think_s: time_s,
+            }),
+            body: body.as_bytes().to_vec().into(),
+        });
+        let headers = headers.unwrap_or_default();
+        let requests = requests.collect();
+        let plan = Plan {
+            url,
+            headers,
+            requests,
+            concurrency,
+            duration_s,
+            timeout_s,
+            max_in_flight,
+        };
+        let native = py.detach(|| Native::start(plan)).map_err(|e| raise(&e))?;
+        Ok(Self {
+            native,
+            report: Mutex::new(None),
+        })
+    }
+
+    fn progress<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let progress = self.native.progress();
+        let dict = PyDict::new(py);
+        dict.set_item("elapsed_s", progress.elapsed_s)?;
+        dict.set_item("planned", progress.planned)?;
+        dict.set_item("sent", progress.sent)?;
+        dict.set_item("ended", progress.ended)?;
+        dict.set_item("ok", progress.ok)?;
+        dict.set_item("tokens", progress.tokens)?;
+        dict.set_item("ttft_p50_s", progress.ttft_p50_s)?;
+        dict.set_item("ttft_p95_s", progress.ttft_p95_s)?;
+        dict.set_item("finished", progress.finished)?;
+        Ok(dict)
+    }
+
+    fn stop(&self) {
+        self.native.stop();
+    }
+
+    fn wait(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
+        let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|_| {
+            PyValueError::new_err(format!("timeout_s: got {timeout_s}, expected seconds from 0 up"))
+        })?;
+        Ok(py.detach(|| self.native.wait(timeout)))
+    }
+
+    fn report(&self, py: Python<'_>) -> PyResult<String> {
+        py.detach(|| {
+            let mut kept = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(text) = kept.as_ref() {
+                return Ok(text.clone());
+            }
+            let (report, first_error) = self.native.report().map_err(|e| raise(&e))?;
+            let json = serde_json::json!({ "report": report, "first_error": first_error }).to_string();
+            *kept = Some(json.clone());
+            Ok(json)
+        })
+    }
+}
