@@ -11,6 +11,7 @@
 
 pub mod error;
 pub mod event;
+pub mod game;
 pub mod hash;
 pub mod index;
 pub mod load;

@@ -1,0 +1,148 @@
+//! Exact linear assignment, square or rectangular.
+//!
+//! Shortest augmenting paths with dual variables (Jonker and Volgenant, "A shortest augmenting path algorithm for dense
+//! and sparse linear assignment problems", Computing 38, 1987), in the form of Crouse (IEEE TAES 52, 2016) that is
+//! also valid for rectangles: no column reduction, so a column that is never matched keeps the dual 0. Their augmenting
+//! row reduction was tried and doubled the time at 512 × 512 (5.0 ms without, 9.4 and 11.8 with one and two passes).
+
+use super::CostMatrix;
+
+/// Rows that a matching leaves alone.
+const UNMATCHED: usize = usize::MAX;
+
+/// A matching of minimum total cost with `min(rows, columns)` pairs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assignment {
+    /// The column of each row; `None` for the rows that a tall matrix leaves over.
+    pub column_of: Vec<Option<usize>>,
+    /// Σ cost over the matched pairs, in the unit of the matrix.
+    pub total: f64,
+}
+
+/// Matches rows to columns, each at most once, `min(rows, columns)` pairs, at the least total cost.
+///
+/// Exact up to rounding. O(n²·m) for n ≤ m; a tall matrix is transposed first.
+pub fn assign(costs: &CostMatrix) -> Assignment {
+    if costs.rows() > costs.columns() {
+        let across = solve_wide(&costs.transposed());
+        let mut column_of = vec![None; costs.rows()];
+        for (column, &row) in across.iter().enumerate() {
+            column_of[row] = Some(column);
+        }
+        return total_of(costs, column_of);
+    }
+    total_of(costs, solve_wide(costs).into_iter().map(Some).collect())
+}
+
+fn total_of(costs: &CostMatrix, column_of: Vec<Option<usize>>) -> Assignment {
+    let total = column_of
+        .iter()
+        .enumerate()
+        .filter_map(|(row, column)| Some(costs.at(row, (*column)?)))
+        .sum();
+    Assignment { column_of, total }
+}
+
+/// The column of each row of a matrix with rows ≤ columns.
+fn solve_wide(costs: &CostMatrix) -> Vec<usize> {
+    let mut dual = Duals::new(costs.columns());
+    let mut column_of = vec![UNMATCHED; costs.rows()];
+    let mut search = Search::new(costs.columns());
+    for row in 0..costs.rows() {
+        search.augment(costs, &mut dual, &mut column_of, row);
+    }
+    column_of
+}
+
+/// Column duals and the matching seen from the columns. Invariant: an unmatched column has the dual 0, and a matched
+/// row sits on a column that minimises `cost − dual`.
+struct Duals {
+    v: Vec<f64>,
+    row_of: Vec<usize>,
+}
+
+impl Duals {
+    fn new(columns: usize) -> Self {
+        Self {
+            v: vec![0.0; columns],
+            row_of: vec![UNMATCHED; columns],
+        }
+    }
+}
+
+/// An open column: one that the search has not settled. Kept compact, because each step reads all of them.
+#[derive(Clone, Copy)]
+struct Open {
+    column: usize,
+    dual: f64,
+    distance: f64,
+}
+
+/// Scratch of the shortest augmenting path, reused between rows.
+struct Search {
+    open: Vec<Open>,
+    came_from: Vec<usize>,
+    settled: Vec<(usize, f64)>,
+}
+
+impl Search {
+    fn new(columns: usize) -> Self {
+        Self {
+            open: Vec::with_capacity(columns),
+            came_from: vec![0; columns],
+            settled: Vec::new(),
+        }
+    }
+
+    /// Finds the cheapest alternating path from `start` to a free column, corrects the duals and flips it.
+    fn augment(&mut self, costs: &CostMatrix, dual: &mut Duals, column_of: &mut [usize], start: usize) {
+        self.open.clear();
+        let open = |(column, &dual): (usize, &f64)| Open {
+            column,
+            dual,
+            distance: f64::INFINITY,
+        };
+        self.open.extend(dual.v.iter().enumerate().map(open));
+        self.settled.clear();
+        let (mut row, mut offset) = (start, 0.0);
+        let (sink, sink_distance) = loop {
+            let at = self.relax(costs.row(row), row, offset);
+            let Open { column, distance, .. } = self.open.swap_remove(at);
+            if dual.row_of[column] == UNMATCHED {
+                break (column, distance);
+            }
+            self.settled.push((column, distance));
+            row = dual.row_of[column];
+            offset = distance - (costs.at(row, column) - dual.v[column]);
+        };
+        for &(column, distance) in &self.settled {
+            dual.v[column] += distance - sink_distance;
+        }
+        let mut column = sink;
+        loop {
+            let row = self.came_from[column];
+            dual.row_of[column] = row;
+            let before = std::mem::replace(&mut column_of[row], column);
+            if row == start {
+                return;
+            }
+            column = before;
+        }
+    }
+
+    /// Lowers the distances of the open columns through `row`; returns the position of the nearest.
+    fn relax(&mut self, row: &[f64], from: usize, offset: f64) -> usize {
+        let (mut nearest, mut low) = (0, f64::INFINITY);
+        for (at, open) in self.open.iter_mut().enumerate() {
+            let through = row[open.column] - open.dual + offset;
+            if through < open.distance {
+                open.distance = through;
+                self.came_from[open.column] = from;
+            }
+            if open.distance < low {
+                (nearest, low) = (at, open.distance);
+            }
+        }
+        nearest
+    }
+}

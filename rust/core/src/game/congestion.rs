@@ -1,0 +1,224 @@
+//! The system optimum of a window: minimum-cost assignment under convex congestion.
+//!
+//! Request i on worker j pays its own `c_ij`; k requests on worker j together pay `k · ℓ_j(k)` on top. Slot k of
+//! worker j therefore costs the *marginal* `k·ℓ_j(k) − (k−1)·ℓ_j(k−1)`, and since marginals rise with k the slots of a
+//! worker fill in order, so the slots need not be written out: a min-cost flow with workers as nodes is exact
+//! (Ahuja, Magnanti and Orlin, "Network Flows", 1993, chapters 9 and 14). Solved by successive shortest paths with
+//! potentials, one Dijkstra over the workers per request.
+
+use super::CostMatrix;
+use super::matrix::refused;
+use crate::error::Error;
+
+/// An assignment of every request to some worker that minimises the social cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CongestedAssignment {
+    /// The worker of each request.
+    pub worker_of: Vec<usize>,
+    /// Sum of own costs, in the unit of the matrix.
+    pub own: f64,
+    /// `Σ_j k_j·ℓ_j(k_j)`, the congestion of all requests, in the same unit.
+    pub congestion: f64,
+}
+
+impl CongestedAssignment {
+    /// Own cost plus congestion: the social cost.
+    pub fn total(&self) -> f64 {
+        self.own + self.congestion
+    }
+}
+
+/// Assigns every row of `own` to a column at the least social cost.
+///
+/// `marginal(worker, k)` is the rise in social congestion, in the unit of `own`, when the k-th request (k ≥ 1) joins
+/// `worker`; it must be finite and must not fall as k grows.
+///
+/// Errors: [`Error::Parameter`] without a worker, or when a marginal breaks those rules.
+pub fn assign_congested(
+    own: &CostMatrix,
+    marginal: impl Fn(usize, usize) -> f64,
+) -> Result<CongestedAssignment, Error> {
+    if own.columns() == 0 && own.rows() > 0 {
+        return Err(refused("no worker".to_owned(), "at least one column"));
+    }
+    let mut flow = Flow::new(own, &marginal)?;
+    for request in 0..own.rows() {
+        flow.place(own, request);
+        flow.open_next_slot(&marginal)?;
+    }
+    Ok(flow.into_assignment(own, &marginal))
+}
+
+/// Requests placed so far, with potentials that certify their optimality.
+struct Flow {
+    /// Dual of each worker. Invariant: every residual arc has a reduced cost ≥ 0.
+    potential: Vec<f64>,
+    /// Dual of the sink; constant, so that the first slots have reduced costs ≥ 0.
+    sink: f64,
+    /// Marginal of the slot that each worker opens next.
+    next_marginal: Vec<f64>,
+    members: Vec<Vec<usize>>,
+    worker_of: Vec<usize>,
+    /// The worker whose count grew last: its next slot has to be priced.
+    grown: Option<usize>,
+    /// The request through which each worker was reached.
+    via: Vec<usize>,
+    open: Vec<Open>,
+    settled: Vec<(usize, f64)>,
+}
+
+/// A worker that the search has not settled. Kept compact, because each step reads all of them.
+#[derive(Clone, Copy)]
+struct Open {
+    worker: usize,
+    potential: f64,
+    distance: f64,
+}
+
+impl Flow {
+    fn new(own: &CostMatrix, marginal: &impl Fn(usize, usize) -> f64) -> Result<Self, Error> {
+        let workers = own.columns();
+        let mut next_marginal = Vec::with_capacity(workers);
+        for worker in 0..workers {
+            next_marginal.push(checked(worker, 1, marginal(worker, 1), f64::NEG_INFINITY)?);
+        }
+        Ok(Self {
+            potential: vec![0.0; workers],
+            sink: next_marginal.iter().copied().fold(f64::INFINITY, f64::min),
+            next_marginal,
+            members: vec![Vec::new(); workers],
+            worker_of: vec![usize::MAX; own.rows()],
+            grown: None,
+            via: vec![0; workers],
+            open: Vec::with_capacity(workers),
+            settled: Vec::with_capacity(workers),
+        })
+    }
+
+    /// Adds one request along the cheapest path to a new slot; others may change worker on the way.
+    fn place(&mut self, own: &CostMatrix, request: usize) {
+        self.open.clear();
+        let open = |(worker, &potential): (usize, &f64)| Open {
+            worker,
+            potential,
+            distance: f64::INFINITY,
+        };
+        self.open.extend(self.potential.iter().enumerate().map(open));
+        self.settled.clear();
+        let (mut end, mut end_distance) = (usize::MAX, f64::INFINITY);
+        let mut nearest = self.relax(own.row(request), request, 0.0);
+        while let Some(at) = nearest {
+            let Open {
+                worker,
+                potential,
+                distance,
+            } = self.open[at];
+            if distance >= end_distance {
+                break;
+            }
+            self.open.swap_remove(at);
+            self.settled.push((worker, distance));
+            let through = distance + self.next_marginal[worker] + potential - self.sink;
+            if through < end_distance {
+                (end, end_distance) = (worker, through);
+            }
+            let members = std::mem::take(&mut self.members[worker]);
+            nearest = if members.is_empty() {
+                self.nearest_open()
+            } else {
+                None
+            };
+            for &member in &members {
+                let row = own.row(member);
+                nearest = self.relax(row, member, distance - row[worker] + potential);
+            }
+            self.members[worker] = members;
+        }
+        for &(worker, distance) in &self.settled {
+            self.potential[worker] += distance - end_distance;
+        }
+        self.flip(end, request);
+        self.grown = Some(end);
+    }
+
+    /// Lowers the distances of the open workers through `request`; returns the position of the nearest.
+    fn relax(&mut self, row: &[f64], request: usize, base: f64) -> Option<usize> {
+        let (mut nearest, mut low) = (None, f64::INFINITY);
+        for (at, open) in self.open.iter_mut().enumerate() {
+            let through = row[open.worker] - open.potential + base;
+            if through < open.distance {
+                open.distance = through;
+                self.via[open.worker] = request;
+            }
+            if open.distance < low {
+                (nearest, low) = (Some(at), open.distance);
+            }
+        }
+        nearest
+    }
+
+    fn nearest_open(&self) -> Option<usize> {
+        let by_distance = self.open.iter().map(|open| open.distance).enumerate();
+        by_distance.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(at, _)| at)
+    }
+
+    /// Moves the requests along the path that ends with a new slot on `end`.
+    fn flip(&mut self, end: usize, start: usize) {
+        let mut worker = end;
+        loop {
+            let request = self.via[worker];
+            let before = std::mem::replace(&mut self.worker_of[request], worker);
+            self.members[worker].push(request);
+            if request == start {
+                return;
+            }
+            let at = self.members[before].iter().position(|&member| member == request);
+            self.members[before].swap_remove(at.expect("a placed request must be a member of its worker"));
+            worker = before;
+        }
+    }
+
+    /// Prices the slot after the one just filled.
+    fn open_next_slot(&mut self, marginal: &impl Fn(usize, usize) -> f64) -> Result<(), Error> {
+        if let Some(worker) = self.grown.take() {
+            let slot = self.members[worker].len() + 1;
+            let floor = self.next_marginal[worker];
+            self.next_marginal[worker] = checked(worker, slot, marginal(worker, slot), floor)?;
+        }
+        Ok(())
+    }
+
+    fn into_assignment(
+        self,
+        own: &CostMatrix,
+        marginal: &impl Fn(usize, usize) -> f64,
+    ) -> CongestedAssignment {
+        let own_total = self
+            .worker_of
+            .iter()
+            .enumerate()
+            .map(|(row, &column)| own.at(row, column))
+            .sum();
+        let congestion = self
+            .members
+            .iter()
+            .enumerate()
+            .map(|(worker, members)| (1..=members.len()).map(|k| marginal(worker, k)).sum::<f64>())
+            .sum();
+        CongestedAssignment {
+            worker_of: self.worker_of,
+            own: own_total,
+            congestion,
+        }
+    }
+}
+
+/// A marginal that is finite and not below its predecessor, up to rounding.
+fn checked(worker: usize, slot: usize, value: f64, floor: f64) -> Result<f64, Error> {
+    let slack = 1e-9 * floor.abs().max(1e-3);
+    if !value.is_finite() || value < floor - slack {
+        let got = format!("a marginal of {value} after {floor}, slot {slot} of worker {worker}");
+        return Err(refused(got, "finite marginals that do not fall"));
+    }
+    Ok(value.max(floor))
+}

@@ -1,0 +1,77 @@
+//! A dense matrix of costs in seconds, rows = requests, columns = workers.
+
+use crate::error::Error;
+
+/// Row-major costs. Invariant: `values.len() == rows · columns`, every value finite.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CostMatrix {
+    rows: usize,
+    columns: usize,
+    values: Vec<f64>,
+}
+
+impl CostMatrix {
+    /// Takes `values` in row-major order.
+    ///
+    /// Errors: [`Error::Parameter`] when the length is not `rows · columns` or a value is not finite.
+    pub fn new(rows: usize, columns: usize, values: Vec<f64>) -> Result<Self, Error> {
+        if values.len() != rows * columns {
+            let got = format!("{} values for {rows} × {columns}", values.len());
+            return Err(refused(got, "rows × columns values"));
+        }
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let got = format!("{} at row {}, column {}", values[at], at / columns, at % columns);
+            return Err(refused(got, "finite costs"));
+        }
+        Ok(Self {
+            rows,
+            columns,
+            values,
+        })
+    }
+
+    /// Number of rows (requests).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns (workers).
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The costs of one request on every worker.
+    #[inline]
+    pub fn row(&self, row: usize) -> &[f64] {
+        &self.values[row * self.columns..(row + 1) * self.columns]
+    }
+
+    /// The cost at (`row`, `column`).
+    #[inline]
+    pub fn at(&self, row: usize, column: usize) -> f64 {
+        self.values[row * self.columns + column]
+    }
+
+    /// Rows and columns exchanged.
+    #[must_use]
+    pub fn transposed(&self) -> Self {
+        let mut values = Vec::with_capacity(self.values.len());
+        for column in 0..self.columns {
+            values.extend((0..self.rows).map(|row| self.at(row, column)));
+        }
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            values,
+        }
+    }
+}
+
+/// The error of this module's callers: costs that no assignment can be made of.
+pub(super) fn refused(got: String, expected: &'static str) -> Error {
+    Error::Parameter {
+        field: "costs",
+        got,
+        expected,
+    }
+}
