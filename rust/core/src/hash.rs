@@ -1,61 +1,102 @@
-//! Tokens → local hashes → sequence hashes, equal to Dynamo's.
+//! Tokens → local hashes → sequence hashes, equal to Dynamo's bit for bit.
 //!
 //! ```text
-//! local_i    = XXH3-64(little-endian u32 tokens of block i, seed 1337)
+//! seed       = 1337 + [lora]·XXH3-64(lora name, seed 0) + [namespace]·XXH3-64(namespace, seed 1)     (mod 2⁶⁴)
+//! local_i    = XXH3-64(little-endian u32 tokens of block i, seed)
 //! sequence_0 = local_0
 //! sequence_i = XXH3-64(little-endian (sequence_{i−1}, local_i), seed 1337)
 //! ```
+//!
+//! An empty name counts as none. Found by experiment against `dynamo.llm.compute_block_hash_for_seq` (1.6.1), which the
+//! tests keep comparing with. These hashes are not keyed: who can choose prompts can look for collisions in 64 bits,
+//! and the worst a collision does is a placement on a worker without the prefix.
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::const_xxh3::const_custom_default_secret;
+use xxhash_rust::xxh3::{xxh3_64_with_secret, xxh3_64_with_seed};
 
 /// Seed of every hash that has to agree with Dynamo's.
 pub const SEED: u64 = 1337;
 
+/// Inputs longer than this are hashed with a secret derived from the seed, which is worth deriving once.
+const SEEDED_BYTES_MAX: usize = 240;
+
 /// Hash of one block's content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
+#[repr(transparent)]
 pub struct LocalHash(pub u64);
 
 /// Hash of a block and of everything before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
+#[repr(transparent)]
 pub struct SequenceHash(pub u64);
 
 /// The name an engine gives to a block. Opaque: its scheme is the engine's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
+#[repr(transparent)]
 pub struct EngineHash(pub u64);
 
 /// What separates caches that hold the same tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HashScope<'a> {
-    /// Name of the LoRA adapter.
+    /// Name of the `LoRA` adapter.
     pub lora_name: Option<&'a str>,
     /// Tenant or cache salt.
     pub cache_namespace: Option<&'a str>,
+}
+
+impl HashScope<'_> {
+    /// Seed of the local hashes in this scope.
+    pub fn seed(&self) -> u64 {
+        let part = |name: Option<&str>, seed| match name {
+            None | Some("") => 0,
+            Some(name) => xxh3_64_with_seed(name.as_bytes(), seed),
+        };
+        SEED.wrapping_add(part(self.lora_name, 0))
+            .wrapping_add(part(self.cache_namespace, 1))
+    }
 }
 
 /// Local hashes of the full blocks of `tokens`; a partial last block is ignored. O(tokens).
 ///
 /// `block_size` 0 gives none.
 pub fn local_hashes(tokens: &[u32], block_size: u32, scope: &HashScope<'_>) -> Vec<LocalHash> {
-    let _ = scope;
     if block_size == 0 {
         return Vec::new();
     }
-    let mut bytes = Vec::with_capacity(block_size as usize * 4);
-    tokens
-        .chunks_exact(block_size as usize)
-        .map(|block| {
-            bytes.clear();
-            bytes.extend(block.iter().flat_map(|token| token.to_le_bytes()));
-            LocalHash(xxh3_64_with_seed(&bytes, SEED))
-        })
+    let blocks = tokens.chunks_exact(block_size as usize);
+    let seed = scope.seed();
+    if block_size as usize * size_of::<u32>() <= SEEDED_BYTES_MAX {
+        return blocks
+            .map(|block| LocalHash(with_bytes(block, |bytes| xxh3_64_with_seed(bytes, seed))))
+            .collect();
+    }
+    let secret = const_custom_default_secret(seed);
+    blocks
+        .map(|block| LocalHash(with_bytes(block, |bytes| xxh3_64_with_secret(bytes, &secret))))
         .collect()
 }
 
+#[cfg(target_endian = "little")]
+fn with_bytes(block: &[u32], hash: impl FnOnce(&[u8]) -> u64) -> u64 {
+    hash(bytemuck::cast_slice(block))
+}
+
+#[cfg(not(target_endian = "little"))]
+fn with_bytes(block: &[u32], hash: impl FnOnce(&[u8]) -> u64) -> u64 {
+    hash(
+        &block
+            .iter()
+            .flat_map(|token| token.to_le_bytes())
+            .collect::<Vec<u8>>(),
+    )
+}
+
 /// The sequence hash of a block whose predecessor has `parent` (`None`: first block).
+#[inline]
 pub fn next_sequence_hash(parent: Option<SequenceHash>, local: LocalHash) -> SequenceHash {
     let Some(parent) = parent else {
         return SequenceHash(local.0);

@@ -26,7 +26,7 @@ pub use error::Error;
 pub use event::{KvEvent, StoredBlock, Tier};
 pub use hash::{EngineHash, HashScope, LocalHash, SequenceHash, local_hashes, sequence_hashes};
 pub use index::WorkerOverlap;
-pub use price::{Policy, PolicyConfig, View};
+pub use price::{DynamoConfig, Policy, PolicyConfig, View};
 pub use router::{Candidate, Decision, RequestId, RouteRequest, Router, RouterConfig};
 pub use snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 pub use worker::{WorkerId, WorkerSpec};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::event::KvEvent;
-use crate::hash::{LocalHash, sequence_hashes};
+use crate::hash::{LocalHash, SequenceHash, sequence_hashes};
 use crate::index::{ReferenceIndex, Refusal, Slot, TierOverlap, WorkerOverlap};
 use crate::load::Load;
 use crate::pick::pick;
@@ -30,6 +30,10 @@ pub struct RouterConfig {
     pub seed: u64,
     /// The price in force.
     pub policy: PolicyConfig,
+    /// Whether this pool prefills. A decode pool of a split does not: its bookings carry no prefill tokens.
+    pub tracks_prefill: bool,
+    /// Share of a block's prefill that a block in host memory, respectively on disk, saves: 0 to 1.
+    pub reuse_weights: [f64; 2],
     /// Seconds until a booking that nobody released ends, above 0.
     pub booking_ttl_s: f64,
     /// Open bookings at most, above 0.
@@ -45,6 +49,8 @@ impl RouterConfig {
             block_size,
             seed: 0,
             policy: PolicyConfig::default(),
+            tracks_prefill: true,
+            reuse_weights: [0.75, 0.25],
             booking_ttl_s: 600.0,
             max_bookings: 1_000_000,
             max_workers: 65_536,
@@ -62,6 +68,20 @@ impl RouterConfig {
     #[must_use]
     pub fn with_policy(mut self, policy: PolicyConfig) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// For a pool that prefills (the default) or not.
+    #[must_use]
+    pub const fn with_prefill_tracking(mut self, tracks: bool) -> Self {
+        self.tracks_prefill = tracks;
+        self
+    }
+
+    /// With other shares of a block's prefill that host memory and disk save.
+    #[must_use]
+    pub const fn with_reuse_weights(mut self, host: f64, disk: f64) -> Self {
+        self.reuse_weights = [host, disk];
         self
     }
 
@@ -98,6 +118,14 @@ impl RouterConfig {
                 "a finite number of seconds above 0",
             );
         }
+        for (field, weight) in ["host reuse weight", "disk reuse weight"]
+            .into_iter()
+            .zip(self.reuse_weights)
+        {
+            if !(0.0..=1.0).contains(&weight) {
+                return refuse(field, weight.to_string(), "a share from 0 to 1");
+            }
+        }
         if self.max_bookings == 0 {
             return refuse("max_bookings", "0".to_owned(), "at least 1");
         }
@@ -115,6 +143,8 @@ pub struct RouteRequest<'a> {
     pub request_id: Option<RequestId>,
     /// Local hashes of the prompt's full blocks; empty when the prompt is not known (then only load counts).
     pub local_hashes: &'a [LocalHash],
+    /// Sequence hashes of the same blocks, where the caller has them: a long match is then a few comparisons. May be empty.
+    pub sequence_hashes: &'a [SequenceHash],
     /// Tokens of the prompt.
     pub input_tokens: u32,
     /// Expected tokens of the answer.
@@ -351,6 +381,7 @@ impl Router {
             input_tokens: request.input_tokens,
             request_blocks: request.local_hashes.len() as u32,
             expected_output_tokens: request.expected_output_tokens,
+            tracks_prefill: self.config.tracks_prefill,
             turn: self.counters.routed,
             prefix_key: request.local_hashes.first().map_or(0, |hash| hash.0),
             workers: &columns.workers,
@@ -379,7 +410,7 @@ impl Router {
             },
         };
         self.counters.routed += 1;
-        self.open(request, slot, decision.overlap_blocks, now_s);
+        self.open(request, slot, overlaps[slot.index()], now_s);
         Ok(decision)
     }
 
@@ -432,12 +463,15 @@ impl Router {
         Ok(())
     }
 
-    fn open(&mut self, request: &RouteRequest<'_>, slot: Slot, overlap_blocks: u32, now_s: f64) {
+    fn open(&mut self, request: &RouteRequest<'_>, slot: Slot, overlap: TierOverlap, now_s: f64) {
         let Some(id) = request.request_id else {
             return;
         };
-        let cached = u64::from(overlap_blocks) * u64::from(self.config.block_size);
-        let uncached = u64::from(request.input_tokens).saturating_sub(cached);
+        let uncached = if self.config.tracks_prefill {
+            self.uncached_tokens(request, overlap)
+        } else {
+            0
+        };
         self.load.book(
             id,
             slot,
@@ -446,6 +480,13 @@ impl Router {
             now_s + self.config.booking_ttl_s,
         );
         self.counters.booked += 1;
+    }
+
+    fn uncached_tokens(&self, request: &RouteRequest<'_>, [device, host, disk]: TierOverlap) -> u64 {
+        let [host_weight, disk_weight] = self.config.reuse_weights;
+        let cached_blocks = f64::from(device) + f64::from(host) * host_weight + f64::from(disk) * disk_weight;
+        let cached_tokens = (cached_blocks * f64::from(self.config.block_size)).round() as u64;
+        u64::from(request.input_tokens).saturating_sub(cached_tokens)
     }
 
     /// Book a placement that somebody else made. The request must have an id.
@@ -464,7 +505,7 @@ impl Router {
             });
         }
         self.check_booking(request, now_s)?;
-        let overlap = self.index.find_matches(request.local_hashes, self.slots)[slot.index()][0];
+        let overlap = self.index.find_matches(request.local_hashes, self.slots)[slot.index()];
         self.open(request, slot, overlap, now_s);
         Ok(())
     }

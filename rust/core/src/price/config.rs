@@ -1,14 +1,15 @@
 //! Which policy, with which parameters.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{LeastLoaded, Policy, RoundRobin};
+use super::{Dynamo, DynamoConfig, LeastLoaded, Policy, PowerOfTwo, RoundRobin};
 use crate::error::Error;
 
-/// A policy and its parameters, validated when it is built.
+/// A policy and its parameters. [`PolicyConfig::build`] validates them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "name", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PolicyConfig {
     /// See [`RoundRobin`].
@@ -16,32 +17,72 @@ pub enum PolicyConfig {
     /// See [`LeastLoaded`].
     #[default]
     LeastLoaded,
+    /// See [`PowerOfTwo`].
+    PowerOfTwo,
+    /// See [`Dynamo`].
+    Dynamo(DynamoConfig),
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParameters {}
 
 impl PolicyConfig {
     /// Every name that [`PolicyConfig::from_name`] knows.
-    pub const NAMES: &'static [&'static str] = &["round_robin", "least_loaded"];
+    pub const NAMES: &'static [&'static str] = &["round_robin", "least_loaded", "power_of_two", "dynamo"];
 
-    /// The policy `name` with `parameters` by their names; those not given have their defaults.
+    /// The policy `name` with `parameters` by their names; those not given have their defaults, unknown ones are refused.
     pub fn from_name(name: &str, parameters: &Map<String, Value>) -> Result<Self, Error> {
-        if !Self::NAMES.contains(&name) {
-            return Err(Error::UnknownPolicy { got: name.to_owned() });
-        }
-        let mut fields = parameters.clone();
-        fields.insert("name".to_owned(), Value::from(name));
-        let config: Self =
-            serde_json::from_value(Value::Object(fields)).map_err(|error| Error::PolicyParameters {
-                policy: name.to_owned(),
-                reason: error.to_string(),
-            })?;
+        let none = |policy| read::<NoParameters>(name, parameters).map(|NoParameters {}| policy);
+        let config = match name {
+            "round_robin" => none(Self::RoundRobin)?,
+            "least_loaded" => none(Self::LeastLoaded)?,
+            "power_of_two" => none(Self::PowerOfTwo)?,
+            "dynamo" => Self::Dynamo(read(name, parameters)?),
+            _ => return Err(Error::UnknownPolicy { got: name.to_owned() }),
+        };
+        config.build()?;
         Ok(config)
     }
 
-    /// Build the policy.
+    /// Build the policy, or say which parameter is out of range.
     pub fn build(&self) -> Result<Box<dyn Policy>, Error> {
         Ok(match self {
             Self::RoundRobin => Box::new(RoundRobin),
             Self::LeastLoaded => Box::new(LeastLoaded),
+            Self::PowerOfTwo => Box::new(PowerOfTwo),
+            Self::Dynamo(config) => Box::new(Dynamo::new(config.clone())?),
         })
     }
+}
+
+fn read<T: DeserializeOwned>(name: &str, parameters: &Map<String, Value>) -> Result<T, Error> {
+    serde_json::from_value(Value::Object(parameters.clone())).map_err(|error| Error::PolicyParameters {
+        policy: name.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// `value` when it is finite and at least 0.
+pub(super) fn non_negative(field: &'static str, value: f64) -> Result<f64, Error> {
+    if value.is_finite() && value >= 0.0 {
+        return Ok(value);
+    }
+    Err(Error::Parameter {
+        field,
+        got: value.to_string(),
+        expected: "a finite number, 0 or above",
+    })
+}
+
+/// `value` when it is in [0, 1].
+pub(super) fn share(field: &'static str, value: f64) -> Result<f64, Error> {
+    if (0.0..=1.0).contains(&value) {
+        return Ok(value);
+    }
+    Err(Error::Parameter {
+        field,
+        got: value.to_string(),
+        expected: "a share from 0 to 1",
+    })
 }

@@ -1,11 +1,15 @@
 //! Prices: one cost per candidate, lowest wins. Pure: a price reads the view and the generator, and changes nothing.
 
 mod config;
+mod dynamo;
 mod least_loaded;
+mod power_of_two;
 mod round_robin;
 
 pub use config::PolicyConfig;
+pub use dynamo::{Dynamo, DynamoConfig};
 pub use least_loaded::LeastLoaded;
+pub use power_of_two::PowerOfTwo;
 pub use round_robin::RoundRobin;
 
 use crate::rng::Rng;
@@ -26,7 +30,9 @@ pub struct View<'a> {
     pub turn: u64,
     /// Hash of the prompt's first blocks: equal for requests of one prefix family; 0 without blocks.
     pub prefix_key: u64,
-    /// Who the candidates are, in id order.
+    /// Whether this pool prefills; a decode pool does not.
+    pub tracks_prefill: bool,
+    /// Who the candidates are.
     pub workers: &'a [WorkerId],
     /// Leading blocks of the prompt in device memory.
     pub device_blocks: &'a [u32],
@@ -53,6 +59,11 @@ impl View<'_> {
     /// Whether there is no candidate.
     pub const fn is_empty(&self) -> bool {
         self.workers.is_empty()
+    }
+
+    /// Distinct blocks that candidate `i` would have in flight with this request.
+    pub fn union_blocks(&self, i: usize) -> u64 {
+        self.decode_blocks[i] + u64::from(self.request_blocks - self.shared_blocks[i])
     }
 
     /// Prompt tokens that candidate `i` would have to compute: all but its device blocks.
