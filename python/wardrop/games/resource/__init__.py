@@ -1,0 +1,51 @@
+"""Γ_PD, the resource game: how many workers prefill and how many decode. See `docs/games/resource.md`.
+
+`attainment` is the seam (what a split attains), `queueing` with `pools` and `timing` one implementation of
+it, `game` the generalised Nash problem, `split` the answer.
+"""
+
+from wardrop.games.resource.attainment import (
+    Attainment,
+    AttainmentSource,
+    FromCallable,
+    MeasuredCurves,
+    Slo,
+)
+from wardrop.games.resource.game import (
+    PoolCurves,
+    VariationalSplit,
+    concave_majorant,
+    equilibria,
+    integer_rule,
+    marginal_gains,
+    pool_curves,
+    variational_split,
+)
+from wardrop.games.resource.queueing import Engine, QueueingSource, ideal_reuse
+from wardrop.games.resource.split import SplitChoice, choose_split, every_split
+from wardrop.games.resource.timing import Timing, builtin_timing, read_timing
+
+__all__ = [
+    "Attainment",
+    "AttainmentSource",
+    "Engine",
+    "FromCallable",
+    "MeasuredCurves",
+    "PoolCurves",
+    "QueueingSource",
+    "Slo",
+    "SplitChoice",
+    "Timing",
+    "VariationalSplit",
+    "builtin_timing",
+    "choose_split",
+    "concave_majorant",
+    "equilibria",
+    "every_split",
+    "ideal_reuse",
+    "integer_rule",
+    "marginal_gains",
+    "pool_curves",
+    "read_timing",
+    "variational_split",
+]

@@ -1,0 +1,119 @@
+"""The seam of Γ_PD: anything that says what a split attains.
+
+Where it stands: between the split chooser and whatever evaluates a split. The chooser knows only
+`AttainmentSource`; the queueing evaluator of this package, measured curves and the discrete-event simulator
+all plug in here, the last as a plain callable through `FromCallable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from wardrop.games.errors import GameError
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Limits that a request must keep.
+
+    Attributes:
+        ttft_s: time to first token, seconds.
+        itl_s: mean inter-token latency of the request, seconds.
+    """
+
+    ttft_s: float
+    itl_s: float
+
+    def __post_init__(self) -> None:
+        if self.ttft_s <= 0 or self.itl_s <= 0:
+            raise GameError(f"got SLO {self.ttft_s} s / {self.itl_s} s; expected both > 0 seconds")
+
+
+@dataclass(frozen=True)
+class Attainment:
+    """What a split of workers attains on a workload.
+
+    Attributes:
+        ttft: share of requests within the TTFT limit, 0 to 1: U_P.
+        itl: share within the ITL limit: U_D.
+        both: share within both.
+        goodput_rps: requests per second within both, over the time that requests arrive.
+        ttft_p99_s: 99th percentile TTFT, seconds.
+        itl_p99_s: 99th percentile of the requests' mean ITL, seconds.
+    """
+
+    ttft: float
+    itl: float
+    both: float
+    goodput_rps: float
+    ttft_p99_s: float = float("nan")
+    itl_p99_s: float = float("nan")
+
+
+class AttainmentSource(Protocol):
+    """What the resource game asks of a fleet, real or simulated."""
+
+    def attainment(self, prefill_workers: int, decode_workers: int) -> Attainment:
+        """Attainment of a split; the same split must give the same answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class FromCallable:
+    """Any function of (prefill_workers, decode_workers), remembered so each split is paid for once.
+
+    Attributes:
+        evaluate: say, a run of the discrete-event simulator.
+    """
+
+    evaluate: Callable[[int, int], Attainment]
+    _seen: dict[tuple[int, int], Attainment] = field(
+        default_factory=dict[tuple[int, int], Attainment], repr=False
+    )
+
+    def attainment(self, prefill_workers: int, decode_workers: int) -> Attainment:
+        """The callable's answer."""
+        key = (prefill_workers, decode_workers)
+        if key not in self._seen:
+            self._seen[key] = self.evaluate(*key)
+        return self._seen[key]
+
+    @property
+    def evaluations(self) -> int:
+        """How many distinct splits were evaluated."""
+        return len(self._seen)
+
+
+@dataclass(frozen=True)
+class MeasuredCurves:
+    """Attainment measured per pool; the joint share is taken as the product.
+
+    Source: ours. Independence of the two limits is an assumption; the true share lies between
+    max(0, U_P + U_D − 1) and min(U_P, U_D) (Fréchet 1935).
+
+    Attributes:
+        prefill: TTFT attainment by prefill workers.
+        decode: ITL attainment by decode workers.
+        rate_rps: offered requests per second.
+    """
+
+    prefill: Mapping[int, float]
+    decode: Mapping[int, float]
+    rate_rps: float
+
+    def attainment(self, prefill_workers: int, decode_workers: int) -> Attainment:
+        """Looked up; a size that was not measured is an error, never a guess."""
+        ttft = self._look(self.prefill, prefill_workers, "prefill")
+        itl = self._look(self.decode, decode_workers, "decode")
+        return Attainment(ttft, itl, ttft * itl, ttft * itl * self.rate_rps)
+
+    @staticmethod
+    def _look(curve: Mapping[int, float], workers: int, pool: str) -> float:
+        if workers not in curve:
+            raise GameError(
+                f"got {workers} {pool} workers; expected one of the measured sizes {sorted(curve)}. "
+                "Measure it, or choose among fewer workers"
+            )
+        return curve[workers]
