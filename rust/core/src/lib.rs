@@ -19,6 +19,7 @@ pub mod pick;
 pub mod price;
 pub mod rng;
 pub mod router;
+pub mod sim;
 pub mod snapshot;
 pub mod worker;
 

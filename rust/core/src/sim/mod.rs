@@ -1,0 +1,35 @@
+//! A discrete-event fleet that drives the real [`crate::Router`].
+//!
+//! ```text
+//! workload ─▶ arrival ─▶ Router::route ─▶ engine queue ─▶ iterations ─▶ tokens ─▶ Router::prefill_done, release
+//!                             ▲                               │
+//!                             └── delay, loss ── KV events ◀──┘
+//! ```
+//!
+//! The simulator has no router of its own: the object under test is the one that production runs. Time is virtual, all
+//! randomness is seeded, and one seed gives one result, byte for byte. [`simulate`] is the whole interface.
+
+mod agenda;
+mod config;
+mod engine;
+mod fault;
+mod fleet;
+mod link;
+mod pool;
+mod record;
+mod tier;
+mod timing;
+mod workload;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{
+    EngineSpec, Eviction, FeedSpec, FleetSpec, PoolSpec, Preemption, Role, SimError, TransferSpec,
+};
+pub use fault::{Fault, FaultKind};
+pub use fleet::simulate;
+pub use record::{End, GapHistogram, Outcome, Requests, Samples, Totals};
+pub use tier::TierSpec;
+pub use timing::{DecodeStep, Table, Timing};
+pub use workload::Workload;
