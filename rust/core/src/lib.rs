@@ -14,6 +14,7 @@ pub mod event;
 pub mod game;
 pub mod hash;
 pub mod index;
+pub mod latency;
 pub mod load;
 pub mod pick;
 pub mod price;

@@ -1,6 +1,7 @@
 //! Python bindings: convert, release the GIL where work grows with the input, call, map the error. Nothing else.
 
 mod drive;
+mod game;
 
 use pyo3::prelude::*;
 
@@ -13,4 +14,7 @@ mod _core {
 
     #[pymodule_export]
     use crate::drive::Drive;
+
+    #[pymodule_export]
+    use crate::game::{AnarchyMeter, assign, assign_congested};
 }

@@ -1,0 +1,218 @@
+//! The three curves of a worker: prefill, step, transfer. All monotone in every argument and never negative, because
+//! every basis function is and every coefficient is kept ≥ 0.
+
+use serde::{Deserialize, Serialize};
+
+use super::rls::{Learning, Rls, RlsRecord};
+use crate::error::Error;
+
+/// Coefficients to start from.
+///
+/// * prefill of n new tokens behind c cached ones: `p0 + p1·n + p2·n²/2 + p3·n·c` seconds (a pass, its tokens, their
+///   attention to each other and to the cache)
+/// * one decode step of b sequences over k tokens of active KV cache: `d0 + d1·b + d2·k` seconds
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prior {
+    /// s, s/token, s/token², s/token².
+    pub prefill: [f64; 4],
+    /// s, s/sequence, s/token.
+    pub step: [f64; 3],
+}
+
+impl Default for Prior {
+    /// Order-of-magnitude figures of a 70B model on one node; wide doubts make them vanish after a few requests.
+    fn default() -> Self {
+        Self {
+            prefill: [1.2e-2, 3.0e-5, 1.0e-10, 1.0e-11],
+            step: [8.0e-3, 3.0e-5, 1.0e-8],
+        }
+    }
+}
+
+/// One point of a timing table: `(new tokens, cached tokens, seconds)`.
+pub type PrefillPoint = (f64, f64, f64);
+/// One point of a timing table: `(sequences, active KV tokens, seconds)`.
+pub type StepPoint = (f64, f64, f64);
+
+impl Prior {
+    /// Fits both curves to the points of a timing table, by relative errors; an empty list keeps the default.
+    ///
+    /// The points are presented `ROUNDS` times in a fixed order to the same recursion that learns online, without
+    /// forgetting: the result keeps every guarantee of the curves. A coefficient that the table shows nothing of stays
+    /// small but above 0, so that traffic can still teach it.
+    pub fn fit(prefill: &[PrefillPoint], step: &[StepPoint]) -> Self {
+        const ROUNDS: usize = 200;
+        let learning = Learning {
+            forgetting: 1.0,
+            scale_doubt: 10.0,
+            shape_doubt: 10.0,
+            noise: 0.02,
+        };
+        let default = Self::default();
+        let mut long = Rls::new(default.prefill, learning);
+        let mut short = Rls::new(default.step, learning);
+        for _ in 0..ROUNDS {
+            for &(new, cached, seconds) in prefill {
+                long.observe(&prefill_basis(new, cached), seconds);
+            }
+            for &(batch, kv, seconds) in step {
+                short.observe(&step_basis(batch, kv), seconds);
+            }
+        }
+        Self {
+            prefill: floored(long.theta(), default.prefill),
+            step: floored(short.theta(), default.step),
+        }
+    }
+}
+
+fn floored<const N: usize>(fitted: [f64; N], default: [f64; N]) -> [f64; N] {
+    std::array::from_fn(|i| fitted[i].max(1e-3 * default[i]))
+}
+
+const fn prefill_basis(new: f64, cached: f64) -> [f64; 4] {
+    [1.0, new, 0.5 * new * new, new * cached]
+}
+
+const fn step_basis(batch: f64, kv: f64) -> [f64; 3] {
+    [1.0, batch, kv]
+}
+
+/// Work that a prefill pass did: sums over the requests that it served.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PrefillWork {
+    /// New tokens.
+    pub new_tokens: f64,
+    /// Σ new²/2.
+    pub half_square: f64,
+    /// Σ new · cached.
+    pub new_cached: f64,
+}
+
+impl PrefillWork {
+    /// The work of one request.
+    pub fn of(new_tokens: u64, cached_tokens: u64) -> Self {
+        let (new, cached) = (new_tokens as f64, cached_tokens as f64);
+        Self {
+            new_tokens: new,
+            half_square: 0.5 * new * new,
+            new_cached: new * cached,
+        }
+    }
+
+    /// Adds another request's work to the same pass.
+    pub fn add(&mut self, other: &Self) {
+        self.new_tokens += other.new_tokens;
+        self.half_square += other.half_square;
+        self.new_cached += other.new_cached;
+    }
+
+    const fn basis(&self) -> [f64; 4] {
+        [1.0, self.new_tokens, self.half_square, self.new_cached]
+    }
+}
+
+/// What is learned of one worker.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WorkerCurves {
+    prefill: Rls<4>,
+    step: Rls<3>,
+}
+
+impl WorkerCurves {
+    /// Starts at `prior`.
+    pub fn new(prior: &Prior, learning: Learning) -> Self {
+        Self {
+            prefill: Rls::new(prior.prefill, learning),
+            step: Rls::new(prior.step, learning),
+        }
+    }
+
+    /// Seconds to prefill `new_tokens` behind `cached_tokens`; 0 for nothing new.
+    #[inline]
+    pub fn prefill_s(&self, new_tokens: u64, cached_tokens: u64) -> f64 {
+        if new_tokens == 0 {
+            return 0.0;
+        }
+        self.prefill
+            .predict(&prefill_basis(new_tokens as f64, cached_tokens as f64))
+    }
+
+    /// Seconds of one decode step of `batch` sequences over `kv_tokens` tokens of active cache.
+    #[inline]
+    pub fn step_s(&self, batch: f64, kv_tokens: f64) -> f64 {
+        self.step.predict(&step_basis(batch, kv_tokens))
+    }
+
+    /// What one more sequence of `kv_tokens` adds to a step, in seconds.
+    #[inline]
+    pub fn step_slope_s(&self, kv_tokens: f64) -> f64 {
+        let [_, per_sequence, per_token] = self.step.theta();
+        per_sequence + per_token * kv_tokens
+    }
+
+    /// Takes in a prefill pass that took `seconds`.
+    pub fn observe_prefill(&mut self, work: &PrefillWork, seconds: f64) {
+        self.prefill.observe(&work.basis(), seconds);
+    }
+
+    /// Takes in a decode step (or a mean over steps) that took `seconds`.
+    pub fn observe_step(&mut self, batch: f64, kv_tokens: f64, seconds: f64) {
+        self.step.observe(&step_basis(batch, kv_tokens), seconds);
+    }
+
+    /// Present coefficients, as a prior for others.
+    pub const fn coefficients(&self) -> Prior {
+        Prior {
+            prefill: self.prefill.theta(),
+            step: self.step.theta(),
+        }
+    }
+
+    /// Samples behind the prefill and the step curve.
+    pub const fn samples(&self) -> (u64, u64) {
+        (self.prefill.samples(), self.step.samples())
+    }
+
+    /// Running mean relative error of the prefill and the step curve.
+    pub const fn residuals(&self) -> (f64, f64) {
+        (self.prefill.residual(), self.step.residual())
+    }
+
+    pub(super) fn record(&self) -> (RlsRecord, RlsRecord) {
+        (self.prefill.record(), self.step.record())
+    }
+
+    pub(super) fn restore(prefill: &RlsRecord, step: &RlsRecord, learning: Learning) -> Result<Self, Error> {
+        Ok(Self {
+            prefill: Rls::restore(prefill, learning)?,
+            step: Rls::restore(step, learning)?,
+        })
+    }
+}
+
+/// Seconds to move the KV cache of some tokens between two pools or workers: `t0 + t1·tokens`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TransferCurve(Rls<2>);
+
+impl TransferCurve {
+    /// Starts at a latency of 1 ms and 40 GB/s for 320 kB of cache per token (a 70B model).
+    pub fn new(learning: Learning) -> Self {
+        Self(Rls::new([1.0e-3, 8.0e-6], learning))
+    }
+
+    /// Seconds for `tokens` tokens; 0 for none.
+    pub fn transfer_s(&self, tokens: u64) -> f64 {
+        if tokens == 0 {
+            0.0
+        } else {
+            self.0.predict(&[1.0, tokens as f64])
+        }
+    }
+
+    /// Takes in one transfer.
+    pub fn observe(&mut self, tokens: u64, seconds: f64) {
+        self.0.observe(&[1.0, tokens as f64], seconds);
+    }
+}

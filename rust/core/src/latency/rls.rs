@@ -1,0 +1,237 @@
+//! Recursive least squares with forgetting on relative errors, in a fixed number of coefficients.
+//!
+//! The model is `y ≈ θ·x` with θ ≥ 0. Every sample is divided by the present prediction, so that an error of 10 %
+//! counts the same at 10 ms and at 10 s. Standard recursion (Ljung, "System Identification", 1999, section 11.2) with
+//! five guards:
+//!
+//! * **outliers**: the relative residual is clipped at three times its running mean size (Huber's ψ), which is itself
+//!   fed with clipped residuals, so one wild sample moves little and a lasting change passes after a few;
+//! * **signs**: θ is projected onto θ ≥ 0 after each step;
+//! * **wind-up**: forgetting stops in directions that bring no news, by a ceiling on the covariance, in proportion to θ;
+//! * **change**: the running *signed* residual feeds the covariance along θ, so a worker that slows down long after its
+//!   curve has settled is followed within tens of samples, while noise, which averages out, feeds nearly nothing;
+//! * **scale first**: the prior covariance is widest along θ itself, so a worker that is uniformly slower than its prior
+//!   is found from a few samples, before the shape of its curve is.
+//!
+//! O(N²) per sample, N ≤ 4 here: tens of nanoseconds, no allocation.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// How much of the prior is believed, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Learning {
+    /// Weight of the past per sample, in (0, 1]: 0.99 remembers about 100 samples.
+    pub forgetting: f64,
+    /// Prior standard deviation of a common factor on all coefficients, as a share.
+    pub scale_doubt: f64,
+    /// Prior standard deviation of each coefficient on its own, as a share of it.
+    pub shape_doubt: f64,
+    /// Standard deviation of a sample's relative noise.
+    pub noise: f64,
+}
+
+impl Default for Learning {
+    fn default() -> Self {
+        Self {
+            forgetting: 0.99,
+            scale_doubt: 1.0,
+            shape_doubt: 0.3,
+            noise: 0.15,
+        }
+    }
+}
+
+/// One curve's coefficients and what is known of their errors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rls<const N: usize> {
+    theta: [f64; N],
+    covariance: [[f64; N]; N],
+    prior: [f64; N],
+    learning: Learning,
+    /// Running mean of the clipped relative residual's size.
+    residual: f64,
+    /// Running signed mean of the same: lasting means changed.
+    drift: f64,
+    samples: u64,
+}
+
+/// Relative residuals below this share are never clipped.
+const MIN_CLIP: f64 = 0.3;
+/// Step of the signed residual: about 10 samples.
+const DRIFT_STEP: f64 = 0.1;
+
+impl<const N: usize> Rls<N> {
+    /// Starts at `theta` (≥ 0) with the prior doubts of `learning`.
+    pub fn new(theta: [f64; N], learning: Learning) -> Self {
+        let mut covariance = [[0.0; N]; N];
+        for i in 0..N {
+            for j in 0..N {
+                covariance[i][j] = learning.scale_doubt.powi(2) * theta[i] * theta[j];
+            }
+            covariance[i][i] += learning.shape_doubt.powi(2) * theta[i].powi(2);
+        }
+        Self {
+            theta,
+            covariance,
+            prior: theta,
+            learning,
+            residual: learning.noise,
+            drift: 0.0,
+            samples: 0,
+        }
+    }
+
+    /// The coefficients, each ≥ 0.
+    pub const fn theta(&self) -> [f64; N] {
+        self.theta
+    }
+
+    /// Samples taken in.
+    pub const fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// Running mean size of the relative residual: the curve's own error.
+    pub const fn residual(&self) -> f64 {
+        self.residual
+    }
+
+    /// `θ·x`.
+    #[inline]
+    pub fn predict(&self, x: &[f64; N]) -> f64 {
+        dot(&self.theta, x)
+    }
+
+    /// Takes in one sample `y` at `x`; samples that are not finite, not positive or predicted as 0 are ignored.
+    pub fn observe(&mut self, x: &[f64; N], y: f64) {
+        let predicted = self.predict(x);
+        if !(y.is_finite() && y > 0.0 && predicted.is_finite() && predicted > 0.0) {
+            return;
+        }
+        let mut z = *x;
+        for value in &mut z {
+            *value /= predicted;
+        }
+        let clip = (3.0 * self.residual).max(MIN_CLIP);
+        let error = (y / predicted - 1.0).clamp(-clip, clip);
+        // A plain mean at first, so that a good prior is recognised soon; then about 20 samples.
+        self.samples += 1;
+        let step = (1.0 / self.samples as f64).max(0.05);
+        self.residual += step * (error.abs() - self.residual);
+        self.drift += DRIFT_STEP * (error - self.drift);
+        self.doubt_scale(self.drift.powi(2));
+
+        let pz: [f64; N] = std::array::from_fn(|i| dot(&self.covariance[i], &z));
+        let forgetting = self.learning.forgetting;
+        let scale = 1.0 / (forgetting * self.learning.noise.powi(2) + dot(&pz, &z));
+        for i in 0..N {
+            self.theta[i] = (self.theta[i] + scale * pz[i] * error).max(0.0);
+            for j in 0..N {
+                self.covariance[i][j] = (self.covariance[i][j] - scale * pz[i] * pz[j]) / forgetting;
+            }
+        }
+        self.bound_covariance();
+    }
+
+    /// Adds `share²` of relative variance along θ itself.
+    fn doubt_scale(&mut self, share_squared: f64) {
+        for i in 0..N {
+            for j in 0..N {
+                self.covariance[i][j] += share_squared * self.theta[i] * self.theta[j];
+            }
+        }
+    }
+
+    /// Scales rows and columns back under the ceiling; keeps the matrix symmetric and positive.
+    fn bound_covariance(&mut self) {
+        let doubt = self.learning.scale_doubt.powi(2) + self.learning.shape_doubt.powi(2);
+        for i in 0..N {
+            let ceiling = doubt * self.theta[i].max(self.prior[i]).powi(2);
+            let excess = self.covariance[i][i] / ceiling;
+            if excess > 1.0 {
+                let shrink = excess.sqrt().recip();
+                for j in 0..N {
+                    self.covariance[i][j] *= shrink;
+                    self.covariance[j][i] *= shrink;
+                }
+            }
+        }
+    }
+}
+
+/// [`Rls`] as plain numbers, for files. Invariant: `theta` and `prior` have N entries, `covariance` N².
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RlsRecord {
+    theta: Vec<f64>,
+    prior: Vec<f64>,
+    covariance: Vec<f64>,
+    residual: f64,
+    drift: f64,
+    samples: u64,
+}
+
+impl<const N: usize> Rls<N> {
+    /// Everything but the learning parameters.
+    pub fn record(&self) -> RlsRecord {
+        RlsRecord {
+            theta: self.theta.to_vec(),
+            prior: self.prior.to_vec(),
+            covariance: self.covariance.as_flattened().to_vec(),
+            residual: self.residual,
+            drift: self.drift,
+            samples: self.samples,
+        }
+    }
+
+    /// The curve of a record. Errors: [`Error::Parameter`] for another size or values that no curve can have.
+    pub fn restore(record: &RlsRecord, learning: Learning) -> Result<Self, Error> {
+        let sizes = [record.theta.len(), record.prior.len(), record.covariance.len()];
+        if sizes != [N, N, N * N] {
+            let got = format!("sizes {sizes:?} for {N} coefficients");
+            return Err(Error::Parameter {
+                field: "curve record",
+                got,
+                expected: "N, N and N² numbers",
+            });
+        }
+        let finite = |values: &[f64]| values.iter().all(|v| v.is_finite());
+        let positive = |values: &[f64]| values.iter().all(|&v| v >= 0.0 && v.is_finite());
+        let diagonal: Vec<f64> = (0..N).map(|i| record.covariance[i * (N + 1)]).collect();
+        if !positive(&record.theta)
+            || !positive(&record.prior)
+            || !positive(&diagonal)
+            || !finite(&record.covariance)
+            || !record.drift.is_finite()
+            || !positive(&[record.residual])
+        {
+            let expected = "finite numbers, coefficients and variances ≥ 0";
+            return Err(Error::Parameter {
+                field: "curve record",
+                got: "others".to_owned(),
+                expected,
+            });
+        }
+        let array = |values: &[f64]| std::array::from_fn(|i| values[i]);
+        Ok(Self {
+            theta: array(&record.theta),
+            prior: array(&record.prior),
+            covariance: std::array::from_fn(|i| array(&record.covariance[i * N..(i + 1) * N])),
+            learning,
+            residual: record.residual,
+            drift: record.drift,
+            samples: record.samples,
+        })
+    }
+}
+
+#[inline]
+fn dot<const N: usize>(a: &[f64; N], b: &[f64; N]) -> f64 {
+    let mut sum = 0.0;
+    for i in 0..N {
+        sum += a[i] * b[i];
+    }
+    sum
+}

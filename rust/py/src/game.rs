@@ -1,0 +1,165 @@
+//! Bindings of the exact assignments and of the price-of-anarchy meter.
+
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "arguments of Python calls arrive by value"
+)]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use wardrop_core::Error;
+use wardrop_core::game::{CostMatrix, Meter, MeterConfig, Placement};
+
+fn raise(error: &Error) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+fn matrix(py: Python<'_>, costs: &PyBuffer<f64>) -> PyResult<CostMatrix> {
+    let &[rows, columns] = costs.shape() else {
+        let text = format!(
+            "costs has {} dimensions: expected 2, requests × workers",
+            costs.dimensions()
+        );
+        return Err(PyValueError::new_err(text));
+    };
+    CostMatrix::new(rows, columns, costs.to_vec(py)?).map_err(|e| raise(&e))
+}
+
+/// Exact assignment; see `_core.pyi`.
+#[pyfunction]
+pub fn assign(py: Python<'_>, costs: PyBuffer<f64>) -> PyResult<(Vec<Option<usize>>, f64)> {
+    let costs = matrix(py, &costs)?;
+    let found = py.detach(|| wardrop_core::game::assign(&costs));
+    Ok((found.column_of, found.total))
+}
+
+/// Exact assignment under convex congestion; see `_core.pyi`.
+#[pyfunction]
+pub fn assign_congested(
+    py: Python<'_>,
+    costs: PyBuffer<f64>,
+    marginals: PyBuffer<f64>,
+) -> PyResult<(Vec<usize>, f64)> {
+    let costs = matrix(py, &costs)?;
+    let marginals = matrix(py, &marginals)?;
+    // A worker is asked for one slot more than it fills; the last is never taken.
+    if marginals.rows() != costs.columns() || marginals.columns() < costs.rows() {
+        let text = format!(
+            "marginals is {} × {}: expected {} workers × at least {} slots",
+            marginals.rows(),
+            marginals.columns(),
+            costs.columns(),
+            costs.rows()
+        );
+        return Err(PyValueError::new_err(text));
+    }
+    let last = marginals.columns();
+    let found = py
+        .detach(|| wardrop_core::game::assign_congested(&costs, |j, k| marginals.at(j, k.min(last) - 1)))
+        .map_err(|e| raise(&e))?;
+    let total = found.total();
+    Ok((found.worker_of, total))
+}
+
+/// Sliding price-of-anarchy estimates; see `_core.pyi`.
+#[pyclass(frozen, module = "wardrop._core")]
+pub struct AnarchyMeter {
+    native: Mutex<Meter>,
+}
+
+impl AnarchyMeter {
+    fn lock(&self) -> MutexGuard<'_, Meter> {
+        self.native.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl AnarchyMeter {
+    #[new]
+    #[pyo3(signature = (*, window_requests=64, window_s=10.0, keep_windows=64, max_pending=8, resamples=200, seed=0))]
+    fn new(
+        window_requests: usize,
+        window_s: f64,
+        keep_windows: usize,
+        max_pending: usize,
+        resamples: usize,
+        seed: u64,
+    ) -> Self {
+        let config = MeterConfig {
+            window_requests,
+            window_s,
+            keep_windows,
+            max_pending,
+            resamples,
+            seed,
+        };
+        Self {
+            native: Mutex::new(Meter::new(config)),
+        }
+    }
+
+    #[pyo3(signature = (at_s, chosen, prefill_s, decode_s, wait_s, peer_decode_s))]
+    fn record(
+        &self,
+        at_s: f64,
+        chosen: usize,
+        prefill_s: Vec<f64>,
+        decode_s: Vec<f64>,
+        wait_s: Vec<f64>,
+        peer_decode_s: Vec<f64>,
+    ) -> PyResult<()> {
+        let placement = Placement {
+            at_s,
+            chosen,
+            prefill_s,
+            decode_s,
+            wait_s,
+        };
+        self.lock()
+            .record(&placement, &peer_decode_s)
+            .map_err(|e| raise(&e))
+    }
+
+    fn record_outcome(&self, predicted_s: f64, observed_s: f64) {
+        self.lock().record_outcome(predicted_s, observed_s);
+    }
+
+    fn solve(&self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.lock().solve()).map_err(|e| raise(&e))
+    }
+
+    fn finish(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.lock().finish()).map_err(|e| raise(&e))
+    }
+
+    fn report<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(report) = self.lock().report() else {
+            return Ok(None);
+        };
+        let out = PyDict::new(py);
+        out.set_item("windows", report.windows)?;
+        out.set_item("requests", report.requests)?;
+        out.set_item("poa", report.poa)?;
+        out.set_item("poa_interval", report.poa_interval.map(|i| (i.low, i.high)))?;
+        out.set_item("poa_paper", report.poa_paper)?;
+        out.set_item("poa_square", report.poa_square)?;
+        out.set_item("poa_square_median", report.poa_square_median)?;
+        out.set_item("poa_square_p90", report.poa_square_p90)?;
+        out.set_item("poa_square_max", report.poa_square_max)?;
+        out.set_item("regret_mean_s", report.regret_mean_s)?;
+        out.set_item("free_s", report.loss.free_s)?;
+        out.set_item("split_s", report.loss.split_s)?;
+        out.set_item("cache_s", report.loss.cache_s)?;
+        out.set_item("load_s", report.loss.load_s)?;
+        out.set_item("model_samples", report.model_error.samples)?;
+        out.set_item("model_error", report.model_error.mean_absolute_share)?;
+        out.set_item("model_bias", report.model_error.bias)?;
+        out.set_item("dropped_windows", report.dropped_windows)?;
+        out.set_item("refused_placements", report.refused_placements)?;
+        Ok(Some(out))
+    }
+}
