@@ -78,6 +78,8 @@ def test_meter_tells_the_papers_artefact_from_a_real_loss() -> None:
             chosen = i % 4 if spread else 0
             waits = [0.0] * 4 if spread else [0.1 * (i % 40), 0.0, 0.0, 0.0]
             meter.record(i * 0.01, chosen, [0.1] * 4, [1.0] * 4, waits, [0.0] * 4)
+            while meter.solve():
+                pass
         meter.finish()
         report = meter.report()
         assert report is not None

@@ -249,7 +249,7 @@ fn meter_slides_bounds_and_reports() {
     for i in 0..160 {
         meter.record(&one(i), &[0.0, 0.0]).unwrap();
     }
-    assert_eq!(meter.pending(), 2, "the queue of closed windows must be bounded");
+    assert_eq!(meter.pending(), 4, "the queue of closed windows must be bounded");
     meter.finish().unwrap();
     for i in 160..400 {
         meter.record(&one(i), &[0.0, 0.0]).unwrap();

@@ -1,5 +1,7 @@
 //! Learned curves against a known truth: convergence, slow workers, outliers, signs, cost, snapshots.
 
+use std::fmt::Write;
+
 use proptest::prelude::*;
 use wardrop_core::latency::{FleetCurves, FleetRecord, Learning, PrefillWork, Prior, WorkerCurves};
 use wardrop_core::rng::Rng;
@@ -50,7 +52,8 @@ fn curves_converge_from_a_prior_that_is_far_off() {
             let seconds = noisy(&mut rng, factor * true_step_s(batch, kv));
             curves.observe_step(batch, kv, seconds);
             if [10, 30, 100, 400].contains(&seen) {
-                line += &format!(" {:.1} % after {seen},", 100.0 * prefill_error(&curves, factor));
+                let share = 100.0 * prefill_error(&curves, factor);
+                write!(line, " {share:.1} % after {seen},").unwrap();
             }
         }
         println!("{line}");

@@ -20,7 +20,7 @@ pub struct MeterConfig {
     pub window_s: f64,
     /// Solved windows that the figures slide over.
     pub keep_windows: usize,
-    /// Closed windows that may wait for a solver; more are dropped and counted.
+    /// Closed windows of each kind that may wait for a solver; more are dropped and counted.
     pub max_pending: usize,
     /// Resamples of the bootstrap interval.
     pub resamples: usize,
@@ -101,19 +101,14 @@ struct SquareRatio {
     optimum_s: f64,
 }
 
-#[derive(Debug, Clone)]
-enum Pending {
-    Full(Window),
-    Square(Window),
-}
-
 /// Collects placements, cuts windows, keeps estimates.
 #[derive(Debug, Clone)]
 pub struct Meter {
     config: MeterConfig,
     current: Stretch,
     square: Stretch,
-    pending: VecDeque<Pending>,
+    pending: VecDeque<Window>,
+    pending_square: VecDeque<Window>,
     solved: VecDeque<Estimate>,
     solved_square: VecDeque<SquareRatio>,
     outcomes: VecDeque<(f64, f64)>,
@@ -138,6 +133,7 @@ impl Meter {
             current: Stretch::default(),
             square: Stretch::default(),
             pending: VecDeque::new(),
+            pending_square: VecDeque::new(),
             solved: VecDeque::new(),
             solved_square: VecDeque::new(),
             outcomes: VecDeque::new(),
@@ -180,7 +176,7 @@ impl Meter {
         }
         if self.square.placements.len() == workers {
             let window = std::mem::take(&mut self.square).into_window()?;
-            self.enqueue(Pending::Square(window));
+            self.dropped_windows += enqueue(&mut self.pending_square, window, config.max_pending);
         }
         Ok(())
     }
@@ -197,21 +193,19 @@ impl Meter {
 
     /// Closed windows that wait for [`Meter::solve`].
     pub fn pending(&self) -> usize {
-        self.pending.len()
+        self.pending.len() + self.pending_square.len()
     }
 
-    /// Solves the oldest closed window; false when none waits.
+    /// Solves the oldest closed window, one of m arrivals when no other waits; false when none does.
     pub fn solve(&mut self) -> Result<bool, Error> {
-        match self.pending.pop_front() {
-            None => return Ok(false),
-            Some(Pending::Full(window)) => {
-                push_bounded(&mut self.solved, window.estimate()?, self.config.keep_windows);
-            }
-            Some(Pending::Square(window)) => {
-                let (actual_s, optimum_s) = window.frozen()?;
-                let ratio = SquareRatio { actual_s, optimum_s };
-                push_bounded(&mut self.solved_square, ratio, self.config.keep_windows);
-            }
+        if let Some(window) = self.pending.pop_front() {
+            push_bounded(&mut self.solved, window.estimate()?, self.config.keep_windows);
+        } else if let Some(window) = self.pending_square.pop_front() {
+            let (actual_s, optimum_s) = window.frozen()?;
+            let ratio = SquareRatio { actual_s, optimum_s };
+            push_bounded(&mut self.solved_square, ratio, self.config.keep_windows);
+        } else {
+            return Ok(false);
         }
         Ok(true)
     }
@@ -313,16 +307,10 @@ impl Meter {
             return;
         }
         match stretch.into_window() {
-            Ok(window) => self.enqueue(Pending::Full(window)),
+            Ok(window) => {
+                self.dropped_windows += enqueue(&mut self.pending, window, self.config.max_pending);
+            }
             Err(_) => self.refused_placements += 1,
-        }
-    }
-
-    fn enqueue(&mut self, window: Pending) {
-        if self.pending.len() >= self.config.max_pending {
-            self.dropped_windows += 1;
-        } else {
-            self.pending.push_back(window);
         }
     }
 }
@@ -357,4 +345,13 @@ fn push_bounded<T>(kept: &mut VecDeque<T>, value: T, bound: usize) {
         kept.pop_front();
     }
     kept.push_back(value);
+}
+
+/// Adds `window` unless `bound` wait already; how many were dropped.
+fn enqueue(pending: &mut VecDeque<Window>, window: Window, bound: usize) -> u64 {
+    if pending.len() >= bound {
+        return 1;
+    }
+    pending.push_back(window);
+    0
 }
