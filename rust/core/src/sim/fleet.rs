@@ -321,9 +321,7 @@ impl<'a> Fleet<'a> {
             request_id: Some(request_id(request)),
             local_hashes: &self.hashes,
             input_tokens: workload.input_tokens[request as usize],
-            expected_output_tokens: None,
-            allowed: None,
-            explain: false,
+            ..RouteRequest::default()
         };
         self.desk.totals.decisions += 1;
         match self.pools[at].router.route(&question, self.now_ms * 1e-3) {
