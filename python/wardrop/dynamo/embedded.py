@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -35,6 +34,7 @@ from wardrop.dynamo import store
 from wardrop.dynamo.child import Child, stop_all
 from wardrop.dynamo.install import dynamo_version
 from wardrop.dynamo.model_folder import model_folder
+from wardrop.dynamo.ports import free_port
 
 Role = Literal["aggregated", "prefill", "decode"]
 
@@ -392,13 +392,6 @@ def split_fleet(text: str, base: FleetSpec) -> FleetSpec:
     """`base` with the prefill and decode workers of `"2x4"` in place of its aggregated ones."""
     prefill, decode = FleetSpec.parse_split(text)
     return replace(base, workers=0, prefill=prefill, decode=decode)
-
-
-def free_port() -> int:
-    """A loopback TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _listening_ports(pid: int) -> set[str]:

@@ -1,0 +1,5 @@
+"""`python -m wardrop`."""
+
+from wardrop.cli import main
+
+main()

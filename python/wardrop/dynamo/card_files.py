@@ -1,0 +1,84 @@
+"""The folder with a model's tokenizer and template, for the gateway.
+
+The worker's folder when it is on this machine; else the files are fetched from where the model
+card says they are (a worker's own metadata server) into the user's cache, once per content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import aiohttp
+
+from wardrop.dynamo.model_folder import cache_root
+from wardrop.dynamo.view import Model
+
+MAX_FILE_BYTES = 256 << 20
+"""A larger file is refused; the largest tokenizers in use are about 35 MB."""
+
+_NEEDED = "tokenizer.json"
+_TIMEOUT_S = 60.0
+
+
+class CardFilesError(RuntimeError):
+    """No folder could be had; the text says why. The model is then routed without its tokens."""
+
+
+async def card_folder(model: Model, root: Path | None = None) -> Path:
+    """A local folder that holds at least `tokenizer.json`.
+
+    Raises:
+        CardFilesError: none of the places in the card can be read from here.
+    """
+    if model.source_path and (Path(model.source_path) / _NEEDED).is_file():
+        return Path(model.source_path)
+    places = dict(model.files)
+    place = places.get(_NEEDED)
+    if place is None:
+        raise CardFilesError(f"the card of {model.name!r} names no {_NEEDED}")
+    if Path(place).is_file():
+        return Path(place).parent
+    if not place.startswith(("http://", "https://")):
+        raise CardFilesError(
+            f"{_NEEDED} of {model.name!r} is at {place!r}, which can not be read from here"
+        )
+    remote = {name: url for name, url in places.items() if url.startswith("http")}
+    return await _fetch(model.name, remote, (root or cache_root()) / "cards")
+
+
+async def _fetch(name: str, urls: dict[str, str], root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=root))
+    digest = hashlib.sha256()
+    try:
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            for file in sorted(urls):
+                content = await _get(session, urls[file])
+                digest.update(f"{file} {len(content)}\n".encode() + content)
+                (draft / Path(file).name).write_bytes(content)
+        folder = root / digest.hexdigest()[:24]
+        if not folder.exists():
+            draft.chmod(0o755)
+            draft.rename(folder)
+        return folder
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise CardFilesError(
+            f"the files of {name!r} can not be fetched: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+async def _get(session: aiohttp.ClientSession, url: str) -> bytes:
+    async with session.get(url) as answer:
+        answer.raise_for_status()
+        content = bytearray()
+        async for chunk in answer.content.iter_chunked(1 << 16):
+            content += chunk
+            if len(content) > MAX_FILE_BYTES:
+                raise OSError(f"{url} is larger than {MAX_FILE_BYTES} bytes")
+        return bytes(content)

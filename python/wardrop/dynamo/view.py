@@ -1,0 +1,282 @@
+"""What a discovery store says, as plain values: models, workers, feeds.
+
+`read_view` is pure: store content in, `View` out, with a text for every entry that could not be
+used. It is where Dynamo's own format stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+JsonObject = dict[str, object]
+Snapshot = Mapping[str, Mapping[str, JsonObject]]
+"""Content of a store: bucket → key → entry."""
+
+Role = Literal["aggregated", "prefill", "decode"]
+
+TOPICS = ("kv-events", "forward-pass-metrics")
+"""The topics that are read; others (a frontend's own estimates, for one) are left alone."""
+
+_ROLES: dict[str, Role] = {"aggregated": "aggregated", "prefill": "prefill", "decode": "decode"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that clients can name.
+
+    Attributes:
+        name: as in a request.
+        block_size: tokens per KV block.
+        context_length: longest prompt plus output in tokens, None when unknown.
+        lora_name: the adapter, when the name stands for one.
+        source_path: folder or hub name the worker was started with.
+        files: file name → where the card says it is (path or URL).
+    """
+
+    name: str
+    block_size: int
+    context_length: int | None = None
+    lora_name: str | None = None
+    source_path: str | None = None
+    files: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One engine instance that serves one model in one role.
+
+    Attributes:
+        address: request-plane address; another one for the same instance is a new incarnation.
+        endpoint: `namespace.component.endpoint`.
+        dp_start: first data-parallel rank; `dp_size` ranks follow.
+    """
+
+    model: str
+    role: Role
+    instance: int
+    endpoint: str
+    address: str = ""
+    dp_start: int = 0
+    dp_size: int = 1
+    total_kv_blocks: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One publisher of one topic; `publisher_id` is unique among all topics."""
+
+    publisher_id: int
+    topic: str
+    address: str
+    endpoint: str
+    model: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class View:
+    """All of it at one moment.
+
+    Attributes:
+        models: by name.
+        workers: by (model, role, instance).
+        feeds: by publisher.
+        problems: entries that could not be used, and why; says nothing of prompts or tokens.
+    """
+
+    models: Mapping[str, Model] = field(default_factory=dict[str, Model])
+    workers: Mapping[tuple[str, Role, int], Worker] = field(
+        default_factory=dict[tuple[str, Role, int], Worker]
+    )
+    feeds: Mapping[int, Feed] = field(default_factory=dict[int, Feed])
+    problems: tuple[str, ...] = ()
+
+
+def read_view(snapshot: Snapshot) -> View:
+    """Read a store's content.
+
+    A worker counts when both its address (`instances`) and its model card (`mdc`) are there. The
+    role is the card's `worker_type`. A feed belongs to the model and role of the workers on its
+    endpoint; a feed of an endpoint without workers is left out until one appears.
+    """
+    problems: list[str] = []
+    addresses: dict[tuple[str, int], str] = {}
+    for key, entry in snapshot.get("instances", {}).items():
+        try:
+            addresses[_endpoint(entry), _unsigned(entry, "instance_id")] = _address(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"instances/{key}: {_said(error)}")
+    models: dict[str, Model] = {}
+    workers: dict[tuple[str, Role, int], Worker] = {}
+    for key, entry in sorted(snapshot.get("mdc", {}).items()):
+        try:
+            endpoint, instance = _endpoint(entry), _unsigned(entry, "instance_id")
+            if (endpoint, instance) not in addresses:
+                continue
+            card = _object(entry["card_json"], "card_json")
+            model = _model(card)
+            worker = _worker(card, model.name, endpoint, instance, addresses[endpoint, instance])
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"mdc/{key}: {_said(error)}")
+            continue
+        known = models.setdefault(model.name, model)
+        if known.block_size != model.block_size:
+            problems.append(
+                f"mdc/{key}: block size {model.block_size} of model {model.name!r} differs from "
+                f"{known.block_size} of another worker; this worker is left out"
+            )
+            continue
+        workers[worker.model, worker.role, worker.instance] = worker
+    feeds = _feeds(snapshot, workers, problems)
+    return View(models, workers, feeds, tuple(problems))
+
+
+def _feeds(
+    snapshot: Snapshot, workers: Mapping[tuple[str, Role, int], Worker], problems: list[str]
+) -> dict[int, Feed]:
+    served: dict[str, tuple[str, Role]] = {}
+    by_instance: dict[tuple[str, int], tuple[str, Role]] = {}
+    for worker in workers.values():
+        served.setdefault(worker.endpoint, (worker.model, worker.role))
+        by_instance.setdefault((worker.endpoint, worker.instance), (worker.model, worker.role))
+    sources: dict[int, int] = {}
+    for key, entry in snapshot.get("event_sources", {}).items():
+        try:
+            metadata = _object(entry["metadata"], "metadata")
+            worker_of = _object(metadata["worker"], "metadata.worker")
+            sources[_unsigned(entry, "publisher_id")] = _unsigned(worker_of, "worker_id")
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"event_sources/{key}: {_said(error)}")
+    feeds: dict[int, Feed] = {}
+    for key, entry in snapshot.get("event_channels", {}).items():
+        try:
+            topic = str(entry["topic"])
+            if topic not in TOPICS:
+                continue
+            scope = _object(entry["scope"], "scope")
+            endpoint = _endpoint_name(_object(scope["endpoint"], "scope.endpoint"), "name")
+            publisher = _unsigned(entry, "instance_id")
+            transport = _object(entry["transport"], "transport")
+            if str(transport["kind"]).lower() != "zmq":
+                raise ValueError(
+                    f"got event transport {transport['kind']!r}, expected Zmq; start Dynamo with "
+                    "DYN_EVENT_PLANE=zmq, else this feed is not read and routing is by load"
+                )
+            address = str(_object(transport["config"], "transport.config")["endpoint"])
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"event_channels/{key}: {_said(error)}")
+            continue
+        source = sources.get(publisher)
+        owner = by_instance.get((endpoint, source)) if source is not None else None
+        owner = owner or served.get(endpoint)
+        if owner is not None:
+            feeds[publisher] = Feed(publisher, topic, address, endpoint, *owner)
+    return feeds
+
+
+def _model(card: JsonObject) -> Model:
+    lora = card.get("lora")
+    context = card.get("context_length")
+    return Model(
+        name=str(card["display_name"]),
+        block_size=_positive(card, "kv_cache_block_size"),
+        context_length=context if isinstance(context, int) and context > 0 else None,
+        lora_name=str(cast(JsonObject, lora)["name"]) if isinstance(lora, dict) else None,
+        source_path=str(card["source_path"]) if card.get("source_path") else None,
+        files=tuple(sorted(_files(card))),
+    )
+
+
+def _worker(card: JsonObject, model: str, endpoint: str, instance: int, address: str) -> Worker:
+    kind = card.get("worker_type")
+    if kind is None:
+        # Cards of older workers: a prefill worker says so in its model type or its component.
+        prefill = "prefill" in str(card.get("model_type", "")).lower() or ".prefill." in endpoint
+        kind = "prefill" if prefill else "aggregated"
+    if str(kind) not in _ROLES:
+        raise ValueError(f"got worker_type {kind!r}, expected one of {', '.join(_ROLES)}")
+    runtime = _object(card.get("runtime_config") or {}, "runtime_config")
+    return Worker(
+        model=model,
+        role=_ROLES[str(kind)],
+        instance=instance,
+        endpoint=endpoint,
+        address=address,
+        dp_start=_natural(runtime, "data_parallel_start_rank") or 0,
+        dp_size=_natural(runtime, "data_parallel_size") or 1,
+        total_kv_blocks=_natural(runtime, "total_kv_blocks"),
+        max_num_seqs=_natural(runtime, "max_num_seqs"),
+        max_num_batched_tokens=_natural(runtime, "max_num_batched_tokens"),
+    )
+
+
+def _files(card: JsonObject) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for part in ("model_info", "tokenizer", "prompt_formatter", "gen_config", "chat_template_file"):
+        kinds = card.get(part)
+        if not isinstance(kinds, dict):
+            continue
+        for kind, place in cast(JsonObject, kinds).items():
+            path = cast(JsonObject, place).get("path") if isinstance(place, dict) else None
+            if isinstance(path, str):
+                found.append((_file_name(kind, path), path))
+    return found
+
+
+def _file_name(kind: str, path: str) -> str:
+    names = {
+        "hf_config_json": "config.json",
+        "hf_tokenizer_json": "tokenizer.json",
+        "hf_tokenizer_config_json": "tokenizer_config.json",
+        "hf_generation_config_json": "generation_config.json",
+        "hf_chat_template_jinja": "chat_template.jinja",
+        "hf_chat_template_json": "chat_template.json",
+    }
+    return names.get(kind) or path.rpartition("/")[2]
+
+
+def _endpoint(entry: JsonObject) -> str:
+    return _endpoint_name(entry, "endpoint")
+
+
+def _endpoint_name(entry: JsonObject, last: str) -> str:
+    return f"{entry['namespace']}.{entry['component']}.{entry[last]}"
+
+
+def _address(entry: JsonObject) -> str:
+    transport = entry.get("transport")
+    if isinstance(transport, dict):
+        return " ".join(str(value) for value in cast(JsonObject, transport).values())
+    return str(transport or "")
+
+
+def _object(value: object, name: str) -> JsonObject:
+    if not isinstance(value, dict):
+        raise TypeError(f"got {type(value).__name__} for {name}, expected an object")
+    return cast(JsonObject, value)
+
+
+def _unsigned(entry: JsonObject, name: str) -> int:
+    value = entry[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
+        raise ValueError(f"got {value!r} for {name}, expected an unsigned 64-bit number")
+    return value
+
+
+def _positive(entry: JsonObject, name: str) -> int:
+    value = _unsigned(entry, name)
+    if value == 0:
+        raise ValueError(f"got 0 for {name}, expected at least 1")
+    return value
+
+
+def _natural(entry: JsonObject, name: str) -> int | None:
+    return _unsigned(entry, name) if entry.get(name) is not None else None
+
+
+def _said(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

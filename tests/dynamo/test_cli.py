@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+
+def wardrop(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wardrop", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **environment},
+    )
+
+
+def test_help_lists_subcommands_and_imports_neither_typer_nor_dynamo():
+    script = (
+        "import sys; from wardrop.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'typer', 'rich', 'numpy', 'yaml', 'aiohttp', 'dynamo.llm', 'wardrop._core'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "dynamo" in run.stdout
+    assert "heavy: []" in run.stdout
+
+
+def test_unknown_subcommand_names_the_nearest():
+    run = wardrop("dynmo")
+    assert run.returncode == 2
+    assert "did you mean 'dynamo'?" in run.stderr
+
+
+def test_every_flag_shows_its_variable_and_default():
+    run = wardrop("dynamo", "--help")
+    assert run.returncode == 0
+    flags = [line for line in run.stdout.splitlines() if line.strip().startswith("--")]
+    assert len(flags) > 40
+    text = " ".join(run.stdout.split())
+    assert text.count("[default: ") >= 40
+    assert text.count("[env: WARDROP_") >= 40
+
+
+def test_bad_values_are_refused_before_anything_starts():
+    for arguments, says in (
+        (("--http-port", "x"), "--http-port: got 'x', expected a whole number"),
+        (("--policy", ""), "routing.policy"),
+        (("--frontends", "0"), "dynamo.frontends: got 0"),
+        (("--", "--http-port", "1"), "use --http-port before `--`"),
+        (("--", "--router-mode=kv"), "use --frontend-mode"),
+        (("--upstream", "http://h:1", "--", "--migration-limit", "3"), "starts no frontend"),
+    ):
+        run = wardrop("dynamo", *arguments)
+        assert run.returncode in (1, 2), run.stderr
+        assert says in run.stderr
+        assert "Traceback" not in run.stderr
+
+
+def test_bad_variable_is_refused():
+    run = wardrop("dynamo", WARDROP_FRONTENDS="many")
+    assert run.returncode == 2
+    assert "WARDROP_FRONTENDS: got 'many', expected a whole number" in run.stderr

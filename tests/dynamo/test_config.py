@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from wardrop.config import Config, ConfigError, Dynamo, load, settings
+
+
+def test_flag_beats_variable_beats_file_beats_default(tmp_path):
+    file = tmp_path / "w.yaml"
+    file.write_text("http: {port: 1}\nrouting: {seed: 1}\nfeed: {silence_ms: 1}\n")
+    environment = {"WARDROP_HTTP_PORT": "2", "WARDROP_SEED": "2"}
+    config = load({"http.port": "3"}, environment, file)
+    assert (config.http.port, config.routing.seed, config.feed.silence_ms) == (3, 2, 1)
+    assert config.http.host == "127.0.0.1"
+
+
+def test_every_flag_and_variable_is_unique():
+    every = list(settings())
+    assert len({setting.flag for setting in every}) == len(every)
+    assert sum(len(fields(type(getattr(Config(), f.name)))) for f in fields(Config)) == len(every)
+
+
+def test_every_default_survives_a_round_trip_through_its_variable():
+    environment = {
+        setting.variable: setting.default_text
+        for setting in settings()
+        if setting.default_text != "none"
+    }
+    assert len(environment) > 30
+    assert load({}, environment) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("htp: {port: 1}", "'htp' is not known; did you mean 'http'?"),
+        ("http: {prot: 1}", "'prot' is not known; did you mean 'port'?"),
+        ("http: {port: '1'}", "http.port: got '1', expected a whole number"),
+        ("http: {port: true}", "http.port: got True"),
+        ("http: {port: 70000}", "http.port: got 70000, expected 0 to 65535"),
+        ("http: 3", "expected a mapping, got int"),
+        ("[1]", "got list, expected a mapping of stages"),
+        ("http: {port: [", "can not be read as YAML"),
+        ("routing: {parameters: {a: x}}", "expected names with numbers"),
+        ("routing: {booking_ttl_s: .nan}", "got nan"),
+        ("prompt: {handover: 1}", "got 1, expected true or false"),
+        ("dynamo: {frontend_mode: kw}", "got 'kw', expected one of kv, direct, round-robin"),
+        ("dynamo: {upstreams: ['ftp://x']}", "got address 'ftp://x', expected http://HOST:PORT"),
+        ("dynamo: {discovery: frontend}", "without upstreams"),
+    ],
+)
+def test_bad_file_is_refused_with_what_to_do(tmp_path, text, says):
+    file = tmp_path / "w.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load({}, {}, file)
+    assert says in str(caught.value)
+
+
+def test_misspelt_variable_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"did you mean 'WARDROP_HTTP_PORT'"):
+        load({}, {"WARDROP_HTTP_PROT": "1"})
+
+
+def test_variables_that_kubernetes_injects_pass():
+    environment = {
+        "WARDROP_SERVICE_HOST": "10.0.0.1",
+        "WARDROP_PORT": "tcp://10.0.0.1:80",
+        "WARDROP_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "WARDROP_SERVICE_PORT_HTTP": "80",
+    }
+    assert load({}, environment) == Config()
+
+
+def test_lists_and_parameters_are_read_from_texts():
+    config = load(
+        {"routing.parameters": "overlap_score_credit=2, temperature=0.5"},
+        {"WARDROP_UPSTREAM": "http://a:1,http://b:2"},
+    )
+    assert config.routing.parameters == {"overlap_score_credit": 2.0, "temperature": 0.5}
+    assert config.dynamo.upstreams == ("http://a:1", "http://b:2")
+
+
+def test_gateway_gets_its_own_part():
+    config = load({"routing.parameters": "x=1", "routing.policy": "p"}, {})
+    part = json.loads(config.gateway_json(["http://u:1"]))
+    assert part["listen"] == "127.0.0.1:8000"
+    assert part["upstreams"] == ["http://u:1"]
+    assert part["routing"]["policy"] == {"name": "p", "x": 1.0}
+    assert "dynamo" not in part
+
+
+def test_built_directly_it_is_checked_too():
+    with pytest.raises(ConfigError, match=r"dynamo\.frontends: got 0"):
+        Dynamo(frontends=0)
