@@ -73,6 +73,10 @@ def test_touched_file_is_no_change(tmp_path, entries):
 
 def test_missing_store_is_told_and_gives_an_empty_view(tmp_path):
     source = FileSource(tmp_path / "nowhere", 0.01)
-    view = asyncio.run(anext(source.views()))
+
+    async def first():
+        return await anext(source.views())
+
+    view = asyncio.run(first())
     assert not view.workers
     assert "does not exist" in (source.trouble or "")
