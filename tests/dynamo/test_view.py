@@ -122,3 +122,23 @@ def test_nats_event_plane_is_told(entries):
     view = read_view(entries.worker(1).feed(5, kind="Nats").snapshot)
     assert not view.feeds
     assert "DYN_EVENT_PLANE=zmq" in view.problems[0]
+
+
+def with_adapter(entries, instance: int) -> None:
+    key = f"dynamo/backend/generate/{instance:x}"
+    card = {**entries.snapshot["mdc"][key]["card_json"], "display_name": "tuned"}
+    entry = {**entries.snapshot["mdc"][key], "card_json": {**card, "lora": {"name": "tuned"}}}
+    entries.snapshot["mdc"][f"{key}/tuned"] = entry
+
+
+def test_adapter_on_every_worker_belongs_to_the_model(entries):
+    entries.worker(1).worker(2)
+    with_adapter(entries, 1)
+    view = read_view(entries.snapshot)
+    assert view.models["tiny"].loras == ()
+    assert "on 1 of 2 workers" in view.problems[0]
+    with_adapter(entries, 2)
+    view = read_view(entries.snapshot)
+    assert view.models["tiny"].loras == ("tuned",)
+    assert list(view.models) == ["tiny"]
+    assert view.problems == ()

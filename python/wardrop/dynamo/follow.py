@@ -266,7 +266,7 @@ def model_json(model: Model, folder: Path | None) -> str:
             "folder": None if folder is None else str(folder),
             "block_size": model.block_size,
             "context_length": model.context_length,
-            "lora_name": model.lora_name,
+            "loras": list(model.loras),
         }
     )
 
@@ -301,10 +301,12 @@ def feed_json(feed: Feed) -> str:
 
 
 def resync_pools(status: dict[str, Any]) -> set[Pool]:
-    """Pools of the feeds that the gateway's status marks as in need of a resync."""
-    feeds = cast(list[dict[str, Any]], status.get("feeds", []))
+    """Pools of the workers that the gateway's status marks as in need of a resync."""
+    workers = cast(list[dict[str, Any]], status.get("workers", []))
     return {
-        (str(feed["model"]), cast(Role, feed["role"])) for feed in feeds if feed.get("needs_resync")
+        (str(worker["model"]), cast(Role, worker["role"]))
+        for worker in workers
+        if worker.get("needs_resync")
     }
 
 

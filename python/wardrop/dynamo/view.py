@@ -7,7 +7,7 @@ used. It is where Dynamo's own format stops.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 JsonObject = dict[str, object]
@@ -30,7 +30,7 @@ class Model:
         name: as in a request.
         block_size: tokens per KV block.
         context_length: longest prompt plus output in tokens, None when unknown.
-        lora_name: the adapter, when the name stands for one.
+        loras: adapters that every worker of the model has; clients name them as models.
         source_path: folder or hub name the worker was started with.
         files: file name → where the card says it is (path or URL).
     """
@@ -38,7 +38,7 @@ class Model:
     name: str
     block_size: int
     context_length: int | None = None
-    lora_name: str | None = None
+    loras: tuple[str, ...] = ()
     source_path: str | None = None
     files: tuple[tuple[str, str], ...] = ()
 
@@ -112,12 +112,16 @@ def read_view(snapshot: Snapshot) -> View:
             problems.append(f"instances/{key}: {_said(error)}")
     models: dict[str, Model] = {}
     workers: dict[tuple[str, Role, int], Worker] = {}
+    adapters: dict[str, set[tuple[str, int]]] = {}
     for key, entry in sorted(snapshot.get("mdc", {}).items()):
         try:
             endpoint, instance = _endpoint(entry), _unsigned(entry, "instance_id")
             if (endpoint, instance) not in addresses:
                 continue
             card = _object(entry["card_json"], "card_json")
+            if isinstance(card.get("lora"), dict):
+                adapters.setdefault(str(card["display_name"]), set()).add((endpoint, instance))
+                continue
             model = _model(card)
             worker = _worker(card, model.name, endpoint, instance, addresses[endpoint, instance])
         except (KeyError, TypeError, ValueError) as error:
@@ -131,8 +135,37 @@ def read_view(snapshot: Snapshot) -> View:
             )
             continue
         workers[worker.model, worker.role, worker.instance] = worker
+    models = _with_adapters(models, workers, adapters, problems)
     feeds = _feeds(snapshot, workers, problems)
     return View(models, workers, feeds, tuple(problems))
+
+
+def _with_adapters(
+    models: Mapping[str, Model],
+    workers: Mapping[tuple[str, Role, int], Worker],
+    adapters: Mapping[str, set[tuple[str, int]]],
+    problems: list[str],
+) -> dict[str, Model]:
+    """Models with the adapters that all their workers have.
+
+    An adapter that only some have is left to Dynamo: a pin could hit a worker without it.
+    """
+    places: dict[str, set[tuple[str, int]]] = {}
+    for worker in workers.values():
+        places.setdefault(worker.model, set()).add((worker.endpoint, worker.instance))
+    loras: dict[str, list[str]] = {}
+    for adapter, at in sorted(adapters.items()):
+        for name, all_of_it in places.items():
+            if all_of_it <= at:
+                loras.setdefault(name, []).append(adapter)
+            elif all_of_it & at:
+                problems.append(
+                    f"adapter {adapter!r} is on {len(all_of_it & at)} of {len(all_of_it)} workers "
+                    f"of {name!r}; Dynamo routes it until it is on all"
+                )
+    return {
+        name: replace(model, loras=tuple(loras.get(name, ()))) for name, model in models.items()
+    }
 
 
 def _feeds(
@@ -179,13 +212,11 @@ def _feeds(
 
 
 def _model(card: JsonObject) -> Model:
-    lora = card.get("lora")
     context = card.get("context_length")
     return Model(
         name=str(card["display_name"]),
         block_size=_positive(card, "kv_cache_block_size"),
         context_length=context if isinstance(context, int) and context > 0 else None,
-        lora_name=str(cast(JsonObject, lora)["name"]) if isinstance(lora, dict) else None,
         source_path=str(card["source_path"]) if card.get("source_path") else None,
         files=tuple(sorted(_files(card))),
     )

@@ -1,0 +1,208 @@
+"""The follower against a gateway that records, refuses on demand, and asks for resyncs.
+
+The real gateway is driven in tests/live; here its refusals are needed at will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from wardrop.dynamo.card_files import CardFilesError
+from wardrop.dynamo.dump import DumpError
+from wardrop.dynamo.follow import Follower, GatewayControl
+from wardrop.dynamo.view import Model, View, read_view
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+        self.refuse: Callable[[tuple], bool] = lambda _call: False
+        self.report: dict = {}
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*arguments: object) -> None:
+            made = (name, *arguments)
+            if self.refuse(made):
+                raise ValueError("refused on demand")
+            self.calls.append(made)
+
+        return call
+
+    def status(self) -> str:
+        return json.dumps(self.report)
+
+    def named(self, name: str) -> list[tuple]:
+        return [call[1:] for call in self.calls if call[0] == name]
+
+
+class Given:
+    """A source whose views the test gives."""
+
+    name = "given"
+    trouble = None
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[View] = asyncio.Queue()
+
+    async def views(self) -> AsyncIterator[View]:
+        while True:
+            yield await self.queue.get()
+
+
+async def until(true: Callable[[], object], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+class Bench:
+    def __init__(self, interval_s: float = 0.0) -> None:
+        self.gateway = Recorder()
+        self.source = Given()
+        self.dumps: list[tuple[str, int]] = []
+        self.dump_fails = False
+        self.folder_fails = False
+        gateway = cast(GatewayControl, self.gateway)
+        self.follower = Follower(gateway, self.source, self.folder, self.dump, interval_s)
+
+    async def folder(self, model: Model) -> Path:
+        if self.folder_fails:
+            raise CardFilesError("no road to the worker")
+        return Path("/models") / model.name
+
+    async def dump(self, endpoint: str, block_size: int) -> str:
+        self.dumps.append((endpoint, block_size))
+        if self.dump_fails:
+            raise DumpError("the worker does not answer")
+        return "[]"
+
+    def run(self, test: Callable[[], object]) -> None:
+        async def main() -> None:
+            tasks = [
+                asyncio.create_task(part)
+                for part in (self.follower.follow(), self.follower.repair())
+            ]
+            try:
+                await test()  # type: ignore[misc]
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run(main())
+
+
+@pytest.fixture(autouse=True)
+def fast_ticks(monkeypatch):
+    monkeypatch.setattr("wardrop.dynamo.follow._TICK_S", 0.01)
+
+
+def test_fleet_is_told_in_order_and_its_blocks_are_read_once(entries):
+    bench = Bench()
+
+    async def test() -> None:
+        view = read_view(
+            entries.worker(1).worker(2).feed(5).feed(6, "forward-pass-metrics").snapshot
+        )
+        bench.source.queue.put_nowait(view)
+        await until(lambda: bench.gateway.named("load_dump"))
+        names = [call[0] for call in bench.gateway.calls]
+        assert names == ["upsert_model"] + ["upsert_worker"] * 2 + ["subscribe"] * 2 + ["load_dump"]
+        model = json.loads(bench.gateway.named("upsert_model")[0][0])
+        assert model == {
+            "name": "tiny",
+            "folder": "/models/tiny",
+            "block_size": 16,
+            "context_length": 32768,
+            "loras": [],
+        }
+        assert bench.dumps == [("dynamo.backend.generate", 16)]
+        assert bench.gateway.named("load_dump") == [("tiny", "aggregated", "[]")]
+        assert bench.follower.view.workers == view.workers
+
+    bench.run(test)
+
+
+def test_refused_change_is_tried_again_until_it_holds(entries, caplog):
+    bench = Bench()
+    bench.gateway.refuse = lambda call: call[0] == "upsert_worker"
+
+    async def test() -> None:
+        bench.source.queue.put_nowait(read_view(entries.worker(1).snapshot))
+        await until(lambda: bench.follower.counters.refused >= 3)
+        assert not bench.follower.view.workers
+        bench.gateway.refuse = lambda _call: False
+        await until(lambda: bench.follower.view.workers)
+
+    bench.run(test)
+    told = [record for record in caplog.records if "refused on demand" in record.message]
+    assert len(told) == 1, "a lasting refusal is told once, not each tick"
+
+
+def test_feed_with_a_gap_is_read_again_but_not_faster_than_the_interval(entries):
+    bench = Bench(interval_s=0.3)
+
+    async def test() -> None:
+        bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
+        await until(lambda: len(bench.dumps) == 1)
+        began_s = asyncio.get_running_loop().time()
+        gap = {"model": "tiny", "role": "aggregated", "needs_resync": True}
+        bench.gateway.report = {"workers": [gap]}
+        await until(lambda: len(bench.dumps) == 3)
+        assert asyncio.get_running_loop().time() - began_s >= 0.55
+        bench.gateway.report = {"workers": [{**gap, "needs_resync": False}]}
+
+    bench.run(test)
+
+
+def test_failed_dump_is_tried_again(entries):
+    bench = Bench()
+    bench.dump_fails = True
+
+    async def test() -> None:
+        bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
+        await until(lambda: bench.follower.counters.dumps_failed >= 2)
+        bench.dump_fails = False
+        await until(lambda: bench.follower.counters.dumps == 1)
+
+    bench.run(test)
+
+
+def test_model_without_a_folder_is_served_and_its_folder_looked_for_again(entries, monkeypatch):
+    monkeypatch.setattr("wardrop.dynamo.follow._FOLDER_RETRY_S", 0.02)
+    bench = Bench()
+    bench.folder_fails = True
+
+    async def test() -> None:
+        bench.source.queue.put_nowait(read_view(entries.worker(1).snapshot))
+        await until(lambda: bench.follower.view.workers)
+        assert json.loads(bench.gateway.named("upsert_model")[0][0])["folder"] is None
+        bench.folder_fails = False
+        await until(
+            lambda: (
+                json.loads(bench.gateway.named("upsert_model")[-1][0])["folder"] == "/models/tiny"
+            )
+        )
+
+    bench.run(test)
+
+
+def test_everything_that_left_is_taken_out(entries):
+    bench = Bench()
+
+    async def test() -> None:
+        bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
+        await until(lambda: bench.follower.view.feeds)
+        bench.source.queue.put_nowait(View())
+        await until(lambda: not bench.follower.view.models)
+        assert bench.gateway.named("unsubscribe") == [(5,)]
+        assert bench.gateway.named("remove_worker") == [("tiny", "aggregated", 1)]
+        assert bench.gateway.named("remove_model") == [("tiny",)]
+
+    bench.run(test)

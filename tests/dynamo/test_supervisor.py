@@ -1,0 +1,147 @@
+"""The supervisor with real child processes: a stand-in frontend that can be told to misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wardrop.dynamo.supervisor import FrontendChild, SupervisorError, check_arguments
+
+FRONTEND = """
+import http.server, os, sys
+port = int(sys.argv[sys.argv.index("--http-port") + 1])
+print("listening on", port, flush=True)
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", port), Answer).serve_forever()
+"""
+
+
+def frontend(tmp_path: Path, changed: Callable[[], None], limit: int = 10) -> FrontendChild:
+    script = tmp_path / "frontend.py"
+    script.write_text(FRONTEND)
+    return FrontendChild("frontend-0", [sys.executable, str(script)], os.environ, limit, changed)
+
+
+async def until(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_killed_frontend_is_started_again_at_an_address_that_is_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    told: list[str | None] = []
+
+    async def run() -> None:
+        child = frontend(tmp_path, lambda: told.append(child.url))
+        task = asyncio.create_task(child.run())
+        await until(lambda: child.url is not None)
+        first, pid = child.url, child.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: child.url not in (None, first))
+        assert child.restarts == 1
+        second = child.pid
+        assert second is not None
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not alive(second), "cancelling must stop the child"
+        assert told == [first, None, told[2], None]
+
+    asyncio.run(run())
+    assert "ended with code -9" in caplog.text
+    assert "frontend-0: listening on" in caplog.text
+
+
+def test_frontend_that_can_not_run_is_given_up_at_the_limit(tmp_path):
+    async def run() -> None:
+        script = tmp_path / "broken.py"
+        script.write_text("raise SystemExit(7)")
+        child = FrontendChild(
+            "frontend-0", [sys.executable, str(script)], os.environ, 2, lambda: None
+        )
+        async with asyncio.timeout(20):
+            await child.run()
+
+    with pytest.raises(SupervisorError, match=r"ended 3 times.*code 7"):
+        asyncio.run(run())
+
+
+def test_hung_frontend_is_killed_and_started_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("wardrop.dynamo.supervisor._PROBE_INTERVAL_S", 0.02)
+    monkeypatch.setattr("wardrop.dynamo.supervisor._PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("wardrop.dynamo.supervisor._PROBES_MISSED", 3)
+
+    async def run() -> None:
+        child = frontend(tmp_path, lambda: None)
+        task = asyncio.create_task(child.run())
+        await until(lambda: child.url is not None)
+        pid = child.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: child.url is not None and child.pid != pid)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    assert "answers no more; killing it" in caplog.text
+
+
+def test_frontend_dies_with_a_killed_parent(tmp_path):
+    (tmp_path / "frontend.py").write_text(FRONTEND)
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import asyncio, os, sys\n"
+            "from wardrop.dynamo.supervisor import FrontendChild\n"
+            "async def main():\n"
+            "    tell = lambda: child.url and print(child.pid, flush=True)\n"
+            "    child = FrontendChild('f', [sys.executable, sys.argv[1]], os.environ, 1, tell)\n"
+            "    await child.run()\n"
+            "asyncio.run(main())",
+            str(tmp_path / "frontend.py"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert alive(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline_s = time.monotonic() + 10
+    while alive(pid):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("flag", ["--http-port", "--router-mode=kv", "-i", "--tls-cert-path"])
+def test_flags_that_are_ours_are_refused(flag):
+    with pytest.raises(SupervisorError, match=flag.partition("=")[0]):
+        check_arguments(["--migration-limit", "3", flag])
+
+
+def test_other_flags_pass():
+    check_arguments(["--migration-limit", "3", "--namespace", "front"])
