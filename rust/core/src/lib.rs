@@ -15,6 +15,7 @@ pub mod game;
 pub mod hash;
 pub mod index;
 pub mod latency;
+pub mod ledger;
 pub mod load;
 pub mod pick;
 pub mod price;

@@ -8,6 +8,8 @@ use crate::error::Error;
 use crate::event::KvEvent;
 use crate::hash::{LocalHash, SequenceHash, sequence_hashes};
 use crate::index::{ReferenceIndex, Refusal, Slot, TierOverlap, WorkerOverlap};
+use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning, Prior};
+use crate::ledger::{Ledger, Outcome, Seconds, Work};
 use crate::load::Load;
 use crate::pick::pick;
 use crate::price::{Policy, PolicyConfig, View};
@@ -32,6 +34,10 @@ pub struct RouterConfig {
     pub policy: PolicyConfig,
     /// Whether this pool prefills. A decode pool of a split does not: its bookings carry no prefill tokens.
     pub tracks_prefill: bool,
+    /// Whether this pool decodes. A prefill pool of a split does not: no answer is priced there.
+    pub tracks_decode: bool,
+    /// Where the latency curves of a fleet that nothing is known of start.
+    pub curves: Prior,
     /// Share of a block's prefill that a block in host memory, respectively on disk, saves: 0 to 1.
     pub reuse_weights: [f64; 2],
     /// Seconds until a booking that nobody released ends, above 0.
@@ -50,6 +56,8 @@ impl RouterConfig {
             seed: 0,
             policy: PolicyConfig::default(),
             tracks_prefill: true,
+            tracks_decode: true,
+            curves: Prior::default(),
             reuse_weights: [0.75, 0.25],
             booking_ttl_s: 600.0,
             max_bookings: 1_000_000,
@@ -75,6 +83,20 @@ impl RouterConfig {
     #[must_use]
     pub const fn with_prefill_tracking(mut self, tracks: bool) -> Self {
         self.tracks_prefill = tracks;
+        self
+    }
+
+    /// For a pool that decodes (the default) or not.
+    #[must_use]
+    pub const fn with_decode_tracking(mut self, tracks: bool) -> Self {
+        self.tracks_decode = tracks;
+        self
+    }
+
+    /// With latency curves that start elsewhere, for instance at [`Prior::fit`] of a timing table.
+    #[must_use]
+    pub const fn with_curves(mut self, prior: Prior) -> Self {
+        self.curves = prior;
         self
     }
 
@@ -208,48 +230,129 @@ pub struct Router {
     slots: usize,
     index: ReferenceIndex,
     load: Load,
+    ledger: Ledger,
     counters: Counters,
+    matched: Matched,
     columns: Columns,
+    generation: u64,
 }
 
-/// The candidates of the decision at hand, one entry each; kept between calls to spare the allocations.
+/// A request matched against every candidate: what of its price does not change with the load. One entry per candidate.
+///
+/// Valid while [`Router::generation`] stays; the overlaps age as the caches change.
 #[derive(Clone, Debug, Default)]
-struct Columns {
+pub struct Matched {
+    input_tokens: u32,
+    request_blocks: u32,
+    expected_output_tokens: Option<u32>,
+    prefix_key: u64,
+    generation: u64,
     workers: Vec<WorkerId>,
     slots: Vec<Slot>,
     device_blocks: Vec<u32>,
     host_blocks: Vec<u32>,
     disk_blocks: Vec<u32>,
-    prefill_tokens: Vec<u64>,
-    decode_blocks: Vec<u64>,
     shared_blocks: Vec<u32>,
-    active_requests: Vec<u32>,
-    costs: Vec<f64>,
+    work: Vec<Work>,
 }
 
-impl Columns {
+impl Matched {
     fn clear(&mut self) {
         self.workers.clear();
         self.slots.clear();
         self.device_blocks.clear();
         self.host_blocks.clear();
         self.disk_blocks.clear();
-        self.prefill_tokens.clear();
-        self.decode_blocks.clear();
         self.shared_blocks.clear();
-        self.active_requests.clear();
+        self.work.clear();
     }
 
-    fn candidate(&self, i: usize) -> Candidate {
+    /// The candidates.
+    pub fn workers(&self) -> &[WorkerId] {
+        &self.workers
+    }
+
+    /// Dense positions of the candidates, below [`Router::positions`].
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.slots.iter().map(|slot| slot.index())
+    }
+
+    /// Dense position of candidate `i`.
+    pub fn position(&self, i: usize) -> usize {
+        self.slots[i].index()
+    }
+
+    /// Prompt tokens that candidate `i` would compute and find.
+    pub fn work(&self, i: usize) -> Work {
+        self.work[i]
+    }
+
+    /// Blocks that candidate `i` would add to those in flight there.
+    pub fn new_blocks(&self, i: usize) -> u64 {
+        u64::from(self.request_blocks - self.shared_blocks[i])
+    }
+
+    /// The router's generation that it was matched in.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+/// Load that a price must count although nothing is booked yet: requests that wait for a worker. By dense position.
+#[derive(Clone, Debug, Default)]
+pub struct Ahead {
+    /// Prefill tokens.
+    pub tokens: Vec<u64>,
+    /// Their prefill seconds.
+    pub prefill_s: Vec<f64>,
+    /// Requests.
+    pub requests: Vec<u32>,
+}
+
+/// How full a worker is: what a queue needs to know to hold a request back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pressure {
+    /// Prefill seconds before first token.
+    pub backlog_s: f64,
+    /// Requests in flight.
+    pub requests: u32,
+    /// Distinct blocks in flight.
+    pub active_blocks: u64,
+    /// Blocks of its cache, when it says.
+    pub total_blocks: Option<u64>,
+    /// Sequences that it runs at once, when it says.
+    pub max_num_seqs: Option<u32>,
+}
+
+/// The load of the candidates of the decision at hand, one entry each; kept between calls to spare the allocations.
+#[derive(Clone, Debug, Default)]
+struct Columns {
+    prefill_tokens: Vec<u64>,
+    decode_blocks: Vec<u64>,
+    active_requests: Vec<u32>,
+    seconds: Vec<Seconds>,
+    costs: Vec<f64>,
+}
+
+impl Columns {
+    fn clear(&mut self) {
+        self.prefill_tokens.clear();
+        self.decode_blocks.clear();
+        self.active_requests.clear();
+        self.seconds.clear();
+        self.costs.clear();
+    }
+
+    fn candidate(&self, matched: &Matched, i: usize) -> Candidate {
         Candidate {
-            worker: self.workers[i],
+            worker: matched.workers[i],
             cost: self.costs[i],
-            device_blocks: self.device_blocks[i],
-            host_blocks: self.host_blocks[i],
-            disk_blocks: self.disk_blocks[i],
+            device_blocks: matched.device_blocks[i],
+            host_blocks: matched.host_blocks[i],
+            disk_blocks: matched.disk_blocks[i],
             prefill_tokens: self.prefill_tokens[i],
             decode_blocks: self.decode_blocks[i],
-            shared_blocks: self.shared_blocks[i],
+            shared_blocks: matched.shared_blocks[i],
             active_requests: self.active_requests[i],
         }
     }
@@ -262,6 +365,7 @@ impl Router {
         Ok(Self {
             policy: config.policy.build()?,
             rng: Rng::new(config.seed),
+            ledger: Ledger::new(&config.curves, Learning::default()),
             config,
             workers: BTreeMap::new(),
             free_slots: Vec::new(),
@@ -269,7 +373,9 @@ impl Router {
             index: ReferenceIndex::new(),
             load: Load::default(),
             counters: Counters::default(),
+            matched: Matched::default(),
             columns: Columns::default(),
+            generation: 0,
         })
     }
 
@@ -293,6 +399,8 @@ impl Router {
             Slot(self.slots as u32 - 1)
         });
         self.load.ensure(slot);
+        self.ledger.add_worker(slot, &spec, self.config.block_size);
+        self.generation += 1;
         self.workers.insert(
             id,
             WorkerState {
@@ -309,6 +417,8 @@ impl Router {
         let state = self.workers.remove(&id).ok_or(Error::UnknownWorker(id))?;
         self.index.remove_worker(state.slot);
         self.counters.dropped_with_worker += self.load.remove_worker(state.slot) as u64;
+        self.ledger.remove_worker(state.slot);
+        self.generation += 1;
         self.free_slots.push(state.slot);
         Ok(())
     }
@@ -317,6 +427,7 @@ impl Router {
     pub fn set_available(&mut self, id: WorkerId, available: bool) -> Result<(), Error> {
         let state = self.workers.get_mut(&id).ok_or(Error::UnknownWorker(id))?;
         state.available = available;
+        self.generation += 1;
         Ok(())
     }
 
@@ -373,45 +484,172 @@ impl Router {
     /// Choose a worker and, when the request has an id, book it there: one atomic step.
     pub fn route(&mut self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
         self.check_booking(request, now_s)?;
-        let overlaps = self.index.find_matches(request.local_hashes, self.slots);
-        self.gather(request, &overlaps)?;
-        let columns = &mut self.columns;
-        let view = View {
-            block_size: self.config.block_size,
-            input_tokens: request.input_tokens,
-            request_blocks: request.local_hashes.len() as u32,
-            expected_output_tokens: request.expected_output_tokens,
-            tracks_prefill: self.config.tracks_prefill,
-            turn: self.counters.routed,
-            prefix_key: request.local_hashes.first().map_or(0, |hash| hash.0),
-            workers: &columns.workers,
-            device_blocks: &columns.device_blocks,
-            host_blocks: &columns.host_blocks,
-            disk_blocks: &columns.disk_blocks,
-            prefill_tokens: &columns.prefill_tokens,
-            decode_blocks: &columns.decode_blocks,
-            shared_blocks: &columns.shared_blocks,
-            active_requests: &columns.active_requests,
-        };
-        columns.costs.clear();
-        columns.costs.resize(view.len(), 0.0);
-        self.policy.price(&view, &mut self.rng, &mut columns.costs);
+        let mut matched = std::mem::take(&mut self.matched);
+        let found = self.match_into(request, &mut matched);
+        if let Err(error) = found {
+            self.matched = matched;
+            return Err(error);
+        }
+        self.price(&matched, None, now_s);
+        let columns = &self.columns;
         let chosen = pick(&columns.costs, self.policy.temperature(), &mut self.rng);
         let chosen = chosen.expect("a price must leave one candidate with a finite cost");
-        let slot = columns.slots[chosen];
         let decision = Decision {
-            worker: columns.workers[chosen],
-            overlap_blocks: columns.device_blocks[chosen],
+            worker: matched.workers[chosen],
+            overlap_blocks: matched.device_blocks[chosen],
             cost: columns.costs[chosen],
             candidates: if request.explain {
-                (0..columns.workers.len()).map(|i| columns.candidate(i)).collect()
+                (0..matched.workers.len())
+                    .map(|i| columns.candidate(&matched, i))
+                    .collect()
             } else {
                 Vec::new()
             },
         };
         self.counters.routed += 1;
-        self.open(request, slot, overlaps[slot.index()], now_s);
+        self.open(request, matched.slots[chosen], matched.work[chosen], now_s);
+        self.matched = matched;
         Ok(decision)
+    }
+
+    /// Matches a request against every candidate without choosing: for a queue, which prices it more than once.
+    pub fn prepare(&self, request: &RouteRequest<'_>) -> Result<Matched, Error> {
+        let mut matched = Matched::default();
+        self.match_into(request, &mut matched)?;
+        Ok(matched)
+    }
+
+    /// Prices a matched request at the present load plus what waits ahead of it. One cost per candidate.
+    ///
+    /// `matched` must be of the present [`Router::generation`].
+    pub fn quote(&mut self, matched: &Matched, ahead: &Ahead, now_s: f64) -> &[f64] {
+        debug_assert_eq!(
+            matched.generation, self.generation,
+            "a match must be of this generation"
+        );
+        self.price(matched, Some(ahead), now_s);
+        &self.columns.costs
+    }
+
+    /// Counts changes of the set of candidates: a [`Matched`] is good for one.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Dense positions in use are below this.
+    pub const fn positions(&self) -> usize {
+        self.slots
+    }
+
+    /// How full the worker at a dense position is; `None` where there is none that takes requests.
+    pub fn pressure(&self, worker: WorkerId) -> Option<Pressure> {
+        let state = self.workers.get(&worker).filter(|state| state.available)?;
+        let slot = state.slot.index();
+        Some(Pressure {
+            backlog_s: self.ledger.backlog_s(state.slot),
+            requests: self.load.active_requests[slot],
+            active_blocks: self.load.decode_blocks[slot],
+            total_blocks: state.spec.total_kv_blocks,
+            max_num_seqs: state.spec.max_num_seqs,
+        })
+    }
+
+    /// Prefill seconds of `work` on the worker at a dense position, by its learned curve.
+    pub fn prefill_s(&self, position: usize, work: Work) -> f64 {
+        self.ledger
+            .curves()
+            .of(position)
+            .prefill_s(work.new_tokens, work.cached_tokens)
+    }
+
+    /// Mean tokens of an answer so far.
+    pub const fn mean_output_tokens(&self) -> f64 {
+        self.ledger.mean_output_tokens()
+    }
+
+    /// The learned latency curves of every worker.
+    pub fn curves(&self) -> Vec<CurveView> {
+        self.ledger.curves().views(self.placed()).collect()
+    }
+
+    /// Everything learned of latency, for a file.
+    pub fn curve_record(&self) -> FleetRecord {
+        self.ledger.curves().record(self.placed())
+    }
+
+    /// Takes over learned curves; how many workers were known.
+    pub fn restore_curves(&mut self, record: &FleetRecord) -> Result<usize, Error> {
+        let workers = &self.workers;
+        let position = |worker| workers.get(&worker).map(|state| state.slot.index());
+        self.ledger.curves_mut().restore(record, position)
+    }
+
+    /// The curves, to teach them from engine metrics; with the dense position of `worker`.
+    pub fn teach(&mut self, worker: WorkerId) -> Option<(&mut FleetCurves, usize)> {
+        let position = self.workers.get(&worker)?.slot.index();
+        Some((self.ledger.curves_mut(), position))
+    }
+
+    fn placed(&self) -> impl Iterator<Item = (WorkerId, usize)> + '_ {
+        self.workers
+            .iter()
+            .map(|(&worker, state)| (worker, state.slot.index()))
+    }
+
+    fn price(&mut self, matched: &Matched, ahead: Option<&Ahead>, now_s: f64) {
+        let block_tokens = f64::from(self.config.block_size);
+        let output_tokens = match matched.expected_output_tokens {
+            _ if !self.config.tracks_decode => 0.0,
+            Some(tokens) => f64::from(tokens),
+            None => self.ledger.mean_output_tokens(),
+        };
+        let columns = &mut self.columns;
+        columns.clear();
+        for (i, &slot) in matched.slots.iter().enumerate() {
+            let at = slot.index();
+            let held = self.load.decode_blocks[at];
+            columns.decode_blocks.push(held);
+            let (mut tokens, mut requests) = (self.load.prefill_tokens[at], self.load.active_requests[at]);
+            if let Some(ahead) = ahead {
+                tokens += ahead.tokens[at];
+                requests += ahead.requests[at];
+            }
+            columns.prefill_tokens.push(tokens);
+            columns.active_requests.push(requests);
+            if self.policy.wants_seconds() {
+                let kv = held as f64 * block_tokens;
+                let with = kv + matched.new_blocks(i) as f64 * block_tokens;
+                let mut seconds =
+                    self.ledger
+                        .seconds(slot, matched.work[i], (kv, with), output_tokens, now_s);
+                if let Some(ahead) = ahead {
+                    seconds.wait_s += ahead.prefill_s[at];
+                    seconds.requests += f64::from(ahead.requests[at]);
+                }
+                columns.seconds.push(seconds);
+            }
+        }
+        columns.costs.resize(matched.slots.len(), 0.0);
+        let view = View {
+            block_size: self.config.block_size,
+            input_tokens: matched.input_tokens,
+            request_blocks: matched.request_blocks,
+            expected_output_tokens: matched.expected_output_tokens,
+            tracks_prefill: self.config.tracks_prefill,
+            turn: self.counters.routed,
+            prefix_key: matched.prefix_key,
+            workers: &matched.workers,
+            device_blocks: &matched.device_blocks,
+            host_blocks: &matched.host_blocks,
+            disk_blocks: &matched.disk_blocks,
+            prefill_tokens: &columns.prefill_tokens,
+            decode_blocks: &columns.decode_blocks,
+            shared_blocks: &matched.shared_blocks,
+            active_requests: &columns.active_requests,
+            output_tokens,
+            seconds: &columns.seconds,
+        };
+        self.policy.price(&view, &mut self.rng, &mut columns.costs);
     }
 
     fn check_booking(&mut self, request: &RouteRequest<'_>, now_s: f64) -> Result<(), Error> {
@@ -430,30 +668,33 @@ impl Router {
         Ok(())
     }
 
-    fn gather(&mut self, request: &RouteRequest<'_>, overlaps: &[TierOverlap]) -> Result<(), Error> {
+    fn match_into(&self, request: &RouteRequest<'_>, matched: &mut Matched) -> Result<(), Error> {
+        let overlaps = self.index.find_matches(request.local_hashes, self.slots);
         let chain = sequence_hashes(request.local_hashes);
-        let columns = &mut self.columns;
-        columns.clear();
+        matched.clear();
+        matched.input_tokens = request.input_tokens;
+        matched.request_blocks = request.local_hashes.len() as u32;
+        matched.expected_output_tokens = request.expected_output_tokens;
+        matched.prefix_key = request.local_hashes.first().map_or(0, |hash| hash.0);
+        matched.generation = self.generation;
         let mut available = 0;
         for (&worker, state) in self.workers.iter().filter(|(_, state)| state.available) {
             available += 1;
             if request.allowed.is_some_and(|allowed| !allowed.contains(&worker)) {
                 continue;
             }
-            let slot = state.slot.index();
-            columns.workers.push(worker);
-            columns.slots.push(state.slot);
-            columns.device_blocks.push(overlaps[slot][0]);
-            columns.host_blocks.push(overlaps[slot][1]);
-            columns.disk_blocks.push(overlaps[slot][2]);
-            columns.prefill_tokens.push(self.load.prefill_tokens[slot]);
-            columns.decode_blocks.push(self.load.decode_blocks[slot]);
-            columns
+            let overlap = overlaps[state.slot.index()];
+            matched.workers.push(worker);
+            matched.slots.push(state.slot);
+            matched.device_blocks.push(overlap[0]);
+            matched.host_blocks.push(overlap[1]);
+            matched.disk_blocks.push(overlap[2]);
+            matched
                 .shared_blocks
                 .push(self.load.shared_blocks(state.slot, &chain));
-            columns.active_requests.push(self.load.active_requests[slot]);
+            matched.work.push(self.work(request, overlap));
         }
-        if columns.workers.is_empty() {
+        if matched.workers.is_empty() {
             return Err(Error::NoWorker {
                 registered: self.workers.len(),
                 available,
@@ -463,30 +704,36 @@ impl Router {
         Ok(())
     }
 
-    fn open(&mut self, request: &RouteRequest<'_>, slot: Slot, overlap: TierOverlap, now_s: f64) {
+    fn open(&mut self, request: &RouteRequest<'_>, slot: Slot, work: Work, now_s: f64) {
         let Some(id) = request.request_id else {
             return;
         };
-        let uncached = if self.config.tracks_prefill {
-            self.uncached_tokens(request, overlap)
-        } else {
-            0
-        };
-        self.load.book(
-            id,
-            slot,
-            uncached,
-            request.local_hashes,
-            now_s + self.config.booking_ttl_s,
-        );
+        let expires_at_s = now_s + self.config.booking_ttl_s;
+        self.load
+            .book(id, slot, work.new_tokens, request.local_hashes, expires_at_s);
+        self.ledger
+            .book(id, slot, work, self.kv_tokens(slot), (now_s, expires_at_s));
         self.counters.booked += 1;
     }
 
-    fn uncached_tokens(&self, request: &RouteRequest<'_>, [device, host, disk]: TierOverlap) -> u64 {
+    fn kv_tokens(&self, slot: Slot) -> f64 {
+        self.load.decode_blocks[slot.index()] as f64 * f64::from(self.config.block_size)
+    }
+
+    /// What a worker with `overlap` would compute of a prompt, and what it would find; nothing in a pool that does not
+    /// prefill.
+    fn work(&self, request: &RouteRequest<'_>, [device, host, disk]: TierOverlap) -> Work {
+        if !self.config.tracks_prefill {
+            return Work::default();
+        }
         let [host_weight, disk_weight] = self.config.reuse_weights;
         let cached_blocks = f64::from(device) + f64::from(host) * host_weight + f64::from(disk) * disk_weight;
         let cached_tokens = (cached_blocks * f64::from(self.config.block_size)).round() as u64;
-        u64::from(request.input_tokens).saturating_sub(cached_tokens)
+        let input_tokens = u64::from(request.input_tokens);
+        Work {
+            new_tokens: input_tokens.saturating_sub(cached_tokens),
+            cached_tokens: cached_tokens.min(input_tokens),
+        }
     }
 
     /// Book a placement that somebody else made. The request must have an id.
@@ -506,22 +753,34 @@ impl Router {
         }
         self.check_booking(request, now_s)?;
         let overlap = self.index.find_matches(request.local_hashes, self.slots)[slot.index()];
-        self.open(request, slot, overlap, now_s);
+        let work = self.work(request, overlap);
+        self.open(request, slot, work, now_s);
         Ok(())
     }
 
     /// The first token of a request is out. Its worker. Twice is harmless.
-    pub fn prefill_done(&mut self, request: RequestId, _now_s: f64) -> Result<WorkerId, Error> {
+    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
         let slot = self
             .load
             .prefill_done(request)
             .ok_or(Error::UnknownRequest(request))?;
+        self.ledger.prefill_done(request, now_s);
         Ok(self.worker_at(slot))
     }
 
     /// The request ended, well or not. Its worker.
-    pub fn release(&mut self, request: RequestId, _now_s: f64) -> Result<WorkerId, Error> {
+    pub fn release(&mut self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
+        self.finish(request, Outcome::default(), now_s)
+    }
+
+    /// As [`Router::release`], with what the request told: the latency curves learn from it.
+    pub fn finish(&mut self, request: RequestId, outcome: Outcome, now_s: f64) -> Result<WorkerId, Error> {
         let slot = self.load.release(request).ok_or(Error::UnknownRequest(request))?;
+        if !self.config.tracks_decode {
+            // Where nothing is decoded the end is the first token.
+            self.ledger.prefill_done(request, now_s);
+        }
+        self.ledger.release(request, self.kv_tokens(slot), outcome, now_s);
         self.counters.released += 1;
         Ok(self.worker_at(slot))
     }
@@ -534,6 +793,7 @@ impl Router {
     /// End the bookings that outlived their time; how many.
     pub fn expire(&mut self, now_s: f64) -> usize {
         let expired = self.load.expire(now_s);
+        self.ledger.expire(now_s);
         self.counters.expired += expired as u64;
         expired
     }

@@ -137,7 +137,7 @@ fn clock_recovers_service_times_from_a_queue() {
         first_tokens.push((now_s, free_at_s, new));
     }
     for (sent_s, done_s, new) in first_tokens {
-        fleet.first_token(0, (sent_s, done_s), (new, 0));
+        fleet.first_token(0, (sent_s, done_s), (new, 0), 0.0);
     }
     let error = prefill_error(fleet.of(0), 1.5);
     println!("from first tokens behind a queue: error {:.1} %", 100.0 * error);
@@ -205,7 +205,7 @@ fn an_outcome_costs_less_than_a_microsecond() {
     let start = std::time::Instant::now();
     for i in 0..n {
         let at_s = f64::from(i) * 0.1;
-        fleet.first_token(0, (at_s, at_s + 0.05), (1000 + u64::from(i % 977), 64));
+        fleet.first_token(0, (at_s, at_s + 0.05), (1000 + u64::from(i % 977), 64), 0.0);
         fleet.step(0, (8.0, 4e4), 0.01);
     }
     let each_ns = start.elapsed().as_nanos() as f64 / f64::from(n);

@@ -21,18 +21,30 @@ pub struct ServiceClock {
 struct Pass {
     start_s: f64,
     end_s: f64,
+    /// Seconds of it that went to others' decode steps.
+    shared_s: f64,
     work: PrefillWork,
 }
 
+/// Of a pass at least this share is prefill.
+const MIN_SHARE: f64 = 0.3;
+
 impl ServiceClock {
-    /// Notes a first token; returns the pass that it shows to be over, with its seconds.
-    pub fn first_token(&mut self, sent_s: f64, now_s: f64, work: PrefillWork) -> Option<(PrefillWork, f64)> {
+    /// Notes a first token; returns the pass that it shows to be over, with its prefill seconds. `shared_s` went to decode
+    /// steps of others in the same passes.
+    pub fn first_token(
+        &mut self,
+        (sent_s, now_s): (f64, f64),
+        work: PrefillWork,
+        shared_s: f64,
+    ) -> Option<(PrefillWork, f64)> {
         if let Some(pass) = &mut self.pass
             && now_s - pass.end_s < SAME_PASS_S
         {
             pass.work.add(&work);
             pass.end_s = pass.end_s.max(now_s);
             pass.start_s = pass.start_s.min(sent_s.max(self.last_end_s));
+            pass.shared_s = pass.shared_s.max(shared_s);
             return None;
         }
         let over = self.pass.take();
@@ -43,8 +55,12 @@ impl ServiceClock {
         self.pass = Some(Pass {
             start_s,
             end_s: now_s,
+            shared_s,
             work,
         });
-        over.map(|pass| (pass.work, pass.end_s - pass.start_s))
+        over.map(|pass| {
+            let whole_s = pass.end_s - pass.start_s;
+            (pass.work, (whole_s - pass.shared_s).max(MIN_SHARE * whole_s))
+        })
     }
 }

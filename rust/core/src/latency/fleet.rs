@@ -93,18 +93,20 @@ impl FleetCurves {
         &self.fleet
     }
 
-    /// Learns from a first token: sent at `sent_s`, come at `now_s`, after `new_tokens` behind `cached_tokens`.
+    /// Learns from a first token: sent at `sent_s`, come at `now_s`, after `new_tokens` behind `cached_tokens`;
+    /// `shared_s` of the time went to decode steps in the same passes.
     pub fn first_token(
         &mut self,
         position: usize,
         (sent_s, now_s): (f64, f64),
         (new_tokens, cached_tokens): (u64, u64),
+        shared_s: f64,
     ) {
         let Some(Some((curves, clock))) = self.workers.get_mut(position) else {
             return;
         };
         let work = PrefillWork::of(new_tokens, cached_tokens);
-        if let Some((work, seconds)) = clock.first_token(sent_s, now_s, work) {
+        if let Some((work, seconds)) = clock.first_token((sent_s, now_s), work, shared_s) {
             curves.observe_prefill(&work, seconds);
             self.fleet.observe_prefill(&work, seconds);
         }

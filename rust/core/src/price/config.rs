@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Dynamo, DynamoConfig, LeastLoaded, Policy, PowerOfTwo, RoundRobin};
+use super::{Dynamo, DynamoConfig, LeastLoaded, Objective, Policy, PowerOfTwo, RoundRobin, Toll};
 use crate::error::Error;
 
 /// A policy and its parameters. [`PolicyConfig::build`] validates them.
@@ -21,6 +21,8 @@ pub enum PolicyConfig {
     PowerOfTwo,
     /// See [`Dynamo`].
     Dynamo(DynamoConfig),
+    /// See [`Toll`].
+    Toll(Objective),
 }
 
 #[derive(Deserialize)]
@@ -29,7 +31,8 @@ struct NoParameters {}
 
 impl PolicyConfig {
     /// Every name that [`PolicyConfig::from_name`] knows.
-    pub const NAMES: &'static [&'static str] = &["round_robin", "least_loaded", "power_of_two", "dynamo"];
+    pub const NAMES: &'static [&'static str] =
+        &["round_robin", "least_loaded", "power_of_two", "dynamo", "toll"];
 
     /// The policy `name` with `parameters` by their names; those not given have their defaults, unknown ones are refused.
     pub fn from_name(name: &str, parameters: &Map<String, Value>) -> Result<Self, Error> {
@@ -39,6 +42,7 @@ impl PolicyConfig {
             "least_loaded" => none(Self::LeastLoaded)?,
             "power_of_two" => none(Self::PowerOfTwo)?,
             "dynamo" => Self::Dynamo(read(name, parameters)?),
+            "toll" => Self::Toll(read(name, parameters)?),
             _ => return Err(Error::UnknownPolicy { got: name.to_owned() }),
         };
         config.build()?;
@@ -52,6 +56,7 @@ impl PolicyConfig {
             Self::LeastLoaded => Box::new(LeastLoaded),
             Self::PowerOfTwo => Box::new(PowerOfTwo),
             Self::Dynamo(config) => Box::new(Dynamo::new(config.clone())?),
+            Self::Toll(objective) => Box::new(Toll::new(objective)?),
         })
     }
 }

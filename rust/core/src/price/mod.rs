@@ -3,15 +3,20 @@
 mod config;
 mod dynamo;
 mod least_loaded;
+mod objective;
 mod power_of_two;
 mod round_robin;
+pub mod toll;
 
 pub use config::PolicyConfig;
 pub use dynamo::{Dynamo, DynamoConfig};
 pub use least_loaded::LeastLoaded;
+pub use objective::{Objective, TollWeights};
 pub use power_of_two::PowerOfTwo;
 pub use round_robin::RoundRobin;
+pub use toll::Toll;
 
+use crate::ledger::Seconds;
 use crate::rng::Rng;
 use crate::worker::WorkerId;
 
@@ -48,6 +53,10 @@ pub struct View<'a> {
     pub shared_blocks: &'a [u32],
     /// Requests in flight.
     pub active_requests: &'a [u32],
+    /// Expected tokens of the answer: what the request says, else the running mean; 0 in a pool that does not decode.
+    pub output_tokens: f64,
+    /// The candidates in seconds; empty unless the policy [wants](Policy::wants_seconds) them.
+    pub seconds: &'a [Seconds],
 }
 
 impl View<'_> {
@@ -80,6 +89,11 @@ pub trait Policy: Send + Sync {
 
     /// Write the cost of every candidate; lower is better, infinite is never chosen.
     fn price(&self, view: &View<'_>, rng: &mut Rng, costs: &mut [f64]);
+
+    /// Whether [`View::seconds`] must be filled.
+    fn wants_seconds(&self) -> bool {
+        false
+    }
 
     /// Temperature of the pick: 0 takes the lowest cost. See [`crate::pick::pick`].
     fn temperature(&self) -> f64 {

@@ -397,9 +397,14 @@ impl<'a> Fleet<'a> {
                 }
                 Signal::First(_) => {}
                 Signal::Done(request) => {
+                    let output = self.desk.workload.output_tokens[request as usize];
+                    let told = crate::ledger::Outcome {
+                        output_tokens: Some(output),
+                        cached_tokens: None,
+                    };
                     self.pools[at]
                         .router
-                        .release(request_id(request), now_s)
+                        .finish(request_id(request), told, now_s)
                         .map_err(refused("a release"))?;
                     if role == Role::Prefill {
                         self.hand_over(request, worker as usize)?;

@@ -1,0 +1,376 @@
+//! The books in seconds: what each worker owes to the requests in flight, and what arrives.
+//!
+//! Where [`crate::load`] counts tokens and blocks for every price, the ledger counts time for the prices and queues that
+//! think in seconds. Stands between `outcome in ─▶ learn curves` and `match ─▶ price`: bookings, first tokens and ends go
+//! in; [`Ledger::seconds`] gives one [`Seconds`] per candidate, and every finished request teaches the curves. Bounded by
+//! the router's own bookings and their expiry; O(1) per call but for [`Ledger::remove_worker`].
+
+mod rates;
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+
+pub use rates::{Rate, RunningMean};
+
+use crate::index::Slot;
+use crate::latency::{FleetCurves, Learning, Prior, WorkerCurves};
+use crate::router::RequestId;
+use crate::worker::WorkerSpec;
+
+/// What a finished request tells beyond its times. Both may be unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Tokens of the answer.
+    pub output_tokens: Option<u32>,
+    /// Prompt tokens that the engine found in its cache.
+    pub cached_tokens: Option<u32>,
+}
+
+/// What is booked: the tokens of one request on its worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Prompt tokens to compute.
+    pub new_tokens: u64,
+    /// Prompt tokens in the worker's cache.
+    pub cached_tokens: u64,
+}
+
+/// One candidate, in seconds, for one request. See `docs/pricing.md` for the price that is made of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Seconds {
+    /// Prefill of this request there, alone.
+    pub prefill_s: f64,
+    /// Prefill in flight ahead of its first token.
+    pub wait_s: f64,
+    /// A decode step now.
+    pub step_s: f64,
+    /// A decode step with this request in the batch.
+    pub step_with_s: f64,
+    /// A full prefill chunk.
+    pub chunk_s: f64,
+    /// Until enough KV blocks are free.
+    pub memory_wait_s: f64,
+    /// KV-memory time that this request takes: its share of the memory × the time it stays.
+    pub footprint_s: f64,
+    /// Arrivals per second, 0.7 of the fleet's mean and 0.3 of its own.
+    pub arrivals_per_s: f64,
+    /// Prefill seconds that arrive per second, in the same mixture; below 1.
+    pub utilisation: f64,
+    /// Requests in flight, as a number that a queue may add to.
+    pub requests: f64,
+    /// Seconds to compute one evicted token again.
+    pub token_s: f64,
+    /// Tokens that its new blocks push out.
+    pub evicted_tokens: f64,
+    /// Moving its KV cache here from another pool.
+    pub transfer_s: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    slot: Slot,
+    work: Work,
+    prefill_s: f64,
+    sent_s: f64,
+    /// Time and the worker's running sums at the first token.
+    first: Option<(f64, Sums)>,
+}
+
+/// Integrals over time of a worker's decode load, and the prefill seconds it has finished.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    batch: f64,
+    kv_tokens: f64,
+    prefill_s: f64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Account {
+    /// Prefill seconds before first token.
+    prefill_s: f64,
+    requests: u32,
+    decoding: u32,
+    kv_tokens: f64,
+    at_s: f64,
+    sums: Sums,
+    arrivals: Rate,
+    prefill: Rate,
+    kv_capacity_tokens: f64,
+    chunk_tokens: u64,
+}
+
+impl Account {
+    fn advance(&mut self, now_s: f64) {
+        let span_s = (now_s - self.at_s).max(0.0);
+        self.sums.batch += span_s * f64::from(self.decoding);
+        self.sums.kv_tokens += span_s * self.kv_tokens;
+        self.at_s = self.at_s.max(now_s);
+    }
+}
+
+/// Share of a worker's own rate in the mixture with the fleet's mean.
+const OWN_SHARE: f64 = 0.3;
+/// Utilisation is taken to be no higher: the busy period stays finite.
+const MAX_UTILISATION: f64 = 0.95;
+/// Tokens in a prefill chunk where the worker does not say.
+const DEFAULT_CHUNK_TOKENS: u64 = 8192;
+/// Answer length before any was seen, tokens.
+const GUESSED_OUTPUT_TOKENS: f64 = 256.0;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    curves: FleetCurves,
+    accounts: Vec<Account>,
+    live: usize,
+    entries: FxHashMap<RequestId, Entry>,
+    /// In order of expiry, since every booking lives equally long.
+    expiry: VecDeque<(f64, RequestId)>,
+    output_tokens: RunningMean,
+    arrivals: Rate,
+    prefill: Rate,
+}
+
+impl Ledger {
+    /// Empty books over curves that start at `prior`.
+    pub fn new(prior: &Prior, learning: Learning) -> Self {
+        Self {
+            curves: FleetCurves::new(prior, learning),
+            accounts: Vec::new(),
+            live: 0,
+            entries: FxHashMap::default(),
+            expiry: VecDeque::new(),
+            output_tokens: RunningMean::new(GUESSED_OUTPUT_TOKENS),
+            arrivals: Rate::default(),
+            prefill: Rate::default(),
+        }
+    }
+
+    /// Opens the account of a worker that joined.
+    pub fn add_worker(&mut self, slot: Slot, spec: &WorkerSpec, block_size: u32) {
+        if self.accounts.len() <= slot.index() {
+            self.accounts.resize_with(slot.index() + 1, Account::default);
+        }
+        self.accounts[slot.index()] = Account {
+            kv_capacity_tokens: spec
+                .total_kv_blocks
+                .map_or(f64::INFINITY, |blocks| blocks as f64 * f64::from(block_size)),
+            chunk_tokens: spec
+                .max_num_batched_tokens
+                .map_or(DEFAULT_CHUNK_TOKENS, u64::from)
+                .max(1),
+            ..Account::default()
+        };
+        self.curves.add(slot.index());
+        self.live += 1;
+    }
+
+    /// Closes an account with its entries. O(entries).
+    pub fn remove_worker(&mut self, slot: Slot) {
+        self.entries.retain(|_, entry| entry.slot != slot);
+        self.accounts[slot.index()] = Account::default();
+        self.curves.remove(slot.index());
+        self.live -= 1;
+    }
+
+    /// The learned curves.
+    pub const fn curves(&self) -> &FleetCurves {
+        &self.curves
+    }
+
+    /// The learned curves, to teach them from other sources or restore them.
+    pub const fn curves_mut(&mut self) -> &mut FleetCurves {
+        &mut self.curves
+    }
+
+    /// Mean tokens of an answer so far.
+    pub const fn mean_output_tokens(&self) -> f64 {
+        self.output_tokens.value()
+    }
+
+    /// Prefill seconds in flight on a worker.
+    pub fn backlog_s(&self, slot: Slot) -> f64 {
+        self.accounts[slot.index()].prefill_s
+    }
+
+    /// A request was placed; `kv_tokens` is the worker's distinct prompt tokens in flight with it. A second booking of
+    /// the same request is ignored.
+    pub fn book(&mut self, request: RequestId, slot: Slot, work: Work, kv_tokens: f64, times: (f64, f64)) {
+        let (now_s, expires_at_s) = times;
+        if self.entries.contains_key(&request) {
+            return;
+        }
+        let prefill_s = self
+            .curves
+            .of(slot.index())
+            .prefill_s(work.new_tokens, work.cached_tokens);
+        let account = &mut self.accounts[slot.index()];
+        account.advance(now_s);
+        account.prefill_s += prefill_s;
+        account.requests += 1;
+        account.kv_tokens = kv_tokens;
+        account.arrivals.add(1.0, now_s);
+        account.prefill.add(prefill_s, now_s);
+        self.arrivals.add(1.0, now_s);
+        self.prefill.add(prefill_s, now_s);
+        let entry = Entry {
+            slot,
+            work,
+            prefill_s,
+            sent_s: now_s,
+            first: None,
+        };
+        self.entries.insert(request, entry);
+        self.expiry.push_back((expires_at_s, request));
+    }
+
+    /// The first token of a request came: its prefill no longer waits, and the prefill curve learns.
+    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) {
+        let Some(entry) = self
+            .entries
+            .get_mut(&request)
+            .filter(|entry| entry.first.is_none())
+        else {
+            return;
+        };
+        let account = &mut self.accounts[entry.slot.index()];
+        account.advance(now_s);
+        account.prefill_s = (account.prefill_s - entry.prefill_s).max(0.0);
+        account.sums.prefill_s += entry.prefill_s;
+        let memory_full = account.kv_tokens > account.kv_capacity_tokens;
+        let (batch, kv_tokens) = (f64::from(account.decoding), account.kv_tokens);
+        account.decoding += 1;
+        entry.first = Some((now_s, account.sums));
+        // While KV blocks are short a prompt waits for them, which says nothing of prefill.
+        if memory_full || entry.work.new_tokens == 0 {
+            return;
+        }
+        let slot = entry.slot.index();
+        let curves = self.curves.of(slot);
+        // Every chunk of a prompt shares its pass with one decode step of the batch.
+        let chunks = entry.work.new_tokens.div_ceil(account.chunk_tokens) as f64;
+        let shared_s = if batch > 0.0 {
+            chunks * curves.step_s(batch, kv_tokens)
+        } else {
+            0.0
+        };
+        let work = (entry.work.new_tokens, entry.work.cached_tokens);
+        self.curves
+            .first_token(slot, (entry.sent_s, now_s), work, shared_s);
+    }
+
+    /// A request ended; `kv_tokens` is the worker's distinct prompt tokens in flight without it. The step curve learns
+    /// when the answer's length is known.
+    pub fn release(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
+        let Some(entry) = self.entries.remove(&request) else {
+            return;
+        };
+        let account = &mut self.accounts[entry.slot.index()];
+        account.advance(now_s);
+        account.requests = account.requests.saturating_sub(1);
+        account.kv_tokens = kv_tokens;
+        if let Some(tokens) = outcome.output_tokens {
+            self.output_tokens.add(f64::from(tokens));
+        }
+        let Some((first_s, at_first)) = entry.first else {
+            account.prefill_s = (account.prefill_s - entry.prefill_s).max(0.0);
+            return;
+        };
+        account.decoding = account.decoding.saturating_sub(1);
+        let span_s = now_s - first_s;
+        let Some(gaps) = outcome
+            .output_tokens
+            .map(|tokens| tokens.saturating_sub(1))
+            .filter(|&n| n >= 4)
+        else {
+            return;
+        };
+        if span_s <= 0.0 {
+            return;
+        }
+        // Prompts that were computed meanwhile held this answer up; what is left is decoding.
+        let stalled_s = (account.sums.prefill_s - at_first.prefill_s).min(0.8 * span_s);
+        let batch = (account.sums.batch - at_first.batch) / span_s;
+        let written = 0.5 * self.output_tokens.value() * batch;
+        let kv_mean = (account.sums.kv_tokens - at_first.kv_tokens) / span_s + written;
+        let step_s = (span_s - stalled_s) / f64::from(gaps);
+        self.curves.step(entry.slot.index(), (batch, kv_mean), step_s);
+    }
+
+    /// Drops entries whose booking expired at or before `now_s`.
+    pub fn expire(&mut self, now_s: f64) {
+        while self.expiry.front().is_some_and(|&(at_s, _)| at_s <= now_s) {
+            if let Some((_, request)) = self.expiry.pop_front()
+                && let Some(entry) = self.entries.get(&request)
+            {
+                let kv_tokens = self.accounts[entry.slot.index()].kv_tokens;
+                self.release(request, kv_tokens, Outcome::default(), now_s);
+            }
+        }
+    }
+
+    /// Entries whose request has not ended.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// One candidate in seconds. `kv_tokens` is what the worker would have in flight with the request (distinct prompt
+    /// tokens), `output_tokens` the expected answer. O(1).
+    pub fn seconds(
+        &self,
+        slot: Slot,
+        work: Work,
+        (kv_tokens_before, kv_tokens_with): (f64, f64),
+        output_tokens: f64,
+        now_s: f64,
+    ) -> Seconds {
+        let account = &self.accounts[slot.index()];
+        let curves = self.curves.of(slot.index());
+        let batch = f64::from(account.requests);
+        let written = 0.5 * self.output_tokens.value() * batch;
+        let prefill_s = curves.prefill_s(work.new_tokens, work.cached_tokens);
+        let step_s = curves.step_s(batch, kv_tokens_before + written);
+        let step_with_s = curves.step_s(batch + 1.0, kv_tokens_with + written);
+        let stay_s = account.prefill_s + prefill_s + output_tokens * step_with_s;
+        let own_tokens = (kv_tokens_with - kv_tokens_before) + output_tokens;
+        let capacity = account.kv_capacity_tokens;
+        // Memory as a server: it hands back `capacity` tokens per stay.
+        let footprint_s = own_tokens / capacity * stay_s;
+        let short = (kv_tokens_before + written + own_tokens - capacity).max(0.0);
+        let memory_wait_s = if short > 0.0 {
+            short / capacity * stay_s
+        } else {
+            0.0
+        };
+        let share = 1.0 / self.live.max(1) as f64;
+        let mix = |own: &Rate, all: &Rate| {
+            OWN_SHARE * own.per_s(now_s) + (1.0 - OWN_SHARE) * share * all.per_s(now_s)
+        };
+        Seconds {
+            prefill_s,
+            wait_s: account.prefill_s,
+            step_s,
+            step_with_s,
+            chunk_s: curves.prefill_s(account.chunk_tokens, 0),
+            memory_wait_s,
+            footprint_s,
+            arrivals_per_s: mix(&account.arrivals, &self.arrivals),
+            utilisation: mix(&account.prefill, &self.prefill).min(MAX_UTILISATION),
+            requests: batch,
+            token_s: marginal_token_s(curves, account.chunk_tokens),
+            evicted_tokens: 0.0,
+            transfer_s: 0.0,
+        }
+    }
+}
+
+/// Seconds per token in a full chunk.
+fn marginal_token_s(curves: &WorkerCurves, chunk_tokens: u64) -> f64 {
+    curves.prefill_s(chunk_tokens, 0) / chunk_tokens as f64
+}

@@ -1,0 +1,103 @@
+//! The toll: one price in seconds. Each request pays its own time and the delay that it causes to others (Pigou).
+//!
+//! With `u` uncached tokens, `s` their prefill seconds, `W` the prefill seconds ahead, `n` the requests in flight, `Ō` the
+//! expected answer, all of one candidate and from its learned curves:
+//!
+//! ```text
+//! price = own · [(W + s)·(1 + step/chunk) + transfer]           own first token            [`own_first_token_s`]
+//!       + decode · Ō·step_with                                   own decode                 [`own_decode_s`]
+//!       + stall · s·n                                            those in flight wait       [`stall_s`]
+//!       + busy · s·λ·(W + M + s)/(1 − ρ)                         those who will arrive      [`busy_period_s`]
+//!       + memory · [M + f·λ·(M + f)/(1 − max(ρ, 0.9))]           KV blocks                  [`memory_s`]
+//!       + eviction · evicted·token                               what its blocks push out   [`eviction_s`]
+//! ```
+//!
+//! Every term is ≥ 0, in seconds, and a function of one candidate alone, so it can be tested and explained alone. On an
+//! idle fleet all but the first two vanish and this is cache affinity; the busier, the more it avoids congestion. No
+//! threshold, no switch, no noise. Only the weights come from the user's [`Objective`](super::Objective). Source: the
+//! prototype study behind `docs/pricing.md`.
+
+use super::objective::{Objective, TollWeights};
+use super::{Policy, View};
+use crate::error::Error;
+use crate::ledger::Seconds;
+use crate::rng::Rng;
+
+/// (W + s)·(1 + step/chunk) + transfer: seconds to the own first token. The factor is the decode step that every
+/// prefill chunk shares its pass with.
+pub fn own_first_token_s(c: &Seconds) -> f64 {
+    let shared = if c.chunk_s > 0.0 && c.requests > 0.0 {
+        c.step_s / c.chunk_s
+    } else {
+        0.0
+    };
+    (c.wait_s + c.prefill_s) * (1.0 + shared) + c.transfer_s
+}
+
+/// `Ō·step_with`: seconds of the own decode at the load with this request in the batch.
+pub fn own_decode_s(c: &Seconds, output_tokens: f64) -> f64 {
+    output_tokens * c.step_with_s
+}
+
+/// s·n: every request in flight there is held up by this prefill.
+pub fn stall_s(c: &Seconds) -> f64 {
+    c.prefill_s * c.requests
+}
+
+/// s·λ·(W + M + s)/(1 − ρ): s seconds for each of the requests expected to arrive before the backlog is gone.
+pub fn busy_period_s(c: &Seconds) -> f64 {
+    let backlog_s = c.wait_s + c.memory_wait_s + c.prefill_s;
+    c.prefill_s * c.arrivals_per_s * backlog_s / (1.0 - c.utilisation)
+}
+
+/// M + f·λ·(M + f)/(1 − max(ρ, 0.9)): waiting for KV blocks, own and of those who arrive meanwhile.
+pub fn memory_s(c: &Seconds) -> f64 {
+    let (wait_s, own_s) = (c.memory_wait_s, c.footprint_s);
+    wait_s + own_s * c.arrivals_per_s * (wait_s + own_s) / (1.0 - c.utilisation.max(0.9))
+}
+
+/// evicted tokens × seconds to compute one again; weighted by how likely somebody wants them.
+pub fn eviction_s(c: &Seconds) -> f64 {
+    c.evicted_tokens * c.token_s
+}
+
+/// The price of one candidate in seconds: the weighted sum of the terms above.
+pub fn toll_s(c: &Seconds, output_tokens: f64, w: &TollWeights) -> f64 {
+    w.own * own_first_token_s(c)
+        + w.decode * own_decode_s(c, output_tokens)
+        + w.stall * stall_s(c)
+        + w.busy * busy_period_s(c)
+        + w.memory * memory_s(c)
+        + w.eviction * eviction_s(c)
+}
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub struct Toll {
+    weights: TollWeights,
+}
+
+impl Toll {
+    /// Validates the objective.
+    pub fn new(objective: &Objective) -> Result<Self, Error> {
+        Ok(Self {
+            weights: objective.weights()?,
+        })
+    }
+}
+
+impl Policy for Toll {
+    fn name(&self) -> &'static str {
+        "toll"
+    }
+
+    fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
+        for (cost, seconds) in costs.iter_mut().zip(view.seconds) {
+            *cost = toll_s(seconds, view.output_tokens, &self.weights);
+        }
+    }
+
+    fn wants_seconds(&self) -> bool {
+        true
+    }
+}

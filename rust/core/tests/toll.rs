@@ -1,0 +1,238 @@
+//! The toll's terms one by one, its objective, and the router that prices with it.
+
+use proptest::prelude::*;
+use wardrop_core::ledger::Seconds;
+use wardrop_core::price::toll::{
+    busy_period_s, eviction_s, memory_s, own_decode_s, own_first_token_s, stall_s, toll_s,
+};
+use wardrop_core::price::{Objective, TollWeights};
+use wardrop_core::{
+    EngineHash, KvEvent, LocalHash, PolicyConfig, RequestId, RouteRequest, Router, RouterConfig, StoredBlock,
+    Tier, WorkerId, WorkerSpec,
+};
+
+fn busy() -> Seconds {
+    Seconds {
+        prefill_s: 0.2,
+        wait_s: 1.0,
+        step_s: 0.01,
+        step_with_s: 0.012,
+        chunk_s: 0.25,
+        memory_wait_s: 0.5,
+        footprint_s: 0.1,
+        arrivals_per_s: 2.0,
+        utilisation: 0.6,
+        requests: 5.0,
+        token_s: 3e-5,
+        evicted_tokens: 1000.0,
+        transfer_s: 0.05,
+    }
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() < 1e-12
+}
+
+#[test]
+fn each_term_is_its_formula() {
+    let c = busy();
+    assert!(close(own_first_token_s(&c), 1.2 * 1.04 + 0.05));
+    assert!(close(own_decode_s(&c, 300.0), 3.6));
+    assert!(close(stall_s(&c), 1.0));
+    assert!(close(busy_period_s(&c), 0.2 * 2.0 * 1.7 / 0.4));
+    assert!(close(memory_s(&c), 0.5 + 0.1 * 2.0 * 0.6 / 0.1));
+    assert!(close(eviction_s(&c), 0.03));
+    let w = Objective::default().weights().unwrap();
+    let sum = w.own * own_first_token_s(&c)
+        + w.decode * own_decode_s(&c, 300.0)
+        + w.stall * stall_s(&c)
+        + w.busy * busy_period_s(&c)
+        + w.memory * memory_s(&c)
+        + w.eviction * eviction_s(&c);
+    assert!(close(toll_s(&c, 300.0, &w), sum));
+}
+
+#[test]
+fn idle_fleet_pays_no_toll() {
+    let idle = Seconds {
+        prefill_s: 0.2,
+        step_with_s: 0.01,
+        chunk_s: 0.25,
+        ..Seconds::default()
+    };
+    for term in [
+        stall_s(&idle),
+        busy_period_s(&idle),
+        memory_s(&idle),
+        eviction_s(&idle),
+    ] {
+        assert_eq!(term, 0.0);
+    }
+}
+
+#[test]
+fn objective_is_a_mixture_and_nonsense_is_refused() {
+    let of = |ttft, e2e| {
+        Objective {
+            ttft,
+            e2e,
+            ..Objective::default()
+        }
+        .weights()
+        .unwrap()
+    };
+    let (first, last, both) = (of(1.0, 0.0), of(0.0, 1.0), of(5.0, 5.0));
+    assert!(close(both.busy, f64::midpoint(first.busy, last.busy)));
+    assert!(last.busy < first.busy);
+    for bad in [
+        Objective {
+            ttft: 0.0,
+            ..Objective::default()
+        },
+        Objective {
+            itl: -1.0,
+            ..Objective::default()
+        },
+        Objective {
+            ttft: f64::NAN,
+            ..Objective::default()
+        },
+        Objective {
+            ttft_slo_s: 0.0,
+            ..Objective::default()
+        },
+    ] {
+        assert!(bad.weights().is_err(), "{bad:?}");
+    }
+    let unknown = serde_json::json!({"tail": 1.0});
+    assert!(PolicyConfig::from_name("toll", unknown.as_object().unwrap()).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn price_rises_with_load_and_falls_with_overlap(
+        s in 0.0..5.0_f64, w in 0.0..50.0_f64, n in 0.0..200.0_f64, rho in 0.0..0.95_f64,
+        lambda in 0.0..20.0_f64, more in 0.0..10.0_f64,
+    ) {
+        let weights: TollWeights = Objective::default().weights().unwrap();
+        let at = |s: f64, w: f64, n: f64| {
+            let c = Seconds { prefill_s: s, wait_s: w, requests: n, utilisation: rho, arrivals_per_s: lambda, ..busy() };
+            toll_s(&c, 300.0, &weights)
+        };
+        prop_assert!(at(s, w + more, n) >= at(s, w, n));
+        prop_assert!(at(s, w, n + more) >= at(s, w, n));
+        prop_assert!(at(s + more, w, n) >= at(s, w, n));
+        prop_assert!(at(s, w, n) >= 0.0 && at(s, w, n).is_finite());
+    }
+}
+
+fn router(workers: u64) -> Router {
+    let toll = PolicyConfig::Toll(Objective::default());
+    let mut router = Router::new(RouterConfig::new(64).with_policy(toll)).unwrap();
+    for instance in 0..workers {
+        let spec = WorkerSpec::default()
+            .with_total_kv_blocks(10_000)
+            .with_max_num_batched_tokens(8192);
+        router.add_worker(WorkerId::new(instance, 0), spec).unwrap();
+    }
+    router
+}
+
+fn hashes(from: u64, count: u64) -> Vec<LocalHash> {
+    (from..from + count).map(LocalHash).collect()
+}
+
+fn ask(hashes: &[LocalHash], id: u64) -> RouteRequest<'_> {
+    RouteRequest {
+        request_id: Some(RequestId(id)),
+        local_hashes: hashes,
+        input_tokens: hashes.len() as u32 * 64,
+        ..RouteRequest::default()
+    }
+}
+
+#[test]
+fn idle_toll_is_affinity_and_a_long_backlog_overrides_it() {
+    let mut router = router(2);
+    let prompt = hashes(1, 64);
+    let blocks = prompt
+        .iter()
+        .map(|h| StoredBlock {
+            engine_hash: EngineHash(h.0),
+            local_hash: *h,
+        })
+        .collect();
+    let hot = WorkerId::new(1, 0);
+    router
+        .apply(
+            hot,
+            &KvEvent::Stored {
+                parent: None,
+                blocks,
+                tier: Tier::Device,
+            },
+        )
+        .unwrap();
+    assert_eq!(router.route(&ask(&prompt, 1), 0.0).unwrap().worker, hot);
+
+    // Fifty cold prompts of 64 k tokens on the hot worker: its cache is no longer worth the wait.
+    for i in 0..50 {
+        let cold = hashes(1_000_000 * (i + 1), 1000);
+        router.book(&ask(&cold, 100 + i), hot, 0.1).unwrap();
+    }
+    assert_eq!(
+        router.route(&ask(&prompt, 2), 0.2).unwrap().worker,
+        WorkerId::new(0, 0)
+    );
+}
+
+#[test]
+fn slow_worker_gets_fewer_requests_once_it_is_known() {
+    let mut router = router(2);
+    let mut free_at_s = [0.0_f64; 2];
+    let mut sent = [0_u32; 2];
+    let mut ends: Vec<(f64, u64)> = Vec::new();
+    for i in 0..400_u64 {
+        let now_s = i as f64 * 0.35;
+        ends.sort_by(|a, b| a.0.total_cmp(&b.0));
+        while ends.first().is_some_and(|end| end.0 <= now_s) {
+            let (at_s, id) = ends.remove(0);
+            router.prefill_done(RequestId(id), at_s).unwrap();
+            router.release(RequestId(id), at_s).unwrap();
+        }
+        let prompt = hashes(1_000_000 * (i + 1), 128);
+        let chosen = router.route(&ask(&prompt, i), now_s).unwrap().worker.instance as usize;
+        let service_s = if chosen == 0 { 0.25 } else { 1.0 };
+        free_at_s[chosen] = free_at_s[chosen].max(now_s) + service_s;
+        ends.push((free_at_s[chosen], i));
+        if i >= 50 {
+            sent[chosen] += 1;
+        }
+    }
+    assert!(sent[0] > 10 * sent[1], "{sent:?} {:?}", router.curves());
+}
+
+#[test]
+fn ledger_is_empty_when_everything_ended_or_expired() {
+    let config = RouterConfig::new(64)
+        .with_policy(PolicyConfig::Toll(Objective::default()))
+        .with_booking_ttl_s(5.0);
+    let mut router = Router::new(config).unwrap();
+    let worker = WorkerId::new(0, 0);
+    router.add_worker(worker, WorkerSpec::default()).unwrap();
+    for i in 0..20 {
+        router
+            .route(&ask(&hashes(1000 * (i + 1), 10), i), i as f64 * 0.1)
+            .unwrap();
+    }
+    for i in 0..10 {
+        router.prefill_done(RequestId(i), 3.0).unwrap();
+        router.release(RequestId(i), 4.0).unwrap();
+    }
+    assert!(router.pressure(worker).unwrap().backlog_s > 0.0);
+    assert_eq!(router.expire(100.0), 10);
+    assert!(router.pressure(worker).unwrap().backlog_s.abs() < 1e-9);
+    assert_eq!(router.pressure(worker).unwrap().requests, 0);
+}
