@@ -1,0 +1,108 @@
+"""What is compared: each arm is a cold fleet, one frontend, and for ours the gateway before it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from wardrop.dynamo.child import Child
+from wardrop.dynamo.embedded import Fleet, FleetError, FleetSpec
+from wardrop.dynamo.ports import free_port
+
+_GATEWAY_READY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to route.
+
+    Attributes:
+        key: short name in results.
+        label: name for people.
+        frontend_mode: `--router-mode` of the frontend.
+        gateway: `wardrop dynamo` stands before it.
+    """
+
+    key: str
+    label: str
+    frontend_mode: str
+    gateway: bool
+
+
+ROUND_ROBIN = Arm("round_robin", "Dynamo, round robin", "round-robin", gateway=False)
+DYNAMO_KV = Arm("dynamo_kv", "Dynamo, KV router", "kv", gateway=False)
+WARDROP = Arm("wardrop", "Wardrop", "kv", gateway=True)
+WARDROP_DIRECT = Arm("wardrop_direct", "Wardrop, direct", "direct", gateway=True)
+ARMS = (ROUND_ROBIN, DYNAMO_KV, WARDROP)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running arm.
+
+    Attributes:
+        url: where clients send requests.
+        router_pids: processes that route: the frontend, and the gateway where there is one.
+        workers: Dynamo's instance ids by pool, in a fixed order.
+        version: Dynamo's version.
+    """
+
+    url: str
+    router_pids: tuple[int, ...]
+    workers: dict[str, list[int]]
+    version: str
+
+
+@contextlib.contextmanager
+def running(arm: Arm, spec: FleetSpec, gateway_flags: tuple[str, ...] = ()) -> Generator[Stack]:
+    """Start an arm with new, empty workers; stop and remove everything at the end.
+
+    Args:
+        arm: what to start.
+        spec: the workers.
+        gateway_flags: flags for `wardrop dynamo`, such as `("--policy", "dynamo")`.
+
+    Raises:
+        FleetError: a part did not come up; the text ends with its log.
+    """
+    with Fleet(spec) as fleet:
+        front = fleet.add_frontend(arm.frontend_mode)
+        pools: dict[str, list[int]] = {}
+        for worker in fleet.workers:
+            pools.setdefault(worker.role, []).extend(worker.instances)
+        workers = {role: sorted(instances) for role, instances in pools.items()}
+        if not arm.gateway:
+            yield Stack(front.url, (front.child.pid,), workers, fleet.version)
+            return
+        port = free_port()
+        command = [sys.executable, "-m", "wardrop", "dynamo", "--upstream", front.url]
+        command += ["--http-port", str(port), *gateway_flags]
+        gateway = Child("gateway", command, fleet.environment, fleet.home / "gateway.log")
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _await_ready(gateway, url)
+            yield Stack(url, (front.child.pid, gateway.pid), workers, fleet.version)
+        finally:
+            gateway.stop()
+
+
+def _await_ready(gateway: Child, url: str) -> None:
+    deadline_s = time.monotonic() + _GATEWAY_READY_S
+    while time.monotonic() < deadline_s:
+        if gateway.exit_code is not None:
+            raise FleetError(
+                f"`wardrop dynamo` ended with code {gateway.exit_code}; its log ends:\n"
+                f"{gateway.tail()}"
+            )
+        with contextlib.suppress(OSError, HTTPError), urlopen(f"{url}/ready", timeout=5):
+            return
+        time.sleep(0.05)
+    raise FleetError(
+        f"`wardrop dynamo` was not ready within {_GATEWAY_READY_S:g} s; its log ends:\n"
+        f"{gateway.tail()}"
+    )

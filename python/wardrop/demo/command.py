@@ -1,0 +1,296 @@
+"""`wardrop demo`: plan, run the arms one after the other, show."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from wardrop.demo.arms import ARMS, Arm, running
+from wardrop.demo.drive import Driven, Row, drive
+from wardrop.demo.figures import Curves, Figures, curves, figures
+from wardrop.demo.picture import PlotMissingError, draw_png
+from wardrop.demo.plan import MODEL, Options, Plan, make_plan, pools
+from wardrop.demo.report import html
+from wardrop.demo.table import table
+from wardrop.demo.timing import write_table
+from wardrop.dynamo.embedded import FleetError
+from wardrop.dynamo.install import DynamoMissingError
+from wardrop.dynamo.namespace import NamespaceRefusedError, enter_or_reexec
+from wardrop.workload import completion_body
+
+TITLE = "One workload, three routers"
+DEFAULT_POLICY = "dynamo"
+
+LATE_MS = 20.0
+"""Above this at p99 the driver itself was late and the comparison is marked as doubtful."""
+
+_TIMEOUT_S = 120.0
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command("demo")
+def demo(
+    workers: Annotated[int, typer.Option(help="mock workers")] = 8,
+    seconds: Annotated[float, typer.Option(help="planned length of each arm")] = 36.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="requests/s [default: 5 per worker that prefills; a trace's own]"),
+    ] = None,
+    disagg: Annotated[
+        str | None, typer.Option(help="prefill and decode workers apart, such as 2x4")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="drive the rows of a Mooncake trace (.jsonl, .gz, .zst)")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="policy of the Wardrop arm")] = DEFAULT_POLICY,
+    system_prompts: Annotated[
+        int, typer.Option(help="how many; 0 gives every conversation its own")
+    ] = 32,
+    turns: Annotated[float, typer.Option(help="mean turns of a conversation")] = 6.0,
+    seed: Annotated[int, typer.Option(help="same seed, same requests")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for picture and report")] = Path("out/demo"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="also write all figures here")
+    ] = None,
+) -> None:
+    """Drive the same traffic through Dynamo's round robin, Dynamo's KV router, and Wardrop.
+
+    Starts a real Dynamo with mock workers three times, with cold caches, in a private network, and
+    leaves a table, a picture and a report. Takes about three minutes.
+    """
+    console = Console(stderr=True)
+    try:
+        _enter_network(console)
+        with _timing_table() as timing:
+            options = Options(workers, disagg, seconds, rate, seed, trace, system_prompts, turns)
+            plan = make_plan(options, timing)
+            results = _run_arms(console, plan, policy)
+        _show(console, plan, policy, results, out, json_file)
+    except (ValueError, FleetError, DynamoMissingError, RuntimeError, OSError) as error:
+        console.print(f"wardrop: {error}", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("wardrop: interrupted; everything is stopped and removed")
+        raise typer.Exit(130) from None
+
+
+Result = tuple[Arm, Figures, Curves, str]
+"""An arm, its numbers, its curves, and Dynamo's version."""
+
+
+def _enter_network(console: Console) -> None:
+    try:
+        enter_or_reexec()
+    except NamespaceRefusedError as error:
+        console.print(f"wardrop: {error}", markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _timing_table() -> Generator[Path]:
+    with tempfile.TemporaryDirectory(prefix="wardrop-demo-") as folder:
+        yield write_table(Path(folder) / "b200.npz")
+
+
+def _run_arms(console: Console, plan: Plan, policy: str) -> list[Result]:
+    for name, value in plan.settings:
+        console.print(f"[dim]{name:>13}[/dim]  {value}", highlight=False)
+    rows: list[Row] = [
+        (turn.time_s, turn.follows, completion_body(MODEL, turn)) for turn in plan.turns
+    ]
+    results: list[Result] = []
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<20}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        console=console,
+    ) as progress:
+        tasks = [progress.add_task(arm.label, total=1, start=False, state="") for arm in ARMS]
+        for arm, task in zip(ARMS, tasks, strict=True):
+            progress.start_task(task)
+            progress.update(task, state="starting Dynamo, 0 cached blocks")
+            with running(arm, plan.spec, ("--policy", policy)) as stack:
+
+                def on_progress(now: dict[str, Any], task: Any = task) -> None:
+                    progress.update(
+                        task, completed=now["ended"], total=now["planned"], state=_state(now)
+                    )
+
+                driven = drive(
+                    f"{stack.url}/v1/completions",
+                    rows,
+                    router_pids=stack.router_pids,
+                    duration_s=4 * plan.seconds + _TIMEOUT_S,
+                    timeout_s=_TIMEOUT_S,
+                    on_progress=on_progress,
+                )
+                numbers = figures(driven, stack.workers)
+                lines = curves(driven, stack.workers)
+                results.append((arm, numbers, lines, stack.version))
+            progress.update(task, completed=1, total=1, state=_ended(driven, numbers))
+            progress.stop_task(task)
+    return results
+
+
+def _state(now: dict[str, Any]) -> str:
+    failed = now["ended"] - now["ok"]
+    parts = [f"{now['ended']:>5,}/{now['planned']:,}", f"{now['sent'] - now['ended']:>3} in flight"]
+    if now["ttft_p50_s"] is not None:
+        parts.append(
+            f"TTFT p50 {1e3 * now['ttft_p50_s']:,.0f} p95 {1e3 * now['ttft_p95_s']:,.0f} ms"
+        )
+    if failed:
+        parts.append(f"[red]{failed} failed[/red]")
+    return ", ".join(parts)
+
+
+def _ended(driven: Driven, numbers: Figures) -> str:
+    if numbers.errors:
+        return f"[red]{numbers.errors} of {numbers.requests} requests failed[/red]"
+    return f"{numbers.requests:,} requests answered"
+
+
+def _show(
+    console: Console,
+    plan: Plan,
+    policy: str,
+    results: Sequence[Result],
+    out: Path,
+    json_file: Path | None,
+) -> None:
+    labels = [arm.label for arm, *_ in results]
+    numbers = [figures for _, figures, *_ in results]
+    lines = [curves for _, _, curves, _ in results]
+    console.print()
+    Console().print(table(labels, numbers, pools(plan.spec)))
+    for doubt in doubts(labels, numbers):
+        console.print(f"[yellow]doubt:[/yellow] {doubt}", highlight=False)
+    settings = [*plan.settings, ("Wardrop's policy", policy)]
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(_as_json(settings, plan, policy, results), indent=1))
+        console.print(f"figures: {json_file}", highlight=False)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        note = f"{_lead(plan)} {_foot(results[0][3])}"
+        draw_png(out / "demo.png", labels, lines, TITLE, note)
+        page = html(
+            TITLE,
+            _lead(plan),
+            labels,
+            numbers,
+            lines,
+            pools(plan.spec),
+            settings,
+            _foot(results[0][3]),
+        )
+        (out / "demo.html").write_text(page, encoding="utf-8")
+        console.print(f"picture: {out / 'demo.png'}\nreport:  {out / 'demo.html'}", highlight=False)
+    except PlotMissingError as error:
+        console.print(f"wardrop: {error}", markup=False, highlight=False)
+
+
+def doubts(labels: Sequence[str], numbers: Sequence[Figures]) -> list[str]:
+    """What a reader must know before believing the figures; empty when all is well."""
+    found: list[str] = []
+    for label, arm in zip(labels, numbers, strict=True):
+        late_ms = max(arm.lateness_p99_ms or 0.0, arm.loop_lag_p99_ms or 0.0)
+        if late_ms > LATE_MS:
+            found.append(
+                f"{label}: the load driver itself was up to {late_ms:.0f} ms late (p99); this "
+                "machine is too busy for the rate, lower --rate"
+            )
+        if arm.errors:
+            what = {k: n for k, n in arm.outcomes.items() if k not in ("ok", "unsent")}
+            found.append(f"{label}: {arm.errors} requests failed {what}: {arm.first_error}")
+        if arm.outcomes.get("unsent"):
+            found.append(f"{label}: {arm.outcomes['unsent']} requests were never sent")
+    return found
+
+
+def _lead(plan: Plan) -> str:
+    count = plan.facts["requests"]
+    return (
+        f"The same {count:,.0f} requests, three times, each with cold caches, through a real "
+        f"Dynamo: {dict(plan.settings)['fleet']}."
+    )
+
+
+def _foot(dynamo: str) -> str:
+    return (
+        f"Wardrop {version('wardrop')}, Dynamo {dynamo}, Python {platform.python_version()}, "
+        f"{_cpu_model()}, {os.cpu_count()} cores, {datetime.now(UTC):%Y-%m-%d}."
+    )
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of a checkout that this package lies in, or None."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+        return answer.stdout.strip()
+    return None
+
+
+def _as_json(
+    settings: Sequence[tuple[str, str]], plan: Plan, policy: str, results: Sequence[Result]
+) -> dict[str, Any]:
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {
+            "wardrop": version("wardrop"),
+            "commit": _commit(),
+            "dynamo": results[0][3],
+            "python": platform.python_version(),
+        },
+        "command": sys.argv[1:],
+        "settings": dict(settings),
+        "workload": plan.facts,
+        "policy": policy,
+        "arms": {
+            arm.key: {"label": arm.label, "figures": asdict(numbers), "curves": _plain(lines)}
+            for arm, numbers, lines, _ in results
+        },
+    }
+
+
+def _plain(lines: Curves) -> dict[str, Any]:
+    """Curves as lists, rounded to what was measured; NaN becomes null."""
+    plain: dict[str, Any] = {}
+    for name, value in vars(lines).items():
+        if isinstance(value, list):
+            plain[name] = value
+        else:
+            plain[name] = json.loads(json.dumps(value.round(4).tolist()).replace("NaN", "null"))
+    return plain

@@ -1,0 +1,36 @@
+"""CPU time of processes, from /proc: user and system, with their children.
+
+The kernel counts in clock ticks (10 ms here and nearly everywhere), so a difference over a run of
+seconds is good to about 20 ms.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pids: Sequence[int]) -> float:
+    """CPU seconds that the processes, their living descendants and their reaped children used."""
+    return sum(_tree_cpu_s(pid) for pid in pids)
+
+
+def _tree_cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return 0.0
+    # Fields 14 to 17 of proc(5): utime, stime, and both of the children waited for.
+    own_s = sum(int(ticks) for ticks in fields[11:15]) * _TICK_S
+    return own_s + sum(_tree_cpu_s(child) for task in tasks for child in _children(task))
+
+
+def _children(task: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (task / "children").read_text().split()]
+    except OSError:
+        return []
