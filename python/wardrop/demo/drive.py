@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from wardrop import _core  # pyright: ignore
+from wardrop import _core
 from wardrop.demo.processes import cpu_s
 
 Row = tuple[float, int | None, bytes]
@@ -52,7 +52,7 @@ def drive(
         ValueError: rows that can not be driven.
     """
     before_s, own_before_s = cpu_s(router_pids), time.process_time()
-    run = cast(Any, _core).Drive(
+    run = _core.Drive(
         url,
         list(rows),
         duration_s=duration_s,

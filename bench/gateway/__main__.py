@@ -1,0 +1,149 @@
+"""Runs all arms, interleaved and several times over, and writes the result beside the table.
+
+    python -m bench.gateway [--rounds 5] [--arms round_robin,dynamo_kv,wardrop,wardrop_direct]
+
+Each round starts every arm anew, one after the other, so that what the machine does meanwhile falls
+on all of them. Figures are medians over rounds; extra CPU and added latency are differences to
+round robin *of the same round*, then the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.gateway.phases import PROMPT_TOKENS, SPEC, Load, check_answer, loads, run
+from bench.gateway.text import aims, table
+
+from wardrop.demo.arms import DYNAMO_KV, ROUND_ROBIN, WARDROP, WARDROP_DIRECT, Arm, running
+from wardrop.dynamo.namespace import NamespaceRefusedError, enter_or_reexec
+
+ARMS = {arm.key: arm for arm in (ROUND_ROBIN, DYNAMO_KV, WARDROP, WARDROP_DIRECT)}
+RESULT = Path(__file__).parents[1] / "results" / "gateway.json"
+
+Round = dict[str, dict[str, dict[str, float]]]
+"""Arm → phase → figures."""
+
+
+def main() -> None:
+    options = _options()
+    try:
+        enter_or_reexec()
+    except NamespaceRefusedError as error:
+        print(error, file=sys.stderr)
+    prepared = loads(options.quick)
+    arms = [ARMS[key] for key in options.arms.split(",")]
+    rounds: list[Round] = []
+    for number in range(options.rounds):
+        # Another arm first in each round: none always gets the warmest or the quietest machine.
+        order = arms[number % len(arms) :] + arms[: number % len(arms)]
+        rounds.append({arm.key: _measure(arm, prepared, number) for arm in order})
+    result = {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "python -m bench.gateway " + " ".join(sys.argv[1:]),
+        "machine": _machine(),
+        "workload": f"{PROMPT_TOKENS}-token prompts that share nothing, {SPEC.workers} mock workers"
+        " at 100 × speed, closed loop, driver on the same machine",
+        "rounds": rounds,
+        "median": _medians(rounds),
+        "over_round_robin": _over(rounds),
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+    print(aims(result))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.gateway", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--quick", action="store_true", help="half a second a phase: a smoke test")
+    options = parser.parse_args()
+    unknown = set(options.arms.split(",")) - set(ARMS)
+    if unknown or options.rounds < 1:
+        parser.error(f"arms: {', '.join(ARMS)}; rounds: at least 1")
+    return options
+
+
+def _measure(arm: Arm, prepared: list[Load], number: int) -> dict[str, dict[str, float]]:
+    with running(arm, SPEC) as stack:
+        check_answer(stack)
+        warm_up, *phases = prepared
+        run(stack, warm_up)
+        figures = {load.phase.key: run(stack, load) for load in phases}
+    shown = ", ".join(
+        f"{key} {f['latency_p50_ms']:.2f} ms {f['requests_per_s']:.0f}/s "
+        f"{f['router_cpu_us']:.0f} µs"
+        for key, f in figures.items()
+    )
+    print(f"round {number}, {arm.key}: {shown}", file=sys.stderr)
+    return figures
+
+
+def _medians(rounds: list[Round]) -> Round:
+    first = rounds[0]
+    return {
+        arm: {
+            phase: {name: median(r[arm][phase][name] for r in rounds) for name in first[arm][phase]}
+            for phase in first[arm]
+        }
+        for arm in first
+    }
+
+
+def _over(rounds: list[Round]) -> Round:
+    """Difference to round robin of the same round, median over rounds."""
+    if ROUND_ROBIN.key not in rounds[0]:
+        return {}
+    return {
+        arm: {
+            phase: {
+                name: median(r[arm][phase][name] - r[ROUND_ROBIN.key][phase][name] for r in rounds)
+                for name in ("latency_p50_ms", "latency_p99_ms", "router_cpu_us")
+            }
+            for phase in rounds[0][arm]
+        }
+        for arm in rounds[0]
+        if arm != ROUND_ROBIN.key
+    }
+
+
+def _machine() -> dict[str, Any]:
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load_average_before": os.getloadavg(),
+        "python": platform.python_version(),
+        "dynamo": version("ai-dynamo"),
+        "wardrop": version("wardrop"),
+        "commit": commit or None,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The loads that every arm gets: prompts of 256 tokens that share nothing, engines without time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from wardrop.demo.arms import Stack
+from wardrop.demo.drive import Driven, Row, drive
+from wardrop.dynamo.embedded import FleetSpec
+from wardrop.workload import Turn, chat_body, completion_body
+
+MODEL = "bench"
+PROMPT_TOKENS = 256
+SPEC = FleetSpec(
+    workers=4,
+    process_per_worker=False,
+    model_name=MODEL,
+    block_size=16,
+    blocks=16_384,
+    speedup_ratio=100.0,
+)
+"""Four workers, engine time taken out, caches that hold the whole bench."""
+
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One load: closed loop, so many in flight, so many tokens per answer, ids or text."""
+
+    key: str
+    concurrency: int
+    output_tokens: int
+    text: bool
+    seconds: float
+    requests: int
+
+
+PHASES = (
+    Phase("ids_c1", 1, 1, text=False, seconds=3.0, requests=1500),
+    Phase("ids_c32_t1", 32, 1, text=False, seconds=4.0, requests=16_000),
+    Phase("ids_c32_t128", 32, 128, text=False, seconds=5.0, requests=4_000),
+    Phase("text_c1", 1, 1, text=True, seconds=3.0, requests=1000),
+    Phase("text_c32_t1", 32, 1, text=True, seconds=4.0, requests=10_000),
+)
+_WARM_UP = Phase("warm_up", 16, 4, text=False, seconds=2.0, requests=400)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests of a phase, made once and sent to every arm."""
+
+    phase: Phase
+    path: str
+    rows: list[Row]
+
+
+def loads(quick: bool) -> list[Load]:
+    """All phases with their bodies, the warm-up first; `quick` shortens them for a test."""
+    phases = [_WARM_UP, *PHASES]
+    if quick:
+        phases = [replace(p, seconds=0.5, requests=min(p.requests, 200)) for p in phases]
+    return [_load(number, phase) for number, phase in enumerate(phases)]
+
+
+def _load(number: int, phase: Phase) -> Load:
+    rng = np.random.default_rng([7, number])
+    body = chat_body if phase.text else completion_body
+    # A made-up word is about 1.7 tokens of the embedded model: so both prompts have equal length.
+    length = round(PROMPT_TOKENS / 1.7) if phase.text else PROMPT_TOKENS
+    rows: list[Row] = []
+    for _ in range(phase.requests):
+        tokens = rng.integers(300, 8000, size=length, dtype=np.uint32)
+        turn = Turn(0, 0.0, None, tokens, phase.output_tokens)
+        rows.append((0.0, None, body(MODEL, turn, stream=phase.output_tokens > 1)))
+    path = "/v1/chat/completions" if phase.text else "/v1/completions"
+    return Load(phase, path, rows)
+
+
+def run(stack: Stack, load: Load) -> dict[str, float]:
+    """Drive one phase; latency in ms, rate in requests/s, CPU of the routing processes in µs.
+
+    Raises:
+        RuntimeError: a request failed, so the figures would mean nothing.
+    """
+    driven = drive(
+        stack.url + load.path,
+        load.rows,
+        router_pids=stack.router_pids,
+        duration_s=load.phase.seconds,
+        timeout_s=_TIMEOUT_S,
+        concurrency=load.phase.concurrency,
+    )
+    return _figures(driven, load.phase)
+
+
+def _figures(driven: Driven, phase: Phase) -> dict[str, float]:
+    columns = driven.columns
+    failed = [o for o in columns["outcome"] if o not in ("ok", "unsent")]
+    if failed:
+        raise RuntimeError(f"{phase.key}: {len(failed)} requests failed: {driven.first_error}")
+    ok = [i for i, outcome in enumerate(columns["outcome"]) if outcome == "ok"]
+    short = [i for i in ok if columns["completion_tokens"][i] != phase.output_tokens]
+    if short:
+        raise RuntimeError(f"{phase.key}: {len(short)} answers have another length than asked for")
+    latency_ms = np.array([1e3 * (columns["end_s"][i] - columns["sent_s"][i]) for i in ok])
+    return {
+        "requests": len(ok),
+        "latency_p50_ms": float(np.percentile(latency_ms, 50)),
+        "latency_p99_ms": float(np.percentile(latency_ms, 99)),
+        "requests_per_s": len(ok) / columns["elapsed_s"],
+        "router_cpu_us": 1e6 * driven.router_cpu_s / len(ok),
+        "driver_cpu_share": driven.driver_cpu_s / columns["elapsed_s"],
+        "prompt_tokens": float(np.mean([columns["prompt_tokens"][i] for i in ok])),
+    }
+
+
+def check_answer(stack: Stack) -> None:
+    """One request whose answer is looked at before any clock starts.
+
+    Raises:
+        RuntimeError: the answer is not what was asked for.
+    """
+    tokens = np.arange(300, 300 + PROMPT_TOKENS, dtype=np.uint32)
+    body = completion_body(MODEL, Turn(0, 0.0, None, tokens, 3), stream=False)
+    request = Request(
+        f"{stack.url}/v1/completions", data=body, headers={"content-type": "application/json"}
+    )
+    with urlopen(request, timeout=_TIMEOUT_S) as response:
+        answer = json.load(response)
+    usage = answer["usage"]
+    worker = answer["nvext"]["worker_id"]["decode_worker_id"]
+    if (usage["prompt_tokens"], usage["completion_tokens"]) != (PROMPT_TOKENS, 3):
+        raise RuntimeError(f"asked for 256 prompt tokens and 3 of answer, got {usage}")
+    if worker not in stack.workers["aggregated"]:
+        raise RuntimeError(f"worker {worker} is none of {stack.workers}")

@@ -1,0 +1,79 @@
+"""The native core. Every class here is frozen: it changes only through its methods."""
+
+from collections.abc import Sequence
+from typing import TypedDict, final, type_check_only
+
+__all__ = ["Drive", "__version__"]
+
+__version__: str
+
+# ---- load driver
+
+@type_check_only
+class DriveProgress(TypedDict):
+    """Where a run stands."""
+
+    elapsed_s: float
+    planned: int
+    sent: int
+    ended: int
+    ok: int
+    tokens: int
+    ttft_p50_s: float | None
+    ttft_p95_s: float | None
+    finished: bool
+
+@final
+class Drive:
+    """Sends requests over HTTP on a thread of its own and records when their tokens came.
+
+    Open loop (no `concurrency`): a request leaves at its time, however far the server lags. Closed
+    loop: `concurrency` requests in flight, times ignored.
+
+    Args:
+        url: `http://host:port/path`.
+        requests: (seconds, index of the request to follow or None, JSON body). Without one to
+            follow the seconds count from the start; with one, from its end (think time), and the
+            request is not sent when that one failed.
+        duration_s: nothing leaves after this.
+        timeout_s: one answer, from sent to its last byte.
+        concurrency: None, or at least 1.
+        max_in_flight: open loop: what would exceed this is shed and counted.
+        headers: further headers of every request.
+
+    Raises:
+        ValueError: a plan that can not be driven.
+        RuntimeError: no thread, or no runtime, could be started.
+    """
+
+    def __new__(
+        cls,
+        url: str,
+        requests: Sequence[tuple[float, int | None, bytes]],
+        *,
+        duration_s: float,
+        timeout_s: float,
+        concurrency: int | None = None,
+        max_in_flight: int = 4096,
+        headers: Sequence[tuple[str, str]] | None = None,
+    ) -> Drive: ...
+    def progress(self) -> DriveProgress:
+        """Where the run stands; cheap."""
+
+    def stop(self) -> None:
+        """Send nothing more, break off what is in flight."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait at most so long; whether the run is over."""
+
+    def report(self) -> str:
+        """JSON of a run that is over: `{"report": columns, "first_error": text or null}`.
+
+        Column i is request i; times in seconds since the start. `outcome` is one of unsent, shed,
+        ok, refused (status not 2xx, or an error event), broken, timeout, stopped. The driver's own
+        faults: `lateness_*` (sent − due) and `loop_lag_*` (its timer's delay; both have the 1 ms
+        grain of the timer).
+
+        Raises:
+            RuntimeError: the run goes on, or its thread was lost.
+        """
