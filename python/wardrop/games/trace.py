@@ -1,9 +1,9 @@
 """Request traces in, as arrays: Mooncake JSONL (plain, .gz, .zst), and generated ones.
 
 Where it stands: the one reader that `resource`, `caching` and `coupled` share. A row is
-`{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [int, …]}`; an id stands
-for one block and everything before it. No prompts or token ids are in such a trace, and none are kept.
-Source of the format: Mooncake (FAST '25).
+`{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [int, …]}`; an id
+stands for one block and everything before it. No prompts or token ids are in such a trace, and none
+are kept. Source of the format: Mooncake (FAST '25).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +74,7 @@ class Trace:
 
 
 @contextmanager
-def _lines(path: Path) -> Iterator[io.TextIOBase]:
+def _lines(path: Path) -> Generator[io.TextIOBase]:
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="utf-8") as text:
             yield text  # pyright: ignore[reportReturnType] - gzip types "rt" as IO[str]
@@ -95,8 +95,8 @@ def read_trace(path: Path, spread_ties: bool = True, limit: int | None = None) -
 
     Args:
         path: .jsonl, .jsonl.gz or .jsonl.zst.
-        spread_ties: spread requests that share a timestamp evenly until the next one (Mooncake's clock
-            ticks every 3 s, and a whole tick at once would be a burst that never was).
+        spread_ties: spread requests that share a timestamp evenly until the next one (Mooncake's
+            clock ticks every 3 s, and a whole tick at once would be a burst that never was).
         limit: read at most so many rows.
 
     Raises:
@@ -181,7 +181,7 @@ class Workload:
 
 
 def generate_trace(workload: Workload, seed: int) -> Trace:
-    """A trace from a generated workload; same seed, same trace. Ours; runs with no files at hand."""
+    """A trace from a generated workload; same seed, same trace. Ours; needs no files."""
     require(workload.rate_rps > 0 and workload.seconds > 0, workload, "rate and seconds > 0")
     generator = np.random.default_rng(seed)
     count = max(1, int(workload.rate_rps * workload.seconds))
@@ -206,7 +206,8 @@ def _modulate(uniform: Floats, workload: Workload) -> Floats:
     edges = np.arange(0.0, workload.seconds + 30.0, 30.0)
     weight = np.where(np.arange(edges.size - 1) % 2 == 1, workload.burst, 1.0)
     mass = np.concatenate([[0.0], np.cumsum(weight)])
-    return np.interp(uniform / workload.seconds * mass[-1], mass, edges)
+    mapped: Floats = np.interp(uniform / workload.seconds * float(mass[-1]), mass, edges)
+    return mapped
 
 
 def _lengths(

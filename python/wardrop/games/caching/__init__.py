@@ -1,8 +1,9 @@
-"""Γ_KV, the caching game: workers choose which blocks to keep, and in which tier. See `docs/games/caching.md`.
+"""Γ_KV, the caching game: workers choose which blocks to keep, and in which tier.
 
-`topology` turns bytes and bandwidths into seconds, `game` is the cost, `equilibria` and `optimum` what
-follows from it, `graphs` the reference graphs with their bounds, `frequency` KVBM's rule, `demand` the way
-from a trace to a verdict, `paradox` the search for a cache that hurts.
+See `docs/games/caching.md`.
+`topology` turns bytes and bandwidths into seconds, `game` is the cost, `equilibria` and `optimum`
+what follows from it, `graphs` the reference graphs with their bounds, `frequency` KVBM's rule,
+`demand` the way from a trace to a verdict, `paradox` the search for a cache that hurts.
 """
 
 from wardrop.games.caching.demand import (

@@ -1,18 +1,20 @@
-"""From a trace to Γ_KV: who wants what, what today's placement costs, and what replication would save.
+"""From a trace to Γ_KV: who wants what, what today costs, what replication would save.
 
-Where it stands: the end of the caching game; `wardrop games caching --trace` prints it. The trace is replayed
-over a fleet of `TieredCache`s under a routing rule; the hottest blocks become the objects, the rates at
-which each worker asked for them the demand, and snapshots of the caches "today's placement". Ours [O].
+Where it stands: the end of the caching game; `wardrop games caching --trace` prints it. The trace
+is replayed over a fleet of `TieredCache`s under a routing rule; the hottest blocks become the
+objects, the rates at which each worker asked for them the demand, and snapshots of the caches
+"today's placement". Ours [O].
 
-Assumptions, to be read with every figure: only the hottest `objects` blocks are priced, each as one object;
-they share the room that today's caches gave them; a block may be fetched from any worker that holds it.
+Assumptions, to be read with every figure: only the hottest `objects` blocks are priced, each as one
+object; they share the room that today's caches gave them; a block may be fetched from any worker
+that holds it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -46,7 +48,7 @@ class FleetCaches:
     g1_blocks: int
     g2_blocks: int
     recompute_s_per_token: float = 37e-6
-    shape: ModelShape = ModelShape()
+    shape: ModelShape = field(default_factory=ModelShape)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def replay_caches(
         trace: with block ids.
         fleet: rooms and topology.
         objects: how many of the hottest blocks to follow.
-        routing: 'round_robin', or 'affinity': most overlap among workers below 1.25 × the mean load.
+        routing: 'round_robin', or 'affinity': most overlap among workers below 1.25 × the mean
+            load.
         snapshots: how many placements to keep.
 
     Raises:
@@ -85,7 +88,9 @@ def replay_caches(
     """
     heat = Counter(block for blocks in trace.blocks for block in blocks)
     if not heat:
-        raise GameError(f"got {trace.name} without hash_ids; expected prefix blocks (Mooncake rows)")
+        raise GameError(
+            f"got {trace.name} without hash_ids; expected prefix blocks (Mooncake rows)"
+        )
     hottest = tuple(block for block, _ in heat.most_common(objects))
     place = {block: index for index, block in enumerate(hottest)}
     m = fleet.topology.workers
@@ -116,9 +121,9 @@ def _nearest(caches: list[TieredCache], blocks: tuple[int, ...], given: Floats) 
 def game_of(replay: Replay, fleet: FleetCaches, trace: Trace) -> PlacementGame:
     """The capacitated game of the hottest blocks.
 
-    demand = asked ÷ span; distances and tier reads from the block's bytes; origin = the cheaper of G4
-    and recomputing; room = what the representative snapshot gave these objects per worker and tier, so
-    that no placement is blamed for the room it never had.
+    demand = asked ÷ span; distances and tier reads from the block's bytes; origin = the cheaper of
+    G4 and recomputing; room = what the representative snapshot gave these objects per worker and
+    tier, so that no placement is blamed for the room it never had.
     """
     size = fleet.shape.block_bytes(trace.block_tokens)
     tiers: tuple[Tier, ...] = default_tiers()[:2]
@@ -151,8 +156,8 @@ class PlacementVerdict:
         equilibrium_cost: of the selfish placement that best response reaches from today's.
         optimum_cost: exact, in the same room.
         nothing_cost: if none of these blocks were kept anywhere.
-        replication: (copies, cost) if each of the hottest eighth of the blocks had that many copies,
-            room found by dropping the coldest.
+        replication: (copies, cost) if each of the hottest eighth of the blocks had that many
+            copies, room found by dropping the coldest.
         converged: best response came to rest.
     """
 

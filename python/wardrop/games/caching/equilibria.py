@@ -75,7 +75,9 @@ def rows_of(game: PlacementGame, worker: int) -> Placement:
     """Every row that fits the worker's tiers: (rows, objects)."""
     count = (game.tiers + 1) ** game.objects
     if count > PROFILE_LIMIT:
-        raise GameError(f"got {count} rows a worker; expected at most {PROFILE_LIMIT}. Fewer objects")
+        raise GameError(
+            f"got {count} rows a worker; expected at most {PROFILE_LIMIT}. Fewer objects"
+        )
     choices = itertools.product(range(game.tiers + 1), repeat=game.objects)
     rows = np.array(list(choices), dtype=np.int8)
     used = np.stack([(rows == tier + 1).sum(axis=1) for tier in range(game.tiers)], axis=1)
@@ -106,9 +108,7 @@ def _enumerate(game: PlacementGame) -> PlacementReport:
     )
 
 
-def _cost_tensor(
-    game: PlacementGame, rows: list[Placement], shape: tuple[int, ...]
-) -> Floats:
+def _cost_tensor(game: PlacementGame, rows: list[Placement], shape: tuple[int, ...]) -> Floats:
     indices = np.indices(shape).reshape(game.workers, -1)
     placements = np.stack([rows[w][indices[w]] for w in range(game.workers)], axis=1)
     return game.costs(placements).T.reshape((game.workers, *shape))

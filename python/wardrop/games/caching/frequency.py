@@ -1,9 +1,10 @@
 """Today's placement: LRU in HBM with KVBM's frequency rule in front of host memory, replayed.
 
-Where it stands: the baseline that equilibrium and optimum are compared with. KVBM (Dynamo's block manager)
-promotes a block from G1 to G2 once its count reaches 2: a count starts at 1, doubles each time the block is
-offered again, and all counts fall by 1 every decay interval and are dropped at 0 (read from its offload
-filter, 300 s in an early version; the paper exercised no spill [R]). LRU in both tiers is our reading [O].
+Where it stands: the baseline that equilibrium and optimum are compared with. KVBM (Dynamo's block
+manager) promotes a block from G1 to G2 once its count reaches 2: a count starts at 1, doubles each
+time the block is offered again, and all counts fall by 1 every decay interval and are dropped at 0
+(read from its offload filter, 300 s in an early version; the paper exercised no spill [R]). LRU in
+both tiers is our reading [O].
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class TieredCache:
         return len(blocks)
 
     def serve(self, blocks: Sequence[int], now_s: float) -> int:
-        """Run one request: returns its overlap, then keeps all its blocks and promotes the frequent."""
+        """Run one request: its overlap; then all its blocks are kept, the frequent promoted."""
         found = self.overlap(blocks)
         for block in blocks:
             _touch(self.g1, block, self.g1_blocks)

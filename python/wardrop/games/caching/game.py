@@ -5,10 +5,11 @@ Where it stands: above `topology.py`, below everything that searches. The cost i
     C_i(S) = Σ_{o ∈ S_i} rent_t(i,o) + Σ_o w_io · access_io(S)
     access_io = min(own tier's read, min_{j: o ∈ S_j} d_ij + tier read at j, origin_o)
 
-The game is the paper's [A] in the form of Chun et al. 2004 (uncapacitated: rent, no limit) and of the
-capacitated selfish replication game (Gopalakrishnan et al. 2012: no rent, so many blocks a worker).
-Tiers and the origin (G4, or recomputing) are our extension [O]. A placement is an integer array
-(…, workers, objects): 0 = not kept, t = kept in `tiers[t − 1]`. Costs: seconds of delay per second.
+The game is the paper's [A] in the form of Chun et al. 2004 (uncapacitated: rent, no limit) and of
+the capacitated selfish replication game (Gopalakrishnan et al. 2012: no rent, so many blocks a
+worker). Tiers and the origin (G4, or recomputing) are our extension [O]. A placement is an integer
+array (…, workers, objects): 0 = not kept, t = kept in `tiers[t − 1]`. Costs: seconds of delay per
+second.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class PlacementGame:
         require(bool(np.all(distance >= 0)), distance.min(initial=0), "distance ≥ 0")
         require(bool(np.all(np.diag(distance) == 0)), np.diag(distance), "distance 0 to oneself")
         tiers = (as_floats(self.rent).shape, as_floats(self.read).shape)
-        require(tiers[0] == tiers[1] and len(tiers[0]) == 1, tiers, "one rent and one read per tier")
+        require(
+            tiers[0] == tiers[1] and len(tiers[0]) == 1, tiers, "one rent and one read per tier"
+        )
         require(bool(np.all(as_floats(self.rent) >= 0)), self.rent, "rent ≥ 0")
         require(bool(np.all(as_floats(self.read) >= 0)), self.read, "read ≥ 0")
 
@@ -108,7 +111,7 @@ class PlacementGame:
         return float(self.costs(placement).sum())
 
     def gains(self, placement: Placement, worker: int) -> Floats:
-        """What keeping object o in tier t would save the worker: (objects, tiers); can be below 0."""
+        """What keeping object o in tier t would save the worker: (objects, tiers), of any sign."""
         others = placement.copy()
         others[worker] = 0
         away = self.access(others)[worker]
@@ -121,8 +124,8 @@ class PlacementGame:
     def best_response(self, placement: Placement, worker: int) -> Placement:
         """The worker's cheapest row given the others: (objects,). Exact.
 
-        Without limits, per object the tier that gains most; with limits, an assignment of objects to
-        tier slots. Ties keep nothing.
+        Without limits, per object the tier that gains most; with limits, an assignment of objects
+        to tier slots. Ties keep nothing.
         """
         gains = self.gains(placement, worker)
         room = np.minimum(self.room[worker], self.objects).astype(np.intp)

@@ -1,9 +1,10 @@
 """The graphs with a known price of anarchy, and those bounds.
 
 Where it stands: beside `game.py`, for reference games. `basic_game` is the basic game of Chun,
-Chaudhuri, Wee, Barreno, Papadimitriou and Kubiatowicz (PODC 2004): one object, unit demand, one rent α,
-unit edges, somebody must keep it. The paper maps the complete graph to NVLink in a node and sparse
-graphs to a fleet across nodes [R]; its hierarchical bound is only a conjecture [R] and is not here.
+Chaudhuri, Wee, Barreno, Papadimitriou and Kubiatowicz (PODC 2004): one object, unit demand, one
+rent α, unit edges, somebody must keep it. The paper maps the complete graph to NVLink in a node and
+sparse graphs to a fleet across nodes [R]; its hierarchical bound is only a conjecture [R] and is
+not here.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def star_bound() -> float:
 def line_bound(n: int) -> float:
     """1 + √n/2. The order O(√n) is Chun et al. 2004; the constant is ours [O].
 
-    Sketch: at an equilibrium every worker is within α of a replica and replicas are at least α apart,
+    Sketch: at an equilibrium every worker is within α of a replica and replicas are at least α
+    apart,
     so its cost is at most n(1 + α/2) for α < n and α + n²/2 otherwise, while n workers served by r
     evenly spaced replicas cost about r·α + n²/4r ≥ n√α. A test enumerates n ≤ 11 over a grid of α.
     """
@@ -63,5 +65,5 @@ def line_bound(n: int) -> float:
 
 
 def binary_capacitated_bound() -> float:
-    """3 for capacitated selfish replication with binary preferences. Source: Etesami and Başar 2017."""
+    """3 for capacitated selfish replication, binary preferences. Source: Etesami, Başar 2017."""
     return 3.0

@@ -1,9 +1,9 @@
 """The exact placement optimum, by mixed-integer programming.
 
-Where it stands: the reference for every placement. Binary y says who keeps what in which tier; x routes each
-demand to one source. For fixed y the x are integral on their own, so only y is declared integer. The
-relaxation is the usual tight one of facility location (x ≤ y, one row each), so HiGHS proves optimality
-quickly; the proof (gap 0) is checked, never assumed.
+Where it stands: the reference for every placement. Binary y says who keeps what in which tier; x
+routes each demand to one source. For fixed y the x are integral on their own, so only y is declared
+integer. The relaxation is the usual tight one of facility location (x ≤ y, one row each), so HiGHS
+proves optimality quickly; the proof (gap 0) is checked, never assumed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ class OptimalPlacement:
 def optimal_placement(game: PlacementGame, time_limit_s: float = 60.0) -> OptimalPlacement:
     """The placement of least social cost.
 
-    Without limits each object is its own facility-location problem and is solved alone; with limits all
-    are solved together: workers²·objects·tiers variables.
+    Without limits each object is its own facility-location problem and is solved alone; with limits
+    all are solved together: workers²·objects·tiers variables.
 
     Raises:
         GameError: not proven optimal within `time_limit_s`.
     """
     if not game.capacitated and game.objects > 1:
-        parts = [optimal_placement(single_object(game, o), time_limit_s) for o in range(game.objects)]
+        parts = [
+            optimal_placement(single_object(game, o), time_limit_s) for o in range(game.objects)
+        ]
         placement = np.concatenate([part.placement for part in parts], axis=1)
     else:
         placement = _solve(game, time_limit_s)
@@ -62,17 +64,19 @@ def _solve(game: PlacementGame, time_limit_s: float) -> Placement:
     weights = as_floats(game.demand)[reader, thing][:, None] * seconds
     rows, sources = reader.size, m * tiers + 1
     usable = np.isfinite(weights)
-    objective = np.concatenate([
-        np.tile(as_floats(game.rent), m * objects),
-        np.where(usable, weights, 0.0).reshape(-1),
-    ])
+    objective = np.concatenate(
+        [
+            np.tile(as_floats(game.rent), m * objects),
+            np.where(usable, weights, 0.0).reshape(-1),
+        ]
+    )
     upper = np.concatenate([np.ones(keepers), usable.astype(np.float64).reshape(-1)])
     constraints = [
         _every_demand_is_served(rows, sources, keepers),
         _only_from_holders(thing, rows, sources, (m, objects, tiers)),
         *_tier_limits(game, keepers + rows * sources),
     ]
-    integrality = np.concatenate([np.ones(keepers), np.zeros(rows * sources)])
+    integrality = np.repeat(np.array([1, 0], dtype=np.int64), [keepers, rows * sources])
     found = milp(
         objective,
         constraints=constraints,
@@ -80,10 +84,10 @@ def _solve(game: PlacementGame, time_limit_s: float) -> Placement:
         integrality=integrality,
         options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
     )
-    if found.status != 0 or found.x is None:
+    if found.status != 0:
         raise GameError(
-            f"got solver status {found.status} ({found.message}) for {m} workers × {objects} objects; "
-            "expected a proven optimum. Use fewer objects or a longer time limit"
+            f"got solver status {found.status} ({found.message}) for {m} workers × {objects} "
+            "objects; expected a proven optimum. Use fewer objects or a longer time limit"
         )
     return _placement_of(found.x[:keepers], game)
 
@@ -101,7 +105,7 @@ def _every_demand_is_served(rows: int, sources: int, keepers: int) -> LinearCons
 def _only_from_holders(
     thing: NDArray[np.intp], rows: int, sources: int, shape: tuple[int, int, int]
 ) -> LinearConstraint:
-    """x ≤ y: a demand is served from (j, t) only if j keeps the object in t."""
+    """Couple x ≤ y: a demand is served from (j, t) only if j keeps the object in t."""
     m, objects, tiers = shape
     keepers, pairs = m * objects * tiers, rows * (sources - 1)
     line = np.arange(pairs)

@@ -1,8 +1,9 @@
 """Adding a cache can hurt: an instance found by search, not quoted.
 
-Where it stands: on `equilibria.py`. Ma, Yeh and Huang (MobiHoc 2019) showed that giving a node a cache can worsen
-selfish caching, Braess's paradox for caches. Here small random fleets are enumerated twice, with and without
-one worker's cache, until *every* equilibrium with the cache costs more than *every* one without it.
+Where it stands: on `equilibria.py`. Ma, Yeh and Huang (MobiHoc 2019) showed that giving a node a
+cache can worsen selfish caching, Braess's paradox for caches. Here small random fleets are
+enumerated twice, with and without one worker's cache, until *every* equilibrium with the cache
+costs more than *every* one without it.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ class Paradox:
         return self.after.best_equilibrium_cost / self.before.worst_equilibrium_cost
 
 
-def random_pair(seed: int, workers: int = 3, objects: int = 3) -> tuple[PlacementGame, PlacementGame]:
-    """A random line-metric fleet with one object of room each, without and with worker 0's cache."""
+def random_pair(
+    seed: int, workers: int = 3, objects: int = 3
+) -> tuple[PlacementGame, PlacementGame]:
+    """A random fleet on a line, room for one object each: without and with worker 0's cache."""
     generator = np.random.default_rng(seed)
     place = generator.integers(0, 5, workers).astype(np.float64)
     distance = np.abs(place[:, None] - place[None, :]) + 1.0 - np.eye(workers)
@@ -55,7 +58,7 @@ def random_pair(seed: int, workers: int = 3, objects: int = 3) -> tuple[Placemen
 
 
 def find_paradox(tries: int = 5_000, workers: int = 3, objects: int = 3) -> Paradox:
-    """The first seed whose fleet is worse off with the extra cache, whichever equilibrium is reached.
+    """The first seed whose fleet is worse off with the cache, whichever equilibrium is reached.
 
     Raises:
         GameError: none found in `tries` seeds.

@@ -1,8 +1,8 @@
 """Where the workers are and what a block costs to move: seconds from bytes and bandwidths.
 
 Where it stands: the bottom of Γ_KV. Distances come from a real fleet's shape: workers sit in nodes,
-nodes in racks, and each level has a bandwidth. Tiers are the paper's [A]: G1 HBM, G2 host DRAM,
-G3 local SSD, G4 network storage; G1 to G3 belong to a worker, G4 to nobody. The default bandwidths are
+nodes in racks, and each level has a bandwidth. Tiers are the paper's [A]: G1 HBM, G2 host DRAM, G3
+local SSD, G4 network storage; G1 to G3 belong to a worker, G4 to nobody. The default bandwidths are
 ours [O], round figures of current hardware; give your own.
 """
 
@@ -123,7 +123,7 @@ class Topology:
         return len(self.node_of)
 
     def distances(self, size_bytes: float) -> Floats:
-        """Seconds to fetch `size_bytes` from worker j to worker i: (workers, workers), 0 on the diagonal.
+        """Seconds to fetch `size_bytes` from worker j to worker i: (workers, workers), diagonal 0.
 
         An ultrametric when each level is slower than the one below it.
         """
@@ -131,7 +131,9 @@ class Topology:
         rack = np.asarray(self.rack_of)[node]
         same_node: NDArray[np.bool_] = node[:, None] == node[None, :]
         same_rack: NDArray[np.bool_] = rack[:, None] == rack[None, :]
-        seconds = np.where(same_rack, self.rack.seconds(size_bytes), self.fabric.seconds(size_bytes))
+        seconds = np.where(
+            same_rack, self.rack.seconds(size_bytes), self.fabric.seconds(size_bytes)
+        )
         seconds = np.where(same_node, self.node.seconds(size_bytes), seconds)
         np.fill_diagonal(seconds, 0.0)
         return seconds

@@ -1,7 +1,8 @@
-"""The three games together: cache → overlap → routing → pressure → split. See `docs/games/coupled.md`.
+"""The three games together: cache → overlap → routing → pressure → split.
 
-`cache` is Che's approximation, `planner` the rule with its linear theory, `loop` the closed loop, `advice` the
-stability map and the recommendation that a planner can read.
+See `docs/games/coupled.md`.
+`cache` is Che's approximation, `planner` the rule with its linear theory, `loop` the closed loop,
+`advice` the stability map and the recommendation that a planner can read.
 """
 
 from wardrop.games.coupled.advice import (

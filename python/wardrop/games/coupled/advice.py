@@ -1,8 +1,8 @@
 """When does the loop oscillate, what stops it, and what should a planner be told?
 
-Where it stands: the answer of the coupled games; `wardrop games coupled` prints it. A map of gain against
-delay, each cell a run of the loop; the linear theory's critical gain beside it; and a recommendation as
-plain JSON with its assumptions, checked by one more run before it is given.
+Where it stands: the answer of the coupled games; `wardrop games coupled` prints it. A map of gain
+against delay, each cell a run of the loop; the linear theory's critical gain beside it; and a
+recommendation as plain JSON with its assumptions, checked by one more run before it is given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wardrop.games.resource.timing import builtin_timing
 
 
 def example_fleet(step: float = 1.25) -> Fleet:
-    """Twelve workers, six families with 6,000 shared tokens each, built-in timing: the docs' fleet."""
+    """Twelve workers, six families with 6,000 shared tokens each, built-in timing."""
     weights = 1.0 / np.arange(1, 7)
     return Fleet(
         workers=12,
@@ -51,7 +51,7 @@ class RestPoint:
 
 
 def rest_point(fleet: Fleet, seconds: float = 900.0) -> RestPoint:
-    """Hold each split fixed until it settles, and read the signal there: G − 1 runs without a planner.
+    """Hold each split fixed until it settles and read the signal: G − 1 runs, no planner.
 
     Raises:
         GameError: the signal does not fall with prefill workers around the rest point.
@@ -80,7 +80,7 @@ class StabilityMap:
         gains: rows.
         delays_s: columns.
         swing: (gains, delays) workers between the extremes of the last half.
-        oscillates: (gains, delays) at least three reversals there.
+        oscillates: (gains, delays) the pool still turned around there.
         critical: (delays,) the linear theory's gain at which it would start.
     """
 
@@ -164,8 +164,8 @@ _ASSUMPTIONS = (
 def advise(fleet: Fleet, delay_s: float, rest: RestPoint | None = None) -> Advice:
     """Split, gain and dead band for a planner with this delay, checked by running the loop.
 
-    The gain is half the critical one; if the loop still does not rest, decisions wait for moves; if that
-    does not rest either, the advice says so (`verified_stable` false).
+    The gain is half the critical one; if the loop still does not rest, decisions wait for moves; if
+    that does not rest either, the advice says so (`verified_stable` false).
     """
     rest = rest or rest_point(fleet)
     bare = Planner(gain=1.0 / rest.slope, delay_s=delay_s)

@@ -1,7 +1,7 @@
 """How much of each prefix a worker's LRU cache holds under given flows: Che's approximation.
 
-Where it stands: the Γ_KV end of the loop. Source: Che, Tung and Wang 2002 (the characteristic time of an
-LRU cache), with unshared tokens as traffic that is never hit again [O].
+Where it stands: the Γ_KV end of the loop. Source: Che, Tung and Wang 2002 (the characteristic time
+of an LRU cache), with unshared tokens as traffic that is never hit again [O].
 """
 
 from __future__ import annotations
@@ -40,6 +40,6 @@ def characteristic_time_s(
 def steady_overlap(
     flows: Floats, prefix_tokens: Floats, private_tps: Floats, capacity_tokens: float
 ) -> Floats:
-    """1 − e^(−f_rj·T_j): share of family r's requests that find their prefix on worker j, 0 to 1."""
+    """1 − e^(−f_rj·T_j): share of family r's requests that find their prefix on worker j."""
     time_s = characteristic_time_s(flows, prefix_tokens, private_tps, capacity_tokens)
     return 1.0 - np.exp(-flows * time_s)

@@ -1,12 +1,13 @@
 """The closed loop as the paper draws it: cache → overlap → routing → pressure → split → cache.
 
-Where it stands: on the three games. Each tick: requests take one best-reply sweep of the routing game under
-the overlap of now (Γ_R); flows refill the caches (Γ_KV, Che's approximation); backlogs and the decode step
-give the pressures; each interval the planner moves a worker (Γ_PD), which serves only after a delay and
-with a cold cache. A fluid model, deterministic, ours [O]; the loop itself is the paper's [R].
+Where it stands: on the three games. Each tick: requests take one best-reply sweep of the routing
+game under the overlap of now (Γ_R); flows refill the caches (Γ_KV, Che's approximation); backlogs
+and the decode step give the pressures; each interval the planner moves a worker (Γ_PD), which
+serves only after a delay and with a cold cache. A fluid model, deterministic, ours [O]; the loop
+itself is the paper's [R].
 
-Left out: individual requests, KV transfer, the drain of a leaving worker's own queue (it is dropped into the
-pool's), and the choice of tier.
+Left out: individual requests, KV transfer, the drain of a leaving worker's own queue (it is dropped
+into the pool's), and the choice of tier.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from wardrop.games.resource.timing import Timing
 from wardrop.games.routing.latency import MM1, Floats, as_floats, require
 from wardrop.games.routing.nonatomic import fill_class
 
-_BUSIEST = 0.95  # the queueing delay of a worker is taken at this utilisation at most; backlog does the rest
+_BUSIEST = 0.95  # queueing delay is taken at this utilisation at most; backlog does the rest
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ class History:
 
     @property
     def oscillates(self) -> bool:
-        """At least three reversals in the last half: it has not come to rest."""
-        return self.reversals >= 3
+        """The pool still turned around in the last half: it has not come to rest."""
+        return self.reversals >= 1
 
 
 def initial_state(fleet: Fleet, prefill: int) -> State:
@@ -146,25 +147,30 @@ def service_seconds(fleet: Fleet, overlap: Floats) -> Floats:
     """(families, workers) seconds to prefill what is not cached."""
     tokens = fleet.private_tokens + as_floats(fleet.prefix_tokens)[:, None] * (1.0 - overlap)
     timing = fleet.timing
-    return np.interp(tokens, timing.prefill_tokens, timing.prefill_s)
+    return as_floats(np.interp(tokens, timing.prefill_tokens, timing.prefill_s))
 
 
 def route(fleet: Fleet, state: State, rates: Floats) -> Floats:
-    """One best-reply sweep of Γ_R under frozen overlap and backlog: new flows, in place of the state's."""
+    """One best-reply sweep of Γ_R under frozen overlap and backlog: the new flows."""
     service = service_seconds(fleet, state.overlap)
     carried = state.flows.sum(axis=0)
-    mean = np.where(carried > 0, (state.flows * service).sum(axis=0), service.mean(axis=0))
-    mean = np.where(carried > 0, mean / np.where(carried > 0, carried, 1.0), mean)
-    capacity = 1.0 / mean
+    busy = np.where(carried > 0, carried, 1.0)
+    mean = (state.flows * service).sum(axis=0) / busy
+    mean = mean + np.where(carried > 0, 0.0, 1.0) * service.mean(axis=0)
+    capacity = as_floats(1.0 / mean)
     scale = min(1.0, _BUSIEST * float(capacity.sum()) / float(rates.sum()))
     latency = MM1(capacity)
     even = capacity / capacity.sum()
     flows = state.flows * (scale * rates / np.maximum(state.flows.sum(axis=1), 1e-12))[:, None]
-    if (flows.sum(axis=0) >= capacity).any():  # workers were added or slowed: start from an even spread
+    if (
+        flows.sum(axis=0) >= capacity
+    ).any():  # workers were added or slowed: start from an even spread
         flows = scale * rates[:, None] * even
     for r in range(rates.size):
         others = flows.sum(axis=0) - flows[r]
-        flows[r] = fill_class(latency, service[r] + state.backlog_s, others, float(scale * rates[r]))
+        flows[r] = fill_class(
+            latency, service[r] + state.backlog_s, others, float(scale * rates[r])
+        )
     return flows / scale
 
 

@@ -1,9 +1,9 @@
 """The planner: one worker per interval, late; and the linear theory of when lateness oscillates.
 
-Where it stands: the Γ_PD end of the loop. The paper's planner moves ±1 worker per 30 s [R]; its rule is not
-known, so this one is ours [O]: it moves in proportion to the log ratio of the two pools' pressures. Linearised,
-x_{k+1} = x_k − κ·x_{k−m} with κ = gain·slope and m the dead time in intervals, which is stable if and only if
-0 < κ < 2·sin(π/(2(2m + 1))) (Levin and May 1976).
+Where it stands: the Γ_PD end of the loop. The paper's planner moves ±1 worker per 30 s [R]; its
+rule is not known, so this one is ours [O]: it moves in proportion to the log ratio of the two
+pools' pressures. Linearised, x_{k+1} = x_k − κ·x_{k−m} with κ = gain·slope and m the dead time in
+intervals, which is stable if and only if 0 < κ < 2·sin(π/(2(2m + 1))) (Levin and May 1976).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Planner:
     Attributes:
         gain: workers per unit of log pressure ratio; a move is round(gain·error), so errors below
             0.5/gain move nothing (the dead band).
-        delay_s: from the signal to a worker that serves in its new pool: age of the signal, draining, start.
+        delay_s: from the signal to a worker that serves in its new pool: age of the signal,
+            draining, start.
         interval_s: between decisions.
         max_step: workers a decision may move.
         waits: decide nothing while a move is under way, and one interval after it landed.

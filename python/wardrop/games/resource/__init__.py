@@ -1,7 +1,8 @@
-"""Γ_PD, the resource game: how many workers prefill and how many decode. See `docs/games/resource.md`.
+"""Γ_PD, the resource game: how many workers prefill and how many decode.
 
-`attainment` is the seam (what a split attains), `queueing` with `pools` and `timing` one implementation of
-it, `game` the generalised Nash problem, `split` the answer.
+See `docs/games/resource.md`.
+`attainment` is the seam (what a split attains), `queueing` with `pools` and `timing` one
+implementation of it, `game` the generalised Nash problem, `split` the answer.
 """
 
 from wardrop.games.resource.attainment import (

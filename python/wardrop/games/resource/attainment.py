@@ -1,8 +1,8 @@
 """The seam of Γ_PD: anything that says what a split attains.
 
 Where it stands: between the split chooser and whatever evaluates a split. The chooser knows only
-`AttainmentSource`; the queueing evaluator of this package, measured curves and the discrete-event simulator
-all plug in here, the last as a plain callable through `FromCallable`.
+`AttainmentSource`; the queueing evaluator of this package, measured curves and the discrete-event
+simulator all plug in here, the last as a plain callable through `FromCallable`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class MeasuredCurves:
     def _look(curve: Mapping[int, float], workers: int, pool: str) -> float:
         if workers not in curve:
             raise GameError(
-                f"got {workers} {pool} workers; expected one of the measured sizes {sorted(curve)}. "
+                f"got {workers} {pool} workers; expected a measured size, {sorted(curve)}. "
                 "Measure it, or choose among fewer workers"
             )
         return curve[workers]

@@ -1,10 +1,10 @@
 """Γ_PD as a game: two pools, one shared budget of workers.
 
-Where it stands: on two attainment curves, however they were had. Each pool wants more workers; together they
-may not exceed G. That is a generalised Nash problem with a shared constraint, and it has many equilibria:
-*every* split that leaves no useful worker idle. The paper selects the variational one, where the
-marginal gains are equal, U_P′ = U_D′ = λ [R]; it never ran it [A]. Curves: U[g] for g = 0..G workers,
-shares from 0 to 1, U[0] = 0 unless known better.
+Where it stands: on two attainment curves, however they were had. Each pool wants more workers;
+together they may not exceed G. That is a generalised Nash problem with a shared constraint, and it
+has many equilibria: *every* split that leaves no useful worker idle. The paper selects the
+variational one, where the marginal gains are equal, U_P′ = U_D′ = λ [R]; it never ran it [A].
+Curves: U[g] for g = 0..G workers, shares from 0 to 1, U[0] = 0 unless known better.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ def pool_curves(source: AttainmentSource, workers: int) -> PoolCurves:
 def equilibria(curves: PoolCurves, tolerance: float = 1e-12) -> list[tuple[int, int]]:
     """All integer generalised Nash equilibria (g_P, g_D) with g_P + g_D ≤ G, g ≥ 1.
 
-    A pair is one if neither pool gains by any size that the other leaves it. With increasing curves that
-    is the whole frontier g_P + g_D = G: why a selection is needed. Source: Rosen 1965 for the concept.
+    A pair is one if neither pool gains by any size that the other leaves it. With increasing curves
+    that is the whole frontier g_P + g_D = G: why a selection is needed. Source: Rosen 1965 for the
+    concept.
     """
     g, found = curves.workers, list[tuple[int, int]]()
     for p in range(1, g):
@@ -146,8 +147,8 @@ def marginal_gains(curves: PoolCurves, prefill_workers: int) -> tuple[float, flo
 def integer_rule(curves: PoolCurves, start: int, welfare: Welfare = "sum") -> int:
     """Move one worker while the receiver's gain exceeds the donor's loss: the prefill pool's size.
 
-    Exact for concave curves (marginal analysis: Fox 1966); on S-shaped ones it stops at a local best,
-    which a test shows. Source: ours [O], from the paper's equal-marginal condition.
+    Exact for concave curves (marginal analysis: Fox 1966); on S-shaped ones it stops at a local
+    best, which a test shows. Source: ours [O], from the paper's equal-marginal condition.
     """
     first, second = curves.utilities(welfare)
     g, p = curves.workers, start

@@ -1,8 +1,8 @@
 """The two pools as queues: prefill FCFS in batches, decode stepping at the pace of its active KV.
 
-Where it stands: the engine of `queueing.py`. Not a full simulator: no routing, no chunked prefill, no
-transfer between pools, no preemption. What it keeps is what sets a split: how long a prompt waits and
-runs, and how the step slows as KV piles up. Deterministic: no randomness at all.
+Where it stands: the engine of `queueing.py`. Not a full simulator: no routing, no chunked prefill,
+no transfer between pools, no preemption. What it keeps is what sets a split: how long a prompt
+waits and runs, and how the step slows as KV piles up. Deterministic: no randomness at all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from wardrop.games.resource.timing import Timing
 from wardrop.games.routing.latency import Floats
 
-_STEPS_PER_EVALUATION = 16  # step time is held this long: KV grows 16 tokens a request, below 1 % of it
+_STEPS_PER_EVALUATION = (
+    16  # step time is held this long: KV grows 16 tokens a request, below 1 % of it
+)
 
 
 def prefill_done(
@@ -27,10 +29,10 @@ def prefill_done(
     timing: Timing,
     batch_tokens: int,
 ) -> Floats:
-    """First-token time of each request: FCFS onto the first free worker, batches up to `batch_tokens`.
+    """First-token times: FCFS onto the first free worker, in batches of up to `batch_tokens`.
 
-    A free worker takes the head of the queue and whatever waits behind it while the batch fits (a longer
-    prompt goes alone); a batch of T tokens takes timing.prefill_seconds(T).
+    A free worker takes the head of the queue and whatever waits behind it while the batch fits (a
+    longer prompt goes alone); a batch of T tokens takes timing.prefill_seconds(T).
 
     Args:
         arrival_s: (requests,) non-decreasing.
@@ -137,7 +139,7 @@ class DecodePool:
     def finish_times(
         self, first_token_s: Floats, inputs: NDArray[np.int64], outputs: NDArray[np.int64]
     ) -> Floats:
-        """Last-token time of each request: (requests,) seconds. A one-token request ends at its first."""
+        """Last-token times: (requests,) seconds. A one-token request ends at its first."""
         finished = first_token_s.copy()
         pool = [
             DecodeWorker(self.timing, self.kv_capacity, self.max_batch) for _ in range(self.workers)

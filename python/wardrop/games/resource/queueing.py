@@ -1,12 +1,13 @@
 """The queueing evaluator: an attainment source that needs no simulator.
 
 Where it stands: behind `AttainmentSource`; the discrete-event simulator replaces it through
-`FromCallable` when its detail is wanted. TTFT depends on the prefill pool alone, so each prefill size is
-run once and remembered. Ours [O].
+`FromCallable` when its detail is wanted. TTFT depends on the prefill pool alone, so each prefill
+size is run once and remembered. Ours [O].
 
-What it leaves out, to be read with every figure: routing and per-worker caches (prefix reuse is a share of
-the trace's ideal reuse), KV transfer, chunked prefill, preemption, failures. TTFT is arrival to end of the
-prefill batch; a request's ITL is the mean over its tokens and includes waiting for KV room.
+What it leaves out, to be read with every figure: routing and per-worker caches (prefix reuse is a
+share of the trace's ideal reuse), KV transfer, chunked prefill, preemption, failures. TTFT is
+arrival to end of the prefill batch; a request's ITL is the mean over its tokens and includes
+waiting for KV room.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ class QueueingSource:
     def _run(self, prefill_workers: int, decode_workers: int) -> Attainment:
         trace, engine = self.trace, self.engine
         first = self.first_token_s(prefill_workers)
-        pool = DecodePool(decode_workers, engine.timing, engine.kv_capacity_tokens, engine.max_batch)
+        pool = DecodePool(
+            decode_workers, engine.timing, engine.kv_capacity_tokens, engine.max_batch
+        )
         last = pool.finish_times(first, trace.input_tokens, trace.output_tokens)
         ttft = first - trace.arrival_s
         itl = (last - first) / np.maximum(trace.output_tokens - 1, 1)

@@ -1,8 +1,9 @@
 """Which split to run: the resource game's answer, checked against its neighbours.
 
-Where it stands: the end of Γ_PD; `wardrop games split` prints it. Curves of the two pools give a start (the
-variational equilibrium); then whole splits are tried around it while goodput rises, because what an
-operator wants is requests that keep *both* limits, and that only a joint run can say.
+Where it stands: the end of Γ_PD; `wardrop games split` prints it. Curves of the two pools give a
+start (the variational equilibrium); then whole splits are tried around it while goodput rises,
+because what an operator wants is requests that keep *both* limits, and that only a joint run can
+say.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """How long an engine takes: prefill seconds by tokens, step seconds by active KV tokens.
 
-Where it stands: under the queueing evaluator. A table is an .npz with `prefill_isl`, `prefill_ttft_ms`,
-`decode_active_kv_tokens`, `decode_context_length` and `decode_itl` (ms), the planner-profile format that Dynamo's mocker
-reads. `builtin_timing` is a coarse stand-in so that everything runs with no file: seven rounded points
-of Llama-3.1-70B BF16, TP 4, on B200, from a table made with aiconfigurator 0.10.0 (Apache-2.0).
+Where it stands: under the queueing evaluator. A table is an .npz with `prefill_isl`,
+`prefill_ttft_ms`, `decode_active_kv_tokens`, `decode_context_length` and `decode_itl` (ms), the
+planner-profile format that Dynamo's mocker reads. `builtin_timing` is a coarse stand-in so that
+everything runs with no file: seven rounded points of Llama-3.1-70B BF16, TP 4, on B200, from a
+table made with aiconfigurator 0.10.0 (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Timing:
         object.__setattr__(self, "_context", self.context_tokens.tolist())
 
     def prefill_seconds(self, tokens: float) -> float:
-        """Linear interpolation; beyond the table its last slope (attention's square is not in it)."""
+        """Linear interpolation; past the table its last slope (attention's square is missing)."""
         last = self.prefill_tokens[-1]
         if tokens <= last:
             return float(np.interp(tokens, self.prefill_tokens, self.prefill_s))
@@ -78,19 +79,23 @@ def read_timing(path: Path) -> Timing:
         GameError: no file, or a key is missing.
     """
     if not path.is_file():
-        raise GameError(f"got {path}; expected a timing table (.npz). Leave it out for the built-in one")
+        raise GameError(
+            f"got {path}; expected a timing table (.npz). Leave it out for the built-in one"
+        )
     with np.load(path) as table:
         keys = ("prefill_isl", "prefill_ttft_ms", "decode_active_kv_tokens")
         keys = (*keys, "decode_context_length", "decode_itl")
         missing = [key for key in keys if key not in table]
         if missing:
-            raise GameError(f"got {path.name} without {missing}; expected the planner-profile keys {keys}")
+            raise GameError(
+                f"got {path.name} without {missing}; expected the planner-profile keys {keys}"
+            )
         isl, ttft, kv, context, itl = (np.asarray(table[key], dtype=np.float64) for key in keys)
     return Timing(isl, ttft / 1e3, kv, context, itl / 1e3)
 
 
 def builtin_timing() -> Timing:
-    """Llama-3.1-70B BF16, TP 4, B200, from seven rounded points; good to a rough 10 % between them."""
+    """Llama-3.1-70B BF16, TP 4, B200, from rounded points; good to a rough 10 % between them."""
     kv = np.array([0.0, 2_048.0, 131_072.0, 524_288.0, 2_097_152.0])
     by_kv = np.array([9.2, 9.2, 12.4, 23.0, 66.0]) / 1e3
     return Timing(

@@ -1,8 +1,8 @@
 """Γ_R, the routing game: requests choose workers. See `docs/games/routing.md`.
 
 `latency` and `saturation` hold the delay families, `game` the finite games, `equilibria` and
-`potential` what they lead to, `optimum` and `flow` the exact optimum (dense and large), `nonatomic` the
-continuum with its tolls, `anarchy` the ratios and `bounds` the classical limits on them.
+`potential` what they lead to, `optimum` and `flow` the exact optimum (dense and large), `nonatomic`
+the continuum with its tolls, `anarchy` the ratios and `bounds` the classical limits on them.
 """
 
 from wardrop.games.routing.anarchy import AnarchyReport, analyse, analyse_large

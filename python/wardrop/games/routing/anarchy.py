@@ -1,8 +1,8 @@
 """Price of anarchy and price of stability, with how exactly each is known.
 
 Where it stands: the answer of Γ_R, for small games by enumeration and for large ones by solver and
-dynamics. A ratio found by dynamics is a *lower* bound on the price of anarchy (a worse equilibrium may
-exist) and an upper bound on the price of stability; the report says which it is.
+dynamics. A ratio found by dynamics is a *lower* bound on the price of anarchy (a worse equilibrium
+may exist) and an upper bound on the price of stability; the report says which it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class AnarchyReport:
 
     Attributes:
         optimum_cost: least social cost, seconds; exact.
-        best_equilibrium_cost: least social cost of an equilibrium known, seconds; nan if none exists.
+        best_equilibrium_cost: least social cost of an equilibrium known, seconds; nan if none
+            exists.
         worst_equilibrium_cost: greatest, seconds; nan if none exists.
         equilibria: how many pure equilibria are known.
         exact: all equilibria were enumerated; otherwise those found are a sample.
@@ -41,7 +42,10 @@ class AnarchyReport:
 
     @property
     def price_of_anarchy(self) -> float:
-        """Worst equilibrium ÷ optimum (Koutsoupias and Papadimitriou 1999); lower bound if not exact."""
+        """Worst equilibrium ÷ optimum; a lower bound if not exact.
+
+        Source: Koutsoupias and Papadimitriou 1999.
+        """
         return self.worst_equilibrium_cost / self.optimum_cost
 
     @property

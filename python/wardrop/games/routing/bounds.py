@@ -46,19 +46,25 @@ def nonatomic_mm1(rate: float, least_capacity: float) -> float:
     """
     if not 0 <= rate < least_capacity:
         raise GameError(
-            f"got rate {rate:g} and least capacity {least_capacity:g}; expected 0 ≤ rate < capacity: "
-            "past that the bound is infinite"
+            f"got rate {rate:g} and least capacity {least_capacity:g}; expected 0 ≤ rate < "
+            "capacity: past that the bound is infinite"
         )
     return 0.5 * (1.0 + math.sqrt(least_capacity / (least_capacity - rate)))
 
 
 def atomic_affine() -> float:
-    """5/2 for unit requests, pure equilibria, tight. Source: Christodoulou-Koutsoupias, Awerbuch et al. 2005."""
+    """5/2 for unit requests and pure equilibria, tight.
+
+    Source: Christodoulou and Koutsoupias 2005; Awerbuch, Azar and Epstein 2005.
+    """
     return 2.5
 
 
 def atomic_affine_stability() -> float:
-    """1 + 1/√3 ≈ 1.577: even the best pure equilibrium can cost this. Source: Caragiannis et al. 2006."""
+    """1 + 1/√3 ≈ 1.577: even the best pure equilibrium can cost this.
+
+    Source: Caragiannis et al. 2006.
+    """
     return 1.0 + 1.0 / math.sqrt(3.0)
 
 
@@ -84,7 +90,7 @@ def atomic_polynomial(degree: int) -> float:
 
 
 def queue_capacity_factor() -> float:
-    """2: selfish no-regret queues stay stable when capacity is twice what a coordinated schedule needs.
+    """2: selfish no-regret queues are stable at twice the capacity that coordination needs.
 
     A factor on capacity, not on cost. Source: Gaitonde and Tardos 2020.
     """

@@ -1,8 +1,9 @@
 """Pure Nash equilibria: all of them when the game is small, one by best response when it is large.
 
-Where it stands: on `game.py`. Enumeration is exact and costs players·workers^players cost evaluations;
-`ENUMERATION_LIMIT` profiles is where it refuses. Dynamics are exact about what they return (a profile
-from which nobody gains more than `tolerance`), and say so when they have found none.
+Where it stands: on `game.py`. Enumeration is exact and costs players·workers^players cost
+evaluations; `ENUMERATION_LIMIT` profiles is where it refuses. Dynamics are exact about what they
+return (a profile from which nobody gains more than `tolerance`), and say so when they have found
+none.
 """
 
 from __future__ import annotations
@@ -167,9 +168,9 @@ def _best_response_frozen(game: FrozenOverlapGame, start: Profiles, rounds: int)
 def greedy(game: FrozenOverlapGame, order: Profiles | None = None) -> Profiles:
     """Requests arrive one by one and take the cheapest worker then: sequential greedy routing.
 
-    This is what a router without foresight does, and one pass of best-response dynamics from an empty
-    fleet [R: "greedy sequential routing is best-response dynamics"]. On identical, cache-free workers
-    it is optimal.
+    This is what a router without foresight does, and one pass of best-response dynamics from an
+    empty fleet [R: "greedy sequential routing is best-response dynamics"]. On identical, cache-free
+    workers it is optimal.
 
     Args:
         game: overlap frozen.

@@ -1,21 +1,23 @@
-"""The routing optimum for thousands of workers and requests: a sparse min-cost flow with a certificate.
+"""The routing optimum for thousands of workers: a sparse min-cost flow with a certificate.
 
-Where it stands: beside `optimum.py`, for games whose overlap is sparse. A prefix lives on a few workers,
-so a request costs its full prefill (`base`) anywhere except on those few. One hub node carries "anywhere":
+Where it stands: beside `optimum.py`, for games whose overlap is sparse. A prefix lives on a few
+workers, so a request costs its full prefill (`base`) anywhere except on those few. One hub node
+carries "anywhere":
 
     request ──base──▶ hub ──0──▶ worker ──slot cost──▶ done
     request ──base − saving──▶ worker
 
-That is requests·holders + 2·workers + Σ slots arcs instead of requests·workers·slots. The constraint
-matrix is a network's, so the linear programme has an integral optimum (total unimodularity); HiGHS finds
-it. Slots are generated only as deep as the prices ask for. Nothing is taken on trust: `gap_seconds`
-is the distance to a Lagrangian bound computed here from the returned prices, valid for *any* prices.
+That is requests·holders + 2·workers + Σ slots arcs instead of requests·workers·slots. The
+constraint matrix is a network's, so the linear programme has an integral optimum (total
+unimodularity); HiGHS finds it. Slots are generated only as deep as the prices ask for. Nothing is
+taken on trust: `gap_seconds` is the distance to a Lagrangian bound computed here from the returned
+prices, valid for *any* prices.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +108,8 @@ class FlowSolution:
 def solve_flow(game: SparseGame, goal: Literal["social", "potential"] = "social") -> FlowSolution:
     """Exact optimum ('social') or a pure Nash equilibrium ('potential') of a large sparse game.
 
-    Measured: 4,096 workers × 10,000 requests × 8 overlaps each in seconds on one core; docs/games/routing.md
+    Measured: 4,096 workers × 10,000 requests × 8 overlaps each in seconds on one core;
+    docs/games/routing.md
     states time and memory. Error: `gap_seconds`, checked to be below 1e-6 of the objective.
 
     Raises:
@@ -120,26 +123,27 @@ def solve_flow(game: SparseGame, goal: Literal["social", "potential"] = "social"
         costs = table(game.latency, m, int(depth.max()) + 1)
         check_convex(costs)
         usable = np.minimum(depth, np.isfinite(costs).sum(axis=0))
-        enough = int(usable.sum()) >= game.players
-        if enough:
-            profile, prices = _solve(game, costs, usable)
-            beyond = np.take_along_axis(costs, depth[None, :], axis=0)[0]
-            short = (prices > beyond + 1e-12) & (depth < game.players)
+        beyond = np.take_along_axis(costs, depth[None, :], axis=0)[0]
+        if int(usable.sum()) < game.players:
+            short = np.isfinite(beyond)
+            _require_room(game, usable, short)
         else:
-            short = np.isfinite(np.take_along_axis(costs, depth[None, :], axis=0)[0])
+            profile, prices = _solve(game, costs, usable)
+            short = (prices > beyond + 1e-12) & (depth < game.players)
             if not short.any():
-                raise GameError(
-                    f"got {game.players} requests; expected at most {int(usable.sum())}, the sum of the "
-                    "in-flight limits. Add workers or raise their capacity"
-                )
-        if enough and not short.any():
-            return _certify(game, profile, prices, costs)
+                return _certify(game, profile, prices, costs)
         depth = np.where(short, np.minimum(2 * depth, game.players), depth)
 
 
-def _solve(
-    game: SparseGame, costs: Floats, depth: NDArray[np.intp]
-) -> tuple[Profiles, Floats]:
+def _require_room(game: SparseGame, usable: NDArray[np.intp], more: NDArray[np.bool_]) -> None:
+    if not more.any():
+        raise GameError(
+            f"got {game.players} requests; expected at most {int(usable.sum())}, the sum of the "
+            "in-flight limits. Add workers or raise their capacity"
+        )
+
+
+def _solve(game: SparseGame, costs: Floats, depth: NDArray[np.intp]) -> tuple[Profiles, Floats]:
     """One linear programme over pairs, hub arcs, slots and hub-to-worker flows."""
     n, m, pairs = game.players, game.workers, game.request.size
     slot_worker = np.repeat(np.arange(m), depth)
@@ -165,11 +169,18 @@ def _solve(
     upper[at_slot:at_drop] = 1.0
     right = np.concatenate([np.ones(n), np.zeros(m + 1)])
     bounds = np.stack([np.zeros(columns), upper], axis=1)
-    found = linprog(objective, A_eq=matrix, b_eq=right, bounds=bounds, method="highs-ds")
+    found: Any = linprog(  # scipy's stubs know no sparse A_eq and no array of bounds
+        objective,
+        A_eq=cast("Any", matrix),
+        b_eq=right,
+        bounds=cast("Any", bounds),
+        method="highs-ds",
+    )
     if found.status != 0:
         raise GameError(f"got solver status {found.status}: {found.message}; expected an optimum")
-    profile = _profile_of(game, found.x[:pairs], found.x[at_drop:])
-    return profile, -np.asarray(found.eqlin.marginals, dtype=np.float64)[n : n + m]
+    solution, duals = np.asarray(found.x), np.asarray(found.eqlin.marginals)
+    profile = _profile_of(game, solution[:pairs], solution[at_drop:])
+    return profile, -duals[n : n + m].astype(np.float64)
 
 
 def _profile_of(game: SparseGame, on_pair: Floats, from_hub: Floats) -> Profiles:
@@ -188,9 +199,10 @@ def _certify(game: SparseGame, profile: Profiles, prices: Floats, costs: Floats)
         cheapest, game.request, game.base[game.request] - game.saving + prices[game.worker]
     )
     bound = float(cheapest.sum() - np.maximum(prices - costs, 0.0).sum())
-    loads = np.bincount(profile, minlength=game.workers)
+    loads: NDArray[np.intp] = np.bincount(profile, minlength=game.workers)
     hit = profile[game.request] == game.worker
-    filled = np.arange(costs.shape[0])[:, None] < loads
+    slot = np.arange(costs.shape[0], dtype=np.intp)
+    filled = np.less(slot[:, None], loads[None, :])
     objective = float(game.base.sum() - game.saving[hit].sum() + costs[filled].sum())
     solution = FlowSolution(profile, objective, bound, prices)
     if solution.gap_seconds > 1e-6 * max(objective, 1.0):

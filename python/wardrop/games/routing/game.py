@@ -5,8 +5,9 @@ integer array (…, players) of worker indices; costs are seconds.
 
 Two games, told apart by what the overlap is:
 
-* `FrozenOverlapGame`: the overlap is what the caches hold at decision time, so a request's cost is a
-  constant of its own plus a delay that counts heads. A congestion game with player-specific constants.
+* `FrozenOverlapGame`: the overlap is what the caches hold at decision time, so a request's cost is
+  a constant of its own plus a delay that counts heads. A congestion game with player-specific
+  constants.
 * `EndogenousOverlapGame`: a request also shares the prefix of whoever is on the worker now, so it
   matters *who* is there: the paper's positive externality [A].
 """
@@ -52,7 +53,8 @@ def loads_of(profiles: Profiles, workers: int) -> Floats:
 class FrozenOverlapGame:
     """C_i(s) = constants[i, s_i] + ℓ_{s_i}(n_{s_i}), overlap frozen at decision time.
 
-    Source: the game is the paper's [A]; constants in seconds of prefill still to compute are ours (the
+    Source: the game is the paper's [A]; constants in seconds of prefill still to compute are ours
+    (the
     paper subtracts ω·overlap). With constants ≥ 0, costs are positive and a ratio of costs means
     something. Each constant is a private resource of constant latency, so every classical bound for
     congestion games applies.
@@ -102,7 +104,8 @@ class FrozenOverlapGame:
         """Φ(s) = Σ_j Σ_{k ≤ n_j} ℓ_j(k) + Σ_i constants[i, s_i], seconds; one per profile.
 
         An exact potential: a deviation changes Φ by what it changes the deviator's own cost.
-        Source: Rosenthal 1973; with player-specific constants, Mavronicolas et al. 2007; for this game
+        Source: Rosenthal 1973; with player-specific constants, Mavronicolas et al. 2007; for this
+        game
         the project's design notes [O].
         """
         loads = loads_of(profiles, self.workers)
@@ -119,14 +122,16 @@ class EndogenousOverlapGame:
 
     share_i is, over the others k with s_k = s_i,
       'max':     max_k shared[i, k]        the longest prefix held: what a cache really gives;
-      'earlier': max_{k < i} shared[i, k]  only the later request gains;
-      'sum':     Σ_k shared[i, k]          pairwise, symmetric: kept as the contrast, it *has* a potential.
-    Source: the externality is the paper's [A]; these closed forms are ours [O]. 'max' and 'earlier' have
+      'earlier': max_{k < i} shared[i, k]  only the later request gains; 'sum':     Σ_k shared[i, k]
+      pairwise, symmetric: kept as the contrast, it *has* a potential.
+    Source: the externality is the paper's [A]; these closed forms are ours [O]. 'max' and 'earlier'
+    have
     no exact potential and can have no pure equilibrium (a test shows both).
 
     Attributes:
         constants: (players, workers) seconds ≥ 0 with no sharing.
-        shared: (players, players) seconds saved when i finds k's prefix; symmetric, diagonal ignored.
+        shared: (players, players) seconds saved when i finds k's prefix; symmetric, diagonal
+            ignored.
         latency: the workers' delay against requests in flight.
         rule: how overlaps with several requests combine.
     """
@@ -141,7 +146,9 @@ class EndogenousOverlapGame:
         require(table.ndim == 2, table.shape, "constants of shape (players, workers)")
         square = (table.shape[0], table.shape[0])
         require(shared.shape == square, shared.shape, f"shared of shape {square}")
-        require(bool(np.allclose(shared, shared.T)), "an unsymmetric shared", "shared[i,k]=shared[k,i]")
+        require(
+            bool(np.allclose(shared, shared.T)), "an unsymmetric shared", "shared[i,k]=shared[k,i]"
+        )
         require(bool(np.all(shared >= 0)), shared.min(), "shared ≥ 0 seconds")
         require(self.rule in ("max", "earlier", "sum"), self.rule, "'max', 'earlier' or 'sum'")
 
@@ -156,7 +163,7 @@ class EndogenousOverlapGame:
         return as_floats(self.constants).shape[1]
 
     def costs(self, profiles: Profiles) -> Floats:
-        """C_i for every player of every profile: (…, players) seconds. Memory: players² a profile."""
+        """C_i for every player of every profile: (…, players) s. Memory: players² a profile."""
         delays = delay_at(self.latency, loads_of(profiles, self.workers))
         own = as_floats(self.constants)[np.arange(self.players), profiles]
         together = profiles[..., :, None] == profiles[..., None, :]
@@ -169,7 +176,7 @@ class EndogenousOverlapGame:
 
 
 def delay_at(latency: Latency, loads: Floats) -> Floats:
-    """ℓ_j at integer loads (…, workers); an empty worker's delay is never charged, so its value is free."""
+    """ℓ_j at integer loads (…, workers); an empty worker's delay is never charged."""
     return latency(loads)
 
 

@@ -1,9 +1,9 @@
 """Latency families: seconds against load, for a whole fleet at once.
 
-Where it stands: the bottom of Γ_R. Every other module of `routing` asks a `Latency` three things: the
-delay at a load, the area under it (a potential) and the load at which it reaches a delay (an
-equilibrium). Parameters are scalars or arrays of shape (workers,), so one object is a fleet of unlike
-workers and no loop runs over them.
+Where it stands: the bottom of Γ_R. Every other module of `routing` asks a `Latency` three things:
+the delay at a load, the area under it (a potential) and the load at which it reaches a delay (an
+equilibrium). Parameters are scalars or arrays of shape (workers,), so one object is a fleet of
+unlike workers and no loop runs over them.
 
 Loads are requests in flight (atomic games) or requests per second (nonatomic games); all delays are
 seconds. A load's last axis is the worker axis. Families here are standard; `Saturating` (in

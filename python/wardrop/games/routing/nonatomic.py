@@ -1,10 +1,10 @@
 """Γ_R with a continuum of requests: Wardrop equilibrium, system optimum, tolls.
 
-Where it stands: on the latency families alone. Classes of requests (say, by prefix) have a rate and a
-constant of their own on each worker; loads are requests per second. The equilibrium minimises
-Beckmann's potential Σ_j ∫ℓ_j + Σ_rj constants·flow and the optimum the same with marginal costs, so one
-solver serves both. It water-fills one class at a time (exact given the others) until the relative gap
-closes, and returns that gap: the error is stated, not assumed.
+Where it stands: on the latency families alone. Classes of requests (say, by prefix) have a rate and
+a constant of their own on each worker; loads are requests per second. The equilibrium minimises
+Beckmann's potential Σ_j ∫ℓ_j + Σ_rj constants·flow and the optimum the same with marginal costs, so
+one solver serves both. It water-fills one class at a time (exact given the others) until the
+relative gap closes, and returns that gap: the error is stated, not assumed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from wardrop.games.errors import GameError, NotConvexError
 from wardrop.games.routing.latency import Floats, Latency, as_floats, require
 from wardrop.games.routing.saturation import Marginal
 
-_LEVEL_BISECTIONS = 100
+_LEVEL_BISECTIONS = 64
+_HAIR = 1e-9  # relative; far above the error of a water-fill, far below any load of interest
+_STALLED = 10  # sweeps without progress: floating point is exhausted
 
 
 @dataclass(frozen=True)
 class NonatomicGame:
-    """Cost of class r on worker j: constants[r, j] + tolls[j] + ℓ_j(x_j), x_j the worker's total rate.
+    """Cost of class r on worker j: constants[r, j] + tolls[j] + ℓ_j(x_j), x_j its total rate.
 
     Source: Wardrop 1952; Beckmann, McGuire and Winsten 1956; constants per class as in `game.py`.
 
@@ -51,8 +53,8 @@ class NonatomicGame:
         room = float(np.broadcast_to(self.latency.capacity, (table.shape[1],)).sum())
         if rates.sum() >= room:
             raise GameError(
-                f"got {rates.sum():g} requests/s on workers that serve {room:g}; expected less than "
-                "capacity. Add workers or lower the rate"
+                f"got {rates.sum():g} requests/s on workers that serve {room:g}; expected less "
+                "than capacity. Add workers or lower the rate"
             )
 
     @property
@@ -67,7 +69,8 @@ class Flow:
 
     Attributes:
         flows: (classes, workers) requests per second.
-        social_cost: Σ_rj flow·(constant + delay), seconds per second (requests in the system); no tolls.
+        social_cost: Σ_rj flow·(constant + delay), seconds per second (requests in the system); no
+            tolls.
         relative_gap: Σ flow·(cost − cheapest cost) ÷ Σ flow·cost; 0 at an exact equilibrium of the
             game that was solved (for an optimum: of its marginal-cost game).
     """
@@ -95,7 +98,7 @@ def equilibrium(game: NonatomicGame, gap: float = 1e-10, sweeps: int = 2_000) ->
 
     Args:
         game: rates below capacity.
-        gap: relative gap to stop at.
+        gap: relative gap to stop at; also stops below 1e-6 where floating point ends progress.
         sweeps: passes over all classes before giving up; one suffices for a single class.
 
     Raises:
@@ -118,13 +121,20 @@ def optimum(game: NonatomicGame, gap: float = 1e-10, sweeps: int = 2_000) -> Flo
 
 
 def pigou_tolls(game: NonatomicGame, best: Flow | None = None) -> Floats:
-    """τ_j = x*_j·ℓ′_j(x*_j) at the optimum x*: the delay that one request causes to the others, seconds.
+    """τ_j = x*_j·ℓ′_j(x*_j) at the optimum x*: the delay that a request causes others, seconds.
 
     With these charges the optimum is an equilibrium, so the price of anarchy is 1.
-    Source: Pigou 1920; Beckmann et al. 1956. The flagship `toll` policy charges the same quantity [O].
+    At a kink of ℓ the toll is the one between the two slopes that levels the workers in use.
+    Source: Pigou 1920; Beckmann et al. 1956. The flagship `toll` policy charges the same quantity
+    [O].
     """
-    loads = (best or optimum(game)).loads
-    return loads * (game.latency.slope(loads) * np.ones(game.workers))
+    best = best or optimum(game)
+    low, high = (best.loads * game.latency.slope(side) for side in _sides(best.loads))
+    _, above = (Marginal(game.latency)(side) for side in _sides(best.loads))
+    level = (as_floats(game.constants) + above).min(axis=1)
+    price = level[:, None] - as_floats(game.constants) - game.latency(best.loads)
+    needed = np.where(best.flows > 0, price, -np.inf).max(axis=0)
+    return np.clip(needed, low, np.maximum(low, high))
 
 
 def price_of_anarchy(game: NonatomicGame) -> float:
@@ -135,13 +145,14 @@ def price_of_anarchy(game: NonatomicGame) -> float:
 def _water_fill(game: NonatomicGame, latency: Latency, gap: float, sweeps: int) -> Flow:
     rates, fixed = as_floats(game.rates), as_floats(game.constants) + as_floats(game.tolls)
     flows = _start(rates, np.broadcast_to(latency.capacity, (game.workers,)))
-    relative = np.inf
+    relative, stalled = np.inf, 0
     for _ in range(sweeps):
         for r in range(rates.size):
             others = flows.sum(axis=0) - flows[r]
             flows[r] = fill_class(latency, fixed[r], others, float(rates[r]))
-        relative = _relative_gap(fixed, latency, flows)
-        if relative <= gap:
+        before, relative = relative, _relative_gap(fixed, latency, flows)
+        stalled = stalled + 1 if relative > 0.9 * before else 0
+        if relative <= gap or rates.size == 1 or (stalled >= _STALLED and relative < 1e-6):
             break
     if relative > 1e-4:
         raise GameError(
@@ -183,15 +194,24 @@ def fill_class(latency: Latency, fixed: Floats, others: Floats, rate: float) -> 
     under, over = placed(low), placed(high)
     spare = over - under  # flat workers take what the last level leaves open
     missing = rate - under.sum()
-    return under + spare * (missing / spare.sum()) if spare.sum() > 0 else under * rate / under.sum()
+    return (
+        under + spare * (missing / spare.sum()) if spare.sum() > 0 else under * rate / under.sum()
+    )
+
+
+def _sides(loads: Floats) -> tuple[Floats, Floats]:
+    """Loads a hair below and above: the two sides of a kink, where a marginal cost jumps."""
+    return loads * (1.0 - _HAIR), loads * (1.0 + _HAIR) + _HAIR * float(loads.max()) * 1e-3
 
 
 def _relative_gap(fixed: Floats, latency: Latency, flows: Floats) -> float:
-    cost = fixed + latency(flows.sum(axis=0))
+    """What moving could save ÷ what is paid; one leaves at the lower side and joins at the upper."""
+    below, above = _sides(flows.sum(axis=0))
+    leaving, joining = fixed + latency(below), fixed + latency(above)
     carried = flows > 0
-    paid = float((flows[carried] * cost[carried]).sum())
-    least = float((flows.sum(axis=1) * cost.min(axis=1)).sum())
-    return (paid - least) / paid if paid > 0 else 0.0
+    saved = np.maximum(leaving - joining.min(axis=1, keepdims=True), 0.0)
+    paid = float((flows[carried] * leaving[carried]).sum())
+    return float((flows[carried] * saved[carried]).sum()) / paid if paid > 0 else 0.0
 
 
 def _check_marginal(game: NonatomicGame, marginal: Marginal) -> None:

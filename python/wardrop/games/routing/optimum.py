@@ -2,8 +2,8 @@
 
 Where it stands: the dense solver, for up to a few hundred requests; `flow.py` is the sparse one for
 thousands. Slot k of worker j is a column that costs the *marginal* k·ℓ_j(k) − (k−1)·ℓ_j(k−1); when
-n·ℓ_j(n) is convex these rise with k, so a cheapest assignment fills each worker from its first slot and
-its cost is the social cost: the optimum is one linear assignment. With columns that cost ℓ_j(k)
+n·ℓ_j(n) is convex these rise with k, so a cheapest assignment fills each worker from its first slot
+and its cost is the social cost: the optimum is one linear assignment. With columns that cost ℓ_j(k)
 instead, the same assignment minimises Rosenthal's potential and so *is* a Nash equilibrium.
 """
 
@@ -52,8 +52,8 @@ def check_convex(marginals: Floats) -> None:
     if falls.any():
         slot, worker = (int(index) for index in np.argwhere(falls)[0])
         raise NotConvexError(
-            f"got worker {worker} whose slot {slot + 2} costs {marginals[slot + 1, worker]:.6g} s, less "
-            f"than slot {slot + 1}'s {marginals[slot, worker]:.6g} s; expected n·ℓ(n) convex. "
+            f"got worker {worker} whose slot {slot + 2} costs {marginals[slot + 1, worker]:.6g} s, "
+            f"less than slot {slot + 1}'s {marginals[slot, worker]:.6g} s; expected n·ℓ(n) convex. "
             "Take the convex hull of the measurements, or enumerate (enumerate_equilibria)"
         )
 
@@ -61,7 +61,8 @@ def check_convex(marginals: Floats) -> None:
 def optimal_assignment(game: FrozenOverlapGame) -> Assignment:
     """The exact social optimum, by slot expansion and linear assignment.
 
-    Complexity: O(players²·slots) time, players × (workers·slots) floats of memory, where slots is the
+    Complexity: O(players²·slots) time, players × (workers·slots) floats of memory, where slots is
+    the
     most requests any worker could hold in an optimum (at most players).
 
     Raises:
@@ -78,14 +79,18 @@ def optimal_assignment(game: FrozenOverlapGame) -> Assignment:
 def potential_minimiser(game: FrozenOverlapGame) -> Assignment:
     """A pure Nash equilibrium: the exact minimum of Rosenthal's potential. Same complexity.
 
-    Source: Rosenthal 1973 (a minimum of an exact potential is an equilibrium); by assignment, standard.
+    Source: Rosenthal 1973 (a minimum of an exact potential is an equilibrium); by assignment,
+    standard.
     """
     profile = _assign(game, slot_delays(game.latency, game.workers, game.players))
     return Assignment(profile, social_cost(game, profile))
 
 
 def _assign(game: FrozenOverlapGame, slot_costs: Floats) -> Profiles:
-    columns, m = slot_costs.T.reshape(-1), game.workers  # worker-major: column // players is the worker
+    columns, m = (
+        slot_costs.T.reshape(-1),
+        game.workers,
+    )  # worker-major: column // players is the worker
     owner = np.repeat(np.arange(m), slot_costs.shape[0])
     usable = np.isfinite(columns)
     matrix = as_floats(game.constants)[:, owner[usable]] + columns[usable]

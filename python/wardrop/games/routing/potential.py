@@ -1,9 +1,9 @@
 """Does a game have an exact potential? The Monderer-Shapley test, and the potential itself.
 
-Where it stands: on `equilibria.cost_tensor`; small games only. A finite game has an exact potential if
-and only if, for every two players and every two strategies of each, the deviators' cost changes around
-the 4-cycle sum to zero (Monderer and Shapley 1996, corollary 2.9). The sum around one such cycle is
-the mixed second difference of C_i − C_k, so the test is one tensor operation a pair.
+Where it stands: on `equilibria.cost_tensor`; small games only. A finite game has an exact potential
+if and only if, for every two players and every two strategies of each, the deviators' cost changes
+around the 4-cycle sum to zero (Monderer and Shapley 1996, corollary 2.9). The sum around one such
+cycle is the mixed second difference of C_i − C_k, so the test is one tensor operation a pair.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from wardrop.games.routing.latency import Floats
 
 
 def four_cycle_residual(game: FiniteGame) -> float:
-    """Largest |sum of the deviators' cost changes| over all 4-cycles, seconds; 0 iff a potential exists.
+    """Largest |sum of the deviators' cost changes| over all 4-cycles, seconds; 0 iff a potential.
 
-    Formula: max over i < k and cycles of |Δ_i Δ_k (C_i − C_k)|, Δ_p a difference in player p's choice.
+    Formula: max over i < k and cycles of |Δ_i Δ_k (C_i − C_k)|, Δ_p a difference in player p's
+    choice.
     Complexity: O(players²·workers^(players + 2)). Source: Monderer and Shapley 1996.
     """
     tensor, worst = cost_tensor(game), 0.0
@@ -50,6 +51,8 @@ def exact_potential(game: FiniteGame, tolerance: float = 1e-9) -> Floats:
     tensor = cost_tensor(game)
     total = np.zeros(tensor.shape[1:])
     for i in range(game.players):
-        later_at_base = tensor[i][(slice(None),) * (i + 1) + (slice(0, 1),) * (game.players - i - 1)]
+        later_at_base = tensor[i][
+            (slice(None),) * (i + 1) + (slice(0, 1),) * (game.players - i - 1)
+        ]
         total = total + later_at_base - np.take(later_at_base, [0], axis=i)
     return total

@@ -1,8 +1,8 @@
 """The saturating latency, measured tables, fleets of mixed families, and marginal costs.
 
-Where it stands: beside `latency.py`, the families that are ours or that come from measurement, and the
-two wrappers over any family: `Mixed` (unlike families in one fleet) and `Marginal` (the social cost of
-one more unit, Pigou's price), under which the system optimum *is* an equilibrium.
+Where it stands: beside `latency.py`, the families that are ours or that come from measurement, and
+the two wrappers over any family: `Mixed` (unlike families in one fleet) and `Marginal` (the social
+cost of one more unit, Pigou's price), under which the system optimum *is* an equilibrium.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wardrop.games.routing.latency import Floats, Latency, as_floats, invert, reach, require
+from wardrop.games.routing.latency import (
+    MM1,
+    Affine,
+    Floats,
+    Latency,
+    as_floats,
+    invert,
+    reach,
+    require,
+)
 
 
 @dataclass(frozen=True)
@@ -70,13 +79,19 @@ class Saturating:
         n = as_floats(load)
         past = np.maximum(n - as_floats(self.knee), 0.0)
         singular = as_floats(self.gain) * past * self._free(n) ** -self.power
-        return as_floats(self.base) + as_floats(self.per_unit) * n + np.nan_to_num(singular, nan=np.inf)
+        return (
+            as_floats(self.base)
+            + as_floats(self.per_unit) * n
+            + np.nan_to_num(singular, nan=np.inf)
+        )
 
     def slope(self, load: ArrayLike) -> Floats:
         """per_unit + gain·[1/(1−u)^q + q·(n−n*)/(K(1−u)^(q+1))] past the knee, u = n/K."""
         n = as_floats(load)
         free, past = self._free(n), n - as_floats(self.knee)
-        extra = free**-self.power + self.power * past / as_floats(self.limit) * free ** (-self.power - 1)
+        extra = free**-self.power + self.power * past / as_floats(self.limit) * free ** (
+            -self.power - 1
+        )
         rise = np.where(past > 0, as_floats(self.gain) * extra, 0.0 * free)
         return as_floats(self.per_unit) + np.nan_to_num(rise, nan=np.inf)
 
@@ -164,7 +179,9 @@ class Table:
         x = as_floats(load)
         starts, values, slopes = self._segments()
         widths = np.diff(starts)
-        whole = np.concatenate([[0.0], np.cumsum(values[:-1] * widths + 0.5 * slopes[:-1] * widths**2)])
+        whole = np.concatenate(
+            [[0.0], np.cumsum(values[:-1] * widths + 0.5 * slopes[:-1] * widths**2)]
+        )
         i = self._segment(x)
         d = x - starts[i]
         return whole[i] + values[i] * d + 0.5 * slopes[i] * d * d
@@ -205,7 +222,8 @@ class Mixed:
         """(workers,) each part's own."""
         return np.concatenate([part.capacity for part in self.parts])
 
-    def _split(self, value: ArrayLike) -> list[Floats]:
+    def split(self, value: ArrayLike) -> list[Floats]:
+        """Each part's slice of an array whose last axis is the workers."""
         whole = as_floats(value)
         whole = np.broadcast_to(whole, np.broadcast_shapes(whole.shape, (self.workers,)))
         edges = zip(self._bounds[:-1], self._bounds[1:], strict=True)
@@ -216,22 +234,22 @@ class Mixed:
 
     def __call__(self, load: ArrayLike) -> Floats:
         """Each part's delay at its own loads."""
-        pairs = zip(self.parts, self._split(load), strict=True)
+        pairs = zip(self.parts, self.split(load), strict=True)
         return self._join([part(piece) for part, piece in pairs])
 
     def slope(self, load: ArrayLike) -> Floats:
         """Each part's slope at its own loads."""
-        pairs = zip(self.parts, self._split(load), strict=True)
+        pairs = zip(self.parts, self.split(load), strict=True)
         return self._join([part.slope(piece) for part, piece in pairs])
 
     def integral(self, load: ArrayLike) -> Floats:
         """Each part's area at its own loads."""
-        pairs = zip(self.parts, self._split(load), strict=True)
+        pairs = zip(self.parts, self.split(load), strict=True)
         return self._join([part.integral(piece) for part, piece in pairs])
 
     def load_at(self, seconds: ArrayLike) -> Floats:
         """Each part's load at its own level."""
-        pairs = zip(self.parts, self._split(seconds), strict=True)
+        pairs = zip(self.parts, self.split(seconds), strict=True)
         return self._join([part.load_at(piece) for part, piece in pairs])
 
 
@@ -239,8 +257,9 @@ class Mixed:
 class Marginal:
     """m(x) = ℓ(x) + x·ℓ′(x): what one more unit costs everybody. Source: Pigou 1920.
 
-    Its integral is x·ℓ(x), so minimising the potential of the marginal game minimises social cost: the
-    system optimum is the equilibrium of travellers who pay m (Beckmann, McGuire and Winsten 1956).
+    Its integral is x·ℓ(x), so minimising the potential of the marginal game minimises social cost:
+    the system optimum is the equilibrium of travellers who pay m (Beckmann, McGuire and Winsten
+    1956).
 
     Attributes:
         latency: any family with x·ℓ(x) convex.
@@ -262,13 +281,17 @@ class Marginal:
         """ℓ(x) + x·ℓ′(x), seconds."""
         x = as_floats(load)
         with np.errstate(invalid="ignore"):
-            return np.nan_to_num(self.latency(x) + x * self.latency.slope(x), nan=np.inf, posinf=np.inf)
+            return np.nan_to_num(
+                self.latency(x) + x * self.latency.slope(x), nan=np.inf, posinf=np.inf
+            )
 
     def slope(self, load: ArrayLike) -> Floats:
         """Central difference of the marginal cost; used for displays only."""
         x = as_floats(load)
         step = 1e-6 * np.maximum(x, 1.0)
-        return (self(x + step) - self(np.maximum(x - step, 0.0))) / (x + step - np.maximum(x - step, 0))
+        return (self(x + step) - self(np.maximum(x - step, 0.0))) / (
+            x + step - np.maximum(x - step, 0)
+        )
 
     def integral(self, load: ArrayLike) -> Floats:
         """x·ℓ(x): the social cost of the worker."""
@@ -276,8 +299,20 @@ class Marginal:
         return x * self.latency(x)
 
     def load_at(self, seconds: ArrayLike) -> Floats:
-        """By bisection, up to the load at which ℓ alone reaches `seconds` (m ≥ ℓ)."""
+        """Closed form for affine and M/M/1 parts, else bisection below ℓ's own load (m ≥ ℓ)."""
         level = as_floats(seconds) + np.zeros(self.workers)
-        upper = self.latency.load_at(level)
-        found = invert(self, level, np.where(np.isinf(upper), 0.0, upper))
-        return np.where(np.isinf(upper), np.inf, found)
+        return _marginal_load(self.latency, level)
+
+
+def _marginal_load(latency: Latency, level: Floats) -> Floats:
+    if isinstance(latency, Mixed):
+        pairs = zip(latency.parts, latency.split(level), strict=True)
+        return np.concatenate([_marginal_load(part, piece) for part, piece in pairs], axis=-1)
+    if isinstance(latency, Affine):  # base + 2·per_unit·x
+        return Affine(latency.base, 2.0 * as_floats(latency.per_unit)).load_at(level)
+    if isinstance(latency, MM1):  # rate/(rate − x)²
+        rate, positive = as_floats(latency.rate), np.maximum(level, np.finfo(np.float64).tiny)
+        return np.maximum(rate - np.sqrt(rate / positive), 0.0)
+    upper = latency.load_at(level)
+    found = invert(Marginal(latency), level, np.where(np.isinf(upper), 0.0, upper))
+    return np.where(np.isinf(upper), np.inf, found)

@@ -1,0 +1,1 @@
+"""One command of `wardrop games` a module; `report` is how they all print."""

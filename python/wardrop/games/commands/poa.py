@@ -1,0 +1,138 @@
+"""`wardrop games poa`: the price of anarchy over load, with its bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from wardrop.games.commands.report import Report, bar, exits_cleanly
+from wardrop.games.errors import GameError
+from wardrop.games.routing.bounds import nonatomic_affine, nonatomic_mm1, nonatomic_polynomial
+from wardrop.games.routing.latency import MM1, Affine, Latency, Polynomial
+from wardrop.games.routing.nonatomic import (
+    NonatomicGame,
+    equilibrium,
+    optimum,
+    pigou_tolls,
+)
+from wardrop.games.routing.saturation import Mixed, Saturating
+
+
+@dataclass(frozen=True)
+class LoadPoint:
+    """One load of a curve.
+
+    Attributes:
+        rate: requests per second.
+        anarchy: price of anarchy.
+        tolled: the same with Pigou tolls.
+        bound: the classical bound there; nan where none is known.
+    """
+
+    rate: float
+    anarchy: float
+    tolled: float
+    bound: float
+
+
+TOP_RPS = {"affine": 2.0, "quadratic": 2.0, "quartic": 2.0, "mm1": 1.0, "saturating": 28.0}
+
+
+def two_links(family: str, rate: float) -> Latency:
+    """A worker that congests beside one that does not (or hardly does), for one load.
+
+    affine, quadratic and quartic are Pigou's instance of degree 1, 2, 4; mm1 is a queue beside a
+    server that never queues but is as slow as that queue would be with all of `rate`: the instances
+    on which the bounds are attained. saturating is two workers with a knee.
+
+    Raises:
+        GameError: an unknown family.
+    """
+    degrees = {"quadratic": 2, "quartic": 4}
+    if family == "affine":
+        return Mixed([Affine(0.0, 1.0), Affine(1.0, 0.0)])
+    if family in degrees:
+        powers = [0.0] * degrees[family] + [1.0]
+        return Mixed([Polynomial(powers), Affine(1.0, 0.0)])
+    if family == "mm1":
+        return Mixed([MM1(1.0), Affine(1.0 / (1.0 - rate), 0.0)])
+    if family == "saturating":
+        return Saturating([0.1, 0.4], 0.02, 0.2, [4.0, 8.0], [10.0, 20.0], 1.0)
+    raise GameError(f"got --family {family}; expected one of {', '.join(TOP_RPS)}")
+
+
+def bound_of(family: str, rate: float) -> float:
+    """The classical bound for the family at this rate; nan for 'saturating'."""
+    bounds = {
+        "affine": nonatomic_affine(),
+        "quadratic": nonatomic_polynomial(2),
+        "quartic": nonatomic_polynomial(4),
+    }
+    return nonatomic_mm1(rate, 1.0) if family == "mm1" else bounds.get(family, float("nan"))
+
+
+def load_curve(family: str, points: int) -> list[LoadPoint]:
+    """Price of anarchy at evenly spaced loads below the top of the range."""
+    if points < 2:
+        raise GameError(f"got --points {points}; expected at least 2")
+    top = TOP_RPS.get(family, 1.0)
+    curve: list[LoadPoint] = []
+    for rate in np.linspace(0.0, top, points + 1, endpoint=False)[1:].tolist():
+        latency = two_links(family, rate)
+        game = NonatomicGame([rate], [[0.0, 0.0]], latency)
+        best = optimum(game)
+        charged = NonatomicGame([rate], [[0.0, 0.0]], latency, pigou_tolls(game, best))
+        curve.append(
+            LoadPoint(
+                rate,
+                equilibrium(game).social_cost / best.social_cost,
+                equilibrium(charged).social_cost / best.social_cost,
+                bound_of(family, rate),
+            )
+        )
+    return curve
+
+
+@exits_cleanly
+def poa(
+    family: Annotated[
+        str,
+        typer.Option(
+            envvar="WARDROP_FAMILY", help="affine, quadratic, quartic, mm1 or saturating."
+        ),
+    ] = "mm1",
+    points: Annotated[int, typer.Option(envvar="WARDROP_POINTS", help="Loads to compute.")] = 9,
+    json: Annotated[
+        bool, typer.Option("--json", envvar="WARDROP_JSON", help="Print one JSON object.")
+    ] = False,
+) -> None:
+    """The price of anarchy over load, with the classical bound and with Pigou tolls.
+
+    Two workers, one that congests and one that is slow but hardly does: the instance on which each
+    family's bound was found. With M/M/1 the bound diverges as the load nears capacity; with tolls
+    the price is 1 at every load.
+
+    Example: `wardrop games poa --family mm1 --points 9`
+    """
+    curve = load_curve(family, points)
+    values: dict[str, object] = {"family": family, "points": [point.__dict__ for point in curve]}
+    report = Report(f"price of anarchy over load, {family}", values)
+    top = max(point.anarchy for point in curve)
+    report.table(
+        ("requests/s", "anarchy", "bound", "with tolls", ""),
+        [
+            (
+                f"{point.rate:.3f}",
+                f"{point.anarchy:.4f}",
+                "-" if np.isnan(point.bound) else f"{point.bound:.4f}",
+                f"{point.tolled:.4f}",
+                bar((point.anarchy - 1.0) / max(top - 1.0, 1e-12), 24).ljust(24),
+            )
+            for point in curve
+        ],
+    )
+    report.assumptions = ("a continuum of requests (nonatomic); one class, no cache",)
+    report.show(json)
