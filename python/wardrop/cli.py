@@ -26,7 +26,7 @@ SUBCOMMANDS = {
     "dynamo": Subcommand("wardrop.dynamo.command", "route requests in front of NVIDIA Dynamo"),
     "demo": Subcommand("wardrop.demo.command", "compare routers on a real Dynamo, mock workers"),
     "replay": Subcommand("wardrop.replay.command", "run traces through the router in a simulator"),
-    "games": Subcommand("wardrop.games.command", "the routing games: analysis and plots"),
+    "games": Subcommand("wardrop.games.cli", "the routing games: analysis and plots"),
 }
 
 
