@@ -39,7 +39,8 @@ pub struct StoredBlock {
 /// A change of one worker's cache.
 ///
 /// Engines store the same block more than once and remove each copy: copies are counted per
-/// (worker, tier, block), and a block is held while its count is above zero.
+/// (worker, tier, block), and a block is held while its count is above zero. While a worker holds a block, it calls it by one
+/// engine hash, and means only that block by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvEvent {

@@ -2,9 +2,17 @@
 //!
 //! Workers are dense slots here; the router maps ids to slots.
 
+mod held;
+pub mod holders;
+mod names;
+pub mod paths;
 mod reference;
+pub mod slots;
+mod tree;
 
+pub use paths::{Prompt, Scratch};
 pub use reference::ReferenceIndex;
+pub use tree::{Index, all_slots};
 
 use serde::Serialize;
 
@@ -18,6 +26,12 @@ impl Slot {
     /// As an index into a column.
     pub const fn index(self) -> usize {
         self.0 as usize
+    }
+
+    /// As the 16 bits in which sets keep it: slots are below 65,536.
+    pub const fn as_u16(self) -> u16 {
+        debug_assert!(self.0 <= u16::MAX as u32, "a slot must be below 65,536");
+        self.0 as u16
     }
 }
 

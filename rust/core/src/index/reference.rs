@@ -1,6 +1,6 @@
 //! The slow, readable index: a map from each block to who holds it. Tests compare the real one with it.
 //!
-//! A block is its sequence hash. Every operation is a few map look-ups per block; memory is not spared.
+//! A block is its sequence hash, and a worker calls each block that it holds by exactly one engine hash. Every operation is a few map look-ups per block; memory is not spared.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,6 +16,7 @@ type Copies = [u32; 3];
 pub struct ReferenceIndex {
     holders: HashMap<SequenceHash, BTreeMap<Slot, Copies>>,
     names: HashMap<Slot, HashMap<EngineHash, SequenceHash>>,
+    called: HashMap<(Slot, SequenceHash), EngineHash>,
 }
 
 impl ReferenceIndex {
@@ -35,10 +36,18 @@ impl ReferenceIndex {
                 };
                 for block in blocks {
                     let hash = next_sequence_hash(previous, block.local_hash);
-                    if names.get(&block.engine_hash).is_some_and(|&known| known != hash) {
-                        return Err(Refusal::ConflictingBlock(block.engine_hash));
+                    let name = block.engine_hash;
+                    let known = names.get(&name).is_some_and(|&known| known != hash);
+                    if known
+                        || self
+                            .called
+                            .get(&(slot, hash))
+                            .is_some_and(|&called| called != name)
+                    {
+                        return Err(Refusal::ConflictingBlock(name));
                     }
-                    names.insert(block.engine_hash, hash);
+                    names.insert(name, hash);
+                    self.called.insert((slot, hash), name);
                     self.holders.entry(hash).or_default().entry(slot).or_default()[tier.index()] += 1;
                     previous = Some(hash);
                 }
@@ -83,8 +92,8 @@ impl ReferenceIndex {
             if holders.is_empty() {
                 self.holders.remove(&hash);
             }
-            let names = self.names.get_mut(&slot).expect("checked above");
-            names.retain(|_, named| *named != hash);
+            self.names.get_mut(&slot).expect("checked above").remove(&block);
+            self.called.remove(&(slot, hash));
         }
         true
     }
@@ -92,6 +101,7 @@ impl ReferenceIndex {
     /// Forget everything about a worker.
     pub fn remove_worker(&mut self, slot: Slot) {
         self.names.remove(&slot);
+        self.called.retain(|&(of, _), _| of != slot);
         self.holders.retain(|_, holders| {
             holders.remove(&slot);
             !holders.is_empty()

@@ -1,0 +1,66 @@
+//! What each worker holds, by slot: its frames, so that it can leave in time proportional to them, and its counts.
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::Slot;
+use super::paths::{BlockId, FrameId};
+use crate::event::Tier;
+
+/// One worker's part.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// Frames in which it holds something.
+    pub frames: FxHashSet<FrameId>,
+    /// Blocks, per tier.
+    pub blocks: [u64; 3],
+}
+
+/// Copies beyond the first, per (block, slot, tier). Few blocks have any.
+#[derive(Clone, Debug, Default)]
+pub struct Copies {
+    extra: FxHashMap<u64, u32>,
+}
+
+fn key(block: BlockId, slot: Slot, tier: Tier) -> u64 {
+    u64::from(block.get()) << 18 | u64::from(slot.as_u16()) << 2 | tier.index() as u64
+}
+
+impl Copies {
+    /// One more copy of a block that is held already.
+    pub fn add(&mut self, block: BlockId, slot: Slot, tier: Tier) {
+        let count = self.extra.entry(key(block, slot, tier)).or_insert(0);
+        *count = count.saturating_add(1);
+    }
+
+    /// Take one of several copies away; `false` when there is only one.
+    pub fn take(&mut self, block: BlockId, slot: Slot, tier: Tier) -> bool {
+        if self.extra.is_empty() {
+            return false;
+        }
+        match self.extra.get_mut(&key(block, slot, tier)) {
+            None => false,
+            Some(1) => self.extra.remove(&key(block, slot, tier)).is_some(),
+            Some(count) => {
+                *count -= 1;
+                true
+            }
+        }
+    }
+
+    /// Forget the further copies of a block.
+    pub fn forget(&mut self, block: BlockId, slot: Slot, tier: Tier) {
+        if !self.extra.is_empty() {
+            self.extra.remove(&key(block, slot, tier));
+        }
+    }
+
+    /// Blocks with more than one copy.
+    pub fn len(&self) -> usize {
+        self.extra.len()
+    }
+
+    /// Bytes, from the capacity.
+    pub fn bytes(&self) -> u64 {
+        (self.extra.capacity() * 17) as u64
+    }
+}

@@ -1,0 +1,101 @@
+//! What engines call their blocks: (slot, engine hash) → block.
+//!
+//! Most fleets name equal blocks equally, so a block has one common name, kept beside its local hash, and one table entry for
+//! all workers. A worker that names it otherwise (vLLM with a random hash seed does) has aliases of its own.
+
+use hashbrown::HashTable;
+use rustc_hash::FxHashMap;
+
+use super::Slot;
+use super::paths::{BlockId, mix};
+
+/// Shards of the common table: each grows on its own, so that no insertion waits for a rehash of everything.
+const SHARDS: usize = 64;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Names {
+    common: Vec<HashTable<BlockId>>,
+    by_alias: FxHashMap<(Slot, u64), BlockId>,
+    alias_of: FxHashMap<(Slot, BlockId), u64>,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            common: vec![HashTable::new(); SHARDS],
+            by_alias: FxHashMap::default(),
+            alias_of: FxHashMap::default(),
+        }
+    }
+}
+
+const fn hash(name: u64) -> u64 {
+    mix(name, 0x517C_C1B7_2722_0A95)
+}
+
+const fn shard(hash: u64) -> usize {
+    (hash >> 32) as usize % SHARDS
+}
+
+impl Names {
+    /// The block with this common name. `name_of` gives the common name of a block in the table.
+    pub fn common(&self, name: u64, name_of: impl Fn(BlockId) -> u64) -> Option<BlockId> {
+        let hash = hash(name);
+        self.common[shard(hash)]
+            .find(hash, |&block| name_of(block) == name)
+            .copied()
+    }
+
+    /// Give a block a common name that no other has.
+    pub fn insert_common(&mut self, name: u64, block: BlockId, name_of: impl Fn(BlockId) -> u64) {
+        let of = hash(name);
+        self.common[shard(of)].insert_unique(of, block, |&block| hash(name_of(block)));
+    }
+
+    /// Take a block's common name away.
+    pub fn remove_common(&mut self, name: u64, block: BlockId) {
+        let hash = hash(name);
+        let entry = self.common[shard(hash)].find_entry(hash, |&named| named == block);
+        entry.expect("a common name must be in the table").remove();
+    }
+
+    /// Whether any worker has names of its own.
+    pub fn has_aliases(&self) -> bool {
+        !self.by_alias.is_empty()
+    }
+
+    /// What this worker alone calls so.
+    pub fn aliased(&self, slot: Slot, name: u64) -> Option<BlockId> {
+        self.by_alias.get(&(slot, name)).copied()
+    }
+
+    /// What this worker alone calls the block.
+    pub fn alias(&self, slot: Slot, block: BlockId) -> Option<u64> {
+        self.alias_of.get(&(slot, block)).copied()
+    }
+
+    /// Give a block a name that this worker alone uses.
+    pub fn insert_alias(&mut self, slot: Slot, name: u64, block: BlockId) {
+        self.by_alias.insert((slot, name), block);
+        self.alias_of.insert((slot, block), name);
+    }
+
+    /// Forget what this worker alone calls the block, if anything.
+    pub fn remove_alias(&mut self, slot: Slot, block: BlockId) {
+        if let Some(name) = self.alias_of.remove(&(slot, block)) {
+            self.by_alias.remove(&(slot, name));
+        }
+    }
+
+    /// Common names.
+    pub fn common_len(&self) -> usize {
+        self.common.iter().map(HashTable::len).sum()
+    }
+
+    /// Bytes, from the capacities.
+    pub fn bytes(&self) -> u64 {
+        let common: usize = self.common.iter().map(HashTable::allocation_size).sum();
+        (common + self.by_alias.capacity() * 25 + self.alias_of.capacity() * 17) as u64
+    }
+}
