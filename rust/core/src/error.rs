@@ -1,7 +1,7 @@
 //! The errors of the core: values, no prose beyond what names got, expected and the way out.
 
 use crate::hash::EngineHash;
-use crate::router::RequestId;
+use crate::request::RequestId;
 use crate::worker::WorkerId;
 
 /// Everything that can go wrong in the core. Each is expected trouble: the state stays consistent.

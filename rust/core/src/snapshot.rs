@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::event::KvEvent;
+use crate::index::Refusal;
 use crate::worker::{WorkerId, WorkerSpec};
 
 /// The state of a router at one moment.
@@ -80,4 +82,24 @@ pub struct Counters {
     pub conflicting_block: u64,
     /// Stored events refused because the index was full.
     pub index_full: u64,
+}
+
+impl Counters {
+    pub(crate) fn count_event(&mut self, event: &KvEvent, outcome: Result<(), Refusal>) {
+        match outcome {
+            Ok(()) => self.events_applied += 1,
+            Err(Refusal::UnknownParent) => self.unknown_parent += 1,
+            Err(Refusal::UnknownBlocks(unknown)) => self.unknown_block += unknown as u64,
+            Err(Refusal::ConflictingBlock(_)) => self.conflicting_block += 1,
+            Err(Refusal::Full) => self.index_full += 1,
+        }
+        match (event, outcome) {
+            (KvEvent::Stored { blocks, .. }, Ok(())) => self.blocks_stored += blocks.len() as u64,
+            (KvEvent::Removed { blocks, .. }, Ok(())) => self.blocks_removed += blocks.len() as u64,
+            (KvEvent::Removed { blocks, .. }, Err(Refusal::UnknownBlocks(unknown))) => {
+                self.blocks_removed += (blocks.len() - unknown) as u64;
+            }
+            _ => {}
+        }
+    }
 }

@@ -90,6 +90,8 @@ pub struct Index {
     names: Names,
     copies: Copies,
     held: Vec<Held>,
+    /// (worker, block) pairs in host memory and on disk.
+    lower_blocks: u64,
     blocks_max: u64,
 }
 
@@ -101,6 +103,7 @@ impl Index {
             names: Names::default(),
             copies: Copies::default(),
             held: Vec::new(),
+            lower_blocks: 0,
             blocks_max,
         }
     }
@@ -255,7 +258,9 @@ impl Index {
             }
             let held = &mut self.held[slot.index()];
             held.frames.insert(id);
-            held.blocks[tier.index()] += u64::from((wanted & !before).count_ones());
+            let added = u64::from((wanted & !before).count_ones());
+            held.blocks[tier.index()] += added;
+            self.lower_blocks += if tier == Tier::Device { 0 } else { added };
         }
         named
             .map(|_| ())
@@ -360,6 +365,7 @@ impl Index {
         let left = frame.mask_any(slot);
         let held = &mut self.held[slot.index()];
         held.blocks[tier.index()] -= 1;
+        self.lower_blocks -= u64::from(tier != Tier::Device);
         if left & bit == 0 && self.names.has_aliases() {
             self.names.remove_alias(slot, block);
         }
@@ -375,6 +381,7 @@ impl Index {
         let Some(held) = self.held.get_mut(slot.index()).map(std::mem::take) else {
             return;
         };
+        self.lower_blocks -= held.blocks[1] + held.blocks[2];
         for &id in &held.frames {
             for tier in Tier::ALL {
                 let frame = self.paths.frame_mut(id);
@@ -414,6 +421,11 @@ impl Index {
         scratch: &mut Scratch,
     ) {
         self.paths.overlap(prompt, slots, depth, scratch);
+    }
+
+    /// Whether any worker holds anything in host memory or on disk.
+    pub const fn any_lower(&self) -> bool {
+        self.lower_blocks > 0
     }
 
     /// Whether the worker holds anything in host memory or on disk.
@@ -507,6 +519,8 @@ impl Index {
                 "what is held must be counted"
             );
         }
+        let lower: u64 = held.iter().map(|held| held.blocks[1] + held.blocks[2]).sum();
+        assert_eq!(self.lower_blocks, lower, "lower tiers must be counted");
         if self.blocks() == 0 {
             assert!(
                 !self.names.has_aliases() && self.copies.len() == 0,

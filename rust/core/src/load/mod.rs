@@ -3,13 +3,16 @@
 //! Columns by slot, so that a price reads plain slices. A booking adds its uncached prompt tokens until its first token,
 //! its blocks (as a set: blocks shared by two requests of a worker count once) and one request until its release.
 
-use std::collections::BTreeSet;
+mod active;
+
+use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-use crate::hash::{LocalHash, SequenceHash, sequence_hashes};
-use crate::index::Slot;
-use crate::router::RequestId;
+pub use active::{ActiveBlocks, Path};
+
+use crate::index::{Prompt, Scratch, Slot};
+use crate::request::RequestId;
 
 /// One open booking.
 #[derive(Clone, Debug)]
@@ -17,9 +20,8 @@ struct Booking {
     slot: Slot,
     /// Uncached prompt tokens while the first token is awaited, then 0.
     prefill_tokens: u64,
-    blocks: Vec<SequenceHash>,
-    /// Bits of the (non-negative) expiry time: they order like the time itself.
-    expires_bits: u64,
+    path: Path,
+    expires_at_s: f64,
 }
 
 /// The load of every worker.
@@ -31,19 +33,19 @@ pub struct Load {
     pub decode_blocks: Vec<u64>,
     /// Requests in flight, by slot.
     pub active_requests: Vec<u32>,
-    active: Vec<FxHashMap<SequenceHash, u32>>,
+    active: ActiveBlocks,
     bookings: FxHashMap<RequestId, Booking>,
-    by_expiry: BTreeSet<(u64, RequestId)>,
+    /// Bookings by expiry; those that were released stay here until they come up or are too many.
+    by_expiry: VecDeque<(f64, RequestId)>,
 }
 
 impl Load {
     /// Make room for `slot` in every column.
     pub fn ensure(&mut self, slot: Slot) {
-        let len = self.active.len().max(slot.index() + 1);
+        let len = self.prefill_tokens.len().max(slot.index() + 1);
         self.prefill_tokens.resize(len, 0);
         self.decode_blocks.resize(len, 0);
         self.active_requests.resize(len, 0);
-        self.active.resize_with(len, FxHashMap::default);
     }
 
     /// Open bookings.
@@ -61,10 +63,15 @@ impl Load {
         self.bookings.contains_key(&request)
     }
 
-    /// Leading blocks of a request that are in flight on the worker already.
-    pub fn shared_blocks(&self, slot: Slot, chain: &[SequenceHash]) -> u32 {
-        let active = &self.active[slot.index()];
-        chain.iter().take_while(|hash| active.contains_key(hash)).count() as u32
+    /// Leading blocks of a prompt that are in flight already, per slot. As [`crate::index::paths::Paths::overlap`].
+    pub fn shared_blocks(
+        &self,
+        prompt: &Prompt<'_>,
+        slots: &[u64],
+        depth: &mut [u32],
+        scratch: &mut Scratch,
+    ) {
+        self.active.shared(prompt, slots, depth, scratch);
     }
 
     /// Open a booking. The id must be free.
@@ -73,27 +80,37 @@ impl Load {
         request: RequestId,
         slot: Slot,
         prefill_tokens: u64,
-        locals: &[LocalHash],
+        prompt: &Prompt<'_>,
         expires_at_s: f64,
     ) {
-        let blocks = sequence_hashes(locals);
-        let active = &mut self.active[slot.index()];
-        for &block in &blocks {
-            *active.entry(block).or_insert(0) += 1;
-        }
-        self.decode_blocks[slot.index()] = active.len() as u64;
+        let (path, added) = self.active.add(slot, prompt);
+        self.decode_blocks[slot.index()] += added;
         self.prefill_tokens[slot.index()] += prefill_tokens;
         self.active_requests[slot.index()] += 1;
-        let expires_bits = expires_at_s.max(0.0).to_bits();
-        let booking = Booking {
-            slot,
-            prefill_tokens,
-            blocks,
-            expires_bits,
-        };
-        let previous = self.bookings.insert(request, booking);
+        // A clock that goes back would break the order: such a booking lives a little longer instead.
+        let expires_at_s = self
+            .by_expiry
+            .back()
+            .map_or(expires_at_s, |&(last_s, _)| expires_at_s.max(last_s));
+        let previous = self.bookings.insert(
+            request,
+            Booking {
+                slot,
+                prefill_tokens,
+                path,
+                expires_at_s,
+            },
+        );
         assert!(previous.is_none(), "a request must be booked once");
-        self.by_expiry.insert((expires_bits, request));
+        self.by_expiry.push_back((expires_at_s, request));
+        if self.by_expiry.len() > 64 + 2 * self.bookings.len() {
+            let bookings = &self.bookings;
+            self.by_expiry.retain(|(at_s, request)| {
+                bookings
+                    .get(request)
+                    .is_some_and(|booking| booking.expires_at_s == *at_s)
+            });
+        }
     }
 
     /// The first token is out: the prompt's tokens no longer wait. `None`: not booked. Twice is harmless.
@@ -106,37 +123,34 @@ impl Load {
     /// The request ended. `None`: not booked.
     pub fn release(&mut self, request: RequestId) -> Option<Slot> {
         let booking = self.bookings.remove(&request)?;
-        self.by_expiry.remove(&(booking.expires_bits, request));
         let slot = booking.slot.index();
         self.prefill_tokens[slot] -= booking.prefill_tokens;
         self.active_requests[slot] -= 1;
-        let active = &mut self.active[slot];
-        for block in &booking.blocks {
-            let count = active.get_mut(block).expect("a booked block must be counted");
-            *count -= 1;
-            if *count == 0 {
-                active.remove(block);
-            }
-        }
-        self.decode_blocks[slot] = active.len() as u64;
+        self.decode_blocks[slot] -= self.active.remove(booking.slot, &booking.path);
         Some(booking.slot)
     }
 
-    /// Release what expired at or before `now_s`; how many.
+    /// Release what expired at or before `now_s`; how many. O(1) when nothing did.
     pub fn expire(&mut self, now_s: f64) -> usize {
-        let now_bits = now_s.max(0.0).to_bits();
         let mut expired = 0;
-        while let Some(&(bits, request)) = self.by_expiry.first() {
-            if bits > now_bits {
+        while let Some(&(at_s, request)) = self.by_expiry.front() {
+            if at_s > now_s {
                 break;
             }
-            self.release(request);
-            expired += 1;
+            self.by_expiry.pop_front();
+            if self
+                .bookings
+                .get(&request)
+                .is_some_and(|booking| booking.expires_at_s == at_s)
+            {
+                self.release(request);
+                expired += 1;
+            }
         }
         expired
     }
 
-    /// Drop every booking of a worker; how many.
+    /// Drop every booking of a worker; how many. O(open bookings).
     pub fn remove_worker(&mut self, slot: Slot) -> usize {
         let of_worker =
             |(request, booking): (&RequestId, &Booking)| (booking.slot == slot).then_some(*request);
@@ -145,5 +159,103 @@ impl Load {
             self.release(request);
         }
         requests.len()
+    }
+
+    /// Distinct blocks in flight anywhere.
+    pub const fn blocks_in_flight(&self) -> u64 {
+        self.active.blocks()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::hash::{LocalHash, SequenceHash, sequence_hashes};
+    use crate::index::all_slots;
+
+    const SLOTS: usize = 3;
+
+    fn prompt(locals: &[LocalHash]) -> Prompt<'_> {
+        Prompt {
+            locals,
+            sequence: &[],
+        }
+    }
+
+    /// Distinct blocks of the open requests of a slot, the slow way.
+    fn union(open: &BTreeMap<u64, (usize, Vec<LocalHash>, u64)>, slot: usize) -> HashSet<SequenceHash> {
+        open.values()
+            .filter(|(on, ..)| *on == slot)
+            .flat_map(|(_, locals, _)| sequence_hashes(locals))
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn the_load_is_the_union_of_what_is_open(
+            steps in proptest::collection::vec((0u64..12, 0..SLOTS, 0usize..4, 0u64..4, 0usize..150, any::<bool>()), 1..80),
+        ) {
+            let mut load = Load::default();
+            load.ensure(Slot(SLOTS as u32 - 1));
+            let mut open: BTreeMap<u64, (usize, Vec<LocalHash>, u64)> = BTreeMap::new();
+            for (id, slot, family, tail, len, done) in steps {
+                let locals: Vec<LocalHash> =
+                    (0..len as u64).map(|at| LocalHash(if at < 70 { family as u64 } else { tail })).collect();
+                if open.remove(&id).is_some() {
+                    prop_assert!(load.release(RequestId(id)).is_some());
+                } else {
+                    load.book(RequestId(id), Slot(slot as u32), 100 + id, &prompt(&locals), 1.0);
+                    open.insert(id, (slot, locals.clone(), 100 + id));
+                    if done {
+                        load.prefill_done(RequestId(id));
+                        open.get_mut(&id).unwrap().2 = 0;
+                    }
+                }
+                let mut shared = vec![0; SLOTS];
+                load.shared_blocks(&prompt(&locals), &all_slots(SLOTS), &mut shared, &mut Scratch::default());
+                for (slot, &shared) in shared.iter().enumerate() {
+                    let blocks = union(&open, slot);
+                    prop_assert_eq!(load.decode_blocks[slot], blocks.len() as u64);
+                    let chain = sequence_hashes(&locals);
+                    let expected = chain.iter().take_while(|hash| blocks.contains(hash)).count();
+                    prop_assert_eq!(shared as usize, expected);
+                    let of_slot = open.values().filter(|(on, ..)| *on == slot);
+                    prop_assert_eq!(load.prefill_tokens[slot], of_slot.clone().map(|(.., tokens)| tokens).sum::<u64>());
+                    prop_assert_eq!(load.active_requests[slot] as usize, of_slot.count());
+                }
+            }
+            for id in open.keys() {
+                load.release(RequestId(*id));
+            }
+            prop_assert_eq!((load.len(), load.blocks_in_flight()), (0, 0));
+            prop_assert_eq!(load.decode_blocks, vec![0; SLOTS]);
+        }
+    }
+
+    #[test]
+    fn released_bookings_do_not_pile_up() {
+        let mut load = Load::default();
+        load.ensure(Slot(0));
+        for id in 0..10_000 {
+            load.book(RequestId(id), Slot(0), 1, &prompt(&[]), 600.0 + id as f64);
+            load.release(RequestId(id));
+        }
+        assert!(load.by_expiry.len() <= 65);
+    }
+
+    #[test]
+    fn a_booking_of_a_reused_id_lives_its_own_time() {
+        let mut load = Load::default();
+        load.ensure(Slot(0));
+        load.book(RequestId(1), Slot(0), 1, &prompt(&[]), 10.0);
+        load.release(RequestId(1));
+        load.book(RequestId(1), Slot(0), 1, &prompt(&[]), 20.0);
+        assert_eq!(load.expire(10.0), 0);
+        assert_eq!(load.expire(20.0), 1);
     }
 }

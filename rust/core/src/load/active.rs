@@ -1,0 +1,122 @@
+//! Blocks in flight: per worker the union of its requests' blocks, and how much of it a new prompt shares.
+//!
+//! Requests cover leading blocks of paths, so a request is remembered as one end per frame, not as a count per block: booking
+//! 1,024 blocks touches 16 frames. What a worker has of a frame is everything before its furthest end there.
+
+use rustc_hash::FxHashMap;
+
+use crate::index::holders::low_bits;
+use crate::index::paths::{BlockId, Frame, Paths};
+use crate::index::{Prompt, Scratch, Slot};
+
+/// Frames with more full holders beside the booking worker are not extended.
+const EXTEND_HOLDERS_MAX: u32 = 1;
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct ActiveBlocks {
+    paths: Paths<()>,
+    /// Per (frame, slot): bit i: some request's blocks here end with block i.
+    ends: FxHashMap<(u32, Slot), u64>,
+    /// Requests beyond the first that end at a block, per (block, slot).
+    same_end: FxHashMap<(BlockId, Slot), u32>,
+}
+
+/// The blocks of one request: the last one in every frame that it runs through.
+pub type Path = Box<[BlockId]>;
+
+impl ActiveBlocks {
+    /// Leading blocks of the prompt in flight, per slot. As [`Paths::overlap`].
+    pub fn shared(&self, prompt: &Prompt<'_>, slots: &[u64], depth: &mut [u32], scratch: &mut Scratch) {
+        if self.paths.blocks() > 0 {
+            self.paths.overlap(prompt, slots, depth, scratch);
+        }
+    }
+
+    /// Put a request's blocks in flight on a worker: its path, and how many of the blocks are new there.
+    ///
+    /// With no block id left (4 · 10⁹ blocks in flight) the rest of the prompt is not counted.
+    pub fn add(&mut self, slot: Slot, prompt: &Prompt<'_>) -> (Path, u64) {
+        let mut path: Vec<BlockId> = Vec::with_capacity(prompt.locals.len() / 64 + 2);
+        let mut done = 0;
+        while done < prompt.locals.len() {
+            let after = path.last().copied().unwrap_or(BlockId::ROOT);
+            let rest = &prompt.locals[done..];
+            let found = self.paths.step(after, rest).or_else(|| {
+                let extend = after != BlockId::ROOT
+                    && !self
+                        .paths
+                        .frame(after.frame())
+                        .holders
+                        .full
+                        .exceeds_beside(slot, EXTEND_HOLDERS_MAX);
+                self.paths.add(after, rest, extend)
+            });
+            let Some((frame, offset, count)) = found else {
+                break;
+            };
+            let end = BlockId::new(frame, offset + count - 1);
+            match path.last_mut() {
+                Some(last) if last.frame() == frame => *last = end,
+                _ => path.push(end),
+            }
+            done += count as usize;
+        }
+        let added = path.iter().map(|&end| self.add_end(slot, end)).sum();
+        (path.into_boxed_slice(), added)
+    }
+
+    fn add_end(&mut self, slot: Slot, end: BlockId) -> u64 {
+        let ends = self.ends.entry((end.frame().0, slot)).or_insert(0);
+        let bit = 1 << end.offset();
+        if *ends & bit != 0 {
+            *self.same_end.entry((end, slot)).or_insert(0) += 1;
+            return 0;
+        }
+        let before = covered(*ends);
+        *ends |= bit;
+        let after = covered(*ends);
+        cover(self.paths.frame_mut(end.frame()), slot, after);
+        u64::from(after - before)
+    }
+
+    /// Take a request's blocks out of flight; how many of them no other request of the worker has.
+    pub fn remove(&mut self, slot: Slot, path: &[BlockId]) -> u64 {
+        path.iter().rev().map(|&end| self.remove_end(slot, end)).sum()
+    }
+
+    fn remove_end(&mut self, slot: Slot, end: BlockId) -> u64 {
+        if let Some(more) = self.same_end.get_mut(&(end, slot)) {
+            *more -= 1;
+            if *more == 0 {
+                self.same_end.remove(&(end, slot));
+            }
+            return 0;
+        }
+        let key = (end.frame().0, slot);
+        let ends = self.ends.get_mut(&key).expect("a booked end must be known");
+        let before = covered(*ends);
+        *ends &= !(1 << end.offset());
+        let after = covered(*ends);
+        if *ends == 0 {
+            self.ends.remove(&key);
+        }
+        cover(self.paths.frame_mut(end.frame()), slot, after);
+        self.paths.free_dead(end.frame(), &mut |_, _| {});
+        u64::from(before - after)
+    }
+
+    /// Distinct blocks in flight anywhere.
+    pub const fn blocks(&self) -> u64 {
+        self.paths.blocks()
+    }
+}
+
+const fn covered(ends: u64) -> u32 {
+    64 - ends.leading_zeros()
+}
+
+fn cover(frame: &mut Frame<()>, slot: Slot, blocks: u32) {
+    let len = frame.len();
+    frame.holders.set_mask(slot, low_bits(blocks), len);
+}

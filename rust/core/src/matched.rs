@@ -1,0 +1,254 @@
+//! A request matched against its candidates: everything of a decision that does not change with the load.
+
+use crate::error::Error;
+use crate::fleet::Fleet;
+use crate::index::slots::bits;
+use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap};
+use crate::ledger::{Seconds, Work};
+use crate::load::Load;
+use crate::request::{Candidate, RouteRequest};
+use crate::worker::WorkerId;
+
+/// By slot: what each available worker has of the prompt. Kept between calls to spare the allocations.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overlaps {
+    device: Vec<u32>,
+    host: Vec<u32>,
+    disk: Vec<u32>,
+    shared: Vec<u32>,
+    scratch: Scratch,
+}
+
+impl Overlaps {
+    fn fill(&mut self, prompt: &Prompt<'_>, fleet: &Fleet, index: &Index, load: &Load) {
+        let slots = fleet.available();
+        for column in [&mut self.device, &mut self.host, &mut self.disk, &mut self.shared] {
+            column.clear();
+            column.resize(fleet.slots(), 0);
+        }
+        index.device_overlap(prompt, slots, &mut self.device, &mut self.scratch);
+        load.shared_blocks(prompt, slots, &mut self.shared, &mut self.scratch);
+        if index.any_lower() {
+            for slot in each(slots).filter(|&slot| index.has_lower(slot)) {
+                let at = slot.index();
+                [self.host[at], self.disk[at]] = index.lower_overlap(prompt, slot, self.device[at]);
+            }
+        }
+    }
+}
+
+/// A request matched against every candidate: what of its price does not change with the load. One entry per candidate.
+///
+/// Valid while [`crate::Router::generation`] stays; the overlaps age as the caches change.
+#[derive(Clone, Debug, Default)]
+pub struct Matched {
+    pub(crate) input_tokens: u32,
+    pub(crate) request_blocks: u32,
+    pub(crate) expected_output_tokens: Option<u32>,
+    pub(crate) prefix_key: u64,
+    pub(crate) generation: u64,
+    /// Whether candidate i is slot i, for every slot.
+    pub(crate) everyone: bool,
+    pub(crate) workers: Vec<WorkerId>,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) device_blocks: Vec<u32>,
+    pub(crate) host_blocks: Vec<u32>,
+    pub(crate) disk_blocks: Vec<u32>,
+    pub(crate) shared_blocks: Vec<u32>,
+    pub(crate) work: Vec<Work>,
+}
+
+impl Matched {
+    /// The candidates.
+    pub fn workers(&self) -> &[WorkerId] {
+        &self.workers
+    }
+
+    /// Dense positions of the candidates, below [`crate::Router::positions`].
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.slots.iter().map(|slot| slot.index())
+    }
+
+    /// Dense position of candidate `i`.
+    pub fn position(&self, i: usize) -> usize {
+        self.slots[i].index()
+    }
+
+    /// Prompt tokens that candidate `i` would compute and find. Only after [`crate::Router::prepare`].
+    pub fn work(&self, i: usize) -> Work {
+        self.work[i]
+    }
+
+    /// Blocks that candidate `i` would add to those in flight there.
+    pub fn new_blocks(&self, i: usize) -> u64 {
+        u64::from(self.request_blocks - self.shared_blocks[i])
+    }
+
+    /// The router's generation that it was matched in.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What candidate `i` holds of the prompt, per tier.
+    pub(crate) fn overlap(&self, i: usize) -> TierOverlap {
+        [self.device_blocks[i], self.host_blocks[i], self.disk_blocks[i]]
+    }
+
+    /// Match `request` against the available workers, all or the allowed ones.
+    pub(crate) fn fill(
+        &mut self,
+        request: &RouteRequest<'_>,
+        overlaps: &mut Overlaps,
+        (fleet, index, load): (&Fleet, &Index, &Load),
+        generation: u64,
+    ) -> Result<(), Error> {
+        let prompt = Prompt {
+            locals: request.local_hashes,
+            sequence: request.sequence_hashes,
+        };
+        overlaps.fill(&prompt, fleet, index, load);
+        self.input_tokens = request.input_tokens;
+        self.request_blocks = request.local_hashes.len() as u32;
+        self.expected_output_tokens = request.expected_output_tokens;
+        self.prefix_key = request.local_hashes.first().map_or(0, |hash| hash.0);
+        self.work.clear();
+        if request.allowed.is_none() && fleet.available_len() == fleet.slots() {
+            self.take_everyone(overlaps, fleet, generation);
+        } else {
+            self.choose(fleet, request.allowed);
+            self.everyone = false;
+            take(&mut self.workers, fleet.ids(), &self.slots);
+            take(&mut self.device_blocks, &overlaps.device, &self.slots);
+            take(&mut self.host_blocks, &overlaps.host, &self.slots);
+            take(&mut self.disk_blocks, &overlaps.disk, &self.slots);
+            take(&mut self.shared_blocks, &overlaps.shared, &self.slots);
+        }
+        self.generation = generation;
+        if self.slots.is_empty() {
+            let (registered, available) = (fleet.len(), fleet.available_len());
+            return Err(Error::NoWorker {
+                registered,
+                available,
+                allowed: 0,
+            });
+        }
+        Ok(())
+    }
+
+    fn take_everyone(&mut self, overlaps: &mut Overlaps, fleet: &Fleet, generation: u64) {
+        if !self.everyone || self.generation != generation {
+            self.workers.clear();
+            self.workers.extend_from_slice(fleet.ids());
+            self.slots.clear();
+            self.slots.extend((0..fleet.slots() as u32).map(Slot));
+            self.everyone = true;
+        }
+        std::mem::swap(&mut self.device_blocks, &mut overlaps.device);
+        std::mem::swap(&mut self.host_blocks, &mut overlaps.host);
+        std::mem::swap(&mut self.disk_blocks, &mut overlaps.disk);
+        std::mem::swap(&mut self.shared_blocks, &mut overlaps.shared);
+    }
+
+    fn choose(&mut self, fleet: &Fleet, allowed: Option<&[WorkerId]>) {
+        self.slots.clear();
+        match allowed {
+            None => self.slots.extend(each(fleet.available())),
+            Some(allowed) => {
+                let known = allowed.iter().filter_map(|&id| fleet.slot(id).ok());
+                self.slots.extend(known.filter(|&slot| fleet.is_available(slot)));
+                self.slots.sort_unstable();
+                self.slots.dedup();
+            }
+        }
+    }
+}
+
+/// Load that a price must count although nothing is booked yet: requests that wait for a worker. By dense position.
+#[derive(Clone, Debug, Default)]
+pub struct Ahead {
+    /// Prefill tokens.
+    pub tokens: Vec<u64>,
+    /// Their prefill seconds.
+    pub prefill_s: Vec<f64>,
+    /// Requests.
+    pub requests: Vec<u32>,
+}
+
+/// How full a worker is: what a queue needs to know to hold a request back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pressure {
+    /// Prefill seconds before first token.
+    pub backlog_s: f64,
+    /// Requests in flight.
+    pub requests: u32,
+    /// Distinct blocks in flight.
+    pub active_blocks: u64,
+    /// Blocks of its cache, when it says.
+    pub total_blocks: Option<u64>,
+    /// Sequences that it runs at once, when it says.
+    pub max_num_seqs: Option<u32>,
+}
+
+/// The load of the candidates of the decision at hand, one entry each; kept between calls to spare the allocations.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Columns {
+    pub prefill_tokens: Vec<u64>,
+    pub decode_blocks: Vec<u64>,
+    pub active_requests: Vec<u32>,
+    pub seconds: Vec<Seconds>,
+    pub costs: Vec<f64>,
+}
+
+impl Columns {
+    /// The load of the candidates now, with what waits ahead of the request.
+    pub fn fill(&mut self, matched: &Matched, load: &Load, ahead: Option<&Ahead>) {
+        if matched.everyone {
+            copy(&mut self.prefill_tokens, &load.prefill_tokens);
+            copy(&mut self.decode_blocks, &load.decode_blocks);
+            copy(&mut self.active_requests, &load.active_requests);
+        } else {
+            take(&mut self.prefill_tokens, &load.prefill_tokens, &matched.slots);
+            take(&mut self.decode_blocks, &load.decode_blocks, &matched.slots);
+            take(&mut self.active_requests, &load.active_requests, &matched.slots);
+        }
+        if let Some(ahead) = ahead {
+            for (i, slot) in matched.slots.iter().enumerate() {
+                self.prefill_tokens[i] += ahead.tokens[slot.index()];
+                self.active_requests[i] += ahead.requests[slot.index()];
+            }
+        }
+        self.seconds.clear();
+        self.costs.resize(matched.slots.len(), 0.0);
+    }
+
+    /// Candidate `i` with all its parts.
+    pub fn candidate(&self, matched: &Matched, i: usize) -> Candidate {
+        Candidate {
+            worker: matched.workers[i],
+            cost: self.costs[i],
+            device_blocks: matched.device_blocks[i],
+            host_blocks: matched.host_blocks[i],
+            disk_blocks: matched.disk_blocks[i],
+            prefill_tokens: self.prefill_tokens[i],
+            decode_blocks: self.decode_blocks[i],
+            shared_blocks: matched.shared_blocks[i],
+            active_requests: self.active_requests[i],
+        }
+    }
+}
+
+fn copy<T: Copy>(into: &mut Vec<T>, from: &[T]) {
+    into.clear();
+    into.extend_from_slice(from);
+}
+
+fn take<T: Copy>(into: &mut Vec<T>, from: &[T], slots: &[Slot]) {
+    into.clear();
+    into.extend(slots.iter().map(|slot| from[slot.index()]));
+}
+
+fn each(words: &[u64]) -> impl Iterator<Item = Slot> + '_ {
+    (0..)
+        .zip(words)
+        .flat_map(|(at, &word)| bits(word).map(move |bit| Slot(at * 64 + bit)))
+}

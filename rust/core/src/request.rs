@@ -1,0 +1,66 @@
+//! A request to place, and where it goes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::hash::{LocalHash, SequenceHash};
+use crate::worker::WorkerId;
+
+/// A request's identity among the open bookings. Who calls maps its own ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(pub u64);
+
+/// One request to place.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RouteRequest<'a> {
+    /// Books under this id when given; without it the decision leaves no trace.
+    pub request_id: Option<RequestId>,
+    /// Local hashes of the prompt's full blocks; empty when the prompt is not known (then only load counts).
+    pub local_hashes: &'a [LocalHash],
+    /// Sequence hashes of the same blocks, where the caller has them: a long match is then a few comparisons. May be empty.
+    pub sequence_hashes: &'a [SequenceHash],
+    /// Tokens of the prompt.
+    pub input_tokens: u32,
+    /// Expected tokens of the answer.
+    pub expected_output_tokens: Option<u32>,
+    /// Only these workers; ids that are not registered are ignored.
+    pub allowed: Option<&'a [WorkerId]>,
+    /// Fill [`Decision::candidates`].
+    pub explain: bool,
+}
+
+/// Where a request goes, and why.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Decision {
+    /// The chosen worker.
+    pub worker: WorkerId,
+    /// Leading blocks of the prompt in its device memory.
+    pub overlap_blocks: u32,
+    /// Its cost, in the unit of the policy.
+    pub cost: f64,
+    /// Every candidate with its parts, when asked for.
+    pub candidates: Vec<Candidate>,
+}
+
+/// One candidate of a decision, as it was priced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Candidate {
+    /// Who.
+    pub worker: WorkerId,
+    /// Its cost.
+    pub cost: f64,
+    /// Leading prompt blocks in device memory.
+    pub device_blocks: u32,
+    /// Further blocks in host memory.
+    pub host_blocks: u32,
+    /// Further blocks on disk.
+    pub disk_blocks: u32,
+    /// Uncached prompt tokens that waited there for a first token.
+    pub prefill_tokens: u64,
+    /// Distinct blocks in flight there.
+    pub decode_blocks: u64,
+    /// Leading prompt blocks in flight there.
+    pub shared_blocks: u32,
+    /// Requests in flight there.
+    pub active_requests: u32,
+}
