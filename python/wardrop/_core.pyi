@@ -1,9 +1,11 @@
 """The native core. Every class here is frozen: it changes only through its methods."""
 
 from collections.abc import Sequence
-from typing import TypedDict, final, type_check_only
+from typing import Any, TypedDict, final, type_check_only
 
-__all__ = ["Drive", "__version__"]
+from numpy.typing import NDArray
+
+__all__ = ["Drive", "SimWorkload", "__version__", "simulate_fleet"]
 
 __version__: str
 
@@ -77,3 +79,48 @@ class Drive:
         Raises:
             RuntimeError: the run goes on, or its thread was lost.
         """
+
+# ---- simulator
+
+@final
+class SimWorkload:
+    """A checked workload of the simulator.
+
+    Columns are contiguous arrays; see `wardrop.replay.Workload`.
+
+    Raises:
+        ValueError: a column has the wrong type, length or range; the text names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        arrival_ms: NDArray[Any],
+        input_tokens: NDArray[Any],
+        output_tokens: NDArray[Any],
+        block_start: NDArray[Any],
+        blocks: NDArray[Any],
+        block_size: int,
+        after: NDArray[Any],
+        think_ms: NDArray[Any],
+    ) -> None: ...
+    def __len__(self) -> int:
+        """Number of requests."""
+
+def simulate_fleet(workload: SimWorkload, fleet: str, routers: str) -> dict[str, Any]:
+    """Run one cell of a replay; releases the interpreter.
+
+    Args:
+        workload: what comes in.
+        fleet: JSON, as `wardrop.replay.Fleet.to_json` makes it.
+        routers: JSON list with one `{"policy", "parameters", "seed"}` per pool.
+
+    Returns:
+        Little-endian columns as bytes (float64: `arrival_ms`, `admit_ms`, `first_token_ms`,
+        `end_ms`, `sample_ms`, `gap_ms`; uint64: `gap_counts`; uint8: `end`; uint32: the rest),
+        and `totals`, a dict of numbers.
+
+    Raises:
+        ValueError: a field is unknown or out of range.
+        RuntimeError: the router refused something that a fleet must be able to do.
+    """

@@ -2,6 +2,7 @@
 
 mod drive;
 mod game;
+mod sim;
 
 use pyo3::prelude::*;
 
@@ -14,6 +15,9 @@ mod _core {
 
     #[pymodule_export]
     use crate::drive::Drive;
+
+    #[pymodule_export]
+    use crate::sim::{SimWorkload, simulate_fleet};
 
     #[pymodule_export]
     use crate::game::{AnarchyMeter, assign, assign_congested};

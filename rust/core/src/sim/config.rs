@@ -1,5 +1,7 @@
 //! What a simulated fleet is made of. Everything is validated once, when the fleet is built.
 
+use serde::Deserialize;
+
 use super::fault::Fault;
 use super::tier::TierSpec;
 use super::timing::Timing;
@@ -45,7 +47,8 @@ pub(crate) fn bad(field: &'static str, got: impl std::fmt::Display, need: &'stat
 }
 
 /// Which inactive block goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Eviction {
     /// Least recently released (vLLM).
     #[default]
@@ -55,7 +58,8 @@ pub enum Eviction {
 }
 
 /// Who gives way when running sequences need more blocks than there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Preemption {
     /// The one admitted last.
     #[default]
@@ -65,7 +69,8 @@ pub enum Preemption {
 }
 
 /// What a worker does with a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Prefill and decode.
     #[default]
@@ -77,7 +82,8 @@ pub enum Role {
 }
 
 /// One engine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct EngineSpec {
     /// Tokens per KV block.
     pub block_size: u32,
@@ -161,7 +167,8 @@ impl EngineSpec {
 }
 
 /// Where KV goes from a prefill to a decode worker.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TransferSpec {
     /// Bytes per second of each worker's link, out and in.
     pub bandwidth_bytes_per_s: f64,
@@ -182,7 +189,8 @@ impl Default for TransferSpec {
 }
 
 /// How well the router hears the fleet.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct FeedSpec {
     /// Age of a KV event on arrival, ms.
     pub delay_ms: f64,
@@ -191,7 +199,8 @@ pub struct FeedSpec {
 }
 
 /// A group of equal workers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PoolSpec {
     /// What they do.
     pub role: Role,
@@ -202,7 +211,8 @@ pub struct PoolSpec {
 }
 
 /// The whole fleet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct FleetSpec {
     /// One aggregated pool, or a prefill pool followed by a decode pool.
     pub pools: Vec<PoolSpec>,
@@ -216,6 +226,8 @@ pub struct FleetSpec {
     pub retry_ms: f64,
     /// Milliseconds between samples of the workers' state; 0 takes none.
     pub sample_ms: f64,
+    /// Load: every gap (between arrivals, and every pause of a session) is divided by this.
+    pub rate: f64,
     /// Requests in flight at once (closed loop); `None` keeps the workload's own arrivals.
     pub concurrency: Option<u32>,
     /// Seeds losses; the routers carry their own seed.
@@ -231,6 +243,7 @@ impl Default for FleetSpec {
             faults: Vec::new(),
             retry_ms: 100.0,
             sample_ms: 0.0,
+            rate: 1.0,
             concurrency: None,
             seed: 0,
         }
@@ -313,6 +326,9 @@ impl FleetSpec {
                 self.transfer.bandwidth_bytes_per_s,
                 "above 0",
             ));
+        }
+        if !(self.rate.is_finite() && self.rate > 0.0) {
+            return Err(bad("rate", self.rate, "finite and above 0"));
         }
         if self.concurrency == Some(0) {
             return Err(bad("concurrency", 0, "at least 1"));

@@ -1,9 +1,12 @@
 //! What goes wrong, and when.
 
+use serde::Deserialize;
+
 use super::config::{SimError, bad};
 
 /// What happens to a worker.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FaultKind {
     /// The process dies: its requests break off and are tried again elsewhere; its cache is lost. The router hears of it
     /// at the first failed request, and the worker leaves the pool `detect_ms` later.
@@ -26,13 +29,14 @@ pub enum FaultKind {
 }
 
 /// One event of a fault plan.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 pub struct Fault {
     /// When, ms of simulated time.
     pub at_ms: f64,
     /// Index over all pools: prefill workers first, then decode workers. A worker whose first fault is a join starts absent.
     pub worker: usize,
     /// What.
+    #[serde(flatten)]
     pub kind: FaultKind,
 }
 

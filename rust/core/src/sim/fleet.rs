@@ -258,7 +258,7 @@ impl<'a> Fleet<'a> {
         }
         self.roots
             .get(self.next_root)
-            .map(|request| self.desk.workload.arrival_ms[*request as usize])
+            .map(|request| self.desk.workload.arrival_ms[*request as usize] / self.spec.rate)
     }
 
     fn handle(&mut self, event: Event, samples: &mut Samples) -> Result<(), SimError> {
@@ -369,7 +369,7 @@ impl<'a> Fleet<'a> {
         let last_turn = child == NOBODY;
         while child != NOBODY {
             self.agenda.push(
-                self.now_ms + self.desk.workload.think_ms[child as usize],
+                self.now_ms + self.desk.workload.think_ms[child as usize] / self.spec.rate,
                 Event::Arrival(child),
             );
             child = self.next_sibling[child as usize];

@@ -5,12 +5,14 @@
 //! transfers queue: bandwidth is shared, never multiplied. A use count below `promote_at` keeps a block out (KVBM: 2).
 
 use rustc_hash::FxHashMap;
+use serde::Deserialize;
 
 use super::config::{SimError, bad};
 use super::pool::Evicted;
 
 /// One level of memory.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TierSpec {
     /// KV blocks it holds.
     pub num_blocks: u32,

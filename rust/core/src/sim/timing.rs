@@ -6,10 +6,13 @@
 //! does), and an affine curve for hand-worked cases. All times are milliseconds. O(log axis) per look-up, O(1) with a
 //! [`Cursor`] whose last cell is near.
 
+use serde::Deserialize;
+
 use super::config::SimError;
 
 /// A measured grid: `values[i * columns + j]` at `(rows[i], columns[j])`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Arrays")]
 pub struct Table {
     prefill_tokens: Vec<f64>,
     prefill_cached: Vec<f64>,
@@ -17,6 +20,34 @@ pub struct Table {
     decode_kv_tokens: Vec<f64>,
     decode_context: Vec<f64>,
     decode_ms: Vec<f64>,
+}
+
+/// The arrays of a timing file by their names there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Arrays {
+    prefill_isl: Vec<f64>,
+    #[serde(default)]
+    prefill_cached: Vec<f64>,
+    prefill_ttft_ms: Vec<f64>,
+    decode_active_kv_tokens: Vec<f64>,
+    decode_context_length: Vec<f64>,
+    decode_itl: Vec<f64>,
+}
+
+impl TryFrom<Arrays> for Table {
+    type Error = SimError;
+
+    fn try_from(arrays: Arrays) -> Result<Self, SimError> {
+        Self::new(
+            arrays.prefill_isl,
+            arrays.prefill_cached,
+            arrays.prefill_ttft_ms,
+            arrays.decode_active_kv_tokens,
+            arrays.decode_context_length,
+            arrays.decode_itl,
+        )
+    }
 }
 
 /// Where the last look-up ended, so that a slowly moving argument costs no search.
@@ -27,7 +58,8 @@ pub struct Cursor {
 }
 
 /// What the engine asks a clock.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Timing {
     /// Dynamo's mock default: prefill `4.209989e-7 n² + 1.518344e-2 n + 16.50142`, decode
     /// `−25.74 p² + 54.01 p + 5.74` with `p` the share of KV tokens in use.

@@ -1,0 +1,31 @@
+"""Replay: a simulated fleet behind the production router, traces in, comparisons out.
+
+from wardrop.replay import Fleet, load, simulate
+result = simulate(load("trace.jsonl.gz"), Fleet(workers=8), "dynamo")
+result.summary()["ttft_p99_s"]
+"""
+
+from wardrop.replay.fleet import Engine, Fault, Fleet, Tier, Transfer
+from wardrop.replay.run import Policy, Result, Slo, simulate
+from wardrop.replay.timing import POLYNOMIAL, affine, load_timing
+from wardrop.replay.traces import load, spread
+from wardrop.replay.workload import ReplayError, Workload
+
+__all__ = [
+    "POLYNOMIAL",
+    "Engine",
+    "Fault",
+    "Fleet",
+    "Policy",
+    "ReplayError",
+    "Result",
+    "Slo",
+    "Tier",
+    "Transfer",
+    "Workload",
+    "affine",
+    "load",
+    "load_timing",
+    "simulate",
+    "spread",
+]

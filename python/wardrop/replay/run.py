@@ -1,0 +1,302 @@
+"""One cell: a workload, a fleet, a policy, a seed; out come arrays, and figures made from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wardrop._core import simulate_fleet
+from wardrop.replay.fleet import Fleet
+from wardrop.replay.workload import ReplayError, Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPLETE = 1
+
+_TIMES = ("arrival_ms", "admit_ms", "first_token_ms", "end_ms")
+_COUNTS = ("worker", "decode_worker", "cached_tokens", "expected_tokens", "preemptions", "retries")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy of the core by name, with its parameters.
+
+    Attributes:
+        name: as in `wardrop.Router(policy=…)`.
+        parameters: its keyword parameters.
+        decode: name of the policy of the decode pool of a split fleet; by default the same one.
+        decode_parameters: its parameters.
+    """
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    decode: str | None = None
+    decode_parameters: dict[str, Any] | None = None
+
+    @property
+    def label(self) -> str:
+        """`name` or `name(parameter=value, …)`."""
+        if not self.parameters:
+            return self.name
+        pairs = ",".join(f"{key}={json.dumps(value)}" for key, value in self.parameters.items())
+        return f"{self.name}({pairs})"
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """From `name` or `name(parameter=value,…)`, values in JSON."""
+        name, bracket, rest = text.strip().partition("(")
+        parameters: dict[str, Any] = {}
+        if bracket:
+            if not rest.endswith(")"):
+                raise ReplayError(f"got policy {text!r}; expected name(parameter=value,…)")
+            for pair in filter(None, rest[:-1].split(",")):
+                key, equals, value = pair.partition("=")
+                if not equals:
+                    raise ReplayError(f"got {pair!r} in policy {text!r}; expected parameter=value")
+                try:
+                    parameters[key.strip()] = json.loads(value)
+                except json.JSONDecodeError:
+                    parameters[key.strip()] = value.strip()
+        return cls(name, parameters)
+
+    def routers(self, fleet: Fleet, seed: int) -> str:
+        """The simulator's form: one router per pool."""
+        first = {"policy": self.name, "parameters": self.parameters, "seed": seed}
+        if not fleet.is_split:
+            return json.dumps([first])
+        second = {
+            "policy": self.decode or self.name,
+            "parameters": self.parameters
+            if self.decode_parameters is None
+            else self.decode_parameters,
+            "seed": seed + 1,
+        }
+        return json.dumps([first, second])
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Limits for a request: time to first token, mean time between its tokens, ms."""
+
+    ttft_ms: float = 2_000.0
+    itl_ms: float = 50.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a cell left behind.
+
+    Arrays have one entry per request unless said otherwise; times in ms, NaN where never reached.
+
+    Attributes:
+        arrival_ms: reached the router.
+        admit_ms: first scheduled by the prefilling engine.
+        first_token_ms: first token.
+        end_ms: last token.
+        worker: prefilling (or only) worker.
+        decode_worker: decoding worker of a split.
+        cached_tokens: prompt tokens found in the worker's cache.
+        expected_tokens: prompt tokens that the router expected there.
+        preemptions: times it started over.
+        retries: times it was sent elsewhere after a failure.
+        end: 1 complete, 2 rejected, 3 failed, 0 open.
+        input_tokens: prompt length.
+        output_tokens: answer length.
+        gap_ms: (buckets,) middles of the histogram of token gaps.
+        gap_counts: (buckets,) counts.
+        sample_ms: (samples,) when workers were looked at.
+        running: (samples, workers) running sequences.
+        waiting: (samples, workers) sequences waiting in the engine.
+        active_blocks: (samples, workers) KV blocks held.
+        totals: counters of the run.
+    """
+
+    arrival_ms: NDArray[np.float64]
+    admit_ms: NDArray[np.float64]
+    first_token_ms: NDArray[np.float64]
+    end_ms: NDArray[np.float64]
+    worker: NDArray[np.uint32]
+    decode_worker: NDArray[np.uint32]
+    cached_tokens: NDArray[np.uint32]
+    expected_tokens: NDArray[np.uint32]
+    preemptions: NDArray[np.uint32]
+    retries: NDArray[np.uint32]
+    end: NDArray[np.uint8]
+    input_tokens: NDArray[np.uint32]
+    output_tokens: NDArray[np.uint32]
+    gap_ms: NDArray[np.float64]
+    gap_counts: NDArray[np.uint64]
+    sample_ms: NDArray[np.float64]
+    running: NDArray[np.uint32]
+    waiting: NDArray[np.uint32]
+    active_blocks: NDArray[np.uint32]
+    totals: dict[str, float]
+
+    @property
+    def complete(self) -> NDArray[np.bool_]:
+        """Which requests got all their tokens."""
+        return self.end == COMPLETE
+
+    @property
+    def ttft_ms(self) -> NDArray[np.float64]:
+        """Time to first token, NaN without one."""
+        return np.where(self.complete, self.first_token_ms - self.arrival_ms, np.nan)
+
+    @property
+    def e2e_ms(self) -> NDArray[np.float64]:
+        """Time to last token, NaN without one."""
+        return np.where(self.complete, self.end_ms - self.arrival_ms, np.nan)
+
+    @property
+    def itl_ms(self) -> NDArray[np.float64]:
+        """A request's mean time between tokens, NaN below two tokens."""
+        gaps = self.output_tokens.astype(np.float64) - 1
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(
+                self.complete & (gaps > 0), (self.end_ms - self.first_token_ms) / gaps, np.nan
+            )
+
+    def gap_percentile(self, percent: float) -> float:
+        """Percentile of the time between two tokens, ms, from the histogram (1.1 % buckets)."""
+        total = self.gap_counts.sum(dtype=np.float64)
+        if total == 0:
+            return float("nan")
+        at = int(
+            np.searchsorted(np.cumsum(self.gap_counts, dtype=np.float64), total * percent / 100)
+        )
+        return float(self.gap_ms[min(at, self.gap_ms.size - 1)])
+
+    def summary(self, slo: Slo | None = None) -> dict[str, float]:
+        """Figures of the cell.
+
+        Returns:
+            Seconds for TTFT and E2E (mean, p50, p90, p99), ms for ITL over all token gaps (mean,
+            p50, p99), `reuse` (share of prompt tokens found in caches), `requests_per_s` and
+            `output_tokens_per_s` over the whole run, `goodput_per_s` (requests within `slo` per
+            second of arrivals) and `attainment` (their share), `load_spread` (coefficient of
+            variation over workers of prompt tokens computed), `completed`, `failed`, `preemptions`.
+        """
+        slo = slo or Slo()
+        done = self.complete
+        figures: dict[str, float] = {}
+        for name, values in (("ttft", self.ttft_ms), ("e2e", self.e2e_ms)):
+            kept = values[done] / 1e3
+            figures[f"{name}_mean_s"] = float(kept.mean()) if kept.size else float("nan")
+            for percent in (50, 90, 99):
+                figures[f"{name}_p{percent}_s"] = (
+                    float(np.percentile(kept, percent)) if kept.size else float("nan")
+                )
+        gaps = float(self.gap_counts.sum(dtype=np.float64))
+        figures["itl_mean_ms"] = self.totals["gap_sum_ms"] / gaps if gaps else float("nan")
+        figures["itl_p50_ms"] = self.gap_percentile(50)
+        figures["itl_p99_ms"] = self.gap_percentile(99)
+        tokens = float(self.input_tokens[done].sum(dtype=np.uint64))
+        figures["reuse"] = (
+            float(self.cached_tokens[done].sum(dtype=np.uint64)) / tokens
+            if tokens
+            else float("nan")
+        )
+        span_s = (
+            (np.nanmax(self.end_ms) - np.nanmin(self.arrival_ms)) / 1e3
+            if done.any()
+            else float("nan")
+        )
+        arrivals_s = max((np.nanmax(self.arrival_ms) - np.nanmin(self.arrival_ms)) / 1e3, 1e-9)
+        figures["requests_per_s"] = float(done.sum()) / span_s
+        figures["output_tokens_per_s"] = (
+            float(self.output_tokens[done].sum(dtype=np.uint64)) / span_s
+        )
+        itl = self.itl_ms
+        good = done & (self.ttft_ms <= slo.ttft_ms) & (np.isnan(itl) | (itl <= slo.itl_ms))
+        figures["goodput_per_s"] = float(good.sum()) / arrivals_s
+        figures["attainment"] = float(good.mean())
+        figures["load_spread"] = self._load_spread()
+        figures["completed"] = float(done.sum())
+        figures["failed"] = float((self.end > COMPLETE).sum())
+        figures["preemptions"] = float(self.preemptions.sum(dtype=np.uint64))
+        return figures
+
+    def _load_spread(self) -> float:
+        placed = self.worker != 0xFFFFFFFF
+        work = (self.input_tokens - np.minimum(self.cached_tokens, self.input_tokens))[
+            placed
+        ].astype(np.float64)
+        workers = (
+            self.running.shape[1]
+            if self.running.size
+            else int(self.worker[placed].max(initial=0)) + 1
+        )
+        if (self.decode_worker != 0xFFFFFFFF).any():
+            workers = int(self.worker[placed].max(initial=0)) + 1
+        per_worker = np.bincount(
+            self.worker[placed].astype(np.int64), weights=work, minlength=workers
+        )
+        mean = per_worker.mean()
+        return float(per_worker.std() / mean) if mean > 0 else 0.0
+
+    def frame(self) -> pd.DataFrame:
+        """One row per request, as a pandas frame.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        import pandas as pd
+
+        names = (*_TIMES, *_COUNTS, "end", "input_tokens", "output_tokens")
+        columns: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return pd.DataFrame(
+            columns | {"ttft_ms": self.ttft_ms, "itl_ms": self.itl_ms, "e2e_ms": self.e2e_ms}
+        )
+
+
+def simulate(workload: Workload, fleet: Fleet, policy: Policy | str, *, seed: int = 0) -> Result:
+    """Replay a workload over a simulated fleet behind the production router.
+
+    Deterministic: equal arguments give equal bytes. The interpreter is free for the whole run.
+
+    Args:
+        workload: what comes in.
+        fleet: what serves it.
+        policy: who decides; text as in `Policy.parse`.
+        seed: of ties, samples and losses.
+
+    Raises:
+        ValueError: a field is out of range, or the policy is not known; the text names it.
+    """
+    chosen = Policy.parse(policy) if isinstance(policy, str) else policy
+    raw = simulate_fleet(workload.native, fleet.to_json(seed), chosen.routers(fleet, seed))
+    shape = (-1, fleet.size)
+
+    def times(name: str) -> NDArray[np.float64]:
+        return np.frombuffer(raw[name], dtype=np.float64)
+
+    def counts(name: str) -> NDArray[np.uint32]:
+        return np.frombuffer(raw[name], dtype=np.uint32)
+
+    return Result(
+        arrival_ms=times("arrival_ms"),
+        admit_ms=times("admit_ms"),
+        first_token_ms=times("first_token_ms"),
+        end_ms=times("end_ms"),
+        worker=counts("worker"),
+        decode_worker=counts("decode_worker"),
+        cached_tokens=counts("cached_tokens"),
+        expected_tokens=counts("expected_tokens"),
+        preemptions=counts("preemptions"),
+        retries=counts("retries"),
+        end=np.frombuffer(raw["end"], dtype=np.uint8),
+        input_tokens=workload.input_tokens,
+        output_tokens=workload.output_tokens,
+        gap_ms=times("gap_ms"),
+        gap_counts=np.frombuffer(raw["gap_counts"], dtype=np.uint64),
+        sample_ms=times("sample_ms"),
+        running=counts("sample_running").reshape(shape),
+        waiting=counts("sample_waiting").reshape(shape),
+        active_blocks=counts("sample_active_blocks").reshape(shape),
+        totals=raw["totals"],
+    )
