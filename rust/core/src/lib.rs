@@ -21,6 +21,7 @@ pub mod load;
 mod matched;
 pub mod pick;
 pub mod price;
+pub mod queue;
 pub mod request;
 pub mod rng;
 pub mod router;

@@ -74,6 +74,11 @@ impl Matched {
         self.slots[i].index()
     }
 
+    /// Leading blocks of the prompt that candidate `i` has in device memory.
+    pub fn overlap_blocks(&self, i: usize) -> u32 {
+        self.device_blocks[i]
+    }
+
     /// Prompt tokens that candidate `i` would compute and find. Only after [`crate::Router::prepare`].
     pub fn work(&self, i: usize) -> Work {
         self.work[i]
@@ -172,21 +177,6 @@ pub struct Ahead {
     pub prefill_s: Vec<f64>,
     /// Requests.
     pub requests: Vec<u32>,
-}
-
-/// How full a worker is: what a queue needs to know to hold a request back.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pressure {
-    /// Prefill seconds before first token.
-    pub backlog_s: f64,
-    /// Requests in flight.
-    pub requests: u32,
-    /// Distinct blocks in flight.
-    pub active_blocks: u64,
-    /// Blocks of its cache, when it says.
-    pub total_blocks: Option<u64>,
-    /// Sequences that it runs at once, when it says.
-    pub max_num_seqs: Option<u32>,
 }
 
 /// The load of the candidates of the decision at hand, one entry each; kept between calls to spare the allocations.

@@ -6,9 +6,9 @@ use crate::fleet::Fleet;
 use crate::hash::LocalHash;
 use crate::index::{Index, Prompt, Refusal, Slot, TierOverlap, WorkerOverlap};
 use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning};
-use crate::ledger::{Ledger, Outcome, Work};
+use crate::ledger::{Ledger, Outcome, Pressure, Work};
 use crate::load::Load;
-pub use crate::matched::{Ahead, Matched, Pressure};
+pub use crate::matched::{Ahead, Matched};
 use crate::matched::{Columns, Overlaps};
 use crate::pick::pick;
 use crate::price::{Policy, PolicyConfig, View};
@@ -177,16 +177,37 @@ impl Router {
         Ok(matched)
     }
 
-    /// Prices a matched request at the present load plus what waits ahead of it. One cost per candidate.
+    /// Prices a matched request at the present load plus what waits ahead of it: the chosen candidate and its cost.
     ///
-    /// `matched` must be of the present [`Router::generation`].
-    pub fn quote(&mut self, matched: &Matched, ahead: &Ahead, now_s: f64) -> &[f64] {
-        debug_assert_eq!(
+    /// `matched` must be of the present [`Router::generation`], and a price must leave one candidate a finite cost.
+    pub fn choose(&mut self, matched: &Matched, ahead: &Ahead, now_s: f64) -> (usize, f64) {
+        assert_eq!(
             matched.generation, self.generation,
-            "a match must be of this generation"
+            "a match must be of the present generation"
         );
         self.price(matched, Some(ahead), now_s);
-        &self.columns.costs
+        let chosen = pick(&self.columns.costs, self.policy.temperature(), &mut self.rng);
+        let chosen = chosen.expect("a price must leave one candidate with a finite cost");
+        (chosen, self.columns.costs[chosen])
+    }
+
+    /// Books a matched request on candidate `chosen`. The request must have an id.
+    pub fn place(
+        &mut self,
+        request: &RouteRequest<'_>,
+        matched: &Matched,
+        chosen: usize,
+        now_s: f64,
+    ) -> Result<WorkerId, Error> {
+        assert_eq!(
+            matched.generation, self.generation,
+            "a match must be of the present generation"
+        );
+        self.check(request)?;
+        self.counters.routed += 1;
+        let work = self.work(request.input_tokens, matched.overlap(chosen));
+        self.open(request, matched.slots[chosen], work, now_s);
+        Ok(matched.workers[chosen])
     }
 
     /// Counts changes of the set of candidates: a [`Matched`] is good for one.
@@ -199,21 +220,19 @@ impl Router {
         self.fleet.slots()
     }
 
-    /// How full the worker at a dense position is; `None` where there is none that takes requests.
-    pub fn pressure(&self, worker: WorkerId) -> Option<Pressure> {
-        let slot = self
-            .fleet
-            .slot(worker)
-            .ok()
-            .filter(|&slot| self.fleet.is_available(slot))?;
-        let spec = self.fleet.spec(slot);
-        Some(Pressure {
-            backlog_s: self.ledger.backlog_s(slot),
-            requests: self.load.active_requests[slot.index()],
-            active_blocks: self.load.decode_blocks[slot.index()],
-            total_blocks: spec.total_kv_blocks,
-            max_num_seqs: spec.max_num_seqs,
-        })
+    /// Whether a booking with this id is open.
+    pub fn is_booked(&self, request: RequestId) -> bool {
+        self.load.contains(request)
+    }
+
+    /// Whether a dense position has a worker that takes requests.
+    pub fn serves(&self, position: usize) -> bool {
+        position < self.fleet.slots() && self.fleet.is_available(Slot(position as u32))
+    }
+
+    /// How full the worker at a dense position is.
+    pub fn pressure(&self, position: usize) -> Pressure {
+        self.ledger.pressure(position)
     }
 
     /// Prefill seconds of `work` on the worker at a dense position, by its learned curve.
@@ -267,6 +286,7 @@ impl Router {
             None => self.ledger.mean_output_tokens(),
         };
         if self.policy.wants_seconds() {
+            self.ledger.advance(now_s);
             self.fill_seconds(matched, ahead, output_tokens, now_s);
         }
         let columns = &mut self.columns;

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-pub use rates::{Rate, RunningMean};
+pub use rates::{DecayClock, Rate, RunningMean};
 
 use crate::index::Slot;
 use crate::latency::{FleetCurves, Learning, Prior, WorkerCurves};
@@ -98,6 +98,24 @@ struct Account {
     prefill: Rate,
     kv_capacity_tokens: f64,
     chunk_tokens: u64,
+    max_requests: u32,
+}
+
+/// How full a worker is: what a queue needs to know to hold a request back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pressure {
+    /// Prefill seconds before first token.
+    pub backlog_s: f64,
+    /// Requests before first token.
+    pub prefills: u32,
+    /// Requests in flight.
+    pub requests: u32,
+    /// Sequences that it runs at once.
+    pub max_requests: u32,
+    /// Distinct prompt tokens in flight.
+    pub kv_tokens: f64,
+    /// Tokens of its KV cache; infinite when unknown.
+    pub kv_capacity_tokens: f64,
 }
 
 impl Account {
@@ -130,6 +148,9 @@ pub struct Ledger {
     output_tokens: RunningMean,
     arrivals: Rate,
     prefill: Rate,
+    clock: DecayClock,
+    /// Weight of the clock's newest time.
+    unit: f64,
 }
 
 impl Ledger {
@@ -144,6 +165,8 @@ impl Ledger {
             output_tokens: RunningMean::new(GUESSED_OUTPUT_TOKENS),
             arrivals: Rate::default(),
             prefill: Rate::default(),
+            clock: DecayClock::default(),
+            unit: 1.0,
         }
     }
 
@@ -189,9 +212,30 @@ impl Ledger {
         self.output_tokens.value()
     }
 
-    /// Prefill seconds in flight on a worker.
-    pub fn backlog_s(&self, slot: Slot) -> f64 {
-        self.accounts[slot.index()].prefill_s
+    /// How full the worker at a dense position is. A position without a worker is empty.
+    pub fn pressure(&self, position: usize) -> Pressure {
+        let account = &self.accounts[position];
+        Pressure {
+            backlog_s: account.prefill_s,
+            prefills: account.requests.saturating_sub(account.decoding),
+            requests: account.requests,
+            max_requests: account.max_requests,
+            kv_tokens: account.kv_tokens,
+            kv_capacity_tokens: account.kv_capacity_tokens,
+        }
+    }
+
+    /// Brings the rates to `now_s`; [`Ledger::seconds`] reads them as of then.
+    pub fn advance(&mut self, now_s: f64) {
+        if let Some(factor) = self.clock.advance(now_s) {
+            self.arrivals.rebase(factor);
+            self.prefill.rebase(factor);
+            for account in &mut self.accounts {
+                account.arrivals.rebase(factor);
+                account.prefill.rebase(factor);
+            }
+        }
+        self.unit = self.clock.weight();
     }
 
     /// A request was placed; `kv_tokens` is the worker's distinct prompt tokens in flight with it. A second booking of
@@ -201,6 +245,8 @@ impl Ledger {
         if self.entries.contains_key(&request) {
             return;
         }
+        self.advance(now_s);
+        let unit = self.unit;
         let prefill_s = self
             .curves
             .of(slot.index())
@@ -210,10 +256,10 @@ impl Ledger {
         account.prefill_s += prefill_s;
         account.requests += 1;
         account.kv_tokens = kv_tokens;
-        account.arrivals.add(1.0, now_s);
-        account.prefill.add(prefill_s, now_s);
-        self.arrivals.add(1.0, now_s);
-        self.prefill.add(prefill_s, now_s);
+        account.arrivals.add(1.0, unit, now_s);
+        account.prefill.add(prefill_s, unit, now_s);
+        self.arrivals.add(1.0, unit, now_s);
+        self.prefill.add(prefill_s, unit, now_s);
         let entry = Entry {
             slot,
             work,
@@ -321,7 +367,7 @@ impl Ledger {
     }
 
     /// One candidate in seconds. `kv_tokens` is what the worker would have in flight with the request (distinct prompt
-    /// tokens), `output_tokens` the expected answer. O(1).
+    /// tokens), `output_tokens` the expected answer. After [`Ledger::advance`] to the same time. O(1).
     pub fn seconds(
         &self,
         slot: Slot,
@@ -350,7 +396,7 @@ impl Ledger {
         };
         let share = 1.0 / self.live.max(1) as f64;
         let mix = |own: &Rate, all: &Rate| {
-            OWN_SHARE * own.per_s(now_s) + (1.0 - OWN_SHARE) * share * all.per_s(now_s)
+            OWN_SHARE * own.per_s(self.unit, now_s) + (1.0 - OWN_SHARE) * share * all.per_s(self.unit, now_s)
         };
         Seconds {
             prefill_s,

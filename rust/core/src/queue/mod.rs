@@ -1,0 +1,413 @@
+//! Late binding: while the worker that a request would choose has no room, the request waits here, and the later it is
+//! bound, the better it is placed.
+//!
+//! ```text
+//! room(j)  no prefill in flight on j, or (prefill backlog of j < backlog_s and requests of j < its sequences);
+//!          and, unless j is empty: KV in flight + own new + (n_j + 1)·(mean answer + a block) ≤ capacity of j
+//! key(r)   arrival_r + κ·s_r,  s_r = prefill seconds of r on its best-overlap worker
+//! pump     V = N = 0; for r of the oldest K, by key:
+//!              j* = argmin of the price over ALL workers with backlog W + V and requests n + N
+//!              room(j*) and N_j* = 0: place r on j*, start again;   else V_j* += s(r, j*), N_j* += 1
+//!              stop when no worker with room has N = 0
+//!          nothing placed and K or more wait: place the smallest key by price at once (overflow)
+//! ```
+//!
+//! Pump on arrival, first token and end. Pure: no clock, no I/O; the simulator and the gateway run this same code in front
+//! of any policy. The rule and its pitfalls are measured in `docs/pricing.md`: choosing among free workers only ruins the
+//! tail, and without overflow a small window starves idle workers.
+//!
+//! * **Nothing starves**: r is overtaken only by requests that arrive within `κ·(s_r − s_other)` of it, and what waited
+//!   `max_wait_s` goes at once.
+//! * **Nothing is lost**: a request is waiting, placed, cancelled or refused, exactly one of them.
+//! * **Bounded** in requests, bytes, requests per tenant and time.
+//! * **Not wedged**: a lost completion ends with its booking's expiry in the router, and no wait is longer than
+//!   `max_wait_s`.
+//! * Cost: O(K·workers) per pump at worst, O(workers) when nobody has room, and one match per request, as without it.
+
+mod config;
+mod order;
+mod waiting;
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+
+pub use config::QueueConfig;
+use order::Order;
+use waiting::Entry;
+pub use waiting::{Cause, Dispatch, Limit, Offer, QueuedRequest, Tenant};
+
+use crate::error::Error;
+use crate::ledger::Pressure;
+use crate::router::{Ahead, Matched, RequestId, Router};
+
+/// Counts since the start, and the state now.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct QueueStats {
+    /// Waiting now.
+    pub waiting: usize,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Prefill seconds of them, on their best workers.
+    pub prefill_s: f64,
+    /// Taken.
+    pub taken: u64,
+    /// Placed because of room, overflow and age.
+    pub placed: [u64; 3],
+    /// Cancelled while waiting.
+    pub cancelled: u64,
+    /// Refused, by [`Limit`].
+    pub refused: [u64; 4],
+    /// Seconds waited by all that were placed.
+    pub waited_s: f64,
+}
+
+/// A match is made again before it is acted on when it is older than this, seconds.
+const FRESH_S: f64 = 0.25;
+
+/// See the module.
+#[derive(Debug)]
+pub struct LateQueue {
+    config: QueueConfig,
+    entries: FxHashMap<RequestId, Entry>,
+    order: Order,
+    /// By arrival; those that left are skipped when they come first.
+    ages: VecDeque<(f64, RequestId)>,
+    per_tenant: FxHashMap<Tenant, TenantState>,
+    ahead: Ahead,
+    stats: QueueStats,
+    /// When requests were placed last, for the rate of draining: (time, mean gap).
+    drain: Option<(f64, f64)>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct TenantState {
+    waiting: usize,
+    /// Where its next request is dated at the earliest.
+    next_start_s: f64,
+}
+
+impl LateQueue {
+    /// An empty queue.
+    pub fn new(config: QueueConfig) -> Result<Self, Error> {
+        config.validate()?;
+        Ok(Self {
+            config,
+            entries: FxHashMap::default(),
+            order: Order::default(),
+            ages: VecDeque::new(),
+            per_tenant: FxHashMap::default(),
+            ahead: Ahead::default(),
+            stats: QueueStats::default(),
+            drain: None,
+        })
+    }
+
+    /// The configuration in force.
+    pub const fn config(&self) -> &QueueConfig {
+        &self.config
+    }
+
+    /// Puts another configuration in force; those that wait keep their keys.
+    pub fn set_config(&mut self, config: QueueConfig) -> Result<(), Error> {
+        config.validate()?;
+        self.config = config;
+        Ok(())
+    }
+
+    /// Requests waiting.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Counts, and the state now.
+    pub const fn stats(&self) -> QueueStats {
+        self.stats
+    }
+
+    /// Takes a request in. It is placed by the pump that must follow.
+    ///
+    /// Errors: those of [`Router::prepare`], and [`Error::RequestExists`] for an id that waits or is booked.
+    pub fn offer(&mut self, router: &Router, request: QueuedRequest, now_s: f64) -> Result<Offer, Error> {
+        if self.entries.contains_key(&request.id) || router.is_booked(request.id) {
+            return Err(Error::RequestExists(request.id));
+        }
+        if let Some(limit) = self.limit(&request) {
+            return Ok(self.refuse(limit));
+        }
+        let matched = router.prepare(&request.question())?;
+        let (prefill_s, soonest_s) = best(router, &matched);
+        if request
+            .deadline_s
+            .is_some_and(|deadline_s| now_s + soonest_s > deadline_s)
+        {
+            return Ok(self.refuse(Limit::Deadline));
+        }
+        let start_s = self.start_s(&request, prefill_s, now_s);
+        let key_s = start_s + self.config.kappa * prefill_s;
+        self.order.insert(start_s, key_s, request.id, self.config.window);
+        self.ages.push_back((now_s, request.id));
+        self.per_tenant.entry(request.tenant).or_default().waiting += 1;
+        self.stats.taken += 1;
+        self.stats.waiting += 1;
+        self.stats.bytes += request.bytes;
+        self.stats.prefill_s += prefill_s;
+        let entry = Entry {
+            matched,
+            matched_at_s: now_s,
+            arrived_s: now_s,
+            start_s,
+            key_s,
+            prefill_s,
+            request,
+        };
+        self.entries.insert(entry.request.id, entry);
+        Ok(Offer::Taken)
+    }
+
+    /// The client left. False when the request does not wait (any more).
+    pub fn cancel(&mut self, id: RequestId) -> bool {
+        let found = self.remove(id).is_some();
+        self.stats.cancelled += u64::from(found);
+        found
+    }
+
+    /// Places what can be placed; each is booked in `router` and appended to `placed`.
+    ///
+    /// Errors: those of [`Router::place`] (a full booking table) and [`Error::NoWorker`] when nobody is available: all wait
+    /// for the next pump.
+    pub fn pump(&mut self, router: &mut Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<(), Error> {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        while let Some(id) = self.overdue(now_s) {
+            self.ahead.clear(router.positions());
+            self.place_now(router, id, Cause::Age, now_s, placed)?;
+        }
+        let before = placed.len();
+        while self.pass(router, now_s, placed)? {}
+        if placed.len() == before
+            && self.entries.len() >= self.config.window
+            && let Some(id) = self.order.window().first().map(|&(_, id)| id)
+        {
+            self.ahead.clear(router.positions());
+            self.place_now(router, id, Cause::Overflow, now_s, placed)?;
+        }
+        Ok(())
+    }
+
+    /// One walk over the window; true when a request was placed.
+    fn pass(&mut self, router: &mut Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<bool, Error> {
+        let positions = router.positions();
+        self.ahead.clear(positions);
+        let answer_tokens = router.mean_output_tokens() + f64::from(router.config().block_size);
+        // Workers with room that nobody of this walk has chosen yet.
+        let mut free = (0..positions)
+            .filter(|&j| router.serves(j) && self.has_room(&router.pressure(j), 0.0, answer_tokens))
+            .count();
+        let mut at = 0;
+        while free > 0 && at < self.order.window().len() {
+            let id = self.order.window()[at].1;
+            at += 1;
+            self.refresh(router, id, now_s, f64::INFINITY)?;
+            let mut entry = &self.entries[&id];
+            let (mut chosen, mut cost) = router.choose(&entry.matched, &self.ahead, now_s);
+            if self.admits(router, entry, chosen, answer_tokens) && now_s - entry.matched_at_s > FRESH_S {
+                self.refresh(router, id, now_s, FRESH_S)?;
+                entry = &self.entries[&id];
+                (chosen, cost) = router.choose(&entry.matched, &self.ahead, now_s);
+            }
+            if self.admits(router, entry, chosen, answer_tokens) {
+                self.place(router, id, (chosen, cost), Cause::Room, now_s, placed)?;
+                return Ok(true);
+            }
+            let position = entry.matched.position(chosen);
+            let work = entry.matched.work(chosen);
+            let had_room = self.ahead.requests[position] == 0
+                && self.has_room(&router.pressure(position), 0.0, answer_tokens);
+            free -= usize::from(had_room);
+            self.ahead.tokens[position] += work.new_tokens;
+            self.ahead.prefill_s[position] += router.prefill_s(position, work);
+            self.ahead.requests[position] += 1;
+        }
+        Ok(false)
+    }
+
+    fn admits(&self, router: &Router, entry: &Entry, chosen: usize, answer_tokens: f64) -> bool {
+        let position = entry.matched.position(chosen);
+        let new_tokens = entry.matched.new_blocks(chosen) as f64 * f64::from(router.config().block_size);
+        self.ahead.requests[position] == 0
+            && self.has_room(&router.pressure(position), new_tokens, answer_tokens)
+    }
+
+    fn has_room(&self, p: &Pressure, new_tokens: f64, answer_tokens: f64) -> bool {
+        let takes_prefill =
+            p.prefills == 0 || (p.backlog_s < self.config.backlog_s && p.requests < p.max_requests);
+        let needed = p.kv_tokens + new_tokens + f64::from(p.requests + 1) * answer_tokens;
+        takes_prefill && (p.requests == 0 || needed <= p.kv_capacity_tokens)
+    }
+
+    /// Matches a request again when the set of workers changed or its match is older than `age_s`.
+    fn refresh(&mut self, router: &Router, id: RequestId, now_s: f64, age_s: f64) -> Result<(), Error> {
+        let entry = self
+            .entries
+            .get_mut(&id)
+            .expect("a request in order must be waiting");
+        if entry.matched.generation() != router.generation() || now_s - entry.matched_at_s > age_s {
+            entry.matched = router.prepare(&entry.request.question())?;
+            entry.matched_at_s = now_s;
+        }
+        Ok(())
+    }
+
+    fn place_now(
+        &mut self,
+        router: &mut Router,
+        id: RequestId,
+        cause: Cause,
+        now_s: f64,
+        placed: &mut Vec<Dispatch>,
+    ) -> Result<(), Error> {
+        self.refresh(router, id, now_s, FRESH_S)?;
+        let choice = router.choose(&self.entries[&id].matched, &self.ahead, now_s);
+        self.place(router, id, choice, cause, now_s, placed)
+    }
+
+    fn place(
+        &mut self,
+        router: &mut Router,
+        id: RequestId,
+        (chosen, cost): (usize, f64),
+        cause: Cause,
+        now_s: f64,
+        placed: &mut Vec<Dispatch>,
+    ) -> Result<(), Error> {
+        let entry = &self.entries[&id];
+        let worker = router.place(&entry.request.question(), &entry.matched, chosen, now_s)?;
+        let overlap_blocks = entry.matched.overlap_blocks(chosen);
+        let entry = self.remove(id).expect("a placed request must have been waiting");
+        let waited_s = now_s - entry.arrived_s;
+        self.stats.placed[cause as usize] += 1;
+        self.stats.waited_s += waited_s;
+        self.drain = Some(match self.drain {
+            None => (now_s, 1.0),
+            Some((last_s, gap_s)) => (now_s, gap_s + 0.05 * ((now_s - last_s) - gap_s)),
+        });
+        placed.push(Dispatch {
+            id,
+            worker,
+            cost,
+            overlap_blocks,
+            waited_s,
+            cause,
+        });
+        Ok(())
+    }
+
+    fn remove(&mut self, id: RequestId) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        self.order.remove(entry.start_s, entry.key_s, id);
+        let keys = |id| self.entries.get(&id).map_or(0.0, |entry| entry.key_s);
+        self.order.refill(self.config.window, keys);
+        if let Some(tenant) = self.per_tenant.get_mut(&entry.request.tenant) {
+            tenant.waiting -= 1;
+            if tenant.waiting == 0 && !self.config.fair {
+                self.per_tenant.remove(&entry.request.tenant);
+            }
+        }
+        self.stats.waiting -= 1;
+        self.stats.bytes -= entry.request.bytes;
+        self.stats.prefill_s = (self.stats.prefill_s - entry.prefill_s).max(0.0);
+        Some(entry)
+    }
+
+    /// The oldest request that waited too long.
+    fn overdue(&mut self, now_s: f64) -> Option<RequestId> {
+        while let Some(&(arrived_s, id)) = self.ages.front() {
+            if self
+                .entries
+                .get(&id)
+                .is_some_and(|entry| entry.arrived_s == arrived_s)
+            {
+                return (now_s - arrived_s > self.config.max_wait_s).then_some(id);
+            }
+            self.ages.pop_front();
+        }
+        None
+    }
+
+    fn limit(&self, request: &QueuedRequest) -> Option<Limit> {
+        let of_tenant = self
+            .per_tenant
+            .get(&request.tenant)
+            .map_or(0, |tenant| tenant.waiting);
+        if self.entries.len() >= self.config.max_requests {
+            Some(Limit::Requests)
+        } else if self.stats.bytes.saturating_add(request.bytes) > self.config.max_bytes {
+            Some(Limit::Bytes)
+        } else if of_tenant >= self.config.max_requests_per_tenant {
+            Some(Limit::Tenant)
+        } else {
+            None
+        }
+    }
+
+    fn refuse(&mut self, limit: Limit) -> Offer {
+        self.stats.refused[limit as usize] += 1;
+        Offer::Refused {
+            limit,
+            retry_after_s: self.retry_after_s(),
+        }
+    }
+
+    /// Seconds in which a window of requests has been placed of late; 1 to 60.
+    pub fn retry_after_s(&self) -> f64 {
+        let gap_s = self.drain.map_or(0.0, |(_, gap_s)| gap_s);
+        (gap_s * self.config.window as f64).clamp(1.0, 60.0)
+    }
+
+    /// Where a request stands in line: its arrival, less its head start, and behind its tenant's share.
+    fn start_s(&mut self, request: &QueuedRequest, prefill_s: f64, now_s: f64) -> f64 {
+        let start_s = now_s - self.config.priority_s * f64::from(request.priority);
+        if !self.config.fair {
+            return start_s;
+        }
+        // Tenants whose date has passed owe nothing and are forgotten.
+        if self.per_tenant.len() > self.config.max_requests {
+            self.per_tenant
+                .retain(|_, tenant| tenant.waiting > 0 || tenant.next_start_s > now_s);
+        }
+        let tenant = self.per_tenant.entry(request.tenant).or_default();
+        let start_s = start_s.max(tenant.next_start_s);
+        let weight = if request.weight > 0.0 { request.weight } else { 1.0 };
+        tenant.next_start_s = start_s + prefill_s / weight;
+        start_s
+    }
+}
+
+/// Prefill seconds on the best-overlap worker, and the soonest first token anywhere.
+fn best(router: &Router, matched: &Matched) -> (f64, f64) {
+    let (mut own_s, mut soonest_s) = (f64::INFINITY, f64::INFINITY);
+    for (i, position) in matched.positions().enumerate() {
+        let prefill_s = router.prefill_s(position, matched.work(i));
+        own_s = own_s.min(prefill_s);
+        soonest_s = soonest_s.min(prefill_s + router.pressure(position).backlog_s);
+    }
+    (own_s, soonest_s)
+}
+
+impl Ahead {
+    fn clear(&mut self, positions: usize) {
+        self.tokens.clear();
+        self.tokens.resize(positions, 0);
+        self.prefill_s.clear();
+        self.prefill_s.resize(positions, 0.0);
+        self.requests.clear();
+        self.requests.resize(positions, 0);
+    }
+}
