@@ -2,6 +2,7 @@
 
 mod drive;
 mod game;
+mod gateway;
 mod sim;
 
 use pyo3::prelude::*;
@@ -15,6 +16,9 @@ mod _core {
 
     #[pymodule_export]
     use crate::drive::Drive;
+
+    #[pymodule_export]
+    use crate::gateway::Gateway;
 
     #[pymodule_export]
     use crate::sim::{SimWorkload, simulate_fleet};

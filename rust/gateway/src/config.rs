@@ -1,0 +1,250 @@
+//! What the gateway can be told, grouped by stage, checked when it is built and swapped whole.
+
+use serde::Deserialize;
+use wardrop_core::PolicyConfig;
+
+use crate::GatewayError;
+
+/// The whole configuration. Unknown keys are refused.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// `host:port` to listen on; port 0 takes a free one.
+    pub listen: String,
+    /// Base URLs of `dynamo.frontend` processes, `http://host:port`.
+    pub upstreams: Vec<String>,
+    /// Threads that serve HTTP; each owns its connections from accept to close.
+    pub worker_threads: usize,
+    /// Label `router_id` of all metrics.
+    pub router_id: String,
+    /// Limits a client can run into.
+    pub limits: Limits,
+    /// How upstreams are reached.
+    pub upstream: UpstreamOptions,
+    /// How a decision is made.
+    pub routing: RoutingOptions,
+    /// How prompts become tokens.
+    pub prompt: PromptOptions,
+    /// How feeds are read and when silence counts as a fault.
+    pub feed: FeedOptions,
+    /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
+    pub log: Option<String>,
+}
+
+/// Limits a client can run into, each answered with its own status.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest request body that is read for a decision (413 above it).
+    pub body_bytes: usize,
+    /// Sum of all header names and values (431 above it).
+    pub header_bytes: usize,
+    /// Requests in flight (429 with `Retry-After` above it).
+    pub concurrent_requests: usize,
+    /// Open client connections (not accepted above it).
+    pub connections: usize,
+    /// Time to send the whole body (408 after it).
+    pub read_timeout_ms: u64,
+}
+
+/// How upstreams are reached.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamOptions {
+    /// Time to open a TCP connection before the next upstream is tried.
+    pub connect_timeout_ms: u64,
+    /// Time until the first byte of an answer (504 after it). Covers the whole generation when the client does not stream.
+    pub first_byte_timeout_ms: u64,
+    /// Longest silence inside an answer before it is ended with an error.
+    pub idle_timeout_ms: u64,
+    /// Idle connections kept per upstream and thread.
+    pub idle_connections: usize,
+    /// Age after which an idle connection is not used again.
+    pub idle_connection_ttl_ms: u64,
+    /// How long an upstream that refused a connection is tried last.
+    pub retry_after_ms: u64,
+}
+
+/// How a decision is made.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RoutingOptions {
+    /// Price of a worker; the policy of every pool.
+    pub policy: PolicyConfig,
+    /// Seed of the tie breaker.
+    pub seed: u64,
+    /// Life of a booking whose request never ends.
+    pub booking_ttl_s: f64,
+    /// Pass on worker pins that clients send; else they are refused with 400.
+    pub allow_client_pins: bool,
+    /// Add `x-wardrop-worker` and `x-wardrop-overlap-blocks` to answers.
+    pub explain_headers: bool,
+}
+
+/// How prompts become tokens.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromptOptions {
+    /// Hand token ids over to Dynamo (`nvext.token_data`) for prompt shapes where our ids proved equal to its own.
+    pub handover: bool,
+    /// Prompts with more bytes than this are tokenised off the serving threads.
+    pub inline_bytes: usize,
+    /// Longest wait for a tokeniser thread before the request is routed without its prompt.
+    pub tokenise_timeout_ms: u64,
+}
+
+/// How feeds are read and when silence counts as a fault.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FeedOptions {
+    /// Largest frame that is read.
+    pub frame_bytes: usize,
+    /// A worker whose heartbeats stopped for this long is not chosen.
+    pub silence_ms: u64,
+    /// A worker without heartbeats that failed a request is tried again after this long.
+    pub quarantine_ms: u64,
+    /// Feeds that may be open.
+    pub max_feeds: usize,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8000".into(),
+            upstreams: Vec::new(),
+            worker_threads: 2,
+            router_id: "wardrop-0".into(),
+            limits: Limits::default(),
+            upstream: UpstreamOptions::default(),
+            routing: RoutingOptions::default(),
+            prompt: PromptOptions::default(),
+            feed: FeedOptions::default(),
+            log: None,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 64 << 20,
+            header_bytes: 64 << 10,
+            concurrent_requests: 4096,
+            connections: 8192,
+            read_timeout_ms: 30_000,
+        }
+    }
+}
+
+impl Default for UpstreamOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout_ms: 2_000,
+            first_byte_timeout_ms: 600_000,
+            idle_timeout_ms: 120_000,
+            idle_connections: 512,
+            idle_connection_ttl_ms: 30_000,
+            retry_after_ms: 1_000,
+        }
+    }
+}
+
+impl Default for RoutingOptions {
+    fn default() -> Self {
+        Self {
+            policy: PolicyConfig::default(),
+            seed: 0,
+            booking_ttl_s: 900.0,
+            allow_client_pins: false,
+            explain_headers: false,
+        }
+    }
+}
+
+impl Default for PromptOptions {
+    fn default() -> Self {
+        Self {
+            handover: true,
+            inline_bytes: 16 << 10,
+            tokenise_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl Default for FeedOptions {
+    fn default() -> Self {
+        Self {
+            frame_bytes: 8 << 20,
+            silence_ms: 3_500,
+            quarantine_ms: 5_000,
+            max_feeds: 16_384,
+        }
+    }
+}
+
+impl GatewayConfig {
+    /// Reads and checks a JSON configuration.
+    ///
+    /// # Errors
+    /// [`GatewayError::Config`] names the key, what was got and what is expected.
+    pub fn from_json(text: &str) -> Result<Self, GatewayError> {
+        let config: Self = serde_json::from_str(text)
+            .map_err(|e| GatewayError::Config(format!("not a gateway configuration: {e}")))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), GatewayError> {
+        let positive = [
+            ("worker_threads", self.worker_threads),
+            ("limits.body_bytes", self.limits.body_bytes),
+            ("limits.header_bytes", self.limits.header_bytes),
+            ("limits.concurrent_requests", self.limits.concurrent_requests),
+            ("limits.connections", self.limits.connections),
+            ("feed.frame_bytes", self.feed.frame_bytes),
+            ("feed.max_feeds", self.feed.max_feeds),
+        ];
+        for (name, value) in positive {
+            if value == 0 {
+                return Err(GatewayError::Config(format!("{name} must be at least 1, got 0")));
+            }
+        }
+        if self.worker_threads > 256 {
+            return Err(GatewayError::Config(format!(
+                "worker_threads must be at most 256, got {}",
+                self.worker_threads
+            )));
+        }
+        if !(self.routing.booking_ttl_s.is_finite() && self.routing.booking_ttl_s > 0.0) {
+            return Err(GatewayError::Config(format!(
+                "routing.booking_ttl_s must be a positive number of seconds, got {}",
+                self.routing.booking_ttl_s
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_key_is_refused() {
+        let error = GatewayConfig::from_json(r#"{"listne": "x"}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("listne"), "{error}");
+    }
+
+    #[test]
+    fn zero_limit_is_refused_with_its_name() {
+        let error = GatewayConfig::from_json(r#"{"limits": {"body_bytes": 0}}"#).unwrap_err();
+        assert!(error.to_string().contains("limits.body_bytes"));
+    }
+
+    #[test]
+    fn empty_object_gives_the_defaults() {
+        assert_eq!(GatewayConfig::from_json("{}").unwrap().worker_threads, 2);
+    }
+}

@@ -1,0 +1,187 @@
+//! Errors: of the control calls (one enum), and towards HTTP clients (in OpenAI's shape).
+
+use bytes::Bytes;
+use hyper::StatusCode;
+
+/// What a control call can fail with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GatewayError {
+    /// A value that was handed in is wrong.
+    #[error("{0}")]
+    Config(String),
+    /// The model is not registered.
+    #[error("model {0:?} is not registered: call upsert_model first")]
+    UnknownModel(String),
+    /// The core refused.
+    #[error(transparent)]
+    Core(#[from] wardrop_core::Error),
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// A call that needs another state of the gateway.
+    #[error("{0}")]
+    State(String),
+}
+
+/// An answer that the gateway gives itself, because no upstream can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The body is larger than the limit.
+    BodyTooLarge {
+        /// Limit in bytes.
+        limit_bytes: usize,
+    },
+    /// The headers are larger than the limit.
+    HeadersTooLarge {
+        /// Limit in bytes.
+        limit_bytes: usize,
+    },
+    /// Too many requests in flight.
+    Busy {
+        /// Limit in requests.
+        limit: usize,
+    },
+    /// The client did not send its body in time.
+    ReadTimeout {
+        /// Limit in milliseconds.
+        limit_ms: u64,
+    },
+    /// The client's connection broke while its body was read.
+    BodyBroken,
+    /// The client chose a worker itself, which is off.
+    ClientPin,
+    /// No upstream accepts connections.
+    UpstreamDown,
+    /// An upstream broke off before the first byte.
+    UpstreamBroken,
+    /// No byte came in time.
+    FirstByteTimeout {
+        /// Limit in milliseconds.
+        limit_ms: u64,
+    },
+    /// The stream fell silent.
+    StreamStalled {
+        /// Limit in milliseconds.
+        limit_ms: u64,
+    },
+    /// The gateway is stopping.
+    Draining,
+}
+
+impl Refusal {
+    /// HTTP status of this refusal.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::ReadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyBroken | Self::ClientPin => StatusCode::BAD_REQUEST,
+            Self::UpstreamDown | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
+            Self::FirstByteTimeout { .. } | Self::StreamStalled { .. } => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// Short name for metrics (`code` label) and the error body.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::BodyTooLarge { .. } => "body_too_large",
+            Self::HeadersTooLarge { .. } => "headers_too_large",
+            Self::Busy { .. } => "too_many_requests",
+            Self::ReadTimeout { .. } => "read_timeout",
+            Self::BodyBroken => "body_broken",
+            Self::ClientPin => "client_pin_refused",
+            Self::UpstreamDown => "upstream_down",
+            Self::UpstreamBroken => "upstream_broken",
+            Self::FirstByteTimeout { .. } => "first_byte_timeout",
+            Self::StreamStalled { .. } => "stream_stalled",
+            Self::Draining => "draining",
+        }
+    }
+
+    /// Seconds for `Retry-After`, where trying again can help.
+    pub fn retry_after_s(self) -> Option<u32> {
+        match self {
+            Self::Busy { .. } | Self::UpstreamDown | Self::Draining => Some(1),
+            _ => None,
+        }
+    }
+
+    fn message(self) -> String {
+        match self {
+            Self::BodyTooLarge { limit_bytes } => {
+                format!("The request body is larger than {limit_bytes} bytes. Send a shorter prompt.")
+            }
+            Self::HeadersTooLarge { limit_bytes } => {
+                format!("The request headers are larger than {limit_bytes} bytes. Send fewer or shorter headers.")
+            }
+            Self::Busy { limit } => {
+                format!("The gateway already serves {limit} requests, its limit. Try again shortly.")
+            }
+            Self::ReadTimeout { limit_ms } => {
+                format!("The request body did not arrive within {limit_ms} ms.")
+            }
+            Self::BodyBroken => "The request body ended early.".into(),
+            Self::ClientPin => {
+                "The request chooses a worker (by header or nvext). The gateway does that; leave it out, or allow client pins in its configuration.".into()
+            }
+            Self::UpstreamDown => "No upstream frontend accepts connections.".into(),
+            Self::UpstreamBroken => "The upstream frontend broke off before it answered.".into(),
+            Self::FirstByteTimeout { limit_ms } => {
+                format!("The upstream frontend sent nothing for {limit_ms} ms.")
+            }
+            Self::StreamStalled { limit_ms } => {
+                format!("The stream fell silent for {limit_ms} ms and was ended.")
+            }
+            Self::Draining => "The gateway is stopping and takes no new requests.".into(),
+        }
+    }
+
+    /// `{"error": {"message", "type", "param", "code"}}`, the shape of OpenAI's API.
+    pub fn body(self) -> Bytes {
+        let kind = match self.status().as_u16() {
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            _ => "server_error",
+        };
+        let value = serde_json::json!({"error": {
+            "message": self.message(), "type": kind, "param": null, "code": self.code(),
+        }});
+        Bytes::from(value.to_string())
+    }
+
+    /// The same as the last event of a server-sent stream.
+    pub fn sse_event(self) -> Bytes {
+        let mut out = b"data: ".to_vec();
+        out.extend_from_slice(&self.body());
+        out.extend_from_slice(b"\n\n");
+        Bytes::from(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusal_has_openai_shape() {
+        let refusal = Refusal::BodyTooLarge { limit_bytes: 10 };
+        let value: serde_json::Value = serde_json::from_slice(&refusal.body()).unwrap();
+        assert_eq!(value["error"]["code"], "body_too_large");
+        assert_eq!(value["error"]["type"], "invalid_request_error");
+        assert_eq!(refusal.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
+
+    #[test]
+    fn busy_tells_when_to_come_back() {
+        assert_eq!(Refusal::Busy { limit: 1 }.retry_after_s(), Some(1));
+        assert_eq!(Refusal::ClientPin.retry_after_s(), None);
+    }
+}

@@ -1,0 +1,423 @@
+//! Dynamo's event plane on the wire: four frames, an envelope, a typed payload. Pure and total: any bytes give a value or an error.
+//!
+//! Frames: topic | publisher (u64 BE) | sequence (u64 BE) | `0x01`, length (u32 BE), msgpack envelope with the payload inside.
+
+use std::fmt;
+
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use wardrop_core::{EngineHash, KvEvent, LocalHash, StoredBlock, Tier, WorkerId};
+
+const VERSION: u8 = 1;
+const PREFIX_BYTES: usize = 5;
+
+/// Why a frame was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Not four frames.
+    #[error("not four frames")]
+    Frames,
+    /// Publisher or sequence are not eight bytes, or the prefix does not fit.
+    #[error("frame lengths do not fit")]
+    Length,
+    /// Another version of the envelope.
+    #[error("unknown envelope version")]
+    Version,
+    /// The envelope can not be read.
+    #[error("envelope is not msgpack of the expected form")]
+    Envelope,
+    /// The payload can not be read.
+    #[error("payload is not msgpack of the expected form")]
+    Payload,
+}
+
+/// The payload of a message with who sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Who sent it.
+    pub publisher_id: u64,
+    /// Position in the publisher's stream of this topic.
+    pub sequence: u64,
+    /// The payload, msgpack again.
+    pub payload: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct WireEnvelope {
+    publisher_id: u64,
+    sequence: u64,
+    payload: Blob,
+}
+
+/// Reads the frames of one message.
+pub fn decode_frames<F: AsRef<[u8]>>(frames: &[F]) -> Result<Envelope, Malformed> {
+    let [_, publisher, sequence, body] = frames else {
+        return Err(Malformed::Frames);
+    };
+    let number = |frame: &[u8]| {
+        frame
+            .try_into()
+            .map(u64::from_be_bytes)
+            .map_err(|_| Malformed::Length)
+    };
+    let publisher = number(publisher.as_ref())?;
+    let sequence = number(sequence.as_ref())?;
+    let body = body.as_ref();
+    if body.len() < PREFIX_BYTES {
+        return Err(Malformed::Length);
+    }
+    if body[0] != VERSION {
+        return Err(Malformed::Version);
+    }
+    let length = u32::from_be_bytes([body[1], body[2], body[3], body[4]]) as usize;
+    if length != body.len() - PREFIX_BYTES {
+        return Err(Malformed::Length);
+    }
+    let envelope: WireEnvelope =
+        rmp_serde::from_slice(&body[PREFIX_BYTES..]).map_err(|_| Malformed::Envelope)?;
+    if envelope.publisher_id != publisher || envelope.sequence != sequence {
+        return Err(Malformed::Envelope);
+    }
+    Ok(Envelope {
+        publisher_id: publisher,
+        sequence,
+        payload: envelope.payload.0,
+    })
+}
+
+/// One KV event with the worker it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerEvent {
+    /// The worker that it is about.
+    pub worker: WorkerId,
+    /// Position in the worker's own stream, from 1.
+    pub event_id: u64,
+    /// The change; `None` for a tier or owner that is not the worker's own memory.
+    pub event: Option<KvEvent>,
+}
+
+/// Reads a `kv-events` payload: a list of events.
+pub fn decode_kv_events(payload: &[u8]) -> Result<Vec<WorkerEvent>, Malformed> {
+    let wire: Vec<WireEvent> = rmp_serde::from_slice(payload).map_err(|_| Malformed::Payload)?;
+    Ok(wire.into_iter().map(WireEvent::into_event).collect())
+}
+
+/// Reads what `KvRouter.dump_events()` returns: the same events as JSON.
+///
+/// # Errors
+/// The JSON error's text.
+pub fn decode_dump(json: &str) -> Result<Vec<WorkerEvent>, String> {
+    let wire: Vec<WireEvent> = serde_json::from_str(json).map_err(|e| e.to_string())?;
+    Ok(wire.into_iter().map(WireEvent::into_event).collect())
+}
+
+#[derive(Deserialize)]
+struct WireEvent {
+    worker_id: u64,
+    #[serde(default)]
+    storage_tier: Option<String>,
+    #[serde(default)]
+    residency_domain: Option<String>,
+    event: WireCacheEvent,
+}
+
+#[derive(Deserialize)]
+struct WireCacheEvent {
+    event_id: u64,
+    data: WireData,
+    #[serde(default)]
+    dp_rank: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WireData {
+    Stored {
+        #[serde(default)]
+        parent_hash: Option<Hash64>,
+        blocks: Vec<WireBlock>,
+    },
+    Removed {
+        block_hashes: Vec<Hash64>,
+    },
+    Cleared,
+}
+
+#[derive(Deserialize)]
+struct WireBlock {
+    block_hash: Hash64,
+    tokens_hash: Hash64,
+}
+
+impl WireEvent {
+    fn into_event(self) -> WorkerEvent {
+        let tier = match self.storage_tier.as_deref() {
+            None | Some("device") => Some(Tier::Device),
+            Some("host_pinned" | "host") => Some(Tier::Host),
+            Some("disk") => Some(Tier::Disk),
+            Some(_) => None,
+        };
+        let own = self
+            .residency_domain
+            .as_deref()
+            .is_none_or(|domain| domain == "worker");
+        let event = tier.filter(|_| own).map(|tier| match self.event.data {
+            WireData::Stored { parent_hash, blocks } => KvEvent::Stored {
+                parent: parent_hash.map(|hash| EngineHash(hash.0)),
+                blocks: blocks
+                    .into_iter()
+                    .map(|block| StoredBlock {
+                        engine_hash: EngineHash(block.block_hash.0),
+                        local_hash: LocalHash(block.tokens_hash.0),
+                    })
+                    .collect(),
+                tier,
+            },
+            WireData::Removed { block_hashes } => KvEvent::Removed {
+                blocks: block_hashes.into_iter().map(|hash| EngineHash(hash.0)).collect(),
+                tier,
+            },
+            WireData::Cleared => KvEvent::Cleared,
+        });
+        WorkerEvent {
+            worker: WorkerId::new(self.worker_id, self.event.dp_rank),
+            event_id: self.event.event_id,
+            event,
+        }
+    }
+}
+
+/// One engine step, as the engine tells it: the load signal nearest to the truth.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct ForwardPass {
+    /// The instance, in decimal.
+    pub worker_id: String,
+    /// The rank.
+    #[serde(default)]
+    pub dp_rank: u32,
+    /// Length of the step in seconds; 0 for a heartbeat.
+    #[serde(default)]
+    pub wall_time: f64,
+    /// What ran in the step.
+    #[serde(default)]
+    pub scheduled_requests: StepLoad,
+    /// What waited.
+    #[serde(default)]
+    pub queued_requests: StepLoad,
+}
+
+/// Requests and tokens of a step or of the queue.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct StepLoad {
+    /// Requests in prefill.
+    pub num_prefill_requests: u64,
+    /// Their new tokens.
+    pub sum_prefill_tokens: u64,
+    /// Requests in decode.
+    pub num_decode_requests: u64,
+    /// Their context tokens.
+    pub sum_decode_kv_tokens: u64,
+}
+
+impl ForwardPass {
+    /// The worker that it is about.
+    pub fn worker(&self) -> Option<WorkerId> {
+        Some(WorkerId::new(self.worker_id.parse().ok()?, self.dp_rank))
+    }
+}
+
+/// Reads a `forward-pass-metrics` payload.
+pub fn decode_forward_pass(payload: &[u8]) -> Result<ForwardPass, Malformed> {
+    rmp_serde::from_slice(payload).map_err(|_| Malformed::Payload)
+}
+
+/// A 64-bit hash that some senders write signed.
+#[derive(Clone, Copy)]
+struct Hash64(u64);
+
+impl<'de> Deserialize<'de> for Hash64 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct HashVisitor;
+        impl Visitor<'_> for HashVisitor {
+            type Value = Hash64;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a 64-bit integer")
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Hash64, E> {
+                Ok(Hash64(value))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Hash64, E> {
+                Ok(Hash64(value.cast_unsigned()))
+            }
+        }
+        deserializer.deserialize_any(HashVisitor)
+    }
+}
+
+/// Bytes, written as msgpack binary or as a list of numbers.
+struct Blob(Vec<u8>);
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BlobVisitor;
+        impl<'de> Visitor<'de> for BlobVisitor {
+            type Value = Blob;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E>(self, value: &[u8]) -> Result<Blob, E> {
+                Ok(Blob(value.to_vec()))
+            }
+            fn visit_byte_buf<E>(self, value: Vec<u8>) -> Result<Blob, E> {
+                Ok(Blob(value))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Blob, A::Error> {
+                // No reservation by the announced length: a short frame may announce a long list.
+                let mut bytes = Vec::new();
+                while let Some(byte) = list.next_element::<u64>()? {
+                    bytes.push(u8::try_from(byte).map_err(A::Error::custom)?);
+                }
+                Ok(Blob(bytes))
+            }
+        }
+        deserializer.deserialize_any(BlobVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn frames(publisher: u64, sequence: u64, payload: &serde_json::Value) -> Vec<Vec<u8>> {
+        #[derive(Serialize)]
+        struct Out {
+            publisher_id: u64,
+            sequence: u64,
+            published_at: u64,
+            topic: &'static str,
+            payload: Vec<u8>,
+        }
+        let payload = rmp_serde::to_vec_named(payload).unwrap();
+        let out = Out {
+            publisher_id: publisher,
+            sequence,
+            published_at: 1,
+            topic: "kv-events",
+            payload,
+        };
+        let envelope = rmp_serde::to_vec_named(&out).unwrap();
+        let mut body = vec![VERSION];
+        body.extend_from_slice(&(envelope.len() as u32).to_be_bytes());
+        body.extend_from_slice(&envelope);
+        vec![
+            b"kv-events".to_vec(),
+            publisher.to_be_bytes().to_vec(),
+            sequence.to_be_bytes().to_vec(),
+            body,
+        ]
+    }
+
+    fn stored() -> serde_json::Value {
+        json!([{"worker_id": 7, "storage_tier": "device", "residency_domain": "worker", "event": {"event_id": 3, "dp_rank": 1,
+            "data": {"stored": {"parent_hash": null, "start_position": null,
+                "blocks": [{"block_hash": u64::MAX, "tokens_hash": -1, "mm_extra_info": null}]}}}}])
+    }
+
+    #[test]
+    fn stored_event_is_read() {
+        let envelope = decode_frames(&frames(5, 9, &stored())).unwrap();
+        assert_eq!((envelope.publisher_id, envelope.sequence), (5, 9));
+        let events = decode_kv_events(&envelope.payload).unwrap();
+        assert_eq!(events[0].worker, WorkerId::new(7, 1));
+        assert_eq!(events[0].event_id, 3);
+        let block = StoredBlock {
+            engine_hash: EngineHash(u64::MAX),
+            local_hash: LocalHash(u64::MAX),
+        };
+        assert_eq!(
+            events[0].event,
+            Some(KvEvent::Stored {
+                parent: None,
+                blocks: vec![block],
+                tier: Tier::Device
+            })
+        );
+    }
+
+    #[test]
+    fn cleared_is_read_as_word_and_as_map() {
+        for data in [json!("cleared"), json!({"cleared": null})] {
+            let list = json!([{"worker_id": 1, "event": {"event_id": 1, "data": data}}]);
+            let events = decode_kv_events(&rmp_serde::to_vec_named(&list).unwrap()).unwrap();
+            assert_eq!(events[0].event, Some(KvEvent::Cleared));
+        }
+    }
+
+    #[test]
+    fn memory_of_others_is_passed_over() {
+        let mut list = stored();
+        list[0]["residency_domain"] = json!("cache_owner");
+        assert_eq!(
+            decode_kv_events(&rmp_serde::to_vec_named(&list).unwrap()).unwrap()[0].event,
+            None
+        );
+    }
+
+    #[test]
+    fn forged_publisher_is_refused() {
+        let mut wire = frames(5, 9, &stored());
+        wire[1] = 6u64.to_be_bytes().to_vec();
+        assert_eq!(decode_frames(&wire), Err(Malformed::Envelope));
+    }
+
+    #[test]
+    fn list_that_announces_four_billion_entries_costs_nothing() {
+        assert_eq!(
+            decode_kv_events(&[0xdd, 0xff, 0xff, 0xff, 0xff]),
+            Err(Malformed::Payload)
+        );
+        let mut body = vec![VERSION, 0, 0, 0, 0];
+        body.extend_from_slice(&[0x83, 0xa7]);
+        body.extend_from_slice(b"payload");
+        body.extend_from_slice(&[0xdd, 0xff, 0xff, 0xff, 0xff]);
+        let length = (body.len() - PREFIX_BYTES) as u32;
+        body[1..5].copy_from_slice(&length.to_be_bytes());
+        assert_eq!(
+            decode_frames(&[vec![], vec![0; 8], vec![0; 8], body]),
+            Err(Malformed::Envelope)
+        );
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        let deep = vec![0x91; 100_000];
+        assert_eq!(decode_kv_events(&deep), Err(Malformed::Payload));
+        assert!(decode_forward_pass(&deep).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(input in prop::collection::vec(any::<u8>(), 0..600)) {
+            let _ = decode_kv_events(&input);
+            let _ = decode_forward_pass(&input);
+            let _ = decode_frames(&[vec![], vec![0; 8], vec![0; 8], input.clone()]);
+            let mut body = vec![VERSION];
+            body.extend_from_slice(&(input.len() as u32).to_be_bytes());
+            body.extend_from_slice(&input);
+            let _ = decode_frames(&[vec![], vec![0; 8], vec![0; 8], body]);
+        }
+
+        #[test]
+        fn flipped_bytes_never_panic(at in 0usize..400, to in any::<u8>()) {
+            let mut wire = frames(5, 9, &stored());
+            let at = at % wire[3].len();
+            wire[3][at] = to;
+            if let Ok(envelope) = decode_frames(&wire) {
+                let _ = decode_kv_events(&envelope.payload);
+            }
+        }
+    }
+}

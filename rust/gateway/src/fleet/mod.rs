@@ -1,0 +1,11 @@
+//! What the gateway knows of models and their workers: one router per model and role, the workers' health and event streams.
+
+mod booking;
+mod cursor;
+mod health;
+mod pool;
+mod registry;
+
+pub use booking::{Booking, Leg};
+pub use pool::{Role, WorkerPool, WorkerReport, WorkerUpsert};
+pub use registry::{Model, ModelSpec, Registry};

@@ -1,0 +1,414 @@
+//! Prometheus metrics: base units, `_total` on counters, labels from a small fixed set.
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::fleet::{Registry as Models, Role};
+use crate::prompt::Abstention;
+
+/// Every metric of one gateway.
+pub struct Metrics {
+    registry: Registry,
+    /// Requests finished, by status.
+    pub requests: IntCounterVec,
+    /// Answers the gateway gave itself, by code.
+    pub refusals: IntCounterVec,
+    /// Decisions made.
+    pub decisions: IntCounterVec,
+    /// Prompts handed over as token ids.
+    pub handovers: IntCounter,
+    /// Requests left to Dynamo, by reason.
+    pub abstentions: IntCounterVec,
+    /// Second attempts, by reason.
+    pub retries: IntCounterVec,
+    /// Streams that broke before their end, by code.
+    pub broken_streams: IntCounterVec,
+    /// Clients that left before the end.
+    pub disconnects: IntCounter,
+    /// Time of a decision's stages.
+    pub decision: HistogramVec,
+    /// First byte of the answer's body.
+    pub ttft: HistogramVec,
+    /// Between pieces of a streamed answer.
+    pub itl: HistogramVec,
+    /// Requests in flight.
+    in_flight: IntGauge,
+    /// Predicted cached tokens of finished requests.
+    pub predicted_tokens: IntCounterVec,
+    /// Reported cached tokens of finished requests.
+    pub reported_tokens: IntCounterVec,
+    /// Prompt tokens of placed requests.
+    pub input_tokens: IntCounterVec,
+    /// Events applied, refused, foreign, seen before.
+    pub events: IntCounterVec,
+    /// Feed messages that were refused.
+    pub malformed: IntCounterVec,
+    /// Feed connections that were lost.
+    pub reconnects: IntCounterVec,
+    /// Bookings that ended by their age.
+    pub expired_bookings: IntCounter,
+    /// Prompt lengths that Dynamo reported other than we counted.
+    pub length_mismatches: IntCounter,
+    worker_load: GaugeVec,
+    worker_up: GaugeVec,
+    worker_gaps: GaugeVec,
+    worker_blocks: GaugeVec,
+    heartbeat_age: GaugeVec,
+    event_age: GaugeVec,
+    quarantined: GaugeVec,
+    resync: GaugeVec,
+    cpu: Gauge,
+}
+
+/// Stages of a decision.
+pub mod stage {
+    /// Template and tokeniser.
+    pub const TOKENISE: &str = "tokenise";
+    /// Block hashes.
+    pub const HASH: &str = "hash";
+    /// Match, price, pick and book under the router's lock.
+    pub const ROUTE: &str = "route";
+    /// From the whole body to the pin.
+    pub const TOTAL: &str = "total";
+}
+
+const STAGE_BUCKETS_S: &[f64] = &[
+    1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.1, 1.0, 10.0,
+];
+const TTFT_BUCKETS_S: &[f64] = &[
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
+    60.0,
+];
+const ITL_BUCKETS_S: &[f64] = &[
+    1e-5, 1e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
+];
+
+impl Metrics {
+    /// All metrics at zero.
+    ///
+    /// # Errors
+    /// A name or label that Prometheus does not take.
+    pub fn new(router_id: &str) -> Result<Self, prometheus::Error> {
+        let labels = [("router_id".to_string(), router_id.to_string())]
+            .into_iter()
+            .collect();
+        let registry = Registry::new_custom(Some("wardrop".into()), Some(labels))?;
+        let made = Maker { registry: &registry };
+        let metrics = Self {
+            requests: made.counters("requests_total", "Requests finished", &["code"])?,
+            refusals: made.counters(
+                "refusals_total",
+                "Requests that the gateway answered with an error of its own",
+                &["code"],
+            )?,
+            decisions: made.counters(
+                "decisions_total",
+                "Requests placed on a worker",
+                &["model", "worker_type"],
+            )?,
+            handovers: made.counter("handovers_total", "Prompts handed over as token ids")?,
+            abstentions: made.counters(
+                "abstentions_total",
+                "Requests left to Dynamo's own router",
+                &["reason"],
+            )?,
+            retries: made.counters(
+                "retries_total",
+                "Second attempts before any byte went to the client",
+                &["reason"],
+            )?,
+            broken_streams: made.counters("broken_streams_total", "Answers that ended early", &["code"])?,
+            disconnects: made.counter(
+                "client_disconnects_total",
+                "Clients that left before the end of their answer",
+            )?,
+            decision: made.histograms(
+                "decision_seconds",
+                "Time of the stages of a decision",
+                &["stage"],
+                STAGE_BUCKETS_S,
+            )?,
+            ttft: made.histograms(
+                "time_to_first_token_seconds",
+                "From the whole request to the first byte of the answer's body",
+                &["model"],
+                TTFT_BUCKETS_S,
+            )?,
+            itl: made.histograms(
+                "inter_token_latency_seconds",
+                "Between pieces of a streamed answer",
+                &["model"],
+                ITL_BUCKETS_S,
+            )?,
+            in_flight: made.gauge("requests_in_flight", "Requests in flight")?,
+            predicted_tokens: made.counters(
+                "cached_tokens_predicted_total",
+                "Cached prompt tokens predicted, of requests whose engine reported them",
+                &["model", "worker_id", "dp_rank"],
+            )?,
+            reported_tokens: made.counters(
+                "cached_tokens_reported_total",
+                "Cached prompt tokens that the engine reported",
+                &["model", "worker_id", "dp_rank"],
+            )?,
+            input_tokens: made.counters(
+                "input_tokens_total",
+                "Prompt tokens of placed requests",
+                &["model"],
+            )?,
+            events: made.counters("kv_events_total", "KV events by what became of them", &["reason"])?,
+            malformed: made.counters(
+                "feed_malformed_total",
+                "Feed messages that were refused",
+                &["reason"],
+            )?,
+            reconnects: made.counters(
+                "feed_reconnects_total",
+                "Feed connections that were lost",
+                &["reason"],
+            )?,
+            expired_bookings: made.counter("bookings_expired_total", "Bookings that ended by their age")?,
+            length_mismatches: made.counter(
+                "prompt_length_mismatches_total",
+                "Prompts whose length Dynamo reported other than it was counted here",
+            )?,
+            worker_load: made.gauges(
+                "worker_load",
+                "Work in flight on a worker: prefill tokens, decode blocks, active requests (reason)",
+                &["model", "worker_id", "dp_rank", "worker_type", "reason"],
+            )?,
+            worker_up: made.gauges(
+                "worker_available",
+                "1 when the worker may be chosen",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            worker_gaps: made.gauges(
+                "worker_event_gaps",
+                "Holes seen in the worker's KV events",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            worker_blocks: made.gauges(
+                "worker_held_blocks",
+                "Device blocks that the worker is known to hold",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            heartbeat_age: made.gauges(
+                "worker_heartbeat_age_seconds",
+                "Since the worker's last heartbeat",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            event_age: made.gauges(
+                "worker_event_age_seconds",
+                "Since the worker's last KV event",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            quarantined: made.gauges(
+                "workers_quarantined",
+                "Workers that may not be chosen",
+                &["model", "worker_type"],
+            )?,
+            resync: made.gauges(
+                "workers_needing_resync",
+                "Workers with events known to be missing",
+                &["model", "worker_type"],
+            )?,
+            cpu: made.float(
+                "router_cpu_seconds_total",
+                "CPU time of the gateway's own threads",
+            )?,
+            registry: registry.clone(),
+        };
+        for reason in Abstention::ALL {
+            metrics.abstentions.with_label_values(&[reason.name()]);
+        }
+        for stage in [stage::TOKENISE, stage::HASH, stage::ROUTE, stage::TOTAL] {
+            metrics.decision.with_label_values(&[stage]);
+        }
+        Ok(metrics)
+    }
+
+    /// The text that Prometheus reads, with the workers' state of this moment.
+    pub fn render(&self, models: &Models, in_flight: usize, now_s: f64) -> String {
+        self.in_flight.set(in_flight as i64);
+        for gauges in [
+            &self.worker_load,
+            &self.worker_up,
+            &self.worker_gaps,
+            &self.worker_blocks,
+            &self.heartbeat_age,
+            &self.event_age,
+            &self.quarantined,
+            &self.resync,
+        ] {
+            gauges.reset();
+        }
+        for model in models.all() {
+            for role in Role::ALL {
+                self.set_workers(&model.spec.name, role, &model.pool(role).report(now_s));
+            }
+        }
+        self.cpu.set(threads_cpu_s());
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_default()
+    }
+
+    fn set_workers(&self, model: &str, role: Role, workers: &[crate::fleet::WorkerReport]) {
+        if workers.is_empty() {
+            return;
+        }
+        let count =
+            |take: fn(&crate::fleet::WorkerReport) -> bool| workers.iter().filter(|w| take(w)).count() as f64;
+        self.quarantined
+            .with_label_values(&[model, role.name()])
+            .set(count(|w| !w.available));
+        self.resync
+            .with_label_values(&[model, role.name()])
+            .set(count(|w| w.needs_resync));
+        for worker in workers {
+            let instance = worker.instance.to_string();
+            let rank = worker.dp_rank.to_string();
+            let labels = [model, instance.as_str(), rank.as_str(), role.name()];
+            self.worker_up
+                .with_label_values(&labels)
+                .set(f64::from(u8::from(worker.available)));
+            self.worker_gaps
+                .with_label_values(&labels)
+                .set(worker.event_gaps as f64);
+            self.worker_blocks
+                .with_label_values(&labels)
+                .set(worker.held_blocks[0] as f64);
+            if let Some(age) = worker.heartbeat_age_s {
+                self.heartbeat_age.with_label_values(&labels).set(age);
+            }
+            if let Some(age) = worker.event_age_s {
+                self.event_age.with_label_values(&labels).set(age);
+            }
+            let load = [
+                ("prefill_tokens", worker.prefill_tokens as f64),
+                ("decode_blocks", worker.decode_blocks as f64),
+                ("active_requests", f64::from(worker.active_requests)),
+            ];
+            for (kind, value) in load {
+                let labels = [model, instance.as_str(), rank.as_str(), role.name(), kind];
+                self.worker_load.with_label_values(&labels).set(value);
+            }
+        }
+    }
+}
+
+struct Maker<'a> {
+    registry: &'a Registry,
+}
+
+impl Maker<'_> {
+    fn keep<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        metric: C,
+    ) -> Result<C, prometheus::Error> {
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        self.keep(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.keep(IntCounter::new(name, help)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.keep(IntGauge::new(name, help)?)
+    }
+
+    fn float(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+        self.keep(Gauge::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+        self.keep(GaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        self.keep(HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+            labels,
+        )?)
+    }
+}
+
+/// Start of the names of the gateway's threads.
+pub const THREAD_PREFIX: &str = "wardrop-";
+
+/// CPU seconds of all threads whose name starts with [`THREAD_PREFIX`], from `/proc`; 0 where there is no `/proc`.
+fn threads_cpu_s() -> f64 {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
+        return 0.0;
+    };
+    let nanoseconds = |task: std::fs::DirEntry| -> Option<f64> {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        if !name.starts_with(THREAD_PREFIX) {
+            return None;
+        }
+        let times = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        times.split_whitespace().next()?.parse().ok()
+    };
+    tasks.flatten().filter_map(nanoseconds).sum::<f64>() / 1e9
+}
+
+/// The histograms of one model, looked up once per request.
+#[derive(Clone)]
+pub struct StreamClocks {
+    /// Time to first token.
+    pub ttft: Histogram,
+    /// Inter-token latency.
+    pub itl: Histogram,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_those_of_the_convention() {
+        let metrics = Metrics::new("r").unwrap();
+        metrics.requests.with_label_values(&["200"]).inc();
+        metrics.predicted_tokens.with_label_values(&["m", "1", "0"]).inc();
+        let text = metrics.render(&Models::default(), 0, 0.0);
+        assert!(
+            text.contains("wardrop_requests_total{code=\"200\",router_id=\"r\"} 1"),
+            "{text}"
+        );
+        assert!(text.contains("wardrop_abstentions_total{reason=\"batch\",router_id=\"r\"} 0"));
+        let allowed = [
+            "model",
+            "worker_id",
+            "dp_rank",
+            "worker_type",
+            "router_id",
+            "stage",
+            "reason",
+            "code",
+            "le",
+        ];
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let labels = line
+                .split_once('{')
+                .and_then(|(_, rest)| rest.rsplit_once('}'))
+                .map_or("", |(l, _)| l);
+            for label in labels.split("\",").filter(|l| !l.is_empty()) {
+                let name = label.split('=').next().unwrap();
+                assert!(allowed.contains(&name), "{line}");
+            }
+        }
+    }
+}

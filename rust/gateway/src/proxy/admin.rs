@@ -1,0 +1,88 @@
+//! The gateway's own endpoints: `/health`, `/live`, `/ready`, `/metrics`.
+
+use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Method, Response, StatusCode};
+use std::sync::atomic::Ordering;
+
+use super::body::GatewayBody;
+use super::server::Shared;
+use crate::error::Refusal;
+
+/// Answers an own endpoint; `None` for every other path.
+pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<GatewayBody>> {
+    if *method != Method::GET && *method != Method::HEAD {
+        return None;
+    }
+    match path {
+        "/live" => Some(json(StatusCode::OK, &serde_json::json!({"status": "live"}))),
+        "/ready" => Some(state(shared)),
+        "/health" => Some(state(shared)),
+        "/metrics" => {
+            let text = shared.metrics.render(
+                &shared.registry,
+                shared.in_flight.load(Ordering::Relaxed),
+                shared.now_s(),
+            );
+            let mut response = Response::new(GatewayBody::own(Bytes::from(text)));
+            response.headers_mut().insert(
+                CONTENT_TYPE,
+                HeaderValue::from_static("text/plain; version=0.0.4"),
+            );
+            Some(response)
+        }
+        _ => None,
+    }
+}
+
+/// Ready means: not draining, and at least one worker that may be chosen.
+fn state(shared: &Shared) -> Response<GatewayBody> {
+    let routable: usize = shared
+        .registry
+        .all()
+        .iter()
+        .flat_map(|model| model.pools().clone())
+        .map(|pool| pool.routable())
+        .sum();
+    let draining = shared.draining.load(Ordering::Relaxed);
+    let ready = routable > 0 && !draining;
+    let status = match (draining, ready) {
+        (true, _) => "draining",
+        (_, true) => "ready",
+        _ => "no_routable_worker",
+    };
+    let code = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let in_flight = shared.in_flight.load(Ordering::Relaxed);
+    json(
+        code,
+        &serde_json::json!({"status": status, "routable_workers": routable, "in_flight": in_flight}),
+    )
+}
+
+fn json(code: StatusCode, value: &serde_json::Value) -> Response<GatewayBody> {
+    let mut response = Response::new(GatewayBody::own(Bytes::from(value.to_string())));
+    *response.status_mut() = code;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The answer to a request that the gateway refuses.
+pub fn refuse(refusal: Refusal) -> Response<GatewayBody> {
+    let mut response = Response::new(GatewayBody::own(refusal.body()));
+    *response.status_mut() = refusal.status();
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = refusal.retry_after_s() {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}

@@ -1,0 +1,407 @@
+//! One request from its head to the head of its answer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::admin;
+use super::body::{GatewayBody, InFlight, Watch};
+use super::decide::{book_client_pin, decide, write_pins};
+use super::exchange::{Failed, exchange, exchange_streamed};
+use super::intake;
+use super::server::{Shared, Thread};
+use crate::error::Refusal;
+use crate::fleet::Booking;
+use crate::metrics::{StreamClocks, stage};
+use crate::prompt::{Abstention, Endpoint, Prepared, is_heavy, prepare};
+use crate::upstream::{Connection, RelayBody, ResponseHead, write_head};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
+const EXPLAIN_WORKER: HeaderName = HeaderName::from_static("x-wardrop-worker");
+const EXPLAIN_OVERLAP: HeaderName = HeaderName::from_static("x-wardrop-overlap-blocks");
+/// Largest error answer that is read to find out whose fault it was.
+const ERROR_LIMIT_BYTES: usize = 64 << 10;
+/// Prompts that wait for a tokeniser thread; above it they are placed without.
+const HEAVY_LIMIT: usize = 64;
+
+/// Serves one request. Every way out is an answer.
+pub async fn handle(thread: Arc<Thread>, request: Request<Incoming>) -> Response<GatewayBody> {
+    if let Some(own) = admin::answer(&thread.shared, request.method(), request.uri().path()) {
+        return own;
+    }
+    let metrics = &thread.shared.metrics;
+    match serve(&thread, request).await {
+        Ok(response) => {
+            metrics
+                .requests
+                .with_label_values(&[response.status().as_str()])
+                .inc();
+            response
+        }
+        Err(refusal) => {
+            metrics.refusals.with_label_values(&[refusal.code()]).inc();
+            metrics
+                .requests
+                .with_label_values(&[refusal.status().as_str()])
+                .inc();
+            admin::refuse(refusal)
+        }
+    }
+}
+
+async fn serve(thread: &Arc<Thread>, request: Request<Incoming>) -> Result<Response<GatewayBody>, Refusal> {
+    let shared = &thread.shared;
+    if shared.draining.load(Ordering::Relaxed) {
+        return Err(Refusal::Draining);
+    }
+    let place = InFlight::enter(shared)?;
+    intake::check_headers(request.headers(), &shared.config.limits)?;
+    let has_pin = intake::has_pin_header(request.headers());
+    if has_pin && !shared.config.routing.allow_client_pins {
+        return Err(Refusal::ClientPin);
+    }
+    let (mut parts, body) = request.into_parts();
+    let request_id = ensure_request_id(&mut parts, thread);
+    let endpoint = if parts.method == Method::POST {
+        Endpoint::from_path(parts.uri.path())
+    } else {
+        None
+    };
+    let mut response = match endpoint {
+        None => pass_through(thread, &parts, body, place).await?,
+        Some(endpoint) => {
+            let bytes = intake::read_body(body, &shared.config.limits).await?;
+            place_and_forward(thread, &parts, endpoint, bytes, has_pin, place).await?
+        }
+    };
+    if !response.headers().contains_key(REQUEST_ID) {
+        response.headers_mut().insert(REQUEST_ID, request_id);
+    }
+    Ok(response)
+}
+
+fn ensure_request_id(parts: &mut Parts, thread: &Thread) -> HeaderValue {
+    if let Some(id) = parts.headers.get(REQUEST_ID) {
+        return id.clone();
+    }
+    let number = thread.shared.next_request.fetch_add(1, Ordering::Relaxed);
+    let text = format!("{:016x}-{number:x}", thread.shared.nonce);
+    let id = HeaderValue::from_str(&text).expect("hexadecimal digits must be a header value");
+    parts.headers.insert(REQUEST_ID, id.clone());
+    id
+}
+
+/// Requests without a prompt go through as they are.
+async fn pass_through(
+    thread: &Arc<Thread>,
+    parts: &Parts,
+    body: Incoming,
+    place: InFlight,
+) -> Result<Response<GatewayBody>, Refusal> {
+    let mut head = BytesMut::with_capacity(1024);
+    write_head(&mut head, &parts.method, &parts.uri, &parts.headers, None);
+    let (connection, answer) = if body.is_end_stream() {
+        exchange(thread, &parts.method, &head, &[], None)
+            .await
+            .map_err(|failed| match failed {
+                Failed::Refused(refusal) => refusal,
+                Failed::WorkerSilent => Refusal::UpstreamBroken,
+            })?
+    } else {
+        exchange_streamed(thread, &parts.method, head, body).await?
+    };
+    Ok(relay(thread, connection, answer, place, None))
+}
+
+/// Requests with a prompt: decide, then forward with the pin.
+async fn place_and_forward(
+    thread: &Arc<Thread>,
+    parts: &Parts,
+    endpoint: Endpoint,
+    bytes: Bytes,
+    has_pin: bool,
+    place: InFlight,
+) -> Result<Response<GatewayBody>, Refusal> {
+    let shared = &thread.shared;
+    let started = Instant::now();
+    let prepared = match prepare_prompt(thread, parts, endpoint, &bytes).await {
+        Ok(prepared) => Some(prepared),
+        Err(Abstention::ClientPin) if !shared.config.routing.allow_client_pins => {
+            return Err(Refusal::ClientPin);
+        }
+        Err(reason) => {
+            abstain(shared, reason);
+            None
+        }
+    };
+    let booking = prepared.as_ref().and_then(|prepared| {
+        if has_pin {
+            abstain(shared, Abstention::ClientPin);
+            return book_client_pin(shared, parts, prepared);
+        }
+        decide(shared, prepared, None)
+            .map_err(|reason| abstain(shared, reason))
+            .ok()
+    });
+    shared
+        .metrics
+        .decision
+        .with_label_values(&[stage::TOTAL])
+        .observe(started.elapsed().as_secs_f64());
+    let pieces: &[Bytes] = match prepared.as_ref().and_then(|prepared| prepared.spliced.as_ref()) {
+        Some(spliced) => {
+            shared.metrics.handovers.inc();
+            spliced
+        }
+        None => std::slice::from_ref(&bytes),
+    };
+    let outbound = Outbound {
+        parts,
+        pieces,
+        prepared: prepared.as_ref(),
+        is_pinned: !has_pin,
+    };
+    let (reply, booking) = outbound.forward(thread, booking).await?;
+    let explain = shared
+        .config
+        .routing
+        .explain_headers
+        .then(|| explain(booking.as_ref()))
+        .flatten();
+    let mut response = match reply {
+        Reply::Stream(connection, answer) => {
+            let watch = prepared.map(|prepared| watch(shared, &prepared, booking, started));
+            relay(thread, connection, answer, place, watch)
+        }
+        Reply::Read(response) => response,
+    };
+    if let Some((worker, overlap)) = explain {
+        response.headers_mut().insert(EXPLAIN_WORKER, worker);
+        response.headers_mut().insert(EXPLAIN_OVERLAP, overlap);
+    }
+    Ok(response)
+}
+
+/// A request with its body at hand, ready to be sent as often as it takes.
+struct Outbound<'a> {
+    parts: &'a Parts,
+    pieces: &'a [Bytes],
+    prepared: Option<&'a Prepared>,
+    is_pinned: bool,
+}
+
+enum Reply {
+    Stream(Connection, ResponseHead),
+    Read(Response<GatewayBody>),
+}
+
+impl Outbound<'_> {
+    /// Sends it with the pin. When the pin explains the failure: once more without it. When the worker goes silent before the first
+    /// byte: once more to another one. In both cases nothing has gone to the client yet.
+    async fn forward(
+        &self,
+        thread: &Arc<Thread>,
+        mut booking: Option<Booking>,
+    ) -> Result<(Reply, Option<Booking>), Refusal> {
+        let shared = &thread.shared;
+        let length = self.pieces.iter().map(Bytes::len).sum();
+        let mut base = BytesMut::with_capacity(1024);
+        write_head(
+            &mut base,
+            &self.parts.method,
+            &self.parts.uri,
+            &self.parts.headers,
+            Some(length),
+        );
+        let mut blamed: Option<Booking> = None;
+        let mut was_silent = false;
+        loop {
+            let mut head = base.clone();
+            let pinned = booking.as_ref().filter(|_| self.is_pinned);
+            if let Some(pinned) = pinned {
+                write_pins(&mut head, pinned);
+            }
+            match exchange(thread, &self.parts.method, &head, self.pieces, booking.as_ref()).await {
+                Ok((connection, answer)) if pinned.is_some() && may_be_the_pin(answer.status) => {
+                    let (response, body) = read_error(thread, connection, answer).await?;
+                    if !is_the_pin(response.status(), &body) {
+                        return Ok((Reply::Read(response), booking));
+                    }
+                    shared.metrics.retries.with_label_values(&["pin_failed"]).inc();
+                    if let Some(failed) = booking.take() {
+                        failed.fail();
+                        blamed = Some(failed);
+                    }
+                }
+                Ok((connection, answer)) => {
+                    // The same without the pin: the request is the cause, not the worker.
+                    if let Some(blamed) = blamed.filter(|_| answer.status.as_u16() >= 400) {
+                        blamed.absolve();
+                    }
+                    return Ok((Reply::Stream(connection, answer), booking));
+                }
+                Err(Failed::WorkerSilent) if !was_silent => {
+                    was_silent = true;
+                    shared.metrics.retries.with_label_values(&["worker_silent"]).inc();
+                    drop(booking.take());
+                    booking = self
+                        .prepared
+                        .and_then(|prepared| decide(shared, prepared, None).ok());
+                }
+                Err(Failed::WorkerSilent) => return Err(Refusal::UpstreamBroken),
+                Err(Failed::Refused(refusal)) => return Err(refusal),
+            }
+        }
+    }
+}
+
+/// Answers that a dead or unknown worker can cause.
+fn may_be_the_pin(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::BAD_REQUEST
+}
+
+/// An unknown instance is told as a bare "Invalid request"; a fault of the request itself says more.
+fn is_the_pin(status: StatusCode, body: &[u8]) -> bool {
+    status.is_server_error() || memchr::memmem::find(body, b"\"Invalid request\"").is_some()
+}
+
+async fn read_error(
+    thread: &Arc<Thread>,
+    connection: Connection,
+    answer: ResponseHead,
+) -> Result<(Response<GatewayBody>, Bytes), Refusal> {
+    let (status, headers, body) = RelayBody::new(connection, answer, thread.connections.clone());
+    let limit_ms = thread.shared.config.upstream.idle_timeout_ms;
+    let read = tokio::time::timeout(
+        Duration::from_millis(limit_ms),
+        Limited::new(body, ERROR_LIMIT_BYTES).collect(),
+    );
+    let body = match read.await {
+        Ok(Ok(body)) => body.to_bytes(),
+        _ => return Err(Refusal::UpstreamBroken),
+    };
+    let mut response = Response::new(GatewayBody::own(body.clone()));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response.headers_mut().remove(CONTENT_LENGTH);
+    Ok((response, body))
+}
+
+/// Long bodies are prepared off the serving threads, so that they hold up nobody else.
+async fn prepare_prompt(
+    thread: &Arc<Thread>,
+    parts: &Parts,
+    endpoint: Endpoint,
+    bytes: &Bytes,
+) -> Result<Prepared, Abstention> {
+    let shared = &thread.shared;
+    let options = &shared.config.prompt;
+    let tenants = parts
+        .headers
+        .get_all(TENANT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let tenant = tenants
+        .map(str::trim)
+        .filter(|tenant| !tenant.is_empty())
+        .next_back();
+    let prepared = if is_heavy(bytes, options) {
+        if shared.heavy.fetch_add(1, Ordering::Relaxed) >= HEAVY_LIMIT {
+            shared.heavy.fetch_sub(1, Ordering::Relaxed);
+            return Err(Abstention::TokeniseTimeout);
+        }
+        let (shared, bytes, tenant) = (shared.clone(), bytes.clone(), tenant.map(str::to_owned));
+        let work = tokio::task::spawn_blocking(move || {
+            let prepared = prepare(
+                endpoint,
+                &bytes,
+                tenant.as_deref(),
+                &shared.registry,
+                &shared.config.prompt,
+            );
+            shared.heavy.fetch_sub(1, Ordering::Relaxed);
+            prepared
+        });
+        match tokio::time::timeout(Duration::from_millis(options.tokenise_timeout_ms), work).await {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(_)) => Err(Abstention::TokeniserError),
+            Err(_) => Err(Abstention::TokeniseTimeout),
+        }
+    } else {
+        prepare(endpoint, bytes, tenant, &shared.registry, options)
+    }?;
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    let stages = &shared.metrics.decision;
+    stages
+        .with_label_values(&[stage::TOKENISE])
+        .observe(seconds(prepared.timing.tokenise_ns));
+    stages
+        .with_label_values(&[stage::HASH])
+        .observe(seconds(prepared.timing.hash_ns));
+    let tokens = u64::from(prepared.input_tokens);
+    shared
+        .metrics
+        .input_tokens
+        .with_label_values(&[&prepared.model.spec.name])
+        .inc_by(tokens);
+    Ok(prepared)
+}
+
+fn abstain(shared: &Shared, reason: Abstention) {
+    shared
+        .metrics
+        .abstentions
+        .with_label_values(&[reason.name()])
+        .inc();
+}
+
+fn watch(shared: &Shared, prepared: &Prepared, booking: Option<Booking>, started: Instant) -> Watch {
+    let model = prepared.model.spec.name.as_str();
+    let predicted = booking
+        .as_ref()
+        .and_then(|booking| booking.legs().next())
+        .map_or(0, |leg| leg.overlap_blocks);
+    Watch {
+        booking,
+        started,
+        clocks: StreamClocks {
+            ttft: shared.metrics.ttft.with_label_values(&[model]),
+            itl: shared.metrics.itl.with_label_values(&[model]),
+        },
+        is_streamed: prepared.is_streamed,
+        predicted_tokens: u64::from(predicted) * u64::from(prepared.model.spec.block_size),
+        input_tokens: u64::from(prepared.input_tokens),
+    }
+}
+
+fn explain(booking: Option<&Booking>) -> Option<(HeaderValue, HeaderValue)> {
+    let leg = booking?.legs().next()?;
+    let worker = HeaderValue::from_str(&leg.worker.to_string()).ok()?;
+    Some((worker, HeaderValue::from(leg.overlap_blocks)))
+}
+
+fn relay(
+    thread: &Arc<Thread>,
+    connection: Connection,
+    answer: ResponseHead,
+    place: InFlight,
+    watch: Option<Watch>,
+) -> Response<GatewayBody> {
+    let (status, headers, body) = RelayBody::new(connection, answer, thread.connections.clone());
+    let is_events = headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let body = GatewayBody::relay(body, thread.shared.clone(), place, watch, is_events);
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}

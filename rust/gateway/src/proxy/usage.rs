@@ -1,0 +1,146 @@
+//! Finds `"cached_tokens": n` in an answer that passes by, without changing or decoding it.
+//!
+//! Quotes inside generated text are escaped, so the quoted key can only be the real one.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+const CACHED_KEY: &[u8] = b"\"cached_tokens\":";
+const PROMPT_KEYS: [&[u8]; 2] = [b"\"prompt_tokens\":", b"\"input_tokens\":"];
+/// A key and its number are shorter than this, so a window of twice the size over a border between pieces misses none.
+const WINDOW_BYTES: usize = 64;
+
+static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(CACHED_KEY));
+
+/// What an engine reported of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Prompt tokens found in the cache.
+    pub cached_tokens: u64,
+    /// Prompt tokens, when they stood in the same piece.
+    pub prompt_tokens: Option<u64>,
+}
+
+/// The scan of one answer.
+#[derive(Debug)]
+pub struct UsageScan {
+    tail: [u8; WINDOW_BYTES],
+    tail_len: usize,
+    found: Option<Usage>,
+}
+
+impl Default for UsageScan {
+    fn default() -> Self {
+        Self {
+            tail: [0; WINDOW_BYTES],
+            tail_len: 0,
+            found: None,
+        }
+    }
+}
+
+impl UsageScan {
+    /// Looks through the next piece.
+    pub fn feed(&mut self, piece: &[u8]) {
+        if self.tail_len > 0 {
+            let mut window = [0u8; 2 * WINDOW_BYTES];
+            let ahead = piece.len().min(WINDOW_BYTES);
+            window[..self.tail_len].copy_from_slice(&self.tail[..self.tail_len]);
+            window[self.tail_len..self.tail_len + ahead].copy_from_slice(&piece[..ahead]);
+            self.look(&window[..self.tail_len + ahead]);
+        }
+        self.look(piece);
+        if piece.len() >= WINDOW_BYTES {
+            self.tail.copy_from_slice(&piece[piece.len() - WINDOW_BYTES..]);
+            self.tail_len = WINDOW_BYTES;
+        } else {
+            let keep = self.tail_len.min(WINDOW_BYTES - piece.len());
+            self.tail.copy_within(self.tail_len - keep..self.tail_len, 0);
+            self.tail[keep..keep + piece.len()].copy_from_slice(piece);
+            self.tail_len = keep + piece.len();
+        }
+    }
+
+    /// What was found; the last one counts.
+    pub fn found(&self) -> Option<Usage> {
+        self.found
+    }
+
+    fn look(&mut self, bytes: &[u8]) {
+        let Some(at) = CACHED.find(bytes) else { return };
+        let Some(cached_tokens) = number(&bytes[at + CACHED_KEY.len()..]) else {
+            return;
+        };
+        let before = &bytes[..at];
+        let prompt_tokens = PROMPT_KEYS.iter().find_map(|key| {
+            memchr::memmem::rfind(before, key).and_then(|found| number(&before[found + key.len()..]))
+        });
+        let known = self.found.and_then(|usage| usage.prompt_tokens);
+        self.found = Some(Usage {
+            cached_tokens,
+            prompt_tokens: prompt_tokens.or(known),
+        });
+    }
+}
+
+/// A number that ends inside `bytes`.
+fn number(bytes: &[u8]) -> Option<u64> {
+    let bytes = bytes.trim_ascii_start();
+    let digits = bytes.iter().take_while(|b| b.is_ascii_digit()).count();
+    if digits == 0 || digits == bytes.len() || digits > 18 {
+        return None;
+    }
+    std::str::from_utf8(&bytes[..digits]).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ANSWER: &[u8] = br#"data: {"choices":[{"delta":{"content":"say \"cached_tokens\": 9 "}}],"usage":{"prompt_tokens":20,"completion_tokens":3,"total_tokens":23,"prompt_tokens_details":{"audio_tokens":null,"cached_tokens":16}}}
+
+data: [DONE]"#;
+
+    #[test]
+    fn reported_tokens_are_found_and_quoted_text_is_not() {
+        let mut scan = UsageScan::default();
+        scan.feed(ANSWER);
+        assert_eq!(
+            scan.found(),
+            Some(Usage {
+                cached_tokens: 16,
+                prompt_tokens: Some(20)
+            })
+        );
+    }
+
+    #[test]
+    fn answer_without_usage_gives_nothing() {
+        let mut scan = UsageScan::default();
+        scan.feed(br#"{"usage":{"prompt_tokens":20}}"#);
+        assert_eq!(scan.found(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_split_hides_the_number(cuts in prop::collection::vec(1usize..60, 1..200)) {
+            let mut scan = UsageScan::default();
+            let mut rest = ANSWER;
+            for cut in cuts {
+                let (piece, left) = rest.split_at(cut.min(rest.len()));
+                scan.feed(piece);
+                rest = left;
+            }
+            scan.feed(rest);
+            prop_assert_eq!(scan.found().map(|usage| usage.cached_tokens), Some(16));
+        }
+
+        #[test]
+        fn garbage_never_panics(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..8)) {
+            let mut scan = UsageScan::default();
+            pieces.iter().for_each(|piece| scan.feed(piece));
+        }
+    }
+}

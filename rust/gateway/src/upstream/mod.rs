@@ -1,0 +1,14 @@
+//! The way to Dynamo's frontends: a small HTTP/1.1 client made for relaying.
+//!
+//! One request is driven by one task from its first to its last byte: no connection tasks, no channels. Whatever one read from
+//! the socket brought is handed on as one piece, so a burst of tokens costs one write, and a slow client stops the reads.
+
+mod connection;
+mod fetch;
+mod framing;
+mod pool;
+
+pub use connection::{Connection, RelayBody, ResponseHead, SendError, write_head};
+pub use fetch::post_json;
+pub use framing::WireError;
+pub use pool::{ConnectionPool, UpstreamSet};

@@ -1,0 +1,250 @@
+//! Which upstream, over which connection: round robin over those that answer, idle connections kept per serving thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+use super::connection::Connection;
+use crate::GatewayError;
+use crate::config::UpstreamOptions;
+
+/// One `dynamo.frontend`.
+#[derive(Debug)]
+pub struct Upstream {
+    id: u64,
+    host: String,
+    port: u16,
+    /// Milliseconds on [`UpstreamSet::now_ms`] until which it is tried last.
+    down_until_ms: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// All upstreams, shared by all threads and replaced as a whole.
+#[derive(Debug)]
+pub struct UpstreamSet {
+    list: ArcSwap<Vec<Arc<Upstream>>>,
+    next_id: AtomicU64,
+    started: Instant,
+}
+
+impl Upstream {
+    /// `host:port`.
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// Refused or timed-out connections.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for UpstreamSet {
+    fn default() -> Self {
+        Self {
+            list: ArcSwap::default(),
+            next_id: AtomicU64::new(1),
+            started: Instant::now(),
+        }
+    }
+}
+
+impl UpstreamSet {
+    /// Replaces the list. An upstream that stays keeps its connections.
+    ///
+    /// # Errors
+    /// [`GatewayError::Config`] for a URL that is not `http://host[:port]`.
+    pub fn replace(&self, urls: &[String]) -> Result<(), GatewayError> {
+        let old = self.list.load();
+        let mut list = Vec::with_capacity(urls.len());
+        for url in urls {
+            let (host, port) = parse_url(url)?;
+            let known = old.iter().find(|u| u.host == host && u.port == port);
+            list.push(known.cloned().unwrap_or_else(|| {
+                Arc::new(Upstream {
+                    id: self.next_id.fetch_add(1, Ordering::Relaxed),
+                    host,
+                    port,
+                    down_until_ms: AtomicU64::new(0),
+                    failures: AtomicU64::new(0),
+                })
+            }));
+        }
+        self.list.store(Arc::new(list));
+        Ok(())
+    }
+
+    /// The current list.
+    pub fn list(&self) -> Arc<Vec<Arc<Upstream>>> {
+        self.list.load_full()
+    }
+
+    /// Whether that upstream is tried first.
+    pub fn is_up(&self, upstream: &Upstream) -> bool {
+        upstream.down_until_ms.load(Ordering::Relaxed) <= self.now_ms()
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+}
+
+fn parse_url(url: &str) -> Result<(String, u16), GatewayError> {
+    let wrong = || GatewayError::Config(format!("an upstream must be http://host[:port], got {url:?}"));
+    let uri: hyper::Uri = url.parse().map_err(|_| wrong())?;
+    if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return Err(wrong());
+    }
+    let host = uri.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_string();
+    Ok((host, uri.port_u16().unwrap_or(80)))
+}
+
+/// Idle connections of one serving thread.
+#[derive(Debug)]
+pub struct ConnectionPool {
+    set: Arc<UpstreamSet>,
+    options: UpstreamOptions,
+    next: AtomicUsize,
+    idle: Mutex<HashMap<u64, Vec<Connection>>>,
+}
+
+impl ConnectionPool {
+    /// An empty pool over `set`; `offset` spreads the round robin of several threads.
+    pub fn new(set: Arc<UpstreamSet>, options: UpstreamOptions, offset: usize) -> Self {
+        Self {
+            set,
+            options,
+            next: AtomicUsize::new(offset),
+            idle: Mutex::default(),
+        }
+    }
+
+    /// A connection to the next upstream that takes one; `fresh` leaves idle ones alone. `None` when all refused.
+    pub async fn checkout(&self, fresh: bool) -> Option<Connection> {
+        let list = self.set.list();
+        let start = self.next.fetch_add(1, Ordering::Relaxed);
+        for want_up in [true, false] {
+            for step in 0..list.len() {
+                let upstream = &list[(start.wrapping_add(step)) % list.len()];
+                if self.set.is_up(upstream) != want_up {
+                    continue;
+                }
+                if !fresh && let Some(connection) = self.take_idle(upstream.id) {
+                    return Some(connection);
+                }
+                if let Some(connection) = self.connect(upstream).await {
+                    return Some(connection);
+                }
+            }
+        }
+        None
+    }
+
+    async fn connect(&self, upstream: &Upstream) -> Option<Connection> {
+        let limit = Duration::from_millis(self.options.connect_timeout_ms);
+        let target = (upstream.host.as_str(), upstream.port);
+        match tokio::time::timeout(limit, TcpStream::connect(target)).await {
+            Ok(Ok(stream)) => {
+                // Without it the second small write of a request waits for an acknowledgement.
+                let _ = stream.set_nodelay(true);
+                upstream.down_until_ms.store(0, Ordering::Relaxed);
+                Some(Connection::new(stream, upstream.id))
+            }
+            _ => {
+                upstream.failures.fetch_add(1, Ordering::Relaxed);
+                let until = self.set.now_ms() + self.options.retry_after_ms;
+                upstream.down_until_ms.store(until, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
+    fn take_idle(&self, upstream: u64) -> Option<Connection> {
+        let ttl = Duration::from_millis(self.options.idle_connection_ttl_ms);
+        loop {
+            let connection = self.idle.lock().get_mut(&upstream)?.pop()?;
+            if connection.idle_since.elapsed() < ttl && connection.is_alive() {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Keeps a connection for later, up to the limit.
+    pub(super) fn put(&self, mut connection: Connection) {
+        connection.served = connection.served.saturating_add(1);
+        connection.idle_since = Instant::now();
+        let mut idle = self.idle.lock();
+        let list = idle.entry(connection.upstream).or_default();
+        if list.len() < self.options.idle_connections {
+            list.push(connection);
+        }
+    }
+
+    /// Drops connections that idled too long or belong to upstreams that are gone.
+    pub fn prune(&self) {
+        let ttl = Duration::from_millis(self.options.idle_connection_ttl_ms);
+        let known: Vec<u64> = self.set.list().iter().map(|u| u.id).collect();
+        let mut idle = self.idle.lock();
+        idle.retain(|id, list| {
+            list.retain(|connection| connection.idle_since.elapsed() < ttl);
+            known.contains(id) && !list.is_empty()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn url_without_http_is_refused() {
+        let set = UpstreamSet::default();
+        assert!(set.replace(&["https://x:1".into()]).is_err());
+        assert!(set.replace(&["localhost:8000".into()]).is_err());
+        assert!(set.replace(&["http://x:1/path".into()]).is_err());
+    }
+
+    #[test]
+    fn upstream_that_stays_keeps_its_identity() {
+        let set = UpstreamSet::default();
+        set.replace(&["http://a:1".into(), "http://b:2".into()]).unwrap();
+        let before = set.list()[1].id;
+        set.replace(&["http://b:2/".into()]).unwrap();
+        assert_eq!(set.list()[0].id, before);
+        assert_eq!(set.list()[0].authority(), "b:2");
+    }
+
+    #[test]
+    fn refused_upstream_is_left_for_the_next() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let dead = {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                listener.local_addr().unwrap()
+            };
+            let set = Arc::new(UpstreamSet::default());
+            let urls = [
+                format!("http://{dead}"),
+                format!("http://{}", live.local_addr().unwrap()),
+            ];
+            set.replace(&urls).unwrap();
+            let pool = ConnectionPool::new(set.clone(), UpstreamOptions::default(), 0);
+            assert!(pool.checkout(false).await.is_some());
+            assert_eq!(set.list()[0].failures(), 1);
+            assert!(!set.is_up(&set.list()[0]));
+        });
+    }
+}

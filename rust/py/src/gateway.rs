@@ -1,0 +1,104 @@
+//! Bindings of the gateway: every call releases the GIL, because the gateway's own threads may hold a lock for a moment.
+
+use std::time::Duration;
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use wardrop_gateway::{Gateway as Native, GatewayConfig, GatewayError};
+
+fn raise(error: GatewayError) -> PyErr {
+    match error {
+        GatewayError::Io { .. } | GatewayError::State(_) => PyRuntimeError::new_err(error.to_string()),
+        _ => PyValueError::new_err(error.to_string()),
+    }
+}
+
+/// The native data plane; see `_core.pyi`.
+#[pyclass(frozen, module = "wardrop._core")]
+pub struct Gateway {
+    native: Native,
+}
+
+#[pymethods]
+impl Gateway {
+    #[new]
+    #[pyo3(signature = (config_json = "{}"))]
+    fn new(py: Python<'_>, config_json: &str) -> PyResult<Self> {
+        let native = py
+            .detach(|| Native::new(GatewayConfig::from_json(config_json)?))
+            .map_err(raise)?;
+        Ok(Self { native })
+    }
+
+    fn start(&self, py: Python<'_>) -> PyResult<u16> {
+        py.detach(|| self.native.start()).map_err(raise)
+    }
+
+    #[pyo3(signature = (urls, /))]
+    fn set_upstreams(&self, py: Python<'_>, urls: Vec<String>) -> PyResult<()> {
+        py.detach(|| self.native.set_upstreams(&urls)).map_err(raise)
+    }
+
+    #[pyo3(signature = (model_json, /))]
+    fn upsert_model(&self, py: Python<'_>, model_json: &str) -> PyResult<()> {
+        py.detach(|| self.native.upsert_model(model_json)).map_err(raise)
+    }
+
+    #[pyo3(signature = (name, /))]
+    fn recheck_model(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.native.recheck_model(name)).map_err(raise)
+    }
+
+    #[pyo3(signature = (name, /))]
+    fn remove_model(&self, py: Python<'_>, name: &str) -> bool {
+        py.detach(|| self.native.remove_model(name))
+    }
+
+    #[pyo3(signature = (worker_json, /))]
+    fn upsert_worker(&self, py: Python<'_>, worker_json: &str) -> PyResult<()> {
+        py.detach(|| self.native.upsert_worker(worker_json))
+            .map_err(raise)
+    }
+
+    fn remove_worker(&self, py: Python<'_>, model: &str, role: &str, instance: u64) -> PyResult<bool> {
+        py.detach(|| self.native.remove_worker(model, role, instance))
+            .map_err(raise)
+    }
+
+    #[pyo3(signature = (subscription_json, /))]
+    fn subscribe(&self, py: Python<'_>, subscription_json: &str) -> PyResult<()> {
+        py.detach(|| self.native.subscribe(subscription_json))
+            .map_err(raise)
+    }
+
+    #[pyo3(signature = (publisher_id, /))]
+    fn unsubscribe(&self, py: Python<'_>, publisher_id: u64) -> bool {
+        py.detach(|| self.native.unsubscribe(publisher_id))
+    }
+
+    fn load_dump(&self, py: Python<'_>, model: &str, role: &str, dump_json: &str) -> PyResult<usize> {
+        py.detach(|| self.native.load_dump(model, role, dump_json))
+            .map_err(raise)
+    }
+
+    fn status(&self, py: Python<'_>) -> String {
+        py.detach(|| self.native.status())
+    }
+
+    fn metrics(&self, py: Python<'_>) -> String {
+        py.detach(|| self.native.metrics())
+    }
+
+    fn drain(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
+        let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|_| {
+            PyValueError::new_err(format!(
+                "timeout_s must be a number of seconds ≥ 0, got {timeout_s}"
+            ))
+        })?;
+        Ok(py.detach(|| self.native.drain(timeout)))
+    }
+
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.native.stop());
+    }
+}
