@@ -213,3 +213,68 @@ fn a_policy_is_named_and_its_parameters_are_checked() {
     ));
     assert!(PolicyConfig::from_name("round_robin", &parameters(json!({"x": 1}))).is_err());
 }
+
+fn policy(name: &str, parameters: &serde_json::Value) -> PolicyConfig {
+    PolicyConfig::from_name(name, parameters.as_object().unwrap()).unwrap()
+}
+
+fn busy(router: &mut Router, id: u64, worker: WorkerId, input_tokens: u32) {
+    let request = RouteRequest {
+        request_id: Some(RequestId(id)),
+        input_tokens,
+        ..RouteRequest::default()
+    };
+    router.book(&request, worker, 0.0).unwrap();
+}
+
+#[test]
+fn lmetric_multiplies_new_tokens_and_batch() {
+    let mut router = router(RouterConfig::new(16).with_policy(PolicyConfig::Lmetric));
+    router.apply(A, &stored(3, Tier::Device)).unwrap();
+    busy(&mut router, 1, A, 40);
+    assert_eq!(
+        costs(&mut router, &prompt(4), 70),
+        [f64::from(40 + 70 - 48) * 2.0, 70.0]
+    );
+}
+
+#[test]
+fn two_tier_follows_a_long_match_and_else_the_load() {
+    let mut router =
+        router(RouterConfig::new(16).with_policy(policy("two_tier", &json!({"match_share": 0.5}))));
+    router.apply(A, &stored(2, Tier::Device)).unwrap();
+    busy(&mut router, 1, A, 1000);
+    assert_eq!(costs(&mut router, &prompt(4), 64), [2.0, 4.0]);
+    assert_eq!(costs(&mut router, &prompt(5), 80), [1.0, 0.0]);
+}
+
+#[test]
+fn sticky_keeps_to_the_holders_of_a_long_prefix() {
+    let mut router = router(RouterConfig::new(16).with_policy(policy("sticky", &json!({}))));
+    router.apply(A, &stored(3, Tier::Device)).unwrap();
+    busy(&mut router, 1, A, 500);
+    assert_eq!(costs(&mut router, &prompt(10), 160), [500.0, f64::INFINITY]);
+    assert_eq!(costs(&mut router, &prompt(11), 176), [500.0, 0.0]); // 3 of 11 blocks are below the minimum share
+}
+
+#[test]
+fn chwbl_keeps_a_family_together_until_its_worker_is_full() {
+    let mut router =
+        router(RouterConfig::new(16).with_policy(policy("chwbl", &json!({"load_factor": 1.25}))));
+    let hashes = prompt(3);
+    let mut picks = Vec::new();
+    for id in 0..4 {
+        let request = RouteRequest {
+            request_id: Some(RequestId(id)),
+            local_hashes: &hashes,
+            input_tokens: 48,
+            ..RouteRequest::default()
+        };
+        picks.push(router.route(&request, 0.0).unwrap().worker);
+    }
+    // Bounds ⌈1.25·(k + 1)/2⌉ = 1, 2, 2, 3: one, then one more, then it is full, then it has room again.
+    assert_eq!(picks[0], picks[1]);
+    assert_ne!(picks[1], picks[2]);
+    assert_eq!(picks[3], picks[0]);
+    assert!(PolicyConfig::from_name("chwbl", json!({"load_factor": 1.0}).as_object().unwrap()).is_err());
+}

@@ -4,7 +4,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Dynamo, DynamoConfig, LeastLoaded, Objective, Policy, PowerOfTwo, RoundRobin, Toll};
+use super::{
+    Chwbl, ChwblConfig, Dynamo, DynamoConfig, LeastLoaded, Lmetric, Objective, Policy, PowerOfTwo,
+    RoundRobin, Sticky, StickyConfig, Toll, TwoTier, TwoTierConfig,
+};
 use crate::error::Error;
 
 /// A policy and its parameters. [`PolicyConfig::build`] validates them.
@@ -21,6 +24,14 @@ pub enum PolicyConfig {
     PowerOfTwo,
     /// See [`Dynamo`].
     Dynamo(DynamoConfig),
+    /// See [`Lmetric`].
+    Lmetric,
+    /// See [`TwoTier`].
+    TwoTier(TwoTierConfig),
+    /// See [`Sticky`].
+    Sticky(StickyConfig),
+    /// See [`Chwbl`].
+    Chwbl(ChwblConfig),
     /// See [`Toll`].
     Toll(Objective),
 }
@@ -31,8 +42,17 @@ struct NoParameters {}
 
 impl PolicyConfig {
     /// Every name that [`PolicyConfig::from_name`] knows.
-    pub const NAMES: &'static [&'static str] =
-        &["round_robin", "least_loaded", "power_of_two", "dynamo", "toll"];
+    pub const NAMES: &'static [&'static str] = &[
+        "round_robin",
+        "least_loaded",
+        "power_of_two",
+        "dynamo",
+        "lmetric",
+        "two_tier",
+        "sticky",
+        "chwbl",
+        "toll",
+    ];
 
     /// The policy `name` with `parameters` by their names; those not given have their defaults, unknown ones are refused.
     pub fn from_name(name: &str, parameters: &Map<String, Value>) -> Result<Self, Error> {
@@ -42,6 +62,10 @@ impl PolicyConfig {
             "least_loaded" => none(Self::LeastLoaded)?,
             "power_of_two" => none(Self::PowerOfTwo)?,
             "dynamo" => Self::Dynamo(read(name, parameters)?),
+            "lmetric" => none(Self::Lmetric)?,
+            "two_tier" => Self::TwoTier(read(name, parameters)?),
+            "sticky" => Self::Sticky(read(name, parameters)?),
+            "chwbl" => Self::Chwbl(read(name, parameters)?),
             "toll" => Self::Toll(read(name, parameters)?),
             _ => return Err(Error::UnknownPolicy { got: name.to_owned() }),
         };
@@ -56,6 +80,10 @@ impl PolicyConfig {
             Self::LeastLoaded => Box::new(LeastLoaded),
             Self::PowerOfTwo => Box::new(PowerOfTwo),
             Self::Dynamo(config) => Box::new(Dynamo::new(config.clone())?),
+            Self::Lmetric => Box::new(Lmetric),
+            Self::TwoTier(config) => Box::new(TwoTier::new(config.clone())?),
+            Self::Sticky(config) => Box::new(Sticky::new(config.clone())?),
+            Self::Chwbl(config) => Box::new(Chwbl::new(config.clone())?),
             Self::Toll(objective) => Box::new(Toll::new(objective)?),
         })
     }

@@ -1,20 +1,28 @@
 //! Prices: one cost per candidate, lowest wins. Pure: a price reads the view and the generator, and changes nothing.
 
+mod chwbl;
 mod config;
 mod dynamo;
 mod least_loaded;
+mod lmetric;
 mod objective;
 mod power_of_two;
 mod round_robin;
+mod sticky;
 pub mod toll;
+mod two_tier;
 
+pub use chwbl::{Chwbl, ChwblConfig};
 pub use config::PolicyConfig;
 pub use dynamo::{Dynamo, DynamoConfig};
 pub use least_loaded::LeastLoaded;
+pub use lmetric::Lmetric;
 pub use objective::{Objective, TollWeights};
 pub use power_of_two::PowerOfTwo;
 pub use round_robin::RoundRobin;
+pub use sticky::{Sticky, StickyConfig};
 pub use toll::Toll;
+pub use two_tier::{TwoTier, TwoTierConfig};
 
 use crate::ledger::Seconds;
 use crate::rng::Rng;
@@ -68,6 +76,16 @@ impl View<'_> {
     /// Whether there is no candidate.
     pub const fn is_empty(&self) -> bool {
         self.workers.is_empty()
+    }
+
+    /// The longest device overlap of any candidate, blocks.
+    pub fn best_device_blocks(&self) -> u32 {
+        self.device_blocks.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The share of the prompt that so many blocks cover.
+    pub fn device_share(&self, blocks: u32) -> f64 {
+        f64::from(blocks) * f64::from(self.block_size) / f64::from(self.input_tokens.max(1))
     }
 
     /// Distinct blocks that candidate `i` would have in flight with this request.

@@ -1,0 +1,74 @@
+//! Consistent hashing with bounded loads.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Policy, View};
+use crate::error::Error;
+use crate::rng::Rng;
+
+/// Parameters of [`Chwbl`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChwblConfig {
+    /// How far above the mean a worker's load may be, above 1.
+    pub load_factor: f64,
+}
+
+impl Default for ChwblConfig {
+    fn default() -> Self {
+        Self { load_factor: 1.25 }
+    }
+}
+
+/// With `h` a hash of (first block of the prompt, worker), uniform in [0, 1): cost = h for workers whose requests in flight are
+/// below `⌈load_factor · (all in flight + 1) / n⌉`, the others are out. A prompt without a full block takes the least loaded.
+///
+/// Each prefix family has its own order of the workers and goes to the first with room; a worker that joins or leaves moves
+/// only its own share. Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads" (SODA 2018), here
+/// over rendezvous hashing (Thaler and Ravishankar 1998) in place of a ring.
+#[derive(Clone, Debug)]
+pub struct Chwbl {
+    config: ChwblConfig,
+}
+
+impl Chwbl {
+    /// Refuses parameters out of range.
+    pub fn new(config: ChwblConfig) -> Result<Self, Error> {
+        if !(config.load_factor > 1.0 && config.load_factor.is_finite()) {
+            let (got, expected) = (config.load_factor.to_string(), "a finite number above 1");
+            return Err(Error::Parameter {
+                field: "load_factor",
+                got,
+                expected,
+            });
+        }
+        Ok(Self { config })
+    }
+}
+
+impl Policy for Chwbl {
+    fn name(&self) -> &'static str {
+        "chwbl"
+    }
+
+    fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
+        let in_flight: u64 = view
+            .active_requests
+            .iter()
+            .map(|&requests| u64::from(requests))
+            .sum();
+        let bound = (self.config.load_factor * (in_flight + 1) as f64 / view.len() as f64).ceil();
+        for (i, cost) in costs.iter_mut().enumerate() {
+            let requests = f64::from(view.active_requests[i]);
+            *cost = if view.request_blocks == 0 {
+                requests
+            } else if requests < bound {
+                let worker = view.workers[i];
+                let salt = worker.instance.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(worker.dp_rank);
+                Rng::new(view.prefix_key ^ salt).unit()
+            } else {
+                f64::INFINITY
+            };
+        }
+    }
+}

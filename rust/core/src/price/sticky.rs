@@ -1,0 +1,70 @@
+//! Stay with the workers that hold nearly the best prefix, and take the one with the least prefill ahead.
+
+use serde::{Deserialize, Serialize};
+
+use super::config::share;
+use super::{Policy, View};
+use crate::error::Error;
+use crate::rng::Rng;
+
+/// Parameters of [`Sticky`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StickyConfig {
+    /// A worker stays a candidate with at least this share of the best overlap, 0 to 1.
+    pub keep_share: f64,
+    /// Below this share of the prompt the best overlap does not count and every worker is a candidate, 0 to 1.
+    pub min_share: f64,
+}
+
+impl Default for StickyConfig {
+    fn default() -> Self {
+        Self {
+            keep_share: 0.8,
+            min_share: 0.3,
+        }
+    }
+}
+
+/// With `m` the best device overlap: candidates with overlap ≥ `keep_share · m` (all, when `m · B < min_share · input`) cost
+/// their uncached prompt tokens in flight; the others are out.
+///
+/// Source: llm-d's affinity filter followed by its fewest-uncached-tokens scorer. Published without a minimum share it
+/// herds: `min_share` 0 is that form.
+#[derive(Clone, Debug)]
+pub struct Sticky {
+    config: StickyConfig,
+}
+
+impl Sticky {
+    /// Refuses parameters out of range.
+    pub fn new(config: StickyConfig) -> Result<Self, Error> {
+        share("keep_share", config.keep_share)?;
+        share("min_share", config.min_share)?;
+        Ok(Self { config })
+    }
+}
+
+impl Policy for Sticky {
+    fn name(&self) -> &'static str {
+        "sticky"
+    }
+
+    fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
+        let best = view.best_device_blocks();
+        let counts = view.device_share(best) >= self.config.min_share;
+        let least = if counts {
+            self.config.keep_share * f64::from(best)
+        } else {
+            0.0
+        };
+        for (i, cost) in costs.iter_mut().enumerate() {
+            let stays = f64::from(view.device_blocks[i]) >= least;
+            *cost = if stays {
+                view.prefill_tokens[i] as f64
+            } else {
+                f64::INFINITY
+            };
+        }
+    }
+}
