@@ -22,6 +22,29 @@ _TIMES = ("arrival_ms", "admit_ms", "first_token_ms", "end_ms")
 _COUNTS = ("worker", "decode_worker", "cached_tokens", "expected_tokens", "preemptions", "retries")
 
 
+def _call(name: str, parameters: dict[str, Any]) -> str:
+    if not parameters:
+        return name
+    pairs = ",".join(f"{key}={json.dumps(value)}" for key, value in parameters.items())
+    return f"{name}({pairs})"
+
+
+def _parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    name, bracket, rest = text.strip().partition("(")
+    parameters: dict[str, Any] = {}
+    if bracket and not rest.endswith(")"):
+        raise ReplayError(f"got {text!r}; expected name(parameter=value,…)")
+    for pair in filter(None, rest[:-1].split(",")) if bracket else ():
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ReplayError(f"got {pair!r} in {text!r}; expected parameter=value")
+        try:
+            parameters[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            parameters[key.strip()] = value.strip()
+    return name, parameters
+
+
 @dataclass(frozen=True)
 class Policy:
     """A policy of the core by name, with its parameters.
@@ -31,42 +54,42 @@ class Policy:
         parameters: its keyword parameters.
         decode: name of the policy of the decode pool of a split fleet; by default the same one.
         decode_parameters: its parameters.
+        queue: late binding in front of the policy, with these parameters of the queue; None
+            without it.
     """
 
     name: str
     parameters: dict[str, Any] = field(default_factory=dict[str, Any])
     decode: str | None = None
     decode_parameters: dict[str, Any] | None = None
+    queue: dict[str, Any] | None = None
 
     @property
     def label(self) -> str:
-        """`name` or `name(parameter=value, …)`."""
-        if not self.parameters:
-            return self.name
-        pairs = ",".join(f"{key}={json.dumps(value)}" for key, value in self.parameters.items())
-        return f"{self.name}({pairs})"
+        """`name` or `name(parameter=value, …)`, and `+queue(…)` with late binding."""
+        label = _call(self.name, self.parameters)
+        return label if self.queue is None else f"{label}+{_call('queue', self.queue)}"
 
     @classmethod
     def parse(cls, text: str) -> Policy:
-        """From `name` or `name(parameter=value,…)`, values in JSON."""
-        name, bracket, rest = text.strip().partition("(")
-        parameters: dict[str, Any] = {}
-        if bracket:
-            if not rest.endswith(")"):
-                raise ReplayError(f"got policy {text!r}; expected name(parameter=value,…)")
-            for pair in filter(None, rest[:-1].split(",")):
-                key, equals, value = pair.partition("=")
-                if not equals:
-                    raise ReplayError(f"got {pair!r} in policy {text!r}; expected parameter=value")
-                try:
-                    parameters[key.strip()] = json.loads(value)
-                except json.JSONDecodeError:
-                    parameters[key.strip()] = value.strip()
-        return cls(name, parameters)
+        """From `name` or `name(parameter=value,…)`, values in JSON; `+queue` binds late."""
+        head, plus, tail = text.strip().partition("+")
+        name, parameters = _parse_call(head)
+        if not plus:
+            return cls(name, parameters)
+        word, queue = _parse_call(tail)
+        if word != "queue":
+            raise ReplayError(f"got {tail!r} after the policy in {text!r}; expected queue(…)")
+        return cls(name, parameters, queue=queue)
 
     def routers(self, fleet: Fleet, seed: int) -> str:
         """The simulator's form: one router per pool."""
-        first = {"policy": self.name, "parameters": self.parameters, "seed": seed}
+        first = {
+            "policy": self.name,
+            "parameters": self.parameters,
+            "queue": self.queue,
+            "seed": seed,
+        }
         if not fleet.is_split:
             return json.dumps([first])
         second = {
@@ -74,6 +97,7 @@ class Policy:
             "parameters": self.parameters
             if self.decode_parameters is None
             else self.decode_parameters,
+            "queue": self.queue,
             "seed": seed + 1,
         }
         return json.dumps([first, second])

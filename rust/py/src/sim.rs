@@ -7,7 +7,8 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use serde_json::{Map, Value};
-use wardrop_core::sim::{FleetSpec, GapHistogram, Outcome, SimError, Workload, simulate};
+use wardrop_core::queue::QueueConfig;
+use wardrop_core::sim::{FleetSpec, GapHistogram, Outcome, Role, SimError, Workload, simulate};
 use wardrop_core::{PolicyConfig, RouterConfig};
 
 fn raise(error: &SimError) -> PyErr {
@@ -68,6 +69,15 @@ impl SimWorkload {
     }
 }
 
+fn queue(value: &Value) -> PyResult<Option<QueueConfig>> {
+    match &value["queue"] {
+        Value::Null => Ok(None),
+        given => serde_json::from_value(given.clone())
+            .map(Some)
+            .map_err(|error| PyValueError::new_err(format!("queue: {error}"))),
+    }
+}
+
 fn router(block_size: u32, value: &Value) -> PyResult<RouterConfig> {
     let refuse = |what: String| PyValueError::new_err(what);
     let name = value["policy"]
@@ -94,14 +104,22 @@ pub fn simulate_fleet<'py>(
     fleet: &str,
     routers: &str,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let spec: FleetSpec =
+    let mut spec: FleetSpec =
         serde_json::from_str(fleet).map_err(|error| PyValueError::new_err(format!("fleet: {error}")))?;
     let routers: Vec<Value> =
         serde_json::from_str(routers).map_err(|error| PyValueError::new_err(format!("routers: {error}")))?;
     let block_size = spec.pools.first().map_or(1, |pool| pool.engine.block_size);
-    let routers = routers
-        .iter()
-        .map(|value| router(block_size, value))
+    spec.queues = routers.iter().map(queue).collect::<PyResult<Vec<_>>>()?;
+    // A split's pools each do half of the work, and their prices must know which.
+    let roles = spec.pools.iter().map(|pool| pool.role);
+    let routers = roles
+        .zip(&routers)
+        .map(|(role, value)| {
+            let config = router(block_size, value)?;
+            Ok(config
+                .with_prefill_tracking(role != Role::Decode)
+                .with_decode_tracking(role != Role::Prefill))
+        })
         .collect::<PyResult<Vec<_>>>()?;
     let native = Arc::clone(&workload.native);
     let outcome = py

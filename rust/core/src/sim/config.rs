@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::fault::Fault;
 use super::tier::TierSpec;
 use super::timing::Timing;
+use crate::queue::QueueConfig;
 
 /// Why a simulation could not be built or finished.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -216,6 +217,9 @@ pub struct PoolSpec {
 pub struct FleetSpec {
     /// One aggregated pool, or a prefill pool followed by a decode pool.
     pub pools: Vec<PoolSpec>,
+    /// Late binding in front of each pool's router; none where the list is too short or says so.
+    #[serde(skip)]
+    pub queues: Vec<Option<QueueConfig>>,
     /// KV movement between the two pools.
     pub transfer: TransferSpec,
     /// The router's view.
@@ -238,6 +242,7 @@ impl Default for FleetSpec {
     fn default() -> Self {
         Self {
             pools: Vec::new(),
+            queues: Vec::new(),
             transfer: TransferSpec::default(),
             feed: FeedSpec::default(),
             faults: Vec::new(),

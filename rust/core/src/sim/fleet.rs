@@ -14,6 +14,7 @@ use super::pool::NONE;
 use super::record::{End, GapHistogram, Outcome, Requests, Samples, Totals};
 use super::tier::TierChange;
 use super::workload::{Naming, Workload};
+use crate::queue::{LateQueue, Offer, QueuedRequest};
 use crate::rng::Rng;
 use crate::{
     EngineHash, Error, KvEvent, LocalHash, RequestId, RouteRequest, Router, RouterConfig, StoredBlock, Tier,
@@ -26,6 +27,8 @@ const MAX_RETRIES: u32 = 1_000;
 /// One pool: its router and its workers' global indices.
 struct Pool {
     router: Router,
+    /// Late binding in front of the router, where the fleet asks for it.
+    queue: Option<LateQueue>,
     role: Role,
     first: usize,
 }
@@ -119,6 +122,15 @@ fn refused(action: &'static str) -> impl Fn(Error) -> SimError {
     }
 }
 
+/// The queue of pool `index`.
+fn queue(spec: &FleetSpec, index: usize) -> Result<Option<LateQueue>, SimError> {
+    let config = spec.queues.get(index).copied().flatten();
+    config
+        .map(LateQueue::new)
+        .transpose()
+        .map_err(refused("a queue configuration"))
+}
+
 fn mix(x: u64) -> u64 {
     Rng::new(x).next_u64()
 }
@@ -151,6 +163,7 @@ impl<'a> Fleet<'a> {
             let router = Router::new(config.clone()).map_err(refused("a router configuration"))?;
             pools.push(Pool {
                 router,
+                queue: queue(spec, index)?,
                 role: pool.role,
                 first: workers.len(),
             });
@@ -295,10 +308,19 @@ impl<'a> Fleet<'a> {
         if self.desk.requests.arrival_ms[i].is_nan() {
             self.desk.requests.arrival_ms[i] = self.now_ms;
         }
+        if self.pools[0].queue.is_some() {
+            return self.offer(0, request);
+        }
         let Some((worker, expected)) = self.route(0, request)? else {
             self.retry(request);
             return Ok(());
         };
+        self.bound(request, worker, expected)
+    }
+
+    /// A request was placed on a worker of the first pool.
+    fn bound(&mut self, request: u32, worker: usize, expected: u32) -> Result<(), SimError> {
+        let i = request as usize;
         if !self.standing[worker].alive {
             return self.connection_failed(request, worker);
         }
@@ -309,14 +331,70 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    /// Ask pool `at`'s router. `None`: nobody is available.
-    fn route(&mut self, at: usize, request: u32) -> Result<Option<(usize, u32)>, SimError> {
+    fn hash(&mut self, request: u32) {
         let workload = self.desk.workload;
         let naming = self.desk.naming;
         self.hashes.clear();
         let whole = naming.whole_blocks(workload, request);
         self.hashes
             .extend((0..whole).map(|index| local_hash(naming.block(workload, request, index))));
+    }
+
+    /// Put a request into pool `at`'s queue, and place what can be placed.
+    fn offer(&mut self, at: usize, request: u32) -> Result<(), SimError> {
+        self.hash(request);
+        let tokens = self.desk.workload.input_tokens[request as usize];
+        let waiting = QueuedRequest::new(request_id(request), self.hashes.as_slice().into(), tokens);
+        let now_s = self.now_ms * 1e-3;
+        let pool = &mut self.pools[at];
+        let queue = pool
+            .queue
+            .as_mut()
+            .expect("a pool that is offered requests must have a queue");
+        match queue.offer(&pool.router, waiting, now_s) {
+            Ok(Offer::Taken) => self.pump(at),
+            Ok(Offer::Refused { .. }) => {
+                self.close(request, End::Rejected);
+                Ok(())
+            }
+            Err(Error::NoWorker { .. }) => {
+                self.retry(request);
+                Ok(())
+            }
+            Err(error) => Err(refused("a waiting request")(error)),
+        }
+    }
+
+    /// Place what pool `at`'s queue can place now.
+    fn pump(&mut self, at: usize) -> Result<(), SimError> {
+        let now_s = self.now_ms * 1e-3;
+        let pool = &mut self.pools[at];
+        let Some(queue) = pool.queue.as_mut().filter(|queue| !queue.is_empty()) else {
+            return Ok(());
+        };
+        let mut placed = Vec::new();
+        match queue.pump(&mut pool.router, now_s, &mut placed) {
+            // Without a worker all wait for the next one.
+            Ok(()) | Err(Error::NoWorker { .. }) => {}
+            Err(error) => return Err(refused("a queue's placement")(error)),
+        }
+        self.desk.totals.decisions += placed.len() as u64;
+        let block_size = self.spec.pools[at].engine.block_size;
+        for dispatch in placed {
+            let (request, worker) = (dispatch.id.0 as u32, dispatch.worker.instance as usize);
+            if at == 0 {
+                self.bound(request, worker, dispatch.overlap_blocks * block_size)?;
+            } else {
+                self.send_kv(request, worker)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ask pool `at`'s router. `None`: nobody is available.
+    fn route(&mut self, at: usize, request: u32) -> Result<Option<(usize, u32)>, SimError> {
+        self.hash(request);
+        let workload = self.desk.workload;
         let question = RouteRequest {
             request_id: Some(request_id(request)),
             local_hashes: &self.hashes,
@@ -407,7 +485,7 @@ impl<'a> Fleet<'a> {
                         .finish(request_id(request), told, now_s)
                         .map_err(refused("a release"))?;
                     if role == Role::Prefill {
-                        self.hand_over(request, worker as usize)?;
+                        self.hand_over(request)?;
                     } else {
                         self.close(request, End::Complete);
                     }
@@ -422,17 +500,26 @@ impl<'a> Fleet<'a> {
             }
         }
         self.desk.signals = signals;
-        Ok(())
+        self.pump(at)
     }
 
     // ── split ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// A prompt is done: choose who decodes, and send its KV there.
-    fn hand_over(&mut self, request: u32, from: usize) -> Result<(), SimError> {
+    fn hand_over(&mut self, request: u32) -> Result<(), SimError> {
+        if self.pools[1].queue.is_some() {
+            return self.offer(1, request);
+        }
         let Some((to, _)) = self.route(1, request)? else {
             self.retry(request);
             return Ok(());
         };
+        self.send_kv(request, to)
+    }
+
+    /// A decode worker was chosen: its KV goes there.
+    fn send_kv(&mut self, request: u32, to: usize) -> Result<(), SimError> {
+        let from = self.desk.requests.worker[request as usize] as usize;
         if !self.standing[to].alive {
             return self.connection_failed(request, to);
         }
@@ -662,7 +749,7 @@ impl<'a> Fleet<'a> {
         standing.known = true;
         standing.alive = true;
         standing.incarnation += 1;
-        Ok(())
+        self.pump(pool)
     }
 
     fn fault(&mut self, index: usize) -> Result<(), SimError> {
