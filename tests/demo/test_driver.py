@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from wardrop._core import Drive
 
 if TYPE_CHECKING:

@@ -148,6 +148,8 @@ class Fleet:
         self.home = Path(tempfile.mkdtemp(prefix="wardrop-fleet-"))
         self.store = self.home / "store"
         self.store.mkdir()
+        self.scratch = self.home / "tmp"
+        self.scratch.mkdir()
         self._stopped = False
         self._previous_term: object = None
 
@@ -204,6 +206,7 @@ class Fleet:
         )
         if keep_logs:
             shutil.rmtree(self.store, ignore_errors=True)
+            shutil.rmtree(self.scratch, ignore_errors=True)
             print(f"wardrop: the logs of the embedded Dynamo are in {self.home}", file=sys.stderr)
         else:
             shutil.rmtree(self.home, ignore_errors=True)
@@ -216,7 +219,9 @@ class Fleet:
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("DYN_")
         }
-        return inherited | self.dynamo_environment | dict(self.spec.environment)
+        # Mock workers leave files with their engine arguments behind: these go with our folder.
+        private = {"TMPDIR": str(self.scratch)}
+        return inherited | private | self.dynamo_environment | dict(self.spec.environment)
 
     @property
     def dynamo_environment(self) -> dict[str, str]:

@@ -1,0 +1,140 @@
+"""`wardrop demo` against a real Dynamo: what it leaves behind, and what it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from wardrop.dynamo.install import DynamoMissingError, dynamo_version
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
+
+SHORT = ("--seconds", "6", "--workers", "2")
+
+
+class Run:
+    """A demo in a process of its own, recognisable by a mark that all its children inherit."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.mark = f"WARDROP_TEST_MARK={uuid.uuid4().hex}"
+        self.folder = folder
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir()
+        name, _, value = self.mark.partition("=")
+        self.output = folder / "output.txt"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "wardrop", "demo", "--out", str(folder / "out"), *options],
+                env={**os.environ, name: value, "TMPDIR": str(self.scratch), "COLUMNS": "200"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def processes(self) -> list[int]:
+        """Living processes with our mark."""
+        found: list[int] = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            try:
+                if self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def await_children(self, count: int) -> None:
+        """Until the demo and `count` more run; so a test of the end has something to end."""
+        deadline_s = time.monotonic() + 60
+        while len(self.processes()) < 1 + count:
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline_s, self.text()
+            time.sleep(0.02)
+
+    def await_nothing_left(self) -> None:
+        deadline_s = time.monotonic() + 10
+        while self.processes():
+            assert time.monotonic() < deadline_s, f"still running: {self.processes()}"
+            time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def _dynamo() -> None:
+    try:
+        dynamo_version(sys.executable)
+    except DynamoMissingError as error:
+        pytest.skip(f"NO LIVE TEST RUNS: {error}")
+
+
+def test_a_short_demo_leaves_table_figures_picture_and_page_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path, *SHORT, "--json", str(tmp_path / "demo.json"))
+    assert run.process.wait(200) == 0, run.text()
+    text = run.text()
+    for piece in ("Dynamo, round robin", "Dynamo, KV router", "Wardrop", "router CPU per request"):
+        assert piece in text
+    result = json.loads((tmp_path / "demo.json").read_text())
+    assert list(result["arms"]) == ["round_robin", "dynamo_kv", "wardrop"]
+    planned = result["workload"]["requests"]
+    for arm in result["arms"].values():
+        figures = arm["figures"]
+        assert (figures["requests"], figures["errors"]) == (planned, 0), figures["first_error"]
+        assert 10 < figures["ttft_p50_ms"] <= figures["ttft_p95_ms"] < 60_000
+        assert 5 < figures["itl_p50_ms"] < 1000
+        assert 0 <= figures["cached_share"] <= result["workload"]["ideal_reuse"] + 0.01
+        assert 1 <= figures["spread"]["aggregated"] <= 2
+        assert 100 < figures["router_cpu_us"] < 1e6
+        assert len(arm["curves"]["ttft_ms"]) == planned
+    page = (tmp_path / "out" / "demo.html").read_text()
+    assert page.count("<svg") == 2
+    assert (tmp_path / "out" / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    run.await_nothing_left()
+    assert list(run.scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_stops_and_removes_everything(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    run = Run(tmp_path, *SHORT)
+    run.await_children(2)
+    run.process.send_signal(number)
+    assert run.process.wait(30) == 128 + number, run.text()
+    run.await_nothing_left()
+    assert list(run.scratch.iterdir()) == []
+
+
+def test_a_killed_demo_takes_its_children_with_it(tmp_path: Path) -> None:
+    run = Run(tmp_path, *SHORT)
+    run.await_children(2)
+    run.process.kill()
+    run.process.wait(10)
+    run.await_nothing_left()
+
+
+def test_a_demo_that_can_not_start_an_arm_says_why_and_stops_everything(tmp_path: Path) -> None:
+    run = Run(tmp_path, *SHORT, "--seconds", "1", "--policy", "no_such_policy")
+    assert run.process.wait(200) == 1
+    assert "no_such_policy" in run.text()
+    run.await_nothing_left()
+    (kept,) = run.scratch.iterdir()  # the logs, and their place was named
+    assert str(kept) in run.text().replace("\n", "")
+
+
+def test_a_bad_option_ends_before_anything_starts(tmp_path: Path) -> None:
+    run = Run(tmp_path, "--disagg", "2y4")
+    assert run.process.wait(30) == 1
+    assert "PREFILLxDECODE" in run.text()
+    assert not (tmp_path / "out").exists()
