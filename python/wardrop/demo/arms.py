@@ -59,19 +59,25 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(arm: Arm, spec: FleetSpec, gateway_flags: tuple[str, ...] = ()) -> Generator[Stack]:
+def running(
+    arm: Arm,
+    spec: FleetSpec,
+    gateway_flags: tuple[str, ...] = (),
+    frontend_flags: tuple[str, ...] = (),
+) -> Generator[Stack]:
     """Start an arm with new, empty workers; stop and remove everything at the end.
 
     Args:
         arm: what to start.
         spec: the workers.
         gateway_flags: flags for `wardrop dynamo`, such as `("--policy", "dynamo")`.
+        frontend_flags: further flags for `dynamo.frontend`.
 
     Raises:
         FleetError: a part did not come up; the text ends with its log.
     """
     with Fleet(spec) as fleet:
-        front = fleet.add_frontend(arm.frontend_mode)
+        front = fleet.add_frontend(arm.frontend_mode, arguments=frontend_flags)
         pools: dict[str, list[int]] = {}
         for worker in fleet.workers:
             pools.setdefault(worker.role, []).extend(worker.instances)

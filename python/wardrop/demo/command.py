@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from wardrop.demo.arms import ARMS, Arm, running
+from wardrop.demo.arms import ARMS, DYNAMO_KV, Arm, running
 from wardrop.demo.drive import Driven, Row, drive
 from wardrop.demo.figures import Curves, Figures, curves, figures
 from wardrop.demo.picture import PlotMissingError, draw_png
@@ -34,7 +35,7 @@ from wardrop.dynamo.namespace import NamespaceRefusedError, enter_or_reexec
 from wardrop.workload import completion_body
 
 TITLE = "One workload, three routers"
-DEFAULT_POLICY = "dynamo"
+DEFAULT_POLICY = "toll"
 
 LATE_MS = 20.0
 """Above this at p99 the driver itself was late and the comparison is marked as doubtful."""
@@ -59,6 +60,9 @@ def demo(
         Path | None, typer.Option(help="drive the rows of a Mooncake trace (.jsonl, .gz, .zst)")
     ] = None,
     policy: Annotated[str, typer.Option(help="policy of the Wardrop arm")] = DEFAULT_POLICY,
+    dynamo_flags: Annotated[
+        str, typer.Option(help="flags for the frontend of the KV router's arm, to tune it")
+    ] = "",
     system_prompts: Annotated[
         int, typer.Option(help="how many; 0 gives every conversation its own")
     ] = 32,
@@ -80,7 +84,7 @@ def demo(
         with _timing_table() as timing:
             options = Options(workers, disagg, seconds, rate, seed, trace, system_prompts, turns)
             plan = make_plan(options, timing)
-            results = _run_arms(console, plan, policy)
+            results = _run_arms(console, plan, policy, shlex.split(dynamo_flags))
         _show(console, plan, policy, results, out, json_file)
     except (ValueError, FleetError, DynamoMissingError, RuntimeError, OSError) as error:
         console.print(f"wardrop: {error}", markup=False, highlight=False)
@@ -107,7 +111,11 @@ def _timing_table() -> Generator[Path]:
         yield write_table(Path(folder) / "b200.npz")
 
 
-def _run_arms(console: Console, plan: Plan, policy: str) -> list[Result]:
+def _run_arms(
+    console: Console, plan: Plan, policy: str, dynamo_flags: Sequence[str]
+) -> list[Result]:
+    if dynamo_flags:
+        plan.settings.append(("Dynamo's flags", " ".join(dynamo_flags)))
     for name, value in plan.settings:
         console.print(f"[dim]{name:>13}[/dim]  {value}", highlight=False)
     rows: list[Row] = [
@@ -126,7 +134,8 @@ def _run_arms(console: Console, plan: Plan, policy: str) -> list[Result]:
         for arm, task in zip(ARMS, tasks, strict=True):
             progress.start_task(task)
             progress.update(task, state="starting Dynamo, 0 cached blocks")
-            with running(arm, plan.spec, ("--policy", policy)) as stack:
+            tuning = tuple(dynamo_flags) if arm is DYNAMO_KV else ()
+            with running(arm, plan.spec, ("--policy", policy), tuning) as stack:
 
                 def on_progress(now: dict[str, Any], task: Any = task) -> None:
                     progress.update(
