@@ -71,7 +71,7 @@ def plot_poa(path: Path) -> None:
     for axis, family, title in zip(
         axes, ("mm1", "saturating"), ("M/M/1 beside a slow server", "Saturating pair"), strict=True
     ):
-        curve = load_curve(family, 39 if family == "mm1" else 13)
+        curve = load_curve(family, 39 if family == "mm1" else 27)
         rate = [point.rate for point in curve]
         axis.plot(rate, [point.anarchy for point in curve], color=_WARM, label="price of anarchy")
         if family == "mm1":
@@ -79,7 +79,7 @@ def plot_poa(path: Path) -> None:
         axis.plot(rate, [point.tolled for point in curve], color=_COOL, label="with Pigou tolls")
         axis.set(title=title, xlabel="requests per second")
         axis.set_ylim(bottom=0.95)
-        axis.legend(frameon=False, loc="upper left")
+        axis.legend(frameon=False, loc="upper left" if family == "mm1" else "upper right")
     axes[0].set_ylabel("social cost ÷ optimum")
     _save(figure, path)
 

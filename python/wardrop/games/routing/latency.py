@@ -23,7 +23,7 @@ from wardrop.games.errors import GameError
 
 Floats: TypeAlias = NDArray[np.float64]
 
-_BISECTIONS = 64  # halves an interval below one ulp of its upper end
+_BISECTIONS = 52  # halves an interval to one ulp of its upper end
 
 
 class Latency(Protocol):

@@ -18,7 +18,8 @@ from wardrop.games.errors import GameError, NotConvexError
 from wardrop.games.routing.latency import Floats, Latency, as_floats, require
 from wardrop.games.routing.saturation import Marginal
 
-_LEVEL_BISECTIONS = 64
+_SECANTS = 24  # on a smooth fleet the level is found in about ten
+_LEVEL_STEPS = _SECANTS + 60  # then bisection, for a jump at a flat worker
 _HAIR = 1e-9  # relative; far above the error of a water-fill, far below any load of interest
 _STALLED = 10  # sweeps without progress: floating point is exhausted
 
@@ -188,15 +189,25 @@ def fill_class(latency: Latency, fixed: Floats, others: Floats, rate: float) -> 
     low, high = float(start.min()), float(start[np.isfinite(start)].max()) + 1e-9
     while placed(high).sum() < rate:
         low, high = high, high + 2.0 * max(high - float(start.min()), 1e-9)
-    for _ in range(_LEVEL_BISECTIONS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if placed(middle).sum() < rate else (low, middle)
-    under, over = placed(low), placed(high)
-    spare = over - under  # flat workers take what the last level leaves open
-    missing = rate - under.sum()
-    return (
-        under + spare * (missing / spare.sum()) if spare.sum() > 0 else under * rate / under.sum()
-    )
+    at_low, at_high = placed(low), placed(high)
+    short, over = float(at_low.sum()) - rate, float(at_high.sum()) - rate
+    side = 0
+    for step in range(_LEVEL_STEPS):
+        secant = low - short * (high - low) / (over - short)
+        middle = secant if step < _SECANTS else 0.5 * (low + high)
+        at_middle = placed(middle)
+        miss = float(at_middle.sum()) - rate
+        if abs(miss) <= 1e-12 * rate:
+            return at_middle * (rate / at_middle.sum())
+        if miss < 0:  # Illinois: an end kept twice counts half, so that both ends move
+            low, at_low, short, over = middle, at_middle, miss, over * (0.5 if side < 0 else 1.0)
+        else:
+            high, at_high, over, short = middle, at_middle, miss, short * (0.5 if side > 0 else 1.0)
+        side = -1 if miss < 0 else 1
+    missing = rate - float(at_low.sum())
+    spare = at_high - at_low  # flat workers take what the last level leaves open
+    full = float(spare.sum())
+    return at_low + spare * (missing / full) if full > 0 else at_low * (rate / at_low.sum())
 
 
 def _sides(loads: Floats) -> tuple[Floats, Floats]:
@@ -205,7 +216,7 @@ def _sides(loads: Floats) -> tuple[Floats, Floats]:
 
 
 def _relative_gap(fixed: Floats, latency: Latency, flows: Floats) -> float:
-    """What moving could save ÷ what is paid; one leaves at the lower side and joins at the upper."""
+    """What moving could save ÷ what is paid; leave at the lower side, join at the upper."""
     below, above = _sides(flows.sum(axis=0))
     leaving, joining = fixed + latency(below), fixed + latency(above)
     carried = flows > 0
