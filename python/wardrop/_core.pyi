@@ -1,13 +1,332 @@
 """The native core. Every class here is frozen: it changes only through its methods."""
 
-from collections.abc import Sequence
-from typing import Any, TypedDict, final, type_check_only
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict, final, type_check_only
 
+import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Drive", "SimWorkload", "__version__", "simulate_fleet"]
+__all__ = [
+    "Candidate",
+    "Cleared",
+    "Decision",
+    "Drive",
+    "Removed",
+    "Router",
+    "SimWorkload",
+    "Stored",
+    "__version__",
+    "block_hashes",
+    "sequence_hashes",
+    "simulate_fleet",
+]
 
 __version__: str
+
+# ---- router
+
+_Worker: TypeAlias = int | tuple[int, int]
+"""An instance (its rank 0), or (instance, dp_rank)."""
+
+_Tokens: TypeAlias = Sequence[int] | NDArray[Any] | array[int] | bytes | bytearray | memoryview
+"""Token ids. A contiguous buffer of unsigned 32-bit ints (`numpy.uint32`, `array('I')`, a
+memoryview of them) and bytes of little-endian 32-bit ids are read in place; other integer arrays
+are converted with a range check (a copy); lists and tuples are read one by one."""
+
+_Hashes: TypeAlias = Sequence[int] | NDArray[np.uint64] | NDArray[np.int64]
+"""64-bit hashes; negative ones are the same bits as signed numbers, as Dynamo writes them."""
+
+def block_hashes(
+    tokens: _Tokens,
+    block_size: int,
+    *,
+    lora_name: str | None = None,
+    cache_namespace: str | None = None,
+) -> list[int]:
+    """Local hashes of the full blocks of a prompt, equal to Dynamo's.
+
+    XXH3-64 over the little-endian ids of each block, seed 1337 (+ the hashes of the adapter's name
+    and of the namespace). A partial last block has none. Equals
+    `dynamo.llm.compute_block_hash_for_seq` of Dynamo 1.6.1.
+
+    Raises:
+        TypeError: `tokens` is nothing of the kind.
+        ValueError: an id out of range, or `block_size` 0.
+    """
+
+def sequence_hashes(local_hashes: _Hashes) -> list[int]:
+    """Hashes of each block and all before it.
+
+    The first is the local hash, each further one XXH3-64 over (the one before, the local hash),
+    seed 1337.
+    """
+
+@final
+class Stored:
+    """Blocks that a worker stored, in prompt order.
+
+    Args:
+        block_hashes: the engine's names of the blocks, under which it will remove them.
+        tokens: their ids, with `block_size`; or
+        local_hashes: their local hashes.
+        parent: the engine's name of the block before the first one; None at the start of a prompt.
+        tier: device, host or disk.
+        lora_name: adapter of these tokens.
+        cache_namespace: tenant or salt of these tokens.
+
+    Raises:
+        ValueError: as many names as blocks are needed; an unknown tier.
+    """
+
+    def __new__(
+        cls,
+        block_hashes: _Hashes,
+        *,
+        tokens: _Tokens | None = None,
+        block_size: int | None = None,
+        local_hashes: _Hashes | None = None,
+        parent: int | None = None,
+        tier: str = "device",
+        lora_name: str | None = None,
+        cache_namespace: str | None = None,
+    ) -> Stored: ...
+
+@final
+class Removed:
+    """One copy of each of these blocks is gone, in any order."""
+
+    def __new__(cls, block_hashes: _Hashes, *, tier: str = "device") -> Removed: ...
+
+@final
+class Cleared:
+    """The worker holds nothing any more, in any tier."""
+
+    def __new__(cls) -> Cleared: ...
+
+@final
+class Candidate:
+    """One candidate of an explained decision, as it was priced."""
+
+    @property
+    def worker(self) -> tuple[int, int]: ...
+    @property
+    def cost(self) -> float: ...
+    @property
+    def device_blocks(self) -> int:
+        """Leading blocks of the prompt in device memory."""
+
+    @property
+    def host_blocks(self) -> int:
+        """Further blocks in host memory."""
+
+    @property
+    def disk_blocks(self) -> int:
+        """Further blocks on disk."""
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Uncached prompt tokens that wait there for a first token."""
+
+    @property
+    def decode_blocks(self) -> int:
+        """Distinct blocks of the requests in flight there."""
+
+    @property
+    def shared_blocks(self) -> int:
+        """Leading blocks of this prompt among them."""
+
+    @property
+    def active_requests(self) -> int: ...
+
+@final
+class Decision:
+    """Where a request goes."""
+
+    @property
+    def worker(self) -> tuple[int, int]:
+        """(instance, dp_rank)."""
+
+    @property
+    def overlap_blocks(self) -> int:
+        """Leading blocks of the prompt in its device memory."""
+
+    @property
+    def cost(self) -> float:
+        """In the unit of the policy; the lowest of the candidates unless a temperature is set."""
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Every candidate, with `explain=True`; else empty."""
+
+@final
+class Router:
+    """Routes the requests of one pool of workers: applies their KV events, prices, picks, books.
+
+    Any number of threads may call it. Calls are atomic: each sees all of a call that returned
+    before it began. Times are seconds of one monotonic clock; None reads `time.monotonic()`.
+
+    Args:
+        block_size: tokens per KV block.
+        policy: round_robin, least_loaded, power_of_two, dynamo, lmetric, two_tier, sticky, chwbl,
+            toll.
+        seed: of ties and samples: equal calls give equal answers.
+        tracks_prefill: False for the decode pool of a split.
+        tracks_decode: False for the prefill pool of a split.
+        booking_ttl_s: until a booking that nobody released ends.
+        max_bookings: open bookings at most.
+        max_workers: workers at most, up to 65,536.
+        index_max_blocks: distinct blocks in the index at most.
+        **parameters: of the policy, by name.
+
+    Raises:
+        ValueError: a parameter is unknown or out of range; the text says what is expected.
+    """
+
+    def __new__(
+        cls,
+        block_size: int,
+        policy: str = "dynamo",
+        *,
+        seed: int = 0,
+        tracks_prefill: bool = True,
+        tracks_decode: bool = True,
+        booking_ttl_s: float = 600.0,
+        max_bookings: int = 1_000_000,
+        max_workers: int = 65_536,
+        index_max_blocks: int = 100_000_000,
+        **parameters: Any,
+    ) -> Router: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def workers(self) -> list[tuple[int, int]]:
+        """Registered workers, in order."""
+
+    def add_worker(
+        self,
+        worker: _Worker,
+        *,
+        total_kv_blocks: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+    ) -> None:
+        """Register a worker: available, idle, with an empty cache.
+
+        Raises:
+            ValueError: it is registered already.
+            RuntimeError: the limit of workers is reached.
+        """
+
+    def remove_worker(self, worker: _Worker) -> None:
+        """Forget a worker, its blocks and its bookings. KeyError when it is not registered."""
+
+    def set_available(self, worker: _Worker, available: bool) -> None:
+        """Whether a worker takes requests; its blocks and bookings stay. KeyError as above."""
+
+    def apply(
+        self, worker: _Worker, event: Stored | Removed | Cleared | Mapping[str, Any] | str
+    ) -> None:
+        """Apply one KV event of a worker.
+
+        `event` may be a dict of Dynamo's event plane: `{"stored": {"parent_hash", "blocks":
+        [{"block_hash", "tokens_hash"}]}}`, `{"removed": {"block_hashes"}}`, `{"cleared": ...}` or
+        the text "cleared", with an optional "storage_tier".
+
+        Raises:
+            KeyError: the worker is not registered.
+            ValueError: an unknown parent, a removal of blocks that are not held (the others are
+                removed), one name for two blocks. The feed may go on; the snapshot counts them.
+            RuntimeError: the index is full.
+        """
+
+    def find_matches(
+        self,
+        tokens: _Tokens | None = None,
+        *,
+        hashes: _Hashes | None = None,
+        lora_name: str | None = None,
+        cache_namespace: str | None = None,
+    ) -> dict[tuple[int, int], tuple[int, int, int]]:
+        """Overlap per worker that holds anything.
+
+        (device, host, disk) blocks, each going on where the one before ends.
+        """
+
+    def route(
+        self,
+        tokens: _Tokens | None = None,
+        *,
+        hashes: _Hashes | None = None,
+        request_id: str | int | None = None,
+        allowed: Sequence[_Worker] | None = None,
+        lora_name: str | None = None,
+        cache_namespace: str | None = None,
+        input_tokens: int | None = None,
+        expected_output_tokens: int | None = None,
+        explain: bool = False,
+        now_s: float | None = None,
+    ) -> Decision:
+        """Choose a worker and, when there is a `request_id`, book the request there: one step.
+
+        Args:
+            tokens: the prompt; or
+            hashes: its local hashes; or neither, then only load counts.
+            request_id: text, or an int; free again after `release`.
+            allowed: only these workers; unknown ones are ignored.
+            lora_name: adapter of the prompt.
+            cache_namespace: tenant or salt of the prompt.
+            input_tokens: length of the prompt; default: of `tokens`, or of the blocks of `hashes`.
+            expected_output_tokens: for policies that price the answer.
+            explain: fill `Decision.candidates`.
+            now_s: seconds.
+
+        Raises:
+            LookupError: no worker is available and allowed.
+            ValueError: the id is booked already; tokens and hashes both; an id out of range.
+            RuntimeError: the limit of open bookings is reached.
+            TypeError: an argument of another type.
+        """
+
+    def book(
+        self,
+        worker: _Worker,
+        request_id: str | int,
+        tokens: _Tokens | None = None,
+        *,
+        hashes: _Hashes | None = None,
+        lora_name: str | None = None,
+        cache_namespace: str | None = None,
+        input_tokens: int | None = None,
+        expected_output_tokens: int | None = None,
+        now_s: float | None = None,
+    ) -> None:
+        """Book a placement that somebody else made. Arguments and errors as `route`."""
+
+    def prefill_done(self, request_id: str | int, *, now_s: float | None = None) -> tuple[int, int]:
+        """The first token of a request is out. Its worker. KeyError when it is not booked."""
+
+    def release(
+        self,
+        request_id: str | int,
+        *,
+        output_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        now_s: float | None = None,
+    ) -> tuple[int, int]:
+        """The request ended, well or not; its worker. KeyError when it is not booked.
+
+        What it told teaches the latency curves.
+        """
+
+    def expire(self, *, now_s: float | None = None) -> int:
+        """End the bookings that outlived their time (`route` does it, too); how many."""
+
+    def set_policy(self, policy: str, **parameters: Any) -> None:
+        """Put another policy in force, as a whole. ValueError as in the constructor."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Load and blocks of every worker, size of the index, counters: plain data."""
 
 # ---- load driver
 

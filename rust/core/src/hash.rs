@@ -119,3 +119,8 @@ pub fn sequence_hashes(locals: &[LocalHash]) -> Vec<SequenceHash> {
         })
         .collect()
 }
+
+/// 64 bits that stand for a text, such as a request's id. Two of n texts are equal with a chance below n² / 2⁶⁵.
+pub fn text_id(text: &str) -> u64 {
+    xxh3_64_with_seed(text.as_bytes(), 0)
+}

@@ -1,9 +1,15 @@
 //! Python bindings: convert, release the GIL where work grows with the input, call, map the error. Nothing else.
 
+mod decision;
 mod drive;
+mod error;
+mod event;
 mod game;
 mod gateway;
+mod hashes;
+mod router;
 mod sim;
+mod tokens;
 
 use pyo3::prelude::*;
 
@@ -15,7 +21,19 @@ mod _core {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
+    use crate::decision::{Candidate, Decision};
+
+    #[pymodule_export]
     use crate::drive::Drive;
+
+    #[pymodule_export]
+    use crate::event::{Cleared, Removed, Stored};
+
+    #[pymodule_export]
+    use crate::hashes::{block_hashes, sequence_hashes};
+
+    #[pymodule_export]
+    use crate::router::Router;
 
     #[pymodule_export]
     use crate::gateway::Gateway;

@@ -1,0 +1,104 @@
+//! Block hashes: `block_hashes`, `sequence_hashes`, and hashes as arguments.
+
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use wardrop_core::{HashScope, LocalHash};
+
+use crate::tokens::Tokens;
+
+/// Inputs from this many tokens on are worth giving the GIL away (about 2 µs of work).
+const DETACH_TOKENS: usize = 4096;
+
+/// Run `work` without the GIL when the input is large.
+pub fn sized<T: Send>(py: Python<'_>, tokens: usize, work: impl FnOnce() -> T + Send) -> T {
+    if tokens >= DETACH_TOKENS {
+        py.detach(work)
+    } else {
+        work()
+    }
+}
+
+/// Unsigned 64-bit hashes from ints of either sign, as Dynamo writes them, or from a buffer of 64-bit ints.
+pub struct Hashes(pub Vec<u64>);
+
+impl<'py> FromPyObject<'_, 'py> for Hashes {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let py = value.py();
+        if let Ok(buffer) = PyUntypedBuffer::get(&value) {
+            if let Ok(hashes) = buffer.as_typed::<u64>() {
+                return hashes.to_vec(py).map(Self);
+            }
+            if let Ok(hashes) = buffer.as_typed::<i64>() {
+                return Ok(Self(
+                    hashes.to_vec(py)?.into_iter().map(i64::cast_unsigned).collect(),
+                ));
+            }
+            let format = buffer.format().to_string_lossy();
+            let text = format!("hashes are a buffer of format {format:?}; expected 64-bit integers");
+            return Err(PyTypeError::new_err(text));
+        }
+        value
+            .try_iter()?
+            .map(|item| hash(&item?))
+            .collect::<PyResult<_>>()
+            .map(Self)
+    }
+}
+
+/// One hash: 0 to 2⁶⁴ − 1, or the same bits as a signed number.
+pub fn hash(value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    if let Ok(hash) = value.extract::<u64>() {
+        return Ok(hash);
+    }
+    if let Ok(hash) = value.extract::<i64>() {
+        return Ok(hash.cast_unsigned());
+    }
+    Err(PyValueError::new_err(
+        "a hash is no 64-bit integer; expected -2**63 to 2**64 - 1",
+    ))
+}
+
+/// Local hashes of the full blocks of `tokens`; see `_core.pyi`.
+#[pyfunction]
+#[pyo3(signature = (tokens, block_size, *, lora_name=None, cache_namespace=None))]
+pub fn block_hashes(
+    py: Python<'_>,
+    tokens: &Bound<'_, PyAny>,
+    block_size: u32,
+    lora_name: Option<&str>,
+    cache_namespace: Option<&str>,
+) -> PyResult<Vec<u64>> {
+    let tokens = Tokens::new(tokens)?;
+    let tokens = tokens.as_slice();
+    if block_size == 0 {
+        return Err(PyValueError::new_err("block_size = 0: expected at least 1 token"));
+    }
+    let scope = HashScope {
+        lora_name,
+        cache_namespace,
+    };
+    let hashes = sized(py, tokens.len(), || {
+        wardrop_core::local_hashes(tokens, block_size, &scope)
+    });
+    Ok(hashes.into_iter().map(|hash| hash.0).collect())
+}
+
+/// Sequence hashes of a chain of local hashes; see `_core.pyi`.
+#[pyfunction]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "arguments of Python calls arrive by value"
+)]
+pub fn sequence_hashes(py: Python<'_>, local_hashes: Hashes) -> Vec<u64> {
+    let locals = locals(local_hashes.0);
+    let hashes = sized(py, locals.len(), || wardrop_core::sequence_hashes(&locals));
+    hashes.into_iter().map(|hash| hash.0).collect()
+}
+
+/// As local hashes.
+pub fn locals(hashes: Vec<u64>) -> Vec<LocalHash> {
+    hashes.into_iter().map(LocalHash).collect()
+}

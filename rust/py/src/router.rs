@@ -1,0 +1,367 @@
+//! `wardrop.Router`: the core's router for Python threads.
+
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "arguments of Python calls arrive by value"
+)]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyString};
+use serde_json::{Map, Value};
+use wardrop_core::{
+    HashScope, LocalHash, PolicyConfig, RequestId, RouteRequest, Router as Core, RouterConfig, WorkerId,
+    WorkerSpec,
+};
+
+use crate::decision::{Decision, to_python};
+use crate::error::raise;
+use crate::event::event_from;
+use crate::hashes::{Hashes, locals, sized};
+use crate::tokens::Tokens;
+
+/// A worker as Python writes it: an instance, or (instance, rank).
+struct Worker(WorkerId);
+
+impl<'py> FromPyObject<'_, 'py> for Worker {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(instance) = value.extract::<u64>() {
+            return Ok(Self(WorkerId::new(instance, 0)));
+        }
+        match value.extract::<(u64, u32)>() {
+            Ok((instance, dp_rank)) => Ok(Self(WorkerId::new(instance, dp_rank))),
+            Err(_) => Err(PyTypeError::new_err(format!(
+                "worker = {}: expected an instance id (0 to 2**64 - 1) or (instance, dp_rank)",
+                value.repr()?
+            ))),
+        }
+    }
+}
+
+/// A request's name: text is hashed to the 64 bits that the core knows it by, an int is taken as it is.
+fn request_id(value: &Bound<'_, PyAny>) -> PyResult<RequestId> {
+    if let Ok(text) = value.cast::<PyString>() {
+        return Ok(RequestId(wardrop_core::hash::text_id(text.to_str()?)));
+    }
+    value.extract::<u64>().map(RequestId).map_err(|_| {
+        let name = value
+            .get_type()
+            .name()
+            .map_or_else(|_| "?".to_owned(), |name| name.to_string());
+        PyTypeError::new_err(format!(
+            "request_id is a {name}; expected a str or an int from 0 to 2**64 - 1"
+        ))
+    })
+}
+
+/// `time.monotonic()`, unless the caller brings its own clock.
+fn seconds(py: Python<'_>, now_s: Option<f64>) -> PyResult<f64> {
+    static MONOTONIC: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    match now_s {
+        Some(now_s) if now_s.is_finite() => Ok(now_s),
+        Some(now_s) => Err(PyValueError::new_err(format!(
+            "now_s = {now_s}: expected finite seconds"
+        ))),
+        None => MONOTONIC.import(py, "time", "monotonic")?.call0()?.extract(),
+    }
+}
+
+fn parameters(py: Python<'_>, parameters: Option<&Bound<'_, PyDict>>) -> PyResult<Map<String, Value>> {
+    let Some(parameters) = parameters.filter(|parameters| !parameters.is_empty()) else {
+        return Ok(Map::new());
+    };
+    let text: String = py
+        .import("json")?
+        .call_method1("dumps", (parameters,))?
+        .extract()?;
+    serde_json::from_str(&text).map_err(|error| PyValueError::new_err(error.to_string()))
+}
+
+/// The prompt of a call: its hashes and its length.
+struct Prompt {
+    locals: Vec<LocalHash>,
+    input_tokens: u32,
+}
+
+/// Routes the requests of one pool of workers; see `_core.pyi`.
+#[pyclass(frozen, module = "wardrop._core")]
+pub struct Router {
+    core: Mutex<Core>,
+    block_size: u32,
+}
+
+impl Router {
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn prompt(
+        &self,
+        py: Python<'_>,
+        tokens: Option<&Bound<'_, PyAny>>,
+        hashes: Option<Hashes>,
+        (input_tokens, lora_name, cache_namespace): (Option<u32>, Option<&str>, Option<&str>),
+    ) -> PyResult<Prompt> {
+        let (locals, known) = match (tokens, hashes) {
+            (Some(_), Some(_)) => {
+                return Err(PyValueError::new_err(
+                    "got tokens and hashes; expected one of them",
+                ));
+            }
+            (Some(tokens), None) => {
+                let tokens = Tokens::new(tokens)?;
+                let tokens = tokens.as_slice();
+                let scope = HashScope {
+                    lora_name,
+                    cache_namespace,
+                };
+                let hash = || wardrop_core::local_hashes(tokens, self.block_size, &scope);
+                (
+                    sized(py, tokens.len(), hash),
+                    u32::try_from(tokens.len()).unwrap_or(u32::MAX),
+                )
+            }
+            (None, Some(hashes)) => {
+                let known = (hashes.0.len() as u64).saturating_mul(u64::from(self.block_size));
+                (locals(hashes.0), u32::try_from(known).unwrap_or(u32::MAX))
+            }
+            (None, None) => (Vec::new(), 0),
+        };
+        Ok(Prompt {
+            locals,
+            input_tokens: input_tokens.unwrap_or(known),
+        })
+    }
+}
+
+#[pymethods]
+impl Router {
+    #[new]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
+    #[pyo3(signature = (block_size, policy="dynamo", *, seed=0, tracks_prefill=true, tracks_decode=true, booking_ttl_s=600.0,
+        max_bookings=1_000_000, max_workers=65_536, index_max_blocks=100_000_000, **parameters))]
+    fn new(
+        py: Python<'_>,
+        block_size: u32,
+        policy: &str,
+        seed: u64,
+        tracks_prefill: bool,
+        tracks_decode: bool,
+        booking_ttl_s: f64,
+        max_bookings: usize,
+        max_workers: usize,
+        index_max_blocks: u64,
+        parameters: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let policy =
+            PolicyConfig::from_name(policy, &self::parameters(py, parameters)?).map_err(|e| raise(&e))?;
+        let config = RouterConfig::new(block_size)
+            .with_policy(policy)
+            .with_seed(seed)
+            .with_prefill_tracking(tracks_prefill)
+            .with_decode_tracking(tracks_decode)
+            .with_booking_ttl_s(booking_ttl_s)
+            .with_max_bookings(max_bookings)
+            .with_max_workers(max_workers)
+            .with_index_max_blocks(index_max_blocks);
+        let core = Core::new(config).map_err(|e| raise(&e))?;
+        Ok(Self {
+            core: Mutex::new(core),
+            block_size,
+        })
+    }
+
+    #[getter]
+    fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    #[pyo3(signature = (worker, *, total_kv_blocks=None, max_num_seqs=None, max_num_batched_tokens=None))]
+    fn add_worker(
+        &self,
+        worker: Worker,
+        total_kv_blocks: Option<u64>,
+        max_num_seqs: Option<u32>,
+        max_num_batched_tokens: Option<u32>,
+    ) -> PyResult<()> {
+        let mut spec = WorkerSpec::default();
+        spec.total_kv_blocks = total_kv_blocks;
+        spec.max_num_seqs = max_num_seqs;
+        spec.max_num_batched_tokens = max_num_batched_tokens;
+        self.lock().add_worker(worker.0, spec).map_err(|e| raise(&e))
+    }
+
+    fn remove_worker(&self, py: Python<'_>, worker: Worker) -> PyResult<()> {
+        py.detach(|| self.lock().remove_worker(worker.0))
+            .map_err(|e| raise(&e))
+    }
+
+    fn set_available(&self, worker: Worker, available: bool) -> PyResult<()> {
+        self.lock()
+            .set_available(worker.0, available)
+            .map_err(|e| raise(&e))
+    }
+
+    #[getter]
+    fn workers(&self) -> Vec<(u64, u32)> {
+        self.lock()
+            .workers()
+            .map(|worker| (worker.instance, worker.dp_rank))
+            .collect()
+    }
+
+    fn apply(&self, py: Python<'_>, worker: Worker, event: &Bound<'_, PyAny>) -> PyResult<()> {
+        let event = event_from(event, self.block_size)?;
+        py.detach(|| self.lock().apply(worker.0, &event))
+            .map_err(|e| raise(&e))
+    }
+
+    #[pyo3(signature = (tokens=None, *, hashes=None, lora_name=None, cache_namespace=None))]
+    fn find_matches(
+        &self,
+        py: Python<'_>,
+        tokens: Option<&Bound<'_, PyAny>>,
+        hashes: Option<Hashes>,
+        lora_name: Option<&str>,
+        cache_namespace: Option<&str>,
+    ) -> PyResult<Py<PyDict>> {
+        let prompt = self.prompt(py, tokens, hashes, (None, lora_name, cache_namespace))?;
+        let found = self.lock().find_matches(&prompt.locals);
+        let dict = PyDict::new(py);
+        for overlap in found {
+            let worker = (overlap.worker.instance, overlap.worker.dp_rank);
+            dict.set_item(worker, (overlap.device, overlap.host, overlap.disk))?;
+        }
+        Ok(dict.unbind())
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
+    #[pyo3(signature = (tokens=None, *, hashes=None, request_id=None, allowed=None, lora_name=None, cache_namespace=None,
+        input_tokens=None, expected_output_tokens=None, explain=false, now_s=None))]
+    fn route(
+        &self,
+        py: Python<'_>,
+        tokens: Option<&Bound<'_, PyAny>>,
+        hashes: Option<Hashes>,
+        request_id: Option<&Bound<'_, PyAny>>,
+        allowed: Option<Vec<Worker>>,
+        lora_name: Option<&str>,
+        cache_namespace: Option<&str>,
+        input_tokens: Option<u32>,
+        expected_output_tokens: Option<u32>,
+        explain: bool,
+        now_s: Option<f64>,
+    ) -> PyResult<Decision> {
+        let prompt = self.prompt(py, tokens, hashes, (input_tokens, lora_name, cache_namespace))?;
+        let allowed: Option<Vec<WorkerId>> =
+            allowed.map(|workers| workers.into_iter().map(|worker| worker.0).collect());
+        let request = RouteRequest {
+            request_id: request_id.map(self::request_id).transpose()?,
+            local_hashes: &prompt.locals,
+            input_tokens: prompt.input_tokens,
+            expected_output_tokens,
+            allowed: allowed.as_deref(),
+            explain,
+            ..RouteRequest::default()
+        };
+        let now_s = seconds(py, now_s)?;
+        let decision = sized(py, prompt.input_tokens as usize, || {
+            self.lock().route(&request, now_s)
+        });
+        decision.map(Decision).map_err(|e| raise(&e))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
+    #[pyo3(signature = (worker, request_id, tokens=None, *, hashes=None, lora_name=None, cache_namespace=None,
+        input_tokens=None, expected_output_tokens=None, now_s=None))]
+    fn book(
+        &self,
+        py: Python<'_>,
+        worker: Worker,
+        request_id: &Bound<'_, PyAny>,
+        tokens: Option<&Bound<'_, PyAny>>,
+        hashes: Option<Hashes>,
+        lora_name: Option<&str>,
+        cache_namespace: Option<&str>,
+        input_tokens: Option<u32>,
+        expected_output_tokens: Option<u32>,
+        now_s: Option<f64>,
+    ) -> PyResult<()> {
+        let prompt = self.prompt(py, tokens, hashes, (input_tokens, lora_name, cache_namespace))?;
+        let request = RouteRequest {
+            request_id: Some(self::request_id(request_id)?),
+            local_hashes: &prompt.locals,
+            input_tokens: prompt.input_tokens,
+            expected_output_tokens,
+            ..RouteRequest::default()
+        };
+        let now_s = seconds(py, now_s)?;
+        let booked = sized(py, prompt.input_tokens as usize, || {
+            self.lock().book(&request, worker.0, now_s)
+        });
+        booked.map_err(|e| raise(&e))
+    }
+
+    #[pyo3(signature = (request_id, *, now_s=None))]
+    fn prefill_done(
+        &self,
+        py: Python<'_>,
+        request_id: &Bound<'_, PyAny>,
+        now_s: Option<f64>,
+    ) -> PyResult<(u64, u32)> {
+        let (request, now_s) = (self::request_id(request_id)?, seconds(py, now_s)?);
+        let worker = self.lock().prefill_done(request, now_s).map_err(|e| raise(&e))?;
+        Ok((worker.instance, worker.dp_rank))
+    }
+
+    #[pyo3(signature = (request_id, *, output_tokens=None, cached_tokens=None, now_s=None))]
+    fn release(
+        &self,
+        py: Python<'_>,
+        request_id: &Bound<'_, PyAny>,
+        output_tokens: Option<u32>,
+        cached_tokens: Option<u32>,
+        now_s: Option<f64>,
+    ) -> PyResult<(u64, u32)> {
+        let (request, now_s) = (self::request_id(request_id)?, seconds(py, now_s)?);
+        let outcome = wardrop_core::ledger::Outcome {
+            output_tokens,
+            cached_tokens,
+        };
+        let worker = self
+            .lock()
+            .finish(request, outcome, now_s)
+            .map_err(|e| raise(&e))?;
+        Ok((worker.instance, worker.dp_rank))
+    }
+
+    #[pyo3(signature = (*, now_s=None))]
+    fn expire(&self, py: Python<'_>, now_s: Option<f64>) -> PyResult<usize> {
+        let now_s = seconds(py, now_s)?;
+        Ok(py.detach(|| self.lock().expire(now_s)))
+    }
+
+    #[pyo3(signature = (policy, **parameters))]
+    fn set_policy(
+        &self,
+        py: Python<'_>,
+        policy: &str,
+        parameters: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let policy =
+            PolicyConfig::from_name(policy, &self::parameters(py, parameters)?).map_err(|e| raise(&e))?;
+        self.lock().set_policy(policy).map_err(|e| raise(&e))
+    }
+
+    fn snapshot(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let snapshot = py.detach(|| self.lock().snapshot());
+        let value =
+            serde_json::to_value(snapshot).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok(to_python(py, &value)?.unbind())
+    }
+}

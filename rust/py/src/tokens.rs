@@ -1,0 +1,180 @@
+//! Token ids and hashes from whatever Python has: buffers without a copy, lists without an iterator.
+//!
+//! The one module with `unsafe`: it reads memory that a buffer export pins. While a view lives its exporter can neither free
+//! nor resize it, but another Python thread may write to it. That is the caller's race, as with every function that releases
+//! the GIL over a buffer (hashlib, numpy): the ids read are then undefined, each of them still a `u32`.
+#![allow(unsafe_code)]
+
+use pyo3::buffer::{PyBuffer, PyUntypedBuffer};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+const ACCEPTED: &str = "a list of ints, a contiguous buffer of 32-bit unsigned ints (numpy.uint32, array('I'), memoryview), \
+     bytes or bytearray of little-endian 32-bit ids, or an integer array that converts";
+
+/// Token ids, borrowed where the memory allows it.
+pub enum Tokens {
+    /// A view on a buffer of u32.
+    View(PyBuffer<u32>),
+    /// A view on bytes that are aligned little-endian u32.
+    Bytes(PyBuffer<u8>),
+    /// A copy.
+    Owned(Vec<u32>),
+}
+
+impl Tokens {
+    /// The ids.
+    pub fn as_slice(&self) -> &[u32] {
+        match self {
+            // SAFETY: contiguous and aligned (checked by the constructors), pinned by the view; see the module.
+            Self::View(view) => unsafe { slice(view.buf_ptr().cast(), view.item_count()) },
+            // SAFETY: as above; any 4 bytes are a u32.
+            Self::Bytes(view) => unsafe { slice(view.buf_ptr().cast(), view.item_count() / 4) },
+            Self::Owned(tokens) => tokens,
+        }
+    }
+
+    /// Read `value`. Errors: `TypeError` for another type, `ValueError` for an id out of range or a wrong shape.
+    pub fn new(value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if let Ok(list) = value.cast::<PyList>() {
+            return read_list(list, token).map(Self::Owned);
+        }
+        let Ok(buffer) = PyUntypedBuffer::get(value) else {
+            return from_iterable(value);
+        };
+        if buffer.dimensions() > 1 {
+            let text = format!(
+                "tokens have {} dimensions; expected 1: flatten them",
+                buffer.dimensions()
+            );
+            return Err(PyValueError::new_err(text));
+        }
+        if buffer.item_count() == 0 {
+            return Ok(Self::Owned(Vec::new())); // without memory there is no alignment to check either
+        }
+        Self::from_buffer(value.py(), &buffer, value)
+    }
+
+    fn from_buffer(py: Python<'_>, buffer: &PyUntypedBuffer, value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if buffer.as_typed::<u32>().is_ok() {
+            let view = PyBuffer::<u32>::get(value)?;
+            let usable = view.is_c_contiguous() && cfg!(target_endian = "little");
+            return if usable {
+                Ok(Self::View(view))
+            } else {
+                view.to_vec(py).map(Self::Owned)
+            };
+        }
+        if let Ok(bytes) = buffer.as_typed::<u8>() {
+            return Self::from_bytes(py, bytes, value);
+        }
+        if let Ok(ids) = buffer.as_typed::<i64>() {
+            return convert(&ids.to_vec(py)?);
+        }
+        if let Ok(ids) = buffer.as_typed::<u64>() {
+            return convert(&ids.to_vec(py)?);
+        }
+        if let Ok(ids) = buffer.as_typed::<i32>() {
+            return convert(&ids.to_vec(py)?);
+        }
+        if let Ok(ids) = buffer.as_typed::<u16>() {
+            return convert(&ids.to_vec(py)?);
+        }
+        let format = buffer.format().to_string_lossy();
+        Err(PyTypeError::new_err(format!(
+            "tokens are a buffer of format {format:?}; expected {ACCEPTED}"
+        )))
+    }
+
+    fn from_bytes(py: Python<'_>, bytes: &PyBuffer<u8>, value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let len = bytes.item_count();
+        if !len.is_multiple_of(4) {
+            let text = format!("tokens are {len} bytes; expected a multiple of 4: little-endian 32-bit ids");
+            return Err(PyValueError::new_err(text));
+        }
+        let aligned = bytes.buf_ptr().cast::<u32>().is_aligned();
+        if bytes.is_c_contiguous() && aligned && cfg!(target_endian = "little") {
+            return Ok(Self::Bytes(PyBuffer::get(value)?));
+        }
+        let words = bytes.to_vec(py)?;
+        let id = |word: &[u8]| u32::from_le_bytes(word.try_into().expect("a word must have 4 bytes"));
+        Ok(Self::Owned(words.chunks_exact(4).map(id).collect()))
+    }
+}
+
+/// # Safety
+/// `len` items from `pointer` on must stay readable while the result lives.
+unsafe fn slice<'a>(pointer: *const u32, len: usize) -> &'a [u32] {
+    if len == 0 {
+        return &[]; // an empty buffer may have no memory at all
+    }
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(pointer, len) }
+}
+
+fn convert<T: Copy + TryInto<u32> + std::fmt::Display>(ids: &[T]) -> PyResult<Tokens> {
+    let id = |(at, &id): (usize, &T)| id.try_into().map_err(|_| out_of_range(at));
+    ids.iter()
+        .enumerate()
+        .map(id)
+        .collect::<PyResult<_>>()
+        .map(Tokens::Owned)
+}
+
+fn out_of_range(at: usize) -> PyErr {
+    // The id itself stays out of the text: no prompt in a log.
+    PyValueError::new_err(format!("token {at} is out of range; expected 0 to 4294967295"))
+}
+
+fn from_iterable(value: &Bound<'_, PyAny>) -> PyResult<Tokens> {
+    let wrong = || {
+        let name = value
+            .get_type()
+            .name()
+            .map_or_else(|_| "?".to_owned(), |name| name.to_string());
+        PyTypeError::new_err(format!("tokens are a {name}; expected {ACCEPTED}"))
+    };
+    if value.hasattr("__len__")? && !value.hasattr("keys")? && value.extract::<&str>().is_err() {
+        let list = value
+            .py()
+            .get_type::<PyList>()
+            .call1((value,))
+            .map_err(|_| wrong())?;
+        return read_list(list.cast::<PyList>()?, token).map(Tokens::Owned);
+    }
+    Err(wrong())
+}
+
+fn token(value: i64) -> Option<u32> {
+    u32::try_from(value).ok()
+}
+
+/// Read a list of ints through the C API: half the time of iterating over it.
+fn read_list<T>(list: &Bound<'_, PyList>, convert: impl Fn(i64) -> Option<T>) -> PyResult<Vec<T>> {
+    let len = list.len();
+    let mut values = Vec::with_capacity(len);
+    for at in 0..len {
+        // SAFETY: the list is alive; the item is borrowed only until the next line, and the GIL is held. A list that shrank
+        // meanwhile gives null, which is an error.
+        let value = unsafe {
+            let item = ffi::PyList_GetItem(list.as_ptr(), at.cast_signed());
+            if item.is_null() {
+                return Err(PyErr::fetch(list.py()));
+            }
+            ffi::PyLong_AsLongLong(item)
+        };
+        if value == -1
+            && let Some(error) = PyErr::take(list.py())
+        {
+            return Err(if error.is_instance_of::<PyTypeError>(list.py()) {
+                PyTypeError::new_err(format!("token {at} is not an int"))
+            } else {
+                out_of_range(at)
+            });
+        }
+        values.push(convert(value).ok_or_else(|| out_of_range(at))?);
+    }
+    Ok(values)
+}

@@ -1,0 +1,206 @@
+"""The library's router from Python: events, decisions, bookings, errors, threads."""
+
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wardrop
+
+PROMPT = list(range(100, 180))  # five blocks of 16
+
+
+def names(prompt: list[int]) -> list[int]:
+    return wardrop.sequence_hashes(wardrop.block_hashes(prompt, 16))
+
+
+def router(policy: str = "dynamo", **parameters: Any) -> wardrop.Router:
+    router = wardrop.Router(16, policy, **parameters)
+    router.add_worker(1)
+    router.add_worker((2, 3), total_kv_blocks=1000)
+    return router
+
+
+def test_the_worker_with_the_prefix_gets_the_request() -> None:
+    fleet = router()
+    fleet.apply((2, 3), wardrop.Stored(names(PROMPT), tokens=PROMPT, block_size=16))
+    decision = fleet.route(PROMPT, request_id="a", explain=True)
+    assert decision.worker == (2, 3)
+    assert decision.overlap_blocks == 5
+    assert decision.cost == 5.0
+    cold, hot = decision.candidates
+    assert (cold.worker, cold.device_blocks, cold.cost) == ((1, 0), 0, 10.0)
+    assert (hot.device_blocks, hot.prefill_tokens, hot.decode_blocks) == (5, 0, 0)
+    assert fleet.find_matches(PROMPT) == {(2, 3): (5, 0, 0)}
+
+
+def test_a_request_lives_from_booking_to_release() -> None:
+    fleet = router()
+    worker = fleet.route(PROMPT, request_id="a").worker
+    state = {tuple(w["worker"].values()): w for w in fleet.snapshot()["workers"]}[worker]
+    assert (state["prefill_tokens"], state["decode_blocks"], state["active_requests"]) == (80, 5, 1)
+    assert fleet.prefill_done("a") == worker
+    assert fleet.release("a", output_tokens=12) == worker
+    for state in fleet.snapshot()["workers"]:
+        assert (state["prefill_tokens"], state["decode_blocks"]) == (0, 0)
+    with pytest.raises(KeyError, match="not booked"):
+        fleet.release("a")
+
+
+def test_dynamos_dicts_are_events_too() -> None:
+    fleet = router()
+    signed = [value - 2**64 if value >= 2**63 else value for value in names(PROMPT)]
+    blocks = [
+        {"block_hash": name, "tokens_hash": local}
+        for name, local in zip(signed, wardrop.block_hashes(PROMPT, 16), strict=True)
+    ]
+    fleet.apply(1, {"stored": {"parent_hash": None, "blocks": blocks[:2]}})
+    fleet.apply(1, {"stored": {"parent_hash": signed[1], "blocks": blocks[2:]}})
+    fleet.apply(
+        1, {"storage_tier": "host_pinned", "stored": {"parent_hash": None, "blocks": blocks}}
+    )
+    assert fleet.find_matches(PROMPT) == {(1, 0): (5, 0, 0)}
+    fleet.apply(1, {"removed": {"block_hashes": signed[3:4]}})
+    assert fleet.find_matches(PROMPT) == {(1, 0): (3, 2, 0)}
+    fleet.apply(1, "cleared")
+    assert fleet.find_matches(PROMPT) == {}
+
+
+def test_an_adapter_has_a_cache_of_its_own() -> None:
+    fleet = router()
+    stored = wardrop.Stored(names(PROMPT), tokens=PROMPT, block_size=16, lora_name="a")
+    fleet.apply(1, stored)
+    assert fleet.find_matches(PROMPT) == {}
+    assert fleet.find_matches(PROMPT, lora_name="a") == {(1, 0): (5, 0, 0)}
+    assert fleet.find_matches(PROMPT, lora_name="a", cache_namespace="t") == {}
+
+
+def test_only_allowed_workers_are_chosen() -> None:
+    fleet = router("round_robin")
+    assert {fleet.route(PROMPT, allowed=[(2, 3), 77]).worker for _ in range(4)} == {(2, 3)}
+    fleet.set_available((2, 3), available=False)
+    with pytest.raises(LookupError, match="2 registered, 1 available, 0 of them allowed"):
+        fleet.route(PROMPT, allowed=[(2, 3)])
+
+
+def test_bookings_end_by_themselves() -> None:
+    fleet = router(booking_ttl_s=10.0)
+    fleet.route(PROMPT, request_id=1, now_s=5.0)
+    assert fleet.expire(now_s=14.9) == 0
+    assert fleet.expire(now_s=15.0) == 1
+    assert fleet.snapshot()["counters"]["expired"] == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda r: wardrop.Router(0), ValueError, "block_size = 0: expected at least 1"),
+        (
+            lambda r: wardrop.Router(16, "best"),
+            ValueError,
+            'unknown policy "best"; one of round_robin',
+        ),
+        (lambda r: wardrop.Router(16, "dynamo", weight=1), ValueError, "unknown field `weight`"),
+        (lambda r: wardrop.Router(16, "dynamo", prefill_load_scale=-1.0), ValueError, "0 or above"),
+        (lambda r: r.add_worker(1), ValueError, "registered already"),
+        (lambda r: r.add_worker("w"), TypeError, "expected an instance id"),
+        (lambda r: r.remove_worker(9), KeyError, "worker 9/0 is not registered"),
+        (lambda r: r.route(), LookupError, None),
+        (lambda r: r.route([1], hashes=[1]), ValueError, "expected one of them"),
+        (lambda r: r.route([1], request_id=1.5), TypeError, "request_id is a float"),
+        (lambda r: r.route([1], now_s=float("nan")), ValueError, "finite"),
+        (lambda r: r.apply(1, {"stord": {}}), ValueError, "none of the keys"),
+        (lambda r: r.apply(1, 3), TypeError, "expected Stored"),
+        (lambda r: r.apply(1, wardrop.Removed([5])), ValueError, "not known to hold"),
+        (
+            lambda r: r.apply(1, wardrop.Stored([1], local_hashes=[1], parent=7)),
+            ValueError,
+            "resynch",
+        ),
+        (lambda r: wardrop.Stored([1, 2], local_hashes=[1]), ValueError, "2 block_hashes for 1"),
+        (lambda r: wardrop.Stored([1]), ValueError, "needs tokens"),
+        (lambda r: wardrop.Removed([1], tier="tape"), ValueError, "device, host or disk"),
+        (
+            lambda r: r.apply(1, wardrop.Stored([1], tokens=[1] * 8, block_size=8)),
+            ValueError,
+            "blocks of 8 tokens: expected 16",
+        ),
+    ],
+)
+def test_errors_say_what_is_wrong(call: Any, error: type[Exception], says: str | None) -> None:
+    fleet = wardrop.Router(16)
+    if says is not None:
+        fleet.add_worker(1)
+    with pytest.raises(error, match=says):
+        call(fleet)
+
+
+def test_the_same_seed_gives_the_same_decisions() -> None:
+    def decisions(seed: int) -> list[tuple[int, int]]:
+        fleet = router(seed=seed)
+        return [fleet.route().worker for _ in range(64)]
+
+    assert decisions(3) == decisions(3)
+    assert decisions(3) != decisions(4)
+
+
+def test_many_threads_share_one_router() -> None:
+    fleet = router()
+    failures: list[BaseException] = []
+
+    def work(thread: int) -> None:
+        try:
+            for turn in range(200):
+                prompt = (
+                    [thread] * 16 * (1 + turn % 300)
+                )  # small ones keep the GIL, large ones release it
+                request = f"{thread}-{turn}"
+                worker = fleet.route(prompt, request_id=request).worker
+                fleet.apply(worker, wardrop.Stored(names(prompt), tokens=prompt, block_size=16))
+                fleet.prefill_done(request)
+                fleet.apply(worker, wardrop.Removed(names(prompt)))
+                fleet.release(request)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    snapshot = fleet.snapshot()
+    assert snapshot["bookings"] == 0
+    assert snapshot["index"]["blocks"] == 0
+    assert snapshot["counters"]["released"] == 1600
+    assert all(worker["prefill_tokens"] == 0 for worker in snapshot["workers"])
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(["route", "done", "release"])), max_size=60
+    )
+)
+def test_the_load_is_never_negative_and_zero_when_idle(steps: list[tuple[int, str]]) -> None:
+    fleet = router()
+    booked: dict[int, bool] = {}
+    for request, action in steps:
+        if action == "route" and request not in booked:
+            fleet.route([request % 2] * 16 * (request + 1), request_id=request)
+            booked[request] = True
+        elif action == "done" and request in booked:
+            fleet.prefill_done(request)
+            booked[request] = False
+        elif action == "release" and request in booked:
+            fleet.release(request)
+            del booked[request]
+        state = fleet.snapshot()["workers"]
+        waiting = sum(16 * (request + 1) for request, waits in booked.items() if waits)
+        assert sum(worker["prefill_tokens"] for worker in state) == waiting
+        assert sum(worker["active_requests"] for worker in state) == len(booked)
+    for request in booked:
+        fleet.release(request)
+    assert all(worker["decode_blocks"] == 0 for worker in fleet.snapshot()["workers"])

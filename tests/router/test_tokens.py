@@ -1,0 +1,108 @@
+"""Token ids in every form, and hashes against Dynamo's own."""
+
+import array
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import wardrop
+
+FORMS: dict[str, Callable[[list[int]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "array": lambda ids: array.array("I", ids),
+    "numpy uint32": lambda ids: np.array(ids, dtype=np.uint32),
+    "numpy int64": lambda ids: np.array(ids, dtype=np.int64),
+    "numpy uint64": lambda ids: np.array(ids, dtype=np.uint64),
+    "numpy every second": lambda ids: np.repeat(np.array(ids, dtype=np.uint32), 2)[::2],
+    "read-only": lambda ids: memoryview(array.array("I", ids)).toreadonly(),
+    "bytes": lambda ids: np.array(ids, dtype="<u4").tobytes(),
+    "bytearray": lambda ids: bytearray(np.array(ids, dtype="<u4").tobytes()),
+    "unaligned bytes": lambda ids: memoryview(b"x" + np.array(ids, dtype="<u4").tobytes())[1:],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(
+    ids=st.lists(st.integers(0, 2**32 - 1), max_size=200),
+    block_size=st.sampled_from([1, 3, 16, 61]),
+)
+def test_every_form_of_tokens_gives_the_same_hashes(
+    form: str, ids: list[int], block_size: int
+) -> None:
+    expected = wardrop.block_hashes(ids, block_size)
+    assert len(expected) == len(ids) // block_size
+    assert wardrop.block_hashes(FORMS[form](ids), block_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "says"),
+    [
+        ([1, 2, -1], ValueError, "token 2 is out of range"),
+        ([2**32], ValueError, "token 0 is out of range"),
+        ([2**80], ValueError, "token 0 is out of range"),
+        ([1, "2"], TypeError, "token 1 is not an int"),
+        (np.array([1, -5]), ValueError, "token 1 is out of range"),
+        (np.array([1.0]), TypeError, "format"),
+        (np.zeros((2, 2), dtype=np.uint32), ValueError, "2 dimensions"),
+        (b"12345", ValueError, "multiple of 4"),
+        ("text", TypeError, "tokens are a str"),
+        (None, TypeError, "NoneType"),
+        ({1: 2}, TypeError, "tokens are a dict"),
+        (7, TypeError, "tokens are a int"),
+    ],
+)
+def test_what_is_no_token_is_refused_with_its_place(
+    tokens: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        wardrop.block_hashes(tokens, 16)
+
+
+def test_an_error_does_not_repeat_the_token() -> None:
+    with pytest.raises(ValueError, match="out of range") as caught:
+        wardrop.block_hashes([4_294_967_299], 1)
+    assert "4294967299" not in str(caught.value)
+
+
+def test_a_buffer_in_use_can_not_be_resized_and_is_free_afterwards() -> None:
+    ids = bytearray(64)
+    wardrop.block_hashes(ids, 16)
+    ids.extend(b"1234")  # raises BufferError while an export lives
+    assert len(ids) == 68
+
+
+def test_hashes_equal_dynamos_on_random_prompts() -> None:
+    llm = pytest.importorskip(
+        "dynamo.llm", reason="Dynamo is not installed: nothing to compare with"
+    )
+    rng = random.Random(5)
+    for _ in range(400):
+        block_size = rng.choice([1, 2, 8, 16, 32, 60, 61, 64, 128, 512])
+        ids = [rng.randrange(2**32) for _ in range(rng.randrange(0, 3 * block_size + 40))]
+        lora = rng.choice([None, "", "adapter", "ä-本-" + "x" * 300])
+        space = rng.choice([None, "", "tenant-1", "s" * 241])
+        expected = llm.compute_block_hash_for_seq(
+            ids, block_size, lora_name=lora, cache_namespace=space
+        )
+        got = wardrop.block_hashes(ids, block_size, lora_name=lora, cache_namespace=space)
+        assert got == expected
+
+
+def test_sequence_hashes_equal_the_published_recurrence() -> None:
+    xxhash = pytest.importorskip("xxhash")
+    locals_ = wardrop.block_hashes(range(160), 16)
+    expected = locals_[:1]
+    for local in locals_[1:]:
+        pair = expected[-1].to_bytes(8, "little") + local.to_bytes(8, "little")
+        expected.append(xxhash.xxh3_64_intdigest(pair, seed=1337))
+    assert wardrop.sequence_hashes(locals_) == expected
+    signed = [value - 2**64 if value >= 2**63 else value for value in locals_]
+    assert wardrop.sequence_hashes(signed) == expected
+    assert wardrop.sequence_hashes(np.array(locals_, dtype=np.uint64)) == expected
+    assert wardrop.sequence_hashes(np.array(signed, dtype=np.int64)) == expected
