@@ -35,7 +35,7 @@ pub use event::{KvEvent, StoredBlock, Tier};
 pub use hash::{EngineHash, HashScope, LocalHash, SequenceHash, local_hashes, sequence_hashes};
 pub use index::WorkerOverlap;
 pub use price::{DynamoConfig, Policy, PolicyConfig, View};
-pub use request::{Candidate, Decision, RequestId, RouteRequest};
+pub use request::{Candidate, Decision, RequestId, RouteRequest, Stage};
 pub use router::{Router, RouterConfig};
 pub use snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 pub use worker::{WorkerId, WorkerSpec};

@@ -29,6 +29,17 @@ pub struct RouteRequest<'a> {
     pub explain: bool,
 }
 
+/// The stages of a decision, in their order; [`Stage::Pick`] ends with the booking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Which candidate holds how much of the prompt.
+    Match,
+    /// What each candidate costs.
+    Price,
+    /// The choice and its booking.
+    Pick,
+}
+
 /// Where a request goes, and why.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Decision {

@@ -12,7 +12,7 @@ pub use crate::matched::{Ahead, Matched};
 use crate::matched::{Columns, Overlaps};
 use crate::pick::pick;
 use crate::price::{Policy, PolicyConfig, View};
-pub use crate::request::{Candidate, Decision, RequestId, RouteRequest};
+pub use crate::request::{Candidate, Decision, RequestId, RouteRequest, Stage};
 use crate::rng::Rng;
 pub use crate::router_config::RouterConfig;
 use crate::snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
@@ -127,11 +127,22 @@ impl Router {
     ///
     /// Bookings whose time is over end first. O(blocks / 64 + workers).
     pub fn route(&mut self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
+        self.route_marked(request, now_s, |_| ())
+    }
+
+    /// As [`Router::route`]; `mark` is told the end of each stage, so that who has a clock can time them.
+    pub fn route_marked(
+        &mut self,
+        request: &RouteRequest<'_>,
+        now_s: f64,
+        mut mark: impl FnMut(Stage),
+    ) -> Result<Decision, Error> {
         self.expire(now_s);
         self.check(request)?;
         let mut matched = std::mem::take(&mut self.matched);
         let found = self.match_into(request, &mut matched);
-        let decision = found.map(|()| self.decide(request, &matched, now_s));
+        mark(Stage::Match);
+        let decision = found.map(|()| self.decide(request, &matched, now_s, &mut mark));
         self.matched = matched;
         decision
     }
@@ -150,8 +161,15 @@ impl Router {
         matched.work = (0..matched.slots.len()).map(work).collect();
     }
 
-    fn decide(&mut self, request: &RouteRequest<'_>, matched: &Matched, now_s: f64) -> Decision {
+    fn decide(
+        &mut self,
+        request: &RouteRequest<'_>,
+        matched: &Matched,
+        now_s: f64,
+        mark: &mut impl FnMut(Stage),
+    ) -> Decision {
         self.price(matched, None, now_s);
+        mark(Stage::Price);
         let columns = &self.columns;
         let chosen = pick(&columns.costs, self.policy.temperature(), &mut self.rng);
         let chosen = chosen.expect("a price must leave one candidate with a finite cost");
@@ -165,6 +183,7 @@ impl Router {
         self.counters.routed += 1;
         let work = self.work(request.input_tokens, matched.overlap(chosen));
         self.open(request, matched.slots[chosen], work, now_s);
+        mark(Stage::Pick);
         decision
     }
 

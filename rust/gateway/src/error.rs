@@ -1,4 +1,4 @@
-//! Errors: of the control calls (one enum), and towards HTTP clients (in OpenAI's shape).
+//! Errors: of the control calls (one enum), and towards HTTP clients (in `OpenAI`'s shape).
 
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -144,7 +144,7 @@ impl Refusal {
         }
     }
 
-    /// `{"error": {"message", "type", "param", "code"}}`, the shape of OpenAI's API.
+    /// `{"error": {"message", "type", "param", "code"}}`, the shape of `OpenAI`'s API.
     pub fn body(self) -> Bytes {
         let kind = match self.status().as_u16() {
             429 => "rate_limit_error",

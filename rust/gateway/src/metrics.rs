@@ -68,8 +68,12 @@ pub mod stage {
     pub const TOKENISE: &str = "tokenise";
     /// Block hashes.
     pub const HASH: &str = "hash";
-    /// Match, price, pick and book under the router's lock.
-    pub const ROUTE: &str = "route";
+    /// Overlap of the prompt with each candidate, with the wait for the router's lock.
+    pub const MATCH: &str = "match";
+    /// Cost of each candidate.
+    pub const PRICE: &str = "price";
+    /// Choice and booking.
+    pub const PICK: &str = "pick";
     /// From the whole body to the pin.
     pub const TOTAL: &str = "total";
 }
@@ -223,7 +227,14 @@ impl Metrics {
         for reason in Abstention::ALL {
             metrics.abstentions.with_label_values(&[reason.name()]);
         }
-        for stage in [stage::TOKENISE, stage::HASH, stage::ROUTE, stage::TOTAL] {
+        for stage in [
+            stage::TOKENISE,
+            stage::HASH,
+            stage::MATCH,
+            stage::PRICE,
+            stage::PICK,
+            stage::TOTAL,
+        ] {
             metrics.decision.with_label_values(&[stage]);
         }
         Ok(metrics)
@@ -231,7 +242,7 @@ impl Metrics {
 
     /// The text that Prometheus reads, with the workers' state of this moment.
     pub fn render(&self, models: &Models, in_flight: usize, now_s: f64) -> String {
-        self.in_flight.set(in_flight as i64);
+        self.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
         for gauges in [
             &self.worker_load,
             &self.worker_up,

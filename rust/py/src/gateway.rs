@@ -6,7 +6,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use wardrop_gateway::{Gateway as Native, GatewayConfig, GatewayError};
 
-fn raise(error: GatewayError) -> PyErr {
+fn raise(error: &GatewayError) -> PyErr {
     match error {
         GatewayError::Io { .. } | GatewayError::State(_) => PyRuntimeError::new_err(error.to_string()),
         _ => PyValueError::new_err(error.to_string()),
@@ -26,27 +26,30 @@ impl Gateway {
     fn new(py: Python<'_>, config_json: &str) -> PyResult<Self> {
         let native = py
             .detach(|| Native::new(GatewayConfig::from_json(config_json)?))
-            .map_err(raise)?;
+            .map_err(|error| raise(&error))?;
         Ok(Self { native })
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<u16> {
-        py.detach(|| self.native.start()).map_err(raise)
+        py.detach(|| self.native.start()).map_err(|error| raise(&error))
     }
 
     #[pyo3(signature = (urls, /))]
     fn set_upstreams(&self, py: Python<'_>, urls: Vec<String>) -> PyResult<()> {
-        py.detach(|| self.native.set_upstreams(&urls)).map_err(raise)
+        py.detach(|| self.native.set_upstreams(&urls))
+            .map_err(|error| raise(&error))
     }
 
     #[pyo3(signature = (model_json, /))]
     fn upsert_model(&self, py: Python<'_>, model_json: &str) -> PyResult<()> {
-        py.detach(|| self.native.upsert_model(model_json)).map_err(raise)
+        py.detach(|| self.native.upsert_model(model_json))
+            .map_err(|error| raise(&error))
     }
 
     #[pyo3(signature = (name, /))]
     fn recheck_model(&self, py: Python<'_>, name: &str) -> PyResult<()> {
-        py.detach(|| self.native.recheck_model(name)).map_err(raise)
+        py.detach(|| self.native.recheck_model(name))
+            .map_err(|error| raise(&error))
     }
 
     #[pyo3(signature = (name, /))]
@@ -57,18 +60,18 @@ impl Gateway {
     #[pyo3(signature = (worker_json, /))]
     fn upsert_worker(&self, py: Python<'_>, worker_json: &str) -> PyResult<()> {
         py.detach(|| self.native.upsert_worker(worker_json))
-            .map_err(raise)
+            .map_err(|error| raise(&error))
     }
 
     fn remove_worker(&self, py: Python<'_>, model: &str, role: &str, instance: u64) -> PyResult<bool> {
         py.detach(|| self.native.remove_worker(model, role, instance))
-            .map_err(raise)
+            .map_err(|error| raise(&error))
     }
 
     #[pyo3(signature = (subscription_json, /))]
     fn subscribe(&self, py: Python<'_>, subscription_json: &str) -> PyResult<()> {
         py.detach(|| self.native.subscribe(subscription_json))
-            .map_err(raise)
+            .map_err(|error| raise(&error))
     }
 
     #[pyo3(signature = (publisher_id, /))]
@@ -78,7 +81,7 @@ impl Gateway {
 
     fn load_dump(&self, py: Python<'_>, model: &str, role: &str, dump_json: &str) -> PyResult<usize> {
         py.detach(|| self.native.load_dump(model, role, dump_json))
-            .map_err(raise)
+            .map_err(|error| raise(&error))
     }
 
     fn status(&self, py: Python<'_>) -> String {

@@ -214,6 +214,8 @@ pub struct StepLoad {
     pub num_prefill_requests: u64,
     /// Their new tokens.
     pub sum_prefill_tokens: u64,
+    /// Tokens of theirs that were in the cache before the step.
+    pub sum_prefill_kv_tokens: u64,
     /// Requests in decode.
     pub num_decode_requests: u64,
     /// Their context tokens.

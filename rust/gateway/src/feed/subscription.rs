@@ -82,6 +82,8 @@ struct FeedState {
     reconnects: AtomicU64,
     /// Milliseconds on the gateway's clock, +1; 0 before the first message.
     last_ms: AtomicU64,
+    /// The instance whose steps this feed told last, with whether there was one.
+    told: Mutex<Option<u64>>,
 }
 
 /// All feeds that are followed.
@@ -212,6 +214,10 @@ impl Run {
                     was_connected = true;
                     let error = self.read(subscriber).await;
                     self.state.connected.store(false, Ordering::Relaxed);
+                    if let Some(instance) = self.state.told.lock().take() {
+                        // A process that dies closes its sockets: this comes before any lease ends or request fails.
+                        self.pool.lost(instance, self.shared.now_s());
+                    }
                     self.state.reconnects.fetch_add(1, Ordering::Relaxed);
                     self.shared
                         .metrics
@@ -287,8 +293,11 @@ impl Run {
                 }
             }
             Topic::ForwardPass => {
-                self.pool
-                    .forward_pass(decode_forward_pass(&envelope.payload)?, owner, now_s);
+                let step = decode_forward_pass(&envelope.payload)?;
+                let worker = step.worker();
+                if self.pool.forward_pass(step, owner, now_s) {
+                    *self.state.told.lock() = worker.map(|worker| worker.instance);
+                }
             }
             Topic::KvMetrics => {}
         }

@@ -1,4 +1,4 @@
-//! A ZeroMQ subscriber (ZMTP 3.0, NULL mechanism, RFC 23) with a bound on every frame.
+//! A `ZeroMQ` subscriber (ZMTP 3.0, NULL mechanism, RFC 23) with a bound on every frame.
 //!
 //! Written here because the bound has to hold before memory is taken: the `zeromq` crate reserves what a frame announces.
 

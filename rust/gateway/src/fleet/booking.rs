@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use wardrop_core::ledger::Outcome;
 use wardrop_core::{RequestId, WorkerId};
 
 use super::pool::{Role, WorkerPool};
@@ -25,6 +26,7 @@ pub struct Booking {
     legs: [Option<Leg>; 2],
     clock: Instant,
     prefilled: bool,
+    outcome: Outcome,
 }
 
 impl Booking {
@@ -35,6 +37,7 @@ impl Booking {
             legs,
             clock,
             prefilled: false,
+            outcome: Outcome::default(),
         }
     }
 
@@ -57,10 +60,15 @@ impl Booking {
         let now_s = self.clock.elapsed().as_secs_f64();
         for leg in self.legs.iter().flatten() {
             match leg.pool.role {
-                Role::Prefill => leg.pool.release(self.id, now_s),
+                Role::Prefill => leg.pool.finish(self.id, self.outcome, now_s),
                 Role::Aggregated | Role::Decode => leg.pool.prefill_done(self.id, now_s),
             }
         }
+    }
+
+    /// What the answer told; the workers' curves learn from it when the booking ends.
+    pub fn set_outcome(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
     }
 
     /// Every worker of this booking failed the request.
@@ -86,7 +94,7 @@ impl Drop for Booking {
     fn drop(&mut self) {
         let now_s = self.clock.elapsed().as_secs_f64();
         for leg in self.legs.iter().flatten() {
-            leg.pool.release(self.id, now_s);
+            leg.pool.finish(self.id, self.outcome, now_s);
         }
     }
 }

@@ -280,11 +280,15 @@ mod tests {
         let mut held = std::collections::BTreeMap::new();
         for event in events {
             match event {
-                KvEvent::Stored { blocks, .. } => blocks
-                    .iter()
-                    .for_each(|b| *held.entry(b.engine_hash.0).or_insert(0) += 1),
+                KvEvent::Stored { blocks, .. } => {
+                    for block in blocks {
+                        *held.entry(block.engine_hash.0).or_insert(0) += 1;
+                    }
+                }
                 KvEvent::Removed { blocks, .. } => {
-                    blocks.iter().for_each(|b| *held.entry(b.0).or_insert(0) -= 1)
+                    for block in blocks {
+                        *held.entry(block.0).or_insert(0) -= 1;
+                    }
                 }
                 KvEvent::Cleared => held.clear(),
             }
@@ -309,7 +313,7 @@ mod tests {
             let dump: Vec<KvEvent> = count(&stream[..taken]).into_keys().map(|b| store(None, &[b])).collect();
             let mut cursor = EventCursor::default();
             cursor.miss(0);
-            stream[from..].iter().for_each(|event| cursor.keep(event));
+            for event in &stream[from..] { cursor.keep(event); }
             let joined = count(&cursor.load_dump(dump));
             prop_assert!(joined.values().all(|&n| n == 1));
             prop_assert_eq!(joined, count(&stream));

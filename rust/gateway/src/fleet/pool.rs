@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use wardrop_core::latency::PrefillWork;
+use wardrop_core::ledger::Outcome;
 use wardrop_core::{
-    Decision, Error, KvEvent, RequestId, RouteRequest, Router, RouterConfig, Snapshot, WorkerId, WorkerSpec,
+    Decision, Error, KvEvent, RequestId, RouteRequest, Router, RouterConfig, Snapshot, Stage, WorkerId,
+    WorkerSpec,
 };
 
 use super::cursor::{EventCursor, Step};
@@ -238,37 +241,19 @@ impl WorkerPool {
         Ok(!gone.is_empty())
     }
 
-    /// Chooses and books, one atomic step. `except` is left out when another worker is available.
+    /// Chooses and books, one atomic step; `mark` is told the end of each stage.
     pub fn route(
         &self,
         request: &RouteRequest<'_>,
-        except: Option<WorkerId>,
         now_s: f64,
+        mark: impl FnMut(Stage),
     ) -> Result<Placement, Error> {
         let mut state = self.state.lock();
-        let decision = match except {
-            None => state.router.route(request, now_s)?,
-            Some(except) => {
-                let others: Vec<WorkerId> = state
-                    .workers
-                    .keys()
-                    .filter(|id| **id != except)
-                    .copied()
-                    .collect();
-                let narrowed = RouteRequest {
-                    allowed: Some(&others),
-                    ..*request
-                };
-                state.router.route(&narrowed, now_s)?
-            }
-        };
-        let several_ranks = state
-            .workers
-            .get(&decision.worker)
-            .is_some_and(|worker| worker.ranks > 1);
+        let decision = state.router.route_marked(request, now_s, mark)?;
+        let ranks = state.workers.get(&decision.worker).map(|worker| worker.ranks);
         Ok(Placement {
             decision,
-            several_ranks,
+            several_ranks: ranks.is_some_and(|ranks| ranks > 1),
         })
     }
 
@@ -283,8 +268,8 @@ impl WorkerPool {
     }
 
     /// A booked request is over. A booking that is gone already needs nothing.
-    pub fn release(&self, request: RequestId, now_s: f64) {
-        let _ = self.state.lock().router.release(request, now_s);
+    pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) {
+        let _ = self.state.lock().router.finish(request, outcome, now_s);
     }
 
     /// A request that was pinned to the worker failed: it is not chosen until it is seen alive.
@@ -294,6 +279,23 @@ impl WorkerPool {
             known.health.fail(now_s);
         }
         state.review(worker, now_s, self.options);
+    }
+
+    /// The connection to an instance's own feed broke: none of its ranks is chosen until it is seen alive.
+    pub fn lost(&self, instance: u64, now_s: f64) {
+        let mut state = self.state.lock();
+        let ids: Vec<WorkerId> = state
+            .workers
+            .keys()
+            .filter(|id| id.instance == instance)
+            .copied()
+            .collect();
+        for id in ids {
+            if let Some(known) = state.workers.get_mut(&id) {
+                known.health.fail(now_s);
+            }
+            state.review(id, now_s, self.options);
+        }
     }
 
     /// A failure that the worker was blamed for was not its own.
@@ -355,6 +357,10 @@ impl WorkerPool {
             return false;
         };
         known.health.heartbeat(now_s);
+        teach(&mut state.router, worker, &step);
+        let Some(known) = state.workers.get_mut(&worker) else {
+            return false;
+        };
         known.forward_pass = Some(step);
         state.review(worker, now_s, self.options);
         true
@@ -459,6 +465,28 @@ impl WorkerPool {
                 }
             })
             .collect()
+    }
+}
+
+/// A pass with one kind of work tells its curve; in a mixed one the share of each is not known.
+fn teach(router: &mut Router, worker: WorkerId, step: &ForwardPass) {
+    let ran = &step.scheduled_requests;
+    if step.wall_time <= 0.0 || !step.wall_time.is_finite() {
+        return;
+    }
+    let Some((curves, position)) = router.teach(worker) else {
+        return;
+    };
+    match (ran.num_prefill_requests, ran.num_decode_requests) {
+        (1, 0) => {
+            let work = PrefillWork::of(ran.sum_prefill_tokens, ran.sum_prefill_kv_tokens);
+            curves.prefill_pass(position, &work, step.wall_time);
+        }
+        (0, decodes) if decodes > 0 => {
+            let load = (decodes as f64, ran.sum_decode_kv_tokens as f64);
+            curves.step(position, load, step.wall_time);
+        }
+        _ => {}
     }
 }
 

@@ -177,6 +177,8 @@ fn new_pools(spec: &ModelSpec, config: &GatewayConfig) -> Result<[Arc<WorkerPool
         let router = RouterConfig::new(spec.block_size)
             .with_seed(config.routing.seed.wrapping_add(role as u64))
             .with_policy(config.routing.policy.clone())
+            .with_prefill_tracking(role != Role::Decode)
+            .with_decode_tracking(role != Role::Prefill)
             .with_booking_ttl_s(config.routing.booking_ttl_s);
         Ok(Arc::new(WorkerPool::new(name.clone(), role, router, options)?))
     };

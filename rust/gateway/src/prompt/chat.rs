@@ -84,6 +84,10 @@ fn normalise_message(
         Some("tool") => *shape |= Shape::TOOL_CALLS,
         _ => *shape |= Shape::UNPROVEN,
     }
+    // Dynamo's typed messages leave a null content out, and a template prints nothing for what is not there.
+    if message.get("content").is_some_and(Value::is_null) {
+        message.shift_remove("content");
+    }
     match message.get_mut("content") {
         Some(content) if content.is_array() => {
             *shape |= Shape::PARTS;
@@ -97,7 +101,7 @@ fn normalise_message(
                 *content = serde_json::json!([{"type": "text", "text": content.take()}]);
             }
         }
-        Some(Value::Null) | None => *shape |= Shape::TOOL_CALLS,
+        None => *shape |= Shape::TOOL_CALLS,
         Some(_) => return Err(Abstention::Unparsable),
     }
     if !template.keeps_argument_strings {
@@ -140,7 +144,7 @@ fn decode_arguments(message: &mut Map<String, Value>) {
     }
 }
 
-/// Tools in the order of OpenAI's schema, unknown keys left out, empty schemas completed: what the template sees in Dynamo.
+/// Tools in the order of `OpenAI`'s schema, unknown keys left out, empty schemas completed: what the template sees in Dynamo.
 fn normalise_tools(raw: Option<&RawValue>) -> Result<Vec<Value>, Abstention> {
     let Some(raw) = raw.filter(|raw| raw.get() != "null") else {
         return Ok(Vec::new());
@@ -153,9 +157,8 @@ fn normalise_tool(mut tool: Value) -> Result<Value, Abstention> {
     let kind = tool
         .get_mut("type")
         .map_or_else(|| Value::from("function"), Value::take);
-    let mut function = match tool.get_mut("function").map(Value::take) {
-        Some(Value::Object(function)) => function,
-        _ => return Err(Abstention::Unparsable),
+    let Some(Value::Object(mut function)) = tool.get_mut("function").map(Value::take) else {
+        return Err(Abstention::Unparsable);
     };
     let mut ordered = Map::with_capacity(4);
     for key in ["name", "description", "parameters", "strict"] {

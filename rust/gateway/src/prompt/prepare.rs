@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use wardrop_core::{HashScope, LocalHash, local_hashes};
+use wardrop_core::{HashScope, LocalHash, SequenceHash, local_hashes, sequence_hashes};
 
 use super::body::{self, ClientNvext, Endpoint, RequestBody, splice_token_data};
 use super::tokenise::{Prompter, Shape};
@@ -21,6 +21,8 @@ pub struct Prepared {
     pub model: Arc<Model>,
     /// Local hashes of the full blocks.
     pub hashes: Vec<LocalHash>,
+    /// Sequence hashes of the same blocks.
+    pub sequence: Vec<SequenceHash>,
     /// Tokens of the prompt.
     pub input_tokens: u32,
     /// Tokens of the answer, when the client hints at it.
@@ -86,6 +88,7 @@ pub fn prepare(
         cache_namespace: salt.as_deref(),
     };
     let hashes = local_hashes(&prompt.tokens, model.spec.block_size, &scope);
+    let sequence = sequence_hashes(&hashes);
     let hashed = Instant::now();
     let spliced = if prompt.is_ours && options.handover && !body::is_set(nvext.annotations) {
         let proven = model
@@ -104,6 +107,7 @@ pub fn prepare(
     Ok(Prepared {
         input_tokens: u32::try_from(prompt.tokens.len()).map_err(|_| Abstention::TooLong)?,
         hashes,
+        sequence,
         expected_output_tokens: expected.and_then(|raw| raw.get().parse().ok()),
         spliced,
         is_streamed: request.is_streamed(),

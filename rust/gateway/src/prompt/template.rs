@@ -143,6 +143,7 @@ impl ChatTemplate {
 
     /// Templates that branch on `arguments is string` print the string as the model wrote it.
     fn probe_argument_strings(&self) -> bool {
+        const ARGUMENTS: &str = r#"{"probe": "value"}"#;
         let named = self
             .env
             .templates()
@@ -150,7 +151,6 @@ impl ChatTemplate {
         if !named {
             return false;
         }
-        const ARGUMENTS: &str = r#"{"probe": "value"}"#;
         let messages = serde_json::json!([
             {"role": "user", "content": "u"},
             {"role": "assistant", "content": "", "tool_calls": [
@@ -187,6 +187,7 @@ pub mod tests {
         .unwrap()
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "called with literals")]
     fn value(json: serde_json::Value) -> Value {
         Value::from(Serde(&json))
     }

@@ -16,8 +16,7 @@ pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<G
     }
     match path {
         "/live" => Some(json(StatusCode::OK, &serde_json::json!({"status": "live"}))),
-        "/ready" => Some(state(shared)),
-        "/health" => Some(state(shared)),
+        "/ready" | "/health" => Some(state(shared)),
         "/metrics" => {
             let text = shared.metrics.render(
                 &shared.registry,

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
+use wardrop_core::ledger::Outcome;
 
 use super::server::Shared;
-use super::usage::UsageScan;
+use super::usage::{Usage, UsageScan};
 use crate::error::Refusal;
 use crate::fleet::Booking;
 use crate::metrics::StreamClocks;
@@ -209,8 +210,24 @@ impl Relay {
 
     fn finish(&mut self) {
         self.ended = true;
-        let Some(watch) = self.watch.take() else { return };
-        let Some(usage) = self.scan.found() else { return };
+        let Some(mut watch) = self.watch.take() else {
+            return;
+        };
+        let usage = self.scan.found();
+        if let Some(booking) = &mut watch.booking {
+            let tokens = |count: Option<u64>| count.and_then(|count| u32::try_from(count).ok());
+            booking.set_outcome(Outcome {
+                output_tokens: tokens(usage.and_then(|usage| usage.output_tokens)),
+                cached_tokens: tokens(usage.map(|usage| usage.cached_tokens)),
+            });
+        }
+        if let Some(usage) = usage {
+            self.audit(&watch, usage);
+        }
+    }
+
+    /// The engine's own count against the prediction.
+    fn audit(&self, watch: &Watch, usage: Usage) {
         let metrics = &self.shared.metrics;
         if usage
             .prompt_tokens
@@ -218,22 +235,22 @@ impl Relay {
         {
             metrics.length_mismatches.inc();
         }
-        let leg = watch.booking.as_ref().and_then(|booking| booking.legs().next());
-        if let Some(leg) = leg {
-            leg.pool
-                .audit(leg.worker, watch.predicted_tokens, usage.cached_tokens);
-            let instance = leg.worker.instance.to_string();
-            let rank = leg.worker.dp_rank.to_string();
-            let labels = [&*leg.pool.model, instance.as_str(), rank.as_str()];
-            metrics
-                .predicted_tokens
-                .with_label_values(&labels)
-                .inc_by(watch.predicted_tokens);
-            metrics
-                .reported_tokens
-                .with_label_values(&labels)
-                .inc_by(usage.cached_tokens);
-        }
+        let Some(leg) = watch.booking.as_ref().and_then(|booking| booking.legs().next()) else {
+            return;
+        };
+        leg.pool
+            .audit(leg.worker, watch.predicted_tokens, usage.cached_tokens);
+        let instance = leg.worker.instance.to_string();
+        let rank = leg.worker.dp_rank.to_string();
+        let labels = [&*leg.pool.model, instance.as_str(), rank.as_str()];
+        metrics
+            .predicted_tokens
+            .with_label_values(&labels)
+            .inc_by(watch.predicted_tokens);
+        metrics
+            .reported_tokens
+            .with_label_values(&labels)
+            .inc_by(usage.cached_tokens);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 use hyper::http::request::Parts;
 use std::fmt::Write as _;
-use wardrop_core::{Error, RequestId, RouteRequest, WorkerId};
+use wardrop_core::{Error, RequestId, RouteRequest, Stage, WorkerId};
 
 use super::intake;
 use super::server::Shared;
@@ -14,30 +14,23 @@ use crate::fleet::{Booking, Leg, Model, Role};
 use crate::metrics::stage;
 use crate::prompt::{Abstention, Prepared};
 
-/// Chooses and books the workers of a request. `except` failed it before.
-pub fn decide(shared: &Shared, prepared: &Prepared, except: Option<WorkerId>) -> Result<Booking, Abstention> {
-    let started = Instant::now();
+/// Chooses and books the workers of a request.
+pub fn decide(shared: &Shared, prepared: &Prepared) -> Result<Booking, Abstention> {
     let id = RequestId(shared.next_request.fetch_add(1, Ordering::Relaxed));
     let model = &prepared.model;
     let legs = if model.is_split() {
-        let prefill = place(shared, prepared, model, Role::Prefill, id, except)?;
+        let prefill = place(shared, prepared, model, Role::Prefill, id)?;
         // From here on the prefill claim ends with this booking, also when decode finds no worker.
         let mut booking = Booking::new(id, [Some(prefill), None], shared.clock);
-        let decode = place(shared, prepared, model, Role::Decode, id, except)?;
+        let decode = place(shared, prepared, model, Role::Decode, id)?;
         // The prompt is processed elsewhere: on a decode worker it is no load that waits for a first token.
         decode.pool.prefill_done(id, shared.now_s());
         booking.add_second(decode);
         booking
     } else {
-        let only = place(shared, prepared, model, Role::Aggregated, id, except)?;
+        let only = place(shared, prepared, model, Role::Aggregated, id)?;
         Booking::new(id, [Some(only), None], shared.clock)
     };
-    let elapsed = started.elapsed().as_secs_f64();
-    shared
-        .metrics
-        .decision
-        .with_label_values(&[stage::ROUTE])
-        .observe(elapsed);
     for leg in legs.legs() {
         let labels = [&*leg.pool.model, leg.pool.role.name()];
         shared.metrics.decisions.with_label_values(&labels).inc();
@@ -51,7 +44,6 @@ fn place(
     model: &Model,
     role: Role,
     id: RequestId,
-    except: Option<WorkerId>,
 ) -> Result<Leg, Abstention> {
     let pool = model.pool(role);
     if pool.size() == 0 {
@@ -60,11 +52,26 @@ fn place(
     let request = RouteRequest {
         request_id: Some(id),
         local_hashes: &prepared.hashes,
+        sequence_hashes: &prepared.sequence,
         input_tokens: prepared.input_tokens,
         expected_output_tokens: prepared.expected_output_tokens,
         ..RouteRequest::default()
     };
-    match pool.route(&request, except, shared.now_s()) {
+    let mut last = Instant::now();
+    let mark = |ended: Stage| {
+        let now = Instant::now();
+        let name = match ended {
+            Stage::Match => stage::MATCH,
+            Stage::Price => stage::PRICE,
+            Stage::Pick => stage::PICK,
+        };
+        let stages = &shared.metrics.decision;
+        stages
+            .with_label_values(&[name])
+            .observe((now - last).as_secs_f64());
+        last = now;
+    };
+    match pool.route(&request, shared.now_s(), mark) {
         Ok(placement) => Ok(Leg {
             pool: pool.clone(),
             worker: placement.decision.worker,
@@ -90,6 +97,7 @@ pub fn book_client_pin(shared: &Shared, parts: &Parts, prepared: &Prepared) -> O
     let request = RouteRequest {
         request_id: Some(id),
         local_hashes: &prepared.hashes,
+        sequence_hashes: &prepared.sequence,
         input_tokens: prepared.input_tokens,
         ..RouteRequest::default()
     };

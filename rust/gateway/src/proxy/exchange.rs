@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use super::server::Thread;
 use crate::error::Refusal;
 use crate::fleet::Booking;
-use crate::upstream::{Connection, ResponseHead, SendError};
+use crate::upstream::{Connection, RelayBody, ResponseHead, SendError};
 
 /// How often a request without an answer looks at its workers.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -80,6 +80,22 @@ pub async fn exchange_streamed(
     }
 }
 
+/// The first piece of a body, before anything of it goes to the client; `None` when the body is empty.
+pub async fn first_piece(
+    thread: &Thread,
+    body: &mut RelayBody,
+    booking: Option<&Booking>,
+) -> Result<Option<Bytes>, Failed> {
+    let next = std::future::poll_fn(|cx| body.poll_piece(cx));
+    match watched(thread, next, booking).await {
+        Ok(None) => Ok(None),
+        Ok(Some(Ok(frame))) => Ok(frame.into_data().ok()),
+        Ok(Some(Err(_))) | Err(Waited::Broken) => Err(Failed::Refused(Refusal::UpstreamBroken)),
+        Err(Waited::TooLong(limit_ms)) => Err(Failed::Refused(Refusal::FirstByteTimeout { limit_ms })),
+        Err(Waited::WorkerSilent) => Err(Failed::WorkerSilent),
+    }
+}
+
 enum Waited {
     Broken,
     TooLong(u64),
@@ -92,16 +108,26 @@ async fn await_head(
     method: &Method,
     booking: Option<&Booking>,
 ) -> Result<ResponseHead, Waited> {
+    watched(thread, connection.read_head(method), booking)
+        .await?
+        .map_err(|error| {
+            tracing::debug!(%error, "no answer from the upstream");
+            Waited::Broken
+        })
+}
+
+/// Waits for the first byte, and looks now and then whether the workers that should send it are alive.
+async fn watched<T>(
+    thread: &Thread,
+    work: impl Future<Output = T>,
+    booking: Option<&Booking>,
+) -> Result<T, Waited> {
     let limit_ms = thread.shared.config.upstream.first_byte_timeout_ms;
     let started = Instant::now();
+    let mut work = std::pin::pin!(work);
     loop {
-        match tokio::time::timeout(LOOK_EVERY, connection.read_head(method)).await {
-            Ok(done) => {
-                return done.map_err(|error| {
-                    tracing::debug!(%error, "no answer from the upstream");
-                    Waited::Broken
-                });
-            }
+        match tokio::time::timeout(LOOK_EVERY, work.as_mut()).await {
+            Ok(done) => return Ok(done),
             Err(_) if started.elapsed() >= Duration::from_millis(limit_ms) => {
                 return Err(Waited::TooLong(limit_ms));
             }

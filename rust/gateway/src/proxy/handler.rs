@@ -9,19 +9,19 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
 use super::admin;
 use super::body::{GatewayBody, InFlight, Watch};
 use super::decide::{book_client_pin, decide, write_pins};
-use super::exchange::{Failed, exchange, exchange_streamed};
+use super::exchange::{Failed, exchange, exchange_streamed, first_piece};
 use super::intake;
 use super::server::{Shared, Thread};
 use crate::error::Refusal;
 use crate::fleet::Booking;
 use crate::metrics::{StreamClocks, stage};
 use crate::prompt::{Abstention, Endpoint, Prepared, is_heavy, prepare};
-use crate::upstream::{Connection, RelayBody, ResponseHead, write_head};
+use crate::upstream::{RelayBody, write_head};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
@@ -29,6 +29,10 @@ const EXPLAIN_WORKER: HeaderName = HeaderName::from_static("x-wardrop-worker");
 const EXPLAIN_OVERLAP: HeaderName = HeaderName::from_static("x-wardrop-overlap-blocks");
 /// Largest error answer that is read to find out whose fault it was.
 const ERROR_LIMIT_BYTES: usize = 64 << 10;
+/// Dynamo's answer to a pin on an instance that it does not know. A fault of the request itself says more.
+const UNKNOWN_PIN: &[u8] = b"\"Invalid request\"";
+/// First event of a stream whose worker failed before its first token.
+const ERROR_EVENTS: [&[u8]; 2] = [b"data: {\"error\"", b"event: error"];
 /// Prompts that wait for a tokeniser thread; above it they are placed without.
 const HEAVY_LIMIT: usize = 64;
 
@@ -118,7 +122,8 @@ async fn pass_through(
     } else {
         exchange_streamed(thread, &parts.method, head, body).await?
     };
-    Ok(relay(thread, connection, answer, place, None))
+    let (status, headers, body) = RelayBody::new(connection, answer, thread.connections.clone());
+    Ok(relay(thread, status, headers, body, place, None))
 }
 
 /// Requests with a prompt: decide, then forward with the pin.
@@ -147,7 +152,7 @@ async fn place_and_forward(
             abstain(shared, Abstention::ClientPin);
             return book_client_pin(shared, parts, prepared);
         }
-        decide(shared, prepared, None)
+        decide(shared, prepared)
             .map_err(|reason| abstain(shared, reason))
             .ok()
     });
@@ -177,9 +182,9 @@ async fn place_and_forward(
         .then(|| explain(booking.as_ref()))
         .flatten();
     let mut response = match reply {
-        Reply::Stream(connection, answer) => {
+        Reply::Stream(status, headers, body) => {
             let watch = prepared.map(|prepared| watch(shared, &prepared, booking, started));
-            relay(thread, connection, answer, place, watch)
+            relay(thread, status, headers, body, place, watch)
         }
         Reply::Read(response) => response,
     };
@@ -199,7 +204,7 @@ struct Outbound<'a> {
 }
 
 enum Reply {
-    Stream(Connection, ResponseHead),
+    Stream(StatusCode, HeaderMap, RelayBody),
     Read(Response<GatewayBody>),
 }
 
@@ -229,56 +234,99 @@ impl Outbound<'_> {
             if let Some(pinned) = pinned {
                 write_pins(&mut head, pinned);
             }
-            match exchange(thread, &self.parts.method, &head, self.pieces, booking.as_ref()).await {
-                Ok((connection, answer)) if pinned.is_some() && may_be_the_pin(answer.status) => {
-                    let (response, body) = read_error(thread, connection, answer).await?;
-                    if !is_the_pin(response.status(), &body) {
-                        return Ok((Reply::Read(response), booking));
-                    }
+            match self.attempt(thread, &head, booking.as_ref()).await {
+                Ok(tried) if pinned.is_some() && tried.fault == Fault::Worker => {
                     shared.metrics.retries.with_label_values(&["pin_failed"]).inc();
                     if let Some(failed) = booking.take() {
                         failed.fail();
                         blamed = Some(failed);
                     }
                 }
-                Ok((connection, answer)) => {
+                Ok(tried) => {
                     // The same without the pin: the request is the cause, not the worker.
-                    if let Some(blamed) = blamed.filter(|_| answer.status.as_u16() >= 400) {
+                    if let Some(blamed) = blamed.filter(|_| tried.fault != Fault::None) {
                         blamed.absolve();
                     }
-                    return Ok((Reply::Stream(connection, answer), booking));
+                    return Ok((tried.reply, booking));
                 }
                 Err(Failed::WorkerSilent) if !was_silent => {
                     was_silent = true;
                     shared.metrics.retries.with_label_values(&["worker_silent"]).inc();
                     drop(booking.take());
-                    booking = self
-                        .prepared
-                        .and_then(|prepared| decide(shared, prepared, None).ok());
+                    booking = self.prepared.and_then(|prepared| decide(shared, prepared).ok());
                 }
                 Err(Failed::WorkerSilent) => return Err(Refusal::UpstreamBroken),
                 Err(Failed::Refused(refusal)) => return Err(refusal),
             }
         }
     }
+
+    /// One exchange, up to where it is known whether the worker failed: the body of an error, or the first event of a stream,
+    /// because Dynamo opens a stream before its worker has answered.
+    async fn attempt(
+        &self,
+        thread: &Arc<Thread>,
+        head: &BytesMut,
+        booking: Option<&Booking>,
+    ) -> Result<Tried, Failed> {
+        let (connection, answer) = exchange(thread, &self.parts.method, head, self.pieces, booking).await?;
+        let (status, headers, mut body) = RelayBody::new(connection, answer, thread.connections.clone());
+        if status.is_server_error() || status == StatusCode::BAD_REQUEST {
+            let (response, bytes) = read_error(thread, status, headers, body)
+                .await
+                .map_err(Failed::Refused)?;
+            let unknown = memchr::memmem::find(&bytes, UNKNOWN_PIN).is_some();
+            let fault = if status.is_server_error() || unknown {
+                Fault::Worker
+            } else {
+                Fault::Request
+            };
+            return Ok(Tried {
+                reply: Reply::Read(response),
+                fault,
+            });
+        }
+        let mut fault = if status.is_success() {
+            Fault::None
+        } else {
+            Fault::Request
+        };
+        if is_event_stream(&headers)
+            && let Some(piece) = first_piece(thread, &mut body, booking).await?
+        {
+            if ERROR_EVENTS.iter().any(|start| piece.starts_with(start)) {
+                fault = Fault::Worker;
+            }
+            body.hold(piece);
+        }
+        Ok(Tried {
+            reply: Reply::Stream(status, headers, body),
+            fault,
+        })
+    }
 }
 
-/// Answers that a dead or unknown worker can cause.
-fn may_be_the_pin(status: StatusCode) -> bool {
-    status.is_server_error() || status == StatusCode::BAD_REQUEST
+/// An answer, and whose fault it is when it is an error.
+struct Tried {
+    reply: Reply,
+    fault: Fault,
 }
 
-/// An unknown instance is told as a bare "Invalid request"; a fault of the request itself says more.
-fn is_the_pin(status: StatusCode, body: &[u8]) -> bool {
-    status.is_server_error() || memchr::memmem::find(body, b"\"Invalid request\"").is_some()
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// The request is wrong wherever it goes.
+    Request,
+    /// A dead or unknown worker can be the cause.
+    Worker,
 }
 
 async fn read_error(
     thread: &Arc<Thread>,
-    connection: Connection,
-    answer: ResponseHead,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: RelayBody,
 ) -> Result<(Response<GatewayBody>, Bytes), Refusal> {
-    let (status, headers, body) = RelayBody::new(connection, answer, thread.connections.clone());
     let limit_ms = thread.shared.config.upstream.idle_timeout_ms;
     let read = tokio::time::timeout(
         Duration::from_millis(limit_ms),
@@ -309,10 +357,7 @@ async fn prepare_prompt(
         .get_all(TENANT)
         .iter()
         .filter_map(|value| value.to_str().ok());
-    let tenant = tenants
-        .map(str::trim)
-        .filter(|tenant| !tenant.is_empty())
-        .next_back();
+    let tenant = tenants.map(str::trim).rfind(|tenant| !tenant.is_empty());
     let prepared = if is_heavy(bytes, options) {
         if shared.heavy.fetch_add(1, Ordering::Relaxed) >= HEAVY_LIMIT {
             shared.heavy.fetch_sub(1, Ordering::Relaxed);
@@ -388,17 +433,21 @@ fn explain(booking: Option<&Booking>) -> Option<(HeaderValue, HeaderValue)> {
     Some((worker, HeaderValue::from(leg.overlap_blocks)))
 }
 
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}
+
 fn relay(
     thread: &Arc<Thread>,
-    connection: Connection,
-    answer: ResponseHead,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: RelayBody,
     place: InFlight,
     watch: Option<Watch>,
 ) -> Response<GatewayBody> {
-    let (status, headers, body) = RelayBody::new(connection, answer, thread.connections.clone());
-    let is_events = headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let is_events = is_event_stream(&headers);
     let body = GatewayBody::relay(body, thread.shared.clone(), place, watch, is_events);
     let mut response = Response::new(body);
     *response.status_mut() = status;

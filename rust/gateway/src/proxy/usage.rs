@@ -8,6 +8,7 @@ use memchr::memmem::Finder;
 
 const CACHED_KEY: &[u8] = b"\"cached_tokens\":";
 const PROMPT_KEYS: [&[u8]; 2] = [b"\"prompt_tokens\":", b"\"input_tokens\":"];
+const OUTPUT_KEYS: [&[u8]; 2] = [b"\"completion_tokens\":", b"\"output_tokens\":"];
 /// A key and its number are shorter than this, so a window of twice the size over a border between pieces misses none.
 const WINDOW_BYTES: usize = 64;
 
@@ -20,6 +21,8 @@ pub struct Usage {
     pub cached_tokens: u64,
     /// Prompt tokens, when they stood in the same piece.
     pub prompt_tokens: Option<u64>,
+    /// Tokens of the answer, when they stood in the same piece.
+    pub output_tokens: Option<u64>,
 }
 
 /// The scan of one answer.
@@ -72,16 +75,22 @@ impl UsageScan {
         let Some(cached_tokens) = number(&bytes[at + CACHED_KEY.len()..]) else {
             return;
         };
-        let before = &bytes[..at];
-        let prompt_tokens = PROMPT_KEYS.iter().find_map(|key| {
-            memchr::memmem::rfind(before, key).and_then(|found| number(&before[found + key.len()..]))
-        });
-        let known = self.found.and_then(|usage| usage.prompt_tokens);
+        let known = self.found;
         self.found = Some(Usage {
             cached_tokens,
-            prompt_tokens: prompt_tokens.or(known),
+            prompt_tokens: beside(bytes, at, PROMPT_KEYS).or(known.and_then(|usage| usage.prompt_tokens)),
+            output_tokens: beside(bytes, at, OUTPUT_KEYS).or(known.and_then(|usage| usage.output_tokens)),
         });
     }
+}
+
+/// The number behind the key that stands nearest to `at`: before it in the older endpoints, behind it in the responses API.
+fn beside(bytes: &[u8], at: usize, keys: [&[u8]; 2]) -> Option<u64> {
+    keys.iter().find_map(|key| {
+        let found = memchr::memmem::rfind(&bytes[..at], key)
+            .or_else(|| memchr::memmem::find(&bytes[at..], key).map(|behind| at + behind))?;
+        number(&bytes[found + key.len()..])
+    })
 }
 
 /// A number that ends inside `bytes`.
@@ -111,7 +120,8 @@ data: [DONE]"#;
             scan.found(),
             Some(Usage {
                 cached_tokens: 16,
-                prompt_tokens: Some(20)
+                prompt_tokens: Some(20),
+                output_tokens: Some(3),
             })
         );
     }
@@ -140,7 +150,9 @@ data: [DONE]"#;
         #[test]
         fn garbage_never_panics(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..8)) {
             let mut scan = UsageScan::default();
-            pieces.iter().for_each(|piece| scan.feed(piece));
+            for piece in &pieces {
+                scan.feed(piece);
+            }
         }
     }
 }

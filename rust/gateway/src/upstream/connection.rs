@@ -323,6 +323,8 @@ pub struct RelayBody {
     framing: Framing,
     keep_alive: bool,
     pool: Arc<ConnectionPool>,
+    /// A piece that was taken for a look and goes out first.
+    held: Option<Bytes>,
 }
 
 impl RelayBody {
@@ -337,12 +339,16 @@ impl RelayBody {
             framing: head.framing,
             keep_alive: head.keep_alive,
             pool,
+            held: None,
         };
         (head.status, head.headers, body)
     }
 
     /// Next piece, `None` at the end. After an error the body is over.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
+        if let Some(held) = self.held.take() {
+            return Poll::Ready(Some(Ok(Frame::data(held))));
+        }
         loop {
             let Some(connection) = &mut self.connection else {
                 return Poll::Ready(None);
@@ -380,15 +386,20 @@ impl RelayBody {
         }
     }
 
+    /// Gives a piece back: it is the next one again.
+    pub fn hold(&mut self, piece: Bytes) {
+        self.held = Some(piece);
+    }
+
     /// Nothing is to come.
     pub fn is_finished(&self) -> bool {
-        self.connection.is_none() || matches!(self.framing, Framing::Length(0))
+        self.held.is_none() && (self.connection.is_none() || matches!(self.framing, Framing::Length(0)))
     }
 
     /// What is known of the length.
     pub fn size_hint(&self) -> SizeHint {
         match &self.framing {
-            Framing::Length(left) => SizeHint::with_exact(*left),
+            Framing::Length(left) if self.held.is_none() => SizeHint::with_exact(*left),
             _ => SizeHint::default(),
         }
     }

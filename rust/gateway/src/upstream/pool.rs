@@ -152,20 +152,16 @@ impl ConnectionPool {
     async fn connect(&self, upstream: &Upstream) -> Option<Connection> {
         let limit = Duration::from_millis(self.options.connect_timeout_ms);
         let target = (upstream.host.as_str(), upstream.port);
-        match tokio::time::timeout(limit, TcpStream::connect(target)).await {
-            Ok(Ok(stream)) => {
-                // Without it the second small write of a request waits for an acknowledgement.
-                let _ = stream.set_nodelay(true);
-                upstream.down_until_ms.store(0, Ordering::Relaxed);
-                Some(Connection::new(stream, upstream.id))
-            }
-            _ => {
-                upstream.failures.fetch_add(1, Ordering::Relaxed);
-                let until = self.set.now_ms() + self.options.retry_after_ms;
-                upstream.down_until_ms.store(until, Ordering::Relaxed);
-                None
-            }
+        if let Ok(Ok(stream)) = tokio::time::timeout(limit, TcpStream::connect(target)).await {
+            // Without it the second small write of a request waits for an acknowledgement.
+            let _ = stream.set_nodelay(true);
+            upstream.down_until_ms.store(0, Ordering::Relaxed);
+            return Some(Connection::new(stream, upstream.id));
         }
+        upstream.failures.fetch_add(1, Ordering::Relaxed);
+        let until = self.set.now_ms() + self.options.retry_after_ms;
+        upstream.down_until_ms.store(until, Ordering::Relaxed);
+        None
     }
 
     fn take_idle(&self, upstream: u64) -> Option<Connection> {
