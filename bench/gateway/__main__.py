@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.gateway.phases import PROMPT_TOKENS, SPEC, Load, check_answer, loads, run
+from bench.gateway.phases import PROMPT_TOKENS, SPEC, Load, check_answer, check_routed, loads, run
 from bench.gateway.text import aims, table
 
 from wardrop.demo.arms import DYNAMO_KV, ROUND_ROBIN, WARDROP, WARDROP_DIRECT, Arm, running
@@ -82,12 +82,14 @@ def _measure(arm: Arm, prepared: list[Load], number: int) -> dict[str, dict[str,
         warm_up, *phases = prepared
         run(stack, warm_up)
         figures = {load.phase.key: run(stack, load) for load in phases}
+        sent = sum(int(f["requests"]) for f in figures.values())
+        said = check_routed(stack, arm, sent)
     shown = ", ".join(
         f"{key} {f['latency_p50_ms']:.2f} ms {f['requests_per_s']:.0f}/s "
         f"{f['router_cpu_us']:.0f} µs"
         for key, f in figures.items()
     )
-    print(f"round {number}, {arm.key}: {shown}", file=sys.stderr)
+    print(f"round {number}, {arm.key}: {shown} {said or ''}", file=sys.stderr)
     return figures
 
 

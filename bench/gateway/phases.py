@@ -8,7 +8,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from wardrop.demo.arms import Stack
+from wardrop.demo.arms import Arm, Stack
 from wardrop.demo.drive import Driven, Row, drive
 from wardrop.dynamo.embedded import FleetSpec
 from wardrop.workload import Turn, chat_body, completion_body
@@ -117,6 +117,34 @@ def _figures(driven: Driven, phase: Phase) -> dict[str, float]:
         "driver_cpu_share": driven.driver_cpu_s / columns["elapsed_s"],
         "prompt_tokens": float(np.mean([columns["prompt_tokens"][i] for i in ok])),
     }
+
+
+def check_routed(stack: Stack, arm: Arm, requests: int) -> dict[str, float]:
+    """What the gateway says it did with the requests: decided on each, abstained on none.
+
+    Args:
+        stack: still running.
+        arm: without a gateway there is nothing to check.
+        requests: how many it got.
+
+    Returns:
+        Decisions, and prompts handed over as token ids.
+
+    Raises:
+        RuntimeError: it decided on fewer; the figures would be those of Dynamo's own routing.
+    """
+    if not arm.gateway:
+        return {}
+    with urlopen(f"{stack.url}/metrics", timeout=_TIMEOUT_S) as response:
+        lines = response.read().decode().splitlines()
+
+    def total(name: str) -> float:
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+
+    decided, abstained = total("wardrop_decisions_total"), total("wardrop_abstentions_total")
+    if decided < requests or abstained:
+        raise RuntimeError(f"of {requests} requests Wardrop decided {decided}, left {abstained}")
+    return {"decisions": decided, "handovers": total("wardrop_handovers_total")}
 
 
 def check_answer(stack: Stack) -> None:

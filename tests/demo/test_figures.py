@@ -60,6 +60,12 @@ def test_a_split_counts_prefill_up_to_the_first_token_and_decode_after() -> None
     assert spread["decode"] == pytest.approx(3.6 / 2.2)  # (1.9 + 1.7) and 0.8 s
 
 
+def test_a_split_reports_no_cached_share_rather_than_a_false_zero() -> None:
+    split = {"prefill": [21, 22], "decode": [11, 12]}
+    assert figures(DRIVEN, split).cached_share is None
+    assert np.isnan(curves(DRIVEN, split).cached_share).all()
+
+
 def test_the_load_map_holds_every_request_second_once() -> None:
     load = curves(DRIVEN, WORKERS)
     width_s = np.diff(load.load_time_s)

@@ -25,7 +25,8 @@ class Figures:
         outcomes: every planned request by how it ended.
         ttft_p50_ms, ttft_p95_ms, ttft_p99_ms, ttft_mean_ms: sent to first token.
         itl_p50_ms, itl_p95_ms: gap between two tokens of an answer, over all gaps.
-        cached_share: cached ÷ prompt tokens, as the engines reported them.
+        cached_share: cached ÷ prompt tokens, as the engines reported them; None for a split, where
+            Dynamo 1.6.1 passes on the decode worker's count, which is always 0.
         spread: per pool of workers, busiest ÷ mean in request-seconds; 1 is even.
         router_cpu_us: CPU of the routing processes per answered request, µs.
         elapsed_s: first request sent to last answer.
@@ -117,7 +118,11 @@ def figures(driven: Driven, workers: dict[str, list[int]]) -> Figures:
         ttft_mean_ms=float(ttft.mean()) if ttft.size else None,
         itl_p50_ms=_milli(columns["itl_p50_s"]),
         itl_p95_ms=_milli(columns["itl_p95_s"]),
-        cached_share=float(np.nansum(cached) / np.nansum(prompt)) if prompt.size else None,
+        cached_share=(
+            float(np.nansum(cached) / np.nansum(prompt))
+            if prompt.size and "aggregated" in workers
+            else None
+        ),
         spread={
             pool: max(seconds) / (sum(seconds) / len(seconds))
             for pool, seconds in busy.items()
@@ -150,10 +155,9 @@ def curves(driven: Driven, workers: dict[str, list[int]]) -> Curves:
             [np.percentile(of[m], q) if m.size >= BIN_LEAST else np.nan for m in members]
         )
 
-    shares = [
-        np.nansum(cached[m]) / np.nansum(prompt[m]) if m.size >= BIN_LEAST else np.nan
-        for m in members
-    ]
+    if "aggregated" not in workers:
+        cached = np.full_like(cached, np.nan)
+    shares = [cached[m].sum() / prompt[m].sum() if m.size >= BIN_LEAST else np.nan for m in members]
     load_edges = np.arange(0.0, elapsed_s + LOAD_BIN_S, LOAD_BIN_S)
     return Curves(
         ttft_ms=np.sort(ttft),

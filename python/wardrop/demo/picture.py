@@ -193,6 +193,9 @@ def _draw_cached(axis: Any, labels: Sequence[str], curves: Sequence[Curves], the
         axis.plot(curve.time_s, 100 * curve.cached_share, label=label, **_line(theme, arm))
     _time_axis(axis, curves)
     axis.set_ylabel("cached, % of prompt tokens")
+    if all(np.isnan(curve.cached_share).all() for curve in curves):
+        said = {"ha": "center", "va": "center", "color": theme.faint}
+        axis.text(0.5, 0.5, "not reported by this fleet", transform=axis.transAxes, **said)
     axis.set_ylim(0, 100)
 
 
