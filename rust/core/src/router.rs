@@ -397,7 +397,7 @@ impl Router {
         if !self.config.tracks_prefill {
             return Work::default();
         }
-        let [host_weight, disk_weight] = self.config.reuse_weights;
+        let [host_weight, disk_weight] = self.policy.reuse_weights().unwrap_or(self.config.reuse_weights);
         let cached_blocks = f64::from(device) + f64::from(host) * host_weight + f64::from(disk) * disk_weight;
         let cached_tokens = (cached_blocks * f64::from(self.config.block_size)).round() as u64;
         let input_tokens = u64::from(input_tokens);

@@ -127,6 +127,13 @@ impl Policy for Dynamo {
         }
     }
 
+    fn reuse_weights(&self) -> Option<[f64; 2]> {
+        Some([
+            self.config.host_cache_hit_weight,
+            self.config.disk_cache_hit_weight,
+        ])
+    }
+
     fn temperature(&self) -> f64 {
         self.config.router_temperature
     }

@@ -113,6 +113,11 @@ pub trait Policy: Send + Sync {
         false
     }
 
+    /// Share of a block's prefill that a block in host memory, respectively on disk, saves, where this price has its own view.
+    fn reuse_weights(&self) -> Option<[f64; 2]> {
+        None
+    }
+
     /// Temperature of the pick: 0 takes the lowest cost. See [`crate::pick::pick`].
     fn temperature(&self) -> f64 {
         0.0
