@@ -17,8 +17,8 @@ pub(crate) enum Event {
     Wake(u32),
     /// KV of a request is back in device memory (worker, request).
     Onboarded(u32, u32),
-    /// KV of a request reached its decode worker (request).
-    Transferred(u32),
+    /// KV of a request reached its decode worker (request, its attempt).
+    Transferred(u32, u32),
     /// A delayed batch of KV events reaches the router.
     Feed,
     /// A request reaches the router (first time or again).
@@ -32,7 +32,7 @@ impl Event {
         match self {
             Self::Fault(_) | Self::Dropped(..) => 0,
             Self::Pass(..) | Self::Wake(_) => 1,
-            Self::Onboarded(..) | Self::Transferred(_) => 2,
+            Self::Onboarded(..) | Self::Transferred(..) => 2,
             Self::Feed => 3,
             Self::Arrival(_) => 4,
             Self::Sample => 5,

@@ -53,6 +53,8 @@ pub(crate) struct Desk<'a> {
     pub signals: Vec<Signal>,
     /// (request, when its blocks are back in device memory).
     pub parked: Vec<(u32, f64)>,
+    /// (request, tokens to send): room for its KV is reserved at its decode worker.
+    pub reserved: Vec<(u32, u32)>,
 }
 
 impl Desk<'_> {
@@ -114,6 +116,16 @@ pub(crate) struct Worker {
     parked: Vec<(u32, Vec<u32>)>,
     /// Requests whose reads are over.
     landed: Vec<u32>,
+    /// Prompts computed here whose KV still has to leave: their blocks stay.
+    held: Vec<u32>,
+    /// Requests whose KV has left.
+    let_go: Vec<u32>,
+    /// Requests that want room for KV from elsewhere.
+    incoming: VecDeque<u32>,
+    /// The first of them finds none until something ends.
+    full: bool,
+    /// Room is reserved, the KV on its way.
+    reserved: Vec<u32>,
     /// Ends of the planned iterations; empty while idle.
     ends_ms: Vec<f64>,
     start_ms: f64,
@@ -144,6 +156,11 @@ impl Worker {
             running: Vec::new(),
             parked: Vec::new(),
             landed: Vec::new(),
+            held: Vec::new(),
+            let_go: Vec::new(),
+            incoming: VecDeque::new(),
+            full: false,
+            reserved: Vec::new(),
             ends_ms: Vec::new(),
             start_ms: 0.0,
             not_before_ms: 0.0,
@@ -163,7 +180,9 @@ impl Worker {
     }
 
     pub fn has_work(&self) -> bool {
-        !self.running.is_empty() || !self.waiting.is_empty() || !self.landed.is_empty()
+        let queues = [self.running.len(), self.waiting.len(), self.incoming.len()];
+        let chores = [self.landed.len(), self.let_go.len()];
+        queues.iter().chain(&chores).any(|len| *len > 0)
     }
 
     pub fn running(&self) -> u32 {
@@ -171,7 +190,7 @@ impl Worker {
     }
 
     pub fn waiting(&self) -> u32 {
-        (self.waiting.len() + self.parked.len()) as u32
+        (self.waiting.len() + self.parked.len() + self.incoming.len() + self.reserved.len()) as u32
     }
 
     pub fn active_blocks(&self) -> u32 {
@@ -183,8 +202,46 @@ impl Worker {
         self.ends_ms.last().copied().unwrap_or(self.start_ms)
     }
 
-    /// Take a request. `computed` tokens of its prompt have their KV already (it arrived from a prefill worker).
-    pub fn enqueue(&mut self, request: u32, computed: u32, desk: &Desk<'_>) {
+    /// Take a request.
+    pub fn enqueue(&mut self, request: u32, desk: &Desk<'_>) {
+        let at = self.sequence(request, 0, desk);
+        self.waiting.push_back(at);
+    }
+
+    /// Ask for room for a prompt that was computed elsewhere. Granted when an iteration starts (see [`Desk::reserved`]);
+    /// returns the new end if a run was cut for that.
+    pub fn offer(&mut self, request: u32, now_ms: f64, desk: &Desk<'_>) -> Option<f64> {
+        let prompt = desk.workload.input_tokens[request as usize];
+        let at = self.sequence(request, prompt, desk);
+        self.incoming.push_back(at);
+        if self.full { None } else { self.cut(now_ms) }
+    }
+
+    /// The KV of a reserved request is here; returns the new end if a run was cut for it. It needs no blocks, so a queue that
+    /// waits for some does not keep it out.
+    pub fn activate(&mut self, request: u32, now_ms: f64) -> Option<f64> {
+        if let Some(place) = self.find(&self.reserved, request) {
+            let at = self.reserved.remove(place);
+            self.waiting.push_back(at);
+        }
+        if self.running.len() >= self.spec.max_num_seqs as usize {
+            None
+        } else {
+            self.cut(now_ms)
+        }
+    }
+
+    /// The KV of a prompt computed here has left; its blocks go when the next iteration starts.
+    pub fn let_go(&mut self, request: u32) {
+        self.let_go.push(request);
+    }
+
+    fn find(&self, list: &[u32], request: u32) -> Option<usize> {
+        list.iter()
+            .position(|at| self.sequences[*at as usize].request == request)
+    }
+
+    fn sequence(&mut self, request: u32, computed: u32, desk: &Desk<'_>) -> u32 {
         let prompt = desk.workload.input_tokens[request as usize];
         let output = if self.role == Role::Prefill {
             1
@@ -205,7 +262,7 @@ impl Worker {
         sequence.started = false;
         sequence.onboarded = false;
         sequence.last_token_ms = f64::NAN;
-        self.waiting.push_back(at);
+        at
     }
 
     /// Cut a run of decode iterations at the first boundary at or after `now_ms`, because something wants in. Returns the new
@@ -246,7 +303,13 @@ impl Worker {
     /// Lose everything; returns the requests that were here.
     pub fn crash(&mut self) -> Vec<u32> {
         let parked = self.parked.drain(..).map(|(at, _)| at);
-        let here = self.running.drain(..).chain(self.waiting.drain(..)).chain(parked);
+        let coming = self.incoming.drain(..).chain(self.reserved.drain(..));
+        let here = self
+            .running
+            .drain(..)
+            .chain(self.waiting.drain(..))
+            .chain(parked)
+            .chain(coming);
         let requests = here.map(|at| self.sequences[at as usize].request).collect();
         *self = Self::new(&self.spec, self.role, self.speed);
         requests
@@ -313,13 +376,56 @@ impl Worker {
     /// Start an iteration (or a run of them) at `now_ms`. Afterwards [`Self::busy`] tells whether there is an end to wait for.
     pub fn start(&mut self, now_ms: f64, desk: &mut Desk<'_>) {
         self.age_until(now_ms);
+        self.make_room(desk);
         let mut landed = std::mem::take(&mut self.landed);
         for request in landed.drain(..) {
             self.onboard(request, desk);
         }
         self.landed = landed;
         // A sequence that had to give way to itself leaves an empty iteration: the next one admits it again.
-        while !self.iterate(now_ms, desk) {}
+        while !self.iterate(now_ms, desk) {
+            self.make_room(desk);
+        }
+        // What gave way may have been too large ever to come back: its room is free now, and nothing else will tell.
+        if !self.busy() && self.full {
+            self.make_room(desk);
+        }
+    }
+
+    /// Drop what has left, and reserve for what wants to come, in order.
+    fn make_room(&mut self, desk: &mut Desk<'_>) {
+        while let Some(request) = self.let_go.pop() {
+            if let Some(place) = self.find(&self.held, request) {
+                let at = self.held.swap_remove(place);
+                self.release(at);
+                self.unused.push(at);
+            }
+        }
+        self.full = false;
+        while let Some(at) = self.incoming.front().copied() {
+            let (cached_blocks, inactive_blocks) = self.cached(at, desk);
+            let sequence = &self.sequences[at as usize];
+            let (request, prompt) = (sequence.request, sequence.prompt);
+            let need = prompt.div_ceil(self.spec.block_size);
+            if need > self.pool.capacity() {
+                desk.signals.push(Signal::Rejected(request));
+                self.incoming.pop_front();
+                self.unused.push(at);
+                continue;
+            }
+            if need - (cached_blocks - inactive_blocks) > self.pool.available() {
+                self.full = true;
+                break;
+            }
+            let held = self.allocate(at, cached_blocks, need as usize);
+            debug_assert!(held, "room must have been checked");
+            self.announce(at, cached_blocks, prompt / self.spec.block_size, desk);
+            self.incoming.pop_front();
+            self.reserved.push(at);
+            desk.reserved
+                .push((request, prompt - cached_blocks * self.spec.block_size));
+        }
+        self.tell_evictions(desk);
     }
 
     fn age_until(&mut self, now_ms: f64) {
@@ -369,12 +475,19 @@ impl Worker {
 
     fn admit(&mut self, now_ms: f64, budget: &mut u32, batch: &mut Batch, desk: &mut Desk<'_>) {
         while self.running.len() < self.spec.max_num_seqs as usize && *budget > 0 {
+            self.prefer_present();
             let Some(at) = self.waiting.front().copied() else {
                 return;
             };
-            let (cached_blocks, inactive_blocks) = self.cached(at, desk);
+            // KV that came from elsewhere has its blocks already.
+            let here = !self.sequences[at as usize].slots.is_empty();
+            let (cached_blocks, inactive_blocks) = if here { (0, 0) } else { self.cached(at, desk) };
             let sequence = &self.sequences[at as usize];
-            let need = sequence.known.div_ceil(self.spec.block_size);
+            let need = if here {
+                0
+            } else {
+                sequence.known.div_ceil(self.spec.block_size)
+            };
             if need > self.pool.capacity() {
                 desk.signals.push(Signal::Rejected(sequence.request));
                 self.waiting.pop_front();
@@ -383,7 +496,7 @@ impl Worker {
             }
             let spare = (f64::from(self.pool.capacity()) * self.spec.watermark) as u32;
             let fresh = need - (cached_blocks - inactive_blocks);
-            let reserve = if self.running.is_empty() { 0 } else { spare };
+            let reserve = if here || self.pool.active() == 0 { 0 } else { spare };
             if fresh + reserve > self.pool.available() {
                 self.blocked = true;
                 return;
@@ -415,6 +528,19 @@ impl Worker {
                     return;
                 }
             }
+        }
+    }
+
+    /// KV that is here already runs first: it holds blocks that a sequence ahead of it may be waiting for.
+    fn prefer_present(&mut self) {
+        if self.role != Role::Decode {
+            return;
+        }
+        let present = |at: &u32| !self.sequences[*at as usize].slots.is_empty();
+        if let Some(place) = self.waiting.iter().position(present).filter(|place| *place > 0)
+            && let Some(at) = self.waiting.remove(place)
+        {
+            self.waiting.push_front(at);
         }
     }
 
@@ -489,12 +615,7 @@ impl Worker {
         let size = self.spec.block_size;
         let sequence = &self.sequences[at as usize];
         let cached_blocks = admission.unwrap_or(0);
-        let prebuilt = sequence.computed >= sequence.prompt && sequence.slots.is_empty();
-        let before = if prebuilt {
-            sequence.computed
-        } else {
-            sequence.computed + cached_blocks * size
-        };
+        let before = sequence.computed + cached_blocks * size;
         let remaining = sequence.known - before;
         if before < sequence.prompt && !self.spec.chunked_prefill && remaining > *budget {
             return Placed::Blocked;
@@ -513,8 +634,7 @@ impl Worker {
                 return Placed::Preempted;
             }
         }
-        let named = if prebuilt { cached_blocks } else { before / size };
-        self.announce(at, named, after / size, desk);
+        self.announce(at, before / size, after / size, desk);
         let sequence = &mut self.sequences[at as usize];
         sequence.computed = after;
         sequence.scheduled = tokens;
@@ -689,6 +809,7 @@ impl Worker {
             && !batch.preempted
             && ready as usize == self.running.len()
             && self.role != Role::Prefill
+            && (self.incoming.is_empty() || self.full)
             && (self.waiting.is_empty()
                 || self.blocked
                 || self.running.len() >= self.spec.max_num_seqs as usize);
@@ -771,6 +892,10 @@ impl Worker {
             }
             desk.signals
                 .push(Signal::Done(self.sequences[at as usize].request));
+            if self.role == Role::Prefill {
+                self.held.push(at);
+                continue;
+            }
             self.release(at);
             self.unused.push(at);
         }

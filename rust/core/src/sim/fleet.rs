@@ -101,6 +101,7 @@ pub fn simulate(
         changes: Vec::new(),
         signals: Vec::new(),
         parked: Vec::new(),
+        reserved: Vec::new(),
     };
     let mut fleet = Fleet::new(spec, desk, routers)?;
     let mut samples = Samples::default();
@@ -293,7 +294,7 @@ impl<'a> Fleet<'a> {
                     self.mark(worker);
                 }
             }
-            Event::Transferred(request) => self.transferred(request)?,
+            Event::Transferred(request, attempt) => self.transferred(request, attempt),
             Event::Feed => self.deliver(),
             Event::Arrival(request) => self.arrive(request)?,
             Event::Sample => self.sample(samples),
@@ -326,7 +327,7 @@ impl<'a> Fleet<'a> {
         }
         self.desk.requests.worker[i] = worker as u32;
         self.desk.requests.expected_tokens[i] = expected;
-        self.workers[worker].enqueue(request, 0, &self.desk);
+        self.workers[worker].enqueue(request, &self.desk);
         self.nudge(worker as u32);
         Ok(())
     }
@@ -385,7 +386,7 @@ impl<'a> Fleet<'a> {
             if at == 0 {
                 self.bound(request, worker, dispatch.overlap_blocks * block_size)?;
             } else {
-                self.send_kv(request, worker)?;
+                self.ask_for_room(request, worker)?;
             }
         }
         Ok(())
@@ -505,22 +506,25 @@ impl<'a> Fleet<'a> {
 
     // ── split ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    /// A prompt is done: choose who decodes, and send its KV there.
+    /// A prompt is done: choose who decodes.
     fn hand_over(&mut self, request: u32) -> Result<(), SimError> {
         if self.pools[1].queue.is_some() {
             return self.offer(1, request);
         }
         let Some((to, _)) = self.route(1, request)? else {
+            let from = self.desk.requests.worker[request as usize] as usize;
+            self.workers[from].let_go(request);
             self.retry(request);
             return Ok(());
         };
-        self.send_kv(request, to)
+        self.ask_for_room(request, to)
     }
 
-    /// A decode worker was chosen: its KV goes there.
-    fn send_kv(&mut self, request: u32, to: usize) -> Result<(), SimError> {
+    /// A decode worker was chosen: its KV goes there once it has room. The sender's blocks stay until they have been sent.
+    fn ask_for_room(&mut self, request: u32, to: usize) -> Result<(), SimError> {
         let from = self.desk.requests.worker[request as usize] as usize;
         if !self.standing[to].alive {
+            self.workers[from].let_go(request);
             return self.connection_failed(request, to);
         }
         let now_s = self.now_ms * 1e-3;
@@ -528,25 +532,43 @@ impl<'a> Fleet<'a> {
             .router
             .prefill_done(request_id(request), now_s)
             .map_err(refused("the end of a prefill"))?;
-        let i = request as usize;
-        self.desk.requests.decode_worker[i] = to as u32;
-        let tokens = f64::from(self.desk.workload.input_tokens[i]);
-        let bytes = tokens * self.spec.pools[0].engine.kv_bytes_per_token;
-        self.desk.totals.transfer_bytes += bytes;
-        let done_ms = self.links.send(from, to, bytes, self.now_ms);
-        self.agenda.push(done_ms, Event::Transferred(request));
+        self.desk.requests.decode_worker[request as usize] = to as u32;
+        if let Some(end_ms) = self.workers[to].offer(request, self.now_ms, &self.desk) {
+            self.expect_end(to as u32, end_ms);
+        }
+        self.mark(to as u32);
         Ok(())
     }
 
-    fn transferred(&mut self, request: u32) -> Result<(), SimError> {
-        let to = self.desk.requests.decode_worker[request as usize] as usize;
-        if !self.standing[to].alive {
-            return self.connection_failed(request, to);
+    /// Room is reserved: send the KV.
+    fn send_kv(&mut self, request: u32, tokens: u32) {
+        let i = request as usize;
+        let (from, to) = (
+            self.desk.requests.worker[i] as usize,
+            self.desk.requests.decode_worker[i] as usize,
+        );
+        let bytes = f64::from(tokens) * self.spec.pools[0].engine.kv_bytes_per_token;
+        self.desk.totals.transfer_bytes += bytes;
+        let done_ms = self.links.send(from, to, bytes, self.now_ms);
+        self.agenda.push(
+            done_ms,
+            Event::Transferred(request, self.desk.requests.retries[i]),
+        );
+    }
+
+    fn transferred(&mut self, request: u32, attempt: u32) {
+        let i = request as usize;
+        if self.desk.requests.retries[i] != attempt {
+            // Its decode worker died on the way, and the request has begun again.
+            return;
         }
-        let prompt = self.desk.workload.input_tokens[request as usize];
-        self.workers[to].enqueue(request, prompt, &self.desk);
-        self.nudge(to as u32);
-        Ok(())
+        let (from, to) = (self.desk.requests.worker[i], self.desk.requests.decode_worker[i]);
+        self.workers[from as usize].let_go(request);
+        self.mark(from);
+        if let Some(end_ms) = self.workers[to as usize].activate(request, self.now_ms) {
+            self.expect_end(to, end_ms);
+        }
+        self.mark(to);
     }
 
     // ── engines ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -596,6 +618,11 @@ impl<'a> Fleet<'a> {
             if self.workers[at].busy() {
                 self.expect_end(worker, self.workers[at].end_ms());
             }
+            let mut reserved = std::mem::take(&mut self.desk.reserved);
+            for (request, tokens) in reserved.drain(..) {
+                self.send_kv(request, tokens);
+            }
+            self.desk.reserved = reserved;
             while let Some((request, ready_ms)) = self.desk.parked.pop() {
                 self.agenda.push(ready_ms, Event::Onboarded(worker, request));
             }
@@ -790,7 +817,13 @@ impl<'a> Fleet<'a> {
             self.workers[worker].finish(&mut self.desk);
             self.signals(worker as u32)?;
         }
+        let decodes = self.pools[self.pool_of[worker]].role == Role::Decode;
         for request in self.workers[worker].crash() {
+            if decodes {
+                let from = self.desk.requests.worker[request as usize];
+                self.workers[from as usize].let_go(request);
+                self.mark(from);
+            }
             self.connection_failed(request, worker)?;
         }
         self.agenda.push(
