@@ -220,6 +220,7 @@ class Config:
                 "routing": routing,
                 "prompt": asdict(self.prompt),
                 "feed": asdict(self.feed),
+                "log": "warn" if self.log.level == "warning" else self.log.level,
             }
         )
 

@@ -98,8 +98,14 @@ class Bench:
         asyncio.run(main())
 
 
+def status(needs_resync: bool) -> dict:
+    pool = {"role": "aggregated", "workers": [{"instance": 1, "needs_resync": needs_resync}]}
+    return {"models": [{"name": "tiny", "pools": [pool]}]}
+
+
 @pytest.fixture(autouse=True)
 def fast_ticks(monkeypatch):
+    monkeypatch.setattr("wardrop.dynamo.follow._STATUS_S", 0.01)
     monkeypatch.setattr("wardrop.dynamo.follow._TICK_S", 0.01)
 
 
@@ -152,11 +158,10 @@ def test_feed_with_a_gap_is_read_again_but_not_faster_than_the_interval(entries)
         bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
         await until(lambda: len(bench.dumps) == 1)
         began_s = asyncio.get_running_loop().time()
-        gap = {"model": "tiny", "role": "aggregated", "needs_resync": True}
-        bench.gateway.report = {"workers": [gap]}
+        bench.gateway.report = status(needs_resync=True)
         await until(lambda: len(bench.dumps) == 3)
         assert asyncio.get_running_loop().time() - began_s >= 0.55
-        bench.gateway.report = {"workers": [{**gap, "needs_resync": False}]}
+        bench.gateway.report = status(needs_resync=False)
 
     bench.run(test)
 

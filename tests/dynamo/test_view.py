@@ -63,7 +63,7 @@ def test_feed_belongs_to_the_worker_that_its_source_names(entries):
     entries.worker(1, worker_type="decode").worker(2, worker_type="aggregated").feed(77)
     view = read_view(entries.source(77, 2).snapshot)
     assert view.feeds[77] == Feed(
-        77, "kv-events", "tcp://127.0.0.1:5000", "dynamo.backend.generate", "tiny", "aggregated"
+        77, "kv-events", "tcp://127.0.0.1:5000", "dynamo.backend.generate", "tiny", "aggregated", 2
     )
 
 

@@ -34,6 +34,7 @@ from wardrop.dynamo.view import Feed, Model, Role, View, Worker
 log = logging.getLogger("wardrop.control")
 
 _TICK_S = 0.25
+_STATUS_S = 1.0
 _FOLDER_RETRY_S = 30.0
 _MAX_PROBLEMS = 256
 
@@ -131,6 +132,7 @@ class Follower:
         self._unread: dict[Pool, str] = {}
         self._dumped_s: dict[Pool, float] = {}
         self._without_folder: dict[str, float] = {}
+        self._asked_s = float("-inf")
         self._told: set[str] = set()
         self._lock = asyncio.Lock()
 
@@ -215,9 +217,11 @@ class Follower:
         if self._dump is None:
             return {}
         wanted = dict(self._unread)
-        for pool in resync_pools(json.loads(self._gateway.status())):
-            wanted.setdefault(pool, "gaps in a feed")
         now_s = time.monotonic()
+        if now_s - self._asked_s >= _STATUS_S:  # a status of 1,000 workers is about 1 MB
+            self._asked_s = now_s
+            for pool in resync_pools(json.loads(self._gateway.status())):
+                wanted.setdefault(pool, "events are missing")
         return {
             pool: reason
             for pool, reason in wanted.items()
@@ -296,18 +300,20 @@ def feed_json(feed: Feed) -> str:
             "model": feed.model,
             "role": feed.role,
             "publisher_id": feed.publisher_id,
+            "instance": feed.instance,
         }
     )
 
 
 def resync_pools(status: dict[str, Any]) -> set[Pool]:
-    """Pools of the workers that the gateway's status marks as in need of a resync."""
-    workers = cast(list[dict[str, Any]], status.get("workers", []))
-    return {
-        (str(worker["model"]), cast(Role, worker["role"]))
-        for worker in workers
-        if worker.get("needs_resync")
-    }
+    """Pools with a worker that the gateway's status marks as in need of a resync."""
+    found: set[Pool] = set()
+    for model in cast(list[dict[str, Any]], status.get("models", [])):
+        for pool in cast(list[dict[str, Any]], model.get("pools", [])):
+            workers = cast(list[dict[str, Any]], pool.get("workers", []))
+            if any(worker.get("needs_resync") for worker in workers):
+                found.add((str(model["name"]), cast(Role, pool["role"])))
+    return found
 
 
 def _name(change: Change) -> str:

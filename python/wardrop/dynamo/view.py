@@ -67,7 +67,13 @@ class Worker:
 
 @dataclass(frozen=True)
 class Feed:
-    """One publisher of one topic; `publisher_id` is unique among all topics."""
+    """One publisher of one topic; `publisher_id` is unique among all topics.
+
+    Attributes:
+        address: `tcp://host:port` of its socket.
+        endpoint: `namespace.component.endpoint` it belongs to.
+        instance: the only worker that it may speak of, when the store says so.
+    """
 
     publisher_id: int
     topic: str
@@ -75,6 +81,7 @@ class Feed:
     endpoint: str
     model: str
     role: Role
+    instance: int | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,7 @@ def _feeds(
         owner = by_instance.get((endpoint, source)) if source is not None else None
         owner = owner or served.get(endpoint)
         if owner is not None:
-            feeds[publisher] = Feed(publisher, topic, address, endpoint, *owner)
+            feeds[publisher] = Feed(publisher, topic, address, endpoint, *owner, source)
     return feeds
 
 
