@@ -179,6 +179,7 @@ class Fleet:
             "DYN_HTTP_HOST": "127.0.0.1",
             "DYN_TCP_RESPONSE_STREAM_HOST": "lo",  # an interface name, not an address
             "DYN_LOG": os.environ.get("DYN_LOG", "warn"),
+            "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
         }
 
     def add_frontend(

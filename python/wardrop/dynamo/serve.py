@@ -278,6 +278,7 @@ def dynamo_environment(source: Source, environment: Mapping[str, str]) -> dict[s
     Without our system port, which two processes can not share.
     """
     changed = {name: value for name, value in environment.items() if name != "DYN_SYSTEM_PORT"}
+    changed["DYN_SDK_DISABLE_ANSI_LOGGING"] = "1"
     if isinstance(source, FileSource):
         changed |= {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(source.root)}
     if isinstance(source, EtcdSource):
