@@ -69,12 +69,18 @@ class Bench:
         self.dump_fails = False
         self.folder_fails = False
         gateway = cast(GatewayControl, self.gateway)
-        self.follower = Follower(gateway, self.source, self.folder, self.dump, interval_s)
+        self.served = True
+        self.follower = Follower(
+            gateway, self.source, self.folder, self.dump, interval_s, self.is_served
+        )
 
     async def folder(self, model: Model) -> Path:
         if self.folder_fails:
             raise CardFilesError("no road to the worker")
         return Path("/models") / model.name
+
+    async def is_served(self, model: str) -> bool:
+        return self.served
 
     async def dump(self, endpoint: str, block_size: int) -> str:
         self.dumps.append((endpoint, block_size))
@@ -209,5 +215,21 @@ def test_everything_that_left_is_taken_out(entries):
         assert bench.gateway.named("unsubscribe") == [(5,)]
         assert bench.gateway.named("remove_worker") == [("tiny", "aggregated", 1)]
         assert bench.gateway.named("remove_model") == [("tiny",)]
+
+    bench.run(test)
+
+
+def test_worker_waits_until_a_frontend_serves_its_model(entries):
+    bench = Bench()
+    bench.served = False
+
+    async def test() -> None:
+        bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
+        await until(lambda: bench.follower.view.models)
+        await asyncio.sleep(0.05)  # several ticks
+        assert not bench.follower.view.workers
+        assert not bench.follower.view.feeds
+        bench.served = True
+        await until(lambda: bench.follower.view.workers and bench.follower.view.feeds)
 
     bench.run(test)

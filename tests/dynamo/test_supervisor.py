@@ -27,10 +27,16 @@ http.server.HTTPServer(("127.0.0.1", port), Answer).serve_forever()
 """
 
 
+async def ready(_url: str) -> bool:
+    return True
+
+
 def frontend(tmp_path: Path, changed: Callable[[], None], limit: int = 10) -> FrontendChild:
     script = tmp_path / "frontend.py"
     script.write_text(FRONTEND)
-    return FrontendChild("frontend-0", [sys.executable, str(script)], os.environ, limit, changed)
+    return FrontendChild(
+        "frontend-0", [sys.executable, str(script)], os.environ, limit, changed, ready
+    )
 
 
 async def until(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
@@ -73,12 +79,34 @@ def test_killed_frontend_is_started_again_at_an_address_that_is_told(tmp_path, c
     assert "frontend-0: listening on" in caplog.text
 
 
+def test_restarted_frontend_is_told_only_when_it_is_ready(tmp_path):
+    async def run() -> None:
+        asked: list[str] = []
+
+        async def at_the_third(url: str) -> bool:
+            asked.append(url)
+            return len(asked) >= 3
+
+        script = tmp_path / "frontend.py"
+        script.write_text(FRONTEND)
+        child = FrontendChild(
+            "f", [sys.executable, str(script)], os.environ, 1, lambda: None, at_the_third
+        )
+        task = asyncio.create_task(child.run())
+        await until(lambda: child.url is not None)
+        assert len(asked) == 3
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def test_frontend_that_can_not_run_is_given_up_at_the_limit(tmp_path):
     async def run() -> None:
         script = tmp_path / "broken.py"
         script.write_text("raise SystemExit(7)")
         child = FrontendChild(
-            "frontend-0", [sys.executable, str(script)], os.environ, 2, lambda: None
+            "frontend-0", [sys.executable, str(script)], os.environ, 2, lambda: None, ready
         )
         async with asyncio.timeout(20):
             await child.run()
@@ -117,7 +145,9 @@ def test_frontend_dies_with_a_killed_parent(tmp_path):
             "from wardrop.dynamo.supervisor import FrontendChild\n"
             "async def main():\n"
             "    tell = lambda: child.url and print(child.pid, flush=True)\n"
-            "    child = FrontendChild('f', [sys.executable, sys.argv[1]], os.environ, 1, tell)\n"
+            "    async def ready(url): return True\n"
+            "    command = [sys.executable, sys.argv[1]]\n"
+            "    child = FrontendChild('f', command, os.environ, 1, tell, ready)\n"
             "    await child.run()\n"
             "asyncio.run(main())",
             str(tmp_path / "frontend.py"),

@@ -42,6 +42,8 @@ Pool = tuple[str, Role]
 Dump = Callable[[str, int], Awaitable[str]]
 """Endpoint and block size → JSON list of stored events."""
 Folder = Callable[[Model], Awaitable[Path]]
+Served = Callable[[str], Awaitable[bool]]
+"""Whether a frontend serves a model: a worker that no frontend can reach is not routable."""
 
 
 class GatewayControl(Protocol):
@@ -111,6 +113,7 @@ class Follower:
         folder: model → local folder with tokenizer and template.
         dump: reads an endpoint's present blocks; None where there is no store to read them by.
         resync_interval_s: shortest time between two dumps of one pool.
+        served: says whether a frontend serves a model yet; its workers wait for that.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class Follower:
         folder: Folder,
         dump: Dump | None,
         resync_interval_s: float,
+        served: Served,
     ) -> None:
         self.counters = Counters()
         self._gateway = gateway
@@ -127,6 +131,7 @@ class Follower:
         self._folder = folder
         self._dump = dump
         self._resync_interval_s = resync_interval_s
+        self._served = served
         self._applied = _Applied()
         self._wanted = View()
         self._unread: dict[Pool, str] = {}
@@ -161,11 +166,20 @@ class Follower:
         async with self._lock:
             for change in diff(self._applied.view(), self._wanted):
                 try:
+                    if isinstance(change, UpsertWorker | Subscribe) and not await self._may(change):
+                        continue
                     await self._apply(change)
                     self.counters.changes += 1
                 except (ValueError, RuntimeError) as error:
                     self.counters.refused += 1
                     self._tell_once(f"the gateway refused {_name(change)}: {error}")
+
+    async def _may(self, change: UpsertWorker | Subscribe) -> bool:
+        """A worker waits until a frontend serves its model, a feed until it has a worker."""
+        if isinstance(change, UpsertWorker):
+            return await self._served(change.worker.model)
+        pool = change.feed.model, change.feed.role
+        return any((w.model, w.role) == pool for w in self._applied.workers.values())
 
     async def _apply(self, change: Change) -> None:
         applied, gateway = self._applied, self._gateway

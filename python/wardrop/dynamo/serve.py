@@ -16,6 +16,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import aiohttp
+
 from wardrop.config import Config, Dynamo
 from wardrop.dynamo.card_files import card_folder
 from wardrop.dynamo.dump import dump_events
@@ -30,6 +32,7 @@ from wardrop.dynamo.supervisor import Supervisor, SupervisorError
 log = logging.getLogger("wardrop.control")
 
 _DUMP_TIMEOUT_S = 60.0
+_ASK_TIMEOUT_S = 5.0
 _HURRIED_DRAIN_S = 0.0
 
 
@@ -117,6 +120,7 @@ class Server:
         self._hurry = asyncio.Event()
         self._upstreams_changed = asyncio.Event()
         self._supervisor: Supervisor | None = None
+        self._follower: Follower | None = None
         if not config.dynamo.upstreams:
             version = dynamo_version(self._python)
             log.info("Dynamo %s", version)
@@ -127,6 +131,7 @@ class Server:
                 dynamo_environment(self.source, environment),
                 config.dynamo.restart_limit,
                 lambda _urls: self._upstreams_changed.set(),
+                self._serves_all,
                 self._python,
             )
 
@@ -231,10 +236,26 @@ class Server:
                 self._python, endpoint, block_size, environment, _DUMP_TIMEOUT_S
             )
 
-        follower = Follower(
-            gateway, self.source, card_folder, dump if can_dump else None, dynamo.resync_interval_s
+        self._follower = follower = Follower(
+            gateway,
+            self.source,
+            card_folder,
+            dump if can_dump else None,
+            dynamo.resync_interval_s,
+            self._is_served,
         )
         return [follower.follow(), follower.repair()]
+
+    async def _is_served(self, model: str) -> bool:
+        for url in self.upstreams:
+            if model in await models_served(url):
+                return True
+        return False
+
+    async def _serves_all(self, url: str) -> bool:
+        """Whether a frontend of ours knows every model that is routed: a new one takes a moment."""
+        wanted = set(self._follower.view.models) if self._follower else set[str]()
+        return not wanted or wanted <= await models_served(url)
 
     async def _pass_upstreams_on(self, gateway: Gateway) -> None:
         while True:
@@ -270,6 +291,20 @@ class Server:
         if not whole:
             log.warning("requests were still in flight after %g s; they are cut off", timeout_s)
         return whole
+
+
+async def models_served(url: str) -> set[str]:
+    """Names that a frontend lists; none when it does not answer."""
+    timeout = aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{url.rstrip('/')}/v1/models") as answer,
+        ):
+            content: Any = await answer.json(content_type=None)
+        return {str(model["id"]) for model in content["data"]}
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def dynamo_environment(source: Source, environment: Mapping[str, str]) -> dict[str, str]:

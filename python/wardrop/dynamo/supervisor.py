@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import aiohttp
 
@@ -39,6 +39,9 @@ _OWN_FLAGS = {
     "--tls-cert-path": "Wardrop speaks plain HTTP to its frontends on the loopback",
     "--tls-key-path": "Wardrop speaks plain HTTP to its frontends on the loopback",
 }
+
+Ready = Callable[[str], Awaitable[bool]]
+"""Whether the frontend at an address, which is live, can take requests."""
 
 log = logging.getLogger("wardrop.frontend")
 
@@ -69,6 +72,7 @@ class FrontendChild:
         environment: Mapping[str, str],
         restart_limit: int,
         changed: Callable[[], None],
+        ready: Ready,
     ) -> None:
         self.name = name
         self.restarts = 0
@@ -78,6 +82,7 @@ class FrontendChild:
         self._environment = dict(environment)
         self._restart_limit = restart_limit
         self._changed = changed
+        self._ready = ready
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -154,7 +159,7 @@ class FrontendChild:
             log.info("%s: %s", self.name, line.decode(errors="replace").rstrip())
 
     async def _watch_health(self, process: asyncio.subprocess.Process, url: str) -> None:
-        """Publish the address once `/live` answers; kill the child when it stops answering."""
+        """Publish the address once it is ready; kill the child when it stops answering."""
         missed = 0
         timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -163,7 +168,8 @@ class FrontendChild:
                     async with session.get(f"{url}/live") as answer:
                         await answer.read()
                     missed = 0
-                    self._set_url(url)
+                    if self.url is None and await self._ready(url):
+                        self._set_url(url)
                 except (aiohttp.ClientError, TimeoutError, OSError):
                     missed += self.url is not None
                     if missed >= _PROBES_MISSED:
@@ -202,13 +208,14 @@ class Supervisor:
         environment: Mapping[str, str],
         restart_limit: int,
         changed: Callable[[list[str]], None],
+        ready: Ready,
         python: str = sys.executable,
     ) -> None:
         check_arguments(arguments)
         command = [python, "-m", "dynamo.frontend", "--router-mode", mode, *arguments]
         self._changed = changed
         self.children = [
-            FrontendChild(f"frontend-{n}", command, environment, restart_limit, self._tell)
+            FrontendChild(f"frontend-{n}", command, environment, restart_limit, self._tell, ready)
             for n in range(count)
         ]
 
