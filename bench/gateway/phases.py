@@ -113,7 +113,8 @@ def _figures(driven: Driven, phase: Phase) -> dict[str, float]:
         "latency_p50_ms": float(np.percentile(latency_ms, 50)),
         "latency_p99_ms": float(np.percentile(latency_ms, 99)),
         "requests_per_s": len(ok) / columns["elapsed_s"],
-        "router_cpu_us": 1e6 * driven.router_cpu_s / len(ok),
+        "router_cpu_us": 1e6 * sum(driven.router_cpu_s) / len(ok),
+        "gateway_cpu_us": 1e6 * sum(driven.router_cpu_s[1:]) / len(ok),
         "driver_cpu_share": driven.driver_cpu_s / columns["elapsed_s"],
         "prompt_tokens": float(np.mean([columns["prompt_tokens"][i] for i in ok])),
     }

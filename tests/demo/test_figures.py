@@ -27,7 +27,7 @@ COLUMNS: dict[str, Any] = {
     "lateness_p99_s": 0.001,
     "loop_lag_p99_s": None,
 }
-DRIVEN = Driven(COLUMNS, "no", router_cpu_s=0.03, driver_cpu_s=0.4)
+DRIVEN = Driven(COLUMNS, "no", router_cpu_s=(0.02, 0.01), driver_cpu_s=0.4)
 WORKERS = {"aggregated": [11, 12]}
 
 
@@ -40,6 +40,7 @@ def test_figures_count_what_was_answered_and_what_was_not() -> None:
     assert got.ttft_mean_ms == pytest.approx(200)
     assert got.cached_share == pytest.approx(140 / 400)
     assert got.router_cpu_us == pytest.approx(10_000)
+    assert got.gateway_cpu_us == pytest.approx(10_000 / 3)
     assert got.driver_cpu_share == pytest.approx(0.1)
     assert (got.itl_p50_ms, got.loop_lag_p99_ms) == (10, None)
 
@@ -84,7 +85,7 @@ def test_bins_with_too_few_requests_show_nothing() -> None:
 
 def test_no_answer_at_all_gives_no_figure_and_no_failure() -> None:
     columns = {**COLUMNS, "outcome": ["broken"] * 6, "itl_p50_s": None, "itl_p95_s": None}
-    got = figures(Driven(columns, "gone", 0.0, 0.0), WORKERS)
+    got = figures(Driven(columns, "gone", (0.0,), 0.0), WORKERS)
     assert (got.errors, got.ttft_p50_ms, got.cached_share, got.router_cpu_us) == (
         6,
         None,
@@ -92,4 +93,4 @@ def test_no_answer_at_all_gives_no_figure_and_no_failure() -> None:
         None,
     )
     assert got.spread == {}
-    assert curves(Driven(columns, "gone", 0.0, 0.0), WORKERS).ttft_ms.size == 0
+    assert curves(Driven(columns, "gone", (0.0,), 0.0), WORKERS).ttft_ms.size == 0

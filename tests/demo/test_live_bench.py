@@ -41,4 +41,4 @@ def test_a_quick_bench_measures_all_arms_and_states_each_aim(tmp_path: Path) -> 
             assert phase["requests"] >= 5
             assert phase["latency_p50_ms"] <= phase["latency_p99_ms"]
             assert phase["router_cpu_us"] > 0
-    assert sum(line.startswith(("met ", "MISSED")) for line in run.stdout.splitlines()) == 5
+    assert sum(line.startswith(("met ", "MISSED")) for line in run.stdout.splitlines()) == 10

@@ -29,6 +29,7 @@ SLOW = Figures(
     cached_share=0.25,
     spread={"aggregated": 1.5},
     router_cpu_us=7000.0,
+    gateway_cpu_us=None,
     elapsed_s=40.0,
     output_tokens=90_000,
     lateness_p99_ms=2.0,

@@ -19,11 +19,18 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Driven:
-    """One driven workload: the driver's columns (see `wardrop._core.Drive.report`) and CPU time."""
+    """One driven workload.
+
+    Attributes:
+        columns: the driver's (see `wardrop._core.Drive.report`).
+        first_error: text of the first failure.
+        router_cpu_s: CPU time of each routing process, in the order given.
+        driver_cpu_s: CPU time of this process, which holds the driver.
+    """
 
     columns: dict[str, Any]
     first_error: str | None
-    router_cpu_s: float
+    router_cpu_s: tuple[float, ...]
     driver_cpu_s: float
 
 
@@ -51,7 +58,7 @@ def drive(
     Raises:
         ValueError: rows that can not be driven.
     """
-    before_s, own_before_s = cpu_s(router_pids), time.process_time()
+    before_s, own_before_s = [cpu_s([pid]) for pid in router_pids], time.process_time()
     run = _core.Drive(
         url,
         list(rows),
@@ -66,7 +73,7 @@ def drive(
     except BaseException:
         run.stop()
         raise
-    spent_s = cpu_s(router_pids) - before_s
+    spent_s = tuple(cpu_s([p]) - s for p, s in zip(router_pids, before_s, strict=True))
     report = cast(dict[str, Any], json.loads(run.report()))
     return Driven(
         report["report"], report["first_error"], spent_s, time.process_time() - own_before_s

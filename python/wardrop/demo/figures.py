@@ -29,6 +29,7 @@ class Figures:
             Dynamo 1.6.1 passes on the decode worker's count, which is always 0.
         spread: per pool of workers, busiest ÷ mean in request-seconds; 1 is even.
         router_cpu_us: CPU of the routing processes per answered request, µs.
+        gateway_cpu_us: of it, Wardrop's own process; None without one.
         elapsed_s: first request sent to last answer.
         output_tokens: received.
         lateness_p99_ms: the driver's own: how late requests left.
@@ -49,6 +50,7 @@ class Figures:
     cached_share: float | None
     spread: dict[str, float]
     router_cpu_us: float | None
+    gateway_cpu_us: float | None
     elapsed_s: float
     output_tokens: int
     lateness_p99_ms: float | None
@@ -128,7 +130,12 @@ def figures(driven: Driven, workers: dict[str, list[int]]) -> Figures:
             for pool, seconds in busy.items()
             if sum(seconds) > 0
         },
-        router_cpu_us=1e6 * driven.router_cpu_s / answered if answered else None,
+        router_cpu_us=1e6 * sum(driven.router_cpu_s) / answered if answered else None,
+        gateway_cpu_us=(
+            1e6 * driven.router_cpu_s[1] / answered
+            if answered and len(driven.router_cpu_s) > 1
+            else None
+        ),
         elapsed_s=elapsed_s,
         output_tokens=int(np.nansum(_column(columns, "completion_tokens", ok))),
         lateness_p99_ms=_milli(columns["lateness_p99_s"]),
