@@ -16,25 +16,37 @@ pub(crate) struct Overlaps {
     host: Vec<u32>,
     disk: Vec<u32>,
     shared: Vec<u32>,
+    /// Whether `host` and `disk` are all 0, as they are on fleets without lower tiers.
+    lower_is_zero: bool,
     scratch: Scratch,
 }
 
 impl Overlaps {
     fn fill(&mut self, prompt: &Prompt<'_>, fleet: &Fleet, index: &Index, load: &Load) {
         let slots = fleet.available();
-        for column in [&mut self.device, &mut self.host, &mut self.disk, &mut self.shared] {
-            column.clear();
-            column.resize(fleet.slots(), 0);
-        }
+        zero(&mut self.device, fleet.slots());
+        zero(&mut self.shared, fleet.slots());
         index.device_overlap(prompt, slots, &mut self.device, &mut self.scratch);
         load.shared_blocks(prompt, slots, &mut self.shared, &mut self.scratch);
         if index.any_lower() {
+            zero(&mut self.host, fleet.slots());
+            zero(&mut self.disk, fleet.slots());
+            self.lower_is_zero = false;
             for slot in each(slots).filter(|&slot| index.has_lower(slot)) {
                 let at = slot.index();
                 [self.host[at], self.disk[at]] = index.lower_overlap(prompt, slot, self.device[at]);
             }
+        } else if !self.lower_is_zero || self.host.len() != fleet.slots() {
+            zero(&mut self.host, fleet.slots());
+            zero(&mut self.disk, fleet.slots());
+            self.lower_is_zero = true;
         }
     }
+}
+
+fn zero(column: &mut Vec<u32>, len: usize) {
+    column.clear();
+    column.resize(len, 0);
 }
 
 /// A request matched against every candidate: what of its price does not change with the load. One entry per candidate.
@@ -49,6 +61,8 @@ pub struct Matched {
     pub(crate) generation: u64,
     /// Whether candidate i is slot i, for every slot.
     pub(crate) everyone: bool,
+    /// Whether no candidate has anything in host memory or on disk.
+    lower_is_zero: bool,
     pub(crate) workers: Vec<WorkerId>,
     pub(crate) slots: Vec<Slot>,
     pub(crate) device_blocks: Vec<u32>,
@@ -147,11 +161,15 @@ impl Matched {
             self.slots.clear();
             self.slots.extend((0..fleet.slots() as u32).map(Slot));
             self.everyone = true;
+            self.lower_is_zero = false;
         }
         std::mem::swap(&mut self.device_blocks, &mut overlaps.device);
-        std::mem::swap(&mut self.host_blocks, &mut overlaps.host);
-        std::mem::swap(&mut self.disk_blocks, &mut overlaps.disk);
         std::mem::swap(&mut self.shared_blocks, &mut overlaps.shared);
+        if !(self.lower_is_zero && overlaps.lower_is_zero) {
+            copy(&mut self.host_blocks, &overlaps.host);
+            copy(&mut self.disk_blocks, &overlaps.disk);
+            self.lower_is_zero = overlaps.lower_is_zero;
+        }
     }
 
     fn choose(&mut self, fleet: &Fleet, allowed: Option<&[WorkerId]>) {
@@ -182,6 +200,8 @@ pub struct Ahead {
 /// The load of the candidates of the decision at hand, one entry each; kept between calls to spare the allocations.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Columns {
+    /// Candidate i is slot i and nothing waits ahead: the load's own columns serve.
+    straight: bool,
     pub prefill_tokens: Vec<u64>,
     pub decode_blocks: Vec<u64>,
     pub active_requests: Vec<u32>,
@@ -192,37 +212,44 @@ pub(crate) struct Columns {
 impl Columns {
     /// The load of the candidates now, with what waits ahead of the request.
     pub fn fill(&mut self, matched: &Matched, load: &Load, ahead: Option<&Ahead>) {
-        if matched.everyone {
-            copy(&mut self.prefill_tokens, &load.prefill_tokens);
-            copy(&mut self.decode_blocks, &load.decode_blocks);
-            copy(&mut self.active_requests, &load.active_requests);
-        } else {
-            take(&mut self.prefill_tokens, &load.prefill_tokens, &matched.slots);
-            take(&mut self.decode_blocks, &load.decode_blocks, &matched.slots);
-            take(&mut self.active_requests, &load.active_requests, &matched.slots);
+        self.seconds.clear();
+        self.costs.resize(matched.slots.len(), 0.0);
+        self.straight = matched.everyone && ahead.is_none();
+        if self.straight {
+            return;
         }
+        take(&mut self.prefill_tokens, &load.prefill_tokens, &matched.slots);
+        take(&mut self.decode_blocks, &load.decode_blocks, &matched.slots);
+        take(&mut self.active_requests, &load.active_requests, &matched.slots);
         if let Some(ahead) = ahead {
             for (i, slot) in matched.slots.iter().enumerate() {
                 self.prefill_tokens[i] += ahead.tokens[slot.index()];
                 self.active_requests[i] += ahead.requests[slot.index()];
             }
         }
-        self.seconds.clear();
-        self.costs.resize(matched.slots.len(), 0.0);
+    }
+
+    /// Prefill tokens, blocks and requests in flight, one entry per candidate.
+    pub fn loads<'a>(&'a self, load: &'a Load) -> (&'a [u64], &'a [u64], &'a [u32]) {
+        if self.straight {
+            return (&load.prefill_tokens, &load.decode_blocks, &load.active_requests);
+        }
+        (&self.prefill_tokens, &self.decode_blocks, &self.active_requests)
     }
 
     /// Candidate `i` with all its parts.
-    pub fn candidate(&self, matched: &Matched, i: usize) -> Candidate {
+    pub fn candidate(&self, matched: &Matched, load: &Load, i: usize) -> Candidate {
+        let (prefill_tokens, decode_blocks, active_requests) = self.loads(load);
         Candidate {
             worker: matched.workers[i],
             cost: self.costs[i],
             device_blocks: matched.device_blocks[i],
             host_blocks: matched.host_blocks[i],
             disk_blocks: matched.disk_blocks[i],
-            prefill_tokens: self.prefill_tokens[i],
-            decode_blocks: self.decode_blocks[i],
+            prefill_tokens: prefill_tokens[i],
+            decode_blocks: decode_blocks[i],
             shared_blocks: matched.shared_blocks[i],
-            active_requests: self.active_requests[i],
+            active_requests: active_requests[i],
         }
     }
 }

@@ -10,26 +10,43 @@ use crate::rng::Rng;
 ///
 /// Candidates with an infinite or undefined cost are never chosen. O(candidates), no allocation.
 pub fn pick(costs: &[f64], temperature: f64, rng: &mut Rng) -> Option<usize> {
-    let mut lowest = f64::INFINITY;
-    let mut highest = f64::NEG_INFINITY;
-    for &cost in costs.iter().filter(|cost| cost.is_finite()) {
-        lowest = lowest.min(cost);
-        highest = highest.max(cost);
-    }
+    let lowest = lowest(costs);
     if !lowest.is_finite() {
         return None;
     }
-    if temperature > 0.0 && highest > lowest {
-        return Some(softmax(costs, lowest, (highest - lowest) * temperature, rng));
+    if temperature > 0.0 {
+        let highest = costs
+            .iter()
+            .filter(|cost| cost.is_finite())
+            .fold(lowest, |highest, &cost| highest.max(cost));
+        if highest > lowest {
+            return Some(softmax(costs, lowest, (highest - lowest) * temperature, rng));
+        }
     }
-    let ties = costs.iter().filter(|&&cost| cost == lowest).count();
-    let chosen = if ties == 1 { 0 } else { rng.below(ties) };
-    costs
+    let first = costs.iter().position(|&cost| cost == lowest)?;
+    let ties = costs[first..].iter().filter(|&&cost| cost == lowest).count();
+    if ties == 1 {
+        return Some(first);
+    }
+    let tied = (first..costs.len()).filter(|&at| costs[at] == lowest);
+    tied.take(ties).nth(rng.below(ties))
+}
+
+/// The lowest cost; infinite when there is none. Eight lanes at a time: a plain fold waits for each comparison.
+fn lowest(costs: &[f64]) -> f64 {
+    let less = |a: f64, b: f64| if b < a { b } else { a };
+    let mut lanes = [f64::INFINITY; 8];
+    let chunks = costs.chunks_exact(8);
+    let rest = chunks
+        .remainder()
         .iter()
-        .enumerate()
-        .filter(|&(_, &cost)| cost == lowest)
-        .nth(chosen)
-        .map(|(position, _)| position)
+        .fold(f64::INFINITY, |lowest, &cost| less(lowest, cost));
+    for chunk in chunks {
+        for (lane, &cost) in lanes.iter_mut().zip(chunk) {
+            *lane = less(*lane, cost);
+        }
+    }
+    lanes.into_iter().fold(rest, less)
 }
 
 fn softmax(costs: &[f64], lowest: f64, scale: f64, rng: &mut Rng) -> usize {

@@ -178,7 +178,9 @@ impl Router {
             worker: matched.workers[chosen],
             overlap_blocks: matched.device_blocks[chosen],
             cost: columns.costs[chosen],
-            candidates: (0..explained).map(|i| columns.candidate(matched, i)).collect(),
+            candidates: (0..explained)
+                .map(|i| columns.candidate(matched, &self.load, i))
+                .collect(),
         };
         self.counters.routed += 1;
         let work = self.work(request.input_tokens, matched.overlap(chosen));
@@ -308,7 +310,9 @@ impl Router {
             self.ledger.advance(now_s);
             self.fill_seconds(matched, ahead, output_tokens, now_s);
         }
-        let columns = &mut self.columns;
+        let mut costs = std::mem::take(&mut self.columns.costs);
+        let columns = &self.columns;
+        let (prefill_tokens, decode_blocks, active_requests) = columns.loads(&self.load);
         let view = View {
             block_size: self.config.block_size,
             input_tokens: matched.input_tokens,
@@ -321,14 +325,15 @@ impl Router {
             device_blocks: &matched.device_blocks,
             host_blocks: &matched.host_blocks,
             disk_blocks: &matched.disk_blocks,
-            prefill_tokens: &columns.prefill_tokens,
-            decode_blocks: &columns.decode_blocks,
+            prefill_tokens,
+            decode_blocks,
             shared_blocks: &matched.shared_blocks,
-            active_requests: &columns.active_requests,
+            active_requests,
             output_tokens,
             seconds: &columns.seconds,
         };
-        self.policy.price(&view, &mut self.rng, &mut columns.costs);
+        self.policy.price(&view, &mut self.rng, &mut costs);
+        self.columns.costs = costs;
     }
 
     fn fill_seconds(&mut self, matched: &Matched, ahead: Option<&Ahead>, output_tokens: f64, now_s: f64) {

@@ -84,12 +84,6 @@ impl Dynamo {
         Ok(Self { config })
     }
 
-    fn credit_blocks(&self, view: &View<'_>, i: usize, decay: f64) -> f64 {
-        self.config.overlap_score_credit * decay * f64::from(view.device_blocks[i])
-            + self.config.host_cache_hit_weight * f64::from(view.host_blocks[i])
-            + self.config.disk_cache_hit_weight * f64::from(view.disk_blocks[i])
-    }
-
     fn decay(&self, view: &View<'_>, i: usize, lowest_prefill_tokens: u64) -> f64 {
         let excess_tokens = view.prefill_tokens[i] - lowest_prefill_tokens;
         let excess_blocks = excess_tokens as f64 / f64::from(view.block_size);
@@ -110,16 +104,35 @@ impl Policy for Dynamo {
         } else {
             0
         };
+        let DynamoConfig {
+            overlap_score_credit: device_weight,
+            host_cache_hit_weight: host_weight,
+            disk_cache_hit_weight: disk_weight,
+            ..
+        } = self.config;
         let block_size = f64::from(view.block_size);
+        let input_tokens = f64::from(view.input_tokens);
+        // Floating point throughout and slices of one length: a quarter of the time of checked integers.
+        let n = costs.len();
+        let (device, host, disk) = (
+            &view.device_blocks[..n],
+            &view.host_blocks[..n],
+            &view.disk_blocks[..n],
+        );
+        let (shared, requests) = (&view.shared_blocks[..n], &view.active_requests[..n]);
+        let (prefill, active) = (&view.prefill_tokens[..n], &view.decode_blocks[..n]);
+        let request_blocks = f64::from(view.request_blocks);
         for (i, cost) in costs.iter_mut().enumerate() {
             let decay = if decays { self.decay(view, i, lowest) } else { 1.0 };
-            let credit = self.credit_blocks(view, i, decay);
-            let decode = view.union_blocks(i) as f64;
-            let requests = self.config.decode_active_request_weight * f64::from(view.active_requests[i]);
+            let credit = device_weight * decay * f64::from(device[i])
+                + host_weight * f64::from(host[i])
+                + disk_weight * f64::from(disk[i]);
+            let decode = active[i].cast_signed() as f64 + (request_blocks - f64::from(shared[i]));
+            let requests = self.config.decode_active_request_weight * f64::from(requests[i]);
             *cost = if view.tracks_prefill {
-                let raw = (view.prefill_tokens[i] + u64::from(view.input_tokens)) as f64 / block_size;
+                let raw = (prefill[i].cast_signed() as f64 + input_tokens) / block_size;
                 self.config.prefill_load_scale * (raw - credit).max(0.0) + decode + requests
-            } else if self.config.overlap_score_credit > 0.0 {
+            } else if device_weight > 0.0 {
                 (decode - credit).max(0.0) + requests
             } else {
                 decode + requests
