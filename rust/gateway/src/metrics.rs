@@ -28,7 +28,7 @@ pub struct Metrics {
     /// Clients that left before the end.
     pub disconnects: IntCounter,
     /// Time of a decision's stages.
-    pub decision: HistogramVec,
+    pub stages: Stages,
     /// First byte of the answer's body.
     pub ttft: HistogramVec,
     /// Between pieces of a streamed answer.
@@ -62,20 +62,34 @@ pub struct Metrics {
     cpu: Gauge,
 }
 
-/// Stages of a decision.
-pub mod stage {
+/// The histograms of a decision's stages, looked up once.
+pub struct Stages {
     /// Template and tokeniser.
-    pub const TOKENISE: &str = "tokenise";
+    pub tokenise: Histogram,
     /// Block hashes.
-    pub const HASH: &str = "hash";
+    pub hash: Histogram,
     /// Overlap of the prompt with each candidate, with the wait for the router's lock.
-    pub const MATCH: &str = "match";
+    pub matching: Histogram,
     /// Cost of each candidate.
-    pub const PRICE: &str = "price";
+    pub price: Histogram,
     /// Choice and booking.
-    pub const PICK: &str = "pick";
+    pub pick: Histogram,
     /// From the whole body to the pin.
-    pub const TOTAL: &str = "total";
+    pub total: Histogram,
+}
+
+impl Stages {
+    fn new(all: &HistogramVec) -> Self {
+        let stage = |name: &str| all.with_label_values(&[name]);
+        Self {
+            tokenise: stage("tokenise"),
+            hash: stage("hash"),
+            matching: stage("match"),
+            price: stage("price"),
+            pick: stage("pick"),
+            total: stage("total"),
+        }
+    }
 }
 
 const STAGE_BUCKETS_S: &[f64] = &[
@@ -128,12 +142,12 @@ impl Metrics {
                 "client_disconnects_total",
                 "Clients that left before the end of their answer",
             )?,
-            decision: made.histograms(
+            stages: Stages::new(&made.histograms(
                 "decision_seconds",
                 "Time of the stages of a decision",
                 &["stage"],
                 STAGE_BUCKETS_S,
-            )?,
+            )?),
             ttft: made.histograms(
                 "time_to_first_token_seconds",
                 "From the whole request to the first byte of the answer's body",
@@ -226,16 +240,6 @@ impl Metrics {
         };
         for reason in Abstention::ALL {
             metrics.abstentions.with_label_values(&[reason.name()]);
-        }
-        for stage in [
-            stage::TOKENISE,
-            stage::HASH,
-            stage::MATCH,
-            stage::PRICE,
-            stage::PICK,
-            stage::TOTAL,
-        ] {
-            metrics.decision.with_label_values(&[stage]);
         }
         Ok(metrics)
     }

@@ -35,6 +35,7 @@ impl Gateway {
     }
 
     #[pyo3(signature = (urls, /))]
+    #[allow(clippy::needless_pass_by_value, reason = "a list from Python arrives owned")]
     fn set_upstreams(&self, py: Python<'_>, urls: Vec<String>) -> PyResult<()> {
         py.detach(|| self.native.set_upstreams(&urls))
             .map_err(|error| raise(&error))

@@ -33,6 +33,17 @@ pub enum Topic {
     KvMetrics,
 }
 
+impl Topic {
+    /// Least time between two reads of a feed. Engines tell of every step; to wake for each of them costs more than all else
+    /// that the gateway does for a token.
+    fn pace(self) -> Duration {
+        match self {
+            Self::KvEvents => Duration::from_millis(2),
+            Self::ForwardPass | Self::KvMetrics => Duration::from_millis(20),
+        }
+    }
+}
+
 /// A feed to follow.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -251,6 +262,9 @@ impl Run {
                             .malformed
                             .with_label_values(&[label(malformed)])
                             .inc();
+                    }
+                    if subscriber.is_drained() {
+                        tokio::time::sleep(self.subscription.topic.pace()).await;
                     }
                 }
                 Err(error) => {

@@ -83,6 +83,11 @@ impl Subscriber {
         Ok(())
     }
 
+    /// Nothing that was read ahead is left.
+    pub fn is_drained(&self) -> bool {
+        self.stream.buffer().is_empty()
+    }
+
     /// The frames of the next message.
     pub async fn receive(&mut self) -> Result<Vec<Vec<u8>>, ZmtpError> {
         let mut frames = Vec::with_capacity(4);

@@ -213,12 +213,17 @@ impl Relay {
         let Some(mut watch) = self.watch.take() else {
             return;
         };
+        // The engine that answers in a split never saw the prompt's prefill: its count says nothing of the prediction.
+        let is_split = watch
+            .booking
+            .as_ref()
+            .is_some_and(|booking| booking.legs().count() > 1);
         let usage = self.scan.found();
         if let Some(booking) = &mut watch.booking {
             let tokens = |count: Option<u64>| count.and_then(|count| u32::try_from(count).ok());
             booking.set_outcome(Outcome {
                 output_tokens: tokens(usage.and_then(|usage| usage.output_tokens)),
-                cached_tokens: tokens(usage.map(|usage| usage.cached_tokens)),
+                cached_tokens: tokens(usage.filter(|_| !is_split).map(|usage| usage.cached_tokens)),
             });
         }
         if let Some(usage) = usage {
@@ -235,7 +240,8 @@ impl Relay {
         {
             metrics.length_mismatches.inc();
         }
-        let Some(leg) = watch.booking.as_ref().and_then(|booking| booking.legs().next()) else {
+        let mut legs = watch.booking.iter().flat_map(Booking::legs);
+        let (Some(leg), None) = (legs.next(), legs.next()) else {
             return;
         };
         leg.pool

@@ -11,7 +11,6 @@ use wardrop_core::{Error, RequestId, RouteRequest, Stage, WorkerId};
 use super::intake;
 use super::server::Shared;
 use crate::fleet::{Booking, Leg, Model, Role};
-use crate::metrics::stage;
 use crate::prompt::{Abstention, Prepared};
 
 /// Chooses and books the workers of a request.
@@ -60,15 +59,13 @@ fn place(
     let mut last = Instant::now();
     let mark = |ended: Stage| {
         let now = Instant::now();
-        let name = match ended {
-            Stage::Match => stage::MATCH,
-            Stage::Price => stage::PRICE,
-            Stage::Pick => stage::PICK,
+        let stages = &shared.metrics.stages;
+        let stage = match ended {
+            Stage::Match => &stages.matching,
+            Stage::Price => &stages.price,
+            Stage::Pick => &stages.pick,
         };
-        let stages = &shared.metrics.decision;
-        stages
-            .with_label_values(&[name])
-            .observe((now - last).as_secs_f64());
+        stage.observe((now - last).as_secs_f64());
         last = now;
     };
     match pool.route(&request, shared.now_s(), mark) {

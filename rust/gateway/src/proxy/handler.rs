@@ -19,7 +19,7 @@ use super::intake;
 use super::server::{Shared, Thread};
 use crate::error::Refusal;
 use crate::fleet::Booking;
-use crate::metrics::{StreamClocks, stage};
+use crate::metrics::StreamClocks;
 use crate::prompt::{Abstention, Endpoint, Prepared, is_heavy, prepare};
 use crate::upstream::{RelayBody, write_head};
 
@@ -158,8 +158,8 @@ async fn place_and_forward(
     });
     shared
         .metrics
-        .decision
-        .with_label_values(&[stage::TOTAL])
+        .stages
+        .total
         .observe(started.elapsed().as_secs_f64());
     let pieces: &[Bytes] = match prepared.as_ref().and_then(|prepared| prepared.spliced.as_ref()) {
         Some(spliced) => {
@@ -384,13 +384,9 @@ async fn prepare_prompt(
         prepare(endpoint, bytes, tenant, &shared.registry, options)
     }?;
     let seconds = |ns: u64| ns as f64 / 1e9;
-    let stages = &shared.metrics.decision;
-    stages
-        .with_label_values(&[stage::TOKENISE])
-        .observe(seconds(prepared.timing.tokenise_ns));
-    stages
-        .with_label_values(&[stage::HASH])
-        .observe(seconds(prepared.timing.hash_ns));
+    let stages = &shared.metrics.stages;
+    stages.tokenise.observe(seconds(prepared.timing.tokenise_ns));
+    stages.hash.observe(seconds(prepared.timing.hash_ns));
     let tokens = u64::from(prepared.input_tokens);
     shared
         .metrics

@@ -16,6 +16,7 @@ static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(CACHED_K
 
 /// What an engine reported of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_field_names, reason = "the names of the API")]
 pub struct Usage {
     /// Prompt tokens found in the cache.
     pub cached_tokens: u64,

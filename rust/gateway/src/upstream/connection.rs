@@ -14,7 +14,7 @@ use hyper::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::{Method, StatusCode, Uri};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::framing::{Chunk, Decoded, Framing, WireError};
@@ -219,13 +219,8 @@ impl Connection {
         if self.buffer.capacity() - self.buffer.len() < READ_ROOM_BYTES {
             self.buffer.reserve(READ_BYTES);
         }
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read_buf(&mut self.buffer) {
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-        }
+        // Unlike `try_read_buf`, this read knows that a short one has emptied the socket, and spares the next system call.
+        std::pin::pin!(self.stream.read_buf(&mut self.buffer)).poll(cx)
     }
 }
 
