@@ -233,3 +233,24 @@ def test_worker_waits_until_a_frontend_serves_its_model(entries):
         await until(lambda: bench.follower.view.workers and bench.follower.view.feeds)
 
     bench.run(test)
+
+
+def test_feed_waits_for_its_own_worker_and_its_blocks_are_then_read(entries):
+    bench = Bench()
+    late = "upsert_worker", 2
+    bench.gateway.refuse = lambda call: (call[0], instance_of(call)) == late
+
+    async def test() -> None:
+        entries.worker(1).worker(2).feed(5).source(5, 1).feed(6).source(6, 2)
+        bench.source.queue.put_nowait(read_view(entries.snapshot))
+        await until(lambda: len(bench.dumps) == 1)
+        assert set(bench.follower.view.feeds) == {5}
+        bench.gateway.refuse = lambda _call: False
+        await until(lambda: set(bench.follower.view.feeds) == {5, 6})
+        await until(lambda: len(bench.dumps) == 2)
+
+    bench.run(test)
+
+
+def instance_of(call: tuple) -> object:
+    return json.loads(call[1])["instance"] if call[0] == "upsert_worker" else None

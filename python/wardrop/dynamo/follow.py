@@ -164,9 +164,16 @@ class Follower:
 
     async def _apply_wanted(self) -> None:
         async with self._lock:
+            served: dict[str, bool] = {}  # asked once a pass: workers of a model join together
             for change in diff(self._applied.view(), self._wanted):
                 try:
-                    if isinstance(change, UpsertWorker | Subscribe) and not await self._may(change):
+                    if isinstance(change, UpsertWorker):
+                        model = change.worker.model
+                        if model not in served:
+                            served[model] = await self._served(model)
+                        if not served[model]:
+                            continue
+                    if isinstance(change, Subscribe) and not self._has_worker(change.feed):
                         continue
                     await self._apply(change)
                     self.counters.changes += 1
@@ -174,12 +181,13 @@ class Follower:
                     self.counters.refused += 1
                     self._tell_once(f"the gateway refused {_name(change)}: {error}")
 
-    async def _may(self, change: UpsertWorker | Subscribe) -> bool:
-        """A worker waits until a frontend serves its model, a feed until it has a worker."""
-        if isinstance(change, UpsertWorker):
-            return await self._served(change.worker.model)
-        pool = change.feed.model, change.feed.role
-        return any((w.model, w.role) == pool for w in self._applied.workers.values())
+    def _has_worker(self, feed: Feed) -> bool:
+        """A feed waits for its worker: blocks of a worker that is not known are dropped."""
+        return any(
+            (worker.model, worker.role) == (feed.model, feed.role)
+            and feed.instance in (None, worker.instance)
+            for worker in self._applied.workers.values()
+        )
 
     async def _apply(self, change: Change) -> None:
         applied, gateway = self._applied, self._gateway

@@ -58,6 +58,8 @@ pub enum Refusal {
     ClientPin,
     /// No upstream accepts connections.
     UpstreamDown,
+    /// No worker is left, and Dynamo has closed the route.
+    NoWorker,
     /// An upstream broke off before the first byte.
     UpstreamBroken,
     /// No byte came in time.
@@ -83,7 +85,7 @@ impl Refusal {
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::ReadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyBroken | Self::ClientPin => StatusCode::BAD_REQUEST,
-            Self::UpstreamDown | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamDown | Self::NoWorker | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
             Self::FirstByteTimeout { .. } | Self::StreamStalled { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -99,6 +101,7 @@ impl Refusal {
             Self::BodyBroken => "body_broken",
             Self::ClientPin => "client_pin_refused",
             Self::UpstreamDown => "upstream_down",
+            Self::NoWorker => "no_worker",
             Self::UpstreamBroken => "upstream_broken",
             Self::FirstByteTimeout { .. } => "first_byte_timeout",
             Self::StreamStalled { .. } => "stream_stalled",
@@ -109,7 +112,7 @@ impl Refusal {
     /// Seconds for `Retry-After`, where trying again can help.
     pub fn retry_after_s(self) -> Option<u32> {
         match self {
-            Self::Busy { .. } | Self::UpstreamDown | Self::Draining => Some(1),
+            Self::Busy { .. } | Self::UpstreamDown | Self::NoWorker | Self::Draining => Some(1),
             _ => None,
         }
     }
@@ -133,6 +136,7 @@ impl Refusal {
                 "The request chooses a worker (by header or nvext). The gateway does that; leave it out, or allow client pins in its configuration.".into()
             }
             Self::UpstreamDown => "No upstream frontend accepts connections.".into(),
+            Self::NoWorker => "No worker serves this model now. Try again when one has joined.".into(),
             Self::UpstreamBroken => "The upstream frontend broke off before it answered.".into(),
             Self::FirstByteTimeout { limit_ms } => {
                 format!("The upstream frontend sent nothing for {limit_ms} ms.")

@@ -34,15 +34,19 @@ pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<G
     }
 }
 
+/// Workers of all models that may be chosen now.
+pub fn routable(shared: &Shared) -> usize {
+    let models = shared.registry.all();
+    models
+        .iter()
+        .flat_map(|model| model.pools())
+        .map(|pool| pool.routable())
+        .sum()
+}
+
 /// Ready means: not draining, and at least one worker that may be chosen.
 fn state(shared: &Shared) -> Response<GatewayBody> {
-    let routable: usize = shared
-        .registry
-        .all()
-        .iter()
-        .flat_map(|model| model.pools().clone())
-        .map(|pool| pool.routable())
-        .sum();
+    let routable = routable(shared);
     let draining = shared.draining.load(Ordering::Relaxed);
     let ready = routable > 0 && !draining;
     let status = match (draining, ready) {

@@ -11,7 +11,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
-use super::admin;
+use super::admin::{self, routable};
 use super::body::{GatewayBody, InFlight, Watch};
 use super::decide::{book_client_pin, decide, write_pins};
 use super::exchange::{Failed, exchange, exchange_streamed, first_piece};
@@ -182,6 +182,10 @@ async fn place_and_forward(
         .then(|| explain(booking.as_ref()))
         .flatten();
     let mut response = match reply {
+        // Without workers Dynamo closes its routes and answers a bare 404, which tells a client the wrong thing.
+        Reply::Stream(status, ..) if status == StatusCode::NOT_FOUND && routable(shared) == 0 => {
+            return Err(Refusal::NoWorker);
+        }
         Reply::Stream(status, headers, body) => {
             let watch = prepared.map(|prepared| watch(shared, &prepared, booking, started));
             relay(thread, status, headers, body, place, watch)
