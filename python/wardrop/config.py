@@ -86,6 +86,11 @@ class Routing:
     parameters: dict[str, float] = _setting(  # noqa: RUF009  (a field, as the others)
         {}, "parameters of the policy, name=number,…", "policy-parameters"
     )
+    queue: bool = _setting(False, "let requests wait for room at their worker", "queue")
+    queue_parameters: dict[str, float] = _setting(  # noqa: RUF009  (a field, as the others)
+        {}, "parameters of the queue, name=number,… (kappa, backlog_s, …)", "queue-parameters"
+    )
+    queue_hints: bool = _setting(False, "take priority and deadline headers from clients")
     seed: int = _setting(0, "seed of the tie breaker", "seed")
     booking_ttl_s: float = _setting(900.0, "life of a booking whose request never ends")
     allow_client_pins: bool = _setting(False, "pass on worker pins of clients, else 400")
@@ -209,6 +214,11 @@ class Config:
         """The gateway's own part, as `wardrop._core.Gateway` reads it."""
         routing = asdict(self.routing)
         routing["policy"] = {"name": routing["policy"], **routing.pop("parameters")}
+        queue = {
+            name: bool(value) if name == "fair" else int(value) if value == int(value) else value
+            for name, value in routing.pop("queue_parameters").items()
+        }
+        routing["queue"] = queue if routing["queue"] else None
         return json.dumps(
             {
                 "listen": f"{self.http.host}:{self.http.port}",

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use wardrop_core::PolicyConfig;
+use wardrop_core::queue::QueueConfig;
 
 use crate::GatewayError;
 
@@ -75,6 +76,10 @@ pub struct RoutingOptions {
     pub seed: u64,
     /// Life of a booking whose request never ends.
     pub booking_ttl_s: f64,
+    /// Late binding in front of the policy; without it every request is placed at once.
+    pub queue: Option<QueueConfig>,
+    /// Take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients.
+    pub queue_hints: bool,
     /// Pass on worker pins that clients send; else they are refused with 400.
     pub allow_client_pins: bool,
     /// Add `x-wardrop-worker` and `x-wardrop-overlap-blocks` to answers.
@@ -155,6 +160,8 @@ impl Default for RoutingOptions {
             policy: PolicyConfig::default(),
             seed: 0,
             booking_ttl_s: 900.0,
+            queue: None,
+            queue_hints: false,
             allow_client_pins: false,
             explain_headers: false,
         }
@@ -220,6 +227,10 @@ impl GatewayConfig {
                 "routing.booking_ttl_s must be a positive number of seconds, got {}",
                 self.routing.booking_ttl_s
             )));
+        }
+        if let Some(queue) = &self.routing.queue {
+            let refused = |error| GatewayError::Config(format!("routing.queue: {error}"));
+            queue.validate().map_err(refused)?;
         }
         Ok(())
     }

@@ -47,6 +47,11 @@ pub enum Refusal {
         /// Limit in requests.
         limit: usize,
     },
+    /// The queue is full, or the deadline cannot be met.
+    QueueFull {
+        /// Seconds until another try makes sense.
+        retry_after_s: u32,
+    },
     /// The client did not send its body in time.
     ReadTimeout {
         /// Limit in milliseconds.
@@ -82,7 +87,7 @@ impl Refusal {
         match self {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy { .. } | Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::ReadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyBroken | Self::ClientPin => StatusCode::BAD_REQUEST,
             Self::UpstreamDown | Self::NoWorker | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
@@ -97,6 +102,7 @@ impl Refusal {
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::HeadersTooLarge { .. } => "headers_too_large",
             Self::Busy { .. } => "too_many_requests",
+            Self::QueueFull { .. } => "queue_full",
             Self::ReadTimeout { .. } => "read_timeout",
             Self::BodyBroken => "body_broken",
             Self::ClientPin => "client_pin_refused",
@@ -112,6 +118,7 @@ impl Refusal {
     /// Seconds for `Retry-After`, where trying again can help.
     pub fn retry_after_s(self) -> Option<u32> {
         match self {
+            Self::QueueFull { retry_after_s } => Some(retry_after_s),
             Self::Busy { .. } | Self::UpstreamDown | Self::NoWorker | Self::Draining => Some(1),
             _ => None,
         }
@@ -127,6 +134,9 @@ impl Refusal {
             }
             Self::Busy { limit } => {
                 format!("The gateway already serves {limit} requests, its limit. Try again shortly.")
+            }
+            Self::QueueFull { retry_after_s } => {
+                format!("Too many requests wait already, or the deadline cannot be met. Try again in {retry_after_s} s.")
             }
             Self::ReadTimeout { limit_ms } => {
                 format!("The request body did not arrive within {limit_ms} ms.")

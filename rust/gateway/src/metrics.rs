@@ -51,6 +51,12 @@ pub struct Metrics {
     pub expired_bookings: IntCounter,
     /// Prompt lengths that Dynamo reported other than we counted.
     pub length_mismatches: IntCounter,
+    /// Time in the queue of requests that were placed from it.
+    pub queue_time: HistogramVec,
+    /// Requests placed from the queue, by reason.
+    pub queue_placed: IntCounterVec,
+    queue_requests: GaugeVec,
+    queue_prefill: GaugeVec,
     worker_load: GaugeVec,
     worker_up: GaugeVec,
     worker_gaps: GaugeVec,
@@ -192,6 +198,27 @@ impl Metrics {
                 "prompt_length_mismatches_total",
                 "Prompts whose length Dynamo reported other than it was counted here",
             )?,
+            queue_time: made.histograms(
+                "queue_seconds",
+                "Time in the router's queue, of requests placed from it",
+                &["model", "worker_type"],
+                TTFT_BUCKETS_S,
+            )?,
+            queue_placed: made.counters(
+                "queue_placed_total",
+                "Requests placed from the queue: there was room, the window was full, or they had waited long enough",
+                &["model", "worker_type", "reason"],
+            )?,
+            queue_requests: made.gauges(
+                "queue_requests",
+                "Requests in the router's queue",
+                &["model", "worker_type"],
+            )?,
+            queue_prefill: made.gauges(
+                "queue_prefill_seconds",
+                "Prefill of the requests in the router's queue, each on its best worker",
+                &["model", "worker_type"],
+            )?,
             worker_load: made.gauges(
                 "worker_load",
                 "Work in flight on a worker: prefill tokens, decode blocks, active requests (reason)",
@@ -262,6 +289,13 @@ impl Metrics {
         for model in models.all() {
             for role in Role::ALL {
                 self.set_workers(&model.spec.name, role, &model.pool(role).report(now_s));
+                if let Some(stats) = model.pool(role).queue_stats() {
+                    let labels = [model.spec.name.as_str(), role.name()];
+                    self.queue_requests
+                        .with_label_values(&labels)
+                        .set(stats.waiting as f64);
+                    self.queue_prefill.with_label_values(&labels).set(stats.prefill_s);
+                }
             }
         }
         self.cpu.set(threads_cpu_s());

@@ -5,7 +5,9 @@ mod cursor;
 mod health;
 mod pool;
 mod registry;
+mod waiting;
 
 pub use booking::{Booking, Leg};
 pub use pool::{Role, WorkerPool, WorkerReport, WorkerUpsert};
 pub use registry::{Model, ModelSpec, Registry};
+pub use waiting::NoWait;

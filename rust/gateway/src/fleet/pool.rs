@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use wardrop_core::latency::PrefillWork;
 use wardrop_core::ledger::Outcome;
+use wardrop_core::queue::{QueueConfig, QueueStats, QueuedRequest};
 use wardrop_core::{
     Decision, Error, KvEvent, RequestId, RouteRequest, Router, RouterConfig, Snapshot, Stage, WorkerId,
     WorkerSpec,
@@ -15,6 +16,7 @@ use wardrop_core::{
 
 use super::cursor::{EventCursor, Step};
 use super::health::{Fault, Health, HealthOptions};
+use super::waiting::{NoWait, Wait, Waiters};
 use crate::GatewayError;
 use crate::feed::dynamo::{ForwardPass, WorkerEvent};
 
@@ -92,6 +94,8 @@ pub struct WorkerPool {
 
 struct State {
     router: Router,
+    /// Late binding, when it is on.
+    waiters: Option<Waiters>,
     workers: BTreeMap<WorkerId, Worker>,
 }
 
@@ -169,6 +173,7 @@ impl WorkerPool {
     ) -> Result<Self, Error> {
         let state = State {
             router: Router::new(config)?,
+            waiters: None,
             workers: BTreeMap::new(),
         };
         Ok(Self {
@@ -178,6 +183,50 @@ impl WorkerPool {
             state: Mutex::new(state),
             size: AtomicUsize::new(0),
         })
+    }
+
+    /// Puts late binding in front of the router, or changes its configuration.
+    pub fn set_queue(&self, config: QueueConfig) -> Result<(), Error> {
+        let state = &mut *self.state.lock();
+        match &mut state.waiters {
+            Some(waiters) => waiters.set_config(config),
+            none => {
+                *none = Some(Waiters::new(config)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Chooses and books as soon as the chosen worker has room.
+    pub fn wait(
+        self: &Arc<Self>,
+        request: QueuedRequest,
+        clock: std::time::Instant,
+    ) -> Result<Wait, NoWait> {
+        let state = &mut *self.state.lock();
+        let waiters = state.waiters.as_mut().ok_or(NoWait::Off)?;
+        let id = request.id;
+        let receiver = waiters.offer(&mut state.router, request, clock.elapsed().as_secs_f64())?;
+        Ok(Wait::new(self.clone(), id, receiver, clock))
+    }
+
+    /// Works on the queue, where there is one.
+    pub(super) fn with_waiters(&self, work: impl FnOnce(&mut Waiters, &mut Router)) {
+        let state = &mut *self.state.lock();
+        if let Some(waiters) = &mut state.waiters {
+            work(waiters, &mut state.router);
+        }
+    }
+
+    /// Counts and state of the queue, where there is one.
+    pub fn queue_stats(&self) -> Option<QueueStats> {
+        self.state.lock().waiters.as_ref().map(Waiters::stats)
+    }
+
+    /// The worker's instance has several ranks.
+    pub fn has_several_ranks(&self, worker: WorkerId) -> bool {
+        let state = self.state.lock();
+        state.workers.get(&worker).is_some_and(|known| known.ranks > 1)
     }
 
     /// Workers registered.
@@ -264,7 +313,9 @@ impl WorkerPool {
 
     /// The prompt of a booked request was processed. A booking that is gone already needs nothing.
     pub fn prefill_done(&self, request: RequestId, now_s: f64) {
-        let _ = self.state.lock().router.prefill_done(request, now_s);
+        let mut state = self.state.lock();
+        let _ = state.router.prefill_done(request, now_s);
+        state.pump(now_s);
     }
 
     /// A booked request is over. A booking that is gone already needs nothing.
@@ -419,7 +470,9 @@ impl WorkerPool {
         for id in ids {
             state.review(id, now_s, self.options);
         }
-        state.router.expire(now_s)
+        let expired = state.router.expire(now_s);
+        state.pump(now_s);
+        expired
     }
 
     /// The router's own view.
@@ -500,6 +553,13 @@ pub struct Placement {
 }
 
 impl State {
+    /// Something ended or changed: place those that wait for it.
+    fn pump(&mut self, now_s: f64) {
+        if let Some(waiters) = &mut self.waiters {
+            waiters.pump(&mut self.router, now_s);
+        }
+    }
+
     fn add(&mut self, id: WorkerId, spec: WorkerSpec, ranks: u32) -> Result<(), Error> {
         if let Some(worker) = self.workers.get_mut(&id)
             && worker.spec == spec

@@ -1,16 +1,22 @@
 //! From a prepared prompt to claims on workers and the pins that say so to Dynamo.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use hyper::HeaderMap;
+use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
+use rustc_hash::FxHasher;
 use std::fmt::Write as _;
+use std::hash::{Hash, Hasher};
+use wardrop_core::queue::{Cause, QueuedRequest, Tenant};
 use wardrop_core::{Error, RequestId, RouteRequest, Stage, WorkerId};
 
 use super::intake;
 use super::server::Shared;
-use crate::fleet::{Booking, Leg, Model, Role};
+use crate::error::Refusal;
+use crate::fleet::{Booking, Leg, Model, NoWait, Role};
 use crate::prompt::{Abstention, Prepared};
 
 /// Chooses and books the workers of a request.
@@ -30,11 +36,121 @@ pub fn decide(shared: &Shared, prepared: &Prepared) -> Result<Booking, Abstentio
         let only = place(shared, prepared, model, Role::Aggregated, id)?;
         Booking::new(id, [Some(only), None], shared.clock)
     };
-    for leg in legs.legs() {
+    count(shared, &legs);
+    Ok(legs)
+}
+
+/// Why there is no booking.
+pub enum Undecided {
+    /// Dynamo shall route.
+    Abstain(Abstention),
+    /// The client shall come back later.
+    Refuse(Refusal),
+}
+
+/// What the headers of a request say about its place in the queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    tenant: Tenant,
+    priority: i32,
+    deadline_ms: Option<u64>,
+}
+
+const PRIORITY_LIMIT: i32 = 10;
+
+impl Standing {
+    /// Reads the tenant and, where clients may give them, priority (−10 to 10) and deadline.
+    pub fn from_headers(headers: &HeaderMap, hints: bool) -> Self {
+        let text = |name: &str| headers.get(name).filter(|_| hints)?.to_str().ok();
+        let mut hasher = FxHasher::default();
+        headers
+            .get("x-tenant-id")
+            .map_or(&b""[..], HeaderValue::as_bytes)
+            .hash(&mut hasher);
+        let priority: i32 = text("x-wardrop-priority").and_then(|p| p.trim().parse().ok()).unwrap_or(0);
+        Self {
+            tenant: Tenant(hasher.finish() as u32),
+            priority: priority.clamp(-PRIORITY_LIMIT, PRIORITY_LIMIT),
+            deadline_ms: text("x-wardrop-deadline-ms").and_then(|ms| ms.trim().parse().ok()),
+        }
+    }
+}
+
+/// As [`decide`], but where the pool has a queue the request waits there until its worker has room. With the booking come the
+/// seconds that it waited.
+pub async fn decide_late(
+    shared: &Shared,
+    prepared: &Prepared,
+    standing: Standing,
+    body_bytes: usize,
+) -> Result<(Booking, Option<f64>), Undecided> {
+    let model = &prepared.model;
+    let role = if model.is_split() { Role::Prefill } else { Role::Aggregated };
+    let pool = model.pool(role);
+    let queue = shared.config.routing.queue.filter(|_| pool.size() > 0);
+    let Some(queue) = queue else {
+        let booking = decide(shared, prepared).map_err(Undecided::Abstain)?;
+        return Ok((booking, None));
+    };
+    let id = RequestId(shared.next_request.fetch_add(1, Ordering::Relaxed));
+    let request = QueuedRequest {
+        expected_output_tokens: prepared.expected_output_tokens,
+        bytes: body_bytes as u64 + 8 * prepared.hashes.len() as u64,
+        tenant: standing.tenant,
+        priority: standing.priority,
+        deadline_s: standing.deadline_ms.map(|ms| shared.now_s() + ms as f64 / 1e3),
+        ..QueuedRequest::new(id, prepared.hashes.as_slice().into(), prepared.input_tokens)
+    };
+    let wait = pool.wait(request, shared.clock).map_err(|no| match no {
+        NoWait::Refused { retry_after_s, .. } => Undecided::Refuse(Refusal::QueueFull {
+            retry_after_s: retry_after_s.ceil() as u32,
+        }),
+        NoWait::NoWorker => Undecided::Abstain(Abstention::NoWorker),
+        NoWait::Off | NoWait::RouterRefused => Undecided::Abstain(Abstention::RouterRefused),
+    })?;
+    // The queue places everybody in time while a worker is there; without one, Dynamo shall say so.
+    let longest = Duration::from_secs_f64(queue.max_wait_s + 1.0);
+    let dispatch = match tokio::time::timeout(longest, wait.placed()).await {
+        Ok(Some(dispatch)) => dispatch,
+        Ok(None) | Err(_) => return Err(Undecided::Abstain(Abstention::NoWorker)),
+    };
+    let first = Leg {
+        pool: pool.clone(),
+        worker: dispatch.worker,
+        overlap_blocks: dispatch.overlap_blocks,
+        pin_rank: pool.has_several_ranks(dispatch.worker),
+    };
+    let mut booking = Booking::new(id, [Some(first), None], shared.clock);
+    if role == Role::Prefill {
+        let decode = place(shared, prepared, model, Role::Decode, id).map_err(Undecided::Abstain)?;
+        decode.pool.prefill_done(id, shared.now_s());
+        booking.add_second(decode);
+    }
+    let labels = [&*pool.model, pool.role.name()];
+    shared
+        .metrics
+        .queue_time
+        .with_label_values(&labels)
+        .observe(dispatch.waited_s);
+    let reason = match dispatch.cause {
+        Cause::Room => "room",
+        Cause::Overflow => "overflow",
+        Cause::Age => "age",
+    };
+    shared
+        .metrics
+        .queue_placed
+        .with_label_values(&[labels[0], labels[1], reason])
+        .inc();
+    count(shared, &booking);
+    Ok((booking, Some(dispatch.waited_s)))
+}
+
+fn count(shared: &Shared, booking: &Booking) {
+    for leg in booking.legs() {
         let labels = [&*leg.pool.model, leg.pool.role.name()];
         shared.metrics.decisions.with_label_values(&labels).inc();
     }
-    Ok(legs)
 }
 
 fn place(

@@ -13,7 +13,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
 use super::admin::{self, routable};
 use super::body::{GatewayBody, InFlight, Watch};
-use super::decide::{book_client_pin, decide, write_pins};
+use super::decide::{Standing, Undecided, book_client_pin, decide, decide_late, write_pins};
 use super::exchange::{Failed, exchange, exchange_streamed, first_piece};
 use super::intake;
 use super::server::{Shared, Thread};
@@ -25,6 +25,8 @@ use crate::upstream::{RelayBody, write_head};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
+/// Milliseconds in the queue.
+const QUEUE_MS: HeaderName = HeaderName::from_static("x-wardrop-queue-ms");
 const EXPLAIN_WORKER: HeaderName = HeaderName::from_static("x-wardrop-worker");
 const EXPLAIN_OVERLAP: HeaderName = HeaderName::from_static("x-wardrop-overlap-blocks");
 /// Largest error answer that is read to find out whose fault it was.
@@ -147,20 +149,33 @@ async fn place_and_forward(
             None
         }
     };
-    let booking = prepared.as_ref().and_then(|prepared| {
-        if has_pin {
+    let mut waited_s = None;
+    let booking = match &prepared {
+        None => None,
+        Some(prepared) if has_pin => {
             abstain(shared, Abstention::ClientPin);
-            return book_client_pin(shared, parts, prepared);
+            book_client_pin(shared, parts, prepared)
         }
-        decide(shared, prepared)
-            .map_err(|reason| abstain(shared, reason))
-            .ok()
-    });
+        Some(prepared) => {
+            let standing = Standing::from_headers(&parts.headers, shared.config.routing.queue_hints);
+            match decide_late(shared, prepared, standing, bytes.len()).await {
+                Ok((booking, waited)) => {
+                    waited_s = waited;
+                    Some(booking)
+                }
+                Err(Undecided::Abstain(reason)) => {
+                    abstain(shared, reason);
+                    None
+                }
+                Err(Undecided::Refuse(refusal)) => return Err(refusal),
+            }
+        }
+    };
     shared
         .metrics
         .stages
         .total
-        .observe(started.elapsed().as_secs_f64());
+        .observe(started.elapsed().as_secs_f64() - waited_s.unwrap_or(0.0));
     let pieces: &[Bytes] = match prepared.as_ref().and_then(|prepared| prepared.spliced.as_ref()) {
         Some(spliced) => {
             shared.metrics.handovers.inc();
@@ -192,6 +207,10 @@ async fn place_and_forward(
         }
         Reply::Read(response) => response,
     };
+    if let Some(waited_s) = waited_s {
+        let waited_ms = (waited_s * 1e3).round() as u64;
+        response.headers_mut().insert(QUEUE_MS, HeaderValue::from(waited_ms));
+    }
     if let Some((worker, overlap)) = explain {
         response.headers_mut().insert(EXPLAIN_WORKER, worker);
         response.headers_mut().insert(EXPLAIN_OVERLAP, overlap);

@@ -1,0 +1,151 @@
+//! Requests that wait for a worker: the core's queue with a wake-up for each of them.
+//!
+//! All of it runs under the pool's lock. A request whose task is gone when its turn comes gives its booking back at once, so
+//! no client that left holds a place; and a task that is dropped while it waits takes its request out ([`Wait`]).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use wardrop_core::queue::{Dispatch, LateQueue, Limit, Offer, QueueConfig, QueueStats, QueuedRequest};
+use wardrop_core::{Error, RequestId, Router};
+
+use super::pool::WorkerPool;
+
+/// Why a request may not wait.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NoWait {
+    /// A bound of the queue was met.
+    Refused {
+        /// Which.
+        limit: Limit,
+        /// When another try makes sense.
+        retry_after_s: f64,
+    },
+    /// The pool has no queue.
+    Off,
+    /// Nobody is available.
+    NoWorker,
+    /// The router refused the request.
+    RouterRefused,
+}
+
+/// The queue of one pool.
+pub(super) struct Waiters {
+    queue: LateQueue,
+    wakes: HashMap<RequestId, oneshot::Sender<Dispatch>>,
+    placed: Vec<Dispatch>,
+}
+
+impl Waiters {
+    pub fn new(config: QueueConfig) -> Result<Self, Error> {
+        Ok(Self {
+            queue: LateQueue::new(config)?,
+            wakes: HashMap::new(),
+            placed: Vec::new(),
+        })
+    }
+
+    /// Takes a request in and pumps: when there is room the answer is there at once.
+    pub fn offer(
+        &mut self,
+        router: &mut Router,
+        request: QueuedRequest,
+        now_s: f64,
+    ) -> Result<oneshot::Receiver<Dispatch>, NoWait> {
+        let id = request.id;
+        match self.queue.offer(router, request, now_s) {
+            Ok(Offer::Taken) => {}
+            Ok(Offer::Refused { limit, retry_after_s }) => {
+                return Err(NoWait::Refused { limit, retry_after_s });
+            }
+            Err(Error::NoWorker { .. }) => return Err(NoWait::NoWorker),
+            Err(_) => return Err(NoWait::RouterRefused),
+        }
+        let (wake, receiver) = oneshot::channel();
+        self.wakes.insert(id, wake);
+        self.pump(router, now_s);
+        Ok(receiver)
+    }
+
+    /// Places what can be placed and wakes it. Without a worker everybody waits for the next pump.
+    pub fn pump(&mut self, router: &mut Router, now_s: f64) {
+        loop {
+            let outcome = self.queue.pump(router, now_s, &mut self.placed);
+            let mut given_back = false;
+            for dispatch in self.placed.drain(..) {
+                let wake = self.wakes.remove(&dispatch.id);
+                if wake.is_none_or(|wake| wake.send(dispatch).is_err()) {
+                    given_back |= router.release(dispatch.id, now_s).is_ok();
+                }
+            }
+            if outcome.is_err() || !given_back {
+                return;
+            }
+        }
+    }
+
+    /// The request's task ended. True when it still waited.
+    fn cancel(&mut self, id: RequestId) -> bool {
+        self.wakes.remove(&id);
+        self.queue.cancel(id)
+    }
+
+    pub fn stats(&self) -> QueueStats {
+        self.queue.stats()
+    }
+
+    pub fn set_config(&mut self, config: QueueConfig) -> Result<(), Error> {
+        self.queue.set_config(config)
+    }
+}
+
+/// A place in the queue. Dropped while it waits, it takes its request out; dropped with an answer that nobody took, it
+/// gives the booking back.
+pub struct Wait {
+    pool: Arc<WorkerPool>,
+    id: RequestId,
+    receiver: oneshot::Receiver<Dispatch>,
+    clock: std::time::Instant,
+    taken: bool,
+}
+
+impl Wait {
+    pub(super) fn new(
+        pool: Arc<WorkerPool>,
+        id: RequestId,
+        receiver: oneshot::Receiver<Dispatch>,
+        clock: std::time::Instant,
+    ) -> Self {
+        Self {
+            pool,
+            id,
+            receiver,
+            clock,
+            taken: false,
+        }
+    }
+
+    /// Waits for the worker. `None` when the pool is gone.
+    pub async fn placed(mut self) -> Option<Dispatch> {
+        let dispatch = (&mut self.receiver).await.ok();
+        self.taken = dispatch.is_some();
+        dispatch
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if self.taken {
+            return;
+        }
+        let now_s = self.clock.elapsed().as_secs_f64();
+        self.pool.with_waiters(|waiters, router| {
+            // Placed in the meantime: the answer lies in the channel.
+            if !waiters.cancel(self.id) && self.receiver.try_recv().is_ok() {
+                let _ = router.release(self.id, now_s);
+            }
+            waiters.pump(router, now_s);
+        });
+    }
+}
