@@ -39,7 +39,12 @@ fn each_term_is_its_formula() {
     assert!(close(own_first_token_s(&c), 1.2 * 1.04 + 0.05));
     assert!(close(own_decode_s(&c, 300.0), 3.6));
     assert!(close(stall_s(&c), 1.0));
-    assert!(close(busy_period_s(&c), 0.2 * 2.0 * 1.7 / 0.4));
+    assert!(close(busy_period_s(&c), 0.2 * 2.0 * 1.7 * 2.0));
+    let calm = Seconds {
+        utilisation: 0.2,
+        ..c
+    };
+    assert!(close(busy_period_s(&calm), 0.2 * 2.0 * 1.7 / 0.8));
     assert!(close(memory_s(&c), 0.5 + 0.1 * 2.0 * 0.6 / 0.1));
     assert!(close(eviction_s(&c), 0.03));
     let w = Objective::default().weights().unwrap();

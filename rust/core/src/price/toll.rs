@@ -7,7 +7,7 @@
 //! price = own · [(W + s)·(1 + step/chunk) + transfer]           own first token            [`own_first_token_s`]
 //!       + decode · Ō·step_with                                   own decode                 [`own_decode_s`]
 //!       + stall · s·n                                            those in flight wait       [`stall_s`]
-//!       + busy · s·λ·(W + M + s)/(1 − ρ)                         those who will arrive      [`busy_period_s`]
+//!       + busy · s·λ·(W + M + s)·min(1/(1 − ρ), 2)               those who will arrive      [`busy_period_s`]
 //!       + memory · [M + f·λ·(M + f)/(1 − max(ρ, 0.9))]           KV blocks                  [`memory_s`]
 //!       + eviction · evicted·token                               what its blocks push out   [`eviction_s`]
 //! ```
@@ -22,6 +22,9 @@ use super::{Policy, View};
 use crate::error::Error;
 use crate::ledger::Seconds;
 use crate::rng::Rng;
+
+/// How much arrivals may stretch the time that a backlog takes to clear.
+const MAX_STRETCH: f64 = 2.0;
 
 /// (W + s)·(1 + step/chunk) + transfer: seconds to the own first token. The factor is the decode step that every
 /// prefill chunk shares its pass with.
@@ -44,10 +47,15 @@ pub fn stall_s(c: &Seconds) -> f64 {
     c.prefill_s * c.requests
 }
 
-/// s·λ·(W + M + s)/(1 − ρ): s seconds for each of the requests expected to arrive before the backlog is gone.
+/// s·λ·(W + M + s)·min(1/(1 − ρ), 2): s seconds for each of the requests expected to arrive before the backlog is gone.
+///
+/// An isolated queue's busy period grows with 1/(1 − ρ) without bound. A worker behind a router is not isolated: arrivals
+/// that meet its backlog go elsewhere. Unbounded, the term held a prefix family on its worker through minutes of backlog
+/// (`docs/pricing.md`).
 pub fn busy_period_s(c: &Seconds) -> f64 {
     let backlog_s = c.wait_s + c.memory_wait_s + c.prefill_s;
-    c.prefill_s * c.arrivals_per_s * backlog_s / (1.0 - c.utilisation)
+    let stretch = (1.0 / (1.0 - c.utilisation)).min(MAX_STRETCH);
+    c.prefill_s * c.arrivals_per_s * backlog_s * stretch
 }
 
 /// M + f·λ·(M + f)/(1 − max(ρ, 0.9)): waiting for KV blocks, own and of those who arrive meanwhile.
