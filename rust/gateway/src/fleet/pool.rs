@@ -198,11 +198,7 @@ impl WorkerPool {
     }
 
     /// Chooses and books as soon as the chosen worker has room.
-    pub fn wait(
-        self: &Arc<Self>,
-        request: QueuedRequest,
-        clock: std::time::Instant,
-    ) -> Result<Wait, NoWait> {
+    pub fn wait(self: &Arc<Self>, request: QueuedRequest, clock: std::time::Instant) -> Result<Wait, NoWait> {
         let state = &mut *self.state.lock();
         let waiters = state.waiters.as_mut().ok_or(NoWait::Off)?;
         let id = request.id;
@@ -320,7 +316,9 @@ impl WorkerPool {
 
     /// A booked request is over. A booking that is gone already needs nothing.
     pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) {
-        let _ = self.state.lock().router.finish(request, outcome, now_s);
+        let mut state = self.state.lock();
+        let _ = state.router.finish(request, outcome, now_s);
+        state.pump(now_s);
     }
 
     /// A request that was pinned to the worker failed: it is not chosen until it is seen alive.

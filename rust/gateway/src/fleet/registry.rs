@@ -180,10 +180,6 @@ fn new_pools(spec: &ModelSpec, config: &GatewayConfig) -> Result<[Arc<WorkerPool
             .with_prefill_tracking(role != Role::Decode)
             .with_decode_tracking(role != Role::Prefill)
             .with_booking_ttl_s(config.routing.booking_ttl_s);
-        // A split's pools each do half of the work, and their prices must know which.
-        let router = router
-            .with_prefill_tracking(role != Role::Decode)
-            .with_decode_tracking(role != Role::Prefill);
         let pool = WorkerPool::new(name.clone(), role, router, options)?;
         // A decode worker is chosen together with the prefill worker: it has no queue of its own.
         if let Some(queue) = config.routing.queue.filter(|_| role != Role::Decode) {

@@ -67,7 +67,9 @@ impl Standing {
             .get("x-tenant-id")
             .map_or(&b""[..], HeaderValue::as_bytes)
             .hash(&mut hasher);
-        let priority: i32 = text("x-wardrop-priority").and_then(|p| p.trim().parse().ok()).unwrap_or(0);
+        let priority: i32 = text("x-wardrop-priority")
+            .and_then(|p| p.trim().parse().ok())
+            .unwrap_or(0);
         Self {
             tenant: Tenant(hasher.finish() as u32),
             priority: priority.clamp(-PRIORITY_LIMIT, PRIORITY_LIMIT),
@@ -85,7 +87,11 @@ pub async fn decide_late(
     body_bytes: usize,
 ) -> Result<(Booking, Option<f64>), Undecided> {
     let model = &prepared.model;
-    let role = if model.is_split() { Role::Prefill } else { Role::Aggregated };
+    let role = if model.is_split() {
+        Role::Prefill
+    } else {
+        Role::Aggregated
+    };
     let pool = model.pool(role);
     let queue = shared.config.routing.queue.filter(|_| pool.size() > 0);
     let Some(queue) = queue else {

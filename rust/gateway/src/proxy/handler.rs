@@ -209,7 +209,9 @@ async fn place_and_forward(
     };
     if let Some(waited_s) = waited_s {
         let waited_ms = (waited_s * 1e3).round() as u64;
-        response.headers_mut().insert(QUEUE_MS, HeaderValue::from(waited_ms));
+        response
+            .headers_mut()
+            .insert(QUEUE_MS, HeaderValue::from(waited_ms));
     }
     if let Some((worker, overlap)) = explain {
         response.headers_mut().insert(EXPLAIN_WORKER, worker);
