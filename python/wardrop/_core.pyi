@@ -12,6 +12,7 @@ __all__ = [
     "Cleared",
     "Decision",
     "Drive",
+    "EngineFeed",
     "Removed",
     "Router",
     "SimWorkload",
@@ -327,6 +328,39 @@ class Router:
 
     def snapshot(self) -> dict[str, Any]:
         """Load and blocks of every worker, size of the index, counters: plain data."""
+
+# ---- engines
+
+@final
+class EngineFeed:
+    """The KV events of one worker as vLLM or SGLang publish them over ZMQ.
+
+    A message has three frames: topic, sequence (8 bytes, big-endian), payload (msgpack, both the map
+    and the array form). A sequence at or below the last one is a restart: the worker starts empty.
+    Salts and adapters go into the block hashes, so that `Router.route(..., lora_name=...,
+    cache_namespace=...)` finds them.
+
+    Args:
+        block_size: tokens per block; events of other sizes are stepped over.
+    """
+
+    def __new__(cls, block_size: int) -> EngineFeed: ...
+    def apply(
+        self, router: Router, worker: _Worker, sequence: int, payload: bytes
+    ) -> tuple[int, int]:
+        """Apply one message to a router without holding the GIL.
+
+        Returns:
+            (events applied, events that the router refused and counted).
+
+        Raises:
+            ValueError: the payload is malformed or above 8 MiB; nothing was applied.
+            KeyError: the worker is not registered.
+        """
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """frames, missed (sequence numbers), restarts, malformed, skipped (events)."""
 
 # ---- load driver
 

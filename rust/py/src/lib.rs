@@ -2,6 +2,7 @@
 
 mod decision;
 mod drive;
+mod engines;
 mod error;
 mod event;
 mod game;
@@ -25,6 +26,9 @@ mod _core {
 
     #[pymodule_export]
     use crate::drive::Drive;
+
+    #[pymodule_export]
+    use crate::engines::EngineFeed;
 
     #[pymodule_export]
     use crate::event::{Cleared, Removed, Stored};

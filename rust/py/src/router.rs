@@ -24,7 +24,8 @@ use crate::hashes::{Hashes, locals, sized};
 use crate::tokens::Tokens;
 
 /// A worker as Python writes it: an instance, or (instance, rank).
-struct Worker(WorkerId);
+#[derive(Clone, Copy)]
+pub struct Worker(pub WorkerId);
 
 impl<'py> FromPyObject<'_, 'py> for Worker {
     type Error = PyErr;
@@ -96,7 +97,7 @@ pub struct Router {
 }
 
 impl Router {
-    fn lock(&self) -> MutexGuard<'_, Core> {
+    pub fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

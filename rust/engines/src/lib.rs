@@ -1,0 +1,20 @@
+//! KV events as engines publish them, read into the core's [`wardrop_core::KvEvent`]s.
+//!
+//! ```text
+//! three frames ─▶ Feed: sequence, incarnation ─▶ batch: typed events ─▶ hashes, salts, tiers ─▶ KvEvent
+//! ```
+//!
+//! vLLM and `SGLang` share the format: topic | sequence (u64, big-endian) | msgpack `[time, [event, …], dp_rank]`, each event a map
+//! tagged `type` or an array with the tag first. All sizes are limited before anything is allocated, a malformed frame is an
+//! error and leaves the feed as it was, and no token id reaches an error text.
+
+mod batch;
+mod feed;
+mod msgpack;
+
+pub use batch::{Batch, Event, Stored, decode_batch};
+pub use feed::{Counters, Feed, Taken};
+pub use msgpack::Malformed;
+
+/// Bytes of a frame at most.
+pub const FRAME_BYTES_MAX: usize = 8 << 20;

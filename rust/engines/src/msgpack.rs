@@ -1,0 +1,279 @@
+//! A reader of msgpack in memory: no allocation, no recursion beyond a limit, no panic.
+
+/// Why a frame was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Malformed {
+    /// It ends in the middle of a value.
+    #[error("the frame ends at byte {at}, inside of a value")]
+    Short {
+        /// Where.
+        at: usize,
+    },
+    /// A value has another type.
+    #[error("byte {at}: expected {expected}, got msgpack marker {marker:#04x}")]
+    Type {
+        /// Where.
+        at: usize,
+        /// What the format has there.
+        expected: &'static str,
+        /// The type byte.
+        marker: u8,
+    },
+    /// A limit is passed.
+    #[error("{what}: got {got}, at most {most}")]
+    Limit {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        got: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// The values contradict each other.
+    #[error("{what}: got {got}, expected {expected}")]
+    Inconsistent {
+        /// What.
+        what: &'static str,
+        /// The value.
+        got: u64,
+        /// What would fit.
+        expected: u64,
+    },
+    /// An event lacks a field.
+    #[error("an event of type {event} has no {field}")]
+    Missing {
+        /// The event.
+        event: &'static str,
+        /// The field.
+        field: &'static str,
+    },
+}
+
+/// Containers in containers at most.
+const DEPTH_MAX: u32 = 16;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// At the start of `bytes`.
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// Bytes that are left: no container can have more entries.
+    pub const fn left(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let rest = &self.bytes[self.at..];
+        let taken = rest
+            .get(..count)
+            .ok_or(Malformed::Short { at: self.bytes.len() })?;
+        self.at += count;
+        Ok(taken)
+    }
+
+    fn peek(&self) -> Result<u8, Malformed> {
+        self.bytes
+            .get(self.at)
+            .copied()
+            .ok_or(Malformed::Short { at: self.at })
+    }
+
+    fn number(&mut self, bytes: usize) -> Result<u64, Malformed> {
+        Ok(self
+            .take(bytes)?
+            .iter()
+            .fold(0, |number, &byte| number << 8 | u64::from(byte)))
+    }
+
+    fn wrong<T>(&self, expected: &'static str) -> Result<T, Malformed> {
+        Err(Malformed::Type {
+            at: self.at,
+            expected,
+            marker: self.peek()?,
+        })
+    }
+
+    /// Step over nil; whether there was one.
+    pub fn nil(&mut self) -> Result<bool, Malformed> {
+        let nil = self.peek()? == 0xC0;
+        self.at += usize::from(nil);
+        Ok(nil)
+    }
+
+    /// An integer as 64 bits, negative ones in two's complement.
+    pub fn integer(&mut self) -> Result<u64, Malformed> {
+        let marker = self.peek()?;
+        let (bytes, signed) = match marker {
+            0x00..=0x7F => (0, false),
+            0xE0..=0xFF => (0, true),
+            0xCC..=0xCF => (1 << (marker - 0xCC), false),
+            0xD0..=0xD3 => (1 << (marker - 0xD0), true),
+            _ => return self.wrong("an integer"),
+        };
+        self.at += 1;
+        if bytes == 0 {
+            return Ok(if signed {
+                i64::from(marker.cast_signed()).cast_unsigned()
+            } else {
+                u64::from(marker)
+            });
+        }
+        let number = self.number(bytes)?;
+        let unused = 64 - 8 * bytes as u32;
+        Ok(if signed {
+            ((number << unused).cast_signed() >> unused).cast_unsigned()
+        } else {
+            number
+        })
+    }
+
+    /// A float, or an integer in its place.
+    pub fn float(&mut self) -> Result<f64, Malformed> {
+        match self.peek()? {
+            0xCA => {
+                self.at += 1;
+                Ok(f64::from(f32::from_bits(self.number(4)? as u32)))
+            }
+            0xCB => {
+                self.at += 1;
+                Ok(f64::from_bits(self.number(8)?))
+            }
+            _ => Ok(self.integer()?.cast_signed() as f64),
+        }
+    }
+
+    /// Text or bytes; text that is no UTF-8 is bytes, too.
+    pub fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let marker = self.peek()?;
+        let width = match marker {
+            0xA0..=0xBF => 0,
+            0xC4 | 0xD9 => 1,
+            0xC5 | 0xDA => 2,
+            0xC6 | 0xDB => 4,
+            _ => return self.wrong("text or bytes"),
+        };
+        self.at += 1;
+        let len = if width == 0 {
+            u64::from(marker & 0x1F)
+        } else {
+            self.number(width)?
+        };
+        self.take(len as usize)
+    }
+
+    /// The length of an array.
+    pub fn array(&mut self) -> Result<usize, Malformed> {
+        self.container("an array", 0x90, 0xDC, 1)
+    }
+
+    /// The entries of a map.
+    pub fn map(&mut self) -> Result<usize, Malformed> {
+        self.container("a map", 0x80, 0xDE, 2)
+    }
+
+    fn container(
+        &mut self,
+        expected: &'static str,
+        short: u8,
+        long: u8,
+        values: usize,
+    ) -> Result<usize, Malformed> {
+        let marker = self.peek()?;
+        let width = match marker {
+            marker if marker & 0xF0 == short => 0,
+            marker if marker == long => 2,
+            marker if marker == long + 1 => 4,
+            _ => return self.wrong(expected),
+        };
+        self.at += 1;
+        let len = if width == 0 {
+            u64::from(marker & 0x0F)
+        } else {
+            self.number(width)?
+        } as usize;
+        let most = self.left() / values; // each value has a byte at least
+        if len > most {
+            return Err(Malformed::Limit {
+                what: "entries of a container",
+                got: len,
+                most,
+            });
+        }
+        Ok(len)
+    }
+
+    /// Whether a map comes next.
+    pub fn is_map(&self) -> bool {
+        matches!(self.bytes.get(self.at), Some(0x80..=0x8F | 0xDE | 0xDF))
+    }
+
+    /// Whether an array comes next.
+    pub fn is_array(&self) -> bool {
+        matches!(self.bytes.get(self.at), Some(0x90..=0x9F | 0xDC | 0xDD))
+    }
+
+    /// Whether text or bytes come next.
+    pub fn is_bytes(&self) -> bool {
+        matches!(
+            self.bytes.get(self.at),
+            Some(0xA0..=0xBF | 0xC4..=0xC6 | 0xD9..=0xDB)
+        )
+    }
+
+    /// Step over any value.
+    pub fn skip(&mut self) -> Result<(), Malformed> {
+        self.skip_within(DEPTH_MAX)
+    }
+
+    fn skip_within(&mut self, depth: u32) -> Result<(), Malformed> {
+        if depth == 0 {
+            let most = DEPTH_MAX as usize;
+            return Err(Malformed::Limit {
+                what: "containers in containers",
+                got: most + 1,
+                most,
+            });
+        }
+        let values = if self.is_map() {
+            self.map()? * 2
+        } else if self.is_array() {
+            self.array()?
+        } else {
+            return self.skip_scalar();
+        };
+        (0..values).try_for_each(|_| self.skip_within(depth - 1))
+    }
+
+    fn skip_scalar(&mut self) -> Result<(), Malformed> {
+        if self.is_bytes() {
+            return self.bytes().map(|_| ());
+        }
+        let payload = match self.peek()? {
+            0x00..=0x7F | 0xE0..=0xFF | 0xC0 | 0xC2 | 0xC3 => 0,
+            0xCC | 0xD0 => 1,
+            0xCD | 0xD1 | 0xD4 => 2,
+            0xD5 => 3,
+            0xCA | 0xCE | 0xD2 => 4,
+            0xD6 => 5,
+            0xCB | 0xCF | 0xD3 => 8,
+            0xD7 => 9,
+            0xD8 => 17,
+            marker @ 0xC7..=0xC9 => {
+                self.at += 1;
+                let len = self.number(1 << (marker - 0xC7))?;
+                return self.take(len as usize + 1).map(|_| ());
+            }
+            _ => return self.wrong("a value"),
+        };
+        self.take(1 + payload).map(|_| ())
+    }
+}
