@@ -26,10 +26,16 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 _out = Console()
 _err = Console(stderr=True)
 
+_TABLE_WIDTH = 118
 _TRACE_HELP = (
     "Trace (Mooncake or Dynamo .jsonl, Azure .csv; plain, .gz, .zst) or generator: "
     f"{', '.join(GENERATORS)}, each with (parameter=value,…)."
 )
+
+
+def _wide() -> Console:
+    """A console that cuts no figure: piped output has no width of its own."""
+    return Console(width=max(_out.width, _TABLE_WIDTH))
 
 
 def _policies(text: str) -> list[Policy]:
@@ -237,8 +243,7 @@ def replay(
             )
         else:
             cells = _run(plan, resume, threads)
-        # Piped output has no width of its own: the table is never cut there.
-        _out.print(table(cells, closed=plan.closed), width=max(_out.width, 118))
+        _wide().print(table(cells, closed=plan.closed))
         setting = {
             "trace": trace if not Path(trace).exists() else Path(trace).name,
             "part": part,

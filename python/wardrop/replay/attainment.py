@@ -1,0 +1,75 @@
+"""The simulator as the resource game's source: what a prefill/decode split attains.
+
+`wardrop.games.resource` asks which share of requests stays within its limits, for a number of prefill
+and of decode workers; here a replay of a workload answers, behind the production router.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from wardrop.games.resource import Attainment, Slo
+from wardrop.replay.fleet import Fleet
+from wardrop.replay.run import Policy, simulate
+from wardrop.replay.workload import Workload
+
+
+@dataclass(frozen=True)
+class SimulatedAttainment:
+    """An `AttainmentSource` by simulation: each split is simulated once, equal ones are equal.
+
+    Attributes:
+        workload: what comes in.
+        slo: limits of a request.
+        policy: who decides in both pools.
+        fleet: engine, links, load and feed; its worker counts are replaced.
+        seed: of the simulation.
+    """
+
+    workload: Workload
+    slo: Slo
+    policy: Policy = field(default_factory=lambda: Policy("dynamo"))
+    fleet: Fleet = field(default_factory=Fleet)
+    seed: int = 0
+    _seen: dict[tuple[int, int], Attainment] = field(
+        default_factory=dict[tuple[int, int], Attainment], repr=False
+    )
+
+    def attainment(self, prefill_workers: int, decode_workers: int) -> Attainment:
+        """Simulate a split.
+
+        Args:
+            prefill_workers: at least 1.
+            decode_workers: at least 1.
+
+        Returns:
+            Shares of all requests (a failed one attains nothing), goodput per second of arrivals.
+
+        Raises:
+            ValueError: a pool without a worker, or a workload out of range.
+        """
+        key = (prefill_workers, decode_workers)
+        if key not in self._seen:
+            self._seen[key] = self._simulate(*key)
+        return self._seen[key]
+
+    def _simulate(self, prefill_workers: int, decode_workers: int) -> Attainment:
+        fleet = replace(
+            self.fleet, workers=0, prefill=prefill_workers, decode=decode_workers, speeds=()
+        )
+        result = simulate(self.workload, fleet, self.policy, seed=self.seed)
+        done = result.complete
+        itl_ms = result.itl_ms
+        ttft = done & (result.ttft_ms <= self.slo.ttft_s * 1e3)
+        # A one-token answer has no time between tokens: it keeps the limit.
+        itl = done & (np.isnan(itl_ms) | (itl_ms <= self.slo.itl_s * 1e3))
+        span_s = float(np.nanmax(result.arrival_ms) - np.nanmin(result.arrival_ms)) / 1e3
+        both = ttft & itl
+        return Attainment(
+            ttft=float(ttft.mean()),
+            itl=float(itl.mean()),
+            both=float(both.mean()),
+            goodput_rps=float(both.sum()) / max(span_s, 1e-9),
+        )
