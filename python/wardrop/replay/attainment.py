@@ -1,7 +1,7 @@
 """The simulator as the resource game's source: what a prefill/decode split attains.
 
-`wardrop.games.resource` asks which share of requests stays within its limits, for a number of prefill
-and of decode workers; here a replay of a workload answers, behind the production router.
+`wardrop.games.resource` asks which share of requests stays within its limits, for so many prefill
+and so many decode workers; here a replay of a workload answers, behind the production router.
 """
 
 from __future__ import annotations

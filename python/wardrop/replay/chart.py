@@ -236,3 +236,26 @@ def heat(title: str, rows: NDArray[np.float64], top: float, end_s: float) -> str
     out.append(_text(_HEAT_LEFT, height - 6, "0 s", anchor="start"))
     out.append(_text(WIDTH - 6, height - 6, f"{_number(end_s)} s", anchor="end"))
     return _svg(out, title, height)
+
+
+_STANDALONE = (
+    "text{font:11px system-ui,sans-serif;fill:#5b6675}.label{font-size:12px}"
+    ".grid{stroke:#e3e7ec}.axis{stroke:#5b6675}"
+)
+
+
+def standalone(svg: str, curves: Sequence[Line]) -> str:
+    """A chart as a file of its own: with its style, a white ground and a legend below."""
+    rows = -(-len(curves) // 4)
+    height = HEIGHT + 18 * rows + 6
+    legend: list[str] = []
+    for i, curve in enumerate(curves):
+        x, y = 20 + (i % 4) * 125, HEIGHT + 14 + (i // 4) * 18
+        legend.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{curve.colour}"/>')
+        legend.append(_text(x + 15, y, curve.name, anchor="start"))
+    body = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}">'
+        f"<style>{_STANDALONE}</style><rect width='100%' height='100%' fill='#fff'/>"
+        f"{body}{''.join(legend)}</svg>\n"
+    )

@@ -60,6 +60,11 @@ def _ratio(values: Sequence[float]) -> float:
     return max(values) / min(values) if values and min(values) > 0 else 1.0
 
 
+def curves_over_load(cells: Sequence[Cell], figure: str) -> list[Line]:
+    """A figure of every policy over load: mean, least and most over seeds."""
+    return _over_load(cells, figure, _colours(cells))
+
+
 def _load_charts(cells: Sequence[Cell], colours: Mapping[str, str], closed: bool) -> str:
     label = "requests in flight" if closed else "load (× the trace)"
     spread = _ratio([cell.load for cell in cells]) > 6
