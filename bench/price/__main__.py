@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from bench.price.cells import OURS, STATIC, Cell, cells, workload
 from bench.price.table import tables
+
 from wardrop.replay import Policy, simulate
 
 

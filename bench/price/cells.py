@@ -28,7 +28,7 @@ STATIC = [
     "chwbl",
     "chwbl(load_factor=2.0)",
 ]
-"""Every static rule at its default and over a grid: the best of them per cell and metric is the bar."""
+"""Every static rule, default and grid: the best of them per cell and metric is the bar."""
 
 OURS = [
     "toll",
@@ -86,8 +86,12 @@ def cells() -> list[Cell]:
     for shape, rates in (("split", (2.0, 4.0)), ("unequal", (3.0, 4.5))):
         rows += [Cell("conversation", shape, 8, 16384, r, "knee") for r in rates]
         rows += [Cell("claude_code", shape, 8, 16384, 6.0, "knee")]
-    rows += [Cell("conversation", "aggregated", 32, 8192, r, p) for r, p in ((16, "knee"), (20, "over"))]
-    rows += [Cell("claude_code", "aggregated", 32, 16384, r, p) for r, p in ((24, "knee"), (36, "over"))]
+    rows += [
+        Cell("conversation", "aggregated", 32, 8192, r, p) for r, p in ((16, "knee"), (20, "over"))
+    ]
+    rows += [
+        Cell("claude_code", "aggregated", 32, 16384, r, p) for r, p in ((24, "knee"), (36, "over"))
+    ]
     return rows
 
 

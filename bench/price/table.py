@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
-
 from bench.price.cells import OURS, STATIC, Cell
 
 METRICS = {

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "AnarchyMeter",
     "Candidate",
     "Cleared",
     "Decision",
@@ -18,6 +19,8 @@ __all__ = [
     "SimWorkload",
     "Stored",
     "__version__",
+    "assign",
+    "assign_congested",
     "block_hashes",
     "sequence_hashes",
     "simulate_fleet",
@@ -477,6 +480,83 @@ def simulate_fleet(workload: SimWorkload, fleet: str, routers: str) -> dict[str,
         ValueError: a field is unknown or out of range.
         RuntimeError: the router refused something that a fleet must be able to do.
     """
+
+# ---- game
+
+def assign(costs: NDArray[np.float64]) -> tuple[list[int | None], float]:
+    """Exact assignment of rows to columns, each at most once, min(rows, columns) pairs.
+
+    Args:
+        costs: (requests, workers) finite float64, C order.
+
+    Returns:
+        The column of each row (None for rows left over) and the least total cost.
+
+    Raises:
+        ValueError: not two dimensions, or a cost that is not finite.
+    """
+
+def assign_congested(
+    costs: NDArray[np.float64], marginals: NDArray[np.float64]
+) -> tuple[list[int], float]:
+    """Exact assignment of every row to some column under convex congestion.
+
+    Args:
+        costs: (requests, workers) own costs.
+        marginals: (workers, slots) with slots ≥ requests: `k·ℓ_j(k) − (k−1)·ℓ_j(k−1)` for
+            k = 1, 2, …; must not fall along a row.
+
+    Returns:
+        The worker of each request and the least social cost.
+
+    Raises:
+        ValueError: a wrong shape, a cost that is not finite, or marginals that fall.
+    """
+
+@final
+class AnarchyMeter:
+    """Price-of-anarchy estimates over sliding windows of placements; all costs in seconds."""
+
+    def __init__(
+        self,
+        *,
+        window_requests: int = 64,
+        window_s: float = 10.0,
+        keep_windows: int = 64,
+        max_pending: int = 8,
+        resamples: int = 200,
+        seed: int = 0,
+    ) -> None: ...
+    def record(
+        self,
+        at_s: float,
+        chosen: int,
+        prefill_s: Sequence[float],
+        decode_s: Sequence[float],
+        wait_s: Sequence[float],
+        peer_decode_s: Sequence[float],
+    ) -> None:
+        """One decision: per worker its own prefill and decode, what waits ahead, and what one more
+        request in the batch adds to another's decode.
+
+        Raises:
+            ValueError: lists of unequal length, or a cost that is negative or not finite.
+        """
+
+    def record_outcome(self, predicted_s: float, observed_s: float) -> None:
+        """What a prediction made at decision time turned out to be."""
+
+    def solve(self) -> bool:
+        """Solve the oldest closed window; False when none waits. Releases the interpreter."""
+
+    def finish(self) -> None:
+        """Close the open window and solve everything."""
+
+    def report(self) -> dict[str, Any] | None:
+        """The figures over the kept windows, None before the first: `poa` (≥ 1) with
+        `poa_interval`, `poa_paper`, `poa_square` (ratio of sums; `_median`, `_p90`, `_max`),
+        `regret_mean_s`, the split `free_s`, `split_s`, `cache_s`, `load_s`, and the model's error.
+        """
 
 # ---- gateway
 
