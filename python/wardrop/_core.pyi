@@ -448,8 +448,8 @@ class SimWorkload:
         ValueError: a column has the wrong type, length or range; the text names it.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         arrival_ms: NDArray[Any],
         input_tokens: NDArray[Any],
@@ -459,7 +459,7 @@ class SimWorkload:
         block_size: int,
         after: NDArray[Any],
         think_ms: NDArray[Any],
-    ) -> None: ...
+    ) -> SimWorkload: ...
     def __len__(self) -> int:
         """Number of requests."""
 
