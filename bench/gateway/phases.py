@@ -1,4 +1,4 @@
-"""The loads that every arm gets: prompts of 256 tokens that share nothing, engines without time."""
+"""The loads that every arm gets: short prompts that share nothing, engines without time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from wardrop.workload import Turn, chat_body, completion_body
 
 MODEL = "bench"
 PROMPT_TOKENS = 256
+TEXT_WORDS = 151
+"""Made-up words of a text prompt; with the template about 420 tokens of the embedded model."""
 SPEC = FleetSpec(
     workers=4,
     process_per_worker=False,
@@ -70,8 +72,7 @@ def loads(quick: bool) -> list[Load]:
 def _load(number: int, phase: Phase) -> Load:
     rng = np.random.default_rng([7, number])
     body = chat_body if phase.text else completion_body
-    # A made-up word is about 1.7 tokens of the embedded model: so both prompts have equal length.
-    length = round(PROMPT_TOKENS / 1.7) if phase.text else PROMPT_TOKENS
+    length = TEXT_WORDS if phase.text else PROMPT_TOKENS
     rows: list[Row] = []
     for _ in range(phase.requests):
         tokens = rng.integers(300, 8000, size=length, dtype=np.uint32)

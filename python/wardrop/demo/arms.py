@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from wardrop.demo.processes import children
 from wardrop.dynamo.child import Child
 from wardrop.dynamo.embedded import Fleet, FleetError, FleetSpec
 from wardrop.dynamo.ports import free_port
 
 _GATEWAY_READY_S = 60.0
+_SETTLED_S = 15.0
+_QUIET_S = 1.5
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,24 @@ def running(
         try:
             url = f"http://127.0.0.1:{port}"
             _await_ready(gateway, url)
+            _await_settled(gateway)
             yield Stack(url, (front.child.pid, gateway.pid), workers, fleet.version)
         finally:
             gateway.stop()
+
+
+def _await_settled(gateway: Child) -> None:
+    """Until the gateway's helper has read what the workers hold, and ended.
+
+    It is a Dynamo of its own for a second or two, once in the gateway's life: its CPU time belongs
+    to no request. Where it takes longer the run begins without waiting on.
+    """
+    deadline_s = time.monotonic() + _SETTLED_S
+    quiet_since_s = time.monotonic()
+    while time.monotonic() < deadline_s and time.monotonic() - quiet_since_s < _QUIET_S:
+        if children(gateway.pid):
+            quiet_since_s = time.monotonic()
+        time.sleep(0.05)
 
 
 def _await_ready(gateway: Child, url: str) -> None:

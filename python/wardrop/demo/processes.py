@@ -18,15 +18,23 @@ def cpu_s(pids: Sequence[int]) -> float:
     return sum(_tree_cpu_s(pid) for pid in pids)
 
 
+def children(pid: int) -> list[int]:
+    """Living children of a process; empty when it is gone."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
+    return [child for task in tasks for child in _children(task)]
+
+
 def _tree_cpu_s(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
     except OSError:
         return 0.0
     # Fields 14 to 17 of proc(5): utime, stime, and both of the children waited for.
     own_s = sum(int(ticks) for ticks in fields[11:15]) * _TICK_S
-    return own_s + sum(_tree_cpu_s(child) for task in tasks for child in _children(task))
+    return own_s + sum(_tree_cpu_s(child) for child in children(pid))
 
 
 def _children(task: Path) -> list[int]:

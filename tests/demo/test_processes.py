@@ -1,0 +1,39 @@
+"""CPU time is counted for a process and all that it started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from wardrop.demo.processes import children, cpu_s
+
+BURN = "import time; e=time.process_time()+0.4\nwhile time.process_time()<e: pass\n"
+
+
+def test_a_living_childs_time_counts_and_a_reaped_ones_stays() -> None:
+    # A parent that burns nothing itself: its child burns, is waited for, then the parent waits.
+    parent = "import subprocess,sys,time; subprocess.run([sys.executable,'-c',sys.argv[1]]); "
+    process = subprocess.Popen([sys.executable, "-c", parent + "time.sleep(30)", BURN])
+    try:
+        deadline_s = time.monotonic() + 20
+        while cpu_s([process.pid]) < 0.4:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        while children(process.pid):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        assert cpu_s([process.pid]) >= 0.4
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_children_are_those_that_live() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    assert process.pid in children(os.getpid())
+    process.kill()
+    process.wait()
+    assert process.pid not in children(os.getpid())
+    assert cpu_s([process.pid]) == 0
