@@ -338,9 +338,9 @@ class Router:
 class EngineFeed:
     """The KV events of one worker as vLLM or SGLang publish them over ZMQ.
 
-    A message has three frames: topic, sequence (8 bytes, big-endian), payload (msgpack, both the map
-    and the array form). A sequence at or below the last one is a restart: the worker starts empty.
-    Salts and adapters go into the block hashes, so that `Router.route(..., lora_name=...,
+    A message has three frames: topic, sequence (8 bytes, big-endian), payload (msgpack, both the
+    map and the array form). A sequence at or below the last one is a restart: the worker starts
+    empty. Salts and adapters go into the block hashes, so that `Router.route(..., lora_name=...,
     cache_namespace=...)` finds them.
 
     Args:

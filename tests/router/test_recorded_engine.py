@@ -1,4 +1,4 @@
-"""Events recorded from a real vLLM engine: what the router predicts against what the engine found."""
+"""Events recorded from a real vLLM engine: what the router predicts, what the engine found."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def messages(run: str) -> Iterator[tuple[float, int, bytes]]:
 
 
 class Naive:
-    """The slow way: a counter per engine hash, and the engine's own chains of (parent, tokens, salt)."""
+    """The slow way: a counter per engine hash, and chains of (parent, tokens, salt)."""
 
     def __init__(self) -> None:
         self.copies: Counter[int] = Counter()

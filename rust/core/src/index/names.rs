@@ -56,8 +56,13 @@ impl Names {
     /// Take a block's common name away.
     pub fn remove_common(&mut self, name: u64, block: BlockId) {
         let hash = hash(name);
-        let entry = self.common[shard(hash)].find_entry(hash, |&named| named == block);
+        let shard = &mut self.common[shard(hash)];
+        let entry = shard.find_entry(hash, |&named| named == block);
         entry.expect("a common name must be in the table").remove();
+        if shard.is_empty() {
+            // Gives the memory back, and the marks of removed entries, for which a table that is refilled would grow.
+            *shard = HashTable::new();
+        }
     }
 
     /// Whether any worker has names of its own.

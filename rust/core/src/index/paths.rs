@@ -75,8 +75,9 @@ impl Extra for () {
     fn shrunk(&mut self, _new_len: u32) {}
 }
 
-/// A piece of a path.
+/// A piece of a path. What a match reads comes first, in two cache lines.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub struct Frame<X> {
     /// The block before the first one.
     parent: BlockId,
@@ -88,9 +89,9 @@ pub struct Frame<X> {
     end: Option<SequenceHash>,
     /// Who holds what.
     pub holders: Holders,
+    locals: Vec<u64>,
     /// What the owner of the paths adds.
     pub extra: X,
-    locals: Vec<u64>,
     /// Sequence hash of the parent.
     start: Option<SequenceHash>,
     /// Bit i: a child hangs at block i.
