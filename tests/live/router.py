@@ -96,6 +96,24 @@ class Router:
         }
         return self.post("/v1/completions", body)
 
+    def held_blocks(self, worker: int) -> float:
+        """Blocks that the router knows a worker to hold."""
+        return self.metrics().total("wardrop_worker_held_blocks", worker_id=str(worker))
+
+    def complete_and_learn(self, prompt: list[int]) -> Answer:
+        """A completion of a prompt of its own; returns when its blocks' events have arrived."""
+        before = self.metrics().by("wardrop_worker_held_blocks", "worker_id")
+        answer = self.complete(prompt)
+        worker = instance(answer)
+        expected = before.get(str(worker), 0.0) + len(prompt) // self.fleet.spec.block_size
+        wait_until(lambda: self.held_blocks(worker) >= expected, "the events of its blocks")
+        return answer
+
+    def passes_over(self, worker: int) -> bool:
+        """Whether a worker is forgotten or may not be chosen."""
+        up = self.metrics().by("wardrop_worker_available", "worker_id")
+        return up.get(str(worker), 0.0) == 0.0
+
     @property
     def log(self) -> str:
         return self.child.log.read_text(errors="replace")

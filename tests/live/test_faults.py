@@ -118,10 +118,8 @@ def test_killed_worker_costs_no_new_request_after_the_first_refusal(fleet: Fleet
         fleet.workers[1].child.kill()
         killed_s = time.monotonic()
 
-        def refused() -> bool:
-            return router.metrics().total("wardrop_retries_total") > 0
-
-        wait_until(refused, "the first refused connection")
+        # By a refused request or by the end of its feed, whichever comes first.
+        wait_until(lambda: router.passes_over(victim), "the dead worker to be passed over")
         refused_s = time.monotonic()
         wait_until(lambda: sum(load.served_after(refused_s).values()) > 150, "traffic after it")
         load.stop()
@@ -140,18 +138,14 @@ def test_hung_worker_is_passed_over_and_comes_back(fleet: Fleet):
         fleet.workers[2].child.hang()
         assert fleet.workers[2].child.state() == "T"
 
-        def passed_over() -> bool:
-            up = router.metrics().by("wardrop_worker_available", "worker_id")
-            return up.get(str(hung), 0.0) == 0.0
-
-        wait_until(passed_over, "the silent worker to be passed over", 15)
+        wait_until(lambda: router.passes_over(hung), "the silent worker to be passed over", 15)
         silent_s = time.monotonic()
         wait_until(lambda: sum(load.served_after(silent_s).values()) > 60, "traffic without it")
         assert hung not in load.served_after(silent_s)
         assert not load.failed_of_those_sent_after(silent_s)
 
         fleet.workers[2].child.resume()
-        wait_until(lambda: not passed_over(), "it to be seen alive", 20)
+        wait_until(lambda: not router.passes_over(hung), "it to be seen alive", 20)
         back_s = time.monotonic()
         wait_until(lambda: load.served_after(back_s).get(hung, 0) >= 3, "traffic for it again", 20)
         load.stop()

@@ -139,5 +139,5 @@ def _with_settings() -> Any:
     return command
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("dynamo", epilog=_EPILOG)(_with_settings())

@@ -194,7 +194,10 @@ class Server:
     def _start_gateway(self) -> Gateway:
         from wardrop import _core  # pyright: ignore
 
-        gateway: Gateway = cast(Any, _core).Gateway(self.config.gateway_json(self.upstreams))
+        try:
+            gateway: Gateway = cast(Any, _core).Gateway(self.config.gateway_json(self.upstreams))
+        except ValueError as error:
+            raise StartError(f"the gateway refuses its configuration: {error}") from error
         try:
             self.port = gateway.start()
         except (OSError, RuntimeError, ValueError) as error:
