@@ -116,7 +116,8 @@ impl ReferenceIndex {
             .collect()
     }
 
-    fn overlap(&self, chain: &[SequenceHash], slot: Slot) -> TierOverlap {
+    /// Overlap of a prompt, given by its sequence hashes, on one slot.
+    pub fn overlap(&self, chain: &[SequenceHash], slot: Slot) -> TierOverlap {
         let mut from = 0;
         Tier::ALL.map(|tier| {
             let run = chain[from..]

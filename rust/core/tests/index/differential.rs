@@ -1,0 +1,104 @@
+//! One stream through the index and through the reference.
+
+use wardrop_core::KvEvent;
+use wardrop_core::index::{Index, Prompt, ReferenceIndex, Refusal, Slot, TierOverlap};
+
+use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream};
+
+/// What is compared with the reference.
+pub trait Subject {
+    fn apply(&mut self, slot: Slot, event: &KvEvent) -> Result<(), Refusal>;
+    fn leave(&mut self, slot: Slot);
+    fn find_matches(&self, prompt: &Prompt<'_>) -> Vec<TierOverlap>;
+    fn held_blocks(&self, slot: Slot) -> [u64; 3];
+    fn blocks(&self) -> u64;
+    fn check(&self);
+}
+
+impl Subject for Index {
+    fn apply(&mut self, slot: Slot, event: &KvEvent) -> Result<(), Refusal> {
+        Self::apply(self, slot, event)
+    }
+    fn leave(&mut self, slot: Slot) {
+        self.remove_worker(slot);
+    }
+    fn find_matches(&self, prompt: &Prompt<'_>) -> Vec<TierOverlap> {
+        Self::find_matches(self, prompt, SLOTS_LEN)
+    }
+    fn held_blocks(&self, slot: Slot) -> [u64; 3] {
+        Self::held_blocks(self, slot)
+    }
+    fn blocks(&self) -> u64 {
+        Self::blocks(self)
+    }
+    fn check(&self) {
+        Self::check(self);
+    }
+}
+
+/// Run one stream; the first difference, if any.
+pub fn differential(seed: u64, steps: usize, subject: &mut impl Subject) -> Result<(), String> {
+    let mut stream = Stream::new(seed);
+    let mut reference = ReferenceIndex::new();
+    for step in 0..steps {
+        let what = stream.step();
+        match &what {
+            Step::Event(slot, event) => {
+                let (got, expected) = (subject.apply(*slot, event), reference.apply(*slot, event));
+                if got != expected {
+                    return Err(format!("step {step}: {what:?}: {got:?}, expected {expected:?}"));
+                }
+            }
+            Step::Leave(slot) => {
+                subject.leave(*slot);
+                reference.remove_worker(*slot);
+            }
+        }
+        for _ in 0..2 {
+            let (locals, sequence) = stream.question();
+            let chain = wardrop_core::sequence_hashes(locals);
+            for sequence in [sequence, &[]] {
+                let mut got = subject.find_matches(&Prompt { locals, sequence });
+                for slot in SLOTS {
+                    let (found, expected) = (
+                        std::mem::take(&mut got[slot.index()]),
+                        reference.overlap(&chain, slot),
+                    );
+                    if found != expected {
+                        return Err(format!(
+                            "step {step}: {what:?}: {slot:?}: {found:?}, expected {expected:?}"
+                        ));
+                    }
+                }
+                if got.iter().any(|found| *found != [0; 3]) {
+                    return Err(format!(
+                        "step {step}: {what:?}: a slot without a worker holds blocks"
+                    ));
+                }
+            }
+        }
+        for slot in SLOTS {
+            if subject.held_blocks(slot) != reference.held_blocks(slot) {
+                return Err(format!(
+                    "step {step}: {what:?}: {slot:?} is said to hold other counts"
+                ));
+            }
+        }
+        let (got, least) = (subject.blocks(), reference.blocks());
+        if got < least || (least == 0 && got > 0) {
+            return Err(format!("step {step}: {got} blocks, {least} held"));
+        }
+        if step % 16 == 0 {
+            subject.check();
+        }
+    }
+    for slot in SLOTS {
+        subject.leave(slot);
+    }
+    subject.check();
+    if subject.blocks() == 0 {
+        Ok(())
+    } else {
+        Err(format!("{} blocks outlive every worker", subject.blocks()))
+    }
+}
