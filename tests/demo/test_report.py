@@ -149,6 +149,7 @@ def test_the_png_has_ink_in_every_part(tmp_path: Path) -> None:
     [
         ({"lateness_p99_ms": 50.0}, "driver itself"),
         ({"loop_lag_p99_ms": 50.0}, "driver itself"),
+        ({"itl_p50_ms": 0.001}, "in bundles"),
         ({"errors": 3, "outcomes": {"ok": 9, "timeout": 3}, "first_error": "x"}, "timeout"),
         ({"outcomes": {"ok": 9, "unsent": 1}}, "never sent"),
     ],

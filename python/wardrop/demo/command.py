@@ -28,7 +28,7 @@ from wardrop.demo.picture import PlotMissingError, draw_png
 from wardrop.demo.plan import MODEL, Options, Plan, make_plan, pools
 from wardrop.demo.report import html
 from wardrop.demo.table import table
-from wardrop.demo.timing import write_table
+from wardrop.demo.timing import STEP_MS, write_table
 from wardrop.dynamo.embedded import FleetError
 from wardrop.dynamo.install import DynamoMissingError
 from wardrop.dynamo.namespace import NamespaceRefusedError, enter_or_reexec
@@ -225,6 +225,12 @@ def doubts(labels: Sequence[str], numbers: Sequence[Figures]) -> list[str]:
             found.append(
                 f"{label}: the load driver itself was up to {late_ms:.0f} ms late (p99); this "
                 "machine is too busy for the rate, lower --rate"
+            )
+        if arm.itl_p50_ms is not None and arm.itl_p50_ms < STEP_MS / 2:
+            found.append(
+                f"{label}: tokens came in bundles (gap p50 {arm.itl_p50_ms:.1f} ms, an engine's "
+                f"step takes {STEP_MS} ms); engines or frontend did not get their CPU time, so "
+                "latencies are this machine's and not the router's"
             )
         if arm.errors:
             what = {k: n for k, n in arm.outcomes.items() if k not in ("ok", "unsent")}
