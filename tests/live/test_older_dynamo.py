@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.live.router import Router, cached_tokens, instance, running, served_by, wait_until
+from tests.live.router import Router, instance, running, served_by, wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec, split_fleet
 
@@ -45,7 +45,8 @@ def test_second_turn_goes_where_the_first_left_its_blocks(router: Router):
         holder = instance(router.complete_and_learn(prompt(number, 165)))
         second = router.complete(prompt(number, 320))
         assert served_by(second) == (holder, holder)
-        assert cached_tokens(second) == 160
+        # The mock workers of this version do not report cached tokens.
+        assert int(second.headers["x-wardrop-overlap-blocks"]) == 10
 
 
 def test_chat_is_handed_over_or_served_with_the_hint(router: Router):
