@@ -84,6 +84,7 @@ fuzz: setup ## differential fuzzing, 100,000 seeds and more (FUZZ_SEEDS=…)
 bench: setup ## measure core and gateway beside their baselines; results in bench/results
 	$(PY) -m bench.core
 	$(PY) -m bench.gateway
+	cargo run --release --locked -p wardrop-core --example footprint
 
 # ---- shipping -------------------------------------------------------------------------------------------------------
 
