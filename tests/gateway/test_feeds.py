@@ -274,7 +274,15 @@ def test_publisher_that_is_not_there_yet_is_found_when_it_comes(serve, publish):
     publisher.follow(running.gateway)
     time.sleep(0.3)
     publisher.socket = zmq.Context.instance().socket(zmq.PUB)
-    publisher.socket.bind(endpoint)
+
+    def is_bound():
+        try:
+            publisher.socket.bind(endpoint)
+        except zmq.ZMQError:
+            return False  # the closed socket lets go of its port a moment later
+        return True
+
+    until(is_bound)
     until(lambda: feed(running, 8)["connected"])
     time.sleep(0.1)
     publisher.stored(1, 1, None, 11)

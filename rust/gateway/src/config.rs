@@ -94,6 +94,8 @@ pub struct PromptOptions {
     pub handover: bool,
     /// Prompts with more bytes than this are tokenised off the serving threads.
     pub inline_bytes: usize,
+    /// Memory per model for tokenised segments of conversations; 0 turns that off.
+    pub segment_cache_bytes: usize,
     /// Longest wait for a tokeniser thread before the request is routed without its prompt.
     pub tokenise_timeout_ms: u64,
 }
@@ -173,6 +175,7 @@ impl Default for PromptOptions {
         Self {
             handover: true,
             inline_bytes: 16 << 10,
+            segment_cache_bytes: 64 << 20,
             tokenise_timeout_ms: 5_000,
         }
     }

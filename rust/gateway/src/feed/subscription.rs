@@ -114,10 +114,9 @@ impl Feeds {
         shared: &Arc<Shared>,
         handle: &Handle,
     ) -> Result<(), GatewayError> {
-        let (model, _) = shared
-            .registry
-            .find(&subscription.model)
-            .ok_or_else(|| GatewayError::UnknownModel(subscription.model.clone()))?;
+        if shared.registry.find(&subscription.model).is_none() {
+            return Err(GatewayError::UnknownModel(subscription.model));
+        }
         if !subscription.endpoint.starts_with("tcp://") {
             return Err(GatewayError::Config(format!(
                 "a feed's endpoint must be tcp://host:port, got {:?}",
@@ -138,7 +137,6 @@ impl Feeds {
         }
         let state = Arc::new(FeedState::default());
         let run = Run {
-            pool: model.pool(subscription.role).clone(),
             subscription: subscription.clone(),
             state: state.clone(),
             shared: shared.clone(),
@@ -203,12 +201,17 @@ impl Feeds {
 /// One feed at work.
 struct Run {
     subscription: Subscription,
-    pool: Arc<WorkerPool>,
     state: Arc<FeedState>,
     shared: Arc<Shared>,
 }
 
 impl Run {
+    /// The pool as it is now: a model that is registered anew has another one.
+    fn pool(&self) -> Option<Arc<WorkerPool>> {
+        let (model, _) = self.shared.registry.find(&self.subscription.model)?;
+        Some(model.pool(self.subscription.role).clone())
+    }
+
     async fn follow(self) {
         let mut pause = FIRST_PAUSE;
         let mut was_connected = false;
@@ -220,14 +223,17 @@ impl Run {
                     self.state.connected.store(true, Ordering::Relaxed);
                     if was_connected && self.subscription.topic == Topic::KvEvents {
                         // What was published in between is lost, and if it was the last for a while no later id shows it.
-                        self.pool.feed_interrupted(self.subscription.instance);
+                        if let Some(pool) = self.pool() {
+                            pool.feed_interrupted(self.subscription.instance);
+                        }
                     }
                     was_connected = true;
                     let error = self.read(subscriber).await;
                     self.state.connected.store(false, Ordering::Relaxed);
-                    if let Some(instance) = self.state.told.lock().take() {
+                    let told = self.state.told.lock().take();
+                    if let (Some(instance), Some(pool)) = (told, self.pool()) {
                         // A process that dies closes its sockets: this comes before any lease ends or request fails.
-                        self.pool.lost(instance, self.shared.now_s());
+                        pool.lost(instance, self.shared.now_s());
                     }
                     self.state.reconnects.fetch_add(1, Ordering::Relaxed);
                     self.shared
@@ -288,11 +294,12 @@ impl Run {
             return Err(Malformed::Envelope);
         }
         let owner = self.subscription.instance;
+        let Some(pool) = self.pool() else {
+            return Ok(());
+        };
         match self.subscription.topic {
             Topic::KvEvents => {
-                let counts = self
-                    .pool
-                    .apply(decode_kv_events(&envelope.payload)?, owner, now_s);
+                let counts = pool.apply(decode_kv_events(&envelope.payload)?, owner, now_s);
                 let events = &self.shared.metrics.events;
                 for (name, count) in [
                     ("applied", counts.applied),
@@ -309,7 +316,7 @@ impl Run {
             Topic::ForwardPass => {
                 let step = decode_forward_pass(&envelope.payload)?;
                 let worker = step.worker();
-                if self.pool.forward_pass(step, owner, now_s) {
+                if pool.forward_pass(step, owner, now_s) {
                     *self.state.told.lock() = worker.map(|worker| worker.instance);
                 }
             }

@@ -563,7 +563,6 @@ impl State {
             && worker.spec == spec
         {
             worker.ranks = ranks;
-            // Discovery names it again: that is a sign of life for one that never had heartbeats.
             return Ok(());
         }
         if self.workers.contains_key(&id) {

@@ -117,7 +117,13 @@ impl Registry {
         let same_folder = old.as_ref().filter(|old| old.spec.folder == spec.folder);
         let (prompter, is_new) = match (same_folder, &spec.folder) {
             (Some(old), _) => (old.prompter.clone(), false),
-            (None, Some(folder)) => (Some(Arc::new(Prompter::from_folder(folder)?)), true),
+            (None, Some(folder)) => (
+                Some(Arc::new(Prompter::from_folder(
+                    folder,
+                    config.prompt.segment_cache_bytes,
+                )?)),
+                true,
+            ),
             (None, None) => (None, false),
         };
         let pools = match old.as_ref().filter(|old| old.spec.block_size == spec.block_size) {

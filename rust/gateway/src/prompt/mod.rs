@@ -8,6 +8,7 @@ mod chat;
 mod handover;
 mod jinja;
 mod prepare;
+mod segments;
 mod strings;
 mod template;
 mod tokenise;

@@ -10,6 +10,7 @@ use tokenizers::Tokenizer;
 
 use super::Abstention;
 use super::chat::Conversation;
+use super::segments::Segments;
 use super::template::ChatTemplate;
 use crate::GatewayError;
 
@@ -60,9 +61,9 @@ impl BitOrAssign for Shape {
 }
 
 /// Text to token ids for one model.
-#[derive(Debug)]
 pub struct Prompter {
     tokenizer: Tokenizer,
+    segments: Option<Segments>,
     template: Option<ChatTemplate>,
     proven: AtomicU8,
 }
@@ -72,7 +73,7 @@ impl Prompter {
     ///
     /// # Errors
     /// [`GatewayError::Config`] with the file and the reason.
-    pub fn from_folder(folder: &Path) -> Result<Self, GatewayError> {
+    pub fn from_folder(folder: &Path, cache_bytes: usize) -> Result<Self, GatewayError> {
         let file = folder.join("tokenizer.json");
         let mut tokenizer = Tokenizer::from_file(&file)
             .map_err(|e| GatewayError::Config(format!("{}: {e}", file.display())))?;
@@ -80,6 +81,7 @@ impl Prompter {
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);
         Ok(Self {
+            segments: Segments::of(&tokenizer, cache_bytes),
             tokenizer,
             template: ChatTemplate::from_folder(folder)?,
             proven: AtomicU8::new(0),
@@ -93,6 +95,11 @@ impl Prompter {
 
     /// Ids of a text, without special tokens around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Abstention> {
+        if let Some(segments) = &self.segments {
+            return segments
+                .encode(&self.tokenizer, text)
+                .map_err(|_| Abstention::TokeniserError);
+        }
         let encoding = self
             .tokenizer
             .encode_fast(text, false)
