@@ -116,9 +116,8 @@ pub async fn decide_late(
     })?;
     // The queue places everybody in time while a worker is there; without one, Dynamo shall say so.
     let longest = Duration::from_secs_f64(queue.max_wait_s + 1.0);
-    let dispatch = match tokio::time::timeout(longest, wait.placed()).await {
-        Ok(Some(dispatch)) => dispatch,
-        Ok(None) | Err(_) => return Err(Undecided::Abstain(Abstention::NoWorker)),
+    let Ok(Some(dispatch)) = tokio::time::timeout(longest, wait.placed()).await else {
+        return Err(Undecided::Abstain(Abstention::NoWorker));
     };
     let first = Leg {
         pool: pool.clone(),
