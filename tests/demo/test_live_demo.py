@@ -15,7 +15,7 @@ import pytest
 
 from wardrop.dynamo.install import DynamoMissingError, dynamo_version
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 SHORT = ("--seconds", "6", "--workers", "2")
 
@@ -56,14 +56,14 @@ class Run:
 
     def await_children(self, count: int) -> None:
         """Until the demo and `count` more run; so a test of the end has something to end."""
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 180
         while len(self.processes()) < 1 + count:
             assert self.process.poll() is None, self.text()
             assert time.monotonic() < deadline_s, self.text()
             time.sleep(0.02)
 
     def await_nothing_left(self) -> None:
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 30
         while self.processes():
             assert time.monotonic() < deadline_s, f"still running: {self.processes()}"
             time.sleep(0.05)
@@ -81,7 +81,7 @@ def test_a_short_demo_leaves_table_figures_picture_and_page_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     run = Run(tmp_path, *SHORT, "--json", str(tmp_path / "demo.json"))
-    assert run.process.wait(200) == 0, run.text()
+    assert run.process.wait(500) == 0, run.text()
     text = run.text()
     for piece in ("Dynamo, round robin", "Dynamo, KV router", "Wardrop", "router CPU per request"):
         assert piece in text
@@ -111,7 +111,7 @@ def test_an_interrupted_demo_stops_and_removes_everything(
     run = Run(tmp_path, *SHORT)
     run.await_children(2)
     run.process.send_signal(number)
-    assert run.process.wait(30) == 128 + number, run.text()
+    assert run.process.wait(90) == 128 + number, run.text()
     run.await_nothing_left()
     assert list(run.scratch.iterdir()) == []
 
@@ -126,7 +126,7 @@ def test_a_killed_demo_takes_its_children_with_it(tmp_path: Path) -> None:
 
 def test_a_demo_that_can_not_start_an_arm_says_why_and_stops_everything(tmp_path: Path) -> None:
     run = Run(tmp_path, *SHORT, "--seconds", "1", "--policy", "no_such_policy")
-    assert run.process.wait(200) == 1
+    assert run.process.wait(500) == 1
     assert "no_such_policy" in run.text()
     run.await_nothing_left()
     (kept,) = run.scratch.iterdir()  # the logs, and their place was named
@@ -135,6 +135,6 @@ def test_a_demo_that_can_not_start_an_arm_says_why_and_stops_everything(tmp_path
 
 def test_a_bad_option_ends_before_anything_starts(tmp_path: Path) -> None:
     run = Run(tmp_path, "--disagg", "2y4")
-    assert run.process.wait(30) == 1
+    assert run.process.wait(90) == 1
     assert "PREFILLxDECODE" in run.text()
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ from wardrop.dynamo.child import Child
 from wardrop.dynamo.embedded import Fleet, FleetError, FleetSpec
 from wardrop.dynamo.ports import free_port
 
-_GATEWAY_READY_S = 60.0
+_GATEWAY_READY_S = 120.0
 _SETTLED_S = 15.0
 _QUIET_S = 1.5
 
