@@ -1,4 +1,4 @@
-"""The judgement: each of ours against the best static rule of the same cell, one metric at a time."""
+"""The judgement: ours against the best static rule of the same cell, one metric at a time."""
 
 from __future__ import annotations
 

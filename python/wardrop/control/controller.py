@@ -89,10 +89,10 @@ class Controller:
         """
         ladder = self.settings.ladders.get(setting)
         if ladder is None or not 0 <= position < len(ladder.values):
-            raise ValueError(
-                f"got {setting!r} at step {position}; expected one of "
-                f"{ {name: list(range(len(row.values))) for name, row in self.settings.ladders.items()} }"
+            steps = ", ".join(
+                f"{name}: 0 to {len(row.values) - 1}" for name, row in self.settings.ladders.items()
             )
+            raise ValueError(f"got {setting!r} at step {position}; expected one of {steps}")
         return self._move(now_s, setting, position, reason, "by_hand")
 
     def step(self, now_s: float, sample: Sample) -> Action | None:

@@ -1,4 +1,4 @@
-"""What the controller sees: outcomes of the last interval, with the age of what they were made of."""
+"""What the controller sees: outcomes of the last interval, and how old its inputs are."""
 
 from __future__ import annotations
 
