@@ -536,8 +536,10 @@ class AnarchyMeter:
         wait_s: Sequence[float],
         peer_decode_s: Sequence[float],
     ) -> None:
-        """One decision: per worker its own prefill and decode, what waits ahead, and what one more
-        request in the batch adds to another's decode.
+        """Note one decision, with what each worker would have cost.
+
+        Per worker: its own prefill and decode, what waits ahead, and what one more request in the
+        batch adds to another's decode.
 
         Raises:
             ValueError: lists of unequal length, or a cost that is negative or not finite.
@@ -553,9 +555,11 @@ class AnarchyMeter:
         """Close the open window and solve everything."""
 
     def report(self) -> dict[str, Any] | None:
-        """The figures over the kept windows, None before the first: `poa` (≥ 1) with
-        `poa_interval`, `poa_paper`, `poa_square` (ratio of sums; `_median`, `_p90`, `_max`),
-        `regret_mean_s`, the split `free_s`, `split_s`, `cache_s`, `load_s`, and the model's error.
+        """The figures over the kept windows; None before the first.
+
+        `poa` (≥ 1) with `poa_interval`, `poa_paper`, `poa_square` (ratio of sums; `_median`,
+        `_p90`, `_max`), `regret_mean_s`, the split `free_s`, `split_s`, `cache_s`, `load_s`, and
+        the model's error.
         """
 
 # ---- gateway

@@ -73,6 +73,7 @@ struct Entry {
     work: Work,
     prefill_s: f64,
     sent_s: f64,
+    expires_at_s: f64,
     /// Time and the worker's running sums at the first token.
     first: Option<(f64, Sums)>,
 }
@@ -143,7 +144,7 @@ pub struct Ledger {
     accounts: Vec<Account>,
     live: usize,
     entries: FxHashMap<RequestId, Entry>,
-    /// In order of expiry, since every booking lives equally long.
+    /// In order of expiry, since every booking lives equally long. What ended early stays until it comes up or is too many.
     expiry: VecDeque<(f64, RequestId)>,
     output_tokens: RunningMean,
     arrivals: Rate,
@@ -265,10 +266,16 @@ impl Ledger {
             work,
             prefill_s,
             sent_s: now_s,
+            expires_at_s,
             first: None,
         };
         self.entries.insert(request, entry);
         self.expiry.push_back((expires_at_s, request));
+        if self.expiry.len() > 64 + 2 * self.entries.len() {
+            let entries = &self.entries;
+            self.expiry
+                .retain(|&(at_s, request)| lives_until(entries, request, at_s));
+        }
     }
 
     /// The first token of a request came: its prefill no longer waits, and the prefill curve learns.
@@ -347,13 +354,20 @@ impl Ledger {
     /// Drops entries whose booking expired at or before `now_s`.
     pub fn expire(&mut self, now_s: f64) {
         while self.expiry.front().is_some_and(|&(at_s, _)| at_s <= now_s) {
-            if let Some((_, request)) = self.expiry.pop_front()
-                && let Some(entry) = self.entries.get(&request)
+            if let Some((at_s, request)) = self.expiry.pop_front()
+                && lives_until(&self.entries, request, at_s)
             {
+                let entry = &self.entries[&request];
                 let kv_tokens = self.accounts[entry.slot.index()].kv_tokens;
                 self.release(request, kv_tokens, Outcome::default(), now_s);
             }
         }
+    }
+
+    /// Expiries that are remembered; at most 64 and twice the entries.
+    #[cfg(test)]
+    fn expiries(&self) -> usize {
+        self.expiry.len()
     }
 
     /// Entries whose request has not ended.
@@ -419,4 +433,45 @@ impl Ledger {
 /// Seconds per token in a full chunk.
 fn marginal_token_s(curves: &WorkerCurves, chunk_tokens: u64) -> f64 {
     curves.prefill_s(chunk_tokens, 0) / chunk_tokens as f64
+}
+
+/// Whether this expiry is that of the request's present booking, and not of an earlier one under the same id.
+fn lives_until(entries: &FxHashMap<RequestId, Entry>, request: RequestId, at_s: f64) -> bool {
+    entries
+        .get(&request)
+        .is_some_and(|entry| entry.expires_at_s == at_s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger() -> Ledger {
+        let mut ledger = Ledger::new(&Prior::default(), Learning::default());
+        ledger.add_worker(Slot(0), &WorkerSpec::default(), 16);
+        ledger
+    }
+
+    #[test]
+    fn id_that_is_used_again_outlives_the_expiry_of_its_first_booking() {
+        let mut ledger = ledger();
+        let request = RequestId(7);
+        ledger.book(request, Slot(0), Work::default(), 0.0, (0.0, 10.0));
+        ledger.release(request, 0.0, Outcome::default(), 1.0);
+        ledger.book(request, Slot(0), Work::default(), 0.0, (5.0, 15.0));
+        ledger.expire(12.0);
+        assert_eq!(ledger.len(), 1);
+        ledger.expire(15.0);
+        assert_eq!(ledger.len(), 0);
+    }
+
+    #[test]
+    fn expiries_of_ended_requests_do_not_pile_up() {
+        let mut ledger = ledger();
+        for n in 0..10_000 {
+            ledger.book(RequestId(n), Slot(0), Work::default(), 0.0, (0.0, 600.0));
+            ledger.release(RequestId(n), 0.0, Outcome::default(), 0.1);
+        }
+        assert!(ledger.expiries() <= 66, "{} are remembered", ledger.expiries());
+    }
 }
