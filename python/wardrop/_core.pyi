@@ -13,6 +13,7 @@ __all__ = [
     "Cleared",
     "Decision",
     "Drive",
+    "Gateway",
     "EngineFeed",
     "Removed",
     "Router",
@@ -517,8 +518,8 @@ def assign_congested(
 class AnarchyMeter:
     """Price-of-anarchy estimates over sliding windows of placements; all costs in seconds."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         window_requests: int = 64,
         window_s: float = 10.0,
@@ -526,7 +527,7 @@ class AnarchyMeter:
         max_pending: int = 8,
         resamples: int = 200,
         seed: int = 0,
-    ) -> None: ...
+    ) -> AnarchyMeter: ...
     def record(
         self,
         at_s: float,
@@ -572,7 +573,7 @@ class Gateway:
     releases the interpreter. Calls take and give JSON; unknown keys are refused.
     """
 
-    def __init__(self, config_json: str = "{}") -> None:
+    def __new__(cls, config_json: str = "{}") -> Gateway:
         """A gateway that is configured but does not listen yet; its feeds may be filled before.
 
         Args:

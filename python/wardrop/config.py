@@ -12,7 +12,7 @@ import json
 import re
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -262,7 +262,8 @@ class Setting:
         if isinstance(self.default, bool):
             return "true" if self.default else "false"
         if isinstance(self.default, tuple | dict):
-            return "none" if not self.default else ",".join(map(str, cast(Any, self.default)))
+            items = cast(Any, self.default)
+            return ",".join(map(str, items)) if items else "none"
         return str(self.default) or "none"
 
 
@@ -272,7 +273,7 @@ def settings() -> Iterator[Setting]:
         kind = cast(type[Any], get_type_hints(Config)[stage.name])
         hints = get_type_hints(kind)
         defaults = kind()
-        for item in cast(tuple[Field[Any], ...], fields(kind)):
+        for item in fields(kind):
             flag = item.metadata["flag"] or f"{stage.name}-{item.name}".replace("_", "-")
             default = getattr(defaults, item.name)
             yield Setting(
@@ -370,9 +371,9 @@ def _parse(setting: Setting, text: str, source: str) -> object:
         if lowered not in ("true", "false", "1", "0", "yes", "no"):
             raise ConfigError(f"{source}: got {text!r}, expected true or false")
         return lowered in ("true", "1", "yes")
-    if kind in (int, float):
+    if kind is int or kind is float:
         try:
-            return cast(type[int] | type[float], kind)(text)
+            return kind(text)
         except ValueError:
             raise ConfigError(f"{source}: got {text!r}, expected {_expected(kind)}") from None
     if get_origin(kind) is tuple:
@@ -398,9 +399,11 @@ def _check(setting: Setting, value: object, source: str) -> object:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is tuple:
-        items = cast(list[object], [value] if isinstance(value, str) else value)
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
-            return tuple(items)
+        items: Any = [value] if isinstance(value, str) else value
+        if isinstance(items, list) and all(
+            isinstance(item, str) for item in cast(list[object], items)
+        ):
+            return tuple(cast(list[str], items))
         raise ConfigError(f"{source}: got {value!r}, expected a list of texts")
     if origin is dict:
         entries = cast(dict[object, object], value) if isinstance(value, dict) else {None: None}
@@ -408,7 +411,7 @@ def _check(setting: Setting, value: object, source: str) -> object:
             numeric = isinstance(number, int | float) and not isinstance(number, bool)
             if not isinstance(name, str) or not numeric:
                 raise ConfigError(f"{source}: got {value!r}, expected names with numbers")
-        return value
+        return entries
     plain = not isinstance(kind, types.UnionType) and origin is not Union
     if plain and (not isinstance(value, cast(type, kind)) or (kind is int and value is True)):
         raise ConfigError(f"{source}: got {value!r}, expected {_expected(kind)}")

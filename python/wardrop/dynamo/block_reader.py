@@ -22,7 +22,7 @@ def blocks_held(events: list[dict[str, Any]]) -> Counter[tuple[int, int]]:
     """Blocks per (worker, rank); two equal ones in a row mean that recovery has settled."""
     blocks: Counter[tuple[int, int]] = Counter()
     for event in events:
-        stored = event["event"]["data"].get("stored") or {}
+        stored: dict[str, Any] = event["event"]["data"].get("stored") or {}
         rank = int(event["event"].get("dp_rank") or 0)
         blocks[int(event["worker_id"]), rank] += len(stored.get("blocks", ()))
     return blocks

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -83,7 +83,7 @@ def _parameter(setting: Setting) -> str:
 def _option(setting: Setting) -> inspect.Parameter:
     """A text flag for a setting; its help names the variable and the default."""
     kinds = {bool: "BOOL", int: "INT", float: "FLOAT"}
-    metavar = kinds.get(setting.kind, "TEXT")  # pyright: ignore
+    metavar: str = cast(dict[Any, str], kinds).get(setting.kind, "TEXT")
     text = f"{setting.says} [env: {setting.variable}] [default: {setting.default_text}]"
     option: Any = typer.Option(
         f"--{setting.flag}",

@@ -64,10 +64,10 @@ def prefixes(
     """
     rng = np.random.default_rng(seed)
     weight = np.arange(1, groups + 1, dtype=float) ** -zipf
-    group = rng.choice(groups, requests, p=weight / weight.sum())
+    group: list[int] = rng.choice(groups, requests, p=weight / weight.sum()).tolist()
     inputs = prefix + _lengths(rng, requests, suffix, spread)
     head = prefix // block_size
-    counts = -(-inputs // block_size)
+    counts: NDArray[np.int64] = -(-inputs // block_size)
     tails = _own(counts - head, groups * head)
     ids = [
         np.concatenate((np.arange(g * head, (g + 1) * head), tail))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,6 @@ from numpy.typing import NDArray
 from wardrop._core import simulate_fleet
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.workload import ReplayError, Workload
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COMPLETE = 1
 
@@ -191,7 +189,9 @@ class Result:
         if total == 0:
             return float("nan")
         at = int(
-            np.searchsorted(np.cumsum(self.gap_counts, dtype=np.float64), total * percent / 100)
+            np.searchsorted(
+                np.cumsum(self.gap_counts, dtype=np.float64), float(total) * percent / 100
+            )
         )
         return float(self.gap_ms[min(at, self.gap_ms.size - 1)])
 
@@ -263,13 +263,13 @@ class Result:
         mean = per_worker.mean()
         return float(per_worker.std() / mean) if mean > 0 else 0.0
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> Any:
         """One row per request, as a pandas frame.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        import pandas as pd
+        pd: Any = importlib.import_module("pandas")
 
         names = (*_TIMES, *_COUNTS, "end", "input_tokens", "output_tokens")
         columns: dict[str, Any] = {name: getattr(self, name) for name in names}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.run import Policy, Result, Slo, simulate
@@ -114,7 +115,8 @@ def _curves(result: Result) -> dict[str, Any]:
         # Mean number of sequences in the engine (running and waiting) per worker and stretch of
         # time.
         load = (result.running + result.waiting).astype(float)
-        parts = np.array_split(np.arange(load.shape[0]), min(_HEAT_COLUMNS, load.shape[0]))
+        columns = min(_HEAT_COLUMNS, load.shape[0])
+        parts: list[NDArray[np.int64]] = np.array_split(np.arange(int(load.shape[0])), columns)
         curves["heat"] = [load[part].mean(axis=0).round(2).tolist() for part in parts]
         curves["heat_end_s"] = float(result.sample_ms[-1] / 1e3)
     return curves

@@ -17,15 +17,16 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from wardrop.replay.workload import ReplayError, Workload, from_lists
 
@@ -33,7 +34,7 @@ _LONG_WINDOW = 2**27
 
 
 @contextmanager
-def _lines(path: Path) -> Iterator[Iterator[str]]:
+def _lines(path: Path) -> Generator[Iterator[str]]:
     with path.open("rb") as raw:
         if path.suffix == ".gz":
             with gzip.open(raw, "rt", encoding="utf-8") as text:
@@ -92,7 +93,7 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
         raise ReplayError(f"{path}:{number} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise ReplayError(f"{path}:{number} is not a JSON object")
-    return row
+    return cast(dict[str, Any], row)
 
 
 def spread(workload: Workload, seed: int = 0) -> Workload:
@@ -220,8 +221,8 @@ def _azure(path: Path) -> Workload:
     inputs = np.maximum(np.asarray([int(row["ContextTokens"]) for row in rows]), 1)
     outputs = np.asarray([int(row["GeneratedTokens"]) for row in rows])
     order = np.argsort(times, kind="stable")
-    counts = -(-inputs[order] // 64)
-    ids = np.arange(counts.sum())
+    counts: NDArray[np.int64] = -(-inputs[order] // 64)
+    ids = np.arange(int(counts.sum()))
     return from_lists(
         path.name, times[order] - times.min(), inputs[order], outputs[order], ids, counts, 64
     )

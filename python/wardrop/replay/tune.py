@@ -17,7 +17,7 @@ import numpy as np
 
 from wardrop.replay.run import Policy
 from wardrop.replay.sweep import Cell, Plan, sweep
-from wardrop.replay.workload import ReplayError
+from wardrop.replay.workload import ReplayError, Workload
 
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "dynamo": {
@@ -106,8 +106,14 @@ def tune(
     values = grid or GRIDS.get(start.name)
     if not values:
         raise ReplayError(f"policy {start.name!r} has no grid; those with one: {', '.join(GRIDS)}")
-    searched = replace(plan, workload=lambda seed: plan.workload(seed).part(0.0, split))
-    held_out = replace(plan, workload=lambda seed: plan.workload(seed).part(split, 1.0))
+
+    def first(seed: int) -> Workload:
+        return plan.workload(seed).part(0.0, split)
+
+    def second(seed: int) -> Workload:
+        return plan.workload(seed).part(split, 1.0)
+
+    searched, held_out = replace(plan, workload=first), replace(plan, workload=second)
     base = sweep(replace(searched, policies=[start]))
     best, best_cost, tried = start, 1.0, 1
     for _ in range(rounds):
