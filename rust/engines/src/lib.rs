@@ -6,9 +6,10 @@
 //!
 //! vLLM and `SGLang` share the format: topic | sequence (u64, big-endian) | msgpack `[time, [event, …], dp_rank]`, each event a map
 //! tagged `type` or an array with the tag first. All sizes are limited before anything is allocated, a malformed frame is an
-//! error and leaves the feed as it was, and no token id reaches an error text.
+//! error and leaves the feed as it was, and no token id reaches an error text. Dynamo's event plane, which carries hashes and no tokens, is read by [`dynamo`].
 
 mod batch;
+pub mod dynamo;
 mod feed;
 mod msgpack;
 

@@ -1,6 +1,7 @@
 //! Dynamo's event plane on the wire: four frames, an envelope, a typed payload. Pure and total: any bytes give a value or an error.
 //!
-//! Frames: topic | publisher (u64 BE) | sequence (u64 BE) | `0x01`, length (u32 BE), msgpack envelope with the payload inside.
+//! Frames: topic | publisher (u64 BE) | sequence (u64 BE) | `0x01`, length (u32 BE), msgpack envelope with the payload inside. The caller limits the bytes of a message; what is decoded takes a small
+//! multiple of them.
 
 use std::fmt;
 
