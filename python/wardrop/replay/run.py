@@ -267,7 +267,7 @@ class Result:
         """One row per request, as a pandas frame.
 
         Raises:
-            ModuleNotFoundError: pandas is not installed.
+            ModuleNotFoundError: pandas is not installed (`pip install wardrop[frames]`).
         """
         pd: Any = importlib.import_module("pandas")
 
