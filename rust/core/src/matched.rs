@@ -6,8 +6,12 @@ use crate::index::slots::bits;
 use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap};
 use crate::ledger::{Seconds, Work};
 use crate::load::Load;
+use crate::predicted::{Predicted, RaiseScratch};
 use crate::request::{Candidate, RouteRequest};
 use crate::worker::WorkerId;
+
+/// What a match reads.
+pub(crate) type State<'a> = (&'a Fleet, &'a Index, &'a Predicted, &'a Load);
 
 /// By slot: what each available worker has of the prompt. Kept between calls to spare the allocations.
 #[derive(Clone, Debug, Default)]
@@ -19,14 +23,16 @@ pub(crate) struct Overlaps {
     /// Whether `host` and `disk` are all 0, as they are on fleets without lower tiers.
     lower_is_zero: bool,
     scratch: Scratch,
+    raise: RaiseScratch,
 }
 
 impl Overlaps {
-    fn fill(&mut self, prompt: &Prompt<'_>, fleet: &Fleet, index: &Index, load: &Load) {
+    fn fill(&mut self, prompt: &Prompt<'_>, (fleet, index, predicted, load): State<'_>) {
         let slots = fleet.available();
         zero(&mut self.device, fleet.slots());
         zero(&mut self.shared, fleet.slots());
         index.device_overlap(prompt, slots, &mut self.device, &mut self.scratch);
+        predicted.raise(prompt, slots, &mut self.device, &mut self.raise);
         load.shared_blocks(prompt, slots, &mut self.shared, &mut self.scratch);
         if index.any_lower() {
             zero(&mut self.host, fleet.slots());
@@ -118,14 +124,15 @@ impl Matched {
         &mut self,
         request: &RouteRequest<'_>,
         overlaps: &mut Overlaps,
-        (fleet, index, load): (&Fleet, &Index, &Load),
+        state: State<'_>,
         generation: u64,
     ) -> Result<(), Error> {
         let prompt = Prompt {
             locals: request.local_hashes,
             sequence: request.sequence_hashes,
         };
-        overlaps.fill(&prompt, fleet, index, load);
+        overlaps.fill(&prompt, state);
+        let fleet = state.0;
         self.input_tokens = request.input_tokens;
         self.request_blocks = request.local_hashes.len() as u32;
         self.expected_output_tokens = request.expected_output_tokens;

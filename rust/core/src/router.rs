@@ -11,6 +11,7 @@ use crate::load::Load;
 pub use crate::matched::{Ahead, Matched};
 use crate::matched::{Columns, Overlaps};
 use crate::pick::pick;
+use crate::predicted::Predicted;
 use crate::price::{Policy, PolicyConfig, View};
 pub use crate::request::{Candidate, Decision, RequestId, RouteRequest, Stage};
 use crate::rng::Rng;
@@ -25,6 +26,7 @@ pub struct Router {
     rng: Rng,
     fleet: Fleet,
     index: Index,
+    predicted: Predicted,
     load: Load,
     ledger: Ledger,
     counters: Counters,
@@ -43,6 +45,7 @@ impl Router {
             rng: Rng::new(config.seed),
             fleet: Fleet::default(),
             index: Index::new(config.index_max_blocks),
+            predicted: Predicted::new(config.predicted),
             load: Load::default(),
             ledger: Ledger::new(&config.curves, Learning::default()),
             counters: Counters::default(),
@@ -63,6 +66,8 @@ impl Router {
     pub fn add_worker(&mut self, id: WorkerId, spec: WorkerSpec) -> Result<(), Error> {
         let slot = self.fleet.add(id, spec, self.config.max_workers)?;
         self.load.ensure(slot);
+        self.predicted
+            .add_worker(slot, self.fleet.spec(slot).total_kv_blocks);
         self.ledger
             .add_worker(slot, self.fleet.spec(slot), self.config.block_size);
         self.generation += 1;
@@ -73,6 +78,7 @@ impl Router {
     pub fn remove_worker(&mut self, id: WorkerId) -> Result<(), Error> {
         let slot = self.fleet.remove(id)?;
         self.index.remove_worker(slot);
+        self.predicted.clear(slot);
         self.counters.dropped_with_worker += self.load.remove_worker(slot) as u64;
         self.ledger.remove_worker(slot);
         self.generation += 1;
@@ -95,19 +101,19 @@ impl Router {
             .slot(id)
             .inspect_err(|_| self.counters.unknown_worker += 1)?;
         let outcome = self.index.apply(slot, event);
+        if matches!(event, KvEvent::Cleared) {
+            self.predicted.clear(slot);
+        }
         self.counters.count_event(event, outcome);
         outcome.map_err(|refusal| event_error(id, event, refusal, self.config.index_max_blocks))
     }
 
     /// What each worker holds of a prompt; workers that hold nothing are left out. In id order.
     pub fn find_matches(&self, locals: &[LocalHash]) -> Vec<WorkerOverlap> {
-        let overlaps = self.index.find_matches(
-            &Prompt {
-                locals,
-                sequence: &[],
-            },
-            self.fleet.slots(),
-        );
+        let overlaps = self.overlaps_of(&Prompt {
+            locals,
+            sequence: &[],
+        });
         let overlap = |(worker, slot): (WorkerId, Slot)| {
             let [device, host, disk] = overlaps[slot.index()];
             WorkerOverlap {
@@ -121,6 +127,15 @@ impl Router {
         found
             .filter(|found| found.device + found.host + found.disk > 0)
             .collect()
+    }
+
+    /// What each slot holds of a prompt, by its events and by prediction.
+    fn overlaps_of(&self, prompt: &Prompt<'_>) -> Vec<TierOverlap> {
+        let mut overlaps = self.index.find_matches(prompt, self.fleet.slots());
+        if !self.predicted.is_off() {
+            self.predicted.raise_all(prompt, &self.index, &mut overlaps);
+        }
+        overlaps
     }
 
     /// Choose a worker and, when the request has an id, book it there: one atomic step.
@@ -148,7 +163,7 @@ impl Router {
     }
 
     fn match_into(&mut self, request: &RouteRequest<'_>, matched: &mut Matched) -> Result<(), Error> {
-        let state = (&self.fleet, &self.index, &self.load);
+        let state = (&self.fleet, &self.index, &self.predicted, &self.load);
         matched.fill(request, &mut self.overlaps, state, self.generation)?;
         if self.policy.wants_seconds() {
             self.fill_work(matched);
@@ -192,7 +207,7 @@ impl Router {
     /// Matches a request against every candidate without choosing: for a queue, which prices it more than once.
     pub fn prepare(&self, request: &RouteRequest<'_>) -> Result<Matched, Error> {
         let mut matched = Matched::default();
-        let state = (&self.fleet, &self.index, &self.load);
+        let state = (&self.fleet, &self.index, &self.predicted, &self.load);
         matched.fill(request, &mut Overlaps::default(), state, self.generation)?;
         self.fill_work(&mut matched);
         Ok(matched)
@@ -387,6 +402,7 @@ impl Router {
         };
         let expires_at_s = now_s + self.config.booking_ttl_s;
         self.load.book(id, slot, work.new_tokens, &prompt, expires_at_s);
+        self.predicted.insert(slot, &prompt, Some(id), now_s);
         self.ledger
             .book(id, slot, work, self.kv_tokens(slot), (now_s, expires_at_s));
         self.counters.booked += 1;
@@ -429,7 +445,7 @@ impl Router {
             locals: request.local_hashes,
             sequence: request.sequence_hashes,
         };
-        let overlap = self.index.find_matches(&prompt, self.fleet.slots())[slot.index()];
+        let overlap = self.overlaps_of(&prompt)[slot.index()];
         let work = self.work(request.input_tokens, overlap);
         self.open(request, slot, work, now_s);
         Ok(())
@@ -442,6 +458,7 @@ impl Router {
             .prefill_done(request)
             .ok_or(Error::UnknownRequest(request))?;
         self.ledger.prefill_done(request, now_s);
+        self.predicted.first_token(request, now_s);
         Ok(self.fleet.ids()[slot.index()])
     }
 
@@ -458,6 +475,7 @@ impl Router {
             self.ledger.prefill_done(request, now_s);
         }
         self.ledger.release(request, self.kv_tokens(slot), outcome, now_s);
+        self.predicted.finished(request, now_s);
         self.counters.released += 1;
         Ok(self.fleet.ids()[slot.index()])
     }
@@ -466,6 +484,7 @@ impl Router {
     pub fn expire(&mut self, now_s: f64) -> usize {
         let expired = self.load.expire(now_s);
         self.ledger.expire(now_s);
+        self.predicted.expire(now_s);
         self.counters.expired += expired as u64;
         expired
     }
@@ -509,6 +528,7 @@ impl Router {
                 holdings,
                 bytes: self.index.bytes(),
             },
+            predicted: self.predicted.size(),
             counters: self.counters,
         }
     }

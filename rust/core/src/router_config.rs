@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::latency::Prior;
+use crate::predicted::PredictedConfig;
 use crate::price::PolicyConfig;
 
 /// How a router is made. Validated by [`Router::new`].
@@ -30,6 +31,8 @@ pub struct RouterConfig {
     pub max_workers: usize,
     /// Distinct blocks that the index may hold, above 0: stores beyond are refused and counted until blocks are freed.
     pub index_max_blocks: u64,
+    /// What is predicted of caches by where requests were sent. Off is Dynamo's default, and exact parity needs it.
+    pub predicted: PredictedConfig,
 }
 
 impl RouterConfig {
@@ -47,6 +50,7 @@ impl RouterConfig {
             max_bookings: 1_000_000,
             max_workers: 65_536,
             index_max_blocks: 100_000_000,
+            predicted: PredictedConfig::default(),
         }
     }
 
@@ -120,6 +124,13 @@ impl RouterConfig {
         self
     }
 
+    /// With caches predicted by where requests were sent.
+    #[must_use]
+    pub const fn with_predicted(mut self, predicted: PredictedConfig) -> Self {
+        self.predicted = predicted;
+        self
+    }
+
     /// Refuse what is out of range.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |field, got: String, expected| Err(Error::Parameter { field, got, expected });
@@ -150,6 +161,6 @@ impl RouterConfig {
         if !(1..=65_536).contains(&self.max_workers) {
             return refuse("max_workers", self.max_workers.to_string(), "1 to 65536");
         }
-        Ok(())
+        self.predicted.validate()
     }
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::event::KvEvent;
 use crate::index::Refusal;
+use crate::predicted::PredictedSize;
 use crate::worker::{WorkerId, WorkerSpec};
 
 /// The state of a router at one moment.
@@ -17,6 +18,8 @@ pub struct Snapshot {
     pub bookings: usize,
     /// Size of the index.
     pub index: IndexSize,
+    /// What is predicted beside the index.
+    pub predicted: PredictedSize,
     /// What happened since the router was made.
     pub counters: Counters,
 }
