@@ -182,6 +182,12 @@ class Router:
         max_bookings: open bookings at most.
         max_workers: workers at most, up to 65,536.
         index_max_blocks: distinct blocks in the index at most.
+        predicted: what is predicted of caches by where booked requests went. "off": nothing, as
+            Dynamo by default; "alone": for fleets without events, until `predicted_ttl_s` after a
+            request's end; "beside": until events arrive, `predicted_settle_s` after its first
+            token, `predicted_ttl_s` at most. Counted in `snapshot()["predicted"]`.
+        predicted_capacity_blocks: what a worker without `total_kv_blocks` is taken to hold: the
+            blocks of its oldest requests go first.
         **parameters: of the policy, by name.
 
     Raises:
@@ -200,6 +206,10 @@ class Router:
         max_bookings: int = 1_000_000,
         max_workers: int = 65_536,
         index_max_blocks: int = 100_000_000,
+        predicted: str = "off",
+        predicted_ttl_s: float = 120.0,
+        predicted_settle_s: float = 1.0,
+        predicted_capacity_blocks: int = 65_536,
         **parameters: Any,
     ) -> Router: ...
     @property

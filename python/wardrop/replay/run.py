@@ -54,6 +54,8 @@ class Policy:
         decode_parameters: its parameters.
         queue: late binding in front of the policy, with these parameters of the queue; None
             without it.
+        predicted: what is predicted of caches by where requests went, as `wardrop.Router` has it:
+            used (off, alone, beside), ttl_s, settle_s, capacity_blocks, max_records; None: off.
     """
 
     name: str
@@ -61,24 +63,35 @@ class Policy:
     decode: str | None = None
     decode_parameters: dict[str, Any] | None = None
     queue: dict[str, Any] | None = None
+    predicted: dict[str, Any] | None = None
 
     @property
     def label(self) -> str:
-        """`name` or `name(parameter=value, …)`, and `+queue(…)` with late binding."""
+        """`name` or `name(parameter=value, …)`, then `+queue(…)` and `+predicted(…)` if set."""
         label = _call(self.name, self.parameters)
-        return label if self.queue is None else f"{label}+{_call('queue', self.queue)}"
+        if self.queue is not None:
+            label += f"+{_call('queue', self.queue)}"
+        if self.predicted is not None:
+            label += f"+{_call('predicted', self.predicted)}"
+        return label
 
     @classmethod
     def parse(cls, text: str) -> Policy:
-        """From `name` or `name(parameter=value,…)`, values in JSON; `+queue` binds late."""
-        head, plus, tail = text.strip().partition("+")
+        """From `name` or `name(parameter=value,…)`, values in JSON.
+
+        `+queue(…)` binds late, `+predicted(used=beside,…)` predicts caches.
+        """
+        head, *tails = text.strip().split("+")
         name, parameters = _parse_call(head)
-        if not plus:
-            return cls(name, parameters)
-        word, queue = _parse_call(tail)
-        if word != "queue":
-            raise ReplayError(f"got {tail!r} after the policy in {text!r}; expected queue(…)")
-        return cls(name, parameters, queue=queue)
+        added: dict[str, dict[str, Any]] = {}
+        for tail in tails:
+            word, values = _parse_call(tail)
+            if word not in ("queue", "predicted"):
+                raise ReplayError(
+                    f"got {tail!r} after the policy in {text!r}; expected queue(…) or predicted(…)"
+                )
+            added[word] = values
+        return cls(name, parameters, queue=added.get("queue"), predicted=added.get("predicted"))
 
     def routers(self, fleet: Fleet, seed: int) -> str:
         """The simulator's form: one router per pool."""
@@ -86,6 +99,7 @@ class Policy:
             "policy": self.name,
             "parameters": self.parameters,
             "queue": self.queue,
+            "predicted": self.predicted,
             "seed": seed,
         }
         if not fleet.is_split:
@@ -96,6 +110,7 @@ class Policy:
             if self.decode_parameters is None
             else self.decode_parameters,
             "queue": self.queue,
+            "predicted": self.predicted,
             "seed": seed + 1,
         }
         return json.dumps([first, second])

@@ -13,7 +13,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value};
 use wardrop_core::{
-    HashScope, LocalHash, PolicyConfig, RequestId, RouteRequest, Router as Core, RouterConfig, WorkerId,
+    HashScope, LocalHash, PolicyConfig, PredictedConfig, PredictedUse, RequestId, RouteRequest, Router as Core, RouterConfig, WorkerId,
     WorkerSpec,
 };
 
@@ -145,7 +145,8 @@ impl Router {
     #[new]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     #[pyo3(signature = (block_size, policy="dynamo", *, seed=0, tracks_prefill=true, tracks_decode=true, booking_ttl_s=600.0,
-        max_bookings=1_000_000, max_workers=65_536, index_max_blocks=100_000_000, **parameters))]
+        max_bookings=1_000_000, max_workers=65_536, index_max_blocks=100_000_000, predicted="off",
+        predicted_ttl_s=120.0, predicted_settle_s=1.0, predicted_capacity_blocks=65_536, **parameters))]
     fn new(
         py: Python<'_>,
         block_size: u32,
@@ -157,10 +158,19 @@ impl Router {
         max_bookings: usize,
         max_workers: usize,
         index_max_blocks: u64,
+        predicted: &str,
+        predicted_ttl_s: f64,
+        predicted_settle_s: f64,
+        predicted_capacity_blocks: u64,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let policy =
             PolicyConfig::from_name(policy, &self::parameters(py, parameters)?).map_err(|e| raise(&e))?;
+        let used = PredictedUse::from_name(predicted).map_err(|e| raise(&e))?;
+        let predicted = PredictedConfig::new(used)
+            .with_ttl_s(predicted_ttl_s)
+            .with_settle_s(predicted_settle_s)
+            .with_capacity_blocks(predicted_capacity_blocks);
         let config = RouterConfig::new(block_size)
             .with_policy(policy)
             .with_seed(seed)
@@ -169,7 +179,8 @@ impl Router {
             .with_booking_ttl_s(booking_ttl_s)
             .with_max_bookings(max_bookings)
             .with_max_workers(max_workers)
-            .with_index_max_blocks(index_max_blocks);
+            .with_index_max_blocks(index_max_blocks)
+            .with_predicted(predicted);
         let core = Core::new(config).map_err(|e| raise(&e))?;
         Ok(Self {
             core: Mutex::new(core),

@@ -9,7 +9,7 @@ use pyo3::types::{PyBytes, PyDict};
 use serde_json::{Map, Value};
 use wardrop_core::queue::QueueConfig;
 use wardrop_core::sim::{FleetSpec, GapHistogram, Outcome, Role, SimError, Workload, simulate};
-use wardrop_core::{PolicyConfig, RouterConfig};
+use wardrop_core::{PolicyConfig, PredictedConfig, RouterConfig};
 
 fn raise(error: &SimError) -> PyErr {
     match error {
@@ -78,6 +78,14 @@ fn queue(value: &Value) -> PyResult<Option<QueueConfig>> {
     }
 }
 
+fn predicted(value: &Value) -> PyResult<PredictedConfig> {
+    match &value["predicted"] {
+        Value::Null => Ok(PredictedConfig::default()),
+        given => serde_json::from_value(given.clone())
+            .map_err(|error| PyValueError::new_err(format!("predicted: {error}"))),
+    }
+}
+
 fn router(block_size: u32, value: &Value) -> PyResult<RouterConfig> {
     let refuse = |what: String| PyValueError::new_err(what);
     let name = value["policy"]
@@ -91,6 +99,7 @@ fn router(block_size: u32, value: &Value) -> PyResult<RouterConfig> {
     Ok(RouterConfig::new(block_size)
         .with_policy(policy)
         .with_seed(seed)
+        .with_predicted(predicted(value)?)
         .with_booking_ttl_s(1e12)
         .with_max_bookings(usize::MAX >> 1))
 }

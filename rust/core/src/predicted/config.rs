@@ -1,9 +1,12 @@
 //! Whether and how caches are predicted.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
 
 /// What predictions are for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PredictedUse {
     /// Nothing: the index knows what events told. Dynamo's default.
     #[default]
@@ -34,7 +37,8 @@ impl PredictedUse {
 }
 
 /// How caches are predicted. Validated with the router's configuration.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct PredictedConfig {
     /// What for.
     pub used: PredictedUse,
