@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::event::KvEvent;
 use crate::fleet::Fleet;
+use crate::game::{Placed, Placement};
 use crate::hash::LocalHash;
 use crate::index::{Index, Prompt, Refusal, Slot, TierOverlap, WorkerOverlap};
 use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning};
@@ -19,6 +20,9 @@ pub use crate::router_config::RouterConfig;
 use crate::snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 use crate::worker::{WorkerId, WorkerSpec};
 
+/// Decisions that are kept until they are taken.
+pub const MAX_KEPT: usize = 256;
+
 /// Routes the requests of one pool of workers. See the crate's page for the flow.
 pub struct Router {
     config: RouterConfig,
@@ -34,6 +38,8 @@ pub struct Router {
     matched: Matched,
     columns: Columns,
     generation: u64,
+    keeps_placements: bool,
+    kept: Vec<Placed>,
 }
 
 impl Router {
@@ -53,6 +59,8 @@ impl Router {
             matched: Matched::default(),
             columns: Columns::default(),
             generation: 0,
+            keeps_placements: false,
+            kept: Vec::new(),
             config,
         })
     }
@@ -199,6 +207,7 @@ impl Router {
         };
         self.counters.routed += 1;
         let work = self.work(request.input_tokens, matched.overlap(chosen));
+        self.keep(request, matched, chosen, now_s);
         self.open(request, matched.slots[chosen], work, now_s);
         mark(Stage::Pick);
         decision
@@ -242,8 +251,74 @@ impl Router {
         self.check(request)?;
         self.counters.routed += 1;
         let work = self.work(request.input_tokens, matched.overlap(chosen));
+        self.keep(request, matched, chosen, now_s);
         self.open(request, matched.slots[chosen], work, now_s);
         Ok(matched.workers[chosen])
+    }
+
+    /// Keep each booked decision, or stop, for [`Router::take_placements`]. Keeping one is O(candidates); at most
+    /// [`MAX_KEPT`] wait to be taken, and what comes beyond is passed over.
+    pub const fn keep_placements(&mut self, keep: bool) {
+        self.keeps_placements = keep;
+    }
+
+    /// The decisions kept since the last call, oldest first.
+    pub fn take_placements(&mut self) -> Vec<Placed> {
+        std::mem::take(&mut self.kept)
+    }
+
+    fn keep(&mut self, request: &RouteRequest<'_>, matched: &Matched, chosen: usize, now_s: f64) {
+        if self.keeps_placements
+            && self.kept.len() < MAX_KEPT
+            && let Some(id) = request.request_id
+        {
+            let placed = self.placed_of(id, matched, chosen, now_s);
+            self.kept.push(placed);
+        }
+    }
+
+    fn placed_of(&mut self, request: RequestId, matched: &Matched, chosen: usize, now_s: f64) -> Placed {
+        self.ledger.advance(now_s);
+        let output_tokens = self.output_tokens(matched);
+        let block_tokens = f64::from(self.config.block_size);
+        let count = matched.slots.len();
+        let mut placement = Placement {
+            at_s: now_s,
+            chosen,
+            prefill_s: Vec::with_capacity(count),
+            decode_s: Vec::with_capacity(count),
+            wait_s: Vec::with_capacity(count),
+        };
+        let mut peer_decode_s = Vec::with_capacity(count);
+        let mut step_s = 0.0;
+        for (i, &slot) in matched.slots.iter().enumerate() {
+            let work = self.work(matched.input_tokens, matched.overlap(i));
+            let kv = self.load.decode_blocks[slot.index()] as f64 * block_tokens;
+            let with = kv + matched.new_blocks(i) as f64 * block_tokens;
+            let seconds = self.ledger.seconds(slot, work, (kv, with), output_tokens, now_s);
+            placement.prefill_s.push(seconds.prefill_s);
+            placement.decode_s.push(output_tokens * seconds.step_with_s);
+            placement.wait_s.push(seconds.wait_s);
+            peer_decode_s.push(output_tokens * (seconds.step_with_s - seconds.step_s).max(0.0));
+            if i == chosen {
+                step_s = seconds.step_with_s;
+            }
+        }
+        Placed {
+            request,
+            placement,
+            peer_decode_s,
+            step_s,
+            generation: self.generation,
+        }
+    }
+
+    fn output_tokens(&self, matched: &Matched) -> f64 {
+        match matched.expected_output_tokens {
+            _ if !self.config.tracks_decode => 0.0,
+            Some(tokens) => f64::from(tokens),
+            None => self.ledger.mean_output_tokens(),
+        }
     }
 
     /// Counts changes of the set of candidates: a [`Matched`] is good for one.
@@ -316,11 +391,7 @@ impl Router {
 
     fn price(&mut self, matched: &Matched, ahead: Option<&Ahead>, now_s: f64) {
         self.columns.fill(matched, &self.load, ahead);
-        let output_tokens = match matched.expected_output_tokens {
-            _ if !self.config.tracks_decode => 0.0,
-            Some(tokens) => f64::from(tokens),
-            None => self.ledger.mean_output_tokens(),
-        };
+        let output_tokens = self.output_tokens(matched);
         if self.policy.wants_seconds() {
             self.ledger.advance(now_s);
             self.fill_seconds(matched, ahead, output_tokens, now_s);
@@ -470,8 +541,7 @@ impl Router {
     /// As [`Router::release`], with what the request told: the latency curves learn from it.
     pub fn finish(&mut self, request: RequestId, outcome: Outcome, now_s: f64) -> Result<WorkerId, Error> {
         let slot = self.load.release(request).ok_or(Error::UnknownRequest(request))?;
-        if !self.config.tracks_decode {
-            // Where nothing is decoded the end is the first token.
+        if outcome.at_first_token {
             self.ledger.prefill_done(request, now_s);
         }
         self.ledger.release(request, self.kv_tokens(slot), outcome, now_s);

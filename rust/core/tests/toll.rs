@@ -241,3 +241,79 @@ fn ledger_is_empty_when_everything_ended_or_expired() {
     assert!(router.pressure(0).backlog_s.abs() < 1e-9);
     assert_eq!(router.pressure(0).requests, 0);
 }
+
+#[test]
+fn kept_decision_is_told_in_seconds_as_it_was_before_its_booking() {
+    let mut router = router(3);
+    router.route(&ask(&hashes(7, 100), 7), 0.0).unwrap();
+    assert!(
+        router.take_placements().is_empty(),
+        "nothing is kept unless asked for"
+    );
+    router.release(RequestId(7), 0.0).unwrap();
+    router.keep_placements(true);
+    let first = router.route(&ask(&hashes(1, 100), 1), 0.0).unwrap().worker;
+    let second = router
+        .route(&ask(&hashes(1_000_000, 100), 2), 0.1)
+        .unwrap()
+        .worker;
+    assert_ne!(first, second);
+    let kept = router.take_placements();
+    assert_eq!([kept[0].request, kept[1].request], [RequestId(1), RequestId(2)]);
+    assert!(
+        kept[0].placement.wait_s.iter().all(|wait_s| wait_s.abs() < 1e-9),
+        "{kept:?}"
+    );
+    assert_eq!(
+        (kept[0].placement.prefill_s.len(), kept[0].peer_decode_s.len()),
+        (3, 3)
+    );
+    assert!(kept[0].step_s > 0.0);
+    let waiting: Vec<usize> = (0..3).filter(|&j| kept[1].placement.wait_s[j] > 1e-9).collect();
+    assert_eq!(waiting, [first.instance as usize]);
+    assert!(kept[1].placement.regret_s() < 1e-9);
+    assert!(router.take_placements().is_empty());
+}
+
+#[test]
+fn kept_decisions_that_nobody_takes_are_bounded() {
+    let mut router = router(2);
+    router.keep_placements(true);
+    for i in 0..1000 {
+        router.route(&ask(&hashes(i, 4), i + 1), 0.0).unwrap();
+    }
+    assert_eq!(router.take_placements().len(), 256);
+}
+
+/// What the live index charges itself per decision; run with `--release -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_keeping_a_decision() {
+    for workers in [8, 64, 512] {
+        let mut router = router(workers);
+        let prompt = hashes(1, 100);
+        let mut best_ns = [f64::INFINITY; 2];
+        for _ in 0..2000 {
+            for keep in [false, true] {
+                router.keep_placements(keep);
+                let started = std::time::Instant::now();
+                for i in 0..20 {
+                    router.route(&ask(&prompt, i + 1), 0.0).unwrap();
+                    drop(router.take_placements());
+                }
+                let best = &mut best_ns[usize::from(keep)];
+                *best = best.min(started.elapsed().as_nanos() as f64 / 20.0);
+                for i in 0..20 {
+                    router.release(RequestId(i + 1), 0.0).unwrap();
+                }
+            }
+        }
+        let kept_ns = best_ns[1] - best_ns[0];
+        println!(
+            "{workers} workers: {:.0} ns, with keeping {:.0}: {:.1} per worker",
+            best_ns[0],
+            best_ns[1],
+            kept_ns / workers as f64
+        );
+    }
+}

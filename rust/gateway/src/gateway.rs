@@ -20,6 +20,8 @@ use crate::prompt::{HandoverReport, check_handover};
 use crate::proxy::{Server, Shared};
 use crate::upstream::{ConnectionPool, UpstreamSet};
 
+/// Threads of the background's slow work.
+const BLOCKING_THREADS: usize = 2;
 const SWEEP_EVERY: Duration = Duration::from_millis(200);
 /// Pause between attempts of the template check while Dynamo can not answer it.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
@@ -349,6 +351,8 @@ fn start_background(shared: Arc<Shared>) -> Result<Background, GatewayError> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name(format!("{THREAD_PREFIX}solve"))
         .build()
         .map_err(io)?;
     let handle = runtime.handle().clone();
@@ -358,9 +362,17 @@ fn start_background(shared: Arc<Shared>) -> Result<Background, GatewayError> {
         .spawn(move || {
             runtime.block_on(async move {
                 let mut sweep = tokio::time::interval(SWEEP_EVERY);
+                // Solving takes longer than feeds may wait, and one window after another is enough.
+                let mut solving = tokio::spawn(async {});
                 loop {
                     tokio::select! {
-                        _ = sweep.tick() => sweep_pools(&shared),
+                        _ = sweep.tick() => {
+                            sweep_pools(&shared);
+                            if solving.is_finished() {
+                                let shared = shared.clone();
+                                solving = tokio::task::spawn_blocking(move || solve_anarchy(&shared));
+                            }
+                        }
                         _ = stopped.changed() => return,
                     }
                 }
@@ -377,6 +389,14 @@ fn sweep_pools(shared: &Shared) {
         for pool in model.pools() {
             let expired = pool.sweep(now_s);
             shared.metrics.expired_bookings.inc_by(expired as u64);
+        }
+    }
+}
+
+fn solve_anarchy(shared: &Shared) {
+    for model in shared.registry.all() {
+        for pool in model.pools() {
+            pool.solve_anarchy(shared.now_s());
         }
     }
 }

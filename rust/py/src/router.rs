@@ -344,6 +344,7 @@ impl Router {
         let outcome = wardrop_core::ledger::Outcome {
             output_tokens,
             cached_tokens,
+            at_first_token: !self.lock().config().tracks_decode,
         };
         let worker = self
             .lock()

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::calibration::{Calibration, ModelError};
 use super::matrix::refused;
 use super::window::{Estimate, Loss, Placement, Window, WorkerState, ratio};
 use crate::error::Error;
@@ -50,17 +51,6 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// How far the latency model is from what was seen.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct ModelError {
-    /// Predictions compared, at most the last 1,024.
-    pub samples: usize,
-    /// Mean of |predicted − observed| ÷ observed.
-    pub mean_absolute_share: f64,
-    /// Σ predicted ÷ Σ observed: above 1 the model is too slow.
-    pub bias: f64,
-}
-
 /// The four estimators over the kept windows; see [`Estimate`] for their meaning.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MeterReport {
@@ -94,6 +84,38 @@ pub struct MeterReport {
     pub refused_placements: u64,
 }
 
+/// A closed window that waits for a solver.
+#[derive(Debug)]
+pub enum Task {
+    /// A window of the headline figure.
+    Whole(Window),
+    /// A window of exactly m arrivals.
+    Square(Window),
+}
+
+/// What a [`Task`] gave, for [`Meter::accept`].
+#[derive(Debug)]
+pub struct Solved(Gave);
+
+#[derive(Debug)]
+enum Gave {
+    Whole(Estimate),
+    Square(SquareRatio),
+}
+
+impl Task {
+    /// Solves the window. The cost is that of [`Window::estimate`] or [`Window::frozen`].
+    pub fn solve(self) -> Result<Solved, Error> {
+        Ok(Solved(match self {
+            Self::Whole(window) => Gave::Whole(window.estimate()?),
+            Self::Square(window) => {
+                let (actual_s, optimum_s) = window.frozen()?;
+                Gave::Square(SquareRatio { actual_s, optimum_s })
+            }
+        }))
+    }
+}
+
 /// One window of exactly m arrivals on frozen costs.
 #[derive(Debug, Clone, Copy)]
 struct SquareRatio {
@@ -111,7 +133,7 @@ pub struct Meter {
     pending_square: VecDeque<Window>,
     solved: VecDeque<Estimate>,
     solved_square: VecDeque<SquareRatio>,
-    outcomes: VecDeque<(f64, f64)>,
+    calibration: Calibration,
     dropped_windows: u64,
     refused_placements: u64,
 }
@@ -122,8 +144,6 @@ struct Stretch {
     workers: Vec<WorkerState>,
     placements: Vec<Placement>,
 }
-
-const MAX_OUTCOMES: usize = 1024;
 
 impl Meter {
     /// An empty meter.
@@ -136,7 +156,7 @@ impl Meter {
             pending_square: VecDeque::new(),
             solved: VecDeque::new(),
             solved_square: VecDeque::new(),
-            outcomes: VecDeque::new(),
+            calibration: Calibration::default(),
             dropped_windows: 0,
             refused_placements: 0,
         }
@@ -183,12 +203,7 @@ impl Meter {
 
     /// Records what a prediction made at decision time turned out to be, both in seconds.
     pub fn record_outcome(&mut self, predicted_s: f64, observed_s: f64) {
-        if predicted_s.is_finite() && observed_s.is_finite() && observed_s > 0.0 {
-            if self.outcomes.len() == MAX_OUTCOMES {
-                self.outcomes.pop_front();
-            }
-            self.outcomes.push_back((predicted_s, observed_s));
-        }
+        self.calibration.record(predicted_s, observed_s);
     }
 
     /// Closed windows that wait for [`Meter::solve`].
@@ -198,16 +213,32 @@ impl Meter {
 
     /// Solves the oldest closed window, one of m arrivals when no other waits; false when none does.
     pub fn solve(&mut self) -> Result<bool, Error> {
-        if let Some(window) = self.pending.pop_front() {
-            push_bounded(&mut self.solved, window.estimate()?, self.config.keep_windows);
-        } else if let Some(window) = self.pending_square.pop_front() {
-            let (actual_s, optimum_s) = window.frozen()?;
-            let ratio = SquareRatio { actual_s, optimum_s };
-            push_bounded(&mut self.solved_square, ratio, self.config.keep_windows);
-        } else {
+        let Some(task) = self.next_task() else {
             return Ok(false);
-        }
+        };
+        let solved = task.solve()?;
+        self.accept(&solved);
         Ok(true)
+    }
+
+    /// Takes the oldest closed window out, one of m arrivals when no other waits, to be solved without holding the meter.
+    pub fn next_task(&mut self) -> Option<Task> {
+        let window = self.pending.pop_front().map(Task::Whole);
+        window.or_else(|| self.pending_square.pop_front().map(Task::Square))
+    }
+
+    /// Takes what a task gave into the figures.
+    pub fn accept(&mut self, solved: &Solved) {
+        match solved.0 {
+            Gave::Whole(estimate) => push_bounded(&mut self.solved, estimate, self.config.keep_windows),
+            Gave::Square(ratio) => push_bounded(&mut self.solved_square, ratio, self.config.keep_windows),
+        }
+    }
+
+    /// Closes the open windows: what comes next is no part of them (other workers, or decisions that were not recorded).
+    pub fn cut(&mut self) {
+        self.close_current();
+        self.square = Stretch::default();
     }
 
     /// Closes the open window and solves everything: the end of an offline run.
@@ -254,24 +285,10 @@ impl Meter {
                 cache_s: sum(|e| e.loss.cache_s),
                 load_s: sum(|e| e.loss.load_s),
             },
-            model_error: self.model_error(),
+            model_error: self.calibration.error(),
             dropped_windows: self.dropped_windows,
             refused_placements: self.refused_placements,
         })
-    }
-
-    fn model_error(&self) -> ModelError {
-        if self.outcomes.is_empty() {
-            return ModelError::default();
-        }
-        let share: f64 = self.outcomes.iter().map(|(p, o)| (p - o).abs() / o).sum();
-        let predicted: f64 = self.outcomes.iter().map(|(p, _)| p).sum();
-        let observed: f64 = self.outcomes.iter().map(|(_, o)| o).sum();
-        ModelError {
-            samples: self.outcomes.len(),
-            mean_absolute_share: share / self.outcomes.len() as f64,
-            bias: predicted / observed,
-        }
     }
 
     /// Resamples whole windows, since placements within a window are not independent.

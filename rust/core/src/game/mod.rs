@@ -9,13 +9,17 @@
 //! workers, not with workers × slots.
 
 mod assignment;
+mod calibration;
 mod congestion;
 mod matrix;
 mod meter;
+mod placed;
 mod window;
 
 pub use assignment::{Assignment, assign};
+pub use calibration::{Calibration, ModelError};
 pub use congestion::{CongestedAssignment, assign_congested};
 pub use matrix::CostMatrix;
-pub use meter::{Interval, Meter, MeterConfig, MeterReport, ModelError};
+pub use meter::{Interval, Meter, MeterConfig, MeterReport, Solved, Task};
+pub use placed::Placed;
 pub use window::{Estimate, Loss, Placement, Window, WorkerState};

@@ -25,6 +25,9 @@ pub struct Outcome {
     pub output_tokens: Option<u32>,
     /// Prompt tokens that the engine found in its cache.
     pub cached_tokens: Option<u32>,
+    /// Its end is its first token, as in a pool that only prefills: the prefill curve learns from it. Not for requests that
+    /// were given up, nor where the answer came in one piece after its last token.
+    pub at_first_token: bool,
 }
 
 /// What is booked: the tokens of one request on its worker.

@@ -480,6 +480,7 @@ impl<'a> Fleet<'a> {
                     let told = crate::ledger::Outcome {
                         output_tokens: Some(output),
                         cached_tokens: None,
+                        at_first_token: role == Role::Prefill,
                     };
                     self.pools[at]
                         .router

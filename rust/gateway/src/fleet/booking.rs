@@ -60,7 +60,13 @@ impl Booking {
         let now_s = self.clock.elapsed().as_secs_f64();
         for leg in self.legs.iter().flatten() {
             match leg.pool.role {
-                Role::Prefill => leg.pool.finish(self.id, self.outcome, now_s),
+                Role::Prefill => {
+                    let outcome = Outcome {
+                        at_first_token: true,
+                        ..self.outcome
+                    };
+                    leg.pool.finish(self.id, outcome, now_s);
+                }
                 Role::Aggregated | Role::Decode => leg.pool.prefill_done(self.id, now_s),
             }
         }

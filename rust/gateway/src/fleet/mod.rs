@@ -3,11 +3,13 @@
 mod booking;
 mod cursor;
 mod health;
+mod index;
 mod pool;
 mod registry;
 mod waiting;
 
 pub use booking::{Booking, Leg};
+pub use index::AnarchyReport;
 pub use pool::{Role, WorkerPool, WorkerReport, WorkerUpsert};
 pub use registry::{Model, ModelSpec, Registry};
 pub use waiting::NoWait;

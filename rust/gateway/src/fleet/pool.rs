@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use wardrop_core::latency::PrefillWork;
 use wardrop_core::ledger::Outcome;
@@ -16,6 +16,7 @@ use wardrop_core::{
 
 use super::cursor::{EventCursor, Step};
 use super::health::{Fault, Health, HealthOptions};
+use super::index::{AnarchyIndex, AnarchyReport};
 use super::waiting::{NoWait, Wait, Waiters};
 use crate::GatewayError;
 use crate::feed::dynamo::{ForwardPass, WorkerEvent};
@@ -88,6 +89,7 @@ pub struct WorkerPool {
     pub role: Role,
     options: HealthOptions,
     state: Mutex<State>,
+    index: AnarchyIndex,
     /// Workers registered, read without the lock.
     size: AtomicUsize,
 }
@@ -181,6 +183,7 @@ impl WorkerPool {
             role,
             options,
             state: Mutex::new(state),
+            index: AnarchyIndex::new(),
             size: AtomicUsize::new(0),
         })
     }
@@ -199,19 +202,37 @@ impl WorkerPool {
 
     /// Chooses and books as soon as the chosen worker has room.
     pub fn wait(self: &Arc<Self>, request: QueuedRequest, clock: std::time::Instant) -> Result<Wait, NoWait> {
-        let state = &mut *self.state.lock();
+        let mut guard = self.lock();
+        let state = &mut *guard;
         let waiters = state.waiters.as_mut().ok_or(NoWait::Off)?;
         let id = request.id;
         let receiver = waiters.offer(&mut state.router, request, clock.elapsed().as_secs_f64())?;
+        self.unlock(guard);
         Ok(Wait::new(self.clone(), id, receiver, clock))
     }
 
     /// Works on the queue, where there is one.
     pub(super) fn with_waiters(&self, work: impl FnOnce(&mut Waiters, &mut Router)) {
-        let state = &mut *self.state.lock();
+        let mut guard = self.lock();
+        let state = &mut *guard;
         if let Some(waiters) = &mut state.waiters {
             work(waiters, &mut state.router);
         }
+        self.unlock(guard);
+    }
+
+    /// The state, for what may place requests; to be given back by [`WorkerPool::unlock`].
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        state.router.keep_placements(self.index.wants(self.size()));
+        state
+    }
+
+    /// Unlocks, and tells the index what was placed.
+    fn unlock(&self, mut state: MutexGuard<'_, State>) {
+        let placed = state.router.take_placements();
+        drop(state);
+        self.index.record(&placed);
     }
 
     /// Counts and state of the queue, where there is one.
@@ -293,9 +314,10 @@ impl WorkerPool {
         now_s: f64,
         mark: impl FnMut(Stage),
     ) -> Result<Placement, Error> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let decision = state.router.route_marked(request, now_s, mark)?;
         let ranks = state.workers.get(&decision.worker).map(|worker| worker.ranks);
+        self.unlock(state);
         Ok(Placement {
             decision,
             several_ranks: ranks.is_some_and(|ranks| ranks > 1),
@@ -309,16 +331,26 @@ impl WorkerPool {
 
     /// The prompt of a booked request was processed. A booking that is gone already needs nothing.
     pub fn prefill_done(&self, request: RequestId, now_s: f64) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let _ = state.router.prefill_done(request, now_s);
         state.pump(now_s);
+        self.unlock(state);
+        // On a decode worker nothing waits for a first token: its prefill ends with its booking.
+        if self.role != Role::Decode {
+            self.index.first_token(request, now_s);
+        }
     }
 
     /// A booked request is over. A booking that is gone already needs nothing.
     pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let _ = state.router.finish(request, outcome, now_s);
         state.pump(now_s);
+        self.unlock(state);
+        if outcome.at_first_token {
+            self.index.first_token(request, now_s);
+        }
+        self.index.finish(request, outcome.output_tokens, now_s);
     }
 
     /// A request that was pinned to the worker failed: it is not chosen until it is seen alive.
@@ -463,14 +495,25 @@ impl WorkerPool {
 
     /// Looks for silence and for bookings past their time; how many of the latter ended.
     pub fn sweep(&self, now_s: f64) -> usize {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let ids: Vec<WorkerId> = state.workers.keys().copied().collect();
         for id in ids {
             state.review(id, now_s, self.options);
         }
         let expired = state.router.expire(now_s);
         state.pump(now_s);
+        self.unlock(state);
         expired
+    }
+
+    /// Works on what routing lost of late, within its share of a core; may take as long as one window does.
+    pub fn solve_anarchy(&self, now_s: f64) {
+        self.index.solve(now_s);
+    }
+
+    /// What routing loses here, once there is something to tell.
+    pub fn anarchy(&self) -> Option<AnarchyReport> {
+        self.index.report()
     }
 
     /// The router's own view.

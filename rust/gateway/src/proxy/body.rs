@@ -146,9 +146,13 @@ impl Relay {
         let now = Instant::now();
         if let Some(watch) = &mut self.watch {
             self.scan.feed(data);
+            if self.is_events {
+                self.scan.count_events(data);
+            }
             if self.first.is_none() {
                 self.first = Some(now);
-                if let Some(booking) = &mut watch.booking {
+                // An answer in one piece comes when its last token is out: that teaches nothing of the first.
+                if let Some(booking) = watch.booking.as_mut().filter(|_| watch.is_streamed) {
                     booking.prefill_done();
                 }
                 watch.clocks.ttft.observe((now - watch.started).as_secs_f64());
@@ -222,8 +226,10 @@ impl Relay {
         if let Some(booking) = &mut watch.booking {
             let tokens = |count: Option<u64>| count.and_then(|count| u32::try_from(count).ok());
             booking.set_outcome(Outcome {
-                output_tokens: tokens(usage.and_then(|usage| usage.output_tokens)),
+                output_tokens: tokens(usage.and_then(|usage| usage.output_tokens))
+                    .or_else(|| self.scan.tokens_seen()),
                 cached_tokens: tokens(usage.filter(|_| !is_split).map(|usage| usage.cached_tokens)),
+                at_first_token: false,
             });
         }
         if let Some(usage) = usage {

@@ -12,6 +12,10 @@ const OUTPUT_KEYS: [&[u8]; 2] = [b"\"completion_tokens\":", b"\"output_tokens\":
 /// A key and its number are shorter than this, so a window of twice the size over a border between pieces misses none.
 const WINDOW_BYTES: usize = 64;
 
+/// Start of an event of a stream.
+const EVENT: &[u8] = b"data: ";
+
+static EVENTS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(EVENT));
 static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(CACHED_KEY));
 
 /// What an engine reported of a prompt.
@@ -32,6 +36,7 @@ pub struct UsageScan {
     tail: [u8; WINDOW_BYTES],
     tail_len: usize,
     found: Option<Usage>,
+    events: u32,
 }
 
 impl Default for UsageScan {
@@ -40,6 +45,7 @@ impl Default for UsageScan {
             tail: [0; WINDOW_BYTES],
             tail_len: 0,
             found: None,
+            events: 0,
         }
     }
 }
@@ -64,6 +70,19 @@ impl UsageScan {
             self.tail[keep..keep + piece.len()].copy_from_slice(piece);
             self.tail_len = keep + piece.len();
         }
+    }
+
+    /// Counts the events of a stream, for answers whose client did not ask for usage: one that a piece's border cuts is missed.
+    pub fn count_events(&mut self, piece: &[u8]) {
+        let found = EVENTS.find_iter(piece).count();
+        self.events = self
+            .events
+            .saturating_add(u32::try_from(found).unwrap_or(u32::MAX));
+    }
+
+    /// About as many tokens as the stream has told, without its end mark; `None` where it was no stream.
+    pub fn tokens_seen(&self) -> Option<u32> {
+        self.events.checked_sub(1)
     }
 
     /// What was found; the last one counts.
@@ -155,5 +174,14 @@ data: [DONE]"#;
                 scan.feed(piece);
             }
         }
+    }
+
+    #[test]
+    fn tokens_of_a_stream_without_usage_are_counted_by_its_events() {
+        let mut scan = UsageScan::default();
+        assert_eq!(scan.tokens_seen(), None);
+        scan.count_events(b"data: {\"a\":1}\n\ndata: {\"a\":2}\n\n");
+        scan.count_events(b"data: [DONE]\n\n");
+        assert_eq!(scan.tokens_seen(), Some(2));
     }
 }

@@ -1,10 +1,13 @@
 //! Prometheus metrics: base units, `_total` on counters, labels from a small fixed set.
 
+mod anarchy;
+
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
     Registry, TextEncoder,
 };
 
+use self::anarchy::AnarchyGauges;
 use crate::fleet::{Registry as Models, Role};
 use crate::prompt::Abstention;
 
@@ -55,6 +58,7 @@ pub struct Metrics {
     pub queue_time: HistogramVec,
     /// Requests placed from the queue, by reason.
     pub queue_placed: IntCounterVec,
+    anarchy: AnarchyGauges,
     queue_requests: GaugeVec,
     queue_prefill: GaugeVec,
     worker_load: GaugeVec,
@@ -209,6 +213,7 @@ impl Metrics {
                 "Requests placed from the queue: there was room, the window was full, or they had waited long enough",
                 &["model", "worker_type", "reason"],
             )?,
+            anarchy: AnarchyGauges::new(&made)?,
             queue_requests: made.gauges(
                 "queue_requests",
                 "Requests in the router's queue",
@@ -274,6 +279,7 @@ impl Metrics {
     /// The text that Prometheus reads, with the workers' state of this moment.
     pub fn render(&self, models: &Models, in_flight: usize, now_s: f64) -> String {
         self.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
+        self.anarchy.reset();
         for gauges in [
             &self.worker_load,
             &self.worker_up,
@@ -289,6 +295,9 @@ impl Metrics {
         for model in models.all() {
             for role in Role::ALL {
                 self.set_workers(&model.spec.name, role, &model.pool(role).report(now_s));
+                if let Some(report) = model.pool(role).anarchy() {
+                    self.anarchy.set(&model.spec.name, role.name(), &report);
+                }
                 if let Some(stats) = model.pool(role).queue_stats() {
                     let labels = [model.spec.name.as_str(), role.name()];
                     self.queue_requests
