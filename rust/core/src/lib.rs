@@ -29,6 +29,7 @@ pub mod router;
 mod router_config;
 pub mod sim;
 pub mod snapshot;
+pub mod twin;
 pub mod worker;
 
 pub use error::Error;

@@ -11,6 +11,7 @@ mod hashes;
 mod router;
 mod sim;
 mod tokens;
+mod twin;
 
 use pyo3::prelude::*;
 
@@ -44,6 +45,9 @@ mod _core {
 
     #[pymodule_export]
     use crate::sim::{SimWorkload, simulate_fleet};
+
+    #[pymodule_export]
+    use crate::twin::Twin;
 
     #[pymodule_export]
     use crate::game::{AnarchyMeter, assign, assign_congested};

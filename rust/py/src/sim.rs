@@ -6,10 +6,7 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use serde_json::{Map, Value};
-use wardrop_core::queue::QueueConfig;
-use wardrop_core::sim::{FleetSpec, GapHistogram, Outcome, Role, SimError, Workload, simulate};
-use wardrop_core::{PolicyConfig, PredictedConfig, RouterConfig};
+use wardrop_core::sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
 
 fn raise(error: &SimError) -> PyErr {
     match error {
@@ -69,41 +66,6 @@ impl SimWorkload {
     }
 }
 
-fn queue(value: &Value) -> PyResult<Option<QueueConfig>> {
-    match &value["queue"] {
-        Value::Null => Ok(None),
-        given => serde_json::from_value(given.clone())
-            .map(Some)
-            .map_err(|error| PyValueError::new_err(format!("queue: {error}"))),
-    }
-}
-
-fn predicted(value: &Value) -> PyResult<PredictedConfig> {
-    match &value["predicted"] {
-        Value::Null => Ok(PredictedConfig::default()),
-        given => serde_json::from_value(given.clone())
-            .map_err(|error| PyValueError::new_err(format!("predicted: {error}"))),
-    }
-}
-
-fn router(block_size: u32, value: &Value) -> PyResult<RouterConfig> {
-    let refuse = |what: String| PyValueError::new_err(what);
-    let name = value["policy"]
-        .as_str()
-        .ok_or_else(|| refuse("a router needs a policy by name".to_owned()))?;
-    let empty = Map::new();
-    let parameters = value["parameters"].as_object().unwrap_or(&empty);
-    let policy = PolicyConfig::from_name(name, parameters).map_err(|error| refuse(error.to_string()))?;
-    let seed = value["seed"].as_u64().unwrap_or(0);
-    // Simulated requests may wait for hours past saturation; their bookings end with them, never by age.
-    Ok(RouterConfig::new(block_size)
-        .with_policy(policy)
-        .with_seed(seed)
-        .with_predicted(predicted(value)?)
-        .with_booking_ttl_s(1e12)
-        .with_max_bookings(usize::MAX >> 1))
-}
-
 /// Run one cell. Releases the interpreter for the whole run.
 #[pyfunction]
 #[pyo3(signature = (workload, fleet, routers))]
@@ -115,21 +77,15 @@ pub fn simulate_fleet<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let mut spec: FleetSpec =
         serde_json::from_str(fleet).map_err(|error| PyValueError::new_err(format!("fleet: {error}")))?;
-    let routers: Vec<Value> =
+    let routers: Vec<RouterSpec> =
         serde_json::from_str(routers).map_err(|error| PyValueError::new_err(format!("routers: {error}")))?;
     let block_size = spec.pools.first().map_or(1, |pool| pool.engine.block_size);
-    spec.queues = routers.iter().map(queue).collect::<PyResult<Vec<_>>>()?;
-    // A split's pools each do half of the work, and their prices must know which.
-    let roles = spec.pools.iter().map(|pool| pool.role);
-    let routers = roles
-        .zip(&routers)
-        .map(|(role, value)| {
-            let config = router(block_size, value)?;
-            Ok(config
-                .with_prefill_tracking(role != Role::Decode)
-                .with_decode_tracking(role != Role::Prefill))
-        })
-        .collect::<PyResult<Vec<_>>>()?;
+    spec.queues = routers.iter().map(|router| router.queue).collect();
+    let pools = spec.pools.iter().zip(&routers);
+    let routers = pools
+        .map(|(pool, router)| router.config(pool.role, block_size))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| PyValueError::new_err(error.to_string()))?;
     let native = Arc::clone(&workload.native);
     let outcome = py
         .detach(|| simulate(&spec, &native, &routers))

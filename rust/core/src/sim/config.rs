@@ -6,6 +6,7 @@ use super::fault::Fault;
 use super::tier::TierSpec;
 use super::timing::Timing;
 use crate::queue::QueueConfig;
+use crate::{Error, PolicyConfig, PredictedConfig, RouterConfig};
 
 /// Why a simulation could not be built or finished.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -209,6 +210,44 @@ pub struct PoolSpec {
     pub speeds: Vec<f64>,
     /// Their engine.
     pub engine: EngineSpec,
+}
+
+/// A pool's router and what stands before it, by name: the form of configuration files.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouterSpec {
+    /// Policy, as in [`PolicyConfig::from_name`].
+    pub policy: String,
+    /// Its parameters.
+    #[serde(default)]
+    pub parameters: serde_json::Map<String, serde_json::Value>,
+    /// Late binding, when asked for.
+    #[serde(default)]
+    pub queue: Option<QueueConfig>,
+    /// Caches predicted from placements, when asked for.
+    #[serde(default)]
+    pub predicted: Option<PredictedConfig>,
+    /// Of ties and samples.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+impl RouterSpec {
+    /// The configuration for a pool of this role.
+    ///
+    /// Simulated requests may wait for hours past saturation: their bookings end with them, never by age. A split's pools
+    /// each do half of the work, and their prices must know which.
+    pub fn config(&self, role: Role, block_size: u32) -> Result<RouterConfig, Error> {
+        let policy = PolicyConfig::from_name(&self.policy, &self.parameters)?;
+        Ok(RouterConfig::new(block_size)
+            .with_policy(policy)
+            .with_seed(self.seed)
+            .with_predicted(self.predicted.unwrap_or_default())
+            .with_booking_ttl_s(1e12)
+            .with_max_bookings(usize::MAX >> 1)
+            .with_prefill_tracking(role != Role::Decode)
+            .with_decode_tracking(role != Role::Prefill))
+    }
 }
 
 /// The whole fleet.

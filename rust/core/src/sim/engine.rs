@@ -9,13 +9,14 @@
 //! block offsets gives in O(1): a *run* of iterations is planned at once, one entry of [`Worker::ends_ms`] each, and cut at
 //! the next boundary when something arrives. Cost: O(sequences) per run plus O(1) per iteration.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use super::config::{EngineSpec, Preemption, Role};
 use super::pool::{BlockPool, Evicted, GENERATED, NONE};
 use super::record::{GapHistogram, Requests, Totals};
 use super::tier::{TierChange, Tiers};
-use super::timing::{Cursor, DecodeStep};
+use super::timing::{Cursor, DecodeStep, Timing};
 use super::workload::{Naming, Workload};
 
 /// A change of a worker's cache, to be told to routers.
@@ -42,11 +43,11 @@ pub(crate) enum Signal {
 
 /// Everything an engine reads and writes beside itself.
 pub(crate) struct Desk<'a> {
-    pub workload: &'a Workload,
+    pub workload: Cow<'a, Workload>,
     pub naming: Naming,
-    pub requests: &'a mut Requests,
-    pub gaps: &'a mut GapHistogram,
-    pub totals: &'a mut Totals,
+    pub requests: Requests,
+    pub gaps: GapHistogram,
+    pub totals: Totals,
     /// Cleared by the fleet after each call.
     pub changes: Vec<CacheChange>,
     /// Cleared by the fleet after each call.
@@ -57,12 +58,26 @@ pub(crate) struct Desk<'a> {
     pub reserved: Vec<(u32, u32)>,
 }
 
-impl Desk<'_> {
+impl<'a> Desk<'a> {
+    pub fn new(workload: Cow<'a, Workload>, naming: Naming) -> Self {
+        Self {
+            requests: Requests::new(workload.len()),
+            workload,
+            naming,
+            gaps: GapHistogram::new(),
+            totals: Totals::default(),
+            changes: Vec::new(),
+            signals: Vec::new(),
+            parked: Vec::new(),
+            reserved: Vec::new(),
+        }
+    }
+
     /// The block before prompt block `index` of `request`.
     fn parent(&self, request: u32, index: u32) -> u32 {
         index
             .checked_sub(1)
-            .map_or(NONE, |before| self.naming.block(self.workload, request, before))
+            .map_or(NONE, |before| self.naming.block(&self.workload, request, before))
     }
 }
 
@@ -173,6 +188,12 @@ impl Worker {
             found: Vec::new(),
             spec: spec.clone(),
         }
+    }
+
+    /// Another timing, from the next iteration on.
+    pub fn set_timing(&mut self, timing: Timing) {
+        self.spec.timing = timing;
+        self.cursor = Cursor::default();
     }
 
     pub fn busy(&self) -> bool {
@@ -332,12 +353,12 @@ impl Worker {
             return;
         };
         let (at, pinned) = self.parked.swap_remove(place);
-        let whole = desk.naming.whole_blocks(desk.workload, request);
+        let whole = desk.naming.whole_blocks(&desk.workload, request);
         let mut first = 0;
         while first < whole
             && self
                 .pool
-                .find(desk.naming.block(desk.workload, request, first))
+                .find(desk.naming.block(&desk.workload, request, first))
                 .is_some()
         {
             first += 1;
@@ -345,7 +366,7 @@ impl Worker {
         let mut last = first;
         let mut held = Vec::new();
         while last < whole {
-            let block = desk.naming.block(desk.workload, request, last);
+            let block = desk.naming.block(&desk.workload, request, last);
             if self.pool.find(block).is_some() || self.tiers.holds(block).is_none() {
                 break;
             }
@@ -561,7 +582,7 @@ impl Worker {
         for index in 0..most {
             match self
                 .pool
-                .find(desk.naming.block(desk.workload, sequence.request, index))
+                .find(desk.naming.block(&desk.workload, sequence.request, index))
             {
                 Some(slot) => {
                     inactive += u32::from(!self.pool.is_active(slot));
@@ -584,7 +605,7 @@ impl Worker {
         for index in cached_blocks..most {
             match self
                 .tiers
-                .holds(desk.naming.block(desk.workload, sequence.request, index))
+                .holds(desk.naming.block(&desk.workload, sequence.request, index))
             {
                 Some(level) => counts[level] += 1,
                 None => break,
@@ -688,7 +709,7 @@ impl Worker {
         let mut first = from;
         for index in from..to {
             let slot = sequence.slots[index as usize];
-            let block = desk.naming.block(desk.workload, sequence.request, index);
+            let block = desk.naming.block(&desk.workload, sequence.request, index);
             if !self
                 .pool
                 .publish(slot, block, desk.parent(sequence.request, index))

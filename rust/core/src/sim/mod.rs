@@ -15,6 +15,7 @@ mod engine;
 mod fault;
 mod fleet;
 mod link;
+mod live;
 mod pool;
 mod record;
 mod tier;
@@ -25,10 +26,11 @@ mod workload;
 mod tests;
 
 pub use config::{
-    EngineSpec, Eviction, FeedSpec, FleetSpec, PoolSpec, Preemption, Role, SimError, TransferSpec,
+    EngineSpec, Eviction, FeedSpec, FleetSpec, PoolSpec, Preemption, Role, RouterSpec, SimError, TransferSpec,
 };
 pub use fault::{Fault, FaultKind};
 pub use fleet::simulate;
+pub use live::{Ended, LiveFleet, LiveRequest};
 pub use record::{End, GapHistogram, Outcome, Requests, Samples, Totals};
 pub use tier::TierSpec;
 pub use timing::{DecodeStep, Table, Timing};

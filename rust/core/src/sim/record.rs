@@ -60,6 +60,42 @@ impl Requests {
             end: vec![End::Open as u8; len],
         }
     }
+
+    pub(crate) fn clear_row(&mut self, i: usize) {
+        for times in [
+            &mut self.arrival_ms,
+            &mut self.admit_ms,
+            &mut self.first_token_ms,
+            &mut self.end_ms,
+        ] {
+            times[i] = NEVER;
+        }
+        self.worker[i] = u32::MAX;
+        self.decode_worker[i] = u32::MAX;
+        self.cached_tokens[i] = 0;
+        self.expected_tokens[i] = 0;
+        self.preemptions[i] = 0;
+        self.retries[i] = 0;
+        self.end[i] = End::Open as u8;
+    }
+
+    pub(crate) fn add_row(&mut self) {
+        for times in [
+            &mut self.arrival_ms,
+            &mut self.admit_ms,
+            &mut self.first_token_ms,
+            &mut self.end_ms,
+        ] {
+            times.push(NEVER);
+        }
+        self.worker.push(u32::MAX);
+        self.decode_worker.push(u32::MAX);
+        self.cached_tokens.push(0);
+        self.expected_tokens.push(0);
+        self.preemptions.push(0);
+        self.retries.push(0);
+        self.end.push(End::Open as u8);
+    }
 }
 
 /// Counts of token gaps in buckets of 1/64 octave (1.1 %), from 2^-10 ms.

@@ -17,7 +17,7 @@ fn plain() -> Timing {
     }
 }
 
-fn engine() -> EngineSpec {
+pub(super) fn engine() -> EngineSpec {
     EngineSpec {
         block_size: 16,
         num_blocks: 1024,
@@ -45,7 +45,7 @@ fn workload(rows: &[(f64, u32, u32, u32)]) -> Workload {
     workload
 }
 
-fn router(policy: PolicyConfig, seed: u64) -> RouterConfig {
+pub(super) fn router(policy: PolicyConfig, seed: u64) -> RouterConfig {
     RouterConfig::new(16)
         .with_policy(policy)
         .with_seed(seed)
@@ -405,13 +405,13 @@ fn waiting_times_are_those_of_the_m_m_c_queue() {
 }
 
 #[derive(Clone, Debug)]
-struct Case {
-    spec: FleetSpec,
-    workload: Workload,
-    seed: u64,
+pub(super) struct Case {
+    pub spec: FleetSpec,
+    pub workload: Workload,
+    pub seed: u64,
 }
 
-fn case() -> impl Strategy<Value = Case> {
+pub(super) fn case() -> impl Strategy<Value = Case> {
     let rows = prop::collection::vec((0u32..400, 1u32..120, 1u32..40, 0u32..6), 1..40);
     let shape = (
         1usize..4,
@@ -485,7 +485,7 @@ fn case() -> impl Strategy<Value = Case> {
     })
 }
 
-fn play(case: &Case) -> Outcome {
+pub(super) fn play(case: &Case) -> Outcome {
     let routers: Vec<_> = case
         .spec
         .pools

@@ -9,6 +9,7 @@
 use serde::Deserialize;
 
 use super::config::SimError;
+use crate::latency::Prior;
 
 /// A measured grid: `values[i * columns + j]` at `(rows[i], columns[j])`.
 #[derive(Clone, Debug, Deserialize)]
@@ -79,6 +80,9 @@ pub enum Timing {
         /// Step slope, ms per sequence in the batch.
         decode_per_sequence_ms: f64,
     },
+    /// Learned curves ([`crate::latency`]): prefill of n new tokens behind c cached ones `p0 + p1·n + p2·n²/2 + p3·n·c`, a
+    /// step of b sequences over k tokens `d0 + d1·b + d2·k`, in seconds.
+    Learned(Prior),
 }
 
 /// What a decode step depends on.
@@ -217,6 +221,9 @@ impl Timing {
                 prefill_per_token_ms,
                 ..
             } => prefill_base_ms + prefill_per_token_ms * n,
+            Self::Learned(Prior { prefill: p, .. }) => {
+                1e3 * (p[0] + p[1] * n + p[2] * 0.5 * n * n + p[3] * n * cached_tokens as f64)
+            }
         };
         ms.max(0.0)
     }
@@ -249,6 +256,9 @@ impl Timing {
                 ..
             } => {
                 decode_base_ms + decode_per_kv_token_ms * kv + decode_per_sequence_ms * f64::from(step.batch)
+            }
+            Self::Learned(Prior { step: d, .. }) => {
+                (1e3 * (d[0] + d[1] * f64::from(step.batch) + d[2] * kv)).max(MIN_DECODE_MS)
             }
         }
     }
