@@ -15,15 +15,18 @@ __all__ = [
     "Drive",
     "EngineFeed",
     "Gateway",
+    "Prefix",
     "Removed",
     "Router",
     "SimWorkload",
     "Stored",
     "Twin",
     "__version__",
+    "apply_dynamo_message",
     "assign",
     "assign_congested",
     "block_hashes",
+    "decode_engine_batch",
     "sequence_hashes",
     "simulate_fleet",
 ]
@@ -67,6 +70,44 @@ def sequence_hashes(local_hashes: _Hashes) -> list[int]:
     The first is the local hash, each further one XXH3-64 over (the one before, the local hash),
     seed 1337.
     """
+
+@final
+class Prefix:
+    """The hashes of a prompt that grows: what was hashed once is not hashed again.
+
+    `Router.route`, `book` and `find_matches` take one in place of tokens. This constructor is for
+    routers with Dynamo's hash; `Router.prefix` makes one for its router, whatever its hash.
+
+    Args:
+        block_size: tokens per KV block.
+        lora_name: adapter of the prompt.
+        cache_namespace: tenant or salt of the prompt.
+
+    Raises:
+        ValueError: `block_size` is 0.
+    """
+
+    def __new__(
+        cls, block_size: int, *, lora_name: str | None = None, cache_namespace: str | None = None
+    ) -> Prefix: ...
+    def extend(self, tokens: _Tokens) -> None:
+        """Append tokens: O(new tokens). Errors as `block_hashes`."""
+
+    def copy(self) -> Prefix:
+        """One that grows on its own: for another branch of the session."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens so far."""
+
+    @property
+    def blocks(self) -> int:
+        """Full blocks among them."""
+
+    @property
+    def block_size(self) -> int: ...
+    def block_hashes(self) -> list[int]:
+        """Local hashes of the full blocks. ValueError when they are under a router's key."""
 
 @final
 class Stored:
@@ -187,6 +228,11 @@ class Router:
             Dynamo by default; "alone": for fleets without events, until `predicted_ttl_s` after a
             request's end; "beside": until events arrive, `predicted_settle_s` after its first
             token, `predicted_ttl_s` at most. Counted in `snapshot()["predicted"]`.
+        hash: "xxh3" is Dynamo's, bit for bit, and needed for its events, which carry no tokens.
+            "keyed": under a secret key, so that nobody can make prompts that collide: 2⁻⁶³ per
+            pair of blocks. Every prompt and event must then come as tokens (`wardrop.engines`,
+            `Stored(tokens=…)`); hashes from elsewhere are refused.
+        hash_key: 16 secret random bytes, to share hashes between routers; None draws them.
         predicted_capacity_blocks: what a worker without `total_kv_blocks` is taken to hold: the
             blocks of its oldest requests go first.
         **parameters: of the policy, by name.
@@ -211,6 +257,8 @@ class Router:
         predicted_ttl_s: float = 120.0,
         predicted_settle_s: float = 1.0,
         predicted_capacity_blocks: int = 65_536,
+        hash: str = "xxh3",
+        hash_key: bytes | None = None,
         **parameters: Any,
     ) -> Router: ...
     @property
@@ -256,9 +304,12 @@ class Router:
             RuntimeError: the index is full.
         """
 
+    def prefix(self, *, lora_name: str | None = None, cache_namespace: str | None = None) -> Prefix:
+        """An empty prompt that grows, hashed as this router's prompts are."""
+
     def find_matches(
         self,
-        tokens: _Tokens | None = None,
+        tokens: _Tokens | Prefix | None = None,
         *,
         hashes: _Hashes | None = None,
         lora_name: str | None = None,
@@ -271,7 +322,7 @@ class Router:
 
     def route(
         self,
-        tokens: _Tokens | None = None,
+        tokens: _Tokens | Prefix | None = None,
         *,
         hashes: _Hashes | None = None,
         request_id: str | int | None = None,
@@ -286,7 +337,7 @@ class Router:
         """Choose a worker and, when there is a `request_id`, book the request there: one step.
 
         Args:
-            tokens: the prompt; or
+            tokens: the prompt, or a `Prefix` of it; or
             hashes: its local hashes; or neither, then only load counts.
             request_id: text, or an int; free again after `release`.
             allowed: only these workers; unknown ones are ignored.
@@ -308,7 +359,7 @@ class Router:
         self,
         worker: _Worker,
         request_id: str | int,
-        tokens: _Tokens | None = None,
+        tokens: _Tokens | Prefix | None = None,
         *,
         hashes: _Hashes | None = None,
         lora_name: str | None = None,
@@ -355,8 +406,10 @@ class EngineFeed:
     empty. Salts and adapters go into the block hashes, so that `Router.route(..., lora_name=...,
     cache_namespace=...)` finds them.
 
+    The blocks are hashed as the router hashes its prompts, by Dynamo's hash or under its key.
+
     Args:
-        block_size: tokens per block; events of other sizes are stepped over.
+        block_size: tokens per block, as in the router; events of other sizes are stepped over.
     """
 
     def __new__(cls, block_size: int) -> EngineFeed: ...
@@ -369,13 +422,42 @@ class EngineFeed:
             (events applied, events that the router refused and counted).
 
         Raises:
-            ValueError: the payload is malformed or above 8 MiB; nothing was applied.
+            ValueError: the payload is malformed or above 8 MiB, or the router has blocks of another
+                size; nothing was applied.
             KeyError: the worker is not registered.
         """
 
     @property
     def counters(self) -> dict[str, int]:
         """frames, missed (sequence numbers), restarts, malformed, skipped (events)."""
+
+def decode_engine_batch(payload: bytes) -> dict[str, Any]:
+    """One payload of vLLM or SGLang (msgpack, map or array form), decoded.
+
+    Returns:
+        `at_s` (seconds of the engine's clock), `dp_rank` or None, and `events`: dicts of a `type`:
+        stored (block_hashes, parent, tokens, block_size, lora_name, tier, group), removed
+        (block_hashes, tier, group), cleared, other. Names of 32 bytes are hashed to 64 bits.
+
+    Raises:
+        ValueError: malformed or above 8 MiB; the text says where, and repeats no content.
+    """
+
+def apply_dynamo_message(router: Router, frames: Sequence[bytes]) -> tuple[int, int, int]:
+    """Apply one message of Dynamo's event plane, topic `kv-events`, without holding the GIL.
+
+    Args:
+        router: one with Dynamo's hash.
+        frames: topic, publisher, sequence, body.
+
+    Returns:
+        Events applied, refused and counted by the router, and passed over: of workers that the
+        router does not know, or of memory that is not a worker's own.
+
+    Raises:
+        ValueError: malformed or above 8 MiB (nothing was applied), or the router hashes under a
+            key.
+    """
 
 # ---- load driver
 

@@ -34,7 +34,10 @@ pub mod worker;
 
 pub use error::Error;
 pub use event::{KvEvent, StoredBlock, Tier};
-pub use hash::{EngineHash, HashScope, LocalHash, SequenceHash, local_hashes, sequence_hashes};
+pub use hash::{
+    BlockHasher, EngineHash, HashKey, HashMode, HashScope, LocalHash, PromptHashes, SequenceHash,
+    local_hashes, sequence_hashes,
+};
 pub use index::WorkerOverlap;
 pub use predicted::{PredictedConfig, PredictedUse};
 pub use price::{DynamoConfig, Policy, PolicyConfig, View};

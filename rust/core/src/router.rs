@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::event::KvEvent;
 use crate::fleet::Fleet;
 use crate::game::{Placed, Placement};
-use crate::hash::LocalHash;
+use crate::hash::{BlockHasher, LocalHash};
 use crate::index::{Index, Prompt, Refusal, Slot, TierOverlap, WorkerOverlap};
 use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning};
 use crate::ledger::{Ledger, Outcome, Pressure, Work};
@@ -26,6 +26,7 @@ pub const MAX_KEPT: usize = 256;
 /// Routes the requests of one pool of workers. See the crate's page for the flow.
 pub struct Router {
     config: RouterConfig,
+    hasher: BlockHasher,
     policy: Box<dyn Policy>,
     rng: Rng,
     fleet: Fleet,
@@ -47,6 +48,7 @@ impl Router {
     pub fn new(config: RouterConfig) -> Result<Self, Error> {
         config.validate()?;
         Ok(Self {
+            hasher: BlockHasher::new(config.hash.clone(), config.block_size),
             policy: config.policy.build()?,
             rng: Rng::new(config.seed),
             fleet: Fleet::default(),
@@ -68,6 +70,11 @@ impl Router {
     /// The configuration in force.
     pub const fn config(&self) -> &RouterConfig {
         &self.config
+    }
+
+    /// How the blocks of its prompts and feeds must be hashed: it cannot tell other hashes from these.
+    pub const fn hasher(&self) -> &BlockHasher {
+        &self.hasher
     }
 
     /// Register a worker: available, idle, with an empty cache.

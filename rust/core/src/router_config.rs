@@ -1,6 +1,7 @@
 //! How a router is made.
 
 use crate::error::Error;
+use crate::hash::HashMode;
 use crate::latency::Prior;
 use crate::predicted::PredictedConfig;
 use crate::price::PolicyConfig;
@@ -31,6 +32,8 @@ pub struct RouterConfig {
     pub max_workers: usize,
     /// Distinct blocks that the index may hold, above 0: stores beyond are refused and counted until blocks are freed.
     pub index_max_blocks: u64,
+    /// How blocks are hashed. A feed of hashes without tokens, as Dynamo's, needs the default.
+    pub hash: HashMode,
     /// What is predicted of caches by where requests were sent. Off is Dynamo's default, and exact parity needs it.
     pub predicted: PredictedConfig,
 }
@@ -50,6 +53,7 @@ impl RouterConfig {
             max_bookings: 1_000_000,
             max_workers: 65_536,
             index_max_blocks: 100_000_000,
+            hash: HashMode::Xxh3,
             predicted: PredictedConfig::default(),
         }
     }
@@ -121,6 +125,13 @@ impl RouterConfig {
     #[must_use]
     pub const fn with_index_max_blocks(mut self, blocks: u64) -> Self {
         self.index_max_blocks = blocks;
+        self
+    }
+
+    /// With another hash of blocks.
+    #[must_use]
+    pub fn with_hash(mut self, hash: HashMode) -> Self {
+        self.hash = hash;
         self
     }
 

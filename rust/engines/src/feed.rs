@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use wardrop_core::{HashScope, KvEvent, LocalHash, StoredBlock, local_hashes};
+use wardrop_core::{BlockHasher, HashScope, KvEvent, LocalHash, StoredBlock};
 
 use crate::batch::{Event, Stored, decode_batch};
 use crate::msgpack::Malformed;
@@ -38,9 +38,8 @@ pub struct Taken {
 }
 
 /// See the module. State of one (worker, rank).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Feed {
-    block_size: u32,
     last: Option<u64>,
     /// Salt of blocks whose children inherit it: only the first block of a prompt carries it.
     salted: FxHashMap<u64, Arc<str>>,
@@ -49,22 +48,18 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// A feed of blocks of so many tokens.
-    pub fn new(block_size: u32) -> Self {
-        Self {
-            block_size,
-            last: None,
-            salted: FxHashMap::default(),
-            counters: Counters::default(),
-        }
+    /// A feed of which nothing was taken yet.
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Take a frame: its sequence number and its payload. A malformed one changes nothing but a counter; its sequence number
     /// then counts as missed.
     ///
     /// A number at or below the last one is a new incarnation (engines start again at 0 and do not say so): what the worker
-    /// held is gone.
-    pub fn take(&mut self, sequence: u64, payload: &[u8]) -> Result<Taken, Malformed> {
+    /// held is gone. The blocks are hashed by `hasher`, which must be the router's own: the frames carry tokens. Blocks
+    /// of another size than its are stepped over.
+    pub fn take(&mut self, hasher: &BlockHasher, sequence: u64, payload: &[u8]) -> Result<Taken, Malformed> {
         let batch = decode_batch(payload).inspect_err(|_| self.counters.malformed += 1)?;
         let restarted = self.last.is_some_and(|last| sequence <= last);
         let missed = match self.last {
@@ -85,7 +80,7 @@ impl Feed {
             taken.events.push(KvEvent::Cleared);
         }
         for event in batch.events {
-            match self.convert(event) {
+            match self.convert(hasher, event) {
                 Some(event) => taken.events.push(event),
                 None => self.counters.skipped += 1,
             }
@@ -93,10 +88,10 @@ impl Feed {
         Ok(taken)
     }
 
-    fn convert(&mut self, event: Event) -> Option<KvEvent> {
+    fn convert(&mut self, hasher: &BlockHasher, event: Event) -> Option<KvEvent> {
         match event {
-            Event::Stored(stored) if stored.group == 0 && stored.block_size == self.block_size => {
-                Some(self.stored(stored))
+            Event::Stored(stored) if stored.group == 0 && stored.block_size == hasher.block_size() => {
+                Some(self.stored(hasher, stored))
             }
             Event::Removed {
                 hashes,
@@ -111,7 +106,7 @@ impl Feed {
         }
     }
 
-    fn stored(&mut self, stored: Stored) -> KvEvent {
+    fn stored(&mut self, hasher: &BlockHasher, stored: Stored) -> KvEvent {
         let salt = self.salt_of(&stored);
         if let Some(salt) = &salt {
             if self.salted.len() + stored.hashes.len() > SALTED_MAX {
@@ -125,9 +120,9 @@ impl Feed {
             lora_name,
             cache_namespace: salt.as_deref(),
         };
-        let mut locals = local_hashes(&stored.tokens, self.block_size, &scope);
+        let mut locals = hasher.local_hashes(&stored.tokens, &scope);
         let first_is_salt = salt.is_some() && stored.parent.is_none();
-        let size = self.block_size as usize;
+        let size = hasher.block_size() as usize;
         for (at, key) in stored
             .extra
             .iter()
@@ -141,7 +136,7 @@ impl Feed {
                     lora_name,
                     cache_namespace: Some(key),
                 };
-                let hash = local_hashes(&stored.tokens[at * size..(at + 1) * size], self.block_size, &own);
+                let hash = hasher.local_hashes(&stored.tokens[at * size..(at + 1) * size], &own);
                 locals[at] = LocalHash(hash[0].0.rotate_left(1));
             }
         }
@@ -177,17 +172,21 @@ impl Feed {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use wardrop_core::{EngineHash, Tier};
+    use wardrop_core::{EngineHash, HashKey, HashMode, Tier, local_hashes};
 
     use super::*;
 
     /// `[1.5, [["BlockStored", [7, 8], nil, [1, 2, 3, 4], 2, nil, "GPU"], ["BlockRemoved", [7], "GPU"]], 3]`
     const ARRAYS: &[u8] = b"\x93\xcb\x3f\xf8\0\0\0\0\0\0\x92\x97\xabBlockStored\x92\x07\x08\xc0\x94\x01\x02\x03\x04\x02\xc0\xa3GPU\x93\xacBlockRemoved\x91\x07\xa3GPU\x03";
 
+    fn hasher(block_size: u32) -> BlockHasher {
+        BlockHasher::new(HashMode::Xxh3, block_size)
+    }
+
     #[test]
     fn the_array_form_is_read() {
-        let mut feed = Feed::new(2);
-        let taken = feed.take(0, ARRAYS).unwrap();
+        let mut feed = Feed::new();
+        let taken = feed.take(&hasher(2), 0, ARRAYS).unwrap();
         let locals = local_hashes(&[1, 2, 3, 4], 2, &HashScope::default());
         let block = |name, local_hash| StoredBlock {
             engine_hash: EngineHash(name),
@@ -207,11 +206,11 @@ mod tests {
 
     #[test]
     fn a_sequence_that_falls_back_is_a_new_incarnation() {
-        let mut feed = Feed::new(2);
-        feed.take(4, ARRAYS).unwrap();
-        let gap = feed.take(7, ARRAYS).unwrap();
+        let mut feed = Feed::new();
+        feed.take(&hasher(2), 4, ARRAYS).unwrap();
+        let gap = feed.take(&hasher(2), 7, ARRAYS).unwrap();
         assert_eq!((gap.missed, gap.restarted), (2, false));
-        let again = feed.take(0, ARRAYS).unwrap();
+        let again = feed.take(&hasher(2), 0, ARRAYS).unwrap();
         assert_eq!((again.missed, again.restarted), (0, true));
         assert_eq!(again.events[0], KvEvent::Cleared);
         assert_eq!((feed.counters.missed, feed.counters.restarts), (2, 1));
@@ -219,19 +218,34 @@ mod tests {
 
     #[test]
     fn another_block_size_is_stepped_over() {
-        let mut feed = Feed::new(16);
-        assert_eq!(feed.take(0, ARRAYS).unwrap().events.len(), 1);
+        let mut feed = Feed::new();
+        assert_eq!(feed.take(&hasher(16), 0, ARRAYS).unwrap().events.len(), 1);
         assert_eq!(feed.counters.skipped, 1);
     }
 
     #[test]
     fn every_cut_off_frame_is_refused_and_changes_nothing() {
-        let mut feed = Feed::new(2);
+        let mut feed = Feed::new();
         for len in 0..ARRAYS.len() - 1 {
-            assert!(feed.take(1, &ARRAYS[..len]).is_err(), "{len} bytes");
+            assert!(feed.take(&hasher(2), 1, &ARRAYS[..len]).is_err(), "{len} bytes");
         }
         assert_eq!((feed.counters.frames, feed.last), (0, None));
-        assert!(feed.take(1, &vec![0xC0; crate::FRAME_BYTES_MAX + 1]).is_err());
+        assert!(
+            feed.take(&hasher(2), 1, &vec![0xC0; crate::FRAME_BYTES_MAX + 1])
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_keyed_router_gets_keyed_hashes_of_the_same_tokens() {
+        let keyed = BlockHasher::new(HashMode::Keyed(HashKey::new([9; 16])), 2);
+        let taken = Feed::new().take(&keyed, 0, ARRAYS).unwrap();
+        let KvEvent::Stored { blocks, .. } = &taken.events[0] else {
+            panic!("the first event stores");
+        };
+        let expected = keyed.local_hashes(&[1, 2, 3, 4], &HashScope::default());
+        assert_eq!([blocks[0].local_hash, blocks[1].local_hash], expected[..]);
+        assert_ne!(expected, local_hashes(&[1, 2, 3, 4], 2, &HashScope::default()));
     }
 
     proptest! {
@@ -241,15 +255,15 @@ mod tests {
             mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
             places in proptest::collection::vec((0..ARRAYS.len(), any::<u8>()), 0..6),
         ) {
-            let mut feed = Feed::new(2);
-            drop(feed.take(0, &bytes));
+            let mut feed = Feed::new();
+            drop(feed.take(&hasher(2), 0, &bytes));
             bytes.splice(0..0, *b"\x93\xcb\x3f\xf8\0\0\0\0\0\0\x91");
-            drop(feed.take(1, &bytes));
+            drop(feed.take(&hasher(2), 1, &bytes));
             let mut near = ARRAYS.to_vec();
             for (at, byte) in places {
                 near[at] = byte;
             }
-            drop(feed.take(2, &near));
+            drop(feed.take(&hasher(2), 2, &near));
         }
     }
 }

@@ -1,19 +1,23 @@
-//! `wardrop.engines`: the feeds of vLLM and `SGLang`.
+//! `wardrop.engines`: the feeds of vLLM and `SGLang`, and Dynamo's event plane.
 
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
-use wardrop_core::KvEvent;
-use wardrop_engines::Feed;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyDict, PyList};
+use wardrop_core::{EngineHash, KvEvent, Tier};
+use wardrop_engines::{Event, FRAME_BYTES_MAX, Feed, dynamo};
 
 use crate::error::raise;
-use crate::router::{Router, Worker};
+use crate::router::{Router, Worker, mixed};
 
 /// The feed of one worker; see `_core.pyi`.
 #[pyclass(frozen, module = "wardrop._core")]
-pub struct EngineFeed(Mutex<Feed>);
+pub struct EngineFeed {
+    feed: Mutex<Feed>,
+    block_size: u32,
+}
 
 #[pymethods]
 impl EngineFeed {
@@ -22,7 +26,10 @@ impl EngineFeed {
         if block_size == 0 {
             return Err(PyValueError::new_err("block_size = 0: expected at least 1 token"));
         }
-        Ok(Self(Mutex::new(Feed::new(block_size))))
+        Ok(Self {
+            feed: Mutex::new(Feed::new()),
+            block_size,
+        })
     }
 
     fn apply(
@@ -34,10 +41,19 @@ impl EngineFeed {
         payload: &[u8],
     ) -> PyResult<(usize, usize)> {
         let router = router.get();
+        let hasher = router.hasher();
+        if hasher.block_size() != self.block_size {
+            let text = format!(
+                "the feed has blocks of {} tokens: expected {}, as in the router",
+                self.block_size,
+                hasher.block_size()
+            );
+            return Err(PyValueError::new_err(text));
+        }
         py.detach(|| {
-            let mut feed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
             let taken = feed
-                .take(sequence, payload)
+                .take(hasher, sequence, payload)
                 .map_err(|error| PyValueError::new_err(error.to_string()))?;
             apply_all(router, worker, &taken.events)
         })
@@ -45,7 +61,7 @@ impl EngineFeed {
 
     #[getter]
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counters = self.0.lock().unwrap_or_else(PoisonError::into_inner).counters;
+        let counters = self.feed.lock().unwrap_or_else(PoisonError::into_inner).counters;
         let dict = PyDict::new(py);
         dict.set_item("frames", counters.frames)?;
         dict.set_item("missed", counters.missed)?;
@@ -67,4 +83,91 @@ fn apply_all(router: &Router, worker: Worker, events: &[KvEvent]) -> PyResult<(u
         }
     }
     Ok((events.len() - refused, refused))
+}
+
+const fn tier_name(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Device => "device",
+        Tier::Host => "host",
+        Tier::Disk => "disk",
+    }
+}
+
+fn numbers(names: &[EngineHash]) -> Vec<u64> {
+    names.iter().map(|name| name.0).collect()
+}
+
+/// The events of one payload of vLLM or `SGLang`; see `_core.pyi`.
+#[pyfunction]
+pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bound<'py, PyDict>> {
+    let batch = py
+        .detach(|| wardrop_engines::decode_batch(payload))
+        .map_err(|error| PyValueError::new_err(error.to_string()))?;
+    let events = PyList::empty(py);
+    for event in &batch.events {
+        let dict = PyDict::new(py);
+        match event {
+            Event::Stored(stored) => {
+                dict.set_item("type", "stored")?;
+                dict.set_item("block_hashes", numbers(&stored.hashes))?;
+                dict.set_item("parent", stored.parent.map(|name| name.0))?;
+                dict.set_item("tokens", &stored.tokens)?;
+                dict.set_item("block_size", stored.block_size)?;
+                dict.set_item("lora_name", stored.lora_name.as_deref())?;
+                dict.set_item("tier", tier_name(stored.tier))?;
+                dict.set_item("group", stored.group)?;
+            }
+            Event::Removed { hashes, tier, group } => {
+                dict.set_item("type", "removed")?;
+                dict.set_item("block_hashes", numbers(hashes))?;
+                dict.set_item("tier", tier_name(*tier))?;
+                dict.set_item("group", group)?;
+            }
+            Event::Cleared => dict.set_item("type", "cleared")?,
+            Event::Other => dict.set_item("type", "other")?,
+        }
+        events.append(dict)?;
+    }
+    let dict = PyDict::new(py);
+    dict.set_item("at_s", batch.at_s)?;
+    dict.set_item("dp_rank", batch.dp_rank)?;
+    dict.set_item("events", events)?;
+    Ok(dict)
+}
+
+/// Apply one message of Dynamo's event plane; see `_core.pyi`.
+#[pyfunction]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "arguments of Python calls arrive by value"
+)]
+pub fn apply_dynamo_message(
+    py: Python<'_>,
+    router: &Bound<'_, Router>,
+    frames: Vec<PyBackedBytes>,
+) -> PyResult<(usize, usize, usize)> {
+    let router = router.get();
+    let bytes: usize = frames.iter().map(|frame| frame.len()).sum();
+    if bytes > FRAME_BYTES_MAX {
+        let text = format!("bytes of a message: got {bytes}, at most {FRAME_BYTES_MAX}");
+        return Err(PyValueError::new_err(text));
+    }
+    if router.hasher().is_keyed() {
+        return Err(mixed("events of Dynamo's were"));
+    }
+    py.detach(|| {
+        let refuse = |error: dynamo::Malformed| PyValueError::new_err(error.to_string());
+        let envelope = dynamo::decode_frames(&frames).map_err(refuse)?;
+        let events = dynamo::decode_kv_events(&envelope.payload).map_err(refuse)?;
+        let mut core = router.lock();
+        let (mut applied, mut refused, mut foreign) = (0, 0, 0);
+        for told in &events {
+            match told.event.as_ref().map(|event| core.apply(told.worker, event)) {
+                Some(Ok(())) => applied += 1,
+                Some(Err(wardrop_core::Error::UnknownWorker(_))) | None => foreign += 1,
+                Some(Err(_)) => refused += 1, // the router counted it, by reason
+            }
+        }
+        Ok((applied, refused, foreign))
+    })
 }

@@ -3,16 +3,32 @@
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
-use wardrop_core::{EngineHash, HashScope, KvEvent, LocalHash, StoredBlock, Tier};
+use wardrop_core::{BlockHasher, EngineHash, HashScope, KvEvent, LocalHash, StoredBlock, Tier};
 
 use crate::hashes::{Hashes, hash, sized};
+use crate::router::mixed;
 use crate::tokens::Tokens;
 
 /// Blocks that a worker stored; see `_core.pyi`.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Stored {
-    event: KvEvent,
-    block_size: Option<u32>,
+    names: Vec<u64>,
+    parent: Option<EngineHash>,
+    tier: Tier,
+    content: Content,
+}
+
+/// What the stored blocks hold.
+enum Content {
+    /// Hashes of Dynamo's kind.
+    Hashes(Vec<LocalHash>),
+    /// Tokens: hashed when the event meets its router, which may have a key of its own.
+    Tokens {
+        tokens: Vec<u32>,
+        block_size: u32,
+        lora_name: Option<String>,
+        cache_namespace: Option<String>,
+    },
 }
 
 /// Blocks that a worker removed; see `_core.pyi`.
@@ -41,56 +57,90 @@ impl Stored {
     #[pyo3(signature = (block_hashes, *, tokens=None, block_size=None, local_hashes=None, parent=None, tier="device",
         lora_name=None, cache_namespace=None))]
     fn new(
-        py: Python<'_>,
         block_hashes: Hashes,
         tokens: Option<&Bound<'_, PyAny>>,
         block_size: Option<u32>,
         local_hashes: Option<Hashes>,
         parent: Option<&Bound<'_, PyAny>>,
         tier: &str,
-        lora_name: Option<&str>,
-        cache_namespace: Option<&str>,
+        lora_name: Option<String>,
+        cache_namespace: Option<String>,
     ) -> PyResult<Self> {
-        let scope = HashScope {
-            lora_name,
-            cache_namespace,
-        };
-        let locals: Vec<LocalHash> = match (tokens, block_size, local_hashes) {
-            (Some(tokens), Some(block_size), None) => {
-                let tokens = Tokens::new(tokens)?;
-                let tokens = tokens.as_slice();
-                sized(py, tokens.len(), || {
-                    wardrop_core::local_hashes(tokens, block_size, &scope)
-                })
+        let (content, expected) = match (tokens, block_size, local_hashes) {
+            (Some(_), Some(0), None) => {
+                return Err(PyValueError::new_err("block_size = 0: expected at least 1 token"));
             }
-            (None, None, Some(hashes)) => crate::hashes::locals(hashes.0),
+            (Some(tokens), Some(block_size), None) => {
+                let tokens = Tokens::new(tokens)?.as_slice().to_vec();
+                let blocks = tokens.len() / block_size as usize;
+                let content = Content::Tokens {
+                    tokens,
+                    block_size,
+                    lora_name,
+                    cache_namespace,
+                };
+                (content, blocks)
+            }
+            (None, None, Some(hashes)) => {
+                let blocks = hashes.0.len();
+                (Content::Hashes(crate::hashes::locals(hashes.0)), blocks)
+            }
             _ => {
                 return Err(PyValueError::new_err(
                     "a stored event needs tokens with block_size, or local_hashes",
                 ));
             }
         };
-        if locals.len() != block_hashes.0.len() {
-            let (got, expected) = (block_hashes.0.len(), locals.len());
+        if block_hashes.0.len() != expected {
+            let got = block_hashes.0.len();
             let text = format!("{got} block_hashes for {expected} full blocks: expected one for each");
             return Err(PyValueError::new_err(text));
         }
-        let names = block_hashes.0.into_iter().map(EngineHash);
-        let blocks = names
-            .zip(locals)
-            .map(|(engine_hash, local_hash)| StoredBlock {
-                engine_hash,
-                local_hash,
-            })
-            .collect();
-        let parent = parent.map(hash).transpose()?.map(EngineHash);
         Ok(Self {
-            event: KvEvent::Stored {
-                parent,
-                blocks,
-                tier: self::tier(tier)?,
-            },
-            block_size,
+            names: block_hashes.0,
+            parent: parent.map(hash).transpose()?.map(EngineHash),
+            tier: self::tier(tier)?,
+            content,
+        })
+    }
+}
+
+impl Stored {
+    fn event(&self, py: Python<'_>, hasher: &BlockHasher) -> PyResult<KvEvent> {
+        let hashed;
+        let locals = match &self.content {
+            Content::Hashes(_) if hasher.is_keyed() => return Err(mixed("hashes of stored blocks were")),
+            Content::Hashes(locals) => locals,
+            Content::Tokens { block_size, .. } if *block_size != hasher.block_size() => {
+                let (got, expected) = (block_size, hasher.block_size());
+                let text =
+                    format!("the event has blocks of {got} tokens: expected {expected}, as in the router");
+                return Err(PyValueError::new_err(text));
+            }
+            Content::Tokens {
+                tokens,
+                lora_name,
+                cache_namespace,
+                ..
+            } => {
+                let scope = HashScope {
+                    lora_name: lora_name.as_deref(),
+                    cache_namespace: cache_namespace.as_deref(),
+                };
+                hashed = sized(py, tokens.len(), || hasher.local_hashes(tokens, &scope));
+                &hashed
+            }
+        };
+        let blocks = self.names.iter().zip(locals);
+        Ok(KvEvent::Stored {
+            parent: self.parent,
+            blocks: blocks
+                .map(|(&name, &local_hash)| StoredBlock {
+                    engine_hash: EngineHash(name),
+                    local_hash,
+                })
+                .collect(),
+            tier: self.tier,
         })
     }
 }
@@ -116,16 +166,10 @@ impl Cleared {
     }
 }
 
-/// The event in `value`: one of the classes here, or a dict.
-pub fn event_from(value: &Bound<'_, PyAny>, block_size: u32) -> PyResult<KvEvent> {
+/// The event in `value`: one of the classes here, or a dict. Its blocks are hashed as the router's prompts.
+pub fn event_from(py: Python<'_>, value: &Bound<'_, PyAny>, hasher: &BlockHasher) -> PyResult<KvEvent> {
     if let Ok(stored) = value.cast::<Stored>() {
-        let stored = stored.get();
-        if let Some(got) = stored.block_size.filter(|&got| got != block_size) {
-            let text =
-                format!("the event has blocks of {got} tokens: expected {block_size}, as in the router");
-            return Err(PyValueError::new_err(text));
-        }
-        return Ok(stored.event.clone());
+        return stored.get().event(py, hasher);
     }
     if let Ok(removed) = value.cast::<Removed>() {
         return Ok(removed.get().0.clone());
@@ -138,7 +182,11 @@ pub fn event_from(value: &Bound<'_, PyAny>, block_size: u32) -> PyResult<KvEvent
         let text = format!("the event is a {name}; expected Stored, Removed, Cleared or a dict");
         return Err(PyTypeError::new_err(text));
     };
-    from_dict(dict)
+    let event = from_dict(dict)?;
+    if hasher.is_keyed() && matches!(event, KvEvent::Stored { .. }) {
+        return Err(mixed("an event of Dynamo's was"));
+    }
+    Ok(event)
 }
 
 fn from_dict(dict: &Bound<'_, PyDict>) -> PyResult<KvEvent> {

@@ -1,6 +1,7 @@
 //! Python bindings: convert, release the GIL where work grows with the input, call, map the error. Nothing else.
 
 mod decision;
+mod digits;
 mod drive;
 mod engines;
 mod error;
@@ -8,6 +9,7 @@ mod event;
 mod game;
 mod gateway;
 mod hashes;
+mod prefix;
 mod router;
 mod sim;
 mod tokens;
@@ -29,13 +31,16 @@ mod _core {
     use crate::drive::Drive;
 
     #[pymodule_export]
-    use crate::engines::EngineFeed;
+    use crate::engines::{EngineFeed, apply_dynamo_message, decode_engine_batch};
 
     #[pymodule_export]
     use crate::event::{Cleared, Removed, Stored};
 
     #[pymodule_export]
     use crate::hashes::{block_hashes, sequence_hashes};
+
+    #[pymodule_export]
+    use crate::prefix::Prefix;
 
     #[pymodule_export]
     use crate::router::Router;

@@ -13,14 +13,15 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value};
 use wardrop_core::{
-    HashScope, LocalHash, PolicyConfig, PredictedConfig, PredictedUse, RequestId, RouteRequest, Router as Core, RouterConfig, WorkerId,
-    WorkerSpec,
+    BlockHasher, HashKey, HashMode, HashScope, LocalHash, PolicyConfig, PredictedConfig, PredictedUse,
+    RequestId, RouteRequest, Router as Core, RouterConfig, SequenceHash, WorkerId, WorkerSpec,
 };
 
 use crate::decision::{Decision, to_python};
 use crate::error::raise;
 use crate::event::event_from;
 use crate::hashes::{Hashes, locals, sized};
+use crate::prefix::Prefix;
 use crate::tokens::Tokens;
 
 /// A worker as Python writes it: an instance, or (instance, rank).
@@ -86,19 +87,66 @@ fn parameters(py: Python<'_>, parameters: Option<&Bound<'_, PyDict>>) -> PyResul
 /// The prompt of a call: its hashes and its length.
 struct Prompt {
     locals: Vec<LocalHash>,
+    /// Where they are known already; else empty.
+    sequence: Vec<SequenceHash>,
     input_tokens: u32,
+}
+
+/// The mode of the `hash` argument; without a key of its own a router draws one.
+fn hash_mode(py: Python<'_>, hash: &str, key: Option<[u8; 16]>) -> PyResult<HashMode> {
+    match (hash, key) {
+        ("xxh3", None) => Ok(HashMode::Xxh3),
+        ("xxh3", Some(_)) => Err(PyValueError::new_err(
+            "got a hash_key with hash='xxh3'; expected hash='keyed'",
+        )),
+        ("keyed", Some(key)) => Ok(HashMode::Keyed(HashKey::new(key))),
+        ("keyed", None) => {
+            let key = py.import("os")?.call_method1("urandom", (16,))?.extract()?;
+            Ok(HashMode::Keyed(HashKey::new(key)))
+        }
+        _ => Err(PyValueError::new_err(format!(
+            "hash = {hash:?}: expected xxh3 or keyed"
+        ))),
+    }
+}
+
+/// The error for hashes that are not of the router's key.
+pub fn mixed(what: &str) -> PyErr {
+    PyValueError::new_err(format!(
+        "{what} given to a router that hashes under its own key: it would match nothing; give tokens or a Prefix of \
+         router.prefix(), or make the router with hash='xxh3'"
+    ))
 }
 
 /// Routes the requests of one pool of workers; see `_core.pyi`.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Router {
     core: Mutex<Core>,
-    block_size: u32,
+    hasher: BlockHasher,
 }
 
 impl Router {
     pub fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub const fn hasher(&self) -> &BlockHasher {
+        &self.hasher
+    }
+
+    fn grown(&self, prefix: &Prefix) -> PyResult<Prompt> {
+        let hashes = prefix.lock();
+        if *hashes.hasher() != self.hasher {
+            return Err(PyValueError::new_err(
+                "the Prefix is hashed in another way than this router's prompts (block size, or key); expected one of \
+                 router.prefix()",
+            ));
+        }
+        Ok(Prompt {
+            locals: hashes.locals().to_vec(),
+            sequence: hashes.sequence().to_vec(),
+            input_tokens: u32::try_from(hashes.tokens()).unwrap_or(u32::MAX),
+        })
     }
 
     fn prompt(
@@ -108,35 +156,62 @@ impl Router {
         hashes: Option<Hashes>,
         (input_tokens, lora_name, cache_namespace): (Option<u32>, Option<&str>, Option<&str>),
     ) -> PyResult<Prompt> {
-        let (locals, known) = match (tokens, hashes) {
+        let prompt = match (tokens, hashes) {
             (Some(_), Some(_)) => {
                 return Err(PyValueError::new_err(
                     "got tokens and hashes; expected one of them",
                 ));
             }
             (Some(tokens), None) => {
-                let tokens = Tokens::new(tokens)?;
-                let tokens = tokens.as_slice();
-                let scope = HashScope {
-                    lora_name,
-                    cache_namespace,
-                };
-                let hash = || wardrop_core::local_hashes(tokens, self.block_size, &scope);
-                (
-                    sized(py, tokens.len(), hash),
-                    u32::try_from(tokens.len()).unwrap_or(u32::MAX),
-                )
+                if let Ok(prefix) = tokens.cast::<Prefix>() {
+                    if lora_name.is_some() || cache_namespace.is_some() {
+                        return Err(PyValueError::new_err(
+                            "got a Prefix with lora_name or cache_namespace; expected them where the Prefix is made",
+                        ));
+                    }
+                    self.grown(prefix.get())?
+                } else {
+                    self.hashed(py, &Tokens::new(tokens)?, lora_name, cache_namespace)
+                }
             }
+            (None, Some(_)) if self.hasher.is_keyed() => return Err(mixed("hashes were")),
             (None, Some(hashes)) => {
-                let known = (hashes.0.len() as u64).saturating_mul(u64::from(self.block_size));
-                (locals(hashes.0), u32::try_from(known).unwrap_or(u32::MAX))
+                let known = (hashes.0.len() as u64).saturating_mul(u64::from(self.hasher.block_size()));
+                Prompt {
+                    locals: locals(hashes.0),
+                    sequence: Vec::new(),
+                    input_tokens: u32::try_from(known).unwrap_or(u32::MAX),
+                }
             }
-            (None, None) => (Vec::new(), 0),
+            (None, None) => Prompt {
+                locals: Vec::new(),
+                sequence: Vec::new(),
+                input_tokens: 0,
+            },
         };
         Ok(Prompt {
-            locals,
-            input_tokens: input_tokens.unwrap_or(known),
+            input_tokens: input_tokens.unwrap_or(prompt.input_tokens),
+            ..prompt
         })
+    }
+
+    fn hashed(
+        &self,
+        py: Python<'_>,
+        tokens: &Tokens,
+        lora_name: Option<&str>,
+        cache_namespace: Option<&str>,
+    ) -> Prompt {
+        let tokens = tokens.as_slice();
+        let scope = HashScope {
+            lora_name,
+            cache_namespace,
+        };
+        Prompt {
+            locals: sized(py, tokens.len(), || self.hasher.local_hashes(tokens, &scope)),
+            sequence: Vec::new(),
+            input_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
+        }
     }
 }
 
@@ -146,7 +221,7 @@ impl Router {
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     #[pyo3(signature = (block_size, policy="dynamo", *, seed=0, tracks_prefill=true, tracks_decode=true, booking_ttl_s=600.0,
         max_bookings=1_000_000, max_workers=65_536, index_max_blocks=100_000_000, predicted="off",
-        predicted_ttl_s=120.0, predicted_settle_s=1.0, predicted_capacity_blocks=65_536, **parameters))]
+        predicted_ttl_s=120.0, predicted_settle_s=1.0, predicted_capacity_blocks=65_536, hash="xxh3", hash_key=None, **parameters))]
     fn new(
         py: Python<'_>,
         block_size: u32,
@@ -162,6 +237,8 @@ impl Router {
         predicted_ttl_s: f64,
         predicted_settle_s: f64,
         predicted_capacity_blocks: u64,
+        hash: &str,
+        hash_key: Option<[u8; 16]>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let policy =
@@ -180,17 +257,27 @@ impl Router {
             .with_max_bookings(max_bookings)
             .with_max_workers(max_workers)
             .with_index_max_blocks(index_max_blocks)
-            .with_predicted(predicted);
+            .with_predicted(predicted)
+            .with_hash(hash_mode(py, hash, hash_key)?);
         let core = Core::new(config).map_err(|e| raise(&e))?;
         Ok(Self {
+            hasher: core.hasher().clone(),
             core: Mutex::new(core),
-            block_size,
         })
     }
 
     #[getter]
     fn block_size(&self) -> u32 {
-        self.block_size
+        self.hasher.block_size()
+    }
+
+    #[pyo3(signature = (*, lora_name=None, cache_namespace=None))]
+    fn prefix(&self, lora_name: Option<&str>, cache_namespace: Option<&str>) -> Prefix {
+        let scope = HashScope {
+            lora_name,
+            cache_namespace,
+        };
+        Prefix::empty(&self.hasher, &scope)
     }
 
     #[pyo3(signature = (worker, *, total_kv_blocks=None, max_num_seqs=None, max_num_batched_tokens=None))]
@@ -228,7 +315,7 @@ impl Router {
     }
 
     fn apply(&self, py: Python<'_>, worker: Worker, event: &Bound<'_, PyAny>) -> PyResult<()> {
-        let event = event_from(event, self.block_size)?;
+        let event = event_from(py, event, &self.hasher)?;
         py.detach(|| self.lock().apply(worker.0, &event))
             .map_err(|e| raise(&e))
     }
@@ -275,11 +362,11 @@ impl Router {
         let request = RouteRequest {
             request_id: request_id.map(self::request_id).transpose()?,
             local_hashes: &prompt.locals,
+            sequence_hashes: &prompt.sequence,
             input_tokens: prompt.input_tokens,
             expected_output_tokens,
             allowed: allowed.as_deref(),
             explain,
-            ..RouteRequest::default()
         };
         let now_s = seconds(py, now_s)?;
         let decision = sized(py, prompt.input_tokens as usize, || {
@@ -308,6 +395,7 @@ impl Router {
         let request = RouteRequest {
             request_id: Some(self::request_id(request_id)?),
             local_hashes: &prompt.locals,
+            sequence_hashes: &prompt.sequence,
             input_tokens: prompt.input_tokens,
             expected_output_tokens,
             ..RouteRequest::default()

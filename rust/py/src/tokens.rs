@@ -1,6 +1,6 @@
 //! Token ids and hashes from whatever Python has: buffers without a copy, lists without an iterator.
 //!
-//! The one module with `unsafe`: it reads memory that a buffer export pins. While a view lives its exporter can neither free
+//! With [`crate::digits`] the module with `unsafe`: it reads memory that a buffer export pins. While a view lives its exporter can neither free
 //! nor resize it, but another Python thread may write to it. That is the caller's race, as with every function that releases
 //! the GIL over a buffer (hashlib, numpy): the ids read are then undefined, each of them still a `u32`.
 #![allow(unsafe_code)]
@@ -10,6 +10,8 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
+
+use crate::digits::Layout;
 
 const ACCEPTED: &str = "a list of ints, a contiguous buffer of 32-bit unsigned ints (numpy.uint32, array('I'), memoryview), \
      bytes or bytearray of little-endian 32-bit ids, or an integer array that converts";
@@ -39,7 +41,7 @@ impl Tokens {
     /// Read `value`. Errors: `TypeError` for another type, `ValueError` for an id out of range or a wrong shape.
     pub fn new(value: &Bound<'_, PyAny>) -> PyResult<Self> {
         if let Ok(list) = value.cast::<PyList>() {
-            return read_list(list, token).map(Self::Owned);
+            return read_list(list).map(Self::Owned);
         }
         let Ok(buffer) = PyUntypedBuffer::get(value) else {
             return from_iterable(value);
@@ -142,20 +144,18 @@ fn from_iterable(value: &Bound<'_, PyAny>) -> PyResult<Tokens> {
             .get_type::<PyList>()
             .call1((value,))
             .map_err(|_| wrong())?;
-        return read_list(list.cast::<PyList>()?, token).map(Tokens::Owned);
+        return read_list(list.cast::<PyList>()?).map(Tokens::Owned);
     }
     Err(wrong())
 }
 
-fn token(value: i64) -> Option<u32> {
-    u32::try_from(value).ok()
-}
-
-/// Read a list of ints through the C API: half the time of iterating over it.
-fn read_list<T>(list: &Bound<'_, PyList>, convert: impl Fn(i64) -> Option<T>) -> PyResult<Vec<T>> {
-    let len = list.len();
-    let mut values = Vec::with_capacity(len);
-    for at in 0..len {
+/// Read a list of ints: directly where the interpreter is known, from the first odd item on through the C API.
+fn read_list(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
+    let mut values = Vec::with_capacity(list.len());
+    if let Some(layout) = Layout::get(list.py()) {
+        layout.read(list, &mut values);
+    }
+    for at in values.len()..list.len() {
         // SAFETY: the list is alive; the item is borrowed only until the next line, and the GIL is held. A list that shrank
         // meanwhile gives null, which is an error.
         let value = unsafe {
@@ -174,7 +174,7 @@ fn read_list<T>(list: &Bound<'_, PyList>, convert: impl Fn(i64) -> Option<T>) ->
                 out_of_range(at)
             });
         }
-        values.push(convert(value).ok_or_else(|| out_of_range(at))?);
+        values.push(u32::try_from(value).map_err(|_| out_of_range(at))?);
     }
     Ok(values)
 }

@@ -9,11 +9,20 @@
 //!
 //! An empty name counts as none. Found by experiment against `dynamo.llm.compute_block_hash_for_seq` (1.6.1), which the
 //! tests keep comparing with. These hashes are not keyed: who can choose prompts can look for collisions in 64 bits,
-//! and the worst a collision does is a placement on a worker without the prefix.
+//! and the worst a collision does is a placement on a worker without the prefix. [`keyed`] closes that for feeds that carry
+//! tokens.
+
+mod hasher;
+pub mod keyed;
+mod prefix;
+mod siphash;
+
+pub use hasher::{BlockHasher, HashMode, ScopedHasher};
+pub use keyed::HashKey;
+pub use prefix::PromptHashes;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::const_xxh3::const_custom_default_secret;
-use xxhash_rust::xxh3::{xxh3_64_with_secret, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Seed of every hash that has to agree with Dynamo's.
 pub const SEED: u64 = 1337;
@@ -60,24 +69,11 @@ impl HashScope<'_> {
     }
 }
 
-/// Local hashes of the full blocks of `tokens`; a partial last block is ignored. O(tokens).
+/// Local hashes of the full blocks of `tokens`, as Dynamo has them; a partial last block is ignored. O(tokens).
 ///
 /// `block_size` 0 gives none.
 pub fn local_hashes(tokens: &[u32], block_size: u32, scope: &HashScope<'_>) -> Vec<LocalHash> {
-    if block_size == 0 {
-        return Vec::new();
-    }
-    let blocks = tokens.chunks_exact(block_size as usize);
-    let seed = scope.seed();
-    if block_size as usize * size_of::<u32>() <= SEEDED_BYTES_MAX {
-        return blocks
-            .map(|block| LocalHash(with_bytes(block, |bytes| xxh3_64_with_seed(bytes, seed))))
-            .collect();
-    }
-    let secret = const_custom_default_secret(seed);
-    blocks
-        .map(|block| LocalHash(with_bytes(block, |bytes| xxh3_64_with_secret(bytes, &secret))))
-        .collect()
+    BlockHasher::new(HashMode::Xxh3, block_size).local_hashes(tokens, scope)
 }
 
 #[cfg(target_endian = "little")]

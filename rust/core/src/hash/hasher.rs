@@ -1,0 +1,149 @@
+//! How blocks are hashed: Dynamo's way, or under a key. A property of a router and of every feed and prompt that meets it.
+
+use std::sync::Arc;
+
+use xxhash_rust::const_xxh3::const_custom_default_secret;
+use xxhash_rust::xxh3::{xxh3_64_with_secret, xxh3_64_with_seed};
+
+use super::keyed::{BlockKeys, HashKey, scope_constant};
+use super::{HashScope, LocalHash, SEEDED_BYTES_MAX, SequenceHash, next_sequence_hash, with_bytes};
+
+/// Which hash of a block's tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HashMode {
+    /// Dynamo's XXH3-64, bit for bit: needed where a feed carries hashes and no tokens.
+    #[default]
+    Xxh3,
+    /// Under a secret key ([`super::keyed`]): where every feed carries tokens.
+    Keyed(HashKey),
+}
+
+/// Hashes blocks of one size in one mode. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct BlockHasher {
+    mode: HashMode,
+    block_size: u32,
+    keys: Option<Arc<BlockKeys>>,
+}
+
+impl PartialEq for BlockHasher {
+    /// Whether their hashes agree.
+    fn eq(&self, other: &Self) -> bool {
+        (self.block_size, &self.mode) == (other.block_size, &other.mode)
+    }
+}
+
+impl BlockHasher {
+    /// For blocks of so many tokens, at least 1.
+    pub fn new(mode: HashMode, block_size: u32) -> Self {
+        let keys = match &mode {
+            HashMode::Xxh3 => None,
+            HashMode::Keyed(key) => Some(Arc::new(BlockKeys::new(key, block_size))),
+        };
+        Self {
+            mode,
+            block_size,
+            keys,
+        }
+    }
+
+    /// Tokens per block.
+    pub const fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Whether its hashes are under a key, so that no others may be mixed with them.
+    pub const fn is_keyed(&self) -> bool {
+        matches!(self.mode, HashMode::Keyed(_))
+    }
+
+    /// The same, for one adapter and namespace.
+    pub fn scoped(&self, scope: &HashScope<'_>) -> ScopedHasher {
+        let form = match (&self.mode, &self.keys) {
+            (HashMode::Keyed(key), Some(keys)) => Form::Keyed {
+                keys: Arc::clone(keys),
+                constant: scope_constant(key, scope),
+            },
+            _ if self.block_size as usize * size_of::<u32>() <= SEEDED_BYTES_MAX => {
+                Form::Seeded(scope.seed())
+            }
+            _ => Form::Secret(Box::new(const_custom_default_secret(scope.seed()))),
+        };
+        ScopedHasher {
+            block_size: self.block_size,
+            form,
+        }
+    }
+
+    /// Local hashes of the full blocks of `tokens`. O(tokens).
+    pub fn local_hashes(&self, tokens: &[u32], scope: &HashScope<'_>) -> Vec<LocalHash> {
+        if self.block_size == 0 {
+            return Vec::new();
+        }
+        let mut locals = Vec::with_capacity(tokens.len() / self.block_size as usize);
+        self.scoped(scope).locals_into(tokens, &mut locals);
+        locals
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Form {
+    Seeded(u64),
+    Secret(Box<[u8; 192]>),
+    Keyed { keys: Arc<BlockKeys>, constant: u128 },
+}
+
+/// Hashes the blocks of one scope.
+#[derive(Clone, Debug)]
+pub struct ScopedHasher {
+    block_size: u32,
+    form: Form,
+}
+
+impl ScopedHasher {
+    /// Tokens per block.
+    pub const fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Append the local hashes of the full blocks of `tokens`.
+    pub fn locals_into(&self, tokens: &[u32], locals: &mut Vec<LocalHash>) {
+        self.each(tokens, |local| locals.push(local));
+    }
+
+    /// Append local and sequence hashes of the full blocks of `tokens`, which follow those that are there already.
+    ///
+    /// One pass: the chain of a block is computed while the next block is read.
+    pub fn extend(&self, tokens: &[u32], locals: &mut Vec<LocalHash>, sequence: &mut Vec<SequenceHash>) {
+        let mut previous = sequence.last().copied();
+        self.each(tokens, |local| {
+            let hash = next_sequence_hash(previous, local);
+            previous = Some(hash);
+            locals.push(local);
+            sequence.push(hash);
+        });
+    }
+
+    /// One loop for each form: the choice stays out of it.
+    #[inline]
+    fn each(&self, tokens: &[u32], mut take: impl FnMut(LocalHash)) {
+        let blocks = tokens.chunks_exact(self.block_size as usize);
+        match &self.form {
+            Form::Seeded(seed) => {
+                for block in blocks {
+                    take(LocalHash(with_bytes(block, |bytes| {
+                        xxh3_64_with_seed(bytes, *seed)
+                    })));
+                }
+            }
+            Form::Secret(secret) => {
+                for block in blocks {
+                    take(LocalHash(with_bytes(block, |bytes| {
+                        xxh3_64_with_secret(bytes, &secret[..])
+                    })));
+                }
+            }
+            Form::Keyed { keys, constant } => blocks.for_each(|block| take(keys.hash(block, *constant))),
+        }
+    }
+}

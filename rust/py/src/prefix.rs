@@ -1,0 +1,77 @@
+//! `wardrop.Prefix`: a prompt that grows, hashed once.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use wardrop_core::{BlockHasher, HashMode, HashScope, PromptHashes};
+
+use crate::hashes::sized;
+use crate::tokens::Tokens;
+
+/// The hashes of a prompt so far; see `_core.pyi`.
+#[pyclass(frozen, module = "wardrop._core")]
+pub struct Prefix(Mutex<PromptHashes>);
+
+impl Prefix {
+    /// An empty prompt for prompts of this hasher.
+    pub fn empty(hasher: &BlockHasher, scope: &HashScope<'_>) -> Self {
+        Self(Mutex::new(PromptHashes::new(hasher, scope)))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, PromptHashes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Prefix {
+    #[new]
+    #[pyo3(signature = (block_size, *, lora_name=None, cache_namespace=None))]
+    fn new(block_size: u32, lora_name: Option<&str>, cache_namespace: Option<&str>) -> PyResult<Self> {
+        if block_size == 0 {
+            return Err(PyValueError::new_err("block_size = 0: expected at least 1 token"));
+        }
+        let scope = HashScope {
+            lora_name,
+            cache_namespace,
+        };
+        Ok(Self::empty(&BlockHasher::new(HashMode::Xxh3, block_size), &scope))
+    }
+
+    fn extend(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<()> {
+        let tokens = Tokens::new(tokens)?;
+        let tokens = tokens.as_slice();
+        sized(py, tokens.len(), || self.lock().extend(tokens));
+        Ok(())
+    }
+
+    fn copy(&self) -> Self {
+        Self(Mutex::new(self.lock().clone()))
+    }
+
+    #[getter]
+    fn tokens(&self) -> usize {
+        self.lock().tokens()
+    }
+
+    #[getter]
+    fn blocks(&self) -> usize {
+        self.lock().locals().len()
+    }
+
+    #[getter]
+    fn block_size(&self) -> u32 {
+        self.lock().hasher().block_size()
+    }
+
+    fn block_hashes(&self) -> PyResult<Vec<u64>> {
+        let hashes = self.lock();
+        if hashes.hasher().is_keyed() {
+            return Err(PyValueError::new_err(
+                "hashes under a router's key stay inside: pass the Prefix itself to route, find_matches or book",
+            ));
+        }
+        Ok(hashes.locals().iter().map(|hash| hash.0).collect())
+    }
+}
