@@ -27,7 +27,7 @@ fn resident() -> u64 {
 
 fn router(workers: u64) -> Router {
     let config = RouterConfig::new(16).with_policy(PolicyConfig::Dynamo(DynamoConfig::default()));
-    let mut router = Router::new(config).expect("the defaults are valid");
+    let router = Router::new(config).expect("the defaults are valid");
     for worker in 0..workers {
         router
             .add_worker(WorkerId::new(worker, 0), WorkerSpec::default())
@@ -122,7 +122,7 @@ fn decisions(router: &mut Router, chains: u64, with_sequence: bool, booked: bool
 }
 
 fn churn(cycles: u64) -> (f64, u64) {
-    let mut router = router(8);
+    let router = router(8);
     let mut first = 0;
     for cycle in 0..cycles {
         for of in 0..977 {

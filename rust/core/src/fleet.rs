@@ -39,12 +39,16 @@ impl Fleet {
         Ok(slot)
     }
 
-    /// Forget a worker.
+    /// Forget a worker. Nobody else gets its slot before [`Fleet::free`].
     pub fn remove(&mut self, id: WorkerId) -> Result<Slot, Error> {
         let slot = self.slot_of.remove(&id).ok_or(Error::UnknownWorker(id))?;
         self.set_available(slot, false);
-        self.free.push(slot);
         Ok(slot)
+    }
+
+    /// Nothing is left of the worker that was in `slot`.
+    pub fn free(&mut self, slot: Slot) {
+        self.free.push(slot);
     }
 
     /// The slot of a worker.

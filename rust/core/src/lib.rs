@@ -25,6 +25,7 @@ pub mod price;
 pub mod queue;
 pub mod request;
 pub mod rng;
+mod roster;
 pub mod router;
 mod router_config;
 pub mod sim;

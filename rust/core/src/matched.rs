@@ -1,21 +1,28 @@
 //! A request matched against its candidates: everything of a decision that does not change with the load.
 
+use std::cell::Cell;
+
 use crate::error::Error;
 use crate::fleet::Fleet;
+use crate::index::seqlock::Stamp;
 use crate::index::slots::bits;
 use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap};
 use crate::ledger::{Seconds, Work};
 use crate::load::Load;
 use crate::predicted::{Predicted, RaiseScratch};
 use crate::request::{Candidate, RouteRequest};
+use crate::roster::Roster;
 use crate::worker::WorkerId;
-
-/// What a match reads.
-pub(crate) type State<'a> = (&'a Fleet, &'a Index, &'a Predicted, &'a Load);
 
 /// By slot: what each available worker has of the prompt. Kept between calls to spare the allocations.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Overlaps {
+    /// Of the fleet that was looked at; `None`: it was being changed.
+    stamp: Option<Stamp>,
+    /// The index's count of caches that were emptied at once.
+    clears: u64,
+    slots: usize,
+    active: Vec<u64>,
     device: Vec<u32>,
     host: Vec<u32>,
     disk: Vec<u32>,
@@ -26,27 +33,65 @@ pub(crate) struct Overlaps {
     raise: RaiseScratch,
 }
 
+thread_local! {
+    static KEPT: Cell<Option<Box<Overlaps>>> = const { Cell::new(None) };
+}
+
 impl Overlaps {
-    fn fill(&mut self, prompt: &Prompt<'_>, (fleet, index, predicted, load): State<'_>) {
-        let slots = fleet.available();
-        zero(&mut self.device, fleet.slots());
-        zero(&mut self.shared, fleet.slots());
-        index.device_overlap(prompt, slots, &mut self.device, &mut self.scratch);
-        predicted.raise(prompt, slots, &mut self.device, &mut self.raise);
-        load.shared_blocks(prompt, slots, &mut self.shared, &mut self.scratch);
+    /// Those that this thread used last.
+    pub fn taken() -> Box<Self> {
+        KEPT.take().unwrap_or_default()
+    }
+
+    /// For this thread's next match.
+    pub fn keep(self: Box<Self>) {
+        KEPT.set(Some(self));
+    }
+
+    /// What the index knows of the prompt: without a lock, whatever is written meanwhile.
+    pub fn look(&mut self, prompt: &Prompt<'_>, roster: &Roster, index: &Index) {
+        self.clears = index.clears();
+        let fleet = roster.read(&mut self.active);
+        self.stamp = fleet.map(|(_, stamp)| stamp);
+        self.slots = fleet.map_or(0, |(slots, _)| slots);
+        self.active.truncate(self.slots.div_ceil(64));
+        zero(&mut self.device, self.slots);
+        index.device_overlap(prompt, &self.active, &mut self.device, &mut self.scratch);
         if index.any_lower() {
-            zero(&mut self.host, fleet.slots());
-            zero(&mut self.disk, fleet.slots());
+            index.follow(prompt, &mut self.scratch);
+            zero(&mut self.host, self.slots);
+            zero(&mut self.disk, self.slots);
             self.lower_is_zero = false;
-            for slot in each(slots).filter(|&slot| index.has_lower(slot)) {
-                let at = slot.index();
-                [self.host[at], self.disk[at]] = index.lower_overlap(prompt, slot, self.device[at]);
-            }
-        } else if !self.lower_is_zero || self.host.len() != fleet.slots() {
-            zero(&mut self.host, fleet.slots());
-            zero(&mut self.disk, fleet.slots());
+            self.look_lower(index);
+        } else if !self.lower_is_zero || self.host.len() != self.slots {
+            zero(&mut self.host, self.slots);
+            zero(&mut self.disk, self.slots);
             self.lower_is_zero = true;
         }
+    }
+
+    fn look_lower(&mut self, index: &Index) {
+        for slot in each(&self.active).filter(|&slot| index.has_lower(slot)) {
+            let at = slot.index();
+            [self.host[at], self.disk[at]] = index.lower_overlap(&self.scratch, slot, self.device[at]);
+        }
+    }
+
+    /// Whether the workers looked at are still those of the fleet, and none of their caches was emptied at once.
+    pub fn is_current(&self, roster: &Roster, index: &Index) -> bool {
+        self.clears == index.clears() && self.stamp.is_some_and(|stamp| roster.is_valid(stamp))
+    }
+
+    /// Adds what the router itself knows: what is predicted, and what is in flight. Under its lock.
+    fn add_own(&mut self, prompt: &Prompt<'_>, index: &Index, predicted: &Predicted, load: &Load) {
+        if !predicted.is_off() {
+            predicted.raise(prompt, &self.active, &mut self.device, &mut self.raise);
+            if !self.lower_is_zero {
+                self.look_lower(index);
+            }
+        }
+        zero(&mut self.shared, self.slots);
+        load.shared_blocks(prompt, &self.active, &mut self.shared, &mut self.scratch);
     }
 }
 
@@ -119,20 +164,15 @@ impl Matched {
         [self.device_blocks[i], self.host_blocks[i], self.disk_blocks[i]]
     }
 
-    /// Match `request` against the available workers, all or the allowed ones.
+    /// Complete a match against the available workers, all or the allowed ones. `overlaps` must have looked at this fleet.
     pub(crate) fn fill(
         &mut self,
         request: &RouteRequest<'_>,
         overlaps: &mut Overlaps,
-        state: State<'_>,
+        (fleet, index, predicted, load): (&Fleet, &Index, &Predicted, &Load),
         generation: u64,
     ) -> Result<(), Error> {
-        let prompt = Prompt {
-            locals: request.local_hashes,
-            sequence: request.sequence_hashes,
-        };
-        overlaps.fill(&prompt, state);
-        let fleet = state.0;
+        overlaps.add_own(&request.prompt(), index, predicted, load);
         self.input_tokens = request.input_tokens;
         self.request_blocks = request.local_hashes.len() as u32;
         self.expected_output_tokens = request.expected_output_tokens;

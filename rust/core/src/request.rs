@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::hash::{LocalHash, SequenceHash};
+use crate::index::Prompt;
 use crate::worker::WorkerId;
 
 /// A request's identity among the open bookings. Who calls maps its own ids.
@@ -27,6 +28,16 @@ pub struct RouteRequest<'a> {
     pub allowed: Option<&'a [WorkerId]>,
     /// Fill [`Decision::candidates`].
     pub explain: bool,
+}
+
+impl<'a> RouteRequest<'a> {
+    /// Its prompt.
+    pub(crate) const fn prompt(&self) -> Prompt<'a> {
+        Prompt {
+            locals: self.local_hashes,
+            sequence: self.sequence_hashes,
+        }
+    }
 }
 
 /// The stages of a decision, in their order; [`Stage::Pick`] ends with the booking.

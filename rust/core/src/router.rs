@@ -1,5 +1,8 @@
 //! The one object that owns state: apply, route, finish.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use crate::error::Error;
 use crate::event::KvEvent;
 use crate::fleet::Fleet;
@@ -12,10 +15,11 @@ use crate::load::Load;
 pub use crate::matched::{Ahead, Matched};
 use crate::matched::{Columns, Overlaps};
 use crate::pick::pick;
-use crate::predicted::Predicted;
+use crate::predicted::{Predicted, PredictedUse};
 use crate::price::{Policy, PolicyConfig, View};
 pub use crate::request::{Candidate, Decision, RequestId, RouteRequest, Stage};
 use crate::rng::Rng;
+use crate::roster::Roster;
 pub use crate::router_config::RouterConfig;
 use crate::snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 use crate::worker::{WorkerId, WorkerSpec};
@@ -23,22 +27,35 @@ use crate::worker::{WorkerId, WorkerSpec};
 /// Decisions that are kept until they are taken.
 pub const MAX_KEPT: usize = 256;
 
+/// Times that a search tries without a lock while the fleet changes.
+const FIND_TRIES: usize = 8;
+
 /// Routes the requests of one pool of workers. See the crate's page for the flow.
+///
+/// Shared by any number of threads. A match takes no lock and waits for no writer; events are applied one at a time under the
+/// index's own; to price, pick and book is one step under that of the desk. With one thread all is as if there were no locks:
+/// the same calls give the same answers.
 pub struct Router {
     config: RouterConfig,
     hasher: BlockHasher,
+    index: Index,
+    roster: Roster,
+    keeps_placements: AtomicBool,
+    desk: Mutex<Desk>,
+}
+
+/// What a decision changes or must see as a whole.
+struct Desk {
+    config: RouterConfig,
     policy: Box<dyn Policy>,
     rng: Rng,
     fleet: Fleet,
-    index: Index,
     predicted: Predicted,
     load: Load,
     ledger: Ledger,
     counters: Counters,
-    overlaps: Overlaps,
     matched: Matched,
     columns: Columns,
-    generation: u64,
     keeps_placements: bool,
     kept: Vec<Placed>,
 }
@@ -47,27 +64,35 @@ impl Router {
     /// A router without workers.
     pub fn new(config: RouterConfig) -> Result<Self, Error> {
         config.validate()?;
-        Ok(Self {
-            hasher: BlockHasher::new(config.hash.clone(), config.block_size),
+        let desk = Desk {
             policy: config.policy.build()?,
             rng: Rng::new(config.seed),
             fleet: Fleet::default(),
-            index: Index::new(config.index_max_blocks),
             predicted: Predicted::new(config.predicted),
             load: Load::default(),
             ledger: Ledger::new(&config.curves, Learning::default()),
             counters: Counters::default(),
-            overlaps: Overlaps::default(),
             matched: Matched::default(),
             columns: Columns::default(),
-            generation: 0,
             keeps_placements: false,
             kept: Vec::new(),
+            config: config.clone(),
+        };
+        Ok(Self {
+            hasher: BlockHasher::new(config.hash.clone(), config.block_size),
+            index: Index::new(config.index_max_blocks),
+            roster: Roster::default(),
+            keeps_placements: AtomicBool::new(false),
+            desk: Mutex::new(desk),
             config,
         })
     }
 
-    /// The configuration in force.
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The configuration that it was made with; [`Router::set_policy`] does not change it.
     pub const fn config(&self) -> &RouterConfig {
         &self.config
     }
@@ -78,114 +103,387 @@ impl Router {
     }
 
     /// Register a worker: available, idle, with an empty cache.
-    pub fn add_worker(&mut self, id: WorkerId, spec: WorkerSpec) -> Result<(), Error> {
-        let slot = self.fleet.add(id, spec, self.config.max_workers)?;
-        self.load.ensure(slot);
-        self.predicted
-            .add_worker(slot, self.fleet.spec(slot).total_kv_blocks);
-        self.ledger
-            .add_worker(slot, self.fleet.spec(slot), self.config.block_size);
-        self.generation += 1;
+    pub fn add_worker(&self, id: WorkerId, spec: WorkerSpec) -> Result<(), Error> {
+        let desk = &mut *self.desk();
+        let slot = desk.fleet.add(id, spec, self.config.max_workers)?;
+        let spec = desk.fleet.spec(slot);
+        desk.load.ensure(slot);
+        desk.predicted.add_worker(slot, spec.total_kv_blocks);
+        desk.ledger.add_worker(slot, spec, self.config.block_size);
+        self.index.register(id, slot);
+        self.roster.publish(&desk.fleet, slot);
         Ok(())
     }
 
-    /// Forget a worker, its blocks and its bookings. O(its blocks + open bookings).
-    pub fn remove_worker(&mut self, id: WorkerId) -> Result<(), Error> {
-        let slot = self.fleet.remove(id)?;
-        self.index.remove_worker(slot);
-        self.predicted.clear(slot);
-        self.counters.dropped_with_worker += self.load.remove_worker(slot) as u64;
-        self.ledger.remove_worker(slot);
-        self.generation += 1;
+    /// Forget a worker, its blocks and its bookings. O(its blocks + its bookings).
+    pub fn remove_worker(&self, id: WorkerId) -> Result<(), Error> {
+        let slot = {
+            let desk = &mut *self.desk();
+            let slot = desk.fleet.remove(id)?;
+            self.roster.publish(&desk.fleet, slot);
+            desk.predicted.clear(slot);
+            let dropped = desk.load.remove_worker(slot);
+            desk.counters.dropped_with_worker += dropped.len() as u64;
+            desk.ledger.remove_worker(slot, &dropped);
+            slot
+        };
+        // Nobody gets the slot before nothing is left of it, and no decision waits for that.
+        self.index.retire(id, slot);
+        self.desk().fleet.free(slot);
         Ok(())
     }
 
     /// Whether a worker takes requests. One that does not keeps its blocks and its bookings.
-    pub fn set_available(&mut self, id: WorkerId, available: bool) -> Result<(), Error> {
-        let slot = self.fleet.slot(id)?;
-        self.fleet.set_available(slot, available);
-        self.generation += 1;
+    pub fn set_available(&self, id: WorkerId, available: bool) -> Result<(), Error> {
+        let desk = &mut *self.desk();
+        let slot = desk.fleet.slot(id)?;
+        desk.fleet.set_available(slot, available);
+        self.roster.publish(&desk.fleet, slot);
         Ok(())
     }
 
     /// Apply one KV event of a worker. On an error the feed may go on: the event was counted and, but for
     /// [`Error::UnknownBlocks`], left the index as it was up to the block that was refused. O(blocks of the event).
-    pub fn apply(&mut self, id: WorkerId, event: &KvEvent) -> Result<(), Error> {
-        let slot = self
-            .fleet
-            .slot(id)
-            .inspect_err(|_| self.counters.unknown_worker += 1)?;
-        let outcome = self.index.apply(slot, event);
-        if matches!(event, KvEvent::Cleared) {
-            self.predicted.clear(slot);
+    pub fn apply(&self, id: WorkerId, event: &KvEvent) -> Result<(), Error> {
+        let outcome = self.index.apply_from(id, event);
+        if matches!(event, KvEvent::Cleared) && outcome.is_ok() {
+            let desk = &mut *self.desk();
+            if let Ok(slot) = desk.fleet.slot(id) {
+                desk.predicted.clear(slot);
+            }
         }
-        self.counters.count_event(event, outcome);
         outcome.map_err(|refusal| event_error(id, event, refusal, self.config.index_max_blocks))
     }
 
     /// What each worker holds of a prompt; workers that hold nothing are left out. In id order.
     pub fn find_matches(&self, locals: &[LocalHash]) -> Vec<WorkerOverlap> {
-        let overlaps = self.overlaps_of(&Prompt {
+        let prompt = Prompt {
             locals,
             sequence: &[],
-        });
-        let overlap = |(worker, slot): (WorkerId, Slot)| {
-            let [device, host, disk] = overlaps[slot.index()];
-            WorkerOverlap {
-                worker,
-                device,
-                host,
-                disk,
-            }
         };
-        let found = self.fleet.sorted().into_iter().map(overlap);
-        found
-            .filter(|found| found.device + found.host + found.disk > 0)
-            .collect()
+        if self.config.predicted.used == PredictedUse::Off {
+            for _ in 0..FIND_TRIES {
+                let Some((slots, stamp)) = self.roster.read(&mut Vec::new()) else {
+                    continue;
+                };
+                let clears = self.index.clears();
+                let overlaps = self.index.find_matches(&prompt, slots);
+                let found = Self::named(&overlaps, |slot| self.roster.id(slot));
+                if self.roster.is_valid(stamp) && self.index.clears() == clears {
+                    return found;
+                }
+            }
+        }
+        let desk = &*self.desk();
+        let overlaps = desk.overlaps_of(&prompt, &self.index);
+        Self::named(&overlaps, |slot| desk.fleet.ids()[slot.index()])
     }
 
-    /// What each slot holds of a prompt, by its events and by prediction.
-    fn overlaps_of(&self, prompt: &Prompt<'_>) -> Vec<TierOverlap> {
-        let mut overlaps = self.index.find_matches(prompt, self.fleet.slots());
-        if !self.predicted.is_off() {
-            self.predicted.raise_all(prompt, &self.index, &mut overlaps);
-        }
-        overlaps
+    fn named(overlaps: &[TierOverlap], id: impl Fn(Slot) -> WorkerId) -> Vec<WorkerOverlap> {
+        let holders = (0..).map(Slot).zip(overlaps);
+        let holders = holders.filter(|(_, overlap)| **overlap != [0; 3]);
+        let overlap = |(slot, &[device, host, disk]): (Slot, &TierOverlap)| WorkerOverlap {
+            worker: id(slot),
+            device,
+            host,
+            disk,
+        };
+        let mut found: Vec<WorkerOverlap> = holders.map(overlap).collect();
+        found.sort_unstable_by_key(|overlap| overlap.worker);
+        found
     }
 
     /// Choose a worker and, when the request has an id, book it there: one atomic step.
     ///
     /// Bookings whose time is over end first. O(blocks / 64 + workers).
-    pub fn route(&mut self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
+    pub fn route(&self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
         self.route_marked(request, now_s, |_| ())
     }
 
     /// As [`Router::route`]; `mark` is told the end of each stage, so that who has a clock can time them.
     pub fn route_marked(
-        &mut self,
+        &self,
         request: &RouteRequest<'_>,
         now_s: f64,
         mut mark: impl FnMut(Stage),
     ) -> Result<Decision, Error> {
-        self.expire(now_s);
-        self.check(request)?;
-        let mut matched = std::mem::take(&mut self.matched);
-        let found = self.match_into(request, &mut matched);
-        mark(Stage::Match);
-        let decision = found.map(|()| self.decide(request, &matched, now_s, &mut mark));
-        self.matched = matched;
+        let mut overlaps = Overlaps::taken();
+        overlaps.look(&request.prompt(), &self.roster, &self.index);
+        let decision = {
+            let desk = &mut *self.desk();
+            desk.expire(now_s);
+            desk.check(request).and_then(|()| {
+                let mut matched = std::mem::take(&mut desk.matched);
+                let found = self.complete(desk, request, &mut overlaps, &mut matched);
+                mark(Stage::Match);
+                let decision = found.map(|()| desk.decide(request, &matched, now_s, &mut mark));
+                desk.matched = matched;
+                decision
+            })
+        };
+        overlaps.keep();
         decision
     }
 
-    fn match_into(&mut self, request: &RouteRequest<'_>, matched: &mut Matched) -> Result<(), Error> {
-        let state = (&self.fleet, &self.index, &self.predicted, &self.load);
-        matched.fill(request, &mut self.overlaps, state, self.generation)?;
-        if self.policy.wants_seconds() {
-            self.fill_work(matched);
+    /// The part of a match that needs the desk; all of it when the fleet changed since the index was looked at.
+    fn complete(
+        &self,
+        desk: &Desk,
+        request: &RouteRequest<'_>,
+        overlaps: &mut Overlaps,
+        matched: &mut Matched,
+    ) -> Result<(), Error> {
+        if !overlaps.is_current(&self.roster, &self.index) {
+            overlaps.look(&request.prompt(), &self.roster, &self.index);
+        }
+        let state = (&desk.fleet, &self.index, &desk.predicted, &desk.load);
+        matched.fill(request, overlaps, state, self.roster.generation())?;
+        if desk.policy.wants_seconds() {
+            desk.fill_work(matched);
         }
         Ok(())
     }
 
+    /// Matches a request against every candidate without choosing: for a queue, which prices it more than once.
+    pub fn prepare(&self, request: &RouteRequest<'_>) -> Result<Matched, Error> {
+        let mut matched = Matched::default();
+        let mut overlaps = Box::<Overlaps>::default();
+        overlaps.look(&request.prompt(), &self.roster, &self.index);
+        let desk = &*self.desk();
+        self.complete(desk, request, &mut overlaps, &mut matched)?;
+        desk.fill_work(&mut matched);
+        Ok(matched)
+    }
+
+    /// Prices a matched request at the present load plus what waits ahead of it: the chosen candidate and its cost.
+    ///
+    /// `matched` must be of the present [`Router::generation`], and a price must leave one candidate a finite cost.
+    pub fn choose(&self, matched: &Matched, ahead: &Ahead, now_s: f64) -> (usize, f64) {
+        let desk = &mut *self.desk();
+        self.assert_present(matched);
+        desk.price(matched, Some(ahead), now_s);
+        let chosen = pick(&desk.columns.costs, desk.policy.temperature(), &mut desk.rng);
+        let chosen = chosen.expect("a price must leave one candidate with a finite cost");
+        (chosen, desk.columns.costs[chosen])
+    }
+
+    fn assert_present(&self, matched: &Matched) {
+        assert_eq!(
+            matched.generation,
+            self.roster.generation(),
+            "a match must be of the present generation"
+        );
+    }
+
+    /// Books a matched request on candidate `chosen`. The request must have an id.
+    pub fn place(
+        &self,
+        request: &RouteRequest<'_>,
+        matched: &Matched,
+        chosen: usize,
+        now_s: f64,
+    ) -> Result<WorkerId, Error> {
+        let desk = &mut *self.desk();
+        self.assert_present(matched);
+        desk.check(request)?;
+        desk.counters.routed += 1;
+        let work = desk.work(request.input_tokens, matched.overlap(chosen));
+        desk.keep(request, matched, chosen, now_s);
+        desk.open(request, matched.slots[chosen], work, now_s);
+        Ok(matched.workers[chosen])
+    }
+
+    /// Keep each booked decision, or stop, for [`Router::take_placements`]. Keeping one is O(candidates); at most
+    /// [`MAX_KEPT`] wait to be taken, and what comes beyond is passed over.
+    pub fn keep_placements(&self, keep: bool) {
+        if self.keeps_placements.swap(keep, Ordering::Relaxed) != keep {
+            self.desk().keeps_placements = keep;
+        }
+    }
+
+    /// The decisions kept since the last call, oldest first. Those that were kept before it was stopped are taken once it
+    /// goes on.
+    pub fn take_placements(&self) -> Vec<Placed> {
+        if !self.keeps_placements.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.desk().kept)
+    }
+
+    /// Counts changes of the set of candidates: a [`Matched`] is good for one.
+    pub fn generation(&self) -> u64 {
+        self.roster.generation()
+    }
+
+    /// Dense positions in use are below this.
+    pub fn positions(&self) -> usize {
+        self.desk().fleet.slots()
+    }
+
+    /// Whether a booking with this id is open.
+    pub fn is_booked(&self, request: RequestId) -> bool {
+        self.desk().load.contains(request)
+    }
+
+    /// Whether a dense position has a worker that takes requests.
+    pub fn serves(&self, position: usize) -> bool {
+        let fleet = &self.desk().fleet;
+        position < fleet.slots() && fleet.is_available(Slot(position as u32))
+    }
+
+    /// How full the worker at a dense position is.
+    pub fn pressure(&self, position: usize) -> Pressure {
+        self.desk().ledger.pressure(position)
+    }
+
+    /// Prefill seconds of `work` on the worker at a dense position, by its learned curve.
+    pub fn prefill_s(&self, position: usize, work: Work) -> f64 {
+        let desk = &*self.desk();
+        let curve = desk.ledger.curves().of(position);
+        curve.prefill_s(work.new_tokens, work.cached_tokens)
+    }
+
+    /// Mean tokens of an answer so far.
+    pub fn mean_output_tokens(&self) -> f64 {
+        self.desk().ledger.mean_output_tokens()
+    }
+
+    /// The learned latency curves of every worker.
+    pub fn curves(&self) -> Vec<CurveView> {
+        let desk = &*self.desk();
+        desk.ledger.curves().views(desk.placed()).collect()
+    }
+
+    /// Everything learned of latency, for a file.
+    pub fn curve_record(&self) -> FleetRecord {
+        let desk = &*self.desk();
+        desk.ledger.curves().record(desk.placed())
+    }
+
+    /// Takes over learned curves; how many workers were known.
+    pub fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
+        let Desk { fleet, ledger, .. } = &mut *self.desk();
+        let position = |worker| fleet.slot(worker).ok().map(Slot::index);
+        ledger.curves_mut().restore(record, position)
+    }
+
+    /// The curves and the dense position of `worker`, to teach them from engine metrics. `None`: nobody has this id.
+    pub fn teach<T>(&self, worker: WorkerId, lesson: impl FnOnce(&mut FleetCurves, usize) -> T) -> Option<T> {
+        let desk = &mut *self.desk();
+        let position = desk.fleet.slot(worker).ok()?.index();
+        Some(lesson(desk.ledger.curves_mut(), position))
+    }
+
+    /// Book a placement that somebody else made. The request must have an id.
+    pub fn book(&self, request: &RouteRequest<'_>, worker: WorkerId, now_s: f64) -> Result<(), Error> {
+        let desk = &mut *self.desk();
+        let slot = desk.fleet.slot(worker)?;
+        if request.request_id.is_none() {
+            let expected = "an id to book under";
+            return Err(Error::Parameter {
+                field: "request_id",
+                got: "none".to_owned(),
+                expected,
+            });
+        }
+        desk.expire(now_s);
+        desk.check(request)?;
+        let overlap = desk.overlaps_of(&request.prompt(), &self.index)[slot.index()];
+        let work = desk.work(request.input_tokens, overlap);
+        desk.open(request, slot, work, now_s);
+        Ok(())
+    }
+
+    /// The first token of a request is out. Its worker. Twice is harmless.
+    pub fn prefill_done(&self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
+        let desk = &mut *self.desk();
+        let slot = desk
+            .load
+            .prefill_done(request)
+            .ok_or(Error::UnknownRequest(request))?;
+        desk.ledger.prefill_done(request, now_s);
+        desk.predicted.first_token(request, now_s);
+        Ok(desk.fleet.ids()[slot.index()])
+    }
+
+    /// The request ended, well or not. Its worker.
+    pub fn release(&self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
+        self.finish(request, Outcome::default(), now_s)
+    }
+
+    /// As [`Router::release`], with what the request told: the latency curves learn from it.
+    pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) -> Result<WorkerId, Error> {
+        let desk = &mut *self.desk();
+        let slot = desk.load.release(request).ok_or(Error::UnknownRequest(request))?;
+        if outcome.at_first_token {
+            desk.ledger.prefill_done(request, now_s);
+        }
+        desk.ledger.release(request, desk.kv_tokens(slot), outcome, now_s);
+        desk.predicted.finished(request, now_s);
+        desk.counters.released += 1;
+        Ok(desk.fleet.ids()[slot.index()])
+    }
+
+    /// End the bookings that outlived their time; how many.
+    pub fn expire(&self, now_s: f64) -> usize {
+        self.desk().expire(now_s)
+    }
+
+    /// Put another policy in force, as a whole.
+    pub fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
+        let built = policy.build()?;
+        let desk = &mut *self.desk();
+        desk.policy = built;
+        desk.config.policy = policy;
+        Ok(())
+    }
+
+    /// Registered workers, in id order.
+    pub fn workers(&self) -> impl Iterator<Item = WorkerId> + use<> {
+        self.desk().fleet.sorted().into_iter().map(|(id, _)| id)
+    }
+
+    /// What happened since the router was made.
+    pub fn counters(&self) -> Counters {
+        let desk = self.desk().counters;
+        Counters {
+            reads_given_up: self.index.reads_given_up(),
+            ..desk.with_events(&self.index.counters())
+        }
+    }
+
+    /// Everything the router knows, copied out. O(workers).
+    pub fn snapshot(&self) -> Snapshot {
+        let counters = self.counters();
+        let held = self.index.held();
+        let desk = &*self.desk();
+        let worker = |(worker, slot): (WorkerId, Slot)| WorkerSnapshot {
+            worker,
+            spec: desk.fleet.spec(slot).clone(),
+            available: desk.fleet.is_available(slot),
+            prefill_tokens: desk.load.prefill_tokens[slot.index()],
+            decode_blocks: desk.load.decode_blocks[slot.index()],
+            active_requests: desk.load.active_requests[slot.index()],
+            held_blocks: held.get(slot.index()).copied().unwrap_or_default(),
+        };
+        let workers: Vec<WorkerSnapshot> = desk.fleet.sorted().into_iter().map(worker).collect();
+        let holdings = workers.iter().flat_map(|worker| worker.held_blocks).sum();
+        Snapshot {
+            workers,
+            policy: desk.policy.name().to_owned(),
+            bookings: desk.load.len(),
+            index: IndexSize {
+                blocks: self.index.blocks(),
+                holdings,
+                bytes: self.index.bytes(),
+            },
+            predicted: desk.predicted.size(),
+            counters,
+        }
+    }
+}
+
+impl Desk {
     fn fill_work(&self, matched: &mut Matched) {
         let work = |i| self.work(matched.input_tokens, matched.overlap(i));
         matched.work = (0..matched.slots.len()).map(work).collect();
@@ -218,60 +516,6 @@ impl Router {
         self.open(request, matched.slots[chosen], work, now_s);
         mark(Stage::Pick);
         decision
-    }
-
-    /// Matches a request against every candidate without choosing: for a queue, which prices it more than once.
-    pub fn prepare(&self, request: &RouteRequest<'_>) -> Result<Matched, Error> {
-        let mut matched = Matched::default();
-        let state = (&self.fleet, &self.index, &self.predicted, &self.load);
-        matched.fill(request, &mut Overlaps::default(), state, self.generation)?;
-        self.fill_work(&mut matched);
-        Ok(matched)
-    }
-
-    /// Prices a matched request at the present load plus what waits ahead of it: the chosen candidate and its cost.
-    ///
-    /// `matched` must be of the present [`Router::generation`], and a price must leave one candidate a finite cost.
-    pub fn choose(&mut self, matched: &Matched, ahead: &Ahead, now_s: f64) -> (usize, f64) {
-        assert_eq!(
-            matched.generation, self.generation,
-            "a match must be of the present generation"
-        );
-        self.price(matched, Some(ahead), now_s);
-        let chosen = pick(&self.columns.costs, self.policy.temperature(), &mut self.rng);
-        let chosen = chosen.expect("a price must leave one candidate with a finite cost");
-        (chosen, self.columns.costs[chosen])
-    }
-
-    /// Books a matched request on candidate `chosen`. The request must have an id.
-    pub fn place(
-        &mut self,
-        request: &RouteRequest<'_>,
-        matched: &Matched,
-        chosen: usize,
-        now_s: f64,
-    ) -> Result<WorkerId, Error> {
-        assert_eq!(
-            matched.generation, self.generation,
-            "a match must be of the present generation"
-        );
-        self.check(request)?;
-        self.counters.routed += 1;
-        let work = self.work(request.input_tokens, matched.overlap(chosen));
-        self.keep(request, matched, chosen, now_s);
-        self.open(request, matched.slots[chosen], work, now_s);
-        Ok(matched.workers[chosen])
-    }
-
-    /// Keep each booked decision, or stop, for [`Router::take_placements`]. Keeping one is O(candidates); at most
-    /// [`MAX_KEPT`] wait to be taken, and what comes beyond is passed over.
-    pub const fn keep_placements(&mut self, keep: bool) {
-        self.keeps_placements = keep;
-    }
-
-    /// The decisions kept since the last call, oldest first.
-    pub fn take_placements(&mut self) -> Vec<Placed> {
-        std::mem::take(&mut self.kept)
     }
 
     fn keep(&mut self, request: &RouteRequest<'_>, matched: &Matched, chosen: usize, now_s: f64) {
@@ -316,7 +560,7 @@ impl Router {
             placement,
             peer_decode_s,
             step_s,
-            generation: self.generation,
+            generation: matched.generation,
         }
     }
 
@@ -328,65 +572,21 @@ impl Router {
         }
     }
 
-    /// Counts changes of the set of candidates: a [`Matched`] is good for one.
-    pub const fn generation(&self) -> u64 {
-        self.generation
+    /// What each slot holds of a prompt, by its events and by prediction.
+    fn overlaps_of(&self, prompt: &Prompt<'_>, index: &Index) -> Vec<TierOverlap> {
+        let mut overlaps = index.find_matches(prompt, self.fleet.slots());
+        if !self.predicted.is_off() {
+            self.predicted.raise_all(prompt, index, &mut overlaps);
+        }
+        overlaps
     }
 
-    /// Dense positions in use are below this.
-    pub const fn positions(&self) -> usize {
-        self.fleet.slots()
-    }
-
-    /// Whether a booking with this id is open.
-    pub fn is_booked(&self, request: RequestId) -> bool {
-        self.load.contains(request)
-    }
-
-    /// Whether a dense position has a worker that takes requests.
-    pub fn serves(&self, position: usize) -> bool {
-        position < self.fleet.slots() && self.fleet.is_available(Slot(position as u32))
-    }
-
-    /// How full the worker at a dense position is.
-    pub fn pressure(&self, position: usize) -> Pressure {
-        self.ledger.pressure(position)
-    }
-
-    /// Prefill seconds of `work` on the worker at a dense position, by its learned curve.
-    pub fn prefill_s(&self, position: usize, work: Work) -> f64 {
-        self.ledger
-            .curves()
-            .of(position)
-            .prefill_s(work.new_tokens, work.cached_tokens)
-    }
-
-    /// Mean tokens of an answer so far.
-    pub const fn mean_output_tokens(&self) -> f64 {
-        self.ledger.mean_output_tokens()
-    }
-
-    /// The learned latency curves of every worker.
-    pub fn curves(&self) -> Vec<CurveView> {
-        self.ledger.curves().views(self.placed()).collect()
-    }
-
-    /// Everything learned of latency, for a file.
-    pub fn curve_record(&self) -> FleetRecord {
-        self.ledger.curves().record(self.placed())
-    }
-
-    /// Takes over learned curves; how many workers were known.
-    pub fn restore_curves(&mut self, record: &FleetRecord) -> Result<usize, Error> {
-        let fleet = &self.fleet;
-        let position = |worker| fleet.slot(worker).ok().map(Slot::index);
-        self.ledger.curves_mut().restore(record, position)
-    }
-
-    /// The curves, to teach them from engine metrics; with the dense position of `worker`.
-    pub fn teach(&mut self, worker: WorkerId) -> Option<(&mut FleetCurves, usize)> {
-        let position = self.fleet.slot(worker).ok()?.index();
-        Some((self.ledger.curves_mut(), position))
+    fn expire(&mut self, now_s: f64) -> usize {
+        let expired = self.load.expire(now_s);
+        self.ledger.expire(now_s);
+        self.predicted.expire(now_s);
+        self.counters.expired += expired as u64;
+        expired
     }
 
     fn placed(&self) -> impl Iterator<Item = (WorkerId, usize)> + '_ {
@@ -474,10 +674,7 @@ impl Router {
         let Some(id) = request.request_id else {
             return;
         };
-        let prompt = Prompt {
-            locals: request.local_hashes,
-            sequence: request.sequence_hashes,
-        };
+        let prompt = request.prompt();
         let expires_at_s = now_s + self.config.booking_ttl_s;
         self.load.book(id, slot, work.new_tokens, &prompt, expires_at_s);
         self.predicted.insert(slot, &prompt, Some(id), now_s);
@@ -505,110 +702,6 @@ impl Router {
             cached_tokens: cached_tokens.min(input_tokens),
         }
     }
-
-    /// Book a placement that somebody else made. The request must have an id.
-    pub fn book(&mut self, request: &RouteRequest<'_>, worker: WorkerId, now_s: f64) -> Result<(), Error> {
-        let slot = self.fleet.slot(worker)?;
-        if request.request_id.is_none() {
-            let expected = "an id to book under";
-            return Err(Error::Parameter {
-                field: "request_id",
-                got: "none".to_owned(),
-                expected,
-            });
-        }
-        self.expire(now_s);
-        self.check(request)?;
-        let prompt = Prompt {
-            locals: request.local_hashes,
-            sequence: request.sequence_hashes,
-        };
-        let overlap = self.overlaps_of(&prompt)[slot.index()];
-        let work = self.work(request.input_tokens, overlap);
-        self.open(request, slot, work, now_s);
-        Ok(())
-    }
-
-    /// The first token of a request is out. Its worker. Twice is harmless.
-    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
-        let slot = self
-            .load
-            .prefill_done(request)
-            .ok_or(Error::UnknownRequest(request))?;
-        self.ledger.prefill_done(request, now_s);
-        self.predicted.first_token(request, now_s);
-        Ok(self.fleet.ids()[slot.index()])
-    }
-
-    /// The request ended, well or not. Its worker.
-    pub fn release(&mut self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
-        self.finish(request, Outcome::default(), now_s)
-    }
-
-    /// As [`Router::release`], with what the request told: the latency curves learn from it.
-    pub fn finish(&mut self, request: RequestId, outcome: Outcome, now_s: f64) -> Result<WorkerId, Error> {
-        let slot = self.load.release(request).ok_or(Error::UnknownRequest(request))?;
-        if outcome.at_first_token {
-            self.ledger.prefill_done(request, now_s);
-        }
-        self.ledger.release(request, self.kv_tokens(slot), outcome, now_s);
-        self.predicted.finished(request, now_s);
-        self.counters.released += 1;
-        Ok(self.fleet.ids()[slot.index()])
-    }
-
-    /// End the bookings that outlived their time; how many.
-    pub fn expire(&mut self, now_s: f64) -> usize {
-        let expired = self.load.expire(now_s);
-        self.ledger.expire(now_s);
-        self.predicted.expire(now_s);
-        self.counters.expired += expired as u64;
-        expired
-    }
-
-    /// Put another policy in force, as a whole.
-    pub fn set_policy(&mut self, policy: PolicyConfig) -> Result<(), Error> {
-        self.policy = policy.build()?;
-        self.config.policy = policy;
-        Ok(())
-    }
-
-    /// Registered workers, in id order.
-    pub fn workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
-        self.fleet.sorted().into_iter().map(|(id, _)| id)
-    }
-
-    /// What happened since the router was made.
-    pub const fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// Everything the router knows, copied out. O(workers).
-    pub fn snapshot(&self) -> Snapshot {
-        let worker = |(worker, slot): (WorkerId, Slot)| WorkerSnapshot {
-            worker,
-            spec: self.fleet.spec(slot).clone(),
-            available: self.fleet.is_available(slot),
-            prefill_tokens: self.load.prefill_tokens[slot.index()],
-            decode_blocks: self.load.decode_blocks[slot.index()],
-            active_requests: self.load.active_requests[slot.index()],
-            held_blocks: self.index.held_blocks(slot),
-        };
-        let workers: Vec<WorkerSnapshot> = self.fleet.sorted().into_iter().map(worker).collect();
-        let holdings = workers.iter().flat_map(|worker| worker.held_blocks).sum();
-        Snapshot {
-            workers,
-            policy: self.policy.name().to_owned(),
-            bookings: self.load.len(),
-            index: IndexSize {
-                blocks: self.index.blocks(),
-                holdings,
-                bytes: self.index.bytes(),
-            },
-            predicted: self.predicted.size(),
-            counters: self.counters,
-        }
-    }
 }
 
 fn event_error(worker: WorkerId, event: &KvEvent, refusal: Refusal, limit_blocks: u64) -> Error {
@@ -624,6 +717,7 @@ fn event_error(worker: WorkerId, event: &KvEvent, refusal: Refusal, limit_blocks
         },
         (Refusal::UnknownBlocks(unknown), _) => Error::UnknownBlocks { worker, unknown },
         (Refusal::ConflictingBlock(engine), _) => Error::ConflictingBlock { worker, engine },
+        (Refusal::UnknownWorker, _) => Error::UnknownWorker(worker),
         (Refusal::Full, _) => Error::IndexFull { limit_blocks },
         (Refusal::UnknownParent, _) => unreachable!("only a stored event with a parent can lack it"),
     }

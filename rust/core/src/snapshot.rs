@@ -85,9 +85,24 @@ pub struct Counters {
     pub conflicting_block: u64,
     /// Stored events refused because the index was full.
     pub index_full: u64,
+    /// Matches that a writer was in the way of until they answered that nobody holds anything.
+    pub reads_given_up: u64,
 }
 
 impl Counters {
+    /// These, with what `events` says of events.
+    pub(crate) fn with_events(self, events: &Self) -> Self {
+        Self {
+            routed: self.routed,
+            booked: self.booked,
+            released: self.released,
+            expired: self.expired,
+            dropped_with_worker: self.dropped_with_worker,
+            bookings_refused: self.bookings_refused,
+            ..*events
+        }
+    }
+
     pub(crate) fn count_event(&mut self, event: &KvEvent, outcome: Result<(), Refusal>) {
         match outcome {
             Ok(()) => self.events_applied += 1,
@@ -95,6 +110,7 @@ impl Counters {
             Err(Refusal::UnknownBlocks(unknown)) => self.unknown_block += unknown as u64,
             Err(Refusal::ConflictingBlock(_)) => self.conflicting_block += 1,
             Err(Refusal::Full) => self.index_full += 1,
+            Err(Refusal::UnknownWorker) => self.unknown_worker += 1,
         }
         match (event, outcome) {
             (KvEvent::Stored { blocks, .. }, Ok(())) => self.blocks_stored += blocks.len() as u64,

@@ -170,7 +170,7 @@ fn fleet(policy: PolicyConfig, predicted: PredictedConfig, workers: u64) -> Rout
         .with_policy(policy)
         .with_predicted(predicted)
         .with_seed(3);
-    let mut router = Router::new(config).unwrap();
+    let router = Router::new(config).unwrap();
     for worker in 0..workers {
         router
             .add_worker(WorkerId::new(worker, 0), WorkerSpec::default())
@@ -305,7 +305,7 @@ fn a_restarted_or_removed_worker_is_predicted_to_hold_nothing() {
 
 #[test]
 fn a_placement_that_somebody_else_made_is_predicted_too() {
-    let mut router = fleet(
+    let router = fleet(
         PolicyConfig::LeastLoaded,
         PredictedConfig::new(PredictedUse::Alone),
         2,

@@ -10,7 +10,7 @@ const A: WorkerId = WorkerId::new(1, 0);
 const B: WorkerId = WorkerId::new(2, 0);
 
 fn router(config: RouterConfig) -> Router {
-    let mut router = Router::new(config).unwrap();
+    let router = Router::new(config).unwrap();
     router.add_worker(A, WorkerSpec::default()).unwrap();
     router.add_worker(B, WorkerSpec::default()).unwrap();
     router
@@ -132,7 +132,7 @@ fn the_credit_decays_with_the_backlog() {
 
 #[test]
 fn ties_are_shared_evenly() {
-    let mut router = router(dynamo(DynamoConfig::default()));
+    let router = router(dynamo(DynamoConfig::default()));
     let to_a = (0..4000)
         .filter(|_| router.route(&RouteRequest::default(), 0.0).unwrap().worker == A)
         .count();
@@ -145,7 +145,7 @@ fn temperature_is_normalised_by_the_range() {
         router_temperature: 0.7,
         ..DynamoConfig::default()
     };
-    let mut router = router(dynamo(config));
+    let router = router(dynamo(config));
     router.apply(A, &stored(1, Tier::Device)).unwrap();
     let hashes = prompt(1);
     let request = RouteRequest {
@@ -165,7 +165,7 @@ fn temperature_is_normalised_by_the_range() {
 
 #[test]
 fn power_of_two_takes_the_less_loaded_of_two() {
-    let mut router = router(RouterConfig::new(16).with_policy(PolicyConfig::PowerOfTwo));
+    let router = router(RouterConfig::new(16).with_policy(PolicyConfig::PowerOfTwo));
     let busy = RouteRequest {
         request_id: Some(RequestId(1)),
         ..RouteRequest::default()
@@ -259,8 +259,7 @@ fn sticky_keeps_to_the_holders_of_a_long_prefix() {
 
 #[test]
 fn chwbl_keeps_a_family_together_until_its_worker_is_full() {
-    let mut router =
-        router(RouterConfig::new(16).with_policy(policy("chwbl", &json!({"load_factor": 1.25}))));
+    let router = router(RouterConfig::new(16).with_policy(policy("chwbl", &json!({"load_factor": 1.25}))));
     let hashes = prompt(3);
     let mut picks = Vec::new();
     for id in 0..4 {

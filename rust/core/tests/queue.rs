@@ -10,7 +10,7 @@ use wardrop_core::{Error, LocalHash, PolicyConfig, RequestId, Router, RouterConf
 const BLOCK: u32 = 64;
 
 fn router(workers: u64, policy: PolicyConfig) -> Router {
-    let mut router = Router::new(RouterConfig::new(BLOCK).with_policy(policy)).unwrap();
+    let router = Router::new(RouterConfig::new(BLOCK).with_policy(policy)).unwrap();
     for instance in 0..workers {
         let spec = WorkerSpec::default()
             .with_total_kv_blocks(4096)
@@ -64,7 +64,7 @@ impl Toy {
     fn pump(&mut self) {
         let from = self.placed.len();
         self.queue
-            .pump(&mut self.router, self.now_s, &mut self.placed)
+            .pump(&self.router, self.now_s, &mut self.placed)
             .unwrap();
         for dispatch in &self.placed[from..] {
             let service_s = 0.012 + 3.0e-5 * (self.blocks[&dispatch.id] * u64::from(BLOCK)) as f64;
@@ -121,7 +121,7 @@ fn without_late_completions_the_queue_is_not_wedged() {
         ..QueueConfig::default()
     };
     let mut queue = LateQueue::new(config).unwrap();
-    let mut router = Router::new(
+    let router = Router::new(
         RouterConfig::new(BLOCK)
             .with_policy(toll())
             .with_booking_ttl_s(20.0),
@@ -134,14 +134,14 @@ fn without_late_completions_the_queue_is_not_wedged() {
     for i in 0..20 {
         queue.offer(&router, request(i, 1000), 0.0).unwrap();
     }
-    queue.pump(&mut router, 0.0, &mut placed).unwrap();
+    queue.pump(&router, 0.0, &mut placed).unwrap();
     assert!(placed.len() < 20);
-    queue.pump(&mut router, 5.1, &mut placed).unwrap();
+    queue.pump(&router, 5.1, &mut placed).unwrap();
     assert_eq!(placed.len(), 20);
     assert!(placed.iter().any(|d| d.cause == Cause::Age));
     assert_eq!(router.expire(1000.0), 20);
     queue.offer(&router, request(99, 10), 1000.0).unwrap();
-    queue.pump(&mut router, 1000.0, &mut placed).unwrap();
+    queue.pump(&router, 1000.0, &mut placed).unwrap();
     assert_eq!(placed.last().unwrap().cause, Cause::Room);
 }
 
@@ -316,7 +316,7 @@ proptest! {
 fn queue_costs_microseconds() {
     let mut seconds = Vec::new();
     for queued in [false, true] {
-        let mut router = router(8, toll());
+        let router = router(8, toll());
         let mut queue = LateQueue::new(QueueConfig::default()).unwrap();
         let mut placed = Vec::new();
         let mut running: std::collections::VecDeque<RequestId> = std::collections::VecDeque::new();
@@ -327,7 +327,7 @@ fn queue_costs_microseconds() {
             let now_s = i as f64 * 0.005;
             if queued {
                 queue.offer(&router, ask, now_s).unwrap();
-                queue.pump(&mut router, now_s, &mut placed).unwrap();
+                queue.pump(&router, now_s, &mut placed).unwrap();
                 running.extend(placed.drain(..).map(|d| d.id));
             } else {
                 router.route(&ask.question(), now_s).unwrap();
@@ -338,11 +338,11 @@ fn queue_costs_microseconds() {
                 let id = running.pop_front().unwrap();
                 router.prefill_done(id, now_s).unwrap();
                 if queued {
-                    queue.pump(&mut router, now_s, &mut placed).unwrap();
+                    queue.pump(&router, now_s, &mut placed).unwrap();
                 }
                 router.release(id, now_s).unwrap();
                 if queued {
-                    queue.pump(&mut router, now_s, &mut placed).unwrap();
+                    queue.pump(&router, now_s, &mut placed).unwrap();
                 }
                 running.extend(placed.drain(..).map(|d| d.id));
             }

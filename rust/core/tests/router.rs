@@ -9,7 +9,7 @@ const A: WorkerId = WorkerId::new(1, 0);
 const B: WorkerId = WorkerId::new(2, 0);
 
 fn router(policy: PolicyConfig) -> Router {
-    let mut router = Router::new(RouterConfig::new(16).with_policy(policy)).unwrap();
+    let router = Router::new(RouterConfig::new(16).with_policy(policy)).unwrap();
     router.add_worker(A, WorkerSpec::default()).unwrap();
     router.add_worker(B, WorkerSpec::default()).unwrap();
     router
@@ -42,7 +42,7 @@ fn request(id: u64, hashes: &[LocalHash]) -> RouteRequest<'_> {
 
 #[test]
 fn round_robin_visits_every_worker_in_turn() {
-    let mut router = router(PolicyConfig::RoundRobin);
+    let router = router(PolicyConfig::RoundRobin);
     let picks: Vec<WorkerId> = (0..4)
         .map(|_| router.route(&RouteRequest::default(), 0.0).unwrap().worker)
         .collect();
@@ -51,7 +51,7 @@ fn round_robin_visits_every_worker_in_turn() {
 
 #[test]
 fn least_loaded_takes_the_worker_with_fewer_requests() {
-    let mut router = router(PolicyConfig::LeastLoaded);
+    let router = router(PolicyConfig::LeastLoaded);
     let hashes = locals(4);
     let first = router.route(&request(1, &hashes), 0.0).unwrap().worker;
     let second = router.route(&request(2, &hashes), 0.0).unwrap().worker;
@@ -62,7 +62,7 @@ fn least_loaded_takes_the_worker_with_fewer_requests() {
 
 #[test]
 fn load_is_zero_when_idle() {
-    let mut router = router(PolicyConfig::LeastLoaded);
+    let router = router(PolicyConfig::LeastLoaded);
     let hashes = locals(4);
     for id in 0..10 {
         router.route(&request(id, &hashes), 0.0).unwrap();
@@ -91,7 +91,7 @@ fn load_is_zero_when_idle() {
 
 #[test]
 fn cached_blocks_are_not_waited_for() {
-    let mut router = router(PolicyConfig::LeastLoaded);
+    let router = router(PolicyConfig::LeastLoaded);
     router.apply(A, &stored(4)).unwrap();
     let hashes = locals(6);
     router.book(&request(7, &hashes), A, 0.0).unwrap();
@@ -102,7 +102,7 @@ fn cached_blocks_are_not_waited_for() {
 
 #[test]
 fn a_booking_that_nobody_releases_expires() {
-    let mut router = router(PolicyConfig::LeastLoaded);
+    let router = router(PolicyConfig::LeastLoaded);
     router.route(&request(1, &locals(2)), 5.0).unwrap();
     assert_eq!(router.expire(604.9), 0);
     assert_eq!(router.expire(605.0), 1);
@@ -111,7 +111,7 @@ fn a_booking_that_nobody_releases_expires() {
 
 #[test]
 fn a_request_is_booked_once() {
-    let mut router = router(PolicyConfig::LeastLoaded);
+    let router = router(PolicyConfig::LeastLoaded);
     router.route(&request(1, &[]), 0.0).unwrap();
     assert_eq!(
         router.route(&request(1, &[]), 0.0),
@@ -121,7 +121,7 @@ fn a_request_is_booked_once() {
 
 #[test]
 fn an_unavailable_worker_keeps_its_blocks_and_gets_nothing() {
-    let mut router = router(PolicyConfig::RoundRobin);
+    let router = router(PolicyConfig::RoundRobin);
     router.apply(A, &stored(3)).unwrap();
     router.set_available(A, false).unwrap();
     for _ in 0..4 {
@@ -132,7 +132,7 @@ fn an_unavailable_worker_keeps_its_blocks_and_gets_nothing() {
 
 #[test]
 fn no_allowed_worker_is_an_error() {
-    let mut router = router(PolicyConfig::RoundRobin);
+    let router = router(PolicyConfig::RoundRobin);
     let nobody = [WorkerId::new(9, 0)];
     let request = RouteRequest {
         allowed: Some(&nobody),
@@ -148,7 +148,7 @@ fn no_allowed_worker_is_an_error() {
 
 #[test]
 fn a_removed_worker_takes_its_blocks_and_bookings_along() {
-    let mut router = router(PolicyConfig::RoundRobin);
+    let router = router(PolicyConfig::RoundRobin);
     router.apply(A, &stored(3)).unwrap();
     router.book(&request(1, &locals(3)), A, 0.0).unwrap();
     router.remove_worker(A).unwrap();

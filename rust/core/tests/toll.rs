@@ -135,7 +135,7 @@ proptest! {
 
 fn router(workers: u64) -> Router {
     let toll = PolicyConfig::Toll(Objective::default());
-    let mut router = Router::new(RouterConfig::new(64).with_policy(toll)).unwrap();
+    let router = Router::new(RouterConfig::new(64).with_policy(toll)).unwrap();
     for instance in 0..workers {
         let spec = WorkerSpec::default()
             .with_total_kv_blocks(10_000)
@@ -160,7 +160,7 @@ fn ask(hashes: &[LocalHash], id: u64) -> RouteRequest<'_> {
 
 #[test]
 fn idle_toll_is_affinity_and_a_long_backlog_overrides_it() {
-    let mut router = router(2);
+    let router = router(2);
     let prompt = hashes(1, 64);
     let blocks = prompt
         .iter()
@@ -195,7 +195,7 @@ fn idle_toll_is_affinity_and_a_long_backlog_overrides_it() {
 
 #[test]
 fn slow_worker_gets_fewer_requests_once_it_is_known() {
-    let mut router = router(2);
+    let router = router(2);
     let mut free_at_s = [0.0_f64; 2];
     let mut sent = [0_u32; 2];
     let mut ends: Vec<(f64, u64)> = Vec::new();
@@ -224,7 +224,7 @@ fn ledger_is_empty_when_everything_ended_or_expired() {
     let config = RouterConfig::new(64)
         .with_policy(PolicyConfig::Toll(Objective::default()))
         .with_booking_ttl_s(5.0);
-    let mut router = Router::new(config).unwrap();
+    let router = Router::new(config).unwrap();
     let worker = WorkerId::new(0, 0);
     router.add_worker(worker, WorkerSpec::default()).unwrap();
     for i in 0..20 {
@@ -244,7 +244,7 @@ fn ledger_is_empty_when_everything_ended_or_expired() {
 
 #[test]
 fn kept_decision_is_told_in_seconds_as_it_was_before_its_booking() {
-    let mut router = router(3);
+    let router = router(3);
     router.route(&ask(&hashes(7, 100), 7), 0.0).unwrap();
     assert!(
         router.take_placements().is_empty(),
@@ -277,7 +277,7 @@ fn kept_decision_is_told_in_seconds_as_it_was_before_its_booking() {
 
 #[test]
 fn kept_decisions_that_nobody_takes_are_bounded() {
-    let mut router = router(2);
+    let router = router(2);
     router.keep_placements(true);
     for i in 0..1000 {
         router.route(&ask(&hashes(i, 4), i + 1), 0.0).unwrap();
@@ -290,7 +290,7 @@ fn kept_decisions_that_nobody_takes_are_bounded() {
 #[ignore = "a measurement"]
 fn cost_of_keeping_a_decision() {
     for workers in [8, 64, 512] {
-        let mut router = router(workers);
+        let router = router(workers);
         let prompt = hashes(1, 100);
         let mut best_ns = [f64::INFINITY; 2];
         for _ in 0..2000 {

@@ -73,7 +73,7 @@ impl EngineFeed {
 }
 
 fn apply_all(router: &Router, worker: Worker, events: &[KvEvent]) -> PyResult<(usize, usize)> {
-    let mut core = router.lock();
+    let core = router.core();
     let mut refused = 0;
     for event in events {
         match core.apply(worker.0, event) {
@@ -159,7 +159,7 @@ pub fn apply_dynamo_message(
         let refuse = |error: dynamo::Malformed| PyValueError::new_err(error.to_string());
         let envelope = dynamo::decode_frames(&frames).map_err(refuse)?;
         let events = dynamo::decode_kv_events(&envelope.payload).map_err(refuse)?;
-        let mut core = router.lock();
+        let core = router.core();
         let (mut applied, mut refused, mut foreign) = (0, 0, 0);
         for told in &events {
             match told.event.as_ref().map(|event| core.apply(told.worker, event)) {

@@ -5,8 +5,6 @@
     reason = "arguments of Python calls arrive by value"
 )]
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -121,13 +119,13 @@ pub fn mixed(what: &str) -> PyErr {
 /// Routes the requests of one pool of workers; see `_core.pyi`.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Router {
-    core: Mutex<Core>,
+    core: Core,
     hasher: BlockHasher,
 }
 
 impl Router {
-    pub fn lock(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    pub const fn core(&self) -> &Core {
+        &self.core
     }
 
     pub const fn hasher(&self) -> &BlockHasher {
@@ -262,7 +260,7 @@ impl Router {
         let core = Core::new(config).map_err(|e| raise(&e))?;
         Ok(Self {
             hasher: core.hasher().clone(),
-            core: Mutex::new(core),
+            core,
         })
     }
 
@@ -292,23 +290,23 @@ impl Router {
         spec.total_kv_blocks = total_kv_blocks;
         spec.max_num_seqs = max_num_seqs;
         spec.max_num_batched_tokens = max_num_batched_tokens;
-        self.lock().add_worker(worker.0, spec).map_err(|e| raise(&e))
+        self.core.add_worker(worker.0, spec).map_err(|e| raise(&e))
     }
 
     fn remove_worker(&self, py: Python<'_>, worker: Worker) -> PyResult<()> {
-        py.detach(|| self.lock().remove_worker(worker.0))
+        py.detach(|| self.core.remove_worker(worker.0))
             .map_err(|e| raise(&e))
     }
 
     fn set_available(&self, worker: Worker, available: bool) -> PyResult<()> {
-        self.lock()
+        self.core
             .set_available(worker.0, available)
             .map_err(|e| raise(&e))
     }
 
     #[getter]
     fn workers(&self) -> Vec<(u64, u32)> {
-        self.lock()
+        self.core
             .workers()
             .map(|worker| (worker.instance, worker.dp_rank))
             .collect()
@@ -316,7 +314,7 @@ impl Router {
 
     fn apply(&self, py: Python<'_>, worker: Worker, event: &Bound<'_, PyAny>) -> PyResult<()> {
         let event = event_from(py, event, &self.hasher)?;
-        py.detach(|| self.lock().apply(worker.0, &event))
+        py.detach(|| self.core.apply(worker.0, &event))
             .map_err(|e| raise(&e))
     }
 
@@ -330,7 +328,7 @@ impl Router {
         cache_namespace: Option<&str>,
     ) -> PyResult<Py<PyDict>> {
         let prompt = self.prompt(py, tokens, hashes, (None, lora_name, cache_namespace))?;
-        let found = self.lock().find_matches(&prompt.locals);
+        let found = self.core.find_matches(&prompt.locals);
         let dict = PyDict::new(py);
         for overlap in found {
             let worker = (overlap.worker.instance, overlap.worker.dp_rank);
@@ -370,7 +368,7 @@ impl Router {
         };
         let now_s = seconds(py, now_s)?;
         let decision = sized(py, prompt.input_tokens as usize, || {
-            self.lock().route(&request, now_s)
+            self.core.route(&request, now_s)
         });
         decision.map(Decision).map_err(|e| raise(&e))
     }
@@ -402,7 +400,7 @@ impl Router {
         };
         let now_s = seconds(py, now_s)?;
         let booked = sized(py, prompt.input_tokens as usize, || {
-            self.lock().book(&request, worker.0, now_s)
+            self.core.book(&request, worker.0, now_s)
         });
         booked.map_err(|e| raise(&e))
     }
@@ -415,7 +413,7 @@ impl Router {
         now_s: Option<f64>,
     ) -> PyResult<(u64, u32)> {
         let (request, now_s) = (self::request_id(request_id)?, seconds(py, now_s)?);
-        let worker = self.lock().prefill_done(request, now_s).map_err(|e| raise(&e))?;
+        let worker = self.core.prefill_done(request, now_s).map_err(|e| raise(&e))?;
         Ok((worker.instance, worker.dp_rank))
     }
 
@@ -432,19 +430,16 @@ impl Router {
         let outcome = wardrop_core::ledger::Outcome {
             output_tokens,
             cached_tokens,
-            at_first_token: !self.lock().config().tracks_decode,
+            at_first_token: !self.core.config().tracks_decode,
         };
-        let worker = self
-            .lock()
-            .finish(request, outcome, now_s)
-            .map_err(|e| raise(&e))?;
+        let worker = self.core.finish(request, outcome, now_s).map_err(|e| raise(&e))?;
         Ok((worker.instance, worker.dp_rank))
     }
 
     #[pyo3(signature = (*, now_s=None))]
     fn expire(&self, py: Python<'_>, now_s: Option<f64>) -> PyResult<usize> {
         let now_s = seconds(py, now_s)?;
-        Ok(py.detach(|| self.lock().expire(now_s)))
+        Ok(py.detach(|| self.core.expire(now_s)))
     }
 
     #[pyo3(signature = (policy, **parameters))]
@@ -456,11 +451,11 @@ impl Router {
     ) -> PyResult<()> {
         let policy =
             PolicyConfig::from_name(policy, &self::parameters(py, parameters)?).map_err(|e| raise(&e))?;
-        self.lock().set_policy(policy).map_err(|e| raise(&e))
+        self.core.set_policy(policy).map_err(|e| raise(&e))
     }
 
     fn snapshot(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let snapshot = py.detach(|| self.lock().snapshot());
+        let snapshot = py.detach(|| self.core.snapshot());
         let value =
             serde_json::to_value(snapshot).map_err(|error| PyValueError::new_err(error.to_string()))?;
         Ok(to_python(py, &value)?.unbind())

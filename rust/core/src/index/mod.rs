@@ -2,17 +2,24 @@
 //!
 //! Workers are dense slots here; the router maps ids to slots.
 
+pub(crate) mod arena;
+mod children;
+mod extents;
 mod held;
-pub mod holders;
+pub(crate) mod holders;
 mod names;
-pub mod paths;
+pub(crate) mod paths;
 mod reference;
-pub mod slots;
+pub(crate) mod seqlock;
+pub(crate) mod slots;
 mod tree;
+mod walk;
 
-pub use paths::{Prompt, Scratch};
+pub use paths::Prompt;
 pub use reference::ReferenceIndex;
-pub use tree::{Index, all_slots};
+pub use slots::all_slots;
+pub use tree::Index;
+pub use walk::Scratch;
 
 use serde::Serialize;
 
@@ -64,4 +71,6 @@ pub enum Refusal {
     ConflictingBlock(crate::hash::EngineHash),
     /// The limit of blocks is reached.
     Full,
+    /// Nobody has this id.
+    UnknownWorker,
 }

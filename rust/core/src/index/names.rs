@@ -7,7 +7,8 @@ use hashbrown::HashTable;
 use rustc_hash::FxHashMap;
 
 use super::Slot;
-use super::paths::{BlockId, mix};
+use super::children::mix;
+use super::paths::BlockId;
 
 /// Shards of the common table: each grows on its own, so that no insertion waits for a rehash of everything.
 const SHARDS: usize = 64;

@@ -6,18 +6,26 @@
 //!
 //! A frame ends with the last block that is held or has a child; what lies behind is freed at once.
 //!
-//! Matching a prompt of D blocks: per frame one header, one compare of the prefix hash (or of up to 64 local hashes) and one
-//! intersection of sets: O(D / 64 + slots).
+//! Everything that a match reads is in atomic words that never move ([`super::arena`]). Any number of threads read, one writes
+//! ([`Pen`]): see [`super::walk`] for reading and `docs/core.md` for what a read during a write may see.
 
-use hashbrown::HashTable;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rustc_hash::FxHashMap;
 
-use super::holders::{Holders, low_bits};
-use super::slots::bits;
+use super::Slot;
+use super::arena::{Arena, get, high, low, pack, set, set_high, set_low};
+use super::children::{Children, Find, Headers};
+use super::extents::{Extents, Spare};
+use super::holders::{Edit, Holders, low_bits};
+use super::seqlock;
+use crate::event::Tier;
 use crate::hash::{LocalHash, SequenceHash, next_sequence_hash};
 
 /// Blocks of a frame.
 pub const FRAME_BLOCKS: u32 = 64;
+/// Blocks of a chunk: a cache line of hashes.
+pub const CHUNK_BLOCKS: u32 = 8;
 
 /// A block's place: frame and offset. Stable while the block lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +38,11 @@ impl BlockId {
     /// The block at `offset` of `frame`.
     pub const fn new(frame: FrameId, offset: u32) -> Self {
         Self(frame.0 * FRAME_BLOCKS + offset)
+    }
+
+    /// As [`BlockId::get`] gave it.
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
     }
 
     /// Its frame; meaningless for the root.
@@ -53,91 +66,54 @@ impl BlockId {
 pub struct FrameId(pub u32);
 
 /// No frame.
-const NONE: FrameId = FrameId(u32::MAX);
-/// The last frame id is `NONE`'s neighbourhood: block ids are 32 bits and the highest is the root.
-const FRAMES_MAX: usize = (u32::MAX / FRAME_BLOCKS) as usize;
+pub const NONE: FrameId = FrameId(u32::MAX);
+/// Block ids are 32 bits and the highest is the root.
+const FRAMES_MAX: u32 = u32::MAX / FRAME_BLOCKS;
 
-/// What else hangs on a frame.
-pub trait Extra: Default {
-    /// Blocks that must stay though no holder of the frame has them.
-    fn live(&self, len: u32) -> u64;
-    /// The frame grew from `old_len`.
-    fn grown(&mut self, old_len: u32);
-    /// The frame shrank to `new_len`.
-    fn shrunk(&mut self, new_len: u32);
+/// A frame's header: two cache lines, of which a match reads the first.
+pub type Header = [AtomicU64; 16];
+
+/// The seqlock's version and the frame's identity: blocks of it were cut off so many times.
+pub const VERSION: usize = 0;
+/// The block before the first one; a child at the last block or none, the way on for most prompts without the child table.
+pub const LINKS: usize = 1;
+/// Local hash of the first block.
+pub const FIRST: usize = 2;
+/// Sequence hash of the last block.
+pub const END: usize = 3;
+/// Holders in device memory: four words, of which the frame uses the low half of the third (length and flags) and the high
+/// half of the fourth (the child table's chain).
+pub const HOLDERS: usize = 4;
+/// Length, `HAS_END`, `HAS_START`.
+pub const SHAPE: usize = HOLDERS + 2;
+/// High half: see [`Children`].
+pub const REFS: usize = HOLDERS + 3;
+/// Eight chunks, two to a word.
+const CHUNKS: usize = 8;
+/// Bit i: a child hangs at block i.
+const BRANCHES: usize = 12;
+/// Sequence hash of the parent.
+const START: usize = 13;
+/// The holders in host memory and on disk: a stretch of twice four words, or 0.
+const LOWER: usize = 14;
+/// For the owner of the paths.
+const OWN: usize = 15;
+
+const HAS_END: u32 = 1 << 8;
+const HAS_START: u32 = 1 << 9;
+
+const LOWER_CLASS: u32 = 2;
+
+/// Blocks of the frame, as its shape says. 0: it is free.
+#[inline]
+pub const fn len_of(shape: u64) -> u32 {
+    shape as u32 & 0xFF
 }
 
-impl Extra for () {
-    fn live(&self, _len: u32) -> u64 {
-        0
-    }
-    fn grown(&mut self, _old_len: u32) {}
-    fn shrunk(&mut self, _new_len: u32) {}
-}
-
-/// A piece of a path. What a match reads comes first, in two cache lines.
-#[derive(Clone, Debug)]
-#[repr(C)]
-pub struct Frame<X> {
-    /// The block before the first one.
-    parent: BlockId,
-    /// A child at the last block, or none: the way on for most prompts, found without the child table.
-    next: FrameId,
-    /// `locals[0]`, beside the rest of the header.
-    first_local: u64,
-    /// Sequence hash of the last block; `None` after the frame shrank.
-    end: Option<SequenceHash>,
-    /// Who holds what.
-    pub holders: Holders,
-    locals: Vec<u64>,
-    /// What the owner of the paths adds.
-    pub extra: X,
-    /// Sequence hash of the parent.
-    start: Option<SequenceHash>,
-    /// Bit i: a child hangs at block i.
-    branches: u64,
-}
-
-impl<X> Frame<X> {
-    /// Blocks: 1 to 64 while the frame lives.
-    #[allow(clippy::len_without_is_empty)] // a living frame is never empty
-    pub fn len(&self) -> u32 {
-        self.locals.len() as u32
-    }
-
-    /// Local hashes of its blocks.
-    pub fn locals(&self) -> &[u64] {
-        &self.locals
-    }
-
-    /// The block before its first.
-    pub const fn parent(&self) -> BlockId {
-        self.parent
-    }
-
-    fn sequence_at(&self, offset: u32) -> Option<SequenceHash> {
-        let walked = &self.locals[..=offset as usize];
-        walked.iter().fold(self.start, |hash, &local| {
-            Some(next_sequence_hash(hash, LocalHash(local)))
-        })
-    }
-
-    /// How many blocks from the start of the frame equal the prompt from block `at` on.
-    #[inline]
-    fn common(&self, prompt: &Prompt<'_>, at: usize) -> u32 {
-        let len = self.locals.len();
-        let last = at + len - 1;
-        if let (Some(end), Some(sequence)) = (self.end, prompt.sequence.get(last))
-            && end == *sequence
-        {
-            return len as u32;
-        }
-        self.locals
-            .iter()
-            .zip(&prompt.locals[at..])
-            .take_while(|(held, wanted)| **held == wanted.0)
-            .count() as u32
-    }
+/// Whether the shape says that the end hash is known.
+#[inline]
+pub const fn has_end(shape: u64) -> bool {
+    shape as u32 & HAS_END != 0
 }
 
 /// A prompt as hashes. `sequence` may be empty.
@@ -149,44 +125,29 @@ pub struct Prompt<'a> {
     pub sequence: &'a [SequenceHash],
 }
 
-/// Scratch of [`Paths::overlap`], kept between calls.
-#[derive(Clone, Debug, Default)]
-pub struct Scratch {
-    active: Vec<u64>,
-    keep: Vec<u64>,
+/// The tree, as readers see it. See the module.
+#[derive(Debug)]
+pub struct Paths {
+    pub(super) headers: Headers,
+    pub(super) locals: Arena<8>,
+    pub(super) extents: Extents,
+    pub(super) children: Children,
 }
 
-/// The tree. See the module.
-#[derive(Clone, Debug, Default)]
-pub struct Paths<X> {
-    frames: Vec<Frame<X>>,
+/// What only the writer of [`Paths`] needs, and the right to write.
+#[derive(Debug, Default)]
+pub struct Pen {
+    frames: u32,
     free: Vec<FrameId>,
-    /// Frames by (parent block, first local hash).
-    children: HashTable<FrameId>,
+    chunks: u32,
+    free_chunks: Vec<u32>,
+    spare: Spare,
     /// Children beyond the first of a block that has several.
     siblings: FxHashMap<BlockId, u32>,
     blocks: u64,
 }
 
-/// Mixes a pair to a hash whose high bits are good: what the tables here use.
-#[inline]
-pub const fn mix(a: u64, b: u64) -> u64 {
-    let product = ((a ^ 0x9E37_79B9_7F4A_7C15) as u128) * ((b ^ 0xD6E8_FEB8_6659_FD93) as u128);
-    (product as u64) ^ ((product >> 64) as u64)
-}
-
-impl<X: Extra> Paths<X> {
-    /// The frame `id`, which must live.
-    #[inline]
-    pub fn frame(&self, id: FrameId) -> &Frame<X> {
-        &self.frames[id.0 as usize]
-    }
-
-    /// The frame `id`, which must live.
-    pub fn frame_mut(&mut self, id: FrameId) -> &mut Frame<X> {
-        &mut self.frames[id.0 as usize]
-    }
-
+impl Pen {
     /// Blocks that live.
     pub const fn blocks(&self) -> u64 {
         self.blocks
@@ -194,229 +155,437 @@ impl<X: Extra> Paths<X> {
 
     /// Frames that live.
     pub fn frames_len(&self) -> usize {
-        self.frames.len() - self.free.len()
+        self.frames as usize - self.free.len()
     }
 
-    /// Bytes of the structures here, from their capacities. O(1): frames' hashes are counted as full.
-    pub fn bytes(&self) -> u64 {
-        (self.frames.capacity() * size_of::<Frame<X>>()
-            + self.free.capacity() * size_of::<FrameId>()
-            + self.children.capacity() * (size_of::<FrameId>() + 1)
-            + self.siblings.capacity() * 9) as u64
-            + self.blocks * size_of::<u64>() as u64
+    /// Chunks ever used: what goes beside the local hashes needs room for so many.
+    pub const fn chunks(&self) -> u32 {
+        self.chunks
     }
 
-    /// The frame that goes on from `parent` with `local`.
+    /// Frames that are free.
+    pub(super) fn free_frames(&self) -> &[FrameId] {
+        &self.free
+    }
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            headers: Arena::new(4),
+            locals: Arena::new(5),
+            extents: Extents::default(),
+            children: Children::default(),
+        }
+    }
+}
+
+impl Paths {
+    /// The header of a frame.
     #[inline]
-    pub fn child(&self, parent: BlockId, local: u64) -> Option<FrameId> {
-        if parent != BlockId::ROOT {
-            let frame = self.frame(parent.frame());
-            if frame.next != NONE
-                && parent.offset() + 1 == frame.len()
-                && self.frame(frame.next).first_local == local
-            {
-                return Some(frame.next);
-            }
-        }
-        let is = |id: &FrameId| {
-            let frame = self.frame(*id);
-            frame.first_local == local && frame.parent == parent
-        };
-        self.children.find(mix(u64::from(parent.0), local), is).copied()
+    pub fn header(&self, id: FrameId) -> &Header {
+        self.headers.unit(id.0)
     }
 
-    /// Overlap of a prompt per slot: `depth[slot]` = leading blocks that the slot holds without a hole.
-    ///
-    /// `slots` are the slots of interest, as words of bits; `depth` must be zero there and cover them all.
-    pub fn overlap(&self, prompt: &Prompt<'_>, slots: &[u64], depth: &mut [u32], scratch: &mut Scratch) {
-        let Scratch { active, keep } = scratch;
-        active.clear();
-        active.extend_from_slice(slots);
-        keep.clear();
-        keep.resize(slots.len(), 0);
-        if slots.is_empty() {
-            return;
-        }
-        let mut at = BlockId::ROOT;
-        let mut matched = 0;
-        while matched < prompt.locals.len() {
-            let Some(id) = self.child(at, prompt.locals[matched].0) else {
-                break;
-            };
-            let frame = self.frame(id);
-            let common = frame.common(prompt, matched);
-            frame.holders.retain(active, keep, matched as u32, common, depth);
-            if active.iter().all(|&word| word == 0) {
-                return;
-            }
-            matched += common as usize;
-            at = BlockId::new(id, common - 1);
-        }
-        if matched > 0 {
-            write_depth(active, matched as u32, depth);
+    /// The chunk of the block at `offset`.
+    #[inline]
+    pub fn chunk(header: &Header, offset: u32) -> u32 {
+        let chunk = offset / CHUNK_BLOCKS;
+        // Acquired, because a reader goes there before it knows that its section is valid.
+        let word = header[CHUNKS + (chunk / 2) as usize].load(Ordering::Acquire);
+        if chunk.is_multiple_of(2) {
+            low(word)
+        } else {
+            high(word)
         }
     }
 
-    /// The frames that a prompt runs through, from its start: (frame, first block of the prompt there, blocks in common).
-    pub fn walk<'a>(&'a self, prompt: Prompt<'a>) -> impl Iterator<Item = (FrameId, u32, u32)> + 'a {
-        let mut at = BlockId::ROOT;
-        let mut matched = 0;
-        std::iter::from_fn(move || {
-            let local = prompt.locals.get(matched)?;
-            let id = self.child(at, local.0)?;
-            let common = self.frame(id).common(&prompt, matched);
-            let start = matched as u32;
-            matched += common as usize;
-            at = BlockId::new(id, common - 1);
-            Some((id, start, common))
+    /// Blocks of a frame: 1 to 64 while it lives.
+    pub fn len(&self, id: FrameId) -> u32 {
+        len_of(get(&self.header(id)[SHAPE]))
+    }
+
+    /// The block before its first.
+    pub fn parent(&self, id: FrameId) -> BlockId {
+        BlockId(low(get(&self.header(id)[LINKS])))
+    }
+
+    /// The word of a frame that is the owner's; 0 at first.
+    pub fn own(&self, id: FrameId) -> &AtomicU64 {
+        &self.header(id)[OWN]
+    }
+
+    /// Bytes in use by the structures here.
+    pub fn bytes(&self, pen: &Pen) -> u64 {
+        let lists = 4 * (pen.free.capacity() + pen.free_chunks.capacity()) + 9 * pen.siblings.capacity();
+        u64::from(pen.frames) * size_of::<Header>() as u64
+            + u64::from(pen.chunks) * 64
+            + pen.spare.bytes()
+            + self.children.bytes()
+            + lists as u64
+    }
+
+    /// Local hash of a block.
+    fn local(&self, header: &Header, offset: u32) -> u64 {
+        get(&self.locals.unit(Self::chunk(header, offset))[(offset % CHUNK_BLOCKS) as usize])
+    }
+
+    fn sequence_in(&self, header: &Header, offset: u32) -> Option<SequenceHash> {
+        let known = get(&header[SHAPE]) as u32 & HAS_START != 0;
+        let start = known.then(|| SequenceHash(get(&header[START])));
+        (0..=offset).fold(start, |hash, at| {
+            Some(next_sequence_hash(hash, LocalHash(self.local(header, at))))
         })
     }
 
-    /// The blocks after `after` that equal the start of `locals`, all in one frame: (frame, first offset, count).
-    pub fn step(&self, after: BlockId, locals: &[LocalHash]) -> Option<(FrameId, u32, u32)> {
-        let (id, offset) = if after != BlockId::ROOT && self.continues(after, locals.first()?.0) {
-            (after.frame(), after.offset() + 1)
-        } else {
-            (self.child(after, locals.first()?.0)?, 0)
-        };
-        let held = &self.frame(id).locals[offset as usize..];
-        let count = held
-            .iter()
-            .zip(locals)
-            .take_while(|(held, wanted)| **held == wanted.0)
-            .count();
-        Some((id, offset, count as u32))
+    fn sequence_at(&self, block: BlockId) -> Option<SequenceHash> {
+        let header = self.header(block.frame());
+        let shape = get(&header[SHAPE]);
+        if block.offset() + 1 == len_of(shape) && has_end(shape) {
+            return Some(SequenceHash(get(&header[END])));
+        }
+        self.sequence_in(header, block.offset())
     }
 
-    fn continues(&self, after: BlockId, local: u64) -> bool {
-        self.frame(after.frame()).locals.get(after.offset() as usize + 1) == Some(&local)
+    /// The words of a tier's holders.
+    fn cell(&self, id: FrameId, tier: Tier) -> Option<&[AtomicU64]> {
+        let header = self.header(id);
+        match tier {
+            Tier::Device => Some(&header[HOLDERS..HOLDERS + 4]),
+            Tier::Host | Tier::Disk => self.lower_cell(get(&header[LOWER]), tier),
+        }
+    }
+
+    fn lower_cell(&self, lower: u64, tier: Tier) -> Option<&[AtomicU64]> {
+        let at = 4 * (tier.index() - 1);
+        (lower != 0).then(|| &self.extents.words(low(lower), 8)[at..at + 4])
+    }
+
+    /// Who holds what of a frame in a tier.
+    pub fn holders(&self, id: FrameId, tier: Tier) -> Option<Holders> {
+        self.cell(id, tier).map(Holders::of)
+    }
+
+    /// As [`Paths::holders`], for a reader inside of a section, from a header that it knows to be true.
+    #[inline]
+    pub(super) fn lower_holders(&self, lower: u64, tier: Tier) -> Option<Holders> {
+        self.lower_cell(lower, tier).map(Holders::of)
+    }
+
+    #[inline]
+    pub(super) fn lower_of(header: &Header) -> u64 {
+        get(&header[LOWER])
+    }
+
+    /// Blocks of a frame that a slot holds in a tier.
+    pub fn mask(&self, id: FrameId, slot: Slot, tier: Tier) -> u64 {
+        let holders = self.holders(id, tier);
+        holders.map_or(0, |holders| holders.mask(&self.extents, slot, self.len(id)))
+    }
+
+    /// Whether any tier of a frame has more than `limit` full holders beside `slot`: to extend it would make all of them partial.
+    pub fn has_full_beside(&self, id: FrameId, slot: Slot, limit: u32) -> bool {
+        Tier::ALL.into_iter().any(|tier| {
+            let holders = self.holders(id, tier);
+            holders.is_some_and(|holders| holders.exceeds_beside(&self.extents, slot, limit))
+        })
+    }
+
+    /// Blocks of a frame that a slot holds anywhere.
+    pub fn mask_any(&self, id: FrameId, slot: Slot) -> u64 {
+        let device = self.mask(id, slot, Tier::Device);
+        if Self::lower_of(self.header(id)) == 0 {
+            return device;
+        }
+        device | self.mask(id, slot, Tier::Host) | self.mask(id, slot, Tier::Disk)
+    }
+
+    /// Blocks of a frame that must stay.
+    fn live(&self, id: FrameId) -> u64 {
+        let len = self.len(id);
+        let held = |tier| {
+            let holders = self.holders(id, tier);
+            holders.map_or(0, |holders| holders.union(&self.extents, len))
+        };
+        get(&self.header(id)[BRANCHES]) | Tier::ALL.into_iter().fold(0, |union, tier| union | held(tier))
+    }
+
+    fn edit<'a>(&'a self, pen: &'a mut Pen, cell: &'a [AtomicU64]) -> Edit<'a> {
+        Edit {
+            cell,
+            extents: &self.extents,
+            spare: &mut pen.spare,
+        }
+    }
+
+    /// Make `slot` hold exactly `mask` of a frame in a tier.
+    pub fn set_mask(&self, pen: &mut Pen, id: FrameId, (slot, tier): (Slot, Tier), mask: u64) {
+        let header = self.header(id);
+        let len = self.len(id);
+        seqlock::begin_write(&header[VERSION]);
+        if tier != Tier::Device && get(&header[LOWER]) == 0 && mask != 0 {
+            let at = pen.spare.take(&self.extents, LOWER_CLASS);
+            for word in self.extents.words(at, 8) {
+                set(word, 0);
+            }
+            set(&header[LOWER], u64::from(at));
+        }
+        if let Some(cell) = self.cell(id, tier) {
+            self.edit(pen, cell).set_mask(slot, mask, len);
+        }
+        if tier != Tier::Device && mask == 0 {
+            self.drop_empty_lower(pen, id);
+        }
+        seqlock::end_write(&header[VERSION], false);
+    }
+
+    fn drop_empty_lower(&self, pen: &mut Pen, id: FrameId) {
+        let lower = &self.header(id)[LOWER];
+        let empty = |tier| {
+            self.holders(id, tier)
+                .is_none_or(|holders| holders.is_empty(&self.extents))
+        };
+        if get(lower) != 0 && empty(Tier::Host) && empty(Tier::Disk) {
+            for tier in [Tier::Host, Tier::Disk] {
+                if let Some(cell) = self.cell(id, tier) {
+                    self.edit(pen, cell).clear();
+                }
+            }
+            pen.spare.give(low(get(lower)), LOWER_CLASS);
+            set(lower, 0);
+        }
+    }
+
+    /// The frame that goes on from `parent` with `local`. Only the writer: a reader may find that it was in the way.
+    pub fn child(&self, parent: BlockId, local: u64) -> Option<FrameId> {
+        if parent != BlockId::ROOT {
+            let header = self.header(parent.frame());
+            let next = high(get(&header[LINKS]));
+            if next != NONE.0
+                && parent.offset() + 1 == len_of(get(&header[SHAPE]))
+                && get(&self.headers.unit(next)[FIRST]) == local
+            {
+                return Some(FrameId(next));
+            }
+        }
+        match self.children.find(&self.headers, parent, local) {
+            Find::Found(id) => Some(id),
+            Find::Missing => None,
+            Find::Raced => unreachable!("the writer must not race itself"),
+        }
+    }
+
+    /// The blocks after `after` that equal the start of `locals`, all in one frame: (frame, first offset, count). Only the
+    /// writer.
+    pub fn step(&self, after: BlockId, locals: &[LocalHash]) -> Option<(FrameId, u32, u32)> {
+        let first = locals.first()?.0;
+        let goes_on = after != BlockId::ROOT && after.offset() + 1 < self.len(after.frame()) && {
+            let header = self.header(after.frame());
+            self.local(header, after.offset() + 1) == first
+        };
+        let (id, offset) = if goes_on {
+            (after.frame(), after.offset() + 1)
+        } else {
+            (self.child(after, first)?, 0)
+        };
+        let header = self.header(id);
+        let count = (offset..self.len(id))
+            .zip(locals)
+            .take_while(|&(at, wanted)| self.local(header, at) == wanted.0)
+            .count();
+        Some((id, offset, count as u32))
     }
 
     /// Add blocks after `after`, where nothing equal follows yet, all in one frame: (frame, first offset, count).
     ///
     /// They go into the frame of `after` when they fit behind its end and `extend` allows it, else into a new frame.
     /// The caller has to make someone hold them. `None`: no frame id is left.
-    pub fn add(&mut self, after: BlockId, locals: &[LocalHash], extend: bool) -> Option<(FrameId, u32, u32)> {
-        let fits = |frame: &Frame<X>| after.offset() + 1 == frame.len() && frame.len() < FRAME_BLOCKS;
-        if extend && after != BlockId::ROOT && fits(self.frame(after.frame())) {
-            return Some(self.extend(after.frame(), locals));
+    pub fn add(
+        &self,
+        pen: &mut Pen,
+        after: BlockId,
+        locals: &[LocalHash],
+        extend: bool,
+    ) -> Option<(FrameId, u32, u32)> {
+        if extend && after != BlockId::ROOT {
+            let len = self.len(after.frame());
+            if after.offset() + 1 == len && len < FRAME_BLOCKS {
+                return Some(self.extend(pen, after.frame(), locals));
+            }
         }
         let count = locals.len().min(FRAME_BLOCKS as usize);
+        let locals = &locals[..count];
         let start = if after == BlockId::ROOT {
             None
         } else {
             self.sequence_at(after)
         };
-        let locals: Vec<u64> = locals[..count].iter().map(|local| local.0).collect();
-        let end = locals.iter().fold(start, |hash, &local| {
-            Some(next_sequence_hash(hash, LocalHash(local)))
-        });
-        let frame = Frame {
-            parent: after,
-            next: NONE,
-            first_local: locals[0],
-            end,
-            holders: Holders::default(),
-            extra: X::default(),
-            locals,
-            start,
-            branches: 0,
-        };
-        let id = self.place(frame)?;
-        self.attach(id, after);
-        self.blocks += count as u64;
+        let end = locals
+            .iter()
+            .fold(start, |hash, &local| Some(next_sequence_hash(hash, local)));
+        let id = self.place(pen)?;
+        let header = self.header(id);
+        seqlock::begin_write(&header[VERSION]);
+        set(&header[LINKS], pack(after.0, NONE.0));
+        set(&header[FIRST], locals[0].0);
+        set(&header[START], start.map_or(0, |hash| hash.0));
+        set(&header[OWN], 0);
+        self.write_locals(pen, header, 0, locals);
+        let known = if start.is_some() { HAS_START } else { 0 };
+        set_low(&header[SHAPE], known);
+        Self::set_len(header, count as u32, end);
+        seqlock::end_write(&header[VERSION], false);
+        self.attach(pen, id, after);
+        pen.blocks += count as u64;
         Some((id, 0, count as u32))
     }
 
-    fn place(&mut self, frame: Frame<X>) -> Option<FrameId> {
-        if let Some(id) = self.free.pop() {
-            self.frames[id.0 as usize] = frame;
+    fn place(&self, pen: &mut Pen) -> Option<FrameId> {
+        if let Some(id) = pen.free.pop() {
             return Some(id);
         }
-        if self.frames.len() >= FRAMES_MAX {
+        if pen.frames >= FRAMES_MAX {
             return None;
         }
-        self.frames.push(frame);
-        Some(FrameId(self.frames.len() as u32 - 1))
+        pen.frames += 1;
+        self.headers.reserve(pen.frames);
+        Some(FrameId(pen.frames - 1))
     }
 
-    fn attach(&mut self, id: FrameId, parent: BlockId) {
-        let key = |frame: &Frame<X>| mix(u64::from(frame.parent.0), frame.first_local);
-        let Self { frames, children, .. } = self;
-        let hash = key(&frames[id.0 as usize]);
-        children.insert_unique(hash, id, |id| key(&frames[id.0 as usize]));
+    fn set_len(header: &Header, len: u32, end: Option<SequenceHash>) {
+        let start = get(&header[SHAPE]) as u32 & HAS_START;
+        let known = if end.is_some() { HAS_END } else { 0 };
+        set(&header[END], end.map_or(0, |hash| hash.0));
+        set_low(&header[SHAPE], len | known | start);
+    }
+
+    /// Writes the hashes of the blocks from `offset` on, in new chunks where the old ones do not suffice.
+    fn write_locals(&self, pen: &mut Pen, header: &Header, offset: u32, locals: &[LocalHash]) {
+        let mut chunk = None;
+        for (at, local) in (offset..).zip(locals) {
+            if at % CHUNK_BLOCKS == 0 {
+                let taken = pen.free_chunks.pop().unwrap_or_else(|| {
+                    pen.chunks += 1;
+                    self.locals.reserve(pen.chunks);
+                    pen.chunks - 1
+                });
+                let number = at / CHUNK_BLOCKS;
+                let word = &header[CHUNKS + (number / 2) as usize];
+                let (even, now) = (number.is_multiple_of(2), get(word));
+                let value = if even {
+                    pack(taken, high(now))
+                } else {
+                    pack(low(now), taken)
+                };
+                word.store(value, Ordering::Release);
+                chunk = Some(self.locals.unit(taken));
+            }
+            let words = *chunk.get_or_insert_with(|| self.locals.unit(Self::chunk(header, at)));
+            set(&words[(at % CHUNK_BLOCKS) as usize], local.0);
+        }
+    }
+
+    fn give_chunks(pen: &mut Pen, header: &Header, new_len: u32, len: u32) {
+        for chunk in new_len.div_ceil(CHUNK_BLOCKS)..len.div_ceil(CHUNK_BLOCKS) {
+            pen.free_chunks.push(Self::chunk(header, chunk * CHUNK_BLOCKS));
+        }
+    }
+
+    fn attach(&self, pen: &mut Pen, id: FrameId, parent: BlockId) {
+        self.children.insert(&self.headers, id, pen.frames_len());
         if parent == BlockId::ROOT {
             return;
         }
-        let above = &mut frames[parent.frame().0 as usize];
-        let bit = 1 << parent.offset();
-        if above.branches & bit != 0 {
-            *self.siblings.entry(parent).or_insert(0) += 1;
+        let above = self.header(parent.frame());
+        let (bit, branches) = (1 << parent.offset(), get(&above[BRANCHES]));
+        if branches & bit != 0 {
+            *pen.siblings.entry(parent).or_insert(0) += 1;
         }
-        above.branches |= bit;
-        if parent.offset() + 1 == above.len() && above.next == NONE {
-            above.next = id;
+        set(&above[BRANCHES], branches | bit);
+        let is_last = parent.offset() + 1 == self.len(parent.frame());
+        if is_last && high(get(&above[LINKS])) == NONE.0 {
+            Self::set_next(above, id);
         }
     }
 
-    fn extend(&mut self, id: FrameId, locals: &[LocalHash]) -> (FrameId, u32, u32) {
-        let frame = self.frame_mut(id);
-        let old_len = frame.len();
-        let before = frame.end.or_else(|| frame.sequence_at(old_len - 1));
+    fn set_next(header: &Header, next: FrameId) {
+        seqlock::begin_write(&header[VERSION]);
+        set_high(&header[LINKS], next.0);
+        seqlock::end_write(&header[VERSION], false);
+    }
+
+    fn extend(&self, pen: &mut Pen, id: FrameId, locals: &[LocalHash]) -> (FrameId, u32, u32) {
+        let header = self.header(id);
+        let old_len = self.len(id);
+        let before = self.sequence_at(BlockId::new(id, old_len - 1));
         let count = locals.len().min((FRAME_BLOCKS - old_len) as usize);
-        frame.locals.extend(locals[..count].iter().map(|local| local.0));
-        frame.end = locals[..count]
+        let locals = &locals[..count];
+        let end = locals
             .iter()
             .fold(before, |hash, &local| Some(next_sequence_hash(hash, local)));
-        frame.next = NONE;
-        frame.holders.grown(old_len);
-        frame.extra.grown(old_len);
-        self.blocks += count as u64;
+        seqlock::begin_write(&header[VERSION]);
+        self.write_locals(pen, header, old_len, locals);
+        Self::set_len(header, old_len + count as u32, end);
+        set_high(&header[LINKS], NONE.0);
+        for tier in Tier::ALL {
+            if let Some(cell) = self.cell(id, tier) {
+                self.edit(pen, cell).grown(old_len);
+            }
+        }
+        seqlock::end_write(&header[VERSION], false);
+        pen.blocks += count as u64;
         (id, old_len, count as u32)
     }
 
-    fn sequence_at(&self, block: BlockId) -> Option<SequenceHash> {
-        let frame = self.frame(block.frame());
-        if block.offset() + 1 == frame.len() && frame.end.is_some() {
-            return frame.end;
-        }
-        frame.sequence_at(block.offset())
-    }
-
     /// The prefix hash of a frame that shrank is computed again: worth it once the frame is used as a whole.
-    pub fn refresh_end(&mut self, id: FrameId) {
-        let frame = self.frame_mut(id);
-        if frame.end.is_none() {
-            frame.end = frame.sequence_at(frame.len() - 1);
+    pub fn refresh_end(&self, id: FrameId) {
+        let header = self.header(id);
+        let shape = get(&header[SHAPE]);
+        if !has_end(shape) {
+            let end = self.sequence_in(header, len_of(shape) - 1);
+            seqlock::begin_write(&header[VERSION]);
+            Self::set_len(header, len_of(shape), end);
+            seqlock::end_write(&header[VERSION], false);
         }
     }
 
     /// Cut off what nobody holds behind the last living block of `id`, and the frame itself when nothing is left; then look at
     /// its parent. `dropped` hears of every block before it goes.
-    pub fn free_dead(&mut self, id: FrameId, dropped: &mut impl FnMut(BlockId, &mut Frame<X>)) {
+    pub fn free_dead(&self, pen: &mut Pen, id: FrameId, dropped: &mut impl FnMut(BlockId)) {
         let mut id = id;
         loop {
-            let frame = &mut self.frames[id.0 as usize];
-            let len = frame.len();
-            let live = frame.branches | frame.holders.union(len) | frame.extra.live(len);
-            let new_len = 64 - live.leading_zeros();
+            let (header, len) = (self.header(id), self.len(id));
+            let new_len = 64 - self.live(id).leading_zeros();
             if new_len == len {
                 return;
             }
             for offset in new_len..len {
-                dropped(BlockId::new(id, offset), frame);
+                dropped(BlockId::new(id, offset));
             }
-            self.blocks -= u64::from(len - new_len);
+            pen.blocks -= u64::from(len - new_len);
+            seqlock::begin_write(&header[VERSION]);
+            Self::give_chunks(pen, header, new_len, len);
+            Self::set_len(header, new_len, None);
+            set_high(&header[LINKS], NONE.0);
+            for tier in Tier::ALL {
+                if let Some(cell) = self.cell(id, tier) {
+                    let mut edit = self.edit(pen, cell);
+                    if new_len == 0 {
+                        edit.clear();
+                    } else {
+                        edit.shrunk(new_len);
+                    }
+                }
+            }
+            if new_len == 0 {
+                self.drop_empty_lower(pen, id);
+            }
+            seqlock::end_write(&header[VERSION], true);
             if new_len > 0 {
-                cut(&mut frame.locals, new_len as usize);
-                frame.end = None;
-                frame.next = NONE;
-                frame.holders.shrunk(new_len);
-                frame.extra.shrunk(new_len);
                 return;
             }
-            let parent = frame.parent;
-            self.detach(id);
+            let parent = self.parent(id);
+            self.detach(pen, id);
             if parent == BlockId::ROOT {
                 return;
             }
@@ -424,132 +593,111 @@ impl<X: Extra> Paths<X> {
         }
     }
 
-    fn detach(&mut self, id: FrameId) {
-        let frame = &mut self.frames[id.0 as usize];
-        let (parent, first_local) = (frame.parent, frame.first_local);
-        *frame = Frame {
-            parent: BlockId::ROOT,
-            next: NONE,
-            first_local: 0,
-            end: None,
-            holders: Holders::default(),
-            extra: X::default(),
-            locals: Vec::new(),
-            start: None,
-            branches: 0,
-        };
-        self.free.push(id);
-        let entry = self
-            .children
-            .find_entry(mix(u64::from(parent.0), first_local), |&child| child == id);
-        entry.expect("a frame must be in the child table").remove();
+    fn detach(&self, pen: &mut Pen, id: FrameId) {
+        let parent = self.parent(id);
+        self.children.remove(&self.headers, id);
+        pen.free.push(id);
         if parent == BlockId::ROOT {
             return;
         }
-        let above = &mut self.frames[parent.frame().0 as usize];
-        if above.next == id {
-            above.next = NONE;
+        let above = self.header(parent.frame());
+        if high(get(&above[LINKS])) == id.0 {
+            Self::set_next(above, NONE);
         }
-        match self.siblings.get_mut(&parent) {
-            None => above.branches &= !(1 << parent.offset()),
-            Some(1) => drop(self.siblings.remove(&parent)),
+        match pen.siblings.get_mut(&parent) {
+            None => set(&above[BRANCHES], get(&above[BRANCHES]) & !(1 << parent.offset())),
+            Some(1) => drop(pen.siblings.remove(&parent)),
             Some(more) => *more -= 1,
         }
     }
 
-    /// Every living frame, in arena order.
-    pub fn iter(&self) -> impl Iterator<Item = (FrameId, &Frame<X>)> {
-        let ids = (0..).map(FrameId);
-        ids.zip(&self.frames)
-            .filter(|(_, frame)| !frame.locals.is_empty())
+    /// Every living frame, in arena order. Only the writer.
+    pub fn iter(&self, pen: &Pen) -> impl Iterator<Item = FrameId> {
+        (0..pen.frames).map(FrameId).filter(|&id| self.len(id) > 0)
     }
 
     /// Panics unless every rule of the structure holds. For tests: O(everything).
-    pub fn check(&self) {
+    pub fn check(&self, pen: &Pen) {
         let mut blocks = 0;
         let mut branches: FxHashMap<BlockId, u32> = FxHashMap::default();
-        for (id, frame) in self.iter() {
-            let len = frame.len();
+        for id in self.iter(pen) {
+            let (header, len, parent) = (self.header(id), self.len(id), self.parent(id));
             blocks += u64::from(len);
             assert!(
-                len <= FRAME_BLOCKS && frame.first_local == frame.locals[0],
+                len <= FRAME_BLOCKS && get(&header[FIRST]) == self.local(header, 0),
                 "a frame must be well formed"
             );
-            let live = frame.branches | frame.holders.union(len) | frame.extra.live(len);
+            assert!(get(&header[VERSION]) & 1 == 0, "a write must have ended");
             assert_eq!(
-                64 - live.leading_zeros(),
+                64 - self.live(id).leading_zeros(),
                 len,
                 "a frame must end with a living block"
             );
             assert_eq!(
-                self.child(frame.parent, frame.first_local),
+                self.child(parent, get(&header[FIRST])),
                 Some(id),
                 "a frame must be found"
             );
             assert!(
-                frame.end.is_none() || frame.end == frame.sequence_at(len - 1),
+                !has_end(get(&header[SHAPE]))
+                    || Some(SequenceHash(get(&header[END]))) == self.sequence_in(header, len - 1),
                 "the end hash must be true"
             );
-            for partial in &frame.holders.partial {
+            for tier in Tier::ALL {
+                let Some(holders) = self.holders(id, tier) else {
+                    continue;
+                };
+                let partials: Vec<_> = holders.partials(&self.extents).collect();
+                for &(slot, mask) in &partials {
+                    assert!(mask != 0 && mask & !low_bits(len) == 0 && mask != low_bits(len));
+                    assert!(!holders.is_full(&self.extents, slot));
+                }
                 assert!(
-                    partial.mask != 0 && partial.mask & !low_bits(len) == 0 && partial.mask != low_bits(len)
+                    partials.is_sorted_by(|a, b| a.0 < b.0),
+                    "partial holders must be sorted"
                 );
             }
-            assert!(
-                frame.holders.partial.is_sorted_by(|a, b| a.slot < b.slot),
-                "partial holders must be sorted"
-            );
-            if frame.parent != BlockId::ROOT {
-                *branches.entry(frame.parent).or_insert(0) += 1;
-                let start = self
-                    .frame(frame.parent.frame())
-                    .sequence_at(frame.parent.offset());
-                assert_eq!(frame.start, start, "a frame must start where its parent ends");
+            if parent != BlockId::ROOT {
+                *branches.entry(parent).or_insert(0) += 1;
+                let start = self.sequence_in(self.header(parent.frame()), parent.offset());
+                assert_eq!(
+                    Some(SequenceHash(get(&header[START]))),
+                    start,
+                    "a frame must start where its parent ends"
+                );
             }
         }
-        assert_eq!(self.blocks, blocks, "blocks must be counted");
+        assert_eq!(pen.blocks, blocks, "blocks must be counted");
         assert_eq!(
-            self.children.len(),
-            self.frames_len(),
+            self.children.count(&self.headers),
+            pen.frames_len(),
             "the child table must hold the living frames"
         );
-        for (id, frame) in self.iter() {
-            for offset in 0..frame.len() {
+        assert_eq!(
+            self.iter(pen).count() + pen.free_frames().len(),
+            pen.frames as usize
+        );
+        let chunks: u32 = self.iter(pen).map(|id| self.len(id).div_ceil(CHUNK_BLOCKS)).sum();
+        assert_eq!(
+            chunks as usize + pen.free_chunks.len(),
+            pen.chunks as usize,
+            "a chunk must be used or free"
+        );
+        for id in self.iter(pen) {
+            for offset in 0..self.len(id) {
                 let block = BlockId::new(id, offset);
                 let children = branches.remove(&block).unwrap_or(0);
                 assert_eq!(
-                    frame.branches >> offset & 1 == 1,
+                    get(&self.header(id)[BRANCHES]) >> offset & 1 == 1,
                     children > 0,
                     "branches must be true"
                 );
                 assert_eq!(
-                    self.siblings.get(&block).copied().unwrap_or(0),
+                    pen.siblings.get(&block).copied().unwrap_or(0),
                     children.saturating_sub(1)
                 );
             }
         }
         assert!(branches.is_empty(), "a child must hang at a living block");
-    }
-}
-
-/// Truncate, and give memory back once half of it is unused.
-pub fn cut(column: &mut Vec<u64>, len: usize) {
-    column.truncate(len);
-    if column.capacity() >= 2 * len {
-        column.shrink_to_fit();
-    }
-}
-
-/// `depth[slot] = value` for every slot in `active`.
-#[inline]
-fn write_depth(active: &[u64], value: u32, depth: &mut [u32]) {
-    for (at, &word) in active.iter().enumerate() {
-        if word == u64::MAX {
-            depth[at * 64..at * 64 + 64].fill(value);
-        } else {
-            for bit in bits(word) {
-                depth[at * 64 + bit as usize] = value;
-            }
-        }
     }
 }

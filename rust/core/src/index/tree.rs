@@ -1,97 +1,65 @@
 //! The index proper: applies events to the paths and answers who holds how much of a prompt.
 //!
-//! Cost: `apply` O(blocks of the event); `remove_worker` O(blocks that it held); matching as in [`super::paths`]. Memory per
+//! Cost: `apply` O(blocks of the event); `remove_worker` O(blocks that it held); matching as in [`super::walk`]. Memory per
 //! block: 16 B of hashes, about 8 B of name table, and the frame's header shared by up to 64 blocks and all their holders.
+//!
+//! Any number of threads match, without a lock; those that write take turns.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustc_hash::FxHashMap;
+
+use super::arena::{Arena, get, set};
 use super::held::{Copies, Held};
-use super::holders::{Holders, low_bits};
+use super::holders::low_bits;
 use super::names::Names;
-use super::paths::{BlockId, Extra, Frame, FrameId, Paths, Prompt, Scratch, cut};
-use super::slots::bits;
+use super::paths::{BlockId, CHUNK_BLOCKS, FrameId, Paths, Pen, Prompt};
+use super::slots::{all_slots, bits};
+use super::walk::{Raced, Scratch};
 use super::{Refusal, Slot, TierOverlap};
 use crate::event::{KvEvent, StoredBlock, Tier};
 use crate::hash::EngineHash;
+use crate::snapshot::Counters;
+use crate::worker::WorkerId;
 
 /// Frames with more full holders than this beside the storing worker are not extended: all of them would become partial.
 const EXTEND_HOLDERS_MAX: u32 = 1;
 
-/// What the index adds to a frame.
-#[derive(Clone, Debug, Default)]
-struct Cached {
-    /// Common names of the blocks; valid where `named` has a bit.
-    engines: Vec<u64>,
-    named: u64,
-    /// Holders in host memory and on disk; most frames have none.
-    lower: Option<Box<[Holders; 2]>>,
+/// Slots that there can be.
+const SLOTS_MAX: u32 = 1 << 16;
+
+/// What readers see.
+#[derive(Debug)]
+struct Shared {
+    paths: Paths,
+    /// Common names of the blocks, in the chunks of their local hashes; valid where the frame's own word has a bit.
+    engines: Arena<8>,
+    /// (worker, block) pairs in host memory and on disk: all, and by slot.
+    lower_blocks: AtomicU64,
+    lower_of: Arena<1>,
+    /// Caches that were emptied at once: a clear or a worker that left.
+    clears: AtomicU64,
+    /// Reads that the writer was in the way of until they answered that nobody holds anything.
+    given_up: AtomicU64,
 }
 
-impl Extra for Cached {
-    fn live(&self, len: u32) -> u64 {
-        self.lower
-            .as_ref()
-            .map_or(0, |lower| lower[0].union(len) | lower[1].union(len))
-    }
-
-    fn grown(&mut self, old_len: u32) {
-        if let Some(lower) = &mut self.lower {
-            lower.iter_mut().for_each(|holders| holders.grown(old_len));
-        }
-    }
-
-    fn shrunk(&mut self, new_len: u32) {
-        cut(&mut self.engines, new_len as usize);
-        self.named &= low_bits(new_len);
-        if let Some(lower) = &mut self.lower {
-            lower.iter_mut().for_each(|holders| holders.shrunk(new_len));
-        }
-    }
-}
-
-impl Frame<Cached> {
-    fn tier(&self, tier: Tier) -> Option<&Holders> {
-        match tier {
-            Tier::Device => Some(&self.holders),
-            Tier::Host | Tier::Disk => self.extra.lower.as_ref().map(|lower| &lower[tier.index() - 1]),
-        }
-    }
-
-    fn mask(&self, slot: Slot, tier: Tier) -> u64 {
-        self.tier(tier)
-            .map_or(0, |holders| holders.mask(slot, self.len()))
-    }
-
-    fn mask_any(&self, slot: Slot) -> u64 {
-        let device = self.holders.mask(slot, self.len());
-        if self.extra.lower.is_none() {
-            return device;
-        }
-        device | self.mask(slot, Tier::Host) | self.mask(slot, Tier::Disk)
-    }
-
-    fn set_mask(&mut self, slot: Slot, tier: Tier, mask: u64) {
-        let len = self.len();
-        match tier {
-            Tier::Device => self.holders.set_mask(slot, mask, len),
-            Tier::Host | Tier::Disk => {
-                let lower = self.extra.lower.get_or_insert_default();
-                lower[tier.index() - 1].set_mask(slot, mask, len);
-                if lower.iter().all(Holders::is_empty) {
-                    self.extra.lower = None;
-                }
-            }
-        }
-    }
-}
-
-/// See the module.
-#[derive(Clone, Debug)]
-pub struct Index {
-    paths: Paths<Cached>,
+/// What writers need, one at a time.
+#[derive(Debug, Default)]
+struct Writer {
+    pen: Pen,
     names: Names,
     copies: Copies,
     held: Vec<Held>,
-    /// (worker, block) pairs in host memory and on disk.
-    lower_blocks: u64,
+    slot_of: FxHashMap<WorkerId, Slot>,
+    counters: Counters,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Index {
+    shared: Shared,
+    writer: Mutex<Writer>,
     blocks_max: u64,
 }
 
@@ -99,18 +67,26 @@ impl Index {
     /// An empty index of at most `blocks_max` distinct blocks.
     pub fn new(blocks_max: u64) -> Self {
         Self {
-            paths: Paths::default(),
-            names: Names::default(),
-            copies: Copies::default(),
-            held: Vec::new(),
-            lower_blocks: 0,
+            shared: Shared {
+                paths: Paths::default(),
+                engines: Arena::new(5),
+                lower_blocks: AtomicU64::new(0),
+                lower_of: Arena::new(6),
+                clears: AtomicU64::new(0),
+                given_up: AtomicU64::new(0),
+            },
+            writer: Mutex::default(),
             blocks_max,
         }
     }
 
+    fn write(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Distinct blocks.
-    pub const fn blocks(&self) -> u64 {
-        self.paths.blocks()
+    pub fn blocks(&self) -> u64 {
+        self.write().pen.blocks()
     }
 
     /// The limit of distinct blocks.
@@ -118,80 +94,237 @@ impl Index {
         self.blocks_max
     }
 
+    /// Blocks that each worker holds, per tier, by slot.
+    pub fn held(&self) -> Vec<[u64; 3]> {
+        self.write().held.iter().map(|held| held.blocks).collect()
+    }
+
     /// Blocks that a worker holds, per tier.
     pub fn held_blocks(&self, slot: Slot) -> [u64; 3] {
-        self.held.get(slot.index()).map_or([0; 3], |held| held.blocks)
+        let writer = self.write();
+        writer.held.get(slot.index()).map_or([0; 3], |held| held.blocks)
     }
 
-    /// Bytes of its structures, estimated from their capacities. O(slots).
+    /// Bytes in use by its structures. O(slots).
     pub fn bytes(&self) -> u64 {
-        let frames: usize = self.held.iter().map(|held| held.frames.capacity() * 5).sum();
-        self.paths.bytes() + self.blocks() * 8 + self.names.bytes() + self.copies.bytes() + frames as u64
+        let Writer {
+            pen,
+            names,
+            copies,
+            held,
+            ..
+        } = &*self.write();
+        let frames: usize = held.iter().map(|held| held.frames.capacity() * 5).sum();
+        let engines = u64::from(pen.chunks()) * 64;
+        self.shared.paths.bytes(pen) + engines + names.bytes() + copies.bytes() + frames as u64
     }
 
-    /// Apply one event of the worker in `slot`. After a refusal the blocks before the refused one stay.
-    pub fn apply(&mut self, slot: Slot, event: &KvEvent) -> Result<(), Refusal> {
-        if self.held.len() <= slot.index() {
-            self.held.resize_with(slot.index() + 1, Held::default);
+    /// Reads that gave up because a writer was in their way all the time: answered as if nobody held anything.
+    pub fn reads_given_up(&self) -> u64 {
+        self.shared.given_up.load(Ordering::Relaxed)
+    }
+
+    /// From now on `worker` has `slot`, in which nothing is held.
+    pub fn register(&self, worker: WorkerId, slot: Slot) {
+        self.write().slot_of.insert(worker, slot);
+    }
+
+    /// Forget a worker and everything that it holds. Its slot may then be given to another one.
+    pub fn retire(&self, worker: WorkerId, slot: Slot) {
+        let writer = &mut *self.write();
+        if writer.slot_of.get(&worker) == Some(&slot) {
+            writer.slot_of.remove(&worker);
         }
+        writer.remove_worker(&self.shared, slot);
+    }
+
+    /// Apply one event of a registered worker, and count it. After a refusal the blocks before the refused one stay.
+    pub fn apply_from(&self, worker: WorkerId, event: &KvEvent) -> Result<(), Refusal> {
+        let writer = &mut *self.write();
+        let Some(&slot) = writer.slot_of.get(&worker) else {
+            writer.counters.unknown_worker += 1;
+            return Err(Refusal::UnknownWorker);
+        };
+        let outcome = writer.apply(&self.shared, slot, event, self.blocks_max);
+        writer.counters.count_event(event, outcome);
+        outcome
+    }
+
+    /// What became of the events; the other counts are 0.
+    pub fn counters(&self) -> Counters {
+        self.write().counters
+    }
+
+    /// How many caches were emptied at once. A match that began before says nothing of those.
+    pub fn clears(&self) -> u64 {
+        self.shared.clears.load(Ordering::Acquire)
+    }
+
+    /// Apply one event of the worker in `slot`, whoever that is.
+    pub fn apply(&self, slot: Slot, event: &KvEvent) -> Result<(), Refusal> {
+        self.write().apply(&self.shared, slot, event, self.blocks_max)
+    }
+
+    /// Forget everything that the worker in `slot` holds.
+    pub fn remove_worker(&self, slot: Slot) {
+        self.write().remove_worker(&self.shared, slot);
+    }
+
+    /// Leading blocks in device memory, per slot. As [`Paths::overlap`], but a read that gives up is counted here.
+    pub fn device_overlap(
+        &self,
+        prompt: &Prompt<'_>,
+        slots: &[u64],
+        depth: &mut [u32],
+        scratch: &mut Scratch,
+    ) {
+        if self.shared.paths.overlap(prompt, slots, depth, scratch) == Err(Raced) {
+            self.shared.given_up.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether any worker holds anything in host memory or on disk.
+    pub fn any_lower(&self) -> bool {
+        self.shared.lower_blocks.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether the worker holds anything in host memory or on disk. Only of workers that were written of.
+    pub fn has_lower(&self, slot: Slot) -> bool {
+        self.any_lower() && get(&self.shared.lower_of.unit(slot.0)[0]) > 0
+    }
+
+    /// Goes along a prompt, for [`Index::lower_overlap`]. O(frames of the prompt).
+    pub fn follow(&self, prompt: &Prompt<'_>, scratch: &mut Scratch) {
+        if self.shared.paths.follow(prompt, scratch) == Err(Raced) {
+            self.shared.given_up.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Blocks of the prompt followed last, beyond the first `device`, that the worker holds in host memory, and beyond those on
+    /// disk. O(frames of the prompt).
+    pub fn lower_overlap(&self, scratch: &Scratch, slot: Slot, device: u32) -> [u32; 2] {
+        if !self.has_lower(slot) {
+            return [0; 2];
+        }
+        let paths = &self.shared.paths;
+        let host = paths.tier_run(scratch, slot, Tier::Host, device);
+        [host, paths.tier_run(scratch, slot, Tier::Disk, device + host)]
+    }
+
+    /// Overlap per slot in `0..slots`, every tier.
+    pub fn find_matches(&self, prompt: &Prompt<'_>, slots: usize) -> Vec<TierOverlap> {
+        let mut depth = vec![0; slots];
+        let mut scratch = Scratch::default();
+        self.device_overlap(prompt, &all_slots(slots), &mut depth, &mut scratch);
+        if !self.any_lower() {
+            return depth.into_iter().map(|device| [device, 0, 0]).collect();
+        }
+        self.follow(prompt, &mut scratch);
+        let overlap = |(slot, device): (u32, u32)| {
+            let [host, disk] = self.lower_overlap(&scratch, Slot(slot), device);
+            [device, host, disk]
+        };
+        (0..).zip(depth).map(overlap).collect()
+    }
+
+    /// Panics unless every rule of the structure holds. For tests: O(everything).
+    pub fn check(&self) {
+        self.write().check(&self.shared);
+    }
+}
+
+impl Shared {
+    fn name_of(&self, block: BlockId) -> u64 {
+        get(self.name_word(block))
+    }
+
+    fn name_word(&self, block: BlockId) -> &AtomicU64 {
+        let chunk = Paths::chunk(self.paths.header(block.frame()), block.offset());
+        &self.engines.unit(chunk)[(block.offset() % CHUNK_BLOCKS) as usize]
+    }
+
+    fn count_lower(&self, slot: Slot, tier: Tier, change: impl Fn(u64) -> u64) {
+        if tier != Tier::Device {
+            let of = &self.lower_of.unit(slot.0)[0];
+            set(of, change(get(of)));
+            self.lower_blocks
+                .store(change(get(&self.lower_blocks)), Ordering::Release);
+        }
+    }
+}
+
+impl Writer {
+    fn make_room_for(&mut self, shared: &Shared, slot: Slot) {
+        if self.held.len() <= slot.index() {
+            assert!(slot.0 < SLOTS_MAX, "a slot must be below 65,536");
+            self.held.resize_with(slot.index() + 1, Held::default);
+            // For all at once: readers ask for any slot.
+            shared.lower_of.reserve(SLOTS_MAX);
+        }
+    }
+
+    fn apply(
+        &mut self,
+        shared: &Shared,
+        slot: Slot,
+        event: &KvEvent,
+        blocks_max: u64,
+    ) -> Result<(), Refusal> {
+        self.make_room_for(shared, slot);
         match event {
-            KvEvent::Stored { parent, blocks, tier } => self.store(slot, *parent, blocks, *tier),
+            KvEvent::Stored { parent, blocks, tier } => {
+                self.store(shared, slot, (*parent, *tier), blocks, blocks_max)
+            }
             KvEvent::Removed { blocks, tier } => {
                 let unknown = blocks
                     .iter()
-                    .filter(|&&block| !self.remove(slot, block, *tier))
-                    .count();
-                if unknown == 0 {
-                    Ok(())
-                } else {
-                    Err(Refusal::UnknownBlocks(unknown))
+                    .filter(|&&block| !self.remove(shared, slot, block, *tier));
+                match unknown.count() {
+                    0 => Ok(()),
+                    unknown => Err(Refusal::UnknownBlocks(unknown)),
                 }
             }
             KvEvent::Cleared => {
-                self.remove_worker(slot);
+                self.remove_worker(shared, slot);
                 Ok(())
             }
         }
     }
 
     /// The block that this worker calls `name` and holds.
-    fn find(&self, slot: Slot, name: EngineHash) -> Option<BlockId> {
+    fn find(&self, shared: &Shared, slot: Slot, name: EngineHash) -> Option<BlockId> {
         let aliases = self.names.has_aliases();
         if aliases && let Some(block) = self.names.aliased(slot, name.0) {
             return Some(block);
         }
-        let block = self.names.common(name.0, |block| self.name_of(block))?;
-        let frame = self.paths.frame(block.frame());
-        let held = frame.mask_any(slot) >> block.offset() & 1 == 1;
+        let block = self.names.common(name.0, |block| shared.name_of(block))?;
+        let held = shared.paths.mask_any(block.frame(), slot) >> block.offset() & 1 == 1;
         (held && !(aliases && self.names.alias(slot, block).is_some())).then_some(block)
-    }
-
-    fn name_of(&self, block: BlockId) -> u64 {
-        name_in(&self.paths, block)
     }
 
     fn store(
         &mut self,
+        shared: &Shared,
         slot: Slot,
-        parent: Option<EngineHash>,
+        (parent, tier): (Option<EngineHash>, Tier),
         blocks: &[StoredBlock],
-        tier: Tier,
+        blocks_max: u64,
     ) -> Result<(), Refusal> {
         let mut after = match parent {
-            Some(parent) => self.find(slot, parent).ok_or(Refusal::UnknownParent)?,
+            Some(parent) => self.find(shared, slot, parent).ok_or(Refusal::UnknownParent)?,
             None => BlockId::ROOT,
         };
         let locals: Vec<_> = blocks.iter().map(|block| block.local_hash).collect();
         let mut done = 0;
         while done < blocks.len() {
-            let (frame, offset, count) = match self.paths.step(after, &locals[done..]) {
+            let (frame, offset, count) = match shared.paths.step(after, &locals[done..]) {
                 Some(found) => found,
-                None => self.add(slot, after, &locals[done..])?,
+                None => self.add(shared, slot, after, &locals[done..], blocks_max)?,
             };
             let names = &blocks[done..done + count as usize];
-            let held = self.hold(slot, frame, offset, names, tier);
+            let held = self.hold(shared, (slot, tier), (frame, offset), names);
             if held.is_err() {
-                self.free_dead(frame);
+                self.free_dead(shared, frame);
             }
             held?;
             done += count as usize;
@@ -202,56 +335,47 @@ impl Index {
 
     fn add(
         &mut self,
+        shared: &Shared,
         slot: Slot,
         after: BlockId,
         locals: &[crate::hash::LocalHash],
+        blocks_max: u64,
     ) -> Result<(FrameId, u32, u32), Refusal> {
-        let room = self
-            .blocks_max
-            .saturating_sub(self.blocks())
+        let room = blocks_max
+            .saturating_sub(self.pen.blocks())
             .min(locals.len() as u64) as usize;
         if room == 0 {
             return Err(Refusal::Full);
         }
-        let extend = after != BlockId::ROOT && {
-            let frame = self.paths.frame(after.frame());
-            let few = |holders: &Holders| !holders.full.exceeds_beside(slot, EXTEND_HOLDERS_MAX);
-            few(&frame.holders)
-                && frame
-                    .extra
-                    .lower
-                    .as_ref()
-                    .is_none_or(|lower| lower.iter().all(few))
-        };
-        let added = self
-            .paths
-            .add(after, &locals[..room], extend)
+        let paths = &shared.paths;
+        let extend =
+            after != BlockId::ROOT && !paths.has_full_beside(after.frame(), slot, EXTEND_HOLDERS_MAX);
+        let added = paths
+            .add(&mut self.pen, after, &locals[..room], extend)
             .ok_or(Refusal::Full)?;
-        let frame = self.paths.frame_mut(added.0);
-        let len = frame.len() as usize;
-        frame.extra.engines.reserve_exact(len - frame.extra.engines.len());
-        frame.extra.engines.resize(len, 0);
+        shared.engines.reserve(self.pen.chunks());
         Ok(added)
     }
 
-    /// The worker holds one copy more of the blocks at `offset` and after, under these names.
+    /// The worker holds one copy more of the blocks at a place and after, under these names.
     fn hold(
         &mut self,
-        slot: Slot,
-        id: FrameId,
-        offset: u32,
+        shared: &Shared,
+        (slot, tier): (Slot, Tier),
+        (id, offset): (FrameId, u32),
         blocks: &[StoredBlock],
-        tier: Tier,
     ) -> Result<(), Refusal> {
-        let named = self.name_all(slot, id, offset, blocks);
+        let named = self.name_all(shared, slot, (id, offset), blocks);
         let count = named.unwrap_or_else(|(count, _)| count);
         if count > 0 {
-            let frame = self.paths.frame_mut(id);
+            let paths = &shared.paths;
             let wanted = low_bits(count) << offset;
-            let before = frame.mask(slot, tier);
-            frame.set_mask(slot, tier, before | wanted);
-            if before | wanted == low_bits(frame.len()) {
-                self.paths.refresh_end(id);
+            let before = paths.mask(id, slot, tier);
+            if before | wanted != before {
+                paths.set_mask(&mut self.pen, id, (slot, tier), before | wanted);
+            }
+            if before | wanted == low_bits(paths.len(id)) {
+                paths.refresh_end(id);
             }
             for again in bits(before & wanted) {
                 self.copies.add(BlockId::new(id, again), slot, tier);
@@ -260,7 +384,7 @@ impl Index {
             held.frames.insert(id);
             let added = u64::from((wanted & !before).count_ones());
             held.blocks[tier.index()] += added;
-            self.lower_blocks += if tier == Tier::Device { 0 } else { added };
+            shared.count_lower(slot, tier, |blocks| blocks + added);
         }
         named
             .map(|_| ())
@@ -270,34 +394,32 @@ impl Index {
     /// Record what the worker calls these blocks. `Err`: how many were named before one whose name has another meaning.
     fn name_all(
         &mut self,
+        shared: &Shared,
         slot: Slot,
-        id: FrameId,
-        offset: u32,
+        (id, offset): (FrameId, u32),
         blocks: &[StoredBlock],
     ) -> Result<u32, (u32, EngineHash)> {
-        let frame = self.paths.frame(id);
         let range = low_bits(blocks.len() as u32) << offset;
-        let common = &frame.extra.engines[offset as usize..];
-        let all_common = frame.extra.named & range == range
-            && common
-                .iter()
-                .zip(blocks)
-                .all(|(&name, block)| name == block.engine_hash.0);
-        if all_common && !self.names.has_aliases() {
+        let is_common = |(at, block): (u32, &StoredBlock)| {
+            shared.name_of(BlockId::new(id, offset + at)) == block.engine_hash.0
+        };
+        let all_named = get(shared.paths.own(id)) & range == range;
+        if all_named && !self.names.has_aliases() && (0..).zip(blocks).all(is_common) {
             return Ok(blocks.len() as u32);
         }
-        let held = frame.mask_any(slot);
+        let held = shared.paths.mask_any(id, slot);
         for (at, block) in (0..).zip(blocks) {
             let place = BlockId::new(id, offset + at);
             let held = held >> place.offset() & 1 == 1;
             let named = self
                 .names
-                .common(block.engine_hash.0, |block| self.name_of(block));
+                .common(block.engine_hash.0, |block| shared.name_of(block));
             let of_this_event = |other: BlockId| {
                 let before = other.frame() == id && (offset..offset + at).contains(&other.offset());
                 before && self.names.alias(slot, other).is_none()
             };
-            if named.is_some_and(of_this_event) || !self.name(slot, place, block.engine_hash, named, held) {
+            let contradicts = named.is_some_and(of_this_event);
+            if contradicts || !self.name(shared, slot, (place, held), (block.engine_hash, named)) {
                 return Err((at, block.engine_hash));
             }
         }
@@ -308,11 +430,10 @@ impl Index {
     /// `common` is the block with that common name; `held` tells whether the worker holds `block`.
     fn name(
         &mut self,
+        shared: &Shared,
         slot: Slot,
-        block: BlockId,
-        name: EngineHash,
-        common: Option<BlockId>,
-        held: bool,
+        (block, held): (BlockId, bool),
+        (name, common): (EngineHash, Option<BlockId>),
     ) -> bool {
         if self.names.has_aliases()
             && let Some(aliased) = self.names.aliased(slot, name.0)
@@ -321,14 +442,14 @@ impl Index {
         }
         if let Some(other) = common
             && other != block
-            && self.find(slot, name) == Some(other)
+            && self.find(shared, slot, name) == Some(other)
         {
             return false;
         }
         let alias = self.names.alias(slot, block);
-        let extra = &mut self.paths.frame_mut(block.frame()).extra;
+        let named = shared.paths.own(block.frame());
         let bit = 1 << block.offset();
-        let has_common = extra.named & bit != 0;
+        let has_common = get(named) & bit != 0;
         let is_common = common == Some(block);
         if held {
             // Held and not aliased so: it has a name already, the common one or another alias.
@@ -338,58 +459,62 @@ impl Index {
             return true;
         }
         if common.is_none() && !has_common {
-            extra.engines[block.offset() as usize] = name.0;
-            extra.named |= bit;
+            set(shared.name_word(block), name.0);
+            set(named, get(named) | bit);
             self.names
-                .insert_common(name.0, block, |block| name_in(&self.paths, block));
+                .insert_common(name.0, block, |block| shared.name_of(block));
         } else {
             self.names.insert_alias(slot, name.0, block);
         }
         true
     }
 
-    fn remove(&mut self, slot: Slot, name: EngineHash, tier: Tier) -> bool {
-        let Some(block) = self.find(slot, name) else {
+    fn remove(&mut self, shared: &Shared, slot: Slot, name: EngineHash, tier: Tier) -> bool {
+        let Some(block) = self.find(shared, slot, name) else {
             return false;
         };
-        let frame = self.paths.frame_mut(block.frame());
-        let bit = 1 << block.offset();
-        let mask = frame.mask(slot, tier);
+        let (id, bit) = (block.frame(), 1 << block.offset());
+        let mask = shared.paths.mask(id, slot, tier);
         if mask & bit == 0 {
             return false;
         }
         if self.copies.take(block, slot, tier) {
             return true;
         }
-        frame.set_mask(slot, tier, mask & !bit);
-        let left = frame.mask_any(slot);
+        shared
+            .paths
+            .set_mask(&mut self.pen, id, (slot, tier), mask & !bit);
+        let left = shared.paths.mask_any(id, slot);
         let held = &mut self.held[slot.index()];
         held.blocks[tier.index()] -= 1;
-        self.lower_blocks -= u64::from(tier != Tier::Device);
+        shared.count_lower(slot, tier, |blocks| blocks - 1);
         if left & bit == 0 && self.names.has_aliases() {
             self.names.remove_alias(slot, block);
         }
         if left == 0 {
-            held.frames.remove(&block.frame());
+            held.frames.remove(&id);
         }
-        self.free_dead(block.frame());
+        self.free_dead(shared, id);
         true
     }
 
-    /// Forget everything that a worker holds.
-    pub fn remove_worker(&mut self, slot: Slot) {
+    fn remove_worker(&mut self, shared: &Shared, slot: Slot) {
         let Some(held) = self.held.get_mut(slot.index()).map(std::mem::take) else {
             return;
         };
-        self.lower_blocks -= held.blocks[1] + held.blocks[2];
+        if held.frames.is_empty() {
+            return;
+        }
+        shared.clears.fetch_add(1, Ordering::Release);
+        shared.count_lower(slot, Tier::Host, |blocks| blocks - held.blocks[1]);
+        shared.count_lower(slot, Tier::Disk, |blocks| blocks - held.blocks[2]);
         for &id in &held.frames {
             for tier in Tier::ALL {
-                let frame = self.paths.frame_mut(id);
-                let mask = frame.mask(slot, tier);
+                let mask = shared.paths.mask(id, slot, tier);
                 if mask == 0 {
                     continue;
                 }
-                frame.set_mask(slot, tier, 0);
+                shared.paths.set_mask(&mut self.pen, id, (slot, tier), 0);
                 for offset in bits(mask) {
                     self.copies.forget(BlockId::new(id, offset), slot, tier);
                     if self.names.has_aliases() {
@@ -397,112 +522,46 @@ impl Index {
                     }
                 }
             }
-            self.free_dead(id);
+            self.free_dead(shared, id);
         }
+        shared.clears.fetch_add(1, Ordering::Release);
     }
 
-    fn free_dead(&mut self, id: FrameId) {
-        let names = &mut self.names;
-        self.paths.free_dead(id, &mut |block, frame: &mut Frame<Cached>| {
-            let bit = 1 << block.offset();
-            if frame.extra.named & bit != 0 {
-                frame.extra.named &= !bit;
-                names.remove_common(frame.extra.engines[block.offset() as usize], block);
+    fn free_dead(&mut self, shared: &Shared, id: FrameId) {
+        let Self { pen, names, .. } = self;
+        shared.paths.free_dead(pen, id, &mut |block| {
+            let (named, bit) = (shared.paths.own(block.frame()), 1 << block.offset());
+            if get(named) & bit != 0 {
+                set(named, get(named) & !bit);
+                names.remove_common(shared.name_of(block), block);
             }
         });
     }
 
-    /// Leading blocks in device memory, per slot. As [`Paths::overlap`].
-    pub fn device_overlap(
-        &self,
-        prompt: &Prompt<'_>,
-        slots: &[u64],
-        depth: &mut [u32],
-        scratch: &mut Scratch,
-    ) {
-        self.paths.overlap(prompt, slots, depth, scratch);
-    }
-
-    /// Whether any worker holds anything in host memory or on disk.
-    pub const fn any_lower(&self) -> bool {
-        self.lower_blocks > 0
-    }
-
-    /// Whether the worker holds anything in host memory or on disk.
-    pub fn has_lower(&self, slot: Slot) -> bool {
-        self.held
-            .get(slot.index())
-            .is_some_and(|held| held.blocks[1] + held.blocks[2] > 0)
-    }
-
-    /// Blocks of the prompt beyond the first `device` that the worker holds in host memory, and beyond those on disk.
-    /// O(frames of the prompt).
-    pub fn lower_overlap(&self, prompt: &Prompt<'_>, slot: Slot, device: u32) -> [u32; 2] {
-        let host = self.tier_run(prompt, slot, Tier::Host, device);
-        [host, self.tier_run(prompt, slot, Tier::Disk, device + host)]
-    }
-
-    fn tier_run(&self, prompt: &Prompt<'_>, slot: Slot, tier: Tier, from: u32) -> u32 {
-        let mut reached = from;
-        for (id, start, common) in self
-            .paths
-            .walk(*prompt)
-            .filter(|(_, start, common)| start + common > from)
-        {
-            if start > reached {
-                break;
-            }
-            let offset = reached - start;
-            let run = (self.paths.frame(id).mask(slot, tier) >> offset).trailing_ones();
-            reached += run.min(common - offset);
-            if reached < start + common {
-                break;
-            }
-        }
-        reached - from
-    }
-
-    /// Overlap per slot in `0..slots`, every tier.
-    pub fn find_matches(&self, prompt: &Prompt<'_>, slots: usize) -> Vec<TierOverlap> {
-        let mut depth = vec![0; slots];
-        let everyone = all_slots(slots);
-        self.device_overlap(prompt, &everyone, &mut depth, &mut Scratch::default());
-        let overlap = |(slot, device): (u32, u32)| {
-            let slot = Slot(slot);
-            let [host, disk] = if self.has_lower(slot) {
-                self.lower_overlap(prompt, slot, device)
-            } else {
-                [0; 2]
-            };
-            [device, host, disk]
-        };
-        (0..).zip(depth).map(overlap).collect()
-    }
-
-    /// Panics unless every rule of the structure holds. For tests: O(everything).
-    pub fn check(&self) {
-        self.paths.check();
+    fn check(&self, shared: &Shared) {
+        let paths = &shared.paths;
+        paths.check(&self.pen);
         let mut held = vec![Held::default(); self.held.len()];
         let mut named = 0;
-        for (id, frame) in self.paths.iter() {
-            assert_eq!(
-                frame.extra.engines.len(),
-                frame.len() as usize,
-                "names must cover the frame"
+        for id in paths.iter(&self.pen) {
+            let own = get(paths.own(id));
+            assert!(
+                own & !low_bits(paths.len(id)) == 0,
+                "only living blocks have names"
             );
-            for offset in bits(frame.extra.named) {
+            for offset in bits(own) {
                 named += 1;
                 let block = BlockId::new(id, offset);
                 let found = self
                     .names
-                    .common(frame.extra.engines[offset as usize], |block| self.name_of(block));
+                    .common(shared.name_of(block), |block| shared.name_of(block));
                 assert_eq!(found, Some(block), "a common name must lead to its block");
             }
             for (slot, held) in (0..).map(Slot).zip(&mut held) {
                 for tier in Tier::ALL {
-                    held.blocks[tier.index()] += u64::from(frame.mask(slot, tier).count_ones());
+                    held.blocks[tier.index()] += u64::from(paths.mask(id, slot, tier).count_ones());
                 }
-                if frame.mask_any(slot) != 0 {
+                if paths.mask_any(id, slot) != 0 {
                     held.frames.insert(id);
                 }
             }
@@ -519,25 +578,17 @@ impl Index {
                 "what is held must be counted"
             );
         }
-        let lower: u64 = held.iter().map(|held| held.blocks[1] + held.blocks[2]).sum();
-        assert_eq!(self.lower_blocks, lower, "lower tiers must be counted");
-        if self.blocks() == 0 {
+        let lower_of = |held: &Held| held.blocks[1] + held.blocks[2];
+        let lower: u64 = held.iter().map(lower_of).sum();
+        assert_eq!(get(&shared.lower_blocks), lower, "lower tiers must be counted");
+        for (slot, held) in (0..).zip(&held) {
+            assert_eq!(get(&shared.lower_of.unit(slot)[0]), lower_of(held));
+        }
+        if self.pen.blocks() == 0 {
             assert!(
                 !self.names.has_aliases() && self.copies.len() == 0,
                 "nothing must be left of nothing"
             );
         }
     }
-}
-
-fn name_in(paths: &Paths<Cached>, block: BlockId) -> u64 {
-    paths.frame(block.frame()).extra.engines[block.offset() as usize]
-}
-
-/// The first `slots` slots as words of bits; at least one word.
-pub fn all_slots(slots: usize) -> Vec<u64> {
-    let words = slots.div_ceil(64).max(1);
-    (0..words)
-        .map(|at| low_bits(slots.saturating_sub(at * 64).min(64) as u32))
-        .collect()
 }

@@ -194,8 +194,10 @@ impl Ledger {
     }
 
     /// Closes an account with its entries. O(entries).
-    pub fn remove_worker(&mut self, slot: Slot) {
-        self.entries.retain(|_, entry| entry.slot != slot);
+    pub fn remove_worker(&mut self, slot: Slot, bookings: &[RequestId]) {
+        for request in bookings {
+            self.entries.remove(request);
+        }
         self.accounts[slot.index()] = Account::default();
         self.curves.remove(slot.index());
         self.live -= 1;

@@ -5,17 +5,19 @@
 
 use rustc_hash::FxHashMap;
 
+use crate::event::Tier;
 use crate::index::holders::low_bits;
-use crate::index::paths::{BlockId, Frame, Paths};
+use crate::index::paths::{BlockId, Paths, Pen};
 use crate::index::{Prompt, Scratch, Slot};
 
 /// Frames with more full holders beside the booking worker are not extended.
 const EXTEND_HOLDERS_MAX: u32 = 1;
 
 /// See the module.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct ActiveBlocks {
-    paths: Paths<()>,
+    paths: Paths,
+    pen: Pen,
     /// Per (frame, slot): bit i: some request's blocks here end with block i.
     ends: FxHashMap<(u32, Slot), u64>,
     /// Requests beyond the first that end at a block, per (block, slot).
@@ -28,8 +30,9 @@ pub type Path = Box<[BlockId]>;
 impl ActiveBlocks {
     /// Leading blocks of the prompt in flight, per slot. As [`Paths::overlap`].
     pub fn shared(&self, prompt: &Prompt<'_>, slots: &[u64], depth: &mut [u32], scratch: &mut Scratch) {
-        if self.paths.blocks() > 0 {
-            self.paths.overlap(prompt, slots, depth, scratch);
+        if self.pen.blocks() > 0 {
+            let read = self.paths.overlap(prompt, slots, depth, scratch);
+            read.expect("nobody writes what is borrowed");
         }
     }
 
@@ -46,11 +49,8 @@ impl ActiveBlocks {
                 let extend = after != BlockId::ROOT
                     && !self
                         .paths
-                        .frame(after.frame())
-                        .holders
-                        .full
-                        .exceeds_beside(slot, EXTEND_HOLDERS_MAX);
-                self.paths.add(after, rest, extend)
+                        .has_full_beside(after.frame(), slot, EXTEND_HOLDERS_MAX);
+                self.paths.add(&mut self.pen, after, rest, extend)
             });
             let Some((frame, offset, count)) = found else {
                 break;
@@ -76,7 +76,7 @@ impl ActiveBlocks {
         let before = covered(*ends);
         *ends |= bit;
         let after = covered(*ends);
-        cover(self.paths.frame_mut(end.frame()), slot, after);
+        self.cover(end, slot, after);
         u64::from(after - before)
     }
 
@@ -101,22 +101,23 @@ impl ActiveBlocks {
         if *ends == 0 {
             self.ends.remove(&key);
         }
-        cover(self.paths.frame_mut(end.frame()), slot, after);
-        self.paths.free_dead(end.frame(), &mut |_, _| {});
+        self.cover(end, slot, after);
+        self.paths.free_dead(&mut self.pen, end.frame(), &mut |_| {});
         u64::from(before - after)
     }
 
     /// Distinct blocks in flight anywhere.
     pub const fn blocks(&self) -> u64 {
-        self.paths.blocks()
+        self.pen.blocks()
+    }
+
+    fn cover(&mut self, end: BlockId, slot: Slot, blocks: u32) {
+        let held = (slot, Tier::Device);
+        self.paths
+            .set_mask(&mut self.pen, end.frame(), held, low_bits(blocks));
     }
 }
 
 const fn covered(ends: u64) -> u32 {
     64 - ends.leading_zeros()
-}
-
-fn cover(frame: &mut Frame<()>, slot: Slot, blocks: u32) {
-    let len = frame.len();
-    frame.holders.set_mask(slot, low_bits(blocks), len);
 }

@@ -18,6 +18,8 @@ use crate::request::RequestId;
 #[derive(Clone, Debug)]
 struct Booking {
     slot: Slot,
+    /// Its place among those of the slot.
+    at: u32,
     /// Uncached prompt tokens while the first token is awaited, then 0.
     prefill_tokens: u64,
     path: Path,
@@ -25,7 +27,7 @@ struct Booking {
 }
 
 /// The load of every worker.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Load {
     /// Uncached prompt tokens of requests before their first token, by slot.
     pub prefill_tokens: Vec<u64>,
@@ -35,6 +37,8 @@ pub struct Load {
     pub active_requests: Vec<u32>,
     active: ActiveBlocks,
     bookings: FxHashMap<RequestId, Booking>,
+    /// Open bookings by slot, in no order.
+    of_slot: Vec<Vec<RequestId>>,
     /// Bookings by expiry; those that were released stay here until they come up or are too many.
     by_expiry: VecDeque<(f64, RequestId)>,
 }
@@ -46,6 +50,7 @@ impl Load {
         self.prefill_tokens.resize(len, 0);
         self.decode_blocks.resize(len, 0);
         self.active_requests.resize(len, 0);
+        self.of_slot.resize_with(len, Vec::new);
     }
 
     /// Open bookings.
@@ -92,10 +97,13 @@ impl Load {
             .by_expiry
             .back()
             .map_or(expires_at_s, |&(last_s, _)| expires_at_s.max(last_s));
+        let of_slot = &mut self.of_slot[slot.index()];
+        of_slot.push(request);
         let previous = self.bookings.insert(
             request,
             Booking {
                 slot,
+                at: of_slot.len() as u32 - 1,
                 prefill_tokens,
                 path,
                 expires_at_s,
@@ -124,6 +132,11 @@ impl Load {
     pub fn release(&mut self, request: RequestId) -> Option<Slot> {
         let booking = self.bookings.remove(&request)?;
         let slot = booking.slot.index();
+        self.of_slot[slot].swap_remove(booking.at as usize);
+        if let Some(moved) = self.of_slot[slot].get(booking.at as usize) {
+            let moved = self.bookings.get_mut(moved);
+            moved.expect("a listed booking must be open").at = booking.at;
+        }
         self.prefill_tokens[slot] -= booking.prefill_tokens;
         self.active_requests[slot] -= 1;
         self.decode_blocks[slot] -= self.active.remove(booking.slot, &booking.path);
@@ -150,15 +163,14 @@ impl Load {
         expired
     }
 
-    /// Drop every booking of a worker; how many. O(open bookings).
-    pub fn remove_worker(&mut self, slot: Slot) -> usize {
-        let of_worker =
-            |(request, booking): (&RequestId, &Booking)| (booking.slot == slot).then_some(*request);
-        let requests: Vec<RequestId> = self.bookings.iter().filter_map(of_worker).collect();
+    /// Drop every booking of a worker; which. O(its bookings).
+    pub fn remove_worker(&mut self, slot: Slot) -> Vec<RequestId> {
+        let requests = self.of_slot[slot.index()].clone();
         for &request in &requests {
             self.release(request);
         }
-        requests.len()
+        self.of_slot[slot.index()] = Vec::new();
+        requests
     }
 
     /// Distinct blocks in flight anywhere.

@@ -69,7 +69,7 @@ pub struct PredictedSize {
 }
 
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Predicted {
     config: PredictedConfig,
     blocks: ActiveBlocks,
@@ -150,9 +150,11 @@ impl Predicted {
         let mut depth = vec![0; overlaps.len()];
         let everyone = all_slots(overlaps.len());
         self.raise(prompt, &everyone, &mut depth, &mut RaiseScratch::default());
+        let mut scratch = Scratch::default();
+        index.follow(prompt, &mut scratch);
         for ((slot, overlap), predicted) in (0..).map(Slot).zip(overlaps).zip(depth) {
             if predicted > overlap[0] {
-                let [host, disk] = index.lower_overlap(prompt, slot, predicted);
+                let [host, disk] = index.lower_overlap(&scratch, slot, predicted);
                 *overlap = [predicted, host, disk];
             }
         }

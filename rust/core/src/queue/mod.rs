@@ -181,7 +181,7 @@ impl LateQueue {
     ///
     /// Errors: those of [`Router::place`] (a full booking table) and [`Error::NoWorker`] when nobody is available: all wait
     /// for the next pump.
-    pub fn pump(&mut self, router: &mut Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<(), Error> {
+    pub fn pump(&mut self, router: &Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<(), Error> {
         if self.entries.is_empty() {
             return Ok(());
         }
@@ -202,7 +202,7 @@ impl LateQueue {
     }
 
     /// One walk over the window; true when a request was placed.
-    fn pass(&mut self, router: &mut Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<bool, Error> {
+    fn pass(&mut self, router: &Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<bool, Error> {
         let positions = router.positions();
         self.ahead.clear(positions);
         let answer_tokens = router.mean_output_tokens() + f64::from(router.config().block_size);
@@ -267,7 +267,7 @@ impl LateQueue {
 
     fn place_now(
         &mut self,
-        router: &mut Router,
+        router: &Router,
         id: RequestId,
         cause: Cause,
         now_s: f64,
@@ -280,7 +280,7 @@ impl LateQueue {
 
     fn place(
         &mut self,
-        router: &mut Router,
+        router: &Router,
         id: RequestId,
         (chosen, cost): (usize, f64),
         cause: Cause,

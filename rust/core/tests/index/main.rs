@@ -129,7 +129,7 @@ fn remove(names: &[u64]) -> KvEvent {
 
 #[test]
 fn a_block_stored_twice_needs_two_removals() {
-    let mut index = Index::new(u64::MAX);
+    let index = Index::new(u64::MAX);
     index.apply(Slot(0), &chain(3)).unwrap();
     index.apply(Slot(0), &chain(3)).unwrap();
     index.apply(Slot(0), &remove(&[1001])).unwrap();
@@ -140,7 +140,7 @@ fn a_block_stored_twice_needs_two_removals() {
 
 #[test]
 fn a_filled_hole_counts_again() {
-    let mut index = Index::new(u64::MAX);
+    let index = Index::new(u64::MAX);
     index.apply(Slot(0), &chain(200)).unwrap();
     index.apply(Slot(0), &remove(&[1100])).unwrap();
     assert_eq!(device(&index, 200, Slot(0)), 100);
@@ -159,7 +159,7 @@ fn a_filled_hole_counts_again() {
 
 #[test]
 fn what_nobody_holds_is_freed_at_once() {
-    let mut index = Index::new(u64::MAX);
+    let index = Index::new(u64::MAX);
     for slot in [0, 1, 299] {
         index.apply(Slot(slot), &chain(200)).unwrap();
     }
@@ -177,7 +177,7 @@ fn what_nobody_holds_is_freed_at_once() {
 
 #[test]
 fn a_full_index_refuses_and_stays_true() {
-    let mut index = Index::new(100);
+    let index = Index::new(100);
     assert_eq!(index.apply(Slot(0), &chain(200)), Err(Refusal::Full));
     assert_eq!((index.blocks(), device(&index, 200, Slot(0))), (100, 100));
     assert_eq!(index.apply(Slot(1), &chain(100)), Ok(()));
@@ -186,7 +186,7 @@ fn a_full_index_refuses_and_stays_true() {
 
 #[test]
 fn lower_tiers_go_on_where_the_nearer_one_ends() {
-    let mut index = Index::new(u64::MAX);
+    let index = Index::new(u64::MAX);
     index.apply(Slot(0), &chain(70)).unwrap();
     let KvEvent::Stored { blocks, .. } = chain(150) else {
         unreachable!()

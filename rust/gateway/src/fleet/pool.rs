@@ -88,6 +88,8 @@ pub struct WorkerPool {
     /// What its workers do.
     pub role: Role,
     options: HealthOptions,
+    /// Shared with the state: decisions do not wait for those who write there.
+    router: Arc<Router>,
     state: Mutex<State>,
     index: AnarchyIndex,
     /// Workers registered, read without the lock.
@@ -95,7 +97,7 @@ pub struct WorkerPool {
 }
 
 struct State {
-    router: Router,
+    router: Arc<Router>,
     /// Late binding, when it is on.
     waiters: Option<Waiters>,
     workers: BTreeMap<WorkerId, Worker>,
@@ -173,8 +175,9 @@ impl WorkerPool {
         config: RouterConfig,
         options: HealthOptions,
     ) -> Result<Self, Error> {
+        let router = Arc::new(Router::new(config)?);
         let state = State {
-            router: Router::new(config)?,
+            router: router.clone(),
             waiters: None,
             workers: BTreeMap::new(),
         };
@@ -182,6 +185,7 @@ impl WorkerPool {
             model,
             role,
             options,
+            router,
             state: Mutex::new(state),
             index: AnarchyIndex::new(),
             size: AtomicUsize::new(0),
@@ -206,33 +210,32 @@ impl WorkerPool {
         let state = &mut *guard;
         let waiters = state.waiters.as_mut().ok_or(NoWait::Off)?;
         let id = request.id;
-        let receiver = waiters.offer(&mut state.router, request, clock.elapsed().as_secs_f64())?;
+        let receiver = waiters.offer(&state.router, request, clock.elapsed().as_secs_f64())?;
         self.unlock(guard);
         Ok(Wait::new(self.clone(), id, receiver, clock))
     }
 
     /// Works on the queue, where there is one.
-    pub(super) fn with_waiters(&self, work: impl FnOnce(&mut Waiters, &mut Router)) {
+    pub(super) fn with_waiters(&self, work: impl FnOnce(&mut Waiters, &Router)) {
         let mut guard = self.lock();
         let state = &mut *guard;
         if let Some(waiters) = &mut state.waiters {
-            work(waiters, &mut state.router);
+            work(waiters, &state.router);
         }
         self.unlock(guard);
     }
 
     /// The state, for what may place requests; to be given back by [`WorkerPool::unlock`].
     fn lock(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock();
-        state.router.keep_placements(self.index.wants(self.size()));
+        let state = self.state.lock();
+        self.router.keep_placements(self.index.wants(self.size()));
         state
     }
 
     /// Unlocks, and tells the index what was placed.
-    fn unlock(&self, mut state: MutexGuard<'_, State>) {
-        let placed = state.router.take_placements();
+    fn unlock(&self, state: MutexGuard<'_, State>) {
         drop(state);
-        self.index.record(&placed);
+        self.index.record(&self.router.take_placements());
     }
 
     /// Counts and state of the queue, where there is one.
@@ -314,10 +317,11 @@ impl WorkerPool {
         now_s: f64,
         mark: impl FnMut(Stage),
     ) -> Result<Placement, Error> {
-        let mut state = self.lock();
-        let decision = state.router.route_marked(request, now_s, mark)?;
+        self.router.keep_placements(self.index.wants(self.size()));
+        let decision = self.router.route_marked(request, now_s, mark)?;
+        self.index.record(&self.router.take_placements());
+        let state = self.state.lock();
         let ranks = state.workers.get(&decision.worker).map(|worker| worker.ranks);
-        self.unlock(state);
         Ok(Placement {
             decision,
             several_ranks: ranks.is_some_and(|ranks| ranks > 1),
@@ -326,7 +330,7 @@ impl WorkerPool {
 
     /// Books a placement that the client made.
     pub fn book(&self, request: &RouteRequest<'_>, worker: WorkerId, now_s: f64) -> Result<(), Error> {
-        self.state.lock().router.book(request, worker, now_s)
+        self.router.book(request, worker, now_s)
     }
 
     /// The prompt of a booked request was processed. A booking that is gone already needs nothing.
@@ -438,7 +442,7 @@ impl WorkerPool {
             return false;
         };
         known.health.heartbeat(now_s);
-        teach(&mut state.router, worker, &step);
+        teach(&state.router, worker, &step);
         let Some(known) = state.workers.get_mut(&worker) else {
             return false;
         };
@@ -518,7 +522,7 @@ impl WorkerPool {
 
     /// The router's own view.
     pub fn snapshot(&self) -> Snapshot {
-        self.state.lock().router.snapshot()
+        self.router.snapshot()
     }
 
     /// All workers for a status report.
@@ -563,25 +567,24 @@ impl WorkerPool {
 }
 
 /// A pass with one kind of work tells its curve; in a mixed one the share of each is not known.
-fn teach(router: &mut Router, worker: WorkerId, step: &ForwardPass) {
+fn teach(router: &Router, worker: WorkerId, step: &ForwardPass) {
     let ran = &step.scheduled_requests;
     if step.wall_time <= 0.0 || !step.wall_time.is_finite() {
         return;
     }
-    let Some((curves, position)) = router.teach(worker) else {
-        return;
-    };
-    match (ran.num_prefill_requests, ran.num_decode_requests) {
-        (1, 0) => {
-            let work = PrefillWork::of(ran.sum_prefill_tokens, ran.sum_prefill_kv_tokens);
-            curves.prefill_pass(position, &work, step.wall_time);
+    router.teach(worker, |curves, position| {
+        match (ran.num_prefill_requests, ran.num_decode_requests) {
+            (1, 0) => {
+                let work = PrefillWork::of(ran.sum_prefill_tokens, ran.sum_prefill_kv_tokens);
+                curves.prefill_pass(position, &work, step.wall_time);
+            }
+            (0, decodes) if decodes > 0 => {
+                let load = (decodes as f64, ran.sum_decode_kv_tokens as f64);
+                curves.step(position, load, step.wall_time);
+            }
+            _ => {}
         }
-        (0, decodes) if decodes > 0 => {
-            let load = (decodes as f64, ran.sum_decode_kv_tokens as f64);
-            curves.step(position, load, step.wall_time);
-        }
-        _ => {}
-    }
+    });
 }
 
 /// A decision with what the pin needs to know.
@@ -597,7 +600,7 @@ impl State {
     /// Something ended or changed: place those that wait for it.
     fn pump(&mut self, now_s: f64) {
         if let Some(waiters) = &mut self.waiters {
-            waiters.pump(&mut self.router, now_s);
+            waiters.pump(&self.router, now_s);
         }
     }
 

@@ -49,7 +49,7 @@ impl Waiters {
     /// Takes a request in and pumps: when there is room the answer is there at once.
     pub fn offer(
         &mut self,
-        router: &mut Router,
+        router: &Router,
         request: QueuedRequest,
         now_s: f64,
     ) -> Result<oneshot::Receiver<Dispatch>, NoWait> {
@@ -69,7 +69,7 @@ impl Waiters {
     }
 
     /// Places what can be placed and wakes it. Without a worker everybody waits for the next pump.
-    pub fn pump(&mut self, router: &mut Router, now_s: f64) {
+    pub fn pump(&mut self, router: &Router, now_s: f64) {
         loop {
             let outcome = self.queue.pump(router, now_s, &mut self.placed);
             let mut given_back = false;

@@ -78,7 +78,7 @@ impl Fleet<'_> {
             return Ok(());
         };
         let mut placed = Vec::new();
-        match queue.pump(&mut pool.router, now_s, &mut placed) {
+        match queue.pump(&pool.router, now_s, &mut placed) {
             // Without a worker all wait for the next one.
             Ok(()) | Err(Error::NoWorker { .. }) => {}
             Err(error) => return Err(refused("a queue's placement")(error)),

@@ -1,0 +1,213 @@
+//! Frames by what comes before them: (parent block, first local hash) → frame.
+//!
+//! Chains through the frames' own headers, one per bucket. A bucket word has the first frame of its chain and 32 bits that say
+//! which hashes can be in it, so most questions for a frame that does not exist touch no frame. Buckets are split one at a time
+//! as frames come (W. Litwin's linear hashing, 1980): no insertion waits for a rehash of everything, and the memory grows evenly.
+//!
+//! Readers hold no lock. A frame that leaves a chain under a reader's feet is noticed by its key, a split by `moves`; then the
+//! question is asked again.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::arena::{Arena, get, high, low, pack};
+use super::paths::{BlockId, FIRST, FrameId, LINKS, REFS, VERSION};
+use super::seqlock;
+
+/// A frame's header.
+pub type Headers = Arena<16>;
+
+/// Buckets of an empty table.
+const BUCKETS_MIN: u64 = 16;
+/// Frames of one chain that a reader looks at: more is a chain that it lost.
+const CHAIN_MAX: u32 = 4096;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Children {
+    /// Low half: the first frame's number + 1, or 0. High half: bit i: a hash of class i is in the chain.
+    buckets: Arena<1>,
+    len: AtomicU64,
+    /// A [`seqlock`] version: odd while a bucket is split.
+    moves: AtomicU64,
+}
+
+impl Default for Children {
+    fn default() -> Self {
+        let buckets = Arena::new(BUCKETS_MIN.ilog2());
+        buckets.reserve(BUCKETS_MIN as u32);
+        Self {
+            buckets,
+            len: AtomicU64::new(BUCKETS_MIN),
+            moves: AtomicU64::new(0),
+        }
+    }
+}
+
+/// An answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Find {
+    /// This frame, when it was looked at.
+    Found(FrameId),
+    /// None.
+    Missing,
+    /// The writer was in the way: ask again.
+    Raced,
+}
+
+/// Mixes a pair to a hash: what the tables here use.
+#[inline]
+pub const fn mix(a: u64, b: u64) -> u64 {
+    let product = ((a ^ 0x9E37_79B9_7F4A_7C15) as u128) * ((b ^ 0xD6E8_FEB8_6659_FD93) as u128);
+    (product as u64) ^ ((product >> 64) as u64)
+}
+
+#[inline]
+fn key_hash(parent: BlockId, local: u64) -> u64 {
+    mix(u64::from(parent.get()), local)
+}
+
+#[inline]
+const fn bucket_of(hash: u64, len: u64) -> u32 {
+    let wide = len.next_power_of_two();
+    let bucket = hash & (wide - 1);
+    (if bucket >= len {
+        bucket & (wide / 2 - 1)
+    } else {
+        bucket
+    }) as u32
+}
+
+#[inline]
+const fn class_of(hash: u64) -> u32 {
+    1 << (hash >> 59)
+}
+
+impl Children {
+    /// The frame that goes on from `parent` with `local`. For readers and the writer.
+    #[inline]
+    pub fn find(&self, headers: &Headers, parent: BlockId, local: u64) -> Find {
+        let Some(moves) = seqlock::begin_read(&self.moves) else {
+            return Find::Raced;
+        };
+        let hash = key_hash(parent, local);
+        let len = self.len.load(Ordering::Acquire);
+        let bucket = bucket_of(hash, len);
+        let word = self.buckets.unit(bucket)[0].load(Ordering::Acquire);
+        let mut link = if high(word) & class_of(hash) == 0 {
+            0
+        } else {
+            low(word)
+        };
+        for _ in 0..CHAIN_MAX {
+            let Some(id) = link.checked_sub(1) else {
+                let settled = seqlock::is_valid(&self.moves, moves);
+                return if settled { Find::Missing } else { Find::Raced };
+            };
+            let header = headers.unit(id);
+            let Some(stamp) = seqlock::begin_read(&header[VERSION]) else {
+                return Find::Raced;
+            };
+            let of = (
+                BlockId::from_number(low(get(&header[LINKS]))),
+                get(&header[FIRST]),
+            );
+            link = high(header[REFS].load(Ordering::Acquire));
+            if !seqlock::is_valid(&header[VERSION], stamp) {
+                return Find::Raced;
+            }
+            if of == (parent, local) {
+                return Find::Found(FrameId(id));
+            }
+            if bucket_of(key_hash(of.0, of.1), len) != bucket {
+                return Find::Raced;
+            }
+        }
+        Find::Raced
+    }
+
+    /// Puts a frame in, one of `frames` now. Its key must be written. Only the writer.
+    pub fn insert(&self, headers: &Headers, id: FrameId, frames: usize) {
+        let len = get(&self.len);
+        if frames as u64 > len && len < u64::from(u32::MAX) {
+            self.split(headers, len);
+        }
+        self.push(headers, id, get(&self.len));
+    }
+
+    fn push(&self, headers: &Headers, id: FrameId, len: u64) {
+        let header = headers.unit(id.0);
+        let hash = Self::hash_of(header);
+        let bucket = &self.buckets.unit(bucket_of(hash, len))[0];
+        let word = get(bucket);
+        Self::link(header, low(word));
+        bucket.store(pack(id.0 + 1, high(word) | class_of(hash)), Ordering::Release);
+    }
+
+    fn link(header: &[AtomicU64; 16], link: u32) {
+        let refs = pack(low(get(&header[REFS])), link);
+        header[REFS].store(refs, Ordering::Release);
+    }
+
+    fn hash_of(header: &[AtomicU64; 16]) -> u64 {
+        key_hash(
+            BlockId::from_number(low(get(&header[LINKS]))),
+            get(&header[FIRST]),
+        )
+    }
+
+    fn split(&self, headers: &Headers, len: u64) {
+        let from = bucket_of(len, len);
+        self.buckets.reserve(len as u32 + 1);
+        let mut link = low(get(&self.buckets.unit(from)[0]));
+        seqlock::begin_write(&self.moves);
+        self.buckets.unit(from)[0].store(0, Ordering::Release);
+        self.len.store(len + 1, Ordering::Release);
+        while let Some(id) = link.checked_sub(1) {
+            link = high(get(&headers.unit(id)[REFS]));
+            self.push(headers, FrameId(id), len + 1);
+        }
+        seqlock::end_write(&self.moves, false);
+    }
+
+    /// Takes a frame out. Its key must be what it was put in with. Only the writer.
+    pub fn remove(&self, headers: &Headers, id: FrameId) {
+        let header = headers.unit(id.0);
+        let bucket = &self
+            .buckets
+            .unit(bucket_of(Self::hash_of(header), get(&self.len)))[0];
+        let after = high(get(&header[REFS]));
+        let (mut first, mut classes) = (low(get(bucket)), 0);
+        if first == id.0 + 1 {
+            first = after;
+        }
+        let mut link = first;
+        while let Some(at) = link.checked_sub(1) {
+            let header = headers.unit(at);
+            classes |= class_of(Self::hash_of(header));
+            link = high(get(&header[REFS]));
+            if link == id.0 + 1 {
+                Self::link(header, after);
+                link = after;
+            }
+        }
+        bucket.store(pack(first, classes), Ordering::Release);
+    }
+
+    /// Bytes of the buckets.
+    pub fn bytes(&self) -> u64 {
+        get(&self.len) * 8
+    }
+
+    /// Every frame of every chain. For tests, and only by the writer.
+    pub fn count(&self, headers: &Headers) -> usize {
+        let mut count = 0;
+        for bucket in 0..get(&self.len) as u32 {
+            let mut link = low(get(&self.buckets.unit(bucket)[0]));
+            while let Some(id) = link.checked_sub(1) {
+                count += 1;
+                link = high(get(&headers.unit(id)[REFS]));
+            }
+        }
+        count
+    }
+}
