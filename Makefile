@@ -75,8 +75,9 @@ lint: setup ## rustfmt, clippy, ruff, pyright, stubtest; warnings fail
 	$(PY) -m mypy.stubtest wardrop._core --ignore-disjoint-bases
 
 .PHONY: fuzz
-fuzz: setup ## differential fuzzing, 100,000 seeds and more (FUZZ_SEEDS=…)
+fuzz: setup ## differential fuzzing of the index (FUZZ_SEEDS=100000) and of every decoder (FUZZ_CASES=200000)
 	FUZZ_SEEDS=$${FUZZ_SEEDS:-100000} cargo test --release --locked -p wardrop-core --test fuzz -- --ignored --nocapture
+	FUZZ_CASES=$${FUZZ_CASES:-200000} cargo test --release --locked -p wardrop-engines --test decoders -- --nocapture
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
 

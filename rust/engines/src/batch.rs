@@ -3,8 +3,8 @@
 use wardrop_core::{EngineHash, Tier};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::FRAME_BYTES_MAX;
 use crate::msgpack::{Malformed, Reader};
+use crate::{BLOCKS_MAX, EVENTS_MAX, FRAME_BYTES_MAX};
 
 /// A decoded batch.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,7 +21,7 @@ pub struct Batch {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// Blocks were stored.
-    Stored(Stored),
+    Stored(Box<Stored>),
     /// Blocks were removed.
     Removed {
         /// Their names.
@@ -50,6 +50,8 @@ pub struct Stored {
     pub block_size: u32,
     /// The adapter.
     pub lora_name: Option<String>,
+    /// The salt, where it has a field of its own (`SGLang`): then every event of the chain carries it.
+    pub cache_salt: Option<String>,
     /// What else is in each block's key: one text per block, empty for most.
     pub extra: Vec<String>,
     /// Where.
@@ -94,8 +96,7 @@ pub fn decode_batch(payload: &[u8]) -> Result<Batch, Malformed> {
         });
     }
     let at_s = reader.float()?;
-    let count = reader.array()?;
-    let events = (0..count).map(|_| event(&mut reader)).collect::<Result<_, _>>()?;
+    let events = list(&mut reader, "events of a batch", EVENTS_MAX, event)?;
     let dp_rank = if fields > 2 && !reader.nil()? {
         u32::try_from(reader.integer()?).ok()
     } else {
@@ -157,14 +158,12 @@ impl Parts {
         let stored = &mut self.stored;
         match field {
             b"block_hashes" => {
-                let count = reader.array()?;
-                stored.hashes = (0..count).map(|_| name(reader)).collect::<Result<_, _>>()?;
+                stored.hashes = list(reader, "blocks of an event", BLOCKS_MAX, name)?;
                 self.has_hashes = true;
             }
             b"parent_block_hash" => stored.parent = if reader.nil()? { None } else { Some(name(reader)?) },
             b"token_ids" => {
-                let count = reader.array()?;
-                stored.tokens = (0..count).map(|_| token(reader)).collect::<Result<_, _>>()?;
+                stored.tokens = list(reader, "tokens of an event", FRAME_BYTES_MAX, token)?;
                 self.has_tokens = true;
             }
             b"block_size" => stored.block_size = u32::try_from(reader.integer()?).unwrap_or(u32::MAX),
@@ -178,6 +177,10 @@ impl Parts {
             b"lora_name" => {
                 let none = reader.nil()?;
                 stored.lora_name = if none { None } else { Some(text(reader.bytes()?)) };
+            }
+            b"cache_salt" => {
+                let none = reader.nil()?;
+                stored.cache_salt = if none { None } else { Some(text(reader.bytes()?)) };
             }
             b"extra_keys" => stored.extra = if reader.nil()? { Vec::new() } else { extra(reader)? },
             b"group_idx" => stored.group = if reader.nil()? { 0 } else { reader.integer()? },
@@ -218,7 +221,7 @@ impl Parts {
                         key.clear();
                     }
                 }
-                Ok(Event::Stored(stored))
+                Ok(Event::Stored(Box::new(stored)))
             }
             b"BlockRemoved" if !self.has_hashes => Err(Malformed::Missing {
                 event: "BlockRemoved",
@@ -244,7 +247,49 @@ fn name(reader: &mut Reader<'_>) -> Result<EngineHash, Malformed> {
     reader.integer().map(EngineHash)
 }
 
+/// An array of at most `most` values. The array says how many, and no array can announce more than the frame has bytes left, so
+/// the memory is a small multiple of the frame.
+fn list<T>(
+    reader: &mut Reader<'_>,
+    what: &'static str,
+    most: usize,
+    mut value: impl FnMut(&mut Reader<'_>) -> Result<T, Malformed>,
+) -> Result<Vec<T>, Malformed> {
+    let count = reader.array()?;
+    if count > most {
+        return Err(Malformed::Limit {
+            what,
+            got: count,
+            most,
+        });
+    }
+    let mut values = Vec::with_capacity(count);
+    for _ in 0..count {
+        values.push(value(reader)?);
+    }
+    Ok(values)
+}
+
+/// A token id; of a pair the first: where `SGLang` drafts with EAGLE it keys blocks by (token, next token).
 fn token(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
+    if reader.is_array() {
+        let most = 2;
+        let got = reader.array()?;
+        if got != most {
+            return Err(Malformed::Limit {
+                what: "tokens of a pair",
+                got,
+                most,
+            });
+        }
+        let first = token_id(reader)?;
+        token_id(reader)?;
+        return Ok(first);
+    }
+    token_id(reader)
+}
+
+fn token_id(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
     u32::try_from(reader.integer()?).map_err(|_| Malformed::Limit {
         what: "a token id",
         got: usize::MAX,
@@ -268,16 +313,13 @@ fn tier(medium: &[u8]) -> Tier {
 
 /// One text per block: its extra keys, joined.
 fn extra(reader: &mut Reader<'_>) -> Result<Vec<String>, Malformed> {
-    let blocks = reader.array()?;
-    (0..blocks)
-        .map(|_| {
-            if reader.nil()? {
-                Ok(String::new())
-            } else {
-                keys(reader)
-            }
-        })
-        .collect()
+    list(reader, "extra keys of an event", BLOCKS_MAX, |reader| {
+        if reader.nil()? {
+            Ok(String::new())
+        } else {
+            keys(reader)
+        }
+    })
 }
 
 fn keys(reader: &mut Reader<'_>) -> Result<String, Malformed> {

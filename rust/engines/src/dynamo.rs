@@ -4,10 +4,13 @@
 //! multiple of them.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use wardrop_core::{EngineHash, KvEvent, LocalHash, StoredBlock, Tier, WorkerId};
+
+use crate::{BLOCKS_MAX, EVENTS_MAX};
 
 const VERSION: u8 = 1;
 const PREFIX_BYTES: usize = 5;
@@ -99,8 +102,9 @@ pub struct WorkerEvent {
 
 /// Reads a `kv-events` payload: a list of events.
 pub fn decode_kv_events(payload: &[u8]) -> Result<Vec<WorkerEvent>, Malformed> {
-    let wire: Vec<WireEvent> = rmp_serde::from_slice(payload).map_err(|_| Malformed::Payload)?;
-    Ok(wire.into_iter().map(WireEvent::into_event).collect())
+    let wire: Bounded<WireEvent, EVENTS_MAX> =
+        rmp_serde::from_slice(payload).map_err(|_| Malformed::Payload)?;
+    Ok(wire.0.into_iter().map(WireEvent::into_event).collect())
 }
 
 /// Reads what `KvRouter.dump_events()` returns: the same events as JSON.
@@ -136,10 +140,10 @@ enum WireData {
     Stored {
         #[serde(default)]
         parent_hash: Option<Hash64>,
-        blocks: Vec<WireBlock>,
+        blocks: Bounded<WireBlock, BLOCKS_MAX>,
     },
     Removed {
-        block_hashes: Vec<Hash64>,
+        block_hashes: Bounded<Hash64, BLOCKS_MAX>,
     },
     Cleared,
 }
@@ -166,6 +170,7 @@ impl WireEvent {
             WireData::Stored { parent_hash, blocks } => KvEvent::Stored {
                 parent: parent_hash.map(|hash| EngineHash(hash.0)),
                 blocks: blocks
+                    .0
                     .into_iter()
                     .map(|block| StoredBlock {
                         engine_hash: EngineHash(block.block_hash.0),
@@ -175,7 +180,11 @@ impl WireEvent {
                 tier,
             },
             WireData::Removed { block_hashes } => KvEvent::Removed {
-                blocks: block_hashes.into_iter().map(|hash| EngineHash(hash.0)).collect(),
+                blocks: block_hashes
+                    .0
+                    .into_iter()
+                    .map(|hash| EngineHash(hash.0))
+                    .collect(),
                 tier,
             },
             WireData::Cleared => KvEvent::Cleared,
@@ -255,6 +264,32 @@ impl<'de> Deserialize<'de> for Hash64 {
             }
         }
         deserializer.deserialize_any(HashVisitor)
+    }
+}
+
+/// A list of at most `MOST` entries, whatever it announces.
+struct Bounded<T, const MOST: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Bounded<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListVisitor<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for ListVisitor<T, MOST> {
+            type Value = Bounded<T, MOST>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {MOST}")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    if values.len() == MOST {
+                        return Err(A::Error::invalid_length(MOST + 1, &self));
+                    }
+                    values.push(value);
+                }
+                Ok(Bounded(values))
+            }
+        }
+        deserializer.deserialize_seq(ListVisitor(PhantomData))
     }
 }
 

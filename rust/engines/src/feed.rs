@@ -91,7 +91,7 @@ impl Feed {
     fn convert(&mut self, hasher: &BlockHasher, event: Event) -> Option<KvEvent> {
         match event {
             Event::Stored(stored) if stored.group == 0 && stored.block_size == hasher.block_size() => {
-                Some(self.stored(hasher, stored))
+                Some(self.stored(hasher, *stored))
             }
             Event::Removed {
                 hashes,
@@ -107,8 +107,9 @@ impl Feed {
     }
 
     fn stored(&mut self, hasher: &BlockHasher, stored: Stored) -> KvEvent {
-        let salt = self.salt_of(&stored);
-        if let Some(salt) = &salt {
+        let told = stored.cache_salt.as_deref().filter(|salt| !salt.is_empty());
+        let salt = told.map_or_else(|| self.salt_of(&stored), |salt| Some(Arc::from(salt)));
+        if let (Some(salt), None) = (&salt, told) {
             if self.salted.len() + stored.hashes.len() > SALTED_MAX {
                 self.salted.clear();
             }
@@ -121,7 +122,7 @@ impl Feed {
             cache_namespace: salt.as_deref(),
         };
         let mut locals = hasher.local_hashes(&stored.tokens, &scope);
-        let first_is_salt = salt.is_some() && stored.parent.is_none();
+        let first_is_salt = salt.is_some() && told.is_none() && stored.parent.is_none();
         let size = hasher.block_size() as usize;
         for (at, key) in stored
             .extra
@@ -154,7 +155,7 @@ impl Feed {
         }
     }
 
-    /// The salt of a chain: in the first block's key, or its parent's.
+    /// The salt of a chain as vLLM tells it: in the first block's key, or its parent's.
     fn salt_of(&self, stored: &Stored) -> Option<Arc<str>> {
         if let Some(parent) = stored.parent {
             return self.salted.get(&parent.0).cloned();

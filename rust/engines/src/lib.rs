@@ -19,3 +19,9 @@ pub use msgpack::Malformed;
 
 /// Bytes of a frame at most.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
+
+/// Events of a frame at most. `SGLang` sends one for every page of a prompt.
+pub const EVENTS_MAX: usize = 1 << 18;
+
+/// Blocks of an event at most: two million tokens in blocks of 16.
+pub const BLOCKS_MAX: usize = 1 << 17;
