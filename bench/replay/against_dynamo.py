@@ -40,6 +40,8 @@ class Setting:
         block_size: tokens per KV block.
         table: timing table, or None for the mocker's polynomial.
         speedup: gaps are divided by it.
+        prefill_answers: our prefill workers keep a prompt until they have generated its answer,
+            as Dynamo's do.
     """
 
     trace: Path
@@ -48,6 +50,7 @@ class Setting:
     block_size: int = 64
     table: Path | None = None
     speedup: float = 1.0
+    prefill_answers: bool = True
 
 
 def dynamo(python: Path, setting: Setting, mode: str) -> tuple[dict[str, Any], list[Any], float]:
@@ -70,6 +73,8 @@ def dynamo(python: Path, setting: Setting, mode: str) -> tuple[dict[str, Any], l
             link = {
                 "kv_transfer_bandwidth": BANDWIDTH_GBPS,
                 "kv_bytes_per_token": KV_BYTES_PER_TOKEN,
+                # Its default sends the whole prompt, whatever the receiver holds.
+                "kv_transfer_timing_mode": "destination_missing",
             }
             for role, count in zip(("prefill", "decode"), setting.workers, strict=True):
                 arguments = json.dumps({**engine, **link, "worker_type": role})
@@ -97,6 +102,8 @@ def ours(workload: Workload, setting: Setting, policy: str, seed: int) -> tuple[
         kv_bytes_per_token=KV_BYTES_PER_TOKEN,
     )
     if isinstance(setting.workers, tuple):
+        # What 1.4.2 does, and real engines do not: see docs/validation.md.
+        engine = replace(engine, prefill_answers=setting.prefill_answers)
         link = Transfer(BANDWIDTH_GBPS * 1e9, 0.0, contention=False)
         fleet = Fleet.split(*setting.workers, engine=engine, transfer=link)
     else:
@@ -198,6 +205,11 @@ def main() -> None:
     parser.add_argument("--num-blocks", type=int, default=16_384)
     parser.add_argument("--speedup", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--first-token",
+        action="store_true",
+        help="our prefill workers hand over at the first token, as real ones do",
+    )
     parser.add_argument("--json", type=Path, help="also write it here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -211,7 +223,12 @@ def main() -> None:
             prefill, decode = given.disagg.split("x")
             workers = (int(prefill), int(decode))
         setting = Setting(
-            trace, workers, given.num_blocks, table=given.table, speedup=given.speedup
+            trace,
+            workers,
+            given.num_blocks,
+            table=given.table,
+            speedup=given.speedup,
+            prefill_answers=not given.first_token,
         )
         outcome = compare(given.dynamo, setting, given.seeds)
     show(outcome)

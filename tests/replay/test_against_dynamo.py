@@ -61,3 +61,18 @@ def test_a_split_agrees_where_prompts_share_nothing_and_none_waits(tmp_path):
     for name in ("TTFT mean ms", "E2E mean ms", "ITL mean ms"):
         row = outcome["round_robin"]["figures"][name]
         assert row["ratio"] == pytest.approx(1, abs=0.01), name
+
+
+def test_a_split_agrees_under_load_once_prefill_workers_answer_as_dynamos_do(tmp_path):
+    against = bench()
+    text = "prefixes(requests=900,per_s=9,groups=60,prefix=2048,suffix=4000,output=60)"
+    setting = against.Setting(trace(tmp_path, text), (3, 3))
+    outcome = against.compare(DYNAMO, setting, seeds=2)
+    for policy in ("round_robin", "dynamo"):
+        for name, row in outcome[policy]["figures"].items():
+            assert row["ratio"] == pytest.approx(1, abs=0.05), (policy, name)
+    # The control: real engines hand over at the first token, and that is not what it does.
+    plain = against.Setting(setting.trace, (3, 3), prefill_answers=False)
+    ours, _ = against.ours(against.load(setting.trace), plain, "round_robin", 0)
+    told = outcome["round_robin"]["figures"]["TTFT mean ms"]["dynamo"][0]
+    assert ours.summary()["ttft_mean_s"] * 1e3 < 0.95 * told

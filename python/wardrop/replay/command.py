@@ -176,6 +176,15 @@ def replay(
     feed_loss: Annotated[
         float, typer.Option(min=0, max=1, help="Share of KV events that are lost.")
     ] = 0.0,
+    metrics: Annotated[
+        bool, typer.Option(help="Workers report every iteration, and the router learns from it.")
+    ] = False,
+    metrics_delay_ms: Annotated[
+        float, typer.Option(min=0, help="Age of those reports when the router hears them.")
+    ] = 0.0,
+    metrics_loss: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of those reports that are lost.")
+    ] = 0.0,
     ttft_slo_s: Annotated[
         float, typer.Option(min=0, help="Goodput: limit of the time to first token.")
     ] = 2.0,
@@ -218,7 +227,14 @@ def replay(
             timing=load_timing(timing),
         )
         fleet = _fleet(workers, disagg, engine, Transfer(bandwidth_bytes_per_s=kv_gbps * 1e9))
-        fleet = replace(fleet, feed_delay_ms=feed_delay_ms, feed_loss=feed_loss)
+        fleet = replace(
+            fleet,
+            feed_delay_ms=feed_delay_ms,
+            feed_loss=feed_loss,
+            metrics=metrics,
+            metrics_delay_ms=metrics_delay_ms,
+            metrics_loss=metrics_loss,
+        )
         make = _workloads(trace, trace_block_size, spread_ticks, _part(part))
         span_s = make(0).span_s
         if html_out or json_out:

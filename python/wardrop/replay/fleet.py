@@ -45,6 +45,7 @@ class Engine:
     frequency_epoch_ms: float = 10_000.0
     timing: Timing = field(default_factory=lambda: POLYNOMIAL, repr=False)
     kv_bytes_per_token: float = 131_072.0
+    prefill_answers: bool = False
     tiers: tuple[Tier, ...] = ()
 
 
@@ -101,6 +102,9 @@ class Fleet:
         transfer: KV movement in a split fleet.
         feed_delay_ms: age of a KV event when the router hears it.
         feed_loss: share of KV events that are lost.
+        metrics: workers report every iteration (forward-pass metrics), and the router learns.
+        metrics_delay_ms: age of such a report when the router hears it.
+        metrics_loss: share of them that are lost.
         faults: what goes wrong.
         retry_ms: until a request whose worker died is tried again.
         sample_ms: between samples of the workers' state; 0 takes none.
@@ -117,6 +121,9 @@ class Fleet:
     transfer: Transfer = field(default_factory=Transfer)
     feed_delay_ms: float = 0.0
     feed_loss: float = 0.0
+    metrics: bool = False
+    metrics_delay_ms: float = 0.0
+    metrics_loss: float = 0.0
     faults: tuple[Fault, ...] = ()
     retry_ms: float = 100.0
     sample_ms: float = 0.0
@@ -163,7 +170,13 @@ class Fleet:
             {
                 "pools": rows,
                 "transfer": asdict(self.transfer),
-                "feed": {"delay_ms": self.feed_delay_ms, "loss": self.feed_loss},
+                "feed": {
+                    "delay_ms": self.feed_delay_ms,
+                    "loss": self.feed_loss,
+                    "metrics": self.metrics,
+                    "metrics_delay_ms": self.metrics_delay_ms,
+                    "metrics_loss": self.metrics_loss,
+                },
                 "faults": [fault.to_native() for fault in self.faults],
                 "retry_ms": self.retry_ms,
                 "sample_ms": self.sample_ms,

@@ -612,6 +612,7 @@ impl Desk {
             request_blocks: matched.request_blocks,
             expected_output_tokens: matched.expected_output_tokens,
             tracks_prefill: self.config.tracks_prefill,
+            tracks_decode: self.config.tracks_decode,
             turn: self.counters.routed,
             prefix_key: matched.prefix_key,
             workers: &matched.workers,

@@ -89,6 +89,13 @@ fn blocks_in_flight_are_counted_once() {
 }
 
 #[test]
+fn the_prefill_leg_counts_no_decode_block() {
+    let mut router = router(dynamo(DynamoConfig::default()).with_decode_tracking(false));
+    router.apply(A, &stored(48, Tier::Device)).unwrap();
+    assert_eq!(costs(&mut router, &prompt(48), 780), [0.75, 48.75]);
+}
+
+#[test]
 fn the_decode_leg_counts_blocks_and_requests_only() {
     let config = DynamoConfig {
         decode_active_request_weight: 0.5,

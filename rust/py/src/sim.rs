@@ -143,6 +143,8 @@ fn pack<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>>
     numbers.set_item("events_sent", totals.events_sent)?;
     numbers.set_item("events_lost", totals.events_lost)?;
     numbers.set_item("events_refused", totals.events_refused)?;
+    numbers.set_item("reports_sent", totals.reports_sent)?;
+    numbers.set_item("reports_lost", totals.reports_lost)?;
     numbers.set_item("preemptions", totals.preemptions)?;
     numbers.set_item("evictions", totals.evictions)?;
     numbers.set_item("onboarded_tokens", totals.onboarded_tokens)?;

@@ -7,9 +7,11 @@
 mod clock;
 mod curve;
 mod fleet;
+mod pass;
 mod rls;
 
 pub use clock::ServiceClock;
 pub use curve::{PrefillPoint, PrefillWork, Prior, StepPoint, TransferCurve, WorkerCurves};
 pub use fleet::{CurveView, FleetCurves, FleetRecord};
+pub use pass::Pass;
 pub use rls::{Learning, Rls, RlsRecord};

@@ -60,7 +60,8 @@ impl DynamoConfig {
 /// cost   = prefill_load_scale · max(0, raw − credit) + |active blocks ∪ request blocks| + w_request · active requests
 /// ```
 ///
-/// On a pool that prefills nothing (the decode leg of a split) the cost is `max(0, |active ∪ request| − credit) + w_request ·
+/// On a pool that decodes nothing (the prefill leg of a split) no decode block counts: Dynamo routes it with
+/// `router_track_active_blocks` off. On a pool that prefills nothing (the decode leg of a split) the cost is `max(0, |active ∪ request| − credit) + w_request ·
 /// active requests` with a positive `c`, and without the credit at c = 0. Source: Dynamo 1.6.1, `dynamo-kv-router`,
 /// scheduling/selector; without its shared cache and taints, which Wardrop does not know.
 #[derive(Clone, Debug)]
@@ -127,7 +128,11 @@ impl Policy for Dynamo {
             let credit = device_weight * decay * f64::from(device[i])
                 + host_weight * f64::from(host[i])
                 + disk_weight * f64::from(disk[i]);
-            let decode = active[i].cast_signed() as f64 + (request_blocks - f64::from(shared[i]));
+            let decode = if view.tracks_decode {
+                active[i].cast_signed() as f64 + (request_blocks - f64::from(shared[i]))
+            } else {
+                0.0
+            };
             let requests = self.config.decode_active_request_weight * f64::from(requests[i]);
             *cost = if view.tracks_prefill {
                 let raw = (prefill[i].cast_signed() as f64 + input_tokens) / block_size;

@@ -45,6 +45,8 @@ pub struct View<'a> {
     pub prefix_key: u64,
     /// Whether this pool prefills; a decode pool does not.
     pub tracks_prefill: bool,
+    /// Whether this pool decodes; the prefill leg of a split does not.
+    pub tracks_decode: bool,
     /// Who the candidates are.
     pub workers: &'a [WorkerId],
     /// Leading blocks of the prompt in device memory.

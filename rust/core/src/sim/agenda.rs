@@ -21,6 +21,8 @@ pub(crate) enum Event {
     Transferred(u32, u32),
     /// A delayed batch of KV events reaches the router.
     Feed,
+    /// A delayed report of an iteration reaches the router.
+    Metrics,
     /// A request reaches the router (first time or again).
     Arrival(u32),
     /// Look at every worker.
@@ -33,7 +35,7 @@ impl Event {
             Self::Fault(_) | Self::Dropped(..) => 0,
             Self::Pass(..) | Self::Wake(_) => 1,
             Self::Onboarded(..) | Self::Transferred(..) => 2,
-            Self::Feed => 3,
+            Self::Feed | Self::Metrics => 3,
             Self::Arrival(_) => 4,
             Self::Sample => 5,
         }

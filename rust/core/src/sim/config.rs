@@ -111,6 +111,9 @@ pub struct EngineSpec {
     pub timing: Timing,
     /// Bytes of KV per token: sizes transfers.
     pub kv_bytes_per_token: f64,
+    /// A prefill worker keeps a prompt until it has generated the whole answer too, one token per iteration at no cost:
+    /// what `dynamo.replay` 1.4.2 does. Real engines stop at the first token.
+    pub prefill_answers: bool,
     /// Lower tiers, nearest first.
     pub tiers: Vec<TierSpec>,
     /// Decode iterations that may be planned at once. It changes the cost of a simulation, never its result.
@@ -132,6 +135,7 @@ impl Default for EngineSpec {
             frequency_epoch_ms: 10_000.0,
             timing: Timing::Polynomial,
             kv_bytes_per_token: 131_072.0,
+            prefill_answers: false,
             tiers: Vec::new(),
             longest_run: 512,
         }
@@ -198,6 +202,13 @@ pub struct FeedSpec {
     pub delay_ms: f64,
     /// Share of KV events that never arrive.
     pub loss: f64,
+    /// Workers report every iteration (Dynamo's forward-pass metrics) and the router learns from it, as behind the gateway.
+    /// Iterations are then planned one by one, which costs time.
+    pub metrics: bool,
+    /// Age of such a report on arrival, ms.
+    pub metrics_delay_ms: f64,
+    /// Share of reports that never arrive.
+    pub metrics_loss: f64,
 }
 
 /// A group of equal workers.
@@ -350,11 +361,18 @@ impl FleetSpec {
         {
             return Err(bad("block_size", "different values", "the same in both pools"));
         }
-        if !(0.0..=1.0).contains(&self.feed.loss) {
-            return Err(bad("feed.loss", self.feed.loss, "in [0, 1]"));
+        let shares = [
+            ("feed.loss", self.feed.loss),
+            ("feed.metrics_loss", self.feed.metrics_loss),
+        ];
+        for (field, value) in shares {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(bad(field, value, "in [0, 1]"));
+            }
         }
         let times = [
             ("feed.delay_ms", self.feed.delay_ms),
+            ("feed.metrics_delay_ms", self.feed.metrics_delay_ms),
             ("retry_ms", self.retry_ms),
             ("sample_ms", self.sample_ms),
             ("transfer.latency_ms", self.transfer.latency_ms),

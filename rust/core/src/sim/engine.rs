@@ -18,6 +18,7 @@ use super::record::{GapHistogram, Requests, Totals};
 use super::tier::{TierChange, Tiers};
 use super::timing::{Cursor, DecodeStep, Timing};
 use super::workload::{Naming, Workload};
+use crate::latency::Pass;
 
 /// A change of a worker's cache, to be told to routers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub(crate) struct Desk<'a> {
     pub signals: Vec<Signal>,
     /// (request, when its blocks are back in device memory).
     pub parked: Vec<(u32, f64)>,
-    /// (request, tokens to send): room for its KV is reserved at its decode worker.
+    /// (request, tokens' worth of whole blocks to send): room for its KV is reserved at its decode worker.
     pub reserved: Vec<(u32, u32)>,
 }
 
@@ -155,6 +156,10 @@ pub(crate) struct Worker {
     tier_changes: Vec<TierChange>,
     /// Slots of the prefix that the last look-up found.
     found: Vec<u32>,
+    /// Every iteration is told of, so they are planned one by one.
+    reports: bool,
+    /// What the iteration at hand does.
+    pass: Pass,
 }
 
 impl Worker {
@@ -186,8 +191,21 @@ impl Worker {
             evicted: Vec::new(),
             tier_changes: Vec::new(),
             found: Vec::new(),
+            reports: false,
+            pass: Pass::default(),
             spec: spec.clone(),
         }
+    }
+
+    /// Tell of every iteration.
+    pub fn with_reports(mut self, reports: bool) -> Self {
+        self.reports = reports;
+        self
+    }
+
+    /// The iteration that has just been finished.
+    pub const fn last_pass(&self) -> &Pass {
+        &self.pass
     }
 
     /// Another timing, from the next iteration on.
@@ -264,7 +282,7 @@ impl Worker {
 
     fn sequence(&mut self, request: u32, computed: u32, desk: &Desk<'_>) -> u32 {
         let prompt = desk.workload.input_tokens[request as usize];
-        let output = if self.role == Role::Prefill {
+        let output = if self.role == Role::Prefill && !self.spec.prefill_answers {
             1
         } else {
             desk.workload.output_tokens[request as usize]
@@ -332,7 +350,7 @@ impl Worker {
             .chain(parked)
             .chain(coming);
         let requests = here.map(|at| self.sequences[at as usize].request).collect();
-        *self = Self::new(&self.spec, self.role, self.speed);
+        *self = Self::new(&self.spec, self.role, self.speed).with_reports(self.reports);
         requests
     }
 
@@ -444,7 +462,7 @@ impl Worker {
             self.incoming.pop_front();
             self.reserved.push(at);
             desk.reserved
-                .push((request, prompt - cached_blocks * self.spec.block_size));
+                .push((request, (need - cached_blocks) * self.spec.block_size));
         }
         self.tell_evictions(desk);
     }
@@ -800,11 +818,21 @@ impl Worker {
         let new_tokens = batch.prompts * (mean(batch.total) - mean(batch.prefix));
         let prefill_ms = self.spec.timing.prefill_ms(new_tokens, mean(batch.prefix));
         let (mut ready, mut context, mut least_left) = (0u32, 0u64, u32::MAX);
+        self.pass = Pass {
+            prefills: batch.prompts,
+            prefill_tokens: batch.total - batch.prefix,
+            prefill_kv_tokens: batch.prefix,
+            ..Pass::default()
+        };
         for at in &self.running {
             let sequence = &self.sequences[*at as usize];
             if Self::is_ready(sequence) {
                 ready += 1;
                 context += u64::from(sequence.known);
+                if !sequence.prefilling {
+                    self.pass.decodes += 1;
+                    self.pass.decode_kv_tokens += u64::from(sequence.known);
+                }
                 least_left = least_left.min(sequence.output - sequence.generated);
             }
         }
@@ -825,7 +853,8 @@ impl Worker {
         };
         let mut end_ms = self.start_ms + (prefill_ms + decode_ms) / self.speed;
         self.ends_ms.push(end_ms);
-        let steady = batch.prompts == 0
+        let steady = !self.reports
+            && batch.prompts == 0
             && all_scheduled
             && !batch.preempted
             && ready as usize == self.running.len()
@@ -872,6 +901,7 @@ impl Worker {
         self.age_until(self.ends_ms.iter().rev().nth(1).copied().unwrap_or(self.start_ms));
         desk.totals.iterations += u64::from(count);
         let (first_ms, last_ms) = (self.ends_ms[0], self.ends_ms[count as usize - 1]);
+        self.pass.seconds = (last_ms - self.start_ms) * 1e-3;
         let mut kept = 0;
         let mut emitting = 0u64;
         for place in 0..self.running.len() {
@@ -885,7 +915,9 @@ impl Worker {
             emitting += 1;
             let request = sequence.request as usize;
             if sequence.generated > 0 {
-                desk.gaps.add(first_ms - sequence.last_token_ms, 1);
+                if self.role != Role::Prefill {
+                    desk.gaps.add(first_ms - sequence.last_token_ms, 1);
+                }
             } else {
                 if desk.requests.first_token_ms[request].is_nan() && self.role != Role::Prefill {
                     desk.requests.first_token_ms[request] = first_ms;

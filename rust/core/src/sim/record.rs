@@ -169,6 +169,10 @@ pub struct Totals {
     pub events_lost: u64,
     /// … of which a router refused (for instance, an unknown parent after a loss).
     pub events_refused: u64,
+    /// Reports of iterations sent by workers.
+    pub reports_sent: u64,
+    /// … of which never reached a router.
+    pub reports_lost: u64,
     /// Sequences that lost their blocks.
     pub preemptions: u64,
     /// Blocks that left device memory.

@@ -182,9 +182,9 @@ fn a_split_fleet_prefills_here_and_decodes_there_after_the_transfer() {
         contention: true,
     };
     let outcome = run(&spec, &workload(&[(0.0, 100, 3, 0)]));
-    // 100 ms of prefill, 100 kB at 1 MB/s and 5 ms of latency, then three steps of 10 ms.
-    assert_eq!(times(&outcome, 0), (215.0, 235.0));
-    assert_eq!(outcome.totals.transfer_bytes, 100_000.0);
+    // 100 ms of prefill, seven blocks of 16 kB at 1 MB/s and 5 ms of latency, then three steps of 10 ms.
+    assert_eq!(times(&outcome, 0), (227.0, 247.0));
+    assert_eq!(outcome.totals.transfer_bytes, 112_000.0);
     assert_eq!(
         (outcome.requests.worker[0], outcome.requests.decode_worker[0]),
         (0, 1)
@@ -309,11 +309,85 @@ fn late_events_leave_the_router_ignorant_for_that_long() {
     spec.feed = FeedSpec {
         delay_ms: 0.0,
         loss: 1.0,
+        ..FeedSpec::default()
     };
     assert_eq!(
         run(&spec, &workload(&rows)).requests.expected_tokens,
         vec![0, 0, 0]
     );
+}
+
+/// First tokens of five requests, read off the rows of `dynamo.replay` 1.4.2 (`kv_transfer_timing_mode`: `destination_missing`).
+#[test]
+fn a_prefill_worker_that_answers_keeps_a_prompt_for_one_iteration_per_further_token() {
+    let ids = |i: u32| i * 16;
+    let rows: Vec<_> = [0.0, 1.0, 40.0, 60.0, 95.0]
+        .iter()
+        .zip(0..)
+        .map(|(at_ms, i)| (*at_ms, 1000, 3, ids(i)))
+        .collect();
+    let engine = EngineSpec {
+        block_size: 64,
+        num_blocks: 16_384,
+        timing: Timing::Polynomial,
+        prefill_answers: true,
+        ..EngineSpec::default()
+    };
+    let mut workload = workload(&rows);
+    workload.block_size = 64;
+    let mut spec = FleetSpec::split(1, 1, &engine);
+    spec.transfer.contention = false;
+    let routers = [(); 2].map(|()| RouterConfig::new(64).with_policy(PolicyConfig::RoundRobin));
+    let first_ms = |spec: &FleetSpec| {
+        let outcome = simulate(spec, &workload, &routers).expect("a fair fleet");
+        outcome.requests.first_token_ms
+    };
+    for (got, want) in first_ms(&spec)
+        .iter()
+        .zip([120.65, 152.92, 152.92, 152.92, 152.92])
+    {
+        assert!((got - want).abs() < 0.01, "{got} ms, Dynamo's {want} ms");
+    }
+    // Without it each goes as soon as it is computed: 32.106 ms of prefill, 16 blocks in 2.097 ms, one step.
+    spec.pools[0].engine.prefill_answers = false;
+    let soon = first_ms(&spec);
+    assert!((soon[0] - (32.106 + 2.097 + 5.80)).abs() < 0.05, "{}", soon[0]);
+}
+
+fn with_metrics(metrics: bool, loss: f64, delay_ms: f64) -> Outcome {
+    let mut rng = Rng::new(3);
+    let mut at_ms = 0.0;
+    let rows: Vec<_> = (0..400u32)
+        .map(|i| {
+            at_ms += exponential(&mut rng, 25.0);
+            (at_ms, 40 + 400 * u32::from(i % 5 == 0), 20, i % 7 * 100)
+        })
+        .collect();
+    let mut spec = FleetSpec::aggregated(3, engine());
+    spec.feed.metrics = metrics;
+    spec.feed.metrics_loss = loss;
+    spec.feed.metrics_delay_ms = delay_ms;
+    let toll = PolicyConfig::from_name("toll", &serde_json::Map::new()).expect("a policy");
+    simulate(&spec, &workload(&rows), &[router(toll, 1)]).expect("a fair fleet")
+}
+
+#[test]
+fn reports_of_iterations_teach_the_router_unless_they_are_lost() {
+    let rows = |outcome: &Outcome| format!("{:?}", outcome.requests);
+    let (none, all) = (with_metrics(false, 0.0, 0.0), with_metrics(true, 0.0, 0.0));
+    assert_eq!((none.totals.reports_sent, all.totals.reports_lost), (0, 0));
+    assert_eq!(all.totals.reports_sent, all.totals.iterations);
+    assert_ne!(
+        rows(&none),
+        rows(&all),
+        "a price that knows its curves decides otherwise"
+    );
+    let lost = with_metrics(true, 1.0, 0.0);
+    assert_eq!(lost.totals.reports_lost, lost.totals.reports_sent);
+    assert_eq!(rows(&lost), rows(&none));
+    let late = with_metrics(true, 0.0, 1e9);
+    assert_eq!(rows(&late), rows(&none));
+    assert_ne!(rows(&with_metrics(true, 0.0, 500.0)), rows(&all));
 }
 
 fn exponential(rng: &mut Rng, mean: f64) -> f64 {
@@ -452,6 +526,7 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
             tiers: if tiers { vec![tier(6), tier(20)] } else { vec![] },
             kv_bytes_per_token: 100.0,
             timing: Timing::Polynomial,
+            prefill_answers: seed % 4 == 0,
             ..engine()
         };
         let mut spec = if split {
@@ -460,8 +535,13 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
             FleetSpec::aggregated(workers, engine)
         };
         let count = spec.pools.iter().map(|pool| pool.speeds.len()).sum::<usize>();
-        spec.feed = [(0.0, 0.0), (50.0, 0.0), (3.0, 0.3)].map(|(delay_ms, loss)| FeedSpec { delay_ms, loss })
-            [feed as usize];
+        spec.feed = [(0.0, 0.0), (50.0, 0.0), (3.0, 0.3)].map(|(delay_ms, loss)| FeedSpec {
+            delay_ms,
+            loss,
+            metrics: loss > 0.0,
+            metrics_delay_ms: 7.0,
+            metrics_loss: loss,
+        })[feed as usize];
         spec.faults = faults
             .iter()
             .map(|(at, worker, kind)| Fault {

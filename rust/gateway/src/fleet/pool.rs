@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use wardrop_core::latency::PrefillWork;
+use wardrop_core::latency::Pass;
 use wardrop_core::ledger::Outcome;
 use wardrop_core::queue::{QueueConfig, QueueStats, QueuedRequest};
 use wardrop_core::{
@@ -566,25 +566,18 @@ impl WorkerPool {
     }
 }
 
-/// A pass with one kind of work tells its curve; in a mixed one the share of each is not known.
+/// An engine's report of one of its steps teaches the curves.
 fn teach(router: &Router, worker: WorkerId, step: &ForwardPass) {
     let ran = &step.scheduled_requests;
-    if step.wall_time <= 0.0 || !step.wall_time.is_finite() {
-        return;
-    }
-    router.teach(worker, |curves, position| {
-        match (ran.num_prefill_requests, ran.num_decode_requests) {
-            (1, 0) => {
-                let work = PrefillWork::of(ran.sum_prefill_tokens, ran.sum_prefill_kv_tokens);
-                curves.prefill_pass(position, &work, step.wall_time);
-            }
-            (0, decodes) if decodes > 0 => {
-                let load = (decodes as f64, ran.sum_decode_kv_tokens as f64);
-                curves.step(position, load, step.wall_time);
-            }
-            _ => {}
-        }
-    });
+    let pass = Pass {
+        prefills: ran.num_prefill_requests,
+        prefill_tokens: ran.sum_prefill_tokens,
+        prefill_kv_tokens: ran.sum_prefill_kv_tokens,
+        decodes: ran.num_decode_requests,
+        decode_kv_tokens: ran.sum_decode_kv_tokens,
+        seconds: step.wall_time,
+    };
+    router.teach(worker, |curves, position| curves.pass(position, &pass));
 }
 
 /// A decision with what the pin needs to know.

@@ -1,4 +1,4 @@
-//! What the fleet tells its routers of caches: KV events, late and lossy.
+//! What the fleet tells its routers: KV events and reports of iterations, both late and lossy.
 
 use super::super::agenda::Event;
 use super::super::config::Role;
@@ -6,6 +6,7 @@ use super::super::engine::CacheChange;
 use super::super::pool::NONE;
 use super::super::tier::TierChange;
 use super::{Fleet, engine_hash, local_hash, worker_id};
+use crate::latency::Pass;
 use crate::{EngineHash, KvEvent, StoredBlock, Tier};
 
 impl Fleet<'_> {
@@ -124,5 +125,47 @@ impl Fleet<'_> {
             blocks.clear();
             self.spare_blocks = blocks;
         }
+    }
+
+    // ── metrics ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    /// A worker's iteration is over: report it, if the fleet does.
+    pub(super) fn report(&mut self, worker: u32) {
+        if !self.spec.feed.metrics {
+            return;
+        }
+        self.desk.totals.reports_sent += 1;
+        if self.spec.feed.metrics_loss > 0.0 && self.rng.unit() < self.spec.feed.metrics_loss {
+            self.desk.totals.reports_lost += 1;
+            return;
+        }
+        let pass = *self.workers[worker as usize].last_pass();
+        if self.spec.feed.metrics_delay_ms > 0.0 {
+            let at_ms = self.now_ms + self.spec.feed.metrics_delay_ms;
+            self.reports.push_back((at_ms, worker, pass));
+            self.agenda.push(at_ms, Event::Metrics);
+            return;
+        }
+        self.teach(worker, &pass);
+    }
+
+    pub(super) fn deliver_reports(&mut self) {
+        while let Some((_, worker, pass)) = self
+            .reports
+            .front()
+            .copied()
+            .filter(|(at_ms, _, _)| *at_ms <= self.now_ms)
+        {
+            self.reports.pop_front();
+            self.teach(worker, &pass);
+        }
+    }
+
+    fn teach(&mut self, worker: u32, pass: &Pass) {
+        let router = &self.pools[self.pool_of[worker as usize]].router;
+        // A report may outlive its worker: then it teaches nobody.
+        router.teach(worker_id(worker as usize), |curves, position| {
+            curves.pass(position, pass);
+        });
     }
 }

@@ -20,6 +20,7 @@ use super::link::Links;
 use super::record::{Outcome, Samples};
 use super::timing::Timing;
 use super::workload::{Naming, Workload};
+use crate::latency::Pass;
 use crate::queue::LateQueue;
 use crate::rng::Rng;
 use crate::{EngineHash, Error, KvEvent, LocalHash, RequestId, Router, RouterConfig, StoredBlock, WorkerId};
@@ -61,6 +62,7 @@ pub(crate) struct Fleet<'a> {
     links: Links,
     rng: Rng,
     feed: VecDeque<(f64, u32, KvEvent)>,
+    reports: VecDeque<(f64, u32, Pass)>,
     hashes: Vec<LocalHash>,
     spare_blocks: Vec<StoredBlock>,
     /// Requests that wait for this one, as a linked list: first child, next sibling.
@@ -170,9 +172,9 @@ impl<'a> Fleet<'a> {
                 first: workers.len(),
             });
             workers.extend(
-                pool.speeds
-                    .iter()
-                    .map(|speed| Worker::new(&pool.engine, pool.role, *speed)),
+                pool.speeds.iter().map(|speed| {
+                    Worker::new(&pool.engine, pool.role, *speed).with_reports(spec.feed.metrics)
+                }),
             );
             pool_of.resize(workers.len(), index);
         }
@@ -188,6 +190,7 @@ impl<'a> Fleet<'a> {
             rng: Rng::new(spec.seed),
             spec,
             feed: VecDeque::new(),
+            reports: VecDeque::new(),
             hashes: Vec::new(),
             spare_blocks: Vec::new(),
             first_child: vec![NOBODY; len],
@@ -352,6 +355,7 @@ impl<'a> Fleet<'a> {
             Event::Pass(worker, stamp) => {
                 if self.standing[worker as usize].stamp == stamp {
                     self.workers[worker as usize].finish(&mut self.desk);
+                    self.report(worker);
                     self.mark(worker);
                     self.signals(worker)?;
                 }
@@ -366,6 +370,7 @@ impl<'a> Fleet<'a> {
             }
             Event::Transferred(request, attempt) => self.transferred(request, attempt),
             Event::Feed => self.deliver(),
+            Event::Metrics => self.deliver_reports(),
             Event::Arrival(request) => self.arrive(request)?,
             Event::Sample => self.sample(),
         }
