@@ -74,6 +74,11 @@ lint: setup ## rustfmt, clippy, ruff, pyright, stubtest; warnings fail
 	$(VENV)/bin/basedpyright --level error
 	$(PY) -m mypy.stubtest wardrop._core --ignore-disjoint-bases
 
+.PHONY: race
+race: $(STAMPS)/toolchain ## the protocols between threads: loom models with their negative controls, and a long race
+	cargo test --release --locked -p wardrop-core --lib models
+	cargo test --release --locked -p wardrop-core --test race -- --include-ignored --nocapture
+
 .PHONY: fuzz
 fuzz: setup ## differential fuzzing of the index (FUZZ_SEEDS=100000) and of every decoder (FUZZ_CASES=200000)
 	FUZZ_SEEDS=$${FUZZ_SEEDS:-100000} cargo test --release --locked -p wardrop-core --test fuzz -- --ignored --nocapture

@@ -40,6 +40,11 @@ impl Roster {
         get(&self.version) / 2
     }
 
+    /// Slots in use.
+    pub fn slots(&self) -> usize {
+        self.slots.load(Ordering::Acquire) as usize
+    }
+
     /// Takes over what became of one slot. One caller at a time.
     pub fn publish(&self, fleet: &Fleet, slot: Slot) {
         let slots = fleet.slots() as u32;

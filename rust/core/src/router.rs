@@ -317,7 +317,7 @@ impl Router {
 
     /// Dense positions in use are below this.
     pub fn positions(&self) -> usize {
-        self.desk().fleet.slots()
+        self.roster.slots()
     }
 
     /// Whether a booking with this id is open.

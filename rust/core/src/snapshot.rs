@@ -85,7 +85,7 @@ pub struct Counters {
     pub conflicting_block: u64,
     /// Stored events refused because the index was full.
     pub index_full: u64,
-    /// Matches that a writer was in the way of until they answered that nobody holds anything.
+    /// Matches that a writer was in the way of all the time: their answer ends there.
     pub reads_given_up: u64,
 }
 

@@ -116,6 +116,9 @@ pub fn mixed(what: &str) -> PyErr {
     ))
 }
 
+/// To price a worker takes as long as so many tokens in [`sized`].
+const TOKENS_PER_WORKER: usize = 4;
+
 /// Routes the requests of one pool of workers; see `_core.pyi`.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Router {
@@ -124,6 +127,11 @@ pub struct Router {
 }
 
 impl Router {
+    /// Run `work` without the GIL when the prompt is long or the workers are many.
+    fn sized<T: Send>(&self, py: Python<'_>, tokens: usize, work: impl FnOnce() -> T + Send) -> T {
+        sized(py, tokens + TOKENS_PER_WORKER * self.core.positions(), work)
+    }
+
     pub const fn core(&self) -> &Core {
         &self.core
     }
@@ -328,7 +336,11 @@ impl Router {
         cache_namespace: Option<&str>,
     ) -> PyResult<Py<PyDict>> {
         let prompt = self.prompt(py, tokens, hashes, (None, lora_name, cache_namespace))?;
-        let found = self.core.find_matches(&prompt.locals);
+        let found = self.sized(
+            py,
+            prompt.locals.len() * self.core.config().block_size as usize,
+            || self.core.find_matches(&prompt.locals),
+        );
         let dict = PyDict::new(py);
         for overlap in found {
             let worker = (overlap.worker.instance, overlap.worker.dp_rank);
@@ -367,7 +379,7 @@ impl Router {
             explain,
         };
         let now_s = seconds(py, now_s)?;
-        let decision = sized(py, prompt.input_tokens as usize, || {
+        let decision = self.sized(py, prompt.input_tokens as usize, || {
             self.core.route(&request, now_s)
         });
         decision.map(Decision).map_err(|e| raise(&e))
@@ -399,7 +411,7 @@ impl Router {
             ..RouteRequest::default()
         };
         let now_s = seconds(py, now_s)?;
-        let booked = sized(py, prompt.input_tokens as usize, || {
+        let booked = self.sized(py, prompt.input_tokens as usize, || {
             self.core.book(&request, worker.0, now_s)
         });
         booked.map_err(|e| raise(&e))

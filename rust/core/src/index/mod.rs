@@ -7,6 +7,8 @@ mod children;
 mod extents;
 mod held;
 pub(crate) mod holders;
+#[cfg(test)]
+mod models;
 mod names;
 pub(crate) mod paths;
 mod reference;

@@ -230,6 +230,30 @@ impl Paths {
         get(&self.locals.unit(Self::chunk(header, offset))[(offset % CHUNK_BLOCKS) as usize])
     }
 
+    /// How many of `len` words of a column, from block `offset` on, are as `wanted` has them. A cache line at a time.
+    #[inline]
+    pub fn equal(
+        column: &Arena<8>,
+        header: &Header,
+        offset: u32,
+        len: usize,
+        wanted: impl Fn(usize) -> u64,
+    ) -> usize {
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u32;
+            let from = (at % CHUNK_BLOCKS) as usize;
+            let count = (CHUNK_BLOCKS as usize - from).min(len - done);
+            let held = &column.unit(Self::chunk(header, at))[from..from + count];
+            let differs = |i: usize| get(&held[i]) ^ wanted(done + i);
+            if (0..count).fold(0, |all, i| all | differs(i)) != 0 {
+                return done + (0..count).take_while(|&i| differs(i) == 0).count();
+            }
+            done += count;
+        }
+        len
+    }
+
     fn sequence_in(&self, header: &Header, offset: u32) -> Option<SequenceHash> {
         let known = get(&header[SHAPE]) as u32 & HAS_START != 0;
         let start = known.then(|| SequenceHash(get(&header[START])));
@@ -389,10 +413,10 @@ impl Paths {
             (self.child(after, first)?, 0)
         };
         let header = self.header(id);
-        let count = (offset..self.len(id))
-            .zip(locals)
-            .take_while(|&(at, wanted)| self.local(header, at) == wanted.0)
-            .count();
+        let len = (self.len(id) - offset) as usize;
+        let count = Self::equal(&self.locals, header, offset, len.min(locals.len()), |i| {
+            locals[i].0
+        });
         Some((id, offset, count as u32))
     }
 

@@ -40,7 +40,7 @@ struct Shared {
     lower_of: Arena<1>,
     /// Caches that were emptied at once: a clear or a worker that left.
     clears: AtomicU64,
-    /// Reads that the writer was in the way of until they answered that nobody holds anything.
+    /// Reads whose answer ended where the writer was.
     given_up: AtomicU64,
 }
 
@@ -119,7 +119,7 @@ impl Index {
         self.shared.paths.bytes(pen) + engines + names.bytes() + copies.bytes() + frames as u64
     }
 
-    /// Reads that gave up because a writer was in their way all the time: answered as if nobody held anything.
+    /// Reads that gave up because a writer was in their way all the time: their answer ends there.
     pub fn reads_given_up(&self) -> u64 {
         self.shared.given_up.load(Ordering::Relaxed)
     }
@@ -400,11 +400,13 @@ impl Writer {
         blocks: &[StoredBlock],
     ) -> Result<u32, (u32, EngineHash)> {
         let range = low_bits(blocks.len() as u32) << offset;
-        let is_common = |(at, block): (u32, &StoredBlock)| {
-            shared.name_of(BlockId::new(id, offset + at)) == block.engine_hash.0
+        let all_common = || {
+            let header = shared.paths.header(id);
+            let name = |i: usize| blocks[i].engine_hash.0;
+            Paths::equal(&shared.engines, header, offset, blocks.len(), name) == blocks.len()
         };
         let all_named = get(shared.paths.own(id)) & range == range;
-        if all_named && !self.names.has_aliases() && (0..).zip(blocks).all(is_common) {
+        if all_named && !self.names.has_aliases() && all_common() {
             return Ok(blocks.len() as u32);
         }
         let held = shared.paths.mask_any(id, slot);

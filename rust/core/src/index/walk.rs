@@ -2,8 +2,8 @@
 //!
 //! Each frame is read inside a section of its [`seqlock`] and believed when the section is valid. The step to a child is
 //! believed when the frame it was made from is still the same one ([`seqlock::is_same`]) after the child was read: then the
-//! child hung there. A read that the writer is in the way of tries again, so many times and no more; then it answers as if
-//! nobody held anything. What it may see is written down in `docs/core.md`.
+//! child hung there. A read that the writer is in the way of tries again, so many times and no more; then its answer ends where
+//! the writer is. What it may see is written down in `docs/core.md`.
 //!
 //! Matching a prompt of D blocks: per frame one cache line, one compare of the prefix hash (or of up to 64 local hashes) and
 //! one intersection of sets: O(D / 64 + slots).
@@ -13,20 +13,28 @@ use super::arena::{get, high, low};
 use super::children::Find;
 use super::holders::Holders;
 use super::paths::{
-    BlockId, CHUNK_BLOCKS, END, FIRST, FrameId, HOLDERS, Header, LINKS, NONE, Paths, Prompt, SHAPE, VERSION,
-    has_end, len_of,
+    BlockId, END, FIRST, FrameId, HOLDERS, Header, LINKS, NONE, Paths, Prompt, SHAPE, VERSION, has_end,
+    len_of,
 };
 use super::seqlock::{self, Stamp};
 use super::slots::bits;
 use crate::event::Tier;
 
 /// Times that one frame is tried, and times that one prompt is.
-const TRIES: usize = 64;
+const TRIES: usize = 200;
 const STARTS: usize = 16;
 
 /// The writer was in the way more often than a read tries again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raced;
+
+/// Why a walk did not come to its end.
+enum Stop {
+    /// A writer is at the frame after so many blocks; those are true.
+    Busy(u32),
+    /// What was walked on is gone: nothing of the walk is true.
+    Changed,
+}
 
 /// A frame as one section saw it.
 #[derive(Clone, Copy)]
@@ -114,8 +122,8 @@ impl Visitor for Trail<'_> {
 impl Paths {
     /// Overlap of a prompt per slot: `depth[slot]` = leading blocks that the slot holds without a hole.
     ///
-    /// `slots` are the slots of interest, as words of bits; `depth` must be zero there and cover them all. `Err`: every depth
-    /// is 0.
+    /// `slots` are the slots of interest, as words of bits; `depth` must be zero there and cover them all. `Err`: the depths
+    /// are true, but end where the writer was in the way.
     pub fn overlap(
         &self,
         prompt: &Prompt<'_>,
@@ -138,13 +146,18 @@ impl Paths {
                 depth,
                 lost: false,
             };
-            if let Ok(reached) = self.walk(prompt, &mut overlap) {
-                if let Some(matched) = reached {
-                    write_depth(active, matched, depth);
+            let (reached, outcome) = match self.walk(prompt, &mut overlap) {
+                Ok(reached) => (reached, Ok(())),
+                Err(Stop::Busy(reached)) => (Some(reached), Err(Raced)),
+                Err(Stop::Changed) => {
+                    depth.fill(0);
+                    continue;
                 }
-                return Ok(());
+            };
+            if let Some(matched) = reached {
+                write_depth(active, matched, depth);
             }
-            depth.fill(0);
+            return outcome;
         }
         Err(Raced)
     }
@@ -153,8 +166,10 @@ impl Paths {
     pub fn follow(&self, prompt: &Prompt<'_>, scratch: &mut Scratch) -> Result<(), Raced> {
         for _ in 0..STARTS {
             scratch.trail.clear();
-            if self.walk(prompt, &mut Trail(&mut scratch.trail)).is_ok() {
-                return Ok(());
+            match self.walk(prompt, &mut Trail(&mut scratch.trail)) {
+                Ok(_) => return Ok(()),
+                Err(Stop::Busy(_)) => return Err(Raced),
+                Err(Stop::Changed) => {}
             }
         }
         scratch.trail.clear();
@@ -208,19 +223,21 @@ impl Paths {
 
     /// Goes along the prompt; how many blocks of it there are, unless the visitor had seen enough.
     #[inline]
-    fn walk(&self, prompt: &Prompt<'_>, visitor: &mut impl Visitor) -> Result<Option<u32>, Raced> {
+    fn walk(&self, prompt: &Prompt<'_>, visitor: &mut impl Visitor) -> Result<Option<u32>, Stop> {
         let mut at = BlockId::ROOT;
         let mut next = NONE;
         let mut from: Option<(&Header, Stamp)> = None;
         let mut matched = 0;
         while let Some(local) = prompt.locals.get(matched) {
-            let found = self.pass(prompt, (at, next, local.0), matched, visitor)?;
+            let found = self.pass(prompt, (at, next, local.0), matched, visitor);
             if let Some((header, stamp)) = from
                 && !seqlock::is_same(&header[VERSION], stamp)
             {
-                return Err(Raced);
+                return Err(Stop::Changed);
             }
-            let Some((id, seen, common)) = found else { break };
+            let Some((id, seen, common)) = found.map_err(|Raced| Stop::Busy(matched as u32))? else {
+                break;
+            };
             let start = matched as u32;
             matched += common as usize;
             if !visitor.take(id, &seen, start, common) {
@@ -307,23 +324,9 @@ impl Paths {
         let wanted = &prompt.locals[at..];
         let len = (len as usize).min(wanted.len());
         let wanted = &wanted[..len];
-        let mut common = 0;
-        for wanted in wanted.chunks(CHUNK_BLOCKS as usize) {
-            let held = self.locals.unit(Self::chunk(seen.header, common));
-            let differs = wanted
-                .iter()
-                .zip(held)
-                .fold(0, |differs, (wanted, held)| differs | (wanted.0 ^ get(held)));
-            if differs != 0 {
-                let equal = wanted
-                    .iter()
-                    .zip(held)
-                    .take_while(|(wanted, held)| wanted.0 == get(held));
-                return (common + equal.count() as u32).max(1);
-            }
-            common += wanted.len() as u32;
-        }
-        common
+        let common = Self::equal(&self.locals, seen.header, 0, len, |i| wanted[i].0);
+        // In a section that is not valid even the first may differ.
+        common.max(1) as u32
     }
 }
 

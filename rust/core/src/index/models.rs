@@ -1,0 +1,279 @@
+//! The protocols between threads, in small, under every order that the memory model allows (loom). Each has a negative control:
+//! the same with its guard left out, in which loom must find the fault.
+//!
+//! What is modelled runs the functions of [`super::seqlock`] as the index does; only the data around them is small.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+
+use loom::sync::atomic::{AtomicU64, fence};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+
+use super::seqlock::{Stamp, Word, begin_read, begin_write, end_write, is_same, is_valid};
+
+/// An atomic word that loom watches.
+struct Watched(AtomicU64);
+
+impl Watched {
+    fn new(value: u64) -> Self {
+        Self(AtomicU64::new(value))
+    }
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+    fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+}
+
+impl Word for Watched {
+    fn load(&self, order: Ordering) -> u64 {
+        self.0.load(order)
+    }
+    fn store(&self, value: u64, order: Ordering) {
+        self.0.store(value, order);
+    }
+    fn fence(order: Ordering) {
+        fence(order);
+    }
+}
+
+/// Whether loom finds a fault.
+fn is_faulty(model: impl Fn() + Sync + Send + 'static) -> bool {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    catch_unwind(AssertUnwindSafe(|| builder.check(model))).is_err()
+}
+
+/// Whether a part of a protocol is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Guard {
+    Kept,
+    LeftOut,
+}
+
+/// A frame: read while it is written. The data is one state when the section is valid.
+fn sections(guard: Guard) {
+    let frame = Arc::new([Watched::new(0), Watched::new(0), Watched::new(0)]);
+    let writer = {
+        let frame = frame.clone();
+        thread::spawn(move || {
+            let [version, left, right] = &*frame;
+            if guard == Guard::Kept {
+                begin_write(version);
+            } else {
+                version.set(version.get() | 1);
+            }
+            left.set(1);
+            right.set(1);
+            end_write(version, false);
+        })
+    };
+    let [version, left, right] = &*frame;
+    if let Some(stamp) = begin_read(version) {
+        let seen = (left.get(), right.get());
+        if is_valid(version, stamp) {
+            assert_eq!(seen.0, seen.1, "a valid section must be one state");
+        }
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_valid_section_is_one_state() {
+    assert!(!is_faulty(|| sections(Guard::Kept)));
+    assert!(
+        is_faulty(|| sections(Guard::LeftOut)),
+        "the missing fence must be found"
+    );
+}
+
+/// A step from a frame to its child, while both are freed and used again for another path, linked in the same way.
+fn step(guard: Guard) {
+    struct Frames {
+        parent: [Watched; 2],
+        child: [Watched; 2],
+    }
+    let frame = || [Watched::new(0), Watched::new(1)];
+    let frames = Arc::new(Frames {
+        parent: frame(),
+        child: frame(),
+    });
+    let writer = {
+        let frames = frames.clone();
+        thread::spawn(move || {
+            for [version, path] in [&frames.child, &frames.parent] {
+                begin_write(version);
+                path.set(0);
+                end_write(version, true);
+            }
+            for [version, path] in [&frames.parent, &frames.child] {
+                begin_write(version);
+                path.set(2);
+                end_write(version, false);
+            }
+        })
+    };
+    let read = |[version, path]: &[Watched; 2]| -> Option<(Stamp, u64)> {
+        let stamp = begin_read(version)?;
+        let path = path.get();
+        is_valid(version, stamp).then_some((stamp, path))
+    };
+    if let Some((stamp, from)) = read(&frames.parent)
+        && from != 0
+        && let Some((_, to)) = read(&frames.child)
+        && to != 0
+        && (guard == Guard::LeftOut || is_same(&frames.parent[0], stamp))
+    {
+        assert_eq!(from, to, "a step must stay on its path");
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_step_to_a_child_stays_on_its_path() {
+    assert!(!is_faulty(|| step(Guard::Kept)));
+    assert!(
+        is_faulty(|| step(Guard::LeftOut)),
+        "the used-again frame must be found"
+    );
+}
+
+/// The child table: a bucket is split while a frame that is in it all the time is looked for.
+fn split(guard: Guard) {
+    struct Table {
+        moves: Watched,
+        len: Watched,
+        /// First frame + 1 of each chain; the one frame has hash 1.
+        buckets: [Watched; 2],
+    }
+    let table = Arc::new(Table {
+        moves: Watched::new(0),
+        len: Watched::new(1),
+        buckets: [Watched::new(1), Watched::new(0)],
+    });
+    let writer = {
+        let table = table.clone();
+        thread::spawn(move || {
+            begin_write(&table.moves);
+            table.buckets[0].store(0, Ordering::Release);
+            table.len.store(2, Ordering::Release);
+            table.buckets[1].store(1, Ordering::Release);
+            end_write(&table.moves, false);
+        })
+    };
+    if let Some(moves) = begin_read(&table.moves) {
+        let len = table.len.load(Ordering::Acquire);
+        let bucket = &table.buckets[(len - 1) as usize];
+        let missing = bucket.load(Ordering::Acquire) == 0;
+        let believed = guard == Guard::LeftOut || is_valid(&table.moves, moves);
+        assert!(
+            !(missing && believed),
+            "a frame that is there must not be missing"
+        );
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_split_hides_no_frame() {
+    assert!(!is_faulty(|| split(Guard::Kept)));
+    assert!(
+        is_faulty(|| split(Guard::LeftOut)),
+        "the hidden frame must be found"
+    );
+}
+
+/// A worker leaves and another one gets its slot, while a match that saw the first one's blocks is on its way.
+fn succession(guard: Guard) {
+    struct State {
+        roster: Watched,
+        frame: [Watched; 2],
+        /// Who has the slot.
+        desk: Mutex<u64>,
+    }
+    let state = Arc::new(State {
+        roster: Watched::new(0),
+        frame: [Watched::new(0), Watched::new(1)],
+        desk: Mutex::new(1),
+    });
+    let writer = {
+        let state = state.clone();
+        thread::spawn(move || {
+            {
+                let mut owner = state.desk.lock().unwrap();
+                begin_write(&state.roster);
+                end_write(&state.roster, false);
+                *owner = 0;
+            }
+            begin_write(&state.frame[0]);
+            state.frame[1].set(0);
+            end_write(&state.frame[0], false);
+            let mut owner = state.desk.lock().unwrap();
+            *owner = 2;
+            begin_write(&state.roster);
+            end_write(&state.roster, false);
+        })
+    };
+    let fleet = begin_read(&state.roster);
+    let frame = begin_read(&state.frame[0]);
+    let held = state.frame[1].get();
+    if let (Some(fleet), Some(frame)) = (fleet, frame)
+        && is_valid(&state.frame[0], frame)
+    {
+        let owner = state.desk.lock().unwrap();
+        if guard == Guard::LeftOut || is_valid(&state.roster, fleet) {
+            assert!(
+                held == 0 || *owner != 2,
+                "nobody must be credited with another's blocks"
+            );
+        }
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_new_worker_is_not_credited_with_the_blocks_of_the_old_one() {
+    assert!(!is_faulty(|| succession(Guard::Kept)));
+    assert!(
+        is_faulty(|| succession(Guard::LeftOut)),
+        "the wrong credit must be found"
+    );
+}
+
+/// Two decisions at once, on two idle workers: each goes to the less loaded one.
+fn decision(guard: Guard) {
+    let desk = Arc::new(Mutex::new([0_u32; 2]));
+    let route = move |desk: &Mutex<[u32; 2]>| {
+        let cheapest = |load: &[u32; 2]| usize::from(load[1] < load[0]);
+        if guard == Guard::Kept {
+            let mut load = desk.lock().unwrap();
+            let chosen = cheapest(&load);
+            load[chosen] += 1;
+        } else {
+            let chosen = cheapest(&desk.lock().unwrap());
+            desk.lock().unwrap()[chosen] += 1;
+        }
+    };
+    let other = {
+        let desk = desk.clone();
+        thread::spawn(move || route(&desk))
+    };
+    route(&desk);
+    other.join().unwrap();
+    assert_eq!(
+        *desk.lock().unwrap(),
+        [1, 1],
+        "a choice must see the bookings before it"
+    );
+}
+
+#[test]
+fn to_choose_and_to_book_is_one_step() {
+    assert!(!is_faulty(|| decision(Guard::Kept)));
+    assert!(
+        is_faulty(|| decision(Guard::LeftOut)),
+        "the herd of two must be found"
+    );
+}
