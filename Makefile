@@ -90,7 +90,17 @@ fuzz: setup ## differential fuzzing of the index (FUZZ_SEEDS=100000) and of ever
 bench: setup ## measure core and gateway beside their baselines; results in bench/results
 	$(PY) -m bench.core
 	$(PY) -m bench.gateway
-	cargo run --release --locked -p wardrop-core --example footprint
+	for part in unique shared; do cargo run --release --locked -p wardrop-core --example footprint -- $$part; done
+	$(PY) -m bench.core.matrix
+
+.PHONY: gate
+gate: $(STAMPS)/venv ## instruction counts of fixed cases against their baseline (valgrind); RECORD=--record makes a new one
+	$(PY) -m bench.core.gate $(RECORD)
+
+.PHONY: soak
+soak: $(STAMPS)/toolchain ## does memory stay flat? 100 cycles of filling and clearing, then SOAK_MINUTES=30 of replacing
+	cargo run --release --locked -p wardrop-core --example soak -- cycles 100
+	cargo run --release --locked -p wardrop-core --example soak -- minutes $${SOAK_MINUTES:-30}
 
 # ---- shipping -------------------------------------------------------------------------------------------------------
 

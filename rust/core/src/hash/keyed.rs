@@ -76,24 +76,11 @@ impl BlockKeys {
     /// The hash of one block in the scope of `constant`.
     #[inline]
     pub fn hash(&self, block: &[u32], constant: u128) -> LocalHash {
-        let (quads, rest) = block.as_chunks::<4>();
-        let (fours, ones) = quads.as_chunks::<4>();
-        let (four_keys, _) = self.words.as_chunks::<4>();
-        // Four products at a time: blocks of 16 tokens are one round without a loop.
-        let mut sum = fours.iter().zip(four_keys).fold(0u128, |sum, (quads, keys)| {
-            let low = product(quads[0], keys[0]).wrapping_add(product(quads[1], keys[1]));
-            let high = product(quads[2], keys[2]).wrapping_add(product(quads[3], keys[3]));
-            sum.wrapping_add(low.wrapping_add(high))
-        });
-        if quads.len() % 4 != 0 || !rest.is_empty() {
-            let odd_keys = &self.words[4 * fours.len()..];
-            let mut last = [0; 4];
-            last[..rest.len()].copy_from_slice(rest);
-            let odd = ones.iter().chain(std::iter::once(&last));
-            sum = odd
-                .zip(odd_keys)
-                .fold(sum, |sum, (&quad, &keys)| sum.wrapping_add(product(quad, keys)));
-        }
+        let sum = if block.len().is_multiple_of(16) {
+            self.sum_of_sixteens(block)
+        } else {
+            self.sum_of_any(block)
+        };
         let mixed = self
             .low
             .wrapping_mul(sum & u128::from(u64::MAX))
@@ -101,12 +88,49 @@ impl BlockKeys {
             .wrapping_add(constant);
         LocalHash((mixed >> 64) as u64)
     }
+
+    /// Four independent products at a time; the usual sizes are all of this kind.
+    #[inline]
+    fn sum_of_sixteens(&self, block: &[u32]) -> u128 {
+        let (fours, _) = block.as_chunks::<4>().0.as_chunks::<4>();
+        let (keys, _) = self.words.as_chunks::<4>();
+        fours.iter().zip(keys).fold(0u128, |sum, (quads, keys)| {
+            let low = product(quads[0], keys[0]).wrapping_add(product(quads[1], keys[1]));
+            let high = product(quads[2], keys[2]).wrapping_add(product(quads[3], keys[3]));
+            sum.wrapping_add(low.wrapping_add(high))
+        })
+    }
+
+    #[inline(never)]
+    fn sum_of_any(&self, block: &[u32]) -> u128 {
+        let (quads, rest) = block.as_chunks::<4>();
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        let padded = quads.iter().chain(std::iter::once(&last));
+        // Without a rest there is no key for the padding, and the pairs end before it.
+        padded
+            .zip(&self.words)
+            .fold(0u128, |sum, (&quad, &keys)| sum.wrapping_add(product(quad, keys)))
+    }
 }
 
 #[inline]
 fn product(quad: [u32; 4], [first, second]: [u64; 2]) -> u128 {
-    let word = |at: usize| u64::from(quad[at]) | u64::from(quad[at + 1]) << 32;
-    u128::from(word(0).wrapping_add(first)) * u128::from(word(2).wrapping_add(second))
+    let [low, high] = words(quad);
+    u128::from(low.wrapping_add(first)) * u128::from(high.wrapping_add(second))
+}
+
+#[cfg(target_endian = "little")]
+fn words(quad: [u32; 4]) -> [u64; 2] {
+    bytemuck::cast(quad)
+}
+
+#[cfg(not(target_endian = "little"))]
+fn words([a, b, c, d]: [u32; 4]) -> [u64; 2] {
+    [
+        u64::from(a) | u64::from(b) << 32,
+        u64::from(c) | u64::from(d) << 32,
+    ]
 }
 
 /// `c` of a scope: an own one for every (adapter, namespace).
