@@ -90,9 +90,8 @@ def main() -> None:
     for cell in cells(arguments.quick):
         if cell in done or time.monotonic() > until:
             continue
-        run = subprocess.run(
-            [program, *map(str, cell)], check=True, capture_output=True, text=True
-        ).stdout
+        command = [program, *map(str, cell)]
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         figures = json.loads(run)
         if "skipped" in figures:
             continue
