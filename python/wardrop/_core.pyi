@@ -1,5 +1,6 @@
 """The native core. Every class here is frozen: it changes only through its methods."""
 
+import os
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, final, type_check_only
@@ -394,6 +395,47 @@ class Router:
 
     def set_policy(self, policy: str, **parameters: Any) -> None:
         """Put another policy in force, as a whole. ValueError as in the constructor."""
+
+    def save_index(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        positions: Mapping[tuple[int, int], int] | None = None,
+    ) -> int:
+        """Write the index to a file, for a restart: who holds which blocks; its bytes.
+
+        The file is put in place as a whole. Its form is versioned and checksummed. Bookings,
+        predictions and curves are not in it. Events wait meanwhile, decisions do not.
+
+        Args:
+            path: where; an old file there is replaced.
+            positions: by (instance, dp_rank), where the worker's feed stands, for instance its last
+                sequence number; handed back by `load_index`.
+
+        Raises:
+            OSError: the file could not be written; an old one is as before.
+        """
+
+    def load_index(
+        self, path: str | os.PathLike[str]
+    ) -> dict[tuple[int, int], tuple[tuple[int, int, int], int | None]]:
+        """Take over what `save_index` wrote, of those of its workers that are registered.
+
+        Load before the first event. What is loaded is of the incarnation that was saved: where a
+        feed does not go on right behind the position that it was saved with, or started anew,
+        apply `Cleared` to its worker, and then its dump, where there is one. A restored block that
+        is stale costs a cache miss, never a request.
+
+        Returns:
+            By (instance, dp_rank): blocks in device memory, host memory and on disk, and the
+            position that was given.
+
+        Raises:
+            OSError: the file could not be read.
+            ValueError: it is no saved index, damaged, of another version, or hashed in another way
+                (block size, mode, key). The router is as before.
+            RuntimeError: the index is not empty, or the file's is larger than its limit.
+        """
 
     def snapshot(self) -> dict[str, Any]:
         """Load and blocks of every worker, size of the index, counters: plain data."""

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,6 +178,42 @@ def test_many_threads_share_one_router() -> None:
     assert snapshot["index"]["blocks"] == 0
     assert snapshot["counters"]["released"] == 1600
     assert all(worker["prefill_tokens"] == 0 for worker in snapshot["workers"])
+
+
+def test_a_saved_index_is_known_after_a_restart(tmp_path: Path) -> None:
+    fleet, path = router(), tmp_path / "index"
+    fleet.apply((2, 3), wardrop.Stored(names(PROMPT), tokens=PROMPT, block_size=16))
+    assert fleet.save_index(path, positions={(2, 3): 41}) == path.stat().st_size
+    restarted = router()
+    assert restarted.load_index(path) == {(1, 0): ((0, 0, 0), None), (2, 3): ((5, 0, 0), 41)}
+    assert restarted.find_matches(PROMPT) == {(2, 3): (5, 0, 0)}
+    restarted.apply((2, 3), wardrop.Removed(names(PROMPT)[-1:]))
+    assert restarted.find_matches(PROMPT) == {(2, 3): (4, 0, 0)}
+    with pytest.raises(RuntimeError, match="before the first event"):
+        restarted.load_index(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_file_that_is_no_saved_index_is_refused(tmp_path: Path) -> None:
+    fleet, path = router(), tmp_path / "index"
+    fleet.apply((2, 3), wardrop.Stored(names(PROMPT), tokens=PROMPT, block_size=16))
+    fleet.save_index(path)
+    image = path.read_bytes()
+    with pytest.raises(ValueError, match="hashed in another way"):
+        wardrop.Router(32).load_index(path)
+    for damaged, reason in [
+        (image[:-3], "cut off"),
+        (image[:-1] + b"\xff", "checksum"),
+        (b"\x00" * 100, "first bytes"),
+        (image[:8] + b"\x09" + image[9:], "version 9"),
+    ]:
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=reason):
+            router().load_index(path)
+    with pytest.raises(FileNotFoundError):
+        router().load_index(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError):
+        fleet.save_index(tmp_path / "no folder" / "index")
 
 
 def test_readers_see_what_is_held_while_another_thread_writes() -> None:

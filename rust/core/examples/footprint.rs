@@ -1,7 +1,7 @@
 //! What the core costs: bytes per (block, worker) by resident memory, events per second, time of a decision on a large
 //! index, and whether memory stays flat under churn. Prints JSON.
 //!
-//! `cargo run --release -p wardrop-core --example footprint -- unique|shared|churn [blocks]` (default 5,000,000): one part per
+//! `cargo run --release -p wardrop-core --example footprint -- unique|shared|churn|restart [blocks]` (default 5,000,000): one part per
 //! process, since memory that was freed is counted as resident still.
 
 use std::time::Instant;
@@ -149,6 +149,27 @@ fn churn(cycles: u64) -> (f64, u64) {
     (resident() as f64 / first as f64, 977 * DEPTH as u64)
 }
 
+/// Bytes of a saved index, processor seconds to save it and to restore it until it answers.
+fn restart(chains: u64) -> (usize, f64, f64) {
+    let mut saved = router(64);
+    fill(&mut saved, chains, 1, 64);
+    let start = processor_s();
+    let image = saved.save_index(|_| None);
+    let save_s = processor_s() - start;
+    let restored = router(64);
+    let start = processor_s();
+    restored
+        .restore_index(&image)
+        .expect("what was saved can be restored");
+    let restore_s = processor_s() - start;
+    for of in (0..chains).step_by(97) {
+        let found = restored.find_matches(&chain(of, DEPTH).0);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].device, DEPTH as u32);
+    }
+    (image.len(), save_s, restore_s)
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let part = arguments.next().unwrap_or_default();
@@ -183,6 +204,12 @@ fn main() {
             let (growth, churned) = churn(20);
             println!("{{\"cycles\": 20, \"blocks_per_cycle\": {churned}, \"resident_ratio\": {growth:.3}}}");
         }
-        _ => eprintln!("expected unique, shared or churn, and a number of blocks"),
+        "restart" => {
+            let (bytes, save_s, restore_s) = restart(chains);
+            println!(
+                "{{\"blocks\": {blocks}, \"image_bytes\": {bytes}, \"save_cpu_s\": {save_s:.2}, \"restore_cpu_s\": {restore_s:.2}}}"
+            );
+        }
+        _ => eprintln!("expected unique, shared, churn or restart, and a number of blocks"),
     }
 }

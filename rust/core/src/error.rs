@@ -83,6 +83,9 @@ pub enum Error {
         /// The limit in force.
         limit_blocks: u64,
     },
+    /// Bytes that are no index that this router can take over.
+    #[error(transparent)]
+    Image(#[from] crate::index::ImageError),
     /// A parameter is out of range.
     #[error("{field} = {got}: expected {expected}")]
     Parameter {

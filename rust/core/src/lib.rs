@@ -39,7 +39,7 @@ pub use hash::{
     BlockHasher, EngineHash, HashKey, HashMode, HashScope, LocalHash, PromptHashes, SequenceHash,
     local_hashes, sequence_hashes,
 };
-pub use index::WorkerOverlap;
+pub use index::{ImageError, RestoredWorker, WorkerOverlap};
 pub use predicted::{PredictedConfig, PredictedUse};
 pub use price::{DynamoConfig, Policy, PolicyConfig, View};
 pub use request::{Candidate, Decision, RequestId, RouteRequest, Stage};

@@ -7,8 +7,8 @@ use crate::error::Error;
 use crate::event::KvEvent;
 use crate::fleet::Fleet;
 use crate::game::{Placed, Placement};
-use crate::hash::{BlockHasher, LocalHash};
-use crate::index::{Index, Prompt, Refusal, Slot, TierOverlap, WorkerOverlap};
+use crate::hash::{BlockHasher, HashMode, LocalHash};
+use crate::index::{Index, Prompt, Refusal, RestoredWorker, Slot, TierOverlap, WorkerOverlap};
 use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning};
 use crate::ledger::{Ledger, Outcome, Pressure, Work};
 use crate::load::Load;
@@ -153,6 +153,31 @@ impl Router {
             }
         }
         outcome.map_err(|refusal| event_error(id, event, refusal, self.config.index_max_blocks))
+    }
+
+    /// The index as bytes, for a restart; `position` tells where a worker's feed stands. O(blocks + holders).
+    ///
+    /// Bookings, predictions and curves are not in it. Events wait meanwhile, decisions do not.
+    pub fn save_index(&self, position: impl Fn(WorkerId) -> Option<u64>) -> Vec<u8> {
+        self.index.image(self.hashing(), position)
+    }
+
+    /// Takes over what [`Router::save_index`] gave, of those workers that are registered; what of each.
+    ///
+    /// The index must be empty: restore before the first event. What is restored is of the incarnation that was saved. Who
+    /// feeds it must know that it is still the same one and that the feed goes on where it stood (`position`), or apply
+    /// [`KvEvent::Cleared`] and start it anew.
+    pub fn restore_index(&self, image: &[u8]) -> Result<Vec<RestoredWorker>, Error> {
+        Ok(self.index.restore(image, self.hashing())?)
+    }
+
+    /// Names the way in which blocks are hashed.
+    fn hashing(&self) -> u64 {
+        let key = match &self.config.hash {
+            HashMode::Xxh3 => 0,
+            HashMode::Keyed(key) => key.fingerprint(),
+        };
+        key ^ u64::from(self.config.block_size)
     }
 
     /// What each worker holds of a prompt; workers that hold nothing are left out. In id order.

@@ -5,6 +5,10 @@
     reason = "arguments of Python calls arrive by value"
 )]
 
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -12,7 +16,8 @@ use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value};
 use wardrop_core::{
     BlockHasher, HashKey, HashMode, HashScope, LocalHash, PolicyConfig, PredictedConfig, PredictedUse,
-    RequestId, RouteRequest, Router as Core, RouterConfig, SequenceHash, WorkerId, WorkerSpec,
+    RequestId, RestoredWorker, RouteRequest, Router as Core, RouterConfig, SequenceHash, WorkerId,
+    WorkerSpec,
 };
 
 use crate::decision::{Decision, to_python};
@@ -118,6 +123,23 @@ pub fn mixed(what: &str) -> PyErr {
 
 /// To price a worker takes as long as so many tokens in [`sized`].
 const TOKENS_PER_WORKER: usize = 4;
+
+/// By worker: blocks per tier, and where its feed stood.
+type Restored = HashMap<(u64, u32), ((u64, u64, u64), Option<u64>)>;
+
+/// Puts a file in place as a whole: who reads it sees the old one or the new one.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let beside = path.with_file_name(name);
+    let write = || {
+        let mut file = std::fs::File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    };
+    write().inspect_err(|_| drop(std::fs::remove_file(&beside)))
+}
 
 /// Routes the requests of one pool of workers; see `_core.pyi`.
 #[pyclass(frozen, module = "wardrop._core")]
@@ -464,6 +486,35 @@ impl Router {
         let policy =
             PolicyConfig::from_name(policy, &self::parameters(py, parameters)?).map_err(|e| raise(&e))?;
         self.core.set_policy(policy).map_err(|e| raise(&e))
+    }
+
+    #[pyo3(signature = (path, *, positions=None))]
+    fn save_index(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        positions: Option<HashMap<(u64, u32), u64>>,
+    ) -> PyResult<usize> {
+        let positions = positions.unwrap_or_default();
+        let position = |worker: WorkerId| positions.get(&(worker.instance, worker.dp_rank)).copied();
+        py.detach(|| {
+            let image = self.core.save_index(position);
+            write_whole(&path, &image)?;
+            Ok(image.len())
+        })
+    }
+
+    fn load_index(&self, py: Python<'_>, path: PathBuf) -> PyResult<Restored> {
+        let restored = py.detach(|| -> PyResult<_> {
+            let image = std::fs::read(&path)?;
+            self.core.restore_index(&image).map_err(|e| raise(&e))
+        })?;
+        let entry = |found: RestoredWorker| {
+            let [device, host, disk] = found.blocks;
+            let worker = (found.worker.instance, found.worker.dp_rank);
+            (worker, ((device, host, disk), found.position))
+        };
+        Ok(restored.into_iter().map(entry).collect())
     }
 
     fn snapshot(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {

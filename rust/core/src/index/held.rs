@@ -47,6 +47,20 @@ impl Copies {
         }
     }
 
+    /// So many copies beyond the first, at least one.
+    pub fn set(&mut self, block: BlockId, slot: Slot, tier: Tier, extra: u32) {
+        self.extra.insert(key(block, slot, tier), extra);
+    }
+
+    /// Every block with more than one copy, and how many beyond the first, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (BlockId, Slot, Tier, u32)> + '_ {
+        self.extra.iter().map(|(&key, &extra)| {
+            let slot = Slot((key >> 2) as u32 & 0xFFFF);
+            let block = BlockId::from_number((key >> 18) as u32);
+            (block, slot, Tier::ALL[(key & 3) as usize], extra)
+        })
+    }
+
     /// Forget the further copies of a block.
     pub fn forget(&mut self, block: BlockId, slot: Slot, tier: Tier) {
         if !self.extra.is_empty() {

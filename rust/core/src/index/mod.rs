@@ -7,6 +7,7 @@ mod children;
 mod extents;
 mod held;
 pub(crate) mod holders;
+mod image;
 #[cfg(test)]
 mod models;
 mod names;
@@ -17,6 +18,7 @@ pub(crate) mod slots;
 mod tree;
 mod walk;
 
+pub use image::{ImageError, RestoredWorker};
 pub use paths::Prompt;
 pub use reference::ReferenceIndex;
 pub use slots::all_slots;

@@ -94,6 +94,13 @@ impl Names {
         }
     }
 
+    /// Every name that one worker alone uses, in no order.
+    pub fn aliases(&self) -> impl Iterator<Item = (Slot, BlockId, u64)> + '_ {
+        self.alias_of
+            .iter()
+            .map(|(&(slot, block), &name)| (slot, block, name))
+    }
+
     /// Common names.
     pub fn common_len(&self) -> usize {
         self.common.iter().map(HashTable::len).sum()

@@ -163,6 +163,11 @@ impl Pen {
         self.chunks
     }
 
+    /// Frames ever used: their numbers are below.
+    pub(super) const fn frames_ever(&self) -> usize {
+        self.frames as usize
+    }
+
     /// Frames that are free.
     pub(super) fn free_frames(&self) -> &[FrameId] {
         &self.free
@@ -252,6 +257,22 @@ impl Paths {
             done += count;
         }
         len
+    }
+
+    /// Local hash of a block that lives.
+    pub(super) fn local_of(&self, block: BlockId) -> u64 {
+        self.local(self.header(block.frame()), block.offset())
+    }
+
+    /// Everybody that holds something of a frame in a tier, with a mask of it.
+    pub(super) fn holding(&self, id: FrameId, tier: Tier) -> Vec<(Slot, u64)> {
+        let Some(holders) = self.holders(id, tier) else {
+            return Vec::new();
+        };
+        let whole = low_bits(self.len(id));
+        let full = holders.full_slots(&self.extents).into_iter();
+        let full = full.map(|slot| (slot, whole));
+        full.chain(holders.partials(&self.extents)).collect()
     }
 
     fn sequence_in(&self, header: &Header, offset: u32) -> Option<SequenceHash> {

@@ -13,6 +13,7 @@ use rustc_hash::FxHashMap;
 use super::arena::{Arena, get, set};
 use super::held::{Copies, Held};
 use super::holders::low_bits;
+use super::image::{self, ImageError, RestoredWorker};
 use super::names::Names;
 use super::paths::{BlockId, CHUNK_BLOCKS, FrameId, Paths, Pen, Prompt};
 use super::slots::{all_slots, bits};
@@ -31,10 +32,10 @@ const SLOTS_MAX: u32 = 1 << 16;
 
 /// What readers see.
 #[derive(Debug)]
-struct Shared {
-    paths: Paths,
+pub(super) struct Shared {
+    pub(super) paths: Paths,
     /// Common names of the blocks, in the chunks of their local hashes; valid where the frame's own word has a bit.
-    engines: Arena<8>,
+    pub(super) engines: Arena<8>,
     /// (worker, block) pairs in host memory and on disk: all, and by slot.
     lower_blocks: AtomicU64,
     lower_of: Arena<1>,
@@ -46,12 +47,12 @@ struct Shared {
 
 /// What writers need, one at a time.
 #[derive(Debug, Default)]
-struct Writer {
-    pen: Pen,
-    names: Names,
-    copies: Copies,
-    held: Vec<Held>,
-    slot_of: FxHashMap<WorkerId, Slot>,
+pub(super) struct Writer {
+    pub(super) pen: Pen,
+    pub(super) names: Names,
+    pub(super) copies: Copies,
+    pub(super) held: Vec<Held>,
+    pub(super) slot_of: FxHashMap<WorkerId, Slot>,
     counters: Counters,
 }
 
@@ -227,6 +228,18 @@ impl Index {
         (0..).zip(depth).map(overlap).collect()
     }
 
+    /// The index as bytes, with where the feeds of its workers stand. Events wait meanwhile, matches do not.
+    ///
+    /// `hashing` names the way in which its blocks are hashed. See [`super::image`].
+    pub fn image(&self, hashing: u64, position: impl Fn(WorkerId) -> Option<u64>) -> Vec<u8> {
+        image::write(&self.shared, &self.write(), hashing, position)
+    }
+
+    /// Takes over an image, of those workers that are registered. The index must be empty, and is after an error.
+    pub fn restore(&self, image: &[u8], hashing: u64) -> Result<Vec<RestoredWorker>, ImageError> {
+        image::read(&self.shared, &mut self.write(), image, (hashing, self.blocks_max))
+    }
+
     /// Panics unless every rule of the structure holds. For tests: O(everything).
     pub fn check(&self) {
         self.write().check(&self.shared);
@@ -234,16 +247,16 @@ impl Index {
 }
 
 impl Shared {
-    fn name_of(&self, block: BlockId) -> u64 {
+    pub(super) fn name_of(&self, block: BlockId) -> u64 {
         get(self.name_word(block))
     }
 
-    fn name_word(&self, block: BlockId) -> &AtomicU64 {
+    pub(super) fn name_word(&self, block: BlockId) -> &AtomicU64 {
         let chunk = Paths::chunk(self.paths.header(block.frame()), block.offset());
         &self.engines.unit(chunk)[(block.offset() % CHUNK_BLOCKS) as usize]
     }
 
-    fn count_lower(&self, slot: Slot, tier: Tier, change: impl Fn(u64) -> u64) {
+    pub(super) fn count_lower(&self, slot: Slot, tier: Tier, change: impl Fn(u64) -> u64) {
         if tier != Tier::Device {
             let of = &self.lower_of.unit(slot.0)[0];
             set(of, change(get(of)));
@@ -254,7 +267,7 @@ impl Shared {
 }
 
 impl Writer {
-    fn make_room_for(&mut self, shared: &Shared, slot: Slot) {
+    pub(super) fn make_room_for(&mut self, shared: &Shared, slot: Slot) {
         if self.held.len() <= slot.index() {
             assert!(slot.0 < SLOTS_MAX, "a slot must be below 65,536");
             self.held.resize_with(slot.index() + 1, Held::default);
@@ -500,7 +513,7 @@ impl Writer {
         true
     }
 
-    fn remove_worker(&mut self, shared: &Shared, slot: Slot) {
+    pub(super) fn remove_worker(&mut self, shared: &Shared, slot: Slot) {
         let Some(held) = self.held.get_mut(slot.index()).map(std::mem::take) else {
             return;
         };
@@ -529,7 +542,7 @@ impl Writer {
         shared.clears.fetch_add(1, Ordering::Release);
     }
 
-    fn free_dead(&mut self, shared: &Shared, id: FrameId) {
+    pub(super) fn free_dead(&mut self, shared: &Shared, id: FrameId) {
         let Self { pen, names, .. } = self;
         shared.paths.free_dead(pen, id, &mut |block| {
             let (named, bit) = (shared.paths.own(block.frame()), 1 << block.offset());

@@ -1,6 +1,7 @@
 //! The index against the map-of-sets reference, over random event streams. `make fuzz` runs many more of them.
 
 mod differential;
+mod image;
 mod stream;
 
 use differential::{Subject, differential};
