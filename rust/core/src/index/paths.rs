@@ -235,28 +235,42 @@ impl Paths {
         get(&self.locals.unit(Self::chunk(header, offset))[(offset % CHUNK_BLOCKS) as usize])
     }
 
-    /// How many of `len` words of a column, from block `offset` on, are as `wanted` has them. A cache line at a time.
+    /// How many words of a column, from block `offset` on, are as `wanted` has them. A cache line at a time: a whole one is
+    /// compared without a loop and without bounds, which is most of what a match does.
     #[inline]
-    pub fn equal(
+    pub fn equal<T>(
         column: &Arena<8>,
         header: &Header,
         offset: u32,
-        len: usize,
-        wanted: impl Fn(usize) -> u64,
+        wanted: &[T],
+        word: impl Fn(&T) -> u64,
     ) -> usize {
         let mut done = 0;
-        while done < len {
+        while done < wanted.len() {
             let at = offset + done as u32;
             let from = (at % CHUNK_BLOCKS) as usize;
-            let count = (CHUNK_BLOCKS as usize - from).min(len - done);
-            let held = &column.unit(Self::chunk(header, at))[from..from + count];
-            let differs = |i: usize| get(&held[i]) ^ wanted(done + i);
-            if (0..count).fold(0, |all, i| all | differs(i)) != 0 {
-                return done + (0..count).take_while(|&i| differs(i) == 0).count();
+            let held = column.unit(Self::chunk(header, at));
+            let left = &wanted[done..];
+            let whole = (from == 0).then(|| left.first_chunk::<{ CHUNK_BLOCKS as usize }>());
+            if let Some(wanted) = whole.flatten() {
+                let differs = |i: usize| get(&held[i]) ^ word(&wanted[i]);
+                let low = (differs(0) | differs(1)) | (differs(2) | differs(3));
+                let high = (differs(4) | differs(5)) | (differs(6) | differs(7));
+                if low | high == 0 {
+                    done += CHUNK_BLOCKS as usize;
+                    continue;
+                }
             }
-            done += count;
+            let pairs = held[from..].iter().zip(left);
+            let same = pairs
+                .take_while(|(held, wanted)| get(held) == word(wanted))
+                .count();
+            done += same;
+            if same < left.len().min(CHUNK_BLOCKS as usize - from) {
+                break;
+            }
         }
-        len
+        done
     }
 
     /// Local hash of a block that lives.
@@ -435,9 +449,8 @@ impl Paths {
         };
         let header = self.header(id);
         let len = (self.len(id) - offset) as usize;
-        let count = Self::equal(&self.locals, header, offset, len.min(locals.len()), |i| {
-            locals[i].0
-        });
+        let wanted = &locals[..len.min(locals.len())];
+        let count = Self::equal(&self.locals, header, offset, wanted, |local| local.0);
         Some((id, offset, count as u32))
     }
 

@@ -415,8 +415,8 @@ impl Writer {
         let range = low_bits(blocks.len() as u32) << offset;
         let all_common = || {
             let header = shared.paths.header(id);
-            let name = |i: usize| blocks[i].engine_hash.0;
-            Paths::equal(&shared.engines, header, offset, blocks.len(), name) == blocks.len()
+            let name = |block: &StoredBlock| block.engine_hash.0;
+            Paths::equal(&shared.engines, header, offset, blocks, name) == blocks.len()
         };
         let all_named = get(shared.paths.own(id)) & range == range;
         if all_named && !self.names.has_aliases() && all_common() {

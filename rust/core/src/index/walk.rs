@@ -322,9 +322,8 @@ impl Paths {
             return len;
         }
         let wanted = &prompt.locals[at..];
-        let len = (len as usize).min(wanted.len());
-        let wanted = &wanted[..len];
-        let common = Self::equal(&self.locals, seen.header, 0, len, |i| wanted[i].0);
+        let wanted = &wanted[..(len as usize).min(wanted.len())];
+        let common = Self::equal(&self.locals, seen.header, 0, wanted, |local| local.0);
         // In a section that is not valid even the first may differ.
         common.max(1) as u32
     }
