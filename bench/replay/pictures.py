@@ -43,7 +43,8 @@ def main() -> None:
     stored = json.loads(source.read_text())
     cells = [Cell(**cell) for cell in stored["cells"]]
     closed = stored["setting"]["closed_loop"]
-    unit = "in flight" if closed else "load ×"
+    unit = stored["setting"].get("unit") or ("in flight" if closed else "load ×")
+    unit = "in flight" if closed else unit
     folder.mkdir(parents=True, exist_ok=True)
     for figure, label, log in PICTURES:
         curves = curves_over_load(cells, figure)

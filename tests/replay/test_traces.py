@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from wardrop.replay import ReplayError, load, spread
+from wardrop.replay import ReplayError, load, restart, spread
 from wardrop.replay.generate import GENERATORS, generate, mooncake_rows
 from wardrop.replay.traces import implied_block_size
 
@@ -178,3 +178,26 @@ def test_mooncake_rows_read_back_as_the_same_workload(tmp_path):
     assert np.array_equal(again.input_tokens, workload.input_tokens)
     assert np.allclose(np.diff(again.arrival_ms), np.diff(workload.arrival_ms))
     assert again.ideal_reuse() == workload.ideal_reuse()
+
+
+def test_a_restart_moves_conversations_as_a_whole_and_keeps_every_prompt():
+    workload = generate("prefixes(requests=300,groups=12,per_s=2)", seed=1)
+    moved = restart(workload, seed=5, over_s=60)
+
+    def prompts(of):
+        """Per family: gaps between its requests and their prompts."""
+        found = {}
+        for i in range(len(of)):
+            ids = of.blocks[int(of.block_start[i]) : int(of.block_start[i + 1])]
+            found.setdefault(int(ids[0]), []).append((of.arrival_ms[i], tuple(ids.tolist())))
+        return found
+
+    before, after = prompts(workload), prompts(moved)
+    assert before.keys() == after.keys()
+    for family, rows in before.items():
+        assert [ids for _, ids in rows] == [ids for _, ids in after[family]]
+        gaps = np.diff([at for at, _ in rows])
+        assert gaps == pytest.approx(np.diff([at for at, _ in after[family]]))
+    assert np.all(np.diff(moved.arrival_ms) >= 0)
+    assert max(rows[0][0] for rows in after.values()) <= 60_000
+    assert restart(workload, seed=6).arrival_ms.tolist() != moved.arrival_ms.tolist()

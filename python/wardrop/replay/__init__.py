@@ -9,7 +9,7 @@ from wardrop.replay.fleet import Engine, Fault, Fleet, Tier, Transfer
 from wardrop.replay.run import Policy, Result, Slo, simulate
 from wardrop.replay.shadows import Shadows
 from wardrop.replay.timing import POLYNOMIAL, affine, load_timing
-from wardrop.replay.traces import load, spread
+from wardrop.replay.traces import load, restart, spread
 from wardrop.replay.workload import ReplayError, Workload
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "affine",
     "load",
     "load_timing",
+    "restart",
     "simulate",
     "spread",
 ]

@@ -28,7 +28,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from wardrop.replay.workload import ReplayError, Workload, from_lists
+from wardrop.replay.workload import NOBODY, ReplayError, Workload, from_lists
 
 _LONG_WINDOW = 2**27
 
@@ -110,6 +110,44 @@ def spread(workload: Workload, seed: int = 0) -> Workload:
     roots = workload.after == 0xFFFFFFFF
     moved[roots] = np.sort(moved[roots])
     return replace(workload, arrival_ms=moved)
+
+
+def restart(workload: Workload, seed: int = 0, over_s: float = 600.0) -> Workload:
+    """Start every conversation anew, uniformly over `over_s`: another draw of the same traffic.
+
+    A conversation is what shares a first block; its own gaps stay. For traces whose conversations
+    share nothing with each other and were put on one clock at random to begin with.
+
+    Raises:
+        ReplayError: the workload has sessions, whose turns have no times of their own.
+    """
+    if (workload.after != NOBODY).any():
+        raise ReplayError("a workload with sessions starts its conversations itself")
+    first = workload.blocks[workload.block_start[:-1].astype(np.int64)]
+    families, family = np.unique(first, return_inverse=True)
+    begin = np.full(families.size, np.inf)
+    np.minimum.at(begin, family, workload.arrival_ms)
+    drawn = np.random.default_rng(seed).random(families.size) * over_s * 1e3
+    arrival = workload.arrival_ms - begin[family] + drawn[family]
+    return _reordered(workload, arrival - arrival.min())
+
+
+def _reordered(workload: Workload, arrival: NDArray[np.float64]) -> Workload:
+    order = np.argsort(arrival, kind="stable")
+    counts = np.diff(workload.block_start.astype(np.int64))
+    starts = workload.block_start[:-1].astype(np.int64)
+    rows = [workload.blocks[starts[i] : starts[i] + counts[i]] for i in order]
+    block_start = np.zeros(len(workload) + 1, dtype=np.uint64)
+    np.cumsum(counts[order], out=block_start[1:])
+    return replace(
+        workload,
+        arrival_ms=arrival[order],
+        input_tokens=workload.input_tokens[order],
+        output_tokens=workload.output_tokens[order],
+        block_start=block_start,
+        blocks=np.concatenate(rows),
+        think_ms=workload.think_ms[order],
+    )
 
 
 def implied_block_size(inputs: list[int], counts: list[int]) -> int:
