@@ -106,3 +106,35 @@ def test_sequence_hashes_equal_the_published_recurrence() -> None:
     assert wardrop.sequence_hashes(signed) == expected
     assert wardrop.sequence_hashes(np.array(locals_, dtype=np.uint64)) == expected
     assert wardrop.sequence_hashes(np.array(signed, dtype=np.int64)) == expected
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        list,
+        lambda hashes: np.array(hashes, dtype=np.uint64),
+        lambda hashes: np.array(hashes, dtype=np.uint64).view(np.int64),
+        lambda hashes: np.repeat(np.array(hashes, dtype=np.uint64), 2)[::2],
+        lambda hashes: memoryview(np.array(hashes, dtype=np.uint64)),
+        lambda hashes: [value - 2**64 if value >= 2**63 else value for value in hashes],
+    ],
+)
+def test_every_form_of_hashes_finds_the_same(form: Callable[[list[int]], Any]) -> None:
+    router, tokens = wardrop.Router(16), list(range(160))
+    router.add_worker(1)
+    hashes = wardrop.block_hashes(tokens, 16)
+    router.apply(1, wardrop.Stored(range(10), local_hashes=form(hashes)))
+    assert router.find_matches(hashes=form(hashes)) == {(1, 0): (10, 0, 0)}
+    assert router.find_matches(hashes=form(hashes[:3])) == {(1, 0): (3, 0, 0)}
+    assert router.route(hashes=form(hashes)).overlap_blocks == 10
+    assert router.find_matches(hashes=form([])) == {}
+
+
+def test_hashes_of_another_width_or_shape_are_refused() -> None:
+    router = wardrop.Router(16)
+    router.add_worker(1)
+    for wrong in (np.zeros(4, dtype=np.uint32), np.zeros((2, 2), dtype=np.uint64)):
+        with pytest.raises((TypeError, ValueError)):
+            router.route(hashes=wrong)
+    with pytest.raises(ValueError, match="64-bit"):
+        router.route(hashes=[2**64])

@@ -5,7 +5,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use wardrop_core::{HashScope, LocalHash};
 
-use crate::tokens::Tokens;
+use crate::tokens::{HashColumn, Tokens};
 
 /// Inputs from this many tokens on are worth giving the GIL away (about 2 µs of work).
 const DETACH_TOKENS: usize = 4096;
@@ -28,6 +28,13 @@ impl<'py> FromPyObject<'_, 'py> for Hashes {
     fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let py = value.py();
         if let Ok(buffer) = PyUntypedBuffer::get(&value) {
+            if buffer.dimensions() > 1 {
+                let text = format!(
+                    "hashes have {} dimensions; expected 1: flatten them",
+                    buffer.dimensions()
+                );
+                return Err(PyValueError::new_err(text));
+            }
             if let Ok(hashes) = buffer.as_typed::<u64>() {
                 return hashes.to_vec(py).map(Self);
             }
@@ -45,6 +52,19 @@ impl<'py> FromPyObject<'_, 'py> for Hashes {
             .map(|item| hash(&item?))
             .collect::<PyResult<_>>()
             .map(Self)
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for HashColumn {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Some(view) = Self::view(&value) {
+            return Ok(view);
+        }
+        value
+            .extract::<Hashes>()
+            .map(|hashes| Self::Owned(locals(hashes.0)))
     }
 }
 

@@ -15,17 +15,16 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value};
 use wardrop_core::{
-    BlockHasher, HashKey, HashMode, HashScope, LocalHash, PolicyConfig, PredictedConfig, PredictedUse,
-    RequestId, RestoredWorker, RouteRequest, Router as Core, RouterConfig, SequenceHash, WorkerId,
-    WorkerSpec,
+    BlockHasher, HashKey, HashMode, HashScope, PolicyConfig, PredictedConfig, PredictedUse, RequestId,
+    RestoredWorker, RouteRequest, Router as Core, RouterConfig, SequenceHash, WorkerId, WorkerSpec,
 };
 
 use crate::decision::{Decision, to_python};
 use crate::error::raise;
 use crate::event::event_from;
-use crate::hashes::{Hashes, locals, sized};
+use crate::hashes::sized;
 use crate::prefix::Prefix;
-use crate::tokens::Tokens;
+use crate::tokens::{HashColumn, Tokens};
 
 /// A worker as Python writes it: an instance, or (instance, rank).
 #[derive(Clone, Copy)]
@@ -89,7 +88,7 @@ fn parameters(py: Python<'_>, parameters: Option<&Bound<'_, PyDict>>) -> PyResul
 
 /// The prompt of a call: its hashes and its length.
 struct Prompt {
-    locals: Vec<LocalHash>,
+    locals: HashColumn,
     /// Where they are known already; else empty.
     sequence: Vec<SequenceHash>,
     input_tokens: u32,
@@ -171,7 +170,7 @@ impl Router {
             ));
         }
         Ok(Prompt {
-            locals: hashes.locals().to_vec(),
+            locals: HashColumn::Owned(hashes.locals().to_vec()),
             sequence: hashes.sequence().to_vec(),
             input_tokens: u32::try_from(hashes.tokens()).unwrap_or(u32::MAX),
         })
@@ -181,7 +180,7 @@ impl Router {
         &self,
         py: Python<'_>,
         tokens: Option<&Bound<'_, PyAny>>,
-        hashes: Option<Hashes>,
+        hashes: Option<HashColumn>,
         (input_tokens, lora_name, cache_namespace): (Option<u32>, Option<&str>, Option<&str>),
     ) -> PyResult<Prompt> {
         let prompt = match (tokens, hashes) {
@@ -204,15 +203,15 @@ impl Router {
             }
             (None, Some(_)) if self.hasher.is_keyed() => return Err(mixed("hashes were")),
             (None, Some(hashes)) => {
-                let known = (hashes.0.len() as u64).saturating_mul(u64::from(self.hasher.block_size()));
+                let known = (hashes.len() as u64).saturating_mul(u64::from(self.hasher.block_size()));
                 Prompt {
-                    locals: locals(hashes.0),
+                    locals: hashes,
                     sequence: Vec::new(),
                     input_tokens: u32::try_from(known).unwrap_or(u32::MAX),
                 }
             }
             (None, None) => Prompt {
-                locals: Vec::new(),
+                locals: HashColumn::Owned(Vec::new()),
                 sequence: Vec::new(),
                 input_tokens: 0,
             },
@@ -236,7 +235,9 @@ impl Router {
             cache_namespace,
         };
         Prompt {
-            locals: sized(py, tokens.len(), || self.hasher.local_hashes(tokens, &scope)),
+            locals: HashColumn::Owned(sized(py, tokens.len(), || {
+                self.hasher.local_hashes(tokens, &scope)
+            })),
             sequence: Vec::new(),
             input_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
         }
@@ -353,7 +354,7 @@ impl Router {
         &self,
         py: Python<'_>,
         tokens: Option<&Bound<'_, PyAny>>,
-        hashes: Option<Hashes>,
+        hashes: Option<HashColumn>,
         lora_name: Option<&str>,
         cache_namespace: Option<&str>,
     ) -> PyResult<Py<PyDict>> {
@@ -378,7 +379,7 @@ impl Router {
         &self,
         py: Python<'_>,
         tokens: Option<&Bound<'_, PyAny>>,
-        hashes: Option<Hashes>,
+        hashes: Option<HashColumn>,
         request_id: Option<&Bound<'_, PyAny>>,
         allowed: Option<Vec<Worker>>,
         lora_name: Option<&str>,
@@ -416,7 +417,7 @@ impl Router {
         worker: Worker,
         request_id: &Bound<'_, PyAny>,
         tokens: Option<&Bound<'_, PyAny>>,
-        hashes: Option<Hashes>,
+        hashes: Option<HashColumn>,
         lora_name: Option<&str>,
         cache_namespace: Option<&str>,
         input_tokens: Option<u32>,

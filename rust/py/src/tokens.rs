@@ -5,11 +5,14 @@
 //! the GIL over a buffer (hashlib, numpy): the ids read are then undefined, each of them still a `u32`.
 #![allow(unsafe_code)]
 
-use pyo3::buffer::{PyBuffer, PyUntypedBuffer};
+use std::ops::Deref;
+
+use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
+use wardrop_core::LocalHash;
 
 use crate::digits::Layout;
 
@@ -103,6 +106,46 @@ impl Tokens {
         let words = bytes.to_vec(py)?;
         let id = |word: &[u8]| u32::from_le_bytes(word.try_into().expect("a word must have 4 bytes"));
         Ok(Self::Owned(words.chunks_exact(4).map(id).collect()))
+    }
+}
+
+/// Local hashes, borrowed where the memory allows it.
+pub enum HashColumn {
+    /// A view on a buffer of 64-bit hashes.
+    View(PyBuffer<u64>),
+    /// The same, signed.
+    SignedView(PyBuffer<i64>),
+    /// A copy.
+    Owned(Vec<LocalHash>),
+}
+
+impl HashColumn {
+    /// A view on `value`, if it is a contiguous buffer of 64-bit integers.
+    pub fn view(value: &Bound<'_, PyAny>) -> Option<Self> {
+        if let Ok(view) = PyBuffer::<u64>::get(value) {
+            return usable(&view).then_some(Self::View(view));
+        }
+        let view = PyBuffer::<i64>::get(value).ok()?;
+        usable(&view).then_some(Self::SignedView(view))
+    }
+}
+
+fn usable<T: Element>(view: &PyBuffer<T>) -> bool {
+    view.is_c_contiguous() && view.dimensions() == 1 && view.item_count() > 0
+}
+
+impl Deref for HashColumn {
+    type Target = [LocalHash];
+
+    fn deref(&self) -> &[LocalHash] {
+        let (pointer, len) = match self {
+            Self::View(view) => (view.buf_ptr(), view.item_count()),
+            Self::SignedView(view) => (view.buf_ptr(), view.item_count()),
+            Self::Owned(hashes) => return hashes,
+        };
+        // SAFETY: contiguous and not empty (checked by the constructor), aligned (checked by PyO3), pinned by the view; a local
+        // hash is a transparent u64, and any 8 bytes are one; see the module.
+        unsafe { std::slice::from_raw_parts(pointer.cast(), len) }
     }
 }
 
