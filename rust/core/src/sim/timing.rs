@@ -308,6 +308,42 @@ mod tests {
     }
 
     #[test]
+    fn a_table_with_cached_lengths_is_interpolated_on_both_axes() {
+        // prefill = 2 n + 0.5 cached: a plane, so that interpolation must be exact.
+        let (rows, columns) = (vec![1.0, 4.0, 9.0], vec![0.0, 100.0]);
+        let grid = rows
+            .iter()
+            .flat_map(|n| columns.iter().map(move |cached| (*n, *cached)));
+        let prefill = grid.map(|(n, cached)| 2.0 * n + 0.5 * cached).collect();
+        let flat = (vec![0.0, 1.0], vec![0.0, 1.0], vec![5.0; 4]);
+        let table = Table::new(rows.clone(), columns.clone(), prefill, flat.0, flat.1, flat.2);
+        let timing = Timing::Table(Box::new(table.expect("a fair table")));
+        for (new, cached) in [(1, 0), (6, 40), (20, 300)] {
+            let want = 2.0 * new as f64 + 0.5 * cached as f64;
+            assert!(
+                (timing.prefill_ms(new, cached) - want).abs() < 1e-9,
+                "{new} {cached}"
+            );
+        }
+    }
+
+    #[test]
+    fn learned_curves_give_milliseconds() {
+        let timing = Timing::Learned(Prior {
+            prefill: [0.01, 1e-4, 2e-8, 1e-9],
+            step: [0.009, 1e-4, 1e-8],
+        });
+        assert!((timing.prefill_ms(1000, 2000) - (10.0 + 100.0 + 10.0 + 2.0)).abs() < 1e-9);
+        let step = DecodeStep {
+            batch: 10,
+            active_kv_tokens: 100_000,
+            context_tokens: 0,
+            total_kv_tokens: 1,
+        };
+        assert!((timing.decode_ms(step, &mut Cursor::default()) - 11.0).abs() < 1e-9);
+    }
+
+    #[test]
     fn polynomial_is_dynamos_default() {
         assert!((Timing::Polynomial.prefill_ms(1000, 0) - 32.105_858_9).abs() < 1e-6);
         let step = DecodeStep {
