@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::Error;
-use crate::event::KvEvent;
+use crate::event::{KvEvent, Tier};
 use crate::fleet::Fleet;
 use crate::game::{Placed, Placement};
 use crate::hash::{BlockHasher, HashMode, LocalHash};
@@ -41,6 +41,8 @@ pub struct Router {
     index: Index,
     roster: Roster,
     keeps_placements: AtomicBool,
+    /// Whether the policy asks what a cache evicts: then every event of blocks takes the desk's lock for a moment.
+    follows_churn: AtomicBool,
     desk: Mutex<Desk>,
 }
 
@@ -83,6 +85,7 @@ impl Router {
             index: Index::new(config.index_max_blocks),
             roster: Roster::default(),
             keeps_placements: AtomicBool::new(false),
+            follows_churn: AtomicBool::new(desk.policy.wants_seconds()),
             desk: Mutex::new(desk),
             config,
         })
@@ -152,7 +155,30 @@ impl Router {
                 desk.predicted.clear(slot);
             }
         }
+        if self.follows_churn.load(Ordering::Relaxed) {
+            self.count_churn(id, event);
+        }
         outcome.map_err(|refusal| event_error(id, event, refusal, self.config.index_max_blocks))
+    }
+
+    /// What a worker's own events say of how much its cache evicts.
+    fn count_churn(&self, id: WorkerId, event: &KvEvent) {
+        let (stored, removed) = match event {
+            KvEvent::Stored {
+                blocks,
+                tier: Tier::Device,
+                ..
+            } => (blocks.len(), 0),
+            KvEvent::Removed {
+                blocks,
+                tier: Tier::Device,
+            } => (0, blocks.len()),
+            _ => return,
+        };
+        let desk = &mut *self.desk();
+        if let Ok(slot) = desk.fleet.slot(id) {
+            desk.ledger.cache_changed(slot, stored, removed);
+        }
     }
 
     /// The index as bytes, for a restart; `position` tells where a worker's feed stands. O(blocks + holders).
@@ -458,6 +484,7 @@ impl Router {
     pub fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
         let built = policy.build()?;
         let desk = &mut *self.desk();
+        self.follows_churn.store(built.wants_seconds(), Ordering::Relaxed);
         desk.policy = built;
         desk.config.policy = policy;
         Ok(())
@@ -663,12 +690,24 @@ impl Desk {
             let mut seconds = self
                 .ledger
                 .seconds(slot, matched.work[i], (kv, with), output_tokens, now_s);
+            seconds.transfer_s = self.transfer_s(matched, i);
             if let Some(ahead) = ahead {
                 seconds.wait_s += ahead.prefill_s[slot.index()];
                 seconds.requests += f64::from(ahead.requests[slot.index()]);
             }
             self.columns.seconds.push(seconds);
         }
+    }
+
+    /// What candidate `i` waits for the KV of a prompt that another pool computed: the tokens that it does not hold. 0 in a
+    /// pool that prefills itself.
+    fn transfer_s(&self, matched: &Matched, i: usize) -> f64 {
+        if self.config.tracks_prefill {
+            return 0.0;
+        }
+        let held_tokens = u64::from(matched.device_blocks[i]) * u64::from(self.config.block_size);
+        let moved_tokens = u64::from(matched.input_tokens).saturating_sub(held_tokens);
+        moved_tokens as f64 * self.config.handoff_s_per_token
     }
 
     fn check(&mut self, request: &RouteRequest<'_>) -> Result<(), Error> {

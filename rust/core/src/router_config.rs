@@ -24,6 +24,9 @@ pub struct RouterConfig {
     pub curves: Prior,
     /// Share of a block's prefill that a block in host memory, respectively on disk, saves: 0 to 1.
     pub reuse_weights: [f64; 2],
+    /// Seconds to move the KV of one prompt token from a prefill to a decode worker, 0 or above. Counts in a pool that does
+    /// not prefill; 0 (the default) where it is not known.
+    pub handoff_s_per_token: f64,
     /// Seconds until a booking that nobody released ends, above 0.
     pub booking_ttl_s: f64,
     /// Open bookings at most, above 0.
@@ -49,6 +52,7 @@ impl RouterConfig {
             tracks_decode: true,
             curves: Prior::default(),
             reuse_weights: [0.75, 0.25],
+            handoff_s_per_token: 0.0,
             booking_ttl_s: 600.0,
             max_bookings: 1_000_000,
             max_workers: 65_536,
@@ -97,6 +101,13 @@ impl RouterConfig {
     #[must_use]
     pub const fn with_reuse_weights(mut self, host: f64, disk: f64) -> Self {
         self.reuse_weights = [host, disk];
+        self
+    }
+
+    /// With another time to move the KV of one token to this pool, seconds.
+    #[must_use]
+    pub const fn with_handoff_s_per_token(mut self, seconds: f64) -> Self {
+        self.handoff_s_per_token = seconds;
         self
     }
 
@@ -153,6 +164,13 @@ impl RouterConfig {
                 "booking_ttl_s",
                 self.booking_ttl_s.to_string(),
                 "a finite number of seconds above 0",
+            );
+        }
+        if !(self.handoff_s_per_token >= 0.0 && self.handoff_s_per_token.is_finite()) {
+            return refuse(
+                "handoff_s_per_token",
+                self.handoff_s_per_token.to_string(),
+                "a finite number of seconds, 0 or above",
             );
         }
         for (field, weight) in ["host reuse weight", "disk reuse weight"]

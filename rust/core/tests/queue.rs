@@ -114,6 +114,23 @@ fn idle_fleet_never_waits() {
 }
 
 #[test]
+fn small_prompts_share_an_engine_pass_and_a_large_one_waits_for_the_next() {
+    // Passes of 8,192 tokens: 128 blocks.
+    let mut toy = Toy::new(1, toll(), QueueConfig::default());
+    for (id, blocks) in [(0, 40), (1, 40), (2, 60), (3, 40)] {
+        toy.arrive(request(id, blocks));
+    }
+    let placed: Vec<u64> = toy.placed.iter().map(|d| d.id.0).collect();
+    assert_eq!(
+        placed,
+        [0, 1, 3],
+        "80 + 60 blocks are more than a pass, 80 + 40 are not"
+    );
+    toy.run_until(100.0);
+    assert_eq!(toy.placed.len(), 4);
+}
+
+#[test]
 fn without_late_completions_the_queue_is_not_wedged() {
     // Nobody ever reports an end: age sends what waits, expiry frees the bookings.
     let config = QueueConfig {

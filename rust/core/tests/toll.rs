@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use wardrop_core::ledger::Seconds;
 use wardrop_core::price::toll::{
-    busy_period_s, eviction_s, memory_s, own_decode_s, own_first_token_s, stall_s, toll_s,
+    busy_period_s, eviction_s, hold_newcomers, memory_s, own_decode_s, own_first_token_s, stall_s, toll_s,
 };
 use wardrop_core::price::{Objective, TollWeights};
 use wardrop_core::{
@@ -20,12 +20,15 @@ fn busy() -> Seconds {
         chunk_s: 0.25,
         memory_wait_s: 0.5,
         footprint_s: 0.1,
+        memory_share: 0.8,
         arrivals_per_s: 2.0,
         utilisation: 0.6,
         requests: 5.0,
         token_s: 3e-5,
         evicted_tokens: 1000.0,
+        reuse: 0.5,
         transfer_s: 0.05,
+        is_new: false,
     }
 }
 
@@ -45,8 +48,8 @@ fn each_term_is_its_formula() {
         ..c
     };
     assert!(close(busy_period_s(&calm), 0.2 * 2.0 * 1.7 / 0.8));
-    assert!(close(memory_s(&c), 0.5 + 0.1 * 2.0 * 0.6 / 0.1));
-    assert!(close(eviction_s(&c), 0.03));
+    assert!((memory_s(&c) - (0.5 + 0.1 * 2.0 * 0.6 / 0.2)).abs() < 1e-9);
+    assert!(close(eviction_s(&c), 0.015));
     let w = Objective::default().weights().unwrap();
     let sum = w.own * own_first_token_s(&c)
         + w.decode * own_decode_s(&c, 300.0)
@@ -217,6 +220,109 @@ fn slow_worker_gets_fewer_requests_once_it_is_known() {
         }
     }
     assert!(sent[0] > 10 * sent[1], "{sent:?} {:?}", router.curves());
+}
+
+#[test]
+fn newcomer_gets_at_most_its_share_while_another_is_known() {
+    let at = |is_new, requests| Seconds {
+        is_new,
+        requests,
+        ..busy()
+    };
+    // 10 in flight and one more on three workers: 4 each at most.
+    let mut seconds = [at(false, 3.0), at(true, 4.0), at(true, 3.0)];
+    let mut costs = [5.0, 1.0, 2.0];
+    hold_newcomers(&seconds, &mut costs);
+    assert_eq!(costs, [5.0, f64::INFINITY, 2.0]);
+    seconds[0].is_new = true;
+    let mut costs = [5.0, 1.0, 2.0];
+    hold_newcomers(&seconds, &mut costs);
+    assert_eq!(costs, [5.0, 1.0, 2.0], "nobody is known, so nobody is held");
+}
+
+#[test]
+fn flood_does_not_bury_a_worker_that_has_just_joined() {
+    let router = router(4);
+    // Four workers that are known and busy.
+    for i in 0..64 {
+        router
+            .route(&ask(&hashes(1000 * (i + 1), 20), i), i as f64 * 0.5)
+            .unwrap();
+        router.prefill_done(RequestId(i), i as f64 * 0.5 + 0.2).unwrap();
+    }
+    router
+        .add_worker(WorkerId::new(9, 0), WorkerSpec::default())
+        .unwrap();
+    for i in 64..400 {
+        router.route(&ask(&hashes(1000 * (i + 1), 20), i), 40.0).unwrap();
+        let loads = router.snapshot().workers;
+        let in_flight: u32 = loads.iter().map(|worker| worker.active_requests).sum();
+        assert!(loads[4].active_requests <= in_flight.div_ceil(5), "{loads:?}");
+    }
+}
+
+#[test]
+fn decode_worker_pays_for_the_prompt_blocks_that_it_does_not_hold() {
+    let config = RouterConfig::new(64)
+        .with_policy(PolicyConfig::Toll(Objective::default()))
+        .with_prefill_tracking(false);
+    let costs = |config: RouterConfig| {
+        let router = Router::new(config).unwrap();
+        for instance in 0..2 {
+            router
+                .add_worker(WorkerId::new(instance, 0), WorkerSpec::default())
+                .unwrap();
+        }
+        let prompt = hashes(1, 4);
+        let blocks = prompt.iter().map(|&local_hash| StoredBlock {
+            engine_hash: EngineHash(local_hash.0),
+            local_hash,
+        });
+        let stored = KvEvent::Stored {
+            parent: None,
+            blocks: blocks.collect(),
+            tier: Tier::Device,
+        };
+        router.apply(WorkerId::new(1, 0), &stored).unwrap();
+        let mut question = ask(&prompt, 1);
+        question.explain = true;
+        let found = router.route(&question, 0.0).unwrap().candidates;
+        found[0].cost - found[1].cost
+    };
+    assert!(close(costs(config.clone()), 0.0));
+    let moved_s = 4.0 * 64.0 * 1e-5;
+    assert!((costs(config.clone().with_handoff_s_per_token(1e-5)) - moved_s).abs() < 1e-9);
+    assert!(Router::new(config.with_handoff_s_per_token(f64::NAN)).is_err());
+}
+
+#[test]
+fn full_cache_makes_new_blocks_dearer() {
+    let price = |evicting: bool| {
+        let router = router(1);
+        for i in 0..2000_u64 {
+            let block = StoredBlock {
+                engine_hash: EngineHash(i),
+                local_hash: LocalHash(i),
+            };
+            let stored = KvEvent::Stored {
+                parent: None,
+                blocks: vec![block],
+                tier: Tier::Device,
+            };
+            router.apply(WorkerId::new(0, 0), &stored).unwrap();
+            if evicting && i >= 1000 {
+                let removed = KvEvent::Removed {
+                    blocks: vec![EngineHash(i - 1000)],
+                    tier: Tier::Device,
+                };
+                router.apply(WorkerId::new(0, 0), &removed).unwrap();
+            }
+        }
+        // Something that is found again, so that a block is worth keeping.
+        router.route(&ask(&hashes(1500, 1), 1), 0.0).unwrap();
+        router.route(&ask(&hashes(1_000_000, 50), 2), 1.0).unwrap().cost
+    };
+    assert!(price(true) > price(false));
 }
 
 #[test]

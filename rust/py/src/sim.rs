@@ -83,8 +83,11 @@ pub fn simulate_fleet<'py>(
     spec.queues = routers.iter().map(|router| router.queue).collect();
     let pools = spec.pools.iter().zip(&routers);
     let routers = pools
-        .map(|(pool, router)| router.config(pool.role, block_size))
-        .collect::<Result<Vec<_>, _>>()
+        .map(|(pool, router)| {
+            let config = router.config(pool.role, block_size)?;
+            Ok(config.with_handoff_s_per_token(spec.handoff_s_per_token()))
+        })
+        .collect::<Result<Vec<_>, wardrop_core::Error>>()
         .map_err(|error| PyValueError::new_err(error.to_string()))?;
     let native = Arc::clone(&workload.native);
     let outcome = py

@@ -5,12 +5,14 @@
 //! in; [`Ledger::seconds`] gives one [`Seconds`] per candidate, and every finished request teaches the curves. Bounded by
 //! the router's own bookings and their expiry; O(1) per call but for [`Ledger::remove_worker`].
 
+mod churn;
 mod rates;
 
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
+pub use churn::{Churn, Reuse};
 pub use rates::{DecayClock, Rate, RunningMean};
 
 use crate::index::Slot;
@@ -56,6 +58,8 @@ pub struct Seconds {
     pub memory_wait_s: f64,
     /// KV-memory time that this request takes: its share of the memory × the time it stays.
     pub footprint_s: f64,
+    /// Share of the KV memory in use with this request; below 1.
+    pub memory_share: f64,
     /// Arrivals per second, 0.7 of the fleet's mean and 0.3 of its own.
     pub arrivals_per_s: f64,
     /// Prefill seconds that arrive per second, in the same mixture; below 1.
@@ -66,8 +70,12 @@ pub struct Seconds {
     pub token_s: f64,
     /// Tokens that its new blocks push out.
     pub evicted_tokens: f64,
+    /// Chance that an evicted token is wanted again, 0 to 1.
+    pub reuse: f64,
     /// Moving its KV cache here from another pool.
     pub transfer_s: f64,
+    /// Too few outcomes were seen of this worker to believe its curves.
+    pub is_new: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -91,8 +99,9 @@ struct Sums {
 
 #[derive(Clone, Debug, Default)]
 struct Account {
-    /// Prefill seconds before first token.
+    /// Prefill seconds before first token, and their tokens.
     prefill_s: f64,
+    prefill_tokens: u64,
     requests: u32,
     decoding: u32,
     kv_tokens: f64,
@@ -103,6 +112,7 @@ struct Account {
     kv_capacity_tokens: f64,
     chunk_tokens: u64,
     max_requests: u32,
+    churn: Churn,
 }
 
 /// How full a worker is: what a queue needs to know to hold a request back.
@@ -112,6 +122,10 @@ pub struct Pressure {
     pub backlog_s: f64,
     /// Requests before first token.
     pub prefills: u32,
+    /// Their prompt tokens to compute.
+    pub prefill_tokens: u64,
+    /// Tokens of one engine pass.
+    pub chunk_tokens: u64,
     /// Requests in flight.
     pub requests: u32,
     /// Sequences that it runs at once.
@@ -123,6 +137,11 @@ pub struct Pressure {
 }
 
 impl Account {
+    fn prefill_over(&mut self, entry: &Entry) {
+        self.prefill_s = (self.prefill_s - entry.prefill_s).max(0.0);
+        self.prefill_tokens = self.prefill_tokens.saturating_sub(entry.work.new_tokens);
+    }
+
     fn advance(&mut self, now_s: f64) {
         let span_s = (now_s - self.at_s).max(0.0);
         self.sums.batch += span_s * f64::from(self.decoding);
@@ -135,6 +154,8 @@ impl Account {
 const OWN_SHARE: f64 = 0.3;
 /// Utilisation is taken to be no higher: the busy period stays finite.
 const MAX_UTILISATION: f64 = 0.95;
+/// A worker is new until its curves have learned from so many outcomes.
+const KNOWN_SAMPLES: u64 = 4;
 /// Tokens in a prefill chunk where the worker does not say.
 const DEFAULT_CHUNK_TOKENS: u64 = 8192;
 /// Answer length before any was seen, tokens.
@@ -150,6 +171,7 @@ pub struct Ledger {
     /// In order of expiry, since every booking lives equally long. What ended early stays until it comes up or is too many.
     expiry: VecDeque<(f64, RequestId)>,
     output_tokens: RunningMean,
+    reuse: Reuse,
     arrivals: Rate,
     prefill: Rate,
     clock: DecayClock,
@@ -167,6 +189,7 @@ impl Ledger {
             entries: FxHashMap::default(),
             expiry: VecDeque::new(),
             output_tokens: RunningMean::new(GUESSED_OUTPUT_TOKENS),
+            reuse: Reuse::default(),
             arrivals: Rate::default(),
             prefill: Rate::default(),
             clock: DecayClock::default(),
@@ -187,6 +210,7 @@ impl Ledger {
                 .max_num_batched_tokens
                 .map_or(DEFAULT_CHUNK_TOKENS, u64::from)
                 .max(1),
+            max_requests: spec.max_num_seqs.unwrap_or(u32::MAX),
             ..Account::default()
         };
         self.curves.add(slot.index());
@@ -224,11 +248,18 @@ impl Ledger {
         Pressure {
             backlog_s: account.prefill_s,
             prefills: account.requests.saturating_sub(account.decoding),
+            prefill_tokens: account.prefill_tokens,
+            chunk_tokens: account.chunk_tokens,
             requests: account.requests,
             max_requests: account.max_requests,
             kv_tokens: account.kv_tokens,
             kv_capacity_tokens: account.kv_capacity_tokens,
         }
+    }
+
+    /// A worker's cache stored and removed so many blocks in device memory.
+    pub fn cache_changed(&mut self, slot: Slot, stored: usize, removed: usize) {
+        self.accounts[slot.index()].churn.count(stored, removed);
     }
 
     /// Brings the rates to `now_s`; [`Ledger::seconds`] reads them as of then.
@@ -260,10 +291,12 @@ impl Ledger {
         let account = &mut self.accounts[slot.index()];
         account.advance(now_s);
         account.prefill_s += prefill_s;
+        account.prefill_tokens += work.new_tokens;
         account.requests += 1;
         account.kv_tokens = kv_tokens;
         account.arrivals.add(1.0, unit, now_s);
         account.prefill.add(prefill_s, unit, now_s);
+        self.reuse.add(work.cached_tokens, work.new_tokens);
         self.arrivals.add(1.0, unit, now_s);
         self.prefill.add(prefill_s, unit, now_s);
         let entry = Entry {
@@ -294,7 +327,7 @@ impl Ledger {
         };
         let account = &mut self.accounts[entry.slot.index()];
         account.advance(now_s);
-        account.prefill_s = (account.prefill_s - entry.prefill_s).max(0.0);
+        account.prefill_over(entry);
         account.sums.prefill_s += entry.prefill_s;
         let memory_full = account.kv_tokens > account.kv_capacity_tokens;
         let (batch, kv_tokens) = (f64::from(account.decoding), account.kv_tokens);
@@ -332,7 +365,7 @@ impl Ledger {
             self.output_tokens.add(f64::from(tokens));
         }
         let Some((first_s, at_first)) = entry.first else {
-            account.prefill_s = (account.prefill_s - entry.prefill_s).max(0.0);
+            account.prefill_over(&entry);
             return;
         };
         account.decoding = account.decoding.saturating_sub(1);
@@ -397,6 +430,7 @@ impl Ledger {
     ) -> Seconds {
         let account = &self.accounts[slot.index()];
         let curves = self.curves.of(slot.index());
+        let (prefill_samples, step_samples) = curves.samples();
         let batch = f64::from(account.requests);
         let written = 0.5 * self.output_tokens.value() * batch;
         let prefill_s = curves.prefill_s(work.new_tokens, work.cached_tokens);
@@ -425,12 +459,15 @@ impl Ledger {
             chunk_s: curves.prefill_s(account.chunk_tokens, 0),
             memory_wait_s,
             footprint_s,
+            memory_share: ((kv_tokens_before + written + own_tokens) / capacity).min(MAX_UTILISATION),
             arrivals_per_s: mix(&account.arrivals, &self.arrivals),
             utilisation: mix(&account.prefill, &self.prefill).min(MAX_UTILISATION),
             requests: batch,
             token_s: marginal_token_s(curves, account.chunk_tokens),
-            evicted_tokens: 0.0,
+            evicted_tokens: work.new_tokens as f64 * account.churn.evicted_per_block(),
+            reuse: self.reuse.share(),
             transfer_s: 0.0,
+            is_new: prefill_samples + step_samples < KNOWN_SAMPLES,
         }
     }
 }

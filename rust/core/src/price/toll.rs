@@ -8,8 +8,8 @@
 //!       + decode · Ō·step_with                                   own decode                 [`own_decode_s`]
 //!       + stall · s·n                                            those in flight wait       [`stall_s`]
 //!       + busy · s·λ·(W + M + s)·min(1/(1 − ρ), 2)               those who will arrive      [`busy_period_s`]
-//!       + memory · [M + f·λ·(M + f)/(1 − max(ρ, 0.9))]           KV blocks                  [`memory_s`]
-//!       + eviction · evicted·token                               what its blocks push out   [`eviction_s`]
+//!       + memory · [M + f·λ·(M + f)/(1 − m)]                     KV blocks                  [`memory_s`]
+//!       + eviction · evicted·reuse·token                         what its blocks push out   [`eviction_s`]
 //! ```
 //!
 //! Every term is ≥ 0, in seconds, and a function of one candidate alone, so it can be tested and explained alone. On an
@@ -58,15 +58,16 @@ pub fn busy_period_s(c: &Seconds) -> f64 {
     c.prefill_s * c.arrivals_per_s * backlog_s * stretch
 }
 
-/// M + f·λ·(M + f)/(1 − max(ρ, 0.9)): waiting for KV blocks, own and of those who arrive meanwhile.
+/// M + f·λ·(M + f)/(1 − m): waiting for KV blocks, own and of those who arrive meanwhile. m is the share of the KV memory in
+/// use with this request: memory is the server here, so its own utilisation stretches the wait, not that of prefill.
 pub fn memory_s(c: &Seconds) -> f64 {
     let (wait_s, own_s) = (c.memory_wait_s, c.footprint_s);
-    wait_s + own_s * c.arrivals_per_s * (wait_s + own_s) / (1.0 - c.utilisation.max(0.9))
+    wait_s + own_s * c.arrivals_per_s * (wait_s + own_s) / (1.0 - c.memory_share)
 }
 
-/// evicted tokens × seconds to compute one again; weighted by how likely somebody wants them.
+/// evicted tokens × how likely somebody wants one again × seconds to compute it again.
 pub fn eviction_s(c: &Seconds) -> f64 {
-    c.evicted_tokens * c.token_s
+    c.evicted_tokens * c.reuse * c.token_s
 }
 
 /// The price of one candidate in seconds: the weighted sum of the terms above.
@@ -77,6 +78,25 @@ pub fn toll_s(c: &Seconds, output_tokens: f64, w: &TollWeights) -> f64 {
         + w.busy * busy_period_s(c)
         + w.memory * memory_s(c)
         + w.eviction * eviction_s(c)
+}
+
+/// Bounded ramp: a worker whose curves have seen next to nothing ([`Seconds::is_new`]) gets at most its share,
+/// `⌈(requests in flight + 1) / candidates⌉`, beyond that its cost is infinite. Where nobody is known, nobody is held: there
+/// is nothing to fall back on. One that is known always keeps its finite cost. O(candidates).
+///
+/// A newcomer's curve is the fleet's, a guess; empty as it is, it looks best to every request until the first answers tell.
+pub fn hold_newcomers(seconds: &[Seconds], costs: &mut [f64]) {
+    let new = seconds.iter().filter(|c| c.is_new).count();
+    if new == 0 || new == seconds.len() {
+        return;
+    }
+    let in_flight: f64 = seconds.iter().map(|c| c.requests).sum();
+    let share = ((in_flight + 1.0) / seconds.len() as f64).ceil();
+    for (cost, c) in costs.iter_mut().zip(seconds) {
+        if c.is_new && c.requests >= share {
+            *cost = f64::INFINITY;
+        }
+    }
 }
 
 /// See the module.
@@ -103,6 +123,7 @@ impl Policy for Toll {
         for (cost, seconds) in costs.iter_mut().zip(view.seconds) {
             *cost = toll_s(seconds, view.output_tokens, &self.weights);
         }
+        hold_newcomers(view.seconds, costs);
     }
 
     fn wants_seconds(&self) -> bool {

@@ -2,7 +2,8 @@
 //! bound, the better it is placed.
 //!
 //! ```text
-//! room(j)  no prefill in flight on j, or (prefill backlog of j < backlog_s and requests of j < its sequences);
+//! room(j)  no prefill in flight on j, or (one engine pass holds them and this one, their backlog < backlog_s and requests of
+//!          j < its sequences);
 //!          and, unless j is empty: KV in flight + own new + (n_j + 1)·(mean answer + a block) ≤ capacity of j
 //! key(r)   arrival_r + κ·s_r,  s_r = prefill seconds of r on its best-overlap worker
 //! pump     V = N = 0; for r of the oldest K, by key:
@@ -208,7 +209,7 @@ impl LateQueue {
         let answer_tokens = router.mean_output_tokens() + f64::from(router.config().block_size);
         // Workers with room that nobody of this walk has chosen yet.
         let mut free = (0..positions)
-            .filter(|&j| router.serves(j) && self.has_room(&router.pressure(j), 0.0, answer_tokens))
+            .filter(|&j| router.serves(j) && self.has_room(&router.pressure(j), 0, 0.0, answer_tokens))
             .count();
         let mut at = 0;
         while free > 0 && at < self.order.window().len() {
@@ -229,7 +230,7 @@ impl LateQueue {
             let position = entry.matched.position(chosen);
             let work = entry.matched.work(chosen);
             let had_room = self.ahead.requests[position] == 0
-                && self.has_room(&router.pressure(position), 0.0, answer_tokens);
+                && self.has_room(&router.pressure(position), 0, 0.0, answer_tokens);
             free -= usize::from(had_room);
             self.ahead.tokens[position] += work.new_tokens;
             self.ahead.prefill_s[position] += router.prefill_s(position, work);
@@ -242,12 +243,22 @@ impl LateQueue {
         let position = entry.matched.position(chosen);
         let new_tokens = entry.matched.new_blocks(chosen) as f64 * f64::from(router.config().block_size);
         self.ahead.requests[position] == 0
-            && self.has_room(&router.pressure(position), new_tokens, answer_tokens)
+            && self.has_room(
+                &router.pressure(position),
+                entry.matched.work(chosen).new_tokens,
+                new_tokens,
+                answer_tokens,
+            )
     }
 
-    fn has_room(&self, p: &Pressure, new_tokens: f64, answer_tokens: f64) -> bool {
-        let takes_prefill =
-            p.prefills == 0 || (p.backlog_s < self.config.backlog_s && p.requests < p.max_requests);
+    /// Whether a worker takes a prompt of `prefill_tokens` to compute and `new_tokens` to keep; 0 of both asks for any room.
+    ///
+    /// Small prompts that fit into one engine pass together hold nobody up, and an engine that gets them one by one computes
+    /// half-empty passes. A prompt that does not fit waits: who goes next is decided when the pass is over.
+    fn has_room(&self, p: &Pressure, prefill_tokens: u64, new_tokens: f64, answer_tokens: f64) -> bool {
+        let shares_pass = p.prefill_tokens + prefill_tokens <= p.chunk_tokens;
+        let takes_prefill = p.prefills == 0
+            || (shares_pass && p.backlog_s < self.config.backlog_s && p.requests < p.max_requests);
         let needed = p.kv_tokens + new_tokens + f64::from(p.requests + 1) * answer_tokens;
         takes_prefill && (p.requests == 0 || needed <= p.kv_capacity_tokens)
     }

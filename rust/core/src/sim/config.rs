@@ -288,6 +288,17 @@ pub struct FleetSpec {
     pub seed: u64,
 }
 
+impl FleetSpec {
+    /// Seconds that a token's KV takes on an idle link from the prefill to the decode pool: what its routers are told.
+    pub fn handoff_s_per_token(&self) -> f64 {
+        let bytes = self
+            .pools
+            .first()
+            .map_or(0.0, |pool| pool.engine.kv_bytes_per_token);
+        bytes / self.transfer.bandwidth_bytes_per_s
+    }
+}
+
 impl Default for FleetSpec {
     fn default() -> Self {
         Self {

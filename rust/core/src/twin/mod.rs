@@ -246,6 +246,7 @@ fn fleet(config: &TwinConfig, routers: &[RouterSpec]) -> Result<LiveFleet, SimEr
     let mut spec = config.fleet.clone();
     spec.queues = routers.iter().map(|router| router.queue).collect();
     let block_size = spec.pools[0].engine.block_size;
+    let handoff_s_per_token = spec.handoff_s_per_token();
     let configs = spec
         .pools
         .iter()
@@ -253,6 +254,7 @@ fn fleet(config: &TwinConfig, routers: &[RouterSpec]) -> Result<LiveFleet, SimEr
         .map(|(pool, router)| {
             router
                 .config(pool.role, block_size)
+                .map(|made| made.with_handoff_s_per_token(handoff_s_per_token))
                 .map_err(|error| SimError::Config {
                     field: "arm.routers",
                     got: error.to_string(),
