@@ -1,6 +1,7 @@
 """Markdown tables and SVG pictures from the JSON of a sweep, for docs/replay.md.
 
-`python bench/replay/pictures.py SWEEP.json NAME FOLDER` writes NAME-*.svg and prints the table.
+`python bench/replay/pictures.py SWEEP.json NAME FOLDER` writes NAME-*.svg, NAME.md (every figure),
+and prints what docs/replay.md shows: policies down, loads across, with half the range over seeds.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from wardrop.replay.chart import Axis, lines, standalone
 from wardrop.replay.report import curves_over_load
-from wardrop.replay.sweep import Cell
-from wardrop.replay.table import COLUMNS, best_of, means
+from wardrop.replay.sweep import Cell, mean_and_range
+from wardrop.replay.table import COLUMNS, HIGHER_IS_BETTER, best_of, groups, means
 
 PICTURES = (
     ("ttft_mean_s", "mean time to first token, s", True),
@@ -37,6 +38,39 @@ def table(cells: list[Cell], unit: str) -> str:
     return "\n".join(rows)
 
 
+MATRICES = (
+    ("ttft_mean_s", "mean TTFT, s", 3),
+    ("ttft_p99_s", "p99 TTFT, s", 2),
+    ("e2e_mean_s", "mean E2E, s", 2),
+    ("goodput_per_s", "goodput, requests/s", 2),
+)
+
+
+def matrix(cells: list[Cell], figure: str, label: str, digits: int, unit: str) -> str:
+    """One figure: mean over seeds and half its range; the best of each load in bold."""
+    grouped = groups(cells)
+    loads = sorted({load for load, _ in grouped})
+    policies = list(dict.fromkeys(policy for _, policy in grouped))
+    best = max if figure in HIGHER_IS_BETTER else min
+    lines = [
+        f"| {label} | {' | '.join(f'{unit} {load:g}' for load in loads)} |",
+        f"|{'---|' * (len(loads) + 1)}",
+    ]
+    found = {key: mean_and_range(members, figure) for key, members in grouped.items()}
+    leads = {load: best(found[load, policy][0] for policy in policies) for load in loads}
+    for policy in policies:
+        texts: list[str] = []
+        for load in loads:
+            mean, low, high = found[load, policy]
+            text = f"{mean:,.{digits}f}"
+            # More digits than the seeds agree on say nothing.
+            if high > low:
+                text += f" ± {(high - low) / 2:,.{digits}f}"
+            texts.append(f"**{text}**" if mean == leads[load] else text)
+        lines.append(f"| `{policy}` | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Read a sweep, write its pictures, print its table."""
     source, name, folder = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -46,11 +80,17 @@ def main() -> None:
     unit = stored["setting"].get("unit") or ("in flight" if closed else "load ×")
     unit = "in flight" if closed else unit
     folder.mkdir(parents=True, exist_ok=True)
+    loads = [cell.load for cell in cells]
     for figure, label, log in PICTURES:
         curves = curves_over_load(cells, figure)
-        drawn = lines(label, curves, Axis(unit, log=closed), Axis(label, log=log))
+        spread = closed or max(loads) > 1_000
+        drawn = lines(
+            label, curves, Axis(unit, log=spread and min(loads) > 0), Axis(label, log=log)
+        )
         (folder / f"{name}-{figure}.svg").write_text(standalone(drawn, curves))
-    print(table(cells, unit))
+    (folder / f"{name}.md").write_text(f"# Every figure: {name}\n\n{table(cells, unit)}\n")
+    for figure, label, digits in MATRICES:
+        print(f"\n{matrix(cells, figure, label, digits, unit)}")
 
 
 if __name__ == "__main__":
