@@ -848,6 +848,40 @@ class Gateway:
     def metrics(self) -> str:
         """The text of `GET /metrics`."""
 
+    def routing(self) -> str:
+        """JSON of the policy and the queue in force: `{"policy": {"name": …}, "queue": …}`."""
+
+    def set_routing(self, change_json: str, /) -> str:
+        """Change the policy or the queue of every pool, all or nothing; what is in force then.
+
+        Args:
+            change_json: `policy` (name and all its parameters), `queue` (its parameters, or null
+                for none); what is not named stays. Without a queue those who wait are placed.
+
+        Raises:
+            ValueError: a name is unknown or a value out of range; nothing has changed.
+        """
+
+    def sample(self) -> str:
+        """JSON of the outcomes since the last call and of every pool's state, for one poller."""
+
+    def curves(self) -> str:
+        """JSON of the learned latency curves: per pool the workers' coefficients and a record."""
+
+    def restore_curves(self, model: str, role: str, record_json: str) -> int:
+        """Take over a record of `curves`: the fleet's, and of workers known by their id; how many.
+
+        Raises:
+            ValueError: no such pool, another version, or values that no curve can have.
+        """
+
+    def set_gauges(self, gauges_json: str, /) -> None:
+        """Put `{name: number}` on the metrics page as `wardrop_control{reason=name}`.
+
+        Raises:
+            ValueError: not such an object, or more than 64 names.
+        """
+
     def drain(self, timeout_s: float) -> bool:
         """Take no new requests and wait for those in flight; whether all ended in time."""
 

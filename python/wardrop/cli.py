@@ -26,7 +26,9 @@ SUBCOMMANDS = {
     "dynamo": Subcommand("wardrop.dynamo.command", "route requests in front of NVIDIA Dynamo"),
     "demo": Subcommand("wardrop.demo.command", "compare routers on a real Dynamo, mock workers"),
     "replay": Subcommand("wardrop.replay.command", "run traces through the router in a simulator"),
-    "audit": Subcommand("wardrop.control.command", "print what the controller changed, and why"),
+    "set": Subcommand("wardrop.control.set_command", "change a running router, or take it back"),
+    "curves": Subcommand("wardrop.control.curves_command", "learned latency curves of a router"),
+    "audit": Subcommand("wardrop.control.command", "print what was changed, by whom, and why"),
     "games": Subcommand("wardrop.games.cli", "the routing games: analysis and plots"),
 }
 

@@ -185,6 +185,34 @@ class Dynamo:
 
 
 @dataclass(frozen=True)
+class Control:
+    """How a running router is watched and changed; see docs/control.md."""
+
+    admin_port: int = _setting(
+        8010, "port of the admin API on 127.0.0.1; 0 takes a free one, -1 none", "admin-port"
+    )
+    audit_file: str = _setting("", "JSON lines of every change; default: memory only", "audit-file")
+    curves_file: str = _setting(
+        "", "learned latency curves: read at start, written each minute and at stop", "curves-file"
+    )
+    controller: bool = _setting(
+        False, "let the controller move kappa and room, guarded", "controller"
+    )
+    period_ms: int = _setting(250, "time between two looks of the controller")
+    prometheus: str = _setting(
+        "", "metrics page to fall back on, http://HOST:PORT/metrics", "controller-prometheus"
+    )
+
+    def __post_init__(self) -> None:
+        _within("control.admin_port", self.admin_port, -1, 65535)
+        _within("control.period_ms", self.period_ms, 50, 10_000)
+        if self.prometheus and urlsplit(self.prometheus).scheme not in ("http", "https"):
+            raise ConfigError(
+                f"control.prometheus: got {self.prometheus!r}, expected http://HOST:PORT/metrics"
+            )
+
+
+@dataclass(frozen=True)
 class Log:
     """What is said on standard error."""
 
@@ -208,6 +236,7 @@ class Config:
     prompt: Prompt = field(default_factory=Prompt)
     feed: Feed = field(default_factory=Feed)
     dynamo: Dynamo = field(default_factory=Dynamo)
+    control: Control = field(default_factory=Control)
     log: Log = field(default_factory=Log)
 
     def gateway_json(self, upstreams: list[str]) -> str:

@@ -8,13 +8,16 @@ import pytest
 from wardrop.control import (
     AuditLog,
     Controller,
+    Guard,
     GuardSettings,
     Regime,
     RegimeDetector,
     RegimeSettings,
     Sample,
     Settings,
+    Verdict,
     knee_load,
+    knee_utilisation,
     read_audit,
 )
 
@@ -103,14 +106,16 @@ def test_harmful_change_is_rolled_back_with_a_reason_and_backs_off() -> None:
         return replace(sample, e2e_mean_s=2.0 + controller.value("kappa") / 10)
 
     controller = Controller()
-    done = run(controller, 400, harmed)
-    values = [value for _, value in done]
-    assert values[:2] == [20.0, 10.0]
+    done = []
+    for i in range(800):
+        action = controller.step(i * 0.5, harmed(controller, i * 0.5))
+        if action is not None:
+            done.append((i * 0.5, action))
+    assert [action.value for _, action in done][:2] == [20.0, 10.0]
     assert controller.value("kappa") in (10.0, 20.0)
-    tries = [at_s for at_s, value in done if value == 20.0]
-    gaps = np.diff(tries)
+    gaps = np.diff([at_s for at_s, action in done if action.value == 20.0])
     assert (gaps[1:] > 1.5 * gaps[:-1]).all(), "each try must wait longer than the last"
-    rolled = [record for record in controller.records() if record.event == "rolled_back"]
+    rolled = [action for _, action in done if action.event == "rolled_back"]
     assert rolled
     assert "e2e_mean_s" in rolled[0].reason
     assert rolled[0].evidence["e2e_mean_s_after"] > rolled[0].evidence["e2e_mean_s_before"]
@@ -130,17 +135,74 @@ def test_nothing_is_changed_below_the_knee() -> None:
     assert run(Controller(), 300, lambda controller, now_s: at(0.2)) == []
 
 
-def test_change_by_hand_goes_through_the_same_door() -> None:
+def test_change_by_hand_is_judged_too_and_left_alone_when_it_is_kept() -> None:
     controller = Controller()
     for i in range(20):
         controller.step(i * 0.5, CALM)
-    action = controller.by_hand(10.0, "kappa", 0, "a person asked")
-    assert action.value == 0.0
+    controller.changed_by_hand(10.0, {"kappa": 10.0}, {"kappa": 7.5})
+    later = (controller.step(12.5 + i * 0.5, replace(CALM, ttft_mean_s=0.5)) for i in range(20))
+    action = next(action for action in later if action is not None)
+    assert (action.event, action.value) == ("rolled_back", {"kappa": 10.0})
+    assert "ttft_mean_s" in action.reason
+    kept = Controller()
     for i in range(20):
-        controller.step(12.5 + i * 0.5, replace(CALM, ttft_mean_s=0.5))
-    assert controller.value("kappa") == 10.0, "harm by hand must be rolled back too"
-    with pytest.raises(ValueError, match="expected one of"):
-        controller.by_hand(30.0, "kapa", 0, "")
+        kept.step(i * 0.5, CALM)
+    kept.changed_by_hand(10.0, {"kappa": 10.0}, {"kappa": 7.5})
+    assert [kept.step(12.5 + i * 0.5, CALM) for i in range(40)] == [None] * 40
+    assert [r.event for r in kept.records()] == ["kept"]
+    assert run(kept, 120, loaded) == [], "a person's value is not moved, saturated or not"
+
+
+def test_scatter_is_no_harm_but_a_lasting_rise_is() -> None:
+    noise = np.random.default_rng(3)
+
+    def noisy(scale: float) -> list[Sample]:
+        return [replace(CALM, ttft_p99_s=0.2 * scale * noise.lognormal(0, 0.3)) for _ in range(40)]
+
+    kept, caught = 0, 0
+    for _ in range(40):
+        for scale in (1.0, 2.0):
+            guard = Guard()
+            for i, sample in enumerate(noisy(1.0)):
+                guard.step(i * 1.0, sample)
+            guard.changed(40.0)
+            verdicts = (guard.step(42.0 + i, s) for i, s in enumerate(noisy(scale)))
+            end = next(v for v in verdicts if v is not Verdict.WAIT)
+            kept += scale == 1.0 and end is Verdict.KEEP
+            caught += scale == 2.0 and end is Verdict.ROLL_BACK
+    assert kept >= 28, f"{kept} of 40 harmless changes were kept"
+    assert caught >= 39, f"{caught} of 40 harmful changes were caught"
+
+
+def test_samples_that_share_requests_are_judged_once() -> None:
+    guard = Guard()
+    overlapping = replace(CALM, span_s=2.0)
+    for i in range(40):
+        guard.step(i * 0.25, overlapping)
+    assert not guard.ready, "10 s hold five samples of 2 s"
+    for i in range(40, 90):
+        guard.step(i * 0.25, overlapping)
+    assert guard.ready
+
+
+def test_wait_that_no_outcome_shows_yet_is_seen_within_a_second() -> None:
+    detector = RegimeDetector()
+    feed(detector, 0.0, [at(0.2)] * 40)
+    seen = [detector.step(20.0 + 0.25 * i, at(0.2, backlog_s=5.0)) for i in range(5)]
+    assert seen[3] is not Regime.BELOW
+
+
+def test_load_over_the_knee_is_a_regime_whatever_the_outcomes_say() -> None:
+    detector = RegimeDetector(RegimeSettings(dwell_s=1.0))
+    up = feed(detector, 0.0, [at(0.2, knee_share=0.5)] * 10 + [at(0.2, knee_share=1.3)] * 20)
+    assert up[-1] is Regime.SATURATED
+    down = feed(detector, 20.0, [at(0.2, knee_share=0.5)] * 20)
+    assert down[-1] is Regime.BELOW
+
+
+def test_knee_by_the_curves_is_about_one_and_lower_for_long_requests() -> None:
+    short, long = knee_utilisation(0.02), knee_utilisation(2.0)
+    assert 0.8 < long <= short < 1.1
 
 
 def test_audit_survives_a_torn_line_and_stays_bounded(tmp_path) -> None:
@@ -148,7 +210,7 @@ def test_audit_survives_a_torn_line_and_stays_bounded(tmp_path) -> None:
     run(controller, 60, loaded)
     records = list(controller.records())
     log = AuditLog(tmp_path / "audit.jsonl", limit_bytes=2000)
-    for record in records * 20:
+    for record in records * 40:
         log.write(record)
     assert log.path.stat().st_size < 2600
     with log.path.open("a") as file:

@@ -1,12 +1,15 @@
-"""Every change is a record: when, from, to, why, what came of it. JSON lines, bounded."""
+"""Every change is a record: when, from, to, why, by whom, what came of it. JSON lines, bounded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+CONTROLLER = "controller"
+HAND = "hand"
 
 
 @dataclass(frozen=True)
@@ -14,13 +17,16 @@ class Record:
     """One event in the life of a setting.
 
     Attributes:
-        at_s: when, in the controller's seconds.
-        event: `change`, `kept`, `rolled_back`, `regime` or `by_hand`.
-        setting: what was changed.
-        before: its value before.
+        at_s: when, in seconds of the writer's clock; Unix time in a running gateway.
+        event: `change`, `kept`, `rolled_back` or `regime`.
+        setting: what was changed; several names with a comma between them.
+        before: its value before; an object by name where there are several.
         after: its value after.
         reason: in words.
         evidence: in figures.
+        by: `hand` or `controller`.
+        number: of this record, counted from 1; 0 where nobody counts.
+        of: number of the change that this is the outcome of; 0 for none.
     """
 
     at_s: float
@@ -30,6 +36,9 @@ class Record:
     after: Any
     reason: str
     evidence: dict[str, float] = field(default_factory=dict[str, float])
+    by: str = CONTROLLER
+    number: int = 0
+    of: int = 0
 
     def line(self) -> str:
         """The record as one line of JSON."""
@@ -65,3 +74,8 @@ def read_audit(path: Path) -> Iterator[Record]:
             if number == len(lines):
                 return
             raise ValueError(f"{path}, line {number}: not an audit record: {error}") from None
+
+
+def outcomes(records: Iterable[Record]) -> dict[int, str]:
+    """What came of each numbered change: `kept`, `rolled_back`, or nothing yet."""
+    return {record.of: record.event for record in records if record.of}

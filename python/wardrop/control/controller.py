@@ -1,14 +1,16 @@
 """One change at a time, by bounded steps, kept only while it does no harm.
 
-What may be moved: κ and the room (`backlog_s`) of the queue. The direction comes from the regime
-(longer lines favour short prompts more), the verdict from the guard. After a roll-back the same
-step is not tried again for a while that doubles each time.
+What may be moved: κ and the room (`backlog_s`) of the queue, by their ladders. The direction comes
+from the regime (longer lines favour short prompts more), the verdict from the guard. After a
+roll-back the same step is not tried again for a while that doubles each time. A change by hand is
+put on trial like any other, and the controller leaves that setting alone afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from wardrop.control.audit import Record
 from wardrop.control.guard import Guard, GuardSettings, Verdict
@@ -18,11 +20,21 @@ from wardrop.control.sample import Sample
 
 @dataclass(frozen=True)
 class Action:
-    """What to do: put `setting` to `value`."""
+    """What to do: put `setting` to `value`, or take the change on trial back.
+
+    Attributes:
+        setting: its name; of a change by hand several, with a comma between them.
+        value: its new value.
+        reason: in words.
+        event: `change` or `rolled_back`.
+        evidence: in figures.
+    """
 
     setting: str
-    value: float
+    value: Any
     reason: str
+    event: str = "change"
+    evidence: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,18 @@ class Ladder:
     def __post_init__(self) -> None:
         if any(not 0 <= at < len(self.values) for at in self.wanted):
             raise ValueError(f"wanted {self.wanted}: expected positions in {self.values}")
+        if list(self.values) != sorted(set(self.values)):
+            raise ValueError(f"values: got {self.values}, expected rising ones")
+
+    def toward(self, value: float, regime: Regime) -> float | None:
+        """The next step from `value` to where the regime wants it; None when it is there."""
+        goal = self.values[self.wanted[regime]]
+        if value == goal:
+            return None
+        steps = [
+            v for v in self.values if (value < v <= goal if goal > value else goal <= v < value)
+        ]
+        return min(steps, key=lambda v: abs(v - value))
 
 
 @dataclass(frozen=True)
@@ -42,8 +66,8 @@ class Settings:
     """What the controller may move, and how carefully.
 
     Attributes:
-        ladders: setting → its steps. By default κ goes up with saturation, and nothing else moves.
-        start: positions at the start.
+        ladders: setting → its steps. By default κ goes up with saturation, and the room down.
+        start: values at the start; those of the ladders' first regime where none is given.
         regime: see `RegimeSettings`.
         guard: see `GuardSettings`.
         back_off_s: pause after a first roll-back of a step; doubles with each.
@@ -53,11 +77,21 @@ class Settings:
     ladders: dict[str, Ladder] = field(
         default_factory=lambda: {"kappa": Ladder((0.0, 5.0, 10.0, 20.0, 30.0), (2, 2, 4))}
     )
-    start: dict[str, int] = field(default_factory=lambda: {"kappa": 2})
+    start: dict[str, float] = field(default_factory=dict[str, float])
     regime: RegimeSettings = field(default_factory=RegimeSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     back_off_s: float = 60.0
     max_back_off_s: float = 3600.0
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A change on trial: what it was before, and the step of the ladder that it is."""
+
+    setting: str
+    before: Any
+    after: Any
+    by_hand: bool
 
 
 class Controller:
@@ -67,94 +101,122 @@ class Controller:
         self.settings = settings or Settings()
         self.detector = RegimeDetector(self.settings.regime)
         self.guard = Guard(self.settings.guard)
-        self.position = dict(self.settings.start)
-        self._trial: tuple[str, int] | None = None
-        self._blocked: dict[tuple[str, int], tuple[float, float]] = {}
+        self._values = {
+            name: self.settings.start.get(name, ladder.values[ladder.wanted[0]])
+            for name, ladder in self.settings.ladders.items()
+        }
+        self._held: set[str] = set()
+        self._trial: _Trial | None = None
+        self._blocked: dict[tuple[str, float], tuple[float, float]] = {}
         self._records: list[Record] = []
 
     def value(self, setting: str) -> float:
         """Where a setting stands."""
-        return self.settings.ladders[setting].values[self.position[setting]]
+        return self._values[setting]
+
+    @property
+    def on_trial(self) -> bool:
+        """A change is being judged."""
+        return self._trial is not None
 
     def records(self) -> Sequence[Record]:
-        """What happened since the last call."""
+        """Regimes entered and changes kept since the last call; who acts records the actions."""
         taken, self._records = self._records, []
         return taken
 
-    def by_hand(self, now_s: float, setting: str, position: int, reason: str) -> Action:
-        """A change by a person: through the same door, with the same guard and roll-back.
+    def changed_by_hand(
+        self, now_s: float, before: Mapping[str, Any], after: Mapping[str, Any]
+    ) -> None:
+        """A person changed something: it is judged like a change of our own, and left alone after.
 
-        Raises:
-            ValueError: no such setting or step.
+        A change of ours that is on trial ends unjudged. Without enough of a record to judge
+        against nothing is on trial: what a person wants then stands.
         """
-        ladder = self.settings.ladders.get(setting)
-        if ladder is None or not 0 <= position < len(ladder.values):
-            steps = ", ".join(
-                f"{name}: 0 to {len(row.values) - 1}" for name, row in self.settings.ladders.items()
-            )
-            raise ValueError(f"got {setting!r} at step {position}; expected one of {steps}")
-        return self._move(now_s, setting, position, reason, "by_hand")
+        self._held |= set(after)
+        self._values |= {n: float(v) for n, v in after.items() if n in self._values}
+        if self._trial is not None or not self.guard.ready:
+            self._trial = None
+            self.guard.forget()
+            return
+        self._trial = _Trial(", ".join(sorted(after)), dict(before), dict(after), by_hand=True)
+        self.guard.changed(now_s)
+
+    def rolled_back_by_hand(self, settings: Mapping[str, Any]) -> None:
+        """A person took the youngest change back: nothing is on trial, and we may move it again."""
+        self._held -= set(settings)
+        self._values |= {n: float(v) for n, v in settings.items() if n in self._values}
+        self._trial = None
+        self.guard.forget()
 
     def step(self, now_s: float, sample: Sample) -> Action | None:
         """Takes one sample in; returns at most one change to carry out."""
         before = self.detector.regime
         regime = self.detector.step(now_s, sample)
         if regime != before:
-            evidence = {
-                "smoothed_s": self.detector.smoothed_s or 0.0,
-                "baseline_s": self.detector.baseline_s or 0.0,
-                "utilisation": sample.utilisation,
-            }
-            self._note(now_s, "regime", "regime", before.name, regime.name, "", evidence)
+            self._note(now_s, "regime", "regime", before.name, regime.name, "", self._seen(sample))
         if sample.age_s > self.settings.regime.max_age_s or sample.requests == 0:
             return None
         verdict = self.guard.step(now_s, sample)
         if self._trial is not None:
-            return self._judge(now_s, verdict)
+            return self._judge(now_s, self._trial, verdict)
         return self._propose(now_s, regime) if self.guard.ready else None
 
-    def _judge(self, now_s: float, verdict: Verdict) -> Action | None:
-        assert self._trial is not None
-        setting, back = self._trial
-        tried = self.position[setting]
+    def refused(self, action: Action) -> None:
+        """An action could not be carried out: nothing is on trial."""
+        if self._trial is not None and action.event == "change":
+            self._values[action.setting] = self._trial.before
+            self._held.add(action.setting)
+            self._trial = None
+            self.guard.forget()
+
+    def _judge(self, now_s: float, trial: _Trial, verdict: Verdict) -> Action | None:
         if verdict is Verdict.WAIT:
             return None
         self._trial = None
-        was, now = self._values(setting, back, tried)
+        evidence = self.guard.evidence()
+        step = (trial.setting, trial.after) if not trial.by_hand else None
         if verdict is Verdict.KEEP:
-            self._blocked.pop((setting, tried), None)
-            self._note(now_s, "kept", setting, was, now, self.guard.reason, self.guard.evidence())
+            if step is not None:
+                self._blocked.pop(step, None)
+            self._note(
+                now_s, "kept", trial.setting, trial.before, trial.after, self.guard.reason, evidence
+            )
             return None
-        _, pause = self._blocked.get((setting, tried), (0.0, 0.5 * self.settings.back_off_s))
-        pause = min(2 * pause, self.settings.max_back_off_s)
-        self._blocked[setting, tried] = (now_s + pause, pause)
-        self.position[setting] = back
-        reason = f"{self.guard.reason}; not again for {pause:g} s"
-        self._note(now_s, "rolled_back", setting, now, was, reason, self.guard.evidence())
-        return Action(setting, was, reason)
+        reason = self.guard.reason
+        if step is not None:
+            _, pause = self._blocked.get(step, (0.0, 0.5 * self.settings.back_off_s))
+            pause = min(2 * pause, self.settings.max_back_off_s)
+            self._blocked[step] = (now_s + pause, pause)
+            self._values[trial.setting] = trial.before
+            reason = f"{reason}; not again for {pause:g} s"
+        else:
+            back = {n: v for n, v in trial.before.items() if n in self._values}
+            self._values |= {n: float(v) for n, v in back.items() if v is not None}
+        return Action(trial.setting, trial.before, reason, "rolled_back", evidence)
 
     def _propose(self, now_s: float, regime: Regime) -> Action | None:
         for setting, ladder in self.settings.ladders.items():
-            here, wanted = self.position[setting], ladder.wanted[regime]
-            if here == wanted:
+            here = self._values[setting]
+            target = None if setting in self._held else ladder.toward(here, regime)
+            if target is None:
                 continue
-            target = here + (1 if wanted > here else -1)
             until_s, _ = self._blocked.get((setting, target), (0.0, 0.0))
             if now_s >= until_s:
-                return self._move(now_s, setting, target, f"regime {regime.name.lower()}", "change")
+                self._values[setting] = target
+                self._trial = _Trial(setting, here, target, by_hand=False)
+                self.guard.changed(now_s)
+                reason = f"regime {regime.name.lower()}"
+                return Action(setting, target, reason, "change", self.guard.evidence())
         return None
 
-    def _move(self, now_s: float, setting: str, target: int, reason: str, event: str) -> Action:
-        back = self.position[setting]
-        self.position[setting] = target
-        self._trial = (setting, back)
-        self.guard.changed(now_s)
-        was, now = self._values(setting, back, target)
-        self._note(now_s, event, setting, was, now, reason, self.guard.evidence())
-        return Action(setting, now, reason)
-
-    def _values(self, setting: str, *positions: int) -> tuple[float, ...]:
-        return tuple(self.settings.ladders[setting].values[at] for at in positions)
+    def _seen(self, sample: Sample) -> dict[str, float]:
+        return {
+            "smoothed_s": self.detector.smoothed_s or 0.0,
+            "baseline_s": self.detector.baseline_s or 0.0,
+            "utilisation": sample.utilisation,
+            "knee_share": sample.knee_share,
+            "backlog_s": sample.backlog_s,
+        }
 
     def _note(
         self,

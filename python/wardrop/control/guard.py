@@ -1,14 +1,20 @@
-"""Do no harm: a change stays only while what is observed stays within what was predicted."""
+"""Do no harm: a change stays only while what is observed stays within what was predicted.
+
+The prediction is that nothing gets worse: no figure of `COSTS` by more than `tolerance` over its
+mean of before, at the same load. A difference counts when it is larger than its own noise: samples
+are taken so far apart that they share no request, and their scatter gives the standard error.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
 from wardrop.control.sample import Sample
 
 COSTS = ("ttft_mean_s", "ttft_p99_s", "itl_mean_s", "e2e_mean_s")
-"""Figures that may not get worse; the objective's one must not miss its prediction."""
+"""Figures that may not get worse."""
 
 
 class Verdict(Enum):
@@ -27,6 +33,8 @@ class GuardSettings:
         samples: samples before and after that are compared.
         settle_s: time after a change that is not looked at.
         tolerance: share by which any figure may get worse.
+        early_errors: standard errors of the difference that show harm at half of the samples.
+        late_errors: the same at the end, where the absence of harm is to be trusted.
         load_band: before and after are compared only within this share of the load; outside, the
             trial starts over, and ends by roll-back after `max_trial_s`.
         max_trial_s: longest trial.
@@ -35,6 +43,8 @@ class GuardSettings:
     samples: int = 10
     settle_s: float = 2.0
     tolerance: float = 0.10
+    early_errors: float = 2.0
+    late_errors: float = 1.0
     load_band: float = 0.25
     max_trial_s: float = 120.0
 
@@ -47,6 +57,7 @@ class Guard:
         self._before: list[Sample] = []
         self._after: list[Sample] = []
         self._changed_s: float | None = None
+        self._taken_s: float | None = None
         self.reason = ""
 
     @property
@@ -64,6 +75,12 @@ class Guard:
         self._changed_s = now_s
         self._after.clear()
 
+    def forget(self) -> None:
+        """Something else changed: what was seen so far says nothing any more."""
+        self._changed_s = None
+        self._before.clear()
+        self._after.clear()
+
     def evidence(self) -> dict[str, float]:
         """Means before and after, for the audit."""
         out: dict[str, float] = {}
@@ -74,13 +91,18 @@ class Guard:
         return out
 
     def step(self, now_s: float, sample: Sample) -> Verdict:
-        """Takes one fresh sample in."""
+        """Takes one fresh sample in; one that shares requests with the last is passed over."""
+        if self._taken_s is not None and now_s - self._taken_s < sample.span_s:
+            return Verdict.KEEP if self._changed_s is None else Verdict.WAIT
         if self._changed_s is None:
+            self._taken_s = now_s
             self._before.append(sample)
             del self._before[: -self.settings.samples]
             return Verdict.KEEP
-        if now_s - self._changed_s < self.settings.settle_s:
+        # A sample's whole stretch must lie behind the change and its settling.
+        if now_s - self._changed_s < self.settings.settle_s + sample.span_s:
             return Verdict.WAIT
+        self._taken_s = now_s
         if now_s - self._changed_s > self.settings.max_trial_s:
             return self._end(Verdict.ROLL_BACK, "no fair comparison within the trial's time")
         before = _mean(self._before, "arrivals_per_s")
@@ -88,16 +110,22 @@ class Guard:
             self._after.clear()
             return Verdict.WAIT
         self._after.append(sample)
-        for name in COSTS:
-            was, now = _mean(self._before, name), _mean(self._after, name)
-            # Half a trial is enough to see harm, the whole one to trust the absence of it.
-            if 2 * len(self._after) >= self.settings.samples and now > was * (
-                1 + self.settings.tolerance
-            ):
-                return self._end(Verdict.ROLL_BACK, f"{name} went from {was:.4g} to {now:.4g}")
-        if len(self._after) >= self.settings.samples:
-            return self._end(Verdict.KEEP, "within the band")
-        return Verdict.WAIT
+        whole = len(self._after) >= self.settings.samples
+        # Half a trial is enough to see harm, the whole one to trust the absence of it.
+        if 2 * len(self._after) >= self.settings.samples:
+            errors = self.settings.late_errors if whole else self.settings.early_errors
+            for name in COSTS:
+                harm = self._harm(name, errors)
+                if harm:
+                    return self._end(Verdict.ROLL_BACK, harm)
+        return self._end(Verdict.KEEP, "within the band") if whole else Verdict.WAIT
+
+    def _harm(self, name: str, errors: float) -> str:
+        was, now = _mean(self._before, name), _mean(self._after, name)
+        noise = math.hypot(_error(self._before, name), _error(self._after, name))
+        if now - was > max(self.settings.tolerance * was, errors * noise):
+            return f"{name} went from {was:.4g} to {now:.4g} (±{noise:.2g})"
+        return ""
 
     def _end(self, verdict: Verdict, reason: str) -> Verdict:
         self.reason = reason
@@ -109,3 +137,12 @@ class Guard:
 
 def _mean(samples: list[Sample], name: str) -> float:
     return sum(getattr(s, name) for s in samples) / len(samples) if samples else 0.0
+
+
+def _error(samples: list[Sample], name: str) -> float:
+    """Standard error of the mean; 0 under two samples."""
+    count = len(samples)
+    if count < 2:
+        return 0.0
+    mean = _mean(samples, name)
+    return math.sqrt(sum((getattr(s, name) - mean) ** 2 for s in samples) / (count - 1) / count)

@@ -1,10 +1,11 @@
 """Below, transition, saturated: where the fleet stands against its own knee.
 
-The measure is *relative*: the smoothed p99 TTFT over the fleet's own baseline at low load, and the
-prefill utilisation. Absolute thresholds mean something else for every model, so there are none.
-Hysteresis (leave at 0.8 of the threshold of entry), a count of equal samples in a row in both
-directions, and a dwell keep it from flapping; a stale sample is not looked at, and too long without
-a fresh one leads back to below, so the regime cannot latch.
+Three measures, all *relative*, since absolute thresholds mean something else for every model: the
+smoothed time to first token over the fleet's own baseline at low load; the wait that is already
+certain (prefill in queue and in flight), which no outcome shows yet; and the load over the knee
+that the learned curves give. Hysteresis (leave at 0.8 of the threshold of entry), a count of equal
+samples in a row in both directions, and a dwell keep it from flapping; a stale sample is not looked
+at, and too long without a fresh one leads back to below, so the regime cannot latch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class RegimeSettings:
     Attributes:
         enter: multiples of the baseline p99 TTFT at which transition and saturated begin.
         leave_share: a regime is left below this share of its threshold.
-        saturated_utilisation: prefill utilisation that means saturated whatever the TTFT.
+        enter_knee: load over the knee at which they begin, whatever the TTFT.
         smoothing: weight of a new sample in the smoothed p99.
         in_a_row: equal verdicts in a row that a change needs.
         dwell_s: shortest stay.
@@ -43,7 +44,7 @@ class RegimeSettings:
 
     enter: tuple[float, float] = (3.0, 10.0)
     leave_share: float = 0.8
-    saturated_utilisation: float = 0.98
+    enter_knee: tuple[float, float] = (0.9, 1.1)
     smoothing: float = 0.3
     in_a_row: int = 3
     dwell_s: float = 5.0
@@ -54,6 +55,9 @@ class RegimeSettings:
         low, high = self.enter
         if not 1.0 < low < high:
             raise ValueError(f"enter: got {self.enter}, expected 1 < transition < saturated")
+        low, high = self.enter_knee
+        if not 0.0 < low < high:
+            raise ValueError(f"enter_knee: got {self.enter_knee}, expected transition < saturated")
         if not 0.0 < self.leave_share <= 1.0 or not 0.0 < self.smoothing <= 1.0:
             raise ValueError("leave_share and smoothing: expected shares in (0, 1]")
         if self.in_a_row < 1:
@@ -77,9 +81,11 @@ class RegimeDetector:
         """Takes one sample in; returns the regime now."""
         if self._since_s is None:
             self._since_s = self._fresh_s = now_s
-        if sample.age_s > self.settings.max_age_s or sample.requests == 0:
+        nothing = sample.requests == 0 and sample.backlog_s == 0.0
+        if sample.age_s > self.settings.max_age_s or nothing:
             if now_s - (self._fresh_s or now_s) > self.settings.forget_s:
                 self._enter(Regime.BELOW, now_s)
+                self.smoothed_s = None
             return self.regime
         self._fresh_s = now_s
         self._learn(sample)
@@ -98,29 +104,38 @@ class RegimeDetector:
 
     def _learn(self, sample: Sample) -> None:
         weight = self.settings.smoothing
-        p99 = sample.ttft_p99_s
+        # What waits now is the least that an arrival of now will see.
+        seen_s = max(sample.ttft_p99_s, sample.backlog_s)
         self.smoothed_s = (
-            p99 if self.smoothed_s is None else self.smoothed_s + weight * (p99 - self.smoothed_s)
+            seen_s
+            if self.smoothed_s is None
+            else self.smoothed_s + weight * (seen_s - self.smoothed_s)
         )
-        # The baseline follows low load only: down at once, up slowly and only while below.
-        if self.baseline_s is None or self.smoothed_s < self.baseline_s:
+        # The baseline follows low load only: down soon, up slowly and only while below. A tail is
+        # at least twice the mean of requests that meet nobody, so a few cheap ones cannot ruin it.
+        least_s = 2 * sample.alone_s
+        if self.baseline_s is None:
             self.baseline_s = self.smoothed_s
+        elif self.smoothed_s < self.baseline_s:
+            self.baseline_s += 0.3 * (self.smoothed_s - self.baseline_s)
         elif self.regime is Regime.BELOW and sample.utilisation < 0.5:
             self.baseline_s += 0.01 * (self.smoothed_s - self.baseline_s)
+        self.baseline_s = max(self.baseline_s, least_s)
 
     def _verdict(self, sample: Sample) -> Regime:
         if not self.baseline_s or self.smoothed_s is None:
             return Regime.BELOW
         ratio = self.smoothed_s / self.baseline_s
         found = Regime.BELOW
-        for regime, threshold in zip(
-            (Regime.TRANSITION, Regime.SATURATED), self.settings.enter, strict=True
+        for regime, late, loaded in zip(
+            (Regime.TRANSITION, Regime.SATURATED),
+            self.settings.enter,
+            self.settings.enter_knee,
+            strict=True,
         ):
-            inside = self.regime >= regime
-            if ratio >= threshold * (self.settings.leave_share if inside else 1.0):
+            leave = self.settings.leave_share if self.regime >= regime else 1.0
+            if ratio >= late * leave or sample.knee_share >= loaded * leave:
                 found = regime
-        if sample.utilisation >= self.settings.saturated_utilisation:
-            found = Regime.SATURATED
         return found
 
     def _enter(self, regime: Regime, now_s: float) -> None:
@@ -152,3 +167,26 @@ def knee_load(loads: NDArray[np.float64], latencies: NDArray[np.float64]) -> flo
     bends = np.diff(slopes) / (0.5 * (loads[2:] - loads[:-2]))
     best = int(np.argmax(bends))
     return float(loads[best + 1]) if bends[best] > 1e-9 * np.abs(latencies).max() else None
+
+
+def knee_utilisation(request_s: float, spread: float = 1.0, horizon_s: float = 60.0) -> float:
+    """Utilisation at which waiting bends most, for a worker of which a request takes `request_s`.
+
+    Waiting over a horizon T by the time-dependent form of the queue (Akçelik 1991): with x the
+    utilisation, c = 1/`request_s` the capacity and k = (1 + spread²)/2,
+    `T/4 · (x − 1 + √((x − 1)² + 8·k·x/(c·T)))`, which is the stationary queue well below 1 and
+    the fluid one above. The knee is `knee_load` of the aggregate, x times that.
+
+    Args:
+        request_s: mean prefill seconds of a request, above 0.
+        spread: coefficient of variation of them.
+        horizon_s: for how long a load lasts.
+
+    Returns:
+        A utilisation of about 1, lower the fewer requests fill the horizon.
+    """
+    loads = np.linspace(0.3, 1.5, 61)
+    random = 8 * 0.5 * (1 + spread**2) * loads * request_s / horizon_s
+    waits = 0.25 * horizon_s * (loads - 1 + np.sqrt((loads - 1) ** 2 + random))
+    knee = knee_load(loads, waits)
+    return knee if knee is not None else 1.0

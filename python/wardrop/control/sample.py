@@ -1,4 +1,4 @@
-"""What the controller sees: outcomes of the last interval, and how old its inputs are."""
+"""What the controller sees: outcomes of the last moments, and how old its inputs are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sample:
-    """Outcomes and load of one short interval.
+    """Outcomes and load of one short stretch of time.
 
     Attributes:
         requests: requests whose first token came in it.
@@ -19,6 +19,12 @@ class Sample:
         waiting: requests in the router's queue.
         arrivals_per_s: requests that arrived per second.
         age_s: age of the oldest input, seconds.
+        backlog_s: prefill seconds that wait per worker, in the queue, booked or inside the engines:
+            what a request that arrives now will wait at least, before any outcome shows it.
+        knee_share: load over the fleet's knee, by the learned curves; 0 where it is not known.
+        alone_s: mean time to first token of a request that meets no other, by the learned curves;
+            0 where it is not known.
+        span_s: length of the stretch, seconds: samples closer to each other share requests.
     """
 
     requests: int
@@ -30,3 +36,7 @@ class Sample:
     waiting: int = 0
     arrivals_per_s: float = 0.0
     age_s: float = 0.0
+    backlog_s: float = 0.0
+    knee_share: float = 0.0
+    alone_s: float = 0.0
+    span_s: float = 0.0

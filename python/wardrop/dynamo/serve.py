@@ -19,6 +19,9 @@ from typing import Any, Protocol, cast
 import aiohttp
 
 from wardrop.config import Config, Dynamo
+from wardrop.control.audit import AuditLog
+from wardrop.control.door import Door
+from wardrop.control.run import Watcher
 from wardrop.dynamo.card_files import card_folder
 from wardrop.dynamo.dump import dump_events
 from wardrop.dynamo.etcd_source import EtcdSource
@@ -28,6 +31,8 @@ from wardrop.dynamo.install import dynamo_version
 from wardrop.dynamo.source import FileSource, Source
 from wardrop.dynamo.store import default_root
 from wardrop.dynamo.supervisor import Supervisor, SupervisorError
+from wardrop.service.admin import Admin
+from wardrop.service.keeper import CurveKeeper
 
 log = logging.getLogger("wardrop.control")
 
@@ -45,6 +50,34 @@ class Gateway(GatewayControl, Protocol):
 
     def set_upstreams(self, urls: list[str]) -> None:
         """The frontends to use from now on."""
+        ...
+
+    def routing(self) -> str:
+        """Policy and queue in force."""
+        ...
+
+    def set_routing(self, change_json: str, /) -> str:
+        """Change them."""
+        ...
+
+    def sample(self) -> str:
+        """Outcomes since the last call."""
+        ...
+
+    def set_gauges(self, gauges_json: str, /) -> None:
+        """Figures for the metrics page."""
+        ...
+
+    def curves(self) -> str:
+        """The learned curves."""
+        ...
+
+    def restore_curves(self, model: str, role: str, record_json: str) -> int:
+        """Take curves over."""
+        ...
+
+    def metrics(self) -> str:
+        """The metrics page."""
         ...
 
     def drain(self, timeout_s: float) -> bool:
@@ -217,6 +250,19 @@ class Server:
     async def _serve(self, gateway: Gateway, children: asyncio.Task[None] | None) -> None:
         """Run the parts until a stop is requested; an error of any part ends it."""
         parts: list[Coroutine[Any, Any, Any]] = [*self._follower_parts(gateway)]
+        control = self.config.control
+        audit = AuditLog(Path(control.audit_file)) if control.audit_file else None
+        door = Door(gateway, audit)
+        admin = Admin(gateway, door, control.admin_port) if control.admin_port >= 0 else None
+        if admin is not None:
+            await admin.start()
+        page = self._read_page if control.prometheus else None
+        watcher = Watcher(gateway, door, control.controller, page)
+        parts.append(watcher.run(control.period_ms / 1000))
+        keeper = CurveKeeper(gateway, Path(control.curves_file)) if control.curves_file else None
+        if keeper is not None:
+            keeper.load()
+            parts.append(keeper.run())
         parts += [self._pass_upstreams_on(gateway), self._tell_trouble(), self._stop.wait()]
         tasks = [asyncio.create_task(part) for part in parts]
         ending = {*tasks, *([children] if children is not None else [])}
@@ -228,6 +274,21 @@ class Server:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if admin is not None:
+                await admin.stop()
+            if keeper is not None:
+                keeper.save()
+
+    async def _read_page(self) -> str:
+        timeout = aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.get(self.config.control.prometheus) as answer,
+            ):
+                return await answer.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise OSError(f"{self.config.control.prometheus}: {error}") from error
 
     def _follower_parts(self, gateway: Gateway) -> list[Coroutine[Any, Any, None]]:
         dynamo = self.config.dynamo

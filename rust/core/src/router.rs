@@ -9,7 +9,7 @@ use crate::fleet::Fleet;
 use crate::game::{Placed, Placement};
 use crate::hash::{BlockHasher, HashMode, LocalHash};
 use crate::index::{Index, Prompt, Refusal, RestoredWorker, Slot, TierOverlap, WorkerOverlap};
-use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning};
+use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning, WorkerCurves};
 use crate::ledger::{Ledger, Outcome, Pressure, Work};
 use crate::load::Load;
 pub use crate::matched::{Ahead, Matched};
@@ -392,6 +392,16 @@ impl Router {
         let desk = &*self.desk();
         let curve = desk.ledger.curves().of(position);
         curve.prefill_s(work.new_tokens, work.cached_tokens)
+    }
+
+    /// Requests booked since the start, and the prefill seconds that they were expected to take.
+    pub fn booked_prefill(&self) -> (u64, f64) {
+        self.desk().ledger.booked()
+    }
+
+    /// The curves of the fleet as a whole.
+    pub fn fleet_curves(&self) -> WorkerCurves {
+        *self.desk().ledger.curves().fleet()
     }
 
     /// Mean tokens of an answer so far.

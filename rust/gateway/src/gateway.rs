@@ -1,5 +1,7 @@
 //! The gateway as an object: what a control plane calls. Every call is short; the work happens on the gateway's own threads.
 
+mod control;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -11,11 +13,12 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::GatewayError;
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, Routing};
 use crate::feed::dynamo::decode_dump;
 use crate::feed::{FeedReport, Feeds, Subscription};
 use crate::fleet::{Model, ModelSpec, Registry, Role, WorkerReport, WorkerUpsert};
 use crate::metrics::{Metrics, THREAD_PREFIX};
+use crate::outcomes::Outcomes;
 use crate::prompt::{HandoverReport, check_handover};
 use crate::proxy::{Server, Shared};
 use crate::upstream::{ConnectionPool, UpstreamSet};
@@ -100,10 +103,12 @@ impl Gateway {
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
         let shared = Arc::new(Shared {
+            routing: Mutex::new(Routing::of(&config.routing)),
             config,
             registry: Registry::default(),
             metrics,
             upstreams,
+            outcomes: Outcomes::default(),
             clock: Instant::now(),
             nonce: epoch.as_nanos() as u64 ^ (u64::from(std::process::id()) << 40),
             next_request: AtomicU64::new(1),
@@ -147,7 +152,10 @@ impl Gateway {
     /// Registers a model or changes it, and has its template checked against Dynamo in the background.
     pub fn upsert_model(&self, json: &str) -> Result<(), GatewayError> {
         let spec: ModelSpec = parse("model", json)?;
-        let (model, is_new) = self.shared.registry.upsert(spec, &self.shared.config)?;
+        // Held until the model stands: a change meanwhile would miss it.
+        let routing = self.shared.routing.lock();
+        let (model, is_new) = self.shared.registry.upsert(spec, &self.shared.config, &routing)?;
+        drop(routing);
         if is_new && self.shared.config.prompt.handover {
             self.background.spawn(check_model(self.shared.clone(), model));
         }

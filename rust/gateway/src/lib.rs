@@ -14,6 +14,7 @@ mod feed;
 mod fleet;
 mod gateway;
 mod metrics;
+mod outcomes;
 mod prompt;
 mod proxy;
 mod upstream;

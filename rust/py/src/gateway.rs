@@ -93,6 +93,35 @@ impl Gateway {
         py.detach(|| self.native.metrics())
     }
 
+    fn routing(&self, py: Python<'_>) -> String {
+        py.detach(|| self.native.routing())
+    }
+
+    #[pyo3(signature = (change_json, /))]
+    fn set_routing(&self, py: Python<'_>, change_json: &str) -> PyResult<String> {
+        py.detach(|| self.native.set_routing(change_json))
+            .map_err(|error| raise(&error))
+    }
+
+    fn sample(&self, py: Python<'_>) -> String {
+        py.detach(|| self.native.sample())
+    }
+
+    fn curves(&self, py: Python<'_>) -> String {
+        py.detach(|| self.native.curves())
+    }
+
+    fn restore_curves(&self, py: Python<'_>, model: &str, role: &str, record_json: &str) -> PyResult<usize> {
+        py.detach(|| self.native.restore_curves(model, role, record_json))
+            .map_err(|error| raise(&error))
+    }
+
+    #[pyo3(signature = (gauges_json, /))]
+    fn set_gauges(&self, py: Python<'_>, gauges_json: &str) -> PyResult<()> {
+        py.detach(|| self.native.set_gauges(gauges_json))
+            .map_err(|error| raise(&error))
+    }
+
     fn drain(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
         let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|_| {
             PyValueError::new_err(format!(

@@ -174,6 +174,8 @@ pub struct Ledger {
     reuse: Reuse,
     arrivals: Rate,
     prefill: Rate,
+    /// Since the start: requests and their prefill seconds.
+    booked: (u64, f64),
     clock: DecayClock,
     /// Weight of the clock's newest time.
     unit: f64,
@@ -192,6 +194,7 @@ impl Ledger {
             reuse: Reuse::default(),
             arrivals: Rate::default(),
             prefill: Rate::default(),
+            booked: (0, 0.0),
             clock: DecayClock::default(),
             unit: 1.0,
         }
@@ -240,6 +243,11 @@ impl Ledger {
     /// Mean tokens of an answer so far.
     pub const fn mean_output_tokens(&self) -> f64 {
         self.output_tokens.value()
+    }
+
+    /// Requests booked since the start, and the prefill seconds that they were expected to take.
+    pub const fn booked(&self) -> (u64, f64) {
+        self.booked
     }
 
     /// How full the worker at a dense position is. A position without a worker is empty.
@@ -299,6 +307,8 @@ impl Ledger {
         self.reuse.add(work.cached_tokens, work.new_tokens);
         self.arrivals.add(1.0, unit, now_s);
         self.prefill.add(prefill_s, unit, now_s);
+        self.booked.0 += 1;
+        self.booked.1 += prefill_s;
         let entry = Entry {
             slot,
             work,

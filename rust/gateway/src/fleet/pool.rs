@@ -1,18 +1,22 @@
 //! The workers of one model in one role: their router, their health, their event streams.
 
+mod control;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use wardrop_core::latency::Pass;
 use wardrop_core::ledger::Outcome;
-use wardrop_core::queue::{QueueConfig, QueueStats, QueuedRequest};
+use wardrop_core::queue::{QueueStats, QueuedRequest};
 use wardrop_core::{
     Decision, Error, KvEvent, RequestId, RouteRequest, Router, RouterConfig, Snapshot, Stage, WorkerId,
     WorkerSpec,
 };
+
+pub use control::{PoolCurves, Pulse};
 
 use super::cursor::{EventCursor, Step};
 use super::health::{Fault, Health, HealthOptions};
@@ -94,6 +98,8 @@ pub struct WorkerPool {
     index: AnarchyIndex,
     /// Workers registered, read without the lock.
     size: AtomicUsize,
+    /// Seconds, as bits; 0 without a queue.
+    longest_wait_bits: AtomicU64,
 }
 
 struct State {
@@ -189,19 +195,8 @@ impl WorkerPool {
             state: Mutex::new(state),
             index: AnarchyIndex::new(),
             size: AtomicUsize::new(0),
+            longest_wait_bits: AtomicU64::new(0),
         })
-    }
-
-    /// Puts late binding in front of the router, or changes its configuration.
-    pub fn set_queue(&self, config: QueueConfig) -> Result<(), Error> {
-        let state = &mut *self.state.lock();
-        match &mut state.waiters {
-            Some(waiters) => waiters.set_config(config),
-            none => {
-                *none = Some(Waiters::new(config)?);
-                Ok(())
-            }
-        }
     }
 
     /// Chooses and books as soon as the chosen worker has room.

@@ -12,7 +12,7 @@ use wardrop_core::RouterConfig;
 use super::health::HealthOptions;
 use super::pool::{Role, WorkerPool};
 use crate::GatewayError;
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, Routing};
 use crate::prompt::{HandoverReport, Prompter};
 
 /// A model as discovery tells it.
@@ -103,6 +103,7 @@ impl Registry {
         &self,
         spec: ModelSpec,
         config: &GatewayConfig,
+        routing: &Routing,
     ) -> Result<(Arc<Model>, bool), GatewayError> {
         let _change = self.change.lock();
         let old = self
@@ -128,7 +129,7 @@ impl Registry {
         };
         let pools = match old.as_ref().filter(|old| old.spec.block_size == spec.block_size) {
             Some(old) => old.pools.clone(),
-            None => new_pools(&spec, config)?,
+            None => new_pools(&spec, config, routing)?,
         };
         let handover = old
             .filter(|_| !is_new)
@@ -173,7 +174,11 @@ impl Registry {
     }
 }
 
-fn new_pools(spec: &ModelSpec, config: &GatewayConfig) -> Result<[Arc<WorkerPool>; 3], GatewayError> {
+fn new_pools(
+    spec: &ModelSpec,
+    config: &GatewayConfig,
+    routing: &Routing,
+) -> Result<[Arc<WorkerPool>; 3], GatewayError> {
     let name: Arc<str> = Arc::from(spec.name.as_str());
     let options = HealthOptions {
         silence_s: config.feed.silence_ms as f64 / 1e3,
@@ -182,15 +187,12 @@ fn new_pools(spec: &ModelSpec, config: &GatewayConfig) -> Result<[Arc<WorkerPool
     let pool = |role: Role| -> Result<Arc<WorkerPool>, GatewayError> {
         let router = RouterConfig::new(spec.block_size)
             .with_seed(config.routing.seed.wrapping_add(role as u64))
-            .with_policy(config.routing.policy.clone())
+            .with_policy(routing.policy.clone())
             .with_prefill_tracking(role != Role::Decode)
             .with_decode_tracking(role != Role::Prefill)
             .with_booking_ttl_s(config.routing.booking_ttl_s);
         let pool = WorkerPool::new(name.clone(), role, router, options)?;
-        // A decode worker is chosen together with the prefill worker: it has no queue of its own.
-        if let Some(queue) = config.routing.queue.filter(|_| role != Role::Decode) {
-            pool.set_queue(queue)?;
-        }
+        pool.set_queue(routing.queue, 0.0)?;
         Ok(Arc::new(pool))
     };
     Ok([pool(Role::Aggregated)?, pool(Role::Prefill)?, pool(Role::Decode)?])

@@ -85,6 +85,17 @@ impl Waiters {
         }
     }
 
+    /// Places everybody now. Who can not be placed, for want of a worker, loses its wait.
+    pub fn flush(&mut self, router: &Router, now_s: f64) {
+        let at_once = QueueConfig {
+            max_wait_s: f64::MIN_POSITIVE,
+            ..*self.queue.config()
+        };
+        if self.queue.set_config(at_once).is_ok() {
+            self.pump(router, now_s + 1e-9);
+        }
+    }
+
     /// The request's task ended. True when it still waited.
     fn cancel(&mut self, id: RequestId) -> bool {
         self.wakes.remove(&id);

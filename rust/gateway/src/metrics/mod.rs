@@ -58,6 +58,8 @@ pub struct Metrics {
     pub queue_time: HistogramVec,
     /// Requests placed from the queue, by reason.
     pub queue_placed: IntCounterVec,
+    /// What the control plane says of itself, by name.
+    pub control: GaugeVec,
     anarchy: AnarchyGauges,
     queue_requests: GaugeVec,
     queue_prefill: GaugeVec,
@@ -212,6 +214,11 @@ impl Metrics {
                 "queue_placed_total",
                 "Requests placed from the queue: there was room, the window was full, or they had waited long enough",
                 &["model", "worker_type", "reason"],
+            )?,
+            control: made.gauges(
+                "control",
+                "State of the control plane by name (reason): regime, settings in force, changes made",
+                &["reason"],
             )?,
             anarchy: AnarchyGauges::new(&made)?,
             queue_requests: made.gauges(

@@ -271,7 +271,10 @@ mod tests {
             context_length: Some(64),
             loras: vec!["adapter".into()],
         };
-        registry.upsert(spec, &GatewayConfig::default()).unwrap();
+        let config = GatewayConfig::default();
+        registry
+            .upsert(spec, &config, &crate::config::Routing::of(&config.routing))
+            .unwrap();
         registry
     }
 

@@ -155,7 +155,11 @@ impl Relay {
                 if let Some(booking) = watch.booking.as_mut().filter(|_| watch.is_streamed) {
                     booking.prefill_done();
                 }
-                watch.clocks.ttft.observe((now - watch.started).as_secs_f64());
+                let ttft_s = (now - watch.started).as_secs_f64();
+                watch.clocks.ttft.observe(ttft_s);
+                if watch.is_streamed {
+                    self.shared.outcomes.first_token(ttft_s);
+                }
             } else if watch.is_streamed {
                 watch.clocks.itl.observe((now - self.last).as_secs_f64());
             }
@@ -205,7 +209,9 @@ impl Relay {
         error: WireError,
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         self.ended = true;
-        self.watch = None;
+        if self.watch.take().is_some() {
+            self.shared.outcomes.broke();
+        }
         if self.is_events {
             return Poll::Ready(Some(Ok(Frame::data(refusal.sse_event()))));
         }
@@ -223,11 +229,20 @@ impl Relay {
             .as_ref()
             .is_some_and(|booking| booking.legs().count() > 1);
         let usage = self.scan.found();
+        let output_tokens = usage
+            .and_then(|usage| u32::try_from(usage.output_tokens?).ok())
+            .or_else(|| self.scan.tokens_seen());
+        let itl_s = self
+            .first
+            .zip(output_tokens.filter(|&tokens| tokens > 1 && watch.is_streamed))
+            .map(|(first, tokens)| (self.last - first).as_secs_f64() / f64::from(tokens - 1));
+        self.shared
+            .outcomes
+            .ended(watch.started.elapsed().as_secs_f64(), itl_s);
         if let Some(booking) = &mut watch.booking {
             let tokens = |count: Option<u64>| count.and_then(|count| u32::try_from(count).ok());
             booking.set_outcome(Outcome {
-                output_tokens: tokens(usage.and_then(|usage| usage.output_tokens))
-                    .or_else(|| self.scan.tokens_seen()),
+                output_tokens,
                 cached_tokens: tokens(usage.filter(|_| !is_split).map(|usage| usage.cached_tokens)),
                 at_first_token: false,
             });

@@ -78,8 +78,8 @@ impl Standing {
     }
 }
 
-/// As [`decide`], but where the pool has a queue the request waits there until its worker has room. With the booking come the
-/// seconds that it waited.
+/// As [`decide`], but where a pool has a queue the request waits there until its worker has room; in a split for a prefill
+/// worker first, then for a decode worker. With the booking come the seconds that it waited.
 pub async fn decide_late(
     shared: &Shared,
     prepared: &Prepared,
@@ -87,53 +87,68 @@ pub async fn decide_late(
     body_bytes: usize,
 ) -> Result<(Booking, Option<f64>), Undecided> {
     let model = &prepared.model;
-    let role = if model.is_split() {
-        Role::Prefill
-    } else {
-        Role::Aggregated
-    };
-    let pool = model.pool(role);
-    let queue = shared.config.routing.queue.filter(|_| pool.size() > 0);
-    let Some(queue) = queue else {
+    let is_split = model.is_split();
+    let first = if is_split { Role::Prefill } else { Role::Aggregated };
+    if model.pool(first).longest_wait_s().is_none() || model.pool(first).size() == 0 {
         let booking = decide(shared, prepared).map_err(Undecided::Abstain)?;
         return Ok((booking, None));
-    };
+    }
     let id = RequestId(shared.next_request.fetch_add(1, Ordering::Relaxed));
+    let deadline_s = standing.deadline_ms.map(|ms| shared.now_s() + ms as f64 / 1e3);
     let request = QueuedRequest {
         expected_output_tokens: prepared.expected_output_tokens,
         bytes: body_bytes as u64 + 8 * prepared.hashes.len() as u64,
         tenant: standing.tenant,
         priority: standing.priority,
-        deadline_s: standing.deadline_ms.map(|ms| shared.now_s() + ms as f64 / 1e3),
+        deadline_s,
         ..QueuedRequest::new(id, prepared.hashes.as_slice().into(), prepared.input_tokens)
     };
-    let wait = pool.wait(request, shared.clock).map_err(|no| match no {
-        NoWait::Refused { retry_after_s, .. } => Undecided::Refuse(Refusal::QueueFull {
-            retry_after_s: retry_after_s.ceil() as u32,
-        }),
-        NoWait::NoWorker => Undecided::Abstain(Abstention::NoWorker),
-        NoWait::Off | NoWait::RouterRefused => Undecided::Abstain(Abstention::RouterRefused),
-    })?;
+    let (leg, mut waited_s) = late_leg(shared, prepared, first, request.clone()).await?;
+    let mut booking = Booking::new(id, [Some(leg), None], shared.clock);
+    if is_split {
+        let (leg, longer_s) = late_leg(shared, prepared, Role::Decode, request).await?;
+        // The prompt is processed elsewhere: on a decode worker it is no load that waits for a first token.
+        leg.pool.prefill_done(id, shared.now_s());
+        booking.add_second(leg);
+        waited_s += longer_s;
+    }
+    count(shared, &booking);
+    Ok((booking, Some(waited_s)))
+}
+
+/// Waits for a worker of one pool and books it; with the seconds waited.
+async fn late_leg(
+    shared: &Shared,
+    prepared: &Prepared,
+    role: Role,
+    request: QueuedRequest,
+) -> Result<(Leg, f64), Undecided> {
+    let model = &prepared.model;
+    let pool = model.pool(role);
+    let id = request.id;
+    let wait = match pool.wait(request, shared.clock) {
+        Ok(wait) => wait,
+        Err(NoWait::Refused { retry_after_s, .. }) => {
+            return Err(Undecided::Refuse(Refusal::QueueFull {
+                retry_after_s: retry_after_s.ceil() as u32,
+            }));
+        }
+        Err(NoWait::NoWorker) => return Err(Undecided::Abstain(Abstention::NoWorker)),
+        Err(NoWait::RouterRefused) => return Err(Undecided::Abstain(Abstention::RouterRefused)),
+        // Taken away a moment ago.
+        Err(NoWait::Off) => {
+            let leg = place(shared, prepared, model, role, id).map_err(Undecided::Abstain)?;
+            return Ok((leg, 0.0));
+        }
+    };
     // The queue places everybody in time while a worker is there; without one, Dynamo shall say so.
-    let longest = Duration::from_secs_f64(queue.max_wait_s + 1.0);
+    let longest = Duration::from_secs_f64(pool.longest_wait_s().unwrap_or(0.0) + 1.0);
     let Ok(Some(dispatch)) = tokio::time::timeout(longest, wait.placed()).await else {
         return Err(Undecided::Abstain(Abstention::NoWorker));
     };
-    let first = Leg {
-        pool: pool.clone(),
-        worker: dispatch.worker,
-        overlap_blocks: dispatch.overlap_blocks,
-        pin_rank: pool.has_several_ranks(dispatch.worker),
-    };
-    let mut booking = Booking::new(id, [Some(first), None], shared.clock);
-    if role == Role::Prefill {
-        let decode = place(shared, prepared, model, Role::Decode, id).map_err(Undecided::Abstain)?;
-        decode.pool.prefill_done(id, shared.now_s());
-        booking.add_second(decode);
-    }
     let labels = [&*pool.model, pool.role.name()];
-    shared
-        .metrics
+    let metrics = &shared.metrics;
+    metrics
         .queue_time
         .with_label_values(&labels)
         .observe(dispatch.waited_s);
@@ -142,13 +157,17 @@ pub async fn decide_late(
         Cause::Overflow => "overflow",
         Cause::Age => "age",
     };
-    shared
-        .metrics
+    metrics
         .queue_placed
         .with_label_values(&[labels[0], labels[1], reason])
         .inc();
-    count(shared, &booking);
-    Ok((booking, Some(dispatch.waited_s)))
+    let leg = Leg {
+        pool: pool.clone(),
+        worker: dispatch.worker,
+        overlap_blocks: dispatch.overlap_blocks,
+        pin_rank: pool.has_several_ranks(dispatch.worker),
+    };
+    Ok((leg, dispatch.waited_s))
 }
 
 fn count(shared: &Shared, booking: &Booking) {

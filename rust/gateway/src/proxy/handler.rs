@@ -157,6 +157,7 @@ async fn place_and_forward(
             book_client_pin(shared, parts, prepared)
         }
         Some(prepared) => {
+            shared.outcomes.arrived();
             let standing = Standing::from_headers(&parts.headers, shared.config.routing.queue_hints);
             match decide_late(shared, prepared, standing, bytes.len()).await {
                 Ok((booking, waited)) => {
@@ -167,7 +168,10 @@ async fn place_and_forward(
                     abstain(shared, reason);
                     None
                 }
-                Err(Undecided::Refuse(refusal)) => return Err(refusal),
+                Err(Undecided::Refuse(refusal)) => {
+                    shared.outcomes.refused();
+                    return Err(refusal);
+                }
             }
         }
     };

@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use super::handler::handle;
 use crate::GatewayError;
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, Routing};
 use crate::fleet::Registry;
 use crate::metrics::{Metrics, THREAD_PREFIX};
+use crate::outcomes::Outcomes;
 use crate::upstream::{ConnectionPool, UpstreamSet};
 
 /// hyper answers a head above its own limit without a body, so it gets room and ours is met first.
@@ -37,12 +39,16 @@ const IDLE_CLIENT: Duration = Duration::from_secs(300);
 pub struct Shared {
     /// Configuration, fixed for the life of the gateway.
     pub config: GatewayConfig,
+    /// What of the routing may change while the gateway runs.
+    pub routing: Mutex<Routing>,
     /// Models and workers.
     pub registry: Registry,
     /// Metrics.
     pub metrics: Metrics,
     /// Upstreams.
     pub upstreams: Arc<UpstreamSet>,
+    /// What came of requests since a controller asked last.
+    pub outcomes: Outcomes,
     /// Origin of the routers' time.
     pub clock: Instant,
     /// Makes request ids of this process unlike those of another.

@@ -1,0 +1,192 @@
+"""The controller in a running gateway: a loop that looks, decides and acts through the door.
+
+Four times a second by default: one native call brings what was counted meanwhile, one pure step
+decides, and what comes of it goes through the same audited door as a change by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, cast
+
+from wardrop.control.audit import CONTROLLER, Record
+from wardrop.control.controller import Action, Controller, Ladder, Settings
+from wardrop.control.door import Door
+from wardrop.control.regime import RegimeSettings
+from wardrop.control.sample import Sample
+from wardrop.control.settings import SettingError
+from wardrop.control.telemetry import PageTelemetry, Telemetry
+
+log = logging.getLogger("wardrop.control")
+
+_PAGE_EVERY_S = 5.0
+LADDERS = {
+    "kappa": Ladder((0.0, 5.0, 10.0, 20.0, 30.0), (2, 2, 4)),
+    "backlog_s": Ladder((0.25, 0.5, 1.0, 2.0), (2, 2, 1)),
+}
+"""What is moved by default; each only where the queue has it."""
+
+Page = Callable[[], Awaitable[str]]
+
+
+class Sampled(Protocol):
+    """The part of a gateway that a controller polls and tells."""
+
+    def sample(self) -> str:
+        """Outcomes since the last call and the pools' state."""
+        ...
+
+    def set_gauges(self, gauges_json: str, /) -> None:
+        """Figures for the metrics page."""
+        ...
+
+
+class Watcher:
+    """Samples, the controller, and its actions; `acts` False only tells the regime.
+
+    Args:
+        gateway: what is polled.
+        door: by which it is changed.
+        acts: carry changes out.
+        page: reads a metrics page, the fallback when the gateway's own outcomes are stale.
+        settings: see `Settings`; by default those of `LADDERS` that exist.
+    """
+
+    def __init__(
+        self,
+        gateway: Sampled,
+        door: Door,
+        acts: bool,
+        page: Page | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._gateway = gateway
+        self._door = door
+        self._acts = acts
+        self._page = page
+        self._page_s = 0.0
+        self._telemetry = Telemetry()
+        self._fallback = PageTelemetry()
+        self._on_trial: int | None = None
+        self._by_hand: Record | None = None
+        self._counts = {"change": 0, "kept": 0, "rolled_back": 0}
+        self.from_page = 0
+        if settings is None:
+            now = door.settings()
+            ladders = {n: row for n, row in LADDERS.items() if n in now and acts}
+            settings = Settings(ladders, regime=RegimeSettings(in_a_row=2))
+            settings.start.update({name: float(now[name]) for name in settings.ladders})
+        self.controller = Controller(settings)
+        door.on_change = self._changed_by_hand
+
+    async def run(self, period_s: float) -> None:
+        """Look until cancelled; an error in a look is told and survived."""
+        told = False
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                await self.look()
+                told = False
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                if not told:
+                    log.error("the controller's look failed: %r; it goes on looking", error)
+                told = True
+
+    async def look(self) -> None:
+        """One look, one step, at most one action."""
+        now_s = time.monotonic()
+        looked: dict[str, Any] = json.loads(self._gateway.sample())
+        sample = self._telemetry.take(looked)
+        max_age_s = self.controller.settings.regime.max_age_s
+        if self._page is not None and (sample is None or sample.age_s > max_age_s):
+            sample = await self._from_page(now_s) or sample
+        if sample is None:
+            return
+        action = self.controller.step(now_s, sample)
+        if action is not None:
+            self._act(action)
+        for record in self.controller.records():
+            self._counts["kept"] += record.event == "kept"
+            of = self._on_trial or 0 if record.event == "kept" else 0
+            self._door.note(
+                record.event,
+                [record.setting],
+                {record.setting: record.before},
+                {record.setting: record.after},
+                record.reason,
+                record.evidence,
+                CONTROLLER,
+                of,
+            )
+            if record.event == "kept":
+                self._on_trial = None
+        self._tell(sample)
+
+    async def _from_page(self, now_s: float) -> Sample | None:
+        assert self._page is not None
+        if now_s - self._page_s < _PAGE_EVERY_S:
+            return None
+        self._page_s = now_s
+        sample = self._fallback.take(now_s, await self._page())
+        self.from_page += sample is not None
+        return sample
+
+    def _act(self, action: Action) -> None:
+        try:
+            if action.event == "rolled_back":
+                self._door.roll_back(
+                    CONTROLLER, action.reason, action.evidence, number=self._on_trial
+                )
+                self._on_trial = None
+            else:
+                record = self._door.change(
+                    {action.setting: action.value}, CONTROLLER, action.reason, action.evidence
+                )
+                self._on_trial = record.number
+            self._counts[action.event] += 1
+        except SettingError as error:
+            log.warning("%s of %s was refused: %s", action.event, action.setting, error)
+            self.controller.refused(action)
+            self._on_trial = None
+
+    def _changed_by_hand(self, record: Record) -> None:
+        """Told by the door; a roll-back by hand frees the setting, a change is put on trial."""
+        before, after = _by_name(record, record.before), _by_name(record, record.after)
+        if record.event == "rolled_back":
+            self.controller.rolled_back_by_hand(after)
+            self._on_trial = None
+            return
+        self.controller.changed_by_hand(time.monotonic(), before, after)
+        self._on_trial = record.number if self.controller.on_trial and self._acts else None
+        if not self._acts:
+            self.controller.rolled_back_by_hand({})
+
+    def _tell(self, sample: Sample) -> None:
+        detector = self.controller.detector
+        figures: dict[str, float] = {
+            "regime": int(detector.regime),
+            "ttft_smoothed_seconds": detector.smoothed_s or 0.0,
+            "ttft_baseline_seconds": detector.baseline_s or 0.0,
+            "knee_share": sample.knee_share,
+            "utilisation": sample.utilisation,
+            "backlog_seconds": sample.backlog_s,
+            "arrivals_per_second": sample.arrivals_per_s,
+            "controller": int(self._acts),
+            "on_trial": int(self.controller.on_trial),
+        }
+        figures |= {f"{event}_total": count for event, count in self._counts.items()}
+        settings = self._door.settings()
+        figures |= {
+            f"setting_{name}": float(value)
+            for name, value in settings.items()
+            if isinstance(value, int | float)
+        }
+        self._gateway.set_gauges(json.dumps(figures))
+
+
+def _by_name(record: Record, value: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {record.setting: value}

@@ -1,0 +1,144 @@
+"""What may be changed while a gateway runs: names, units and bounds, and where they belong.
+
+A setting has one name everywhere: in `wardrop set`, in the admin API, in the audit and in the
+controller. The gateway itself checks policies and their parameters; bounds here are tighter where a
+slip of the hand would hurt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, cast
+
+Routing = dict[str, Any]
+"""`{"policy": {"name": …, …}, "queue": {…} | None}`, as the gateway tells it."""
+
+
+class SettingError(ValueError):
+    """A setting that does not exist or a value out of range: what was got, what is expected."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A number that may be set."""
+
+    low: float
+    high: float
+    unit: str
+    says: str
+    whole: bool = False
+
+
+QUEUE = {
+    "kappa": Bound(0, 100, "s/s", "how far a short prompt may overtake: κ · prefill seconds"),
+    "backlog_s": Bound(0.01, 60, "s", "room: prefill that may wait at a worker"),
+    "max_requests": Bound(1, 1 << 20, "requests", "admission: who may wait; 429 above", True),
+    "max_wait_s": Bound(0.1, 3600, "s", "longest wait; then a request goes at once"),
+}
+"""Settings of the queue; they exist while it is on."""
+
+OBJECTIVE = {
+    "objective.ttft": Bound(0, 100, "weight", "time to first token"),
+    "objective.itl": Bound(0, 100, "weight", "time between tokens"),
+    "objective.e2e": Bound(0, 100, "weight", "time to the last token"),
+    "objective.goodput": Bound(0, 100, "weight", "share of requests within both limits"),
+    "objective.ttft_slo_s": Bound(0.001, 3600, "s", "limit of the time to first token"),
+    "objective.itl_slo_s": Bound(0.0001, 60, "s", "limit of the time between tokens"),
+}
+"""Settings of the policy `toll`."""
+
+_POLICY = re.compile(r"([a-z_]+)(?:\(([^()]*)\))?")
+_MOST_PARAMETERS = 32
+
+
+def flat(routing: Routing) -> dict[str, Any]:
+    """Every setting with its value: `policy`, `queue`, and those that exist under them."""
+    policy = cast(dict[str, Any], routing["policy"])
+    queue = cast(dict[str, Any] | None, routing["queue"])
+    is_toll = policy["name"] == "toll"
+    name = "toll" if is_toll else policy_text(policy)
+    found: dict[str, Any] = {"policy": name, "queue": queue is not None}
+    if queue is not None:
+        found |= {name: queue[name] for name in QUEUE}
+    if is_toll:
+        found |= {name: policy[name.partition(".")[2]] for name in OBJECTIVE}
+    return found
+
+
+def changed(routing: Routing, changes: Mapping[str, Any]) -> Routing:
+    """The routing with changes, as `Gateway.set_routing` takes it.
+
+    Raises:
+        SettingError: an unknown name, a value out of range, or a setting of a part that is off.
+    """
+    if not changes:
+        raise SettingError("got no change, expected at least one setting=value")
+    policy: dict[str, Any] = dict(routing["policy"])
+    queue: dict[str, Any] | None = routing["queue"]
+    rest = dict(changes)
+    if "policy" in rest:
+        policy = parse_policy(rest.pop("policy"))
+    if "queue" in rest:
+        on = rest.pop("queue")
+        if not isinstance(on, bool):
+            raise SettingError(f"queue: got {on!r}, expected true or false")
+        queue = (queue or {}) if on else None
+    queue = dict(queue) if queue is not None else None
+    for name, value in rest.items():
+        if name in QUEUE:
+            if queue is None:
+                raise SettingError(f"{name}: there is no queue; set queue=true with it")
+            queue[name] = _checked(name, value, QUEUE[name])
+        elif name in OBJECTIVE:
+            if policy["name"] != "toll":
+                raise SettingError(
+                    f"{name}: the policy is {policy['name']}; set policy=toll with it"
+                )
+            policy[name.partition(".")[2]] = _checked(name, value, OBJECTIVE[name])
+        else:
+            known = ["policy", "queue", *QUEUE, *OBJECTIVE]
+            near = get_close_matches(name, known, 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise SettingError(f"setting {name!r} is not known; {hint}")
+    return {"policy": policy, "queue": queue}
+
+
+def parse_policy(text: object) -> dict[str, Any]:
+    """`"dynamo(prefill_load_scale=4)"` → `{"name": "dynamo", "prefill_load_scale": 4.0}`."""
+    match = _POLICY.fullmatch(text.replace(" ", "")) if isinstance(text, str) else None
+    if match is None:
+        raise SettingError(f"policy: got {text!r}, expected NAME or NAME(parameter=number,…)")
+    policy: dict[str, Any] = {"name": match[1]}
+    pairs = [part for part in (match[2] or "").split(",") if part]
+    if len(pairs) > _MOST_PARAMETERS:
+        raise SettingError(f"policy: got {len(pairs)} parameters, at most {_MOST_PARAMETERS}")
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            policy[name] = float(value)
+        except ValueError:
+            raise SettingError(f"policy: got {pair!r}, expected parameter=number") from None
+    return policy
+
+
+def policy_text(policy: Mapping[str, Any]) -> str:
+    """The policy as `parse_policy` reads it."""
+    parameters = ",".join(
+        f"{name}={value:g}" for name, value in policy.items() if isinstance(value, int | float)
+    )
+    return f"{policy['name']}({parameters})" if parameters else str(policy["name"])
+
+
+def _checked(name: str, value: object, bound: Bound) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SettingError(f"{name}: got {value!r}, expected a number ({bound.unit})")
+    if not bound.low <= value <= bound.high:  # also catches NaN
+        raise SettingError(
+            f"{name}: got {value:g}, expected {bound.low:g} to {bound.high:g} {bound.unit}"
+        )
+    if bound.whole and value != int(value):
+        raise SettingError(f"{name}: got {value:g}, expected a whole number")
+    return int(value) if bound.whole else float(value)

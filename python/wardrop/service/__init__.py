@@ -1,0 +1,1 @@
+"""What a running gateway offers to people and tools beside its data path: the admin API."""

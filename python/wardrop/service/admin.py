@@ -1,0 +1,206 @@
+"""The admin API of a running gateway, on the loopback only and on a port of its own.
+
+    GET  /v1/settings                     every setting with its value, unit and bounds
+    POST /v1/settings                     {"changes": {setting: value}, "reason": "…"} → the record
+    POST /v1/settings/roll-back           {"reason": "…", "number": 7} → the record
+    GET  /v1/audit?last=50                records, oldest first
+    GET  /v1/curves                       learned latency curves with their units
+    POST /v1/curves                       [{"model", "role", "record"}] → workers restored
+    GET  /v1/status                       the gateway's status
+    GET  /metrics                         as on the public port
+
+A change needs `content-type: application/json`, and every request a loopback `Host`: no page in a
+browser on this machine can send either across origins. Bodies are at most 1 MiB (curves: 64 MiB).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any, Protocol, cast
+
+from aiohttp import web
+
+from wardrop.control.audit import HAND
+from wardrop.control.curves import UNITS
+from wardrop.control.door import Door
+from wardrop.control.settings import OBJECTIVE, QUEUE, SettingError
+
+log = logging.getLogger("wardrop.control")
+
+HOST = "127.0.0.1"
+_CURVES_BYTES = 64 << 20
+_BODY_BYTES = 1 << 20
+_MAX_CHANGES = 32
+_LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Inspected(Protocol):
+    """The part of a gateway that is read here."""
+
+    def status(self) -> str:
+        """JSON of the gateway's state."""
+        ...
+
+    def metrics(self) -> str:
+        """The metrics page."""
+        ...
+
+    def curves(self) -> str:
+        """JSON of the learned curves."""
+        ...
+
+    def restore_curves(self, model: str, role: str, record_json: str) -> int:
+        """Take curves over."""
+        ...
+
+
+class Admin:
+    """The API as a server; `start` and `stop`.
+
+    Args:
+        gateway: what is read.
+        door: by which it is changed.
+        port: to listen on at 127.0.0.1; 0 takes a free one.
+    """
+
+    def __init__(self, gateway: Inspected, door: Door, port: int) -> None:
+        self._gateway = gateway
+        self._door = door
+        self._wanted = port
+        self.port: int | None = None
+        application = web.Application(client_max_size=_CURVES_BYTES, middlewares=[_guard])
+        application.add_routes(
+            [
+                web.get("/v1/settings", self._settings),
+                web.post("/v1/settings", self._change),
+                web.post("/v1/settings/roll-back", self._roll_back),
+                web.get("/v1/audit", self._audit),
+                web.get("/v1/curves", self._curves),
+                web.post("/v1/curves", self._restore),
+                web.get("/v1/status", self._status),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        self._runner = web.AppRunner(application, access_log=None)
+
+    async def start(self) -> int:
+        """Listen; the port. When the one that was asked for is taken: a free one, and a warning.
+
+        Raises:
+            OSError: the loopback can not be listened on.
+        """
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, HOST, self._wanted).start()
+        except OSError as error:
+            if not self._wanted:
+                raise
+            log.warning("admin port %d: %s; taking a free one", self._wanted, error)
+            await web.TCPSite(self._runner, HOST, 0).start()
+        self.port = int(self._runner.addresses[0][1])
+        log.info("admin API on http://%s:%d", HOST, self.port)
+        return self.port
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        await self._runner.cleanup()
+
+    async def _settings(self, _request: web.Request) -> web.Response:
+        bounds = {
+            name: {"low": b.low, "high": b.high, "unit": b.unit, "says": b.says}
+            for name, b in (QUEUE | OBJECTIVE).items()
+        }
+        return web.json_response({"settings": self._door.settings(), "bounds": bounds})
+
+    async def _change(self, request: web.Request) -> web.Response:
+        body = await _object(request, {"changes", "reason"})
+        changes = body.get("changes")
+        if not isinstance(changes, dict) or not 1 <= len(cast(Any, changes)) <= _MAX_CHANGES:
+            raise SettingError(f"changes: expected an object of 1 to {_MAX_CHANGES} settings")
+        record = self._door.change(cast(dict[str, Any], changes), HAND, _reason(body))
+        return web.json_response(asdict(record))
+
+    async def _roll_back(self, request: web.Request) -> web.Response:
+        body = await _object(request, {"reason", "number"})
+        number = body.get("number")
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+            raise SettingError(f"number: got {number!r}, expected a whole number")
+        return web.json_response(asdict(self._door.roll_back(HAND, _reason(body), number=number)))
+
+    async def _audit(self, request: web.Request) -> web.Response:
+        text = request.query.get("last", "50")
+        if not text.isdecimal() or not 1 <= int(text) <= 1024:
+            raise SettingError(f"last: got {text!r}, expected 1 to 1024")
+        return web.json_response([asdict(record) for record in self._door.records(int(text))])
+
+    async def _curves(self, _request: web.Request) -> web.Response:
+        pools: Any = json.loads(self._gateway.curves())
+        return web.json_response({"units": UNITS, "pools": pools})
+
+    async def _restore(self, request: web.Request) -> web.Response:
+        pools: Any = await _json(request, _CURVES_BYTES)
+        if not isinstance(pools, list):
+            raise SettingError("expected a list of {model, role, record}")
+        restored = 0
+        for pool in cast(list[Any], pools):
+            try:
+                model, role, record = str(pool["model"]), str(pool["role"]), pool["record"]
+            except (TypeError, KeyError):
+                raise SettingError("expected a list of {model, role, record}") from None
+            restored += self._gateway.restore_curves(model, role, json.dumps(record))
+        return web.json_response({"workers": restored})
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response(text=self._gateway.status())
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(text=self._gateway.metrics(), content_type="text/plain")
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Answer) -> web.StreamResponse:
+    host = request.host.rpartition(":")[0] or request.host
+    if host not in _LOOPBACK:
+        return _refusal(403, f"host {request.host!r} is not this machine's loopback")
+    if request.method == "POST" and request.content_type != "application/json":
+        return _refusal(415, "a change needs content-type: application/json")
+    try:
+        return await handler(request)
+    except ValueError as error:
+        return _refusal(400, str(error))
+
+
+def _refusal(status: int, text: str) -> web.Response:
+    return web.json_response({"error": text}, status=status)
+
+
+async def _json(request: web.Request, limit_bytes: int) -> Any:
+    if (request.content_length or 0) > limit_bytes:
+        raise ValueError(f"body of {request.content_length} bytes, at most {limit_bytes}")
+    try:
+        return json.loads(await request.read() or b"{}")
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+async def _object(request: web.Request, known: set[str]) -> dict[str, Any]:
+    body = await _json(request, _BODY_BYTES)
+    if not isinstance(body, dict):
+        raise SettingError("expected a JSON object")
+    named = cast(dict[str, Any], body)
+    unknown = sorted(set(named) - known)
+    if unknown:
+        raise SettingError(f"got key {unknown[0]!r}, expected {', '.join(sorted(known))}")
+    return named
+
+
+def _reason(body: dict[str, Any]) -> str:
+    reason = body.get("reason", "")
+    if not isinstance(reason, str):
+        raise SettingError(f"reason: got {reason!r}, expected a text")
+    return reason

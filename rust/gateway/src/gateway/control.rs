@@ -1,0 +1,115 @@
+//! What a control plane reads and changes while the gateway runs. All of it is short and off the requests' path.
+
+use serde::Serialize;
+use serde_json::Value;
+use wardrop_core::latency::FleetRecord;
+
+use super::{Gateway, parse, parse_role};
+use crate::GatewayError;
+use crate::config::RoutingChange;
+use crate::fleet::{PoolCurves, Pulse, WorkerPool};
+use crate::outcomes::Interval;
+
+/// Gauges that a controller may have.
+const MAX_GAUGES: usize = 64;
+
+/// One look of a controller.
+#[derive(Serialize)]
+struct Sample {
+    now_s: f64,
+    outcomes: Interval,
+    pools: Vec<Pulse>,
+}
+
+impl Gateway {
+    /// Policy and queue in force, as JSON.
+    pub fn routing(&self) -> String {
+        json(&*self.shared.routing.lock())
+    }
+
+    /// Changes policy or queue of every pool, present and future, all or nothing; returns what is in force then. Requests that
+    /// wait stay; when the queue is taken away they are placed at once.
+    ///
+    /// # Errors
+    /// What is wrong with the change; nothing has changed then.
+    pub fn set_routing(&self, change_json: &str) -> Result<String, GatewayError> {
+        let change: RoutingChange = parse("change of the routing", change_json)?;
+        let mut routing = self.shared.routing.lock();
+        let next = routing.with(change)?;
+        let now_s = self.shared.now_s();
+        for model in self.shared.registry.all() {
+            for pool in model.pools() {
+                if next.policy != routing.policy {
+                    pool.set_policy(next.policy.clone())?;
+                }
+                if next.queue != routing.queue {
+                    pool.set_queue(next.queue, now_s)?;
+                }
+            }
+        }
+        *routing = next;
+        Ok(json(&*routing))
+    }
+
+    /// Outcomes since the last call and the state of every pool, as JSON. One controller may ask; a second would take the
+    /// outcomes away from it.
+    pub fn sample(&self) -> String {
+        let now_s = self.shared.now_s();
+        json(&Sample {
+            now_s,
+            outcomes: self.shared.outcomes.take(),
+            pools: self.pools(|pool| pool.pulse(now_s)),
+        })
+    }
+
+    /// The learned latency curves of every pool, as JSON.
+    pub fn curves(&self) -> String {
+        let pools: Vec<PoolCurves> = self.pools(WorkerPool::curves);
+        json(&pools)
+    }
+
+    /// Takes over learned curves of a pool; how many of its workers were known.
+    ///
+    /// # Errors
+    /// An unknown model, or a record of another version or with values that no curve can have.
+    pub fn restore_curves(&self, model: &str, role: &str, record_json: &str) -> Result<usize, GatewayError> {
+        let record: FleetRecord = parse("record of curves", record_json)?;
+        Ok(self
+            .model(model)?
+            .pool(parse_role(role)?)
+            .restore_curves(&record)?)
+    }
+
+    /// Puts figures of the control plane on the metrics page, `{name: number}`; those not named stay.
+    ///
+    /// # Errors
+    /// No object of numbers, or more names than there may be.
+    pub fn set_gauges(&self, gauges_json: &str) -> Result<(), GatewayError> {
+        let gauges: std::collections::BTreeMap<String, Value> = parse("object of numbers", gauges_json)?;
+        if gauges.len() > MAX_GAUGES {
+            return Err(GatewayError::Config(format!(
+                "{} gauges at once, at most {MAX_GAUGES}",
+                gauges.len()
+            )));
+        }
+        for (name, value) in gauges {
+            let Some(value) = value.as_f64() else {
+                return Err(GatewayError::Config(format!(
+                    "gauge {name} must be a number, got {value}"
+                )));
+            };
+            self.shared.metrics.control.with_label_values(&[&name]).set(value);
+        }
+        Ok(())
+    }
+
+    fn pools<T>(&self, read: impl Fn(&WorkerPool) -> Option<T>) -> Vec<T> {
+        let models = self.shared.registry.all();
+        let pools = models.iter().flat_map(|model| model.pools());
+        pools.filter_map(|pool| read(pool)).collect()
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("plain values must serialise")
+}

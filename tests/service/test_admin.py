@@ -1,0 +1,153 @@
+"""The admin API: what it refuses, and the commands that speak to it."""
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+
+import pytest
+from typer.testing import CliRunner
+
+from wardrop._core import Gateway
+from wardrop.control import AuditLog, Door, curves_command, set_command
+from wardrop.control import command as audit_command
+from wardrop.service.admin import Admin
+from wardrop.service.keeper import CurveKeeper
+
+WORKER = {"model": "m", "role": "aggregated", "instance": 7}
+
+
+@pytest.fixture
+def gateway():
+    routing = {"policy": {"name": "toll"}, "queue": {"kappa": 10}}
+    native = Gateway(json.dumps({"listen": "127.0.0.1:0", "routing": routing}))
+    native.upsert_model(json.dumps({"name": "m", "block_size": 4}))
+    native.upsert_worker(json.dumps(WORKER))
+    yield native
+    native.stop()
+
+
+@pytest.fixture
+def url(gateway, tmp_path):
+    """The API at work in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    admin = Admin(gateway, Door(gateway, AuditLog(tmp_path / "audit.jsonl")), 0)
+    port = loop.run_until_complete(admin.start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{port}"
+    asyncio.run_coroutine_threadsafe(admin.stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def send(url, method, path, body=None, **headers):
+    conn = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    named = {"content-type": "application/json"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    conn.request(method, path, body, named)
+    answer = conn.getresponse()
+    out = answer.status, json.loads(answer.read())
+    conn.close()
+    return out
+
+
+def test_it_listens_on_the_loopback_only(url):
+    port = int(url.rpartition(":")[2])
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", 0))
+        with pytest.raises(OSError, match=r"refused"):
+            socket.create_connection(("127.0.0.2", port), timeout=2)
+
+
+def test_pages_of_other_origins_can_not_change_anything(url, gateway):
+    before = gateway.routing()
+    change = json.dumps({"changes": {"kappa": 1}})
+    assert send(url, "POST", "/v1/settings", change, content_type="text/plain")[0] == 415
+    assert send(url, "POST", "/v1/settings", change, host="evil.example")[0] == 403
+    assert send(url, "GET", "/v1/settings", host="evil.example:8010")[0] == 403
+    assert gateway.routing() == before
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("{", "not JSON"),
+        ("[]", "JSON object"),
+        ('{"changes": {}}', "1 to 32"),
+        ('{"changes": {"kappa": 1}, "by": "controller"}', "got key 'by'"),
+        ('{"changes": {"kappa": 1000}}', "expected 0 to 100"),
+        ('{"changes": {"kappa": 1}, "reason": 5}', "expected a text"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_bad_bodies_are_refused_with_the_reason(url, body, text):
+    status, answer = send(url, "POST", "/v1/settings", body)
+    assert status == 400
+    assert text in answer["error"]
+
+
+def test_set_changes_lists_and_takes_back_and_audit_tells_it(url, gateway):
+    run = CliRunner().invoke
+    changed = run(set_command.app, ["kappa=20", "objective.e2e=2", "--reason", "why", "--url", url])
+    assert changed.exit_code == 0, changed.output
+    assert json.loads(gateway.routing())["queue"]["kappa"] == 20
+    assert json.loads(gateway.routing())["policy"]["e2e"] == 2
+    assert "kappa                 20" in run(set_command.app, ["--url", url]).output
+    undone = run(set_command.app, ["--roll-back", "--url", url])
+    assert undone.exit_code == 0, undone.output
+    assert json.loads(gateway.routing())["queue"]["kappa"] == 10
+    told = run(audit_command.app, ["--url", url]).output
+    assert "hand" in told
+    assert "[rolled back]" in told
+    assert "why" in told
+    wrong = run(set_command.app, ["kapa=1", "--url", url])
+    assert (wrong.exit_code, "did you mean 'kappa'" in wrong.output) == (1, True)
+    assert run(set_command.app, ["kappa=1", "--url", "http://127.0.0.1:1"]).exit_code == 1
+
+
+def test_curves_are_printed_drawn_saved_and_restored(url, gateway, tmp_path):
+    run = CliRunner().invoke
+    file, picture = tmp_path / "curves.json", tmp_path / "curves.png"
+    shown = run(curves_command.app, ["--url", url, "--save", str(file), "--plot", str(picture)])
+    assert shown.exit_code == 0, shown.output
+    assert "7/0" in shown.output
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    units = json.loads(run(curves_command.app, ["--url", url, "--json"]).output)["units"]
+    assert units["step"]["coefficients"] == ["s", "s/sequence", "s/token"]
+    content = json.loads(file.read_text())
+    content["pools"][0]["record"]["fleet"]["step"]["theta"][0] = 0.25
+    file.write_text(json.dumps(content))
+    restored = run(curves_command.app, ["--url", url, "--restore", str(file)])
+    assert "1 workers" in restored.output
+    (pool,) = json.loads(gateway.curves())
+    assert pool["record"]["fleet"]["step"]["theta"][0] == 0.25
+    content["version"] = 9
+    file.write_text(json.dumps(content))
+    assert run(curves_command.app, ["--url", url, "--restore", str(file)]).exit_code == 1
+
+
+def test_curves_outlive_a_restart_and_a_damaged_file_is_left_behind(gateway, tmp_path):
+    file = tmp_path / "curves.json"
+    (pool,) = json.loads(gateway.curves())
+    pool["record"]["fleet"]["prefill"]["theta"][0] = 0.125
+    gateway.restore_curves("m", "aggregated", json.dumps(pool["record"]))
+    keeper = CurveKeeper(gateway, file)
+    keeper.load()
+    keeper.save()
+    second = Gateway('{"listen": "127.0.0.1:0"}')
+    second.upsert_model(json.dumps({"name": "m", "block_size": 4}))
+    later = CurveKeeper(second, file)
+    later.load()
+    later.restore()
+    later.save()  # its workers are not there yet: what was read must not be lost
+    second.upsert_worker(json.dumps(WORKER))
+    later.restore()
+    (after,) = json.loads(second.curves())
+    assert after["record"]["fleet"]["prefill"]["theta"][0] == 0.125
+    second.stop()
+    file.write_text("{")
+    CurveKeeper(gateway, file).load()
