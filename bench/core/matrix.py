@@ -93,6 +93,7 @@ def main() -> None:
         command = [program, *map(str, cell)]
         run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         figures = json.loads(run)
+        done.add(cell)
         if "skipped" in figures:
             continue
         results.append({**figures, "load": machine()["load"]})

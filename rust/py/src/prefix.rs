@@ -1,6 +1,6 @@
 //! `wardrop.Prefix`: a prompt that grows, hashed once.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -11,16 +11,21 @@ use crate::tokens::Tokens;
 
 /// The hashes of a prompt so far; see `_core.pyi`.
 #[pyclass(frozen, module = "wardrop._core")]
-pub struct Prefix(Mutex<PromptHashes>);
+pub struct Prefix(Mutex<Arc<PromptHashes>>);
 
 impl Prefix {
     /// An empty prompt for prompts of this hasher.
     pub fn empty(hasher: &BlockHasher, scope: &HashScope<'_>) -> Self {
-        Self(Mutex::new(PromptHashes::new(hasher, scope)))
+        Self(Mutex::new(Arc::new(PromptHashes::new(hasher, scope))))
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, PromptHashes> {
+    fn lock(&self) -> MutexGuard<'_, Arc<PromptHashes>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The prompt as it is now, whatever is appended later.
+    pub fn now(&self) -> Arc<PromptHashes> {
+        Arc::clone(&self.lock())
     }
 }
 
@@ -42,31 +47,34 @@ impl Prefix {
     fn extend(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<()> {
         let tokens = Tokens::new(tokens)?;
         let tokens = tokens.as_slice();
-        sized(py, tokens.len(), || self.lock().extend(tokens));
+        // Copied first only while a call of another thread reads it.
+        sized(py, tokens.len(), || {
+            Arc::make_mut(&mut self.lock()).extend(tokens);
+        });
         Ok(())
     }
 
     fn copy(&self) -> Self {
-        Self(Mutex::new(self.lock().clone()))
+        Self(Mutex::new(self.now()))
     }
 
     #[getter]
     fn tokens(&self) -> usize {
-        self.lock().tokens()
+        self.now().tokens()
     }
 
     #[getter]
     fn blocks(&self) -> usize {
-        self.lock().locals().len()
+        self.now().locals().len()
     }
 
     #[getter]
     fn block_size(&self) -> u32 {
-        self.lock().hasher().block_size()
+        self.now().hasher().block_size()
     }
 
     fn block_hashes(&self) -> PyResult<Vec<u64>> {
-        let hashes = self.lock();
+        let hashes = self.now();
         if hashes.hasher().is_keyed() {
             return Err(PyValueError::new_err(
                 "hashes under a router's key stay inside: pass the Prefix itself to route, find_matches or book",

@@ -16,7 +16,7 @@ use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value};
 use wardrop_core::{
     BlockHasher, HashKey, HashMode, HashScope, PolicyConfig, PredictedConfig, PredictedUse, RequestId,
-    RestoredWorker, RouteRequest, Router as Core, RouterConfig, SequenceHash, WorkerId, WorkerSpec,
+    RestoredWorker, RouteRequest, Router as Core, RouterConfig, WorkerId, WorkerSpec,
 };
 
 use crate::decision::{Decision, to_python};
@@ -89,8 +89,6 @@ fn parameters(py: Python<'_>, parameters: Option<&Bound<'_, PyDict>>) -> PyResul
 /// The prompt of a call: its hashes and its length.
 struct Prompt {
     locals: HashColumn,
-    /// Where they are known already; else empty.
-    sequence: Vec<SequenceHash>,
     input_tokens: u32,
 }
 
@@ -162,7 +160,7 @@ impl Router {
     }
 
     fn grown(&self, prefix: &Prefix) -> PyResult<Prompt> {
-        let hashes = prefix.lock();
+        let hashes = prefix.now();
         if *hashes.hasher() != self.hasher {
             return Err(PyValueError::new_err(
                 "the Prefix is hashed in another way than this router's prompts (block size, or key); expected one of \
@@ -170,9 +168,8 @@ impl Router {
             ));
         }
         Ok(Prompt {
-            locals: HashColumn::Owned(hashes.locals().to_vec()),
-            sequence: hashes.sequence().to_vec(),
             input_tokens: u32::try_from(hashes.tokens()).unwrap_or(u32::MAX),
+            locals: HashColumn::Known(hashes),
         })
     }
 
@@ -206,13 +203,11 @@ impl Router {
                 let known = (hashes.len() as u64).saturating_mul(u64::from(self.hasher.block_size()));
                 Prompt {
                     locals: hashes,
-                    sequence: Vec::new(),
                     input_tokens: u32::try_from(known).unwrap_or(u32::MAX),
                 }
             }
             (None, None) => Prompt {
                 locals: HashColumn::Owned(Vec::new()),
-                sequence: Vec::new(),
                 input_tokens: 0,
             },
         };
@@ -238,7 +233,6 @@ impl Router {
             locals: HashColumn::Owned(sized(py, tokens.len(), || {
                 self.hasher.local_hashes(tokens, &scope)
             })),
-            sequence: Vec::new(),
             input_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
         }
     }
@@ -395,7 +389,7 @@ impl Router {
         let request = RouteRequest {
             request_id: request_id.map(self::request_id).transpose()?,
             local_hashes: &prompt.locals,
-            sequence_hashes: &prompt.sequence,
+            sequence_hashes: prompt.locals.sequence(),
             input_tokens: prompt.input_tokens,
             expected_output_tokens,
             allowed: allowed.as_deref(),
@@ -428,7 +422,7 @@ impl Router {
         let request = RouteRequest {
             request_id: Some(self::request_id(request_id)?),
             local_hashes: &prompt.locals,
-            sequence_hashes: &prompt.sequence,
+            sequence_hashes: prompt.locals.sequence(),
             input_tokens: prompt.input_tokens,
             expected_output_tokens,
             ..RouteRequest::default()

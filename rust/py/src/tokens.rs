@@ -6,13 +6,14 @@
 #![allow(unsafe_code)]
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-use wardrop_core::LocalHash;
+use wardrop_core::{LocalHash, PromptHashes, SequenceHash};
 
 use crate::digits::Layout;
 
@@ -117,9 +118,19 @@ pub enum HashColumn {
     SignedView(PyBuffer<i64>),
     /// A copy.
     Owned(Vec<LocalHash>),
+    /// Of a prompt that grows; it is not changed while somebody reads it.
+    Known(Arc<PromptHashes>),
 }
 
 impl HashColumn {
+    /// The sequence hashes of the same blocks, where they are known.
+    pub fn sequence(&self) -> &[SequenceHash] {
+        match self {
+            Self::Known(prompt) => prompt.sequence(),
+            Self::View(_) | Self::SignedView(_) | Self::Owned(_) => &[],
+        }
+    }
+
     /// A view on `value`, if it is a contiguous buffer of 64-bit integers.
     pub fn view(value: &Bound<'_, PyAny>) -> Option<Self> {
         if let Ok(view) = PyBuffer::<u64>::get(value) {
@@ -142,6 +153,7 @@ impl Deref for HashColumn {
             Self::View(view) => (view.buf_ptr(), view.item_count()),
             Self::SignedView(view) => (view.buf_ptr(), view.item_count()),
             Self::Owned(hashes) => return hashes,
+            Self::Known(prompt) => return prompt.locals(),
         };
         // SAFETY: contiguous and not empty (checked by the constructor), aligned (checked by PyO3), pinned by the view; a local
         // hash is a transparent u64, and any 8 bytes are one; see the module.
