@@ -219,8 +219,8 @@ class Router:
 
     Args:
         block_size: tokens per KV block.
-        policy: round_robin, least_loaded, power_of_two, dynamo, lmetric, two_tier, sticky, chwbl,
-            toll.
+        policy: round_robin, least_loaded, power_of_two, dynamo, paper, lmetric, two_tier, sticky,
+            chwbl, toll.
         seed: of ties and samples: equal calls give equal answers.
         tracks_prefill: False for the decode pool of a split.
         tracks_decode: False for the prefill pool of a split.

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from wardrop.replay.anarchy import POA_WINDOW
 from wardrop.replay.fleet import Engine, Fleet, Transfer
 from wardrop.replay.generate import GENERATORS, generate
 from wardrop.replay.report import write_html
@@ -185,6 +186,9 @@ def replay(
     metrics_loss: Annotated[
         float, typer.Option(min=0, max=1, help="Share of those reports that are lost.")
     ] = 0.0,
+    poa: Annotated[
+        bool, typer.Option(help="Measure what routing lost: the price of anarchy and its parts.")
+    ] = False,
     ttft_slo_s: Annotated[
         float, typer.Option(min=0, help="Goodput: limit of the time to first token.")
     ] = 2.0,
@@ -234,6 +238,7 @@ def replay(
             metrics=metrics,
             metrics_delay_ms=metrics_delay_ms,
             metrics_loss=metrics_loss,
+            anarchy_window=POA_WINDOW if poa else 0,
         )
         make = _workloads(trace, trace_block_size, spread_ticks, _part(part))
         span_s = make(0).span_s

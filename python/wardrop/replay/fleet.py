@@ -110,6 +110,7 @@ class Fleet:
         sample_ms: between samples of the workers' state; 0 takes none.
         rate: load; every gap of the workload is divided by it.
         concurrency: requests in flight (closed loop), or None for the workload's own arrivals.
+        anarchy_window: decisions per window of the price of anarchy (`Result.anarchy`); 0: none.
     """
 
     workers: int = 8
@@ -129,6 +130,7 @@ class Fleet:
     sample_ms: float = 0.0
     rate: float = 1.0
     concurrency: int | None = None
+    anarchy_window: int = 0
 
     @classmethod
     def split(cls, prefill: int, decode: int, **fields: Any) -> Fleet:
@@ -182,6 +184,7 @@ class Fleet:
                 "sample_ms": self.sample_ms,
                 "rate": self.rate,
                 "concurrency": self.concurrency,
+                "anarchy_window": self.anarchy_window,
                 "seed": seed,
             }
         )

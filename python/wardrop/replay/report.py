@@ -13,7 +13,7 @@ import numpy as np
 from wardrop.replay.chart import COLOURS, Axis, Line, distribution, heat, heat_ramp, lines
 from wardrop.replay.run import Slo
 from wardrop.replay.sweep import Cell, mean_and_range
-from wardrop.replay.table import COLUMNS, HIGHER_IS_BETTER, best_of, groups, means
+from wardrop.replay.table import HIGHER_IS_BETTER, best_of, columns, groups, means
 
 _CURVES = (
     ("ttft_mean_s", "Time to first token, mean", "s", True),
@@ -24,6 +24,12 @@ _CURVES = (
     ("itl_p99_ms", "Time between tokens, 99th percentile", "ms", False),
     ("e2e_mean_s", "Time to last token, mean", "s", True),
     ("load_spread", "Spread of prefill work over workers", "std ÷ mean", False),
+)
+_POA_CURVES = (
+    ("poa", "Price of anarchy: what routing lost, 1 is nothing", "actual ÷ optimum", False),
+    ("poa_paper", "The paper's estimator: N/m on equal workers", "actual ÷ matched", True),
+    ("poa_cache", "Of the cost: prefill that another placement saves", "share", False),
+    ("poa_load", "Of the cost: waiting that another placement saves", "share", False),
 )
 
 _HEAD = (
@@ -69,7 +75,8 @@ def _load_charts(cells: Sequence[Cell], colours: Mapping[str, str], closed: bool
     label = "requests in flight" if closed else "load (× the trace)"
     spread = _ratio([cell.load for cell in cells]) > 6
     charts: list[str] = []
-    for figure, title, unit, may_log in _CURVES:
+    measured = all("poa" in cell.figures for cell in cells)
+    for figure, title, unit, may_log in _CURVES + (_POA_CURVES if measured else ()):
         curves = _over_load(cells, figure, colours)
         log = may_log and _ratio([point[1] for curve in curves for point in curve.points]) > 8
         drawn = lines(title, curves, Axis(label, log=spread), Axis(unit, log=log))
@@ -135,16 +142,17 @@ def _tabs(cells: Sequence[Cell], colours: Mapping[str, str], unit: str) -> str:
 
 def _table(cells: Sequence[Cell], unit: str) -> str:
     rows: list[str] = []
+    shown = columns(cells)
     for load, table in means(cells).items():
         best = best_of(table)
         for i, (policy, row) in enumerate(table.items()):
             texts = "".join(
                 f"<td{' class=best' if row[name] == best[name] else ''}>{row[name]:.{digits}f}</td>"
-                for name, _, digits in COLUMNS
+                for name, _, digits in shown
             )
             kind = " class=load" if i == 0 else ""
             rows.append(f"<tr{kind}><td>{load:g}</td><td>{escape(policy)}</td>{texts}</tr>")
-    heads = "".join(f"<th>{escape(head)}</th>" for _, head, _ in COLUMNS)
+    heads = "".join(f"<th>{escape(head)}</th>" for _, head, _ in shown)
     head = f"<tr><th>{unit}</th><th>policy</th>{heads}</tr>"
     return f"<div class=scroll><table>{head}{''.join(rows)}</table></div>"
 

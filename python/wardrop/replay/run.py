@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardrop._core import simulate_fleet
+from wardrop.replay.anarchy import Report, combined, read_reports
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.workload import ReplayError, Workload
 
@@ -151,6 +152,10 @@ class Result:
         waiting: (samples, workers) sequences waiting in the engine.
         active_blocks: (samples, workers) KV blocks held.
         totals: counters of the run.
+        anarchy: per pool what routing lost (`Fleet.anarchy_window`), or None where nothing was
+            measured; see `wardrop.replay.anarchy`.
+        regimes: per pool (time in s, regime, smoothed p99 TTFT in s, baseline in s) of each change,
+            for policies that have regimes.
     """
 
     arrival_ms: NDArray[np.float64]
@@ -173,6 +178,8 @@ class Result:
     waiting: NDArray[np.uint32]
     active_blocks: NDArray[np.uint32]
     totals: dict[str, float]
+    anarchy: tuple[Report | None, ...] = ()
+    regimes: tuple[tuple[tuple[float, str, float, float], ...], ...] = ()
 
     @property
     def complete(self) -> NDArray[np.bool_]:
@@ -218,7 +225,8 @@ class Result:
             p50, p99), `reuse` (share of prompt tokens found in caches), `requests_per_s` and
             `output_tokens_per_s` over the whole run, `goodput_per_s` (requests within `slo` per
             second of arrivals) and `attainment` (their share), `load_spread` (coefficient of
-            variation over workers of prompt tokens computed), `completed`, `failed`, `preemptions`.
+            variation over workers of prompt tokens computed), `completed`, `failed`, `preemptions`;
+            where it was measured, what `wardrop.replay.anarchy.combined` says.
         """
         slo = slo or Slo()
         done = self.complete
@@ -258,7 +266,7 @@ class Result:
         figures["completed"] = float(done.sum())
         figures["failed"] = float((self.end > COMPLETE).sum())
         figures["preemptions"] = float(self.preemptions.sum(dtype=np.uint64))
-        return figures
+        return figures | combined(self.anarchy)
 
     def _load_spread(self) -> float:
         placed = self.worker != 0xFFFFFFFF
@@ -338,4 +346,6 @@ def simulate(workload: Workload, fleet: Fleet, policy: Policy | str, *, seed: in
         waiting=counts("sample_waiting").reshape(shape),
         active_blocks=counts("sample_active_blocks").reshape(shape),
         totals=raw["totals"],
+        anarchy=read_reports(raw["anarchy"]),
+        regimes=tuple(tuple(pool) for pool in raw["regimes"]),
     )

@@ -23,9 +23,23 @@ COLUMNS = (
     ("load_spread", "spread", 3),
     ("output_tokens_per_s", "tokens/s", 0),
 )
+POA_COLUMNS = (
+    ("poa", "PoA", 3),
+    ("poa_paper", "paper's", 1),
+    ("poa_square", "square", 2),
+    ("poa_cache", "cache", 3),
+    ("poa_load", "load", 3),
+    ("poa_split", "split", 3),
+)
 HIGHER_IS_BETTER = {"reuse", "goodput_per_s", "output_tokens_per_s"}
 
 Means = dict[str, dict[str, float]]
+
+
+def columns(cells: Sequence[Cell]) -> tuple[tuple[str, str, int], ...]:
+    """The columns that every cell has: those of the price of anarchy only where it was measured."""
+    measured = all("poa" in cell.figures for cell in cells)
+    return COLUMNS + POA_COLUMNS if cells and measured else COLUMNS
 
 
 def groups(cells: Sequence[Cell]) -> dict[tuple[float, str], list[Cell]]:
@@ -40,7 +54,7 @@ def means(cells: Sequence[Cell]) -> dict[float, Means]:
     """Per load and policy, every column's mean over seeds."""
     found: dict[float, Means] = {}
     for (load, policy), members in groups(cells).items():
-        row = {name: mean_and_range(members, name)[0] for name, _, _ in COLUMNS}
+        row = {name: mean_and_range(members, name)[0] for name, _, _ in columns(cells)}
         found.setdefault(load, {})[policy] = row
     return found
 
@@ -49,7 +63,7 @@ def best_of(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The best value of every column among the policies of one load."""
     return {
         name: (max if name in HIGHER_IS_BETTER else min)(row[name] for row in rows.values())
-        for name, _, _ in COLUMNS
+        for name in next(iter(rows.values()))
     }
 
 
@@ -59,13 +73,14 @@ def table(cells: Sequence[Cell], *, closed: bool = False) -> Table:
     view = Table(caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     view.add_column("in flight" if closed else "load", justify="right", no_wrap=True)
     view.add_column("policy", overflow="fold", min_width=11)
-    for _, head, _ in COLUMNS:
+    shown = columns(cells)
+    for _, head, _ in shown:
         view.add_column(head, justify="right", no_wrap=True)
     for load, rows in means(cells).items():
         best = best_of(rows)
         for policy, row in rows.items():
             texts: list[str] = []
-            for name, _, digits in COLUMNS:
+            for name, _, digits in shown:
                 text = f"{row[name]:.{digits}f}"
                 texts.append(f"[bold]{text}[/bold]" if row[name] == best[name] else text)
             view.add_row(f"{load:g}", policy, *texts)

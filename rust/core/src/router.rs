@@ -16,7 +16,7 @@ pub use crate::matched::{Ahead, Matched};
 use crate::matched::{Columns, Overlaps};
 use crate::pick::pick;
 use crate::predicted::{Predicted, PredictedUse};
-use crate::price::{Policy, PolicyConfig, View};
+use crate::price::{Policy, PolicyConfig, RegimeChange, View};
 pub use crate::request::{Candidate, Decision, RequestId, RouteRequest, Stage};
 use crate::rng::Rng;
 use crate::roster::Roster;
@@ -462,7 +462,7 @@ impl Router {
             .load
             .prefill_done(request)
             .ok_or(Error::UnknownRequest(request))?;
-        desk.ledger.prefill_done(request, now_s);
+        desk.first_token(request, now_s);
         desk.predicted.first_token(request, now_s);
         Ok(desk.fleet.ids()[slot.index()])
     }
@@ -477,12 +477,26 @@ impl Router {
         let desk = &mut *self.desk();
         let slot = desk.load.release(request).ok_or(Error::UnknownRequest(request))?;
         if outcome.at_first_token {
-            desk.ledger.prefill_done(request, now_s);
+            desk.first_token(request, now_s);
         }
         desk.ledger.release(request, desk.kv_tokens(slot), outcome, now_s);
         desk.predicted.finished(request, now_s);
         desk.counters.released += 1;
         Ok(desk.fleet.ids()[slot.index()])
+    }
+
+    /// A first token came, `ttft_s` after its request: for the policy of a pool that only decodes, which sees no prefill. A pool
+    /// that prefills hears it by [`Router::prefill_done`] or [`Router::finish`].
+    pub fn observe_first_token(&self, ttft_s: f64, now_s: f64) {
+        let desk = &mut *self.desk();
+        if !desk.config.tracks_prefill {
+            desk.policy.first_token(ttft_s, now_s);
+        }
+    }
+
+    /// Changes of regime by a policy that has regimes, oldest first; bounded.
+    pub fn regime_changes(&self) -> Vec<RegimeChange> {
+        self.desk().policy.regime_changes()
     }
 
     /// End the bookings that outlived their time; how many.
@@ -658,7 +672,16 @@ impl Desk {
             .map(|(id, slot)| (id, slot.index()))
     }
 
+    fn first_token(&mut self, request: RequestId, now_s: f64) {
+        let taken_s = self.ledger.prefill_done(request, now_s);
+        // In a pool that only decodes a booking begins long after its request: see `Router::observe_first_token`.
+        if let Some(taken_s) = taken_s.filter(|_| self.config.tracks_prefill) {
+            self.policy.first_token(taken_s, now_s);
+        }
+    }
+
     fn price(&mut self, matched: &Matched, ahead: Option<&Ahead>, now_s: f64) {
+        self.policy.advance(now_s);
         self.columns.fill(matched, &self.load, ahead);
         let output_tokens = self.output_tokens(matched);
         if self.policy.wants_seconds() {

@@ -6,6 +6,8 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use wardrop_core::game::MeterReport;
+use wardrop_core::price::RegimeChange;
 use wardrop_core::sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
 
 fn raise(error: &SimError) -> PyErr {
@@ -157,5 +159,62 @@ fn pack<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>>
     numbers.set_item("gap_sum_ms", outcome.gaps.sum_ms)?;
     numbers.set_item("end_ms", outcome.end_ms)?;
     dict.set_item("totals", numbers)?;
+    let anarchy = outcome.anarchy.iter().map(|report| match report {
+        Some(report) => anarchy_dict(py, report).map(Some),
+        None => Ok(None),
+    });
+    dict.set_item("anarchy", anarchy.collect::<PyResult<Vec<_>>>()?)?;
+    let regimes: Vec<Vec<_>> = outcome
+        .regimes
+        .iter()
+        .map(|pool| pool.iter().map(change).collect())
+        .collect();
+    dict.set_item("regimes", regimes)?;
+    Ok(dict)
+}
+
+/// When, to which regime, on which smoothed p99 over which baseline, seconds.
+fn change(change: &RegimeChange) -> (f64, &'static str, f64, f64) {
+    (
+        change.at_s,
+        change.to.name(),
+        change.smoothed_s,
+        change.baseline_s,
+    )
+}
+
+fn anarchy_dict<'py>(py: Python<'py>, report: &MeterReport) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    let interval = report.poa_interval;
+    let figures = [
+        ("poa", report.poa),
+        ("poa_low", interval.map_or(f64::NAN, |interval| interval.low)),
+        ("poa_high", interval.map_or(f64::NAN, |interval| interval.high)),
+        ("poa_paper", report.poa_paper),
+        ("poa_square", report.poa_square),
+        ("poa_square_median", report.poa_square_median),
+        ("poa_square_p90", report.poa_square_p90),
+        ("poa_square_max", report.poa_square_max),
+        ("regret_mean_s", report.regret_mean_s),
+        ("free_s", report.loss.free_s),
+        ("split_s", report.loss.split_s),
+        ("cache_s", report.loss.cache_s),
+        ("load_s", report.loss.load_s),
+        ("model_error", report.model_error.mean_absolute_share),
+        ("model_bias", report.model_error.bias),
+    ];
+    for (name, value) in figures {
+        dict.set_item(name, value)?;
+    }
+    let counts = [
+        ("windows", report.windows as u64),
+        ("requests", report.requests as u64),
+        ("model_samples", report.model_error.samples as u64),
+        ("dropped_windows", report.dropped_windows),
+        ("refused_placements", report.refused_placements),
+    ];
+    for (name, value) in counts {
+        dict.set_item(name, value)?;
+    }
     Ok(dict)
 }

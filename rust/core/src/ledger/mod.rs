@@ -326,15 +326,14 @@ impl Ledger {
         }
     }
 
-    /// The first token of a request came: its prefill no longer waits, and the prefill curve learns.
-    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) {
-        let Some(entry) = self
+    /// The first token of a request came: its prefill no longer waits, and the prefill curve learns. Seconds since it was
+    /// booked; `None` when it is not booked or had its first token before.
+    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Option<f64> {
+        let entry = self
             .entries
             .get_mut(&request)
-            .filter(|entry| entry.first.is_none())
-        else {
-            return;
-        };
+            .filter(|entry| entry.first.is_none())?;
+        let taken_s = now_s - entry.sent_s;
         let account = &mut self.accounts[entry.slot.index()];
         account.advance(now_s);
         account.prefill_over(entry);
@@ -345,7 +344,7 @@ impl Ledger {
         entry.first = Some((now_s, account.sums));
         // While KV blocks are short a prompt waits for them, which says nothing of prefill.
         if memory_full || entry.work.new_tokens == 0 {
-            return;
+            return Some(taken_s);
         }
         let slot = entry.slot.index();
         let curves = self.curves.of(slot);
@@ -359,6 +358,7 @@ impl Ledger {
         let work = (entry.work.new_tokens, entry.work.cached_tokens);
         self.curves
             .first_token(slot, (entry.sent_s, now_s), work, shared_s);
+        Some(taken_s)
     }
 
     /// A request ended; `kv_tokens` is the worker's distinct prompt tokens in flight without it. The step curve learns

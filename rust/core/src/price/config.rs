@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    Chwbl, ChwblConfig, Dynamo, DynamoConfig, LeastLoaded, Lmetric, Objective, Policy, PowerOfTwo,
-    RoundRobin, Sticky, StickyConfig, Toll, TwoTier, TwoTierConfig,
+    Chwbl, ChwblConfig, Dynamo, DynamoConfig, LeastLoaded, Lmetric, Objective, Paper, PaperConfig, Policy,
+    PowerOfTwo, RoundRobin, Sticky, StickyConfig, Toll, TwoTier, TwoTierConfig,
 };
 use crate::error::Error;
 
@@ -24,6 +24,8 @@ pub enum PolicyConfig {
     PowerOfTwo,
     /// See [`Dynamo`].
     Dynamo(DynamoConfig),
+    /// See [`Paper`].
+    Paper(PaperConfig),
     /// See [`Lmetric`].
     Lmetric,
     /// See [`TwoTier`].
@@ -47,6 +49,7 @@ impl PolicyConfig {
         "least_loaded",
         "power_of_two",
         "dynamo",
+        "paper",
         "lmetric",
         "two_tier",
         "sticky",
@@ -62,6 +65,7 @@ impl PolicyConfig {
             "least_loaded" => none(Self::LeastLoaded)?,
             "power_of_two" => none(Self::PowerOfTwo)?,
             "dynamo" => Self::Dynamo(read(name, parameters)?),
+            "paper" => Self::Paper(read(name, parameters)?),
             "lmetric" => none(Self::Lmetric)?,
             "two_tier" => Self::TwoTier(read(name, parameters)?),
             "sticky" => Self::Sticky(read(name, parameters)?),
@@ -80,6 +84,7 @@ impl PolicyConfig {
             Self::LeastLoaded => Box::new(LeastLoaded),
             Self::PowerOfTwo => Box::new(PowerOfTwo),
             Self::Dynamo(config) => Box::new(Dynamo::new(config.clone())?),
+            Self::Paper(config) => Box::new(Paper::new(config)?),
             Self::Lmetric => Box::new(Lmetric),
             Self::TwoTier(config) => Box::new(TwoTier::new(config.clone())?),
             Self::Sticky(config) => Box::new(Sticky::new(config.clone())?),

@@ -286,6 +286,8 @@ pub struct FleetSpec {
     pub concurrency: Option<u32>,
     /// Seeds losses; the routers carry their own seed.
     pub seed: u64,
+    /// Decisions per window of the price of anarchy; 0 measures none.
+    pub anarchy_window: u32,
 }
 
 impl FleetSpec {
@@ -312,6 +314,7 @@ impl Default for FleetSpec {
             rate: 1.0,
             concurrency: None,
             seed: 0,
+            anarchy_window: 0,
         }
     }
 }

@@ -1,5 +1,8 @@
 //! What a run leaves behind: one row per request, a histogram of token gaps, counters, and samples of the workers.
 
+use crate::game::MeterReport;
+use crate::price::RegimeChange;
+
 /// Not reached.
 pub const NEVER: f64 = f64::NAN;
 
@@ -200,6 +203,10 @@ pub struct Outcome {
     pub totals: Totals,
     /// When the last request ended, ms.
     pub end_ms: f64,
+    /// What routing lost, per pool; `None` where it was not measured or fewer than two decisions were made.
+    pub anarchy: Vec<Option<MeterReport>>,
+    /// Changes of regime per pool, of policies that have regimes.
+    pub regimes: Vec<Vec<RegimeChange>>,
 }
 
 #[cfg(test)]

@@ -51,8 +51,8 @@ impl Booking {
         self.legs.iter().flatten()
     }
 
-    /// The first token is here: prompts are processed, prefill workers are free again.
-    pub fn prefill_done(&mut self) {
+    /// The first token is here, `ttft_s` after the request: prompts are processed, prefill workers are free again.
+    pub fn prefill_done(&mut self, ttft_s: f64) {
         if self.prefilled {
             return;
         }
@@ -67,7 +67,11 @@ impl Booking {
                     };
                     leg.pool.finish(self.id, outcome, now_s);
                 }
-                Role::Aggregated | Role::Decode => leg.pool.prefill_done(self.id, now_s),
+                Role::Aggregated => leg.pool.prefill_done(self.id, now_s),
+                Role::Decode => {
+                    leg.pool.prefill_done(self.id, now_s);
+                    leg.pool.observe_first_token(ttft_s, now_s);
+                }
             }
         }
     }

@@ -340,6 +340,11 @@ impl WorkerPool {
         }
     }
 
+    /// A first token came, `ttft_s` after its request: for a policy of this pool that adapts to what it sees.
+    pub fn observe_first_token(&self, ttft_s: f64, now_s: f64) {
+        self.router.observe_first_token(ttft_s, now_s);
+    }
+
     /// A booked request is over. A booking that is gone already needs nothing.
     pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) {
         let mut state = self.lock();

@@ -153,7 +153,7 @@ impl Relay {
                 self.first = Some(now);
                 // An answer in one piece comes when its last token is out: that teaches nothing of the first.
                 if let Some(booking) = watch.booking.as_mut().filter(|_| watch.is_streamed) {
-                    booking.prefill_done();
+                    booking.prefill_done((now - watch.started).as_secs_f64());
                 }
                 let ttft_s = (now - watch.started).as_secs_f64();
                 watch.clocks.ttft.observe(ttft_s);

@@ -3,6 +3,7 @@
 //! At one moment everything due happens first (ends of iterations, transfers, arrivals), then idle engines with work start,
 //! in order of their index: so an arrival at the very end of an iteration still joins the next one, as in Dynamo's replay.
 
+mod anarchy;
 mod engines;
 mod faults;
 mod feed;
@@ -20,6 +21,8 @@ use super::link::Links;
 use super::record::{Outcome, Samples};
 use super::timing::Timing;
 use super::workload::{Naming, Workload};
+use anarchy::PoolMeter;
+
 use crate::latency::Pass;
 use crate::queue::LateQueue;
 use crate::rng::Rng;
@@ -35,6 +38,8 @@ struct Pool {
     queue: Option<LateQueue>,
     role: Role,
     first: usize,
+    /// What its decisions lose, where that is measured.
+    meter: Option<PoolMeter>,
 }
 
 /// What the fleet knows of a worker beside its engine.
@@ -106,7 +111,11 @@ pub fn simulate(
         routers,
     )?;
     fleet.run()?;
+    let anarchy = fleet.anarchy()?;
+    let regimes = fleet.pools.iter().map(|pool| pool.router.regime_changes());
     Ok(Outcome {
+        anarchy,
+        regimes: regimes.collect(),
         requests: fleet.desk.requests,
         gaps: fleet.desk.gaps,
         samples: fleet.samples,
@@ -165,11 +174,13 @@ impl<'a> Fleet<'a> {
         let mut pool_of = Vec::new();
         for (index, (pool, config)) in spec.pools.iter().zip(routers).enumerate() {
             let router = Router::new(config.clone()).map_err(refused("a router configuration"))?;
+            router.keep_placements(spec.anarchy_window > 0);
             pools.push(Pool {
                 router,
                 queue: queue(&spec, index)?,
                 role: pool.role,
                 first: workers.len(),
+                meter: PoolMeter::new(spec.anarchy_window),
             });
             workers.extend(
                 pool.speeds.iter().map(|speed| {

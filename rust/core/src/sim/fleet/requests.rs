@@ -84,6 +84,7 @@ impl Fleet<'_> {
             Err(error) => return Err(refused("a queue's placement")(error)),
         }
         self.desk.totals.decisions += placed.len() as u64;
+        self.measure(at)?;
         let block_size = self.spec.pools[at].engine.block_size;
         for dispatch in placed {
             let (request, worker) = (dispatch.id.0 as u32, dispatch.worker.instance as usize);
@@ -106,7 +107,9 @@ impl Fleet<'_> {
             ..RouteRequest::default()
         };
         self.desk.totals.decisions += 1;
-        match self.pools[at].router.route(&question, self.now_ms * 1e-3) {
+        let decided = self.pools[at].router.route(&question, self.now_ms * 1e-3);
+        self.measure(at)?;
+        match decided {
             Ok(decision) => {
                 let tokens = decision.overlap_blocks * self.spec.pools[at].engine.block_size;
                 Ok(Some((decision.worker.instance as usize, tokens)))
@@ -179,6 +182,13 @@ impl Fleet<'_> {
                         .router
                         .prefill_done(request_id(request), now_s)
                         .map_err(refused("the end of a prefill"))?;
+                    self.compare(at, request);
+                }
+                Signal::First(request) if role == Role::Decode => {
+                    let arrival_s = self.desk.requests.arrival_ms[request as usize] * 1e-3;
+                    self.pools[at]
+                        .router
+                        .observe_first_token(now_s - arrival_s, now_s);
                 }
                 Signal::First(_) => {}
                 Signal::Done(request) => {
@@ -193,6 +203,7 @@ impl Fleet<'_> {
                         .finish(request_id(request), told, now_s)
                         .map_err(refused("a release"))?;
                     if role == Role::Prefill {
+                        self.compare(at, request);
                         self.hand_over(request)?;
                     } else {
                         self.close(request, End::Complete);

@@ -1,0 +1,51 @@
+"""`python -m bench.paper poa|regimes|adaptive|sweep|winnable|live`: run one, draw it.
+
+Needs `WARDROP_SHARED` (timing tables and traces). Figures go to bench/results/paper/*.json,
+pictures to docs/paper/img/*.png; `--draw` only draws what was run before.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from bench.paper import adaptive, poa, regimes, sweep, winnable
+from bench.paper.settings import read
+
+
+def main() -> None:
+    """Run and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = ("poa", "regimes", "adaptive", "sweep", "winnable", "live")
+    parser.add_argument("experiment", choices=names)
+    parser.add_argument("--seeds", type=int, help="repetitions; by default as in docs/paper")
+    parser.add_argument("--requests", type=int, default=2000, help="per point of a closed loop")
+    parser.add_argument("--seconds", type=float, default=12.0, help="per point of `live`")
+    parser.add_argument("--draw", action="store_true", help="only draw the last figures")
+    options = parser.parse_args()
+    if options.experiment == "live":
+        # It moves itself into a private network first, which must happen before threads start.
+        from bench.paper import live
+
+        found = read("live") if options.draw else live.run(options.seconds)
+        live.draw(found)
+        return
+    seeds = options.seeds
+    runs = {
+        "poa": lambda: poa.run(seeds or 2, options.requests),
+        "regimes": lambda: regimes.run(seeds or 5),
+        "adaptive": lambda: adaptive.run(seeds or 5),
+        "sweep": lambda: sweep.run(seeds or 3, options.requests),
+        "winnable": lambda: winnable.run(seeds or 3),
+    }
+    module = {
+        "poa": poa,
+        "regimes": regimes,
+        "adaptive": adaptive,
+        "sweep": sweep,
+        "winnable": winnable,
+    }[options.experiment]
+    module.draw(read(options.experiment) if options.draw else runs[options.experiment]())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Static against adaptive through a load that goes over the knee and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from bench.paper.drawing import axes, colour, save
+from bench.paper.settings import paper_policy, phased, split, timing, write
+
+from wardrop.replay import Engine, Fleet, Policy, simulate
+
+PHASE_S = 60.0
+SHAPE = {"groups": 200, "prefix": 1024, "suffix": 512, "output": 128}
+SHORT = {"groups": 5, "zipf": 0.0, "prefix": 64, "suffix": 64, "output": 128}
+FIGURES = ("ttft_mean_s", "ttft_p99_s", "itl_mean_ms", "e2e_mean_s", "output_tokens_per_s", "poa")
+
+
+def places() -> dict[str, tuple[Fleet, tuple[float, ...], dict[str, Any]]]:
+    """Fleet, rates of the phases (low, over the knee, low), prompts."""
+    whole = Fleet(workers=8, engine=Engine(timing=timing("70B")), anarchy_window=64)
+    return {
+        "1P/5D, five short templates": (split("70B", 1, 5), (60.0, 260.0, 60.0), SHORT),
+        "2P/5D, 200 prefixes": (split("70B", 2, 5), (18.0, 62.0, 18.0), SHAPE),
+        "8 workers, 200 prefixes": (whole, (60.0, 190.0, 60.0), SHAPE),
+    }
+
+
+def policies(base_s: float) -> dict[str, Policy]:
+    """Static rules, the paper's switch at its own and at lower thresholds, and ours."""
+    return {
+        "dynamo": Policy("dynamo"),
+        "dynamo τ 0.7": Policy("dynamo", {"router_temperature": 0.7}),
+        "paper": paper_policy(base_s),
+        "paper, 3 × and 10 ×": paper_policy(base_s, enter=[3.0, 10.0]),
+        "sticky": Policy("sticky", {"min_share": 0.3}),
+        "toll": Policy("toll"),
+        "toll+queue": Policy.parse("toll+queue"),
+    }
+
+
+def run(seeds: int) -> dict[str, Any]:
+    """Every place, policy and seed, all of one seed on the same requests."""
+    found: dict[str, Any] = {"phase_s": PHASE_S, "seeds": seeds, "places": {}}
+    for place, (fleet, rates, shape) in places().items():
+        rows: list[dict[str, Any]] = []
+        for seed in range(seeds):
+            low = phased(rates[:1], PHASE_S, seed + 50, **shape)
+            idle = simulate(low, replace(fleet, anarchy_window=0), "dynamo")
+            base_s = float(np.percentile(idle.ttft_ms, 99)) / 1e3
+            workload = phased(rates, PHASE_S, seed, **shape)
+            over = (workload.arrival_ms >= PHASE_S * 1e3) & (workload.arrival_ms < 2e3 * PHASE_S)
+            for label, policy in policies(base_s).items():
+                result = simulate(workload, fleet, policy, seed=seed)
+                figures = result.summary()
+                row: dict[str, Any] = {key: figures[key] for key in FIGURES}
+                ttft = result.ttft_ms / 1e3
+                row["over_ttft_mean_s"] = float(np.nanmean(ttft[over]))
+                row["over_ttft_p99_s"] = float(np.nanpercentile(ttft[over], 99))
+                row["low_ttft_mean_s"] = float(np.nanmean(ttft[workload.arrival_ms < 6e4]))
+                row["changes"] = [len(pool) for pool in result.regimes]
+                rows.append({"policy": label, "seed": seed, "baseline_s": base_s, **row})
+        found["places"][place] = {"rates": rates, "rows": rows}
+        for label, ratio in ratios(rows, "over_ttft_mean_s").items():
+            print(
+                f"{place:32} {label:22} {ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}]", flush=True
+            )
+    write("adaptive", found)
+    return found
+
+
+def ratios(rows: list[dict[str, Any]], key: str) -> dict[str, tuple[float, float, float]]:
+    """Per policy the geometric mean, least and most over seeds of its figure over dynamo's."""
+    base = {row["seed"]: row[key] for row in rows if row["policy"] == "dynamo"}
+    found: dict[str, tuple[float, float, float]] = {}
+    for label in dict.fromkeys(row["policy"] for row in rows):
+        shares = np.asarray([r[key] / base[r["seed"]] for r in rows if r["policy"] == label])
+        found[label] = (float(np.exp(np.log(shares).mean())), shares.min(), shares.max())
+    return found
+
+
+def draw(found: dict[str, Any]) -> None:
+    """Ratios to dynamo over the knee: mean and p99 of TTFT, and the index."""
+    keys = {
+        "over_ttft_mean_s": "mean TTFT over the knee",
+        "over_ttft_p99_s": "p99 TTFT over the knee",
+        "e2e_mean_s": "E2E, whole run",
+    }
+    places = found["places"]
+    figure, grid = axes(len(keys), len(places), height=2.5)
+    for column, (place, kept) in enumerate(places.items()):
+        for row, (key, title) in enumerate(keys.items()):
+            axis = grid[row, column]
+            shares = ratios(kept["rows"], key)
+            for at, (label, (mean, least, most)) in enumerate(shares.items()):
+                axis.barh(at, mean, color=colour(label.split()[0].rstrip(",")))
+                axis.plot([least, most], [at, at], color="k", lw=1)
+            names = list(shares) if column == 0 else [""] * len(shares)
+            axis.set_yticks(range(len(shares)), names, fontsize=7)
+            axis.axvline(1.0, color="k", lw=0.8, ls=":")
+            axis.set_title(f"{place}\n{title} ÷ dynamo's" if row == 0 else title, fontsize=8)
+            axis.invert_yaxis()
+    save(figure, "adaptive")

@@ -1,0 +1,107 @@
+"""PoA-hat and `poa` over requests in flight, in the paper's closed loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from bench.paper.drawing import axes, colour, save
+from bench.paper.settings import (
+    PAPER_FLEETS,
+    PAPER_WINDOW,
+    closed_baseline_s,
+    closed_loop,
+    paper_policy,
+    split,
+    write,
+)
+
+from wardrop.control import knee_load
+from wardrop.replay import Policy, simulate
+
+IN_FLIGHT = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
+
+
+def run(seeds: int, requests: int) -> dict[str, Any]:
+    """Every fleet, number in flight and policy; means over seeds."""
+    rows: list[dict[str, Any]] = []
+    knees: dict[str, Any] = {}
+    for name, shape in PAPER_FLEETS.items():
+        baseline_s = closed_baseline_s(*shape)
+        policies = [
+            ("dynamo", Policy("dynamo")),
+            ("paper", paper_policy(baseline_s)),
+            ("toll", Policy("toll")),
+            ("toll+queue", Policy.parse("toll+queue")),
+        ]
+        for label, policy in policies:
+            for flight in IN_FLIGHT:
+                row = _point(shape, flight, policy, seeds, max(requests, 8 * flight))
+                rows.append({"fleet": name, "policy": label, "in_flight": flight, **row})
+            here = [r for r in rows if r["fleet"] == name and r["policy"] == label]
+            latency = np.asarray([r["e2e_mean_s"] for r in here])
+            knees.setdefault(name, {})[label] = knee_load(np.asarray(IN_FLIGHT, float), latency)
+        knees[name]["baseline_s"] = baseline_s
+    found = {"window": PAPER_WINDOW, "seeds": seeds, "rows": rows, "knees": knees}
+    write("poa", found)
+    return found
+
+
+def _point(
+    shape: tuple[str, int, int], flight: int, policy: Policy, seeds: int, requests: int
+) -> dict[str, Any]:
+    runs: list[dict[str, float]] = []
+    changes = 0
+    for seed in range(seeds):
+        workload = closed_loop(requests, seed)
+        result = simulate(workload, split(*shape, concurrency=flight), policy, seed=seed)
+        figures = result.summary()
+        for leg, pool in zip(("prefill", "decode"), result.anarchy, strict=True):
+            for key in ("poa", "poa_paper", "poa_square"):
+                figures[f"{leg}_{key}"] = pool[key] if pool else float("nan")
+        # The first fill of the loop is a burst of its own: what comes after it is the steady state.
+        late = result.ttft_ms[flight:] / 1e3
+        figures["steady_ttft_p99_s"] = float(np.nanpercentile(late, 99))
+        figures["steady_ttft_mean_s"] = float(np.nanmean(late))
+        changes += sum(len(pool) for pool in result.regimes)
+        runs.append(figures)
+    kept = (
+        "steady_ttft_mean_s",
+        "steady_ttft_p99_s",
+        "itl_p99_ms",
+        "e2e_mean_s",
+        "output_tokens_per_s",
+        "poa",
+        "poa_load",
+        "poa_split",
+        "model_error",
+        "prefill_poa_paper",
+        "decode_poa",
+        "decode_poa_paper",
+        "decode_poa_square",
+    )
+    return {key: float(np.mean([run[key] for run in runs])) for key in kept} | {"changes": changes}
+
+
+def draw(found: dict[str, Any]) -> None:
+    """One column per fleet: the paper's estimator, ours, TTFT and ITL tails."""
+    figure, grid = axes(3, len(PAPER_FLEETS))
+    for column, name in enumerate(PAPER_FLEETS):
+        for policy in ("dynamo", "paper", "toll", "toll+queue"):
+            rows = [r for r in found["rows"] if r["fleet"] == name and r["policy"] == policy]
+            flight = [r["in_flight"] for r in rows]
+            style = {"color": colour(policy), "label": policy, "marker": ".", "lw": 1.2}
+            grid[0, column].plot(flight, [r["decode_poa_paper"] for r in rows], **style)
+            grid[1, column].plot(flight, [r["poa"] for r in rows], **style)
+            tail = [1e3 * r["steady_ttft_p99_s"] for r in rows]
+            grid[2, column].plot(flight, tail, **style)
+        workers = PAPER_FLEETS[name][2]
+        grid[0, column].axhline(found["window"] / workers, color="k", ls=":", lw=1, label="N/m")
+        grid[0, column].set(title=name, ylabel="PoA-hat, decode leg", ylim=(0, None))
+        grid[1, column].set(ylabel="poa (≥ 1), both legs", ylim=(0.99, None))
+        grid[2, column].set(ylabel="TTFT p99, ms", xlabel="requests in flight", yscale="log")
+        for row in range(3):
+            grid[row, column].set_xscale("log", base=2)
+            grid[row, column].grid(alpha=0.3)
+    grid[0, 0].legend(fontsize=7)
+    save(figure, "poa")

@@ -1,0 +1,108 @@
+"""The index and the policies where routing has something to win: traces, splits, mixed lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from bench.paper.drawing import axes, colour, save
+from bench.paper.settings import SHARED, phased, timing, write
+
+from wardrop.replay import Engine, Fleet, Policy, Workload, load, simulate, spread
+
+POLICIES = {
+    "round_robin": Policy("round_robin"),
+    "dynamo": Policy("dynamo"),
+    "paper": Policy("paper", {"enter": [3.0, 10.0]}),
+    "sticky": Policy("sticky", {"min_share": 0.3}),
+    "toll": Policy("toll"),
+    "toll+queue": Policy.parse("toll+queue"),
+}
+FIGURES = ("ttft_mean_s", "ttft_p99_s", "itl_mean_ms", "e2e_mean_s", "attainment", "reuse")
+ANARCHY = ("poa", "poa_low", "poa_high", "poa_paper", "poa_square", "poa_cache", "poa_load")
+MORE = ("poa_split", "model_error")
+
+
+def places() -> dict[str, tuple[Callable[[int], Workload], Fleet, str]]:
+    """Workload by seed, fleet, and where it stands."""
+    traces = SHARED / "traces"
+    conversation = load(traces / "mooncake_conversation_0_30min.jsonl.gz").part(0, 0.4)
+    code = load(traces / "claude_code_dev48.jsonl.zst").part(0, 0.4)
+    engine = Engine(timing=timing("70B"))
+    whole = Fleet(workers=8, engine=engine, anarchy_window=64)
+    split = Fleet.split(4, 4, engine=engine, anarchy_window=64)
+
+    def talk(seed: int) -> Workload:
+        return spread(conversation, seed)
+
+    def agents(seed: int) -> Workload:
+        return code
+
+    def mixed(seed: int) -> Workload:
+        # A few long prompts among many short ones: 64 to some 20,000 tokens.
+        shape = {"groups": 300, "prefix": 1024, "suffix": 1024, "output": 128, "spread": 1.2}
+        return phased((45.0,), 60.0, seed, **shape)
+
+    return {
+        "conversation × 2, 8 workers": (talk, whole.with_load(rate=2.0), "below"),
+        "conversation × 4.5, 8 workers": (talk, whole.with_load(rate=4.5), "over"),
+        "conversation × 3, 4P/4D": (talk, split.with_load(rate=3.0), "over"),
+        "claude_code × 3, 8 workers": (agents, whole.with_load(rate=3.0), "below"),
+        "claude_code × 10, 8 workers": (agents, whole.with_load(rate=10.0), "over"),
+        "claude_code × 6, 4P/4D": (agents, split.with_load(rate=6.0), "over"),
+        "mixed lengths, 4P/4D": (mixed, split, "over"),
+    }
+
+
+def run(seeds: int) -> dict[str, Any]:
+    """Every place and policy; means over seeds."""
+    rows: list[dict[str, Any]] = []
+    for place, (workload, fleet, where) in places().items():
+        made = [workload(seed) for seed in range(seeds)]
+        for label, policy in POLICIES.items():
+            runs = [
+                simulate(one, fleet, policy, seed=seed).summary() for seed, one in enumerate(made)
+            ]
+            means = {
+                key: float(np.mean([figures[key] for figures in runs]))
+                for key in (*FIGURES, *ANARCHY, *MORE)
+            }
+            rows.append({"place": place, "where": where, "policy": label, **means})
+            print(
+                f"{place:32} {label:12} TTFT {means['ttft_mean_s']:.3f} s  poa {means['poa']:.3f}",
+                flush=True,
+            )
+    found = {"seeds": seeds, "rows": rows}
+    write("winnable", found)
+    return found
+
+
+def draw(found: dict[str, Any]) -> None:
+    """What routing loses, by its parts, beside the mean TTFT."""
+    rows = found["rows"]
+    names = list(dict.fromkeys(row["place"] for row in rows))
+    figure, grid = axes(2, len(names), width=2.5, height=2.6)
+    for column, place in enumerate(names):
+        here = [row for row in rows if row["place"] == place]
+        at = np.arange(len(here))
+        cache = np.asarray([100 * row["poa_cache"] for row in here])
+        waits = np.asarray([100 * row["poa_load"] for row in here])
+        top, bottom = grid[0, column], grid[1, column]
+        top.barh(at - 0.2, cache, 0.4, color="#4c72b0", label="prefill done again")
+        top.barh(at + 0.2, waits, 0.4, color="#c44e52", label="waiting")
+        bottom.barh(
+            at, [row["ttft_mean_s"] for row in here], color=[colour(r["policy"]) for r in here]
+        )
+        bottom.set_xscale("log")
+        labels = [row["policy"] for row in here] if column == 0 else [""] * len(here)
+        for axis in (top, bottom):
+            axis.set_yticks(at, labels, fontsize=7)
+            axis.invert_yaxis()
+            axis.tick_params(axis="x", labelsize=7)
+        top.set_title(place.replace(", ", "\n"), fontsize=8)
+        top.axvline(0, color="k", lw=0.6)
+        top.set_xlabel("% of cost lost", fontsize=7)
+        bottom.set_xlabel("mean TTFT, s", fontsize=7)
+    grid[0, 0].legend(fontsize=6)
+    save(figure, "winnable")
