@@ -12,18 +12,17 @@ from bench.paper.settings import paper_policy, phased, split, timing, write
 from wardrop.replay import Engine, Fleet, Policy, simulate
 
 PHASE_S = 60.0
-SHAPE = {"groups": 200, "prefix": 1024, "suffix": 512, "output": 128}
-SHORT = {"groups": 5, "zipf": 0.0, "prefix": 64, "suffix": 64, "output": 128}
+SHAPE = {"groups": 200, "prefix": 1024, "suffix": 2048, "output": 128}
 FIGURES = ("ttft_mean_s", "ttft_p99_s", "itl_mean_ms", "e2e_mean_s", "output_tokens_per_s", "poa")
 
 
 def places() -> dict[str, tuple[Fleet, tuple[float, ...], dict[str, Any]]]:
     """Fleet, rates of the phases (low, over the knee, low), prompts."""
-    whole = Fleet(workers=8, engine=Engine(timing=timing("70B")), anarchy_window=64)
+    whole = Fleet(workers=4, engine=Engine(timing=timing("70B")), anarchy_window=64)
     return {
-        "1P/5D, five short templates": (split("70B", 1, 5), (60.0, 260.0, 60.0), SHORT),
-        "2P/5D, 200 prefixes": (split("70B", 2, 5), (18.0, 62.0, 18.0), SHAPE),
-        "8 workers, 200 prefixes": (whole, (60.0, 190.0, 60.0), SHAPE),
+        "1P/5D": (split("70B", 1, 5), (5.0, 20.0, 5.0), SHAPE),
+        "2P/5D": (split("70B", 2, 5), (10.0, 40.0, 10.0), SHAPE),
+        "4 aggregated": (whole, (18.0, 70.0, 18.0), SHAPE),
     }
 
 

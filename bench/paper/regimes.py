@@ -16,9 +16,9 @@ from wardrop.replay.run import Result
 from wardrop.replay.timing import Timing
 
 PHASE_S = 60.0
-RAMP = (18.0, 18.0, 62.0, 18.0, 18.0)
-STEADY = ((18.0,) * 5, (30.0,) * 5, (38.0,) * 5)
-SHAPE = {"groups": 200, "prefix": 1024, "suffix": 512, "output": 128}
+RAMP = (10.0, 10.0, 40.0, 10.0, 10.0)
+STEADY = ((10.0,) * 5, (18.0,) * 5, (24.0,) * 5)
+SHAPE = {"groups": 200, "prefix": 1024, "suffix": 2048, "output": 128}
 FLAT = {"temperatures": [0.0, 0.0, 0.0], "overlap_weights": [1.0, 1.0, 1.0]}
 DETECTORS = {
     "polls of 5 s, the paper's thresholds": {},
@@ -30,7 +30,7 @@ Changes = list[tuple[float, str]]
 
 
 def fleet() -> Fleet:
-    """Two prefill and five decode workers: room for about 45 of these prompts a second."""
+    """Two prefill and five decode workers: room for about 29 of these prompts a second."""
     return replace(split("70B", 2, 5), anarchy_window=0)
 
 

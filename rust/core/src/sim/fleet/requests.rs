@@ -185,10 +185,11 @@ impl Fleet<'_> {
                     self.compare(at, request);
                 }
                 Signal::First(request) if role == Role::Decode => {
-                    let arrival_s = self.desk.requests.arrival_ms[request as usize] * 1e-3;
-                    self.pools[at]
-                        .router
-                        .observe_first_token(now_s - arrival_s, now_s);
+                    // A run of iterations is told at its end, after the token.
+                    let requests = &self.desk.requests;
+                    let i = request as usize;
+                    let ttft_s = (requests.first_token_ms[i] - requests.arrival_ms[i]) * 1e-3;
+                    self.pools[at].router.observe_first_token(ttft_s, now_s);
                 }
                 Signal::First(_) => {}
                 Signal::Done(request) => {
