@@ -10,7 +10,7 @@ use crate::game::{Placed, Placement};
 use crate::hash::{BlockHasher, HashMode, LocalHash};
 use crate::index::{Index, Prompt, Refusal, RestoredWorker, Slot, TierOverlap, WorkerOverlap};
 use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning, WorkerCurves};
-use crate::ledger::{Ledger, Outcome, Pressure, Work};
+use crate::ledger::{EngineQueue, Ledger, Outcome, Pressure, Work};
 use crate::load::Load;
 pub use crate::matched::{Ahead, Matched};
 use crate::matched::{Columns, Overlaps};
@@ -383,8 +383,8 @@ impl Router {
     }
 
     /// How full the worker at a dense position is.
-    pub fn pressure(&self, position: usize) -> Pressure {
-        self.desk().ledger.pressure(position)
+    pub fn pressure(&self, position: usize, now_s: f64) -> Pressure {
+        self.desk().ledger.pressure(position, now_s)
     }
 
     /// Prefill seconds of `work` on the worker at a dense position, by its learned curve.
@@ -433,6 +433,14 @@ impl Router {
         let desk = &mut *self.desk();
         let position = desk.fleet.slot(worker).ok()?.index();
         Some(lesson(desk.ledger.curves_mut(), position))
+    }
+
+    /// An engine told what waits in it: a queue in front of this router knows its room by that. False: nobody has this id.
+    pub fn engine_queue(&self, worker: WorkerId, queue: EngineQueue, now_s: f64) -> bool {
+        let desk = &mut *self.desk();
+        let slot = desk.fleet.slot(worker);
+        slot.map(|slot| desk.ledger.engine_queue(slot, queue, now_s))
+            .is_ok()
     }
 
     /// Book a placement that somebody else made. The request must have an id.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
+use wardrop_core::ledger::EngineQueue;
 use wardrop_core::price::Objective;
 use wardrop_core::queue::{Cause, Dispatch, LateQueue, Limit, Offer, QueueConfig, QueuedRequest, Tenant};
 use wardrop_core::{Error, LocalHash, PolicyConfig, RequestId, Router, RouterConfig, WorkerId, WorkerSpec};
@@ -128,6 +129,55 @@ fn small_prompts_share_an_engine_pass_and_a_large_one_waits_for_the_next() {
     );
     toy.run_until(100.0);
     assert_eq!(toy.placed.len(), 4);
+}
+
+#[test]
+fn engine_that_tells_an_empty_queue_makes_room_before_its_first_token_is_seen() {
+    let router = router(1, toll());
+    let worker = WorkerId::new(0, 0);
+    let mut queue = LateQueue::new(QueueConfig::default()).unwrap();
+    let mut placed = Vec::new();
+    for id in 0..2 {
+        queue.offer(&router, request(id, 200), 0.0).unwrap();
+    }
+    queue.pump(&router, 0.0, &mut placed).unwrap();
+    assert_eq!(placed.len(), 1);
+    // Its step computed the prompt: the rest of it is not told, so the first token decides.
+    let mut word = EngineQueue {
+        computed_prompts: 1,
+        ..EngineQueue::default()
+    };
+    assert!(router.engine_queue(worker, word, 0.5));
+    queue.pump(&router, 0.5, &mut placed).unwrap();
+    assert_eq!(placed.len(), 1);
+    word.computed_prompts = 0;
+    assert!(router.engine_queue(worker, word, 0.6));
+    queue.pump(&router, 0.6, &mut placed).unwrap();
+    assert_eq!(placed.len(), 2);
+    assert!(!router.engine_queue(WorkerId::new(7, 0), word, 0.6));
+}
+
+#[test]
+fn worker_that_tells_nothing_at_all_has_no_queue() {
+    let config = RouterConfig::new(BLOCK)
+        .with_policy(toll())
+        .with_booking_ttl_s(5.0);
+    let router = Router::new(config).unwrap();
+    router
+        .add_worker(WorkerId::new(0, 0), WorkerSpec::default())
+        .unwrap();
+    let mut queue = LateQueue::new(QueueConfig::default()).unwrap();
+    let mut placed = Vec::new();
+    // Bookings end by age alone, three in a row: from then on nothing is held back.
+    for id in 0..4 {
+        queue.offer(&router, request(id, 500), id as f64 * 10.0).unwrap();
+        router.expire(id as f64 * 10.0);
+        queue.pump(&router, id as f64 * 10.0, &mut placed).unwrap();
+    }
+    assert_eq!(placed.len(), 4);
+    queue.offer(&router, request(9, 500), 30.1).unwrap();
+    queue.pump(&router, 30.1, &mut placed).unwrap();
+    assert_eq!((placed.len(), placed[4].cause), (5, Cause::Room));
 }
 
 #[test]

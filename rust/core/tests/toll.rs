@@ -342,10 +342,10 @@ fn ledger_is_empty_when_everything_ended_or_expired() {
         router.prefill_done(RequestId(i), 3.0).unwrap();
         router.release(RequestId(i), 4.0).unwrap();
     }
-    assert!(router.pressure(0).backlog_s > 0.0);
+    assert!(router.pressure(0, 4.0).backlog_s > 0.0);
     assert_eq!(router.expire(100.0), 10);
-    assert!(router.pressure(0).backlog_s.abs() < 1e-9);
-    assert_eq!(router.pressure(0).requests, 0);
+    assert!(router.pressure(0, 100.0).backlog_s.abs() < 1e-9);
+    assert_eq!(router.pressure(0, 100.0).requests, 0);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod churn;
 mod rates;
+mod truth;
 
 use std::collections::VecDeque;
 
@@ -14,6 +15,8 @@ use rustc_hash::FxHashMap;
 
 pub use churn::{Churn, Reuse};
 pub use rates::{DecayClock, Rate, RunningMean};
+pub use truth::EngineQueue;
+use truth::{Prompts, Truth};
 
 use crate::index::Slot;
 use crate::latency::{FleetCurves, Learning, Prior, WorkerCurves};
@@ -113,11 +116,14 @@ struct Account {
     chunk_tokens: u64,
     max_requests: u32,
     churn: Churn,
+    truth: Truth,
 }
 
 /// How full a worker is: what a queue needs to know to hold a request back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pressure {
+    /// Whether its engine or its outcomes tell what is in flight. Where neither does, what follows is no reason to wait.
+    pub is_told: bool,
     /// Prefill seconds before first token.
     pub backlog_s: f64,
     /// Requests before first token.
@@ -250,13 +256,31 @@ impl Ledger {
         self.booked
     }
 
-    /// How full the worker at a dense position is. A position without a worker is empty.
-    pub fn pressure(&self, position: usize) -> Pressure {
+    /// An engine told what waits in it.
+    pub fn engine_queue(&mut self, slot: Slot, queue: EngineQueue, now_s: f64) {
+        self.accounts[slot.index()].truth.report(queue, now_s);
+    }
+
+    /// How full the worker at a dense position is: its prompts as its engine tells them, corrected by what it cannot have
+    /// seen; with no fresh word as booked here. Empty for a position without a worker.
+    pub fn pressure(&self, position: usize, now_s: f64) -> Pressure {
         let account = &self.accounts[position];
+        let own = Prompts {
+            count: account.requests.saturating_sub(account.decoding),
+            tokens: account.prefill_tokens,
+        };
+        let told = account.truth.prompts(own, now_s);
+        let prompts = told.unwrap_or(own);
+        let backlog_s = if prompts.tokens == own.tokens {
+            account.prefill_s
+        } else {
+            prompts.tokens as f64 * marginal_token_s(self.curves.of(position), account.chunk_tokens)
+        };
         Pressure {
-            backlog_s: account.prefill_s,
-            prefills: account.requests.saturating_sub(account.decoding),
-            prefill_tokens: account.prefill_tokens,
+            is_told: told.is_some(),
+            backlog_s,
+            prefills: prompts.count,
+            prefill_tokens: prompts.tokens,
             chunk_tokens: account.chunk_tokens,
             requests: account.requests,
             max_requests: account.max_requests,
@@ -300,6 +324,7 @@ impl Ledger {
         account.advance(now_s);
         account.prefill_s += prefill_s;
         account.prefill_tokens += work.new_tokens;
+        account.truth.sent(work.new_tokens, now_s);
         account.requests += 1;
         account.kv_tokens = kv_tokens;
         account.arrivals.add(1.0, unit, now_s);
@@ -337,6 +362,7 @@ impl Ledger {
         let account = &mut self.accounts[entry.slot.index()];
         account.advance(now_s);
         account.prefill_over(entry);
+        account.truth.outcome();
         account.sums.prefill_s += entry.prefill_s;
         let memory_full = account.kv_tokens > account.kv_capacity_tokens;
         let (batch, kv_tokens) = (f64::from(account.decoding), account.kv_tokens);
@@ -364,6 +390,13 @@ impl Ledger {
     /// A request ended; `kv_tokens` is the worker's distinct prompt tokens in flight without it. The step curve learns
     /// when the answer's length is known.
     pub fn release(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
+        if let Some(entry) = self.entries.get(&request) {
+            self.accounts[entry.slot.index()].truth.outcome();
+        }
+        self.end(request, kv_tokens, outcome, now_s);
+    }
+
+    fn end(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         let Some(entry) = self.entries.remove(&request) else {
             return;
         };
@@ -406,8 +439,10 @@ impl Ledger {
                 && lives_until(&self.entries, request, at_s)
             {
                 let entry = &self.entries[&request];
-                let kv_tokens = self.accounts[entry.slot.index()].kv_tokens;
-                self.release(request, kv_tokens, Outcome::default(), now_s);
+                let account = &mut self.accounts[entry.slot.index()];
+                account.truth.expired();
+                let kv_tokens = account.kv_tokens;
+                self.end(request, kv_tokens, Outcome::default(), now_s);
             }
         }
     }

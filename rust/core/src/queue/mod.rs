@@ -13,6 +13,9 @@
 //!          nothing placed and K or more wait: place the smallest key by price at once (overflow)
 //! ```
 //!
+//! What is in flight is what the engine itself tells of its queue, corrected by what it cannot have seen yet; when its last word
+//! is stale, the router's own count; and when that cannot be believed either, a worker always has room.
+//!
 //! Pump on arrival, first token and end. Pure: no clock, no I/O; the simulator and the gateway run this same code in front
 //! of any policy. The rule and its pitfalls are measured in `docs/pricing.md`: choosing among free workers only ruins the
 //! tail, and without overflow a small window starves idle workers.
@@ -142,7 +145,7 @@ impl LateQueue {
             return Ok(self.refuse(limit));
         }
         let matched = router.prepare(&request.question())?;
-        let (prefill_s, soonest_s) = best(router, &matched);
+        let (prefill_s, soonest_s) = best(router, &matched, now_s);
         if request
             .deadline_s
             .is_some_and(|deadline_s| now_s + soonest_s > deadline_s)
@@ -209,7 +212,7 @@ impl LateQueue {
         let answer_tokens = router.mean_output_tokens() + f64::from(router.config().block_size);
         // Workers with room that nobody of this walk has chosen yet.
         let mut free = (0..positions)
-            .filter(|&j| router.serves(j) && self.has_room(&router.pressure(j), 0, 0.0, answer_tokens))
+            .filter(|&j| router.serves(j) && self.has_room(&router.pressure(j, now_s), 0, 0.0, answer_tokens))
             .count();
         let mut at = 0;
         while free > 0 && at < self.order.window().len() {
@@ -218,19 +221,21 @@ impl LateQueue {
             self.refresh(router, id, now_s, f64::INFINITY)?;
             let mut entry = &self.entries[&id];
             let (mut chosen, mut cost) = router.choose(&entry.matched, &self.ahead, now_s);
-            if self.admits(router, entry, chosen, answer_tokens) && now_s - entry.matched_at_s > FRESH_S {
+            if self.admits(router, entry, chosen, (answer_tokens, now_s))
+                && now_s - entry.matched_at_s > FRESH_S
+            {
                 self.refresh(router, id, now_s, FRESH_S)?;
                 entry = &self.entries[&id];
                 (chosen, cost) = router.choose(&entry.matched, &self.ahead, now_s);
             }
-            if self.admits(router, entry, chosen, answer_tokens) {
+            if self.admits(router, entry, chosen, (answer_tokens, now_s)) {
                 self.place(router, id, (chosen, cost), Cause::Room, now_s, placed)?;
                 return Ok(true);
             }
             let position = entry.matched.position(chosen);
             let work = entry.matched.work(chosen);
             let had_room = self.ahead.requests[position] == 0
-                && self.has_room(&router.pressure(position), 0, 0.0, answer_tokens);
+                && self.has_room(&router.pressure(position, now_s), 0, 0.0, answer_tokens);
             free -= usize::from(had_room);
             self.ahead.tokens[position] += work.new_tokens;
             self.ahead.prefill_s[position] += router.prefill_s(position, work);
@@ -239,12 +244,18 @@ impl LateQueue {
         Ok(false)
     }
 
-    fn admits(&self, router: &Router, entry: &Entry, chosen: usize, answer_tokens: f64) -> bool {
+    fn admits(
+        &self,
+        router: &Router,
+        entry: &Entry,
+        chosen: usize,
+        (answer_tokens, now_s): (f64, f64),
+    ) -> bool {
         let position = entry.matched.position(chosen);
         let new_tokens = entry.matched.new_blocks(chosen) as f64 * f64::from(router.config().block_size);
         self.ahead.requests[position] == 0
             && self.has_room(
-                &router.pressure(position),
+                &router.pressure(position, now_s),
                 entry.matched.work(chosen).new_tokens,
                 new_tokens,
                 answer_tokens,
@@ -260,7 +271,7 @@ impl LateQueue {
         let takes_prefill = p.prefills == 0
             || (shares_pass && p.backlog_s < self.config.backlog_s && p.requests < p.max_requests);
         let needed = p.kv_tokens + new_tokens + f64::from(p.requests + 1) * answer_tokens;
-        takes_prefill && (p.requests == 0 || needed <= p.kv_capacity_tokens)
+        !p.is_told || takes_prefill && (p.requests == 0 || needed <= p.kv_capacity_tokens)
     }
 
     /// Matches a request again when the set of workers changed or its match is older than `age_s`.
@@ -402,12 +413,12 @@ impl LateQueue {
 }
 
 /// Prefill seconds on the best-overlap worker, and the soonest first token anywhere.
-fn best(router: &Router, matched: &Matched) -> (f64, f64) {
+fn best(router: &Router, matched: &Matched, now_s: f64) -> (f64, f64) {
     let (mut own_s, mut soonest_s) = (f64::INFINITY, f64::INFINITY);
     for (i, position) in matched.positions().enumerate() {
         let prefill_s = router.prefill_s(position, matched.work(i));
         own_s = own_s.min(prefill_s);
-        soonest_s = soonest_s.min(prefill_s + router.pressure(position).backlog_s);
+        soonest_s = soonest_s.min(prefill_s + router.pressure(position, now_s).backlog_s);
     }
     (own_s, soonest_s)
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use wardrop_core::latency::Pass;
-use wardrop_core::ledger::Outcome;
+use wardrop_core::ledger::{EngineQueue, Outcome};
 use wardrop_core::queue::{QueueStats, QueuedRequest};
 use wardrop_core::{
     Decision, Error, KvEvent, RequestId, RouteRequest, Router, RouterConfig, Snapshot, Stage, WorkerId,
@@ -443,6 +443,7 @@ impl WorkerPool {
         };
         known.health.heartbeat(now_s);
         teach(&state.router, worker, &step);
+        state.router.engine_queue(worker, waiting(&step), now_s);
         let Some(known) = state.workers.get_mut(&worker) else {
             return false;
         };
@@ -578,6 +579,16 @@ fn teach(router: &Router, worker: WorkerId, step: &ForwardPass) {
         seconds: step.wall_time,
     };
     router.teach(worker, |curves, position| curves.pass(position, &pass));
+}
+
+/// What an engine says waits in it.
+fn waiting(step: &ForwardPass) -> EngineQueue {
+    let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    EngineQueue {
+        waiting_prompts: count(step.queued_requests.num_prefill_requests),
+        waiting_tokens: step.queued_requests.sum_prefill_tokens,
+        computed_prompts: count(step.scheduled_requests.num_prefill_requests),
+    }
 }
 
 /// A decision with what the pin needs to know.

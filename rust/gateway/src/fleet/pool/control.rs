@@ -102,7 +102,7 @@ impl WorkerPool {
         let router = &state.router;
         let pressures = (0..router.positions())
             .filter(|&position| router.serves(position))
-            .map(|position| router.pressure(position));
+            .map(|position| router.pressure(position, now_s));
         let (mut backlog_s, mut in_flight, mut kv_tokens, mut serving) = (0.0, 0, 0.0, 0_u32);
         for pressure in pressures {
             backlog_s += pressure.backlog_s;
