@@ -134,6 +134,7 @@ fn minutes(minutes: f64) {
     let blocks = router.snapshot().index.holdings;
     let (start, whole) = (Instant::now(), Duration::from_secs_f64(60.0 * minutes));
     let (mut first, mut highest, mut steps) = (0, 0, 0);
+    let mut tenths: Vec<(u64, u64, u64)> = Vec::new();
     while start.elapsed() < whole {
         let at = rng.below(live.len());
         live[at].remove(&router, &mut rng);
@@ -158,7 +159,13 @@ fn minutes(minutes: f64) {
                 first = now;
             }
             highest = highest.max(now);
+            if start.elapsed() > whole / 10 * (tenths.len() as u32 + 1) {
+                tenths.push((steps, now, router.snapshot().index.bytes));
+            }
         }
+    }
+    for (steps, resident, index) in tenths {
+        println!("{{\"steps\": {steps}, \"resident\": {resident}, \"index_bytes\": {index}}}");
     }
     assert_eq!(
         router.snapshot().index.holdings,
