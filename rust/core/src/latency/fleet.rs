@@ -1,9 +1,11 @@
 //! The curves of every worker of a pool, and the fleet's own, which is the prior of a worker that joins.
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use super::clock::ServiceClock;
 use super::curve::{PrefillWork, Prior, WorkerCurves};
+use super::pass::Told;
 use super::rls::{Learning, RlsRecord};
 use crate::error::Error;
 use crate::worker::WorkerId;
@@ -17,6 +19,8 @@ pub struct FleetCurves {
     learning: Learning,
     fleet: WorkerCurves,
     workers: Vec<Option<(WorkerCurves, ServiceClock)>>,
+    /// By position: the step report that was learned from last.
+    pub(super) told: FxHashMap<usize, Told>,
 }
 
 /// One worker's curves, for people.
@@ -60,6 +64,7 @@ impl FleetCurves {
             learning,
             fleet: WorkerCurves::new(prior, learning),
             workers: Vec::new(),
+            told: FxHashMap::default(),
         }
     }
 
@@ -77,6 +82,7 @@ impl FleetCurves {
         if let Some(worker) = self.workers.get_mut(position) {
             *worker = None;
         }
+        self.told.remove(&position);
     }
 
     /// The curves of a worker; the fleet's where it has none.
