@@ -20,22 +20,28 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
+from wardrop.demo import ramp_picture
 from wardrop.demo.arms import ARMS, DYNAMO_KV, Arm, running
 from wardrop.demo.drive import Driven, Row, drive
 from wardrop.demo.figures import Curves, Figures, curves, figures
 from wardrop.demo.picture import PlotMissingError, draw_png
 from wardrop.demo.plan import MODEL, Options, Plan, make_plan, pools
+from wardrop.demo.ramp import RAMP_ARMS, Profile, as_json, run_ramp
 from wardrop.demo.report import html
 from wardrop.demo.table import table
 from wardrop.demo.timing import STEP_MS, write_table
 from wardrop.dynamo.embedded import FleetError
-from wardrop.dynamo.install import DynamoMissingError
+from wardrop.dynamo.install import DynamoMissingError, dynamo_version
 from wardrop.dynamo.namespace import NamespaceRefusedError, enter_or_reexec
 from wardrop.workload import completion_body
 
 TITLE = "One workload, three routers"
 DEFAULT_POLICY = "toll"
+
+RAMP_RATE_PER_WORKER = 1.5
+"""Requests/s per worker at the ends of the ramp; five times that in its middle."""
 
 LATE_MS = 20.0
 """Above this at p99 the driver itself was late and the comparison is marked as doubtful."""
@@ -68,6 +74,13 @@ def demo(
     ] = 32,
     turns: Annotated[float, typer.Option(help="mean turns of a conversation")] = 6.0,
     seed: Annotated[int, typer.Option(help="same seed, same requests")] = 0,
+    ramp: Annotated[
+        bool,
+        typer.Option("--ramp", help="load across the knee and back: six arms, about ten minutes"),
+    ] = False,
+    arms: Annotated[
+        str, typer.Option(help="with --ramp: only these, by key, such as dynamo_kv,toll_queue")
+    ] = "",
     out: Annotated[Path, typer.Option(help="folder for picture and report")] = Path("out/demo"),
     json_file: Annotated[
         Path | None, typer.Option("--json", help="also write all figures here")
@@ -82,6 +95,9 @@ def demo(
     try:
         _enter_network(console)
         with _timing_table() as timing:
+            if ramp:
+                _ramp(console, workers, seconds, rate, seed, timing, arms, out, json_file)
+                return
             options = Options(workers, disagg, seconds, rate, seed, trace, system_prompts, turns)
             plan = make_plan(options, timing)
             results = _run_arms(console, plan, policy, shlex.split(dynamo_flags))
@@ -92,6 +108,58 @@ def demo(
     except KeyboardInterrupt:
         console.print("wardrop: interrupted; everything is stopped and removed")
         raise typer.Exit(130) from None
+
+
+def _ramp(
+    console: Console,
+    workers: int,
+    seconds: float,
+    rate: float | None,
+    seed: int,
+    timing: Path,
+    keys: str,
+    out: Path,
+    json_file: Path | None,
+) -> None:
+    profile = Profile(seconds, RAMP_RATE_PER_WORKER * workers if rate is None else rate)
+    known = {one.arm.key: one for one in RAMP_ARMS}
+    wanted = [key for key in keys.split(",") if key] or list(known)
+    unknown = [key for key in wanted if key not in known]
+    if unknown:
+        raise ValueError(f"--arms: got {unknown[0]!r}, expected some of {', '.join(known)}")
+    results = run_ramp(
+        profile,
+        workers,
+        seed,
+        timing,
+        [known[key] for key in wanted],
+        lambda text: console.print(text, highlight=False),
+    )
+    late_ms = max(result.driver_late_ms for result in results)
+    note = (
+        f"{workers} mock workers, {profile.low_per_s:g} to {profile.peak * profile.low_per_s:g} "
+        f"requests/s in {seconds:g} s, seed {seed}; driver at most {late_ms:.0f} ms late (p99). "
+        f"{_foot(dynamo_version(sys.executable))}"
+    )
+    view = Table(pad_edge=False)
+    head, *body = ramp_picture.rows(results)
+    for name in head:
+        view.add_column(name, justify="right" if name else "left")
+    for row in body:
+        view.add_row(*row)
+    Console(width=190).print(view)
+    if late_ms > LATE_MS:
+        console.print(
+            f"[yellow]doubt:[/yellow] the driver was {late_ms:.0f} ms late", highlight=False
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(as_json(profile, workers, seed, results))
+    picture = out / "ramp.png"
+    ramp_picture.draw(profile, results, picture, note)
+    (out / "ramp.html").write_text(ramp_picture.page(results, picture, note), encoding="utf-8")
+    console.print(f"picture: {picture}\nreport:  {out / 'ramp.html'}", highlight=False)
 
 
 Result = tuple[Arm, Figures, Curves, str]
