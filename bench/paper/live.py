@@ -31,7 +31,7 @@ MODEL = "mock-70b"
 def rows(count: int, seed: int) -> list[Row]:
     """Five templates of 128 tokens as token prompts."""
     rng = np.random.default_rng(seed)
-    templates = rng.integers(1_000, 20_000, size=(5, 128)).tolist()
+    templates = rng.integers(300, 4_000, size=(5, 128)).tolist()
     found: list[Row] = []
     for which in rng.integers(5, size=count):
         body = {
@@ -82,7 +82,7 @@ def run(seconds: float) -> dict[str, Any]:
                 row: dict[str, Any] = {
                     "arm": label,
                     "in_flight": flight,
-                    **_figures(driven.columns, seconds),
+                    **_figures(driven.columns, seconds, driven.first_error),
                 }
                 row["first_error"] = driven.first_error
                 if arm.gateway:
@@ -95,11 +95,13 @@ def run(seconds: float) -> dict[str, Any]:
     return kept
 
 
-def _figures(columns: dict[str, Any], seconds: float) -> dict[str, float]:
+def _figures(columns: dict[str, Any], seconds: float, error: str | None) -> dict[str, float]:
     sent = np.asarray(columns["sent_s"], float)
     first = np.asarray([np.nan if x is None else x for x in columns["first_token_s"]], float)
     ttft = first - sent
     done = np.isfinite(ttft)
+    if not done.any():
+        raise RuntimeError(f"no answer came; the first failure: {error}")
     return {
         "requests": float(done.sum()),
         "ttft_mean_s": float(ttft[done].mean()),

@@ -97,11 +97,12 @@ def draw(found: dict[str, Any]) -> None:
             grid[2, column].plot(flight, tail, **style)
         workers = PAPER_FLEETS[name][2]
         grid[0, column].axhline(found["window"] / workers, color="k", ls=":", lw=1, label="N/m")
-        grid[0, column].set(title=name, ylabel="PoA-hat, decode leg", ylim=(0, None))
+        grid[0, column].set(title=name, ylabel="PoA-hat, decode leg", ylim=(0, 22))
         grid[1, column].set(ylabel="poa (≥ 1), both legs", ylim=(0.99, None))
         grid[2, column].set(ylabel="TTFT p99, ms", xlabel="requests in flight", yscale="log")
         for row in range(3):
             grid[row, column].set_xscale("log", base=2)
+            grid[row, column].set_xticks([8, 32, 128, 512], ["8", "32", "128", "512"])
             grid[row, column].grid(alpha=0.3)
     grid[0, 0].legend(fontsize=7)
     save(figure, "poa")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from bench.paper.drawing import axes, colour, save
 from bench.paper.settings import SHARED, phased, timing, write
+from matplotlib.ticker import NullFormatter
 
 from wardrop.replay import Engine, Fleet, Policy, Workload, load, simulate, spread
 
@@ -82,7 +83,7 @@ def draw(found: dict[str, Any]) -> None:
     """What routing loses, by its parts, beside the mean TTFT."""
     rows = found["rows"]
     names = list(dict.fromkeys(row["place"] for row in rows))
-    figure, grid = axes(2, len(names), width=2.5, height=2.6)
+    figure, grid = axes(2, len(names), width=2.2, height=2.6)
     for column, place in enumerate(names):
         here = [row for row in rows if row["place"] == place]
         at = np.arange(len(here))
@@ -94,7 +95,10 @@ def draw(found: dict[str, Any]) -> None:
         bottom.barh(
             at, [row["ttft_mean_s"] for row in here], color=[colour(r["policy"]) for r in here]
         )
-        bottom.set_xscale("log")
+        times = [row["ttft_mean_s"] for row in here]
+        if max(times) > 8 * min(times):
+            bottom.set_xscale("log")
+            bottom.xaxis.set_minor_formatter(NullFormatter())
         labels = [row["policy"] for row in here] if column == 0 else [""] * len(here)
         for axis in (top, bottom):
             axis.set_yticks(at, labels, fontsize=7)
