@@ -227,7 +227,9 @@ class Router:
         booking_ttl_s: until a booking that nobody released ends.
         max_bookings: open bookings at most.
         max_workers: workers at most, up to 65,536.
-        index_max_blocks: distinct blocks in the index at most.
+        index_max_blocks: distinct blocks in the index at most. At the limit, what was neither
+            stored nor matched for longest goes; counted as `blocks_evicted`.
+        index_max_bytes: bytes of the index at most, at least 1 MiB; the same rule. None: no limit.
         predicted: what is predicted of caches by where booked requests went. "off": nothing, as
             Dynamo by default; "alone": for fleets without events, until `predicted_ttl_s` after a
             request's end; "beside": until events arrive, `predicted_settle_s` after its first
@@ -257,6 +259,7 @@ class Router:
         max_bookings: int = 1_000_000,
         max_workers: int = 65_536,
         index_max_blocks: int = 100_000_000,
+        index_max_bytes: int | None = None,
         predicted: str = "off",
         predicted_ttl_s: float = 120.0,
         predicted_settle_s: float = 1.0,

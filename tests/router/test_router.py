@@ -180,6 +180,19 @@ def test_many_threads_share_one_router() -> None:
     assert all(worker["prefill_tokens"] == 0 for worker in snapshot["workers"])
 
 
+def test_a_full_index_drops_what_is_cold_and_counts_it() -> None:
+    fleet = router(index_max_bytes=1 << 20)
+    for conversation in range(100):
+        prompt = [conversation] * 16 * 640
+        fleet.apply(1, wardrop.Stored(names(prompt), tokens=prompt, block_size=16))
+        assert fleet.find_matches(prompt) == {(1, 0): (640, 0, 0)}
+    snapshot = fleet.snapshot()
+    assert snapshot["index"]["bytes"] <= 1 << 20
+    assert snapshot["index"]["blocks"] + snapshot["counters"]["blocks_evicted"] == 64_000
+    with pytest.raises(ValueError, match="index_max_bytes"):
+        router(index_max_bytes=1000)
+
+
 def test_a_saved_index_is_known_after_a_restart(tmp_path: Path) -> None:
     fleet, path = router(), tmp_path / "index"
     fleet.apply((2, 3), wardrop.Stored(names(PROMPT), tokens=PROMPT, block_size=16))

@@ -77,8 +77,11 @@ pub enum Error {
         /// The hash with two meanings.
         engine: EngineHash,
     },
-    /// The index holds as many blocks as it may.
-    #[error("the index is at its limit of {limit_blocks} blocks; raise index_max_blocks")]
+    /// The index is at its limit and nothing in it may go: all of it was used of late, or is gone on from.
+    #[error(
+        "the index is at its limit ({limit_blocks} blocks, or its bytes) and nothing in it may go; raise index_max_blocks or \
+         index_max_bytes"
+    )]
     IndexFull {
         /// The limit in force.
         limit_blocks: u64,

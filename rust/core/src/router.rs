@@ -8,7 +8,7 @@ use crate::event::{KvEvent, Tier};
 use crate::fleet::Fleet;
 use crate::game::{Placed, Placement};
 use crate::hash::{BlockHasher, HashMode, LocalHash};
-use crate::index::{Index, Prompt, Refusal, RestoredWorker, Slot, TierOverlap, WorkerOverlap};
+use crate::index::{Budget, Index, Prompt, Refusal, RestoredWorker, Slot, TierOverlap, WorkerOverlap};
 use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning, WorkerCurves};
 use crate::ledger::{EngineQueue, Ledger, Outcome, Pressure, Work};
 use crate::load::Load;
@@ -82,7 +82,10 @@ impl Router {
         };
         Ok(Self {
             hasher: BlockHasher::new(config.hash.clone(), config.block_size),
-            index: Index::new(config.index_max_blocks),
+            index: Index::with_budget(Budget {
+                blocks: config.index_max_blocks,
+                bytes: config.index_max_bytes,
+            }),
             roster: Roster::default(),
             keeps_placements: AtomicBool::new(false),
             follows_churn: AtomicBool::new(desk.policy.wants_seconds()),

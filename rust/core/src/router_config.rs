@@ -6,6 +6,9 @@ use crate::latency::Prior;
 use crate::predicted::PredictedConfig;
 use crate::price::PolicyConfig;
 
+/// Bytes that an index must be allowed: what it takes with few blocks, and room to work.
+const INDEX_BYTES_MIN: u64 = 1 << 20;
+
 /// How a router is made. Validated by [`Router::new`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -33,8 +36,10 @@ pub struct RouterConfig {
     pub max_bookings: usize,
     /// Workers at most, 1 to 65,536.
     pub max_workers: usize,
-    /// Distinct blocks that the index may hold, above 0: stores beyond are refused and counted until blocks are freed.
+    /// Distinct blocks that the index may hold, above 0. Beyond, what was neither stored nor matched for longest goes.
     pub index_max_blocks: u64,
+    /// Bytes that the index may take, at least 1 MiB; the same rule.
+    pub index_max_bytes: u64,
     /// How blocks are hashed. A feed of hashes without tokens, as Dynamo's, needs the default.
     pub hash: HashMode,
     /// What is predicted of caches by where requests were sent. Off is Dynamo's default, and exact parity needs it.
@@ -57,6 +62,7 @@ impl RouterConfig {
             max_bookings: 1_000_000,
             max_workers: 65_536,
             index_max_blocks: 100_000_000,
+            index_max_bytes: u64::MAX,
             hash: HashMode::Xxh3,
             predicted: PredictedConfig::default(),
         }
@@ -139,6 +145,13 @@ impl RouterConfig {
         self
     }
 
+    /// With another limit of the index's bytes.
+    #[must_use]
+    pub const fn with_index_max_bytes(mut self, bytes: u64) -> Self {
+        self.index_max_bytes = bytes;
+        self
+    }
+
     /// With another hash of blocks.
     #[must_use]
     pub fn with_hash(mut self, hash: HashMode) -> Self {
@@ -186,6 +199,13 @@ impl RouterConfig {
         }
         if self.index_max_blocks == 0 {
             return refuse("index_max_blocks", "0".to_owned(), "at least 1");
+        }
+        if self.index_max_bytes < INDEX_BYTES_MIN {
+            return refuse(
+                "index_max_bytes",
+                self.index_max_bytes.to_string(),
+                "1 MiB or above",
+            );
         }
         if !(1..=65_536).contains(&self.max_workers) {
             return refuse("max_workers", self.max_workers.to_string(), "1 to 65536");

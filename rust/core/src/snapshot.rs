@@ -85,6 +85,8 @@ pub struct Counters {
     pub conflicting_block: u64,
     /// Stored events refused because the index was full.
     pub index_full: u64,
+    /// Distinct blocks that went because the index's budget was full.
+    pub blocks_evicted: u64,
     /// Matches that a writer was in the way of all the time: their answer ends there.
     pub reads_given_up: u64,
 }

@@ -243,7 +243,7 @@ impl Router {
     #[new]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     #[pyo3(signature = (block_size, policy="dynamo", *, seed=0, tracks_prefill=true, tracks_decode=true, booking_ttl_s=600.0,
-        max_bookings=1_000_000, max_workers=65_536, index_max_blocks=100_000_000, predicted="off",
+        max_bookings=1_000_000, max_workers=65_536, index_max_blocks=100_000_000, index_max_bytes=None, predicted="off",
         predicted_ttl_s=120.0, predicted_settle_s=1.0, predicted_capacity_blocks=65_536, hash="xxh3", hash_key=None, **parameters))]
     fn new(
         py: Python<'_>,
@@ -256,6 +256,7 @@ impl Router {
         max_bookings: usize,
         max_workers: usize,
         index_max_blocks: u64,
+        index_max_bytes: Option<u64>,
         predicted: &str,
         predicted_ttl_s: f64,
         predicted_settle_s: f64,
@@ -280,6 +281,7 @@ impl Router {
             .with_max_bookings(max_bookings)
             .with_max_workers(max_workers)
             .with_index_max_blocks(index_max_blocks)
+            .with_index_max_bytes(index_max_bytes.unwrap_or(u64::MAX))
             .with_predicted(predicted)
             .with_hash(hash_mode(py, hash, hash_key)?);
         let core = Core::new(config).map_err(|e| raise(&e))?;

@@ -85,6 +85,16 @@ impl Spare {
         self.free[class as usize].push(at);
     }
 
+    /// Bytes that a stretch of this class takes from the system.
+    pub fn growth_bytes(&self, class: u32) -> u64 {
+        let has = |class: usize| !self.free[class].is_empty();
+        if (class as usize..CLASSES).any(has) {
+            return 0;
+        }
+        // Aligning it may waste as much as it has.
+        (2 * UNIT_WORDS * 8) as u64 * (1 << class)
+    }
+
     /// Bytes ever taken, and of the lists.
     pub fn bytes(&self) -> u64 {
         let lists: usize = self.free.iter().map(|list| list.capacity() * 4).sum();

@@ -1,16 +1,17 @@
 //! What each worker holds, by slot: its frames, so that it can leave in time proportional to them, and its counts.
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::Slot;
-use super::paths::{BlockId, FrameId};
+use super::paths::{BlockId, FRAME_BLOCKS};
+use super::tables::FrameSet;
 use crate::event::Tier;
 
 /// One worker's part.
 #[derive(Clone, Debug, Default)]
 pub struct Held {
     /// Frames in which it holds something.
-    pub frames: FxHashSet<FrameId>,
+    pub frames: FrameSet,
     /// Blocks, per tier.
     pub blocks: [u64; 3],
 }
@@ -71,6 +72,13 @@ impl Copies {
     /// Blocks with more than one copy.
     pub fn len(&self) -> usize {
         self.extra.len()
+    }
+
+    /// Bytes by which a frame's blocks may make this grow, old and new.
+    pub fn growth_bytes(&self) -> u64 {
+        let full = self.extra.len() + FRAME_BLOCKS as usize > self.extra.capacity();
+        let capacity = self.extra.capacity().max(2 * FRAME_BLOCKS as usize);
+        (if full { 2 * 17 * capacity } else { 0 }) as u64
     }
 
     /// Bytes, from the capacity.

@@ -487,8 +487,8 @@ impl Restore<'_> {
             return Err(self.bytes.broken("a holder must be there once"));
         }
         shared.paths.set_mask(&mut writer.pen, id, (slot, tier), mask);
+        writer.add_frame(slot, id);
         let held = &mut writer.held[slot.index()];
-        held.frames.insert(id);
         let added = u64::from(mask.count_ones());
         held.blocks[tier.index()] += added;
         shared.count_lower(slot, tier, |blocks| blocks + added);

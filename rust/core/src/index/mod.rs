@@ -4,6 +4,7 @@
 
 pub(crate) mod arena;
 mod children;
+mod evict;
 mod extents;
 mod held;
 pub(crate) mod holders;
@@ -15,9 +16,11 @@ pub(crate) mod paths;
 mod reference;
 pub(crate) mod seqlock;
 pub(crate) mod slots;
+mod tables;
 mod tree;
 mod walk;
 
+pub use evict::Budget;
 pub use image::{ImageError, RestoredWorker};
 pub use paths::Prompt;
 pub use reference::ReferenceIndex;

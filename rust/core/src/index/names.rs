@@ -8,7 +8,8 @@ use rustc_hash::FxHashMap;
 
 use super::Slot;
 use super::children::mix;
-use super::paths::BlockId;
+use super::paths::{BlockId, FRAME_BLOCKS};
+use super::tables::growth_bytes;
 
 /// Shards of the common table: each grows on its own, so that no insertion waits for a rehash of everything.
 const SHARDS: usize = 64;
@@ -17,6 +18,7 @@ const SHARDS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Names {
     common: Vec<HashTable<BlockId>>,
+    common_bytes: usize,
     by_alias: FxHashMap<(Slot, u64), BlockId>,
     alias_of: FxHashMap<(Slot, BlockId), u64>,
 }
@@ -25,6 +27,7 @@ impl Default for Names {
     fn default() -> Self {
         Self {
             common: vec![HashTable::new(); SHARDS],
+            common_bytes: 0,
             by_alias: FxHashMap::default(),
             alias_of: FxHashMap::default(),
         }
@@ -51,7 +54,10 @@ impl Names {
     /// Give a block a common name that no other has.
     pub fn insert_common(&mut self, name: u64, block: BlockId, name_of: impl Fn(BlockId) -> u64) {
         let of = hash(name);
-        self.common[shard(of)].insert_unique(of, block, |&block| hash(name_of(block)));
+        let shard = &mut self.common[shard(of)];
+        let before = shard.allocation_size();
+        shard.insert_unique(of, block, |&block| hash(name_of(block)));
+        self.common_bytes = self.common_bytes + shard.allocation_size() - before;
     }
 
     /// Take a block's common name away.
@@ -61,6 +67,7 @@ impl Names {
         let entry = shard.find_entry(hash, |&named| named == block);
         entry.expect("a common name must be in the table").remove();
         if shard.is_empty() {
+            self.common_bytes -= shard.allocation_size();
             // Gives the memory back, and the marks of removed entries, for which a table that is refilled would grow.
             *shard = HashTable::new();
         }
@@ -101,6 +108,29 @@ impl Names {
             .map(|(&(slot, block), &name)| (slot, block, name))
     }
 
+    /// Bytes that these names more take from the system at most. See [`growth_bytes`].
+    pub fn growth_bytes(
+        &mut self,
+        names: impl Iterator<Item = u64>,
+        name_of: impl Fn(BlockId) -> u64,
+    ) -> u64 {
+        let mut shards: u64 = names.fold(0, |shards, name| shards | 1 << shard(hash(name)));
+        let mut bytes = 0;
+        while shards != 0 {
+            let table = &mut self.common[shards.trailing_zeros() as usize];
+            shards &= shards - 1;
+            bytes += growth_bytes(table, |&block| hash(name_of(block)));
+        }
+        bytes
+    }
+
+    /// Bytes by which a frame's blocks may make the own names' tables grow, old and new.
+    pub fn alias_growth_bytes(&self) -> u64 {
+        let full = self.by_alias.len() + FRAME_BLOCKS as usize > self.by_alias.capacity();
+        let capacity = self.by_alias.capacity().max(2 * FRAME_BLOCKS as usize);
+        (if full { 2 * (25 + 17) * capacity } else { 0 }) as u64
+    }
+
     /// Common names.
     pub fn common_len(&self) -> usize {
         self.common.iter().map(HashTable::len).sum()
@@ -108,7 +138,6 @@ impl Names {
 
     /// Bytes, from the capacities.
     pub fn bytes(&self) -> u64 {
-        let common: usize = self.common.iter().map(HashTable::allocation_size).sum();
-        (common + self.by_alias.capacity() * 25 + self.alias_of.capacity() * 17) as u64
+        (self.common_bytes + self.by_alias.capacity() * 25 + self.alias_of.capacity() * 17) as u64
     }
 }

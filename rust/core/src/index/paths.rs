@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use super::Slot;
 use super::arena::{Arena, get, high, low, pack, set, set_high, set_low};
 use super::children::{Children, Find, Headers};
-use super::extents::{Extents, Spare};
+use super::extents::{Extents, Spare, class_of};
 use super::holders::{Edit, Holders, low_bits};
 use super::seqlock;
 use crate::event::Tier;
@@ -84,7 +84,7 @@ pub const END: usize = 3;
 /// Holders in device memory: four words, of which the frame uses the low half of the third (length and flags) and the high
 /// half of the fourth (the child table's chain).
 pub const HOLDERS: usize = 4;
-/// Length, `HAS_END`, `HAS_START`.
+/// Length, `HAS_END`, `HAS_START`, `USED`.
 pub const SHAPE: usize = HOLDERS + 2;
 /// High half: see [`Children`].
 pub const REFS: usize = HOLDERS + 3;
@@ -101,6 +101,8 @@ const OWN: usize = 15;
 
 const HAS_END: u32 = 1 << 8;
 const HAS_START: u32 = 1 << 9;
+/// Stored or matched since the hand of the eviction came by. The one bit that readers write, and only when it is not set.
+const USED: u32 = 1 << 10;
 
 const LOWER_CLASS: u32 = 2;
 
@@ -114,6 +116,14 @@ pub const fn len_of(shape: u64) -> u32 {
 #[inline]
 pub const fn has_end(shape: u64) -> bool {
     shape as u32 & HAS_END != 0
+}
+
+/// Remembers that a frame was used, for the eviction. For readers, too: a mark that gets lost costs a cache hit at most.
+#[inline]
+pub fn mark_used(header: &Header, shape: u64) {
+    if shape as u32 & USED == 0 {
+        header[SHAPE].fetch_or(u64::from(USED), Ordering::Relaxed);
+    }
 }
 
 /// A prompt as hashes. `sequence` may be empty.
@@ -156,6 +166,29 @@ impl Pen {
     /// Frames that live.
     pub fn frames_len(&self) -> usize {
         self.frames as usize - self.free.len()
+    }
+
+    /// Bytes that another frame of so many blocks takes from the system, its names' room beside it included.
+    pub fn growth_bytes(&self, blocks: usize) -> u64 {
+        let chunks = blocks
+            .div_ceil(CHUNK_BLOCKS as usize)
+            .saturating_sub(self.free_chunks.len());
+        let frames = usize::from(self.free.is_empty());
+        (chunks * 128 + frames * (size_of::<Header>() + 8)) as u64
+    }
+
+    /// Bytes of the lists of what is free when one of them grows, old and new.
+    pub fn list_growth_bytes(&self) -> u64 {
+        let grows = |len: usize, capacity: usize| {
+            if len + 64 > capacity {
+                8 * capacity.max(64)
+            } else {
+                0
+            }
+        };
+        let frames = grows(self.free.len(), self.free.capacity());
+        let chunks = grows(self.free_chunks.len(), self.free_chunks.capacity());
+        (frames + chunks + 18 * self.siblings.capacity()) as u64
     }
 
     /// Chunks ever used: what goes beside the local hashes needs room for so many.
@@ -369,6 +402,19 @@ impl Paths {
         get(&self.header(id)[BRANCHES]) | Tier::ALL.into_iter().fold(0, |union, tier| union | held(tier))
     }
 
+    /// Bytes that one more holder of a frame takes from the system at most.
+    pub fn holder_growth_bytes(&self, pen: &Pen, id: FrameId, tier: Tier, slot: Slot) -> u64 {
+        let lower = if tier == Tier::Device {
+            0
+        } else {
+            pen.spare.growth_bytes(LOWER_CLASS)
+        };
+        let holders = self.holders(id, tier);
+        let partial = holders.map_or(0, |holders| holders.partial_len()) + 1;
+        let full = slot.index() / 64 + 2;
+        lower + pen.spare.growth_bytes(class_of(2 * partial)) + pen.spare.growth_bytes(class_of(full))
+    }
+
     fn edit<'a>(&'a self, pen: &'a mut Pen, cell: &'a [AtomicU64]) -> Edit<'a> {
         Edit {
             cell,
@@ -490,7 +536,7 @@ impl Paths {
         set(&header[OWN], 0);
         self.write_locals(pen, header, 0, locals);
         let known = if start.is_some() { HAS_START } else { 0 };
-        set_low(&header[SHAPE], known);
+        set_low(&header[SHAPE], known | USED);
         Self::set_len(header, count as u32, end);
         seqlock::end_write(&header[VERSION], false);
         self.attach(pen, id, after);
@@ -511,7 +557,7 @@ impl Paths {
     }
 
     fn set_len(header: &Header, len: u32, end: Option<SequenceHash>) {
-        let start = get(&header[SHAPE]) as u32 & HAS_START;
+        let start = get(&header[SHAPE]) as u32 & (HAS_START | USED);
         let known = if end.is_some() { HAS_END } else { 0 };
         set(&header[END], end.map_or(0, |hash| hash.0));
         set_low(&header[SHAPE], len | known | start);
@@ -667,6 +713,20 @@ impl Paths {
             Some(1) => drop(pen.siblings.remove(&parent)),
             Some(more) => *more -= 1,
         }
+    }
+
+    /// Whether the eviction may take a frame: it lives, nothing hangs on it, and it was not used since this was asked last.
+    pub fn is_cold_leaf(&self, id: FrameId) -> bool {
+        let header = self.header(id);
+        let shape = get(&header[SHAPE]);
+        if len_of(shape) == 0 || get(&header[BRANCHES]) != 0 {
+            return false;
+        }
+        if shape as u32 & USED == 0 {
+            return true;
+        }
+        header[SHAPE].fetch_and(!u64::from(USED), Ordering::Relaxed);
+        false
     }
 
     /// Every living frame, in arena order. Only the writer.

@@ -129,7 +129,8 @@ impl ReferenceIndex {
         })
     }
 
-    fn holds(&self, hash: SequenceHash, slot: Slot, tier: Tier) -> bool {
+    /// Whether a slot holds a block in a tier.
+    pub fn holds(&self, hash: SequenceHash, slot: Slot, tier: Tier) -> bool {
         let copies = self.holders.get(&hash).and_then(|holders| holders.get(&slot));
         copies.is_some_and(|copies| copies[tier.index()] > 0)
     }

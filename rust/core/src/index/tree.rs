@@ -11,16 +11,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustc_hash::FxHashMap;
 
 use super::arena::{Arena, get, set};
+use super::evict::Budget;
 use super::held::{Copies, Held};
 use super::holders::low_bits;
 use super::image::{self, ImageError, RestoredWorker};
 use super::names::Names;
-use super::paths::{BlockId, CHUNK_BLOCKS, FrameId, Paths, Pen, Prompt};
+use super::paths::{BlockId, CHUNK_BLOCKS, FRAME_BLOCKS, FrameId, Paths, Pen, Prompt, SHAPE, mark_used};
 use super::slots::{all_slots, bits};
 use super::walk::{Raced, Scratch};
 use super::{Refusal, Slot, TierOverlap};
 use crate::event::{KvEvent, StoredBlock, Tier};
-use crate::hash::EngineHash;
+use crate::hash::{EngineHash, LocalHash};
 use crate::snapshot::Counters;
 use crate::worker::WorkerId;
 
@@ -53,7 +54,11 @@ pub(super) struct Writer {
     pub(super) copies: Copies,
     pub(super) held: Vec<Held>,
     pub(super) slot_of: FxHashMap<WorkerId, Slot>,
-    counters: Counters,
+    /// Bytes of the sets in `held`.
+    held_bytes: usize,
+    /// Where the eviction goes on.
+    pub(super) hand: u32,
+    pub(super) counters: Counters,
 }
 
 /// See the module.
@@ -61,12 +66,20 @@ pub(super) struct Writer {
 pub struct Index {
     shared: Shared,
     writer: Mutex<Writer>,
-    blocks_max: u64,
+    budget: Budget,
 }
 
 impl Index {
     /// An empty index of at most `blocks_max` distinct blocks.
     pub fn new(blocks_max: u64) -> Self {
+        Self::with_budget(Budget {
+            blocks: blocks_max,
+            bytes: u64::MAX,
+        })
+    }
+
+    /// An empty index that keeps within a budget.
+    pub fn with_budget(budget: Budget) -> Self {
         Self {
             shared: Shared {
                 paths: Paths::default(),
@@ -77,7 +90,7 @@ impl Index {
                 given_up: AtomicU64::new(0),
             },
             writer: Mutex::default(),
-            blocks_max,
+            budget,
         }
     }
 
@@ -90,9 +103,9 @@ impl Index {
         self.write().pen.blocks()
     }
 
-    /// The limit of distinct blocks.
-    pub const fn blocks_max(&self) -> u64 {
-        self.blocks_max
+    /// The budget that it keeps within.
+    pub const fn budget(&self) -> Budget {
+        self.budget
     }
 
     /// Blocks that each worker holds, per tier, by slot.
@@ -106,18 +119,9 @@ impl Index {
         writer.held.get(slot.index()).map_or([0; 3], |held| held.blocks)
     }
 
-    /// Bytes in use by its structures. O(slots).
+    /// Bytes that its structures took from the system and keep: what the budget is about.
     pub fn bytes(&self) -> u64 {
-        let Writer {
-            pen,
-            names,
-            copies,
-            held,
-            ..
-        } = &*self.write();
-        let frames: usize = held.iter().map(|held| held.frames.capacity() * 5).sum();
-        let engines = u64::from(pen.chunks()) * 64;
-        self.shared.paths.bytes(pen) + engines + names.bytes() + copies.bytes() + frames as u64
+        self.write().bytes(&self.shared)
     }
 
     /// Reads that gave up because a writer was in their way all the time: their answer ends there.
@@ -146,7 +150,7 @@ impl Index {
             writer.counters.unknown_worker += 1;
             return Err(Refusal::UnknownWorker);
         };
-        let outcome = writer.apply(&self.shared, slot, event, self.blocks_max);
+        let outcome = writer.apply(&self.shared, slot, event, self.budget);
         writer.counters.count_event(event, outcome);
         outcome
     }
@@ -163,7 +167,7 @@ impl Index {
 
     /// Apply one event of the worker in `slot`, whoever that is.
     pub fn apply(&self, slot: Slot, event: &KvEvent) -> Result<(), Refusal> {
-        self.write().apply(&self.shared, slot, event, self.blocks_max)
+        self.write().apply(&self.shared, slot, event, self.budget)
     }
 
     /// Forget everything that the worker in `slot` holds.
@@ -237,7 +241,12 @@ impl Index {
 
     /// Takes over an image, of those workers that are registered. The index must be empty, and is after an error.
     pub fn restore(&self, image: &[u8], hashing: u64) -> Result<Vec<RestoredWorker>, ImageError> {
-        image::read(&self.shared, &mut self.write(), image, (hashing, self.blocks_max))
+        image::read(
+            &self.shared,
+            &mut self.write(),
+            image,
+            (hashing, self.budget.blocks),
+        )
     }
 
     /// Panics unless every rule of the structure holds. For tests: O(everything).
@@ -276,17 +285,11 @@ impl Writer {
         }
     }
 
-    fn apply(
-        &mut self,
-        shared: &Shared,
-        slot: Slot,
-        event: &KvEvent,
-        blocks_max: u64,
-    ) -> Result<(), Refusal> {
+    fn apply(&mut self, shared: &Shared, slot: Slot, event: &KvEvent, budget: Budget) -> Result<(), Refusal> {
         self.make_room_for(shared, slot);
         match event {
             KvEvent::Stored { parent, blocks, tier } => {
-                self.store(shared, slot, (*parent, *tier), blocks, blocks_max)
+                self.store(shared, slot, (*parent, *tier), blocks, budget)
             }
             KvEvent::Removed { blocks, tier } => {
                 let unknown = blocks
@@ -321,7 +324,7 @@ impl Writer {
         slot: Slot,
         (parent, tier): (Option<EngineHash>, Tier),
         blocks: &[StoredBlock],
-        blocks_max: u64,
+        budget: Budget,
     ) -> Result<(), Refusal> {
         let mut after = match parent {
             Some(parent) => self.find(shared, slot, parent).ok_or(Refusal::UnknownParent)?,
@@ -332,8 +335,19 @@ impl Writer {
         while done < blocks.len() {
             let (frame, offset, count) = match shared.paths.step(after, &locals[done..]) {
                 Some(found) => found,
-                None => self.add(shared, slot, after, &locals[done..], blocks_max)?,
+                None => self.add(shared, slot, after, (&locals[done..], &blocks[done..]), budget)?,
             };
+            let before = self.pen.blocks();
+            if !self.has_room_for_holder(shared, (slot, tier), frame, budget) {
+                if shared.paths.len(frame) > 0 {
+                    self.free_dead(shared, frame);
+                }
+                return Err(Refusal::Full);
+            }
+            if self.pen.blocks() != before {
+                // What went may have been all that kept these blocks: look again.
+                continue;
+            }
             let names = &blocks[done..done + count as usize];
             let held = self.hold(shared, (slot, tier), (frame, offset), names);
             if held.is_err() {
@@ -351,12 +365,11 @@ impl Writer {
         shared: &Shared,
         slot: Slot,
         after: BlockId,
-        locals: &[crate::hash::LocalHash],
-        blocks_max: u64,
+        (locals, blocks): (&[LocalHash], &[StoredBlock]),
+        budget: Budget,
     ) -> Result<(FrameId, u32, u32), Refusal> {
-        let room = blocks_max
-            .saturating_sub(self.pen.blocks())
-            .min(locals.len() as u64) as usize;
+        let wanted = &blocks[..blocks.len().min(FRAME_BLOCKS as usize)];
+        let room = self.make_room(shared, (slot, after), wanted, budget);
         if room == 0 {
             return Err(Refusal::Full);
         }
@@ -393,11 +406,12 @@ impl Writer {
             for again in bits(before & wanted) {
                 self.copies.add(BlockId::new(id, again), slot, tier);
             }
+            self.add_frame(slot, id);
             let held = &mut self.held[slot.index()];
-            held.frames.insert(id);
             let added = u64::from((wanted & !before).count_ones());
             held.blocks[tier.index()] += added;
             shared.count_lower(slot, tier, |blocks| blocks + added);
+            mark_used(paths.header(id), get(&paths.header(id)[SHAPE]));
         }
         named
             .map(|_| ())
@@ -507,7 +521,7 @@ impl Writer {
             self.names.remove_alias(slot, block);
         }
         if left == 0 {
-            held.frames.remove(&id);
+            held.frames.remove(id);
         }
         self.free_dead(shared, id);
         true
@@ -517,13 +531,14 @@ impl Writer {
         let Some(held) = self.held.get_mut(slot.index()).map(std::mem::take) else {
             return;
         };
+        self.held_bytes -= held.frames.bytes();
         if held.frames.is_empty() {
             return;
         }
         shared.clears.fetch_add(1, Ordering::Release);
         shared.count_lower(slot, Tier::Host, |blocks| blocks - held.blocks[1]);
         shared.count_lower(slot, Tier::Disk, |blocks| blocks - held.blocks[2]);
-        for &id in &held.frames {
+        for id in held.frames.iter() {
             for tier in Tier::ALL {
                 let mask = shared.paths.mask(id, slot, tier);
                 if mask == 0 {
@@ -551,6 +566,21 @@ impl Writer {
                 names.remove_common(shared.name_of(block), block);
             }
         });
+    }
+
+    /// The worker holds something of a frame.
+    pub(super) fn add_frame(&mut self, slot: Slot, id: FrameId) {
+        let frames = &mut self.held[slot.index()].frames;
+        let before = frames.bytes();
+        frames.insert(id);
+        self.held_bytes = self.held_bytes + frames.bytes() - before;
+    }
+
+    /// See [`Index::bytes`].
+    pub(super) fn bytes(&self, shared: &Shared) -> u64 {
+        let engines = u64::from(self.pen.chunks()) * 64;
+        let tables = self.names.bytes() + self.copies.bytes();
+        shared.paths.bytes(&self.pen) + engines + tables + self.held_bytes as u64
     }
 
     fn check(&self, shared: &Shared) {
@@ -593,6 +623,8 @@ impl Writer {
                 "what is held must be counted"
             );
         }
+        let sets: usize = self.held.iter().map(|held| held.frames.bytes()).sum();
+        assert_eq!(self.held_bytes, sets, "the frames' sets must be counted");
         let lower_of = |held: &Held| held.blocks[1] + held.blocks[2];
         let lower: u64 = held.iter().map(lower_of).sum();
         assert_eq!(get(&shared.lower_blocks), lower, "lower tiers must be counted");

@@ -14,7 +14,7 @@ use super::children::Find;
 use super::holders::Holders;
 use super::paths::{
     BlockId, END, FIRST, FrameId, HOLDERS, Header, LINKS, NONE, Paths, Prompt, SHAPE, VERSION, has_end,
-    len_of,
+    len_of, mark_used,
 };
 use super::seqlock::{self, Stamp};
 use super::slots::bits;
@@ -289,6 +289,7 @@ impl Paths {
             let common = self.common(&seen, prompt, matched);
             visitor.look(self, &seen, matched as u32, common);
             if seqlock::is_valid(&seen.header[VERSION], seen.stamp) {
+                mark_used(seen.header, seen.shape);
                 return Ok(Some((id, seen, common)));
             }
         }

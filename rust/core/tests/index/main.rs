@@ -1,5 +1,6 @@
 //! The index against the map-of-sets reference, over random event streams. `make fuzz` runs many more of them.
 
+mod budget;
 mod differential;
 mod image;
 mod stream;

@@ -1,0 +1,134 @@
+//! The memory budget, and what goes when it is full.
+//!
+//! Frames that were neither stored nor matched for a round of the clock go first (F. Corbató's second chance, 1968), and only
+//! those on which nothing hangs: a cold conversation goes from its end, a prefix that others go on from stays. Such a frame goes
+//! for all its holders. Matching marks what it uses with one bit, written only when it is not set.
+//!
+//! What went is not known of its workers any more: answers become less than the truth, never more. Later events of such blocks
+//! meet unknown parents and unknown blocks, and are counted as those. Where nothing may go, a store is refused.
+
+use super::Slot;
+use super::paths::{BlockId, FrameId};
+use super::slots::bits;
+use super::tree::{Shared, Writer};
+use crate::event::{StoredBlock, Tier};
+
+/// What an index may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Distinct blocks.
+    pub blocks: u64,
+    /// Bytes of its structures. An empty index has a few kB.
+    pub bytes: u64,
+}
+
+impl Writer {
+    /// How many of these blocks may be added behind `after`, when what may go has gone for them.
+    pub(super) fn make_room(
+        &mut self,
+        shared: &Shared,
+        (slot, after): (Slot, BlockId),
+        wanted: &[StoredBlock],
+        budget: Budget,
+    ) -> usize {
+        loop {
+            let blocks = budget.blocks.saturating_sub(self.pen.blocks());
+            let room = blocks.min(wanted.len() as u64) as usize;
+            let fits = budget.bytes == u64::MAX || {
+                let names = wanted.iter().map(|block| block.engine_hash.0);
+                let growth = self.pen.growth_bytes(wanted.len())
+                    + self.names.growth_bytes(names, |block| shared.name_of(block));
+                let growth = growth + self.held[slot.index()].frames.growth_bytes();
+                // What holders, copies and own names may need: memory that was taken is never given back.
+                let kept_free = self.copies.growth_bytes() + self.names.alias_growth_bytes();
+                self.bytes(shared) + growth + kept_free + self.list_bytes(wanted.len()) <= budget.bytes
+            };
+            if room == wanted.len() && fits {
+                return room;
+            }
+            if !self.evict_one(shared, after) {
+                return if fits { room } else { 0 };
+            }
+        }
+    }
+
+    /// Bytes by which lists of what is free may grow when so many blocks come and go.
+    fn list_bytes(&self, blocks: usize) -> u64 {
+        self.pen.list_growth_bytes() + 16 * blocks as u64
+    }
+
+    /// Whether one more holder of a frame fits, when what may go has gone for it.
+    pub(super) fn has_room_for_holder(
+        &mut self,
+        shared: &Shared,
+        (slot, tier): (Slot, Tier),
+        id: FrameId,
+        budget: Budget,
+    ) -> bool {
+        if budget.bytes == u64::MAX {
+            return true;
+        }
+        let is_new = shared.paths.mask(id, slot, tier) == 0;
+        loop {
+            let mut growth = 0;
+            if self.names.has_aliases() {
+                growth += self.names.alias_growth_bytes();
+            }
+            if is_new {
+                growth += shared.paths.holder_growth_bytes(&self.pen, id, tier, slot);
+                growth += self.held[slot.index()].frames.growth_bytes();
+            } else {
+                growth += self.copies.growth_bytes();
+            }
+            if self.bytes(shared) + growth + self.list_bytes(64) <= budget.bytes {
+                return true;
+            }
+            if !self.evict_one(shared, BlockId::new(id, 0)) {
+                return false;
+            }
+        }
+    }
+
+    /// The next cold frame goes, but for that of `kept`; `false`: there is none.
+    fn evict_one(&mut self, shared: &Shared, kept: BlockId) -> bool {
+        let frames = self.pen.frames_ever() as u32;
+        // Once around to take the marks away, once more to find one without, and where the leaves went their parents.
+        for _ in 0..2 * frames {
+            self.hand = if self.hand + 1 < frames { self.hand + 1 } else { 0 };
+            let id = FrameId(self.hand);
+            if (kept == BlockId::ROOT || id != kept.frame()) && shared.paths.is_cold_leaf(id) {
+                // Its parent is looked at next: a cold conversation goes as a whole.
+                let parent = shared.paths.parent(id);
+                self.evict(shared, id);
+                if parent != BlockId::ROOT {
+                    self.hand = parent.frame().0.checked_sub(1).unwrap_or(frames - 1);
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    fn evict(&mut self, shared: &Shared, id: FrameId) {
+        let before = self.pen.blocks();
+        for tier in Tier::ALL {
+            for (slot, mask) in shared.paths.holding(id, tier) {
+                shared.paths.set_mask(&mut self.pen, id, (slot, tier), 0);
+                for offset in bits(mask) {
+                    let block = BlockId::new(id, offset);
+                    self.copies.forget(block, slot, tier);
+                    if self.names.has_aliases() {
+                        self.names.remove_alias(slot, block);
+                    }
+                }
+                let held = &mut self.held[slot.index()];
+                let count = u64::from(mask.count_ones());
+                held.blocks[tier.index()] -= count;
+                held.frames.remove(id);
+                shared.count_lower(slot, tier, |blocks| blocks - count);
+            }
+        }
+        self.free_dead(shared, id);
+        self.counters.blocks_evicted += before - self.pen.blocks();
+    }
+}
