@@ -149,6 +149,11 @@ impl Matched {
         self.work[i]
     }
 
+    /// Prompt tokens to compute on the candidate that holds most. Only after [`crate::Router::prepare`].
+    pub fn least_tokens(&self) -> u64 {
+        self.work.iter().map(|work| work.new_tokens).min().unwrap_or(0)
+    }
+
     /// Blocks that candidate `i` would add to those in flight there.
     pub fn new_blocks(&self, i: usize) -> u64 {
         u64::from(self.request_blocks - self.shared_blocks[i])

@@ -162,6 +162,7 @@ impl LateQueue {
         self.stats.bytes += request.bytes;
         self.stats.prefill_s += prefill_s;
         let entry = Entry {
+            least_tokens: matched.least_tokens(),
             matched,
             matched_at_s: now_s,
             arrived_s: now_s,
@@ -210,9 +211,17 @@ impl LateQueue {
         let positions = router.positions();
         self.ahead.clear(positions);
         let answer_tokens = router.mean_output_tokens() + f64::from(router.config().block_size);
+        let room_for = |queue: &Self, j: usize, tokens: u64| {
+            queue.has_room(&router.pressure(j, now_s), tokens, 0.0, answer_tokens)
+        };
+        if !(0..positions).any(|j| router.serves(j) && room_for(self, j, 0)) {
+            return Ok(false);
+        }
+        // A pass that is nearly full has room for nobody here: without this the walk would go on to the window's end.
+        let least = self.least_tokens();
         // Workers with room that nobody of this walk has chosen yet.
         let mut free = (0..positions)
-            .filter(|&j| router.serves(j) && self.has_room(&router.pressure(j, now_s), 0, 0.0, answer_tokens))
+            .filter(|&j| router.serves(j) && room_for(self, j, least))
             .count();
         let mut at = 0;
         while free > 0 && at < self.order.window().len() {
@@ -234,14 +243,20 @@ impl LateQueue {
             }
             let position = entry.matched.position(chosen);
             let work = entry.matched.work(chosen);
-            let had_room = self.ahead.requests[position] == 0
-                && self.has_room(&router.pressure(position, now_s), 0, 0.0, answer_tokens);
+            let had_room = self.ahead.requests[position] == 0 && room_for(self, position, least);
             free -= usize::from(had_room);
             self.ahead.tokens[position] += work.new_tokens;
             self.ahead.prefill_s[position] += router.prefill_s(position, work);
             self.ahead.requests[position] += 1;
         }
         Ok(false)
+    }
+
+    /// Tokens to compute of the window's smallest prompt, on its best worker. O(window).
+    fn least_tokens(&self) -> u64 {
+        let window = self.order.window().iter();
+        let tokens = window.filter_map(|(_, id)| Some(self.entries.get(id)?.least_tokens));
+        tokens.min().unwrap_or(0)
     }
 
     fn admits(
@@ -282,6 +297,7 @@ impl LateQueue {
             .expect("a request in order must be waiting");
         if entry.matched.generation() != router.generation() || now_s - entry.matched_at_s > age_s {
             entry.matched = router.prepare(&entry.request.question())?;
+            entry.least_tokens = entry.matched.least_tokens();
             entry.matched_at_s = now_s;
         }
         Ok(())

@@ -123,6 +123,8 @@ pub enum Offer {
 pub(super) struct Entry {
     pub request: QueuedRequest,
     pub matched: Matched,
+    /// Tokens to compute on the worker that holds most.
+    pub least_tokens: u64,
     pub matched_at_s: f64,
     pub arrived_s: f64,
     /// Where it stands in line: its arrival, moved by priority and fairness.
