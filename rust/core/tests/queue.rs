@@ -117,7 +117,11 @@ fn idle_fleet_never_waits() {
 #[test]
 fn small_prompts_share_an_engine_pass_and_a_large_one_waits_for_the_next() {
     // Passes of 8,192 tokens: 128 blocks.
-    let mut toy = Toy::new(1, toll(), QueueConfig::default());
+    let config = QueueConfig {
+        share_passes: true,
+        ..QueueConfig::default()
+    };
+    let mut toy = Toy::new(1, toll(), config);
     for (id, blocks) in [(0, 40), (1, 40), (2, 60), (3, 40)] {
         toy.arrive(request(id, blocks));
     }

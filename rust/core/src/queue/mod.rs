@@ -2,7 +2,7 @@
 //! bound, the better it is placed.
 //!
 //! ```text
-//! room(j)  no prefill in flight on j, or (one engine pass holds them and this one, their backlog < backlog_s and requests of
+//! room(j)  no prefill in flight on j, or (share_passes, one engine pass holds them and this one, their backlog < backlog_s and requests of
 //!          j < its sequences);
 //!          and, unless j is empty: KV in flight + own new + (n_j + 1)·(mean answer + a block) ≤ capacity of j
 //! key(r)   arrival_r + κ·s_r,  s_r = prefill seconds of r on its best-overlap worker
@@ -280,9 +280,9 @@ impl LateQueue {
     /// Whether a worker takes a prompt of `prefill_tokens` to compute and `new_tokens` to keep; 0 of both asks for any room.
     ///
     /// Small prompts that fit into one engine pass together hold nobody up, and an engine that gets them one by one computes
-    /// half-empty passes. A prompt that does not fit waits: who goes next is decided when the pass is over.
+    /// half-empty passes; but then some worker nearly always has room, and every pump walks the window. A prompt that does not fit waits: who goes next is decided when the pass is over.
     fn has_room(&self, p: &Pressure, prefill_tokens: u64, new_tokens: f64, answer_tokens: f64) -> bool {
-        let shares_pass = p.prefill_tokens + prefill_tokens <= p.chunk_tokens;
+        let shares_pass = self.config.share_passes && p.prefill_tokens + prefill_tokens <= p.chunk_tokens;
         let takes_prefill = p.prefills == 0
             || (shares_pass && p.backlog_s < self.config.backlog_s && p.requests < p.max_requests);
         let needed = p.kv_tokens + new_tokens + f64::from(p.requests + 1) * answer_tokens;
