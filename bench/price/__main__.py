@@ -1,67 +1,57 @@
 """`python -m bench.price`: run what is missing, then print the tables. Resumable.
 
-Results go to one JSON line per simulation. A cell of 8 workers takes about a second per policy.
+Static rules are tuned for every cell and metric on seed 0 over the whole grid; the winners, three
+well-known defaults and ours are then judged on all seeds. `knees` measures where each fleet's knee
+is; `export` writes the means of every cell.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-from bench.price.cells import OURS, STATIC, Cell, cells, workload
-from bench.price.table import tables
+from bench.price.cells import KNEES, cells, families
+from bench.price.goals import goals
+from bench.price.rules import DEFAULTS, GRID, OURS
+from bench.price.runs import Runs
+from bench.price.table import tables, worst
 
-from wardrop.replay import Policy, simulate
-
-
-def figures(cell: Cell, policy: str, seed: int) -> dict[str, float]:
-    """Simulate one policy in one cell."""
-    result = simulate(workload(cell.trace, seed), cell.fleet(), Policy.parse(policy), seed=seed)
-    summary = result.summary()
-    done = result.complete
-    ttft = result.ttft_ms[done] / 1e3
-    long = ttft[result.input_tokens[done] >= np.quantile(result.input_tokens[done], 0.9)]
-    return {
-        "ttft": summary["ttft_mean_s"],
-        "p99": summary["ttft_p99_s"],
-        "itl": summary["itl_mean_ms"],
-        "e2e": summary["e2e_mean_s"],
-        "goodput": summary["attainment"],
-        "long": float(np.percentile(long, 99)),
-        "reuse": summary["reuse"],
-        "complete": float(done.mean()),
-    }
+WHAT = ["all", "static", "ours", "print", "export", "knees"]
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=WHAT)
     parser.add_argument("--results", type=Path, default=Path("bench/results/price.jsonl"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long")
-    parser.add_argument("--only-print", action="store_true")
+    parser.add_argument("--cells", default="", help="only those with this in their name")
+    parser.add_argument("--worst", help="a policy whose worst cells are listed")
     options = parser.parse_args()
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    done: dict[tuple[Cell, str, int], dict[str, float]] = {}
-    if options.results.is_file():
-        for line in options.results.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            done[Cell(**row["cell"]), row["policy"], row["seed"]] = row["figures"]
-    end = time.monotonic() + 60 * options.minutes
-    for seed in range(0 if options.only_print else options.seeds):
-        for cell in cells():
-            for policy in [*STATIC, *OURS]:
-                if (cell, policy, seed) in done or time.monotonic() > end:
-                    continue
-                found = figures(cell, policy, seed)
-                done[cell, policy, seed] = found
-                row = {"cell": vars(cell), "policy": policy, "seed": seed, "figures": found}
-                with options.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-    print(tables(done))
+    what = options.what or "all"
+    if what == "knees":
+        rows = [{"family": asdict(family), "rate": family.knee()} for family in families()]
+        KNEES.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        return
+    runs = Runs(options.results, options.minutes)
+    seeds = range(options.seeds)
+    chosen = [cell for cell in cells() if options.cells in cell.name]
+    if what in ("all", "static"):
+        for cell in chosen:
+            runs.run(cell, [*DEFAULTS, *GRID], (0,))
+            runs.run(cell, runs.contenders(cell), seeds)
+    if what in ("all", "ours"):
+        for cell in chosen:
+            runs.run(cell, OURS, seeds)
+    if what == "export":
+        runs.export(options.results.with_suffix(".json"))
+    print(tables(runs, options.seeds))
+    print(goals(runs, options.seeds))
+    if options.worst:
+        print(worst(runs, options.worst, options.seeds))
 
 
 if __name__ == "__main__":

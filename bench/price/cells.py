@@ -1,98 +1,123 @@
-"""What is judged: fleets, traces, loads; and who is judged."""
+"""What is judged: fleets, traces, loads."""
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from wardrop.replay import Engine, Fleet, Workload, load, load_timing, spread
+import numpy as np
+
+from wardrop.replay import Engine, Fleet, Policy, Workload, load, load_timing, simulate, spread
+from wardrop.replay.workload import from_lists
 
 SHARED = Path(os.environ.get("WARDROP_SHARED", "../shared"))
-
-STATIC = [
-    "round_robin",
-    "least_loaded",
-    "power_of_two",
-    "lmetric",
-    "dynamo",
-    *(f"dynamo(prefill_load_scale={scale})" for scale in (0.5, 2, 4, 8)),
-    "dynamo(router_temperature=0.2)",
-    "two_tier",
-    "two_tier(match_share=0.7)",
-    "sticky",
-    "sticky(keep_share=0.6,min_share=0.3)",
-    "sticky(keep_share=0.9,min_share=0.3)",
-    "sticky(min_share=0.1)",
-    "chwbl",
-    "chwbl(load_factor=2.0)",
-]
-"""Every static rule, default and grid: the best of them per cell and metric is the bar."""
-
-OURS = [
-    "toll",
-    "toll(ttft=0,e2e=1)",
-    "toll(ttft=0,goodput=1)",
-    "toll(ttft=0,itl=1)",
-    "toll+queue(kappa=0)",
-    "toll+queue(kappa=10)",
-    "toll+queue(kappa=30)",
-    "dynamo+queue(kappa=10)",
-]
+KNEES = Path(__file__).with_name("knees.json")
+YARDSTICK = "sticky(min_share=0.3)"
+"""The rule whose TTFT says where a fleet's knee is: the prototype's best single static rule."""
+KNEE_TTFT = 3.0
+"""A fleet is at its knee where the yardstick's mean TTFT is this many times that of an idle one."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One setting: a trace at a rate on a fleet.
+class Family:
+    """A trace on a fleet, at any load.
 
     Attributes:
         trace: `conversation` or `claude_code`.
-        shape: `aggregated`, `split` or `unequal`.
+        shape: `aggregated`, `split` (half and half) or `unequal` (a quarter at half speed).
         workers: in all.
         num_blocks: KV blocks of 64 tokens per worker.
-        rate: the trace's gaps are divided by it.
-        place: `below` the fleet's knee, at the `knee`, or `over` it.
     """
 
     trace: str
     shape: str
     workers: int
     num_blocks: int
-    rate: float
-    place: str
 
-    def fleet(self) -> Fleet:
-        """The fleet, with the 70B's measured B200 timing."""
+    def fleet(self, rate: float) -> Fleet:
+        """The fleet, with the 70B's B200 timing; the trace's gaps are divided by `rate`."""
         timing = load_timing(SHARED / "timing" / "llama70b_tp4_b200.npz")
         engine = Engine(timing=timing, num_blocks=self.num_blocks)
         if self.shape == "split":
             half = self.workers // 2
-            return Fleet.split(half, self.workers - half, engine=engine, rate=self.rate)
+            return Fleet.split(half, self.workers - half, engine=engine, rate=rate)
         slow = self.workers // 4 if self.shape == "unequal" else 0
         speeds = (1.0,) * (self.workers - slow) + (0.5,) * slow
-        return Fleet(workers=self.workers, engine=engine, speeds=speeds, rate=self.rate)
+        return Fleet(workers=self.workers, engine=engine, speeds=speeds, rate=rate)
+
+    def knee(self) -> float:
+        """Rate at the knee, by bisection on the yardstick's mean TTFT; within 5 %."""
+
+        def ttft_s(rate: float) -> float:
+            result = simulate(workload(self.trace, 0), self.fleet(rate), Policy.parse(YARDSTICK))
+            return result.summary()["ttft_mean_s"]
+
+        limit_s = KNEE_TTFT * ttft_s(0.05 * self.workers)
+        low, high = 0.05 * self.workers, 3.0 * self.workers
+        while high / low > 1.05:
+            middle = float(np.sqrt(low * high))
+            low, high = (low, middle) if ttft_s(middle) > limit_s else (middle, high)
+        return round(low, 2)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A family at a share of its knee's rate."""
+
+    family: Family
+    load: float
+
+    @property
+    def place(self) -> str:
+        """`below` the knee, at the `knee`, or `over` it."""
+        return "below" if self.load < 1 else "knee" if self.load == 1 else "over"
+
+    @property
+    def name(self) -> str:
+        """One word."""
+        f = self.family
+        return f"{f.trace}/{f.shape}/{f.workers}/{f.num_blocks}/{self.load:g}"
+
+    def fleet(self) -> Fleet:
+        """The fleet at this load."""
+        return self.family.fleet(self.load * knees()[self.family])
+
+
+def families() -> list[Family]:
+    """All of them, 8 workers first."""
+    caches = {"conversation": (4096, 16384), "claude_code": (8192, 32768)}
+    rows: list[Family] = []
+    for workers in (8, 32):
+        rows += [
+            Family(trace, "aggregated", workers, blocks)
+            for trace, sizes in caches.items()
+            for blocks in sizes
+        ]
+        rows += [
+            Family(trace, shape, workers, 16384)
+            for shape in ("split", "unequal")
+            for trace in caches
+        ]
+    return rows
 
 
 def cells() -> list[Cell]:
-    """All settings, 8 workers first."""
-    rows: list[Cell] = []
-    for blocks in (4096, 16384):
-        rates = ((1.5, "below"), (4.0, "knee"), (5.0, "over"), (6.0, "over"))
-        rows += [Cell("conversation", "aggregated", 8, blocks, r, place) for r, place in rates]
-    for blocks in (8192, 32768):
-        rates = ((3.0, "below"), (8.0, "knee"), (12.0, "over"))
-        rows += [Cell("claude_code", "aggregated", 8, blocks, r, place) for r, place in rates]
-    for shape, rates in (("split", (2.0, 4.0)), ("unequal", (3.0, 4.5))):
-        rows += [Cell("conversation", shape, 8, 16384, r, "knee") for r in rates]
-        rows += [Cell("claude_code", shape, 8, 16384, 6.0, "knee")]
-    rows += [
-        Cell("conversation", "aggregated", 32, 8192, r, p) for r, p in ((16, "knee"), (20, "over"))
+    """All settings: 30 % of the knee to past it."""
+    return [
+        Cell(family, share)
+        for family in families()
+        for share in ((0.3, 0.7, 1.0, 1.3) if family.workers == 8 else (0.3, 1.0, 1.3))
     ]
-    rows += [
-        Cell("claude_code", "aggregated", 32, 16384, r, p) for r, p in ((24, "knee"), (36, "over"))
-    ]
-    return rows
+
+
+@cache
+def knees() -> dict[Family, float]:
+    """The families' knees, as `python -m bench.price knees` measured them."""
+    rows = json.loads(KNEES.read_text(encoding="utf-8"))
+    return {Family(**row["family"]): row["rate"] for row in rows}
 
 
 @cache
@@ -107,5 +132,37 @@ def trace(name: str) -> Workload:
 
 @cache
 def workload(name: str, seed: int) -> Workload:
-    """The trace with its three-second ticks spread anew for each seed, where it has ticks."""
-    return spread(trace(name), seed) if name == "conversation" else trace(name)
+    """The trace as it might have been: another draw of what its making left to chance.
+
+    `conversation` comes in ticks of three seconds, which are spread anew. `claude_code` is 48
+    conversations that start at uniform times over 600 s, drawn anew; seed 0 is as recorded.
+    """
+    if name == "conversation":
+        return spread(trace(name), seed)
+    return trace(name) if seed == 0 else restarted(trace(name), seed, 600.0)
+
+
+def restarted(recorded: Workload, seed: int, over_s: float) -> Workload:
+    """Conversations (requests with one first block) start anew, uniform in `over_s`."""
+    first = recorded.blocks[recorded.block_start[:-1].astype(np.int64)]
+    _, conversation = np.unique(first, return_inverse=True)
+    count = int(conversation.max()) + 1
+    start = np.full(count, np.inf)
+    np.minimum.at(start, conversation, recorded.arrival_ms)
+    again = np.random.default_rng(seed).uniform(0, over_s * 1e3, count)
+    moved = recorded.arrival_ms + (again - start)[conversation]
+    order = np.argsort(moved, kind="stable")
+    start_of = recorded.block_start.astype(np.int64)
+    sizes = np.diff(start_of)
+    made = from_lists(
+        recorded.name,
+        moved[order] - moved.min(),
+        recorded.input_tokens[order].astype(np.int64),
+        recorded.output_tokens[order].astype(np.int64),
+        np.concatenate(
+            [recorded.blocks[start_of[i] : start_of[i + 1]] for i in order], dtype=np.int64
+        ),
+        sizes[order],
+        recorded.block_size,
+    )
+    return replace(made, name=f"{recorded.name}, restarted {seed}")

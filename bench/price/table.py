@@ -2,76 +2,97 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
-from bench.price.cells import OURS, STATIC, Cell
+from bench.price.cells import Cell, cells
+from bench.price.rules import KNOWN, OURS
+from bench.price.runs import METRICS, Runs
 
-METRICS = {
-    "ttft": "mean TTFT",
-    "p99": "p99 TTFT",
-    "itl": "ITL",
-    "e2e": "E2E",
-    "goodput": "goodput loss",
-    "long": "p99 of the longest 10 %",
-}
-_LOSS_FLOOR = 0.01
-"""Shares of missed requests below this count as this: a ratio of two tiny shares says nothing."""
-
-Runs = dict[tuple[Cell, str, int], dict[str, float]]
+SHOWN = [*OURS, *KNOWN]
 
 
-def _mean(runs: Runs) -> dict[Cell, dict[str, dict[str, float]]]:
-    """Per cell and policy the mean over seeds; goodput as loss. Only cells that everybody ran."""
-    sums: dict[Cell, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
-    for (cell, policy, _), figures in runs.items():
-        sums[cell][policy].append(figures)
-    out: dict[Cell, dict[str, dict[str, float]]] = {}
-    for cell, policies in sums.items():
-        if set(policies) < set(STATIC) | set(OURS):
-            continue
-        out[cell] = {
-            policy: {metric: _value(metric, rows) for metric in METRICS}
-            for policy, rows in policies.items()
-        }
-    return out
+def bar(runs: Runs, cell: Cell, metric: str, seeds: int) -> float | None:
+    """The best static rule here: of those that won on seed 0 and the well-known, on all seeds."""
+    if not runs.is_tuned(cell):
+        return None
+    values = [runs.mean(cell, policy, metric, seeds) for policy in runs.contenders(cell)]
+    kept = [value for value in values if value is not None]
+    return min(kept) if len(kept) == len(values) else None
 
 
-def _value(metric: str, rows: list[dict[str, float]]) -> float:
-    value = float(np.mean([row[metric] for row in rows]))
-    return max(1.0 - value, _LOSS_FLOOR) if metric == "goodput" else value
+def ratios(
+    runs: Runs, policy: str, metric: str, seeds: int, among: Callable[[Cell], bool]
+) -> dict[Cell, float]:
+    """Ours ÷ the bar, per cell; below 1 ours is better."""
+    found: dict[Cell, float] = {}
+    for cell in filter(among, judged(runs, seeds)):
+        ours, best = runs.mean(cell, policy, metric, seeds), bar(runs, cell, metric, seeds)
+        if ours is not None and best is not None:
+            found[cell] = ours / best
+    return found
 
 
-def ratios(runs: Runs, policy: str, metric: str, places: tuple[str, ...]) -> list[float]:
-    """Ours ÷ the best static rule (defaults and grid), per cell; below 1 ours is better."""
-    return [
-        found[policy][metric] / min(found[name][metric] for name in STATIC)
-        for cell, found in _mean(runs).items()
-        if cell.place in places
-    ]
+def judged(runs: Runs, seeds: int) -> list[Cell]:
+    """The cells where the bar and everybody of `OURS` that has run at all are known."""
+    ran = {policy for _, policy, _ in runs.found}
+    policies = [policy for policy in OURS if policy in ran]
+
+    def known(cell: Cell) -> bool:
+        ours = [runs.mean(cell, policy, "ttft", seeds) for policy in policies]
+        return None not in ours and bar(runs, cell, "ttft", seeds) is not None
+
+    return [cell for cell in cells() if known(cell)]
 
 
-def _row(runs: Runs, policy: str, places: tuple[str, ...]) -> str:
+def row(runs: Runs, policy: str, seeds: int, among: Callable[[Cell], bool]) -> str:
+    """Geometric mean and worst cell per metric."""
     parts = [f"| `{policy}` "]
     for metric in METRICS:
-        values = ratios(runs, policy, metric, places)
+        values = list(ratios(runs, policy, metric, seeds, among).values())
         if not values:
             return ""
         parts.append(f"| {np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f}) ")
     return "".join(parts) + "|"
 
 
-def tables(runs: Runs) -> str:
-    """Markdown: geometric mean (worst cell), for cells at the knee and over, then below it."""
+GROUPS: dict[str, Callable[[Cell], bool]] = {
+    "Knee and over": lambda cell: cell.place != "below",
+    "Knee and over, 8 workers, aggregated": lambda cell: (
+        cell.place != "below" and cell.family.workers == 8 and cell.family.shape == "aggregated"
+    ),
+    "Knee and over, 32 workers, aggregated": lambda cell: (
+        cell.place != "below" and cell.family.workers == 32 and cell.family.shape == "aggregated"
+    ),
+    "Knee and over, split": lambda cell: cell.place != "below" and cell.family.shape == "split",
+    "Knee and over, unequal": lambda cell: cell.place != "below" and cell.family.shape == "unequal",
+    "Below the knee": lambda cell: cell.place == "below",
+}
+
+
+def tables(runs: Runs, seeds: int) -> str:
+    """Markdown: per group of cells the geometric mean and the worst cell of every policy."""
     rule = "|---" * (len(METRICS) + 1) + "|"
     title = "| policy | " + " | ".join(METRICS.values()) + " |"
     lines: list[str] = []
-    found = _mean(runs)
-    seeds = 1 + max((seed for _, _, seed in runs), default=-1)
-    for name, places in (("Knee and over", ("knee", "over")), ("Below the knee", ("below",))):
-        count = sum(cell.place in places for cell in found)
-        lines += [f"### {name}: {count} cells, up to {seeds} seeds", "", title, rule]
-        shown = [*OURS, "dynamo", "sticky", "lmetric"]
-        lines += [row for policy in shown if (row := _row(runs, policy, places))]
+    for name, among in GROUPS.items():
+        count = len(ratios(runs, OURS[0], "ttft", seeds, among))
+        if count == 0:
+            continue
+        times = "one seed" if seeds == 1 else f"{seeds} seeds"
+        lines += [f"### {name}: {count} cells, {times}", "", title, rule]
+        lines += [text for policy in SHOWN if (text := row(runs, policy, seeds, among))]
         lines.append("")
+    missing = [cell.name for cell in cells() if cell not in judged(runs, seeds)]
+    lines += [f"Not judged on {seeds} seeds: {', '.join(missing) or 'none'}.", ""]
+    return "\n".join(lines)
+
+
+def worst(runs: Runs, policy: str, seeds: int, count: int = 6) -> str:
+    """The cells where a policy does worst, per metric."""
+    lines: list[str] = []
+    for metric in METRICS:
+        found = ratios(runs, policy, metric, seeds, lambda _: True)
+        top = sorted(found.items(), key=lambda item: -item[1])[:count]
+        lines.append(f"{metric}: " + ", ".join(f"{cell.name} {value:.2f}" for cell, value in top))
     return "\n".join(lines)

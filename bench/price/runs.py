@@ -1,0 +1,146 @@
+"""Simulations and their figures, kept as JSON lines so that a run can be broken off."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench.price.cells import Cell, Family, cells, workload
+from bench.price.rules import DEFAULTS, GRID, KNOWN, OURS
+
+from wardrop.replay import Policy, simulate
+
+METRICS = {
+    "ttft": "mean TTFT",
+    "p99": "p99 TTFT",
+    "itl": "ITL",
+    "e2e": "E2E",
+    "goodput": "goodput loss",
+    "long": "p99 of the longest 10 %",
+}
+LOSS_FLOOR = 0.01
+"""Shares of missed requests below this count as this: a ratio of two tiny shares says nothing."""
+
+Key = tuple[Cell, str, int]
+
+
+def figures(cell: Cell, policy: str, seed: int) -> dict[str, float]:
+    """Simulate one policy in one cell: one figure per metric, lower is better."""
+    drawn = workload(cell.family.trace, seed)
+    result = simulate(drawn, cell.fleet(), Policy.parse(policy), seed=seed)
+    summary = result.summary()
+    done = result.complete
+    ttft = result.ttft_ms[done] / 1e3
+    long = ttft[result.input_tokens[done] >= np.quantile(result.input_tokens[done], 0.9)]
+    return {
+        "ttft": summary["ttft_mean_s"],
+        "p99": summary["ttft_p99_s"],
+        "itl": summary["itl_mean_ms"],
+        "e2e": summary["e2e_mean_s"],
+        "goodput": max(1.0 - summary["attainment"], LOSS_FLOOR),
+        "long": float(np.percentile(long, 99)),
+        "reuse": summary["reuse"],
+        "complete": float(done.mean()),
+    }
+
+
+@dataclass
+class Runs:
+    """What has been simulated.
+
+    Attributes:
+        path: JSON lines, appended to.
+        minutes: stop simulating after so long.
+        found: the figures.
+        grid_done: names of cells whose grid ran before, where only its winners were kept.
+    """
+
+    path: Path
+    minutes: float = float("inf")
+    found: dict[Key, dict[str, float]] = field(default_factory=dict[Key, dict[str, float]])
+    grid_done: set[str] = field(default_factory=set[str])
+
+    def __post_init__(self) -> None:
+        self._end = time.monotonic() + 60 * self.minutes
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.suffix == ".json":
+            self._read(json.loads(self.path.read_text(encoding="utf-8")))
+        elif self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                cell = Cell(Family(**row["family"]), row["load"])
+                self.found[cell, row["policy"], row["seed"]] = row["figures"]
+
+    def run(self, cell: Cell, policies: Iterable[str], seeds: Iterable[int]) -> None:
+        """Simulate what is missing, while there is time."""
+        for policy in policies:
+            for seed in seeds:
+                if self.path.suffix == ".json":
+                    raise ValueError(f"{self.path} is read only: give a .jsonl file to run into")
+                if (cell, policy, seed) in self.found or time.monotonic() > self._end:
+                    continue
+                figure = self.found[cell, policy, seed] = figures(cell, policy, seed)
+                row = {
+                    "family": asdict(cell.family),
+                    "load": cell.load,
+                    "policy": policy,
+                    "seed": seed,
+                    "figures": figure,
+                }
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+
+    def tuned(self, cell: Cell, policies: Iterable[str], seed: int = 0) -> dict[str, str]:
+        """Per metric the best of `policies` on one seed; those that have not run are left out."""
+        ran = [policy for policy in policies if (cell, policy, seed) in self.found]
+        return {
+            metric: min(ran, key=lambda policy: self.found[cell, policy, seed][metric])
+            for metric in (METRICS if ran else ())
+        }
+
+    def _read(self, record: dict[str, Any]) -> None:
+        names: list[str] = record["figures"]
+        self.grid_done = set(record["tuned"])
+        for cell in cells():
+            for policy, by_seed in record["cells"].get(cell.name, {}).items():
+                for seed, values in by_seed.items():
+                    self.found[cell, policy, int(seed)] = dict(zip(names, values, strict=True))
+
+    def export(self, path: Path) -> None:
+        """What the tables need in one compact file, to five digits; `Runs` reads it, no more.
+
+        Of the grid only what won or is well known is kept, and which cells it was run in whole.
+        """
+        names = list(METRICS)
+        kept: dict[str, dict[str, dict[int, list[float]]]] = {}
+        needed = {cell: {*OURS, *self.contenders(cell)} for cell in cells()}
+        for (cell, policy, seed), figure in self.found.items():
+            if policy not in needed[cell]:
+                continue
+            values = [float(f"{figure[name]:.5g}") for name in names]
+            kept.setdefault(cell.name, {}).setdefault(policy, {})[seed] = values
+        text = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in kept.items())
+        tuned = [cell.name for cell in cells() if self.is_tuned(cell)]
+        head = f'{{"figures": {json.dumps(names)},\n"tuned": {json.dumps(tuned)},\n"cells": {{\n'
+        path.write_text(f"{head}{text}\n}}}}\n", encoding="utf-8")
+
+    def is_tuned(self, cell: Cell) -> bool:
+        """Whether the whole grid has run here on seed 0."""
+        grid = [*DEFAULTS, *GRID]
+        return cell.name in self.grid_done or all((cell, rule, 0) in self.found for rule in grid)
+
+    def contenders(self, cell: Cell) -> list[str]:
+        """The static rules judged on all seeds: each metric's best on seed 0, and `KNOWN`."""
+        best = self.tuned(cell, [*DEFAULTS, *GRID]).values()
+        return list(dict.fromkeys([*KNOWN, *best]))
+
+    def mean(self, cell: Cell, policy: str, metric: str, seeds: int) -> float | None:
+        """Mean over the seeds; None unless all ran."""
+        rows = [self.found.get((cell, policy, seed)) for seed in range(seeds)]
+        values = [row[metric] for row in rows if row is not None]
+        return float(np.mean(values)) if len(values) == seeds else None
