@@ -53,10 +53,9 @@ def gauges(url: str) -> dict[str, float]:
     for line in text.splitlines():
         if line.startswith("wardrop_price_of_anarchy"):
             name, _, value = line.rpartition(" ")
-            role = re.search(r'role="(\w+)"', name)
-            key = name.partition("{")[0].removeprefix("wardrop_")
-            rest = re.findall(r'(?:estimator|part|bound)="(\w+)"', name)
-            found[".".join([role.group(1) if role else "all", key, *rest])] = float(value)
+            labels = re.findall(r'(\w+)="([^"]*)"', name)
+            kept = [text for label, text in labels if label != "model"]
+            found[".".join([name.partition("{")[0].removeprefix("wardrop_"), *kept])] = float(value)
     return found
 
 
@@ -126,5 +125,5 @@ def draw(found: dict[str, Any]) -> None:
     grid[0, 1].set_yticks([])
     for axis in grid[0]:
         axis.invert_yaxis()
-    grid[0, 1].legend(fontsize=7)
+    grid[0, 1].legend(fontsize=7, loc="center")
     save(figure, "live")
