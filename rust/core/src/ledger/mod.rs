@@ -362,7 +362,7 @@ impl Ledger {
         let account = &mut self.accounts[entry.slot.index()];
         account.advance(now_s);
         account.prefill_over(entry);
-        account.truth.outcome();
+        account.truth.over(entry.sent_s, entry.work.new_tokens);
         account.sums.prefill_s += entry.prefill_s;
         let memory_full = account.kv_tokens > account.kv_capacity_tokens;
         let (batch, kv_tokens) = (f64::from(account.decoding), account.kv_tokens);
@@ -391,7 +391,12 @@ impl Ledger {
     /// when the answer's length is known.
     pub fn release(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         if let Some(entry) = self.entries.get(&request) {
-            self.accounts[entry.slot.index()].truth.outcome();
+            let truth = &mut self.accounts[entry.slot.index()].truth;
+            if entry.first.is_some() {
+                truth.seen();
+            } else {
+                truth.over(entry.sent_s, entry.work.new_tokens);
+            }
         }
         self.end(request, kv_tokens, outcome, now_s);
     }

@@ -69,8 +69,23 @@ impl Truth {
         self.unseen_tokens += tokens;
     }
 
-    /// A first token or an end was seen: the router's own count follows the engine.
-    pub fn outcome(&mut self) {
+    /// The first token, or the end before it, of a prompt sent at `sent_s` was seen: it waits no more, whatever the last
+    /// report said of it. O(log of the prompts between two reports, and those after it).
+    pub fn over(&mut self, sent_s: f64, tokens: u64) {
+        self.seen();
+        let from = self.unseen.partition_point(|&(at_s, _)| at_s < sent_s);
+        let found = (from..self.unseen.len()).find(|&i| self.unseen[i] == (sent_s, tokens));
+        if let Some(at) = found {
+            self.unseen.remove(at);
+            self.unseen_tokens -= tokens;
+        } else if let Some((_, queue)) = &mut self.word {
+            queue.waiting_prompts = queue.waiting_prompts.saturating_sub(1);
+            queue.waiting_tokens = queue.waiting_tokens.saturating_sub(tokens);
+        }
+    }
+
+    /// An end was seen: the router's own count follows the engine.
+    pub fn seen(&mut self) {
         self.expired_in_a_row = 0;
     }
 
@@ -169,6 +184,37 @@ mod tests {
     }
 
     #[test]
+    fn prompt_whose_first_token_was_seen_waits_no_more() {
+        let mut truth = Truth::default();
+        truth.report(EngineQueue::default(), 0.0);
+        truth.sent(300, 0.50);
+        let computed = EngineQueue {
+            computed_prompts: 1,
+            ..EngineQueue::default()
+        };
+        truth.report(computed, 0.55);
+        truth.over(0.50, 300);
+        let none = Prompts::default();
+        assert_eq!(
+            truth.prompts(none, 0.56),
+            Some(none),
+            "sent just before the report, over just after it"
+        );
+        let waiting = EngineQueue {
+            waiting_prompts: 2,
+            waiting_tokens: 700,
+            computed_prompts: 0,
+        };
+        truth.report(waiting, 0.9);
+        truth.over(0.6, 300);
+        let other = Prompts {
+            count: 1,
+            tokens: 400,
+        };
+        assert_eq!(truth.prompts(none, 0.95), Some(other));
+    }
+
+    #[test]
     fn stale_report_gives_way_to_the_own_count_and_silence_to_no_queue() {
         let mut truth = Truth::default();
         truth.report(EngineQueue::default(), 0.0);
@@ -177,7 +223,7 @@ mod tests {
         assert_eq!(truth.prompts(OWN, 1.5), None);
         truth.report(EngineQueue::default(), 2.0);
         assert_eq!(truth.prompts(OWN, 2.0), Some(Prompts::default()));
-        truth.outcome();
+        truth.seen();
         assert_eq!(truth.prompts(OWN, 9.0), Some(OWN));
     }
 

@@ -63,9 +63,9 @@ const TTFT: TollWeights = TollWeights {
     own: 1.0,
     decode: 1.0,
     stall: 1.0,
-    busy: 3.0,
-    memory: 1.0,
-    eviction: 0.1,
+    busy: 1.0,
+    memory: 3.0,
+    eviction: 1.0,
 };
 /// Steady tokens: what stalls a batch or fills it weighs more.
 const ITL: TollWeights = TollWeights {
@@ -73,8 +73,8 @@ const ITL: TollWeights = TollWeights {
     decode: 2.0,
     stall: 3.0,
     busy: 1.0,
-    memory: 1.0,
-    eviction: 0.1,
+    memory: 3.0,
+    eviction: 1.0,
 };
 /// The sum of all times: no future arrivals.
 const E2E: TollWeights = TollWeights {
@@ -91,8 +91,8 @@ const GOODPUT: TollWeights = TollWeights {
     decode: 1.0,
     stall: 1.0,
     busy: 0.5,
-    memory: 1.0,
-    eviction: 0.1,
+    memory: 3.0,
+    eviction: 1.0,
 };
 
 impl Objective {
