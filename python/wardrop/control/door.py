@@ -88,19 +88,11 @@ class Door:
         before = self._routing()
         had = flat(before)
         after = self._apply(changed(before, changes))
-        differing = {name for name in {*had, *after} if had.get(name) != after.get(name)}
+        differing = _differing(had, after)
         if not differing:
             raise SettingError(f"{_names(changes)}: that is already in force")
-        shown = sorted(set(changes) & differing) or sorted(differing)
-        record = self.note(
-            "change",
-            shown,
-            {name: had.get(name) for name in shown},
-            {name: after.get(name) for name in shown},
-            reason,
-            evidence,
-            by,
-        )
+        shown = [name for name in differing if name in changes] or differing
+        record = self.note("change", shown, had, after, reason, evidence, by)
         self._history.append((record.number, before))
         if by == HAND and self.on_change is not None:
             self.on_change(record)
@@ -129,17 +121,8 @@ class Door:
         had = self.settings()
         after = self._apply(before)
         self._history.pop()
-        shown = sorted(name for name in {*had, *after} if had.get(name) != after.get(name))
-        record = self.note(
-            "rolled_back",
-            shown,
-            {name: had.get(name) for name in shown},
-            {name: after.get(name) for name in shown},
-            reason,
-            evidence,
-            by,
-            youngest,
-        )
+        shown = _differing(had, after)
+        record = self.note("rolled_back", shown, had, after, reason, evidence, by, youngest)
         if by == HAND and self.on_change is not None:
             self.on_change(record)
         return record
@@ -155,15 +138,26 @@ class Door:
         by: str = "controller",
         of: int = 0,
     ) -> Record:
-        """Record what is no change of its own: a regime, or what came of a change."""
+        """Record what happened to the settings `names`, or what is no change of its own.
+
+        Args:
+            event: `change`, `kept`, `rolled_back` or `regime`.
+            names: what it concerns.
+            before: values of these, perhaps among others.
+            after: the same, afterwards.
+            reason: in words.
+            evidence: in figures.
+            by: `hand` or `controller`.
+            of: number of the change that this came of.
+        """
         self._number += 1
         single = len(names) == 1
         record = Record(
             self._clock(),
             event,
             ", ".join(names),
-            before.get(names[0]) if single else dict(before),
-            after.get(names[0]) if single else dict(after),
+            before.get(names[0]) if single else {name: before.get(name) for name in names},
+            after.get(names[0]) if single else {name: after.get(name) for name in names},
             reason[:_MAX_REASON],
             dict(evidence or {}),
             by,
@@ -202,6 +196,11 @@ class Door:
             raise
         except ValueError as error:  # the gateway's own text names the parameter
             raise SettingError(str(error)) from error
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names whose values are not the same, sorted."""
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
 def _names(changes: Mapping[str, Any]) -> str:

@@ -2,43 +2,20 @@
 //!
 //! For work on one machine; what is compared with Dynamo is in `bench/core`, what guards against regressions is `make gate`.
 
+#[path = "../examples/fixture/mod.rs"]
+mod fixture;
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use wardrop_core::rng::Rng;
+use fixture::{chain, fleet, stored};
 use wardrop_core::{
-    BlockHasher, DynamoConfig, EngineHash, HashKey, HashMode, HashScope, KvEvent, LocalHash, PolicyConfig,
-    PromptHashes, RequestId, RouteRequest, Router, RouterConfig, StoredBlock, Tier, WorkerId, WorkerSpec,
-    sequence_hashes,
+    BlockHasher, DynamoConfig, HashKey, HashMode, HashScope, KvEvent, PolicyConfig, PromptHashes, RequestId,
+    RouteRequest, RouterConfig, WorkerId, sequence_hashes,
 };
 
-fn fleet(workers: u64) -> Router {
-    let config = RouterConfig::new(16).with_policy(PolicyConfig::Dynamo(DynamoConfig::default()));
-    let router = Router::new(config).expect("the defaults are valid");
-    for worker in 0..workers {
-        router
-            .add_worker(WorkerId::new(worker, 0), WorkerSpec::default())
-            .expect("ids are distinct");
-    }
-    router
-}
-
-fn chain(of: u64, depth: usize) -> Vec<LocalHash> {
-    let mut rng = Rng::new(of);
-    (0..depth).map(|_| LocalHash(rng.next_u64())).collect()
-}
-
-fn stored(locals: &[LocalHash]) -> KvEvent {
-    let blocks = locals.iter().zip(sequence_hashes(locals));
-    let block = |(&local_hash, name): (&LocalHash, wardrop_core::SequenceHash)| StoredBlock {
-        engine_hash: EngineHash(name.0),
-        local_hash,
-    };
-    KvEvent::Stored {
-        parent: None,
-        blocks: blocks.map(block).collect(),
-        tier: Tier::Device,
-    }
+fn dynamo() -> RouterConfig {
+    RouterConfig::new(16).with_policy(PolicyConfig::Dynamo(DynamoConfig::default()))
 }
 
 fn hashing(c: &mut Criterion) {
@@ -66,7 +43,7 @@ fn routing(c: &mut Criterion) {
     let mut group = c.benchmark_group("route");
     for (workers, depth) in [(8, 128), (64, 128), (64, 1024), (512, 1024), (4096, 128)] {
         for holders in [1, workers] {
-            let (router, locals) = (fleet(workers), chain(1, depth));
+            let (router, locals) = (fleet(dynamo(), workers), chain(1, depth));
             for worker in 0..holders {
                 router
                     .apply(WorkerId::new(worker, 0), &stored(&locals))
@@ -91,7 +68,7 @@ fn routing(c: &mut Criterion) {
 }
 
 fn booking(c: &mut Criterion) {
-    let (router, locals) = (fleet(64), chain(1, 1024));
+    let (router, locals) = (fleet(dynamo(), 64), chain(1, 1024));
     let mut id = 0;
     c.bench_function("book, first token, release: 1024 blocks, 64 workers", |b| {
         b.iter(|| {
@@ -113,7 +90,7 @@ fn events(c: &mut Criterion) {
     let mut group = c.benchmark_group("store and clear");
     for depth in [1, 64, 512] {
         let events: Vec<KvEvent> = (0..64).map(|of| stored(&chain(of, depth))).collect();
-        let router = fleet(8);
+        let router = fleet(dynamo(), 8);
         group.throughput(Throughput::Elements(64 * depth as u64));
         group.bench_function(BenchmarkId::from_parameter(depth), |b| {
             b.iter(|| {

@@ -3,13 +3,15 @@
 //! `counts CASE` makes the state and calls [`measured`] with the work; callgrind collects only inside of that.
 //! `counts` alone lists the cases.
 
+mod fixture;
+
 use std::hint::black_box;
 
-use wardrop_core::rng::Rng;
+use fixture::{chain, stored};
 use wardrop_core::{
     BlockHasher, DynamoConfig, EngineHash, HashKey, HashMode, HashScope, KvEvent, LocalHash, PolicyConfig,
-    PredictedConfig, PredictedUse, PromptHashes, RequestId, RouteRequest, Router, RouterConfig, StoredBlock,
-    Tier, WorkerId, WorkerSpec, sequence_hashes,
+    PredictedConfig, PredictedUse, PromptHashes, RequestId, RouteRequest, Router, RouterConfig, Tier,
+    WorkerId, sequence_hashes,
 };
 
 const CASES: [&str; 13] = [
@@ -38,31 +40,7 @@ fn fleet(workers: u64, predicted: PredictedUse) -> Router {
     let config = RouterConfig::new(16)
         .with_policy(PolicyConfig::Dynamo(DynamoConfig::default()))
         .with_predicted(PredictedConfig::new(predicted));
-    let router = Router::new(config).expect("the defaults are valid");
-    for worker in 0..workers {
-        router
-            .add_worker(WorkerId::new(worker, 0), WorkerSpec::default())
-            .expect("ids are distinct");
-    }
-    router
-}
-
-fn chain(of: u64, depth: usize) -> Vec<LocalHash> {
-    let mut rng = Rng::new(of);
-    (0..depth).map(|_| LocalHash(rng.next_u64())).collect()
-}
-
-fn stored(locals: &[LocalHash]) -> KvEvent {
-    let blocks = locals.iter().zip(sequence_hashes(locals));
-    let block = |(&local_hash, name): (&LocalHash, wardrop_core::SequenceHash)| StoredBlock {
-        engine_hash: EngineHash(name.0),
-        local_hash,
-    };
-    KvEvent::Stored {
-        parent: None,
-        blocks: blocks.map(block).collect(),
-        tier: Tier::Device,
-    }
+    fixture::fleet(config, workers)
 }
 
 fn removed(locals: &[LocalHash]) -> KvEvent {

@@ -4,12 +4,14 @@
 //! `cargo run --release -p wardrop-core --example footprint -- unique|shared|churn|restart [blocks]` (default 5,000,000): one part per
 //! process, since memory that was freed is counted as resident still.
 
+mod fixture;
+
 use std::time::Instant;
 
 use wardrop_core::rng::Rng;
 use wardrop_core::{
-    DynamoConfig, EngineHash, KvEvent, LocalHash, PolicyConfig, RequestId, RouteRequest, Router,
-    RouterConfig, SequenceHash, StoredBlock, Tier, WorkerId, WorkerSpec, sequence_hashes,
+    DynamoConfig, KvEvent, LocalHash, PolicyConfig, RequestId, RouteRequest, Router, RouterConfig,
+    SequenceHash, WorkerId, sequence_hashes,
 };
 
 const DEPTH: usize = 1024;
@@ -27,13 +29,7 @@ fn resident() -> u64 {
 
 fn router(workers: u64) -> Router {
     let config = RouterConfig::new(16).with_policy(PolicyConfig::Dynamo(DynamoConfig::default()));
-    let router = Router::new(config).expect("the defaults are valid");
-    for worker in 0..workers {
-        router
-            .add_worker(WorkerId::new(worker, 0), WorkerSpec::default())
-            .expect("ids are distinct");
-    }
-    router
+    fixture::fleet(config, workers)
 }
 
 /// Processor seconds of this process, in steps of 10 ms: what a busy machine can not inflate.
@@ -48,26 +44,14 @@ fn processor_s() -> f64 {
     ticks.sum::<f64>() / 100.0
 }
 
-/// Chain `of`: always the same blocks for the same number.
 fn chain(of: u64, depth: usize) -> (Vec<LocalHash>, Vec<SequenceHash>) {
-    let mut rng = Rng::new(of);
-    let locals: Vec<LocalHash> = (0..depth).map(|_| LocalHash(rng.next_u64())).collect();
+    let locals = fixture::chain(of, depth);
     let sequence = sequence_hashes(&locals);
     (locals, sequence)
 }
 
 fn stored(of: u64, depth: usize) -> KvEvent {
-    let (locals, sequence) = chain(of, depth);
-    let blocks = locals.into_iter().zip(sequence);
-    let block = |(local_hash, hash): (LocalHash, SequenceHash)| StoredBlock {
-        engine_hash: EngineHash(hash.0),
-        local_hash,
-    };
-    KvEvent::Stored {
-        parent: None,
-        blocks: blocks.map(block).collect(),
-        tier: Tier::Device,
-    }
+    fixture::stored(&fixture::chain(of, depth))
 }
 
 fn percentiles_ns(mut spent: Vec<u64>) -> (u64, u64, u64) {

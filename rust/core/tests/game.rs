@@ -288,7 +288,8 @@ fn bad_costs_are_refused_and_counted() {
 
 /// 512 × 512 uniform costs: the time goes to the log (`--nocapture`), the bound is loose enough for a busy machine.
 #[test]
-fn large_assignments_take_milliseconds() {
+#[ignore = "a measurement"]
+fn cost_of_large_assignments() {
     let n = 512;
     let mut rng = wardrop_core::rng::Rng::new(7);
     let costs = CostMatrix::new(n, n, (0..n * n).map(|_| rng.unit()).collect()).unwrap();

@@ -226,7 +226,7 @@ impl Ledger {
         self.live += 1;
     }
 
-    /// Closes an account with its entries. O(entries).
+    /// Closes an account; `bookings` are its open ones. O(bookings).
     pub fn remove_worker(&mut self, slot: Slot, bookings: &[RequestId]) {
         for request in bookings {
             self.entries.remove(request);
