@@ -11,6 +11,7 @@
 
 pub mod error;
 pub mod event;
+mod exact;
 mod fleet;
 pub mod game;
 pub mod hash;

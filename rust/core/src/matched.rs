@@ -2,12 +2,15 @@
 
 use std::cell::Cell;
 
+use multiversion::multiversion;
+
 use crate::error::Error;
+use crate::exact::small_f64;
 use crate::fleet::Fleet;
 use crate::index::seqlock::Stamp;
 use crate::index::slots::bits;
 use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap};
-use crate::ledger::{Seconds, Work};
+use crate::ledger::{Books, Climate, Lanes, Standing, Work};
 use crate::load::Load;
 use crate::predicted::{Predicted, RaiseScratch};
 use crate::request::{Candidate, RouteRequest};
@@ -95,9 +98,9 @@ impl Overlaps {
     }
 }
 
-fn zero(column: &mut Vec<u32>, len: usize) {
+fn zero<T: Copy + Default>(column: &mut Vec<T>, len: usize) {
     column.clear();
-    column.resize(len, 0);
+    column.resize(len, T::default());
 }
 
 /// A request matched against every candidate: what of its price does not change with the load. One entry per candidate.
@@ -113,14 +116,16 @@ pub struct Matched {
     /// Whether candidate i is slot i, for every slot.
     pub(crate) everyone: bool,
     /// Whether no candidate has anything in host memory or on disk.
-    lower_is_zero: bool,
+    pub(crate) lower_is_zero: bool,
     pub(crate) workers: Vec<WorkerId>,
     pub(crate) slots: Vec<Slot>,
     pub(crate) device_blocks: Vec<u32>,
     pub(crate) host_blocks: Vec<u32>,
     pub(crate) disk_blocks: Vec<u32>,
     pub(crate) shared_blocks: Vec<u32>,
-    pub(crate) work: Vec<Work>,
+    /// Prompt tokens to compute, and in the cache; exact, as floats since prices think in those. Empty unless asked for.
+    pub(crate) new_tokens: Vec<f64>,
+    pub(crate) cached_tokens: Vec<f64>,
 }
 
 impl Matched {
@@ -130,7 +135,7 @@ impl Matched {
     }
 
     /// Dense positions of the candidates, below [`crate::Router::positions`].
-    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+    pub fn positions(&self) -> impl Iterator<Item = usize> + Clone + '_ {
         self.slots.iter().map(|slot| slot.index())
     }
 
@@ -146,12 +151,48 @@ impl Matched {
 
     /// Prompt tokens that candidate `i` would compute and find. Only after [`crate::Router::prepare`].
     pub fn work(&self, i: usize) -> Work {
-        self.work[i]
+        Work {
+            new_tokens: self.new_tokens[i] as u64,
+            cached_tokens: self.cached_tokens[i] as u64,
+        }
     }
 
     /// Prompt tokens to compute on the candidate that holds most. Only after [`crate::Router::prepare`].
     pub fn least_tokens(&self) -> u64 {
-        self.work.iter().map(|work| work.new_tokens).min().unwrap_or(0)
+        let least = self.new_tokens.iter().copied().reduce(f64::min);
+        least.map_or(0, |tokens| tokens as u64)
+    }
+
+    /// In a pool that does not prefill nobody computes or finds anything.
+    pub(crate) fn fill_no_work(&mut self) {
+        zero(&mut self.new_tokens, self.slots.len());
+        zero(&mut self.cached_tokens, self.slots.len());
+    }
+
+    /// Puts down what each candidate would compute and find: `tokens_of_block[tier]` of the prompt for each block that it has.
+    pub(crate) fn fill_work(&mut self, tokens_of_block: [f64; 3]) {
+        let Self {
+            new_tokens,
+            cached_tokens,
+            ..
+        } = self;
+        new_tokens.resize(self.slots.len(), 0.0);
+        cached_tokens.resize(self.slots.len(), 0.0);
+        let input_tokens = f64::from(self.input_tokens);
+        if self.lower_is_zero {
+            work_of_device(
+                &self.device_blocks,
+                (input_tokens, tokens_of_block[0]),
+                new_tokens,
+                cached_tokens,
+            );
+            return;
+        }
+        for i in 0..self.slots.len() {
+            let blocks = [self.device_blocks[i], self.host_blocks[i], self.disk_blocks[i]];
+            let found = cached_tokens_of(blocks, tokens_of_block).min(input_tokens);
+            (new_tokens[i], cached_tokens[i]) = (input_tokens - found, found);
+        }
     }
 
     /// Blocks that candidate `i` would add to those in flight there.
@@ -182,7 +223,8 @@ impl Matched {
         self.request_blocks = request.local_hashes.len() as u32;
         self.expected_output_tokens = request.expected_output_tokens;
         self.prefix_key = request.local_hashes.first().map_or(0, |hash| hash.0);
-        self.work.clear();
+        self.new_tokens.clear();
+        self.cached_tokens.clear();
         if request.allowed.is_none() && fleet.available_len() == fleet.slots() {
             self.take_everyone(overlaps, fleet, generation);
         } else {
@@ -193,6 +235,7 @@ impl Matched {
             take(&mut self.host_blocks, &overlaps.host, &self.slots);
             take(&mut self.disk_blocks, &overlaps.disk, &self.slots);
             take(&mut self.shared_blocks, &overlaps.shared, &self.slots);
+            self.lower_is_zero = overlaps.lower_is_zero;
         }
         self.generation = generation;
         if self.slots.is_empty() {
@@ -238,6 +281,30 @@ impl Matched {
     }
 }
 
+/// Prompt tokens that a worker with so many blocks finds, a whole number.
+pub(crate) fn cached_tokens_of(blocks: TierOverlap, tokens_of_block: [f64; 3]) -> f64 {
+    let parts = blocks.iter().zip(tokens_of_block);
+    parts
+        .map(|(&blocks, tokens)| f64::from(blocks) * tokens)
+        .sum::<f64>()
+        .round()
+}
+
+/// As above where all is in device memory, of which every block saves whole tokens.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
+fn work_of_device(
+    device: &[u32],
+    (input_tokens, block_tokens): (f64, f64),
+    new_tokens: &mut [f64],
+    cached_tokens: &mut [f64],
+) {
+    for ((&device, new), cached) in device.iter().zip(new_tokens).zip(cached_tokens) {
+        let found = (small_f64(device) * block_tokens).min(input_tokens);
+        *new = input_tokens - found;
+        *cached = found;
+    }
+}
+
 /// Load that a price must count although nothing is booked yet: requests that wait for a worker. By dense position.
 #[derive(Clone, Debug, Default)]
 pub struct Ahead {
@@ -257,14 +324,17 @@ pub(crate) struct Columns {
     pub prefill_tokens: Vec<u64>,
     pub decode_blocks: Vec<u64>,
     pub active_requests: Vec<u32>,
-    pub seconds: Vec<Seconds>,
+    /// How the candidates stand, where not every slot is one.
+    pub standing: Standing,
+    /// What waits ahead at the router; zeros where nothing does.
+    ahead_s: Vec<f64>,
+    ahead_requests: Vec<u32>,
     pub costs: Vec<f64>,
 }
 
 impl Columns {
     /// The load of the candidates now, with what waits ahead of the request.
     pub fn fill(&mut self, matched: &Matched, load: &Load, ahead: Option<&Ahead>) {
-        self.seconds.clear();
         self.costs.resize(matched.slots.len(), 0.0);
         self.straight = matched.everyone && ahead.is_none();
         if self.straight {
@@ -278,6 +348,51 @@ impl Columns {
                 self.prefill_tokens[i] += ahead.tokens[slot.index()];
                 self.active_requests[i] += ahead.requests[slot.index()];
             }
+        }
+    }
+
+    /// What a price in seconds needs beyond the load: after [`Columns::fill`] for the same candidates.
+    pub fn fill_seconds(&mut self, matched: &Matched, all: &Lanes<'_>, ahead: Option<&Ahead>) {
+        if !matched.everyone {
+            self.standing.gather(all, matched.positions());
+        }
+        if let Some(ahead) = ahead {
+            take(&mut self.ahead_s, &ahead.prefill_s, &matched.slots);
+            take(&mut self.ahead_requests, &ahead.requests, &matched.slots);
+        } else {
+            // One stroke per decision, and nothing to ask per candidate.
+            zero(&mut self.ahead_s, matched.slots.len());
+            zero(&mut self.ahead_requests, matched.slots.len());
+        }
+    }
+
+    /// The candidates for a price in seconds. `all`: how every slot stands.
+    pub fn books<'a>(
+        &'a self,
+        matched: &'a Matched,
+        (all, load): (Lanes<'a>, &'a Load),
+        climate: Climate,
+        (block_size, handoff_s_per_token): (u32, f64),
+    ) -> Books<'a> {
+        let (_, decode_blocks, _) = self.loads(load);
+        Books {
+            climate,
+            lanes: if matched.everyone {
+                all
+            } else {
+                self.standing.lanes()
+            },
+            new_tokens: &matched.new_tokens,
+            cached_tokens: &matched.cached_tokens,
+            decode_blocks,
+            shared_blocks: &matched.shared_blocks,
+            device_blocks: &matched.device_blocks,
+            ahead_s: &self.ahead_s,
+            ahead_requests: &self.ahead_requests,
+            input_tokens: f64::from(matched.input_tokens),
+            request_blocks: f64::from(matched.request_blocks),
+            block_tokens: f64::from(block_size),
+            handoff_s_per_token,
         }
     }
 

@@ -1,5 +1,7 @@
 //! From costs to one candidate: argmin with fair ties, or a softmax.
 
+use multiversion::multiversion;
+
 use crate::rng::Rng;
 
 /// Position of the chosen cost, `None` when there is no candidate with a finite cost.
@@ -23,16 +25,41 @@ pub fn pick(costs: &[f64], temperature: f64, rng: &mut Rng) -> Option<usize> {
             return Some(softmax(costs, lowest, (highest - lowest) * temperature, rng));
         }
     }
-    let first = costs.iter().position(|&cost| cost == lowest)?;
-    let ties = costs[first..].iter().filter(|&&cost| cost == lowest).count();
-    if ties == 1 {
-        return Some(first);
+    let ties = count(costs, lowest);
+    position(costs, lowest, if ties == 1 { 0 } else { rng.below(ties) })
+}
+
+/// How many are equal to `wanted`.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
+fn count(costs: &[f64], wanted: f64) -> usize {
+    count_run(costs, wanted) as usize
+}
+
+/// Wrapping, though it never wraps: a checked sum is made one by one.
+#[inline(always)]
+fn count_run(costs: &[f64], wanted: f64) -> u64 {
+    let equal = costs.iter().map(|&cost| u64::from(cost == wanted));
+    equal.fold(0, u64::wrapping_add)
+}
+
+/// Position of the one equal to `wanted` after `before` others. By runs, of which all but one are only counted.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
+fn position(costs: &[f64], wanted: f64, before: usize) -> Option<usize> {
+    const RUN: usize = 64;
+    let mut left = before as u64;
+    for (run, costs) in costs.chunks(RUN).enumerate() {
+        let found = count_run(costs, wanted);
+        if left < found {
+            let mut tied = (0..costs.len()).filter(|&at| costs[at] == wanted);
+            return tied.nth(left as usize).map(|at| run * RUN + at);
+        }
+        left -= found;
     }
-    let tied = (first..costs.len()).filter(|&at| costs[at] == lowest);
-    tied.take(ties).nth(rng.below(ties))
+    None
 }
 
 /// The lowest cost; infinite when there is none. Eight lanes at a time: a plain fold waits for each comparison.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn lowest(costs: &[f64]) -> f64 {
     let less = |a: f64, b: f64| if b < a { b } else { a };
     let mut lanes = [f64::INFINITY; 8];
@@ -71,4 +98,35 @@ fn softmax(costs: &[f64], lowest: f64, scale: f64, rng: &mut Rng) -> usize {
         }
     }
     last
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rng::Rng;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn pick_is_one_of_the_lowest_and_each_comes_up(
+            costs in proptest::collection::vec(prop_oneof![4 => (0u8..4).prop_map(f64::from), 1 => Just(f64::INFINITY), 1 => Just(f64::NAN)], 1..200),
+        ) {
+            let lowest = costs.iter().copied().filter(|cost| cost.is_finite()).reduce(f64::min);
+            let tied: Vec<usize> = (0..costs.len()).filter(|&at| Some(costs[at]) == lowest).collect();
+            let mut rng = Rng::new(7);
+            let mut seen = std::collections::BTreeSet::new();
+            for _ in 0..30 * tied.len().max(1) {
+                match pick(&costs, 0.0, &mut rng) {
+                    None => prop_assert_eq!(lowest, None),
+                    Some(at) => {
+                        prop_assert!(tied.contains(&at));
+                        seen.insert(at);
+                    }
+                }
+            }
+            prop_assert_eq!(seen.len(), tied.len());
+        }
+    }
 }

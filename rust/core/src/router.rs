@@ -10,10 +10,10 @@ use crate::game::{Placed, Placement};
 use crate::hash::{BlockHasher, HashMode, LocalHash};
 use crate::index::{Budget, Index, Prompt, Refusal, RestoredWorker, Slot, TierOverlap, WorkerOverlap};
 use crate::latency::{CurveView, FleetCurves, FleetRecord, Learning, WorkerCurves};
-use crate::ledger::{EngineQueue, Ledger, Outcome, Pressure, Work};
+use crate::ledger::{Books, EngineQueue, Ledger, Outcome, Pressure, Work};
 use crate::load::Load;
 pub use crate::matched::{Ahead, Matched};
-use crate::matched::{Columns, Overlaps};
+use crate::matched::{Columns, Overlaps, cached_tokens_of};
 use crate::pick::pick;
 use crate::predicted::{Predicted, PredictedUse};
 use crate::price::{Policy, PolicyConfig, RegimeChange, View};
@@ -428,14 +428,14 @@ impl Router {
     pub fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
         let Desk { fleet, ledger, .. } = &mut *self.desk();
         let position = |worker| fleet.slot(worker).ok().map(Slot::index);
-        ledger.curves_mut().restore(record, position)
+        ledger.restore_curves(record, position)
     }
 
     /// The curves and the dense position of `worker`, to teach them from engine metrics. `None`: nobody has this id.
     pub fn teach<T>(&self, worker: WorkerId, lesson: impl FnOnce(&mut FleetCurves, usize) -> T) -> Option<T> {
         let desk = &mut *self.desk();
-        let position = desk.fleet.slot(worker).ok()?.index();
-        Some(lesson(desk.ledger.curves_mut(), position))
+        let slot = desk.fleet.slot(worker).ok()?;
+        Some(desk.ledger.teach(slot, lesson))
     }
 
     /// An engine told what waits in it: a queue in front of this router knows its room by that. False: nobody has this id.
@@ -572,8 +572,17 @@ impl Router {
 
 impl Desk {
     fn fill_work(&self, matched: &mut Matched) {
-        let work = |i| self.work(matched.input_tokens, matched.overlap(i));
-        matched.work = (0..matched.slots.len()).map(work).collect();
+        if self.config.tracks_prefill {
+            matched.fill_work(self.tokens_of_block());
+        } else {
+            matched.fill_no_work();
+        }
+    }
+
+    /// Prompt tokens that a block saves, by tier.
+    fn tokens_of_block(&self) -> [f64; 3] {
+        let [host, disk] = self.policy.reuse_weights().unwrap_or(self.config.reuse_weights);
+        [1.0, host, disk].map(|weight| weight * f64::from(self.config.block_size))
     }
 
     fn decide(
@@ -695,12 +704,20 @@ impl Desk {
         self.policy.advance(now_s);
         self.columns.fill(matched, &self.load, ahead);
         let output_tokens = self.output_tokens(matched);
-        if self.policy.wants_seconds() {
+        let wants_seconds = self.policy.wants_seconds();
+        if wants_seconds {
             self.ledger.advance(now_s);
-            self.fill_seconds(matched, ahead, output_tokens, now_s);
+            self.columns.fill_seconds(matched, &self.ledger.lanes(), ahead);
         }
         let mut costs = std::mem::take(&mut self.columns.costs);
         let columns = &self.columns;
+        let books = if wants_seconds {
+            let climate = self.ledger.climate(output_tokens, now_s);
+            let pool = (self.config.block_size, self.handoff_s_per_token());
+            columns.books(matched, (self.ledger.lanes(), &self.load), climate, pool)
+        } else {
+            Books::default()
+        };
         let (prefill_tokens, decode_blocks, active_requests) = columns.loads(&self.load);
         let view = View {
             block_size: self.config.block_size,
@@ -715,43 +732,26 @@ impl Desk {
             device_blocks: &matched.device_blocks,
             host_blocks: &matched.host_blocks,
             disk_blocks: &matched.disk_blocks,
+            no_lower: matched.lower_is_zero,
             prefill_tokens,
             decode_blocks,
             shared_blocks: &matched.shared_blocks,
             active_requests,
             output_tokens,
-            seconds: &columns.seconds,
+            books,
         };
         self.policy.price(&view, &mut self.rng, &mut costs);
         self.columns.costs = costs;
     }
 
-    fn fill_seconds(&mut self, matched: &Matched, ahead: Option<&Ahead>, output_tokens: f64, now_s: f64) {
-        let block_tokens = f64::from(self.config.block_size);
-        for (i, &slot) in matched.slots.iter().enumerate() {
-            let kv = self.load.decode_blocks[slot.index()] as f64 * block_tokens;
-            let with = kv + matched.new_blocks(i) as f64 * block_tokens;
-            let mut seconds = self
-                .ledger
-                .seconds(slot, matched.work[i], (kv, with), output_tokens, now_s);
-            seconds.transfer_s = self.transfer_s(matched, i);
-            if let Some(ahead) = ahead {
-                seconds.wait_s += ahead.prefill_s[slot.index()];
-                seconds.requests += f64::from(ahead.requests[slot.index()]);
-            }
-            self.columns.seconds.push(seconds);
-        }
-    }
-
-    /// What candidate `i` waits for the KV of a prompt that another pool computed: the tokens that it does not hold. 0 in a
-    /// pool that prefills itself.
-    fn transfer_s(&self, matched: &Matched, i: usize) -> f64 {
+    /// What a candidate waits for the KV of each token that another pool computed and that it does not hold. 0 in a pool that
+    /// prefills itself.
+    const fn handoff_s_per_token(&self) -> f64 {
         if self.config.tracks_prefill {
-            return 0.0;
+            0.0
+        } else {
+            self.config.handoff_s_per_token
         }
-        let held_tokens = u64::from(matched.device_blocks[i]) * u64::from(self.config.block_size);
-        let moved_tokens = u64::from(matched.input_tokens).saturating_sub(held_tokens);
-        moved_tokens as f64 * self.config.handoff_s_per_token
     }
 
     fn check(&mut self, request: &RouteRequest<'_>) -> Result<(), Error> {
@@ -798,13 +798,11 @@ impl Desk {
 
     /// What a worker with this overlap would compute of a prompt, and what it would find; nothing in a pool that does not
     /// prefill.
-    fn work(&self, input_tokens: u32, [device, host, disk]: TierOverlap) -> Work {
+    fn work(&self, input_tokens: u32, overlap: TierOverlap) -> Work {
         if !self.config.tracks_prefill {
             return Work::default();
         }
-        let [host_weight, disk_weight] = self.policy.reuse_weights().unwrap_or(self.config.reuse_weights);
-        let cached_blocks = f64::from(device) + f64::from(host) * host_weight + f64::from(disk) * disk_weight;
-        let cached_tokens = (cached_blocks * f64::from(self.config.block_size)).round() as u64;
+        let cached_tokens = cached_tokens_of(overlap, self.tokens_of_block()) as u64;
         let input_tokens = u64::from(input_tokens);
         Work {
             new_tokens: input_tokens.saturating_sub(cached_tokens),

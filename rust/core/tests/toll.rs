@@ -224,19 +224,13 @@ fn slow_worker_gets_fewer_requests_once_it_is_known() {
 
 #[test]
 fn newcomer_gets_at_most_its_share_while_another_is_known() {
-    let at = |is_new, requests| Seconds {
-        is_new,
-        requests,
-        ..busy()
-    };
     // 10 in flight and one more on three workers: 4 each at most.
-    let mut seconds = [at(false, 3.0), at(true, 4.0), at(true, 3.0)];
+    let requests = |i: usize| [3.0, 4.0, 3.0][i];
     let mut costs = [5.0, 1.0, 2.0];
-    hold_newcomers(&seconds, &mut costs);
+    hold_newcomers(&[false, true, true], requests, &mut costs);
     assert_eq!(costs, [5.0, f64::INFINITY, 2.0]);
-    seconds[0].is_new = true;
     let mut costs = [5.0, 1.0, 2.0];
-    hold_newcomers(&seconds, &mut costs);
+    hold_newcomers(&[true, true, true], requests, &mut costs);
     assert_eq!(costs, [5.0, 1.0, 2.0], "nobody is known, so nobody is held");
 }
 

@@ -240,26 +240,40 @@ impl Holders {
         if !self.intersect(extents, active, keep) {
             return false;
         }
-        let mut partial = self.list(extents).chunks_exact(2).peekable();
-        for (at, (active, keep)) in active.iter().zip(keep).enumerate() {
-            for bit in bits(*active & !*keep) {
-                let slot = at * 64 + bit as usize;
-                while partial
-                    .next_if(|entry| (get(&entry[0]) as usize) < slot)
-                    .is_some()
-                {}
-                let held = match partial.peek() {
-                    Some(entry) if get(&entry[0]) as usize == slot => get(&entry[1]).trailing_ones(),
-                    _ => 0,
-                };
-                if held >= matched {
-                    *keep |= 1 << bit;
-                } else {
-                    depth[slot] = start + held;
-                }
-            }
+        // Partial holders of interest, with the blocks they hold from the start; others of the list are passed over.
+        let partial = || {
+            let of_list = self.list(extents).chunks_exact(2);
+            let entry = |entry: &[AtomicU64]| (get(&entry[0]) as usize, get(&entry[1]).trailing_ones());
+            let is_active = |&(slot, _): &(usize, u32)| {
+                active
+                    .get(slot / 64)
+                    .is_some_and(|word| word >> (slot % 64) & 1 == 1)
+            };
+            of_list.map(entry).filter(is_active)
+        };
+        for (slot, _) in partial().filter(|&(_, held)| held >= matched) {
+            keep[slot / 64] |= 1 << (slot % 64);
+        }
+        for (at, (active, keep)) in active.iter().zip(&*keep).enumerate() {
+            write_depth(active & !keep, start, &mut depth[at * 64..]);
+        }
+        for (slot, held) in partial().filter(|&(_, held)| held < matched) {
+            depth[slot] = start + held;
         }
         true
+    }
+}
+
+/// `depth[bit] = value` for every bit of a word.
+#[inline]
+pub(super) fn write_depth(word: u64, value: u32, depth: &mut [u32]) {
+    // Where most are set, one stroke over all of them is cheaper, but it must leave the others alone.
+    if word == u64::MAX {
+        depth[..64].fill(value);
+    } else {
+        for bit in bits(word) {
+            depth[bit as usize] = value;
+        }
     }
 }
 

@@ -11,13 +11,12 @@
 use super::Slot;
 use super::arena::{get, high, low};
 use super::children::Find;
-use super::holders::Holders;
+use super::holders::{Holders, write_depth};
 use super::paths::{
     BlockId, END, FIRST, FrameId, HOLDERS, Header, LINKS, NONE, Paths, Prompt, SHAPE, VERSION, has_end,
     len_of, mark_used,
 };
 use super::seqlock::{self, Stamp};
-use super::slots::bits;
 use crate::event::Tier;
 
 /// Times that one frame is tried, and times that one prompt is.
@@ -155,7 +154,9 @@ impl Paths {
                 }
             };
             if let Some(matched) = reached {
-                write_depth(active, matched, depth);
+                for (at, &word) in active.iter().enumerate() {
+                    write_depth(word, matched, &mut depth[at * 64..]);
+                }
             }
             return outcome;
         }
@@ -327,19 +328,5 @@ impl Paths {
         let common = Self::equal(&self.locals, seen.header, 0, wanted, |local| local.0);
         // In a section that is not valid even the first may differ.
         common.max(1) as u32
-    }
-}
-
-/// `depth[slot] = value` for every slot in `active`.
-#[inline]
-fn write_depth(active: &[u64], value: u32, depth: &mut [u32]) {
-    for (at, &word) in active.iter().enumerate() {
-        if word == u64::MAX {
-            depth[at * 64..at * 64 + 64].fill(value);
-        } else {
-            for bit in bits(word) {
-                depth[at * 64 + bit as usize] = value;
-            }
-        }
     }
 }

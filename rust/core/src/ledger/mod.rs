@@ -5,23 +5,30 @@
 //! in; [`Ledger::seconds`] gives one [`Seconds`] per candidate, and every finished request teaches the curves. Bounded by
 //! the router's own bookings and their expiry; O(1) per call but for [`Ledger::remove_worker`].
 
+mod books;
 mod churn;
 mod rates;
+mod standing;
 mod truth;
 
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
+use books::seconds_of;
+pub use books::{Asked, Books, Climate, Seconds};
 pub use churn::{Churn, Reuse};
 pub use rates::{DecayClock, Rate, RunningMean};
+use standing::Stand;
+pub use standing::{Lanes, Standing};
 pub use truth::EngineQueue;
 use truth::{Prompts, Truth};
 
+use crate::error::Error;
 use crate::index::Slot;
-use crate::latency::{FleetCurves, Learning, Prior, WorkerCurves};
+use crate::latency::{FleetCurves, FleetRecord, Learning, Prior, WorkerCurves};
 use crate::router::RequestId;
-use crate::worker::WorkerSpec;
+use crate::worker::{WorkerId, WorkerSpec};
 
 /// What a finished request tells beyond its times. Both may be unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,43 +49,6 @@ pub struct Work {
     pub new_tokens: u64,
     /// Prompt tokens in the worker's cache.
     pub cached_tokens: u64,
-}
-
-/// One candidate, in seconds, for one request. See `docs/pricing.md` for the price that is made of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Seconds {
-    /// Prefill of this request there, alone.
-    pub prefill_s: f64,
-    /// Prefill in flight ahead of its first token.
-    pub wait_s: f64,
-    /// A decode step now.
-    pub step_s: f64,
-    /// A decode step with this request in the batch.
-    pub step_with_s: f64,
-    /// A full prefill chunk.
-    pub chunk_s: f64,
-    /// Until enough KV blocks are free.
-    pub memory_wait_s: f64,
-    /// KV-memory time that this request takes: its share of the memory × the time it stays.
-    pub footprint_s: f64,
-    /// Share of the KV memory in use with this request; below 1.
-    pub memory_share: f64,
-    /// Arrivals per second, 0.7 of the fleet's mean and 0.3 of its own.
-    pub arrivals_per_s: f64,
-    /// Prefill seconds that arrive per second, in the same mixture; below 1.
-    pub utilisation: f64,
-    /// Requests in flight, as a number that a queue may add to.
-    pub requests: f64,
-    /// Seconds to compute one evicted token again.
-    pub token_s: f64,
-    /// Tokens that its new blocks push out.
-    pub evicted_tokens: f64,
-    /// Chance that an evicted token is wanted again, 0 to 1.
-    pub reuse: f64,
-    /// Moving its KV cache here from another pool.
-    pub transfer_s: f64,
-    /// Too few outcomes were seen of this worker to believe its curves.
-    pub is_new: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +142,10 @@ const GUESSED_OUTPUT_TOKENS: f64 = 256.0;
 pub struct Ledger {
     curves: FleetCurves,
     accounts: Vec<Account>,
+    /// What a price reads of both; every change of either writes it anew.
+    standing: Standing,
+    /// Slots whose rates have not seen their whole horizon yet.
+    young: Vec<Slot>,
     live: usize,
     entries: FxHashMap<RequestId, Entry>,
     /// In order of expiry, since every booking lives equally long. What ended early stays until it comes up or is too many.
@@ -185,6 +159,8 @@ pub struct Ledger {
     clock: DecayClock,
     /// Weight of the clock's newest time.
     unit: f64,
+    /// When the standing's share of seen time was brought up to date.
+    seen_at_s: f64,
 }
 
 impl Ledger {
@@ -193,6 +169,8 @@ impl Ledger {
         Self {
             curves: FleetCurves::new(prior, learning),
             accounts: Vec::new(),
+            standing: Standing::default(),
+            young: Vec::new(),
             live: 0,
             entries: FxHashMap::default(),
             expiry: VecDeque::new(),
@@ -203,6 +181,7 @@ impl Ledger {
             booked: (0, 0.0),
             clock: DecayClock::default(),
             unit: 1.0,
+            seen_at_s: 0.0,
         }
     }
 
@@ -223,7 +202,39 @@ impl Ledger {
             ..Account::default()
         };
         self.curves.add(slot.index());
+        self.standing.ensure(slot.index() + 1);
+        self.young.retain(|&young| young != slot);
+        self.stand(slot);
         self.live += 1;
+    }
+
+    /// Writes down anew how a worker stands.
+    fn stand(&mut self, slot: Slot) {
+        let account = &self.accounts[slot.index()];
+        let curves = self.curves.of(slot.index());
+        let Prior { prefill, step } = curves.coefficients();
+        let (prefill_samples, step_samples) = curves.samples();
+        let chunk_s = curves.prefill_s(account.chunk_tokens, 0);
+        let stand = Stand {
+            prefill_pass: prefill[0],
+            prefill_token: prefill[1],
+            prefill_square: prefill[2],
+            prefill_cached: prefill[3],
+            step_pass: step[0],
+            step_sequence: step[1],
+            step_token: step[2],
+            chunk_s,
+            token_s: chunk_s / account.chunk_tokens as f64,
+            wait_s: account.prefill_s,
+            requests: f64::from(account.requests),
+            kv_capacity_tokens: account.kv_capacity_tokens,
+            arrivals: account.arrivals.stored(),
+            arriving_s: account.prefill.stored(),
+            seen: account.arrivals.seen(self.seen_at_s),
+            evicted_per_block: account.churn.evicted_per_block(),
+            is_new: prefill_samples + step_samples < KNOWN_SAMPLES,
+        };
+        self.standing.put(slot.index(), &stand);
     }
 
     /// Closes an account; `bookings` are its open ones. O(bookings).
@@ -233,6 +244,7 @@ impl Ledger {
         }
         self.accounts[slot.index()] = Account::default();
         self.curves.remove(slot.index());
+        self.young.retain(|&young| young != slot);
         self.live -= 1;
     }
 
@@ -241,9 +253,22 @@ impl Ledger {
         &self.curves
     }
 
-    /// The learned curves, to teach them from other sources or restore them.
-    pub const fn curves_mut(&mut self) -> &mut FleetCurves {
-        &mut self.curves
+    /// Teaches the curves of one worker from another source.
+    pub fn teach<T>(&mut self, slot: Slot, lesson: impl FnOnce(&mut FleetCurves, usize) -> T) -> T {
+        let learned = lesson(&mut self.curves, slot.index());
+        self.stand(slot);
+        learned
+    }
+
+    /// Takes over learned curves. As [`FleetCurves::restore`].
+    pub fn restore_curves(
+        &mut self,
+        record: &FleetRecord,
+        position_of: impl Fn(WorkerId) -> Option<usize>,
+    ) -> Result<usize, Error> {
+        let known = self.curves.restore(record, position_of)?;
+        (0..self.accounts.len() as u32).for_each(|slot| self.stand(Slot(slot)));
+        Ok(known)
     }
 
     /// Mean tokens of an answer so far.
@@ -292,9 +317,11 @@ impl Ledger {
     /// A worker's cache stored and removed so many blocks in device memory.
     pub fn cache_changed(&mut self, slot: Slot, stored: usize, removed: usize) {
         self.accounts[slot.index()].churn.count(stored, removed);
+        self.stand(slot);
     }
 
-    /// Brings the rates to `now_s`; [`Ledger::seconds`] reads them as of then.
+    /// Brings the rates to `now_s`; [`Ledger::seconds`] and [`Ledger::climate`] read them as of then. O(1) but for workers
+    /// whose rates are young, and every half hour.
     pub fn advance(&mut self, now_s: f64) {
         if let Some(factor) = self.clock.advance(now_s) {
             self.arrivals.rebase(factor);
@@ -303,8 +330,18 @@ impl Ledger {
                 account.arrivals.rebase(factor);
                 account.prefill.rebase(factor);
             }
+            (0..self.accounts.len() as u32).for_each(|slot| self.stand(Slot(slot)));
         }
         self.unit = self.clock.weight();
+        if now_s != self.seen_at_s {
+            self.seen_at_s = now_s;
+            let (accounts, standing) = (&self.accounts, &mut self.standing);
+            self.young.retain(|slot| {
+                let seen = accounts[slot.index()].arrivals.seen(now_s);
+                standing.saw(slot.index(), seen);
+                seen < 1.0
+            });
+        }
     }
 
     /// A request was placed; `kv_tokens` is the worker's distinct prompt tokens in flight with it. A second booking of
@@ -327,7 +364,9 @@ impl Ledger {
         account.truth.sent(work.new_tokens, now_s);
         account.requests += 1;
         account.kv_tokens = kv_tokens;
-        account.arrivals.add(1.0, unit, now_s);
+        if account.arrivals.add(1.0, unit, now_s) {
+            self.young.push(slot);
+        }
         account.prefill.add(prefill_s, unit, now_s);
         self.reuse.add(work.cached_tokens, work.new_tokens);
         self.arrivals.add(1.0, unit, now_s);
@@ -343,6 +382,7 @@ impl Ledger {
             first: None,
         };
         self.entries.insert(request, entry);
+        self.stand(slot);
         self.expiry.push_back((expires_at_s, request));
         if self.expiry.len() > 64 + 2 * self.entries.len() {
             let entries = &self.entries;
@@ -368,12 +408,13 @@ impl Ledger {
         let (batch, kv_tokens) = (f64::from(account.decoding), account.kv_tokens);
         account.decoding += 1;
         entry.first = Some((now_s, account.sums));
+        let slot = entry.slot;
         // While KV blocks are short a prompt waits for them, which says nothing of prefill.
         if memory_full || entry.work.new_tokens == 0 {
+            self.stand(slot);
             return Some(taken_s);
         }
-        let slot = entry.slot.index();
-        let curves = self.curves.of(slot);
+        let curves = self.curves.of(slot.index());
         // Every chunk of a prompt shares its pass with one decode step of the batch.
         let chunks = entry.work.new_tokens.div_ceil(account.chunk_tokens) as f64;
         let shared_s = if batch > 0.0 {
@@ -383,7 +424,8 @@ impl Ledger {
         };
         let work = (entry.work.new_tokens, entry.work.cached_tokens);
         self.curves
-            .first_token(slot, (entry.sent_s, now_s), work, shared_s);
+            .first_token(slot.index(), (entry.sent_s, now_s), work, shared_s);
+        self.stand(slot);
         Some(taken_s)
     }
 
@@ -402,9 +444,13 @@ impl Ledger {
     }
 
     fn end(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
-        let Some(entry) = self.entries.remove(&request) else {
-            return;
-        };
+        if let Some(entry) = self.entries.remove(&request) {
+            self.settle(&entry, kv_tokens, outcome, now_s);
+            self.stand(entry.slot);
+        }
+    }
+
+    fn settle(&mut self, entry: &Entry, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         let account = &mut self.accounts[entry.slot.index()];
         account.advance(now_s);
         account.requests = account.requests.saturating_sub(1);
@@ -413,7 +459,7 @@ impl Ledger {
             self.output_tokens.add(f64::from(tokens));
         }
         let Some((first_s, at_first)) = entry.first else {
-            account.prefill_over(&entry);
+            account.prefill_over(entry);
             return;
         };
         account.decoding = account.decoding.saturating_sub(1);
@@ -474,51 +520,37 @@ impl Ledger {
         &self,
         slot: Slot,
         work: Work,
-        (kv_tokens_before, kv_tokens_with): (f64, f64),
+        (kv_tokens, kv_tokens_with): (f64, f64),
         output_tokens: f64,
         now_s: f64,
     ) -> Seconds {
-        let account = &self.accounts[slot.index()];
-        let curves = self.curves.of(slot.index());
-        let (prefill_samples, step_samples) = curves.samples();
-        let batch = f64::from(account.requests);
-        let written = 0.5 * self.output_tokens.value() * batch;
-        let prefill_s = curves.prefill_s(work.new_tokens, work.cached_tokens);
-        let step_s = curves.step_s(batch, kv_tokens_before + written);
-        let step_with_s = curves.step_s(batch + 1.0, kv_tokens_with + written);
-        let stay_s = account.prefill_s + prefill_s + output_tokens * step_with_s;
-        let own_tokens = (kv_tokens_with - kv_tokens_before) + output_tokens;
-        let capacity = account.kv_capacity_tokens;
-        // Memory as a server: it hands back `capacity` tokens per stay.
-        let footprint_s = own_tokens / capacity * stay_s;
-        let short = (kv_tokens_before + written + own_tokens - capacity).max(0.0);
-        let memory_wait_s = if short > 0.0 {
-            short / capacity * stay_s
-        } else {
-            0.0
+        let asked = Asked {
+            new_tokens: work.new_tokens as f64,
+            cached_tokens: work.cached_tokens as f64,
+            kv_tokens,
+            kv_tokens_with,
         };
+        let stand = self.standing.lanes().at(slot.index());
+        seconds_of(&self.climate(output_tokens, now_s), &stand, &asked)
+    }
+
+    /// What all candidates share at `now_s`. After [`Ledger::advance`] to the same time. O(1).
+    pub fn climate(&self, output_tokens: f64, now_s: f64) -> Climate {
         let share = 1.0 / self.live.max(1) as f64;
-        let mix = |own: &Rate, all: &Rate| {
-            OWN_SHARE * own.per_s(self.unit, now_s) + (1.0 - OWN_SHARE) * share * all.per_s(self.unit, now_s)
-        };
-        Seconds {
-            prefill_s,
-            wait_s: account.prefill_s,
-            step_s,
-            step_with_s,
-            chunk_s: curves.prefill_s(account.chunk_tokens, 0),
-            memory_wait_s,
-            footprint_s,
-            memory_share: ((kv_tokens_before + written + own_tokens) / capacity).min(MAX_UTILISATION),
-            arrivals_per_s: mix(&account.arrivals, &self.arrivals),
-            utilisation: mix(&account.prefill, &self.prefill).min(MAX_UTILISATION),
-            requests: batch,
-            token_s: marginal_token_s(curves, account.chunk_tokens),
-            evicted_tokens: work.new_tokens as f64 * account.churn.evicted_per_block(),
+        let of_fleet = |rate: &Rate| (1.0 - OWN_SHARE) * share * rate.per_s(self.unit, now_s);
+        Climate {
+            output_tokens,
+            written_tokens: 0.5 * self.output_tokens.value(),
+            per_rate: Rate::unit_per_s(self.unit),
+            fleet_arrivals_per_s: of_fleet(&self.arrivals),
+            fleet_utilisation: of_fleet(&self.prefill),
             reuse: self.reuse.share(),
-            transfer_s: 0.0,
-            is_new: prefill_samples + step_samples < KNOWN_SAMPLES,
         }
+    }
+
+    /// How every worker stands, by slot.
+    pub fn lanes(&self) -> Lanes<'_> {
+        self.standing.lanes()
     }
 }
 
@@ -565,5 +597,69 @@ mod tests {
             ledger.release(RequestId(n), 0.0, Outcome::default(), 0.1);
         }
         assert!(ledger.expiries() <= 66, "{} are remembered", ledger.expiries());
+    }
+
+    /// What a price reads of an account and its curves, written down from both as they are now.
+    fn stands(ledger: &Ledger, slot: Slot) -> (f64, f64, f64, f64, u64) {
+        let stand = ledger.standing.lanes().at(slot.index());
+        let rate = stand.arrivals / (Rate::unit_per_s(ledger.unit) * stand.seen);
+        (
+            stand.wait_s,
+            stand.requests,
+            stand.token_s,
+            rate,
+            stand.prefill_token.to_bits(),
+        )
+    }
+
+    #[test]
+    fn standing_follows_every_change_of_account_and_curves() {
+        let mut ledger = ledger();
+        ledger.add_worker(Slot(1), &WorkerSpec::default(), 16);
+        let mut rng = crate::rng::Rng::new(1);
+        let (mut open, mut now_s) = (Vec::new(), 0.0);
+        for id in 0..3000 {
+            // A jump beyond the range of the decayed sums makes them all be scaled anew.
+            now_s += if id == 1500 { 3000.0 } else { 0.2 * rng.unit() };
+            let slot = Slot(rng.below(2) as u32);
+            match rng.below(5) {
+                0 | 1 => {
+                    let work = Work {
+                        new_tokens: 1 + rng.below(5000) as u64,
+                        cached_tokens: 100,
+                    };
+                    ledger.book(RequestId(id), slot, work, 1e4, (now_s, now_s + 60.0));
+                    open.push(RequestId(id));
+                }
+                2 if !open.is_empty() => {
+                    ledger.prefill_done(open[rng.below(open.len())], now_s);
+                }
+                3 if !open.is_empty() => {
+                    let outcome = Outcome {
+                        output_tokens: Some(50),
+                        ..Outcome::default()
+                    };
+                    ledger.release(open.swap_remove(rng.below(open.len())), 1e4, outcome, now_s);
+                }
+                _ => {
+                    ledger.cache_changed(slot, 64, rng.below(64));
+                    ledger.teach(slot, |curves, at| curves.step(at, (4.0, 1e4), 0.02));
+                    ledger.expire(now_s);
+                }
+            }
+            ledger.advance(now_s);
+            for slot in [Slot(0), Slot(1)] {
+                let account = &ledger.accounts[slot.index()];
+                let curves = ledger.curves.of(slot.index());
+                let own = (
+                    account.prefill_s,
+                    f64::from(account.requests),
+                    marginal_token_s(curves, account.chunk_tokens),
+                    account.arrivals.per_s(ledger.unit, now_s),
+                    curves.coefficients().prefill[1].to_bits(),
+                );
+                assert_eq!(stands(&ledger, slot), own, "after step {id}");
+            }
+        }
     }
 }

@@ -47,10 +47,20 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Counts `amount` at the clock's newest time, `unit` being [`DecayClock::weight`].
-    pub fn add(&mut self, amount: f64, unit: f64, now_s: f64) {
+    /// Counts `amount` at the clock's newest time, `unit` being [`DecayClock::weight`]. Whether it was the first.
+    pub fn add(&mut self, amount: f64, unit: f64, now_s: f64) -> bool {
         self.stored += amount * unit;
-        self.since_s.get_or_insert(now_s);
+        self.since_s.replace(self.since_s.unwrap_or(now_s)).is_none()
+    }
+
+    /// The decayed sum: `stored ÷ (unit_per_s · seen)` is the rate.
+    pub const fn stored(&self) -> f64 {
+        self.stored
+    }
+
+    /// What a rate of 1 per second comes to as a decayed sum, once the horizon is seen. `unit` is [`DecayClock::weight`].
+    pub fn unit_per_s(unit: f64) -> f64 {
+        unit * HORIZON_S
     }
 
     /// Applies a factor of [`DecayClock::advance`].
@@ -60,16 +70,20 @@ impl Rate {
 
     /// Amount per second at `now_s`, `unit` being [`DecayClock::weight`] of that time.
     pub fn per_s(&self, unit: f64, now_s: f64) -> f64 {
+        self.stored / (Self::unit_per_s(unit) * self.seen(now_s))
+    }
+
+    /// How much of the horizon was seen by `now_s`: 1 − e^(−t/h), and 1 when nothing came yet.
+    pub fn seen(&self, now_s: f64) -> f64 {
         let Some(since_s) = self.since_s else {
-            return 0.0;
+            return 1.0;
         };
         let spans = (now_s - since_s).max(MIN_SPAN_S) / HORIZON_S;
-        let seen = if spans > SETTLED {
+        if spans > SETTLED {
             1.0
         } else {
             1.0 - (-spans).exp()
-        };
-        self.stored / (unit * HORIZON_S * seen)
+        }
     }
 }
 

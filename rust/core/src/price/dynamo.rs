@@ -1,10 +1,12 @@
 //! NVIDIA Dynamo's own cost, exactly.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::config::{non_negative, share};
 use super::{Policy, View};
 use crate::error::Error;
+use crate::exact::{large_f64, small_f64};
 use crate::rng::Rng;
 
 /// Parameters of [`Dynamo`], with Dynamo's names and defaults.
@@ -100,6 +102,10 @@ impl Policy for Dynamo {
 
     fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
         let decays = view.tracks_prefill && self.config.overlap_score_credit_decay > 0.0;
+        if view.no_lower && !decays {
+            price_plain(view, &self.config, costs);
+            return;
+        }
         let lowest = if decays {
             view.prefill_tokens.iter().copied().min().unwrap_or(0)
         } else {
@@ -113,7 +119,6 @@ impl Policy for Dynamo {
         } = self.config;
         let block_size = f64::from(view.block_size);
         let input_tokens = f64::from(view.input_tokens);
-        // Floating point throughout and slices of one length: a quarter of the time of checked integers.
         let n = costs.len();
         let (device, host, disk) = (
             &view.device_blocks[..n],
@@ -154,5 +159,112 @@ impl Policy for Dynamo {
 
     fn temperature(&self) -> f64 {
         self.config.router_temperature
+    }
+}
+
+/// The cost where nobody has anything in a lower tier and no credit decays, as in nearly every decision: the same numbers as
+/// the general form's, several candidates at a time.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
+fn price_plain(view: &View<'_>, config: &DynamoConfig, costs: &mut [f64]) {
+    let n = costs.len();
+    let (prefill, active) = (&view.prefill_tokens[..n], &view.decode_blocks[..n]);
+    let (device, shared) = (&view.device_blocks[..n], &view.shared_blocks[..n]);
+    let (input_tokens, request_blocks) = (f64::from(view.input_tokens), f64::from(view.request_blocks));
+    let (scale, credit) = (config.prefill_load_scale, config.overlap_score_credit);
+    // Dividing by a power of two is multiplying by its inverse, to the last bit, and takes a fifth of the time.
+    let (inverse, exact) = (
+        1.0 / f64::from(view.block_size),
+        view.block_size.is_power_of_two(),
+    );
+    let prefill_blocks = |i: usize| {
+        let tokens = large_f64(prefill[i]) + input_tokens;
+        let raw = if exact {
+            tokens * inverse
+        } else {
+            tokens / f64::from(view.block_size)
+        };
+        scale * (raw - credit * small_f64(device[i])).max(0.0)
+    };
+    let decode_blocks = |i: usize| large_f64(active[i]) + (request_blocks - small_f64(shared[i]));
+    match (view.tracks_prefill, view.tracks_decode) {
+        (true, true) => fill(costs, |i| prefill_blocks(i) + decode_blocks(i)),
+        (true, false) => fill(costs, prefill_blocks),
+        (false, true) if credit > 0.0 => fill(costs, |i| {
+            (decode_blocks(i) - credit * small_f64(device[i])).max(0.0)
+        }),
+        (false, true) => fill(costs, decode_blocks),
+        (false, false) => costs.fill(0.0),
+    }
+    let weight = config.decode_active_request_weight;
+    if weight > 0.0 {
+        for (cost, &requests) in costs.iter_mut().zip(&view.active_requests[..n]) {
+            *cost += weight * small_f64(requests);
+        }
+    }
+}
+
+#[inline(always)]
+fn fill(costs: &mut [f64], cost: impl Fn(usize) -> f64) {
+    for (i, slot) in costs.iter_mut().enumerate() {
+        *slot = cost(i);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ledger::Books;
+    use crate::rng::Rng;
+    use crate::worker::WorkerId;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn several_candidates_at_a_time_cost_what_one_does(
+            load in proptest::collection::vec((0u64..1 << 40, 0u64..1 << 30, 0u32..500, 0u32..500, 0u32..99), 1..70),
+            (input_tokens, block_size) in (1u32..100_000, 1u32..130),
+            (credit, scale, weight) in (0.0..1.0, 0.0..4.0, prop_oneof![Just(0.0), 0.1..2.0]),
+            (tracks_prefill, tracks_decode) in (any::<bool>(), any::<bool>()),
+        ) {
+            let column = |of: fn(&(u64, u64, u32, u32, u32)) -> u32| load.iter().map(of).collect::<Vec<u32>>();
+            let (device, shared, requests) = (column(|of| of.2), column(|of| of.3), column(|of| of.4));
+            let prefill: Vec<u64> = load.iter().map(|of| of.0).collect();
+            let active: Vec<u64> = load.iter().map(|of| of.1).collect();
+            let zeros = vec![0; load.len()];
+            let view = View {
+                block_size,
+                input_tokens,
+                request_blocks: 500,
+                expected_output_tokens: None,
+                turn: 0,
+                prefix_key: 0,
+                tracks_prefill,
+                tracks_decode,
+                workers: &vec![WorkerId::new(0, 0); load.len()],
+                device_blocks: &device,
+                host_blocks: &zeros,
+                disk_blocks: &zeros,
+                no_lower: true,
+                prefill_tokens: &prefill,
+                decode_blocks: &active,
+                shared_blocks: &shared,
+                active_requests: &requests,
+                output_tokens: 0.0,
+                books: Books::default(),
+            };
+            let policy = Dynamo::new(DynamoConfig {
+                overlap_score_credit: credit,
+                prefill_load_scale: scale,
+                decode_active_request_weight: weight,
+                ..DynamoConfig::default()
+            })
+            .unwrap();
+            let (mut plain, mut general) = (vec![0.0; load.len()], vec![0.0; load.len()]);
+            policy.price(&view, &mut Rng::new(0), &mut plain);
+            policy.price(&View { no_lower: false, ..view }, &mut Rng::new(0), &mut general);
+            prop_assert_eq!(plain, general);
+        }
     }
 }

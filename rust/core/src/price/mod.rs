@@ -28,7 +28,7 @@ pub use sticky::{Sticky, StickyConfig};
 pub use toll::Toll;
 pub use two_tier::{TwoTier, TwoTierConfig};
 
-use crate::ledger::Seconds;
+use crate::ledger::Books;
 use crate::rng::Rng;
 use crate::worker::WorkerId;
 
@@ -59,6 +59,8 @@ pub struct View<'a> {
     pub host_blocks: &'a [u32],
     /// Further blocks on disk.
     pub disk_blocks: &'a [u32],
+    /// Whether no candidate has anything in host memory or on disk: both columns are all 0.
+    pub no_lower: bool,
     /// Uncached prompt tokens of requests that wait for their first token.
     pub prefill_tokens: &'a [u64],
     /// Distinct blocks of requests in flight.
@@ -70,7 +72,7 @@ pub struct View<'a> {
     /// Expected tokens of the answer: what the request says, else the running mean; 0 in a pool that does not decode.
     pub output_tokens: f64,
     /// The candidates in seconds; empty unless the policy [wants](Policy::wants_seconds) them.
-    pub seconds: &'a [Seconds],
+    pub books: Books<'a>,
 }
 
 impl View<'_> {
@@ -114,7 +116,7 @@ pub trait Policy: Send + Sync {
     /// Write the cost of every candidate; lower is better, infinite is never chosen.
     fn price(&self, view: &View<'_>, rng: &mut Rng, costs: &mut [f64]);
 
-    /// Whether [`View::seconds`] must be filled.
+    /// Whether [`View::books`] must be filled.
     fn wants_seconds(&self) -> bool {
         false
     }

@@ -17,10 +17,12 @@
 //! threshold, no switch, no noise. Only the weights come from the user's [`Objective`](super::Objective). Source: the
 //! prototype study behind `docs/pricing.md`.
 
+use multiversion::multiversion;
+
 use super::objective::{Objective, TollWeights};
 use super::{Policy, View};
 use crate::error::Error;
-use crate::ledger::Seconds;
+use crate::ledger::{Books, Seconds};
 use crate::rng::Rng;
 
 /// How much arrivals may stretch the time that a backlog takes to clear.
@@ -28,6 +30,7 @@ const MAX_STRETCH: f64 = 2.0;
 
 /// (W + s)·(1 + step/chunk) + transfer: seconds to the own first token. The factor is the decode step that every
 /// prefill chunk shares its pass with.
+#[inline(always)]
 pub fn own_first_token_s(c: &Seconds) -> f64 {
     let shared = if c.chunk_s > 0.0 && c.requests > 0.0 {
         c.step_s / c.chunk_s
@@ -38,11 +41,13 @@ pub fn own_first_token_s(c: &Seconds) -> f64 {
 }
 
 /// `Ō·step_with`: seconds of the own decode at the load with this request in the batch.
+#[inline(always)]
 pub fn own_decode_s(c: &Seconds, output_tokens: f64) -> f64 {
     output_tokens * c.step_with_s
 }
 
 /// s·n: every request in flight there is held up by this prefill.
+#[inline(always)]
 pub fn stall_s(c: &Seconds) -> f64 {
     c.prefill_s * c.requests
 }
@@ -52,6 +57,7 @@ pub fn stall_s(c: &Seconds) -> f64 {
 /// An isolated queue's busy period grows with 1/(1 − ρ) without bound. A worker behind a router is not isolated: arrivals
 /// that meet its backlog go elsewhere. Unbounded, the term held a prefix family on its worker through minutes of backlog
 /// (`docs/pricing.md`).
+#[inline(always)]
 pub fn busy_period_s(c: &Seconds) -> f64 {
     let backlog_s = c.wait_s + c.memory_wait_s + c.prefill_s;
     let stretch = (1.0 / (1.0 - c.utilisation)).min(MAX_STRETCH);
@@ -60,17 +66,20 @@ pub fn busy_period_s(c: &Seconds) -> f64 {
 
 /// M + f·λ·(M + f)/(1 − m): waiting for KV blocks, own and of those who arrive meanwhile. m is the share of the KV memory in
 /// use with this request: memory is the server here, so its own utilisation stretches the wait, not that of prefill.
+#[inline(always)]
 pub fn memory_s(c: &Seconds) -> f64 {
     let (wait_s, own_s) = (c.memory_wait_s, c.footprint_s);
     wait_s + own_s * c.arrivals_per_s * (wait_s + own_s) / (1.0 - c.memory_share)
 }
 
 /// evicted tokens × how likely somebody wants one again × seconds to compute it again.
+#[inline(always)]
 pub fn eviction_s(c: &Seconds) -> f64 {
     c.evicted_tokens * c.reuse * c.token_s
 }
 
 /// The price of one candidate in seconds: the weighted sum of the terms above.
+#[inline(always)]
 pub fn toll_s(c: &Seconds, output_tokens: f64, w: &TollWeights) -> f64 {
     w.own * own_first_token_s(c)
         + w.decode * own_decode_s(c, output_tokens)
@@ -85,17 +94,26 @@ pub fn toll_s(c: &Seconds, output_tokens: f64, w: &TollWeights) -> f64 {
 /// is nothing to fall back on. One that is known always keeps its finite cost. O(candidates).
 ///
 /// A newcomer's curve is the fleet's, a guess; empty as it is, it looks best to every request until the first answers tell.
-pub fn hold_newcomers(seconds: &[Seconds], costs: &mut [f64]) {
-    let new = seconds.iter().filter(|c| c.is_new).count();
-    if new == 0 || new == seconds.len() {
+pub fn hold_newcomers(is_new: &[bool], requests: impl Fn(usize) -> f64, costs: &mut [f64]) {
+    let new = is_new.iter().filter(|&&is_new| is_new).count();
+    if new == 0 || new == is_new.len() {
         return;
     }
-    let in_flight: f64 = seconds.iter().map(|c| c.requests).sum();
-    let share = ((in_flight + 1.0) / seconds.len() as f64).ceil();
-    for (cost, c) in costs.iter_mut().zip(seconds) {
-        if c.is_new && c.requests >= share {
+    let in_flight: f64 = (0..is_new.len()).map(&requests).sum();
+    let share = ((in_flight + 1.0) / is_new.len() as f64).ceil();
+    for (i, cost) in costs.iter_mut().enumerate() {
+        if is_new[i] && requests(i) >= share {
             *cost = f64::INFINITY;
         }
+    }
+}
+
+/// [`toll_s`] of every candidate, several at a time.
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
+fn price_all(books: &Books<'_>, output_tokens: f64, weights: &TollWeights, costs: &mut [f64]) {
+    let books = books.cut(costs.len());
+    for (i, cost) in costs.iter_mut().enumerate() {
+        *cost = toll_s(&books.seconds(i), output_tokens, weights);
     }
 }
 
@@ -120,10 +138,8 @@ impl Policy for Toll {
     }
 
     fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
-        for (cost, seconds) in costs.iter_mut().zip(view.seconds) {
-            *cost = toll_s(seconds, view.output_tokens, &self.weights);
-        }
-        hold_newcomers(view.seconds, costs);
+        price_all(&view.books, view.output_tokens, &self.weights, costs);
+        hold_newcomers(view.books.newcomers(), |i| view.books.seconds(i).requests, costs);
     }
 
     fn wants_seconds(&self) -> bool {

@@ -1,0 +1,34 @@
+//! Counts as floats, exactly, and cheap where several are converted at a time.
+
+/// A count below 2³¹: the conversion of signed numbers is one instruction, that of unsigned ones five.
+#[inline(always)]
+pub fn small_f64(count: u32) -> f64 {
+    debug_assert!(count < 1 << 31, "a count of blocks or requests must be below 2³¹");
+    f64::from(count.cast_signed())
+}
+
+/// A count below 2⁵². Its bits are then those of 2⁵² + count, which needs no conversion at all.
+#[inline(always)]
+pub fn large_f64(count: u64) -> f64 {
+    const TWO_52: f64 = 4_503_599_627_370_496.0;
+    debug_assert!(
+        count < 1 << 52,
+        "a count of tokens or blocks in flight must be below 2⁵²"
+    );
+    f64::from_bits(count | TWO_52.to_bits()) - TWO_52
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_exact_up_to_their_bounds() {
+        for count in [0, 1, 7, (1 << 31) - 1] {
+            assert_eq!(small_f64(count), f64::from(count));
+        }
+        for count in [0, 1, 12_345_678_901, (1 << 52) - 1] {
+            assert_eq!(large_f64(count), count as f64);
+        }
+    }
+}
