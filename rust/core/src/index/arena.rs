@@ -54,7 +54,7 @@ impl<const UNIT: usize> Arena<UNIT> {
     }
 
     /// Segment, and unit in it.
-    #[inline]
+    #[inline(always)]
     fn place(&self, unit: u32) -> (usize, usize) {
         let shifted = u64::from(unit) + (1 << self.base);
         let segment = shifted.ilog2() - self.base;
@@ -75,8 +75,19 @@ impl<const UNIT: usize> Arena<UNIT> {
         &segment.words[from..from + words]
     }
 
-    /// The words of a unit, which must be reserved. What a match does most: one shift, two checks.
+    /// The words of `units` units from `unit` on, which must be reserved; `None` where they lie in two segments.
     #[inline]
+    pub fn run(&self, unit: u32, units: usize) -> Option<&[AtomicU64]> {
+        let (segment, at) = self.place(unit);
+        let words = self.segments[segment].get()?;
+        (at + units <= 1 << (self.base as usize + segment)).then(|| {
+            let from = words.first + at * UNIT;
+            &words.words[from..from + units * UNIT]
+        })
+    }
+
+    /// The words of a unit, which must be reserved. What a match does most: one shift, two checks.
+    #[inline(always)]
     pub fn unit(&self, unit: u32) -> &[AtomicU64; UNIT] {
         let (segment, at) = self.place(unit);
         let segment = self.segments[segment]

@@ -26,6 +26,8 @@ use crate::hash::{LocalHash, SequenceHash, next_sequence_hash};
 pub const FRAME_BLOCKS: u32 = 64;
 /// Blocks of a chunk: a cache line of hashes.
 pub const CHUNK_BLOCKS: u32 = 8;
+/// Chunks of a frame.
+const CHUNKS: usize = (FRAME_BLOCKS / CHUNK_BLOCKS) as usize;
 
 /// A block's place: frame and offset. Stable while the block lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,7 +91,7 @@ pub const SHAPE: usize = HOLDERS + 2;
 /// High half: see [`Children`].
 pub const REFS: usize = HOLDERS + 3;
 /// Eight chunks, two to a word.
-const CHUNKS: usize = 8;
+const FIRST_CHUNK: usize = 8;
 /// Bit i: a child hangs at block i.
 const BRANCHES: usize = 12;
 /// Sequence hash of the parent.
@@ -230,7 +232,7 @@ impl Paths {
     pub fn chunk(header: &Header, offset: u32) -> u32 {
         let chunk = offset / CHUNK_BLOCKS;
         // Acquired, because a reader goes there before it knows that its section is valid.
-        let word = header[CHUNKS + (chunk / 2) as usize].load(Ordering::Acquire);
+        let word = header[FIRST_CHUNK + (chunk / 2) as usize].load(Ordering::Acquire);
         if chunk.is_multiple_of(2) {
             low(word)
         } else {
@@ -269,7 +271,8 @@ impl Paths {
     }
 
     /// How many words of a column, from block `offset` on, are as `wanted` has them. A cache line at a time: a whole one is
-    /// compared without a loop and without bounds, which is most of what a match does.
+    /// compared without a loop and without bounds, which is most of what a match does. The chunks of a frame that was written
+    /// in one go lie side by side, and are then looked up once.
     #[inline]
     pub fn equal<T>(
         column: &Arena<8>,
@@ -278,32 +281,51 @@ impl Paths {
         wanted: &[T],
         word: impl Fn(&T) -> u64,
     ) -> usize {
+        const LINE: usize = CHUNK_BLOCKS as usize;
+        let is_same = |held: &[AtomicU64; LINE], wanted: &[T; LINE]| {
+            let differs = |i: usize| get(&held[i]) ^ word(&wanted[i]);
+            let low = (differs(0) | differs(1)) | (differs(2) | differs(3));
+            let high = (differs(4) | differs(5)) | (differs(6) | differs(7));
+            low | high == 0
+        };
         let mut done = 0;
+        if offset == 0
+            && let Some(run) = Self::side_by_side(header).and_then(|first| column.run(first, CHUNKS))
+        {
+            let lines = run.as_chunks::<LINE>().0.iter().zip(wanted.as_chunks::<LINE>().0);
+            done = LINE * lines.take_while(|(held, wanted)| is_same(held, wanted)).count();
+        }
         while done < wanted.len() {
             let at = offset + done as u32;
             let from = (at % CHUNK_BLOCKS) as usize;
             let held = column.unit(Self::chunk(header, at));
             let left = &wanted[done..];
-            let whole = (from == 0).then(|| left.first_chunk::<{ CHUNK_BLOCKS as usize }>());
-            if let Some(wanted) = whole.flatten() {
-                let differs = |i: usize| get(&held[i]) ^ word(&wanted[i]);
-                let low = (differs(0) | differs(1)) | (differs(2) | differs(3));
-                let high = (differs(4) | differs(5)) | (differs(6) | differs(7));
-                if low | high == 0 {
-                    done += CHUNK_BLOCKS as usize;
-                    continue;
-                }
+            let whole = (from == 0).then(|| left.first_chunk::<LINE>());
+            if whole.flatten().is_some_and(|wanted| is_same(held, wanted)) {
+                done += LINE;
+                continue;
             }
             let pairs = held[from..].iter().zip(left);
             let same = pairs
                 .take_while(|(held, wanted)| get(held) == word(wanted))
                 .count();
             done += same;
-            if same < left.len().min(CHUNK_BLOCKS as usize - from) {
+            if same < left.len().min(LINE - from) {
                 break;
             }
         }
         done
+    }
+
+    /// The first chunk of a frame whose eight follow one another.
+    #[inline]
+    fn side_by_side(header: &Header) -> Option<u32> {
+        // Acquired as in [`Paths::chunk`].
+        let pair = |at: usize| header[FIRST_CHUNK + at].load(Ordering::Acquire);
+        let first = low(pair(0));
+        let follows =
+            |at: u32| pair(at as usize) == pack(first.wrapping_add(2 * at), first.wrapping_add(2 * at + 1));
+        (0..4).all(follows).then_some(first)
     }
 
     /// Local hash of a block that lives.
@@ -574,7 +596,7 @@ impl Paths {
                     pen.chunks - 1
                 });
                 let number = at / CHUNK_BLOCKS;
-                let word = &header[CHUNKS + (number / 2) as usize];
+                let word = &header[FIRST_CHUNK + (number / 2) as usize];
                 let (even, now) = (number.is_multiple_of(2), get(word));
                 let value = if even {
                     pack(taken, high(now))
