@@ -186,6 +186,13 @@ class Candidate:
 
     @property
     def active_requests(self) -> int: ...
+    @property
+    def parts(self) -> dict[str, float]:
+        """What the cost is the sum of, by name, in the unit of the policy.
+
+        `toll`: its weighted terms in seconds. `dynamo`: blocks to prefill, in flight, for requests in
+        flight. Empty for rules that add nothing up.
+        """
 
 @final
 class Decision:

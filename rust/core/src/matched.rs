@@ -13,7 +13,7 @@ use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap};
 use crate::ledger::{Books, Climate, Lanes, Standing, Work};
 use crate::load::Load;
 use crate::predicted::{Predicted, RaiseScratch};
-use crate::request::{Candidate, RouteRequest};
+use crate::request::{Candidate, Parts, RouteRequest};
 use crate::roster::Roster;
 use crate::worker::WorkerId;
 
@@ -404,8 +404,8 @@ impl Columns {
         (&self.prefill_tokens, &self.decode_blocks, &self.active_requests)
     }
 
-    /// Candidate `i` with all its parts.
-    pub fn candidate(&self, matched: &Matched, load: &Load, i: usize) -> Candidate {
+    /// Candidate `i`, with the parts of its cost.
+    pub fn candidate(&self, matched: &Matched, load: &Load, parts: Parts, i: usize) -> Candidate {
         let (prefill_tokens, decode_blocks, active_requests) = self.loads(load);
         Candidate {
             worker: matched.workers[i],
@@ -417,6 +417,7 @@ impl Columns {
             decode_blocks: decode_blocks[i],
             shared_blocks: matched.shared_blocks[i],
             active_requests: active_requests[i],
+            parts,
         }
     }
 }

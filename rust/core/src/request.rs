@@ -64,8 +64,11 @@ pub struct Decision {
     pub candidates: Vec<Candidate>,
 }
 
+/// The parts of a cost by name, in the unit of the policy: their sum is the cost. Empty where a rule has none.
+pub type Parts = Vec<(&'static str, f64)>;
+
 /// One candidate of a decision, as it was priced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Candidate {
     /// Who.
     pub worker: WorkerId,
@@ -85,4 +88,6 @@ pub struct Candidate {
     pub shared_blocks: u32,
     /// Requests in flight there.
     pub active_requests: u32,
+    /// What the cost is made of.
+    pub parts: Parts,
 }

@@ -597,14 +597,15 @@ impl Desk {
         let columns = &self.columns;
         let chosen = pick(&columns.costs, self.policy.temperature(), &mut self.rng);
         let chosen = chosen.expect("a price must leave one candidate with a finite cost");
-        let explained = if request.explain { matched.workers.len() } else { 0 };
         let decision = Decision {
             worker: matched.workers[chosen],
             overlap_blocks: matched.device_blocks[chosen],
             cost: columns.costs[chosen],
-            candidates: (0..explained)
-                .map(|i| columns.candidate(matched, &self.load, i))
-                .collect(),
+            candidates: if request.explain {
+                self.explain(matched, now_s)
+            } else {
+                Vec::new()
+            },
         };
         self.counters.routed += 1;
         let work = self.work(request.input_tokens, matched.overlap(chosen));
@@ -703,23 +704,31 @@ impl Desk {
     fn price(&mut self, matched: &Matched, ahead: Option<&Ahead>, now_s: f64) {
         self.policy.advance(now_s);
         self.columns.fill(matched, &self.load, ahead);
-        let output_tokens = self.output_tokens(matched);
-        let wants_seconds = self.policy.wants_seconds();
-        if wants_seconds {
+        if self.policy.wants_seconds() {
             self.ledger.advance(now_s);
             self.columns.fill_seconds(matched, &self.ledger.lanes(), ahead);
         }
         let mut costs = std::mem::take(&mut self.columns.costs);
+        let mut rng = self.rng.clone();
+        self.policy
+            .price(&self.view(matched, now_s), &mut rng, &mut costs);
+        self.rng = rng;
+        self.columns.costs = costs;
+    }
+
+    /// What a price reads: after the columns were filled for the same candidates and time.
+    fn view<'a>(&'a self, matched: &'a Matched, now_s: f64) -> View<'a> {
         let columns = &self.columns;
-        let books = if wants_seconds {
+        let (prefill_tokens, decode_blocks, active_requests) = columns.loads(&self.load);
+        let output_tokens = self.output_tokens(matched);
+        let books = if self.policy.wants_seconds() {
             let climate = self.ledger.climate(output_tokens, now_s);
             let pool = (self.config.block_size, self.handoff_s_per_token());
             columns.books(matched, (self.ledger.lanes(), &self.load), climate, pool)
         } else {
             Books::default()
         };
-        let (prefill_tokens, decode_blocks, active_requests) = columns.loads(&self.load);
-        let view = View {
+        View {
             block_size: self.config.block_size,
             input_tokens: matched.input_tokens,
             request_blocks: matched.request_blocks,
@@ -739,9 +748,17 @@ impl Desk {
             active_requests,
             output_tokens,
             books,
+        }
+    }
+
+    /// Every candidate as it was just priced.
+    fn explain(&self, matched: &Matched, now_s: f64) -> Vec<Candidate> {
+        let view = self.view(matched, now_s);
+        let candidate = |i| {
+            let parts = self.policy.parts(&view, i);
+            self.columns.candidate(matched, &self.load, parts, i)
         };
-        self.policy.price(&view, &mut self.rng, &mut costs);
-        self.columns.costs = costs;
+        (0..matched.workers.len()).map(candidate).collect()
     }
 
     /// What a candidate waits for the KV of each token that another pool computed and that it does not hold. 0 in a pool that

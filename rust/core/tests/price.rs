@@ -2,8 +2,8 @@
 
 use serde_json::{Map, json};
 use wardrop_core::{
-    DynamoConfig, EngineHash, Error, KvEvent, LocalHash, PolicyConfig, RequestId, RouteRequest, Router,
-    RouterConfig, StoredBlock, Tier, WorkerId, WorkerSpec,
+    Candidate, DynamoConfig, EngineHash, Error, KvEvent, LocalHash, PolicyConfig, RequestId, RouteRequest,
+    Router, RouterConfig, StoredBlock, Tier, WorkerId, WorkerSpec,
 };
 
 const A: WorkerId = WorkerId::new(1, 0);
@@ -39,13 +39,12 @@ fn costs(router: &mut Router, hashes: &[LocalHash], input_tokens: u32) -> Vec<f6
         explain: true,
         ..RouteRequest::default()
     };
-    router
-        .route(&request, 0.0)
-        .unwrap()
-        .candidates
-        .iter()
-        .map(|candidate| candidate.cost)
-        .collect()
+    let candidates = router.route(&request, 0.0).unwrap().candidates;
+    let sum = |candidate: &Candidate| candidate.parts.iter().map(|(_, cost)| cost).sum::<f64>();
+    for candidate in candidates.iter().filter(|candidate| !candidate.parts.is_empty()) {
+        assert!((sum(candidate) - candidate.cost).abs() < 1e-9, "{candidate:?}");
+    }
+    candidates.iter().map(|candidate| candidate.cost).collect()
 }
 
 fn dynamo(config: DynamoConfig) -> RouterConfig {

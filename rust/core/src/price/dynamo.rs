@@ -7,6 +7,7 @@ use super::config::{non_negative, share};
 use super::{Policy, View};
 use crate::error::Error;
 use crate::exact::{large_f64, small_f64};
+use crate::request::Parts;
 use crate::rng::Rng;
 
 /// Parameters of [`Dynamo`], with Dynamo's names and defaults.
@@ -87,6 +88,51 @@ impl Dynamo {
         Ok(Self { config })
     }
 
+    /// What the decay is measured against; 0 where nothing decays.
+    fn lowest_prefill_tokens(&self, view: &View<'_>) -> u64 {
+        if self.decays(view) {
+            view.prefill_tokens.iter().copied().min().unwrap_or(0)
+        } else {
+            0
+        }
+    }
+
+    fn decays(&self, view: &View<'_>) -> bool {
+        view.tracks_prefill && self.config.overlap_score_credit_decay > 0.0
+    }
+
+    /// The three summands of one candidate's cost, in blocks.
+    fn parts_of(&self, view: &View<'_>, i: usize, lowest_prefill_tokens: u64) -> [f64; 3] {
+        let config = &self.config;
+        let decay = if self.decays(view) {
+            self.decay(view, i, lowest_prefill_tokens)
+        } else {
+            1.0
+        };
+        let credit = config.overlap_score_credit * decay * f64::from(view.device_blocks[i])
+            + config.host_cache_hit_weight * f64::from(view.host_blocks[i])
+            + config.disk_cache_hit_weight * f64::from(view.disk_blocks[i]);
+        let decode = if view.tracks_decode {
+            view.union_blocks(i) as f64
+        } else {
+            0.0
+        };
+        let requests = config.decode_active_request_weight * f64::from(view.active_requests[i]);
+        if view.tracks_prefill {
+            let tokens = view.prefill_tokens[i] as f64 + f64::from(view.input_tokens);
+            let raw = tokens / f64::from(view.block_size);
+            [
+                config.prefill_load_scale * (raw - credit).max(0.0),
+                decode,
+                requests,
+            ]
+        } else if config.overlap_score_credit > 0.0 {
+            [0.0, (decode - credit).max(0.0), requests]
+        } else {
+            [0.0, decode, requests]
+        }
+    }
+
     fn decay(&self, view: &View<'_>, i: usize, lowest_prefill_tokens: u64) -> f64 {
         let excess_tokens = view.prefill_tokens[i] - lowest_prefill_tokens;
         let excess_blocks = excess_tokens as f64 / f64::from(view.block_size);
@@ -101,53 +147,23 @@ impl Policy for Dynamo {
     }
 
     fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
-        let decays = view.tracks_prefill && self.config.overlap_score_credit_decay > 0.0;
-        if view.no_lower && !decays {
+        if view.no_lower && !self.decays(view) {
             price_plain(view, &self.config, costs);
             return;
         }
-        let lowest = if decays {
-            view.prefill_tokens.iter().copied().min().unwrap_or(0)
-        } else {
-            0
-        };
-        let DynamoConfig {
-            overlap_score_credit: device_weight,
-            host_cache_hit_weight: host_weight,
-            disk_cache_hit_weight: disk_weight,
-            ..
-        } = self.config;
-        let block_size = f64::from(view.block_size);
-        let input_tokens = f64::from(view.input_tokens);
-        let n = costs.len();
-        let (device, host, disk) = (
-            &view.device_blocks[..n],
-            &view.host_blocks[..n],
-            &view.disk_blocks[..n],
-        );
-        let (shared, requests) = (&view.shared_blocks[..n], &view.active_requests[..n]);
-        let (prefill, active) = (&view.prefill_tokens[..n], &view.decode_blocks[..n]);
-        let request_blocks = f64::from(view.request_blocks);
+        let lowest = self.lowest_prefill_tokens(view);
         for (i, cost) in costs.iter_mut().enumerate() {
-            let decay = if decays { self.decay(view, i, lowest) } else { 1.0 };
-            let credit = device_weight * decay * f64::from(device[i])
-                + host_weight * f64::from(host[i])
-                + disk_weight * f64::from(disk[i]);
-            let decode = if view.tracks_decode {
-                active[i].cast_signed() as f64 + (request_blocks - f64::from(shared[i]))
-            } else {
-                0.0
-            };
-            let requests = self.config.decode_active_request_weight * f64::from(requests[i]);
-            *cost = if view.tracks_prefill {
-                let raw = (prefill[i].cast_signed() as f64 + input_tokens) / block_size;
-                self.config.prefill_load_scale * (raw - credit).max(0.0) + decode + requests
-            } else if device_weight > 0.0 {
-                (decode - credit).max(0.0) + requests
-            } else {
-                decode + requests
-            };
+            let [prefill, decode, requests] = self.parts_of(view, i, lowest);
+            *cost = prefill + decode + requests;
         }
+    }
+
+    /// Blocks: to prefill, in flight, and for the requests in flight. On the decode leg of a split the credit is in the second.
+    fn parts(&self, view: &View<'_>, i: usize) -> Parts {
+        let names = ["prefill_blocks", "decode_blocks", "requests"].into_iter();
+        names
+            .zip(self.parts_of(view, i, self.lowest_prefill_tokens(view)))
+            .collect()
     }
 
     fn reuse_weights(&self) -> Option<[f64; 2]> {

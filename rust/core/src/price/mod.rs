@@ -29,6 +29,7 @@ pub use toll::Toll;
 pub use two_tier::{TwoTier, TwoTierConfig};
 
 use crate::ledger::Books;
+use crate::request::Parts;
 use crate::rng::Rng;
 use crate::worker::WorkerId;
 
@@ -115,6 +116,11 @@ pub trait Policy: Send + Sync {
 
     /// Write the cost of every candidate; lower is better, infinite is never chosen.
     fn price(&self, view: &View<'_>, rng: &mut Rng, costs: &mut [f64]);
+
+    /// What the cost of candidate `i` is made of, where it is a sum; for people. O(1).
+    fn parts(&self, _view: &View<'_>, _i: usize) -> Parts {
+        Parts::new()
+    }
 
     /// Whether [`View::books`] must be filled.
     fn wants_seconds(&self) -> bool {

@@ -23,6 +23,7 @@ use super::objective::{Objective, TollWeights};
 use super::{Policy, View};
 use crate::error::Error;
 use crate::ledger::{Books, Seconds};
+use crate::request::Parts;
 use crate::rng::Rng;
 
 /// How much arrivals may stretch the time that a backlog takes to clear.
@@ -140,6 +141,19 @@ impl Policy for Toll {
     fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
         price_all(&view.books, view.output_tokens, &self.weights, costs);
         hold_newcomers(view.books.newcomers(), |i| view.books.seconds(i).requests, costs);
+    }
+
+    /// The weighted terms, seconds. A newcomer beyond its share is out whatever they are: its cost is infinite.
+    fn parts(&self, view: &View<'_>, i: usize) -> Parts {
+        let (c, w) = (view.books.seconds(i), &self.weights);
+        vec![
+            ("own_first_token_s", w.own * own_first_token_s(&c)),
+            ("own_decode_s", w.decode * own_decode_s(&c, view.output_tokens)),
+            ("stall_s", w.stall * stall_s(&c)),
+            ("busy_period_s", w.busy * busy_period_s(&c)),
+            ("memory_s", w.memory * memory_s(&c)),
+            ("eviction_s", w.eviction * eviction_s(&c)),
+        ]
     }
 
     fn wants_seconds(&self) -> bool {
