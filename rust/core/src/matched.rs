@@ -58,7 +58,8 @@ impl Overlaps {
         self.stamp = fleet.map(|(_, stamp)| stamp);
         self.slots = fleet.map_or(0, |(slots, _)| slots);
         self.active.truncate(self.slots.div_ceil(64));
-        zero(&mut self.device, self.slots);
+        // Written for every worker of interest; what stands for the others is not read.
+        self.device.resize(self.slots, 0);
         index.device_overlap(prompt, &self.active, &mut self.device, &mut self.scratch);
         if index.any_lower() {
             index.follow(prompt, &mut self.scratch);
@@ -93,7 +94,7 @@ impl Overlaps {
                 self.look_lower(index);
             }
         }
-        zero(&mut self.shared, self.slots);
+        self.shared.resize(self.slots, 0);
         load.shared_blocks(prompt, &self.active, &mut self.shared, &mut self.scratch);
     }
 }

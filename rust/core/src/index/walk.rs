@@ -121,8 +121,8 @@ impl Visitor for Trail<'_> {
 impl Paths {
     /// Overlap of a prompt per slot: `depth[slot]` = leading blocks that the slot holds without a hole.
     ///
-    /// `slots` are the slots of interest, as words of bits; `depth` must be zero there and cover them all. `Err`: the depths
-    /// are true, but end where the writer was in the way.
+    /// `slots` are the slots of interest, as words of bits; `depth` must cover them all, is written for each of them, and is left
+    /// alone elsewhere. `Err`: the depths are true, but end where the writer was in the way.
     pub fn overlap(
         &self,
         prompt: &Prompt<'_>,
@@ -148,18 +148,14 @@ impl Paths {
             let (reached, outcome) = match self.walk(prompt, &mut overlap) {
                 Ok(reached) => (reached, Ok(())),
                 Err(Stop::Busy(reached)) => (Some(reached), Err(Raced)),
-                Err(Stop::Changed) => {
-                    depth.fill(0);
-                    continue;
-                }
+                Err(Stop::Changed) => continue,
             };
             if let Some(matched) = reached {
-                for (at, &word) in active.iter().enumerate() {
-                    write_depth(word, matched, &mut depth[at * 64..]);
-                }
+                write_depths(active, matched, depth);
             }
             return outcome;
         }
+        write_depths(slots, 0, depth);
         Err(Raced)
     }
 
@@ -328,5 +324,13 @@ impl Paths {
         let common = Self::equal(&self.locals, seen.header, 0, wanted, |local| local.0);
         // In a section that is not valid even the first may differ.
         common.max(1) as u32
+    }
+}
+
+/// `depth[slot] = value` for every slot of `slots`.
+#[inline]
+fn write_depths(slots: &[u64], value: u32, depth: &mut [u32]) {
+    for (at, &word) in slots.iter().enumerate() {
+        write_depth(word, value, &mut depth[at * 64..]);
     }
 }

@@ -33,6 +33,8 @@ impl ActiveBlocks {
         if self.pen.blocks() > 0 {
             let read = self.paths.overlap(prompt, slots, depth, scratch);
             read.expect("nobody writes what is borrowed");
+        } else {
+            depth.fill(0);
         }
     }
 
