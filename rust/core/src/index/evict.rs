@@ -8,6 +8,8 @@
 //! meet unknown parents and unknown blocks, and are counted as those. Where nothing may go, a store is refused.
 
 use super::Slot;
+use super::arena::get;
+use super::holders::low_bits;
 use super::paths::{BlockId, FrameId};
 use super::slots::bits;
 use super::tree::{Shared, Writer};
@@ -37,11 +39,12 @@ impl Writer {
             let fits = budget.bytes == u64::MAX || {
                 let names = wanted.iter().map(|block| block.engine_hash.0);
                 let growth = self.pen.growth_bytes(wanted.len())
-                    + self.names.growth_bytes(names, |block| shared.name_of(block));
+                    + self.names.common.growth_bytes(names)
+                    + self.pen.sibling_growth_bytes();
                 let growth = growth + self.held[slot.index()].frames.growth_bytes();
                 // What holders, copies and own names may need: memory that was taken is never given back.
                 let kept_free = self.copies.growth_bytes() + self.names.alias_growth_bytes();
-                self.bytes(shared) + growth + kept_free + self.list_bytes(wanted.len()) <= budget.bytes
+                self.bytes(shared) + growth + kept_free <= budget.bytes
             };
             if room == wanted.len() && fits {
                 return room;
@@ -52,27 +55,28 @@ impl Writer {
         }
     }
 
-    /// Bytes by which lists of what is free may grow when so many blocks come and go.
-    fn list_bytes(&self, blocks: usize) -> u64 {
-        self.pen.list_growth_bytes() + 16 * blocks as u64
-    }
-
     /// Whether one more holder of a frame fits, when what may go has gone for it.
     pub(super) fn has_room_for_holder(
         &mut self,
         shared: &Shared,
         (slot, tier): (Slot, Tier),
-        id: FrameId,
+        (id, offset): (FrameId, u32),
+        blocks: &[StoredBlock],
         budget: Budget,
     ) -> bool {
         if budget.bytes == u64::MAX {
             return true;
         }
+        let range = low_bits(blocks.len() as u32) << offset;
         let is_new = shared.paths.mask(id, slot, tier) == 0;
         loop {
             let mut growth = 0;
             if self.names.has_aliases() {
                 growth += self.names.alias_growth_bytes();
+            }
+            if get(shared.paths.own(id)) & range != range {
+                let names = blocks.iter().map(|block| block.engine_hash.0);
+                growth += self.names.common.growth_bytes(names);
             }
             if is_new {
                 growth += shared.paths.holder_growth_bytes(&self.pen, id, tier, slot);
@@ -80,7 +84,7 @@ impl Writer {
             } else {
                 growth += self.copies.growth_bytes();
             }
-            if self.bytes(shared) + growth + self.list_bytes(64) <= budget.bytes {
+            if self.bytes(shared) + growth <= budget.bytes {
                 return true;
             }
             if !self.evict_one(shared, BlockId::new(id, 0)) {

@@ -1,10 +1,8 @@
 //! What each worker holds, by slot: its frames, so that it can leave in time proportional to them, and its counts.
 
-use rustc_hash::FxHashMap;
-
 use super::Slot;
 use super::paths::{BlockId, FRAME_BLOCKS};
-use super::tables::FrameSet;
+use super::tables::{FrameSet, Map, make_room};
 use crate::event::Tier;
 
 /// One worker's part.
@@ -19,7 +17,7 @@ pub struct Held {
 /// Copies beyond the first, per (block, slot, tier). Few blocks have any.
 #[derive(Clone, Debug, Default)]
 pub struct Copies {
-    extra: FxHashMap<u64, u32>,
+    extra: Map<u64, u32>,
 }
 
 fn key(block: BlockId, slot: Slot, tier: Tier) -> u64 {
@@ -29,6 +27,7 @@ fn key(block: BlockId, slot: Slot, tier: Tier) -> u64 {
 impl Copies {
     /// One more copy of a block that is held already.
     pub fn add(&mut self, block: BlockId, slot: Slot, tier: Tier) {
+        make_room(&mut self.extra);
         let count = self.extra.entry(key(block, slot, tier)).or_insert(0);
         *count = count.saturating_add(1);
     }
@@ -50,6 +49,7 @@ impl Copies {
 
     /// So many copies beyond the first, at least one.
     pub fn set(&mut self, block: BlockId, slot: Slot, tier: Tier, extra: u32) {
+        make_room(&mut self.extra);
         self.extra.insert(key(block, slot, tier), extra);
     }
 
@@ -77,12 +77,11 @@ impl Copies {
     /// Bytes by which a frame's blocks may make this grow, old and new.
     pub fn growth_bytes(&self) -> u64 {
         let full = self.extra.len() + FRAME_BLOCKS as usize > self.extra.capacity();
-        let capacity = self.extra.capacity().max(2 * FRAME_BLOCKS as usize);
-        (if full { 2 * 17 * capacity } else { 0 }) as u64
+        if full { 2 * self.bytes().max(4096) } else { 0 }
     }
 
     /// Bytes, from the capacity.
     pub fn bytes(&self) -> u64 {
-        (self.extra.capacity() * 17) as u64
+        self.extra.allocation_size() as u64
     }
 }

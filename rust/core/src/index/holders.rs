@@ -327,7 +327,7 @@ impl Edit<'_> {
             class += 1;
             list = self.spare.take(self.extents, class);
             copy(now.list(self.extents), self.extents.words(list, 2 * len));
-            self.spare.give(now.partial, class - 1);
+            self.spare.give(self.extents, now.partial, class - 1);
         }
         let words = self.extents.words(list, 2 * (len + 1));
         for word in (2 * at..2 * len).rev() {
@@ -346,12 +346,12 @@ impl Edit<'_> {
             set(&words[word - 2], get(&words[word]));
         }
         if len == 1 {
-            self.spare.give(now.partial, class);
+            self.spare.give(self.extents, now.partial, class);
             self.set_list(0, 0, 0);
         } else if class >= 2 && len - 1 <= 1 << (class - 2) {
             let list = self.spare.take(self.extents, class - 1);
             copy(&words[..2 * (len - 1)], self.extents.words(list, 2 * (len - 1)));
-            self.spare.give(now.partial, class);
+            self.spare.give(self.extents, now.partial, class);
             self.set_list(list, class - 1, len - 1);
         } else {
             self.set_list(now.partial, class, len - 1);
@@ -418,7 +418,7 @@ impl Edit<'_> {
     /// Replaces the full holders.
     fn set_full(&mut self, slots: &[Slot]) {
         if let Form::Many(at, words) = self.now().form() {
-            self.spare.give(at, class_of(words));
+            self.spare.give(self.extents, at, class_of(words));
         }
         let highest = slots.iter().map(|slot| slot.index()).max().unwrap_or(0);
         let mut full = [0; 2];
@@ -482,7 +482,7 @@ impl Edit<'_> {
         self.set_full(&[]);
         let now = self.now();
         if now.partial_len() > 0 {
-            self.spare.give(now.partial, now.partial_class());
+            self.spare.give(self.extents, now.partial, now.partial_class());
             self.set_list(0, 0, 0);
         }
     }

@@ -18,7 +18,7 @@ use rustc_hash::FxHashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Slot;
-use super::arena::{get, set};
+use super::arena::get;
 use super::holders::low_bits;
 use super::paths::{BlockId, FRAME_BLOCKS, FrameId};
 use super::slots::bits;
@@ -449,15 +449,10 @@ impl Restore<'_> {
         }
         for offset in bits(named) {
             let (name, block) = (self.bytes.u64()?, BlockId::new(id, offset));
-            if writer.names.common(name, |block| shared.name_of(block)).is_some() {
+            if writer.common(shared, name).is_some() {
                 return Err(self.bytes.broken("a name must be that of one block"));
             }
-            set(shared.name_word(block), name);
-            let own = shared.paths.own(id);
-            set(own, get(own) | 1 << offset);
-            writer
-                .names
-                .insert_common(name, block, |block| shared.name_of(block));
+            writer.insert_common(shared, name, block);
         }
         Ok(())
     }

@@ -6,21 +6,24 @@ pub(crate) mod arena;
 mod children;
 mod evict;
 mod extents;
+mod footprint;
 mod held;
 pub(crate) mod holders;
 mod image;
 #[cfg(test)]
 mod models;
+mod name_table;
 mod names;
 pub(crate) mod paths;
 mod reference;
 pub(crate) mod seqlock;
 pub(crate) mod slots;
-mod tables;
+pub(crate) mod tables;
 mod tree;
 mod walk;
 
 pub use evict::Budget;
+pub use footprint::Footprint;
 pub use image::{ImageError, RestoredWorker};
 pub use paths::Prompt;
 pub use reference::ReferenceIndex;

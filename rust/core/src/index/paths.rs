@@ -11,14 +11,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustc_hash::FxHashMap;
-
 use super::Slot;
 use super::arena::{Arena, get, high, low, pack, set, set_high, set_low};
 use super::children::{Children, Find, Headers};
 use super::extents::{Extents, Spare, class_of};
 use super::holders::{Edit, Holders, low_bits};
 use super::seqlock;
+use super::tables::{Map, make_room};
 use crate::event::Tier;
 use crate::hash::{LocalHash, SequenceHash, next_sequence_hash};
 
@@ -96,10 +95,12 @@ const FIRST_CHUNK: usize = 8;
 const BRANCHES: usize = 12;
 /// Sequence hash of the parent.
 const START: usize = 13;
+/// Of a frame that is free, the one freed before it: readers never read this word.
+const NEXT_FREE: usize = START;
 /// The holders in host memory and on disk: a stretch of twice four words, or 0.
 const LOWER: usize = 14;
 /// For the owner of the paths.
-const OWN: usize = 15;
+pub const OWN: usize = 15;
 
 const HAS_END: u32 = 1 << 8;
 const HAS_START: u32 = 1 << 9;
@@ -149,14 +150,42 @@ pub struct Paths {
 /// What only the writer of [`Paths`] needs, and the right to write.
 #[derive(Debug, Default)]
 pub struct Pen {
-    frames: u32,
-    free: Vec<FrameId>,
-    chunks: u32,
-    free_chunks: Vec<u32>,
+    frames: Numbers,
+    chunks: Numbers,
     spare: Spare,
     /// Children beyond the first of a block that has several.
-    siblings: FxHashMap<BlockId, u32>,
+    siblings: Map<BlockId, u32>,
     blocks: u64,
+}
+
+/// Numbers of places, of which those that are free make a list through a word of their own.
+#[derive(Clone, Copy, Debug, Default)]
+struct Numbers {
+    /// Ever used: all numbers are below.
+    ever: u32,
+    free: u32,
+    /// The number freed last + 1, or 0.
+    last: u32,
+}
+
+impl Numbers {
+    const fn used(self) -> u32 {
+        self.ever - self.free
+    }
+
+    /// The number that was freed last. `next` is the word in which it has the one before it.
+    fn take<'a>(&mut self, next: impl FnOnce(u32) -> &'a AtomicU64) -> Option<u32> {
+        let number = self.last.checked_sub(1)?;
+        self.last = low(get(next(number)));
+        self.free -= 1;
+        Some(number)
+    }
+
+    fn give(&mut self, number: u32, next: &AtomicU64) {
+        set(next, u64::from(self.last));
+        self.last = number + 1;
+        self.free += 1;
+    }
 }
 
 impl Pen {
@@ -167,45 +196,56 @@ impl Pen {
 
     /// Frames that live.
     pub fn frames_len(&self) -> usize {
-        self.frames as usize - self.free.len()
+        self.frames.used() as usize
     }
 
     /// Bytes that another frame of so many blocks takes from the system, its names' room beside it included.
     pub fn growth_bytes(&self, blocks: usize) -> u64 {
         let chunks = blocks
             .div_ceil(CHUNK_BLOCKS as usize)
-            .saturating_sub(self.free_chunks.len());
-        let frames = usize::from(self.free.is_empty());
+            .saturating_sub(self.chunks.free as usize);
+        let frames = usize::from(self.frames.free == 0);
         (chunks * 128 + frames * (size_of::<Header>() + 8)) as u64
     }
 
-    /// Bytes of the lists of what is free when one of them grows, old and new.
-    pub fn list_growth_bytes(&self) -> u64 {
-        let grows = |len: usize, capacity: usize| {
-            if len + 64 > capacity {
-                8 * capacity.max(64)
-            } else {
-                0
-            }
-        };
-        let frames = grows(self.free.len(), self.free.capacity());
-        let chunks = grows(self.free_chunks.len(), self.free_chunks.capacity());
-        (frames + chunks + 18 * self.siblings.capacity()) as u64
+    /// Bytes by which a child more may make the counts of siblings grow, old and new.
+    pub fn sibling_growth_bytes(&self) -> u64 {
+        let full = self.siblings.len() == self.siblings.capacity();
+        if full {
+            2 * self.siblings.allocation_size().max(64) as u64
+        } else {
+            0
+        }
     }
 
     /// Chunks ever used: what goes beside the local hashes needs room for so many.
     pub const fn chunks(&self) -> u32 {
-        self.chunks
+        self.chunks.ever
+    }
+
+    /// Chunks that ever lived at once, and those of them that are free.
+    pub(super) fn chunks_ever_and_free(&self) -> (u64, u64) {
+        (u64::from(self.chunks.ever), u64::from(self.chunks.free))
+    }
+
+    /// Bytes of the holders that do not fit into headers, free ones included.
+    pub(super) fn holder_bytes(&self) -> u64 {
+        self.spare.bytes()
+    }
+
+    /// Of [`Pen::holder_bytes`], those that are free.
+    pub(super) fn holder_free_bytes(&self, extents: &Extents) -> u64 {
+        self.spare.free_bytes(extents)
+    }
+
+    /// Bytes of the counts of siblings.
+    pub(super) fn sibling_bytes(&self) -> u64 {
+        self.siblings.allocation_size() as u64
     }
 
     /// Frames ever used: their numbers are below.
     pub(super) const fn frames_ever(&self) -> usize {
-        self.frames as usize
-    }
-
-    /// Frames that are free.
-    pub(super) fn free_frames(&self) -> &[FrameId] {
-        &self.free
+        self.frames.ever as usize
     }
 }
 
@@ -257,12 +297,11 @@ impl Paths {
 
     /// Bytes in use by the structures here.
     pub fn bytes(&self, pen: &Pen) -> u64 {
-        let lists = 4 * (pen.free.capacity() + pen.free_chunks.capacity()) + 9 * pen.siblings.capacity();
-        u64::from(pen.frames) * size_of::<Header>() as u64
-            + u64::from(pen.chunks) * 64
+        u64::from(pen.frames.ever) * size_of::<Header>() as u64
+            + u64::from(pen.chunks.ever) * 64
             + pen.spare.bytes()
             + self.children.bytes()
-            + lists as u64
+            + pen.sibling_bytes()
     }
 
     /// Local hash of a block.
@@ -478,7 +517,7 @@ impl Paths {
                     self.edit(pen, cell).clear();
                 }
             }
-            pen.spare.give(low(get(lower)), LOWER_CLASS);
+            pen.spare.give(&self.extents, low(get(lower)), LOWER_CLASS);
             set(lower, 0);
         }
     }
@@ -567,15 +606,15 @@ impl Paths {
     }
 
     fn place(&self, pen: &mut Pen) -> Option<FrameId> {
-        if let Some(id) = pen.free.pop() {
-            return Some(id);
+        if let Some(number) = pen.frames.take(|number| &self.headers.unit(number)[NEXT_FREE]) {
+            return Some(FrameId(number));
         }
-        if pen.frames >= FRAMES_MAX {
+        if pen.frames.ever >= FRAMES_MAX {
             return None;
         }
-        pen.frames += 1;
-        self.headers.reserve(pen.frames);
-        Some(FrameId(pen.frames - 1))
+        pen.frames.ever += 1;
+        self.headers.reserve(pen.frames.ever);
+        Some(FrameId(pen.frames.ever - 1))
     }
 
     fn set_len(header: &Header, len: u32, end: Option<SequenceHash>) {
@@ -590,10 +629,11 @@ impl Paths {
         let mut chunk = None;
         for (at, local) in (offset..).zip(locals) {
             if at % CHUNK_BLOCKS == 0 {
-                let taken = pen.free_chunks.pop().unwrap_or_else(|| {
-                    pen.chunks += 1;
-                    self.locals.reserve(pen.chunks);
-                    pen.chunks - 1
+                let free = pen.chunks.take(|number| &self.locals.unit(number)[0]);
+                let taken = free.unwrap_or_else(|| {
+                    pen.chunks.ever += 1;
+                    self.locals.reserve(pen.chunks.ever);
+                    pen.chunks.ever - 1
                 });
                 let number = at / CHUNK_BLOCKS;
                 let word = &header[FIRST_CHUNK + (number / 2) as usize];
@@ -611,9 +651,10 @@ impl Paths {
         }
     }
 
-    fn give_chunks(pen: &mut Pen, header: &Header, new_len: u32, len: u32) {
+    fn give_chunks(&self, pen: &mut Pen, header: &Header, new_len: u32, len: u32) {
         for chunk in new_len.div_ceil(CHUNK_BLOCKS)..len.div_ceil(CHUNK_BLOCKS) {
-            pen.free_chunks.push(Self::chunk(header, chunk * CHUNK_BLOCKS));
+            let number = Self::chunk(header, chunk * CHUNK_BLOCKS);
+            pen.chunks.give(number, &self.locals.unit(number)[0]);
         }
     }
 
@@ -625,6 +666,7 @@ impl Paths {
         let above = self.header(parent.frame());
         let (bit, branches) = (1 << parent.offset(), get(&above[BRANCHES]));
         if branches & bit != 0 {
+            make_room(&mut pen.siblings);
             *pen.siblings.entry(parent).or_insert(0) += 1;
         }
         set(&above[BRANCHES], branches | bit);
@@ -676,8 +718,8 @@ impl Paths {
     }
 
     /// Cut off what nobody holds behind the last living block of `id`, and the frame itself when nothing is left; then look at
-    /// its parent. `dropped` hears of every block before it goes.
-    pub fn free_dead(&self, pen: &mut Pen, id: FrameId, dropped: &mut impl FnMut(BlockId)) {
+    /// its parent. `dropped` hears of the blocks before they go: the frame, and their offsets as bits.
+    pub fn free_dead(&self, pen: &mut Pen, id: FrameId, dropped: &mut impl FnMut(FrameId, u64)) {
         let mut id = id;
         loop {
             let (header, len) = (self.header(id), self.len(id));
@@ -685,12 +727,10 @@ impl Paths {
             if new_len == len {
                 return;
             }
-            for offset in new_len..len {
-                dropped(BlockId::new(id, offset));
-            }
+            dropped(id, low_bits(len) & !low_bits(new_len));
             pen.blocks -= u64::from(len - new_len);
             seqlock::begin_write(&header[VERSION]);
-            Self::give_chunks(pen, header, new_len, len);
+            self.give_chunks(pen, header, new_len, len);
             Self::set_len(header, new_len, None);
             set_high(&header[LINKS], NONE.0);
             for tier in Tier::ALL {
@@ -722,7 +762,7 @@ impl Paths {
     fn detach(&self, pen: &mut Pen, id: FrameId) {
         let parent = self.parent(id);
         self.children.remove(&self.headers, id);
-        pen.free.push(id);
+        pen.frames.give(id.0, &self.header(id)[NEXT_FREE]);
         if parent == BlockId::ROOT {
             return;
         }
@@ -753,13 +793,18 @@ impl Paths {
 
     /// Every living frame, in arena order. Only the writer.
     pub fn iter(&self, pen: &Pen) -> impl Iterator<Item = FrameId> {
-        (0..pen.frames).map(FrameId).filter(|&id| self.len(id) > 0)
+        (0..pen.frames.ever).map(FrameId).filter(|&id| self.len(id) > 0)
+    }
+
+    /// How many numbers the list of what is free has; panics when it has more than were counted.
+    fn free_numbers<'a>(mut numbers: Numbers, next: impl Fn(u32) -> &'a AtomicU64) -> usize {
+        std::iter::from_fn(|| numbers.take(&next)).count()
     }
 
     /// Panics unless every rule of the structure holds. For tests: O(everything).
     pub fn check(&self, pen: &Pen) {
         let mut blocks = 0;
-        let mut branches: FxHashMap<BlockId, u32> = FxHashMap::default();
+        let mut branches: std::collections::HashMap<BlockId, u32> = std::collections::HashMap::new();
         for id in self.iter(pen) {
             let (header, len, parent) = (self.header(id), self.len(id), self.parent(id));
             blocks += u64::from(len);
@@ -814,13 +859,19 @@ impl Paths {
             "the child table must hold the living frames"
         );
         assert_eq!(
-            self.iter(pen).count() + pen.free_frames().len(),
-            pen.frames as usize
+            (self.iter(pen).count(), pen.frames.free as usize),
+            (
+                pen.frames_len(),
+                Self::free_numbers(pen.frames, |number| &self.headers.unit(number)[NEXT_FREE])
+            )
         );
         let chunks: u32 = self.iter(pen).map(|id| self.len(id).div_ceil(CHUNK_BLOCKS)).sum();
         assert_eq!(
-            chunks as usize + pen.free_chunks.len(),
-            pen.chunks as usize,
+            (chunks, pen.chunks.free as usize),
+            (
+                pen.chunks.used(),
+                Self::free_numbers(pen.chunks, |number| &self.locals.unit(number)[0])
+            ),
             "a chunk must be used or free"
         );
         for id in self.iter(pen) {

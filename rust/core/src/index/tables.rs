@@ -1,27 +1,50 @@
 //! Hash tables whose memory is known before it is taken.
 
-use hashbrown::HashTable;
+use std::hash::Hash;
+
+use hashbrown::{HashMap, HashTable};
+use rustc_hash::FxBuildHasher;
 
 use super::children::mix;
 use super::paths::FrameId;
 
-/// Bytes that one more entry takes from the system while the table grows, old and new together.
-///
-/// A table that is full of the marks of removed entries is made anew instead: to grow would take twice the memory for them.
-pub fn growth_bytes<T: Copy>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) -> u64 {
+/// A map that grows when it is full of entries, not of the marks of removed ones, if [`make_room`] is asked before insertions.
+pub type Map<K, V> = HashMap<K, V, FxBuildHasher>;
+
+/// Makes room for one entry more. Without this a map whose entries come and go takes twice the memory for the same entries.
+pub fn make_room<K: Hash + Eq, V>(map: &mut Map<K, V>) {
+    if map.len() < map.capacity() {
+        return;
+    }
+    let buckets = map.allocation_size() / (size_of::<(K, V)>() + 1);
+    if let Some(room) = room_without_marks(map.len(), buckets) {
+        let mut anew = Map::with_capacity_and_hasher(room, FxBuildHasher);
+        anew.extend(map.drain());
+        *map = anew;
+    }
+}
+
+/// Entries that fit into a table of at least so many buckets without marks, if that is clearly more than there are.
+fn room_without_marks(len: usize, buckets: usize) -> Option<usize> {
+    let whole = buckets.checked_ilog2().map_or(0, |bits| 1 << bits);
+    let room = whole / 8 * 7;
+    (len < room - room / 16).then_some(room)
+}
+
+/// As [`make_room`], for a table; `false`: the next entry makes it grow.
+fn make_table_room<T: Copy>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) -> bool {
     if table.len() < table.capacity() {
-        return 0;
+        return true;
     }
-    let room = table.num_buckets() / 8 * 7;
-    if table.len() >= room - room / 16 {
-        return 2 * table.allocation_size().max(64) as u64;
-    }
+    let Some(room) = room_without_marks(table.len(), table.num_buckets()) else {
+        return false;
+    };
     let mut anew = HashTable::with_capacity(room);
     for &entry in table.iter() {
         anew.insert_unique(hash(&entry), entry, &hash);
     }
     *table = anew;
-    0
+    true
 }
 
 /// The frames in which a worker holds something.
@@ -37,6 +60,7 @@ fn hash(id: FrameId) -> u64 {
 impl FrameSet {
     /// Puts a frame in, if it is not.
     pub fn insert(&mut self, id: FrameId) {
+        make_table_room(&mut self.table, |&id| hash(id));
         self.table
             .entry(hash(id), |&other| other == id, |&other| hash(other))
             .or_insert(id);
@@ -64,9 +88,13 @@ impl FrameSet {
         self.table.allocation_size()
     }
 
-    /// See [`growth_bytes`].
+    /// Bytes that one more entry takes from the system while the table grows, old and new together.
     pub fn growth_bytes(&mut self) -> u64 {
-        growth_bytes(&mut self.table, |&id| hash(id))
+        if make_table_room(&mut self.table, |&id| hash(id)) {
+            0
+        } else {
+            2 * self.bytes().max(64) as u64
+        }
     }
 }
 

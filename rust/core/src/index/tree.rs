@@ -1,10 +1,11 @@
 //! The index proper: applies events to the paths and answers who holds how much of a prompt.
 //!
 //! Cost: `apply` O(blocks of the event); `remove_worker` O(blocks that it held); matching as in [`super::walk`]. Memory per
-//! block: 16 B of hashes, about 8 B of name table, and the frame's header shared by up to 64 blocks and all their holders.
+//! block: 16 B of hashes, about 5 B of name table, and the frame's header shared by up to 64 blocks and all their holders.
 //!
 //! Any number of threads match, without a lock; those that write take turns.
 
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,9 +13,11 @@ use rustc_hash::FxHashMap;
 
 use super::arena::{Arena, get, set};
 use super::evict::Budget;
+use super::footprint::Footprint;
 use super::held::{Copies, Held};
 use super::holders::low_bits;
 use super::image::{self, ImageError, RestoredWorker};
+use super::name_table::Group;
 use super::names::Names;
 use super::paths::{BlockId, CHUNK_BLOCKS, FRAME_BLOCKS, FrameId, Paths, Pen, Prompt, SHAPE, mark_used};
 use super::slots::{all_slots, bits};
@@ -27,6 +30,9 @@ use crate::worker::WorkerId;
 
 /// Frames with more full holders than this beside the storing worker are not extended: all of them would become partial.
 const EXTEND_HOLDERS_MAX: u32 = 1;
+
+/// So many names are looked up one after the other; more are touched first.
+const TOUCH_MIN: usize = 4;
 
 /// Slots that there can be.
 const SLOTS_MAX: u32 = 1 << 16;
@@ -59,6 +65,14 @@ pub(super) struct Writer {
     /// Where the eviction goes on.
     pub(super) hand: u32,
     pub(super) counters: Counters,
+}
+
+/// What an event takes of one frame, not gone yet.
+struct Going {
+    id: FrameId,
+    /// What the worker holds of it in the event's tier.
+    held: u64,
+    gone: u64,
 }
 
 /// See the module.
@@ -122,6 +136,18 @@ impl Index {
     /// Bytes that its structures took from the system and keep: what the budget is about.
     pub fn bytes(&self) -> u64 {
         self.write().bytes(&self.shared)
+    }
+
+    /// What each of its structures takes. O(what is free).
+    pub fn footprint(&self) -> Footprint {
+        let writer = &*self.write();
+        Footprint {
+            name_bytes: writer.names.common.bytes(),
+            alias_bytes: writer.names.alias_bytes(),
+            copy_bytes: writer.copies.bytes(),
+            held_bytes: writer.held_bytes as u64,
+            ..self.shared.paths.footprint(&writer.pen)
+        }
     }
 
     /// Reads that gave up because a writer was in their way all the time: their answer ends there.
@@ -260,6 +286,26 @@ impl Shared {
         get(self.name_word(block))
     }
 
+    /// The block of a group that has this common name.
+    #[inline]
+    pub(super) fn block_in(&self, group: Group, name: u64) -> Option<BlockId> {
+        let first = group.block(0);
+        let header = self.paths.header(first.frame());
+        let names = self.engines.unit(Paths::chunk(header, first.offset()));
+        let named = get(self.paths.own(first.frame())) >> first.offset();
+        let equal = (0..).zip(names);
+        let equal = equal.fold(0, |equal, (at, word)| equal | u64::from(get(word) == name) << at);
+        let equal = equal & named;
+        (equal != 0).then(|| group.block(equal.trailing_zeros()))
+    }
+
+    /// The common names of a group's blocks.
+    pub(super) fn names_in(&self, group: Group) -> impl Iterator<Item = u64> {
+        let first = group.block(0);
+        let named = get(self.paths.own(first.frame())) >> first.offset() & 0xFF;
+        bits(named).map(move |at| self.name_of(group.block(at)))
+    }
+
     pub(super) fn name_word(&self, block: BlockId) -> &AtomicU64 {
         let chunk = Paths::chunk(self.paths.header(block.frame()), block.offset());
         &self.engines.unit(chunk)[(block.offset() % CHUNK_BLOCKS) as usize]
@@ -291,15 +337,10 @@ impl Writer {
             KvEvent::Stored { parent, blocks, tier } => {
                 self.store(shared, slot, (*parent, *tier), blocks, budget)
             }
-            KvEvent::Removed { blocks, tier } => {
-                let unknown = blocks
-                    .iter()
-                    .filter(|&&block| !self.remove(shared, slot, block, *tier));
-                match unknown.count() {
-                    0 => Ok(()),
-                    unknown => Err(Refusal::UnknownBlocks(unknown)),
-                }
-            }
+            KvEvent::Removed { blocks, tier } => match self.remove(shared, (slot, *tier), blocks) {
+                0 => Ok(()),
+                unknown => Err(Refusal::UnknownBlocks(unknown)),
+            },
             KvEvent::Cleared => {
                 self.remove_worker(shared, slot);
                 Ok(())
@@ -307,15 +348,61 @@ impl Writer {
         }
     }
 
-    /// The block that this worker calls `name` and holds.
-    fn find(&self, shared: &Shared, slot: Slot, name: EngineHash) -> Option<BlockId> {
+    /// The block with a common name.
+    pub(super) fn common(&self, shared: &Shared, name: u64) -> Option<BlockId> {
+        self.names.common.find(name, |group| shared.block_in(group, name))
+    }
+
+    /// Gives a block a common name that no other has. Its bit among the named ones is set by this, too.
+    pub(super) fn insert_common(&mut self, shared: &Shared, name: u64, block: BlockId) {
+        set(shared.name_word(block), name);
+        self.names
+            .common
+            .insert(name, Group::of(block), |group| shared.names_in(group));
+        let named = shared.paths.own(block.frame());
+        set(named, get(named) | 1 << block.offset());
+    }
+
+    /// The block that this worker calls `name`, if it holds it.
+    fn called(&self, shared: &Shared, slot: Slot, name: u64) -> Option<BlockId> {
         let aliases = self.names.has_aliases();
-        if aliases && let Some(block) = self.names.aliased(slot, name.0) {
+        if aliases && let Some(block) = self.names.aliased(slot, name) {
             return Some(block);
         }
-        let block = self.names.common(name.0, |block| shared.name_of(block))?;
+        let block = self.common(shared, name)?;
+        (!(aliases && self.names.alias(slot, block).is_some())).then_some(block)
+    }
+
+    /// The block that this worker calls `name` and holds.
+    fn find(&self, shared: &Shared, slot: Slot, name: EngineHash) -> Option<BlockId> {
+        let block = self.called(shared, slot, name.0)?;
         let held = shared.paths.mask_any(block.frame(), slot) >> block.offset() & 1 == 1;
-        (held && !(aliases && self.names.alias(slot, block).is_some())).then_some(block)
+        held.then_some(block)
+    }
+
+    /// Reads what will be asked of these names, at most 64: each read waits for memory, but they wait together.
+    fn touch(&self, names: impl Iterator<Item = u64>) {
+        black_box(names.fold(0, |read, name| read ^ self.names.common.touch(name)));
+    }
+
+    /// As [`Writer::touch`], and the frames and names of the blocks that have these names.
+    fn touch_blocks(&self, shared: &Shared, names: &[EngineHash]) {
+        if names.len() < TOUCH_MIN {
+            return;
+        }
+        self.touch(names.iter().map(|name| name.0));
+        let mut chunks = [None; FRAME_BLOCKS as usize];
+        for (chunk, name) in chunks.iter_mut().zip(names) {
+            *chunk = self.names.common.guess(name.0).map(|group| {
+                let first = group.block(0);
+                Paths::chunk(shared.paths.header(first.frame()), first.offset())
+            });
+        }
+        let names = chunks
+            .iter()
+            .flatten()
+            .map(|&chunk| get(&shared.engines.unit(chunk)[0]));
+        black_box(names.fold(0, |read, name| read ^ name));
     }
 
     fn store(
@@ -338,7 +425,8 @@ impl Writer {
                 None => self.add(shared, slot, after, (&locals[done..], &blocks[done..]), budget)?,
             };
             let before = self.pen.blocks();
-            if !self.has_room_for_holder(shared, (slot, tier), frame, budget) {
+            let names = &blocks[done..done + count as usize];
+            if !self.has_room_for_holder(shared, (slot, tier), (frame, offset), names, budget) {
                 if shared.paths.len(frame) > 0 {
                     self.free_dead(shared, frame);
                 }
@@ -348,7 +436,6 @@ impl Writer {
                 // What went may have been all that kept these blocks: look again.
                 continue;
             }
-            let names = &blocks[done..done + count as usize];
             let held = self.hold(shared, (slot, tier), (frame, offset), names);
             if held.is_err() {
                 self.free_dead(shared, frame);
@@ -436,13 +523,19 @@ impl Writer {
         if all_named && !self.names.has_aliases() && all_common() {
             return Ok(blocks.len() as u32);
         }
+        if blocks.len() >= TOUCH_MIN {
+            self.touch(blocks.iter().map(|block| block.engine_hash.0));
+        }
         let held = shared.paths.mask_any(id, slot);
         for (at, block) in (0..).zip(blocks) {
             let place = BlockId::new(id, offset + at);
+            let named = self.common(shared, block.engine_hash.0);
+            let is_new = get(shared.paths.own(id)) >> place.offset() & 1 == 0;
+            if named.is_none() && is_new && !self.names.has_aliases() {
+                self.insert_common(shared, block.engine_hash.0, place);
+                continue;
+            }
             let held = held >> place.offset() & 1 == 1;
-            let named = self
-                .names
-                .common(block.engine_hash.0, |block| shared.name_of(block));
             let of_this_event = |other: BlockId| {
                 let before = other.frame() == id && (offset..offset + at).contains(&other.offset());
                 before && self.names.alias(slot, other).is_none()
@@ -476,9 +569,7 @@ impl Writer {
             return false;
         }
         let alias = self.names.alias(slot, block);
-        let named = shared.paths.own(block.frame());
-        let bit = 1 << block.offset();
-        let has_common = get(named) & bit != 0;
+        let has_common = get(shared.paths.own(block.frame())) >> block.offset() & 1 == 1;
         let is_common = common == Some(block);
         if held {
             // Held and not aliased so: it has a name already, the common one or another alias.
@@ -488,43 +579,70 @@ impl Writer {
             return true;
         }
         if common.is_none() && !has_common {
-            set(shared.name_word(block), name.0);
-            set(named, get(named) | bit);
-            self.names
-                .insert_common(name.0, block, |block| shared.name_of(block));
+            self.insert_common(shared, name.0, block);
         } else {
             self.names.insert_alias(slot, name.0, block);
         }
         true
     }
 
-    fn remove(&mut self, shared: &Shared, slot: Slot, name: EngineHash, tier: Tier) -> bool {
-        let Some(block) = self.find(shared, slot, name) else {
-            return false;
+    /// Takes one copy of each block away; how many of them the worker did not hold. Blocks of one frame that follow each other
+    /// go at once.
+    fn remove(&mut self, shared: &Shared, (slot, tier): (Slot, Tier), names: &[EngineHash]) -> usize {
+        let (mut unknown, mut going) = (0, None::<Going>);
+        for (at, &name) in names.iter().enumerate() {
+            if at % FRAME_BLOCKS as usize == 0 {
+                let next = &names[at..names.len().min(at + FRAME_BLOCKS as usize)];
+                self.touch_blocks(shared, next);
+            }
+            let mut block = self.called(shared, slot, name.0);
+            if let Some(of) = &going
+                && block.is_none_or(|block| block.frame() != of.id || of.gone >> block.offset() & 1 == 1)
+            {
+                // Another frame, or a block that went just now: the name may mean nothing any more.
+                self.go(shared, (slot, tier), going.take());
+                block = self.called(shared, slot, name.0);
+            }
+            let Some(block) = block else {
+                unknown += 1;
+                continue;
+            };
+            let of = going.get_or_insert_with(|| Going {
+                id: block.frame(),
+                held: shared.paths.mask(block.frame(), slot, tier),
+                gone: 0,
+            });
+            if of.held >> block.offset() & 1 == 0 {
+                unknown += 1;
+            } else if !self.copies.take(block, slot, tier) {
+                of.gone |= 1 << block.offset();
+            }
+        }
+        self.go(shared, (slot, tier), going);
+        unknown
+    }
+
+    /// What goes of a frame goes.
+    fn go(&mut self, shared: &Shared, (slot, tier): (Slot, Tier), going: Option<Going>) {
+        let Some(Going { id, held, gone }) = going.filter(|going| going.gone != 0) else {
+            return;
         };
-        let (id, bit) = (block.frame(), 1 << block.offset());
-        let mask = shared.paths.mask(id, slot, tier);
-        if mask & bit == 0 {
-            return false;
-        }
-        if self.copies.take(block, slot, tier) {
-            return true;
-        }
         shared
             .paths
-            .set_mask(&mut self.pen, id, (slot, tier), mask & !bit);
+            .set_mask(&mut self.pen, id, (slot, tier), held & !gone);
         let left = shared.paths.mask_any(id, slot);
-        let held = &mut self.held[slot.index()];
-        held.blocks[tier.index()] -= 1;
-        shared.count_lower(slot, tier, |blocks| blocks - 1);
-        if left & bit == 0 && self.names.has_aliases() {
-            self.names.remove_alias(slot, block);
+        let count = u64::from(gone.count_ones());
+        self.held[slot.index()].blocks[tier.index()] -= count;
+        shared.count_lower(slot, tier, |blocks| blocks - count);
+        if self.names.has_aliases() {
+            for offset in bits(gone & !left) {
+                self.names.remove_alias(slot, BlockId::new(id, offset));
+            }
         }
         if left == 0 {
-            held.frames.remove(id);
+            self.held[slot.index()].frames.remove(id);
         }
         self.free_dead(shared, id);
-        true
     }
 
     pub(super) fn remove_worker(&mut self, shared: &Shared, slot: Slot) {
@@ -559,11 +677,19 @@ impl Writer {
 
     pub(super) fn free_dead(&mut self, shared: &Shared, id: FrameId) {
         let Self { pen, names, .. } = self;
-        shared.paths.free_dead(pen, id, &mut |block| {
-            let (named, bit) = (shared.paths.own(block.frame()), 1 << block.offset());
-            if get(named) & bit != 0 {
-                set(named, get(named) & !bit);
-                names.remove_common(shared.name_of(block), block);
+        shared.paths.free_dead(pen, id, &mut |id, blocks| {
+            let own = shared.paths.own(id);
+            let named = get(own) & blocks;
+            set(own, get(own) & !blocks);
+            let name = |offset| shared.name_of(BlockId::new(id, offset));
+            if named.count_ones() as usize >= TOUCH_MIN {
+                black_box(bits(named).fold(0, |read, offset| read ^ names.common.touch(name(offset))));
+            }
+            for offset in bits(named) {
+                let was_in = names
+                    .common
+                    .remove(name(offset), Group::of(BlockId::new(id, offset)));
+                assert!(was_in, "a common name must be in the table");
             }
         });
     }
@@ -579,7 +705,7 @@ impl Writer {
     /// See [`Index::bytes`].
     pub(super) fn bytes(&self, shared: &Shared) -> u64 {
         let engines = u64::from(self.pen.chunks()) * 64;
-        let tables = self.names.bytes() + self.copies.bytes();
+        let tables = self.names.common.bytes() + self.names.alias_bytes() + self.copies.bytes();
         shared.paths.bytes(&self.pen) + engines + tables + self.held_bytes as u64
     }
 
@@ -597,9 +723,7 @@ impl Writer {
             for offset in bits(own) {
                 named += 1;
                 let block = BlockId::new(id, offset);
-                let found = self
-                    .names
-                    .common(shared.name_of(block), |block| shared.name_of(block));
+                let found = self.common(shared, shared.name_of(block));
                 assert_eq!(found, Some(block), "a common name must lead to its block");
             }
             for (slot, held) in (0..).map(Slot).zip(&mut held) {
@@ -613,7 +737,7 @@ impl Writer {
         }
         assert_eq!(
             named,
-            self.names.common_len(),
+            self.names.common.len(),
             "the name table must hold the named blocks"
         );
         for (counted, found) in self.held.iter().zip(&held) {

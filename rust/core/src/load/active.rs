@@ -3,11 +3,10 @@
 //! Requests cover leading blocks of paths, so a request is remembered as one end per frame, not as a count per block: booking
 //! 1,024 blocks touches 16 frames. What a worker has of a frame is everything before its furthest end there.
 
-use rustc_hash::FxHashMap;
-
 use crate::event::Tier;
 use crate::index::holders::low_bits;
 use crate::index::paths::{BlockId, Paths, Pen};
+use crate::index::tables::{Map, make_room};
 use crate::index::{Prompt, Scratch, Slot};
 
 /// Frames with more full holders beside the booking worker are not extended.
@@ -19,9 +18,9 @@ pub struct ActiveBlocks {
     paths: Paths,
     pen: Pen,
     /// Per (frame, slot): bit i: some request's blocks here end with block i.
-    ends: FxHashMap<(u32, Slot), u64>,
+    ends: Map<(u32, Slot), u64>,
     /// Requests beyond the first that end at a block, per (block, slot).
-    same_end: FxHashMap<(BlockId, Slot), u32>,
+    same_end: Map<(BlockId, Slot), u32>,
 }
 
 /// The blocks of one request: the last one in every frame that it runs through.
@@ -69,9 +68,11 @@ impl ActiveBlocks {
     }
 
     fn add_end(&mut self, slot: Slot, end: BlockId) -> u64 {
+        make_room(&mut self.ends);
         let ends = self.ends.entry((end.frame().0, slot)).or_insert(0);
         let bit = 1 << end.offset();
         if *ends & bit != 0 {
+            make_room(&mut self.same_end);
             *self.same_end.entry((end, slot)).or_insert(0) += 1;
             return 0;
         }
@@ -104,7 +105,7 @@ impl ActiveBlocks {
             self.ends.remove(&key);
         }
         self.cover(end, slot, after);
-        self.paths.free_dead(&mut self.pen, end.frame(), &mut |_| {});
+        self.paths.free_dead(&mut self.pen, end.frame(), &mut |_, _| {});
         u64::from(before - after)
     }
 
