@@ -2,9 +2,13 @@
 //!
 //! `soak cycles [100]`: an index is filled with 1 M blocks and cleared, so many times.
 //! `soak minutes [30]`: prompts of a fixed live set are removed and stored anew, in random order and with holes, for so long.
+//! `soak replacements [3000000]`: the same so many times, by the index alone, with what each of its structures takes.
+//! `soak holes [3000000]`: parts of shared prompts are removed and stored again, by the index alone, so many times: the paths stay and
+//! everything on them comes and goes.
 
 use std::time::{Duration, Instant};
 
+use wardrop_core::index::{Index, Slot};
 use wardrop_core::rng::Rng;
 use wardrop_core::{
     EngineHash, KvEvent, LocalHash, RequestId, RouteRequest, Router, RouterConfig, SequenceHash, StoredBlock,
@@ -52,31 +56,40 @@ impl Prompt {
         }
     }
 
-    fn store(&self, router: &Router) {
+    fn stored(&self) -> KvEvent {
         let block = |(&local_hash, name): (&LocalHash, &SequenceHash)| StoredBlock {
             engine_hash: EngineHash(name.0),
             local_hash,
         };
         let blocks = self.locals.iter().zip(&self.sequence).map(block).collect();
-        let event = KvEvent::Stored {
+        KvEvent::Stored {
             parent: None,
             blocks,
             tier: Tier::Device,
-        };
-        router.apply(self.worker, &event).expect("a prompt can be stored");
+        }
+    }
+
+    fn store(&self, router: &Router) {
+        router
+            .apply(self.worker, &self.stored())
+            .expect("a prompt can be stored");
     }
 
     /// All blocks, a few at a time, in random order.
-    fn remove(&self, router: &Router, rng: &mut Rng) {
+    fn removed(&self, rng: &mut Rng) -> Vec<KvEvent> {
         let mut names: Vec<EngineHash> = self.sequence.iter().map(|name| EngineHash(name.0)).collect();
         for at in (1..names.len()).rev() {
             names.swap(at, rng.below(at + 1));
         }
-        for part in names.chunks(37) {
-            let event = KvEvent::Removed {
-                blocks: part.to_vec(),
-                tier: Tier::Device,
-            };
+        let parts = names.chunks(37).map(|part| KvEvent::Removed {
+            blocks: part.to_vec(),
+            tier: Tier::Device,
+        });
+        parts.collect()
+    }
+
+    fn remove(&self, router: &Router, rng: &mut Rng) {
+        for event in self.removed(rng) {
             router
                 .apply(self.worker, &event)
                 .expect("what is stored can be removed");
@@ -181,6 +194,132 @@ fn minutes(minutes: f64) {
     );
 }
 
+/// Lets `step` run so many times and compares memory from the first tenth on, with what each structure takes.
+fn watch(what: &str, index: &Index, steps: u64, mut step: impl FnMut(u64)) {
+    let (mut first, mut highest) = (0, 0);
+    for at in 0..steps {
+        step(at);
+        if at % 256 == 0 || at + 1 == steps {
+            let now = resident();
+            if at < steps / 10 || first == 0 {
+                first = now;
+            }
+            highest = highest.max(now);
+        }
+        if (at + 1).is_multiple_of((steps / 10).max(1)) {
+            let footprint = serde_json::to_string(&index.footprint()).expect("numbers can be written");
+            println!(
+                "{{\"steps\": {}, \"resident\": {}, \"holdings\": {}, \"index_bytes\": {}, \"footprint\": {footprint}}}",
+                at + 1,
+                resident(),
+                index.held().iter().flatten().sum::<u64>(),
+                index.bytes()
+            );
+        }
+    }
+    finish(what, steps, first, highest, resident());
+}
+
+fn slot(prompt: &Prompt) -> Slot {
+    Slot(prompt.worker.instance as u32)
+}
+
+fn replacements(steps: u64) {
+    let index = Index::new(u64::MAX);
+    let mut rng = Rng::new(1);
+    let apply = |slot, event: &KvEvent| index.apply(slot, event).expect("the events are in order");
+    let mut live: Vec<Prompt> = (0..2000).map(|of| Prompt::new(of, 512)).collect();
+    for prompt in &live {
+        apply(slot(prompt), &prompt.stored());
+    }
+    watch(
+        "replacements in a live set of 1 M blocks, by the index alone",
+        &index,
+        steps,
+        |step| {
+            let at = rng.below(live.len());
+            for event in live[at].removed(&mut rng) {
+                apply(slot(&live[at]), &event);
+            }
+            live[at] = Prompt::new(2000 + step * 2000 + at as u64, 512);
+            apply(slot(&live[at]), &live[at].stored());
+        },
+    );
+}
+
+/// 1,000 prompts that part from each other at many places; each worker stores the first blocks of one, up to anywhere, or removes
+/// blocks of one from anywhere on: all, or here and there.
+fn holes(steps: u64) {
+    const DEPTH: usize = 1024;
+    let index = Index::new(u64::MAX);
+    let mut rng = Rng::new(1);
+    let mut prompts: Vec<Vec<LocalHash>> = Vec::new();
+    for of in 0..1000 {
+        let mut locals = match prompts.len() {
+            0 => Vec::new(),
+            len if of % 20 == 0 => prompts[rng.below(len)][..0].to_vec(),
+            len => prompts[len - 1 - rng.below(len.min(20))][..rng.below(DEPTH)].to_vec(),
+        };
+        locals.resize_with(DEPTH, || LocalHash(rng.next_u64()));
+        prompts.push(locals);
+    }
+    let prompts: Vec<(Vec<LocalHash>, Vec<SequenceHash>)> = prompts
+        .into_iter()
+        .map(|locals| (locals.clone(), sequence_hashes(&locals)))
+        .collect();
+    let name = |hash: &SequenceHash| EngineHash(hash.0);
+    // What each worker has of each prompt, as far as this test knows: stored blocks are stored once.
+    let mut held: Vec<std::collections::HashSet<EngineHash>> = vec![Default::default(); WORKERS as usize];
+    watch(
+        "stores and removals on the same paths, by the index alone",
+        &index,
+        steps,
+        |_| {
+            let (worker, of) = (rng.below(WORKERS as usize), rng.below(prompts.len()));
+            let (locals, sequence) = &prompts[of];
+            let held = &mut held[worker];
+            if rng.below(2) == 0 {
+                let from = sequence
+                    .iter()
+                    .take_while(|&hash| held.contains(&name(hash)))
+                    .count();
+                let to = rng.below(DEPTH + 1);
+                let to = (from..to)
+                    .take_while(|&at| !held.contains(&name(&sequence[at])))
+                    .count()
+                    + from;
+                let blocks: Vec<StoredBlock> = (from..to)
+                    .map(|at| StoredBlock {
+                        engine_hash: name(&sequence[at]),
+                        local_hash: locals[at],
+                    })
+                    .collect();
+                held.extend(blocks.iter().map(|block| block.engine_hash));
+                let parent = from.checked_sub(1).map(|at| name(&sequence[at]));
+                let tier = Tier::Device;
+                let event = KvEvent::Stored { parent, blocks, tier };
+                index
+                    .apply(Slot(worker as u32), &event)
+                    .expect("the parent is held");
+            } else {
+                let (from, every) = (rng.below(DEPTH), [1, 1, 2, 5][rng.below(4)]);
+                let blocks: Vec<EngineHash> = sequence[from..]
+                    .iter()
+                    .map(name)
+                    .filter(|block| held.contains(block) && rng.below(every) == 0)
+                    .collect();
+                blocks.iter().for_each(|block| drop(held.remove(block)));
+                let tier = Tier::Device;
+                let event = KvEvent::Removed { blocks, tier };
+                index
+                    .apply(Slot(worker as u32), &event)
+                    .expect("the blocks are held");
+            }
+        },
+    );
+    index.check();
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let part = arguments.next().unwrap_or_default();
@@ -190,8 +329,10 @@ fn main() {
     match part.as_str() {
         "cycles" => cycles(number.unwrap_or(100.0) as u64),
         "minutes" => minutes(number.unwrap_or(30.0)),
+        "replacements" => replacements(number.unwrap_or(3e6) as u64),
+        "holes" => holes(number.unwrap_or(3e6) as u64),
         _ => {
-            eprintln!("usage: soak cycles [100] | minutes [30]");
+            eprintln!("usage: soak cycles [100] | minutes [30] | replacements [3000000] | holes [3000000]");
             std::process::exit(2);
         }
     }

@@ -53,14 +53,14 @@ impl<const UNIT: usize> Arena<UNIT> {
         }
     }
 
-    /// Segment, and unit in it.
+    /// Segment, and unit in it. Nothing here can overflow: without checks, since a match asks for little else.
     #[inline(always)]
-    fn place(&self, unit: u32) -> (usize, usize) {
-        let shifted = u64::from(unit) + (1 << self.base);
-        let segment = shifted.ilog2() - self.base;
+    const fn place(&self, unit: u32) -> (usize, usize) {
+        let shifted = (unit as u64).wrapping_add(1_u64.wrapping_shl(self.base));
+        let top = 63 ^ shifted.leading_zeros();
         (
-            segment as usize,
-            (shifted - (1 << (self.base + segment))) as usize,
+            top.wrapping_sub(self.base) as usize,
+            (shifted ^ 1_u64.wrapping_shl(top)) as usize,
         )
     }
 

@@ -449,10 +449,9 @@ impl Restore<'_> {
         }
         for offset in bits(named) {
             let (name, block) = (self.bytes.u64()?, BlockId::new(id, offset));
-            if writer.common(shared, name).is_some() {
+            if writer.insert_common(shared, name, block).is_some() {
                 return Err(self.bytes.broken("a name must be that of one block"));
             }
-            writer.insert_common(shared, name, block);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@
 //! Bits run short beyond some 5 · 10⁸ blocks: then more names are compared in vain, and more of them lie in the stash.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::children::mix;
 use super::paths::{BlockId, CHUNK_BLOCKS};
@@ -32,8 +33,10 @@ const STASHED_BYTES: u64 = 24;
 
 /// Lines of a page.
 const PAGE_LINES: u32 = 256;
-/// Lines that a growing shard moves together: before them its shift is too small for one after the other.
-const FIRST_LINES: u32 = 48;
+/// A shard with fewer homes grows by a half: less work, where an eighth is no gain.
+const SMALL_HOMES: u32 = 64;
+/// Lines of a growing shard are moved one after the other where each goes so many lines further, the first ones together.
+const FIRST_SHIFT: u32 = BEYOND + 2;
 
 /// Entries, 0 where there is none.
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,9 +111,11 @@ impl Lines {
 /// Of which lanes something is true, as bits.
 #[inline]
 fn lanes(line: &Line, is: impl Fn(u32) -> bool) -> u32 {
-    (0..)
-        .zip(&line.0)
-        .fold(0, |lanes, (lane, &entry)| lanes | u32::from(is(entry)) << lane)
+    let mut lanes = 0;
+    for lane in 0..LANES {
+        lanes |= u32::from(is(line.0[lane])) << lane;
+    }
+    lanes
 }
 
 #[inline]
@@ -142,14 +147,16 @@ impl Form {
         }
     }
 
-    /// Whether so many names fit, of so many in the whole table.
+    /// What fits into so many homes of a shard.
     ///
-    /// Asked of the table, since hashes are spread evenly: a shard that happens to have more than the others stays as it is, and
-    /// churn makes nothing grow. 81 to 91 % of the entries, another share for each shard, so that not all grow at once.
-    const fn has_room(homes: u32, len: u64, of: usize, all: u64) -> bool {
-        let wanted = all * (968 + 2 * of as u64);
-        let lanes = (homes as u64) * LANES as u64;
-        wanted <= lanes * SHARDS as u64 * 880 && len <= lanes - lanes / 20
+    /// Names of the whole table, since hashes are spread evenly: a shard that happens to have more than the others stays as it is,
+    /// and churn makes nothing grow. 81 to 91 % of the entries, another share for each shard, so that not all grow at once.
+    const fn limits(homes: u32, of: usize) -> (u32, u64) {
+        let lanes = homes as u64 * LANES as u64;
+        (
+            (lanes - lanes / 20) as u32,
+            lanes * SHARDS as u64 * 880 / (968 + 2 * of as u64),
+        )
     }
 
     /// The part of a hash that is known.
@@ -191,40 +198,59 @@ impl Form {
     }
 }
 
+/// What a shard has room for: names of its own, names of the whole table, numbers of groups.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    len: u32,
+    all: u64,
+    groups: u32,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Shard {
     form: Form,
     len: u32,
+    /// Up to here it stays as it is.
+    limits: Limits,
     lines: Lines,
     /// Entries for which there was no room in their lines: what is known of the hash, then the group; and how many are equal.
     stash: BTreeMap<(u64, u32), u32>,
 }
 
 impl Shard {
-    fn find(&self, hash: u64, block_in: impl Fn(Group) -> Option<BlockId>) -> Option<BlockId> {
+    /// The block with a name, or where its entry goes: line and lane, unless all of its lines are full.
+    #[inline]
+    fn find(
+        &self,
+        known: u64,
+        block_in: impl Fn(Group) -> Option<BlockId>,
+    ) -> Result<BlockId, Option<(u32, usize)>> {
         let form = self.form;
         if form.homes == 0 {
-            return None;
+            return Err(None);
         }
-        let known = form.known(hash);
         let (home, tag) = (form.home(known), form.tag(known));
-        for line in home..=home + BEYOND {
-            let line = self.lines.get(line);
+        for at in home..=home + BEYOND {
+            let line = self.lines.get(at);
             let free = free_lanes(line);
             let mut equal = lanes(line, |entry| entry.wrapping_shr(form.group_bits) == tag) & !free;
             while equal != 0 {
                 let entry = line.0[equal.trailing_zeros() as usize];
                 equal &= equal - 1;
                 if let Some(block) = block_in(form.group(entry)) {
-                    return Some(block);
+                    return Ok(block);
                 }
             }
             if free != 0 {
-                return None;
+                return Err(Some((at, free.trailing_zeros() as usize)));
             }
         }
+        if self.stash.is_empty() {
+            return Err(None);
+        }
         let stashed = self.stash.range((known, 0)..=(known, u32::MAX));
-        stashed.map(|(&(_, group), _)| Group(group)).find_map(block_in)
+        let mut stashed = stashed.map(|(&(_, group), _)| Group(group));
+        stashed.find_map(block_in).ok_or(None)
     }
 
     /// A group in which the name may be, not compared.
@@ -243,17 +269,22 @@ impl Shard {
     }
 
     fn place(&mut self, known: u64, group: Group) {
-        let (form, home) = (self.form, self.form.home(known));
+        let home = self.form.home(known);
+        let free = (home..=home + BEYOND).find_map(|at| {
+            let free = free_lanes(self.lines.get(at));
+            (free != 0).then(|| (at, free.trailing_zeros() as usize))
+        });
+        self.put(free, known, group);
+    }
+
+    #[inline]
+    fn put(&mut self, free: Option<(u32, usize)>, known: u64, group: Group) {
         self.len += 1;
-        for line in home..=home + BEYOND {
-            let line = self.lines.get_mut(line);
-            let free = free_lanes(line);
-            if free != 0 {
-                line.0[free.trailing_zeros() as usize] = form.entry(known, group);
-                return;
-            }
+        if let Some((line, lane)) = free {
+            self.lines.get_mut(line).0[lane] = self.form.entry(known, group);
+        } else {
+            *self.stash.entry((known, group.0)).or_insert(0) += 1;
         }
-        *self.stash.entry((known, group.0)).or_insert(0) += 1;
     }
 
     /// `false`: it is not in.
@@ -327,12 +358,31 @@ impl Shard {
         None
     }
 
-    /// The form for so many names more, when the table has `all` then, of groups up to `highest`; the present one where that does.
+    /// Whether so many names more fit as it is, when the table has `all` then, of groups up to `highest`.
+    #[inline]
+    const fn has_room(&self, more: u32, all: u64, highest: u32) -> bool {
+        let Limits {
+            len,
+            all: all_max,
+            groups,
+        } = self.limits;
+        self.len as u64 + more as u64 <= len as u64 && all <= all_max && highest < groups
+    }
+
+    /// The form for that.
     fn form_for(&self, more: u32, of: usize, all: u64, highest: u32) -> Form {
         let old = self.form;
         let mut homes = old.homes.max(1);
-        while !Form::has_room(homes, u64::from(self.len) + u64::from(more), of, all) {
-            homes += (homes / 8).max(1);
+        let fits = |homes| {
+            let (len, all_max) = Form::limits(homes, of);
+            self.len.saturating_add(more) <= len && all <= all_max
+        };
+        while !fits(homes) {
+            homes += if homes < SMALL_HOMES {
+                homes.div_ceil(2)
+            } else {
+                homes / 8
+            };
         }
         let is_known = (highest + 1) >> old.group_bits == 0;
         if homes == old.homes && is_known {
@@ -352,31 +402,28 @@ impl Shard {
     }
 
     /// Brings everything into another form. `hashes_in` is asked only where that needs more bits than are known.
-    fn reform<H: Iterator<Item = u64>>(&mut self, form: Form, hashes_in: impl Fn(Group) -> H) {
+    fn reform<H: Iterator<Item = u64>>(&mut self, form: Form, of: usize, hashes_in: impl Fn(Group) -> H) {
         let old = std::mem::replace(&mut self.form, form);
+        let (len, all) = Form::limits(form.homes, of);
+        let groups = (1 << form.group_bits) - 1;
+        self.limits = Limits { len, all, groups };
         self.lines.reserve(form.homes + BEYOND);
         let mut all: Vec<(u32, u32)> = Vec::new();
         for ((known, group), count) in std::mem::take(&mut self.stash) {
             all.extend((0..count).map(|_| (known as u32, group)));
         }
         let lines = if old.homes == 0 { 0 } else { old.homes + BEYOND };
-        let (is_known, grows) = (form.hash_bits <= old.hash_bits, form.homes > old.homes);
-        let first = if is_known && grows {
-            FIRST_LINES.min(lines)
-        } else {
-            lines
+        let is_known = form.hash_bits <= old.hash_bits;
+        let first = match form.homes.checked_sub(old.homes) {
+            Some(more) if is_known && (1..3 * old.homes).contains(&more) => {
+                (FIRST_SHIFT * old.homes).div_ceil(more).min(lines)
+            }
+            _ => lines,
         };
         self.len = 0;
-        for at in (first..lines).rev() {
-            // From the last line on each goes to a line that is behind or was left.
-            self.take_line(old, at, |shard, known, group| {
-                let known = known >> (old.hash_bits - form.hash_bits);
-                assert!(form.home(known) >= at, "a growing shard must move its entries on");
-                shard.place(known, group);
-            });
-        }
+        self.move_on(old, first..lines);
         for at in 0..first {
-            self.take_line(old, at, |_, known, group| all.push((known as u32, group.0)));
+            self.take_line(old, at, |known, group| all.push((known as u32, group.0)));
         }
         if is_known {
             for (known, group) in all {
@@ -396,12 +443,47 @@ impl Shard {
         }
     }
 
+    /// Moves what lies in these lines, of an older form with fewer homes, to its new places: from the last line on, so that each
+    /// goes to a line that is behind it or was left.
+    fn move_on(&mut self, old: Form, lines: Range<u32>) {
+        let form = self.form;
+        // Of the lines that are filled now: which, and how far. What is moved together lies close together.
+        let mut filled = [(u32::MAX, 0); 64];
+        for at in lines.rev() {
+            let Line(entries) = std::mem::take(self.lines.get_mut(at));
+            let next_first = old.first_of(at + 1);
+            let (mut knowns, mut homes) = ([0; LANES], [0; LANES]);
+            for lane in 0..LANES {
+                knowns[lane] = old.known_of(entries[lane], next_first) >> (old.hash_bits - form.hash_bits);
+                homes[lane] = form.home(knowns[lane]);
+            }
+            for lane in (0..LANES).filter(|&lane| entries[lane] != 0) {
+                let (home, group) = (homes[lane], old.group(entries[lane]));
+                assert!(home >= at, "a growing shard must move its entries on");
+                self.len += 1;
+                let place = (home..=home + BEYOND).find_map(|line| {
+                    let fill = &mut filled[line as usize % 64];
+                    if fill.0 != line {
+                        *fill = (line, 0);
+                    }
+                    fill.1 += 1;
+                    (fill.1 <= LANES).then_some((line, fill.1 - 1))
+                });
+                if let Some((line, lane_there)) = place {
+                    self.lines.get_mut(line).0[lane_there] = form.entry(knowns[lane], group);
+                } else {
+                    *self.stash.entry((knowns[lane], group.0)).or_insert(0) += 1;
+                }
+            }
+        }
+    }
+
     /// Takes out what lies in a line, in an older form: what is known of its hash, and the group.
-    fn take_line(&mut self, old: Form, at: u32, mut with: impl FnMut(&mut Self, u64, Group)) {
+    fn take_line(&mut self, old: Form, at: u32, mut with: impl FnMut(u64, Group)) {
         let next_first = old.first_of(at + 1);
         for entry in std::mem::take(self.lines.get_mut(at)).0 {
             if entry != 0 {
-                with(self, old.known_of(entry, next_first), old.group(entry));
+                with(old.known_of(entry, next_first), old.group(entry));
             }
         }
     }
@@ -442,7 +524,8 @@ impl NameTable {
     #[inline]
     pub fn find(&self, name: u64, block_in: impl Fn(Group) -> Option<BlockId>) -> Option<BlockId> {
         let hash = hash(name);
-        self.shards[shard_of(hash)].find(hash, block_in)
+        let shard = &self.shards[shard_of(hash)];
+        shard.find(shard.form.known(hash), block_in).ok()
     }
 
     /// Where a name would be is read: what is asked of it soon is in the cache then.
@@ -463,29 +546,42 @@ impl NameTable {
         self.shards[shard_of(hash)].guess(hash)
     }
 
-    /// Puts in a name that is not in, of a block in `group`. `names_in`: the names in a group that are in already.
+    /// Puts in a name of a block in `group`, unless it is in: then the block that has it. `names_in`: the names in a group that
+    /// are in already.
+    #[inline]
     pub fn insert<N: Iterator<Item = u64>>(
         &mut self,
         name: u64,
         group: Group,
+        block_in: impl Fn(Group) -> Option<BlockId>,
         names_in: impl Fn(Group) -> N,
-    ) {
+    ) -> Option<BlockId> {
         let hash = hash(name);
         let own = shard_of(hash);
-        self.highest = self.highest.max(group.0);
-        self.len += 1;
         let shard = &mut self.shards[own];
-        let before = shard.bytes();
-        let form = shard.form_for(1, own, self.len as u64, self.highest);
-        if form != shard.form {
-            shard.reform(form, |group| {
+        self.highest = self.highest.max(group.0);
+        if !shard.has_room(1, self.len as u64 + 1, self.highest) {
+            self.bytes -= shard.bytes();
+            let form = shard.form_for(1, own, self.len as u64 + 1, self.highest);
+            shard.reform(form, own, |group| {
                 names_in(group)
                     .map(self::hash)
                     .filter(move |&hash| shard_of(hash) == own)
             });
+            self.bytes += shard.bytes();
         }
-        shard.place(form.known(hash), group);
-        self.bytes = self.bytes + shard.bytes() - before;
+        let known = shard.form.known(hash);
+        match shard.find(known, block_in) {
+            Ok(block) => return Some(block),
+            Err(Some(free)) => shard.put(Some(free), known, group),
+            Err(None) => {
+                self.bytes -= shard.bytes();
+                shard.put(None, known, group);
+                self.bytes += shard.bytes();
+            }
+        }
+        self.len += 1;
+        None
     }
 
     /// Takes a name out. `false`: it was not in.
@@ -526,7 +622,11 @@ impl NameTable {
         let growing = self.shards.iter().enumerate().zip(more);
         let growing = growing.filter(|&(_, more)| more > 0);
         let bytes = growing.map(|((of, shard), more)| {
-            let homes = shard.form_for(more, of, all, self.highest).homes;
+            let homes = if shard.has_room(more, all, 0) {
+                shard.form.homes
+            } else {
+                shard.form_for(more, of, all, self.highest).homes
+            };
             if homes == shard.form.homes {
                 return u64::from(more) * STASHED_BYTES;
             }
@@ -558,9 +658,10 @@ mod tests {
     impl Pair {
         fn insert(&mut self, name: u64, group: u32) {
             let Self { table, groups } = self;
-            table.insert(name, Group(group), |group| {
-                groups.get(&group.0).cloned().unwrap_or_default().into_iter()
-            });
+            let names_in = |group: Group| groups.get(&group.0).cloned().unwrap_or_default();
+            let block_in = |group: Group| names_in(group).contains(&name).then(|| group.block(0));
+            let before = table.insert(name, Group(group), block_in, |group| names_in(group).into_iter());
+            assert_eq!(before, None);
             groups.entry(group).or_default().push(name);
         }
 
@@ -672,7 +773,7 @@ mod tests {
         let mut bytes = Vec::new();
         for of in 0..400_000u64 {
             pair.insert(of, of as u32 / 8);
-            if of >= 20_000 && of.is_multiple_of(1000) {
+            if of >= 100_000 && of.is_multiple_of(1000) {
                 bytes.push(pair.table.bytes() as f64 / (of + 1) as f64);
             }
         }

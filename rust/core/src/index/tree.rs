@@ -19,7 +19,9 @@ use super::holders::low_bits;
 use super::image::{self, ImageError, RestoredWorker};
 use super::name_table::Group;
 use super::names::Names;
-use super::paths::{BlockId, CHUNK_BLOCKS, FRAME_BLOCKS, FrameId, Paths, Pen, Prompt, SHAPE, mark_used};
+use super::paths::{
+    BlockId, CHUNK_BLOCKS, FRAME_BLOCKS, FrameId, Header, OWN, Paths, Pen, Prompt, SHAPE, mark_used,
+};
 use super::slots::{all_slots, bits};
 use super::walk::{Raced, Scratch};
 use super::{Refusal, Slot, TierOverlap};
@@ -283,7 +285,7 @@ impl Index {
 
 impl Shared {
     pub(super) fn name_of(&self, block: BlockId) -> u64 {
-        get(self.name_word(block))
+        get(self.name_word(self.paths.header(block.frame()), block.offset()))
     }
 
     /// The block of a group that has this common name.
@@ -292,9 +294,11 @@ impl Shared {
         let first = group.block(0);
         let header = self.paths.header(first.frame());
         let names = self.engines.unit(Paths::chunk(header, first.offset()));
-        let named = get(self.paths.own(first.frame())) >> first.offset();
-        let equal = (0..).zip(names);
-        let equal = equal.fold(0, |equal, (at, word)| equal | u64::from(get(word) == name) << at);
+        let named = get(&header[OWN]) >> first.offset();
+        let mut equal = 0;
+        for (at, word) in names.iter().enumerate() {
+            equal |= u64::from(get(word) == name) << at;
+        }
         let equal = equal & named;
         (equal != 0).then(|| group.block(equal.trailing_zeros()))
     }
@@ -306,9 +310,9 @@ impl Shared {
         bits(named).map(move |at| self.name_of(group.block(at)))
     }
 
-    pub(super) fn name_word(&self, block: BlockId) -> &AtomicU64 {
-        let chunk = Paths::chunk(self.paths.header(block.frame()), block.offset());
-        &self.engines.unit(chunk)[(block.offset() % CHUNK_BLOCKS) as usize]
+    #[inline]
+    fn name_word(&self, header: &Header, offset: u32) -> &AtomicU64 {
+        &self.engines.unit(Paths::chunk(header, offset))[(offset % CHUNK_BLOCKS) as usize]
     }
 
     pub(super) fn count_lower(&self, slot: Slot, tier: Tier, change: impl Fn(u64) -> u64) {
@@ -353,14 +357,20 @@ impl Writer {
         self.names.common.find(name, |group| shared.block_in(group, name))
     }
 
-    /// Gives a block a common name that no other has. Its bit among the named ones is set by this, too.
-    pub(super) fn insert_common(&mut self, shared: &Shared, name: u64, block: BlockId) {
-        set(shared.name_word(block), name);
-        self.names
-            .common
-            .insert(name, Group::of(block), |group| shared.names_in(group));
-        let named = shared.paths.own(block.frame());
-        set(named, get(named) | 1 << block.offset());
+    /// Gives a block without one a common name, unless another block has it: then that.
+    pub(super) fn insert_common(&mut self, shared: &Shared, name: u64, block: BlockId) -> Option<BlockId> {
+        let other = self.names.common.insert(
+            name,
+            Group::of(block),
+            |group| shared.block_in(group, name),
+            |group| shared.names_in(group),
+        );
+        if other.is_none() {
+            let header = shared.paths.header(block.frame());
+            set(shared.name_word(header, block.offset()), name);
+            set(&header[OWN], get(&header[OWN]) | 1 << block.offset());
+        }
+        other
     }
 
     /// The block that this worker calls `name`, if it holds it.
@@ -529,12 +539,16 @@ impl Writer {
         let held = shared.paths.mask_any(id, slot);
         for (at, block) in (0..).zip(blocks) {
             let place = BlockId::new(id, offset + at);
-            let named = self.common(shared, block.engine_hash.0);
+            let name = block.engine_hash.0;
             let is_new = get(shared.paths.own(id)) >> place.offset() & 1 == 0;
-            if named.is_none() && is_new && !self.names.has_aliases() {
-                self.insert_common(shared, block.engine_hash.0, place);
-                continue;
-            }
+            let named = if is_new && !self.names.has_aliases() {
+                let Some(other) = self.insert_common(shared, name, place) else {
+                    continue;
+                };
+                Some(other)
+            } else {
+                self.common(shared, name)
+            };
             let held = held >> place.offset() & 1 == 1;
             let of_this_event = |other: BlockId| {
                 let before = other.frame() == id && (offset..offset + at).contains(&other.offset());
@@ -579,7 +593,8 @@ impl Writer {
             return true;
         }
         if common.is_none() && !has_common {
-            self.insert_common(shared, name.0, block);
+            let other = self.insert_common(shared, name.0, block);
+            assert_eq!(other, None, "a name must be that of one block");
         } else {
             self.names.insert_alias(slot, name.0, block);
         }
@@ -678,10 +693,10 @@ impl Writer {
     pub(super) fn free_dead(&mut self, shared: &Shared, id: FrameId) {
         let Self { pen, names, .. } = self;
         shared.paths.free_dead(pen, id, &mut |id, blocks| {
-            let own = shared.paths.own(id);
-            let named = get(own) & blocks;
-            set(own, get(own) & !blocks);
-            let name = |offset| shared.name_of(BlockId::new(id, offset));
+            let header = shared.paths.header(id);
+            let named = get(&header[OWN]) & blocks;
+            set(&header[OWN], get(&header[OWN]) & !blocks);
+            let name = |offset| get(shared.name_word(header, offset));
             if named.count_ones() as usize >= TOUCH_MIN {
                 black_box(bits(named).fold(0, |read, offset| read ^ names.common.touch(name(offset))));
             }
