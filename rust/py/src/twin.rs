@@ -63,10 +63,15 @@ impl Twin {
     fn advance(&self, py: Python<'_>, now_s: f64) -> PyResult<usize> {
         py.detach(|| {
             let mut native = self.lock();
-            let start = Instant::now();
-            let started = native.advance(now_s);
-            native.charge(start.elapsed().as_secs_f64(), now_s);
-            started
+            let mut started = 0;
+            loop {
+                let start = Instant::now();
+                started += native.advance(now_s)?;
+                native.charge(start.elapsed().as_secs_f64(), now_s);
+                if !native.is_due(now_s) {
+                    return Ok(started);
+                }
+            }
         })
         .map_err(|error| raise(&error))
     }

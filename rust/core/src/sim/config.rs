@@ -244,14 +244,18 @@ pub struct RouterSpec {
 }
 
 impl RouterSpec {
+    /// The policy by its name and parameters.
+    pub fn policy(&self) -> Result<PolicyConfig, Error> {
+        PolicyConfig::from_name(&self.policy, &self.parameters)
+    }
+
     /// The configuration for a pool of this role.
     ///
     /// Simulated requests may wait for hours past saturation: their bookings end with them, never by age. A split's pools
     /// each do half of the work, and their prices must know which.
     pub fn config(&self, role: Role, block_size: u32) -> Result<RouterConfig, Error> {
-        let policy = PolicyConfig::from_name(&self.policy, &self.parameters)?;
         Ok(RouterConfig::new(block_size)
-            .with_policy(policy)
+            .with_policy(self.policy()?)
             .with_seed(self.seed)
             .with_predicted(self.predicted.unwrap_or_default())
             .with_booking_ttl_s(1e12)

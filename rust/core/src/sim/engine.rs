@@ -208,6 +208,11 @@ impl Worker {
         &self.pass
     }
 
+    /// What it is made of.
+    pub const fn spec(&self) -> &EngineSpec {
+        &self.spec
+    }
+
     /// Another timing, from the next iteration on.
     pub fn set_timing(&mut self, timing: Timing) {
         self.spec.timing = timing;

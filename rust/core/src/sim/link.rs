@@ -19,6 +19,11 @@ impl Links {
         }
     }
 
+    /// One more worker, its link free.
+    pub fn add(&mut self) {
+        self.free_ms.push(0.0);
+    }
+
     /// Book a transfer; returns when the last byte is in, ms.
     pub fn send(&mut self, from: usize, to: usize, bytes: f64, now_ms: f64) -> f64 {
         let hold_ms = bytes / self.spec.bandwidth_bytes_per_s * 1e3;

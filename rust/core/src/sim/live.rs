@@ -12,14 +12,15 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
-use super::config::{FleetSpec, SimError, bad};
+use super::config::{EngineSpec, FleetSpec, SimError, bad};
 use super::engine::Desk;
 use super::fleet::Fleet;
 use super::pool::GENERATED;
 use super::record::{End, Totals};
 use super::timing::Timing;
 use super::workload::{Naming, Workload};
-use crate::RouterConfig;
+use crate::queue::QueueConfig;
+use crate::{PolicyConfig, RouterConfig};
 
 /// A request as it comes.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +124,35 @@ impl LiveFleet {
     /// All engines of pool `pool` run at this timing from their next iteration on.
     pub fn set_timing(&mut self, pool: usize, timing: &Timing) {
         self.fleet.set_timing(pool, timing);
+    }
+
+    /// One more worker of pool `pool`, idle and empty; its index over all pools, which [`LiveFleet::leave`] takes back.
+    pub fn join(&mut self, pool: usize, engine: &EngineSpec) -> Result<usize, SimError> {
+        let block_size = self.fleet.desk.workload.block_size;
+        if engine.block_size != block_size {
+            return Err(bad("engine.block_size", engine.block_size, "that of the fleet"));
+        }
+        self.fleet.add_worker(pool, engine)
+    }
+
+    /// A worker leaves: its requests are tried again elsewhere.
+    pub fn leave(&mut self, worker: usize) -> Result<(), SimError> {
+        self.fleet.remove_worker(worker)
+    }
+
+    /// One worker runs at this timing from its next iteration on.
+    pub fn set_worker_timing(&mut self, worker: usize, timing: &Timing) {
+        self.fleet.set_worker_timing(worker, timing);
+    }
+
+    /// Another policy and queue for a pool; caches, bookings and what its router has learned stay.
+    pub fn set_router(
+        &mut self,
+        pool: usize,
+        policy: PolicyConfig,
+        queue: Option<QueueConfig>,
+    ) -> Result<(), SimError> {
+        self.fleet.set_router(pool, policy, queue)
     }
 
     /// Take a request; false when `max_open` are in flight.
@@ -338,6 +368,120 @@ mod tests {
             fleet.ids.len()
         );
         assert!(peak <= SLACK_BLOCKS + 3 * 8 * 30, "{peak} blocks");
+    }
+
+    /// `count` requests of 2,000 tokens, one each `gap_ms`, from `from_ms` on.
+    fn feed(
+        fleet: &mut LiveFleet,
+        first: u64,
+        count: u64,
+        from_ms: f64,
+        gap_ms: f64,
+        ended: &mut Vec<Ended>,
+    ) {
+        for i in 0..count {
+            let hashes: Vec<u64> = (0..125).map(|k| (first + i) * 1_000 + k).collect();
+            let request = LiveRequest {
+                id: first + i,
+                at_ms: from_ms + i as f64 * gap_ms,
+                input_tokens: 2_000,
+                output_tokens: 20,
+                sequence_hashes: &hashes,
+            };
+            assert!(fleet.push(&request).expect("a fair request"));
+            fleet.advance(request.at_ms, ended).expect("a fair fleet");
+        }
+    }
+
+    fn mean_ttft_ms(ended: &[Ended]) -> f64 {
+        ended
+            .iter()
+            .map(|row| row.first_token_ms - row.arrival_ms)
+            .sum::<f64>()
+            / ended.len() as f64
+    }
+
+    #[test]
+    fn workers_that_join_take_load_and_those_that_leave_lose_no_request() {
+        let engine = EngineSpec {
+            num_blocks: 4_000,
+            timing: Timing::Polynomial,
+            ..engine()
+        };
+        let spec = FleetSpec::aggregated(1, engine.clone());
+        let mut fleet =
+            LiveFleet::new(spec, &[router(PolicyConfig::LeastLoaded, 1)], 4_000).expect("a fair fleet");
+        let mut alone = Vec::new();
+        feed(&mut fleet, 0, 200, 0.0, 40.0, &mut alone);
+        fleet.advance(60_000.0, &mut alone).expect("a fair fleet");
+        let second = fleet.join(0, &engine).expect("a worker");
+        let mut both = Vec::new();
+        feed(&mut fleet, 200, 200, 60_000.0, 40.0, &mut both);
+        // In the middle of it the first one goes: what was there is done by the other.
+        fleet.leave(0).expect("a departure");
+        assert!(fleet.open() > 0, "somebody must have been under way");
+        fleet.advance(200_000.0, &mut both).expect("a fair fleet");
+        assert_eq!((alone.len(), both.len(), fleet.open()), (200, 200, 0));
+        assert!(both.iter().all(|row| row.complete));
+        assert!(
+            mean_ttft_ms(&both) < 0.7 * mean_ttft_ms(&alone),
+            "two must be faster than one"
+        );
+        let again = fleet.join(0, &engine).expect("a worker");
+        assert_eq!((second, again), (1, 0), "a place that was left is taken again");
+        let slow = Timing::Affine {
+            prefill_base_ms: 1_000.0,
+            prefill_per_token_ms: 0.0,
+            decode_base_ms: 1.0,
+            decode_per_kv_token_ms: 0.0,
+            decode_per_sequence_ms: 0.0,
+        };
+        fleet.set_worker_timing(second, &slow);
+        let mut uneven = Vec::new();
+        feed(&mut fleet, 400, 20, 200_000.0, 2_000.0, &mut uneven);
+        fleet.advance(400_000.0, &mut uneven).expect("a fair fleet");
+        let slowed = uneven
+            .iter()
+            .filter(|row| row.first_token_ms - row.arrival_ms > 900.0)
+            .count();
+        assert!((1..20).contains(&slowed), "{slowed} of 20 on the slow one");
+    }
+
+    #[test]
+    fn a_queue_comes_and_goes_and_nobody_is_lost() {
+        let spec = FleetSpec::aggregated(
+            2,
+            EngineSpec {
+                num_blocks: 4_000,
+                ..engine()
+            },
+        );
+        let mut fleet =
+            LiveFleet::new(spec, &[router(PolicyConfig::LeastLoaded, 1)], 4_000).expect("a fair fleet");
+        let mut ended = Vec::new();
+        let toll = || PolicyConfig::Toll(crate::price::Objective::default());
+        for (stretch, queue) in [Some(10.0), Some(30.0), None, Some(0.0), None]
+            .into_iter()
+            .enumerate()
+        {
+            let queue = queue.map(|kappa| QueueConfig {
+                kappa,
+                backlog_s: 0.1,
+                ..QueueConfig::default()
+            });
+            fleet.set_router(0, toll(), queue).expect("a policy");
+            feed(
+                &mut fleet,
+                100 * stretch as u64,
+                100,
+                2_000.0 * stretch as f64,
+                20.0,
+                &mut ended,
+            );
+        }
+        fleet.advance(1e6, &mut ended).expect("a fair fleet");
+        assert_eq!((ended.len(), fleet.open()), (500, 0));
+        assert!(ended.iter().all(|row| row.complete));
     }
 
     #[test]

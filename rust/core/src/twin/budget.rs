@@ -1,10 +1,10 @@
 //! A share of one core, kept as an account: time passing pays in, work draws on it.
 //!
-//! Overdrawn by more than [`BURST_S`]' worth the twin rests until the account is level again; so over any span `t` from a
-//! level account, work is at most `share · (t + BURST_S)` plus one step.
+//! Overdrawn by more than [`BURST_S`]' worth the twin stops where it is until the account is level again; so over any span `t`
+//! from a level account, work is at most `share · (t + BURST_S)` plus one step.
 
-/// Seconds' worth of share that may be saved up, or owed before a rest.
-const BURST_S: f64 = 20.0;
+/// Seconds' worth of share that may be saved up, or owed before a rest: short, so that nothing else waits long for the core.
+const BURST_S: f64 = 2.0;
 /// Time constant of the reported share, s.
 const REPORT_S: f64 = 60.0;
 
@@ -48,6 +48,10 @@ impl Budget {
 
     pub const fn resting(&self) -> bool {
         self.resting
+    }
+
+    pub const fn set_share(&mut self, share: f64) {
+        self.share = share;
     }
 
     /// Share of one core used of late.

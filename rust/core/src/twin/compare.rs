@@ -93,6 +93,27 @@ pub(super) fn ratio(arm: &[Pair], base: &[Pair]) -> Option<Estimate> {
     })
 }
 
+/// A figure that is no ratio of sums, here the logarithm `whole` of one, with its error from what it becomes without each batch
+/// in turn (jackknife by groups; Efron, The Jackknife, ch. 3). `floor` is an error that it has in any case. `value` and its
+/// ends are no logarithms.
+pub(super) fn jackknife(whole: f64, without: &[f64], floor: f64) -> Option<Estimate> {
+    if without.len() < LEAST_BATCHES || !whole.is_finite() || without.iter().any(|value| !value.is_finite()) {
+        return None;
+    }
+    let count = without.len() as f64;
+    let mean = without.iter().sum::<f64>() / count;
+    let squares: f64 = without.iter().map(|value| (value - mean) * (value - mean)).sum();
+    let error = (squares * (count - 1.0) / count).sqrt().hypot(floor);
+    let freedom = without.len() - 1;
+    let half = critical(freedom) * error;
+    Some(Estimate {
+        value: whole.exp(),
+        low: (whole - half).exp(),
+        high: (whole + half).exp(),
+        p: two_sided(whole.abs() / error, freedom),
+    })
+}
+
 /// P(|t| ≥ `t`) of Student's t: the incomplete beta function `I_x(ν/2, 1/2)` at x = ν/(ν + t²).
 pub(super) fn two_sided(t: f64, freedom: usize) -> f64 {
     let nu = freedom as f64;
@@ -192,6 +213,20 @@ mod tests {
 
     fn normal(rng: &mut Rng) -> f64 {
         (-2.0 * rng.unit().max(1e-12).ln()).sqrt() * (2.0 * std::f64::consts::PI * rng.unit()).cos()
+    }
+
+    #[test]
+    fn a_jackknifed_mean_has_the_error_of_the_mean() {
+        let mut rng = Rng::new(4);
+        let values: Vec<f64> = (0..10).map(|_| 0.2 + 0.1 * normal(&mut rng)).collect();
+        let sum: f64 = values.iter().sum();
+        let without: Vec<f64> = values.iter().map(|value| (sum - value) / 9.0).collect();
+        let found = jackknife(sum / 10.0, &without, 0.0).expect("ten batches");
+        let deviations = values.iter().map(|value| (value - sum / 10.0).powi(2));
+        let error = (deviations.sum::<f64>() / 90.0).sqrt();
+        let half = (found.high.ln() - found.low.ln()) / 2.0;
+        assert!((half / (2.262 * error) - 1.0).abs() < 1e-3, "{half} for {error}");
+        assert!(jackknife(0.0, &without[..3], 0.0).is_none());
     }
 
     /// Two arms that share a slowly moving load: `effect` is what the second really has.

@@ -35,7 +35,14 @@ pub(super) struct Waiting {
     /// Known, or the mean of late.
     pub output_tokens: u32,
     pub ttft_s: Option<f64>,
+    pub withdrawn: bool,
     pub sequence_hashes: Box<[u64]>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    observed: Observed,
+    withdrawn: bool,
 }
 
 /// Weight of the newest answer in the mean length.
@@ -46,10 +53,7 @@ const GUESSED_TOKENS: f64 = 256.0;
 #[derive(Debug)]
 pub(super) struct Intake {
     queue: VecDeque<(u64, f64, u32, Box<[u64]>)>,
-    observed: FxHashMap<u64, Observed>,
-    /// Started, but not yet measured: when they came. Oldest first in `following`.
-    followed: FxHashMap<u64, f64>,
-    following: VecDeque<u64>,
+    known: FxHashMap<u64, Known>,
     blocks: usize,
     max_waiting: usize,
     max_blocks: usize,
@@ -61,9 +65,7 @@ impl Intake {
     pub fn new(max_waiting: usize, max_blocks: usize) -> Self {
         Self {
             queue: VecDeque::new(),
-            observed: FxHashMap::default(),
-            followed: FxHashMap::default(),
-            following: VecDeque::new(),
+            known: FxHashMap::default(),
             blocks: 0,
             max_waiting,
             max_blocks,
@@ -76,20 +78,21 @@ impl Intake {
         self.queue.len()
     }
 
+    /// Whether a prompt of so many blocks finds no room.
+    pub fn is_full(&self, blocks: usize) -> bool {
+        self.queue.len() >= self.max_waiting || self.blocks + blocks > self.max_blocks
+    }
+
     /// False when there is no room, its id already waits, or its time is no number.
     pub fn push(&mut self, arrival: &Arrival<'_>) -> bool {
         let blocks = arrival.sequence_hashes.len();
-        if self.queue.len() >= self.max_waiting
-            || self.blocks + blocks > self.max_blocks
-            || !arrival.at_s.is_finite()
-            || self.observed.contains_key(&arrival.id)
-        {
+        if self.is_full(blocks) || !arrival.at_s.is_finite() || self.known.contains_key(&arrival.id) {
             return false;
         }
         // Threads may tell of arrivals a moment out of order.
         self.newest_s = self.newest_s.max(arrival.at_s);
         self.blocks += blocks;
-        self.observed.insert(arrival.id, Observed::default());
+        self.known.insert(arrival.id, Known::default());
         self.queue.push_back((
             arrival.id,
             self.newest_s,
@@ -99,31 +102,29 @@ impl Intake {
         true
     }
 
-    /// Keeps what waiting requests brought. For one that has started: its TTFT and when it came.
-    pub fn outcome(&mut self, id: u64, observed: Observed) -> (Option<f64>, Option<f64>) {
+    /// Keeps what waiting requests brought; whether it was for one of them.
+    pub fn outcome(&mut self, id: u64, observed: Observed) -> bool {
         if let Some(tokens) = observed.output_tokens {
             self.mean_tokens += MEAN_WEIGHT * (f64::from(tokens) - self.mean_tokens);
         }
-        if let Some(known) = self.observed.get_mut(&id) {
-            known.ttft_s = observed.ttft_s.or(known.ttft_s);
-            known.output_tokens = observed.output_tokens.or(known.output_tokens);
-            return (None, None);
-        }
-        match observed.ttft_s {
-            Some(ttft_s) => (Some(ttft_s), self.followed.remove(&id)),
-            None => (None, None),
+        let Some(known) = self.known.get_mut(&id).map(|known| &mut known.observed) else {
+            return false;
+        };
+        known.ttft_s = observed.ttft_s.or(known.ttft_s);
+        known.output_tokens = observed.output_tokens.or(known.output_tokens);
+        true
+    }
+
+    /// A waiting request is not to be simulated.
+    pub fn withdraw(&mut self, id: u64) {
+        if let Some(known) = self.known.get_mut(&id) {
+            known.withdrawn = true;
         }
     }
 
-    /// A request that started before it was measured: its measurement still counts when it comes.
-    pub fn follow(&mut self, id: u64, at_s: f64) {
-        while self.following.len() >= self.max_waiting {
-            if let Some(oldest) = self.following.pop_front() {
-                self.followed.remove(&oldest);
-            }
-        }
-        self.followed.insert(id, at_s);
-        self.following.push_back(id);
+    /// When the next one came.
+    pub fn next_s(&self) -> Option<f64> {
+        self.queue.front().map(|(_, at_s, _, _)| *at_s)
     }
 
     /// The next arrival not after `until_s`.
@@ -133,7 +134,10 @@ impl Intake {
         }
         let (id, at_s, input_tokens, sequence_hashes) = self.queue.pop_front()?;
         self.blocks -= sequence_hashes.len();
-        let known = self.observed.remove(&id).unwrap_or_default();
+        let Known {
+            observed: known,
+            withdrawn,
+        } = self.known.remove(&id).unwrap_or_default();
         let guess = self.mean_tokens.round().max(1.0) as u32;
         Some(Waiting {
             id,
@@ -141,16 +145,8 @@ impl Intake {
             input_tokens,
             output_tokens: known.output_tokens.unwrap_or(guess).max(1),
             ttft_s: known.ttft_s,
+            withdrawn,
             sequence_hashes,
         })
-    }
-
-    /// Forget everyone who waits; returns how many.
-    pub fn clear(&mut self) -> usize {
-        self.observed.clear();
-        self.followed.clear();
-        self.following.clear();
-        self.blocks = 0;
-        self.queue.drain(..).count()
     }
 }

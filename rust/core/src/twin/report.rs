@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::compare::{Estimate, Pair, mean, ratio};
+use super::compare::{Estimate, Pair, jackknife, mean, ratio};
+use super::tail::{Tail, bin_error};
 use super::ticks::{Lost, Sums, Tick};
 use super::{Twin, TwinCounts};
 
@@ -62,6 +63,8 @@ pub struct ArmReport {
     pub open: usize,
     /// Mean time to first token, s.
     pub ttft_s: Option<Estimate>,
+    /// 99 % point of the time to first token, s, to 1 %; of at least 100 requests.
+    pub ttft_p99_s: Option<Estimate>,
     /// Mean time between tokens, s.
     pub itl_s: Option<Estimate>,
     /// Mean time to last token, s.
@@ -72,10 +75,14 @@ pub struct ArmReport {
     pub goodput: Option<Estimate>,
     /// Mean TTFT ÷ the first arm's, paired.
     pub ttft_ratio: Option<Estimate>,
+    /// 99 % point of TTFT ÷ the first arm's, paired.
+    pub ttft_p99_ratio: Option<Estimate>,
     /// Mean time between tokens ÷ the first arm's, paired.
     pub itl_ratio: Option<Estimate>,
     /// Mean E2E ÷ the first arm's, paired.
     pub e2e_ratio: Option<Estimate>,
+    /// Share of prompt tokens found in caches ÷ the first arm's, paired.
+    pub cached_share_ratio: Option<Estimate>,
     /// Goodput ÷ the first arm's, paired.
     pub goodput_ratio: Option<Estimate>,
 }
@@ -85,7 +92,7 @@ pub struct ArmReport {
 pub struct Trust {
     /// They may.
     pub trusted: bool,
-    /// Mean simulated TTFT of the first arm ÷ mean measured one, of the window's requests.
+    /// Mean simulated TTFT of the first arm ÷ mean measured one, of the requests of the window that were measured.
     pub clock_ratio: Option<f64>,
     /// How far it, or its inverse, may be above 1.
     pub clock_bound: f64,
@@ -104,6 +111,8 @@ pub struct TwinReport {
     pub trust: Trust,
     /// Ticks behind the figures.
     pub ticks: usize,
+    /// … of so many at most.
+    pub window_ticks: usize,
     /// Ticks that do not count.
     pub lost_ticks: Lost,
     /// Since the start.
@@ -114,8 +123,16 @@ pub struct TwinReport {
     pub busy_share: f64,
     /// What it may use.
     pub cpu_share: f64,
-    /// Resting now, because it used more.
+    /// Stopped for now, because it used more.
     pub resting: bool,
+    /// Requests are taken in; else it works off what it has, and passes them over.
+    pub taking: bool,
+    /// Simulated up to here, s of the caller's clock; 0 before the first request.
+    pub reached_s: f64,
+    /// Goodput: time to first token at most, s.
+    pub ttft_slo_s: f64,
+    /// Goodput: mean time between a request's tokens at most, s.
+    pub itl_slo_s: f64,
 }
 
 impl Twin {
@@ -125,24 +142,34 @@ impl Twin {
             arms: (0..self.arms.len()).map(|arm| self.arm_report(arm)).collect(),
             trust: self.trust(),
             ticks: self.ticks.window.len(),
+            window_ticks: self.config.window_ticks,
             lost_ticks: self.ticks.lost,
             counts: self.counts,
             waiting: self.intake.len(),
             busy_share: self.budget.recent(),
             cpu_share: self.config.cpu_share,
             resting: self.budget.resting(),
+            taking: self.taking,
+            reached_s: self.reached_s,
+            ttft_slo_s: self.config.ttft_slo_s,
+            itl_slo_s: self.config.itl_slo_s,
         }
     }
 
     /// The arm to run instead of the first: the best in `figure` among those whose gain is trusted, above `min_gain` and
     /// significant at 5 % over all arms together (Bonferroni). None: stay.
     pub fn suggest(&self, figure: Figure) -> Option<&str> {
-        if !self.trust().trusted || self.budget.resting() {
+        self.suggest_among(figure, |_| true)
+    }
+
+    /// The same among the arms, by their index, that `may` be adopted. The test is over all of them all the same.
+    pub fn suggest_among(&self, figure: Figure, may: impl Fn(usize) -> bool) -> Option<&str> {
+        if !self.trust().trusted {
             return None;
         }
         let rivals = self.arms.len() - 1;
         let mut best: Option<(f64, usize)> = None;
-        for arm in 1..self.arms.len() {
+        for arm in (1..self.arms.len()).filter(|arm| may(*arm)) {
             let Some(found) = self.ratio(arm, figure) else {
                 continue;
             };
@@ -178,6 +205,27 @@ impl Twin {
         ratio(&self.batches(arm, figure), &self.batches(0, figure))
     }
 
+    /// The window without one of its batches, or whole.
+    fn p99_s(&self, arm: usize, without: Option<usize>) -> Option<f64> {
+        let ticks: Vec<&Tick> = self.ticks.window.iter().collect();
+        let batches = ticks.rchunks_exact(self.config.batch_ticks).enumerate();
+        let kept = batches.filter(|(batch, _)| Some(*batch) != without);
+        Tail::p99_s(kept.flat_map(|(_, batch)| batch).map(|tick| &tick.tails[arm]))
+    }
+
+    /// An arm's 99 % point of TTFT, over another arm's where that is given.
+    fn p99(&self, arm: usize, over: Option<usize>) -> Option<Estimate> {
+        let log = |without| {
+            let base_s = over.map_or(Some(1.0), |over| self.p99_s(over, without))?;
+            Some((self.p99_s(arm, without)? / base_s).ln())
+        };
+        let batches = self.ticks.window.len() / self.config.batch_ticks;
+        let without = (0..batches)
+            .map(|batch| log(Some(batch)))
+            .collect::<Option<Vec<_>>>()?;
+        jackknife(log(None)?, &without, bin_error())
+    }
+
     fn arm_report(&self, arm: usize) -> ArmReport {
         let of = |figure| mean(&self.batches(arm, figure));
         let versus = |figure| (arm > 0).then(|| self.ratio(arm, figure)).flatten();
@@ -194,13 +242,16 @@ impl Twin {
             refused: sum(|sums| sums.refused),
             open: self.arms[arm].fleet.open(),
             ttft_s: of(Figure::Ttft),
+            ttft_p99_s: self.p99(arm, None).map(|p99| Estimate { p: f64::NAN, ..p99 }),
             itl_s: of(Figure::Itl),
             e2e_s: of(Figure::E2e),
             cached_share: of(Figure::CachedShare),
             goodput: of(Figure::Goodput),
             ttft_ratio: versus(Figure::Ttft),
+            ttft_p99_ratio: (arm > 0).then(|| self.p99(arm, Some(0))).flatten(),
             itl_ratio: versus(Figure::Itl),
             e2e_ratio: versus(Figure::E2e),
+            cached_share_ratio: versus(Figure::CachedShare),
             goodput_ratio: versus(Figure::Goodput),
         }
     }
@@ -209,11 +260,8 @@ impl Twin {
         let window = &self.ticks.window;
         let measured: u64 = window.iter().map(|tick| tick.measured).sum();
         let measured_s: f64 = window.iter().map(|tick| tick.measured_ttft_s).sum();
-        let simulated = window.iter().fold((0.0, 0.0), |sum, tick| {
-            (sum.0 + tick.arms[0].ttft_s, sum.1 + tick.arms[0].complete)
-        });
-        let known = measured > 0 && simulated.1 > 0.0 && measured_s > 0.0;
-        let clock_ratio = known.then(|| (simulated.0 / simulated.1) / (measured_s / measured as f64));
+        let simulated_s: f64 = window.iter().map(|tick| tick.simulated_ttft_s).sum();
+        let clock_ratio = (measured > 0 && measured_s > 0.0).then(|| simulated_s / measured_s);
         let bound = self.config.clock_bound;
         let least_ticks = 4 * self.config.batch_ticks;
         let reason = if window.len() < least_ticks {

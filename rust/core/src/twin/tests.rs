@@ -35,6 +35,8 @@ struct Stream {
     at_s: f64,
     next: u64,
     per_s: f64,
+    /// What a request costs to simulate, s of a core.
+    cost_s: f64,
 }
 
 impl Stream {
@@ -44,6 +46,7 @@ impl Stream {
             at_s: 1_000.0,
             next: 0,
             per_s,
+            cost_s: 0.0,
         }
     }
 
@@ -71,7 +74,15 @@ impl Stream {
                     output_tokens: Some(64),
                 },
             );
-            twin.advance(self.at_s).expect("shadows must not break");
+            loop {
+                let started = twin.advance(self.at_s).expect("shadows must not break");
+                if self.cost_s > 0.0 {
+                    twin.charge(started as f64 * self.cost_s, self.at_s);
+                }
+                if !twin.is_due(self.at_s) {
+                    break;
+                }
+            }
         }
     }
 }
@@ -101,6 +112,14 @@ fn the_policy_that_finds_caches_is_significantly_better_and_is_suggested() {
     let reuse = |arm: usize| report.arms[arm].cached_share.expect("prompts").value;
     assert!(reuse(1) > reuse(0) + 0.1, "{} and {}", reuse(1), reuse(0));
     assert_eq!(report.arms[0].completed, report.arms[1].completed);
+    let p99 = report.arms[1].ttft_p99_ratio.expect("enough requests");
+    assert!(p99.high < 1.0, "{p99:?}");
+    let slowest_s = report.arms[0].ttft_p99_s.expect("enough requests");
+    assert!(
+        slowest_s.low < slowest_s.value
+            && slowest_s.value > report.arms[0].ttft_s.expect("enough ticks").value
+    );
+    assert!(report.arms[1].cached_share_ratio.expect("prompts").low > 1.0);
 }
 
 #[test]
@@ -145,31 +164,150 @@ fn without_measurements_nothing_is_trusted() {
 }
 
 #[test]
-fn over_its_share_the_twin_rests_and_starts_again_with_ticks_that_do_not_count() {
+fn over_its_share_the_twin_stops_and_says_later_what_it_would_have_said() {
+    let arms = || vec![arm("runs", "round_robin", 1), arm("kv", "lmetric", 2)];
+    let (mut stopped, mut other) = (twin(arms()), twin(arms()));
+    let (mut stream, mut same) = (Stream::new(12.0, 5), Stream::new(12.0, 5));
+    stream.feed(&mut stopped, 150.0, |_| Some(0.2));
+    let simulated = stopped.counts.simulated;
+    stopped.charge(0.0, stream.at_s);
+    stopped.charge(3.0, stream.at_s + 0.1);
+    assert!(stopped.report().resting);
+    stream.feed(&mut stopped, 30.0, |_| Some(0.2));
+    let resting = stopped.report();
+    assert_eq!(
+        (resting.counts.simulated, resting.counts.passed_over),
+        (simulated, 0)
+    );
+    assert!(resting.waiting > 300, "{resting:?}");
+    stopped.charge(0.0, stream.at_s + 60.0);
+    assert!(!stopped.report().resting);
+    stream.feed(&mut stopped, 100.0, |_| Some(0.2));
+    for for_s in [150.0, 30.0, 100.0] {
+        same.feed(&mut other, for_s, |_| Some(0.2));
+    }
+    let (late, whole) = (stopped.report(), other.report());
+    assert_eq!(late.arms[1].ttft_ratio, whole.arms[1].ttft_ratio);
+    assert_eq!(late.trust, whole.trust);
+    assert_eq!(late.counts, whole.counts);
+}
+
+#[test]
+fn busy_beyond_its_share_it_samples_whole_stretches_and_still_has_figures() {
     let mut twin = twin(vec![arm("runs", "round_robin", 1), arm("kv", "lmetric", 2)]);
     let mut stream = Stream::new(12.0, 5);
-    stream.feed(&mut twin, 150.0, |_| None);
-    let whole = twin.report().ticks;
-    assert!(whole > 10, "{whole}");
-    twin.charge(0.0, stream.at_s);
-    twin.charge(3.0, stream.at_s + 0.1);
-    assert!(twin.report().resting);
-    stream.feed(&mut twin, 30.0, |_| None);
-    let (resting, simulated) = (twin.report(), twin.counts.simulated);
-    assert!(resting.counts.rested > 200, "{:?}", resting.counts);
-    assert_eq!(resting.ticks, whole.max(resting.ticks));
-    twin.charge(0.0, stream.at_s + 60.0);
-    assert!(!twin.report().resting);
-    let warming = twin.report().lost_ticks.warming;
-    stream.feed(&mut twin, 100.0, |_| None);
-    let after = twin.report();
-    assert!(twin.counts.simulated > simulated);
-    assert!(after.lost_ticks.warming > warming);
-    assert_eq!(after.counts.rests, 1);
+    // Three times what there is.
+    stream.cost_s = 3.0 * 0.05 / 12.0;
+    let (mut looked, mut figures) = (0, 0);
+    for _ in 0..2_000 {
+        stream.feed(&mut twin, 1.0, |_| Some(0.2));
+        let report = twin.report();
+        looked += 1;
+        figures += u32::from(report.arms[1].ttft_ratio.is_some_and(|ratio| ratio.high < 1.0));
+        assert!(report.waiting < 4_000, "{}", report.waiting);
+    }
+    let report = twin.report();
+    assert!(report.counts.pauses >= 2, "{:?}", report.counts);
+    assert!(report.counts.passed_over > 5_000, "{:?}", report.counts);
+    assert!(report.lost_ticks.warming >= 3 * 6, "{:?}", report.lost_ticks);
+    assert!(2 * figures > looked, "figures in {figures} of {looked} looks");
+    let share = report.counts.simulated as f64 * stream.cost_s / (stream.at_s - 1_000.0);
+    assert!((0.045..0.0505).contains(&share), "used {share} of a core");
     assert_eq!(
-        after.counts.arrivals,
-        after.counts.simulated + after.counts.dropped + after.counts.rested + after.waiting as u64
+        report.counts.arrivals,
+        report.counts.simulated + report.counts.dropped + report.counts.passed_over + report.waiting as u64
     );
+}
+
+#[test]
+fn a_request_that_failed_in_production_is_no_load_in_the_shadows() {
+    let mut twin = twin(vec![arm("runs", "round_robin", 1)]);
+    let mut stream = Stream::new(12.0, 5);
+    stream.feed(&mut twin, 10.0, |_| None);
+    (0..50).for_each(|id| twin.withdraw(id));
+    stream.feed(&mut twin, 100.0, |_| None);
+    let counts = twin.report().counts;
+    assert_eq!(counts.withdrawn, 50);
+    assert_eq!(
+        counts.arrivals,
+        counts.simulated + counts.withdrawn + twin.report().waiting as u64
+    );
+}
+
+#[test]
+fn only_requests_that_were_measured_check_the_clock() {
+    // Every second answer comes in one piece, and those take twice as long to compute: a mean over all would be off.
+    let mut twin = twin(vec![arm("runs", "round_robin", 1)]);
+    let mut stream = Stream::new(12.0, 5);
+    stream.feed(&mut twin, 250.0, |_| None);
+    assert_eq!(twin.report().trust.measured, 0);
+    let truth_s = twin.report().arms[0].ttft_s.expect("enough ticks").value;
+    stream.feed(&mut twin, 150.0, |id| (id % 2 == 0).then_some(truth_s));
+    let trust = twin.report().trust;
+    assert!(trust.trusted, "{trust:?}");
+    assert!((400..800).contains(&trust.measured), "{trust:?}");
+}
+
+#[test]
+fn another_policy_in_force_starts_the_comparison_over_and_keeps_the_caches() {
+    let mut twin = twin(vec![arm("runs", "round_robin", 1), arm("kv", "lmetric", 2)]);
+    let mut stream = Stream::new(12.0, 5);
+    stream.feed(&mut twin, 250.0, |_| None);
+    let poor = twin.report().arms[0].cached_share.expect("enough ticks").value;
+    let run = |policy| Change::Routers {
+        arm: 0,
+        routers: arm("", policy, 3).routers,
+    };
+    twin.change(stream.at_s, run("lmetric")).expect("a policy");
+    assert_eq!(twin.report().ticks, 20, "simulated time has not come to it yet");
+    stream.feed(&mut twin, 25.0, |_| None);
+    assert_eq!(twin.report().ticks, 0);
+    stream.feed(&mut twin, 200.0, |_| None);
+    let report = twin.report();
+    let ratio = report.arms[1].ttft_ratio.expect("enough ticks");
+    assert!(
+        (ratio.value - 1.0).abs() < 0.05,
+        "both run the same now: {ratio:?}"
+    );
+    assert!(report.arms[0].cached_share.expect("enough ticks").value > poor + 0.1);
+    assert_eq!(report.counts.pauses, 0);
+    assert!(twin.change(stream.at_s, run("no_such")).is_err());
+}
+
+#[test]
+fn workers_come_and_go_in_every_arm() {
+    let id = |instance| WorkerId::new(instance, 0);
+    let members = [vec![id(70), id(71), id(72), id(73)]];
+    let mut twin = twin(vec![arm("runs", "lmetric", 1), arm("again", "lmetric", 2)]).with_members(&members);
+    let mut stream = Stream::new(20.0, 5);
+    stream.feed(&mut twin, 250.0, |_| None);
+    let four_s = twin.report().arms[0].ttft_s.expect("enough ticks").value;
+    let leave = |worker| Change::Leave {
+        pool: 0,
+        worker: id(worker),
+    };
+    twin.change(stream.at_s, leave(70)).expect("a departure");
+    twin.change(stream.at_s, leave(72)).expect("a departure");
+    twin.change(stream.at_s, leave(99)).expect("nobody");
+    stream.feed(&mut twin, 250.0, |_| None);
+    let two_s = twin.report().arms[0].ttft_s.expect("enough ticks").value;
+    assert!(two_s > 1.3 * four_s, "{two_s} with two, {four_s} with four");
+    for instance in [80, 81, 80] {
+        let engine = Box::new(twin.config().fleet.pools[0].engine.clone());
+        let join = Change::Join {
+            pool: 0,
+            worker: id(instance),
+            engine,
+        };
+        twin.change(stream.at_s, join).expect("a worker");
+    }
+    stream.feed(&mut twin, 300.0, |_| None);
+    let again_s = twin.report().arms[0].ttft_s.expect("enough ticks").value;
+    assert!(
+        again_s < 1.2 * four_s,
+        "{again_s} with four again, {four_s} before"
+    );
+    assert_eq!(twin.counts.dropped, 0);
 }
 
 #[test]
@@ -195,6 +333,11 @@ fn the_books_stay_small_however_long_it_runs() {
     Stream::new(12.0, 5).feed(&mut twin, 1_500.0, |id| (id % 2 == 0).then_some(0.2));
     let bound = twin.config.window_ticks + 24 + 6;
     assert!(twin.ticks.held() <= bound, "{} ticks", twin.ticks.held());
+    assert!(
+        twin.clock.held() <= twin.config.max_waiting,
+        "{} pairs",
+        twin.clock.held()
+    );
     assert!(twin.open.len() < 100, "{} open", twin.open.len());
 }
 

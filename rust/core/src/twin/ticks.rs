@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
+use super::clock::Pair;
 use super::config::TwinConfig;
+use super::tail::Tail;
 use crate::sim::Ended;
 
 /// Limits of goodput.
@@ -25,6 +27,11 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// Time to first token, s, of a request that was served.
+    pub fn ttft_s(&self) -> Option<f64> {
+        self.complete.then_some(self.ttft_s)
+    }
+
     pub fn of(row: &Ended) -> Self {
         Self {
             complete: row.complete,
@@ -91,14 +98,18 @@ pub(super) struct Tick {
     started: u64,
     spoiled: bool,
     pub arms: Vec<Sums>,
+    /// Times to first token per arm.
+    pub tails: Vec<Tail>,
+    /// Requests whose time to first token was both measured and simulated in the first arm, and the sums of both.
     pub measured: u64,
     pub measured_ttft_s: f64,
+    pub simulated_ttft_s: f64,
 }
 
 /// Ticks that do not count, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Lost {
-    /// An arrival could not be taken, or the twin rested.
+    /// An arrival could not be taken, or what is compared has changed.
     pub spoiled: u64,
     /// Something was still open after `settle_s`.
     pub unsettled: u64,
@@ -112,6 +123,8 @@ pub(super) struct Ticks {
     tick_s: f64,
     /// Ticks until one is given up.
     settle: u64,
+    /// Ticks that may lie between two that are under way: arrivals are heard of before they are simulated.
+    far: usize,
     /// Ticks in the window.
     most: usize,
     /// Ticks that do not count after a start.
@@ -132,6 +145,8 @@ impl Ticks {
             arms: config.arms.len(),
             tick_s: config.tick_s,
             settle: (config.settle_s / config.tick_s).ceil() as u64,
+            far: ((config.settle_s + config.lag_s) / config.tick_s).ceil() as usize
+                + 2 * (config.warm_ticks + config.window_ticks),
             most: config.window_ticks,
             warm: config.warm_ticks as u64,
             limits: Limits {
@@ -155,7 +170,7 @@ impl Ticks {
         let first = self.pending.front().map_or(index, |tick| tick.index);
         let place = usize::try_from(index.checked_sub(first)?).ok()?;
         // After a long silence the ticks between are not made one by one.
-        if place > self.pending.len() + self.settle as usize {
+        if place > self.pending.len() + self.far {
             self.pending.clear();
             return self.pending(index);
         }
@@ -166,8 +181,10 @@ impl Ticks {
                 started: 0,
                 spoiled: false,
                 arms: vec![Sums::default(); self.arms],
+                tails: vec![Tail::default(); self.arms],
                 measured: 0,
                 measured_ttft_s: 0.0,
+                simulated_ttft_s: 0.0,
             });
         }
         self.pending.get_mut(place)
@@ -189,12 +206,16 @@ impl Ticks {
             && let Some(tick) = self.pending(index)
         {
             tick.arms[arm].add(row, limits);
+            if let Some(ttft_s) = row.ttft_s() {
+                tick.tails[arm].add(ttft_s);
+            }
             tick.open = tick.open.saturating_sub(u64::from(last));
         }
     }
 
-    /// What production took for a request of this tick.
-    pub fn measured(&mut self, index: u64, ttft_s: f64) {
+    /// What production and the first arm took for a request.
+    pub fn paired(&mut self, pair: &Pair) {
+        let index = pair.tick;
         let over = self.window.iter_mut().find(|tick| tick.index == index);
         let tick = if over.is_some() {
             over
@@ -203,11 +224,12 @@ impl Ticks {
             if index < first { None } else { self.pending(index) }
         };
         if let Some(tick) = tick
-            && ttft_s.is_finite()
-            && ttft_s >= 0.0
+            && pair.measured_s.is_finite()
+            && pair.measured_s >= 0.0
         {
             tick.measured += 1;
-            tick.measured_ttft_s += ttft_s;
+            tick.measured_ttft_s += pair.measured_s;
+            tick.simulated_ttft_s += pair.simulated_s;
         }
     }
 
@@ -252,9 +274,18 @@ impl Ticks {
         }
     }
 
-    /// The twin goes to rest: nothing under way will be whole.
-    pub fn pause(&mut self) {
+    /// From this tick on something else is compared: what was seen before does not count, nor the first ticks after.
+    pub fn restart(&mut self, index: u64) {
         self.pending.iter_mut().for_each(|tick| tick.spoiled = true);
+        self.window.clear();
+        self.resume(index);
+    }
+
+    /// Other limits of goodput: shares under the old ones do not count.
+    pub fn set_limits(&mut self, ttft_s: f64, itl_s: f64) {
+        self.limits = Limits { ttft_s, itl_s };
+        self.pending.iter_mut().for_each(|tick| tick.spoiled = true);
+        self.window.clear();
     }
 
     /// The twin goes on at this tick, its caches out of date.

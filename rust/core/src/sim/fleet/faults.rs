@@ -9,7 +9,7 @@ use crate::WorkerSpec;
 impl Fleet<'_> {
     pub(super) fn join(&mut self, worker: usize) -> Result<(), SimError> {
         let pool = self.pool_of[worker];
-        let engine = &self.spec.pools[pool].engine;
+        let engine = self.workers[worker].spec();
         let spec = WorkerSpec::default()
             .with_total_kv_blocks(u64::from(engine.num_blocks))
             .with_max_num_seqs(engine.max_num_seqs)

@@ -8,6 +8,7 @@ mod engines;
 mod faults;
 mod feed;
 mod requests;
+mod roster;
 mod split;
 
 use std::borrow::Cow;

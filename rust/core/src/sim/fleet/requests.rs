@@ -72,7 +72,11 @@ impl Fleet<'_> {
 
     /// Place what pool `at`'s queue can place now.
     pub(super) fn pump(&mut self, at: usize) -> Result<(), SimError> {
-        let now_s = self.now_ms * 1e-3;
+        self.pump_at(at, self.now_ms * 1e-3)
+    }
+
+    /// The same at a time of the caller's.
+    pub(super) fn pump_at(&mut self, at: usize, now_s: f64) -> Result<(), SimError> {
         let pool = &mut self.pools[at];
         let Some(queue) = pool.queue.as_mut().filter(|queue| !queue.is_empty()) else {
             return Ok(());
