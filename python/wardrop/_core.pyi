@@ -875,6 +875,9 @@ class Gateway:
     def sample(self) -> str:
         """JSON of the outcomes since the last call and of every pool's state, for one poller."""
 
+    def shadows(self) -> str | None:
+        """JSON of what the shadows of every model say; None where the gateway has none."""
+
     def curves(self) -> str:
         """JSON of the learned latency curves: per pool the workers' coefficients and a record."""
 

@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "replay": Subcommand("wardrop.replay.command", "run traces through the router in a simulator"),
     "set": Subcommand("wardrop.control.set_command", "change a running router, or take it back"),
     "curves": Subcommand("wardrop.control.curves_command", "learned latency curves of a router"),
+    "shadows": Subcommand("wardrop.control.shadows_command", "what other policies would give"),
     "audit": Subcommand("wardrop.control.command", "print what was changed, by whom, and why"),
     "games": Subcommand("wardrop.games.cli", "the routing games: analysis and plots"),
 }

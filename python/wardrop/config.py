@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from wardrop import shadow_policies
+
 FrontendMode = Literal["kv", "direct", "round-robin"]
 Discovery = Literal["auto", "file", "etcd", "frontend"]
 
@@ -213,6 +215,48 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Shadows:
+    """Other policies beside live traffic, in the simulator; see docs/control.md."""
+
+    policies: str = _setting(
+        "", "what runs in the shadows: 'dynamo;toll(e2e=1)+queue(kappa=30);…'; none: off", "shadows"
+    )
+    calibrate: bool = _setting(
+        False, "adopt an objective or kappa that the shadows proved better", "shadows-calibrate"
+    )
+    cpu_share: float = _setting(0.05, "share of one core that they may take")
+    tick_s: float = _setting(5.0, "requests are compared in groups of this time; 20 of them count")
+    lag_s: float = _setting(20.0, "how far behind they run, to know most answers' lengths")
+    ttft_slo_s: float = _setting(0.0, "goodput: limit of the time to first token; 0: none")
+    itl_slo_s: float = _setting(0.0, "goodput: limit of the time between tokens; 0: none")
+    max_blocks: int = _setting(1 << 23, "KV blocks of all workers and policies: their memory")
+
+    def __post_init__(self) -> None:
+        try:
+            shadow_policies.parse(self.policies)
+        except ValueError as error:
+            raise ConfigError(f"shadows.policies: {error}") from error
+        if self.calibrate and not self.policies:
+            raise ConfigError(
+                "shadows.calibrate: got true without shadows; give candidates too, for example "
+                "--shadows 'toll(e2e=1)'"
+            )
+        _within("shadows.cpu_share", self.cpu_share, 1e-4, 1)
+        _within("shadows.tick_s", self.tick_s, 0.1, 600)
+        _within("shadows.lag_s", self.lag_s, 0, 3600)
+        _within("shadows.ttft_slo_s", self.ttft_slo_s, 0, 3600)
+        _within("shadows.itl_slo_s", self.itl_slo_s, 0, 60)
+        _within("shadows.max_blocks", self.max_blocks, 1, 2**40)
+
+    def gateway(self) -> dict[str, Any] | None:
+        """The gateway's form; None without shadows."""
+        if not self.policies:
+            return None
+        told = {name: value for name, value in asdict(self).items() if name != "calibrate"}
+        return told | {"policies": shadow_policies.parse(self.policies)}
+
+
+@dataclass(frozen=True)
 class Log:
     """What is said on standard error."""
 
@@ -237,6 +281,7 @@ class Config:
     feed: Feed = field(default_factory=Feed)
     dynamo: Dynamo = field(default_factory=Dynamo)
     control: Control = field(default_factory=Control)
+    shadows: Shadows = field(default_factory=Shadows)
     log: Log = field(default_factory=Log)
 
     def gateway_json(self, upstreams: list[str]) -> str:
@@ -259,6 +304,7 @@ class Config:
                 "routing": routing,
                 "prompt": asdict(self.prompt),
                 "feed": asdict(self.feed),
+                "shadows": self.shadows.gateway(),
                 "log": "warn" if self.log.level == "warning" else self.log.level,
             }
         )

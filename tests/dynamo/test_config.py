@@ -50,6 +50,11 @@ def test_every_default_survives_a_round_trip_through_its_variable():
         ("dynamo: {frontend_mode: kw}", "got 'kw', expected one of kv, direct, round-robin"),
         ("dynamo: {upstreams: ['ftp://x']}", "got address 'ftp://x', expected http://HOST:PORT"),
         ("dynamo: {discovery: frontend}", "without upstreams"),
+        ("shadows: {policies: 'toll;toll'}", "got 'toll' twice"),
+        ("shadows: {policies: 'toll(e2e)'}", "expected NAME or NAME(parameter=number"),
+        ("shadows: {policies: toll+cache}", "then +queue or +queue("),
+        ("shadows: {calibrate: true}", "without shadows"),
+        ("shadows: {cpu_share: 0}", "shadows.cpu_share: got 0"),
     ],
 )
 def test_bad_file_is_refused_with_what_to_do(tmp_path, text, says):
@@ -96,3 +101,20 @@ def test_gateway_gets_its_own_part():
 def test_built_directly_it_is_checked_too():
     with pytest.raises(ConfigError, match=r"dynamo\.frontends: got 0"):
         Dynamo(frontends=0)
+
+
+def test_shadows_are_off_by_default_and_read_as_policies_with_and_without_a_queue():
+    assert json.loads(Config().gateway_json([]))["shadows"] is None
+    text = "dynamo; sticky ;toll(e2e=1,ttft=0.5) + queue(kappa=30, fair=true)"
+    told = json.loads(load({"shadows.policies": text}, {}).gateway_json([]))["shadows"]
+    assert [shadow["name"] for shadow in told["policies"]] == [
+        "dynamo",
+        "sticky",
+        "toll(e2e=1,ttft=0.5)+queue(kappa=30,fair=true)",
+    ]
+    assert told["policies"][2] == {
+        "name": "toll(e2e=1,ttft=0.5)+queue(kappa=30,fair=true)",
+        "policy": {"name": "toll", "e2e": 1, "ttft": 0.5},
+        "queue": {"kappa": 30, "fair": True},
+    }
+    assert "calibrate" not in told

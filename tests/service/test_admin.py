@@ -5,12 +5,14 @@ import http.client
 import json
 import socket
 import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 from typer.testing import CliRunner
 
 from wardrop._core import Gateway
-from wardrop.control import AuditLog, Door, curves_command, set_command
+from wardrop.control import AuditLog, Door, curves_command, set_command, shadows_command
 from wardrop.control import command as audit_command
 from wardrop.service.admin import Admin
 from wardrop.service.keeper import CurveKeeper
@@ -31,6 +33,12 @@ def gateway():
 @pytest.fixture
 def url(gateway, tmp_path):
     """The API at work in a thread of its own."""
+    with serving(gateway, tmp_path) as address:
+        yield address
+
+
+@contextmanager
+def serving(gateway, tmp_path):
     loop = asyncio.new_event_loop()
     admin = Admin(gateway, Door(gateway, AuditLog(tmp_path / "audit.jsonl")), 0)
     port = loop.run_until_complete(admin.start())
@@ -41,6 +49,13 @@ def url(gateway, tmp_path):
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+def wait_for(check, timeout_s=20.0):
+    end = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < end, "the expected state did not come"
+        time.sleep(0.05)
 
 
 def send(url, method, path, body=None, **headers):
@@ -128,6 +143,32 @@ def test_curves_are_printed_drawn_saved_and_restored(url, gateway, tmp_path):
     content["version"] = 9
     file.write_text(json.dumps(content))
     assert run(curves_command.app, ["--url", url, "--restore", str(file)]).exit_code == 1
+
+
+def test_without_shadows_the_command_says_how_to_get_some(url):
+    status, answer = send(url, "GET", "/v1/shadows")
+    assert (status, "start the gateway with --shadows" in answer["error"]) == (404, True)
+    shown = CliRunner().invoke(shadows_command.app, ["--url", url])
+    assert (shown.exit_code, "--shadows" in shown.output) == (1, True)
+
+
+def test_shadows_are_told_as_a_table_and_as_json(tmp_path):
+    arms = [{"name": "sticky", "policy": {"name": "sticky"}}]
+    fast = {"tick_s": 0.2, "window_ticks": 8, "warm_ticks": 0, "lag_s": 0}
+    native = Gateway(json.dumps({"listen": "127.0.0.1:0", "shadows": {"policies": arms, **fast}}))
+    native.upsert_model(json.dumps({"name": "m", "block_size": 4}))
+    with serving(native, tmp_path) as url:
+        run = CliRunner().invoke
+        wait_for(lambda: "no worker yet" in run(shadows_command.app, ["--url", url]).output)
+        native.upsert_worker(json.dumps(WORKER))
+        wait_for(lambda: "in_force" in run(shadows_command.app, ["--url", url]).output)
+        table = run(shadows_command.app, ["--url", url]).output
+        assert "m (aggregated), 1 workers: in doubt: too few whole ticks yet" in table
+        assert "did not tell their KV capacity" in table
+        assert "sticky" in table
+        (model,) = json.loads(run(shadows_command.app, ["--url", url, "--json"]).output)
+        assert [policy["name"] for policy in model["policies"]] == ["in_force", "sticky"]
+    native.stop()
 
 
 def test_curves_outlive_a_restart_and_a_damaged_file_is_left_behind(gateway, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 CONTROLLER = "controller"
 HAND = "hand"
+CALIBRATOR = "calibrator"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Record:
         after: its value after.
         reason: in words.
         evidence: in figures.
-        by: `hand` or `controller`.
+        by: `hand`, `controller` or `calibrator`.
         number: of this record, counted from 1; 0 where nobody counts.
         of: number of the change that this is the outcome of; 0 for none.
     """

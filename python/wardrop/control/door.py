@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from wardrop.control.audit import HAND, AuditLog, Record
+from wardrop.control.audit import CONTROLLER, HAND, AuditLog, Record
 from wardrop.control.settings import Routing, SettingError, changed, flat
 
 log = logging.getLogger("wardrop.control")
@@ -58,7 +58,7 @@ class Door:
         self._history: deque[tuple[int, Routing]] = deque(maxlen=_MAX_HISTORY)
         self._records: deque[Record] = deque(maxlen=_MAX_RECORDS)
         self.on_change: Callable[[Record], None] | None = None
-        """Told of each change and roll-back by hand, after it is in force."""
+        """Told of changes but the controller's own, and of roll-backs by hand, once in force."""
 
     def settings(self) -> dict[str, Any]:
         """Every setting with its value."""
@@ -75,7 +75,7 @@ class Door:
 
         Args:
             changes: setting → value.
-            by: `hand` or `controller`.
+            by: `hand`, `controller` or `calibrator`.
             reason: in words, at most 500 characters are kept.
             evidence: in figures.
 
@@ -94,7 +94,7 @@ class Door:
         shown = [name for name in differing if name in changes] or differing
         record = self.note("change", shown, had, after, reason, evidence, by)
         self._history.append((record.number, before))
-        if by == HAND and self.on_change is not None:
+        if by != CONTROLLER and self.on_change is not None:
             self.on_change(record)
         return record
 

@@ -20,6 +20,7 @@ import aiohttp
 
 from wardrop.config import Config, Dynamo
 from wardrop.control.audit import AuditLog
+from wardrop.control.calibrator import Calibrator
 from wardrop.control.door import Door
 from wardrop.control.run import Watcher
 from wardrop.dynamo.card_files import card_folder
@@ -74,6 +75,10 @@ class Gateway(GatewayControl, Protocol):
 
     def restore_curves(self, model: str, role: str, record_json: str) -> int:
         """Take curves over."""
+        ...
+
+    def shadows(self) -> str | None:
+        """What the shadows say; None without shadows."""
         ...
 
     def metrics(self) -> str:
@@ -259,6 +264,9 @@ class Server:
         page = self._read_page if control.prometheus else None
         watcher = Watcher(gateway, door, control.controller, page)
         parts.append(watcher.run(control.period_ms / 1000))
+        if self.config.shadows.calibrate:
+            calibrator = Calibrator(gateway, door, lambda: watcher.controller.on_trial)
+            parts.append(calibrator.run(self.config.shadows.tick_s))
         keeper = CurveKeeper(gateway, Path(control.curves_file)) if control.curves_file else None
         if keeper is not None:
             keeper.load()

@@ -6,6 +6,7 @@
     GET  /v1/audit?last=50                records, oldest first
     GET  /v1/curves                       learned latency curves with their units
     POST /v1/curves                       [{"model", "role", "record"}] → workers restored
+    GET  /v1/shadows                      what other policies would have given; 404 without shadows
     GET  /v1/status                       the gateway's status
     GET  /metrics                         as on the public port
 
@@ -58,6 +59,10 @@ class Inspected(Protocol):
         """Take curves over."""
         ...
 
+    def shadows(self) -> str | None:
+        """JSON of what the shadows say; None without shadows."""
+        ...
+
 
 class Admin:
     """The API as a server; `start` and `stop`.
@@ -82,6 +87,7 @@ class Admin:
                 web.get("/v1/audit", self._audit),
                 web.get("/v1/curves", self._curves),
                 web.post("/v1/curves", self._restore),
+                web.get("/v1/shadows", self._shadows),
                 web.get("/v1/status", self._status),
                 web.get("/metrics", self._metrics),
             ]
@@ -154,6 +160,16 @@ class Admin:
                 raise SettingError("expected a list of {model, role, record}") from None
             restored += self._gateway.restore_curves(model, role, json.dumps(record))
         return web.json_response({"workers": restored})
+
+    async def _shadows(self, _request: web.Request) -> web.Response:
+        told = self._gateway.shadows()
+        if told is None:
+            return _refusal(
+                404,
+                "there are no shadows; start the gateway with --shadows, for example "
+                "--shadows 'dynamo;toll+queue(kappa=30)'",
+            )
+        return web.json_response({"models": json.loads(told)})
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(text=self._gateway.status())

@@ -5,6 +5,7 @@ use wardrop_core::PolicyConfig;
 use wardrop_core::queue::QueueConfig;
 
 use crate::GatewayError;
+use crate::shadows::ShadowOptions;
 
 /// The whole configuration. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,6 +29,8 @@ pub struct GatewayConfig {
     pub prompt: PromptOptions,
     /// How feeds are read and when silence counts as a fault.
     pub feed: FeedOptions,
+    /// Shadow fleets under other policies; `None` for none.
+    pub shadows: Option<ShadowOptions>,
     /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
     pub log: Option<String>,
 }
@@ -184,6 +187,7 @@ impl Default for GatewayConfig {
             routing: RoutingOptions::default(),
             prompt: PromptOptions::default(),
             feed: FeedOptions::default(),
+            shadows: None,
             log: None,
         }
     }

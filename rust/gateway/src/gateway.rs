@@ -21,6 +21,7 @@ use crate::metrics::{Metrics, THREAD_PREFIX};
 use crate::outcomes::Outcomes;
 use crate::prompt::{HandoverReport, check_handover};
 use crate::proxy::{Server, Shared};
+use crate::shadows::{ShadowThread, Shadows};
 use crate::upstream::{ConnectionPool, UpstreamSet};
 
 /// Threads of the background's slow work.
@@ -39,6 +40,7 @@ pub struct Gateway {
     stop_background: watch::Sender<bool>,
     background_thread: Mutex<Option<JoinHandle<()>>>,
     server: Mutex<Option<Server>>,
+    shadow_thread: Mutex<Option<ShadowThread>>,
 }
 
 #[derive(Serialize)]
@@ -102,7 +104,9 @@ impl Gateway {
         let epoch = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
+        let shadows = config.shadows.as_ref().map(Shadows::new).transpose()?;
         let shared = Arc::new(Shared {
+            shadows,
             routing: Mutex::new(Routing::of(&config.routing)),
             config,
             registry: Registry::default(),
@@ -117,6 +121,7 @@ impl Gateway {
             connections: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
         });
+        let shadow_thread = ShadowThread::start(&shared)?;
         let (background, stop_background, thread) = start_background(shared.clone())?;
         Ok(Self {
             shared,
@@ -125,6 +130,7 @@ impl Gateway {
             stop_background,
             background_thread: Mutex::new(Some(thread)),
             server: Mutex::new(None),
+            shadow_thread: Mutex::new(shadow_thread),
         })
     }
 
@@ -289,9 +295,12 @@ impl Gateway {
     /// The text that Prometheus reads.
     pub fn metrics(&self) -> String {
         let in_flight = self.shared.in_flight.load(Ordering::Relaxed);
-        self.shared
-            .metrics
-            .render(&self.shared.registry, in_flight, self.shared.now_s())
+        self.shared.metrics.render(
+            &self.shared.registry,
+            self.shared.shadows.as_ref(),
+            in_flight,
+            self.shared.now_s(),
+        )
     }
 
     /// Takes no new requests and waits for those in flight; whether all ended in time.
@@ -315,6 +324,7 @@ impl Gateway {
         if let Some(server) = server {
             server.stop();
         }
+        drop(self.shadow_thread.lock().take());
         let _ = self.stop_background.send(true);
         if let Some(thread) = self.background_thread.lock().take() {
             let _ = thread.join();

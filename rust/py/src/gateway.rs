@@ -107,6 +107,10 @@ impl Gateway {
         py.detach(|| self.native.sample())
     }
 
+    fn shadows(&self, py: Python<'_>) -> Option<String> {
+        py.detach(|| self.native.shadows())
+    }
+
     fn curves(&self, py: Python<'_>) -> String {
         py.detach(|| self.native.curves())
     }

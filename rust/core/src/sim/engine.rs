@@ -845,12 +845,18 @@ impl Worker {
         if ready == 0 && batch.prompts == 0 {
             return;
         }
+        let is_learned = self.spec.timing.is_learned();
         let mut step = DecodeStep {
             batch: ready,
             active_kv_tokens: u64::from(self.pool.active()) * u64::from(self.spec.block_size),
             context_tokens: if ready == 0 { 0 } else { context / u64::from(ready) },
             total_kv_tokens: u64::from(self.spec.num_blocks) * u64::from(self.spec.block_size),
         };
+        if is_learned {
+            // A learned pass of prompts holds their first tokens, and a learned step the contexts of those that only decode.
+            step.batch = self.pass.decodes as u32;
+            step.active_kv_tokens = self.pass.decode_kv_tokens;
+        }
         let decode_ms = if self.role == Role::Prefill {
             0.0
         } else {
@@ -883,7 +889,11 @@ impl Worker {
                 break;
             }
             unused -= opened;
-            step.active_kv_tokens += u64::from(opened) * u64::from(size);
+            step.active_kv_tokens += if is_learned {
+                u64::from(ready)
+            } else {
+                u64::from(opened) * u64::from(size)
+            };
             step.context_tokens += 1;
             end_ms += self.spec.timing.decode_ms(step, &mut self.cursor) / self.speed;
             self.ends_ms.push(end_ms);

@@ -448,6 +448,33 @@ mod tests {
     }
 
     #[test]
+    fn learned_curves_time_a_prompt_with_its_first_token_and_a_step_by_its_contexts() {
+        let curves = crate::latency::Prior {
+            prefill: [0.05, 1e-4, 0.0, 0.0],
+            step: [0.01, 0.0, 1e-6],
+        };
+        let engine = EngineSpec {
+            num_blocks: 4_000,
+            timing: Timing::Learned(curves),
+            ..engine()
+        };
+        let spec = FleetSpec::aggregated(1, engine);
+        let mut fleet =
+            LiveFleet::new(spec, &[router(PolicyConfig::LeastLoaded, 1)], 10).expect("a fair fleet");
+        let mut ended = Vec::new();
+        feed(&mut fleet, 0, 1, 0.0, 1.0, &mut ended);
+        fleet.advance(10_000.0, &mut ended).expect("a fair fleet");
+        let row = ended[0];
+        assert!(
+            (row.first_token_ms - row.arrival_ms - 250.0).abs() < 1e-9,
+            "{row:?}"
+        );
+        // 19 steps of 10 ms, and 1 µs for each of the 2,001 to 2,019 tokens of context.
+        let decode_ms = row.end_ms - row.first_token_ms;
+        assert!((decode_ms - (190.0 + 19.0 * 2.010)).abs() < 1e-6, "{row:?}");
+    }
+
+    #[test]
     fn a_queue_comes_and_goes_and_nobody_is_lost() {
         let spec = FleetSpec::aggregated(
             2,

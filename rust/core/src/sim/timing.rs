@@ -193,6 +193,11 @@ fn bilinear(rows: &[f64], columns: &[f64], values: &[f64], x: f64, y: f64, curso
 }
 
 impl Timing {
+    /// Whether these are learned curves, whose passes and steps are cut as a router sees them.
+    pub const fn is_learned(&self) -> bool {
+        matches!(self, Self::Learned(_))
+    }
+
     /// Milliseconds to prefill `new_tokens` in one iteration, `cached_tokens` being the mean cached length of the batch.
     pub fn prefill_ms(&self, new_tokens: u64, cached_tokens: u64) -> f64 {
         if new_tokens == 0 {

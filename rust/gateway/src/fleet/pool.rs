@@ -1,6 +1,7 @@
 //! The workers of one model in one role: their router, their health, their event streams.
 
 mod control;
+mod members;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use wardrop_core::{
 };
 
 pub use control::{PoolCurves, Pulse};
+pub use members::Member;
 
 use super::cursor::{EventCursor, Step};
 use super::health::{Fault, Health, HealthOptions};

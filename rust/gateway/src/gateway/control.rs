@@ -62,6 +62,12 @@ impl Gateway {
         })
     }
 
+    /// What the shadows of every model say, as JSON; `None` when there are no shadows.
+    pub fn shadows(&self) -> Option<String> {
+        let shadows = self.shared.shadows.as_ref()?;
+        Some(json(&*shadows.reports()))
+    }
+
     /// The learned latency curves of every pool, as JSON.
     pub fn curves(&self) -> String {
         let pools: Vec<PoolCurves> = self.pools(WorkerPool::curves);
@@ -110,6 +116,6 @@ impl Gateway {
     }
 }
 
-fn json(value: &impl Serialize) -> String {
+fn json(value: &(impl Serialize + ?Sized)) -> String {
     serde_json::to_string(value).expect("plain values must serialise")
 }

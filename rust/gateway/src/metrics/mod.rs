@@ -1,6 +1,7 @@
 //! Prometheus metrics: base units, `_total` on counters, labels from a small fixed set.
 
 mod anarchy;
+mod shadows;
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
@@ -8,8 +9,10 @@ use prometheus::{
 };
 
 use self::anarchy::AnarchyGauges;
+pub use self::shadows::ShadowMetrics;
 use crate::fleet::{Registry as Models, Role};
 use crate::prompt::Abstention;
+use crate::shadows::Shadows;
 
 /// Every metric of one gateway.
 pub struct Metrics {
@@ -60,6 +63,8 @@ pub struct Metrics {
     pub queue_placed: IntCounterVec,
     /// What the control plane says of itself, by name.
     pub control: GaugeVec,
+    /// What the shadows say.
+    pub shadows: ShadowMetrics,
     anarchy: AnarchyGauges,
     queue_requests: GaugeVec,
     queue_prefill: GaugeVec,
@@ -220,6 +225,7 @@ impl Metrics {
                 "State of the control plane by name (reason): regime, settings in force, changes made",
                 &["reason"],
             )?,
+            shadows: ShadowMetrics::new(&made)?,
             anarchy: AnarchyGauges::new(&made)?,
             queue_requests: made.gauges(
                 "queue_requests",
@@ -284,7 +290,10 @@ impl Metrics {
     }
 
     /// The text that Prometheus reads, with the workers' state of this moment.
-    pub fn render(&self, models: &Models, in_flight: usize, now_s: f64) -> String {
+    pub fn render(&self, models: &Models, shadows: Option<&Shadows>, in_flight: usize, now_s: f64) -> String {
+        if let Some(shadows) = shadows {
+            self.shadows.set(&shadows.reports());
+        }
         self.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
         self.anarchy.reset();
         for gauges in [
@@ -448,7 +457,7 @@ mod tests {
         let metrics = Metrics::new("r").unwrap();
         metrics.requests.with_label_values(&["200"]).inc();
         metrics.predicted_tokens.with_label_values(&["m", "1", "0"]).inc();
-        let text = metrics.render(&Models::default(), 0, 0.0);
+        let text = metrics.render(&Models::default(), None, 0, 0.0);
         assert!(
             text.contains("wardrop_requests_total{code=\"200\",router_id=\"r\"} 1"),
             "{text}"
@@ -462,6 +471,7 @@ mod tests {
             "router_id",
             "stage",
             "reason",
+            "policy",
             "code",
             "le",
         ];

@@ -20,6 +20,7 @@ pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<G
         "/metrics" => {
             let text = shared.metrics.render(
                 &shared.registry,
+                shared.shadows.as_ref(),
                 shared.in_flight.load(Ordering::Relaxed),
                 shared.now_s(),
             );

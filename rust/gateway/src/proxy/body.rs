@@ -16,6 +16,7 @@ use super::usage::{Usage, UsageScan};
 use crate::error::Refusal;
 use crate::fleet::Booking;
 use crate::metrics::StreamClocks;
+use crate::shadows::Ticket;
 use crate::upstream::{RelayBody, WireError};
 
 /// How often a silent stream is looked at.
@@ -50,6 +51,8 @@ impl Drop for InFlight {
 pub struct Watch {
     /// The claim on the workers, until the end.
     pub booking: Option<Booking>,
+    /// By which the shadows know it.
+    pub shadow: Option<Ticket>,
     /// When the whole request was here.
     pub started: Instant,
     /// Where its times go.
@@ -159,6 +162,9 @@ impl Relay {
                 watch.clocks.ttft.observe(ttft_s);
                 if watch.is_streamed {
                     self.shared.outcomes.first_token(ttft_s);
+                    if let Some(shadow) = &watch.shadow {
+                        shadow.first_token(ttft_s);
+                    }
                 }
             } else if watch.is_streamed {
                 watch.clocks.itl.observe((now - self.last).as_secs_f64());
@@ -239,6 +245,9 @@ impl Relay {
         self.shared
             .outcomes
             .ended(watch.started.elapsed().as_secs_f64(), itl_s);
+        if let Some(shadow) = &watch.shadow {
+            shadow.ended(output_tokens);
+        }
         if let Some(booking) = &mut watch.booking {
             let tokens = |count: Option<u64>| count.and_then(|count| u32::try_from(count).ok());
             booking.set_outcome(Outcome {

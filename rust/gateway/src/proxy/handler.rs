@@ -21,6 +21,7 @@ use crate::error::Refusal;
 use crate::fleet::Booking;
 use crate::metrics::StreamClocks;
 use crate::prompt::{Abstention, Endpoint, Prepared, is_heavy, prepare};
+use crate::shadows::Ticket;
 use crate::upstream::{RelayBody, write_head};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -150,6 +151,7 @@ async fn place_and_forward(
         }
     };
     let mut waited_s = None;
+    let mut shadow = None;
     let booking = match &prepared {
         None => None,
         Some(prepared) if has_pin => {
@@ -158,6 +160,10 @@ async fn place_and_forward(
         }
         Some(prepared) => {
             shared.outcomes.arrived();
+            shadow = shared
+                .shadows
+                .as_ref()
+                .and_then(|shadows| shadows.arrived(prepared, (started, shared.clock), &shared.metrics));
             let standing = Standing::from_headers(&parts.headers, shared.config.routing.queue_hints);
             match decide_late(shared, prepared, standing, bytes.len()).await {
                 Ok((booking, waited)) => {
@@ -193,7 +199,11 @@ async fn place_and_forward(
         prepared: prepared.as_ref(),
         is_pinned: !has_pin,
     };
-    let (reply, booking) = outbound.forward(thread, booking).await?;
+    let forwarded = outbound.forward(thread, booking).await;
+    if let (Err(_), Some(shadow)) = (&forwarded, &shadow) {
+        shadow.failed();
+    }
+    let (reply, booking) = forwarded?;
     let explain = shared
         .config
         .routing
@@ -206,10 +216,15 @@ async fn place_and_forward(
             return Err(Refusal::NoWorker);
         }
         Reply::Stream(status, headers, body) => {
-            let watch = prepared.map(|prepared| watch(shared, &prepared, booking, started));
+            let watch = prepared.map(|prepared| watch(shared, &prepared, booking, started, shadow));
             relay(thread, status, headers, body, place, watch)
         }
-        Reply::Read(response) => response,
+        Reply::Read(response) => {
+            if let Some(shadow) = shadow {
+                shadow.failed();
+            }
+            response
+        }
     };
     if let Some(waited_s) = waited_s {
         let waited_ms = (waited_s * 1e3).round() as u64;
@@ -433,7 +448,13 @@ fn abstain(shared: &Shared, reason: Abstention) {
         .inc();
 }
 
-fn watch(shared: &Shared, prepared: &Prepared, booking: Option<Booking>, started: Instant) -> Watch {
+fn watch(
+    shared: &Shared,
+    prepared: &Prepared,
+    booking: Option<Booking>,
+    started: Instant,
+    shadow: Option<Ticket>,
+) -> Watch {
     let model = prepared.model.spec.name.as_str();
     let predicted = booking
         .as_ref()
@@ -441,6 +462,7 @@ fn watch(shared: &Shared, prepared: &Prepared, booking: Option<Booking>, started
         .map_or(0, |leg| leg.overlap_blocks);
     Watch {
         booking,
+        shadow,
         started,
         clocks: StreamClocks {
             ttft: shared.metrics.ttft.with_label_values(&[model]),

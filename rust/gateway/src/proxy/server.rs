@@ -20,6 +20,7 @@ use crate::config::{GatewayConfig, Routing};
 use crate::fleet::Registry;
 use crate::metrics::{Metrics, THREAD_PREFIX};
 use crate::outcomes::Outcomes;
+use crate::shadows::Shadows;
 use crate::upstream::{ConnectionPool, UpstreamSet};
 
 /// hyper answers a head above its own limit without a body, so it gets room and ours is met first.
@@ -49,6 +50,8 @@ pub struct Shared {
     pub upstreams: Arc<UpstreamSet>,
     /// What came of requests since a controller asked last.
     pub outcomes: Outcomes,
+    /// Shadow fleets, when they are on.
+    pub shadows: Option<Shadows>,
     /// Origin of the routers' time.
     pub clock: Instant,
     /// Makes request ids of this process unlike those of another.

@@ -1,0 +1,74 @@
+"""What the shadows of a running gateway say, as text."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+Figures = dict[str, Any]
+
+_COLUMNS = (
+    ("ttft", "ttft_s", 1e3, " ms"),
+    ("p99", "ttft_p99_s", 1e3, " ms"),
+    ("itl", "itl_s", 1e3, " ms"),
+    ("e2e", "e2e_s", 1.0, " s"),
+    ("reuse", "cached_share", 100.0, " %"),
+    ("goodput", "goodput", 100.0, " %"),
+)
+_AGAINST = (("ttft", "ttft_ratio"), ("p99", "ttft_p99_ratio"), ("e2e", "e2e_ratio"))
+
+
+def table(models: list[Figures]) -> str:
+    """Per model a line on trust and cost, then a row per policy.
+
+    Differences from the policy in force are paired, in percent with their 95 % interval; those
+    whose interval holds no 0 carry a star, but only where the simulated clock is trusted.
+    """
+    return "\n\n".join(_model(model) for model in models) or "no model yet"
+
+
+def _model(model: Figures) -> str:
+    title = f"{model['model']} ({' and '.join(model['roles']) or 'no workers'})"
+    if "arms" not in model:
+        return f"{title}: no shadows: {model['note']}"
+    trust = model["trust"]
+    clock = f"{trust['clock_ratio']:.2f}" if trust["clock_ratio"] is not None else "unknown"
+    counts = model["counts"]
+    lines = [
+        f"{title}, {model['workers']} workers: "
+        + ("trusted" if trust["trusted"] else f"in doubt: {trust['reason']}"),
+        f"simulated over measured time to first token {clock} ({trust['measured']} requests); "
+        f"{model['ticks']} of {model['window_ticks']} ticks, {model['age_s'] or 0:.0f} s old; "
+        f"{100 * model['busy_share']:.2f} % of a core, at most {100 * model['cpu_share']:g} %; "
+        f"{counts['simulated']} requests fed, {counts['dropped']} dropped, "
+        f"{counts['passed_over']} passed over",
+    ]
+    if model["assumed_capacities"]:
+        lines.append(
+            f"{model['assumed_capacities']} workers did not tell their KV capacity: 16,384 blocks "
+            "are assumed"
+        )
+    heads = "".join(f"{name:>10}" for name, *_ in _COLUMNS)
+    against = "".join(f"{'Δ ' + name + ' %':>24}" for name, _ in _AGAINST)
+    width = max(12, *(len(arm["name"]) for arm in model["arms"])) + 2
+    lines.append(f"{'policy':<{width}}{heads}{against}")
+    for arm in model["arms"]:
+        cells = "".join(_figure(arm, model, *column) for column in _COLUMNS)
+        ratios = "".join(f"{_ratio(arm[key], trust['trusted']):>24}" for _, key in _AGAINST)
+        lines.append(f"{arm['name']:<{width}}{cells}{ratios}".rstrip())
+    return "\n".join(lines)
+
+
+def _figure(arm: Figures, model: Figures, name: str, key: str, scale: float, unit: str) -> str:
+    figure = cast(Figures | None, arm[key])
+    if figure is None or (name == "goodput" and not model["has_goodput"]):
+        return f"{'–':>10}"
+    value = scale * figure["value"]
+    return f"{f'{value:.0f}' if value >= 100 else f'{value:.3g}'}{unit}".rjust(10)
+
+
+def _ratio(ratio: Figures | None, trusted: bool) -> str:
+    if ratio is None:
+        return "–"
+    value, low, high = (100 * (ratio[end] - 1) for end in ("value", "low", "high"))
+    star = "*" if trusted and (low > 0 or high < 0) else " "
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f}){star}"

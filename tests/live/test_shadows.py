@@ -1,0 +1,109 @@
+"""Shadows of a real Dynamo: a bad policy in force is seen, and wrong curves are not believed."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+from tests.live.router import Router, running, wait_until
+from tests.live.test_control import Load
+from typer.testing import CliRunner
+
+from wardrop.control import shadows_command
+from wardrop.control.client import ask
+from wardrop.dynamo.embedded import Fleet, FleetSpec
+from wardrop.dynamo.ports import free_port
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.usefixtures("private_network"),
+    pytest.mark.timeout(300),
+]
+
+SLOWER = 3.0
+
+
+def difference(router: Router, policy: str, end: str = "") -> float:
+    page = router.metrics()
+    return page.total(f"wardrop_shadow_difference_ratio{end}", policy=policy, reason="ttft")
+
+
+def told(url: str) -> dict[str, Any]:
+    (model,) = ask(url, "/v1/shadows")["models"]
+    return model
+
+
+def slowed(pools: list[Any]) -> list[Any]:
+    """The same curves, slower; a record of them as the gateway takes it back."""
+    for pool in pools:
+        fleet = pool["record"]["fleet"]
+        for curves in (fleet, *(curves for _, curves in pool["record"]["workers"])):
+            for curve in curves.values():
+                for name, factor in (("theta", SLOWER), ("prior", SLOWER), ("covariance", 9.0)):
+                    curve[name] = [factor * value for value in curve[name]]
+    return [{name: pool[name] for name in ("model", "role", "record")} for pool in pools]
+
+
+class Planted:
+    """Keeps curves wrong against all that is learned meanwhile, until the block ends."""
+
+    def __init__(self, url: str, pools: list[Any]):
+        self.url, self.pools = url, pools
+        self.ended = threading.Event()
+        self.times = 0
+        self.thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Planted:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        while not self.ended.wait(0.1):
+            ask(self.url, "/v1/curves", self.pools)
+            self.times += 1
+
+
+def test_a_bad_policy_in_force_is_seen_and_wrong_curves_are_not_believed():
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = ["--policy", "round_robin", "--admin-port", str(port)]
+    flags += ["--shadows", "toll;round_robin;toll+queue(kappa=30)"]
+    flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5"]
+    # Eight heads of 250 blocks: a worker holds four of them, so it matters who gets whom.
+    spec = FleetSpec(workers=3, process_per_worker=False, blocks=1100)
+    with Fleet(spec) as fleet, running(fleet, *flags) as router, Load(router, 32, 4, 8) as load:
+        load.rate = 16.0
+        started_s = time.monotonic()
+        wait_until(lambda: told(url).get("ticks") == 20, "a whole window", 90)
+        wait_until(lambda: told(url)["trust"]["trusted"], "trust", 60)
+        print(json.dumps(told(url)["trust"]))
+        print(CliRunner().invoke(shadows_command.app, ["--url", url]).output)
+        low, value, high = (difference(router, "toll", end) for end in ("_low", "", "_high"))
+        assert low <= value <= high < 0, "toll finds the caches that round robin misses"
+        assert difference(router, "toll+queue(kappa=30)", "_high") < 0
+        # The control: the policy in force beside itself.
+        same = [difference(router, "round_robin", end) for end in ("_low", "", "_high")]
+        assert same[0] <= 0 <= same[2] or abs(same[1]) < 0.05, same
+        page = router.metrics()
+        share = page.total("wardrop_shadow_cpu_seconds_total") / (time.monotonic() - started_s)
+        assert share < 0.05, f"{share} of a core"
+        assert page.total("wardrop_shadow_requests_total", reason="dropped") == 0
+        model = told(url)
+        assert model["assumed_capacities"] == 0, "Dynamo tells the size of the caches"
+
+        pools = slowed(ask(url, "/v1/curves")["pools"])
+        with Planted(url, pools) as planted:
+            wait_until(lambda: not told(url)["trust"]["trusted"], "doubt", 60)
+        assert planted.times > 10, "the fault must have fired"
+        trust = told(url)["trust"]
+        assert trust["clock_ratio"] > 1.25, trust
+        assert "differ too much" in trust["reason"]
+        # Learned again, believed again.
+        wait_until(lambda: told(url)["trust"]["trusted"], "trust", 90)
