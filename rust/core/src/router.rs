@@ -466,7 +466,8 @@ impl Router {
         Ok(())
     }
 
-    /// The first token of a request is out. Its worker. Twice is harmless.
+    /// The first token of a request is out. Its worker. Twice is harmless; in a pool that only decodes, where a booking waits for
+    /// nothing and may be told so at once, the second time is that of the first token.
     pub fn prefill_done(&self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
         let desk = &mut *self.desk();
         let slot = desk
@@ -695,6 +696,9 @@ impl Desk {
 
     fn first_token(&mut self, request: RequestId, now_s: f64) {
         let taken_s = self.ledger.prefill_done(request, now_s);
+        if taken_s.is_none() && !self.config.tracks_prefill {
+            self.ledger.answer_began(request, now_s);
+        }
         // In a pool that only decodes a booking begins long after its request: see `Router::observe_first_token`.
         if let Some(taken_s) = taken_s.filter(|_| self.config.tracks_prefill) {
             self.policy.first_token(taken_s, now_s);

@@ -429,6 +429,18 @@ impl Ledger {
         Some(taken_s)
     }
 
+    /// Where a booking decodes from its start on, its answer begins later all the same, with its first token: what is learned of
+    /// steps counts from there, and not the wait for the prompt's KV.
+    pub fn answer_began(&mut self, request: RequestId, now_s: f64) {
+        if let Some(entry) = self.entries.get_mut(&request)
+            && let Some(first) = &mut entry.first
+        {
+            let account = &mut self.accounts[entry.slot.index()];
+            account.advance(now_s);
+            *first = (now_s, account.sums);
+        }
+    }
+
     /// A request ended; `kv_tokens` is the worker's distinct prompt tokens in flight without it. The step curve learns
     /// when the answer's length is known.
     pub fn release(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
@@ -587,6 +599,28 @@ mod tests {
         assert_eq!(ledger.len(), 1);
         ledger.expire(15.0);
         assert_eq!(ledger.len(), 0);
+    }
+
+    #[test]
+    fn step_of_a_decode_pool_is_learned_from_the_first_token_on() {
+        let mut ledger = ledger();
+        let outcome = Outcome {
+            output_tokens: Some(11),
+            ..Outcome::default()
+        };
+        for n in 0..100 {
+            let at_s = 10.0 * n as f64;
+            let request = RequestId(n);
+            ledger.book(request, Slot(0), Work::default(), 0.0, (at_s, at_s + 600.0));
+            ledger.prefill_done(request, at_s);
+            ledger.answer_began(request, at_s + 2.0);
+            ledger.release(request, 0.0, outcome, at_s + 2.5);
+        }
+        let step_s = ledger.curves.of(0).step_s(1.0, 0.0);
+        assert!(
+            (step_s - 0.05).abs() < 0.005,
+            "{step_s} s for ten steps in half a second"
+        );
     }
 
     #[test]
