@@ -107,3 +107,21 @@ def test_a_bad_policy_in_force_is_seen_and_wrong_curves_are_not_believed():
         assert "differ too much" in trust["reason"]
         # Learned again, believed again.
         wait_until(lambda: told(url)["trust"]["trusted"], "trust", 90)
+
+
+def test_both_legs_of_a_split_are_shadowed_together_and_their_clock_is_checked():
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = ["--policy", "toll", "--admin-port", str(port), "--shadows", "round_robin;toll"]
+    flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5"]
+    spec = FleetSpec(prefill=2, decode=2, process_per_worker=False, blocks=1100)
+    with Fleet(spec) as fleet, running(fleet, *flags) as router, Load(router, 32, 4, 8) as load:
+        load.rate = 12.0
+        wait_until(lambda: told(url).get("ticks") == 20, "a whole window", 90)
+        model = told(url)
+        print(json.dumps(model["trust"]))
+        print(CliRunner().invoke(shadows_command.app, ["--url", url]).output)
+        assert (model["roles"], model["workers"]) == (["prefill", "decode"], 4)
+        assert model["trust"]["measured"] > 100
+        assert model["trust"]["clock_ratio"] > 0
+        assert difference(router, "round_robin", "_low") > 0, "round robin misses caches"

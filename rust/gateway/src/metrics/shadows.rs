@@ -73,10 +73,9 @@ impl ShadowMetrics {
         self.requests.with_label_values(&[model, reason]).inc_by(more);
     }
 
-    /// CPU seconds of a model's shadows since the start.
-    pub fn count_cpu(&self, model: &str, total_s: f64) {
-        let counter = self.cpu.with_label_values(&[model]);
-        counter.inc_by((total_s - counter.get()).max(0.0));
+    /// Counts CPU seconds of a model's shadows.
+    pub fn count_cpu(&self, model: &str, more_s: f64) {
+        self.cpu.with_label_values(&[model]).inc_by(more_s.max(0.0));
     }
 
     pub(super) fn set(&self, reports: &[ShadowReport]) {

@@ -25,8 +25,12 @@ pub(super) struct Keeper {
     shadowed: Option<Shadowed>,
     note: Option<String>,
     cpu_s: f64,
+    /// CPU seconds that were not told yet.
+    fresh_cpu_s: f64,
     /// What of the twin's counts was told already.
     told: TwinCounts,
+    /// Arrivals without shadows to see them, not told yet.
+    unseen: u64,
     mean_blocks: Option<f64>,
 }
 
@@ -46,6 +50,8 @@ pub(super) struct Fresh {
     pub fed: u64,
     pub dropped: u64,
     pub passed_over: u64,
+    /// CPU seconds spent.
+    pub cpu_s: f64,
 }
 
 fn roles_of(model: &Model) -> &'static [Role] {
@@ -107,7 +113,9 @@ impl Keeper {
             shadowed: None,
             note: Some("no worker yet".into()),
             cpu_s: 0.0,
+            fresh_cpu_s: 0.0,
             told: TwinCounts::default(),
+            unseen: 0,
             mean_blocks: None,
         }
     }
@@ -121,6 +129,7 @@ impl Keeper {
     /// Takes an event in.
     pub fn take(&mut self, event: Event) {
         let Some(shadowed) = &mut self.shadowed else {
+            self.unseen += u64::from(matches!(event, Event::Arrived { .. }));
             return;
         };
         let twin = &mut shadowed.twin;
@@ -242,29 +251,28 @@ impl Keeper {
     /// CPU seconds that went into these shadows, of which they may have `share`.
     pub fn charge(&mut self, cpu_s: f64, share: f64, now_s: f64) {
         self.cpu_s += cpu_s;
+        self.fresh_cpu_s += cpu_s;
         if let Some(shadowed) = &mut self.shadowed {
             shadowed.twin.set_cpu_share(share);
             shadowed.twin.charge(cpu_s, now_s);
         }
     }
 
-    /// CPU seconds since the start.
-    pub fn cpu_s(&self) -> f64 {
-        self.cpu_s
-    }
-
-    /// What became of requests since the last call.
+    /// What became of requests, and what it cost, since the last call.
     pub fn fresh(&mut self) -> Fresh {
-        let Some(shadowed) = &self.shadowed else {
-            return Fresh::default();
+        let mut fresh = Fresh {
+            passed_over: std::mem::take(&mut self.unseen),
+            cpu_s: std::mem::take(&mut self.fresh_cpu_s),
+            ..Fresh::default()
         };
-        let now = shadowed.twin.counts();
-        let before = std::mem::replace(&mut self.told, now);
-        Fresh {
-            fed: now.simulated - before.simulated,
-            dropped: now.dropped - before.dropped,
-            passed_over: now.passed_over - before.passed_over,
+        if let Some(shadowed) = &self.shadowed {
+            let now = shadowed.twin.counts();
+            let before = std::mem::replace(&mut self.told, now);
+            fresh.fed = now.simulated - before.simulated;
+            fresh.dropped = now.dropped - before.dropped;
+            fresh.passed_over += now.passed_over - before.passed_over;
         }
+        fresh
     }
 
     /// Everything that is known. O(arms · window).
@@ -354,7 +362,7 @@ fn unfit(
     (blocks > options.max_blocks).then(|| {
         format!(
             "{blocks} KV blocks in {arms} arms, at most {}: take fewer policies, or raise shadows.max_blocks \
-             (about 100 bytes each)",
+             (about 60 bytes each)",
             options.max_blocks
         )
     })
@@ -471,5 +479,73 @@ impl Shadowed {
             is_adoptable: is_adoptable(rule, &self.rules[0]),
         };
         names.zip(&self.rules).map(arm).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn rule(policy: serde_json::Value, kappa: Option<f64>) -> Rule {
+        let queue = kappa.map(|kappa| QueueConfig {
+            kappa,
+            ..QueueConfig::default()
+        });
+        (serde_json::from_value(policy).unwrap(), queue)
+    }
+
+    #[test]
+    fn only_another_objective_or_kappa_of_the_price_in_force_may_be_adopted() {
+        let toll = || json!({"name": "toll"});
+        let in_force = rule(toll(), Some(10.0));
+        assert!(is_adoptable(&rule(toll(), Some(30.0)), &in_force));
+        assert!(is_adoptable(
+            &rule(json!({"name": "toll", "e2e": 1.0}), Some(10.0)),
+            &in_force
+        ));
+        assert!(!is_adoptable(&in_force, &in_force), "nothing would change");
+        assert!(
+            !is_adoptable(&rule(toll(), None), &in_force),
+            "the queue is no weight"
+        );
+        assert!(!is_adoptable(
+            &rule(json!({"name": "sticky"}), Some(10.0)),
+            &in_force
+        ));
+        let other = rule(json!({"name": "dynamo"}), None);
+        assert!(
+            !is_adoptable(&rule(toll(), None), &other),
+            "it starts from the price"
+        );
+        let mut roomier = rule(toll(), Some(30.0));
+        roomier.1.as_mut().unwrap().backlog_s = 0.5;
+        assert!(!is_adoptable(&roomier, &in_force));
+    }
+
+    #[test]
+    fn an_engine_is_what_its_worker_told_and_the_simulators_where_it_told_nothing() {
+        let mut member = Member {
+            total_kv_blocks: Some(77),
+            max_num_seqs: Some(3),
+            max_num_batched_tokens: Some(5),
+            incarnation: 0,
+            curves: wardrop_core::latency::Prior::default(),
+        };
+        let told = engine(&member, 16);
+        assert_eq!(
+            (
+                told.block_size,
+                told.num_blocks,
+                told.max_num_seqs,
+                told.max_num_batched_tokens
+            ),
+            (16, 77, 3, 5)
+        );
+        member.total_kv_blocks = None;
+        assert_eq!(engine(&member, 16).num_blocks, 16_384);
+        member.total_kv_blocks = Some(u64::MAX);
+        assert!(engine(&member, 16).num_blocks < u32::MAX / 2);
     }
 }

@@ -14,6 +14,11 @@ pub const IN_FORCE: &str = "in_force";
 /// Longest name of a shadow: it is the value of a label.
 const MAX_NAME: usize = 120;
 
+/// Requests of a model that may wait to be simulated: three minutes at 1,400 a second.
+const MAX_WAITING: usize = 1 << 18;
+/// Blocks of theirs: 64 MiB.
+const MAX_WAITING_BLOCKS: usize = 1 << 23;
+
 /// Shadow fleets; see [`super`]. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -125,6 +130,8 @@ impl ShadowOptions {
             window_ticks: self.window_ticks,
             warm_ticks: self.warm_ticks,
             lag_s: self.lag_s,
+            max_waiting: MAX_WAITING,
+            max_waiting_blocks: MAX_WAITING_BLOCKS,
             ..TwinConfig::default()
         }
     }

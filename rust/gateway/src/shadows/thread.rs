@@ -138,6 +138,8 @@ impl Worker<'_> {
             | Event::Failed { model, .. }) = &event;
             if let Some(keeper) = self.keepers.get_mut(model) {
                 keeper.take(event);
+            } else if matches!(event, Event::Arrived { .. }) {
+                self.shared.metrics.shadows.count(model, "passed_over", 1);
             }
         }
         if let Some(lost) = self.shadows.feed.take_lost() {
@@ -198,7 +200,7 @@ impl Worker<'_> {
             metrics.count(&keeper.model, "fed", fresh.fed);
             metrics.count(&keeper.model, "dropped", fresh.dropped);
             metrics.count(&keeper.model, "passed_over", fresh.passed_over);
-            metrics.count_cpu(&keeper.model, keeper.cpu_s());
+            metrics.count_cpu(&keeper.model, fresh.cpu_s);
         }
         let keepers = self.keepers.values();
         let reports: Vec<ShadowReport> = keepers
