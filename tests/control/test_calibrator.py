@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from wardrop._core import Gateway
 from wardrop.control.audit import CONTROLLER, HAND
 from wardrop.control.calibrator import Calibrator
 from wardrop.control.door import Door
+from wardrop.control.run import Watcher
+from wardrop.control.sample import Sample
 
 TOLL = {
     "name": "toll",
@@ -46,6 +50,9 @@ class Planted:
             "suggested": {"ttft": "k30", "itl": None, "e2e": "e2e", "goodput": None},
         }
         self.models = [self.model]
+
+    def sample(self) -> str:
+        return self.native.sample()
 
     def shadows(self) -> str:
         return json.dumps(self.models)
@@ -185,3 +192,28 @@ def test_a_candidate_that_was_rolled_back_waits_longer_each_time(native, door, b
         pause_s = min(2 * pause_s, 6 * 3600)
         most_s, least_s = pause_s + 1, pause_s
     assert planted.gauges["calibrator_rolled_back_total"] == 2
+
+
+def test_the_guard_judges_what_was_adopted_and_takes_harm_back(native, door):
+    planted = Planted(native)
+    watcher = Watcher(planted, door, acts=True)
+    controller = watcher.controller
+    calibrator = Calibrator(planted, door, lambda: controller.on_trial)
+    calm = Sample(20, 0.1, 0.2, 0.01, 2.0, 0.3, arrivals_per_s=10.0)
+    now_s = time.monotonic()
+    for i in range(12):
+        assert controller.step(now_s - 12 + i, calm) is None
+    record = calibrator.look()
+    assert record is not None
+    assert controller.on_trial
+    assert calibrator.look() is None, "one at a time"
+    action = None
+    for i in range(40):
+        action = action or controller.step(now_s + 3 + i, replace(calm, ttft_mean_s=0.2))
+    assert action is not None
+    assert action.event == "rolled_back"
+    watcher._act(action)
+    assert door.settings()["kappa"] == 10.0
+    assert door.records()[-1].of == record.number
+    assert calibrator.look() is None
+    assert planted.gauges["calibrator_rolled_back_total"] == 1
