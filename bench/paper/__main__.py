@@ -1,4 +1,4 @@
-"""`python -m bench.paper poa|regimes|adaptive|sweep|winnable|live`: run one, draw it.
+"""`python -m bench.paper poa|regimes|guard|adaptive|sweep|winnable|live`: run one, draw it.
 
 Needs `WARDROP_SHARED` (timing tables and traces). Figures go to bench/results/paper/*.json,
 pictures to docs/paper/img/*.png; `--draw` only draws what was run before.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 
-from bench.paper import adaptive, poa, regimes, sweep, winnable
+from bench.paper import adaptive, guard, poa, regimes, sweep, winnable
 from bench.paper.settings import read
 
 
 def main() -> None:
     """Run and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ("poa", "regimes", "adaptive", "sweep", "winnable", "live")
+    names = ("poa", "regimes", "guard", "adaptive", "sweep", "winnable", "live")
     parser.add_argument("experiment", choices=names)
     parser.add_argument("--seeds", type=int, help="repetitions; by default as in docs/paper")
     parser.add_argument("--requests", type=int, default=2000, help="per point of a closed loop")
@@ -33,6 +33,7 @@ def main() -> None:
     runs = {
         "poa": lambda: poa.run(seeds or 2, options.requests),
         "regimes": lambda: regimes.run(seeds or 5),
+        "guard": lambda: guard.run(seeds or 8),
         "adaptive": lambda: adaptive.run(seeds or 5),
         "sweep": lambda: sweep.run(seeds or 3, options.requests),
         "winnable": lambda: winnable.run(seeds or 3),
@@ -40,6 +41,7 @@ def main() -> None:
     module = {
         "poa": poa,
         "regimes": regimes,
+        "guard": guard,
         "adaptive": adaptive,
         "sweep": sweep,
         "winnable": winnable,

@@ -1,4 +1,4 @@
-"""How soon overload is noticed, and how often without cause: 1 s outcomes against 5 s polls."""
+"""How soon overload is noticed, and how often without cause: looks of 250 ms against 5 s polls."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from typing import Any
 
 import numpy as np
 from bench.paper.drawing import axes, save
-from bench.paper.settings import paper_policy, phased, split, timing, write
-from numpy.typing import NDArray
+from bench.paper.settings import paper_policy, phased, split, write
 
-from wardrop.control import Regime, RegimeDetector, Sample
-from wardrop.replay import Fleet, Policy, simulate
-from wardrop.replay.run import Result
-from wardrop.replay.timing import Timing
+from wardrop.control import Sample
+from wardrop.replay import Fleet, Policy, Result, Workload, simulate
+from wardrop.replay.controlled import ControlledRun
+from wardrop.replay.run import result_of
 
 PHASE_S = 60.0
-RAMP = (10.0, 10.0, 40.0, 10.0, 10.0)
-STEADY = ((10.0,) * 5, (18.0,) * 5, (24.0,) * 5)
+RAMPS = {
+    "40/s": (10.0, 10.0, 40.0, 10.0, 10.0),
+    "60/s": (10.0, 10.0, 60.0, 10.0, 10.0, 10.0),
+}
+"""Overload of 1.4 and 2.1 times the capacity."""
+DRAWN = "40/s"
+STEADY = ((10.0,) * 5, (18.0,) * 5, (24.0,) * 5, (27.0,) * 5)
 SHAPE = {"groups": 200, "prefix": 1024, "suffix": 2048, "output": 128}
 FLAT = {"temperatures": [0.0, 0.0, 0.0], "overlap_weights": [1.0, 1.0, 1.0]}
 DETECTORS = {
     "polls of 5 s, the paper's thresholds": {},
     "polls of 5 s, 3 × and 10 × baseline": {"enter": [3.0, 10.0]},
 }
-OURS = "outcomes of 1 s, 3 × and 10 × baseline"
+OURS = "looks of 250 ms, load, queue and tail"
 
 Changes = list[tuple[float, str]]
 
@@ -36,49 +40,29 @@ def fleet() -> Fleet:
 
 def baseline_s(seed: int) -> float:
     """p99 TTFT at low load."""
-    result = simulate(phased(RAMP[:1], 2 * PHASE_S, seed, **SHAPE), fleet(), "dynamo")
+    result = simulate(phased((10.0,), 2 * PHASE_S, seed, **SHAPE), fleet(), "dynamo")
     return float(np.percentile(result.ttft_ms, 99)) / 1e3
 
 
-def prefill_s(tokens: NDArray[np.uint32], table: Timing) -> NDArray[np.float64]:
-    """Prefill seconds by the timing table."""
-    ms: NDArray[np.float64] = np.interp(
-        tokens, np.asarray(table["prefill_isl"]), np.asarray(table["prefill_ttft_ms"])
+def watched(workload: Workload, seed: int) -> tuple[Result, list[tuple[float, Sample]]]:
+    """A run with `wardrop.control`'s controller in it that only watches, and what it saw."""
+    seen: list[tuple[float, Sample]] = []
+    policy, where = Policy("dynamo"), fleet()
+    run = ControlledRun(
+        workload,
+        where,
+        policy.routers(where, seed),
+        seed,
+        {"acts": False},
+        on_sample=lambda now_s, sample: seen.append((now_s, sample)),
     )
-    return ms / 1e3
-
-
-def samples(result: Result, prefill_workers: int) -> list[tuple[float, Sample]]:
-    """What a router knows at the end of every second."""
-    arrival, first = result.arrival_ms / 1e3, result.first_token_ms / 1e3
-    work = prefill_s(result.input_tokens - result.cached_tokens, timing("70B"))
-    found: list[tuple[float, Sample]] = []
-    for second in range(1, int(first.max()) + 2):
-        here = (first > second - 1) & (first <= second)
-        came = (arrival > second - 1) & (arrival <= second)
-        ttft = (first - arrival)[here]
-        itl = np.nanmean(result.itl_ms[here]) / 1e3 if here.any() else 0.0
-        sample = Sample(
-            requests=int(here.sum()),
-            ttft_mean_s=float(ttft.mean()) if ttft.size else 0.0,
-            ttft_p99_s=float(np.percentile(ttft, 99)) if ttft.size else 0.0,
-            itl_mean_s=float(itl),
-            e2e_mean_s=0.0,
-            utilisation=float(work[came].sum()) / prefill_workers,
-            arrivals_per_s=float(came.sum()),
-        )
-        found.append((float(second), sample))
-    return found
+    run.advance()
+    return result_of(workload, where, run.finish(), run.audit), seen
 
 
 def ours(result: Result) -> Changes:
-    """Changes of `wardrop.control`'s detector."""
-    detector, changes = RegimeDetector(), list[tuple[float, str]]()
-    for now_s, sample in samples(result, 2):
-        before = detector.regime
-        if detector.step(now_s, sample) != before:
-            changes.append((now_s, Regime(detector.regime).name.lower()))
-    return changes
+    """Changes of `wardrop.control`'s detector in a watched run."""
+    return [(r.at_s, str(r.after).lower()) for r in result.audit if r.event == "regime"]
 
 
 def polled(workload: Any, seed: int, base_s: float, settings: dict[str, Any]) -> Changes:
@@ -104,36 +88,59 @@ def judged(changes: Changes, over_s: float, clear_s: float) -> dict[str, Any]:
 
 
 def run(seeds: int) -> dict[str, Any]:
-    """A ramp over the knee and back, and three steady loads, per seed."""
-    found: dict[str, Any] = {"phase_s": PHASE_S, "ramp": RAMP, "rows": [], "steady": []}
+    """Ramps over the knee and steady loads below it, every detector."""
+    found: dict[str, Any] = {"ramps": RAMPS, "phase_s": PHASE_S, "rows": [], "steady": []}
     for seed in range(seeds):
-        base_s = baseline_s(seed)
-        workload = phased(RAMP, PHASE_S, seed, **SHAPE)
-        watched = simulate(workload, fleet(), "dynamo", seed=seed)
-        ttft = watched.ttft_ms / 1e3
-        # The backlog is gone when a first token is as soon as before.
-        late = watched.first_token_ms[ttft > 3 * base_s] / 1e3
-        clear_s = float(late.max()) if late.size else 3 * PHASE_S
-        arms = {name: polled(workload, seed, base_s, s) for name, s in DETECTORS.items()}
-        arms[OURS] = ours(watched)
-        for name, changes in arms.items():
-            row = judged(changes, 2 * PHASE_S, clear_s)
-            found["rows"].append({"seed": seed, "detector": name, "clear_s": clear_s, **row})
-            found["rows"][-1]["at"] = changes
-        if seed == 0:
-            found["trace"] = [[now_s, s.ttft_p99_s] for now_s, s in samples(watched, 2)]
-            found["baseline_s"] = base_s
+        base_s = baseline_s(seed + 50)
+        for ramp, rates in RAMPS.items():
+            workload = phased(rates, PHASE_S, seed, **SHAPE)
+            result, seen = watched(workload, seed)
+            ttft = result.ttft_ms / 1e3
+            # The backlog is gone when a first token is as soon as before.
+            late = result.first_token_ms[ttft > 3 * base_s] / 1e3
+            clear_s = float(late.max()) if late.size else 3 * PHASE_S
+            arms = {name: polled(workload, seed, base_s, s) for name, s in DETECTORS.items()}
+            arms[OURS] = ours(result)
+            for name, changes in arms.items():
+                row = judged(changes, 2 * PHASE_S, clear_s)
+                row |= {"seed": seed, "ramp": ramp, "detector": name, "clear_s": clear_s}
+                found["rows"].append({**row, "at": changes})
+            if seed == 0 and ramp == DRAWN:
+                found["trace"] = [[now_s, s.ttft_p99_s] for now_s, s in seen]
+                found["baseline_s"] = base_s
         for rates in STEADY:
             workload = phased(rates, PHASE_S, seed + 100, **SHAPE)
-            watched = simulate(workload, fleet(), "dynamo", seed=seed)
             arms = {name: polled(workload, seed, base_s, s) for name, s in DETECTORS.items()}
-            arms[OURS] = ours(watched)
+            arms[OURS] = ours(watched(workload, seed)[0])
             for name, changes in arms.items():
-                alarms = sum(to != "below" for _, to in changes)
-                row = {"seed": seed, "detector": name, "per_s": rates[0], "alarms": alarms}
+                row = {"seed": seed, "detector": name, "per_s": rates[0], "changes": len(changes)}
+                row["alarms"] = sum(to != "below" for _, to in changes)
+                row["saturated"] = sum(to == "saturated" for _, to in changes)
                 found["steady"].append(row)
     write("regimes", found)
+    tell(found)
     return found
+
+
+def tell(found: dict[str, Any]) -> None:
+    """Least, mean and most over seeds of every delay, and alarms."""
+    for ramp in RAMPS:
+        for name in (*DETECTORS, OURS):
+            rows = [r for r in found["rows"] if r["detector"] == name and r["ramp"] == ramp]
+            parts: list[str] = []
+            for key in ("delay_s", "saturated_delay_s", "clear_delay_s", "false_alarms"):
+                known = [float(r[key]) for r in rows if r[key] is not None]
+                span = f"{min(known):.2f}/{np.mean(known):.2f}/{max(known):.2f}" if known else "–"
+                parts.append(f"{key} {span} ({len(known)} of {len(rows)})")
+            print(f"{ramp:10} {name:40}", ", ".join(parts), flush=True)
+    for rates in STEADY:
+        for name in (*DETECTORS, OURS):
+            rows = [r for r in found["steady"] if (r["detector"], r["per_s"]) == (name, rates[0])]
+            alarms = [r["alarms"] for r in rows]
+            full = np.mean([r["saturated"] for r in rows])
+            print(
+                f"{rates[0]:g}/s {name:40} alarms {np.mean(alarms):.1f} {alarms}, {full:.1f} full"
+            )
 
 
 def draw(found: dict[str, Any]) -> None:
@@ -142,8 +149,8 @@ def draw(found: dict[str, Any]) -> None:
     figure, grid = axes(2, 1, width=8.0, height=2.4)
     at_s, p99 = zip(*found["trace"], strict=True)
     grid[0, 0].plot(at_s, np.maximum(p99, 1e-3), color="k", lw=0.8)
-    grid[0, 0].set(yscale="log", ylabel="TTFT p99 per second, s")
-    for row in (r for r in found["rows"] if r["seed"] == 0):
+    grid[0, 0].set(yscale="log", ylabel="TTFT p99 of 2 s, s")
+    for row in (r for r in found["rows"] if r["seed"] == 0 and r["ramp"] == DRAWN):
         steps = [
             (0.0, "below"),
             *row["at"],

@@ -60,13 +60,18 @@ def paper_policy(baseline_s: float, **parameters: Any) -> Policy:
     return Policy("paper", {"baseline_s": round(baseline_s, 6), **parameters})
 
 
-def phased(rates_per_s: tuple[float, ...], seconds: float, seed: int, **prefix: Any) -> Workload:
-    """Shared prefixes whose Poisson rate steps through `rates_per_s`, each for `seconds`."""
+def phased(
+    rates_per_s: tuple[float, ...], seconds: float | tuple[float, ...], seed: int, **prefix: Any
+) -> Workload:
+    """Shared prefixes whose Poisson rate steps through `rates_per_s`, each for its `seconds`."""
     rng = np.random.default_rng(seed)
-    counts = [int(rng.poisson(rate * seconds)) for rate in rates_per_s]
+    lengths = seconds if isinstance(seconds, tuple) else (seconds,) * len(rates_per_s)
+    pairs = list(zip(rates_per_s, lengths, strict=True))
+    counts = [int(rng.poisson(rate * length)) for rate, length in pairs]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
     parts = [
-        np.sort(rng.uniform(i * seconds, (i + 1) * seconds, count))
-        for i, count in enumerate(counts)
+        np.sort(rng.uniform(start, start + length, count))
+        for start, length, count in zip(starts, lengths, counts, strict=True)
     ]
     base = prefixes(requests=sum(counts), per_s=1.0, seed=seed, **prefix)
     at_ms: NDArray[np.float64] = np.concatenate(parts) * 1e3

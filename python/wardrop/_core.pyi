@@ -22,6 +22,7 @@ __all__ = [
     "SimWorkload",
     "Stored",
     "Twin",
+    "WatchedFleet",
     "__version__",
     "apply_dynamo_message",
     "assign",
@@ -629,6 +630,44 @@ def simulate_fleet(workload: SimWorkload, fleet: str, routers: str) -> dict[str,
         ValueError: a field is unknown or out of range.
         RuntimeError: the router refused something that a fleet must be able to do.
     """
+
+@final
+class WatchedFleet:
+    """A replay that stops for a controller's looks and changes; see `wardrop.replay.controlled`.
+
+    Without a change the run is that of `simulate_fleet`, bit for bit. It has the part of `Gateway`
+    that a controller needs: `sample`, `routing` and `set_routing` take and give the same JSON.
+    """
+
+    def __new__(cls, workload: SimWorkload, fleet: str, routers: str) -> WatchedFleet:
+        """A fleet at time 0; arguments and errors as of `simulate_fleet`."""
+
+    def advance(self, until_s: float) -> bool:
+        """Let simulated time pass up to `until_s`; False when nothing is left to happen.
+
+        Raises:
+            RuntimeError: the router refused something that a fleet must be able to do.
+        """
+
+    def sample(self) -> str:
+        """JSON of the outcomes since the last call and of every pool's state now."""
+
+    def routing(self) -> str:
+        """JSON of policy and queue in force."""
+
+    def set_routing(self, change_json: str, /) -> str:
+        """Change them now in every pool, all or nothing; JSON of what is then in force.
+
+        Raises:
+            ValueError: a key is unknown or a value out of range; nothing has changed.
+        """
+
+    def finish(self) -> dict[str, Any]:
+        """What the run left behind, as from `simulate_fleet`; the fleet is gone then.
+
+        Raises:
+            RuntimeError: it was taken before.
+        """
 
 @final
 class Twin:

@@ -194,9 +194,10 @@ def test_wait_that_no_outcome_shows_yet_is_seen_within_a_second() -> None:
 
 def test_load_over_the_knee_is_a_regime_whatever_the_outcomes_say() -> None:
     detector = RegimeDetector(RegimeSettings(dwell_s=1.0))
-    up = feed(detector, 0.0, [at(0.2, knee_share=0.5)] * 10 + [at(0.2, knee_share=1.3)] * 20)
+    light, heavy = (at(0.2, knee_least=x - 0.1, knee_most=x + 0.1) for x in (0.5, 1.3))
+    up = feed(detector, 0.0, [light] * 10 + [heavy] * 20)
     assert up[-1] is Regime.SATURATED
-    down = feed(detector, 20.0, [at(0.2, knee_share=0.5)] * 20)
+    down = feed(detector, 20.0, [light] * 20)
     assert down[-1] is Regime.BELOW
 
 

@@ -58,6 +58,32 @@ def test_surge_shows_at_once_though_nothing_of_it_was_booked() -> None:
     assert sample.age_s == 0.0
 
 
+def test_load_is_bounded_by_how_many_arrivals_it_was_counted_from() -> None:
+    telemetry = Telemetry()
+    telemetry.take(told(0.0))
+    wide, narrow = (
+        [telemetry.take(told(i * 0.25, 5 * i, 0.5 * i, arrivals=5)) for i in span][-1]
+        for span in (range(1, 3), range(3, 40))
+    )
+    assert wide is not None
+    assert narrow is not None
+    for sample in (wide, narrow):
+        assert sample.knee_least < sample.knee_share < sample.knee_most
+    assert narrow.knee_most - narrow.knee_least < 0.5 * (wide.knee_most - wide.knee_least)
+
+
+def test_wild_curve_is_no_load() -> None:
+    telemetry = Telemetry()
+    telemetry.take(told(0.0))
+    calm = {"arrivals": 5, "itl_sum_s": 0.05, "itl_answers": 5, "e2e_answers": 5}
+    for i in range(1, 20):
+        sample = telemetry.take(told(i * 0.25, 5 * i, 0.25 * i, **calm, step_s=0.01))
+    wild = telemetry.take(told(5.0, 100, 5.0, **calm, step_s=45.0))
+    assert sample is not None
+    assert wild is not None
+    assert wild.knee_share < 1.5 * sample.knee_share
+
+
 def test_engines_own_queue_counts_where_the_router_does_not_know_it_unless_stale() -> None:
     telemetry = Telemetry()
     telemetry.take(told(0.0))

@@ -1,9 +1,9 @@
 """One change at a time, by bounded steps, kept only while it does no harm.
 
-What may be moved: κ and the room (`backlog_s`) of the queue, by their ladders. The direction comes
-from the regime (longer lines favour short prompts more), the verdict from the guard. After a
-roll-back the same step is not tried again for a while that doubles each time. A change by hand is
-put on trial like any other, and the controller leaves that setting alone afterwards.
+What may be moved, and by which steps, is in `wardrop.control.moves`. The direction comes from the
+regime, the verdict from the guard. After a roll-back the same step is not tried again for a while
+that doubles each time. A change by hand is put on trial like any other, and the controller leaves
+that setting alone afterwards.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from wardrop.control.audit import Record
 from wardrop.control.guard import Guard, GuardSettings, Verdict
+from wardrop.control.moves import Ladder, Move, State
 from wardrop.control.regime import Regime, RegimeDetector, RegimeSettings
 from wardrop.control.sample import Sample
 
@@ -38,48 +39,25 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """The values that a setting may take, in steps, and where it should stand per regime."""
-
-    values: tuple[float, ...]
-    wanted: tuple[int, int, int]
-
-    def __post_init__(self) -> None:
-        if any(not 0 <= at < len(self.values) for at in self.wanted):
-            raise ValueError(f"wanted {self.wanted}: expected positions in {self.values}")
-        if list(self.values) != sorted(set(self.values)):
-            raise ValueError(f"values: got {self.values}, expected rising ones")
-
-    def toward(self, value: float, regime: Regime) -> float | None:
-        """The next step from `value` to where the regime wants it; None when it is there."""
-        goal = self.values[self.wanted[regime]]
-        if value == goal:
-            return None
-        steps = [
-            v for v in self.values if (value < v <= goal if goal > value else goal <= v < value)
-        ]
-        return min(steps, key=lambda v: abs(v - value))
-
-
-@dataclass(frozen=True)
 class Settings:
     """What the controller may move, and how carefully.
 
     Attributes:
-        ladders: setting → its steps. By default κ goes up with saturation, and the room down.
-        start: values at the start; those of the ladders' first regime where none is given.
+        moves: setting → its steps, first come first moved. By default κ goes up with saturation.
         regime: see `RegimeSettings`.
         guard: see `GuardSettings`.
+        stands_s: how long a regime must have stood before a setting follows it: what was seen of
+            it until then is what the change is judged against.
         back_off_s: pause after a first roll-back of a step; doubles with each.
         max_back_off_s: longest pause.
     """
 
-    ladders: dict[str, Ladder] = field(
-        default_factory=lambda: {"kappa": Ladder((0.0, 5.0, 10.0, 20.0, 30.0), (2, 2, 4))}
+    moves: dict[str, Move] = field(
+        default_factory=lambda: {"kappa": Ladder((10.0, 20.0, 30.0), (0, 0, 2))}
     )
-    start: dict[str, float] = field(default_factory=dict[str, float])
     regime: RegimeSettings = field(default_factory=RegimeSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
+    stands_s: float = 5.0
     back_off_s: float = 60.0
     max_back_off_s: float = 3600.0
 
@@ -101,10 +79,7 @@ class Controller:
         self.settings = settings or Settings()
         self.detector = RegimeDetector(self.settings.regime)
         self.guard = Guard(self.settings.guard)
-        self._values = {
-            name: self.settings.start.get(name, ladder.values[ladder.wanted[0]])
-            for name, ladder in self.settings.ladders.items()
-        }
+        self._values = {name: move.start for name, move in self.settings.moves.items()}
         self._held: set[str] = set()
         self._trial: _Trial | None = None
         self._blocked: dict[tuple[str, float], tuple[float, float]] = {}
@@ -159,7 +134,9 @@ class Controller:
         verdict = self.guard.step(now_s, sample)
         if self._trial is not None:
             return self._judge(now_s, self._trial, verdict)
-        return self._propose(now_s, regime) if self.guard.ready else None
+        if not self.guard.ready or self.detector.stood_s(now_s) < self.settings.stands_s:
+            return None
+        return self._propose(now_s, regime, sample)
 
     def refused(self, action: Action) -> None:
         """An action could not be carried out: nothing is on trial."""
@@ -173,7 +150,7 @@ class Controller:
         if verdict is Verdict.WAIT:
             return None
         self._trial = None
-        evidence = self.guard.evidence()
+        evidence = self.guard.found
         step = (trial.setting, trial.after) if not trial.by_hand else None
         if verdict is Verdict.KEEP:
             if step is not None:
@@ -194,10 +171,13 @@ class Controller:
             self._values |= {n: float(v) for n, v in back.items() if v is not None}
         return Action(trial.setting, trial.before, reason, "rolled_back", evidence)
 
-    def _propose(self, now_s: float, regime: Regime) -> Action | None:
-        for setting, ladder in self.settings.ladders.items():
+    def _propose(self, now_s: float, regime: Regime, sample: Sample) -> Action | None:
+        smoothed_s, baseline_s = self.detector.smoothed_s, self.detector.baseline_s
+        waits = smoothed_s / baseline_s if smoothed_s and baseline_s else 0.0
+        state = State(regime, waits, sample.waiting)
+        for setting, move in self.settings.moves.items():
             here = self._values[setting]
-            target = None if setting in self._held else ladder.toward(here, regime)
+            target = None if setting in self._held else move.next(here, state)
             if target is None:
                 continue
             until_s, _ = self._blocked.get((setting, target), (0.0, 0.0))

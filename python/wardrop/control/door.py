@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from wardrop.control.audit import CONTROLLER, HAND, AuditLog, Record
+from wardrop.control.audit import CONTROLLER, HAND, Record
 from wardrop.control.settings import Routing, SettingError, changed, flat
 
 log = logging.getLogger("wardrop.control")
@@ -36,6 +36,14 @@ class Routed(Protocol):
         ...
 
 
+class Keeps(Protocol):
+    """Where records go besides memory: an `AuditLog`, or whoever wants each of them."""
+
+    def write(self, record: Record, /) -> None:
+        """Keep one record."""
+        ...
+
+
 class Door:
     """See the module. Not for several threads at once.
 
@@ -48,7 +56,7 @@ class Door:
     def __init__(
         self,
         gateway: Routed,
-        log: AuditLog | None = None,
+        log: Keeps | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._gateway = gateway

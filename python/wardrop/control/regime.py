@@ -1,15 +1,21 @@
 """Below, transition, saturated: where the fleet stands against its own knee.
 
-Three measures, all *relative*, since absolute thresholds mean something else for every model: the
-smoothed time to first token over the fleet's own baseline at low load; the wait that is already
-certain (prefill in queue and in flight), which no outcome shows yet; and the load over the knee
-that the learned curves give. Hysteresis (leave at 0.8 of the threshold of entry), a count of equal
-samples in a row in both directions, and a dwell keep it from flapping; a stale sample is not looked
-at, and too long without a fresh one leads back to below, so the regime cannot latch.
+Three measures, all *relative*, since absolute thresholds mean something else for every model:
+
+* the time to first token over the fleet's own baseline at low load, smoothed over seconds: the
+  tail of a stable fleet moves by as much as its own size from one second to the next;
+* the wait that is already certain (prefill in queue and in flight), which no outcome shows yet;
+* the load over the knee that the learned curves give, as far as the number of arrivals makes it
+  certain. That is what notices a surge within a second: the larger it is, the sooner.
+
+A regime is entered after equal samples in a row, one step at a time, and left downwards only after
+a dwell and well below its threshold. A stale sample is not looked at, and too long without a fresh
+one leads back to below, so the regime cannot latch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -17,6 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardrop.control.sample import Sample
+
+_RISE_S = 100.0
+"""Time in which the baseline follows a fleet that has become slower."""
 
 
 class Regime(IntEnum):
@@ -35,18 +44,20 @@ class RegimeSettings:
         enter: multiples of the baseline p99 TTFT at which transition and saturated begin.
         leave_share: a regime is left below this share of its threshold.
         enter_knee: load over the knee at which they begin, whatever the TTFT.
-        smoothing: weight of a new sample in the smoothed p99.
+        leave_knee_share: share of that below which load no longer holds a regime.
+        smoothing_s: time over which the tail is smoothed.
         in_a_row: equal verdicts in a row that a change needs.
-        dwell_s: shortest stay.
+        dwell_s: shortest stay before a step down.
         max_age_s: older samples are not looked at.
         forget_s: without a fresh sample for this long: below.
     """
 
     enter: tuple[float, float] = (3.0, 10.0)
-    leave_share: float = 0.8
+    leave_share: float = 0.5
     enter_knee: tuple[float, float] = (0.9, 1.1)
-    smoothing: float = 0.3
-    in_a_row: int = 3
+    leave_knee_share: float = 0.8
+    smoothing_s: float = 8.0
+    in_a_row: int = 2
     dwell_s: float = 5.0
     max_age_s: float = 2.0
     forget_s: float = 30.0
@@ -58,8 +69,11 @@ class RegimeSettings:
         low, high = self.enter_knee
         if not 0.0 < low < high:
             raise ValueError(f"enter_knee: got {self.enter_knee}, expected transition < saturated")
-        if not 0.0 < self.leave_share <= 1.0 or not 0.0 < self.smoothing <= 1.0:
-            raise ValueError("leave_share and smoothing: expected shares in (0, 1]")
+        for name in ("leave_share", "leave_knee_share"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected a share in (0, 1]")
+        if not self.smoothing_s > 0.0:
+            raise ValueError(f"smoothing_s: got {self.smoothing_s}, expected seconds above 0")
         if self.in_a_row < 1:
             raise ValueError(f"in_a_row: got {self.in_a_row}, expected at least 1")
 
@@ -77,6 +91,10 @@ class RegimeDetector:
         self._since_s: float | None = None
         self._fresh_s: float | None = None
 
+    def stood_s(self, now_s: float) -> float:
+        """For how long the regime has stood."""
+        return 0.0 if self._since_s is None else now_s - self._since_s
+
     def step(self, now_s: float, sample: Sample) -> Regime:
         """Takes one sample in; returns the regime now."""
         if self._since_s is None:
@@ -87,45 +105,53 @@ class RegimeDetector:
                 self._enter(Regime.BELOW, now_s)
                 self.smoothed_s = None
             return self.regime
-        self._fresh_s = now_s
-        self._learn(sample)
+        span_s, self._fresh_s = now_s - (self._fresh_s or now_s), now_s
+        self._learn(sample, span_s)
         verdict = self._verdict(sample)
         if verdict == self.regime:
             self._pending, self._count = None, 0
             return self.regime
         self._count = self._count + 1 if verdict == self._pending else 1
         self._pending = verdict
-        stayed = now_s - self._since_s >= self.settings.dwell_s
+        stayed = verdict > self.regime or now_s - self._since_s >= self.settings.dwell_s
         if self._count >= self.settings.in_a_row and stayed:
             # One step at a time: a jump over the transition is taken in two.
             step = 1 if verdict > self.regime else -1
             self._enter(Regime(self.regime + step), now_s)
         return self.regime
 
-    def _learn(self, sample: Sample) -> None:
-        weight = self.settings.smoothing
+    def _learn(self, sample: Sample, span_s: float) -> None:
         # What waits now is the least that an arrival of now will see.
         seen_s = max(sample.ttft_p99_s, sample.backlog_s)
-        self.smoothed_s = (
-            seen_s
-            if self.smoothed_s is None
-            else self.smoothed_s + weight * (seen_s - self.smoothed_s)
-        )
+        if self.smoothed_s is None or self._is_over(sample, seen_s):
+            self.smoothed_s = seen_s
+        weight = -math.expm1(-span_s / self.settings.smoothing_s)
+        self.smoothed_s += weight * (seen_s - self.smoothed_s)
         # The baseline follows low load only: down soon, up slowly and only while below. A tail is
         # at least twice the mean of requests that meet nobody, so a few cheap ones cannot ruin it.
+        rise = min(1.0, span_s / _RISE_S)
         least_s = 2 * sample.alone_s
         if self.baseline_s is None:
             self.baseline_s = self.smoothed_s
         elif self.smoothed_s < self.baseline_s:
             self.baseline_s += 0.3 * (self.smoothed_s - self.baseline_s)
         elif self.regime is Regime.BELOW and sample.utilisation < 0.5:
-            self.baseline_s += 0.01 * (self.smoothed_s - self.baseline_s)
+            self.baseline_s += rise * (self.smoothed_s - self.baseline_s)
         self.baseline_s = max(self.baseline_s, least_s)
+
+    def _is_over(self, sample: Sample, seen_s: float) -> bool:
+        """Load is certainly low and nothing waits: the past says nothing any more."""
+        low = self.settings.leave_knee_share * self.settings.enter_knee[0]
+        calm_s = self.settings.leave_share * self.settings.enter[0] * (self.baseline_s or 0.0)
+        return 0.0 < sample.knee_most < low and seen_s < calm_s
 
     def _verdict(self, sample: Sample) -> Regime:
         if not self.baseline_s or self.smoothed_s is None:
             return Regime.BELOW
         ratio = self.smoothed_s / self.baseline_s
+        # A wait of saturation is no chance, however short it has lasted.
+        if sample.backlog_s >= self.settings.enter[1] * self.baseline_s:
+            ratio = max(ratio, self.settings.enter[0])
         found = Regime.BELOW
         for regime, late, loaded in zip(
             (Regime.TRANSITION, Regime.SATURATED),
@@ -133,8 +159,11 @@ class RegimeDetector:
             self.settings.enter_knee,
             strict=True,
         ):
-            leave = self.settings.leave_share if self.regime >= regime else 1.0
-            if ratio >= late * leave or sample.knee_share >= loaded * leave:
+            is_in = self.regime >= regime
+            late *= self.settings.leave_share if is_in else 1.0
+            loaded *= self.settings.leave_knee_share if is_in else 1.0
+            load = sample.knee_most if is_in else sample.knee_least
+            if ratio >= late or load >= loaded:
                 found = regime
         return found
 

@@ -10,13 +10,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from wardrop.control.audit import CONTROLLER, Record
-from wardrop.control.controller import Action, Controller, Ladder, Settings
+from wardrop.control.controller import Action, Controller, Settings
 from wardrop.control.door import Door
-from wardrop.control.regime import RegimeSettings
+from wardrop.control.moves import DEFAULT_MOVES, moves_of
 from wardrop.control.sample import Sample
 from wardrop.control.settings import SettingError
 from wardrop.control.telemetry import PageTelemetry, Telemetry
@@ -24,11 +24,6 @@ from wardrop.control.telemetry import PageTelemetry, Telemetry
 log = logging.getLogger("wardrop.control")
 
 _PAGE_EVERY_S = 5.0
-LADDERS = {
-    "kappa": Ladder((0.0, 5.0, 10.0, 20.0, 30.0), (2, 2, 4)),
-    "backlog_s": Ladder((0.25, 0.5, 1.0, 2.0), (2, 2, 1)),
-}
-"""What is moved by default; each only where the queue has it."""
 
 Page = Callable[[], Awaitable[str]]
 
@@ -53,7 +48,9 @@ class Watcher:
         door: by which it is changed.
         acts: carry changes out.
         page: reads a metrics page, the fallback when the gateway's own outcomes are stale.
-        settings: see `Settings`; by default those of `LADDERS` that exist.
+        moves: names of `MOVES`: what may be moved. Those whose setting does not exist are left out.
+        settings: see `Settings`; by default with the moves named.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -63,6 +60,8 @@ class Watcher:
         acts: bool,
         page: Page | None = None,
         settings: Settings | None = None,
+        moves: Sequence[str] = DEFAULT_MOVES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._gateway = gateway
         self._door = door
@@ -75,11 +74,9 @@ class Watcher:
         self._by_hand: Record | None = None
         self._counts = {"change": 0, "kept": 0, "rolled_back": 0}
         self.from_page = 0
+        self._clock = clock
         if settings is None:
-            now = door.settings()
-            ladders = {n: row for n, row in LADDERS.items() if n in now and acts}
-            settings = Settings(ladders, regime=RegimeSettings(in_a_row=2))
-            settings.start.update({name: float(now[name]) for name in settings.ladders})
+            settings = Settings(moves_of(moves, door.settings()) if acts else {})
         self.controller = Controller(settings)
         door.on_change = self._changed_by_hand
 
@@ -98,14 +95,22 @@ class Watcher:
 
     async def look(self) -> None:
         """One look, one step, at most one action."""
-        now_s = time.monotonic()
-        looked: dict[str, Any] = json.loads(self._gateway.sample())
-        sample = self._telemetry.take(looked)
+        now_s = self._clock()
+        sample = self._telemetry.take(json.loads(self._gateway.sample()))
         max_age_s = self.controller.settings.regime.max_age_s
         if self._page is not None and (sample is None or sample.age_s > max_age_s):
             sample = await self._from_page(now_s) or sample
-        if sample is None:
-            return
+        if sample is not None:
+            self._step(now_s, sample)
+
+    def take(self, now_s: float, looked: dict[str, Any]) -> Sample | None:
+        """One look that was taken elsewhere, one step, at most one action; the sample it gave."""
+        sample = self._telemetry.take(looked)
+        if sample is not None:
+            self._step(now_s, sample)
+        return sample
+
+    def _step(self, now_s: float, sample: Sample) -> None:
         action = self.controller.step(now_s, sample)
         if action is not None:
             self._act(action)
@@ -160,7 +165,7 @@ class Watcher:
             self.controller.rolled_back_by_hand(after)
             self._on_trial = None
             return
-        self.controller.changed_by_hand(time.monotonic(), before, after)
+        self.controller.changed_by_hand(self._clock(), before, after)
         self._on_trial = record.number if self.controller.on_trial and self._acts else None
         if not self._acts:
             self.controller.rolled_back_by_hand({})

@@ -22,9 +22,14 @@ class Sample:
         backlog_s: prefill seconds that wait per worker, in the queue, booked or inside the engines:
             what a request that arrives now will wait at least, before any outcome shows it.
         knee_share: load over the fleet's knee, by the learned curves; 0 where it is not known.
+        knee_least: what that load is at least, by the number of arrivals it was counted from.
+        knee_most: what it is at most.
         alone_s: mean time to first token of a request that meets no other, by the learned curves;
             0 where it is not known.
         span_s: length of the stretch, seconds: samples closer to each other share requests.
+        answers_per_s: answers that ended per second.
+        refused_per_s: requests that the queue refused per second.
+        offered: prefill seconds that arrived per second and worker, over the stretch.
     """
 
     requests: int
@@ -38,5 +43,10 @@ class Sample:
     age_s: float = 0.0
     backlog_s: float = 0.0
     knee_share: float = 0.0
+    knee_least: float = 0.0
+    knee_most: float = 0.0
     alone_s: float = 0.0
     span_s: float = 0.0
+    answers_per_s: float = 0.0
+    refused_per_s: float = 0.0
+    offered: float = 0.0

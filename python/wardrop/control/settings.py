@@ -40,6 +40,9 @@ QUEUE = {
 }
 """Settings of the queue; they exist while it is on."""
 
+SWITCHES = {"share_passes": "prompts that one engine pass holds together go to a worker at once"}
+"""Settings of the queue that are on or off."""
+
 OBJECTIVE = {
     "objective.ttft": Bound(0, 100, "weight", "time to first token"),
     "objective.itl": Bound(0, 100, "weight", "time between tokens"),
@@ -62,7 +65,7 @@ def flat(routing: Routing) -> dict[str, Any]:
     name = "toll" if is_toll else policy_text(policy)
     found: dict[str, Any] = {"policy": name, "queue": queue is not None}
     if queue is not None:
-        found |= {name: queue[name] for name in QUEUE}
+        found |= {name: queue[name] for name in (*QUEUE, *SWITCHES)}
     if is_toll:
         found |= {name: policy[name.partition(".")[2]] for name in OBJECTIVE}
     return found
@@ -82,16 +85,13 @@ def changed(routing: Routing, changes: Mapping[str, Any]) -> Routing:
     if "policy" in rest:
         policy = parse_policy(rest.pop("policy"))
     if "queue" in rest:
-        on = rest.pop("queue")
-        if not isinstance(on, bool):
-            raise SettingError(f"queue: got {on!r}, expected true or false")
-        queue = (queue or {}) if on else None
+        queue = (queue or {}) if _on("queue", rest.pop("queue")) else None
     queue = dict(queue) if queue is not None else None
     for name, value in rest.items():
-        if name in QUEUE:
+        if name in QUEUE or name in SWITCHES:
             if queue is None:
                 raise SettingError(f"{name}: there is no queue; set queue=true with it")
-            queue[name] = _checked(name, value, QUEUE[name])
+            queue[name] = _checked(name, value, QUEUE[name]) if name in QUEUE else _on(name, value)
         elif name in OBJECTIVE:
             if policy["name"] != "toll":
                 raise SettingError(
@@ -99,7 +99,7 @@ def changed(routing: Routing, changes: Mapping[str, Any]) -> Routing:
                 )
             policy[name.partition(".")[2]] = _checked(name, value, OBJECTIVE[name])
         else:
-            known = ["policy", "queue", *QUEUE, *OBJECTIVE]
+            known = ["policy", "queue", *QUEUE, *SWITCHES, *OBJECTIVE]
             near = get_close_matches(name, known, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise SettingError(f"setting {name!r} is not known; {hint}")
@@ -130,6 +130,12 @@ def policy_text(policy: Mapping[str, Any]) -> str:
         f"{name}={value:g}" for name, value in policy.items() if isinstance(value, int | float)
     )
     return f"{policy['name']}({parameters})" if parameters else str(policy["name"])
+
+
+def _on(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}: got {value!r}, expected true or false")
+    return value
 
 
 def _checked(name: str, value: object, bound: Bound) -> float | int:

@@ -20,6 +20,10 @@ _WORK_S = 10.0
 """Memory of the mean work of a request."""
 _LOAD_S = 1.0
 """Stretch over which load is told: shorter than that of outcomes, so that a surge shows soon."""
+_HORIZONS_S = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+"""Stretches over which load is bounded: a large surge is certain soon, a small one later."""
+_ERRORS = 2.5
+"""Standard errors of a count of arrivals between its bounds and itself."""
 
 
 @dataclass
@@ -32,7 +36,8 @@ class _Slice:
     ttft_s: list[float]
     itl: tuple[float, int]
     e2e: tuple[float, int]
-    offered_s: float
+    refused: int
+    backlog_s: float
 
 
 @dataclass
@@ -67,21 +72,25 @@ class Telemetry:
         if booked:
             share = min(1.0, span_s / _WORK_S) if self._work_s else 1.0
             step_s = max((p["step_s"] for p in pools), default=0.0)
+            # A curve may be wild for a moment; no step takes longer than the time between tokens.
+            itl_s = _mean([s.itl for s in self._within(now_s, self.span_s)])
+            step_s = min(step_s, itl_s) if itl_s else step_s
             self._work_s += share * (offered_s / booked + step_s - self._work_s)
-        # Whatever arrives is work, as far as the mean knows it, also what waits unbooked.
-        arrivals = int(outcomes["arrivals"])
+        backlog_s = sum(p["waiting_prefill_s"] + max(p["backlog_s"], _engine_s(p)) for p in pools)
         self._slices.append(
             _Slice(
                 now_s,
                 span_s,
-                arrivals,
+                int(outcomes["arrivals"]),
                 [float(x) for x in outcomes["ttft_s"]],
                 (float(outcomes["itl_sum_s"]), int(outcomes["itl_answers"])),
                 (float(outcomes["e2e_sum_s"]), int(outcomes["e2e_answers"])),
-                arrivals * self._work_s,
+                int(outcomes.get("refused", 0)),
+                backlog_s / max(1, workers),
             )
         )
-        while len(self._slices) > 1 and self._slices[0].end_s < now_s - self.span_s:
+        longest_s = max(self.span_s, *_HORIZONS_S)
+        while len(self._slices) > 1 and self._slices[0].end_s <= now_s - longest_s:
             self._slices.popleft()
         in_flight = sum(p["in_flight"] + p["waiting"] for p in pools)
         if outcomes["ttft_s"] or outcomes["e2e_answers"] or not in_flight:
@@ -100,18 +109,32 @@ class Telemetry:
                 offered_s += max(0.0, now[1] - was[1])
         return offered_s, booked
 
+    def _within(self, now_s: float, span_s: float) -> list[_Slice]:
+        """The slices of the last `span_s`, the newest at least."""
+        found = [s for s in self._slices if s.end_s > now_s - span_s + 1e-9]
+        return found or list(self._slices)[-1:]
+
     def _sample(self, now_s: float, pools: list[dict[str, Any]], workers: int) -> Sample:
-        slices = self._slices
+        slices = self._within(now_s, self.span_s)
         span_s = sum(s.span_s for s in slices)
         ttft_s = sorted(x for s in slices for x in s.ttft_s)
-        per_worker = 1.0 / max(1, workers)
-        recent = [s for s in slices if s.end_s > now_s - _LOAD_S]
-        recent_s = sum(s.span_s for s in recent)
-        utilisation = sum(s.offered_s for s in recent) / recent_s * per_worker
-        backlog_s = sum(p["waiting_prefill_s"] + max(p["backlog_s"], _engine_s(p)) for p in pools)
+        backlog_s = slices[-1].backlog_s
         stale_s = 0.0 if self._outcome_s is None else now_s - self._outcome_s
         # Requests in flight without any outcome are no stale feed while the books show their wait.
         age_s = 0.0 if backlog_s > 0.0 else stale_s
+        # Whatever arrives is work, as far as the mean knows it, also what waits unbooked.
+        per_arrival = self._work_s / max(1, workers)
+        knee = self._knee_at()
+        utilisation, least, most = 0.0, 0.0, math.inf
+        for horizon_s in _HORIZONS_S:
+            recent = self._within(now_s, horizon_s)
+            recent_s = sum(s.span_s for s in recent)
+            came = sum(s.arrivals for s in recent)
+            load = per_arrival / recent_s
+            least = max(least, load * (came - _ERRORS * math.sqrt(came)))
+            most = min(most, load * (came + _ERRORS * math.sqrt(came + 1)))
+            if horizon_s == _LOAD_S:
+                utilisation = load * came
         return Sample(
             requests=len(ttft_s),
             ttft_mean_s=sum(ttft_s) / len(ttft_s) if ttft_s else 0.0,
@@ -122,10 +145,15 @@ class Telemetry:
             waiting=sum(p["waiting"] for p in pools),
             arrivals_per_s=sum(s.arrivals for s in slices) / span_s,
             age_s=age_s,
-            backlog_s=backlog_s * per_worker,
-            knee_share=utilisation / self._knee_at(),
+            backlog_s=backlog_s,
+            knee_share=utilisation / knee,
+            knee_least=least / knee,
+            knee_most=most / knee,
             alone_s=self._work_s,
             span_s=self.span_s,
+            answers_per_s=sum(s.e2e[1] for s in slices) / span_s,
+            refused_per_s=sum(s.refused for s in slices) / span_s,
+            offered=per_arrival * sum(s.arrivals for s in slices) / span_s,
         )
 
     def _knee_at(self) -> float:

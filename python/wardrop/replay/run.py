@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardrop._core import simulate_fleet
+from wardrop.control.audit import Record
 from wardrop.replay.anarchy import Report, combined, read_reports
+from wardrop.replay.controlled import ControlledRun
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.workload import ReplayError, Workload
 
 COMPLETE = 1
 
 _TIMES = ("arrival_ms", "admit_ms", "first_token_ms", "end_ms")
+_BESIDE = ("queue", "predicted", "controller")
 _COUNTS = ("worker", "decode_worker", "cached_tokens", "expected_tokens", "preemptions", "retries")
 
 
@@ -57,6 +61,8 @@ class Policy:
             without it.
         predicted: what is predicted of caches by where requests went, as `wardrop.Router` has it:
             used (off, alone, beside), ttl_s, settle_s, capacity_blocks, max_records; None: off.
+        controller: the controller of `wardrop.control` beside it, with these parameters of
+            `wardrop.replay.controlled.ControlledRun`; None without it.
     """
 
     name: str
@@ -65,34 +71,41 @@ class Policy:
     decode_parameters: dict[str, Any] | None = None
     queue: dict[str, Any] | None = None
     predicted: dict[str, Any] | None = None
+    controller: dict[str, Any] | None = None
 
     @property
     def label(self) -> str:
-        """`name` or `name(parameter=value, …)`, then `+queue(…)` and `+predicted(…)` if set."""
+        """`name` or `name(parameter=value, …)`, then what stands beside it, as it is parsed."""
         label = _call(self.name, self.parameters)
-        if self.queue is not None:
-            label += f"+{_call('queue', self.queue)}"
-        if self.predicted is not None:
-            label += f"+{_call('predicted', self.predicted)}"
+        for word in _BESIDE:
+            parameters: dict[str, Any] | None = getattr(self, word)
+            if parameters is not None:
+                label += f"+{_call(word, parameters)}"
         return label
 
     @classmethod
     def parse(cls, text: str) -> Policy:
         """From `name` or `name(parameter=value,…)`, values in JSON.
 
-        `+queue(…)` binds late, `+predicted(used=beside,…)` predicts caches.
+        `+queue(…)` binds late, `+predicted(used=beside,…)` predicts caches,
+        `+controller(moves=kappa|objective,…)` moves settings while it runs.
         """
         head, *tails = text.strip().split("+")
         name, parameters = _parse_call(head)
         added: dict[str, dict[str, Any]] = {}
         for tail in tails:
             word, values = _parse_call(tail)
-            if word not in ("queue", "predicted"):
-                raise ReplayError(
-                    f"got {tail!r} after the policy in {text!r}; expected queue(…) or predicted(…)"
-                )
+            if word not in _BESIDE:
+                expected = ", ".join(f"{known}(…)" for known in _BESIDE)
+                raise ReplayError(f"got {tail!r} after the policy in {text!r}; expected {expected}")
             added[word] = values
-        return cls(name, parameters, queue=added.get("queue"), predicted=added.get("predicted"))
+        return cls(
+            name,
+            parameters,
+            queue=added.get("queue"),
+            predicted=added.get("predicted"),
+            controller=added.get("controller"),
+        )
 
     def routers(self, fleet: Fleet, seed: int) -> str:
         """The simulator's form: one router per pool."""
@@ -156,6 +169,8 @@ class Result:
             measured; see `wardrop.replay.anarchy`.
         regimes: per pool (time in s, regime, smoothed p99 TTFT in s, baseline in s) of each change,
             for policies that have regimes.
+        audit: what the controller did and saw, where there was one: its records, oldest first,
+            their times in seconds of the run.
     """
 
     arrival_ms: NDArray[np.float64]
@@ -180,6 +195,7 @@ class Result:
     totals: dict[str, float]
     anarchy: tuple[Report | None, ...] = ()
     regimes: tuple[tuple[tuple[float, str, float, float], ...], ...] = ()
+    audit: tuple[Record, ...] = ()
 
     @property
     def complete(self) -> NDArray[np.bool_]:
@@ -226,7 +242,9 @@ class Result:
             `output_tokens_per_s` over the whole run, `goodput_per_s` (requests within `slo` per
             second of arrivals) and `attainment` (their share), `load_spread` (coefficient of
             variation over workers of prompt tokens computed), `completed`, `failed`, `preemptions`;
-            where it was measured, what `wardrop.replay.anarchy.combined` says.
+            with a controller how many `changes` it made, of them `changes_kept` and
+            `changes_rolled_back`; where it was measured, what `wardrop.replay.anarchy.combined`
+            says.
         """
         slo = slo or Slo()
         done = self.complete
@@ -266,6 +284,10 @@ class Result:
         figures["completed"] = float(done.sum())
         figures["failed"] = float((self.end > COMPLETE).sum())
         figures["preemptions"] = float(self.preemptions.sum(dtype=np.uint64))
+        if self.audit:
+            for event in ("change", "kept", "rolled_back"):
+                name = "changes" if event == "change" else f"changes_{event}"
+                figures[name] = float(sum(record.event == event for record in self.audit))
         return figures | combined(self.anarchy)
 
     def _load_spread(self) -> float:
@@ -304,7 +326,8 @@ class Result:
 def simulate(workload: Workload, fleet: Fleet, policy: Policy | str, *, seed: int = 0) -> Result:
     """Replay a workload over a simulated fleet behind the production router.
 
-    Deterministic: equal arguments give equal bytes. The interpreter is free for the whole run.
+    Deterministic: equal arguments give equal bytes. The interpreter is free for the whole run, with
+    a controller between its looks.
 
     Args:
         workload: what comes in.
@@ -316,7 +339,19 @@ def simulate(workload: Workload, fleet: Fleet, policy: Policy | str, *, seed: in
         ValueError: a field is out of range, or the policy is not known; the text names it.
     """
     chosen = Policy.parse(policy) if isinstance(policy, str) else policy
-    raw = simulate_fleet(workload.native, fleet.to_json(seed), chosen.routers(fleet, seed))
+    routers = chosen.routers(fleet, seed)
+    if chosen.controller is None:
+        raw = simulate_fleet(workload.native, fleet.to_json(seed), routers)
+        return result_of(workload, fleet, raw)
+    run = ControlledRun(workload, fleet, routers, seed, chosen.controller)
+    run.advance()
+    return result_of(workload, fleet, run.finish(), run.audit)
+
+
+def result_of(
+    workload: Workload, fleet: Fleet, raw: dict[str, Any], audit: Sequence[Record] = ()
+) -> Result:
+    """The result of a run from what the simulator left behind."""
     shape = (-1, fleet.size)
 
     def times(name: str) -> NDArray[np.float64]:
@@ -348,4 +383,5 @@ def simulate(workload: Workload, fleet: Fleet, policy: Policy | str, *, seed: in
         totals=raw["totals"],
         anarchy=read_reports(raw["anarchy"]),
         regimes=tuple(tuple(pool) for pool in raw["regimes"]),
+        audit=tuple(audit),
     )

@@ -9,6 +9,7 @@
 //! Time is an argument (`now_s`, seconds of a monotonic clock) and randomness comes from the seed in
 //! [`RouterConfig`]: the same calls give the same answers.
 
+pub mod control;
 pub mod error;
 pub mod event;
 mod exact;

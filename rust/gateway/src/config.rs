@@ -1,7 +1,8 @@
 //! What the gateway can be told, grouped by stage, checked when it is built and swapped whole.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use wardrop_core::PolicyConfig;
+use wardrop_core::control::Routing;
 use wardrop_core::queue::QueueConfig;
 
 use crate::GatewayError;
@@ -89,61 +90,13 @@ pub struct RoutingOptions {
     pub explain_headers: bool,
 }
 
-/// What of [`RoutingOptions`] may change while the gateway runs; swapped whole.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Routing {
-    /// The policy of every pool.
-    pub policy: PolicyConfig,
-    /// Late binding in front of it.
-    pub queue: Option<QueueConfig>,
-}
-
-/// A change of [`Routing`]: what is not named stays.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RoutingChange {
-    /// Another policy, with all its parameters.
-    #[serde(default)]
-    pub policy: Option<PolicyConfig>,
-    /// Another queue, with all its parameters; `null` takes it away.
-    #[serde(default, deserialize_with = "present")]
-    pub queue: Option<Option<QueueConfig>>,
-}
-
-/// Tells a key that is `null` from one that is not there.
-fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    T::deserialize(deserializer).map(Some)
-}
-
-impl Routing {
-    /// As it begins.
-    pub fn of(options: &RoutingOptions) -> Self {
-        Self {
-            policy: options.policy.clone(),
-            queue: options.queue,
+impl RoutingOptions {
+    /// What of it may change while the gateway runs, as it begins.
+    pub fn start(&self) -> Routing {
+        Routing {
+            policy: self.policy.clone(),
+            queue: self.queue,
         }
-    }
-
-    /// With a change, checked as a whole.
-    ///
-    /// # Errors
-    /// [`GatewayError::Config`] names the parameter that is out of range.
-    pub fn with(&self, change: RoutingChange) -> Result<Self, GatewayError> {
-        let next = Self {
-            policy: change.policy.unwrap_or_else(|| self.policy.clone()),
-            queue: change.queue.unwrap_or(self.queue),
-        };
-        let refused =
-            |what: &'static str| move |error| GatewayError::Config(format!("routing.{what}: {error}"));
-        next.policy.build().map_err(refused("policy"))?;
-        if let Some(queue) = &next.queue {
-            queue.validate().map_err(refused("queue"))?;
-        }
-        Ok(next)
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::GatewayError;
-use crate::config::{GatewayConfig, Routing};
+use crate::config::GatewayConfig;
 use crate::feed::dynamo::decode_dump;
 use crate::feed::{FeedReport, Feeds, Subscription};
 use crate::fleet::{Model, ModelSpec, Registry, Role, WorkerReport, WorkerUpsert};
@@ -107,7 +107,7 @@ impl Gateway {
         let shadows = config.shadows.as_ref().map(Shadows::new).transpose()?;
         let shared = Arc::new(Shared {
             shadows,
-            routing: Mutex::new(Routing::of(&config.routing)),
+            routing: Mutex::new(config.routing.start()),
             config,
             registry: Registry::default(),
             metrics,

@@ -14,6 +14,7 @@ mod router;
 mod sim;
 mod tokens;
 mod twin;
+mod watched;
 
 use pyo3::prelude::*;
 
@@ -53,6 +54,9 @@ mod _core {
 
     #[pymodule_export]
     use crate::twin::Twin;
+
+    #[pymodule_export]
+    use crate::watched::WatchedFleet;
 
     #[pymodule_export]
     use crate::game::{AnarchyMeter, assign, assign_congested};

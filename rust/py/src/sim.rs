@@ -6,11 +6,12 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use wardrop_core::RouterConfig;
 use wardrop_core::game::MeterReport;
 use wardrop_core::price::RegimeChange;
 use wardrop_core::sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
 
-fn raise(error: &SimError) -> PyErr {
+pub fn raise(error: &SimError) -> PyErr {
     match error {
         SimError::Router { .. } => PyRuntimeError::new_err(error.to_string()),
         _ => PyValueError::new_err(error.to_string()),
@@ -28,7 +29,7 @@ fn column<T: Element>(py: Python<'_>, name: &str, column: &Bound<'_, PyAny>) -> 
 /// A validated workload; see `_core.pyi`.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct SimWorkload {
-    native: Arc<Workload>,
+    pub(crate) native: Arc<Workload>,
 }
 
 #[pymethods]
@@ -68,15 +69,8 @@ impl SimWorkload {
     }
 }
 
-/// Run one cell. Releases the interpreter for the whole run.
-#[pyfunction]
-#[pyo3(signature = (workload, fleet, routers))]
-pub fn simulate_fleet<'py>(
-    py: Python<'py>,
-    workload: &SimWorkload,
-    fleet: &str,
-    routers: &str,
-) -> PyResult<Bound<'py, PyDict>> {
+/// The fleet, with the queues that its routers ask for, and one configuration per pool.
+pub fn specs(fleet: &str, routers: &str) -> PyResult<(FleetSpec, Vec<RouterConfig>)> {
     let mut spec: FleetSpec =
         serde_json::from_str(fleet).map_err(|error| PyValueError::new_err(format!("fleet: {error}")))?;
     let routers: Vec<RouterSpec> =
@@ -91,6 +85,19 @@ pub fn simulate_fleet<'py>(
         })
         .collect::<Result<Vec<_>, wardrop_core::Error>>()
         .map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok((spec, routers))
+}
+
+/// Run one cell. Releases the interpreter for the whole run.
+#[pyfunction]
+#[pyo3(signature = (workload, fleet, routers))]
+pub fn simulate_fleet<'py>(
+    py: Python<'py>,
+    workload: &SimWorkload,
+    fleet: &str,
+    routers: &str,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (spec, routers) = specs(fleet, routers)?;
     let native = Arc::clone(&workload.native);
     let outcome = py
         .detach(|| simulate(&spec, &native, &routers))
@@ -107,7 +114,7 @@ fn bytes<'py, T: Copy, const N: usize>(
     PyBytes::new(py, &raw)
 }
 
-fn pack<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>> {
+pub fn pack<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     let requests = &outcome.requests;
     let times = [

@@ -237,6 +237,21 @@ impl Worker {
         (self.waiting.len() + self.parked.len() + self.incoming.len() + self.reserved.len()) as u32
     }
 
+    /// Requests whose first token came by `now_ms` inside the planned run of iterations, and when.
+    pub fn first_tokens(&self, now_ms: f64) -> Vec<(u32, f64)> {
+        let Some(first_ms) = self.ends_ms.first().copied().filter(|end_ms| *end_ms <= now_ms) else {
+            return Vec::new();
+        };
+        let sequences = self.running.iter().map(|at| &self.sequences[*at as usize]);
+        let first = |sequence: &&Sequence| {
+            self.role != Role::Prefill && sequence.generated == 0 && Self::is_ready(sequence)
+        };
+        sequences
+            .filter(first)
+            .map(|sequence| (sequence.request, first_ms))
+            .collect()
+    }
+
     pub fn active_blocks(&self) -> u32 {
         self.pool.active()
     }

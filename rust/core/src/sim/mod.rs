@@ -20,6 +20,7 @@ mod pool;
 mod record;
 mod tier;
 mod timing;
+mod watched;
 mod workload;
 
 #[cfg(test)]
@@ -34,4 +35,5 @@ pub use live::{Ended, LiveFleet, LiveRequest};
 pub use record::{End, GapHistogram, Outcome, Requests, Samples, Totals};
 pub use tier::TierSpec;
 pub use timing::{DecodeStep, Table, Timing};
+pub use watched::{ChangeError, WatchedFleet};
 pub use workload::Workload;

@@ -10,6 +10,6 @@ mod waiting;
 
 pub use booking::{Booking, Leg};
 pub use index::AnarchyReport;
-pub use pool::{Member, PoolCurves, Pulse, Role, WorkerPool, WorkerReport, WorkerUpsert};
+pub use pool::{Member, PoolCurves, Role, WorkerPool, WorkerReport, WorkerUpsert};
 pub use registry::{Model, ModelSpec, Registry};
 pub use waiting::NoWait;

@@ -17,7 +17,7 @@ use wardrop_core::{
     WorkerSpec,
 };
 
-pub use control::{PoolCurves, Pulse};
+pub use control::PoolCurves;
 pub use members::Member;
 
 use super::cursor::{EventCursor, Step};

@@ -8,11 +8,12 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use wardrop_core::RouterConfig;
+use wardrop_core::control::Routing;
 
 use super::health::HealthOptions;
 use super::pool::{Role, WorkerPool};
 use crate::GatewayError;
-use crate::config::{GatewayConfig, Routing};
+use crate::config::GatewayConfig;
 use crate::prompt::{HandoverReport, Prompter};
 
 /// A model as discovery tells it.

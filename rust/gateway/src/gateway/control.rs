@@ -2,24 +2,15 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use wardrop_core::control::{Look, RoutingChange};
 use wardrop_core::latency::FleetRecord;
 
 use super::{Gateway, parse, parse_role};
 use crate::GatewayError;
-use crate::config::RoutingChange;
-use crate::fleet::{PoolCurves, Pulse, WorkerPool};
-use crate::outcomes::Interval;
+use crate::fleet::{PoolCurves, WorkerPool};
 
 /// Gauges that a controller may have.
 const MAX_GAUGES: usize = 64;
-
-/// One look of a controller.
-#[derive(Serialize)]
-struct Sample {
-    now_s: f64,
-    outcomes: Interval,
-    pools: Vec<Pulse>,
-}
 
 impl Gateway {
     /// Policy and queue in force, as JSON.
@@ -35,7 +26,8 @@ impl Gateway {
     pub fn set_routing(&self, change_json: &str) -> Result<String, GatewayError> {
         let change: RoutingChange = parse("change of the routing", change_json)?;
         let mut routing = self.shared.routing.lock();
-        let next = routing.with(change)?;
+        let refused = |error| GatewayError::Config(format!("change of the routing: {error}"));
+        let next = routing.with(change).map_err(refused)?;
         let now_s = self.shared.now_s();
         for model in self.shared.registry.all() {
             for pool in model.pools() {
@@ -55,7 +47,7 @@ impl Gateway {
     /// outcomes away from it.
     pub fn sample(&self) -> String {
         let now_s = self.shared.now_s();
-        json(&Sample {
+        json(&Look {
             now_s,
             outcomes: self.shared.outcomes.take(),
             pools: self.pools(|pool| pool.pulse(now_s)),

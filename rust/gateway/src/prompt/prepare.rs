@@ -272,9 +272,7 @@ mod tests {
             loras: vec!["adapter".into()],
         };
         let config = GatewayConfig::default();
-        registry
-            .upsert(spec, &config, &crate::config::Routing::of(&config.routing))
-            .unwrap();
+        registry.upsert(spec, &config, &config.routing.start()).unwrap();
         registry
     }
 

@@ -13,10 +13,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
+use wardrop_core::control::Routing;
 
 use super::handler::handle;
 use crate::GatewayError;
-use crate::config::{GatewayConfig, Routing};
+use crate::config::GatewayConfig;
 use crate::fleet::Registry;
 use crate::metrics::{Metrics, THREAD_PREFIX};
 use crate::outcomes::Outcomes;

@@ -11,7 +11,7 @@ use wardrop_core::{PolicyConfig, WorkerId};
 use super::feed::Event;
 use super::options::{IN_FORCE, Rule, ShadowOptions, router};
 use super::report::{ShadowArm, ShadowReport};
-use crate::config::Routing;
+use wardrop_core::control::Routing;
 use crate::fleet::{Member, Model, Role};
 
 /// Weight of the newest request in the mean size.

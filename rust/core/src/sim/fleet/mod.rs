@@ -9,6 +9,7 @@ mod faults;
 mod feed;
 mod requests;
 mod roster;
+mod seen;
 mod split;
 
 use std::borrow::Cow;
@@ -23,6 +24,7 @@ use super::record::{Outcome, Samples};
 use super::timing::Timing;
 use super::workload::{Naming, Workload};
 use anarchy::PoolMeter;
+use seen::Seen;
 
 use crate::latency::Pass;
 use crate::queue::LateQueue;
@@ -84,6 +86,8 @@ pub(crate) struct Fleet<'a> {
     samples: Samples,
     /// Requests that ended since they were last taken out, where someone takes them.
     pub(crate) closed: Option<Vec<u32>>,
+    /// Outcomes since the last look, where someone looks.
+    seen: Option<Seen>,
 }
 
 const NOBODY: u32 = u32::MAX;
@@ -111,18 +115,8 @@ pub fn simulate(
         Desk::new(Cow::Borrowed(workload), naming),
         routers,
     )?;
-    fleet.run()?;
-    let anarchy = fleet.anarchy()?;
-    let regimes = fleet.pools.iter().map(|pool| pool.router.regime_changes());
-    Ok(Outcome {
-        anarchy,
-        regimes: regimes.collect(),
-        requests: fleet.desk.requests,
-        gaps: fleet.desk.gaps,
-        samples: fleet.samples,
-        totals: fleet.desk.totals,
-        end_ms: fleet.now_ms,
-    })
+    fleet.run_until(f64::INFINITY)?;
+    fleet.outcome()
 }
 
 fn refused(action: &'static str) -> impl Fn(Error) -> SimError {
@@ -214,6 +208,7 @@ impl<'a> Fleet<'a> {
             now_ms: 0.0,
             samples: Samples::default(),
             closed: None,
+            seen: None,
             desk,
         };
         fleet.set_up()?;
@@ -259,18 +254,37 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    fn run(&mut self) -> Result<(), SimError> {
+    /// Everything that happens up to `until_ms`; true when something may happen later.
+    pub(crate) fn run_until(&mut self, until_ms: f64) -> Result<bool, SimError> {
         while self.open > 0 {
             // Samples go on for ever: alone they mean that nothing can happen any more.
             if self.next_arrival_ms().is_none() && self.agenda.only_samples() {
-                break;
+                return Ok(false);
             }
             let Some(now_ms) = self.next_ms() else {
-                break;
+                return Ok(false);
             };
+            if now_ms > until_ms {
+                return Ok(true);
+            }
             self.step(now_ms)?;
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// What the run left behind.
+    pub(crate) fn outcome(mut self) -> Result<Outcome, SimError> {
+        let anarchy = self.anarchy()?;
+        let regimes = self.pools.iter().map(|pool| pool.router.regime_changes());
+        Ok(Outcome {
+            anarchy,
+            regimes: regimes.collect(),
+            requests: self.desk.requests,
+            gaps: self.desk.gaps,
+            samples: self.samples,
+            totals: self.desk.totals,
+            end_ms: self.now_ms,
+        })
     }
 
     /// When something happens next.

@@ -13,6 +13,7 @@ impl Fleet<'_> {
         let i = request as usize;
         if self.desk.requests.arrival_ms[i].is_nan() {
             self.desk.requests.arrival_ms[i] = self.now_ms;
+            self.saw_arrival();
         }
         if self.pools[0].queue.is_some() {
             return self.offer(0, request);
@@ -59,6 +60,7 @@ impl Fleet<'_> {
         match queue.offer(&pool.router, waiting, now_s) {
             Ok(Offer::Taken) => self.pump(at),
             Ok(Offer::Refused { .. }) => {
+                self.saw_refusal();
                 self.close(request, End::Rejected);
                 Ok(())
             }
@@ -154,6 +156,7 @@ impl Fleet<'_> {
         self.desk.requests.end[i] = end as u8;
         self.desk.requests.end_ms[i] = self.now_ms;
         self.open -= 1;
+        self.saw_end(request);
         if let Some(closed) = &mut self.closed {
             closed.push(request);
         }
@@ -180,6 +183,11 @@ impl Fleet<'_> {
         let role = self.pools[at].role;
         let mut signals = std::mem::take(&mut self.desk.signals);
         for signal in signals.drain(..) {
+            if let Signal::First(request) = signal
+                && role != Role::Prefill
+            {
+                self.saw_first(request);
+            }
             match signal {
                 Signal::First(request) if role == Role::Aggregated => {
                     self.pools[at]

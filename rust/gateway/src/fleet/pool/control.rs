@@ -3,46 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
+use wardrop_core::control::Pulse;
 use wardrop_core::latency::{CurveView, FleetRecord};
 use wardrop_core::queue::QueueConfig;
 use wardrop_core::{Error, PolicyConfig};
 
 use super::{Role, WorkerPool};
 use crate::fleet::waiting::Waiters;
-
-/// A prompt whose length is beyond a pass's fixed cost.
-const LONG_TOKENS: u64 = 1024;
-
-/// How busy a pool is: figures that a controller takes differences of.
-#[derive(Clone, Debug, Serialize)]
-pub struct Pulse {
-    /// The model.
-    pub model: String,
-    /// What its workers do.
-    pub role: Role,
-    /// Workers that may be chosen.
-    pub routable: usize,
-    /// Requests booked since the start.
-    pub booked: u64,
-    /// Prefill seconds that they were expected to take.
-    pub booked_prefill_s: f64,
-    /// Prefill seconds of the requests in flight before their first token.
-    pub backlog_s: f64,
-    /// Requests in flight.
-    pub in_flight: u64,
-    /// Requests in the router's queue.
-    pub waiting: usize,
-    /// Prefill seconds of them.
-    pub waiting_prefill_s: f64,
-    /// Prompt tokens that wait inside the engines, by their own count, of workers that report.
-    pub engine_queued_tokens: u64,
-    /// Prefill seconds of them, by the workers' curves.
-    pub engine_queued_s: f64,
-    /// A decode step of one worker at the mean load of now, by the fleet's curve: what each prefill pass is longer by.
-    pub step_s: f64,
-    /// Age of the stalest engine report among the workers that may be chosen; `None` where none reports.
-    pub engine_age_s: Option<f64>,
-}
 
 /// Learned curves of a pool.
 #[derive(Clone, Debug, Serialize)]
@@ -99,57 +66,14 @@ impl WorkerPool {
         if state.workers.is_empty() {
             return None;
         }
-        let router = &state.router;
-        let pressures = (0..router.positions())
-            .filter(|&position| router.serves(position))
-            .map(|position| router.pressure(position, now_s));
-        let (mut backlog_s, mut in_flight, mut kv_tokens, mut serving) = (0.0, 0, 0.0, 0_u32);
-        for pressure in pressures {
-            backlog_s += pressure.backlog_s;
-            in_flight += u64::from(pressure.requests);
-            kv_tokens += pressure.kv_tokens;
-            serving += 1;
-        }
-        let curves = router.fleet_curves();
-        let per_worker = 1.0 / f64::from(serving.max(1));
-        let step_s = if self.role == Role::Aggregated && in_flight > 0 {
-            curves.step_s(in_flight as f64 * per_worker, kv_tokens * per_worker)
-        } else {
-            0.0
-        };
-        let token_s =
-            (curves.prefill_s(2 * LONG_TOKENS, 0) - curves.prefill_s(LONG_TOKENS, 0)) / LONG_TOKENS as f64;
-        let (booked, booked_prefill_s) = router.booked_prefill();
         let queue = state.waiters.as_ref().map(Waiters::stats).unwrap_or_default();
-        let mut pulse = Pulse {
-            model: self.model.to_string(),
-            role: self.role,
-            routable: 0,
-            booked,
-            booked_prefill_s,
-            backlog_s,
-            in_flight,
-            waiting: queue.waiting,
-            waiting_prefill_s: queue.prefill_s,
-            engine_queued_tokens: 0,
-            engine_queued_s: 0.0,
-            step_s,
-            engine_age_s: None,
-        };
+        let mut pulse = Pulse::of(&state.router, queue, &self.model, self.role.name(), now_s);
+        pulse.routable = 0;
         for worker in state.workers.values().filter(|worker| worker.available) {
             pulse.routable += 1;
-            let Some(step) = &worker.forward_pass else {
-                continue;
-            };
-            let tokens = step.queued_requests.sum_prefill_tokens;
-            pulse.engine_queued_tokens += tokens;
-            pulse.engine_queued_s += tokens as f64 * token_s;
-            if let Some(age_s) = worker.health.heartbeat_age_s(now_s) {
-                pulse.engine_age_s = Some(
-                    pulse
-                        .engine_age_s
-                        .map_or(age_s, |stalest: f64| stalest.max(age_s)),
-                );
+            if let Some(step) = &worker.forward_pass {
+                let age_s = worker.health.heartbeat_age_s(now_s);
+                pulse.engine(&state.router, step.queued_requests.sum_prefill_tokens, age_s);
             }
         }
         Some(pulse)
