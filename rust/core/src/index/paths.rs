@@ -526,6 +526,9 @@ impl Paths {
     pub fn child(&self, parent: BlockId, local: u64) -> Option<FrameId> {
         if parent != BlockId::ROOT {
             let header = self.header(parent.frame());
+            if get(&header[BRANCHES]) >> parent.offset() & 1 == 0 {
+                return None;
+            }
             let next = high(get(&header[LINKS]));
             if next != NONE.0
                 && parent.offset() + 1 == len_of(get(&header[SHAPE]))

@@ -423,6 +423,10 @@ impl Writer {
         blocks: &[StoredBlock],
         budget: Budget,
     ) -> Result<(), Refusal> {
+        if blocks.len() < TOUCH_MIN {
+            // Few names: they wait for memory together with the parent's, not after it.
+            self.touch(blocks.iter().map(|block| block.engine_hash.0));
+        }
         let mut after = match parent {
             Some(parent) => self.find(shared, slot, parent).ok_or(Refusal::UnknownParent)?,
             None => BlockId::ROOT,
