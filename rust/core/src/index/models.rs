@@ -140,6 +140,53 @@ fn a_step_to_a_child_stays_on_its_path() {
     );
 }
 
+/// A stretch or a chunk that a frame gave back: the writer links it with others that are free, after the frame's section and for
+/// other frames. Who still reads it through the old frame must notice.
+fn given_back(guard: Guard) {
+    struct State {
+        version: Watched,
+        /// Where the frame's words are: 1, or nowhere.
+        place: Watched,
+        words: Watched,
+    }
+    let state = Arc::new(State {
+        version: Watched::new(0),
+        place: Watched::new(1),
+        words: Watched::new(7),
+    });
+    let writer = {
+        let state = state.clone();
+        thread::spawn(move || {
+            if guard == Guard::Kept {
+                begin_write(&state.version);
+            } else {
+                state.version.set(state.version.get() | 1);
+            }
+            state.place.set(0);
+            end_write(&state.version, false);
+            state.words.set(9);
+        })
+    };
+    if let Some(stamp) = begin_read(&state.version)
+        && state.place.get() == 1
+    {
+        let words = state.words.get();
+        if is_valid(&state.version, stamp) {
+            assert_eq!(words, 7, "what is free must not be read as a frame's");
+        }
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn what_was_given_back_is_not_believed() {
+    assert!(!is_faulty(|| given_back(Guard::Kept)));
+    assert!(
+        is_faulty(|| given_back(Guard::LeftOut)),
+        "the link that was read must be found"
+    );
+}
+
 /// The child table: a bucket is split while a frame that is in it all the time is looked for.
 fn split(guard: Guard) {
     struct Table {

@@ -141,6 +141,82 @@ fn a_block_stored_twice_needs_two_removals() {
 }
 
 #[test]
+fn a_block_removed_twice_in_one_event_is_gone_once() {
+    let index = Index::new(u64::MAX);
+    index.apply(Slot(0), &chain(3)).unwrap();
+    let twice = remove(&[1001, 1002, 1001]);
+    assert_eq!(index.apply(Slot(0), &twice), Err(Refusal::UnknownBlocks(1)));
+    assert_eq!(device(&index, 3, Slot(0)), 1);
+    index.apply(Slot(0), &chain(3)).unwrap();
+    index.apply(Slot(0), &chain(2)).unwrap();
+    assert_eq!(index.apply(Slot(0), &twice), Ok(()));
+    assert_eq!(device(&index, 3, Slot(0)), 1);
+    index.check();
+}
+
+/// So many that the table of names grows often and some names find their lines full.
+#[test]
+fn a_large_index_answers_like_sets() {
+    const PROMPTS: u64 = 600;
+    const DEPTH: u64 = 300;
+    let index = Index::new(u64::MAX);
+    let mut rng = wardrop_core::rng::Rng::new(5);
+    let name = |of: u64, at: u64| (of << 20 | at).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let local = |of: u64, at: u64| LocalHash(of << 20 | at);
+    let slot = |of: u64| Slot((of % 8) as u32);
+    let mut held = vec![vec![false; DEPTH as usize]; PROMPTS as usize];
+    for round in 0..6 {
+        for of in 0..PROMPTS {
+            let held = &mut held[of as usize];
+            let from = held.iter().take_while(|&&held| held).count();
+            let to = (from..DEPTH as usize).take_while(|&at| !held[at]).count() + from;
+            held[from..to].fill(true);
+            let block = |at: usize| StoredBlock {
+                engine_hash: EngineHash(name(of, at as u64)),
+                local_hash: local(of, at as u64),
+            };
+            let event = KvEvent::Stored {
+                parent: from.checked_sub(1).map(|at| EngineHash(name(of, at as u64))),
+                blocks: (from..to).map(block).collect(),
+                tier: Tier::Device,
+            };
+            index.apply(slot(of), &event).unwrap();
+        }
+        for worker in 0..8 {
+            let mut going: Vec<u64> = Vec::new();
+            for of in (0..PROMPTS).filter(|of| of % 8 == worker) {
+                for at in 0..DEPTH {
+                    let held = &mut held[of as usize][at as usize];
+                    if *held && rng.below(4) == 0 {
+                        *held = false;
+                        going.push(name(of, at));
+                    }
+                }
+            }
+            for at in (1..going.len()).rev().filter(|_| round % 2 == 0) {
+                going.swap(at, rng.below(at + 1));
+            }
+            index.apply(Slot(worker as u32), &remove(&going)).unwrap();
+        }
+        for of in 0..PROMPTS {
+            let locals: Vec<LocalHash> = (0..DEPTH).map(|at| local(of, at)).collect();
+            let prompt = Prompt {
+                locals: &locals,
+                sequence: &[],
+            };
+            let expected = held[of as usize].iter().take_while(|&&held| held).count();
+            assert_eq!(
+                index.find_matches(&prompt, 8)[slot(of).index()][0] as usize,
+                expected
+            );
+        }
+        index.check();
+    }
+    (0..8).for_each(|slot| index.remove_worker(Slot(slot)));
+    assert_eq!((index.blocks(), index.footprint().name_bytes), (0, 0));
+}
+
+#[test]
 fn a_filled_hole_counts_again() {
     let index = Index::new(u64::MAX);
     index.apply(Slot(0), &chain(200)).unwrap();

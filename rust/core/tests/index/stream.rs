@@ -156,10 +156,24 @@ impl Stream {
             let other = self.rng.below(at + 1);
             places.swap(at, other);
         }
-        let blocks = places
-            .iter()
-            .map(|&at| self.name(worker, self.prompts[of].sequence[at]))
-            .collect();
+        let mut hashes: Vec<SequenceHash> = places.iter().map(|&at| self.prompts[of].sequence[at]).collect();
+        match self.rng.below(8) {
+            // One block twice: two copies, or one too many.
+            0 if !hashes.is_empty() => {
+                let (from, to) = (self.rng.below(hashes.len()), self.rng.below(hashes.len()));
+                hashes.insert(to, hashes[from]);
+            }
+            // Blocks of another prompt between them.
+            1 => {
+                let other = self.rng.below(self.prompts.len());
+                for at in 0..self.prompts[other].sequence.len().min(20) {
+                    let to = self.rng.below(hashes.len() + 1);
+                    hashes.insert(to, self.prompts[other].sequence[at]);
+                }
+            }
+            _ => {}
+        }
+        let blocks = hashes.iter().map(|&hash| self.name(worker, hash)).collect();
         KvEvent::Removed {
             blocks,
             tier: self.tier(),
