@@ -170,29 +170,30 @@ impl Matched {
         zero(&mut self.cached_tokens, self.slots.len());
     }
 
-    /// Puts down what each candidate would compute and find: `tokens_of_block[tier]` of the prompt for each block that it has.
-    pub(crate) fn fill_work(&mut self, tokens_of_block: [f64; 3]) {
-        let Self {
-            new_tokens,
-            cached_tokens,
-            ..
-        } = self;
-        new_tokens.resize(self.slots.len(), 0.0);
-        cached_tokens.resize(self.slots.len(), 0.0);
+    /// Puts down what each candidate would compute and find: `tokens_of_block[tier]` of the prompt for each block that it has;
+    /// `in_time`: that it will have, see [`Matched::overlap_in_time`].
+    pub(crate) fn fill_work(&mut self, tokens_of_block: [f64; 3], in_time: bool) {
+        self.new_tokens.resize(self.slots.len(), 0.0);
+        self.cached_tokens.resize(self.slots.len(), 0.0);
         let input_tokens = f64::from(self.input_tokens);
         if self.lower_is_zero {
+            let device = &self.device_blocks;
             work_of_device(
-                &self.device_blocks,
+                (device, if in_time { &self.shared_blocks } else { device }),
                 (input_tokens, tokens_of_block[0]),
-                new_tokens,
-                cached_tokens,
+                &mut self.new_tokens,
+                &mut self.cached_tokens,
             );
             return;
         }
         for i in 0..self.slots.len() {
-            let blocks = [self.device_blocks[i], self.host_blocks[i], self.disk_blocks[i]];
+            let blocks = if in_time {
+                self.overlap_in_time(i)
+            } else {
+                self.overlap(i)
+            };
             let found = cached_tokens_of(blocks, tokens_of_block).min(input_tokens);
-            (new_tokens[i], cached_tokens[i]) = (input_tokens - found, found);
+            (self.new_tokens[i], self.cached_tokens[i]) = (input_tokens - found, found);
         }
     }
 
@@ -209,6 +210,17 @@ impl Matched {
     /// What candidate `i` holds of the prompt, per tier.
     pub(crate) fn overlap(&self, i: usize) -> TierOverlap {
         [self.device_blocks[i], self.host_blocks[i], self.disk_blocks[i]]
+    }
+
+    /// What candidate `i` will hold of the prompt, per tier, once the prompts in flight there are computed.
+    pub(crate) fn overlap_in_time(&self, i: usize) -> TierOverlap {
+        let [device, host, disk] = self.overlap(i);
+        let sooner = self.shared_blocks[i].saturating_sub(device);
+        [
+            device + sooner,
+            host.saturating_sub(sooner),
+            disk.saturating_sub(sooner.saturating_sub(host)),
+        ]
     }
 
     /// Complete a match against the available workers, all or the allowed ones. `overlaps` must have looked at this fleet.
@@ -291,16 +303,20 @@ pub(crate) fn cached_tokens_of(blocks: TierOverlap, tokens_of_block: [f64; 3]) -
         .round()
 }
 
-/// As above where all is in device memory, of which every block saves whole tokens.
+/// As above where all is in device memory, of which every block saves whole tokens: the more of two columns of blocks.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn work_of_device(
-    device: &[u32],
+    (device, sooner): (&[u32], &[u32]),
     (input_tokens, block_tokens): (f64, f64),
     new_tokens: &mut [f64],
     cached_tokens: &mut [f64],
 ) {
-    for ((&device, new), cached) in device.iter().zip(new_tokens).zip(cached_tokens) {
-        let found = (small_f64(device) * block_tokens).min(input_tokens);
+    let blocks = device
+        .iter()
+        .zip(sooner)
+        .map(|(&device, &sooner)| device.max(sooner));
+    for ((blocks, new), cached) in blocks.zip(new_tokens).zip(cached_tokens) {
+        let found = (small_f64(blocks) * block_tokens).min(input_tokens);
         *new = input_tokens - found;
         *cached = found;
     }

@@ -341,7 +341,7 @@ impl Router {
         self.assert_present(matched);
         desk.check(request)?;
         desk.counters.routed += 1;
-        let work = desk.work(request.input_tokens, matched.overlap(chosen));
+        let work = desk.work_of(matched, chosen);
         desk.keep(request, matched, chosen, now_s);
         desk.open(request, matched.slots[chosen], work, now_s);
         Ok(matched.workers[chosen])
@@ -574,7 +574,7 @@ impl Router {
 impl Desk {
     fn fill_work(&self, matched: &mut Matched) {
         if self.config.tracks_prefill {
-            matched.fill_work(self.tokens_of_block());
+            matched.fill_work(self.tokens_of_block(), self.policy.wants_seconds());
         } else {
             matched.fill_no_work();
         }
@@ -609,7 +609,7 @@ impl Desk {
             },
         };
         self.counters.routed += 1;
-        let work = self.work(request.input_tokens, matched.overlap(chosen));
+        let work = self.work_of(matched, chosen);
         self.keep(request, matched, chosen, now_s);
         self.open(request, matched.slots[chosen], work, now_s);
         mark(Stage::Pick);
@@ -641,7 +641,7 @@ impl Desk {
         let mut peer_decode_s = Vec::with_capacity(count);
         let mut step_s = 0.0;
         for (i, &slot) in matched.slots.iter().enumerate() {
-            let work = self.work(matched.input_tokens, matched.overlap(i));
+            let work = self.work_of(matched, i);
             let kv = self.load.decode_blocks[slot.index()] as f64 * block_tokens;
             let with = kv + matched.new_blocks(i) as f64 * block_tokens;
             let seconds = self.ledger.seconds(slot, work, (kv, with), output_tokens, now_s);
@@ -815,6 +815,18 @@ impl Desk {
 
     fn kv_tokens(&self, slot: Slot) -> f64 {
         self.load.decode_blocks[slot.index()] as f64 * f64::from(self.config.block_size)
+    }
+
+    /// What candidate `i` would compute of a matched prompt, and what it would find. A price in seconds counts the prefix in
+    /// flight there beside what events told: an engine computes prompts in order, so it is there by this one's turn. The
+    /// other prices keep to the events, as their sources do.
+    fn work_of(&self, matched: &Matched, i: usize) -> Work {
+        let overlap = if self.policy.wants_seconds() {
+            matched.overlap_in_time(i)
+        } else {
+            matched.overlap(i)
+        };
+        self.work(matched.input_tokens, overlap)
     }
 
     /// What a worker with this overlap would compute of a prompt, and what it would find; nothing in a pool that does not

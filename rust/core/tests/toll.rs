@@ -48,16 +48,33 @@ fn each_term_is_its_formula() {
         ..c
     };
     assert!(close(busy_period_s(&calm), 0.2 * 2.0 * 1.7 / 0.8));
-    assert!((memory_s(&c) - (0.5 + 0.1 * 2.0 * 0.6 / 0.2)).abs() < 1e-9);
+    assert!((memory_s(&c, 300.0) - (0.5 + 0.1 * 2.0 * 0.6 / 0.2)).abs() < 1e-9);
     assert!(close(eviction_s(&c), 0.015));
     let w = Objective::default().weights().unwrap();
     let sum = w.own * own_first_token_s(&c)
         + w.decode * own_decode_s(&c, 300.0)
         + w.stall * stall_s(&c)
         + w.busy * busy_period_s(&c)
-        + w.memory * memory_s(&c)
+        + w.memory * memory_s(&c, 300.0)
         + w.eviction * eviction_s(&c);
     assert!(close(toll_s(&c, 300.0, &w), sum));
+}
+
+#[test]
+fn prompt_that_fits_delays_at_most_those_who_arrive_while_it_stays() {
+    let fits = Seconds {
+        memory_wait_s: 0.0,
+        footprint_s: 7.0,
+        memory_share: 0.95,
+        ..busy()
+    };
+    let stay_s = 1.0 + 0.2 + 300.0 * 0.012;
+    assert!(close(memory_s(&fits, 300.0), 7.0 * 2.0 * stay_s));
+    let short = Seconds {
+        memory_wait_s: 1.0,
+        ..fits
+    };
+    assert!((memory_s(&short, 300.0) - (1.0 + 7.0 * 2.0 * (20.0 + stay_s))).abs() < 1e-9);
 }
 
 #[test]
@@ -71,7 +88,7 @@ fn idle_fleet_pays_no_toll() {
     for term in [
         stall_s(&idle),
         busy_period_s(&idle),
-        memory_s(&idle),
+        memory_s(&idle, 300.0),
         eviction_s(&idle),
     ] {
         assert_eq!(term, 0.0);
@@ -227,11 +244,42 @@ fn newcomer_gets_at_most_its_share_while_another_is_known() {
     // 10 in flight and one more on three workers: 4 each at most.
     let requests = |i: usize| [3.0, 4.0, 3.0][i];
     let mut costs = [5.0, 1.0, 2.0];
-    hold_newcomers(&[false, true, true], requests, &mut costs);
+    let some_new = [false, true, true];
+    hold_newcomers(&some_new, requests, |_| 0, &mut costs);
     assert_eq!(costs, [5.0, f64::INFINITY, 2.0]);
     let mut costs = [5.0, 1.0, 2.0];
-    hold_newcomers(&[true, true, true], requests, &mut costs);
+    hold_newcomers(&some_new, requests, |i| [7, 8, 8][i], &mut costs);
+    assert_eq!(costs, [5.0, 1.0, 2.0], "what it holds of a prompt is no guess");
+    hold_newcomers(&some_new, requests, |i| [8, 8, 0][i], &mut costs);
+    assert_eq!(costs, [5.0, f64::INFINITY, 2.0], "who is known holds as much");
+    let mut costs = [5.0, 1.0, 2.0];
+    hold_newcomers(&[true, true, true], requests, |_| 0, &mut costs);
     assert_eq!(costs, [5.0, 1.0, 2.0], "nobody is known, so nobody is held");
+}
+
+#[test]
+fn prefix_in_flight_counts_as_cached_by_the_next_turn() {
+    let router = router(2);
+    // A long prompt is being computed and no event told of it yet; its next turn comes.
+    let first = hashes(1, 2000);
+    let worker = router.route(&ask(&first, 1), 0.0).unwrap().worker;
+    let mut next = first.clone();
+    next.extend(hashes(9000, 2));
+    let turn = router.route(&ask(&next, 2), 0.5).unwrap();
+    assert_eq!(turn.worker, worker);
+    // Booked with what it adds, not with the whole prompt again.
+    let tokens = |id| {
+        let snapshot = router.snapshot().workers;
+        snapshot.iter().find(|w| w.worker == id).unwrap().prefill_tokens
+    };
+    assert_eq!(tokens(worker), 2002 * 64);
+    // Once the first turn has ended and the events did not come, nothing is known of it any more.
+    for id in 1..=2 {
+        router.prefill_done(RequestId(id), 20.0).unwrap();
+        router.release(RequestId(id), 20.0).unwrap();
+    }
+    let again = router.route(&ask(&next, 3), 21.0).unwrap().worker;
+    assert_eq!(tokens(again), 2002 * 64);
 }
 
 #[test]

@@ -102,6 +102,11 @@ impl View<'_> {
         self.decode_blocks[i] + u64::from(self.request_blocks - self.shared_blocks[i])
     }
 
+    /// Leading blocks of the prompt that candidate `i` has in device memory or in flight.
+    pub fn held_blocks(&self, i: usize) -> u32 {
+        self.device_blocks[i].max(self.shared_blocks[i])
+    }
+
     /// Prompt tokens that candidate `i` would have to compute: all but its device blocks.
     pub fn uncached_tokens(&self, i: usize) -> u64 {
         u64::from(self.input_tokens)

@@ -58,11 +58,12 @@ pub struct TollWeights {
     pub eviction: f64,
 }
 
-/// Tail TTFT: the full toll.
+/// Tail TTFT. A stall delays tokens, not first tokens, and at its full price it gathers long prompts where few requests run
+/// until the KV memory there is short: half of it.
 const TTFT: TollWeights = TollWeights {
     own: 1.0,
     decode: 1.0,
-    stall: 1.0,
+    stall: 0.5,
     busy: 1.0,
     memory: 3.0,
     eviction: 1.0,

@@ -8,7 +8,7 @@
 //!       + decode · Ō·step_with                                   own decode                 [`own_decode_s`]
 //!       + stall · s·n                                            those in flight wait       [`stall_s`]
 //!       + busy · s·λ·(W + M + s)·min(1/(1 − ρ), 2)               those who will arrive      [`busy_period_s`]
-//!       + memory · [M + f·λ·(M + f)/(1 − m)]                     KV blocks                  [`memory_s`]
+//!       + memory · [M + f·λ·(M/(1 − m) + min(f/(1 − m), stay))]  KV blocks                  [`memory_s`]
 //!       + eviction · evicted·reuse·token                         what its blocks push out   [`eviction_s`]
 //! ```
 //!
@@ -65,12 +65,19 @@ pub fn busy_period_s(c: &Seconds) -> f64 {
     c.prefill_s * c.arrivals_per_s * backlog_s * stretch
 }
 
-/// M + f·λ·(M + f)/(1 − m): waiting for KV blocks, own and of those who arrive meanwhile. m is the share of the KV memory in
-/// use with this request: memory is the server here, so its own utilisation stretches the wait, not that of prefill.
+/// M + f·λ·(M/(1 − m) + min(f/(1 − m), stay)): waiting for KV blocks, own and of those who arrive meanwhile. m is the share
+/// of the KV memory in use with this request: memory is the server here, so its own utilisation stretches the wait, not that
+/// of prefill. `stay = W + s + Ō·step_with` is how long the request holds its blocks.
+///
+/// What is short already (M) delays everybody until memory is free again. While it still fits, only those who arrive during
+/// the stay can be held up by it, however full: unbounded, f/(1 − m) of a prompt that takes half of a cache was minutes, and
+/// sent it away from its own prefix (`docs/pricing.md`).
 #[inline(always)]
-pub fn memory_s(c: &Seconds) -> f64 {
+pub fn memory_s(c: &Seconds, output_tokens: f64) -> f64 {
     let (wait_s, own_s) = (c.memory_wait_s, c.footprint_s);
-    wait_s + own_s * c.arrivals_per_s * (wait_s + own_s) / (1.0 - c.memory_share)
+    let stay_s = c.wait_s + c.prefill_s + own_decode_s(c, output_tokens);
+    let stretch = 1.0 / (1.0 - c.memory_share);
+    wait_s + own_s * c.arrivals_per_s * (wait_s * stretch + (own_s * stretch).min(stay_s))
 }
 
 /// evicted tokens × how likely somebody wants one again × seconds to compute it again.
@@ -86,7 +93,7 @@ pub fn toll_s(c: &Seconds, output_tokens: f64, w: &TollWeights) -> f64 {
         + w.decode * own_decode_s(c, output_tokens)
         + w.stall * stall_s(c)
         + w.busy * busy_period_s(c)
-        + w.memory * memory_s(c)
+        + w.memory * memory_s(c, output_tokens)
         + w.eviction * eviction_s(c)
 }
 
@@ -95,15 +102,23 @@ pub fn toll_s(c: &Seconds, output_tokens: f64, w: &TollWeights) -> f64 {
 /// is nothing to fall back on. One that is known always keeps its finite cost. O(candidates).
 ///
 /// A newcomer's curve is the fleet's, a guess; empty as it is, it looks best to every request until the first answers tell.
-pub fn hold_newcomers(is_new: &[bool], requests: impl Fn(usize) -> f64, costs: &mut [f64]) {
+/// What it holds of a prompt is no guess: one that holds more (`held_blocks`) than all who are known is not held.
+pub fn hold_newcomers(
+    is_new: &[bool],
+    requests: impl Fn(usize) -> f64,
+    held_blocks: impl Fn(usize) -> u32,
+    costs: &mut [f64],
+) {
     let new = is_new.iter().filter(|&&is_new| is_new).count();
     if new == 0 || new == is_new.len() {
         return;
     }
     let in_flight: f64 = (0..is_new.len()).map(&requests).sum();
     let share = ((in_flight + 1.0) / is_new.len() as f64).ceil();
+    let known = (0..is_new.len()).filter(|&i| !is_new[i]);
+    let known_blocks = known.map(&held_blocks).max().unwrap_or(0);
     for (i, cost) in costs.iter_mut().enumerate() {
-        if is_new[i] && requests(i) >= share {
+        if is_new[i] && requests(i) >= share && held_blocks(i) <= known_blocks {
             *cost = f64::INFINITY;
         }
     }
@@ -140,7 +155,8 @@ impl Policy for Toll {
 
     fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
         price_all(&view.books, view.output_tokens, &self.weights, costs);
-        hold_newcomers(view.books.newcomers(), |i| view.books.seconds(i).requests, costs);
+        let requests = |i| view.books.seconds(i).requests;
+        hold_newcomers(view.books.newcomers(), requests, |i| view.held_blocks(i), costs);
     }
 
     /// The weighted terms, seconds. A newcomer beyond its share is out whatever they are: its cost is infinite.
@@ -151,7 +167,7 @@ impl Policy for Toll {
             ("own_decode_s", w.decode * own_decode_s(&c, view.output_tokens)),
             ("stall_s", w.stall * stall_s(&c)),
             ("busy_period_s", w.busy * busy_period_s(&c)),
-            ("memory_s", w.memory * memory_s(&c)),
+            ("memory_s", w.memory * memory_s(&c, view.output_tokens)),
             ("eviction_s", w.eviction * eviction_s(&c)),
         ]
     }

@@ -11,8 +11,8 @@ use wardrop_core::{PolicyConfig, WorkerId};
 use super::feed::Event;
 use super::options::{IN_FORCE, Rule, ShadowOptions, router};
 use super::report::{ShadowArm, ShadowReport};
-use wardrop_core::control::Routing;
 use crate::fleet::{Member, Model, Role};
+use wardrop_core::control::Routing;
 
 /// Weight of the newest request in the mean size.
 const MEAN_WEIGHT: f64 = 0.01;
