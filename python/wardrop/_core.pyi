@@ -927,11 +927,54 @@ class Gateway:
             ValueError: no such pool, another version, or values that no curve can have.
         """
 
+    def save_index(self) -> bytes:
+        """Who holds which blocks in every pool, with where the workers' feeds stand and whose they
+        are: versioned and checksummed, hashes only. Events wait meanwhile, decisions do not."""
+
+    @staticmethod
+    def saved_index(data: bytes, /) -> str:
+        """JSON of what `save_index` put into these bytes: `saved_at_s` (unix time) and `pools`.
+
+        Raises:
+            ValueError: they are damaged, cut off, of another version, or something else.
+        """
+
+    def restore_index(
+        self, model: str, role: str, data: bytes, publishers: list[int], dump_follows: bool
+    ) -> str:
+        """Take over what was saved of one pool, before its first feed of KV events is followed.
+
+        A worker that is not registered, whose feed's publisher is not among `publishers`, or of
+        which some events were missing starts empty. What is taken over stands until the worker's
+        first event or a dump: the next event proves it; a later one, or another incarnation's,
+        refutes it.
+
+        Args:
+            model: its name.
+            role: of the workers.
+            data: from `save_index`.
+            publishers: those of the pool's feeds of KV events now.
+            dump_follows: blocks of workers whose events are missing will be read again, so that
+                they need not be forgotten at once.
+
+        Returns:
+            JSON: `taken_over`, `restarted`, `not_known`, `gone` workers, and `blocks`.
+
+        Raises:
+            ValueError: what is wrong with the bytes, or the pool's index is not empty any more.
+        """
+
     def set_gauges(self, gauges_json: str, /) -> None:
         """Put `{name: number}` on the metrics page as `wardrop_control{reason=name}`.
 
         Raises:
             ValueError: not such an object, or more than 64 names.
+        """
+
+    def receipt(self, request_id: str, /) -> str | None:
+        """JSON of why a request (its `x-request-id`) went where it went, and what came of it.
+
+        None when it is not kept: only the last `routing.receipts` are, none by default.
         """
 
     def drain(self, timeout_s: float) -> bool:

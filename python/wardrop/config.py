@@ -9,6 +9,7 @@ that does not exist is refused with the nearest one that does.
 from __future__ import annotations
 
 import json
+import math
 import re
 import types
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,12 @@ from wardrop import shadow_policies
 
 FrontendMode = Literal["kv", "direct", "round-robin"]
 Discovery = Literal["auto", "file", "etcd", "frontend"]
+PredictedUse = Literal["off", "alone", "beside"]
+
+
+_SWITCHES = ("fair", "share_passes")
+_MOST_TENANTS = 1024
+_LONGEST_TENANT = 128
 
 
 class ConfigError(ValueError):
@@ -93,6 +100,9 @@ class Routing:
         {}, "parameters of the queue, name=number,… (kappa, backlog_s, …)", "queue-parameters"
     )
     queue_hints: bool = _setting(False, "take priority and deadline headers from clients")
+    tenant_weights: dict[str, float] = _setting(  # noqa: RUF009  (a field, as the others)
+        {}, "weights in a fair queue, tenant=number,…; others have 1", "tenant-weights"
+    )
     seed: int = _setting(0, "seed of the tie breaker", "seed")
     booking_ttl_s: float = _setting(900.0, "life of a booking whose request never ends")
     allow_client_pins: bool = _setting(False, "pass on worker pins of clients, else 400")
@@ -103,6 +113,31 @@ class Routing:
             raise ConfigError("routing.policy: got an empty name, expected one such as 'dynamo'")
         _within("routing.seed", self.seed, 0, 2**64 - 1)
         _within("routing.booking_ttl_s", self.booking_ttl_s, 1e-3, 1e9)
+        _check_tenants(self.tenant_weights)
+        if self.tenant_weights and not (self.queue and self.queue_parameters.get("fair")):
+            raise ConfigError(
+                "routing.tenant_weights: got some without a fair queue, which alone weighs tenants; "
+                "add --queue true --queue-parameters fair=1"
+            )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Caches predicted by where requests were sent; see docs/predicted.md."""
+
+    used: PredictedUse = _setting(  # noqa: RUF009  (a field, as the others)
+        "off", "off, alone (a fleet without KV events) or beside (until events arrive)", "predicted"
+    )
+    ttl_s: float = _setting(120.0, "life of a record after its request ended")
+    settle_s: float = _setting(1.0, "beside: life of a record after its first token")
+    capacity_blocks: int = _setting(1 << 16, "KV blocks of a worker that does not say how many")
+    max_records: int = _setting(1_000_000, "records at most; the oldest goes first")
+
+    def __post_init__(self) -> None:
+        _within("predicted.ttl_s", self.ttl_s, 1e-3, 1e9)
+        _within("predicted.settle_s", self.settle_s, 0, 1e9)
+        _within("predicted.capacity_blocks", self.capacity_blocks, 1, 2**40)
+        _within("predicted.max_records", self.max_records, 1, 2**32)
 
 
 @dataclass(frozen=True)
@@ -201,6 +236,9 @@ class Control:
         False, "let the controller move kappa and room, guarded", "controller"
     )
     period_ms: int = _setting(250, "time between two looks of the controller")
+    receipts: int = _setting(
+        0, "decisions whose receipt is kept, for GET /v1/receipts/ID; 0 keeps none", "receipts"
+    )
     prometheus: str = _setting(
         "", "metrics page to fall back on, http://HOST:PORT/metrics", "controller-prometheus"
     )
@@ -208,6 +246,12 @@ class Control:
     def __post_init__(self) -> None:
         _within("control.admin_port", self.admin_port, -1, 65535)
         _within("control.period_ms", self.period_ms, 50, 10_000)
+        _within("control.receipts", self.receipts, 0, 65_536)
+        if self.receipts and self.admin_port < 0:
+            raise ConfigError(
+                "control.receipts: got some with --admin-port -1, where nobody can read them; "
+                "leave one of them out"
+            )
         if self.prometheus and urlsplit(self.prometheus).scheme not in ("http", "https"):
             raise ConfigError(
                 f"control.prometheus: got {self.prometheus!r}, expected http://HOST:PORT/metrics"
@@ -257,6 +301,23 @@ class Shadows:
 
 
 @dataclass(frozen=True)
+class IndexFile:
+    """The prefix index over restarts; see docs/core.md, Restarts."""
+
+    file: str = _setting(
+        "", "the prefix index: read at start, written now and then and at stop", "index-file"
+    )
+    interval_s: float = _setting(60.0, "time between two writes of the file")
+    max_bytes: int = _setting(1 << 30, "a larger index is not saved, a larger file not read")
+    max_age_s: float = _setting(3600.0, "an older file is not used")
+
+    def __post_init__(self) -> None:
+        _within("index.interval_s", self.interval_s, 0.1, 86_400)
+        _within("index.max_bytes", self.max_bytes, 1024, 2**40)
+        _within("index.max_age_s", self.max_age_s, 1, 1e9)
+
+
+@dataclass(frozen=True)
 class Log:
     """What is said on standard error."""
 
@@ -277,11 +338,13 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     upstream: Upstream = field(default_factory=Upstream)
     routing: Routing = field(default_factory=Routing)
+    predicted: Predicted = field(default_factory=Predicted)
     prompt: Prompt = field(default_factory=Prompt)
     feed: Feed = field(default_factory=Feed)
     dynamo: Dynamo = field(default_factory=Dynamo)
     control: Control = field(default_factory=Control)
     shadows: Shadows = field(default_factory=Shadows)
+    index: IndexFile = field(default_factory=IndexFile)
     log: Log = field(default_factory=Log)
 
     def gateway_json(self, upstreams: list[str]) -> str:
@@ -289,10 +352,12 @@ class Config:
         routing = asdict(self.routing)
         routing["policy"] = {"name": routing["policy"], **routing.pop("parameters")}
         queue = {
-            name: bool(value) if name == "fair" else int(value) if value == int(value) else value
+            name: bool(value) if name in _SWITCHES else int(value) if value == int(value) else value
             for name, value in routing.pop("queue_parameters").items()
         }
         routing["queue"] = queue if routing["queue"] else None
+        routing["predicted"] = asdict(self.predicted)
+        routing["receipts"] = self.control.receipts
         return json.dumps(
             {
                 "listen": f"{self.http.host}:{self.http.port}",
@@ -456,7 +521,10 @@ def _parse(setting: Setting, text: str, source: str) -> object:
     if get_origin(kind) is dict:
         pairs = [part.partition("=") for part in text.split(",") if part.strip()]
         try:
-            return {name.strip(): float(value) for name, _, value in pairs}
+            numbers = {name.strip(): float(value) for name, _, value in pairs}
+            if not all(map(math.isfinite, numbers.values())):
+                raise ValueError
+            return numbers
         except ValueError:
             raise ConfigError(f"{source}: got {text!r}, expected name=number,…") from None
     return _check(setting, text, source)
@@ -484,7 +552,7 @@ def _check(setting: Setting, value: object, source: str) -> object:
         entries = cast(dict[object, object], value) if isinstance(value, dict) else {None: None}
         for name, number in entries.items():
             numeric = isinstance(number, int | float) and not isinstance(number, bool)
-            if not isinstance(name, str) or not numeric:
+            if not isinstance(name, str) or not numeric or not math.isfinite(cast(float, number)):
                 raise ConfigError(f"{source}: got {value!r}, expected names with numbers")
         return entries
     plain = not isinstance(kind, types.UnionType) and origin is not Union
@@ -502,6 +570,20 @@ def _unknown(where: str, got: str, known: list[str]) -> str:
     near = get_close_matches(got, known, 1, 0.5)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
     return f"{where} {got!r} is not known{hint}"
+
+
+def _check_tenants(weights: Mapping[str, float]) -> None:
+    if len(weights) > _MOST_TENANTS:
+        raise ConfigError(
+            f"routing.tenant_weights: got {len(weights)} tenants, expected at most {_MOST_TENANTS}"
+        )
+    for tenant, weight in weights.items():
+        if not tenant or len(tenant) > _LONGEST_TENANT:
+            raise ConfigError(
+                f"routing.tenant_weights: got the tenant {tenant[:40]!r}, expected a name of 1 to "
+                f"{_LONGEST_TENANT} characters, as in the header x-tenant-id"
+            )
+        _within(f"routing.tenant_weights: {tenant}", weight, 1e-3, 1e3)
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

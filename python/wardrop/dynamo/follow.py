@@ -42,6 +42,8 @@ Pool = tuple[str, Role]
 Dump = Callable[[str, int], Awaitable[str]]
 """Endpoint and block size → JSON list of stored events."""
 Folder = Callable[[Model], Awaitable[Path]]
+Restore = Callable[[Pool, list[int]], Awaitable[None]]
+"""Takes a pool's saved index over, given the publishers of its feeds of KV events."""
 Served = Callable[[str], Awaitable[bool]]
 """Whether a frontend serves a model: a worker that no frontend can reach is not routable."""
 
@@ -114,6 +116,7 @@ class Follower:
         dump: reads an endpoint's present blocks; None where there is no store to read them by.
         resync_interval_s: shortest time between two dumps of one pool.
         served: says whether a frontend serves a model yet; its workers wait for that.
+        restore: takes over what was saved of a pool, before its first feed is read.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class Follower:
         dump: Dump | None,
         resync_interval_s: float,
         served: Served,
+        restore: Restore | None = None,
     ) -> None:
         self.counters = Counters()
         self._gateway = gateway
@@ -132,6 +136,8 @@ class Follower:
         self._dump = dump
         self._resync_interval_s = resync_interval_s
         self._served = served
+        self._restore = restore
+        self._restored: set[Pool] = set()
         self._applied = _Applied()
         self._wanted = View()
         self._unread: dict[Pool, str] = {}
@@ -212,10 +218,20 @@ class Follower:
                 applied.workers[worker.model, worker.role, worker.instance] = worker
                 log.info("%s worker %d of %s joined", worker.role, worker.instance, worker.model)
             case Subscribe(feed):
+                await self._restore_before(feed)
                 gateway.subscribe(feed_json(feed))
                 applied.feeds[feed.publisher_id] = feed
                 if feed.topic == "kv-events":
                     self._unread[feed.model, feed.role] = "a new feed"
+
+    async def _restore_before(self, feed: Feed) -> None:
+        """The saved index of the feed's pool, once: events can not be taken back."""
+        pool = (feed.model, feed.role)
+        if self._restore is None or feed.topic != "kv-events" or pool in self._restored:
+            return
+        self._restored.add(pool)
+        feeds = [f for f in self._wanted.feeds.values() if (f.model, f.role) == pool]
+        await self._restore(pool, [f.publisher_id for f in feeds if f.topic == "kv-events"])
 
     async def _upsert_model(self, model: Model) -> None:
         try:

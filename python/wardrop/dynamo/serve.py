@@ -33,6 +33,7 @@ from wardrop.dynamo.source import FileSource, Source
 from wardrop.dynamo.store import default_root
 from wardrop.dynamo.supervisor import Supervisor, SupervisorError
 from wardrop.service.admin import Admin
+from wardrop.service.index_keeper import IndexKeeper, unusable
 from wardrop.service.keeper import CurveKeeper
 
 log = logging.getLogger("wardrop.control")
@@ -79,6 +80,24 @@ class Gateway(GatewayControl, Protocol):
 
     def shadows(self) -> str | None:
         """What the shadows say; None without shadows."""
+        ...
+
+    def save_index(self) -> bytes:
+        """Every pool's index."""
+        ...
+
+    def saved_index(self, data: bytes, /) -> str:
+        """What such bytes hold."""
+        ...
+
+    def restore_index(
+        self, model: str, role: str, data: bytes, publishers: list[int], dump_follows: bool
+    ) -> str:
+        """Take one pool over."""
+        ...
+
+    def receipt(self, request_id: str, /) -> str | None:
+        """Why a request went where it went."""
         ...
 
     def metrics(self) -> str:
@@ -149,6 +168,8 @@ class Server:
                 f"got frontend flags {' '.join(frontend_arguments)!r} with --upstream, which "
                 "starts no frontend; give one or the other"
             )
+        if config.index.file and (reason := unusable(Path(config.index.file))):
+            raise StartError(f"index.file: got {config.index.file!r}, but {reason}")
         self.config = config
         self.source = choose_source(config.dynamo, environment)
         self.port: int | None = None
@@ -159,6 +180,7 @@ class Server:
         self._upstreams_changed = asyncio.Event()
         self._supervisor: Supervisor | None = None
         self._follower: Follower | None = None
+        self._index: IndexKeeper | None = None
         if not config.dynamo.upstreams:
             version = dynamo_version(self._python)
             log.info("Dynamo %s", version)
@@ -209,6 +231,8 @@ class Server:
                 await self._serve(gateway, children)
                 return 0 if await self._drain(gateway) else 1
             finally:
+                if self._index is not None:
+                    await self._index.save()
                 await asyncio.to_thread(gateway.stop)
         finally:
             if children is not None:
@@ -254,12 +278,18 @@ class Server:
 
     async def _serve(self, gateway: Gateway, children: asyncio.Task[None] | None) -> None:
         """Run the parts until a stop is requested; an error of any part ends it."""
+        if self.config.index.file:
+            self._index = IndexKeeper(gateway, self.config.index, self._can_dump)
+            self._index.load()
         parts: list[Coroutine[Any, Any, Any]] = [*self._follower_parts(gateway)]
+        if self._index is not None:
+            parts.append(self._index.run())
         control = self.config.control
         audit = AuditLog(Path(control.audit_file)) if control.audit_file else None
         door = Door(gateway, audit)
-        admin = Admin(gateway, door, control.admin_port) if control.admin_port >= 0 else None
-        if admin is not None:
+        admin = None
+        if control.admin_port >= 0:
+            admin = Admin(gateway, door, control.admin_port, control.receipts)
             await admin.start()
         page = self._read_page if control.prometheus else None
         watcher = Watcher(gateway, door, control.controller, page)
@@ -298,9 +328,17 @@ class Server:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise OSError(f"{self.config.control.prometheus}: {error}") from error
 
+    @property
+    def _can_dump(self) -> bool:
+        """Blocks can be read from Dynamo."""
+        return self.config.dynamo.bootstrap and not isinstance(self.source, FrontendSource)
+
+    async def _restore_index(self, pool: tuple[str, str], publishers: list[int]) -> None:
+        if self._index is not None:
+            await asyncio.to_thread(self._index.restore, pool, publishers)
+
     def _follower_parts(self, gateway: Gateway) -> list[Coroutine[Any, Any, None]]:
         dynamo = self.config.dynamo
-        can_dump = dynamo.bootstrap and not isinstance(self.source, FrontendSource)
 
         async def dump(endpoint: str, block_size: int) -> str:
             environment = dynamo_environment(self.source, self._environment)
@@ -312,9 +350,10 @@ class Server:
             gateway,
             self.source,
             card_folder,
-            dump if can_dump else None,
+            dump if self._can_dump else None,
             dynamo.resync_interval_s,
             self._is_served,
+            self._restore_index,
         )
         return [follower.follow(), follower.repair()]
 

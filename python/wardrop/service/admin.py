@@ -7,6 +7,7 @@
     GET  /v1/curves                       learned latency curves with their units
     POST /v1/curves                       [{"model", "role", "record"}] → workers restored
     GET  /v1/shadows                      what other policies would have given; 404 without shadows
+    GET  /v1/receipts/{request_id}        why a request went where it went, and what came of it
     GET  /v1/status                       the gateway's status
     GET  /metrics                         as on the public port
 
@@ -63,6 +64,10 @@ class Inspected(Protocol):
         """JSON of what the shadows say; None without shadows."""
         ...
 
+    def receipt(self, request_id: str, /) -> str | None:
+        """JSON of a decision's receipt."""
+        ...
+
 
 class Admin:
     """The API as a server; `start` and `stop`.
@@ -71,10 +76,12 @@ class Admin:
         gateway: what is read.
         door: by which it is changed.
         port: to listen on at 127.0.0.1; 0 takes a free one.
+        receipts: how many the gateway keeps.
     """
 
-    def __init__(self, gateway: Inspected, door: Door, port: int) -> None:
+    def __init__(self, gateway: Inspected, door: Door, port: int, receipts: int = 0) -> None:
         self._gateway = gateway
+        self._receipts = receipts
         self._door = door
         self._wanted = port
         self.port: int | None = None
@@ -88,6 +95,7 @@ class Admin:
                 web.get("/v1/curves", self._curves),
                 web.post("/v1/curves", self._restore),
                 web.get("/v1/shadows", self._shadows),
+                web.get("/v1/receipts/{request_id}", self._receipt),
                 web.get("/v1/status", self._status),
                 web.get("/metrics", self._metrics),
             ]
@@ -170,6 +178,19 @@ class Admin:
                 "--shadows 'dynamo;toll+queue(kappa=30)'",
             )
         return web.json_response({"models": json.loads(told)})
+
+    async def _receipt(self, request: web.Request) -> web.Response:
+        request_id = request.match_info["request_id"]
+        text = self._gateway.receipt(request_id)
+        if text is not None:
+            return web.json_response(text=text)
+        if not self._receipts:
+            return _refusal(404, "no receipts are kept; start with --receipts N")
+        return _refusal(
+            404,
+            f"no receipt of {request_id[:128]!r}: expected the x-request-id of one of the last "
+            f"{self._receipts} requests with a prompt",
+        )
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(text=self._gateway.status())

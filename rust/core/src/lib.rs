@@ -44,7 +44,7 @@ pub use hash::{
 pub use index::{ImageError, RestoredWorker, WorkerOverlap};
 pub use predicted::{PredictedConfig, PredictedUse};
 pub use price::{DynamoConfig, Policy, PolicyConfig, View};
-pub use request::{Candidate, Decision, Parts, RequestId, RouteRequest, Stage};
+pub use request::{Candidate, Choice, Decision, Parts, RequestId, RouteRequest, Stage};
 pub use router::{Router, RouterConfig};
 pub use snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 pub use worker::{WorkerId, WorkerSpec};

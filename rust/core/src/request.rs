@@ -1,6 +1,7 @@
 //! A request to place, and where it goes.
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::hash::{LocalHash, SequenceHash};
 use crate::index::Prompt;
@@ -64,11 +65,49 @@ pub struct Decision {
     pub candidates: Vec<Candidate>,
 }
 
-/// The parts of a cost by name, in the unit of the policy: their sum is the cost. Empty where a rule has none.
-pub type Parts = Vec<(&'static str, f64)>;
+/// Parts of one cost at most.
+const PARTS_MAX: usize = 6;
+
+/// The parts of a cost by name, in the unit of the policy: their sum is the cost. Empty where a rule adds nothing up.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Parts([Option<(&'static str, f64)>; PARTS_MAX]);
+
+impl Parts {
+    /// At most six.
+    pub fn new<const N: usize>(parts: [(&'static str, f64); N]) -> Self {
+        const { assert!(N <= PARTS_MAX, "a cost must have at most six parts") };
+        Self(std::array::from_fn(|i| parts.get(i).copied()))
+    }
+
+    /// Each with its name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
+        self.0.iter().flatten().copied()
+    }
+}
+
+impl Serialize for Parts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (name, cost) in self.iter() {
+            map.serialize_entry(name, &cost)?;
+        }
+        map.end()
+    }
+}
+
+/// What a matched request would choose.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choice {
+    /// Which candidate of the match.
+    pub chosen: usize,
+    /// Its cost, in the unit of the policy.
+    pub cost: f64,
+    /// Every candidate with its parts, when asked for.
+    pub candidates: Vec<Candidate>,
+}
 
 /// One candidate of a decision, as it was priced.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Candidate {
     /// Who.
     pub worker: WorkerId,

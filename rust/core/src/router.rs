@@ -15,9 +15,9 @@ use crate::load::Load;
 pub use crate::matched::{Ahead, Matched};
 use crate::matched::{Columns, Overlaps, cached_tokens_of};
 use crate::pick::pick;
-use crate::predicted::{Predicted, PredictedUse};
+use crate::predicted::{Predicted, PredictedSize, PredictedUse};
 use crate::price::{Policy, PolicyConfig, RegimeChange, View};
-pub use crate::request::{Candidate, Decision, RequestId, RouteRequest, Stage};
+pub use crate::request::{Candidate, Choice, Decision, RequestId, RouteRequest, Stage};
 use crate::rng::Rng;
 use crate::roster::Roster;
 pub use crate::router_config::RouterConfig;
@@ -313,12 +313,27 @@ impl Router {
     ///
     /// `matched` must be of the present [`Router::generation`], and a price must leave one candidate a finite cost.
     pub fn choose(&self, matched: &Matched, ahead: &Ahead, now_s: f64) -> (usize, f64) {
+        let choice = self.choose_explained(matched, (ahead, false), now_s);
+        (choice.chosen, choice.cost)
+    }
+
+    /// As [`Router::choose`], with every candidate and its parts when `explain`.
+    pub fn choose_explained(
+        &self,
+        matched: &Matched,
+        (ahead, explain): (&Ahead, bool),
+        now_s: f64,
+    ) -> Choice {
         let desk = &mut *self.desk();
         self.assert_present(matched);
         desk.price(matched, Some(ahead), now_s);
         let chosen = pick(&desk.columns.costs, desk.policy.temperature(), &mut desk.rng);
         let chosen = chosen.expect("a price must leave one candidate with a finite cost");
-        (chosen, desk.columns.costs[chosen])
+        Choice {
+            chosen,
+            cost: desk.columns.costs[chosen],
+            candidates: desk.candidates(matched, explain, now_s),
+        }
     }
 
     fn assert_present(&self, matched: &Matched) {
@@ -540,6 +555,12 @@ impl Router {
         }
     }
 
+    /// What is predicted of caches; `None` when nothing is.
+    pub fn predicted(&self) -> Option<PredictedSize> {
+        let is_off = self.config.predicted.used == PredictedUse::Off;
+        (!is_off).then(|| self.desk().predicted.size())
+    }
+
     /// Everything the router knows, copied out. O(workers).
     pub fn snapshot(&self) -> Snapshot {
         let counters = self.counters();
@@ -602,11 +623,7 @@ impl Desk {
             worker: matched.workers[chosen],
             overlap_blocks: matched.device_blocks[chosen],
             cost: columns.costs[chosen],
-            candidates: if request.explain {
-                self.explain(matched, now_s)
-            } else {
-                Vec::new()
-            },
+            candidates: self.candidates(matched, request.explain, now_s),
         };
         self.counters.routed += 1;
         let work = self.work_of(matched, chosen);
@@ -616,6 +633,7 @@ impl Desk {
         decision
     }
 
+    /// The candidates as they were priced a moment ago, when `explain`.
     fn keep(&mut self, request: &RouteRequest<'_>, matched: &Matched, chosen: usize, now_s: f64) {
         if self.keeps_placements
             && self.kept.len() < MAX_KEPT
@@ -755,8 +773,11 @@ impl Desk {
         }
     }
 
-    /// Every candidate as it was just priced.
-    fn explain(&self, matched: &Matched, now_s: f64) -> Vec<Candidate> {
+    /// Every candidate as it was just priced, when asked for.
+    fn candidates(&self, matched: &Matched, explain: bool, now_s: f64) -> Vec<Candidate> {
+        if !explain {
+            return Vec::new();
+        }
         let view = self.view(matched, now_s);
         let candidate = |i| {
             let parts = self.policy.parts(&view, i);

@@ -41,7 +41,10 @@ fn costs(router: &mut Router, hashes: &[LocalHash], input_tokens: u32) -> Vec<f6
     };
     let candidates = router.route(&request, 0.0).unwrap().candidates;
     let sum = |candidate: &Candidate| candidate.parts.iter().map(|(_, cost)| cost).sum::<f64>();
-    for candidate in candidates.iter().filter(|candidate| !candidate.parts.is_empty()) {
+    for candidate in candidates
+        .iter()
+        .filter(|candidate| candidate.parts.iter().count() > 0)
+    {
         assert!((sum(candidate) - candidate.cost).abs() < 1e-9, "{candidate:?}");
     }
     candidates.iter().map(|candidate| candidate.cost).collect()

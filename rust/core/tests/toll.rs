@@ -331,7 +331,7 @@ fn decode_worker_pays_for_the_prompt_blocks_that_it_does_not_hold() {
         let found = router.route(&question, 0.0).unwrap().candidates;
         for candidate in &found {
             let sum: f64 = candidate.parts.iter().map(|(_, cost)| cost).sum();
-            assert_eq!(candidate.parts.len(), 6);
+            assert_eq!(candidate.parts.iter().count(), 6);
             assert!((sum - candidate.cost).abs() < 1e-12, "{candidate:?}");
         }
         found[0].cost - found[1].cost

@@ -1,12 +1,20 @@
 //! What the gateway can be told, grouped by stage, checked when it is built and swapped whole.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
-use wardrop_core::PolicyConfig;
 use wardrop_core::control::Routing;
+use wardrop_core::predicted::PredictedConfig;
 use wardrop_core::queue::QueueConfig;
+use wardrop_core::{PolicyConfig, Router, RouterConfig};
 
 use crate::GatewayError;
 use crate::shadows::ShadowOptions;
+
+/// Tenants with a weight of their own at most.
+const MAX_TENANT_WEIGHTS: usize = 1024;
+/// Receipts that may be kept; each takes up to 5 kB.
+const MAX_RECEIPTS: usize = 65_536;
 
 /// The whole configuration. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
@@ -82,6 +90,12 @@ pub struct RoutingOptions {
     pub booking_ttl_s: f64,
     /// Late binding in front of the policy; without it every request is placed at once.
     pub queue: Option<QueueConfig>,
+    /// What is predicted of caches by where requests were sent, in pools that prefill.
+    pub predicted: PredictedConfig,
+    /// Weights of tenants in a fair queue; every other tenant has 1.
+    pub tenant_weights: BTreeMap<String, f64>,
+    /// Receipts of decisions that are kept; 0 keeps none.
+    pub receipts: usize,
     /// Take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients.
     pub queue_hints: bool,
     /// Pass on worker pins that clients send; else they are refused with 400.
@@ -178,6 +192,9 @@ impl Default for RoutingOptions {
             seed: 0,
             booking_ttl_s: 900.0,
             queue: None,
+            predicted: PredictedConfig::default(),
+            tenant_weights: BTreeMap::new(),
+            receipts: 0,
             queue_hints: false,
             allow_client_pins: false,
             explain_headers: false,
@@ -250,6 +267,28 @@ impl GatewayConfig {
             let refused = |error| GatewayError::Config(format!("routing.queue: {error}"));
             queue.validate().map_err(refused)?;
         }
+        if self.routing.tenant_weights.len() > MAX_TENANT_WEIGHTS {
+            return Err(GatewayError::Config(format!(
+                "routing.tenant_weights: got {} tenants, at most {MAX_TENANT_WEIGHTS}",
+                self.routing.tenant_weights.len()
+            )));
+        }
+        for (tenant, weight) in &self.routing.tenant_weights {
+            if !(1e-3..=1e3).contains(weight) {
+                return Err(GatewayError::Config(format!(
+                    "routing.tenant_weights: got {weight} for {tenant:?}, expected 0.001 to 1000"
+                )));
+            }
+        }
+        if self.routing.receipts > MAX_RECEIPTS {
+            return Err(GatewayError::Config(format!(
+                "routing.receipts must be at most {MAX_RECEIPTS}, got {}",
+                self.routing.receipts
+            )));
+        }
+        // Refused now, not with the first model.
+        Router::new(RouterConfig::new(1).with_predicted(self.routing.predicted))
+            .map_err(|error| GatewayError::Config(format!("routing.predicted: {error}")))?;
         Ok(())
     }
 }

@@ -47,8 +47,18 @@ pub enum Refusal {
         /// Limit in requests.
         limit: usize,
     },
-    /// The queue is full, or the deadline cannot be met.
+    /// The queue is full.
     QueueFull {
+        /// Seconds until another try makes sense.
+        retry_after_s: u32,
+    },
+    /// The tenant has as much waiting in the queue as it may.
+    TenantFull {
+        /// Seconds until another try makes sense.
+        retry_after_s: u32,
+    },
+    /// The deadline cannot be met wherever the request goes.
+    DeadlineHopeless {
         /// Seconds until another try makes sense.
         retry_after_s: u32,
     },
@@ -87,7 +97,10 @@ impl Refusal {
         match self {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::Busy { .. } | Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy { .. }
+            | Self::QueueFull { .. }
+            | Self::TenantFull { .. }
+            | Self::DeadlineHopeless { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::ReadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyBroken | Self::ClientPin => StatusCode::BAD_REQUEST,
             Self::UpstreamDown | Self::NoWorker | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
@@ -103,6 +116,8 @@ impl Refusal {
             Self::HeadersTooLarge { .. } => "headers_too_large",
             Self::Busy { .. } => "too_many_requests",
             Self::QueueFull { .. } => "queue_full",
+            Self::TenantFull { .. } => "tenant_queue_full",
+            Self::DeadlineHopeless { .. } => "deadline_hopeless",
             Self::ReadTimeout { .. } => "read_timeout",
             Self::BodyBroken => "body_broken",
             Self::ClientPin => "client_pin_refused",
@@ -118,7 +133,9 @@ impl Refusal {
     /// Seconds for `Retry-After`, where trying again can help.
     pub fn retry_after_s(self) -> Option<u32> {
         match self {
-            Self::QueueFull { retry_after_s } => Some(retry_after_s),
+            Self::QueueFull { retry_after_s }
+            | Self::TenantFull { retry_after_s }
+            | Self::DeadlineHopeless { retry_after_s } => Some(retry_after_s),
             Self::Busy { .. } | Self::UpstreamDown | Self::NoWorker | Self::Draining => Some(1),
             _ => None,
         }
@@ -136,7 +153,13 @@ impl Refusal {
                 format!("The gateway already serves {limit} requests, its limit. Try again shortly.")
             }
             Self::QueueFull { retry_after_s } => {
-                format!("Too many requests wait already, or the deadline cannot be met. Try again in {retry_after_s} s.")
+                format!("Too many requests wait already. Try again in {retry_after_s} s.")
+            }
+            Self::TenantFull { retry_after_s } => {
+                format!("Too many requests of this tenant wait already. Try again in {retry_after_s} s.")
+            }
+            Self::DeadlineHopeless { retry_after_s } => {
+                format!("The first token cannot be there by the deadline. Try again in {retry_after_s} s, or with a later one.")
             }
             Self::ReadTimeout { limit_ms } => {
                 format!("The request body did not arrive within {limit_ms} ms.")

@@ -1,6 +1,7 @@
 //! The gateway as an object: what a control plane calls. Every call is short; the work happens on the gateway's own threads.
 
 mod control;
+mod restart;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -20,7 +21,8 @@ use crate::fleet::{Model, ModelSpec, Registry, Role, WorkerReport, WorkerUpsert}
 use crate::metrics::{Metrics, THREAD_PREFIX};
 use crate::outcomes::Outcomes;
 use crate::prompt::{HandoverReport, check_handover};
-use crate::proxy::{Server, Shared};
+use crate::proxy::{Server, Shared, Tenants};
+use crate::receipts::Receipts;
 use crate::shadows::{ShadowThread, Shadows};
 use crate::upstream::{ConnectionPool, UpstreamSet};
 
@@ -107,6 +109,8 @@ impl Gateway {
         let shadows = config.shadows.as_ref().map(Shadows::new).transpose()?;
         let shared = Arc::new(Shared {
             shadows,
+            tenants: Tenants::new(&config.routing.tenant_weights),
+            receipts: Receipts::new(config.routing.receipts),
             routing: Mutex::new(config.routing.start()),
             config,
             registry: Registry::default(),

@@ -17,6 +17,7 @@ mod metrics;
 mod outcomes;
 mod prompt;
 mod proxy;
+mod receipts;
 mod shadows;
 mod upstream;
 

@@ -11,7 +11,7 @@ pub struct Decision(pub wardrop_core::Decision);
 
 /// One candidate of an explained decision; see `_core.pyi`.
 #[pyclass(frozen, module = "wardrop._core")]
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub struct Candidate(wardrop_core::Candidate);
 
 const fn pair(worker: WorkerId) -> (u64, u32) {
@@ -37,7 +37,7 @@ impl Decision {
 
     #[getter]
     fn candidates(&self) -> Vec<Candidate> {
-        self.0.candidates.iter().cloned().map(Candidate).collect()
+        self.0.candidates.iter().copied().map(Candidate).collect()
     }
 
     fn __repr__(&self) -> String {
@@ -97,7 +97,7 @@ impl Candidate {
     #[getter]
     fn parts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let parts = PyDict::new(py);
-        for (name, cost) in &self.0.parts {
+        for (name, cost) in self.0.parts.iter() {
             parts.set_item(name, cost)?;
         }
         Ok(parts)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use wardrop_gateway::{Gateway as Native, GatewayConfig, GatewayError};
 
 fn raise(error: &GatewayError) -> PyErr {
@@ -120,10 +121,43 @@ impl Gateway {
             .map_err(|error| raise(&error))
     }
 
+    fn save_index<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &py.detach(|| self.native.save_index()))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (data, /))]
+    fn saved_index(py: Python<'_>, data: &[u8]) -> PyResult<String> {
+        py.detach(|| Native::saved_index(data))
+            .map_err(|error| raise(&error))
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "a list from Python arrives owned")]
+    fn restore_index(
+        &self,
+        py: Python<'_>,
+        model: &str,
+        role: &str,
+        data: &[u8],
+        publishers: Vec<u64>,
+        dump_follows: bool,
+    ) -> PyResult<String> {
+        py.detach(|| {
+            self.native
+                .restore_index((model, role), data, &publishers, dump_follows)
+        })
+        .map_err(|error| raise(&error))
+    }
+
     #[pyo3(signature = (gauges_json, /))]
     fn set_gauges(&self, py: Python<'_>, gauges_json: &str) -> PyResult<()> {
         py.detach(|| self.native.set_gauges(gauges_json))
             .map_err(|error| raise(&error))
+    }
+
+    #[pyo3(signature = (request_id, /))]
+    fn receipt(&self, py: Python<'_>, request_id: &str) -> Option<String> {
+        py.detach(|| self.native.receipt(request_id))
     }
 
     fn drain(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {

@@ -160,10 +160,12 @@ impl Policy for Dynamo {
 
     /// Blocks: to prefill, in flight, and for the requests in flight. On the decode leg of a split the credit is in the second.
     fn parts(&self, view: &View<'_>, i: usize) -> Parts {
-        let names = ["prefill_blocks", "decode_blocks", "requests"].into_iter();
-        names
-            .zip(self.parts_of(view, i, self.lowest_prefill_tokens(view)))
-            .collect()
+        let [prefill, decode, requests] = self.parts_of(view, i, self.lowest_prefill_tokens(view));
+        Parts::new([
+            ("prefill_blocks", prefill),
+            ("decode_blocks", decode),
+            ("requests", requests),
+        ])
     }
 
     fn reuse_weights(&self) -> Option<[f64; 2]> {

@@ -124,7 +124,7 @@ pub trait Policy: Send + Sync {
 
     /// What the cost of candidate `i` is made of, where it is a sum; for people. O(1).
     fn parts(&self, _view: &View<'_>, _i: usize) -> Parts {
-        Parts::new()
+        Parts::default()
     }
 
     /// Whether [`View::books`] must be filled.

@@ -162,14 +162,14 @@ impl Policy for Toll {
     /// The weighted terms, seconds. A newcomer beyond its share is out whatever they are: its cost is infinite.
     fn parts(&self, view: &View<'_>, i: usize) -> Parts {
         let (c, w) = (view.books.seconds(i), &self.weights);
-        vec![
+        Parts::new([
             ("own_first_token_s", w.own * own_first_token_s(&c)),
             ("own_decode_s", w.decode * own_decode_s(&c, view.output_tokens)),
             ("stall_s", w.stall * stall_s(&c)),
             ("busy_period_s", w.busy * busy_period_s(&c)),
             ("memory_s", w.memory * memory_s(&c, view.output_tokens)),
             ("eviction_s", w.eviction * eviction_s(&c)),
-        ]
+        ])
     }
 
     fn wants_seconds(&self) -> bool {

@@ -24,6 +24,10 @@ pub struct QueueConfig {
     pub max_bytes: u64,
     /// Requests that one tenant may have waiting; equal to `max_requests` when off.
     pub max_requests_per_tenant: usize,
+    /// Bytes that one tenant's waiting requests may hold; equal to `max_bytes` when off.
+    pub max_bytes_per_tenant: u64,
+    /// Tenants that are told apart at a time; those beyond share one place.
+    pub max_tenants: usize,
     /// A request that waited this long is sent at once, whatever the room.
     pub max_wait_s: f64,
     /// Seconds of head start per level of priority; 0 ignores priorities.
@@ -42,6 +46,8 @@ impl Default for QueueConfig {
             max_requests: 4096,
             max_bytes: 1 << 30,
             max_requests_per_tenant: 4096,
+            max_bytes_per_tenant: 1 << 30,
+            max_tenants: 1024,
             max_wait_s: 120.0,
             priority_s: 0.0,
             fair: false,
@@ -67,6 +73,7 @@ impl QueueConfig {
             ("window", self.window, 1024),
             ("max_requests", self.max_requests, 1 << 24),
             ("max_requests_per_tenant", self.max_requests_per_tenant, 1 << 24),
+            ("max_tenants", self.max_tenants, 1 << 24),
         ];
         for (field, value, most) in counts {
             if value == 0 || value > most {

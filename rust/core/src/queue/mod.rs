@@ -23,7 +23,8 @@
 //! * **Nothing starves**: r is overtaken only by requests that arrive within `κ·(s_r − s_other)` of it, and what waited
 //!   `max_wait_s` goes at once.
 //! * **Nothing is lost**: a request is waiting, placed, cancelled or refused, exactly one of them.
-//! * **Bounded** in requests, bytes, requests per tenant and time.
+//! * **Bounded** in requests, bytes, both per tenant too, tenants and time. A request whose deadline cannot be met any more is
+//!   taken out.
 //! * **Not wedged**: a lost completion ends with its booking's expiry in the router, and no wait is longer than
 //!   `max_wait_s`.
 //! * Cost: O(K·workers) per pump at worst, O(workers) when nobody has room, and one match per request, as without it.
@@ -32,18 +33,18 @@ mod config;
 mod order;
 mod waiting;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use rustc_hash::FxHashMap;
 
 pub use config::QueueConfig;
-use order::Order;
+use order::{Order, ordered};
 use waiting::Entry;
 pub use waiting::{Cause, Dispatch, Limit, Offer, QueuedRequest, Tenant};
 
 use crate::error::Error;
 use crate::ledger::Pressure;
-use crate::router::{Ahead, Matched, RequestId, Router};
+use crate::router::{Ahead, Choice, Matched, RequestId, Router};
 
 /// Counts since the start, and the state now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -61,7 +62,7 @@ pub struct QueueStats {
     /// Cancelled while waiting.
     pub cancelled: u64,
     /// Refused, by [`Limit`].
-    pub refused: [u64; 4],
+    pub refused: [u64; 5],
     /// Seconds waited by all that were placed.
     pub waited_s: f64,
 }
@@ -78,6 +79,10 @@ pub struct LateQueue {
     /// By arrival; those that left are skipped when they come first.
     ages: VecDeque<(f64, RequestId)>,
     per_tenant: FxHashMap<Tenant, TenantState>,
+    /// Until when a request must be placed to meet its deadline, of those that have one.
+    deadlines: BTreeSet<(u64, RequestId)>,
+    /// Those that were not, until they are taken.
+    too_late: Vec<RequestId>,
     ahead: Ahead,
     stats: QueueStats,
     /// When requests were placed last, for the rate of draining: (time, mean gap).
@@ -87,6 +92,7 @@ pub struct LateQueue {
 #[derive(Clone, Copy, Debug, Default)]
 struct TenantState {
     waiting: usize,
+    bytes: u64,
     /// Where its next request is dated at the earliest.
     next_start_s: f64,
 }
@@ -101,6 +107,8 @@ impl LateQueue {
             order: Order::default(),
             ages: VecDeque::new(),
             per_tenant: FxHashMap::default(),
+            deadlines: BTreeSet::new(),
+            too_late: Vec::new(),
             ahead: Ahead::default(),
             stats: QueueStats::default(),
             drain: None,
@@ -129,6 +137,11 @@ impl LateQueue {
         self.entries.is_empty()
     }
 
+    /// Tenants that are told apart now; at most `max_tenants`, and the others together.
+    pub fn tenants(&self) -> usize {
+        self.per_tenant.len()
+    }
+
     /// Counts, and the state now.
     pub const fn stats(&self) -> QueueStats {
         self.stats
@@ -137,10 +150,11 @@ impl LateQueue {
     /// Takes a request in. It is placed by the pump that must follow.
     ///
     /// Errors: those of [`Router::prepare`], and [`Error::RequestExists`] for an id that waits or is booked.
-    pub fn offer(&mut self, router: &Router, request: QueuedRequest, now_s: f64) -> Result<Offer, Error> {
+    pub fn offer(&mut self, router: &Router, mut request: QueuedRequest, now_s: f64) -> Result<Offer, Error> {
         if self.entries.contains_key(&request.id) || router.is_booked(request.id) {
             return Err(Error::RequestExists(request.id));
         }
+        request.tenant = self.billed(request.tenant, now_s);
         if let Some(limit) = self.limit(&request) {
             return Ok(self.refuse(limit));
         }
@@ -156,7 +170,13 @@ impl LateQueue {
         let key_s = start_s + self.config.kappa * prefill_s;
         self.order.insert(start_s, key_s, request.id, self.config.window);
         self.ages.push_back((now_s, request.id));
-        self.per_tenant.entry(request.tenant).or_default().waiting += 1;
+        let tenant = self.per_tenant.entry(request.tenant).or_default();
+        tenant.waiting += 1;
+        tenant.bytes += request.bytes;
+        let last_chance_s = request.deadline_s.map(|deadline_s| deadline_s - prefill_s);
+        if let Some(last_chance_s) = last_chance_s {
+            self.deadlines.insert((ordered(last_chance_s), request.id));
+        }
         self.stats.taken += 1;
         self.stats.waiting += 1;
         self.stats.bytes += request.bytes;
@@ -169,6 +189,7 @@ impl LateQueue {
             start_s,
             key_s,
             prefill_s,
+            last_chance_s,
             request,
         };
         self.entries.insert(entry.request.id, entry);
@@ -182,6 +203,24 @@ impl LateQueue {
         found
     }
 
+    /// Requests that were taken out since the last call because their deadline cannot be met any more.
+    pub fn take_too_late(&mut self) -> Vec<RequestId> {
+        std::mem::take(&mut self.too_late)
+    }
+
+    /// Takes out those whose first token cannot be in time wherever they go.
+    fn give_up(&mut self, now_s: f64) {
+        while let Some(&(last_chance, id)) = self.deadlines.first()
+            && last_chance < ordered(now_s)
+        {
+            self.deadlines.pop_first();
+            if self.remove(id).is_some() {
+                self.stats.refused[Limit::Deadline as usize] += 1;
+                self.too_late.push(id);
+            }
+        }
+    }
+
     /// Places what can be placed; each is booked in `router` and appended to `placed`.
     ///
     /// Errors: those of [`Router::place`] (a full booking table) and [`Error::NoWorker`] when nobody is available: all wait
@@ -190,6 +229,7 @@ impl LateQueue {
         if self.entries.is_empty() {
             return Ok(());
         }
+        self.give_up(now_s);
         while let Some(id) = self.overdue(now_s) {
             self.ahead.clear(router.positions());
             self.place_now(router, id, Cause::Age, now_s, placed)?;
@@ -229,16 +269,17 @@ impl LateQueue {
             at += 1;
             self.refresh(router, id, now_s, f64::INFINITY)?;
             let mut entry = &self.entries[&id];
-            let (mut chosen, mut cost) = router.choose(&entry.matched, &self.ahead, now_s);
-            if self.admits(router, entry, chosen, (answer_tokens, now_s))
+            let mut choice = self.choose(router, entry, now_s);
+            if self.admits(router, entry, choice.chosen, (answer_tokens, now_s))
                 && now_s - entry.matched_at_s > FRESH_S
             {
                 self.refresh(router, id, now_s, FRESH_S)?;
                 entry = &self.entries[&id];
-                (chosen, cost) = router.choose(&entry.matched, &self.ahead, now_s);
+                choice = self.choose(router, entry, now_s);
             }
+            let chosen = choice.chosen;
             if self.admits(router, entry, chosen, (answer_tokens, now_s)) {
-                self.place(router, id, (chosen, cost), Cause::Room, now_s, placed)?;
+                self.place(router, id, choice, Cause::Room, now_s, placed)?;
                 return Ok(true);
             }
             let position = entry.matched.position(chosen);
@@ -257,6 +298,10 @@ impl LateQueue {
         let window = self.order.window().iter();
         let tokens = window.filter_map(|(_, id)| Some(self.entries.get(id)?.least_tokens));
         tokens.min().unwrap_or(0)
+    }
+
+    fn choose(&self, router: &Router, entry: &Entry, now_s: f64) -> Choice {
+        router.choose_explained(&entry.matched, (&self.ahead, entry.request.explain), now_s)
     }
 
     fn admits(
@@ -312,7 +357,7 @@ impl LateQueue {
         placed: &mut Vec<Dispatch>,
     ) -> Result<(), Error> {
         self.refresh(router, id, now_s, FRESH_S)?;
-        let choice = router.choose(&self.entries[&id].matched, &self.ahead, now_s);
+        let choice = self.choose(router, &self.entries[&id], now_s);
         self.place(router, id, choice, cause, now_s, placed)
     }
 
@@ -320,12 +365,13 @@ impl LateQueue {
         &mut self,
         router: &Router,
         id: RequestId,
-        (chosen, cost): (usize, f64),
+        choice: Choice,
         cause: Cause,
         now_s: f64,
         placed: &mut Vec<Dispatch>,
     ) -> Result<(), Error> {
         let entry = &self.entries[&id];
+        let chosen = choice.chosen;
         let worker = router.place(&entry.request.question(), &entry.matched, chosen, now_s)?;
         let overlap_blocks = entry.matched.overlap_blocks(chosen);
         let entry = self.remove(id).expect("a placed request must have been waiting");
@@ -339,10 +385,11 @@ impl LateQueue {
         placed.push(Dispatch {
             id,
             worker,
-            cost,
+            cost: choice.cost,
             overlap_blocks,
             waited_s,
             cause,
+            candidates: choice.candidates,
         });
         Ok(())
     }
@@ -350,10 +397,14 @@ impl LateQueue {
     fn remove(&mut self, id: RequestId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
         self.order.remove(entry.start_s, entry.key_s, id);
+        if let Some(last_chance_s) = entry.last_chance_s {
+            self.deadlines.remove(&(ordered(last_chance_s), id));
+        }
         let keys = |id| self.entries.get(&id).map_or(0.0, |entry| entry.key_s);
         self.order.refill(self.config.window, keys);
         if let Some(tenant) = self.per_tenant.get_mut(&entry.request.tenant) {
             tenant.waiting -= 1;
+            tenant.bytes -= entry.request.bytes;
             if tenant.waiting == 0 && !self.config.fair {
                 self.per_tenant.remove(&entry.request.tenant);
             }
@@ -380,19 +431,30 @@ impl LateQueue {
     }
 
     fn limit(&self, request: &QueuedRequest) -> Option<Limit> {
-        let of_tenant = self
-            .per_tenant
-            .get(&request.tenant)
-            .map_or(0, |tenant| tenant.waiting);
+        let of_tenant = self.per_tenant.get(&request.tenant).copied().unwrap_or_default();
         if self.entries.len() >= self.config.max_requests {
             Some(Limit::Requests)
         } else if self.stats.bytes.saturating_add(request.bytes) > self.config.max_bytes {
             Some(Limit::Bytes)
-        } else if of_tenant >= self.config.max_requests_per_tenant {
+        } else if of_tenant.waiting >= self.config.max_requests_per_tenant {
             Some(Limit::Tenant)
+        } else if of_tenant.bytes.saturating_add(request.bytes) > self.config.max_bytes_per_tenant {
+            Some(Limit::TenantBytes)
         } else {
             None
         }
+    }
+
+    /// Who a request counts for: its tenant, or [`Tenant::OTHERS`] while as many are known as may be.
+    fn billed(&mut self, tenant: Tenant, now_s: f64) -> Tenant {
+        let is_full = |queue: &Self| queue.per_tenant.len() >= queue.config.max_tenants;
+        if self.per_tenant.contains_key(&tenant) || !is_full(self) {
+            return tenant;
+        }
+        // Tenants whose date has passed owe nothing and are forgotten.
+        self.per_tenant
+            .retain(|_, tenant| tenant.waiting > 0 || tenant.next_start_s > now_s);
+        if is_full(self) { Tenant::OTHERS } else { tenant }
     }
 
     fn refuse(&mut self, limit: Limit) -> Offer {
@@ -414,11 +476,6 @@ impl LateQueue {
         let start_s = now_s - self.config.priority_s * f64::from(request.priority);
         if !self.config.fair {
             return start_s;
-        }
-        // Tenants whose date has passed owe nothing and are forgotten.
-        if self.per_tenant.len() > self.config.max_requests {
-            self.per_tenant
-                .retain(|_, tenant| tenant.waiting > 0 || tenant.next_start_s > now_s);
         }
         let tenant = self.per_tenant.entry(request.tenant).or_default();
         let start_s = start_s.max(tenant.next_start_s);

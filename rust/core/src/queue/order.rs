@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use crate::router::RequestId;
 
 /// Finite numbers in their order, as bits.
-fn ordered(value: f64) -> u64 {
+pub(super) fn ordered(value: f64) -> u64 {
     let bits = value.to_bits();
     if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
 }

@@ -1,12 +1,17 @@
 //! One request in the queue, and what comes of it.
 
 use crate::hash::LocalHash;
-use crate::router::{Matched, RequestId, RouteRequest};
+use crate::router::{Candidate, Matched, RequestId, RouteRequest};
 use crate::worker::WorkerId;
 
-/// Who pays: a dense number that the caller gives to each tenant.
+/// Who pays: a number that the caller gives to each tenant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tenant(pub u32);
+
+impl Tenant {
+    /// All those together that came while as many tenants were known as may be.
+    pub const OTHERS: Self = Self(u32::MAX);
+}
 
 /// A request that may wait.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +36,8 @@ pub struct QueuedRequest {
     pub priority: i32,
     /// When the first token must be out to be of use.
     pub deadline_s: Option<f64>,
+    /// Fill [`Dispatch::candidates`].
+    pub explain: bool,
 }
 
 impl QueuedRequest {
@@ -47,6 +54,7 @@ impl QueuedRequest {
             weight: 1.0,
             priority: 0,
             deadline_s: None,
+            explain: false,
         }
     }
 
@@ -75,7 +83,7 @@ pub enum Cause {
 }
 
 /// A request that was placed and booked.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Dispatch {
     /// Whose.
     pub id: RequestId,
@@ -89,6 +97,8 @@ pub struct Dispatch {
     pub waited_s: f64,
     /// Why now.
     pub cause: Cause,
+    /// Every candidate with its parts, when asked for.
+    pub candidates: Vec<Candidate>,
 }
 
 /// Why a request was not taken.
@@ -102,6 +112,8 @@ pub enum Limit {
     Tenant,
     /// The deadline cannot be met any more.
     Deadline,
+    /// The tenant's waiting requests hold as many bytes as they may.
+    TenantBytes,
 }
 
 /// What became of a request that was offered.
@@ -133,4 +145,6 @@ pub(super) struct Entry {
     pub key_s: f64,
     /// Prefill seconds on its best worker.
     pub prefill_s: f64,
+    /// Until when it must be placed to meet its deadline.
+    pub last_chance_s: Option<f64>,
 }

@@ -135,6 +135,12 @@ impl Feeds {
                 feeds.len()
             )));
         }
+        if let (Topic::KvEvents, Some(instance)) = (subscription.topic, subscription.instance)
+            && let Some((model, _)) = shared.registry.find(&subscription.model)
+        {
+            let pool = model.pool(subscription.role);
+            pool.feed_followed(instance, subscription.publisher_id);
+        }
         let state = Arc::new(FeedState::default());
         let run = Run {
             subscription: subscription.clone(),
@@ -299,7 +305,8 @@ impl Run {
         };
         match self.subscription.topic {
             Topic::KvEvents => {
-                let counts = pool.apply(decode_kv_events(&envelope.payload)?, owner, now_s);
+                let source = (envelope.publisher_id, owner);
+                let counts = pool.apply(decode_kv_events(&envelope.payload)?, source, now_s);
                 let events = &self.shared.metrics.events;
                 for (name, count) in [
                     ("applied", counts.applied),
@@ -310,6 +317,12 @@ impl Run {
                 ] {
                     if count > 0 {
                         events.with_label_values(&[name]).inc_by(count);
+                    }
+                }
+                let restored = &self.shared.metrics.restored;
+                for (name, count) in ["exact", "outrun", "restarted"].into_iter().zip(counts.judged) {
+                    if count > 0 {
+                        restored.with_label_values(&[name]).inc_by(count);
                     }
                 }
             }

@@ -7,6 +7,7 @@ use wardrop_core::ledger::Outcome;
 use wardrop_core::{RequestId, WorkerId};
 
 use super::pool::{Role, WorkerPool};
+use crate::receipts::Why;
 
 /// The claim on one worker.
 pub struct Leg {
@@ -18,6 +19,8 @@ pub struct Leg {
     pub overlap_blocks: u32,
     /// Pin the rank too.
     pub pin_rank: bool,
+    /// How it came about, when decisions are explained.
+    pub why: Option<Box<Why>>,
 }
 
 /// The claims of one request. Prefill and decode legs of a split are separate bookings with the same id.
@@ -49,6 +52,11 @@ impl Booking {
     /// The legs that are there.
     pub fn legs(&self) -> impl Iterator<Item = &Leg> {
         self.legs.iter().flatten()
+    }
+
+    /// The same, to take from.
+    pub fn legs_mut(&mut self) -> impl Iterator<Item = &mut Leg> {
+        self.legs.iter_mut().flatten()
     }
 
     /// The first token is here, `ttft_s` after the request: prompts are processed, prefill workers are free again.

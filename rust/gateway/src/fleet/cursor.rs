@@ -3,10 +3,15 @@
 //! Event ids grow by one per worker. A hole means lost events; an id that falls back means a new incarnation. After a join in
 //! mid-stream, or a hole, live events stay visible but are kept as well, until a dump of the whole index arrives: the dump plus the kept
 //! events, applied as a *set*, is the truth, because the kept ones reach back to before the dump was taken.
+//!
+//! What a saved index told of a worker stands until its first event or dump: the next id proves it, a later one or a lower one
+//! refutes it.
 
 use std::collections::HashSet;
 
 use wardrop_core::{EngineHash, KvEvent, StoredBlock, Tier};
+
+use super::position::Standing;
 
 /// Blocks that are kept per worker while it waits for a dump. Above it the dump has to be asked for again.
 const KEPT_BLOCKS_LIMIT: usize = 200_000;
@@ -20,6 +25,19 @@ pub enum Step {
     Duplicate,
     /// The worker started again: forget what it held, then apply it.
     NewIncarnation,
+    /// Events after the saved index are missing and nobody will tell them: forget what it held, then apply it.
+    Forget,
+}
+
+/// What a worker's first event said of what a saved index told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was the next one: exact.
+    Exact,
+    /// Events in between are missing.
+    Outrun,
+    /// The worker started anew.
+    Restarted,
 }
 
 /// Where one worker's event stream stands.
@@ -29,6 +47,8 @@ pub struct EventCursor {
     /// The index holds all that the worker holds.
     synced: bool,
     kept: Option<Kept>,
+    /// What the index holds is from a file, and no event or dump has said yet whether it is true.
+    restored: Option<Restored>,
     /// Holes seen.
     pub gaps: u64,
     /// Events in those holes.
@@ -37,6 +57,12 @@ pub struct EventCursor {
     pub duplicates: u64,
     /// Restarts seen.
     pub incarnations: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Restored {
+    /// What is missing can be read again.
+    dump_follows: bool,
 }
 
 #[derive(Debug, Default)]
@@ -57,9 +83,55 @@ impl EventCursor {
         self.synced
     }
 
+    /// What the index holds of this worker.
+    pub fn standing(&self) -> Standing {
+        match self.last_id {
+            _ if !self.synced => Standing::Partial,
+            None => Standing::Dumped,
+            Some(last_id) => Standing::UpTo(last_id),
+        }
+    }
+
     /// Events are known to be missing: a dump is needed.
     pub fn needs_resync(&self) -> bool {
         self.kept.is_some()
+    }
+
+    /// The index holds what a file told of this worker, whose feed stood at `last_id` then, where that was known.
+    pub fn restore(&mut self, last_id: Option<u64>, dump_follows: bool) {
+        *self = Self {
+            last_id,
+            restored: Some(Restored { dump_follows }),
+            ..Self::default()
+        };
+    }
+
+    /// What the index holds is from a file, and nothing has proved it yet.
+    pub fn is_restored(&self) -> bool {
+        self.restored.is_some()
+    }
+
+    /// The first event after a restore, with what it says of what was restored. Its feed's `publisher` is another one when
+    /// the worker started anew.
+    pub fn judge(&mut self, event_id: u64, same_publisher: bool) -> Option<(Verdict, Step)> {
+        let restored = self.restored.take()?;
+        let last = self.last_id.unwrap_or(1);
+        if !same_publisher || event_id <= last {
+            self.last_id = None;
+            // Joined in mid-stream: what it told before is missing.
+            let step = self.advance(event_id);
+            debug_assert_eq!(step, Step::Apply, "a stream without a past has no holes");
+            self.incarnations += 1;
+            return Some((Verdict::Restarted, Step::NewIncarnation));
+        }
+        if self.last_id.is_some() && event_id == last + 1 {
+            self.synced = true;
+            self.last_id = Some(event_id);
+            return Some((Verdict::Exact, Step::Apply));
+        }
+        let step = self.advance(event_id);
+        let step = if restored.dump_follows { step } else { Step::Forget };
+        Some((Verdict::Outrun, step))
     }
 
     /// Takes note of an event's id.
@@ -95,6 +167,7 @@ impl EventCursor {
             self.lost_events += lost_events;
         }
         self.synced = false;
+        self.restored = None;
         self.kept.get_or_insert_default();
     }
 
@@ -123,6 +196,7 @@ impl EventCursor {
             held.apply(event, &mut out);
         }
         self.synced = true;
+        self.restored = None;
         if kept.overflowed {
             self.miss(0);
         }
@@ -263,6 +337,69 @@ mod tests {
             events,
             vec![store(None, &[1]), store(Some(1), &[2]), store(Some(2), &[3])]
         );
+    }
+
+    fn restored(dump_follows: bool) -> EventCursor {
+        let mut cursor = EventCursor::default();
+        cursor.restore(Some(40), dump_follows);
+        assert!(cursor.is_restored() && !cursor.is_synced() && !cursor.needs_resync());
+        cursor
+    }
+
+    #[test]
+    fn next_event_proves_what_was_restored() {
+        let mut cursor = restored(true);
+        assert_eq!(cursor.judge(41, true), Some((Verdict::Exact, Step::Apply)));
+        assert!(cursor.is_synced() && !cursor.is_restored());
+        assert_eq!(cursor.judge(42, true), None, "it is judged once");
+        assert_eq!(cursor.advance(42), Step::Apply);
+    }
+
+    #[test]
+    fn later_event_asks_for_a_dump_or_forgets_where_none_can_come() {
+        let mut cursor = restored(true);
+        assert_eq!(cursor.judge(44, true), Some((Verdict::Outrun, Step::Apply)));
+        assert!(cursor.needs_resync());
+        assert_eq!(cursor.lost_events, 3);
+        let mut cursor = restored(false);
+        assert_eq!(cursor.judge(44, true), Some((Verdict::Outrun, Step::Forget)));
+    }
+
+    #[test]
+    fn lower_equal_or_other_publishers_event_is_a_restart_that_starts_empty() {
+        for (event_id, same_publisher) in [(1, true), (40, true), (41, false), (1, false)] {
+            let mut cursor = restored(true);
+            let judged = cursor.judge(event_id, same_publisher);
+            assert_eq!(judged, Some((Verdict::Restarted, Step::NewIncarnation)));
+            assert_eq!(
+                (cursor.is_synced(), cursor.last_id()),
+                (event_id == 1, Some(event_id))
+            );
+            assert_eq!(cursor.needs_resync(), event_id > 1);
+        }
+    }
+
+    #[test]
+    fn worker_that_had_told_nothing_is_proved_by_a_dump_only() {
+        let mut cursor = EventCursor::default();
+        cursor.restore(None, true);
+        assert_eq!(cursor.judge(2, true), Some((Verdict::Outrun, Step::Apply)));
+        assert!(cursor.needs_resync());
+        cursor.restore(None, true);
+        assert_eq!(
+            cursor.judge(1, true),
+            Some((Verdict::Restarted, Step::NewIncarnation))
+        );
+        cursor.restore(None, true);
+        cursor.load_dump(Vec::new());
+        assert_eq!(cursor.standing(), Standing::Dumped);
+    }
+
+    #[test]
+    fn dump_settles_what_was_restored() {
+        let mut cursor = restored(true);
+        assert_eq!(cursor.load_dump(vec![store(None, &[1])]).len(), 1);
+        assert!(cursor.is_synced() && !cursor.is_restored());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod control;
 mod members;
+mod restart;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use wardrop_core::latency::Pass;
 use wardrop_core::ledger::{EngineQueue, Outcome};
+use wardrop_core::predicted::PredictedSize;
 use wardrop_core::queue::{QueueStats, QueuedRequest};
 use wardrop_core::{
     Decision, Error, KvEvent, RequestId, RouteRequest, Router, RouterConfig, Snapshot, Stage, WorkerId,
@@ -20,9 +22,10 @@ use wardrop_core::{
 pub use control::PoolCurves;
 pub use members::Member;
 
-use super::cursor::{EventCursor, Step};
+use super::cursor::{EventCursor, Step, Verdict};
 use super::health::{Fault, Health, HealthOptions};
 use super::index::{AnarchyIndex, AnarchyReport};
+use super::position::FeedPosition;
 use super::waiting::{NoWait, Wait, Waiters};
 use crate::GatewayError;
 use crate::feed::dynamo::{ForwardPass, WorkerEvent};
@@ -118,6 +121,7 @@ struct Worker {
     fault: Option<Fault>,
     health: Health,
     cursor: EventCursor,
+    position: Arc<FeedPosition>,
     forward_pass: Option<ForwardPass>,
     audit: Audit,
 }
@@ -145,6 +149,8 @@ pub struct ApplyCounts {
     pub duplicates: u64,
     /// Not about a worker's own memory.
     pub passed_over: u64,
+    /// Workers whose restored blocks this proved, found too old, and found to be of a past incarnation.
+    pub judged: [u64; 3],
 }
 
 /// One worker in a status report.
@@ -156,6 +162,8 @@ pub struct WorkerReport {
     pub fault: Option<Fault>,
     pub failures: u64,
     pub synced: bool,
+    /// Its blocks are from a saved index, and nothing has proved them yet.
+    pub restored: bool,
     pub needs_resync: bool,
     pub last_event_id: Option<u64>,
     pub event_gaps: u64,
@@ -413,8 +421,13 @@ impl WorkerPool {
         }
     }
 
-    /// Applies events of a feed; `owner` is the instance that the feed belongs to, when that is known.
-    pub fn apply(&self, events: Vec<WorkerEvent>, owner: Option<u64>, now_s: f64) -> ApplyCounts {
+    /// Applies events of a publisher's feed; `owner` is the instance that the feed belongs to, when that is known.
+    pub fn apply(
+        &self,
+        events: Vec<WorkerEvent>,
+        (publisher, owner): (u64, Option<u64>),
+        now_s: f64,
+    ) -> ApplyCounts {
         let mut counts = ApplyCounts::default();
         let mut state = self.state.lock();
         for WorkerEvent {
@@ -427,7 +440,7 @@ impl WorkerPool {
                 counts.foreign += 1;
                 continue;
             }
-            state.apply(worker, event_id, event, now_s, &mut counts);
+            state.apply(worker, (publisher, event_id), event, now_s, &mut counts);
             state.review(worker, now_s, self.options);
         }
         counts
@@ -454,11 +467,21 @@ impl WorkerPool {
         true
     }
 
+    /// A feed of KV events of an instance is followed.
+    pub fn feed_followed(&self, instance: u64, publisher: u64) {
+        for (id, worker) in &self.state.lock().workers {
+            if id.instance == instance {
+                worker.position.followed(publisher);
+            }
+        }
+    }
+
     /// The feed of an instance (or of any, when unknown) was disconnected: events may be missing.
     pub fn feed_interrupted(&self, owner: Option<u64>) {
         for (id, worker) in &mut self.state.lock().workers {
             if owner.is_none_or(|owner| owner == id.instance) {
                 worker.cursor.miss(0);
+                worker.position.forget();
             }
         }
     }
@@ -487,7 +510,9 @@ impl WorkerPool {
                 continue;
             }
             replaced += 1;
+            worker.position.forget();
             let events = worker.cursor.load_dump(blocks);
+            let (position, standing) = (worker.position.clone(), worker.cursor.standing());
             let _ = state.router.apply(id, &KvEvent::Cleared);
             for event in events {
                 match state.router.apply(id, &event) {
@@ -495,6 +520,7 @@ impl WorkerPool {
                     Err(_) => counts.refused += 1,
                 }
             }
+            position.set(standing);
         }
         counts.foreign += per_worker.len() as u64;
         (replaced, counts)
@@ -523,6 +549,11 @@ impl WorkerPool {
         self.index.report()
     }
 
+    /// What is predicted of caches; `None` when nothing is.
+    pub fn predicted(&self) -> Option<PredictedSize> {
+        self.router.predicted()
+    }
+
     /// The router's own view.
     pub fn snapshot(&self) -> Snapshot {
         self.router.snapshot()
@@ -546,6 +577,7 @@ impl WorkerPool {
                     fault: worker.fault,
                     failures: worker.health.failures,
                     synced: worker.cursor.is_synced(),
+                    restored: worker.cursor.is_restored(),
                     needs_resync: worker.cursor.needs_resync(),
                     last_event_id: worker.cursor.last_id(),
                     event_gaps: worker.cursor.gaps,
@@ -630,6 +662,7 @@ impl State {
                 fault: None,
                 health: Health::default(),
                 cursor: EventCursor::default(),
+                position: Arc::default(),
                 forward_pass: None,
                 audit: Audit::default(),
             },
@@ -638,14 +671,16 @@ impl State {
     }
 
     fn remove(&mut self, id: WorkerId) -> Result<(), Error> {
-        self.workers.remove(&id);
+        if let Some(worker) = self.workers.remove(&id) {
+            worker.position.forget();
+        }
         self.router.remove_worker(id)
     }
 
     fn apply(
         &mut self,
         id: WorkerId,
-        event_id: u64,
+        (publisher, event_id): (u64, u64),
         event: Option<KvEvent>,
         now_s: f64,
         counts: &mut ApplyCounts,
@@ -654,25 +689,44 @@ impl State {
             return;
         };
         worker.health.event(now_s);
-        match worker.cursor.advance(event_id) {
+        let same_publisher = worker.position.publisher() == Some(publisher);
+        let step = match worker.cursor.judge(event_id, same_publisher) {
+            Some((verdict, step)) => {
+                counts.judged[verdict as usize] += 1;
+                if verdict != Verdict::Exact {
+                    tracing::info!(
+                        worker_id = id.instance,
+                        dp_rank = id.dp_rank,
+                        ?verdict,
+                        "saved blocks of a worker do not hold"
+                    );
+                }
+                step
+            }
+            None => worker.cursor.advance(event_id),
+        };
+        match step {
             Step::Duplicate => {
                 counts.duplicates += 1;
                 return;
             }
-            Step::NewIncarnation => {
+            Step::NewIncarnation | Step::Forget => {
+                worker.position.forget();
                 let _ = self.router.apply(id, &KvEvent::Cleared);
             }
             Step::Apply => {}
         }
-        let Some(event) = event else {
-            counts.passed_over += 1;
-            return;
-        };
-        worker.cursor.keep(&event);
-        match self.router.apply(id, &event) {
-            Ok(()) => counts.applied += 1,
-            Err(_) => counts.refused += 1,
+        match event {
+            None => counts.passed_over += 1,
+            Some(event) => {
+                worker.cursor.keep(&event);
+                match self.router.apply(id, &event) {
+                    Ok(()) => counts.applied += 1,
+                    Err(_) => counts.refused += 1,
+                }
+            }
         }
+        worker.position.told(publisher, worker.cursor.standing());
     }
 
     /// Brings the router's view of a worker in line with its health.

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use wardrop_core::RouterConfig;
 use wardrop_core::control::Routing;
+use wardrop_core::predicted::PredictedConfig;
 
 use super::health::HealthOptions;
 use super::pool::{Role, WorkerPool};
@@ -186,11 +187,17 @@ fn new_pools(
         quarantine_s: config.feed.quarantine_ms as f64 / 1e3,
     };
     let pool = |role: Role| -> Result<Arc<WorkerPool>, GatewayError> {
+        // Nothing is priced by what a decode worker holds of a prompt, and its events do not tell it.
+        let predicted = match role {
+            Role::Decode => PredictedConfig::default(),
+            Role::Aggregated | Role::Prefill => config.routing.predicted,
+        };
         let router = RouterConfig::new(spec.block_size)
             .with_seed(config.routing.seed.wrapping_add(role as u64))
             .with_policy(routing.policy.clone())
             .with_prefill_tracking(role != Role::Decode)
             .with_decode_tracking(role != Role::Prefill)
+            .with_predicted(predicted)
             .with_booking_ttl_s(config.routing.booking_ttl_s);
         let pool = WorkerPool::new(name.clone(), role, router, options)?;
         pool.set_queue(routing.queue, 0.0)?;

@@ -30,10 +30,14 @@ pub enum NoWait {
     RouterRefused,
 }
 
+type Wake = oneshot::Sender<Result<Dispatch, NoWait>>;
+/// Where the answer comes.
+pub type Answer = oneshot::Receiver<Result<Dispatch, NoWait>>;
+
 /// The queue of one pool.
 pub(super) struct Waiters {
     queue: LateQueue,
-    wakes: HashMap<RequestId, oneshot::Sender<Dispatch>>,
+    wakes: HashMap<RequestId, Wake>,
     placed: Vec<Dispatch>,
 }
 
@@ -47,12 +51,7 @@ impl Waiters {
     }
 
     /// Takes a request in and pumps: when there is room the answer is there at once.
-    pub fn offer(
-        &mut self,
-        router: &Router,
-        request: QueuedRequest,
-        now_s: f64,
-    ) -> Result<oneshot::Receiver<Dispatch>, NoWait> {
+    pub fn offer(&mut self, router: &Router, request: QueuedRequest, now_s: f64) -> Result<Answer, NoWait> {
         let id = request.id;
         match self.queue.offer(router, request, now_s) {
             Ok(Offer::Taken) => {}
@@ -74,13 +73,28 @@ impl Waiters {
             let outcome = self.queue.pump(router, now_s, &mut self.placed);
             let mut given_back = false;
             for dispatch in self.placed.drain(..) {
-                let wake = self.wakes.remove(&dispatch.id);
-                if wake.is_none_or(|wake| wake.send(dispatch).is_err()) {
-                    given_back |= router.release(dispatch.id, now_s).is_ok();
+                let id = dispatch.id;
+                let wake = self.wakes.remove(&id);
+                if wake.is_none_or(|wake| wake.send(Ok(dispatch)).is_err()) {
+                    given_back |= router.release(id, now_s).is_ok();
                 }
             }
+            self.give_up();
             if outcome.is_err() || !given_back {
                 return;
+            }
+        }
+    }
+
+    /// Tells those whose deadline cannot be met any more.
+    fn give_up(&mut self) {
+        for id in self.queue.take_too_late() {
+            let refused = NoWait::Refused {
+                limit: Limit::Deadline,
+                retry_after_s: self.queue.retry_after_s(),
+            };
+            if let Some(wake) = self.wakes.remove(&id) {
+                let _ = wake.send(Err(refused));
             }
         }
     }
@@ -116,7 +130,7 @@ impl Waiters {
 pub struct Wait {
     pool: Arc<WorkerPool>,
     id: RequestId,
-    receiver: oneshot::Receiver<Dispatch>,
+    receiver: Answer,
     clock: std::time::Instant,
     taken: bool,
 }
@@ -125,7 +139,7 @@ impl Wait {
     pub(super) fn new(
         pool: Arc<WorkerPool>,
         id: RequestId,
-        receiver: oneshot::Receiver<Dispatch>,
+        receiver: Answer,
         clock: std::time::Instant,
     ) -> Self {
         Self {
@@ -138,10 +152,13 @@ impl Wait {
     }
 
     /// Waits for the worker. `None` when the pool is gone.
-    pub async fn placed(mut self) -> Option<Dispatch> {
-        let dispatch = (&mut self.receiver).await.ok();
-        self.taken = dispatch.is_some();
-        dispatch
+    ///
+    /// # Errors
+    /// Its deadline cannot be met any more.
+    pub async fn placed(mut self) -> Option<Result<Dispatch, NoWait>> {
+        let answer = (&mut self.receiver).await.ok();
+        self.taken = answer.is_some();
+        answer
     }
 }
 
@@ -153,7 +170,7 @@ impl Drop for Wait {
         let now_s = self.clock.elapsed().as_secs_f64();
         self.pool.with_waiters(|waiters, router| {
             // Placed in the meantime: the answer lies in the channel.
-            if !waiters.cancel(self.id) && self.receiver.try_recv().is_ok() {
+            if !waiters.cancel(self.id) && matches!(self.receiver.try_recv(), Ok(Ok(_))) {
                 let _ = router.release(self.id, now_s);
             }
             waiters.pump(router, now_s);

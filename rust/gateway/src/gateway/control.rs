@@ -96,18 +96,26 @@ impl Gateway {
                     "gauge {name} must be a number, got {value}"
                 )));
             };
+            if name == "regime" {
+                self.shared.receipts.set_regime(value);
+            }
             self.shared.metrics.control.with_label_values(&[&name]).set(value);
         }
         Ok(())
     }
 
-    fn pools<T>(&self, read: impl Fn(&WorkerPool) -> Option<T>) -> Vec<T> {
+    /// The receipt of a request's decision as JSON; `None` when it is not kept, or none are.
+    pub fn receipt(&self, request_id: &str) -> Option<String> {
+        self.shared.receipts.find(request_id)
+    }
+
+    pub(super) fn pools<T>(&self, read: impl Fn(&WorkerPool) -> Option<T>) -> Vec<T> {
         let models = self.shared.registry.all();
         let pools = models.iter().flat_map(|model| model.pools());
         pools.filter_map(|pool| read(pool)).collect()
     }
 }
 
-fn json(value: &(impl Serialize + ?Sized)) -> String {
+pub(super) fn json(value: &(impl Serialize + ?Sized)) -> String {
     serde_json::to_string(value).expect("plain values must serialise")
 }

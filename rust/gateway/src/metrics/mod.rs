@@ -1,14 +1,17 @@
 //! Prometheus metrics: base units, `_total` on counters, labels from a small fixed set.
 
 mod anarchy;
+mod predicted;
 mod shadows;
 
+use parking_lot::Mutex;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
     Registry, TextEncoder,
 };
 
 use self::anarchy::AnarchyGauges;
+use self::predicted::PredictedFigures;
 pub use self::shadows::ShadowMetrics;
 use crate::fleet::{Registry as Models, Role};
 use crate::prompt::Abstention;
@@ -49,6 +52,8 @@ pub struct Metrics {
     pub input_tokens: IntCounterVec,
     /// Events applied, refused, foreign, seen before.
     pub events: IntCounterVec,
+    /// Workers of a saved index, by what became of what it told of them.
+    pub restored: IntCounterVec,
     /// Feed messages that were refused.
     pub malformed: IntCounterVec,
     /// Feed connections that were lost.
@@ -61,11 +66,14 @@ pub struct Metrics {
     pub queue_time: HistogramVec,
     /// Requests placed from the queue, by reason.
     pub queue_placed: IntCounterVec,
+    /// Requests that the queue refused, by the bound that they met.
+    pub queue_refused: IntCounterVec,
     /// What the control plane says of itself, by name.
     pub control: GaugeVec,
     /// What the shadows say.
     pub shadows: ShadowMetrics,
     anarchy: AnarchyGauges,
+    predicted: PredictedFigures,
     queue_requests: GaugeVec,
     queue_prefill: GaugeVec,
     worker_load: GaugeVec,
@@ -77,6 +85,8 @@ pub struct Metrics {
     quarantined: GaugeVec,
     resync: GaugeVec,
     cpu: Gauge,
+    /// Figures are set anew for each page, one page at a time.
+    rendering: Mutex<()>,
 }
 
 /// The histograms of a decision's stages, looked up once.
@@ -194,6 +204,11 @@ impl Metrics {
                 &["model"],
             )?,
             events: made.counters("kv_events_total", "KV events by what became of them", &["reason"])?,
+            restored: made.counters(
+                "index_restored_workers_total",
+                "Workers of a saved index: taken over; restarted since (not taken over); and of those taken over, by their first event exact, outrun, restarted",
+                &["reason"],
+            )?,
             malformed: made.counters(
                 "feed_malformed_total",
                 "Feed messages that were refused",
@@ -220,6 +235,11 @@ impl Metrics {
                 "Requests placed from the queue: there was room, the window was full, or they had waited long enough",
                 &["model", "worker_type", "reason"],
             )?,
+            queue_refused: made.counters(
+                "queue_refused_total",
+                "Requests refused by the queue, by the bound they met: requests, bytes, tenant_requests, tenant_bytes, deadline",
+                &["model", "worker_type", "reason"],
+            )?,
             control: made.gauges(
                 "control",
                 "State of the control plane by name (reason): regime, settings in force, changes made",
@@ -227,6 +247,7 @@ impl Metrics {
             )?,
             shadows: ShadowMetrics::new(&made)?,
             anarchy: AnarchyGauges::new(&made)?,
+            predicted: PredictedFigures::new(&made)?,
             queue_requests: made.gauges(
                 "queue_requests",
                 "Requests in the router's queue",
@@ -281,6 +302,7 @@ impl Metrics {
                 "router_cpu_seconds_total",
                 "CPU time of the gateway's own threads",
             )?,
+            rendering: Mutex::new(()),
             registry: registry.clone(),
         };
         for reason in Abstention::ALL {
@@ -294,8 +316,10 @@ impl Metrics {
         if let Some(shadows) = shadows {
             self.shadows.set(&shadows.reports());
         }
+        let _one_at_a_time = self.rendering.lock();
         self.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
         self.anarchy.reset();
+        self.predicted.reset();
         for gauges in [
             &self.worker_load,
             &self.worker_up,
@@ -311,6 +335,9 @@ impl Metrics {
         for model in models.all() {
             for role in Role::ALL {
                 self.set_workers(&model.spec.name, role, &model.pool(role).report(now_s));
+                if let Some(size) = model.pool(role).predicted() {
+                    self.predicted.set(&model.spec.name, role.name(), &size);
+                }
                 if let Some(report) = model.pool(role).anarchy() {
                     self.anarchy.set(&model.spec.name, role.name(), &report);
                 }

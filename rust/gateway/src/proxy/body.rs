@@ -16,6 +16,7 @@ use super::usage::{Usage, UsageScan};
 use crate::error::Refusal;
 use crate::fleet::Booking;
 use crate::metrics::StreamClocks;
+use crate::receipts::{Ending, Slip};
 use crate::shadows::Ticket;
 use crate::upstream::{RelayBody, WireError};
 
@@ -63,6 +64,24 @@ pub struct Watch {
     pub predicted_tokens: u64,
     /// Tokens that were counted here.
     pub input_tokens: u64,
+    /// Status of the answer.
+    pub status: u16,
+    /// Its receipt, when receipts are kept.
+    pub slip: Option<Arc<Slip>>,
+}
+
+impl Watch {
+    /// The end of an answer, as far as it came.
+    fn ending(&self, how: &'static str, first: Option<Instant>) -> Ending {
+        Ending {
+            how,
+            status: self.status,
+            ttft_s: first.map(|first| (first - self.started).as_secs_f64()),
+            e2e_s: Some(self.started.elapsed().as_secs_f64()),
+            predicted_cached_tokens: self.predicted_tokens,
+            ..Ending::default()
+        }
+    }
 }
 
 /// An answer's body: the gateway's own, or one that is relayed.
@@ -215,8 +234,11 @@ impl Relay {
         error: WireError,
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         self.ended = true;
-        if self.watch.take().is_some() {
+        if let Some(watch) = self.watch.take() {
             self.shared.outcomes.broke();
+            if let Some(slip) = &watch.slip {
+                slip.ended(watch.ending("broken", self.first));
+            }
         }
         if self.is_events {
             return Poll::Ready(Some(Ok(Frame::data(refusal.sse_event()))));
@@ -247,6 +269,13 @@ impl Relay {
             .ended(watch.started.elapsed().as_secs_f64(), itl_s);
         if let Some(shadow) = &watch.shadow {
             shadow.ended(output_tokens);
+        }
+        if let Some(slip) = &watch.slip {
+            slip.ended(Ending {
+                output_tokens,
+                cached_tokens: usage.filter(|_| !is_split).map(|usage| usage.cached_tokens),
+                ..watch.ending("finished", self.first)
+            });
         }
         if let Some(booking) = &mut watch.booking {
             let tokens = |count: Option<u64>| count.and_then(|count| u32::try_from(count).ok());
@@ -297,6 +326,11 @@ impl Drop for Relay {
             self.finish();
         } else if !self.ended {
             self.shared.metrics.disconnects.inc();
+            if let Some(watch) = &self.watch
+                && let Some(slip) = &watch.slip
+            {
+                slip.ended(watch.ending("client_left", self.first));
+            }
         }
     }
 }

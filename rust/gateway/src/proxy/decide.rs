@@ -5,19 +5,18 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use hyper::HeaderMap;
-use hyper::header::HeaderValue;
 use hyper::http::request::Parts;
-use rustc_hash::FxHasher;
 use std::fmt::Write as _;
-use std::hash::{Hash, Hasher};
-use wardrop_core::queue::{Cause, QueuedRequest, Tenant};
+use wardrop_core::queue::{Cause, Limit, QueuedRequest, Tenant};
 use wardrop_core::{Error, RequestId, RouteRequest, Stage, WorkerId};
 
 use super::intake;
 use super::server::Shared;
+use super::tenants::Tenants;
 use crate::error::Refusal;
-use crate::fleet::{Booking, Leg, Model, NoWait, Role};
+use crate::fleet::{Booking, Leg, Model, NoWait, Role, WorkerPool};
 use crate::prompt::{Abstention, Prepared};
+use crate::receipts::Why;
 
 /// Chooses and books the workers of a request.
 pub fn decide(shared: &Shared, prepared: &Prepared) -> Result<Booking, Abstention> {
@@ -52,6 +51,7 @@ pub enum Undecided {
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
     tenant: Tenant,
+    weight: f64,
     priority: i32,
     deadline_ms: Option<u64>,
 }
@@ -60,18 +60,15 @@ const PRIORITY_LIMIT: i32 = 10;
 
 impl Standing {
     /// Reads the tenant and, where clients may give them, priority (−10 to 10) and deadline.
-    pub fn from_headers(headers: &HeaderMap, hints: bool) -> Self {
+    pub fn from_headers(headers: &HeaderMap, tenants: &Tenants, hints: bool) -> Self {
         let text = |name: &str| headers.get(name).filter(|_| hints)?.to_str().ok();
-        let mut hasher = FxHasher::default();
-        headers
-            .get("x-tenant-id")
-            .map_or(&b""[..], HeaderValue::as_bytes)
-            .hash(&mut hasher);
+        let (tenant, weight) = tenants.of(headers);
         let priority: i32 = text("x-wardrop-priority")
             .and_then(|p| p.trim().parse().ok())
             .unwrap_or(0);
         Self {
-            tenant: Tenant(hasher.finish() as u32),
+            tenant,
+            weight,
             priority: priority.clamp(-PRIORITY_LIMIT, PRIORITY_LIMIT),
             deadline_ms: text("x-wardrop-deadline-ms").and_then(|ms| ms.trim().parse().ok()),
         }
@@ -99,6 +96,8 @@ pub async fn decide_late(
         expected_output_tokens: prepared.expected_output_tokens,
         bytes: body_bytes as u64 + 8 * prepared.hashes.len() as u64,
         tenant: standing.tenant,
+        weight: standing.weight,
+        explain: shared.receipts.is_on(),
         priority: standing.priority,
         deadline_s,
         ..QueuedRequest::new(id, prepared.hashes.as_slice().into(), prepared.input_tokens)
@@ -128,10 +127,8 @@ async fn late_leg(
     let id = request.id;
     let wait = match pool.wait(request, shared.clock) {
         Ok(wait) => wait,
-        Err(NoWait::Refused { retry_after_s, .. }) => {
-            return Err(Undecided::Refuse(Refusal::QueueFull {
-                retry_after_s: retry_after_s.ceil() as u32,
-            }));
+        Err(NoWait::Refused { limit, retry_after_s }) => {
+            return Err(refused(shared, pool, limit, retry_after_s));
         }
         Err(NoWait::NoWorker) => return Err(Undecided::Abstain(Abstention::NoWorker)),
         Err(NoWait::RouterRefused) => return Err(Undecided::Abstain(Abstention::RouterRefused)),
@@ -143,8 +140,12 @@ async fn late_leg(
     };
     // The queue places everybody in time while a worker is there; without one, Dynamo shall say so.
     let longest = Duration::from_secs_f64(pool.longest_wait_s().unwrap_or(0.0) + 1.0);
-    let Ok(Some(dispatch)) = tokio::time::timeout(longest, wait.placed()).await else {
-        return Err(Undecided::Abstain(Abstention::NoWorker));
+    let dispatch = match tokio::time::timeout(longest, wait.placed()).await {
+        Ok(Some(Ok(dispatch))) => dispatch,
+        Ok(Some(Err(NoWait::Refused { limit, retry_after_s }))) => {
+            return Err(refused(shared, pool, limit, retry_after_s));
+        }
+        _ => return Err(Undecided::Abstain(Abstention::NoWorker)),
     };
     let labels = [&*pool.model, pool.role.name()];
     let metrics = &shared.metrics;
@@ -166,8 +167,34 @@ async fn late_leg(
         worker: dispatch.worker,
         overlap_blocks: dispatch.overlap_blocks,
         pin_rank: pool.has_several_ranks(dispatch.worker),
+        why: shared.receipts.is_on().then(|| {
+            Box::new(Why {
+                cost: dispatch.cost,
+                candidates: dispatch.candidates,
+                waited_s: dispatch.waited_s,
+                cause: reason,
+            })
+        }),
     };
     Ok((leg, dispatch.waited_s))
+}
+
+/// Counts a refusal of the queue, and says when to come back.
+fn refused(shared: &Shared, pool: &WorkerPool, limit: Limit, retry_after_s: f64) -> Undecided {
+    let retry_after_s = retry_after_s.ceil() as u32;
+    let (reason, refusal) = match limit {
+        Limit::Requests => ("requests", Refusal::QueueFull { retry_after_s }),
+        Limit::Bytes => ("bytes", Refusal::QueueFull { retry_after_s }),
+        Limit::Tenant => ("tenant_requests", Refusal::TenantFull { retry_after_s }),
+        Limit::TenantBytes => ("tenant_bytes", Refusal::TenantFull { retry_after_s }),
+        Limit::Deadline => ("deadline", Refusal::DeadlineHopeless { retry_after_s }),
+    };
+    shared
+        .metrics
+        .queue_refused
+        .with_label_values(&[&*pool.model, pool.role.name(), reason])
+        .inc();
+    Undecided::Refuse(refusal)
 }
 
 fn count(shared: &Shared, booking: &Booking) {
@@ -194,6 +221,7 @@ fn place(
         sequence_hashes: &prepared.sequence,
         input_tokens: prepared.input_tokens,
         expected_output_tokens: prepared.expected_output_tokens,
+        explain: shared.receipts.is_on(),
         ..RouteRequest::default()
     };
     let mut last = Instant::now();
@@ -214,6 +242,14 @@ fn place(
             worker: placement.decision.worker,
             overlap_blocks: placement.decision.overlap_blocks,
             pin_rank: placement.several_ranks,
+            why: request.explain.then(|| {
+                Box::new(Why {
+                    cost: placement.decision.cost,
+                    candidates: placement.decision.candidates,
+                    waited_s: 0.0,
+                    cause: "at_once",
+                })
+            }),
         }),
         Err(Error::NoWorker { .. }) => Err(Abstention::NoWorker),
         Err(_) => Err(Abstention::RouterRefused),
@@ -244,6 +280,7 @@ pub fn book_client_pin(shared: &Shared, parts: &Parts, prepared: &Prepared) -> O
         worker,
         overlap_blocks: 0,
         pin_rank: false,
+        why: None,
     };
     Some(Booking::new(id, [Some(leg), None], shared.clock))
 }

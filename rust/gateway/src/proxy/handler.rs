@@ -17,15 +17,16 @@ use super::decide::{Standing, Undecided, book_client_pin, decide, decide_late, w
 use super::exchange::{Failed, exchange, exchange_streamed, first_piece};
 use super::intake;
 use super::server::{Shared, Thread};
+use super::tenants::Tenants;
 use crate::error::Refusal;
 use crate::fleet::Booking;
 use crate::metrics::StreamClocks;
 use crate::prompt::{Abstention, Endpoint, Prepared, is_heavy, prepare};
+use crate::receipts::{Ending, Slip};
 use crate::shadows::Ticket;
 use crate::upstream::{RelayBody, write_head};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
 /// Milliseconds in the queue.
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-wardrop-queue-ms");
 const EXPLAIN_WORKER: HeaderName = HeaderName::from_static("x-wardrop-worker");
@@ -150,6 +151,9 @@ async fn place_and_forward(
             None
         }
     };
+    let slip = prepared
+        .as_ref()
+        .and_then(|prepared| open_receipt(shared, parts, prepared));
     let mut waited_s = None;
     let mut shadow = None;
     let booking = match &prepared {
@@ -164,18 +168,28 @@ async fn place_and_forward(
                 .shadows
                 .as_ref()
                 .and_then(|shadows| shadows.arrived(prepared, (started, shared.clock), &shared.metrics));
-            let standing = Standing::from_headers(&parts.headers, shared.config.routing.queue_hints);
+            let hints = shared.config.routing.queue_hints;
+            let standing = Standing::from_headers(&parts.headers, &shared.tenants, hints);
             match decide_late(shared, prepared, standing, bytes.len()).await {
-                Ok((booking, waited)) => {
+                Ok((mut booking, waited)) => {
                     waited_s = waited;
+                    if let Some(slip) = &slip {
+                        slip.placed(&mut booking);
+                    }
                     Some(booking)
                 }
                 Err(Undecided::Abstain(reason)) => {
                     abstain(shared, reason);
+                    if let Some(slip) = &slip {
+                        slip.abstained(reason.name());
+                    }
                     None
                 }
                 Err(Undecided::Refuse(refusal)) => {
                     shared.outcomes.refused();
+                    if let Some(slip) = &slip {
+                        slip.ended(Ending::refused(refusal.status().as_u16()));
+                    }
                     return Err(refusal);
                 }
             }
@@ -198,8 +212,12 @@ async fn place_and_forward(
         pieces,
         prepared: prepared.as_ref(),
         is_pinned: !has_pin,
+        slip: slip.as_deref(),
     };
     let forwarded = outbound.forward(thread, booking).await;
+    if let (Some(slip), Err(refusal)) = (&slip, &forwarded) {
+        slip.ended(Ending::refused(refusal.status().as_u16()));
+    }
     if let (Err(_), Some(shadow)) = (&forwarded, &shadow) {
         shadow.failed();
     }
@@ -216,12 +234,19 @@ async fn place_and_forward(
             return Err(Refusal::NoWorker);
         }
         Reply::Stream(status, headers, body) => {
-            let watch = prepared.map(|prepared| watch(shared, &prepared, booking, started, shadow));
+            let watch = prepared.map(|prepared| Watch {
+                status: status.as_u16(),
+                slip,
+                ..watch(shared, &prepared, booking, started, shadow)
+            });
             relay(thread, status, headers, body, place, watch)
         }
         Reply::Read(response) => {
             if let Some(shadow) = shadow {
                 shadow.failed();
+            }
+            if let Some(slip) = &slip {
+                slip.ended(Ending::error(response.status().as_u16(), started.elapsed()));
             }
             response
         }
@@ -245,6 +270,7 @@ struct Outbound<'a> {
     pieces: &'a [Bytes],
     prepared: Option<&'a Prepared>,
     is_pinned: bool,
+    slip: Option<&'a Slip>,
 }
 
 enum Reply {
@@ -298,6 +324,9 @@ impl Outbound<'_> {
                     shared.metrics.retries.with_label_values(&["worker_silent"]).inc();
                     drop(booking.take());
                     booking = self.prepared.and_then(|prepared| decide(shared, prepared).ok());
+                    if let (Some(slip), Some(booking)) = (self.slip, &mut booking) {
+                        slip.placed(booking);
+                    }
                 }
                 Err(Failed::WorkerSilent) => return Err(Refusal::UpstreamBroken),
                 Err(Failed::Refused(refusal)) => return Err(refusal),
@@ -396,12 +425,7 @@ async fn prepare_prompt(
 ) -> Result<Prepared, Abstention> {
     let shared = &thread.shared;
     let options = &shared.config.prompt;
-    let tenants = parts
-        .headers
-        .get_all(TENANT)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let tenant = tenants.map(str::trim).rfind(|tenant| !tenant.is_empty());
+    let tenant = Tenants::name(&parts.headers);
     let prepared = if is_heavy(bytes, options) {
         if shared.heavy.fetch_add(1, Ordering::Relaxed) >= HEAVY_LIMIT {
             shared.heavy.fetch_sub(1, Ordering::Relaxed);
@@ -448,6 +472,15 @@ fn abstain(shared: &Shared, reason: Abstention) {
         .inc();
 }
 
+fn open_receipt(shared: &Shared, parts: &Parts, prepared: &Prepared) -> Option<Arc<Slip>> {
+    if !shared.receipts.is_on() {
+        return None;
+    }
+    let request_id = parts.headers.get(REQUEST_ID)?.to_str().ok()?;
+    let routing = || shared.routing.lock().clone();
+    shared.receipts.open(request_id, prepared, routing)
+}
+
 fn watch(
     shared: &Shared,
     prepared: &Prepared,
@@ -471,6 +504,8 @@ fn watch(
         is_streamed: prepared.is_streamed,
         predicted_tokens: u64::from(predicted) * u64::from(prepared.model.spec.block_size),
         input_tokens: u64::from(prepared.input_tokens),
+        status: 0,
+        slip: None,
     }
 }
 

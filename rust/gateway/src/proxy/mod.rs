@@ -7,6 +7,8 @@ mod exchange;
 mod handler;
 mod intake;
 mod server;
+mod tenants;
 mod usage;
 
 pub use server::{Server, Shared};
+pub use tenants::Tenants;

@@ -16,11 +16,13 @@ use tokio::sync::{mpsc, watch};
 use wardrop_core::control::Routing;
 
 use super::handler::handle;
+use super::tenants::Tenants;
 use crate::GatewayError;
 use crate::config::GatewayConfig;
 use crate::fleet::Registry;
 use crate::metrics::{Metrics, THREAD_PREFIX};
 use crate::outcomes::Outcomes;
+use crate::receipts::Receipts;
 use crate::shadows::Shadows;
 use crate::upstream::{ConnectionPool, UpstreamSet};
 
@@ -53,6 +55,10 @@ pub struct Shared {
     pub outcomes: Outcomes,
     /// Shadow fleets, when they are on.
     pub shadows: Option<Shadows>,
+    /// Who pays.
+    pub tenants: Tenants,
+    /// Why requests went where they went, when that is kept.
+    pub receipts: Receipts,
     /// Origin of the routers' time.
     pub clock: Instant,
     /// Makes request ids of this process unlike those of another.

@@ -1,0 +1,153 @@
+"""The file of the index: read once, written whole or not at all, and never a reason to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from wardrop._core import Gateway
+from wardrop.config import Config, ConfigError, IndexFile, load
+from wardrop.dynamo.serve import Server, StartError
+from wardrop.service.index_keeper import IndexKeeper
+
+POOL = ("m", "aggregated")
+
+
+@pytest.fixture
+def gateway():
+    made = Gateway(json.dumps({"listen": "127.0.0.1:0"}))
+    made.upsert_model(json.dumps({"name": "m", "block_size": 4}))
+    made.upsert_worker(json.dumps({"model": "m", "role": "aggregated", "instance": 1}))
+    yield made
+    made.stop()
+
+
+def keeper(gateway, path: Path, **settings) -> IndexKeeper:
+    return IndexKeeper(gateway, IndexFile(file=str(path), **settings), dump_follows=True)
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_file_is_written_whole_and_read_back(gateway, tmp_path, caplog):
+    path = tmp_path / "index"
+    with caplog.at_level("INFO"):
+        kept = keeper(gateway, path)
+        kept.load()
+        asyncio.run(kept.save())
+        assert json.loads(gateway.saved_index(path.read_bytes()))["pools"][0]["workers"] == 1
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert [entry.name for entry in tmp_path.iterdir()] == ["index"], "nothing left beside it"
+        again = keeper(gateway, path)
+        again.load()
+        again.restore(POOL, [77])
+    # Its only worker never told anything.
+    assert "0 workers and 0 blocks taken over" in warnings(caplog)[0]
+    assert "1 not known as a whole" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "first bytes are others"),
+        (b"\x00" * 100, "first bytes are others"),
+        (b"wdfleet\0\x07\0\0\0" + b"\0" * 16, "version 7"),
+        (b"wdfleet\0\x01\0\0\0" + b"\xff" * 16, "cut off or damaged"),
+        (b"x" * 5000, "--index-max-bytes 4096"),
+    ],
+)
+def test_file_that_is_no_index_costs_one_warning_and_nothing_else(
+    gateway, tmp_path, caplog, content, text
+):
+    path = tmp_path / "index"
+    path.write_bytes(content)
+    kept = keeper(gateway, path, max_bytes=4096)
+    kept.load()
+    kept.restore(POOL, [77])
+    assert len(warnings(caplog)) == 1
+    assert text in warnings(caplog)[0]
+    assert str(path) in warnings(caplog)[0]
+    asyncio.run(kept.save())
+    assert gateway.saved_index(path.read_bytes()), "the next file is a good one"
+
+
+def test_old_file_is_not_used(gateway, tmp_path, caplog):
+    path = tmp_path / "index"
+    asyncio.run(keeper(gateway, path).save())
+    kept = keeper(gateway, path, max_age_s=1.0)
+    time.sleep(2.1)  # the file tells whole seconds
+    kept.load()
+    assert "--index-max-age-s is 1" in warnings(caplog)[0]
+
+
+def test_unreadable_file_is_not_used(gateway, tmp_path, caplog):
+    (tmp_path / "index").mkdir()
+    kept = keeper(gateway, tmp_path / "index")
+    kept.load()
+    asyncio.run(kept.save())
+    assert len(warnings(caplog)) == 2, "reading, and writing"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index"]
+
+
+def test_index_beyond_the_bound_is_not_written_and_said_once(gateway, tmp_path, caplog):
+    path = tmp_path / "index"
+    path.write_bytes(b"old")
+    for instance in range(2, 100):
+        worker = {"model": "m", "role": "aggregated", "instance": instance}
+        gateway.upsert_worker(json.dumps(worker))
+    kept = keeper(gateway, path, max_bytes=1024)
+    for _ in range(3):
+        asyncio.run(kept.save())
+    assert path.read_bytes() == b"old"
+    assert len(warnings(caplog)) == 1
+
+
+def test_what_was_read_is_not_lost_before_it_was_taken_over(gateway, tmp_path):
+    path = tmp_path / "index"
+    asyncio.run(keeper(gateway, path).save())
+    before = path.read_bytes()
+    kept = keeper(gateway, path)
+    kept.load()
+    gateway.remove_model("m")
+    asyncio.run(kept.save())
+    assert path.read_bytes() == before, "discovery has not named its workers yet"
+
+
+def test_index_of_a_fleet_that_is_not_here_is_told(gateway, tmp_path, caplog):
+    path = tmp_path / "index"
+    asyncio.run(keeper(gateway, path).save())
+    gateway.remove_worker("m", "aggregated", 1)
+    gateway.upsert_worker(json.dumps({"model": "m", "role": "aggregated", "instance": 2}))
+    kept = keeper(gateway, path)
+    kept.load()
+    kept.restore(POOL, [77])
+    assert "1 are gone" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"index.interval_s": "0"}, "index.interval_s: got 0.0, expected 0.1 to 86400"),
+        ({"index.max_bytes": "12"}, "index.max_bytes: got 12, expected 1024"),
+        ({"index.max_age_s": "soon"}, "--index-max-age-s: got 'soon', expected a number"),
+    ],
+)
+def test_wrong_setting_is_refused_with_its_name(flags, text):
+    with pytest.raises(ConfigError, match=text.replace("(", r"\(")):
+        load(flags, {})
+
+
+def test_place_that_can_not_be_written_is_refused_at_start(tmp_path):
+    for path, text in [
+        (tmp_path, "it is a folder"),
+        (tmp_path / "none" / "index", "does not exist; make it"),
+    ]:
+        config = Config(index=IndexFile(file=str(path)))
+        with pytest.raises(StartError, match=f"index.file: got .*{text}"):
+            Server(config, [], {**os.environ, "DYN_DISCOVERY_BACKEND": "file"})
