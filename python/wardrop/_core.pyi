@@ -928,8 +928,10 @@ class Gateway:
         """
 
     def save_index(self) -> bytes:
-        """Who holds which blocks in every pool, with where the workers' feeds stand and whose they
-        are: versioned and checksummed, hashes only. Events wait meanwhile, decisions do not."""
+        """Who holds which blocks in every pool, and where the workers' feeds stand.
+
+        Versioned and checksummed; hashes only. Events wait meanwhile, decisions do not.
+        """
 
     @staticmethod
     def saved_index(data: bytes, /) -> str:

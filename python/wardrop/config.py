@@ -103,6 +103,9 @@ class Routing:
     tenant_weights: dict[str, float] = _setting(  # noqa: RUF009  (a field, as the others)
         {}, "weights in a fair queue, tenant=number,…; others have 1", "tenant-weights"
     )
+    handoff_s_per_token: float = _setting(
+        0.0, "split: seconds to move the KV of a prompt token to a decode worker"
+    )
     seed: int = _setting(0, "seed of the tie breaker", "seed")
     booking_ttl_s: float = _setting(900.0, "life of a booking whose request never ends")
     allow_client_pins: bool = _setting(False, "pass on worker pins of clients, else 400")
@@ -113,10 +116,11 @@ class Routing:
             raise ConfigError("routing.policy: got an empty name, expected one such as 'dynamo'")
         _within("routing.seed", self.seed, 0, 2**64 - 1)
         _within("routing.booking_ttl_s", self.booking_ttl_s, 1e-3, 1e9)
+        _within("routing.handoff_s_per_token", self.handoff_s_per_token, 0, 1)
         _check_tenants(self.tenant_weights)
         if self.tenant_weights and not (self.queue and self.queue_parameters.get("fair")):
             raise ConfigError(
-                "routing.tenant_weights: got some without a fair queue, which alone weighs tenants; "
+                "routing.tenant_weights: got some, but only a fair queue weighs tenants; "
                 "add --queue true --queue-parameters fair=1"
             )
 
@@ -231,6 +235,9 @@ class Control:
     audit_file: str = _setting("", "JSON lines of every change; default: memory only", "audit-file")
     curves_file: str = _setting(
         "", "learned latency curves: read at start, written each minute and at stop", "curves-file"
+    )
+    timing_table: str = _setting(
+        "", "timing table (.npz) that curves start from where none are saved", "timing-table"
     )
     controller: bool = _setting(
         False, "let the controller move kappa and room, guarded", "controller"
@@ -347,8 +354,17 @@ class Config:
     index: IndexFile = field(default_factory=IndexFile)
     log: Log = field(default_factory=Log)
 
-    def gateway_json(self, upstreams: list[str]) -> str:
-        """The gateway's own part, as `wardrop._core.Gateway` reads it."""
+    def gateway_json(
+        self,
+        upstreams: list[str],
+        timing: Mapping[str, list[tuple[float, float, float]]] | None = None,
+    ) -> str:
+        """The gateway's own part, as `wardrop._core.Gateway` reads it.
+
+        Args:
+            upstreams: addresses of frontends.
+            timing: points of a timing table that latency curves start from; see `service.prior`.
+        """
         routing = asdict(self.routing)
         routing["policy"] = {"name": routing["policy"], **routing.pop("parameters")}
         queue = {
@@ -358,6 +374,7 @@ class Config:
         routing["queue"] = queue if routing["queue"] else None
         routing["predicted"] = asdict(self.predicted)
         routing["receipts"] = self.control.receipts
+        routing["timing"] = dict(timing or {})
         return json.dumps(
             {
                 "listen": f"{self.http.host}:{self.http.port}",

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 
+from wardrop._core import Gateway
 from wardrop.config import Config, ConfigError, Dynamo, load, settings
 
 
@@ -33,6 +34,9 @@ def test_every_default_survives_a_round_trip_through_its_variable():
     assert load({}, environment) == Config()
 
 
+FAIR = "routing: {queue: true, queue_parameters: {fair: 1}, "
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -55,6 +59,17 @@ def test_every_default_survives_a_round_trip_through_its_variable():
         ("shadows: {policies: toll+cache}", "then +queue or +queue("),
         ("shadows: {calibrate: true}", "without shadows"),
         ("shadows: {cpu_share: 0}", "shadows.cpu_share: got 0"),
+        ("predicted: {used: maybe}", "got 'maybe', expected one of off, alone, beside"),
+        ("predicted: {ttl_s: 0}", "predicted.ttl_s: got 0.0, expected 0.001"),
+        ("predicted: {capacity_blocks: 0}", "predicted.capacity_blocks: got 0, expected 1"),
+        ("predicted: {ttl: 1}", "'ttl' is not known; did you mean 'ttl_s'?"),
+        ("routing: {tenant_weights: {a: 1}}", "add --queue true --queue-parameters fair=1"),
+        (FAIR + "tenant_weights: {a: 0}}", "routing.tenant_weights: a: got 0, expected 0.001"),
+        (FAIR + "tenant_weights: {'': 1}}", "got the tenant '', expected a name of 1 to 128"),
+        (FAIR + "tenant_weights: {a: .inf}}", "expected names with numbers"),
+        ("control: {receipts: -1}", "control.receipts: got -1, expected 0 to 65536"),
+        ("control: {receipts: 9, admin_port: -1}", "leave one of them out"),
+        ("index: {interval_s: 0.01}", "index.interval_s: got 0.01, expected 0.1 to 86400"),
     ],
 )
 def test_bad_file_is_refused_with_what_to_do(tmp_path, text, says):
@@ -96,6 +111,34 @@ def test_gateway_gets_its_own_part():
     assert part["upstreams"] == ["http://u:1"]
     assert part["routing"]["policy"] == {"name": "p", "x": 1.0}
     assert "dynamo" not in part
+
+
+def test_options_of_cache_tenants_and_receipts_reach_the_gateway():
+    config = load(
+        {
+            "predicted.used": "beside",
+            "routing.queue": "true",
+            "routing.queue_parameters": "fair=1,share_passes=1,max_tenants=9,kappa=2.5",
+            "routing.tenant_weights": "gold=4,free=0.5",
+            "control.receipts": "100",
+        },
+        {"WARDROP_PREDICTED_SETTLE_S": "0.5"},
+    )
+    gateway = Gateway(config.gateway_json([]))
+    routing = json.loads(config.gateway_json([]))["routing"]
+    assert routing["predicted"]["used"] == "beside"
+    assert routing["predicted"]["settle_s"] == 0.5
+    assert routing["tenant_weights"] == {"gold": 4.0, "free": 0.5}
+    assert routing["receipts"] == 100
+    queue = json.loads(gateway.routing())["queue"]
+    assert (queue["fair"], queue["share_passes"], queue["max_tenants"]) == (True, True, 9)
+    gateway.stop()
+
+
+@pytest.mark.parametrize("text", ["kappa=inf", "kappa=nan", "kappa", "=1,kappa="])
+def test_parameter_that_is_no_number_is_refused(text):
+    with pytest.raises(ConfigError, match=r"--queue-parameters: got .*expected name=number"):
+        load({"routing.queue_parameters": text}, {})
 
 
 def test_built_directly_it_is_checked_too():

@@ -70,14 +70,18 @@ class Bench:
         self.folder_fails = False
         gateway = cast(GatewayControl, self.gateway)
         self.served = True
+        self.restored: list[tuple[tuple[str, str], list[int], int]] = []
         self.follower = Follower(
-            gateway, self.source, self.folder, self.dump, interval_s, self.is_served
+            gateway, self.source, self.folder, self.dump, interval_s, self.is_served, self.restore
         )
 
     async def folder(self, model: Model) -> Path:
         if self.folder_fails:
             raise CardFilesError("no road to the worker")
         return Path("/models") / model.name
+
+    async def restore(self, pool: tuple[str, str], publishers: list[int]) -> None:
+        self.restored.append((pool, publishers, len(self.gateway.calls)))
 
     async def is_served(self, model: str) -> bool:
         return self.served
@@ -137,6 +141,8 @@ def test_fleet_is_told_in_order_and_its_blocks_are_read_once(entries):
         assert bench.dumps == [("dynamo.backend.generate", 16)]
         assert bench.gateway.named("load_dump") == [("tiny", "aggregated", "[]")]
         assert bench.follower.view.workers == view.workers
+        # Once, when the workers are known and before any feed is followed.
+        assert bench.restored == [(("tiny", "aggregated"), [5], 3)]
 
     bench.run(test)
 

@@ -1,4 +1,4 @@
-"""The index over a restart of the gateway, over real ZeroMQ: what holds, what is refuted, what is refused."""
+"""The index over a restart of the gateway, over real ZeroMQ: what holds, and what is refuted."""
 
 import json
 import time
@@ -17,7 +17,7 @@ def follow(running, publisher):
 
 @pytest.fixture
 def saved(serve, publish):  # noqa: F811
-    """A publisher whose worker 1 holds blocks 11, 12, 13 after event 2, and the index of that moment."""
+    """A publisher whose worker 1 holds 11, 12, 13 after event 2, and the index of that moment."""
     running = serve(workers=(1, 2))
     publisher: Publisher = publish(77, KV)
     follow(running, publisher)
@@ -98,7 +98,7 @@ def test_worker_that_began_anew_under_its_old_feed_is_not_credited(serve, saved,
     assert running.workers()[1]["synced"] is (event_id == 1)
 
 
-def test_worker_with_another_publisher_is_another_incarnation_and_starts_empty(serve, saved, publish):  # noqa: F811
+def test_worker_with_another_publisher_began_anew_and_starts_empty(serve, saved, publish):  # noqa: F811
     _, data = saved
     # It has told just as much as the old one: by its event ids alone it would pass for the same.
     again = publish(78, KV)
@@ -135,7 +135,9 @@ def test_worker_with_missing_events_is_saved_without_a_position(serve, saved):
 
 @pytest.mark.parametrize("dump_follows", [True, False])
 def test_idle_worker_that_only_a_dump_told_of_is_taken_over_where_another_follows(
-    serve, publish, dump_follows  # noqa: F811
+    serve,
+    publish,  # noqa: F811
+    dump_follows,
 ):
     running = serve(workers=(1,))
     publisher = publish(77, KV)
@@ -161,7 +163,7 @@ def test_worker_that_is_gone_leaves_nothing_behind(serve, saved):
 
 
 def test_bytes_that_are_no_index_are_refused_with_a_reason(serve, saved):
-    publisher, data = saved
+    _, data = saved
     running = serve(workers=(1, 2))
     for bad, text in [
         (b"", "first bytes are others"),

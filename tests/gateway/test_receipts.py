@@ -22,7 +22,11 @@ def receipt(running, request_id):
 
 
 def test_receipt_names_candidates_their_parts_and_what_came_of_it(upstream, serve):
-    usage = {"prompt_tokens": 64, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 16}}
+    usage = {
+        "prompt_tokens": 64,
+        "completion_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 16},
+    }
     body = json.dumps({"choices": [], "usage": usage}).encode()
     upstream.script = lambda seen, conn: (
         b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"

@@ -1,4 +1,4 @@
-"""Tenants in the queue: weights, bounds, and who one is; deadlines that pass while a request waits."""
+"""Tenants in the queue: weights, bounds, and who one is; deadlines; the decode leg's room."""
 
 import http.client
 import json
@@ -38,7 +38,7 @@ def finish(engines, threads):
 
 
 def mean_places(upstream, engines, running, tenants, each=10):
-    """Mean place in which the requests of each tenant were served; they came one tenant after another."""
+    """Mean place in which each tenant's requests were served; they came tenant by tenant."""
     answers: list = []
     threads = background(running, 1, answers, {"x-tenant-id": "first"})
     wait_for(lambda: len(upstream.seen) == 1)
@@ -56,9 +56,7 @@ def mean_places(upstream, engines, running, tenants, each=10):
     finish(engines, threads)
     order = [seen.header("x-tenant-id") for seen in upstream.seen][1:]
     assert len(order) == each * len(tenants)
-    return [
-        sum(at for at, who in enumerate(order) if who == tenant) / each for tenant in tenants
-    ]
+    return [sum(at for at, who in enumerate(order) if who == tenant) / each for tenant in tenants]
 
 
 @pytest.mark.parametrize(("plains", "goes_first"), [(0.02, True), (1.0, False)])

@@ -43,7 +43,7 @@ def fleet(private_network):
 
 
 def await_dump(router: Router) -> None:
-    """What the workers held before is known: only then their feeds' positions are worth saving."""
+    """What the workers held before is known, and their feeds are heard: every event counts now."""
     wait_until(lambda: "read the blocks of" in router.log, "Dynamo's dump", 60)
 
 
@@ -53,9 +53,8 @@ def taught(fleet: Fleet, *arguments: str) -> list[tuple[list[int], int]]:
     start = random.randrange(1 << 40)  # prompts of this test alone
     with running(fleet, *arguments) as router:
         prompts = [prompt(start + number, size) for number in range(6)]
-        placed = [(tokens, instance(router.complete_and_learn(tokens))) for tokens in prompts]
         await_dump(router)
-        return placed
+        return [(tokens, instance(router.complete_and_learn(tokens))) for tokens in prompts]
 
 
 def test_first_prompt_after_a_restart_goes_to_its_prefix(fleet: Fleet, tmp_path: Path):
@@ -137,9 +136,9 @@ def test_gateway_that_is_killed_leaves_its_last_whole_file(fleet: Fleet, tmp_pat
     path = tmp_path / "index"
     arguments = ("--index-file", str(path), "--index-interval-s", "0.5")
     with running(fleet, *arguments) as router:
+        await_dump(router)
         tokens = prompt(random.randrange(1 << 40), fleet.spec.block_size)
         worker = instance(router.complete_and_learn(tokens))
-        await_dump(router)
         learned_s = time.time()
         wait_until(lambda: path.exists() and path.stat().st_mtime > learned_s + 0.1, "a write")
         os.kill(router.child.pid, 9)

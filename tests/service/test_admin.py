@@ -124,6 +124,50 @@ def test_set_changes_lists_and_takes_back_and_audit_tells_it(url, gateway):
     assert run(set_command.app, ["kappa=1", "--url", "http://127.0.0.1:1"]).exit_code == 1
 
 
+def test_receipt_is_found_by_its_request_id(gateway, tmp_path):
+    upstream = socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        conn, _ = upstream.accept()
+        with conn:
+            conn.recv(65536)
+            conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+
+    threading.Thread(target=answer).start()
+    address = f"http://127.0.0.1:{upstream.getsockname()[1]}"
+    routing = {"policy": {"name": "toll"}, "receipts": 4}
+    native = Gateway(
+        json.dumps({"listen": "127.0.0.1:0", "routing": routing, "upstreams": [address]})
+    )
+    native.upsert_model(json.dumps({"name": "m", "block_size": 4}))
+    native.upsert_worker(json.dumps(WORKER))
+    port = native.start()
+
+    async def look() -> list[tuple[int, dict]]:
+        found = []
+        for gate, count in ((native, 4), (gateway, 0)):
+            admin = Admin(gate, Door(gate, AuditLog(tmp_path / "a.jsonl")), 0, count)
+            api = f"http://127.0.0.1:{await admin.start()}"
+            found += [
+                await asyncio.to_thread(send, api, "GET", f"/v1/receipts/{name}")
+                for name in ("a%2Fb", "other")
+            ]
+            await admin.stop()
+        return found
+
+    body = json.dumps({"model": "m", "prompt": [1, 2, 3, 4]})
+    headers = {"x-request-id": "a/b", "host": f"127.0.0.1:{port}"}
+    assert send(f"http://127.0.0.1:{port}", "POST", "/v1/completions", body, **headers)[0] == 200
+    (status, receipt), unknown, off, _ = asyncio.run(look())
+    assert (status, receipt["request_id"]) == (200, "a/b")
+    assert receipt["legs"][0]["worker"]["instance"] == WORKER["instance"]
+    assert unknown[0] == off[0] == 404
+    assert "expected the x-request-id of one of the last 4 requests" in unknown[1]["error"]
+    assert "start with --receipts N" in off[1]["error"]
+    native.stop()
+    upstream.close()
+
+
 def test_curves_are_printed_drawn_saved_and_restored(url, gateway, tmp_path):
     run = CliRunner().invoke
     file, picture = tmp_path / "curves.json", tmp_path / "curves.png"

@@ -35,6 +35,7 @@ from wardrop.dynamo.supervisor import Supervisor, SupervisorError
 from wardrop.service.admin import Admin
 from wardrop.service.index_keeper import IndexKeeper, unusable
 from wardrop.service.keeper import CurveKeeper
+from wardrop.service.prior import timing_points
 
 log = logging.getLogger("wardrop.control")
 
@@ -170,6 +171,11 @@ class Server:
             )
         if config.index.file and (reason := unusable(Path(config.index.file))):
             raise StartError(f"index.file: got {config.index.file!r}, but {reason}")
+        try:
+            table = config.control.timing_table
+            self._timing = timing_points(Path(table)) if table else {}
+        except ValueError as error:
+            raise StartError(f"control.timing_table: {error}") from error
         self.config = config
         self.source = choose_source(config.dynamo, environment)
         self.port: int | None = None
@@ -257,7 +263,8 @@ class Server:
         from wardrop import _core  # pyright: ignore
 
         try:
-            gateway: Gateway = cast(Any, _core).Gateway(self.config.gateway_json(self.upstreams))
+            text = self.config.gateway_json(self.upstreams, self._timing)
+            gateway: Gateway = cast(Any, _core).Gateway(text)
         except ValueError as error:
             raise StartError(f"the gateway refuses its configuration: {error}") from error
         try:

@@ -108,7 +108,9 @@ class IndexKeeper:
             return
         finally:
             self._forget_when_done()
-        told = "%d workers and %d blocks taken over; empty: %d that restarted, %d not known as a whole"
+        told = (
+            "%d workers and %d blocks taken over; empty: %d that restarted, %d not known as a whole"
+        )
         told += "; %d are gone"
         counts = [report[n] for n in ("taken_over", "blocks", "restarted", "not_known")]
         level = logging.INFO if report["taken_over"] else logging.WARNING

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use wardrop_core::control::Routing;
+use wardrop_core::latency::{PrefillPoint, Prior, StepPoint};
 use wardrop_core::predicted::PredictedConfig;
 use wardrop_core::queue::QueueConfig;
 use wardrop_core::{PolicyConfig, Router, RouterConfig};
@@ -13,6 +14,8 @@ use crate::shadows::ShadowOptions;
 
 /// Tenants with a weight of their own at most.
 const MAX_TENANT_WEIGHTS: usize = 1024;
+/// Points of a timing table, of each kind.
+const MAX_TIMING_POINTS: usize = 50_000;
 /// Receipts that may be kept; each takes up to 5 kB.
 const MAX_RECEIPTS: usize = 65_536;
 
@@ -92,6 +95,10 @@ pub struct RoutingOptions {
     pub queue: Option<QueueConfig>,
     /// What is predicted of caches by where requests were sent, in pools that prefill.
     pub predicted: PredictedConfig,
+    /// Seconds to move the KV of one prompt token from a prefill to a decode worker; 0 where it is not known.
+    pub handoff_s_per_token: f64,
+    /// Points of a timing table that the latency curves of every pool start from; without any, from figures of a usual model.
+    pub timing: TimingPoints,
     /// Weights of tenants in a fair queue; every other tenant has 1.
     pub tenant_weights: BTreeMap<String, f64>,
     /// Receipts of decisions that are kept; 0 keeps none.
@@ -102,6 +109,48 @@ pub struct RoutingOptions {
     pub allow_client_pins: bool,
     /// Add `x-wardrop-worker` and `x-wardrop-overlap-blocks` to answers.
     pub explain_headers: bool,
+}
+
+/// Points of a timing table.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TimingPoints {
+    /// New tokens, cached tokens, seconds.
+    pub prefill: Vec<PrefillPoint>,
+    /// Sequences, active KV tokens, seconds.
+    pub step: Vec<StepPoint>,
+}
+
+impl TimingPoints {
+    /// Where curves start by them.
+    pub fn prior(&self) -> Prior {
+        if self.prefill.is_empty() && self.step.is_empty() {
+            return Prior::default();
+        }
+        Prior::fit(&self.prefill, &self.step)
+    }
+
+    fn check(&self) -> Result<(), GatewayError> {
+        let all = [("prefill", &self.prefill), ("step", &self.step)];
+        for (name, points) in all {
+            if points.len() > MAX_TIMING_POINTS {
+                return Err(GatewayError::Config(format!(
+                    "routing.timing.{name}: got {} points, at most {MAX_TIMING_POINTS}",
+                    points.len()
+                )));
+            }
+            let usable = |&(a, b, s): &(f64, f64, f64)| {
+                let (a_fits, b_fits) = (a.is_finite() && a >= 0.0, b.is_finite() && b >= 0.0);
+                a_fits && b_fits && s.is_finite() && s > 0.0
+            };
+            if let Some(point) = points.iter().find(|&point| !usable(point)) {
+                return Err(GatewayError::Config(format!(
+                    "routing.timing.{name}: got the point {point:?}, expected two numbers of 0 or above and seconds above 0"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl RoutingOptions {
@@ -193,6 +242,8 @@ impl Default for RoutingOptions {
             booking_ttl_s: 900.0,
             queue: None,
             predicted: PredictedConfig::default(),
+            handoff_s_per_token: 0.0,
+            timing: TimingPoints::default(),
             tenant_weights: BTreeMap::new(),
             receipts: 0,
             queue_hints: false,
@@ -286,7 +337,10 @@ impl GatewayConfig {
                 self.routing.receipts
             )));
         }
+        self.routing.timing.check()?;
         // Refused now, not with the first model.
+        let router = RouterConfig::new(1).with_handoff_s_per_token(self.routing.handoff_s_per_token);
+        Router::new(router).map_err(|error| GatewayError::Config(format!("routing: {error}")))?;
         Router::new(RouterConfig::new(1).with_predicted(self.routing.predicted))
             .map_err(|error| GatewayError::Config(format!("routing.predicted: {error}")))?;
         Ok(())

@@ -211,7 +211,7 @@ impl Receipts {
         }
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let regime = self.regime.load(Ordering::Relaxed);
-        self.put(Receipt {
+        let receipt = Receipt {
             request_id: request_id.to_owned(),
             at_s: since_1970.as_secs_f64(),
             model: prepared.model.spec.name.clone(),
@@ -223,10 +223,11 @@ impl Receipts {
             abstained: None,
             legs: Vec::new(),
             outcome: None,
-        })
+        };
+        Some(self.put(receipt))
     }
 
-    fn put(&self, receipt: Receipt) -> Option<Arc<Slip>> {
+    fn put(&self, receipt: Receipt) -> Arc<Slip> {
         let id = receipt.request_id.clone();
         let slip = Arc::new(Slip(Mutex::new(receipt)));
         let kept = &mut *self.kept.lock();
@@ -239,7 +240,7 @@ impl Receipts {
         }
         kept.ids.push_back((id.clone(), slip.clone()));
         kept.by_id.insert(id, slip.clone());
-        Some(slip)
+        slip
     }
 
     /// The receipt of a request as JSON, while it is kept.
@@ -275,15 +276,15 @@ mod tests {
     fn the_last_receipts_are_kept_and_an_id_has_one() {
         let receipts = Receipts::new(3);
         for id in ["a", "b", "a", "c"] {
-            let slip = receipts.put(receipt(id)).unwrap();
+            let slip = receipts.put(receipt(id));
             slip.ended(Ending {
                 how: "finished",
                 ..Ending::default()
             });
         }
         assert!(receipts.find("a").is_some(), "the later one of its id");
-        receipts.put(receipt("d")).unwrap();
-        receipts.put(receipt("e")).unwrap();
+        receipts.put(receipt("d"));
+        receipts.put(receipt("e"));
         let there: Vec<bool> = ["a", "b", "c", "d", "e"]
             .map(|id| receipts.find(id).is_some())
             .into();
@@ -310,7 +311,7 @@ mod tests {
         for n in 0..rounds {
             let mut receipt = receipt(&format!("{n:016x}-{n:x}"));
             receipt.routing = routing.clone();
-            let slip = receipts.put(receipt).unwrap();
+            let slip = receipts.put(receipt);
             let mut sorted = candidates.clone();
             sorted.sort_by(|a, b| a.cost.total_cmp(&b.cost));
             slip.0.lock().legs.push(LegReceipt {

@@ -155,6 +155,7 @@ pub struct ApplyCounts {
 
 /// One worker in a status report.
 #[derive(Debug, Serialize)]
+#[allow(clippy::struct_excessive_bools, reason = "each is told by itself")]
 pub struct WorkerReport {
     pub instance: u64,
     pub dp_rank: u32,

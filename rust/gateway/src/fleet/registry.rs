@@ -186,6 +186,7 @@ fn new_pools(
         silence_s: config.feed.silence_ms as f64 / 1e3,
         quarantine_s: config.feed.quarantine_ms as f64 / 1e3,
     };
+    let curves = config.routing.timing.prior();
     let pool = |role: Role| -> Result<Arc<WorkerPool>, GatewayError> {
         // Nothing is priced by what a decode worker holds of a prompt, and its events do not tell it.
         let predicted = match role {
@@ -198,6 +199,8 @@ fn new_pools(
             .with_prefill_tracking(role != Role::Decode)
             .with_decode_tracking(role != Role::Prefill)
             .with_predicted(predicted)
+            .with_curves(curves)
+            .with_handoff_s_per_token(config.routing.handoff_s_per_token)
             .with_booking_ttl_s(config.routing.booking_ttl_s);
         let pool = WorkerPool::new(name.clone(), role, router, options)?;
         pool.set_queue(routing.queue, 0.0)?;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::control::json;
 use super::{Gateway, parse_role};
 use crate::GatewayError;
-use crate::fleet::{Role, SavedFleet};
+use crate::fleet::{Role, SavedFleet, WorkerPool};
 
 /// What a file says of itself.
 #[derive(Serialize)]
@@ -32,7 +32,7 @@ impl Gateway {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let fleet = SavedFleet {
             saved_at_s: since_1970.as_secs(),
-            pools: self.pools(|pool| pool.save()),
+            pools: self.pools(WorkerPool::save),
         };
         fleet.to_bytes()
     }

@@ -81,19 +81,16 @@ impl WorkerPool {
             };
             let publisher = saved.publishers.get(&found.worker);
             let is_known = publisher.is_some() && (found.position.is_some() || dump_follows);
-            match publisher.filter(|publisher| is_known && publishers.contains(publisher)) {
-                Some(&publisher) => {
-                    worker.cursor.restore(found.position, dump_follows);
-                    let standing = found.position.map_or(Standing::Dumped, Standing::UpTo);
-                    worker.position.told(publisher, standing);
-                    report.taken_over += 1;
-                    report.blocks += found.blocks.iter().sum::<u64>();
-                }
-                None => {
-                    let _ = state.router.apply(found.worker, &KvEvent::Cleared);
-                    report.restarted += usize::from(is_known);
-                    report.not_known += usize::from(!is_known);
-                }
+            if let Some(&publisher) = publisher.filter(|&id| is_known && publishers.contains(id)) {
+                worker.cursor.restore(found.position, dump_follows);
+                let standing = found.position.map_or(Standing::Dumped, Standing::UpTo);
+                worker.position.told(publisher, standing);
+                report.taken_over += 1;
+                report.blocks += found.blocks.iter().sum::<u64>();
+            } else {
+                let _ = state.router.apply(found.worker, &KvEvent::Cleared);
+                report.restarted += usize::from(is_known);
+                report.not_known += usize::from(!is_known);
             }
         }
         Ok(report)
