@@ -264,7 +264,7 @@ mod tests {
             input_tokens: 1,
             blocks: 0,
             regime: None,
-            routing: Routing::of(&RoutingOptions::default()),
+            routing: RoutingOptions::default().start(),
             queued_s: 0.0,
             abstained: None,
             legs: Vec::new(),
@@ -305,7 +305,7 @@ mod tests {
                 ..Candidate::default()
             })
             .collect();
-        let routing = Routing::of(&RoutingOptions::default());
+        let routing = RoutingOptions::default().start();
         let rounds = 200_000;
         let started = std::time::Instant::now();
         for n in 0..rounds {
