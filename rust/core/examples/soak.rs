@@ -6,6 +6,7 @@
 //! `soak holes [3000000]`: parts of shared prompts are removed and stored again, by the index alone, so many times: the paths stay and
 //! everything on them comes and goes.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use wardrop_core::index::{Index, Slot};
@@ -269,7 +270,7 @@ fn holes(steps: u64) {
         .collect();
     let name = |hash: &SequenceHash| EngineHash(hash.0);
     // What each worker has of each prompt, as far as this test knows: stored blocks are stored once.
-    let mut held: Vec<std::collections::HashSet<EngineHash>> = vec![Default::default(); WORKERS as usize];
+    let mut held: Vec<HashSet<EngineHash>> = vec![HashSet::new(); WORKERS as usize];
     watch(
         "stores and removals on the same paths, by the index alone",
         &index,
@@ -308,7 +309,9 @@ fn holes(steps: u64) {
                     .map(name)
                     .filter(|block| held.contains(block) && rng.below(every) == 0)
                     .collect();
-                blocks.iter().for_each(|block| drop(held.remove(block)));
+                for block in &blocks {
+                    held.remove(block);
+                }
                 let tier = Tier::Device;
                 let event = KvEvent::Removed { blocks, tier };
                 index

@@ -27,12 +27,22 @@ fn the_index_answers_like_the_reference_for_many_seeds() {
             if at >= seeds {
                 return;
             }
-            if let Err(difference) = differential::differential(from + at, 60, &mut Index::new(u64::MAX)) {
-                panic!("seed {}: {difference}", from + at);
+            let seed = from + at;
+            let plain = differential::differential(seed, 60, &mut Index::new(u64::MAX));
+            let restored = if seed.is_multiple_of(8) {
+                differential::differential(seed, 60, &mut differential::Restarting::new())
+            } else {
+                Ok(())
+            };
+            if let Err(difference) = plain.and(restored) {
+                panic!("seed {seed}: {difference}");
             }
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    println!("{seeds} streams of 60 steps agree, from seed {from} on");
+    println!(
+        "{seeds} streams of 60 steps agree, from seed {from} on, {} of them through restarts, too",
+        (from..from + seeds).filter(|seed| seed.is_multiple_of(8)).count()
+    );
 }

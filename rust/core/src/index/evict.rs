@@ -12,7 +12,8 @@ use super::arena::get;
 use super::holders::low_bits;
 use super::paths::{BlockId, FrameId};
 use super::slots::bits;
-use super::tree::{Shared, Writer};
+use super::tree::Shared;
+use super::writer::Writer;
 use crate::event::{StoredBlock, Tier};
 
 /// What an index may take.

@@ -12,7 +12,6 @@ pub(crate) mod holders;
 mod image;
 #[cfg(test)]
 mod models;
-mod name_table;
 mod names;
 pub(crate) mod paths;
 mod reference;
@@ -21,6 +20,7 @@ pub(crate) mod slots;
 pub(crate) mod tables;
 mod tree;
 mod walk;
+mod writer;
 
 pub use evict::Budget;
 pub use footprint::Footprint;

@@ -1,7 +1,7 @@
 //! One stream through the index and through the reference.
 
-use wardrop_core::KvEvent;
 use wardrop_core::index::{Index, Prompt, ReferenceIndex, Refusal, Slot, TierOverlap};
+use wardrop_core::{KvEvent, WorkerId};
 
 use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream};
 
@@ -33,6 +33,59 @@ impl Subject for Index {
     }
     fn check(&self) {
         Self::check(self);
+    }
+}
+
+/// An index that is saved and restored into an empty one again and again.
+pub struct Restarting {
+    index: Index,
+    applied: u32,
+}
+
+impl Restarting {
+    pub fn new() -> Self {
+        Self {
+            index: Self::empty(),
+            applied: 0,
+        }
+    }
+
+    fn empty() -> Index {
+        let index = Index::new(u64::MAX);
+        for slot in SLOTS {
+            index.register(WorkerId::new(u64::from(slot.0), 0), slot);
+        }
+        index
+    }
+}
+
+impl Subject for Restarting {
+    fn apply(&mut self, slot: Slot, event: &KvEvent) -> Result<(), Refusal> {
+        self.applied += 1;
+        if self.applied.is_multiple_of(9) {
+            let restored = Self::empty();
+            let image = self.index.image(1, |_| None);
+            restored
+                .restore(&image, 1)
+                .expect("what was saved can be restored");
+            self.index = restored;
+        }
+        self.index.apply(slot, event)
+    }
+    fn leave(&mut self, slot: Slot) {
+        self.index.remove_worker(slot);
+    }
+    fn find_matches(&self, prompt: &Prompt<'_>) -> Vec<TierOverlap> {
+        self.index.find_matches(prompt, SLOTS_LEN)
+    }
+    fn held_blocks(&self, slot: Slot) -> [u64; 3] {
+        self.index.held_blocks(slot)
+    }
+    fn blocks(&self) -> u64 {
+        self.index.blocks()
+    }
+    fn check(&self) {
+        self.index.check();
     }
 }
 

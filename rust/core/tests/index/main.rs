@@ -5,7 +5,7 @@ mod differential;
 mod image;
 mod stream;
 
-use differential::{Subject, differential};
+use differential::{Restarting, Subject, differential};
 use stream::SLOTS_LEN;
 use wardrop_core::index::{Index, Prompt, Refusal, Slot, TierOverlap};
 use wardrop_core::{EngineHash, KvEvent, LocalHash, StoredBlock, Tier};
@@ -21,6 +21,16 @@ fn the_index_answers_like_the_reference() {
         }
     }
     println!("{SEEDS} streams of 60 steps agree");
+}
+
+#[test]
+fn an_index_that_is_restored_now_and_then_answers_like_the_reference() {
+    for seed in 0..SEEDS / 4 {
+        if let Err(difference) = differential(seed, 60, &mut Restarting::new()) {
+            panic!("seed {seed}: {difference}");
+        }
+    }
+    println!("{} streams of 60 steps agree", SEEDS / 4);
 }
 
 /// An index with a fault of which the comparison must hear.

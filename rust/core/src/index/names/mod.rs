@@ -3,8 +3,14 @@
 //! Most fleets name equal blocks equally, so a block has one common name, kept beside its local hash, and one table entry for
 //! all workers. A worker that names it otherwise (vLLM with a random hash seed does) has aliases of its own.
 
+mod entry;
+mod shard;
+mod table;
+
+pub use entry::Group;
+pub use table::NameTable;
+
 use super::Slot;
-use super::name_table::NameTable;
 use super::paths::{BlockId, FRAME_BLOCKS};
 use super::tables::{Map, make_room};
 
