@@ -23,6 +23,10 @@ def gateway():
     made = Gateway(json.dumps({"listen": "127.0.0.1:0"}))
     made.upsert_model(json.dumps({"name": "m", "block_size": 4}))
     made.upsert_worker(json.dumps({"model": "m", "role": "aggregated", "instance": 1}))
+    made.upsert_worker(json.dumps({"model": "m", "role": "decode", "instance": 2}))
+    feed = {"topic": "kv-events", "model": "m", "role": "aggregated", "publisher_id": 77}
+    made.subscribe(json.dumps({**feed, "endpoint": "tcp://127.0.0.1:1", "instance": 1}))
+    made.load_dump("m", "aggregated", "[]")  # known as a whole: it holds nothing
     yield made
     made.stop()
 
@@ -41,15 +45,18 @@ def test_file_is_written_whole_and_read_back(gateway, tmp_path, caplog):
         kept = keeper(gateway, path)
         kept.load()
         asyncio.run(kept.save())
-        assert json.loads(gateway.saved_index(path.read_bytes()))["pools"][0]["workers"] == 1
+        aggregated, decode = json.loads(gateway.saved_index(path.read_bytes()))["pools"]
+        assert (aggregated["whole"], decode["whole"]) == (1, 0)
         assert path.stat().st_mode & 0o777 == 0o600
         assert [entry.name for entry in tmp_path.iterdir()] == ["index"], "nothing left beside it"
         again = keeper(gateway, path)
         again.load()
         again.restore(POOL, [77])
-    # Its only worker never told anything.
-    assert "0 workers and 0 blocks taken over" in warnings(caplog)[0]
-    assert "1 not known as a whole" in warnings(caplog)[0]
+    assert "1 workers and 0 blocks taken over" in caplog.messages[-1]
+    before = path.stat().st_mtime_ns
+    asyncio.run(again.save())
+    assert path.stat().st_mtime_ns > before, "decode workers tell no events: nothing to wait for"
+    assert not warnings(caplog)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,10 @@ class IndexKeeper:
             log.warning("index file %s is not used, the index starts empty: %s", self._path, error)
             return
         self._data = data
-        self._waiting = {(str(pool["model"]), str(pool["role"])) for pool in saved["pools"]}
+        # A pool without events, as that of decode workers, has nothing to take over.
+        self._waiting = {
+            (str(pool["model"]), str(pool["role"])) for pool in saved["pools"] if pool["whole"]
+        }
 
     def _refuse_age(self, age_s: float) -> None:
         limit_s = self._settings.max_age_s
