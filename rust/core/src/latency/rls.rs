@@ -104,10 +104,16 @@ impl<const N: usize> Rls<N> {
         dot(&self.theta, x)
     }
 
-    /// Takes in one sample `y` at `x`; samples that are not finite, not positive or predicted as 0 are ignored.
+    /// Takes in one sample `y` at `x`; samples that are not finite or not positive are ignored.
+    ///
+    /// A curve that has shrunk to 0 has no relative errors to learn from: it starts again as its prior, scaled to the sample.
     pub fn observe(&mut self, x: &[f64; N], y: f64) {
         let predicted = self.predict(x);
-        if !(y.is_finite() && y > 0.0 && predicted.is_finite() && predicted > 0.0) {
+        if !(y.is_finite() && y > 0.0 && predicted.is_finite()) {
+            return;
+        }
+        if predicted <= 0.0 {
+            self.start_again(x, y);
             return;
         }
         let mut z = *x;
@@ -133,6 +139,19 @@ impl<const N: usize> Rls<N> {
             }
         }
         self.bound_covariance();
+    }
+
+    fn start_again(&mut self, x: &[f64; N], y: f64) {
+        let scale = y / dot(&self.prior, x);
+        if scale.is_finite() && scale > 0.0 {
+            let samples = self.samples + 1;
+            let theta = self.prior.map(|coefficient| scale * coefficient);
+            *self = Self {
+                prior: self.prior,
+                samples,
+                ..Self::new(theta, self.learning)
+            };
+        }
     }
 
     /// Adds `share²` of relative variance along θ itself.
@@ -234,4 +253,24 @@ fn dot<const N: usize>(a: &[f64; N], b: &[f64; N]) -> f64 {
         sum += a[i] * b[i];
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_curve_that_has_shrunk_to_nothing_learns_again() {
+        let learning = Learning::default();
+        let mut record = Rls::new([1.0, 0.1], learning).record();
+        record.theta = vec![0.0, 0.0];
+        let mut curve = Rls::<2>::restore(&record, learning).expect("a fair record");
+        for i in 0..200 {
+            let x = [1.0, f64::from(i % 20)];
+            curve.observe(&x, 3.0 + 0.5 * x[1]);
+        }
+        let error = curve.predict(&[1.0, 10.0]) / 8.0 - 1.0;
+        assert!(error.abs() < 0.05, "{error}");
+        assert_eq!(curve.samples(), 200);
+    }
 }
