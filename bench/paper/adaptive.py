@@ -13,7 +13,17 @@ from wardrop.replay import Engine, Fleet, Policy, simulate
 
 PHASE_S = 60.0
 SHAPE = {"groups": 200, "prefix": 1024, "suffix": 2048, "output": 128}
-FIGURES = ("ttft_mean_s", "ttft_p99_s", "itl_mean_ms", "e2e_mean_s", "output_tokens_per_s", "poa")
+MIXED = {"groups": 300, "prefix": 1024, "suffix": 1024, "output": 128, "spread": 1.2}
+SHEDS = "the same, admission too"
+FIGURES = (
+    "ttft_mean_s",
+    "ttft_p99_s",
+    "itl_mean_ms",
+    "e2e_mean_s",
+    "output_tokens_per_s",
+    "poa",
+    "attainment",
+)
 
 
 def places() -> dict[str, tuple[Fleet, tuple[float, ...], dict[str, Any]]]:
@@ -23,6 +33,7 @@ def places() -> dict[str, tuple[Fleet, tuple[float, ...], dict[str, Any]]]:
         "1P/5D": (split("70B", 1, 5), (5.0, 20.0, 5.0), SHAPE),
         "2P/5D": (split("70B", 2, 5), (10.0, 40.0, 10.0), SHAPE),
         "4 aggregated": (whole, (18.0, 70.0, 18.0), SHAPE),
+        "4, mixed lengths": (whole, (30.0, 110.0, 30.0), MIXED),
     }
 
 
@@ -36,6 +47,8 @@ def policies(base_s: float) -> dict[str, Policy]:
         "sticky": Policy("sticky", {"min_share": 0.3}),
         "toll": Policy("toll"),
         "toll+queue": Policy.parse("toll+queue"),
+        "toll+queue+controller": Policy.parse("toll+queue+controller"),
+        SHEDS: Policy.parse("toll+queue+controller(moves=kappa|admission)"),
     }
 
 
@@ -59,11 +72,20 @@ def run(seeds: int) -> dict[str, Any]:
                 row["over_ttft_p99_s"] = float(np.nanpercentile(ttft[over], 99))
                 row["low_ttft_mean_s"] = float(np.nanmean(ttft[workload.arrival_ms < 6e4]))
                 row["changes"] = [len(pool) for pool in result.regimes]
+                row["moves"] = [[r.at_s, r.event, r.setting, r.after] for r in result.audit]
+                row["refused_share"] = figures["failed"] / len(workload)
                 rows.append({"policy": label, "seed": seed, "baseline_s": base_s, **row})
         found["places"][place] = {"rates": rates, "rows": rows}
-        for label, ratio in ratios(rows, "over_ttft_mean_s").items():
+        keys = ("over_ttft_mean_s", "over_ttft_p99_s", "e2e_mean_s", "low_ttft_mean_s")
+        for label in dict.fromkeys(row["policy"] for row in rows):
+            spans = (ratios(rows, key)[label] for key in keys)
+            text = ", ".join(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in spans)
+            here = [row for row in rows if row["policy"] == label]
+            refused = 100 * np.mean([row["refused_share"] for row in here])
+            good = 100 * np.mean([row["attainment"] for row in here])
             print(
-                f"{place:32} {label:22} {ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}]", flush=True
+                f"{place:14}{label:24}{text}, refused {refused:.1f} %, good {good:.1f} %",
+                flush=True,
             )
     write("adaptive", found)
     return found
@@ -87,7 +109,7 @@ def draw(found: dict[str, Any]) -> None:
         "e2e_mean_s": "E2E, whole run",
     }
     places = found["places"]
-    figure, grid = axes(len(keys), len(places), height=2.5)
+    figure, grid = axes(len(keys), len(places), width=3.4, height=2.7)
     for column, (place, kept) in enumerate(places.items()):
         for row, (key, title) in enumerate(keys.items()):
             axis = grid[row, column]

@@ -26,6 +26,8 @@ from wardrop import shadow_policies
 FrontendMode = Literal["kv", "direct", "round-robin"]
 Discovery = Literal["auto", "file", "etcd", "frontend"]
 PredictedUse = Literal["off", "alone", "beside"]
+CONTROLLER_MOVES = ("kappa", "room", "objective", "admission")
+"""Names of `wardrop.control.moves.MOVES`, which would bring numpy with it."""
 
 
 _SWITCHES = ("fair", "share_passes")
@@ -239,8 +241,11 @@ class Control:
     timing_table: str = _setting(
         "", "timing table (.npz) that curves start from where none are saved", "timing-table"
     )
-    controller: bool = _setting(
-        False, "let the controller move kappa and room, guarded", "controller"
+    controller: bool = _setting(False, "let the controller move settings, guarded", "controller")
+    moves: tuple[str, ...] = _setting(
+        ("kappa", "room"),
+        f"what it may move: {', '.join(CONTROLLER_MOVES)}",
+        "controller-moves",
     )
     period_ms: int = _setting(250, "time between two looks of the controller")
     receipts: int = _setting(
@@ -258,6 +263,12 @@ class Control:
             raise ConfigError(
                 "control.receipts: got some with --admin-port -1, where nobody can read them; "
                 "leave one of them out"
+            )
+        strange = [name for name in self.moves if name not in CONTROLLER_MOVES]
+        if strange:
+            raise ConfigError(
+                f"control.moves: got {', '.join(strange)}, "
+                f"expected some of {', '.join(CONTROLLER_MOVES)}"
             )
         if self.prometheus and urlsplit(self.prometheus).scheme not in ("http", "https"):
             raise ConfigError(

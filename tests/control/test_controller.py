@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.control.test_telemetry import told
 
 from wardrop.control import (
     AuditLog,
@@ -20,6 +21,7 @@ from wardrop.control import (
     knee_utilisation,
     read_audit,
 )
+from wardrop.control.telemetry import Telemetry
 
 CALM = Sample(20, 0.1, 0.2, 0.01, 2.0, 0.3, arrivals_per_s=10.0)
 
@@ -199,6 +201,20 @@ def test_load_over_the_knee_is_a_regime_whatever_the_outcomes_say() -> None:
     assert up[-1] is Regime.SATURATED
     down = feed(detector, 20.0, [light] * 20)
     assert down[-1] is Regime.BELOW
+
+
+def test_few_long_prompts_at_moderate_load_do_not_hold_a_regime_for_ever() -> None:
+    """Two prompts of 0.6 s a second on two workers, by chance now more, now fewer."""
+    telemetry, detector = Telemetry(), RegimeDetector()
+    rng = np.random.default_rng(5)
+    booked, held_s = 0, 0.0
+    for i in range(1, 2400):
+        came = int(rng.poisson(0.5 if i > 400 else 2.0))
+        booked += came
+        sample = telemetry.take(told(0.25 * i, booked, 0.6 * booked, arrivals=came, ttft_s=[0.7]))
+        if sample is not None:
+            held_s += 0.25 * (detector.step(0.25 * i, sample) > Regime.BELOW and i > 800)
+    assert held_s < 60.0, f"{held_s} of 400 s above below"
 
 
 def test_knee_by_the_curves_is_about_one_and_lower_for_long_requests() -> None:

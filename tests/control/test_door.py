@@ -39,6 +39,13 @@ def test_several_settings_change_together_or_not_at_all(gateway, door) -> None:
     assert (now["policy"]["name"], now["policy"]["e2e"], now["queue"]["kappa"]) == ("toll", 2, 5)
 
 
+def test_switch_of_the_queue_is_a_setting_too(gateway, door) -> None:
+    record = door.change({"share_passes": True}, "hand", "")
+    assert (record.before, record.after) == (False, True)
+    assert json.loads(gateway.routing())["queue"]["share_passes"] is True
+    assert door.settings()["share_passes"] is True
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -49,6 +56,7 @@ def test_several_settings_change_together_or_not_at_all(gateway, door) -> None:
         ({"kappa": float("nan")}, "expected 0 to 100"),
         ({"max_requests": 1.5}, "whole number"),
         ({"queue": 1}, "true or false"),
+        ({"share_passes": 1}, "true or false"),
         ({"policy": "no_such"}, "no_such"),
         ({"policy": "dynamo(no_such=1)"}, "no_such"),
         ({"policy": ["toll"]}, "expected NAME"),

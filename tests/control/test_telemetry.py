@@ -68,8 +68,22 @@ def test_load_is_bounded_by_how_many_arrivals_it_was_counted_from() -> None:
     assert wide is not None
     assert narrow is not None
     for sample in (wide, narrow):
-        assert sample.knee_least < sample.knee_share < sample.knee_most
-    assert narrow.knee_most - narrow.knee_least < 0.5 * (wide.knee_most - wide.knee_least)
+        assert sample.knee_least < sample.knee_share
+        assert sample.knee_most == pytest.approx(sample.knee_share)
+    assert narrow.knee_share - narrow.knee_least < 0.5 * (wide.knee_share - wide.knee_least)
+
+
+def test_load_that_fell_is_certain_within_a_second_or_two() -> None:
+    telemetry = Telemetry()
+    telemetry.take(told(0.0))
+    for i in range(1, 40):
+        telemetry.take(told(i * 0.25, 20 * i, 0.5 * i, arrivals=20))
+    for i in range(40, 46):
+        sample = telemetry.take(
+            told(i * 0.25, 780 + 2 * (i - 39), 19.5 + 0.05 * (i - 39), arrivals=2)
+        )
+    assert sample is not None
+    assert 0.0 < sample.knee_most < 0.6
 
 
 def test_wild_curve_is_no_load() -> None:

@@ -49,6 +49,7 @@ def test_bad_values_are_refused_before_anything_starts():
         (("--http-port", "x"), "--http-port: got 'x', expected a whole number"),
         (("--policy", ""), "routing.policy"),
         (("--frontends", "0"), "dynamo.frontends: got 0"),
+        (("--controller-moves", "kapa"), "control.moves: got kapa"),
         (("--", "--http-port", "1"), "use --http-port before `--`"),
         (("--", "--router-mode=kv"), "use --frontend-mode"),
         (("--upstream", "http://h:1", "--", "--migration-limit", "3"), "starts no frontend"),

@@ -23,7 +23,7 @@ class Sample:
             what a request that arrives now will wait at least, before any outcome shows it.
         knee_share: load over the fleet's knee, by the learned curves; 0 where it is not known.
         knee_least: what that load is at least, by the number of arrivals it was counted from.
-        knee_most: what it is at most.
+        knee_most: what it is at most, or was over the longest stretch counted if that is less.
         alone_s: mean time to first token of a request that meets no other, by the learned curves;
             0 where it is not known.
         span_s: length of the stretch, seconds: samples closer to each other share requests.

@@ -126,6 +126,7 @@ class Telemetry:
         per_arrival = self._work_s / max(1, workers)
         knee = self._knee_at()
         utilisation, least, most = 0.0, 0.0, math.inf
+        came, recent_s = 0, 1.0
         for horizon_s in _HORIZONS_S:
             recent = self._within(now_s, horizon_s)
             recent_s = sum(s.span_s for s in recent)
@@ -135,6 +136,9 @@ class Telemetry:
             most = min(most, load * (came + _ERRORS * math.sqrt(came + 1)))
             if horizon_s == _LOAD_S:
                 utilisation = load * came
+        # With few arrivals no stretch is short enough to be certain: the longest is then believed,
+        # or a few long prompts would look like overload for ever.
+        most = min(most, per_arrival * came / recent_s)
         return Sample(
             requests=len(ttft_s),
             ttft_mean_s=sum(ttft_s) / len(ttft_s) if ttft_s else 0.0,

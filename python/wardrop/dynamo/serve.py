@@ -299,7 +299,7 @@ class Server:
             admin = Admin(gateway, door, control.admin_port, control.receipts)
             await admin.start()
         page = self._read_page if control.prometheus else None
-        watcher = Watcher(gateway, door, control.controller, page)
+        watcher = Watcher(gateway, door, control.controller, page, moves=control.moves)
         parts.append(watcher.run(control.period_ms / 1000))
         if self.config.shadows.calibrate:
             calibrator = Calibrator(gateway, door, lambda: watcher.controller.on_trial)
