@@ -60,7 +60,8 @@ def test_forecast_follows_what_comes_without_a_change(case) -> None:
     seen, queue = fluid(load_of, 60.0, speed=speed)
     before = [s for s in seen if 10 < s.at_s <= 30]
     known = sum(at <= 30 for at in queue.at_s)
-    forecast = Forecast(before, Series(queue.at_s[:known], queue.values[:known]), 30.0)
+    ttft = Series([s.middle_s for s in before], [s.sample.ttft_mean_s for s in before])
+    forecast = Forecast(before, Series(queue.at_s[:known], queue.values[:known]), ttft, 30.0)
     after = [s for s in seen if s.at_s > 34]
     for now_s in np.arange(30.25, 60.25, 0.25):
         latest = next(s for s in seen if s.at_s >= now_s - 1e-9)

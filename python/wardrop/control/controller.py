@@ -48,7 +48,8 @@ class Settings:
         guard: see `GuardSettings`.
         stands_s: how long a regime must have stood before a setting follows it: what was seen of
             it until then is what the change is judged against.
-        back_off_s: pause after a first roll-back of a step; doubles with each.
+        back_off_s: pause after a first roll-back of a setting's step in one direction; doubles
+            with each.
         max_back_off_s: longest pause.
     """
 
@@ -82,7 +83,7 @@ class Controller:
         self._values = {name: move.start for name, move in self.settings.moves.items()}
         self._held: set[str] = set()
         self._trial: _Trial | None = None
-        self._blocked: dict[tuple[str, float], tuple[float, float]] = {}
+        self._blocked: dict[tuple[str, bool], tuple[float, float]] = {}
         self._records: list[Record] = []
 
     def value(self, setting: str) -> float:
@@ -134,7 +135,9 @@ class Controller:
         verdict = self.guard.step(now_s, sample)
         if self._trial is not None:
             return self._judge(now_s, self._trial, verdict)
-        if not self.guard.ready or self.detector.stood_s(now_s) < self.settings.stands_s:
+        # An answer that ends now tells of its whole life: with long ones that takes as long.
+        stands_s = max(self.settings.stands_s, sample.e2e_mean_s)
+        if not self.guard.ready or self.detector.stood_s(now_s) < stands_s:
             return None
         return self._propose(now_s, regime, sample)
 
@@ -151,7 +154,7 @@ class Controller:
             return None
         self._trial = None
         evidence = self.guard.found
-        step = (trial.setting, trial.after) if not trial.by_hand else None
+        step = (trial.setting, trial.after > trial.before) if not trial.by_hand else None
         if verdict is Verdict.KEEP:
             if step is not None:
                 self._blocked.pop(step, None)
@@ -180,7 +183,7 @@ class Controller:
             target = None if setting in self._held else move.next(here, state)
             if target is None:
                 continue
-            until_s, _ = self._blocked.get((setting, target), (0.0, 0.0))
+            until_s, _ = self._blocked.get((setting, target > here), (0.0, 0.0))
             if now_s >= until_s:
                 self._values[setting] = target
                 self._trial = _Trial(setting, here, target, by_hand=False)

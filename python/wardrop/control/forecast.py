@@ -14,10 +14,11 @@ the curves are wrong by. A first token is then due when the queue that its reque
 
     ttft(t) = a + s · B(u),  u + ttft = t
 
-with a the time of a request that meets nobody and s fitted to the time before. An answer ends the
-decode time of before later. The time between tokens stays as it was at the end of the time before,
-but where more requests are served, by the square of it: so much longer at most is a step of the
-larger batch, and so many more are the prefills between two steps.
+with a the time of a request that meets nobody and s fitted to the time before. The time between
+tokens stays as it was at the end of the time before; where it was rising, it may go on rising for
+as long as an answer takes, since an answer tells of its whole life; and where more requests are
+served it may grow by the square of that: so much longer at most is a step of the larger batch, and
+so many more are the prefills between two steps. An answer ends its gaps after its first token.
 """
 
 from __future__ import annotations
@@ -116,12 +117,13 @@ class Forecast:
     """Carries the queue on from the moment of a change.
 
     Args:
-        before: samples before it, oldest first, at least two.
+        before: samples before it, oldest first, at least three.
         queue: the waiting prefill seen so far, at least as long.
+        ttft: the mean times to first token seen so far.
         now_s: the moment of the change.
     """
 
-    def __init__(self, before: Sequence[Seen], queue: Series, now_s: float) -> None:
+    def __init__(self, before: Sequence[Seen], queue: Series, ttft: Series, now_s: float) -> None:
         self._before = before
         self._now_s = now_s
         self._start_s = now_s
@@ -129,32 +131,26 @@ class Forecast:
         offered = sum(seen.sample.offered for seen in before)
         self._work_s = offered / arrivals if arrivals > 0 else 0.0
         self._offered = offered / len(before)
-        alone = [seen.sample.alone_s for seen in before]
-        self._alone_s = sum(alone) / len(alone)
+        self._alone_s = _mean([seen.sample.alone_s for seen in before])
         self._queue = Series(list(queue.at_s), list(queue.values))
+        self._ttft = Series(list(ttft.at_s), list(ttft.values))
         self._waits_s = queue.values[-1]
         self.rate, self.rate_error = self._fit_rate()
         self._lines = {
             name: Line.fit(name, factor * self._alone_s, before, queue)
             for name, factor in (("ttft_mean_s", 1.0), ("ttft_p99_s", 2.0))
         }
-        self._ttft = Series()
-        for seen in before:
-            self._ttft.add(seen.middle_s, seen.sample.ttft_mean_s)
-        ends = [seen for seen in before if seen.sample.e2e_mean_s > 0]
-        rest_s = _mean([seen.sample.e2e_mean_s - seen.sample.ttft_mean_s for seen in ends])
-        self._rest_s = max(0.0, rest_s)
-        last = before[-max(1, len(before) // 3) :]
-        levels = [
-            [s.sample.itl_mean_s for s in part if s.sample.itl_mean_s] for part in (before, last)
-        ]
-        self._itl_s = max(_mean(level) for level in levels)
-        self._bias: dict[str, float] = {}
+        self._itl_s, self._itl_rise = self._fit_itl()
+        self._gaps = self._fit_gaps()
+        self._scale: dict[str, float] = {}
         self.errors: dict[str, float] = {}
         for name in PREDICTED:
-            rest = [getattr(s.sample, name) - self._raw(name, s, queue) for s in before]
+            values = [getattr(seen.sample, name) for seen in before]
+            raw = [self._raw(name, seen, queue) for seen in before]
             # What stayed as it was must be predicted to stay as it was.
-            self._bias[name] = 0.0 if name == "itl_mean_s" else _mean(rest)
+            share = _mean(values) / _mean(raw) if _mean(raw) > 0 else 1.0
+            self._scale[name] = 1.0 if name == "itl_mean_s" else min(max(share, 0.5), 2.0)
+            rest = [v - self._scale[name] * r for v, r in zip(values, raw, strict=True)]
             self.errors[name] = _error(rest)
 
     @staticmethod
@@ -174,25 +170,59 @@ class Forecast:
 
     def of(self, name: str, seen: Seen) -> float:
         """What a figure of a stretch after the change would have been without it."""
-        return max(0.0, self._raw(name, seen, self._queue) + self._bias[name])
+        return self._scale[name] * self._raw(name, seen, self._queue)
 
     def _raw(self, name: str, seen: Seen, queue: Series) -> float:
         if name == "itl_mean_s":
-            return self._itl_s * self._slower(seen, queue)
+            return self._itl_at(seen, queue)
         if name == "e2e_mean_s":
-            rest_s = self._rest_s * self._slower(seen, queue)
+            is_past = seen.at_s <= self._start_s
+            itl_s = seen.sample.itl_mean_s if is_past else self._itl_at(seen, queue)
+            rest_s = self._gaps * itl_s
             at_s = seen.middle_s - rest_s
             known = at_s <= self._start_s
             ttft = self._ttft.at(at_s) if known else self._lines["ttft_mean_s"].due_s(at_s, queue)
             return rest_s + ttft
         return self._lines[name].due_s(seen.middle_s, queue)
 
-    def _slower(self, seen: Seen, queue: Series) -> float:
-        """By how much tokens may be further apart than before the change: see the module."""
-        if seen.at_s <= self._start_s or not self._offered:
-            return 1.0
-        served = self.rate * self._busy(queue.at(seen.middle_s - 0.5 * self._rest_s))
-        return max(1.0, served / self._offered) ** 2
+    def _itl_at(self, seen: Seen, queue: Series) -> float:
+        """The time between tokens: see the module."""
+        if seen.at_s <= self._start_s:
+            return self._itl_s
+        life_s = self._gaps * self._itl_s
+        risen_s = self._itl_rise * min(seen.middle_s - self._start_s, life_s)
+        served = self.rate * self._busy(queue.at(seen.middle_s - 0.5 * life_s))
+        more = max(1.0, served / self._offered) if self._offered else 1.0
+        return (self._itl_s + max(0.0, risen_s)) * more * more
+
+    def _fit_itl(self) -> tuple[float, float]:
+        """The time between tokens at the end of the time before, and by how much it rises."""
+        known = [seen for seen in self._before if seen.sample.itl_mean_s > 0]
+        if len(known) < 4:
+            return _mean([seen.sample.itl_mean_s for seen in known]), 0.0
+        values = [seen.sample.itl_mean_s for seen in known]
+        half = len(values) // 2
+        first, last = values[:half], values[-half:]
+        risen_s = _mean(last) - _mean(first)
+        if risen_s <= 2 * math.hypot(_error(first), _error(last)):
+            return max(_mean(values), _mean(values[-max(1, len(values) // 3) :])), 0.0
+        span_s = _mean([s.at_s for s in known[-half:]]) - _mean([s.at_s for s in known[:half]])
+        return max(values[-1], _mean(last)), risen_s / span_s
+
+    def _fit_gaps(self) -> float:
+        """Gaps between the tokens of an answer, by the time between its first and last one."""
+        ends = [s for s in self._before if s.sample.e2e_mean_s > 0 and s.sample.itl_mean_s > 0]
+        gaps = 0.0
+        for _ in range(4):
+            gaps = _mean(
+                [
+                    (s.sample.e2e_mean_s - self._ttft.at(s.middle_s - gaps * s.sample.itl_mean_s))
+                    / s.sample.itl_mean_s
+                    for s in ends
+                ]
+            )
+            gaps = max(0.0, gaps)
+        return gaps
 
     def drift_s(self, name: str, at_s: float) -> float:
         """How far off the prediction may be by now for want of a better `rate`."""

@@ -70,6 +70,7 @@ class Guard:
         self._before: list[Seen] = []
         self._after: list[Seen] = []
         self._queue = Series()
+        self._ttft = Series()
         self._forecast: Forecast | None = None
         self._changed_s: float | None = None
         self._taken_s: float | None = None
@@ -93,7 +94,7 @@ class Guard:
         self._changed_s = now_s
         self._after.clear()
         can = self.settings.forecasts and Forecast.possible(self._before)
-        self._forecast = Forecast(self._before, self._queue, now_s) if can else None
+        self._forecast = Forecast(self._before, self._queue, self._ttft, now_s) if can else None
 
     def forget(self) -> None:
         """Something else changed: what was seen so far says nothing any more."""
@@ -116,7 +117,9 @@ class Guard:
     def step(self, now_s: float, sample: Sample) -> Verdict:
         """Takes one fresh sample in; one that shares requests with the last is not judged."""
         self._queue.add(now_s, sample.backlog_s)
+        self._ttft.add(now_s - 0.5 * sample.span_s, sample.ttft_mean_s)
         self._queue.keep(now_s - _HISTORY_S)
+        self._ttft.keep(now_s - _HISTORY_S)
         if self._forecast is not None:
             self._forecast.advance(now_s, sample)
         if self._taken_s is not None and now_s - self._taken_s < sample.span_s:
@@ -175,11 +178,10 @@ class Guard:
         return ""
 
     def _lost(self, errors: float) -> str:
-        """Answers that no longer end, beyond what fewer arrivals explain."""
+        """Answers that no longer end though as many requests arrive."""
         before, after = (_figures(part, "answers_per_s") for part in (self._before, self._after))
         was, now = _mean(before), _mean(after)
-        came = [_mean(_figures(part, "arrivals_per_s")) for part in (self._before, self._after)]
-        expected = was * min(1.0, came[1] / came[0]) if came[0] > 0 else 0.0
+        expected = min(was, _mean(_figures(self._after, "arrivals_per_s")))
         noise = math.hypot(_error(before), _error(after))
         if expected - now > max(self.settings.tolerance * expected, errors * noise):
             return f"answers_per_s went from {was:.4g} to {now:.4g} (±{noise:.2g})"

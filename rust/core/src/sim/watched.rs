@@ -102,6 +102,7 @@ mod tests {
     use super::*;
     use crate::PolicyConfig;
     use crate::control::Interval;
+    use crate::price::Objective;
     use crate::queue::QueueConfig;
     use crate::sim::tests::{Case, case, engine, router};
     use crate::sim::{End, simulate};
@@ -155,7 +156,7 @@ mod tests {
             prop_assert_eq!(bits(&watched.first_token_ms), bits(&requests.first_token_ms));
             prop_assert_eq!(bits(&watched.end_ms), bits(&requests.end_ms));
             prop_assert_eq!(&watched.worker, &requests.worker);
-            let count = |end: End| requests.end.iter().filter(|e| **e == end as u8).count() as u64;
+            let count = |end: End| requests.end.iter().map(|e| u64::from(*e == end as u8)).sum::<u64>();
             let arrived = requests.arrival_ms.iter().filter(|ms| !ms.is_nan()).count() as u64;
             prop_assert_eq!(seen.arrivals, arrived);
             prop_assert_eq!(seen.e2e_answers, count(End::Complete));
@@ -213,7 +214,7 @@ mod tests {
         // All four have the prompt of the first, so where it lies is the cheapest.
         workload.blocks = (0..28).map(|i| i % 7).collect();
         let spec = FleetSpec::aggregated(2, engine());
-        let routers = [router(PolicyConfig::Toll(Default::default()), 1)];
+        let routers = [router(PolicyConfig::Toll(Objective::default()), 1)];
         let mut fleet = WatchedFleet::new(spec, workload, &routers).expect("a fair fleet");
         fleet.advance(600.0).expect("a fair fleet");
         let change = serde_json::from_str(r#"{"policy": {"name": "round_robin"}}"#).expect("a change");
