@@ -245,15 +245,15 @@ fn newcomer_gets_at_most_its_share_while_another_is_known() {
     let requests = |i: usize| [3.0, 4.0, 3.0][i];
     let mut costs = [5.0, 1.0, 2.0];
     let some_new = [false, true, true];
-    hold_newcomers(&some_new, requests, |_| 0, &mut costs);
+    hold_newcomers(&some_new, requests, |_| 1000, &mut costs);
     assert_eq!(costs, [5.0, f64::INFINITY, 2.0]);
     let mut costs = [5.0, 1.0, 2.0];
-    hold_newcomers(&some_new, requests, |i| [7, 8, 8][i], &mut costs);
-    assert_eq!(costs, [5.0, 1.0, 2.0], "what it holds of a prompt is no guess");
-    hold_newcomers(&some_new, requests, |i| [8, 8, 0][i], &mut costs);
-    assert_eq!(costs, [5.0, f64::INFINITY, 2.0], "who is known holds as much");
+    hold_newcomers(&some_new, requests, |i| [1000, 100, 1000][i], &mut costs);
+    assert_eq!(costs, [5.0, 1.0, 2.0], "a tenth of the work is no guess");
+    hold_newcomers(&some_new, requests, |i| [1000, 101, 1000][i], &mut costs);
+    assert_eq!(costs, [5.0, f64::INFINITY, 2.0], "a system prompt is not enough");
     let mut costs = [5.0, 1.0, 2.0];
-    hold_newcomers(&[true, true, true], requests, |_| 0, &mut costs);
+    hold_newcomers(&[true, true, true], requests, |_| 1000, &mut costs);
     assert_eq!(costs, [5.0, 1.0, 2.0], "nobody is known, so nobody is held");
 }
 

@@ -102,9 +102,10 @@ impl View<'_> {
         self.decode_blocks[i] + u64::from(self.request_blocks - self.shared_blocks[i])
     }
 
-    /// Leading blocks of the prompt that candidate `i` has in device memory or in flight.
-    pub fn held_blocks(&self, i: usize) -> u32 {
-        self.device_blocks[i].max(self.shared_blocks[i])
+    /// Prompt tokens that candidate `i` would have to compute by its turn: all but its device blocks and those in flight.
+    pub fn tokens_to_compute(&self, i: usize) -> u64 {
+        let held_blocks = self.device_blocks[i].max(self.shared_blocks[i]);
+        u64::from(self.input_tokens).saturating_sub(u64::from(held_blocks) * u64::from(self.block_size))
     }
 
     /// Prompt tokens that candidate `i` would have to compute: all but its device blocks.

@@ -29,6 +29,9 @@ use crate::rng::Rng;
 /// How much arrivals may stretch the time that a backlog takes to clear.
 const MAX_STRETCH: f64 = 2.0;
 
+/// A curve that nobody has seen at work is good to an order of magnitude.
+const GUESS_FACTOR: u64 = 10;
+
 /// (W + s)·(1 + step/chunk) + transfer: seconds to the own first token. The factor is the decode step that every
 /// prefill chunk shares its pass with.
 #[inline(always)]
@@ -101,12 +104,14 @@ pub fn toll_s(c: &Seconds, output_tokens: f64, w: &TollWeights) -> f64 {
 /// `⌈(requests in flight + 1) / candidates⌉`, beyond that its cost is infinite. Where nobody is known, nobody is held: there
 /// is nothing to fall back on. One that is known always keeps its finite cost. O(candidates).
 ///
-/// A newcomer's curve is the fleet's, a guess; empty as it is, it looks best to every request until the first answers tell.
-/// What it holds of a prompt is no guess: one that holds more (`held_blocks`) than all who are known is not held.
+/// A newcomer's curve is a guess; empty as it is, it looks best to every request until the first answers tell. What it holds
+/// of a prompt is no guess: where it has a tenth to compute of what all who are known have (`new_tokens`, by candidate), it is
+/// faster whatever its curve, and is not held. A shared system prompt alone does not open it, or it would take a cold
+/// fleet's whole traffic (`docs/pricing.md`).
 pub fn hold_newcomers(
     is_new: &[bool],
     requests: impl Fn(usize) -> f64,
-    held_blocks: impl Fn(usize) -> u32,
+    new_tokens: impl Fn(usize) -> u64,
     costs: &mut [f64],
 ) {
     let new = is_new.iter().filter(|&&is_new| is_new).count();
@@ -116,9 +121,9 @@ pub fn hold_newcomers(
     let in_flight: f64 = (0..is_new.len()).map(&requests).sum();
     let share = ((in_flight + 1.0) / is_new.len() as f64).ceil();
     let known = (0..is_new.len()).filter(|&i| !is_new[i]);
-    let known_blocks = known.map(&held_blocks).max().unwrap_or(0);
+    let least_tokens = known.map(&new_tokens).min().unwrap_or(0);
     for (i, cost) in costs.iter_mut().enumerate() {
-        if is_new[i] && requests(i) >= share && held_blocks(i) <= known_blocks {
+        if is_new[i] && requests(i) >= share && GUESS_FACTOR * new_tokens(i) > least_tokens {
             *cost = f64::INFINITY;
         }
     }
@@ -156,7 +161,7 @@ impl Policy for Toll {
     fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
         price_all(&view.books, view.output_tokens, &self.weights, costs);
         let requests = |i| view.books.seconds(i).requests;
-        hold_newcomers(view.books.newcomers(), requests, |i| view.held_blocks(i), costs);
+        hold_newcomers(view.books.newcomers(), requests, |i| view.tokens_to_compute(i), costs);
     }
 
     /// The weighted terms, seconds. A newcomer beyond its share is out whatever they are: its cost is infinite.
