@@ -191,8 +191,8 @@ class Candidate:
     def parts(self) -> dict[str, float]:
         """What the cost is the sum of, by name, in the unit of the policy.
 
-        `toll`: its weighted terms in seconds. `dynamo`: blocks to prefill, in flight, for requests in
-        flight. Empty for rules that add nothing up.
+        `toll`: its weighted terms in seconds. `dynamo`: blocks to prefill, in flight, and for
+        requests in flight. Empty for rules that add nothing up.
         """
 
 @final
