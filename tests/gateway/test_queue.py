@@ -70,6 +70,7 @@ def test_request_waits_until_its_worker_has_room(upstream, serve, engines):
     answers: list = []
     threads = background(running, 4, answers)
     wait_for(lambda: running.metric("queue_requests") == 3)
+    wait_for(lambda: upstream.seen)
     assert len(upstream.seen) == 1, "only one prompt may be on its way while there is no room"
     for _ in range(4):
         engines.permits.release()

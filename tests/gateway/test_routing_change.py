@@ -38,6 +38,7 @@ def test_queue_that_is_put_in_front_holds_what_comes_next(upstream, serve, engin
     answers: list = []
     threads = background(running, 3, answers)
     wait_for(lambda: running.metric("queue_requests") == 2)
+    wait_for(lambda: upstream.seen)
     assert len(upstream.seen) == 1
     running.gateway.set_routing('{"queue": {"backlog_s": 60, "max_wait_s": 0.05}}')
     wait_for(lambda: len(upstream.seen) == 3)
@@ -82,6 +83,7 @@ def test_split_waits_for_room_on_both_legs(upstream, serve, engines):
     threads = background(running, 3, answers)
     # 16 blocks a prompt and an answer's share: the decode worker has room for one.
     wait_for(lambda: running.metric("queue_requests", worker_type="decode") == 2)
+    wait_for(lambda: upstream.seen)
     assert len(upstream.seen) == 1
     for _ in range(3):
         engines.permits.release()

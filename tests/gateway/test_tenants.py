@@ -75,11 +75,11 @@ def test_weights_count_in_a_fair_queue_only(upstream, serve, engines):
     assert (plain, gold) == (2.5, 8.5)
 
 
-def test_tenant_is_the_last_name_that_is_not_empty(serve, engines):
+def test_tenant_is_the_last_name_that_is_not_empty(upstream, serve, engines):
     running = start(serve, max_requests_per_tenant=1)
     answers: list = []
     threads = background(running, 1, answers)
-    waits(running, 0)
+    wait_for(lambda: len(upstream.seen) == 1)
     threads += background(running, 1, answers, {"x-tenant-id": "a"})
     waits(running, 1)
     # The same tenant as for the cache's namespace, whatever stands before it.
@@ -116,11 +116,11 @@ def test_bytes_of_one_tenant_are_bounded(serve, engines):
     assert [status for status, _, _ in answers] == [200] * 3
 
 
-def test_tenants_beyond_the_bound_share_one_place(serve, engines):
+def test_tenants_beyond_the_bound_share_one_place(upstream, serve, engines):
     running = start(serve, max_tenants=2, max_requests_per_tenant=1)
     answers: list = []
     threads = background(running, 1, answers, {"x-tenant-id": "0"})
-    waits(running, 0)
+    wait_for(lambda: len(upstream.seen) == 1)
     for count, tenant in enumerate(["a", "b", "c"], 1):
         threads += background(running, 1, answers, {"x-tenant-id": tenant})
         waits(running, count)
