@@ -49,6 +49,8 @@ def policies(base_s: float) -> dict[str, Policy]:
         "toll+queue": Policy.parse("toll+queue"),
         "toll+queue+controller": Policy.parse("toll+queue+controller"),
         SHEDS: Policy.parse("toll+queue+controller(moves=kappa|admission)"),
+        "toll+queue for e2e": Policy.parse("toll(ttft=0,e2e=1)+queue"),
+        "e2e, moving to ttft": Policy.parse("toll(ttft=0,e2e=1)+queue+controller(moves=objective)"),
     }
 
 
@@ -84,7 +86,7 @@ def run(seeds: int) -> dict[str, Any]:
             refused = 100 * np.mean([row["refused_share"] for row in here])
             good = 100 * np.mean([row["attainment"] for row in here])
             print(
-                f"{place:14}{label:24}{text}, refused {refused:.1f} %, good {good:.1f} %",
+                f"{place:18}{label:24}{text}, refused {refused:.1f} %, good {good:.1f} %",
                 flush=True,
             )
     write("adaptive", found)
@@ -101,6 +103,11 @@ def ratios(rows: list[dict[str, Any]], key: str) -> dict[str, tuple[float, float
     return found
 
 
+def _policy(label: str) -> str:
+    """The policy of an arm, for its colour."""
+    return "toll+queue" if label in (SHEDS, "e2e, moving to ttft") else label.split()[0].rstrip(",")
+
+
 def draw(found: dict[str, Any]) -> None:
     """Ratios to dynamo over the knee: mean and p99 of TTFT, and the index."""
     keys = {
@@ -109,14 +116,18 @@ def draw(found: dict[str, Any]) -> None:
         "e2e_mean_s": "E2E, whole run",
     }
     places = found["places"]
-    figure, grid = axes(len(keys), len(places), width=3.4, height=2.7)
+    figure, grid = axes(len(keys), len(places), width=3.4, height=3.0)
     for column, (place, kept) in enumerate(places.items()):
         for row, (key, title) in enumerate(keys.items()):
             axis = grid[row, column]
             shares = ratios(kept["rows"], key)
             for at, (label, (mean, least, most)) in enumerate(shares.items()):
-                axis.barh(at, mean, color=colour(label.split()[0].rstrip(",")))
+                axis.barh(at, mean, color=colour(_policy(label)))
                 axis.plot([least, most], [at, at], color="k", lw=1)
+                refused = [r["refused_share"] for r in kept["rows"] if r["policy"] == label]
+                if max(refused) > 0:
+                    text = f"{100 * np.mean(refused):.0f} % refused"
+                    axis.text(0.03, at, text, va="center", fontsize=7, color="w")
             names = list(shares) if column == 0 else [""] * len(shares)
             axis.set_yticks(range(len(shares)), names, fontsize=7)
             axis.axvline(1.0, color="k", lw=0.8, ls=":")

@@ -113,5 +113,7 @@ def draw(found: dict[str, Any]) -> None:
         axis.invert_yaxis()
         axis.set(xlim=(0, 112), xlabel=f"% {right.replace('_', ' ')}")
         axis.set_title(f"planted: {kind}", fontsize=9)
-    grid[0, 1].legend(fontsize=7, loc="lower right")
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower right", ncols=2
+    )
     save(figure, "guard")
