@@ -23,13 +23,18 @@ ALONE_MEAN, ALONE_WORST = 1.00, 1.15
 
 
 def loaded(cell: Cell) -> bool:
-    """At the knee or over it."""
-    return cell.place != "below"
+    """At the knee or over it, on 8 workers, aggregated: where every policy has run."""
+    return cell.place != "below" and eight(cell)
 
 
 def calm(cell: Cell) -> bool:
-    """Below the knee."""
-    return cell.place == "below"
+    """Below the knee, on the same fleets."""
+    return cell.place == "below" and eight(cell)
+
+
+def eight(cell: Cell) -> bool:
+    """8 workers, equal or not, each of which prefills and decodes."""
+    return cell.family.workers == 8 and cell.family.shape != "split"
 
 
 def line(what: str, wanted: float, seen: float) -> str:

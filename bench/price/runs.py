@@ -54,7 +54,8 @@ class Runs:
     """What has been simulated.
 
     Attributes:
-        path: JSON lines, appended to.
+        path: JSON lines, appended to. Where an exported .json of that name lies beside them, its
+            static rules count as run: they do not depend on our price.
         minutes: stop simulating after so long.
         found: the figures.
         grid_done: names of cells whose grid ran before, where only its winners were kept.
@@ -68,9 +69,13 @@ class Runs:
     def __post_init__(self) -> None:
         self._end = time.monotonic() + 60 * self.minutes
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.suffix == ".json":
-            self._read(json.loads(self.path.read_text(encoding="utf-8")))
-        elif self.path.is_file():
+        exported = self.path.with_suffix(".json")
+        if exported.is_file() or self.path == exported:
+            self._read(json.loads(exported.read_text(encoding="utf-8")))
+        if self.path == exported:
+            return
+        self.found = {key: row for key, row in self.found.items() if not key[1].startswith("toll")}
+        if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
                 cell = Cell(Family(**row["family"]), row["load"])

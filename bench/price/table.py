@@ -24,67 +24,78 @@ def bar(runs: Runs, cell: Cell, metric: str, seeds: int) -> float | None:
 def ratios(
     runs: Runs, policy: str, metric: str, seeds: int, among: Callable[[Cell], bool]
 ) -> dict[Cell, float]:
-    """Ours ÷ the bar, per cell; below 1 ours is better."""
+    """Ours ÷ the bar, per cell where both ran on all seeds; below 1 ours is better."""
     found: dict[Cell, float] = {}
-    for cell in filter(among, judged(runs, seeds)):
+    for cell in filter(among, cells()):
         ours, best = runs.mean(cell, policy, metric, seeds), bar(runs, cell, metric, seeds)
         if ours is not None and best is not None:
             found[cell] = ours / best
     return found
 
 
-def judged(runs: Runs, seeds: int) -> list[Cell]:
-    """The cells where the bar and everybody of `OURS` that has run at all are known."""
-    ran = {policy for _, policy, _ in runs.found}
-    policies = [policy for policy in OURS if policy in ran]
-
-    def known(cell: Cell) -> bool:
-        ours = [runs.mean(cell, policy, "ttft", seeds) for policy in policies]
-        return None not in ours and bar(runs, cell, "ttft", seeds) is not None
-
-    return [cell for cell in cells() if known(cell)]
+def missing(runs: Runs, seeds: int) -> dict[str, list[str]]:
+    """By name of a group: who of `OURS` lacks a cell of it."""
+    found: dict[str, list[str]] = {}
+    for name, among in GROUPS.items():
+        here = list(filter(among, cells()))
+        lacking = [p for p in OURS if len(ratios(runs, p, "ttft", seeds, among)) < len(here)]
+        if lacking:
+            found[name] = lacking
+    return found
 
 
 def row(runs: Runs, policy: str, seeds: int, among: Callable[[Cell], bool]) -> str:
-    """Geometric mean and worst cell per metric."""
-    parts = [f"| `{policy}` "]
-    for metric in METRICS:
-        values = list(ratios(runs, policy, metric, seeds, among).values())
-        if not values:
-            return ""
-        parts.append(f"| {np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f}) ")
-    return "".join(parts) + "|"
+    """Cells, then geometric mean and worst cell per metric."""
+    found = {
+        metric: list(ratios(runs, policy, metric, seeds, among).values()) for metric in METRICS
+    }
+    count = len(found["ttft"])
+    if count == 0:
+        return ""
+    parts = [
+        f"{np.exp(np.mean(np.log(values))):.2f} ({max(values):.2f})" for values in found.values()
+    ]
+    return f"| `{policy}` | {count} | {' | '.join(parts)} |"
+
+
+def loaded(workers: int, *shapes: str) -> Callable[[Cell], bool]:
+    """At the knee and over, on fleets of this size and these shapes."""
+    return lambda cell: (
+        cell.place != "below" and cell.family.workers == workers and cell.family.shape in shapes
+    )
+
+
+def calm(workers: int) -> Callable[[Cell], bool]:
+    """Below the knee, on fleets of this size."""
+    return lambda cell: cell.place == "below" and cell.family.workers == workers
 
 
 GROUPS: dict[str, Callable[[Cell], bool]] = {
-    "Knee and over": lambda cell: cell.place != "below",
-    "Knee and over, 8 workers, aggregated": lambda cell: (
-        cell.place != "below" and cell.family.workers == 8 and cell.family.shape == "aggregated"
-    ),
-    "Knee and over, 32 workers, aggregated": lambda cell: (
-        cell.place != "below" and cell.family.workers == 32 and cell.family.shape == "aggregated"
-    ),
-    "Knee and over, split": lambda cell: cell.place != "below" and cell.family.shape == "split",
-    "Knee and over, unequal": lambda cell: cell.place != "below" and cell.family.shape == "unequal",
-    "Below the knee": lambda cell: cell.place == "below",
+    "8 workers, knee and over": loaded(8, "aggregated", "unequal"),
+    "Of these the unequal ones": loaded(8, "unequal"),
+    "8 workers, below the knee": calm(8),
+    "Splits of 4 prefill and 4 decode workers, knee and over": loaded(8, "split"),
+    "32 workers, knee and over": loaded(32, "aggregated", "unequal"),
+    "Splits of 16 prefill and 16 decode workers, knee and over": loaded(32, "split"),
+    "32 workers, below the knee": calm(32),
 }
 
 
 def tables(runs: Runs, seeds: int) -> str:
     """Markdown: per group of cells the geometric mean and the worst cell of every policy."""
-    rule = "|---" * (len(METRICS) + 1) + "|"
-    title = "| policy | " + " | ".join(METRICS.values()) + " |"
+    rule = "|---" * (len(METRICS) + 2) + "|"
+    title = "| policy | cells | " + " | ".join(METRICS.values()) + " |"
     lines: list[str] = []
     for name, among in GROUPS.items():
-        count = len(ratios(runs, OURS[0], "ttft", seeds, among))
-        if count == 0:
-            continue
-        times = "one seed" if seeds == 1 else f"{seeds} seeds"
-        lines += [f"### {name}: {count} cells, {times}", "", title, rule]
-        lines += [text for policy in SHOWN if (text := row(runs, policy, seeds, among))]
-        lines.append("")
-    missing = [cell.name for cell in cells() if cell not in judged(runs, seeds)]
-    lines += [f"Not judged on {seeds} seeds: {', '.join(missing) or 'none'}.", ""]
+        rows = [text for policy in SHOWN if (text := row(runs, policy, seeds, among))]
+        if rows:
+            times = "one seed" if seeds == 1 else f"{seeds} seeds"
+            lines += [f"### {name} ({times})", "", title, rule, *rows, ""]
+    lines += [
+        f"Not in all cells of “{name}”: {', '.join(lacking)}."
+        for name, lacking in missing(runs, seeds).items()
+    ]
+    lines.append("")
     return "\n".join(lines)
 
 
