@@ -1,6 +1,7 @@
 """What shadows cost a busy gateway: the same load with and without them, interleaved, in one run.
 
-    python -m bench.gateway.shadows [--rounds 2] [--seconds 45] [--json OUT]
+    python -m bench.gateway.shadows [--rounds 2] [--seconds 120] [--json OUT]
+    python -m bench.gateway.shadows --arms on --loads open --rounds 1 --cpu-share 0.003
 
 Two loads on 4 mock workers with engine time taken out: an open loop at a steady rate, and a closed
 loop that takes all the machine gives. Prompts of 256 ids behind 40 shared heads, answers of 8
@@ -116,7 +117,10 @@ def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m bench.gateway.shadows", description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=45.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--arms", default="off,on")
+    parser.add_argument("--loads", default="open,closed")
+    parser.add_argument("--cpu-share", type=float, default=0.05)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     try:
@@ -125,22 +129,29 @@ def main() -> None:
         print(error, file=sys.stderr)
     seconds = options.seconds
     loads = {
-        f"open loop, {PER_S:g}/s": (rows(seconds, PER_S, paced=True), True),
-        f"closed loop, {CONCURRENCY}": (rows(seconds, _MOST_PER_S, paced=False), False),
+        name: (
+            rows(seconds, PER_S if name == "open" else _MOST_PER_S, name == "open"),
+            name == "open",
+        )
+        for name in options.loads.split(",")
     }
+    arms = options.arms.split(",")
+    if set(loads) - {"open", "closed"} or set(arms) - set(ARMS) or options.rounds < 1:
+        parser.error("arms: off, on; loads: open, closed; rounds: at least 1")
+    share = ("--shadows-cpu-share", str(options.cpu_share))
     taken: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in loads}
     for number in range(options.rounds):
-        order = list(ARMS) if number % 2 == 0 else list(reversed(ARMS))
+        order = arms if number % 2 == 0 else list(reversed(arms))
         for arm in order:
-            flags = ("--policy", "toll", "--admin-port", "-1", *ARMS[arm])
+            flags = ("--policy", "toll", "--admin-port", "-1", *ARMS[arm], *share)
             with running(WARDROP, SPEC, gateway_flags=flags) as stack:
                 for name, (load, paced) in loads.items():
                     figures = measure(stack, load, seconds, paced)
                     taken[name].setdefault(arm, []).append(figures)
                     print(f"round {number}, {arm}, {name}: {_line(figures)}", flush=True)
     result: dict[str, Any] = {"shadows": SHADOWS, "seconds": seconds, "rounds": taken}
-    for name, arms in taken.items():
-        for arm, rounds in arms.items():
+    for name, measured in taken.items():
+        for arm, rounds in measured.items():
             middle = {key: median(r[key] for r in rounds) for key in rounds[0]}
             print(f"median, {arm}, {name}: {_line(middle)}")
     if options.json:

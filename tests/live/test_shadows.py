@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from tests.live.client import stream
 from tests.live.router import Router, running, wait_until
 from tests.live.test_control import Load
 from typer.testing import CliRunner
@@ -125,3 +126,50 @@ def test_both_legs_of_a_split_are_shadowed_together_and_their_clock_is_checked()
         assert model["trust"]["measured"] > 100
         assert model["trust"]["clock_ratio"] > 0
         assert difference(router, "round_robin", "_low") > 0, "round robin misses caches"
+
+
+class Mixed(Load):
+    """Seven short prompts, then a long one; none shares anything."""
+
+    def _ask(self, number: int) -> None:
+        tokens = self.tokens if number % 8 else 12 * self.tokens
+        prompt = [300 + (number * 7919 + i * 31 + i * i) % 7000 for i in range(tokens)]
+        body = {
+            "model": self.router.fleet.spec.model_name,
+            "prompt": prompt,
+            "max_tokens": self.answer,
+            "stream": True,
+            "ignore_eos": True,
+        }
+        connection, lines = stream(self.router.url, "/v1/completions", body)
+        for _ in lines:
+            pass
+        connection.close()
+
+
+def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = ["--policy", "toll", "--queue", "true", "--queue-parameters", "kappa=0,backlog_s=0.2"]
+    flags += ["--admin-port", str(port), "--shadows", "toll+queue(kappa=30)"]
+    flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5", "--shadows-calibrate", "true"]
+    spec = FleetSpec(workers=2, process_per_worker=False, blocks=8192, speedup_ratio=0.5)
+    with Fleet(spec) as fleet, running(fleet, *flags) as router, Mixed(router, 500, 5) as load:
+        load.rate = 22.0
+
+        def seen() -> bool:
+            model = told(url)
+            if model.get("ticks") != 20:
+                return False
+            arm, policy = model["arms"][1], model["policies"][1]
+            ratio = arm["ttft_ratio"]
+            return bool(ratio and ratio["high"] < 1 and policy["does_harm"])
+
+        wait_until(seen, "short prompts that overtake long ones", 150)
+        print(CliRunner().invoke(shadows_command.app, ["--url", url]).output)
+        model = told(url)
+        assert model["policies"][1]["is_adoptable"], "it differs in nothing but kappa"
+        assert set(model["suggested"].values()) == {None}
+        assert router.metrics().total("wardrop_control", reason="calibrator_adopted_total") == 0
+        assert "calibrator_adopted_total" in router.metrics().text
+        assert ask(url, "/v1/settings")["settings"]["kappa"] == 0.0

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use wardrop_core::queue::QueueConfig;
 use wardrop_core::sim::{EngineSpec, FleetSpec, PoolSpec, Role as SimRole, SimError, Timing};
-use wardrop_core::twin::{Arrival, Change, Figure, Observed, Twin, TwinCounts};
+use wardrop_core::twin::{ArmReport, Arrival, Change, Figure, Observed, Twin, TwinCounts};
 use wardrop_core::{PolicyConfig, WorkerId};
 
 use super::feed::Event;
@@ -16,6 +16,8 @@ use wardrop_core::control::Routing;
 
 /// Weight of the newest request in the mean size.
 const MEAN_WEIGHT: f64 = 0.01;
+/// A cost this much higher is harm: the guard's tolerance.
+const HARM: f64 = 1.10;
 /// Figures that a suggestion may be for.
 const FIGURES: [&str; 5] = ["ttft", "itl", "e2e", "cached_share", "goodput"];
 
@@ -104,6 +106,15 @@ fn is_adoptable(arm: &Rule, in_force: &Rule) -> bool {
         _ => false,
     };
     both_toll && same_queue && arm != in_force
+}
+
+/// What wins in one figure may lose in another: significantly, and by more than the guard would let pass.
+fn does_harm(arm: &ArmReport) -> bool {
+    let costs = [arm.ttft_ratio, arm.ttft_p99_ratio, arm.itl_ratio, arm.e2e_ratio];
+    costs
+        .into_iter()
+        .flatten()
+        .any(|ratio| ratio.low > 1.0 && ratio.value > HARM)
 }
 
 impl Keeper {
@@ -305,15 +316,18 @@ impl Keeper {
         report.requests_per_cache = smallest
             .zip(self.mean_blocks.filter(|mean| *mean > 0.0))
             .map(|(blocks, mean)| f64::from(blocks) / mean);
+        let twin = shadowed.twin.report();
         report.policies = shadowed.arms(options);
+        for (policy, arm) in report.policies.iter_mut().zip(&twin.arms) {
+            policy.does_harm = does_harm(arm);
+        }
         for name in FIGURES {
             if let Some(figure) = Figure::from_name(name) {
-                let may = |arm: usize| report.policies[arm].is_adoptable;
+                let may = |arm: usize| report.policies[arm].is_adoptable && !report.policies[arm].does_harm;
                 let best = shadowed.twin.suggest_among(figure, may).map(str::to_owned);
                 report.suggested.insert(name, best);
             }
         }
-        let twin = shadowed.twin.report();
         report.age_s = (twin.reached_s > 0.0).then_some(now_s - twin.reached_s);
         report.twin = Some(twin);
         report
@@ -477,6 +491,7 @@ impl Shadowed {
             policy: rule.0.clone(),
             queue: rule.1,
             is_adoptable: is_adoptable(rule, &self.rules[0]),
+            does_harm: false,
         };
         names.zip(&self.rules).map(arm).collect()
     }

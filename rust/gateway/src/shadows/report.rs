@@ -32,7 +32,7 @@ pub struct ShadowReport {
     pub requests_per_cache: Option<f64>,
     /// What each arm runs, in the order of `arms`.
     pub policies: Vec<ShadowArm>,
-    /// By figure: the adoptable arm that is significantly better than what is in force.
+    /// By figure: the adoptable arm that is significantly better than what is in force, and does no harm.
     pub suggested: BTreeMap<&'static str, Option<String>>,
     /// Figures of the arms, whether to believe them, and counts.
     #[serde(flatten)]
@@ -50,4 +50,6 @@ pub struct ShadowArm {
     pub queue: Option<QueueConfig>,
     /// It differs from what is in force in nothing but the objective of `toll` and κ: the calibrator may adopt it.
     pub is_adoptable: bool,
+    /// Mean or p99 of the first token, time between tokens or end to end would be significantly worse, by more than 10 %.
+    pub does_harm: bool,
 }
