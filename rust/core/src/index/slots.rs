@@ -4,7 +4,7 @@ use super::holders::low_bits;
 
 /// Positions of the set bits, lowest first.
 #[inline]
-pub fn bits(mut word: u64) -> impl Iterator<Item = u32> {
+pub fn bits(mut word: u64) -> impl Iterator<Item = u32> + Clone {
     std::iter::from_fn(move || {
         (word != 0).then(|| {
             let bit = word.trailing_zeros();

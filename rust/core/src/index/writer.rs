@@ -125,20 +125,12 @@ impl Writer {
         held.then_some(block)
     }
 
-    /// Reads what will be asked of these names, at most 64: each read waits for memory, but they wait together.
-    fn touch(&self, names: impl Iterator<Item = u64>) {
-        black_box(names.fold(0, |read, name| read ^ self.names.common.touch(name)));
-    }
-
-    /// As [`Writer::touch`], and the frames and names of the blocks that have these names.
-    fn touch_blocks(&self, shared: &Shared, names: &[EngineHash]) {
-        if names.len() < TOUCH_MIN {
-            return;
-        }
-        self.touch(names.iter().map(|name| name.0));
+    /// Reads what will be asked of these names, at most 64, and of the blocks that may have them.
+    fn touch_blocks(&self, shared: &Shared, names: impl Iterator<Item = u64> + Clone) {
+        self.names.common.touch(&names);
         let mut chunks = [None; FRAME_BLOCKS as usize];
         for (chunk, name) in chunks.iter_mut().zip(names) {
-            *chunk = self.names.common.guess(name.0).map(|group| {
+            *chunk = self.names.common.guess(name).map(|group| {
                 let first = group.block(0);
                 Paths::chunk(shared.paths.header(first.frame()), first.offset())
             });
@@ -160,7 +152,8 @@ impl Writer {
     ) -> Result<(), Refusal> {
         if blocks.len() < TOUCH_MIN {
             // Few names: they wait for memory together with the parent's, not after it.
-            self.touch(blocks.iter().map(|block| block.engine_hash.0));
+            let names = blocks.iter().map(|block| block.engine_hash.0);
+            self.names.common.touch(&names);
         }
         let mut after = match parent {
             Some(parent) => self.find(shared, slot, parent).ok_or(Refusal::UnknownParent)?,
@@ -273,7 +266,12 @@ impl Writer {
             return Ok(blocks.len() as u32);
         }
         if blocks.len() >= TOUCH_MIN {
-            self.touch(blocks.iter().map(|block| block.engine_hash.0));
+            let names = blocks.iter().map(|block| block.engine_hash.0);
+            if self.names.common.is_large() {
+                self.touch_blocks(shared, names);
+            } else {
+                self.names.common.touch(&names);
+            }
         }
         let held = shared.paths.mask_any(id, slot);
         for (at, block) in (0..).zip(blocks) {
@@ -347,7 +345,9 @@ impl Writer {
         for (at, &name) in names.iter().enumerate() {
             if at % FRAME_BLOCKS as usize == 0 {
                 let next = &names[at..names.len().min(at + FRAME_BLOCKS as usize)];
-                self.touch_blocks(shared, next);
+                if next.len() >= TOUCH_MIN {
+                    self.touch_blocks(shared, next.iter().map(|name| name.0));
+                }
             }
             let mut block = self.called(shared, slot, name.0);
             if let Some(of) = &going
@@ -437,7 +437,7 @@ impl Writer {
             set(&header[OWN], get(&header[OWN]) & !blocks);
             let name = |offset| get(shared.name_word(header, offset));
             if named.count_ones() as usize >= TOUCH_MIN {
-                black_box(bits(named).fold(0, |read, offset| read ^ names.common.touch(name(offset))));
+                names.common.touch(&bits(named).map(name));
             }
             for offset in bits(named) {
                 let was_in = names

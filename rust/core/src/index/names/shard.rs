@@ -75,13 +75,19 @@ impl Shard {
         stashed.find_map(block_in).ok_or(None)
     }
 
-    /// Reads where an entry would be.
+    /// Reads the line that is so many after a hash's home, if those before it look full: they should have been read.
     #[inline]
-    pub fn touch(&self, hash: u64) -> u32 {
+    pub fn touch(&self, hash: u64, beyond: u32) -> u32 {
         if self.form.homes == 0 {
             return 0;
         }
-        self.lines.get(self.form.home(self.form.known(hash))).0[0]
+        let home = self.form.home(self.form.known(hash));
+        let full = |line: u32| self.lines.get(line).0[LANES - 1] != 0;
+        if (home..home + beyond).all(full) {
+            self.lines.get(home + beyond).0[0]
+        } else {
+            0
+        }
     }
 
     /// A group in which the name may be, not compared.

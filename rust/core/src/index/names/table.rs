@@ -11,9 +11,11 @@
 //!
 //! Bits run short beyond some 5 · 10⁸ blocks: then more names are compared in vain, and more of them lie in the stash.
 
+use std::hint::black_box;
+
 use super::super::children::mix;
 use super::super::paths::BlockId;
-use super::entry::Group;
+use super::entry::{BEYOND, Group};
 use super::shard::Shard;
 
 /// Shards grow on their own, so that no insertion waits for all.
@@ -60,11 +62,18 @@ impl NameTable {
         shard.find(shard.form.known(hash), block_in).ok()
     }
 
-    /// Where a name would be is read: what is asked of it soon is in the cache then.
+    /// Reads where these names would be: each read waits for memory, but they wait together, and what is asked of the names next
+    /// is in the cache.
     #[inline]
-    pub fn touch(&self, name: u64) -> u32 {
-        let hash = hash(name);
-        self.shards[shard_of(hash)].touch(hash)
+    pub fn touch(&self, names: &(impl Iterator<Item = u64> + Clone)) {
+        // A small table is in a cache anyway: what it would spare is less than the work.
+        let lines = if self.is_large() { BEYOND } else { 1 };
+        for beyond in 0..lines {
+            black_box(names.clone().fold(0, |read, name| {
+                let hash = hash(name);
+                read ^ self.shards[shard_of(hash)].touch(hash, beyond)
+            }));
+        }
     }
 
     /// A group that may have the name; the names in it were not compared.
@@ -129,6 +138,11 @@ impl NameTable {
         was_in
     }
 
+    /// Whether it is past the caches, and its entries have so few bits of a hash that one name in ten is compared in vain.
+    pub const fn is_large(&self) -> bool {
+        self.len >= 1 << 23
+    }
+
     /// Names.
     pub const fn len(&self) -> usize {
         self.len
@@ -160,7 +174,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::entry::{BEYOND, free_lanes};
+    use super::super::entry::free_lanes;
     use super::*;
     use crate::rng::Rng;
 
