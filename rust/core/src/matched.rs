@@ -454,3 +454,23 @@ fn each(words: &[u64]) -> impl Iterator<Item = Slot> + '_ {
         .zip(words)
         .flat_map(|(at, &word)| bits(word).map(move |bit| Slot(at * 64 + bit)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_flight_comes_before_the_lower_tiers() {
+        let matched = |shared_blocks| Matched {
+            device_blocks: vec![2],
+            host_blocks: vec![2],
+            disk_blocks: vec![3],
+            shared_blocks: vec![shared_blocks],
+            ..Matched::default()
+        };
+        assert_eq!(matched(1).overlap_in_time(0), [2, 2, 3]);
+        assert_eq!(matched(3).overlap_in_time(0), [3, 1, 3]);
+        assert_eq!(matched(5).overlap_in_time(0), [5, 0, 2]);
+        assert_eq!(matched(9).overlap_in_time(0), [9, 0, 0]);
+    }
+}
