@@ -1,6 +1,6 @@
 //! The one object that owns state: apply, route, finish.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::Error;
@@ -43,7 +43,20 @@ pub struct Router {
     keeps_placements: AtomicBool,
     /// Whether the policy asks what a cache evicts: then every event of blocks takes the desk's lock for a moment.
     follows_churn: AtomicBool,
+    /// See [`RoomChanges`].
+    prompts_over: AtomicU64,
+    ends: AtomicU64,
     desk: Mutex<Desk>,
+}
+
+/// Counts of what may give a worker room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoomChanges {
+    /// Prompts that no longer wait there (first tokens, ends before them, expiries), words of engines, workers that come or go,
+    /// other policies.
+    pub prompts: u64,
+    /// Ends of requests after their first token: they give memory and a sequence back, of which there may be enough.
+    pub ends: u64,
 }
 
 /// What a decision changes or must see as a whole.
@@ -89,6 +102,8 @@ impl Router {
             roster: Roster::default(),
             keeps_placements: AtomicBool::new(false),
             follows_churn: AtomicBool::new(desk.policy.wants_seconds()),
+            prompts_over: AtomicU64::new(0),
+            ends: AtomicU64::new(0),
             desk: Mutex::new(desk),
             config,
         })
@@ -110,6 +125,7 @@ impl Router {
 
     /// Register a worker: available, idle, with an empty cache.
     pub fn add_worker(&self, id: WorkerId, spec: WorkerSpec) -> Result<(), Error> {
+        self.room_changed();
         let desk = &mut *self.desk();
         let slot = desk.fleet.add(id, spec, self.config.max_workers)?;
         let spec = desk.fleet.spec(slot);
@@ -123,6 +139,7 @@ impl Router {
 
     /// Forget a worker, its blocks and its bookings. O(its blocks + its bookings).
     pub fn remove_worker(&self, id: WorkerId) -> Result<(), Error> {
+        self.room_changed();
         let slot = {
             let desk = &mut *self.desk();
             let slot = desk.fleet.remove(id)?;
@@ -141,6 +158,7 @@ impl Router {
 
     /// Whether a worker takes requests. One that does not keeps its blocks and its bookings.
     pub fn set_available(&self, id: WorkerId, available: bool) -> Result<(), Error> {
+        self.room_changed();
         let desk = &mut *self.desk();
         let slot = desk.fleet.slot(id)?;
         desk.fleet.set_available(slot, available);
@@ -265,7 +283,9 @@ impl Router {
         overlaps.look(&request.prompt(), &self.roster, &self.index);
         let decision = {
             let desk = &mut *self.desk();
-            desk.expire(now_s);
+            if desk.expire(now_s) > 0 {
+                self.room_changed();
+            }
             desk.check(request).and_then(|()| {
                 let mut matched = std::mem::take(&mut desk.matched);
                 let found = self.complete(desk, request, &mut overlaps, &mut matched);
@@ -384,6 +404,18 @@ impl Router {
         self.roster.generation()
     }
 
+    /// What may have given a worker room so far. While it stays, a queue need not ask again those whom nobody had room for.
+    pub fn room_changes(&self) -> RoomChanges {
+        RoomChanges {
+            prompts: self.prompts_over.load(Ordering::Relaxed),
+            ends: self.ends.load(Ordering::Relaxed),
+        }
+    }
+
+    fn room_changed(&self) {
+        self.prompts_over.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Dense positions in use are below this.
     pub fn positions(&self) -> usize {
         self.roster.slots()
@@ -441,6 +473,7 @@ impl Router {
 
     /// Takes over learned curves; how many workers were known.
     pub fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
+        self.room_changed();
         let Desk { fleet, ledger, .. } = &mut *self.desk();
         let position = |worker| fleet.slot(worker).ok().map(Slot::index);
         ledger.restore_curves(record, position)
@@ -455,6 +488,7 @@ impl Router {
 
     /// An engine told what waits in it: a queue in front of this router knows its room by that. False: nobody has this id.
     pub fn engine_queue(&self, worker: WorkerId, queue: EngineQueue, now_s: f64) -> bool {
+        self.room_changed();
         let desk = &mut *self.desk();
         let slot = desk.fleet.slot(worker);
         slot.map(|slot| desk.ledger.engine_queue(slot, queue, now_s))
@@ -484,6 +518,7 @@ impl Router {
     /// The first token of a request is out. Its worker. Twice is harmless; in a pool that only decodes, where a booking waits for
     /// nothing and may be told so at once, the second time is that of the first token.
     pub fn prefill_done(&self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
+        self.room_changed();
         let desk = &mut *self.desk();
         let slot = desk
             .load
@@ -503,6 +538,10 @@ impl Router {
     pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) -> Result<WorkerId, Error> {
         let desk = &mut *self.desk();
         let slot = desk.load.release(request).ok_or(Error::UnknownRequest(request))?;
+        if desk.ledger.waits(request) {
+            self.room_changed();
+        }
+        self.ends.fetch_add(1, Ordering::Relaxed);
         if outcome.at_first_token {
             desk.first_token(request, now_s);
         }
@@ -528,13 +567,18 @@ impl Router {
 
     /// End the bookings that outlived their time; how many.
     pub fn expire(&self, now_s: f64) -> usize {
-        self.desk().expire(now_s)
+        let expired = self.desk().expire(now_s);
+        if expired > 0 {
+            self.room_changed();
+        }
+        expired
     }
 
     /// Put another policy in force, as a whole.
     pub fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
         let built = policy.build()?;
         let desk = &mut *self.desk();
+        self.room_changed();
         self.follows_churn.store(built.wants_seconds(), Ordering::Relaxed);
         desk.policy = built;
         desk.config.policy = policy;

@@ -387,9 +387,13 @@ proptest! {
 #[ignore = "a measurement"]
 fn cost_of_the_queue_at_eight_workers() {
     let mut seconds = Vec::new();
-    for queued in [false, true] {
+    for (queued, share_passes) in [(false, false), (true, false), (true, true)] {
         let router = router(8, toll());
-        let mut queue = LateQueue::new(QueueConfig::default()).unwrap();
+        let mut queue = LateQueue::new(QueueConfig {
+            share_passes,
+            ..QueueConfig::default()
+        })
+        .unwrap();
         let mut placed = Vec::new();
         let mut running: std::collections::VecDeque<RequestId> = std::collections::VecDeque::new();
         let n = 20_000_u64;
@@ -424,13 +428,14 @@ fn cost_of_the_queue_at_eight_workers() {
             println!("waiting at the end: {}", queue.len());
         }
     }
-    let [direct, queued] = seconds[..] else {
+    let [direct, queued, sharing] = seconds[..] else {
         unreachable!()
     };
     println!(
-        "direct {:.2} µs, queued {:.2} µs a request",
+        "direct {:.2} µs, queued {:.2} µs, with shared passes {:.2} µs a request",
         1e6 * direct,
-        1e6 * queued
+        1e6 * queued,
+        1e6 * sharing
     );
     assert!(
         queued < 50e-6,

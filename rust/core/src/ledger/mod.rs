@@ -516,6 +516,13 @@ impl Ledger {
         self.expiry.len()
     }
 
+    /// Whether a request is booked whose first token has not come.
+    pub fn waits(&self, request: RequestId) -> bool {
+        self.entries
+            .get(&request)
+            .is_some_and(|entry| entry.first.is_none())
+    }
+
     /// Entries whose request has not ended.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -161,7 +161,12 @@ impl Policy for Toll {
     fn price(&self, view: &View<'_>, _rng: &mut Rng, costs: &mut [f64]) {
         price_all(&view.books, view.output_tokens, &self.weights, costs);
         let requests = |i| view.books.seconds(i).requests;
-        hold_newcomers(view.books.newcomers(), requests, |i| view.tokens_to_compute(i), costs);
+        hold_newcomers(
+            view.books.newcomers(),
+            requests,
+            |i| view.tokens_to_compute(i),
+            costs,
+        );
     }
 
     /// The weighted terms, seconds. A newcomer beyond its share is out whatever they are: its cost is infinite.

@@ -41,7 +41,7 @@ impl Default for QueueConfig {
         Self {
             kappa: 10.0,
             backlog_s: 1.0,
-            share_passes: false,
+            share_passes: true,
             window: 64,
             max_requests: 4096,
             max_bytes: 1 << 30,

@@ -33,6 +33,7 @@ mod config;
 mod order;
 mod waiting;
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 
 use rustc_hash::FxHashMap;
@@ -44,7 +45,7 @@ pub use waiting::{Cause, Dispatch, Limit, Offer, QueuedRequest, Tenant};
 
 use crate::error::Error;
 use crate::ledger::Pressure;
-use crate::router::{Ahead, Choice, Matched, RequestId, Router};
+use crate::router::{Ahead, Choice, Matched, RequestId, RoomChanges, Router};
 
 /// Counts since the start, and the state now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -67,6 +68,10 @@ pub struct QueueStats {
     pub waited_s: f64,
 }
 
+/// Requests of one walk that may ask in vain. Where prompts share passes some worker nearly always has room that nobody wants,
+/// and without this every walk went on to the window's end.
+const ASKED_IN_VAIN_MAX: usize = 8;
+
 /// A match is made again before it is acted on when it is older than this, seconds.
 const FRESH_S: f64 = 0.25;
 
@@ -84,9 +89,26 @@ pub struct LateQueue {
     /// Those that were not, until they are taken.
     too_late: Vec<RequestId>,
     ahead: Ahead,
+    /// Those whom nobody had room for at the last walk and since, with what each of them would choose.
+    line: Vec<Stood>,
+    /// What room was like at the last walk, after which nobody more could be placed, and when. Who came since is asked alone.
+    settled: Option<(RoomChanges, f64)>,
+    /// Whether that walk met a worker that lacked memory or sequences: then the end of any request counts.
+    met_full: Cell<bool>,
+    /// Taken since that walk; with more than a window of them the next walk is a whole one.
+    fresh: Vec<RequestId>,
     stats: QueueStats,
     /// When requests were placed last, for the rate of draining: (time, mean gap).
     drain: Option<(f64, f64)>,
+}
+
+/// A request that waits for a worker.
+#[derive(Clone, Copy, Debug)]
+struct Stood {
+    key_s: f64,
+    position: usize,
+    tokens: u64,
+    prefill_s: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,6 +132,10 @@ impl LateQueue {
             deadlines: BTreeSet::new(),
             too_late: Vec::new(),
             ahead: Ahead::default(),
+            line: Vec::new(),
+            settled: None,
+            met_full: Cell::new(false),
+            fresh: Vec::new(),
             stats: QueueStats::default(),
             drain: None,
         })
@@ -124,6 +150,7 @@ impl LateQueue {
     pub fn set_config(&mut self, config: QueueConfig) -> Result<(), Error> {
         config.validate()?;
         self.config = config;
+        self.settled = None;
         Ok(())
     }
 
@@ -192,6 +219,7 @@ impl LateQueue {
             last_chance_s,
             request,
         };
+        self.fresh.push(entry.request.id);
         self.entries.insert(entry.request.id, entry);
         Ok(Offer::Taken)
     }
@@ -227,29 +255,92 @@ impl LateQueue {
     /// for the next pump.
     pub fn pump(&mut self, router: &Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<(), Error> {
         if self.entries.is_empty() {
+            self.fresh.clear();
             return Ok(());
         }
         self.give_up(now_s);
         while let Some(id) = self.overdue(now_s) {
+            self.settled = None;
             self.ahead.clear(router.positions());
             self.place_now(router, id, Cause::Age, now_s, placed)?;
         }
         let before = placed.len();
-        while self.pass(router, now_s, placed)? {}
+        let changes = router.room_changes();
+        if self.is_settled(router, changes, now_s) {
+            self.ask_fresh(router, now_s, placed)?;
+        } else {
+            self.settled = None;
+            self.met_full.set(false);
+            while self.pass(router, now_s, placed)? {}
+            self.settled = Some((changes, now_s));
+            self.fresh.clear();
+        }
         if placed.len() == before
             && self.entries.len() >= self.config.window
             && let Some(id) = self.order.window().first().map(|&(_, id)| id)
         {
+            self.settled = None;
             self.ahead.clear(router.positions());
             self.place_now(router, id, Cause::Overflow, now_s, placed)?;
         }
         Ok(())
     }
 
+    /// Whether no worker got room since the last walk: those who waited then wait on.
+    fn is_settled(&self, router: &Router, now: RoomChanges, now_s: f64) -> bool {
+        let is_same = |then: RoomChanges| {
+            then.prompts == now.prompts && (then.ends == now.ends || !self.met_full.get())
+        };
+        self.fresh.len() <= self.config.window
+            && self
+                .settled
+                .is_some_and(|(then, at_s)| is_same(then) && now_s - at_s <= FRESH_S)
+    }
+
+    /// Asks those who came since the last walk, each where it stands in line.
+    fn ask_fresh(&mut self, router: &Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<(), Error> {
+        let answer_tokens = router.mean_output_tokens() + f64::from(router.config().block_size);
+        for id in std::mem::take(&mut self.fresh) {
+            if !self.entries.contains_key(&id) || !self.order.window().iter().any(|&(_, of)| of == id) {
+                continue;
+            }
+            self.refresh(router, id, now_s, f64::INFINITY)?;
+            let entry = &self.entries[&id];
+            self.ahead.clear(router.positions());
+            let before = self.line.iter().filter(|stood| stood.key_s <= entry.key_s);
+            before.clone().for_each(|stood| self.ahead.add(stood));
+            if before.count() > ASKED_IN_VAIN_MAX {
+                continue;
+            }
+            let choice = self.choose(router, entry, now_s);
+            if self.admits(router, entry, choice.chosen, (answer_tokens, now_s)) {
+                self.place(router, id, choice, Cause::Room, now_s, placed)?;
+            } else {
+                self.stand(router, id, choice.chosen);
+            }
+        }
+        Ok(())
+    }
+
+    /// A request waits for candidate `chosen`: those behind it count it there.
+    fn stand(&mut self, router: &Router, id: RequestId, chosen: usize) {
+        let entry = &self.entries[&id];
+        let (position, work) = (entry.matched.position(chosen), entry.matched.work(chosen));
+        let stood = Stood {
+            key_s: entry.key_s,
+            position,
+            tokens: work.new_tokens,
+            prefill_s: router.prefill_s(position, work),
+        };
+        self.ahead.add(&stood);
+        self.line.push(stood);
+    }
+
     /// One walk over the window; true when a request was placed.
     fn pass(&mut self, router: &Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<bool, Error> {
         let positions = router.positions();
         self.ahead.clear(positions);
+        self.line.clear();
         let answer_tokens = router.mean_output_tokens() + f64::from(router.config().block_size);
         let room_for = |queue: &Self, j: usize, tokens: u64| {
             queue.has_room(&router.pressure(j, now_s), tokens, 0.0, answer_tokens)
@@ -263,8 +354,8 @@ impl LateQueue {
         let mut free = (0..positions)
             .filter(|&j| router.serves(j) && room_for(self, j, least))
             .count();
-        let mut at = 0;
-        while free > 0 && at < self.order.window().len() {
+        let (mut at, mut in_vain) = (0, 0);
+        while free > 0 && in_vain < ASKED_IN_VAIN_MAX && at < self.order.window().len() {
             let id = self.order.window()[at].1;
             at += 1;
             self.refresh(router, id, now_s, f64::INFINITY)?;
@@ -283,12 +374,10 @@ impl LateQueue {
                 return Ok(true);
             }
             let position = entry.matched.position(chosen);
-            let work = entry.matched.work(chosen);
             let had_room = self.ahead.requests[position] == 0 && room_for(self, position, least);
             free -= usize::from(had_room);
-            self.ahead.tokens[position] += work.new_tokens;
-            self.ahead.prefill_s[position] += router.prefill_s(position, work);
-            self.ahead.requests[position] += 1;
+            in_vain += usize::from(!had_room);
+            self.stand(router, id, chosen);
         }
         Ok(false)
     }
@@ -331,6 +420,8 @@ impl LateQueue {
         let takes_prefill = p.prefills == 0
             || (shares_pass && p.backlog_s < self.config.backlog_s && p.requests < p.max_requests);
         let needed = p.kv_tokens + new_tokens + f64::from(p.requests + 1) * answer_tokens;
+        let is_full = p.requests > 0 && (needed > p.kv_capacity_tokens || p.requests >= p.max_requests);
+        self.met_full.set(self.met_full.get() || is_full);
         !p.is_told || takes_prefill && (p.requests == 0 || needed <= p.kv_capacity_tokens)
     }
 
@@ -497,6 +588,12 @@ fn best(router: &Router, matched: &Matched, now_s: f64) -> (f64, f64) {
 }
 
 impl Ahead {
+    fn add(&mut self, stood: &Stood) {
+        self.tokens[stood.position] += stood.tokens;
+        self.prefill_s[stood.position] += stood.prefill_s;
+        self.requests[stood.position] += 1;
+    }
+
     fn clear(&mut self, positions: usize) {
         self.tokens.clear();
         self.tokens.resize(positions, 0);
