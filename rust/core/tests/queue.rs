@@ -116,23 +116,25 @@ fn idle_fleet_never_waits() {
 
 #[test]
 fn small_prompts_share_an_engine_pass_and_a_large_one_waits_for_the_next() {
-    // Passes of 8,192 tokens: 128 blocks.
-    let config = QueueConfig {
-        share_passes: true,
-        ..QueueConfig::default()
-    };
-    let mut toy = Toy::new(1, toll(), config);
-    for (id, blocks) in [(0, 40), (1, 40), (2, 60), (3, 40)] {
-        toy.arrive(request(id, blocks));
+    // Passes of 8,192 tokens: 128 blocks, of which a prompt that shares takes 32 at most.
+    let shapes = [(0, 32), (1, 32), (2, 40), (3, 32), (4, 32), (5, 8)];
+    for (share_passes, at_once) in [(true, &[0, 1, 3, 4][..]), (false, &[0][..])] {
+        let config = QueueConfig {
+            share_passes,
+            ..QueueConfig::default()
+        };
+        let mut toy = Toy::new(1, toll(), config);
+        for (id, blocks) in shapes {
+            toy.arrive(request(id, blocks));
+        }
+        let placed: Vec<u64> = toy.placed.iter().map(|d| d.id.0).collect();
+        assert_eq!(
+            placed, at_once,
+            "40 blocks are too many to share, and four times 32 fill the pass"
+        );
+        toy.run_until(100.0);
+        assert_eq!(toy.placed.len(), shapes.len());
     }
-    let placed: Vec<u64> = toy.placed.iter().map(|d| d.id.0).collect();
-    assert_eq!(
-        placed,
-        [0, 1, 3],
-        "80 + 60 blocks are more than a pass, 80 + 40 are not"
-    );
-    toy.run_until(100.0);
-    assert_eq!(toy.placed.len(), 4);
 }
 
 #[test]

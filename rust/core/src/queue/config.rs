@@ -13,8 +13,8 @@ pub struct QueueConfig {
     pub kappa: f64,
     /// A worker has room while less than this many prefill seconds wait there.
     pub backlog_s: f64,
-    /// Prompts that one engine pass holds together may go to a worker at once. Off: a tenth of the time per request, and 2 % of
-    /// the gain (`docs/pricing.md`).
+    /// Small prompts that one engine pass holds together may go to a worker at once: without it a fleet of short prompts computes
+    /// one per pass (`docs/pricing.md`).
     pub share_passes: bool,
     /// Requests that are considered at a time, oldest first.
     pub window: usize,

@@ -2,8 +2,8 @@
 //! bound, the better it is placed.
 //!
 //! ```text
-//! room(j)  no prefill in flight on j, or (share_passes, one engine pass holds them and this one, their backlog < backlog_s and requests of
-//!          j < its sequences);
+//! room(j)  no prefill in flight on j, or (this one is at most a quarter of an engine pass, the pass holds it beside them, their backlog <
+//!          backlog_s and requests of j < its sequences);
 //!          and, unless j is empty: KV in flight + own new + (n_j + 1)·(mean answer + a block) ≤ capacity of j
 //! key(r)   arrival_r + κ·s_r,  s_r = prefill seconds of r on its best-overlap worker
 //! pump     V = N = 0; for r of the oldest K, by key:
@@ -27,7 +27,8 @@
 //!   taken out.
 //! * **Not wedged**: a lost completion ends with its booking's expiry in the router, and no wait is longer than
 //!   `max_wait_s`.
-//! * Cost: O(K·workers) per pump at worst, O(workers) when nobody has room, and one match per request, as without it.
+//! * Cost: O(K·workers) per pump at worst, O(workers) when nobody has room, and one match per request, as without it. Where small
+//!   prompts share passes, those who come while no worker got room are asked alone, and only what may give room asks all again.
 
 mod config;
 mod order;
@@ -68,9 +69,8 @@ pub struct QueueStats {
     pub waited_s: f64,
 }
 
-/// Requests of one walk that may ask in vain. Where prompts share passes some worker nearly always has room that nobody wants,
-/// and without this every walk went on to the window's end.
-const ASKED_IN_VAIN_MAX: usize = 8;
+/// A prompt of more than this part of an engine pass goes alone: the others of its pass would wait for it.
+const SHARED_PART: u64 = 4;
 
 /// A match is made again before it is acted on when it is older than this, seconds.
 const FRESH_S: f64 = 0.25;
@@ -95,6 +95,9 @@ pub struct LateQueue {
     settled: Option<(RoomChanges, f64)>,
     /// Whether that walk met a worker that lacked memory or sequences: then the end of any request counts.
     met_full: Cell<bool>,
+    /// Whether that walk had prompts that may share a pass. Then some worker nearly always has room that nobody wants, and it
+    /// went on to the window's end: the one kind that is worth sparing.
+    may_share: bool,
     /// Taken since that walk; with more than a window of them the next walk is a whole one.
     fresh: Vec<RequestId>,
     stats: QueueStats,
@@ -135,6 +138,7 @@ impl LateQueue {
             line: Vec::new(),
             settled: None,
             met_full: Cell::new(false),
+            may_share: false,
             fresh: Vec::new(),
             stats: QueueStats::default(),
             drain: None,
@@ -266,11 +270,12 @@ impl LateQueue {
         }
         let before = placed.len();
         let changes = router.room_changes();
-        if self.is_settled(router, changes, now_s) {
+        if self.is_settled(changes, now_s) {
             self.ask_fresh(router, now_s, placed)?;
         } else {
             self.settled = None;
             self.met_full.set(false);
+            self.may_share = false;
             while self.pass(router, now_s, placed)? {}
             self.settled = Some((changes, now_s));
             self.fresh.clear();
@@ -287,11 +292,12 @@ impl LateQueue {
     }
 
     /// Whether no worker got room since the last walk: those who waited then wait on.
-    fn is_settled(&self, router: &Router, now: RoomChanges, now_s: f64) -> bool {
+    fn is_settled(&self, now: RoomChanges, now_s: f64) -> bool {
         let is_same = |then: RoomChanges| {
             then.prompts == now.prompts && (then.ends == now.ends || !self.met_full.get())
         };
-        self.fresh.len() <= self.config.window
+        self.may_share
+            && self.fresh.len() <= self.config.window
             && self
                 .settled
                 .is_some_and(|(then, at_s)| is_same(then) && now_s - at_s <= FRESH_S)
@@ -308,10 +314,7 @@ impl LateQueue {
             let entry = &self.entries[&id];
             self.ahead.clear(router.positions());
             let before = self.line.iter().filter(|stood| stood.key_s <= entry.key_s);
-            before.clone().for_each(|stood| self.ahead.add(stood));
-            if before.count() > ASKED_IN_VAIN_MAX {
-                continue;
-            }
+            before.for_each(|stood| self.ahead.add(stood));
             let choice = self.choose(router, entry, now_s);
             if self.admits(router, entry, choice.chosen, (answer_tokens, now_s)) {
                 self.place(router, id, choice, Cause::Room, now_s, placed)?;
@@ -351,11 +354,14 @@ impl LateQueue {
         // A pass that is nearly full has room for nobody here: without this the walk would go on to the window's end.
         let least = self.least_tokens();
         // Workers with room that nobody of this walk has chosen yet.
-        let mut free = (0..positions)
-            .filter(|&j| router.serves(j) && room_for(self, j, least))
-            .count();
-        let (mut at, mut in_vain) = (0, 0);
-        while free > 0 && in_vain < ASKED_IN_VAIN_MAX && at < self.order.window().len() {
+        let mut free = 0;
+        for j in (0..positions).filter(|&j| router.serves(j)) {
+            let pressure = router.pressure(j, now_s);
+            free += usize::from(self.has_room(&pressure, least, 0.0, answer_tokens));
+            self.may_share |= self.shares(least, pressure.chunk_tokens);
+        }
+        let mut at = 0;
+        while free > 0 && at < self.order.window().len() {
             let id = self.order.window()[at].1;
             at += 1;
             self.refresh(router, id, now_s, f64::INFINITY)?;
@@ -376,7 +382,6 @@ impl LateQueue {
             let position = entry.matched.position(chosen);
             let had_room = self.ahead.requests[position] == 0 && room_for(self, position, least);
             free -= usize::from(had_room);
-            in_vain += usize::from(!had_room);
             self.stand(router, id, chosen);
         }
         Ok(false)
@@ -414,15 +419,21 @@ impl LateQueue {
     /// Whether a worker takes a prompt of `prefill_tokens` to compute and `new_tokens` to keep; 0 of both asks for any room.
     ///
     /// Small prompts that fit into one engine pass together hold nobody up, and an engine that gets them one by one computes
-    /// half-empty passes; but then some worker nearly always has room, and every pump walks the window. A prompt that does not fit waits: who goes next is decided when the pass is over.
+    /// half-empty passes. A prompt that does not fit waits: who goes next is decided when the pass is over.
     fn has_room(&self, p: &Pressure, prefill_tokens: u64, new_tokens: f64, answer_tokens: f64) -> bool {
-        let shares_pass = self.config.share_passes && p.prefill_tokens + prefill_tokens <= p.chunk_tokens;
+        let shares_pass = self.shares(prefill_tokens, p.chunk_tokens)
+            && p.prefill_tokens + prefill_tokens <= p.chunk_tokens;
         let takes_prefill = p.prefills == 0
             || (shares_pass && p.backlog_s < self.config.backlog_s && p.requests < p.max_requests);
         let needed = p.kv_tokens + new_tokens + f64::from(p.requests + 1) * answer_tokens;
         let is_full = p.requests > 0 && (needed > p.kv_capacity_tokens || p.requests >= p.max_requests);
         self.met_full.set(self.met_full.get() || is_full);
         !p.is_told || takes_prefill && (p.requests == 0 || needed <= p.kv_capacity_tokens)
+    }
+
+    /// Whether a prompt may share an engine pass with others.
+    const fn shares(&self, prefill_tokens: u64, chunk_tokens: u64) -> bool {
+        self.config.share_passes && SHARED_PART.saturating_mul(prefill_tokens) <= chunk_tokens
     }
 
     /// Matches a request again when the set of workers changed or its match is older than `age_s`.
