@@ -189,7 +189,11 @@ mod tests {
     #[test]
     fn without_its_queue_all_who_wait_are_placed_at_once() {
         let mut spec = FleetSpec::aggregated(1, engine());
-        spec.queues = vec![Some(QueueConfig::default())];
+        // One at a time, so that there is something to wait for.
+        spec.queues = vec![Some(QueueConfig {
+            share_passes: false,
+            ..QueueConfig::default()
+        })];
         let mut fleet = WatchedFleet::new(spec.clone(), four(), &routers(&spec, 1)).expect("a fair fleet");
         assert!(fleet.advance(50.0).expect("a fair fleet"));
         let look = fleet.look();
