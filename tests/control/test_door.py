@@ -40,10 +40,10 @@ def test_several_settings_change_together_or_not_at_all(gateway, door) -> None:
 
 
 def test_switch_of_the_queue_is_a_setting_too(gateway, door) -> None:
-    record = door.change({"share_passes": True}, "hand", "")
-    assert (record.before, record.after) == (False, True)
-    assert json.loads(gateway.routing())["queue"]["share_passes"] is True
-    assert door.settings()["share_passes"] is True
+    record = door.change({"share_passes": False}, "hand", "")
+    assert (record.before, record.after) == (True, False)
+    assert json.loads(gateway.routing())["queue"]["share_passes"] is False
+    assert door.settings()["share_passes"] is False
 
 
 @pytest.mark.parametrize(

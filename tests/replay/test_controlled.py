@@ -102,9 +102,9 @@ def test_objective_moves_to_the_first_token_only_where_the_user_wants_something_
 
 
 def test_room_moves_only_where_it_is_looked_at():
-    idle = simulate(OVER, FLEET, "toll+queue+controller(moves=room)", seed=3)
-    assert changes(idle.audit, "backlog_s") == []
-    shared = "toll+queue(share_passes=true)+controller(moves=room)"
+    alone = "toll+queue(share_passes=false)+controller(moves=room)"
+    assert changes(simulate(OVER, FLEET, alone, seed=3).audit, "backlog_s") == []
+    shared = "toll+queue+controller(moves=room)"
     assert changes(simulate(OVER, FLEET, shared, seed=3).audit, "backlog_s")[0] == 0.5
 
 
