@@ -42,6 +42,11 @@ def fleet(private_network):
         yield started
 
 
+def await_taken_over(router: Router, workers: int) -> None:
+    """The file is read as soon as the pool's feeds are known, a moment after its workers are."""
+    wait_until(lambda: judged(router, "taken_over") == workers, "the file to be read", 30)
+
+
 def await_dump(router: Router) -> None:
     """What the workers held before is known, and their feeds are heard: every event counts now."""
     wait_until(lambda: "read the blocks of" in router.log, "Dynamo's dump", 60)
@@ -68,7 +73,7 @@ def test_first_prompt_after_a_restart_goes_to_its_prefix(fleet: Fleet, tmp_path:
         assert overlap(router.complete(placed[0][0])) == 0
 
     with running(fleet, *ALONE, "--index-file", str(path)) as router:
-        assert judged(router, "taken_over") == 3
+        await_taken_over(router, 3)
         found = [router.complete(tokens) for tokens, _ in placed[1:]]
         for answer, (_, worker) in zip(found, placed[1:], strict=True):
             assert instance(answer) == worker
@@ -81,7 +86,7 @@ def test_proof_comes_with_the_next_event_or_a_dump(fleet: Fleet, tmp_path: Path)
     path = tmp_path / "index"
     taught(fleet, "--index-file", str(path))
     with running(fleet, *ALONE, "--index-file", str(path)) as router:
-        assert judged(router, "taken_over") == 3
+        await_taken_over(router, 3)
         time.sleep(1.0)  # a subscription travels; what is published before it came is missed
         # Nothing happened meanwhile: the next event of each worker is the next one.
         number = 0
@@ -106,7 +111,7 @@ def test_worker_that_restarted_meanwhile_is_not_credited(fleet: Fleet, tmp_path:
     wait_until(lambda: was not in fleet.live_instances(), "the lease to end", 30)
     fresh = fleet.add_worker().instances[0]
     with running(fleet, *ALONE, "--index-file", str(path)) as router:
-        assert judged(router, "taken_over") == 2
+        await_taken_over(router, 2)
         assert "1 are gone" in router.log
         assert router.held_blocks(fresh) == 0
         for tokens, worker in placed:
