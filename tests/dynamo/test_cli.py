@@ -48,6 +48,8 @@ def test_bad_values_are_refused_before_anything_starts():
     for arguments, says in (
         (("--http-port", "x"), "--http-port: got 'x', expected a whole number"),
         (("--policy", ""), "routing.policy"),
+        (("--policy", "tol"), 'routing.policy: unknown policy "tol"; one of round_robin'),
+        (("--shadows", "dynamo;toll(kapa=1)"), "shadows.policies: toll(kapa=1): policy toll"),
         (("--frontends", "0"), "dynamo.frontends: got 0"),
         (("--controller-moves", "kapa"), "control.moves: got kapa"),
         (("--", "--http-port", "1"), "use --http-port before `--`"),

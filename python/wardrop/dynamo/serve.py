@@ -18,7 +18,8 @@ from typing import Any, Protocol, cast
 
 import aiohttp
 
-from wardrop.config import Config, Dynamo
+from wardrop import shadow_policies
+from wardrop.config import Config, ConfigError, Dynamo
 from wardrop.control.audit import AuditLog
 from wardrop.control.calibrator import Calibrator
 from wardrop.control.door import Door
@@ -442,8 +443,29 @@ def dynamo_environment(source: Source, environment: Mapping[str, str]) -> dict[s
     return changed
 
 
+def check_policies(config: Config) -> None:
+    """Refuse a policy that does not exist before anything starts; the gateway would later.
+
+    Raises:
+        ConfigError: names the setting, the policy and what there is.
+    """
+    from wardrop import _core  # pyright: ignore
+
+    routing = config.routing
+    asked = [("routing.policy", {"name": routing.policy, **routing.parameters})]
+    shadows = shadow_policies.parse(config.shadows.policies)
+    asked += [(f"shadows.policies: {shadow['name']}", shadow["policy"]) for shadow in shadows]
+    for setting, policy in asked:
+        name = policy.pop("name")
+        try:
+            cast(Any, _core).Router(16, name, **policy)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{setting}: {error}") from error
+
+
 def run_server(config: Config, frontend_arguments: Sequence[str]) -> int:
     """Serve until SIGTERM or SIGINT; the exit code of `wardrop dynamo`."""
+    check_policies(config)
 
     async def run() -> int:
         return await Server(config, frontend_arguments, os.environ).run()
