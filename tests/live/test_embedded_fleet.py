@@ -62,6 +62,26 @@ def test_failed_start_names_the_part_and_shows_its_log(capfd: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("private_network")
+def test_part_that_ends_while_the_others_are_looked_over_fails_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    look = Fleet._all_registered  # pyright: ignore[reportPrivateUsage]
+
+    def look_once_it_ended(fleet: Fleet) -> bool:
+        wait_until(lambda: fleet.workers[0].child.exit_code is not None)
+        return look(fleet)
+
+    monkeypatch.setattr(Fleet, "_all_registered", look_once_it_ended)
+    fleet = Fleet(FleetSpec(workers=1, mocker_arguments=("--no-such-flag",)))
+    try:
+        with pytest.raises(FleetError, match="worker-0-aggregated ended with code 2"):
+            fleet.__enter__()
+    finally:
+        fleet.stop()
+        shutil.rmtree(fleet.home, ignore_errors=True)
+
+
+@pytest.mark.usefixtures("private_network")
 def test_killed_parent_takes_the_fleet_with_it():
     script = (
         "from wardrop.dynamo.embedded import *\n"

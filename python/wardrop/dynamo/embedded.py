@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -130,7 +130,7 @@ class Fleet:
                     self._launch_worker(role, 1)
             elif count:
                 self._launch_worker(role, count)
-        self._await_workers()
+        self._await_workers([worker.child for worker in self.workers])
         return self
 
     def stop(self, keep_logs: bool = False) -> None:
@@ -213,6 +213,7 @@ class Fleet:
         self._await(
             lambda: self._serves(front),
             f"frontend at {front.url} to serve {self.spec.model_name!r}",
+            [child],
         )
         return front
 
@@ -225,7 +226,7 @@ class Fleet:
         """Start one more mock worker in its own process; with `wait`, until it registered."""
         worker = self._launch_worker(role, 1)
         if wait:
-            self._await_workers()
+            self._await_workers([worker.child])
         return worker
 
     def live_instances(self) -> dict[int, str]:
@@ -274,8 +275,8 @@ class Fleet:
         self.workers.append(worker)
         return worker
 
-    def _await_workers(self) -> None:
-        self._await(self._all_registered, "every mock worker to register")
+    def _await_workers(self, starting: Sequence[Child]) -> None:
+        self._await(self._all_registered, "every mock worker to register", starting)
 
     def _all_registered(self) -> bool:
         for worker in self.workers:
@@ -312,23 +313,30 @@ class Fleet:
         alive = {i for w in self.workers if w.child.exit_code is None for i in w.instances}
         return (self.spec.model_name in models or not alive) and alive <= listed
 
-    def _await(self, done: Callable[[], bool], what: str) -> None:
+    def _await(self, done: Callable[[], bool], what: str, starting: Sequence[Child]) -> None:
+        """Wait for `done`; a part that ends meanwhile is an error.
+
+        The parts in `starting` count even when they had ended before: `done` looks at living parts
+        only, so a fleet whose parts are all dead would pass for ready.
+        """
         deadline_s = time.monotonic() + self.spec.ready_timeout_s
         parts = [front.child for front in self.frontends] + [
             worker.child for worker in self.workers
         ]
-        running = [child for child in parts if child.exit_code is None]
+        watched = [child for child in parts if child in starting or child.exit_code is None]
         while True:
-            for child in running:
+            ready = done()
+            # After `done`, not before: a part may end between the two.
+            for child in watched:
                 if child.exit_code is not None:
                     raise FleetError(
                         f"{child.name} ended with code {child.exit_code}; its log ends:\n"
                         f"{child.tail()}"
                     )
-            if done():
+            if ready:
                 return
             if time.monotonic() > deadline_s:
-                tails = "\n".join(f"{child.name}: {child.tail()}" for child in running)
+                tails = "\n".join(f"{child.name}: {child.tail()}" for child in watched)
                 raise FleetError(
                     f"waited {self.spec.ready_timeout_s:g} s for {what}; logs end:\n{tails}"
                 )
