@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from tests.gateway.held import Engines
 
 from wardrop._core import Gateway
 
@@ -105,6 +106,16 @@ def upstream() -> Iterator[Upstream]:
     up = Upstream()
     yield up
     up.close()
+
+
+@pytest.fixture
+def engines(upstream: Upstream) -> Iterator[Engines]:
+    """In place of `upstream`'s answers: engines that hold theirs until they are permitted."""
+    held = Engines()
+    upstream.script = held
+    yield held
+    for _ in range(200):
+        held.permits.release()
 
 
 @dataclass

@@ -5,32 +5,12 @@ import threading
 import time
 
 import pytest
-from tests.gateway.test_queue import Engines, background, wait_for
-
-
-@pytest.fixture
-def engines(upstream):
-    held = Engines()
-    upstream.script = held
-    yield held
-    for _ in range(200):
-        held.permits.release()
+from tests.gateway.held import background, wait_for, waits
 
 
 def start(serve, hints=True, **queue):
     routing = {"policy": {"name": "toll"}, "queue": {"backlog_s": 1e-9, **queue}}
     return serve(workers=(1,), routing={**routing, "queue_hints": hints})
-
-
-def finish(engines, threads):
-    for _ in threads:
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
-
-
-def waits(running, count):
-    wait_for(lambda: running.metric("queue_requests") == count)
 
 
 def served(upstream):
@@ -45,7 +25,7 @@ def test_bytes_of_those_who_wait_are_bounded(serve, engines):
     waits(running, 2)  # about 400 bytes each
     status, headers, _ = running.complete(list(range(64)))
     assert (status, "retry-after" in headers) == (429, True)
-    finish(engines, threads)
+    engines.finish(threads)
 
 
 def test_one_tenant_can_not_take_every_place(serve, engines):
@@ -56,7 +36,7 @@ def test_one_tenant_can_not_take_every_place(serve, engines):
     assert running.complete([1, 2, 3, 4], headers={"x-tenant-id": "a"})[0] == 429
     threads += background(running, 1, answers, {"x-tenant-id": "b"})
     waits(running, 3)
-    finish(engines, threads)
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 4
 
 
@@ -71,7 +51,7 @@ def test_priority_goes_first_where_clients_may_ask_for_it(upstream, serve, engin
     urgent = {"x-tenant-id": "urgent", "x-wardrop-priority": "1"}
     threads += background(running, 1, answers, urgent)
     waits(running, 2)
-    finish(engines, threads)
+    engines.finish(threads)
     first = ["urgent", "usual"] if hints else ["usual", "urgent"]
     assert served(upstream)[1:] == first
 
@@ -93,7 +73,7 @@ def places_of(upstream, serve, engines):
             thread.start()
         threads += many
         waits(running, len(threads) - 1)
-    finish(engines, threads)
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 25
     order = served(upstream)[1:]
     return [
@@ -119,7 +99,7 @@ def test_worker_that_leaves_while_requests_wait_for_it_wedges_nobody(upstream, s
     wait_for(lambda: len(upstream.seen) == 3)
     assert time.monotonic() - started_s < 5.0
     assert upstream.seen[2].header("x-dynamo-worker-instance-id") is None
-    finish(engines, threads)
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 3
     worker = {"model": "m", "role": "aggregated", "instance": 2}
     running.gateway.upsert_worker(json.dumps(worker))
@@ -133,5 +113,5 @@ def test_booking_whose_end_is_lost_frees_its_worker_by_its_age(serve, engines):
     threads = background(running, 2, answers)
     wait_for(lambda: running.metric("queue_placed_total", reason="room") == 2)
     assert running.metric("bookings_expired_total") >= 1
-    finish(engines, threads)
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 2

@@ -2,22 +2,8 @@
 
 import time
 
-import pytest
+from tests.gateway.held import background, wait_for, waits
 from tests.gateway.test_feeds import FPM, feed, publish, until  # noqa: F401
-from tests.gateway.test_queue import Engines, background, wait_for
-
-
-@pytest.fixture
-def engines(upstream):
-    held = Engines()
-    upstream.script = held
-    yield held
-    for _ in range(200):
-        held.permits.release()
-
-
-def waits(running, count):
-    wait_for(lambda: running.metric("queue_requests") == count)
 
 
 def test_fresh_word_of_an_empty_engine_makes_room_and_a_stale_one_does_not(
@@ -47,15 +33,12 @@ def test_fresh_word_of_an_empty_engine_makes_room_and_a_stale_one_does_not(
     waits(running, 1)
     time.sleep(0.3)
     assert len(upstream.seen) == 2
-    for _ in threads:
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 3
 
 
 def test_worker_that_tells_nothing_and_whose_ends_are_lost_has_no_queue(upstream, serve, engines):
-    routing = {"policy": {"name": "toll"}, "queue": {"backlog_s": 1e-9}, "booking_ttl_s": 0.3}
+    routing = {"policy": {"name": "toll"}, "queue": {"backlog_s": 1e-9}, "booking_ttl_s": 1.0}
     running = serve(workers=(1,), routing=routing)
     answers: list = []
     threads = background(running, 4, answers)
@@ -65,16 +48,10 @@ def test_worker_that_tells_nothing_and_whose_ends_are_lost_has_no_queue(upstream
     started_s = time.monotonic()
     threads += background(running, 3, answers)
     wait_for(lambda: len(upstream.seen) == 7)
-    assert time.monotonic() - started_s < 0.3, "nothing is held back for it any more"
-    for _ in threads:
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
+    assert time.monotonic() - started_s < 1.0, "nothing is held back for it any more"
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 7
     # An end was seen: the own count is believed again.
     threads = background(running, 2, answers)
-    wait_for(lambda: running.metric("queue_requests") == 1)
-    for _ in threads:
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
+    waits(running, 1)
+    engines.finish(threads)

@@ -4,9 +4,8 @@ import http.client
 import json
 import time
 
-import pytest
+from tests.gateway.held import background, waits
 from tests.gateway.test_feeds import until
-from tests.gateway.test_queue import Engines, background, wait_for
 
 PROMPT = [4711, 4712, 4713, 4714, *range(60)]
 
@@ -78,29 +77,17 @@ def test_the_last_ones_are_kept(serve):
     assert receipt(running, headers["x-request-id"]) is not None, "an id of our own making"
 
 
-@pytest.fixture
-def engines(upstream):
-    held = Engines()
-    upstream.script = held
-    yield held
-    for _ in range(200):
-        held.permits.release()
-
-
 def test_time_in_queue_is_in_the_receipt(serve, engines):
     running = start(serve, workers=(1,), queue={"backlog_s": 1e-9})
     answers: list = []
     threads = background(running, 1, answers, {"x-request-id": "first"})
     assert engines.arrived.acquire(timeout=10)
     threads += background(running, 1, answers, {"x-request-id": "second"})
-    wait_for(lambda: running.metric("queue_requests") == 1)
+    waits(running, 1)
     waiting = receipt(running, "second")
     assert (waiting["legs"], waiting["outcome"]) == ([], None), "it waits"
     time.sleep(0.2)
-    for _ in range(2):
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
+    engines.finish(threads)
     first, second = receipt(running, "first"), receipt(running, "second")
     assert first["queued_s"] < 0.1
     assert second["queued_s"] >= 0.2
@@ -120,14 +107,11 @@ def test_refused_broken_and_left_requests_say_so(upstream, serve, engines):
     threads = background(running, 1, answers, {"x-request-id": "a"})
     assert engines.arrived.acquire(timeout=10)
     threads += background(running, 1, answers, {"x-request-id": "b"})
-    wait_for(lambda: running.metric("queue_requests") == 1)
+    waits(running, 1)
     assert running.complete(PROMPT, headers={"x-request-id": "c"})[0] == 429
     assert receipt(running, "c")["outcome"]["how"] == "refused"
     assert receipt(running, "c")["outcome"]["status"] == 429
-    for _ in range(2):
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
+    engines.finish(threads)
 
     def stream(seen, conn):
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"

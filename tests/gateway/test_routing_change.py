@@ -3,29 +3,17 @@
 import json
 
 import pytest
-from tests.gateway.test_queue import Engines, background, wait_for
-
-
-@pytest.fixture
-def engines(upstream):
-    held = Engines()
-    upstream.script = held
-    yield held
-    for _ in range(200):
-        held.permits.release()
+from tests.gateway.held import background, wait_for, waits
 
 
 def test_queue_that_is_taken_away_sends_all_who_wait_at_once(upstream, serve, engines):
     running = serve(workers=(1,), routing={"queue": {"backlog_s": 1e-9}})
     answers: list = []
     threads = background(running, 4, answers)
-    wait_for(lambda: running.metric("queue_requests") == 3)
+    waits(running, 3)
     running.gateway.set_routing('{"queue": null}')
     wait_for(lambda: len(upstream.seen) == 4)
-    for _ in range(4):
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 4
     engines.permits.release()
     assert "x-wardrop-queue-ms" not in running.complete([1, 2, 3, 4])[1]
@@ -37,15 +25,12 @@ def test_queue_that_is_put_in_front_holds_what_comes_next(upstream, serve, engin
     running.gateway.set_routing('{"queue": {"backlog_s": 1e-9}}')
     answers: list = []
     threads = background(running, 3, answers)
-    wait_for(lambda: running.metric("queue_requests") == 2)
+    waits(running, 2)
     wait_for(lambda: upstream.seen)
     assert len(upstream.seen) == 1
     running.gateway.set_routing('{"queue": {"backlog_s": 60, "max_wait_s": 0.05}}')
     wait_for(lambda: len(upstream.seen) == 3)
-    for _ in range(3):
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 3
 
 
@@ -85,10 +70,7 @@ def test_split_waits_for_room_on_both_legs(upstream, serve, engines):
     wait_for(lambda: running.metric("queue_requests", worker_type="decode") == 2)
     wait_for(lambda: upstream.seen)
     assert len(upstream.seen) == 1
-    for _ in range(3):
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 3
     assert running.metric("queue_placed_total", worker_type="decode") == 3
     for role in ("prefill", "decode"):

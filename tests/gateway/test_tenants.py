@@ -6,35 +6,15 @@ import threading
 import time
 
 import pytest
-from tests.gateway.test_queue import Engines, background, wait_for
+from tests.gateway.held import background, wait_for, waits
 
 from wardrop._core import Gateway
-
-
-@pytest.fixture
-def engines(upstream):
-    held = Engines()
-    upstream.script = held
-    yield held
-    for _ in range(200):
-        held.permits.release()
 
 
 def start(serve, weights=None, hints=False, **queue):
     queue = {"backlog_s": 1e-9, "kappa": 0, **queue}
     routing = {"policy": {"name": "toll"}, "queue": queue, "queue_hints": hints}
     return serve(workers=(1,), routing={**routing, "tenant_weights": weights or {}})
-
-
-def waits(running, count):
-    wait_for(lambda: running.metric("queue_requests") == count)
-
-
-def finish(engines, threads):
-    for _ in threads:
-        engines.permits.release()
-    for thread in threads:
-        thread.join()
 
 
 def mean_places(upstream, engines, running, tenants, each=10):
@@ -53,7 +33,7 @@ def mean_places(upstream, engines, running, tenants, each=10):
             thread.start()
         threads += many
         waits(running, len(threads) - 1)
-    finish(engines, threads)
+    engines.finish(threads)
     order = [seen.header("x-tenant-id") for seen in upstream.seen][1:]
     assert len(order) == each * len(tenants)
     return [sum(at for at, who in enumerate(order) if who == tenant) / each for tenant in tenants]
@@ -98,7 +78,7 @@ def test_tenant_is_the_last_name_that_is_not_empty(upstream, serve, engines):
     assert (answer.status, json.loads(answer.read())["error"]["code"]) == (429, "tenant_queue_full")
     conn.close()
     assert running.metric("queue_refused_total", reason="tenant_requests") == 1
-    finish(engines, threads)
+    engines.finish(threads)
 
 
 def test_bytes_of_one_tenant_are_bounded(serve, engines):
@@ -112,7 +92,7 @@ def test_bytes_of_one_tenant_are_bounded(serve, engines):
     assert running.metric("queue_refused_total", reason="tenant_bytes") == 1
     threads += background(running, 1, answers, {"x-tenant-id": "b"})
     waits(running, 2)
-    finish(engines, threads)
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 3
 
 
@@ -125,7 +105,7 @@ def test_tenants_beyond_the_bound_share_one_place(upstream, serve, engines):
         threads += background(running, 1, answers, {"x-tenant-id": tenant})
         waits(running, count)
     assert running.complete([1, 2, 3, 4], headers={"x-tenant-id": "d"})[0] == 429, "with c"
-    finish(engines, threads)
+    engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 4
 
 
@@ -156,7 +136,7 @@ def test_deadline_that_passes_while_a_request_waits_is_refused_at_once(
     else:
         time.sleep(2.0)
         assert not hasty, "no client may set deadlines unless it is allowed"
-    finish(engines, threads)
+    engines.finish(threads)
     assert patient[0][0] == 200
     assert running.workers()[1]["active_requests"] == 0
 

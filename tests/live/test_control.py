@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.live.client import stream
+from tests.live.load import Load
 from tests.live.router import Router, running, wait_until
 
 from wardrop.control.client import AdminError, ask
@@ -24,56 +21,6 @@ pytestmark = [
     pytest.mark.usefixtures("private_network"),
     pytest.mark.timeout(240),
 ]
-
-
-class Load:
-    """An open loop at a rate that may be changed; prompts their own, or behind shared heads."""
-
-    def __init__(self, router: Router, tokens: int, answer: int, heads: int = 0) -> None:
-        self.router, self.tokens, self.answer, self.heads = router, tokens, answer, heads
-        self.rate = 0.0
-        self.ended = threading.Event()
-        self.clients = ThreadPoolExecutor(256)
-        self.number = 0
-        self.thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Load:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join()
-        self.clients.shutdown(cancel_futures=True)
-
-    def _run(self) -> None:
-        due_s = time.monotonic()
-        while not self.ended.is_set():
-            if not self.rate:
-                due_s = time.monotonic()
-                time.sleep(0.02)
-                continue
-            due_s = max(due_s + 1 / self.rate, time.monotonic() - 0.5)
-            time.sleep(max(0.0, due_s - time.monotonic()))
-            self.number += 1
-            self.clients.submit(self._ask, self.number)
-
-    def _ask(self, number: int) -> None:
-        own = [300 + (number * 7919 + i * 31) % 7000 for i in range(self.tokens)]
-        head = random.Random(number).randrange(self.heads) if self.heads else 0
-        common = [300 + (head * 101 + i * 13) % 7000 for i in range(4000 if self.heads else 0)]
-        prompt = common + own
-        body = {
-            "model": self.router.fleet.spec.model_name,
-            "prompt": prompt,
-            "max_tokens": self.answer,
-            "stream": True,
-            "ignore_eos": True,
-        }
-        connection, lines = stream(self.router.url, "/v1/completions", body)
-        for _ in lines:
-            pass
-        connection.close()
 
 
 def gauge(router: Router, name: str) -> float:

@@ -8,9 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from tests.live.client import stream
+from tests.live.load import Load, Mixed
 from tests.live.router import Router, running, wait_until
-from tests.live.test_control import Load
 from typer.testing import CliRunner
 
 from wardrop.control import shadows_command
@@ -128,25 +127,6 @@ def test_both_legs_of_a_split_are_shadowed_together_and_their_clock_is_checked()
         assert model["trust"]["measured"] > 100
         assert model["trust"]["clock_ratio"] > 0
         assert difference(router, "round_robin", "_low") > 0, "round robin misses caches"
-
-
-class Mixed(Load):
-    """Seven short prompts, then a long one; none shares anything."""
-
-    def _ask(self, number: int) -> None:
-        tokens = self.tokens if number % 8 else 12 * self.tokens
-        prompt = [300 + (number * 7919 + i * 31 + i * i) % 7000 for i in range(tokens)]
-        body = {
-            "model": self.router.fleet.spec.model_name,
-            "prompt": prompt,
-            "max_tokens": self.answer,
-            "stream": True,
-            "ignore_eos": True,
-        }
-        connection, lines = stream(self.router.url, "/v1/completions", body)
-        for _ in lines:
-            pass
-        connection.close()
 
 
 def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():

@@ -1,0 +1,61 @@
+"""Engines that answer when they are told to, and clients that wait for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+PERMIT_TIMEOUT_S = 20
+
+
+class Engines:
+    """Answers when it is told to: each request's first token waits for a permit."""
+
+    def __init__(self) -> None:
+        self.permits = threading.Semaphore(0)
+        self.arrived = threading.Semaphore(0)
+
+    def __call__(self, seen: Any, conn: Any) -> bytes | None:
+        self.arrived.release()
+        if not self.permits.acquire(timeout=PERMIT_TIMEOUT_S):
+            return None
+        return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+
+    def finish(self, threads: Sequence[threading.Thread]) -> None:
+        """Let as many requests answer as there are clients, and wait for these."""
+        for _ in threads:
+            self.permits.release()
+        for thread in threads:
+            thread.join()
+
+
+def background(
+    running: Any,
+    count: int,
+    answers: list[Any],
+    headers: dict[str, str] | None = None,
+) -> list[threading.Thread]:
+    """Clients that ask at once, each with a thread; what they get is appended to `answers`."""
+
+    def ask() -> None:
+        answers.append(running.complete(list(range(64)), headers=headers))
+
+    threads = [threading.Thread(target=ask) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def wait_for(check: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Until `check` is true; an assertion when it does not come true in time."""
+    end = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < end, "the expected state did not come"
+        time.sleep(0.01)
+
+
+def waits(running: Any, count: int) -> None:
+    """Until so many requests wait in the queue."""
+    wait_for(lambda: running.metric("queue_requests") == count)
