@@ -29,7 +29,6 @@ pub mod request;
 pub mod rng;
 mod roster;
 pub mod router;
-mod router_config;
 pub mod sim;
 pub mod snapshot;
 pub mod twin;
@@ -42,6 +41,7 @@ pub use hash::{
     local_hashes, sequence_hashes,
 };
 pub use index::{ImageError, RestoredWorker, WorkerOverlap};
+pub use matched::{Ahead, Matched};
 pub use predicted::{PredictedConfig, PredictedUse};
 pub use price::{DynamoConfig, Policy, PolicyConfig, View};
 pub use request::{Candidate, Choice, Decision, Parts, RequestId, RouteRequest, Stage};

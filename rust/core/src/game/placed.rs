@@ -1,7 +1,7 @@
 //! A decision as a router tells it to whoever measures what routing loses.
 
 use super::Placement;
-use crate::router::RequestId;
+use crate::request::RequestId;
 
 /// One booked decision with what it was made of.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena::{Arena, get, high, low, pack};
-use super::paths::{BlockId, FIRST, FrameId, LINKS, REFS, VERSION};
+use super::frame::{BlockId, FIRST, FrameId, LINKS, REFS, VERSION};
 use super::seqlock;
 
 /// A frame's header.

@@ -9,8 +9,8 @@
 
 use super::Slot;
 use super::arena::get;
+use super::frame::{BlockId, FrameId};
 use super::holders::low_bits;
-use super::paths::{BlockId, FrameId};
 use super::slots::bits;
 use super::tree::Shared;
 use super::writer::Writer;

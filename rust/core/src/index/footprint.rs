@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::paths::{Header, Paths, Pen};
+use super::frame::Header;
+use super::paths::Paths;
+use super::pen::Pen;
 
 /// Bytes of each structure, and how full they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -1,7 +1,7 @@
 //! What each worker holds, by slot: its frames, so that it can leave in time proportional to them, and its counts.
 
 use super::Slot;
-use super::paths::{BlockId, FRAME_BLOCKS};
+use super::frame::{BlockId, FRAME_BLOCKS};
 use super::tables::{FrameSet, Map, make_room};
 use crate::event::Tier;
 

@@ -19,8 +19,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Slot;
 use super::arena::get;
+use super::frame::{BlockId, FRAME_BLOCKS, FrameId};
 use super::holders::low_bits;
-use super::paths::{BlockId, FRAME_BLOCKS, FrameId};
 use super::slots::bits;
 use super::tree::Shared;
 use super::writer::Writer;

@@ -3,10 +3,13 @@
 //! Workers are dense slots here; the router maps ids to slots.
 
 pub(crate) mod arena;
+mod change;
+mod check;
 mod children;
 mod evict;
 mod extents;
 mod footprint;
+pub(crate) mod frame;
 mod held;
 pub(crate) mod holders;
 mod image;
@@ -14,6 +17,7 @@ mod image;
 mod models;
 mod names;
 pub(crate) mod paths;
+pub(crate) mod pen;
 mod reference;
 pub(crate) mod seqlock;
 pub(crate) mod slots;

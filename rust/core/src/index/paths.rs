@@ -12,122 +12,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Slot;
-use super::arena::{Arena, get, high, low, pack, set, set_high, set_low};
+use super::arena::{Arena, get, high, low, pack};
 use super::children::{Children, Find, Headers};
-use super::extents::{Extents, Spare, class_of};
-use super::holders::{Edit, Holders, low_bits};
-use super::seqlock;
-use super::tables::{Map, make_room};
+use super::extents::{Extents, class_of};
+use super::frame::{
+    BRANCHES, BlockId, CHUNK_BLOCKS, CHUNKS, END, FIRST, FIRST_CHUNK, FrameId, HAS_START, HOLDERS, Header,
+    LINKS, LOWER, LOWER_CLASS, NONE, OWN, SHAPE, START, USED, has_end, len_of,
+};
+use super::holders::{Holders, low_bits};
+use super::pen::Pen;
 use crate::event::Tier;
 use crate::hash::{LocalHash, SequenceHash, next_sequence_hash};
-
-/// Blocks of a frame.
-pub const FRAME_BLOCKS: u32 = 64;
-/// Blocks of a chunk: a cache line of hashes.
-pub const CHUNK_BLOCKS: u32 = 8;
-/// Chunks of a frame.
-const CHUNKS: usize = (FRAME_BLOCKS / CHUNK_BLOCKS) as usize;
-
-/// A block's place: frame and offset. Stable while the block lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BlockId(u32);
-
-impl BlockId {
-    /// Before the first block of every prompt.
-    pub const ROOT: Self = Self(u32::MAX);
-
-    /// The block at `offset` of `frame`.
-    pub const fn new(frame: FrameId, offset: u32) -> Self {
-        Self(frame.0 * FRAME_BLOCKS + offset)
-    }
-
-    /// As [`BlockId::get`] gave it.
-    pub const fn from_number(number: u32) -> Self {
-        Self(number)
-    }
-
-    /// Its frame; meaningless for the root.
-    pub const fn frame(self) -> FrameId {
-        FrameId(self.0 / FRAME_BLOCKS)
-    }
-
-    /// Its offset in the frame.
-    pub const fn offset(self) -> u32 {
-        self.0 % FRAME_BLOCKS
-    }
-
-    /// As a number.
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-}
-
-/// A frame's place in the arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FrameId(pub u32);
-
-/// No frame.
-pub const NONE: FrameId = FrameId(u32::MAX);
-/// Block ids are 32 bits and the highest is the root.
-const FRAMES_MAX: u32 = u32::MAX / FRAME_BLOCKS;
-
-/// A frame's header: two cache lines, of which a match reads the first.
-pub type Header = [AtomicU64; 16];
-
-/// The seqlock's version and the frame's identity: blocks of it were cut off so many times.
-pub const VERSION: usize = 0;
-/// The block before the first one; a child at the last block or none, the way on for most prompts without the child table.
-pub const LINKS: usize = 1;
-/// Local hash of the first block.
-pub const FIRST: usize = 2;
-/// Sequence hash of the last block.
-pub const END: usize = 3;
-/// Holders in device memory: four words, of which the frame uses the low half of the third (length and flags) and the high
-/// half of the fourth (the child table's chain).
-pub const HOLDERS: usize = 4;
-/// Length, `HAS_END`, `HAS_START`, `USED`.
-pub const SHAPE: usize = HOLDERS + 2;
-/// High half: see [`Children`].
-pub const REFS: usize = HOLDERS + 3;
-/// Eight chunks, two to a word.
-const FIRST_CHUNK: usize = 8;
-/// Bit i: a child hangs at block i.
-const BRANCHES: usize = 12;
-/// Sequence hash of the parent.
-const START: usize = 13;
-/// Of a frame that is free, the one freed before it: readers never read this word.
-const NEXT_FREE: usize = START;
-/// The holders in host memory and on disk: a stretch of twice four words, or 0.
-const LOWER: usize = 14;
-/// For the owner of the paths.
-pub const OWN: usize = 15;
-
-const HAS_END: u32 = 1 << 8;
-const HAS_START: u32 = 1 << 9;
-/// Stored or matched since the hand of the eviction came by. The one bit that readers write, and only when it is not set.
-const USED: u32 = 1 << 10;
-
-const LOWER_CLASS: u32 = 2;
-
-/// Blocks of the frame, as its shape says. 0: it is free.
-#[inline]
-pub const fn len_of(shape: u64) -> u32 {
-    shape as u32 & 0xFF
-}
-
-/// Whether the shape says that the end hash is known.
-#[inline]
-pub const fn has_end(shape: u64) -> bool {
-    shape as u32 & HAS_END != 0
-}
-
-/// Remembers that a frame was used, for the eviction. For readers, too: a mark that gets lost costs a cache hit at most.
-#[inline]
-pub fn mark_used(header: &Header, shape: u64) {
-    if shape as u32 & USED == 0 {
-        header[SHAPE].fetch_or(u64::from(USED), Ordering::Relaxed);
-    }
-}
 
 /// A prompt as hashes. `sequence` may be empty.
 #[derive(Clone, Copy, Debug)]
@@ -145,108 +40,6 @@ pub struct Paths {
     pub(super) locals: Arena<8>,
     pub(super) extents: Extents,
     pub(super) children: Children,
-}
-
-/// What only the writer of [`Paths`] needs, and the right to write.
-#[derive(Debug, Default)]
-pub struct Pen {
-    frames: Numbers,
-    chunks: Numbers,
-    spare: Spare,
-    /// Children beyond the first of a block that has several.
-    siblings: Map<BlockId, u32>,
-    blocks: u64,
-}
-
-/// Numbers of places, of which those that are free make a list through a word of their own.
-#[derive(Clone, Copy, Debug, Default)]
-struct Numbers {
-    /// Ever used: all numbers are below.
-    ever: u32,
-    free: u32,
-    /// The number freed last + 1, or 0.
-    last: u32,
-}
-
-impl Numbers {
-    const fn used(self) -> u32 {
-        self.ever - self.free
-    }
-
-    /// The number that was freed last. `next` is the word in which it has the one before it.
-    fn take<'a>(&mut self, next: impl FnOnce(u32) -> &'a AtomicU64) -> Option<u32> {
-        let number = self.last.checked_sub(1)?;
-        self.last = low(get(next(number)));
-        self.free -= 1;
-        Some(number)
-    }
-
-    fn give(&mut self, number: u32, next: &AtomicU64) {
-        set(next, u64::from(self.last));
-        self.last = number + 1;
-        self.free += 1;
-    }
-}
-
-impl Pen {
-    /// Blocks that live.
-    pub const fn blocks(&self) -> u64 {
-        self.blocks
-    }
-
-    /// Frames that live.
-    pub fn frames_len(&self) -> usize {
-        self.frames.used() as usize
-    }
-
-    /// Bytes that another frame of so many blocks takes from the system, its names' room beside it included.
-    pub fn growth_bytes(&self, blocks: usize) -> u64 {
-        let chunks = blocks
-            .div_ceil(CHUNK_BLOCKS as usize)
-            .saturating_sub(self.chunks.free as usize);
-        let frames = usize::from(self.frames.free == 0);
-        (chunks * 128 + frames * (size_of::<Header>() + 8)) as u64
-    }
-
-    /// Bytes by which a child more may make the counts of siblings grow, old and new.
-    pub fn sibling_growth_bytes(&self) -> u64 {
-        let full = self.siblings.len() == self.siblings.capacity();
-        if full {
-            2 * self.siblings.allocation_size().max(64) as u64
-        } else {
-            0
-        }
-    }
-
-    /// Chunks ever used: what goes beside the local hashes needs room for so many.
-    pub const fn chunks(&self) -> u32 {
-        self.chunks.ever
-    }
-
-    /// Chunks that ever lived at once, and those of them that are free.
-    pub(super) fn chunks_ever_and_free(&self) -> (u64, u64) {
-        (u64::from(self.chunks.ever), u64::from(self.chunks.free))
-    }
-
-    /// Bytes of the holders that do not fit into headers, free ones included.
-    pub(super) fn holder_bytes(&self) -> u64 {
-        self.spare.bytes()
-    }
-
-    /// Of [`Pen::holder_bytes`], those that are free.
-    pub(super) fn holder_free_bytes(&self, extents: &Extents) -> u64 {
-        self.spare.free_bytes(extents)
-    }
-
-    /// Bytes of the counts of siblings.
-    pub(super) fn sibling_bytes(&self) -> u64 {
-        self.siblings.allocation_size() as u64
-    }
-
-    /// Frames ever used: their numbers are below.
-    pub(super) const fn frames_ever(&self) -> usize {
-        self.frames.ever as usize
-    }
 }
 
 impl Default for Paths {
@@ -287,7 +80,7 @@ impl Paths {
 
     /// The block before its first.
     pub fn parent(&self, id: FrameId) -> BlockId {
-        BlockId(low(get(&self.header(id)[LINKS])))
+        BlockId::from_number(low(get(&self.header(id)[LINKS])))
     }
 
     /// The word of a frame that is the owner's; 0 at first.
@@ -305,7 +98,7 @@ impl Paths {
     }
 
     /// Local hash of a block.
-    fn local(&self, header: &Header, offset: u32) -> u64 {
+    pub(super) fn local(&self, header: &Header, offset: u32) -> u64 {
         get(&self.locals.unit(Self::chunk(header, offset))[(offset % CHUNK_BLOCKS) as usize])
     }
 
@@ -383,7 +176,7 @@ impl Paths {
         full.chain(holders.partials(&self.extents)).collect()
     }
 
-    fn sequence_in(&self, header: &Header, offset: u32) -> Option<SequenceHash> {
+    pub(super) fn sequence_in(&self, header: &Header, offset: u32) -> Option<SequenceHash> {
         let known = get(&header[SHAPE]) as u32 & HAS_START != 0;
         let start = known.then(|| SequenceHash(get(&header[START])));
         (0..=offset).fold(start, |hash, at| {
@@ -391,7 +184,7 @@ impl Paths {
         })
     }
 
-    fn sequence_at(&self, block: BlockId) -> Option<SequenceHash> {
+    pub(super) fn sequence_at(&self, block: BlockId) -> Option<SequenceHash> {
         let header = self.header(block.frame());
         let shape = get(&header[SHAPE]);
         if block.offset() + 1 == len_of(shape) && has_end(shape) {
@@ -401,7 +194,7 @@ impl Paths {
     }
 
     /// The words of a tier's holders.
-    fn cell(&self, id: FrameId, tier: Tier) -> Option<&[AtomicU64]> {
+    pub(super) fn cell(&self, id: FrameId, tier: Tier) -> Option<&[AtomicU64]> {
         let header = self.header(id);
         match tier {
             Tier::Device => Some(&header[HOLDERS..HOLDERS + 4]),
@@ -454,7 +247,7 @@ impl Paths {
     }
 
     /// Blocks of a frame that must stay.
-    fn live(&self, id: FrameId) -> u64 {
+    pub(super) fn live(&self, id: FrameId) -> u64 {
         let len = self.len(id);
         let held = |tier| {
             let holders = self.holders(id, tier);
@@ -474,52 +267,6 @@ impl Paths {
         let partial = holders.map_or(0, |holders| holders.partial_len()) + 1;
         let full = slot.index() / 64 + 2;
         lower + pen.spare.growth_bytes(class_of(2 * partial)) + pen.spare.growth_bytes(class_of(full))
-    }
-
-    fn edit<'a>(&'a self, pen: &'a mut Pen, cell: &'a [AtomicU64]) -> Edit<'a> {
-        Edit {
-            cell,
-            extents: &self.extents,
-            spare: &mut pen.spare,
-        }
-    }
-
-    /// Make `slot` hold exactly `mask` of a frame in a tier.
-    pub fn set_mask(&self, pen: &mut Pen, id: FrameId, (slot, tier): (Slot, Tier), mask: u64) {
-        let header = self.header(id);
-        let len = self.len(id);
-        seqlock::begin_write(&header[VERSION]);
-        if tier != Tier::Device && get(&header[LOWER]) == 0 && mask != 0 {
-            let at = pen.spare.take(&self.extents, LOWER_CLASS);
-            for word in self.extents.words(at, 8) {
-                set(word, 0);
-            }
-            set(&header[LOWER], u64::from(at));
-        }
-        if let Some(cell) = self.cell(id, tier) {
-            self.edit(pen, cell).set_mask(slot, mask, len);
-        }
-        if tier != Tier::Device && mask == 0 {
-            self.drop_empty_lower(pen, id);
-        }
-        seqlock::end_write(&header[VERSION], false);
-    }
-
-    fn drop_empty_lower(&self, pen: &mut Pen, id: FrameId) {
-        let lower = &self.header(id)[LOWER];
-        let empty = |tier| {
-            self.holders(id, tier)
-                .is_none_or(|holders| holders.is_empty(&self.extents))
-        };
-        if get(lower) != 0 && empty(Tier::Host) && empty(Tier::Disk) {
-            for tier in [Tier::Host, Tier::Disk] {
-                if let Some(cell) = self.cell(id, tier) {
-                    self.edit(pen, cell).clear();
-                }
-            }
-            pen.spare.give(&self.extents, low(get(lower)), LOWER_CLASS);
-            set(lower, 0);
-        }
     }
 
     /// The frame that goes on from `parent` with `local`. Only the writer: a reader may find that it was in the way.
@@ -564,222 +311,6 @@ impl Paths {
         Some((id, offset, count as u32))
     }
 
-    /// Add blocks after `after`, where nothing equal follows yet, all in one frame: (frame, first offset, count).
-    ///
-    /// They go into the frame of `after` when they fit behind its end and `extend` allows it, else into a new frame.
-    /// The caller has to make someone hold them. `None`: no frame id is left.
-    pub fn add(
-        &self,
-        pen: &mut Pen,
-        after: BlockId,
-        locals: &[LocalHash],
-        extend: bool,
-    ) -> Option<(FrameId, u32, u32)> {
-        if extend && after != BlockId::ROOT {
-            let len = self.len(after.frame());
-            if after.offset() + 1 == len && len < FRAME_BLOCKS {
-                return Some(self.extend(pen, after.frame(), locals));
-            }
-        }
-        let count = locals.len().min(FRAME_BLOCKS as usize);
-        let locals = &locals[..count];
-        let start = if after == BlockId::ROOT {
-            None
-        } else {
-            self.sequence_at(after)
-        };
-        let end = locals
-            .iter()
-            .fold(start, |hash, &local| Some(next_sequence_hash(hash, local)));
-        let id = self.place(pen)?;
-        let header = self.header(id);
-        seqlock::begin_write(&header[VERSION]);
-        set(&header[LINKS], pack(after.0, NONE.0));
-        set(&header[FIRST], locals[0].0);
-        set(&header[START], start.map_or(0, |hash| hash.0));
-        set(&header[OWN], 0);
-        self.write_locals(pen, header, 0, locals);
-        let known = if start.is_some() { HAS_START } else { 0 };
-        set_low(&header[SHAPE], known | USED);
-        Self::set_len(header, count as u32, end);
-        seqlock::end_write(&header[VERSION], false);
-        self.attach(pen, id, after);
-        pen.blocks += count as u64;
-        Some((id, 0, count as u32))
-    }
-
-    fn place(&self, pen: &mut Pen) -> Option<FrameId> {
-        if let Some(number) = pen.frames.take(|number| &self.headers.unit(number)[NEXT_FREE]) {
-            return Some(FrameId(number));
-        }
-        if pen.frames.ever >= FRAMES_MAX {
-            return None;
-        }
-        pen.frames.ever += 1;
-        self.headers.reserve(pen.frames.ever);
-        Some(FrameId(pen.frames.ever - 1))
-    }
-
-    fn set_len(header: &Header, len: u32, end: Option<SequenceHash>) {
-        let start = get(&header[SHAPE]) as u32 & (HAS_START | USED);
-        let known = if end.is_some() { HAS_END } else { 0 };
-        set(&header[END], end.map_or(0, |hash| hash.0));
-        set_low(&header[SHAPE], len | known | start);
-    }
-
-    /// Writes the hashes of the blocks from `offset` on, in new chunks where the old ones do not suffice.
-    fn write_locals(&self, pen: &mut Pen, header: &Header, offset: u32, locals: &[LocalHash]) {
-        let mut chunk = None;
-        for (at, local) in (offset..).zip(locals) {
-            if at % CHUNK_BLOCKS == 0 {
-                let free = pen.chunks.take(|number| &self.locals.unit(number)[0]);
-                let taken = free.unwrap_or_else(|| {
-                    pen.chunks.ever += 1;
-                    self.locals.reserve(pen.chunks.ever);
-                    pen.chunks.ever - 1
-                });
-                let number = at / CHUNK_BLOCKS;
-                let word = &header[FIRST_CHUNK + (number / 2) as usize];
-                let (even, now) = (number.is_multiple_of(2), get(word));
-                let value = if even {
-                    pack(taken, high(now))
-                } else {
-                    pack(low(now), taken)
-                };
-                word.store(value, Ordering::Release);
-                chunk = Some(self.locals.unit(taken));
-            }
-            let words = *chunk.get_or_insert_with(|| self.locals.unit(Self::chunk(header, at)));
-            set(&words[(at % CHUNK_BLOCKS) as usize], local.0);
-        }
-    }
-
-    fn give_chunks(&self, pen: &mut Pen, header: &Header, new_len: u32, len: u32) {
-        for chunk in new_len.div_ceil(CHUNK_BLOCKS)..len.div_ceil(CHUNK_BLOCKS) {
-            let number = Self::chunk(header, chunk * CHUNK_BLOCKS);
-            pen.chunks.give(number, &self.locals.unit(number)[0]);
-        }
-    }
-
-    fn attach(&self, pen: &mut Pen, id: FrameId, parent: BlockId) {
-        self.children.insert(&self.headers, id, pen.frames_len());
-        if parent == BlockId::ROOT {
-            return;
-        }
-        let above = self.header(parent.frame());
-        let (bit, branches) = (1 << parent.offset(), get(&above[BRANCHES]));
-        if branches & bit != 0 {
-            make_room(&mut pen.siblings);
-            *pen.siblings.entry(parent).or_insert(0) += 1;
-        }
-        set(&above[BRANCHES], branches | bit);
-        let is_last = parent.offset() + 1 == self.len(parent.frame());
-        if is_last && high(get(&above[LINKS])) == NONE.0 {
-            Self::set_next(above, id);
-        }
-    }
-
-    fn set_next(header: &Header, next: FrameId) {
-        seqlock::begin_write(&header[VERSION]);
-        set_high(&header[LINKS], next.0);
-        seqlock::end_write(&header[VERSION], false);
-    }
-
-    fn extend(&self, pen: &mut Pen, id: FrameId, locals: &[LocalHash]) -> (FrameId, u32, u32) {
-        let header = self.header(id);
-        let old_len = self.len(id);
-        let before = self.sequence_at(BlockId::new(id, old_len - 1));
-        let count = locals.len().min((FRAME_BLOCKS - old_len) as usize);
-        let locals = &locals[..count];
-        let end = locals
-            .iter()
-            .fold(before, |hash, &local| Some(next_sequence_hash(hash, local)));
-        seqlock::begin_write(&header[VERSION]);
-        self.write_locals(pen, header, old_len, locals);
-        Self::set_len(header, old_len + count as u32, end);
-        set_high(&header[LINKS], NONE.0);
-        for tier in Tier::ALL {
-            if let Some(cell) = self.cell(id, tier) {
-                self.edit(pen, cell).grown(old_len);
-            }
-        }
-        seqlock::end_write(&header[VERSION], false);
-        pen.blocks += count as u64;
-        (id, old_len, count as u32)
-    }
-
-    /// The prefix hash of a frame that shrank is computed again: worth it once the frame is used as a whole.
-    pub fn refresh_end(&self, id: FrameId) {
-        let header = self.header(id);
-        let shape = get(&header[SHAPE]);
-        if !has_end(shape) {
-            let end = self.sequence_in(header, len_of(shape) - 1);
-            seqlock::begin_write(&header[VERSION]);
-            Self::set_len(header, len_of(shape), end);
-            seqlock::end_write(&header[VERSION], false);
-        }
-    }
-
-    /// Cut off what nobody holds behind the last living block of `id`, and the frame itself when nothing is left; then look at
-    /// its parent. `dropped` hears of the blocks before they go: the frame, and their offsets as bits.
-    pub fn free_dead(&self, pen: &mut Pen, id: FrameId, dropped: &mut impl FnMut(FrameId, u64)) {
-        let mut id = id;
-        loop {
-            let (header, len) = (self.header(id), self.len(id));
-            let new_len = 64 - self.live(id).leading_zeros();
-            if new_len == len {
-                return;
-            }
-            dropped(id, low_bits(len) & !low_bits(new_len));
-            pen.blocks -= u64::from(len - new_len);
-            seqlock::begin_write(&header[VERSION]);
-            self.give_chunks(pen, header, new_len, len);
-            Self::set_len(header, new_len, None);
-            set_high(&header[LINKS], NONE.0);
-            for tier in Tier::ALL {
-                if let Some(cell) = self.cell(id, tier) {
-                    let mut edit = self.edit(pen, cell);
-                    if new_len == 0 {
-                        edit.clear();
-                    } else {
-                        edit.shrunk(new_len);
-                    }
-                }
-            }
-            if new_len == 0 {
-                self.drop_empty_lower(pen, id);
-            }
-            seqlock::end_write(&header[VERSION], true);
-            if new_len > 0 {
-                return;
-            }
-            let parent = self.parent(id);
-            self.detach(pen, id);
-            if parent == BlockId::ROOT {
-                return;
-            }
-            id = parent.frame();
-        }
-    }
-
-    fn detach(&self, pen: &mut Pen, id: FrameId) {
-        let parent = self.parent(id);
-        self.children.remove(&self.headers, id);
-        pen.frames.give(id.0, &self.header(id)[NEXT_FREE]);
-        if parent == BlockId::ROOT {
-            return;
-        }
-        let above = self.header(parent.frame());
-        if high(get(&above[LINKS])) == id.0 {
-            Self::set_next(above, NONE);
-        }
-        match pen.siblings.get_mut(&parent) {
-            None => set(&above[BRANCHES], get(&above[BRANCHES]) & !(1 << parent.offset())),
-            Some(1) => drop(pen.siblings.remove(&parent)),
-            Some(more) => *more -= 1,
-        }
-    }
-
     /// Whether the eviction may take a frame: it lives, nothing hangs on it, and it was not used since this was asked last.
     pub fn is_cold_leaf(&self, id: FrameId) -> bool {
         let header = self.header(id);
@@ -797,101 +328,5 @@ impl Paths {
     /// Every living frame, in arena order. Only the writer.
     pub fn iter(&self, pen: &Pen) -> impl Iterator<Item = FrameId> {
         (0..pen.frames.ever).map(FrameId).filter(|&id| self.len(id) > 0)
-    }
-
-    /// How many numbers the list of what is free has; panics when it has more than were counted.
-    fn free_numbers<'a>(mut numbers: Numbers, next: impl Fn(u32) -> &'a AtomicU64) -> usize {
-        std::iter::from_fn(|| numbers.take(&next)).count()
-    }
-
-    /// Panics unless every rule of the structure holds. For tests: O(everything).
-    pub fn check(&self, pen: &Pen) {
-        let mut blocks = 0;
-        let mut branches: std::collections::HashMap<BlockId, u32> = std::collections::HashMap::new();
-        for id in self.iter(pen) {
-            let (header, len, parent) = (self.header(id), self.len(id), self.parent(id));
-            blocks += u64::from(len);
-            assert!(
-                len <= FRAME_BLOCKS && get(&header[FIRST]) == self.local(header, 0),
-                "a frame must be well formed"
-            );
-            assert!(get(&header[VERSION]) & 1 == 0, "a write must have ended");
-            assert_eq!(
-                64 - self.live(id).leading_zeros(),
-                len,
-                "a frame must end with a living block"
-            );
-            assert_eq!(
-                self.child(parent, get(&header[FIRST])),
-                Some(id),
-                "a frame must be found"
-            );
-            assert!(
-                !has_end(get(&header[SHAPE]))
-                    || Some(SequenceHash(get(&header[END]))) == self.sequence_in(header, len - 1),
-                "the end hash must be true"
-            );
-            for tier in Tier::ALL {
-                let Some(holders) = self.holders(id, tier) else {
-                    continue;
-                };
-                let partials: Vec<_> = holders.partials(&self.extents).collect();
-                for &(slot, mask) in &partials {
-                    assert!(mask != 0 && mask & !low_bits(len) == 0 && mask != low_bits(len));
-                    assert!(!holders.is_full(&self.extents, slot));
-                }
-                assert!(
-                    partials.is_sorted_by(|a, b| a.0 < b.0),
-                    "partial holders must be sorted"
-                );
-            }
-            if parent != BlockId::ROOT {
-                *branches.entry(parent).or_insert(0) += 1;
-                let start = self.sequence_in(self.header(parent.frame()), parent.offset());
-                assert_eq!(
-                    Some(SequenceHash(get(&header[START]))),
-                    start,
-                    "a frame must start where its parent ends"
-                );
-            }
-        }
-        assert_eq!(pen.blocks, blocks, "blocks must be counted");
-        assert_eq!(
-            self.children.count(&self.headers),
-            pen.frames_len(),
-            "the child table must hold the living frames"
-        );
-        assert_eq!(
-            (self.iter(pen).count(), pen.frames.free as usize),
-            (
-                pen.frames_len(),
-                Self::free_numbers(pen.frames, |number| &self.headers.unit(number)[NEXT_FREE])
-            )
-        );
-        let chunks: u32 = self.iter(pen).map(|id| self.len(id).div_ceil(CHUNK_BLOCKS)).sum();
-        assert_eq!(
-            (chunks, pen.chunks.free as usize),
-            (
-                pen.chunks.used(),
-                Self::free_numbers(pen.chunks, |number| &self.locals.unit(number)[0])
-            ),
-            "a chunk must be used or free"
-        );
-        for id in self.iter(pen) {
-            for offset in 0..self.len(id) {
-                let block = BlockId::new(id, offset);
-                let children = branches.remove(&block).unwrap_or(0);
-                assert_eq!(
-                    get(&self.header(id)[BRANCHES]) >> offset & 1 == 1,
-                    children > 0,
-                    "branches must be true"
-                );
-                assert_eq!(
-                    pen.siblings.get(&block).copied().unwrap_or(0),
-                    children.saturating_sub(1)
-                );
-            }
-        }
-        assert!(branches.is_empty(), "a child must hang at a living block");
     }
 }

@@ -6,7 +6,7 @@ use hashbrown::{HashMap, HashTable};
 use rustc_hash::FxBuildHasher;
 
 use super::children::mix;
-use super::paths::FrameId;
+use super::frame::FrameId;
 
 /// A map that grows when it is full of entries, not of the marks of removed ones, if [`make_room`] is asked before insertions.
 pub type Map<K, V> = HashMap<K, V, FxBuildHasher>;

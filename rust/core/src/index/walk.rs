@@ -11,11 +11,11 @@
 use super::Slot;
 use super::arena::{get, high, low};
 use super::children::Find;
-use super::holders::{Holders, write_depth};
-use super::paths::{
-    BlockId, END, FIRST, FrameId, HOLDERS, Header, LINKS, NONE, Paths, Prompt, SHAPE, VERSION, has_end,
-    len_of, mark_used,
+use super::frame::{
+    BlockId, END, FIRST, FrameId, HOLDERS, Header, LINKS, NONE, SHAPE, VERSION, has_end, len_of, mark_used,
 };
+use super::holders::{Holders, write_depth};
+use super::paths::{Paths, Prompt};
 use super::seqlock::{self, Stamp};
 use crate::event::Tier;
 

@@ -10,10 +10,12 @@ use rustc_hash::FxHashMap;
 
 use super::arena::{get, set};
 use super::evict::Budget;
+use super::frame::{BlockId, FRAME_BLOCKS, FrameId, OWN, SHAPE, mark_used};
 use super::held::{Copies, Held};
 use super::holders::low_bits;
 use super::names::{Group, Names};
-use super::paths::{BlockId, FRAME_BLOCKS, FrameId, OWN, Paths, Pen, SHAPE, mark_used};
+use super::paths::Paths;
+use super::pen::Pen;
 use super::slots::bits;
 use super::tree::Shared;
 use super::{Refusal, Slot};

@@ -27,7 +27,7 @@ use truth::{Prompts, Truth};
 use crate::error::Error;
 use crate::index::Slot;
 use crate::latency::{FleetCurves, FleetRecord, Learning, Prior, WorkerCurves};
-use crate::router::RequestId;
+use crate::request::RequestId;
 use crate::worker::{WorkerId, WorkerSpec};
 
 /// What a finished request tells beyond its times. Both may be unknown.

@@ -4,8 +4,10 @@
 //! 1,024 blocks touches 16 frames. What a worker has of a frame is everything before its furthest end there.
 
 use crate::event::Tier;
+use crate::index::frame::BlockId;
 use crate::index::holders::low_bits;
-use crate::index::paths::{BlockId, Paths, Pen};
+use crate::index::paths::Paths;
+use crate::index::pen::Pen;
 use crate::index::tables::{Map, make_room};
 use crate::index::{Prompt, Scratch, Slot};
 

@@ -46,7 +46,9 @@ pub use waiting::{Cause, Dispatch, Limit, Offer, QueuedRequest, Tenant};
 
 use crate::error::Error;
 use crate::ledger::Pressure;
-use crate::router::{Ahead, Choice, Matched, RequestId, RoomChanges, Router};
+use crate::matched::{Ahead, Matched};
+use crate::request::{Choice, RequestId};
+use crate::router::{RoomChanges, Router};
 
 /// Counts since the start, and the state now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::router::RequestId;
+use crate::request::RequestId;
 
 /// Finite numbers in their order, as bits.
 pub(super) fn ordered(value: f64) -> u64 {

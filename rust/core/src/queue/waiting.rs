@@ -1,7 +1,8 @@
 //! One request in the queue, and what comes of it.
 
 use crate::hash::LocalHash;
-use crate::router::{Candidate, Matched, RequestId, RouteRequest};
+use crate::matched::Matched;
+use crate::request::{Candidate, RequestId, RouteRequest};
 use crate::worker::WorkerId;
 
 /// Who pays: a number that the caller gives to each tenant.

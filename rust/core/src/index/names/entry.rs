@@ -1,6 +1,6 @@
 //! The entries of the table of names, in cache lines: where the parts of an entry and of a hash are.
 
-use super::super::paths::{BlockId, CHUNK_BLOCKS};
+use super::super::frame::{BlockId, CHUNK_BLOCKS};
 use super::table::{SHARD_BITS, SHARDS};
 
 /// Entries of a line.

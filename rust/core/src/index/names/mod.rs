@@ -11,7 +11,7 @@ pub use entry::Group;
 pub use table::NameTable;
 
 use super::Slot;
-use super::paths::{BlockId, FRAME_BLOCKS};
+use super::frame::{BlockId, FRAME_BLOCKS};
 use super::tables::{Map, make_room};
 
 /// See the module.

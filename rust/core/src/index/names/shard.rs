@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::paths::BlockId;
+use super::super::frame::BlockId;
 use super::entry::{BEYOND, Form, Group, LANES, Line, Lines, PAGE_LINES, free_lanes, lanes};
 
 /// Groups have 29 bits, and 0 means that there is no entry.

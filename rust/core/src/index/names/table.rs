@@ -14,7 +14,7 @@
 use std::hint::black_box;
 
 use super::super::children::mix;
-use super::super::paths::BlockId;
+use super::super::frame::BlockId;
 use super::entry::{BEYOND, Group};
 use super::shard::Shard;
 

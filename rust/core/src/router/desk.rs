@@ -1,0 +1,326 @@
+//! What a decision changes or must see as a whole.
+
+use super::RouterConfig;
+use super::inspect::MAX_KEPT;
+use crate::error::Error;
+use crate::fleet::Fleet;
+use crate::game::{Placed, Placement};
+use crate::index::{Index, Prompt, Slot, TierOverlap};
+use crate::latency::Learning;
+use crate::ledger::{Books, Ledger, Work};
+use crate::load::Load;
+use crate::matched::{Ahead, Columns, Matched, cached_tokens_of};
+use crate::pick::pick;
+use crate::predicted::Predicted;
+use crate::price::{Policy, View};
+use crate::request::{Candidate, Decision, RequestId, RouteRequest, Stage};
+use crate::rng::Rng;
+use crate::snapshot::Counters;
+use crate::worker::WorkerId;
+
+/// What a decision changes or must see as a whole.
+pub(super) struct Desk {
+    pub(super) config: RouterConfig,
+    pub(super) policy: Box<dyn Policy>,
+    pub(super) rng: Rng,
+    pub(super) fleet: Fleet,
+    pub(super) predicted: Predicted,
+    pub(super) load: Load,
+    pub(super) ledger: Ledger,
+    pub(super) counters: Counters,
+    pub(super) matched: Matched,
+    pub(super) columns: Columns,
+    pub(super) keeps_placements: bool,
+    pub(super) kept: Vec<Placed>,
+}
+
+impl Desk {
+    /// Of a router without workers.
+    pub(super) fn new(config: &RouterConfig) -> Result<Self, Error> {
+        Ok(Self {
+            policy: config.policy.build()?,
+            rng: Rng::new(config.seed),
+            fleet: Fleet::default(),
+            predicted: Predicted::new(config.predicted),
+            load: Load::default(),
+            ledger: Ledger::new(&config.curves, Learning::default()),
+            counters: Counters::default(),
+            matched: Matched::default(),
+            columns: Columns::default(),
+            keeps_placements: false,
+            kept: Vec::new(),
+            config: config.clone(),
+        })
+    }
+
+    pub(super) fn fill_work(&self, matched: &mut Matched) {
+        if self.config.tracks_prefill {
+            matched.fill_work(self.tokens_of_block(), self.policy.wants_seconds());
+        } else {
+            matched.fill_no_work();
+        }
+    }
+
+    /// Prompt tokens that a block saves, by tier.
+    fn tokens_of_block(&self) -> [f64; 3] {
+        let [host, disk] = self.policy.reuse_weights().unwrap_or(self.config.reuse_weights);
+        [1.0, host, disk].map(|weight| weight * f64::from(self.config.block_size))
+    }
+
+    pub(super) fn decide(
+        &mut self,
+        request: &RouteRequest<'_>,
+        matched: &Matched,
+        now_s: f64,
+        mark: &mut impl FnMut(Stage),
+    ) -> Decision {
+        self.price(matched, None, now_s);
+        mark(Stage::Price);
+        let columns = &self.columns;
+        let chosen = pick(&columns.costs, self.policy.temperature(), &mut self.rng);
+        let chosen = chosen.expect("a price must leave one candidate with a finite cost");
+        let decision = Decision {
+            worker: matched.workers[chosen],
+            overlap_blocks: matched.device_blocks[chosen],
+            cost: columns.costs[chosen],
+            candidates: self.candidates(matched, request.explain, now_s),
+        };
+        self.counters.routed += 1;
+        let work = self.work_of(matched, chosen);
+        self.keep(request, matched, chosen, now_s);
+        self.open(request, matched.slots[chosen], work, now_s);
+        mark(Stage::Pick);
+        decision
+    }
+
+    /// The candidates as they were priced a moment ago, when `explain`.
+    pub(super) fn keep(&mut self, request: &RouteRequest<'_>, matched: &Matched, chosen: usize, now_s: f64) {
+        if self.keeps_placements
+            && self.kept.len() < MAX_KEPT
+            && let Some(id) = request.request_id
+        {
+            let placed = self.placed_of(id, matched, chosen, now_s);
+            self.kept.push(placed);
+        }
+    }
+
+    fn placed_of(&mut self, request: RequestId, matched: &Matched, chosen: usize, now_s: f64) -> Placed {
+        self.ledger.advance(now_s);
+        let output_tokens = self.output_tokens(matched);
+        let block_tokens = f64::from(self.config.block_size);
+        let count = matched.slots.len();
+        let mut placement = Placement {
+            at_s: now_s,
+            chosen,
+            prefill_s: Vec::with_capacity(count),
+            decode_s: Vec::with_capacity(count),
+            wait_s: Vec::with_capacity(count),
+        };
+        let mut peer_decode_s = Vec::with_capacity(count);
+        let mut step_s = 0.0;
+        for (i, &slot) in matched.slots.iter().enumerate() {
+            let work = self.work_of(matched, i);
+            let kv = self.load.decode_blocks[slot.index()] as f64 * block_tokens;
+            let with = kv + matched.new_blocks(i) as f64 * block_tokens;
+            let seconds = self.ledger.seconds(slot, work, (kv, with), output_tokens, now_s);
+            placement.prefill_s.push(seconds.prefill_s);
+            placement.decode_s.push(output_tokens * seconds.step_with_s);
+            placement.wait_s.push(seconds.wait_s);
+            peer_decode_s.push(output_tokens * (seconds.step_with_s - seconds.step_s).max(0.0));
+            if i == chosen {
+                step_s = seconds.step_with_s;
+            }
+        }
+        Placed {
+            request,
+            placement,
+            peer_decode_s,
+            step_s,
+            generation: matched.generation,
+        }
+    }
+
+    fn output_tokens(&self, matched: &Matched) -> f64 {
+        match matched.expected_output_tokens {
+            _ if !self.config.tracks_decode => 0.0,
+            Some(tokens) => f64::from(tokens),
+            None => self.ledger.mean_output_tokens(),
+        }
+    }
+
+    /// What each slot holds of a prompt, by its events and by prediction.
+    pub(super) fn overlaps_of(&self, prompt: &Prompt<'_>, index: &Index) -> Vec<TierOverlap> {
+        let mut overlaps = index.find_matches(prompt, self.fleet.slots());
+        if !self.predicted.is_off() {
+            self.predicted.raise_all(prompt, index, &mut overlaps);
+        }
+        overlaps
+    }
+
+    pub(super) fn expire(&mut self, now_s: f64) -> usize {
+        let expired = self.load.expire(now_s);
+        self.ledger.expire(now_s);
+        self.predicted.expire(now_s);
+        self.counters.expired += expired as u64;
+        expired
+    }
+
+    pub(super) fn placed(&self) -> impl Iterator<Item = (WorkerId, usize)> + '_ {
+        self.fleet
+            .sorted()
+            .into_iter()
+            .map(|(id, slot)| (id, slot.index()))
+    }
+
+    pub(super) fn first_token(&mut self, request: RequestId, now_s: f64) {
+        let taken_s = self.ledger.prefill_done(request, now_s);
+        if taken_s.is_none() && !self.config.tracks_prefill {
+            self.ledger.answer_began(request, now_s);
+        }
+        // In a pool that only decodes a booking begins long after its request: see `Router::observe_first_token`.
+        if let Some(taken_s) = taken_s.filter(|_| self.config.tracks_prefill) {
+            self.policy.first_token(taken_s, now_s);
+        }
+    }
+
+    pub(super) fn price(&mut self, matched: &Matched, ahead: Option<&Ahead>, now_s: f64) {
+        self.policy.advance(now_s);
+        self.columns.fill(matched, &self.load, ahead);
+        if self.policy.wants_seconds() {
+            self.ledger.advance(now_s);
+            self.columns.fill_seconds(matched, &self.ledger.lanes(), ahead);
+        }
+        let mut costs = std::mem::take(&mut self.columns.costs);
+        let mut rng = self.rng.clone();
+        self.policy
+            .price(&self.view(matched, now_s), &mut rng, &mut costs);
+        self.rng = rng;
+        self.columns.costs = costs;
+    }
+
+    /// What a price reads: after the columns were filled for the same candidates and time.
+    fn view<'a>(&'a self, matched: &'a Matched, now_s: f64) -> View<'a> {
+        let columns = &self.columns;
+        let (prefill_tokens, decode_blocks, active_requests) = columns.loads(&self.load);
+        let output_tokens = self.output_tokens(matched);
+        let books = if self.policy.wants_seconds() {
+            let climate = self.ledger.climate(output_tokens, now_s);
+            let pool = (self.config.block_size, self.handoff_s_per_token());
+            columns.books(matched, (self.ledger.lanes(), &self.load), climate, pool)
+        } else {
+            Books::default()
+        };
+        View {
+            block_size: self.config.block_size,
+            input_tokens: matched.input_tokens,
+            request_blocks: matched.request_blocks,
+            expected_output_tokens: matched.expected_output_tokens,
+            tracks_prefill: self.config.tracks_prefill,
+            tracks_decode: self.config.tracks_decode,
+            turn: self.counters.routed,
+            prefix_key: matched.prefix_key,
+            workers: &matched.workers,
+            device_blocks: &matched.device_blocks,
+            host_blocks: &matched.host_blocks,
+            disk_blocks: &matched.disk_blocks,
+            no_lower: matched.lower_is_zero,
+            prefill_tokens,
+            decode_blocks,
+            shared_blocks: &matched.shared_blocks,
+            active_requests,
+            output_tokens,
+            books,
+        }
+    }
+
+    /// Every candidate as it was just priced, when asked for.
+    pub(super) fn candidates(&self, matched: &Matched, explain: bool, now_s: f64) -> Vec<Candidate> {
+        if !explain {
+            return Vec::new();
+        }
+        let view = self.view(matched, now_s);
+        let candidate = |i| {
+            let parts = self.policy.parts(&view, i);
+            self.columns.candidate(matched, &self.load, parts, i)
+        };
+        (0..matched.workers.len()).map(candidate).collect()
+    }
+
+    /// What a candidate waits for the KV of each token that another pool computed and that it does not hold. 0 in a pool that
+    /// prefills itself.
+    const fn handoff_s_per_token(&self) -> f64 {
+        if self.config.tracks_prefill {
+            0.0
+        } else {
+            self.config.handoff_s_per_token
+        }
+    }
+
+    pub(super) fn check(&mut self, request: &RouteRequest<'_>) -> Result<(), Error> {
+        let (locals, sequence) = (request.local_hashes.len(), request.sequence_hashes.len());
+        if sequence != 0 && sequence != locals {
+            let got = format!("{sequence} for {locals} local hashes");
+            return Err(Error::Parameter {
+                field: "sequence_hashes",
+                got,
+                expected: "none, or one per local hash",
+            });
+        }
+        let Some(id) = request.request_id else {
+            return Ok(());
+        };
+        if self.load.contains(id) {
+            return Err(Error::RequestExists(id));
+        }
+        if self.load.len() >= self.config.max_bookings {
+            self.counters.bookings_refused += 1;
+            return Err(Error::TooManyBookings {
+                limit: self.config.max_bookings,
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) fn open(&mut self, request: &RouteRequest<'_>, slot: Slot, work: Work, now_s: f64) {
+        let Some(id) = request.request_id else {
+            return;
+        };
+        let prompt = request.prompt();
+        let expires_at_s = now_s + self.config.booking_ttl_s;
+        self.load.book(id, slot, work.new_tokens, &prompt, expires_at_s);
+        self.predicted.insert(slot, &prompt, Some(id), now_s);
+        self.ledger
+            .book(id, slot, work, self.kv_tokens(slot), (now_s, expires_at_s));
+        self.counters.booked += 1;
+    }
+
+    pub(super) fn kv_tokens(&self, slot: Slot) -> f64 {
+        self.load.decode_blocks[slot.index()] as f64 * f64::from(self.config.block_size)
+    }
+
+    /// What candidate `i` would compute of a matched prompt, and what it would find. A price in seconds counts the prefix in
+    /// flight there beside what events told: an engine computes prompts in order, so it is there by this one's turn. The
+    /// other prices keep to the events, as their sources do.
+    pub(super) fn work_of(&self, matched: &Matched, i: usize) -> Work {
+        let overlap = if self.policy.wants_seconds() {
+            matched.overlap_in_time(i)
+        } else {
+            matched.overlap(i)
+        };
+        self.work(matched.input_tokens, overlap)
+    }
+
+    /// What a worker with this overlap would compute of a prompt, and what it would find; nothing in a pool that does not
+    /// prefill.
+    pub(super) fn work(&self, input_tokens: u32, overlap: TierOverlap) -> Work {
+        if !self.config.tracks_prefill {
+            return Work::default();
+        }
+        let cached_tokens = cached_tokens_of(overlap, self.tokens_of_block()) as u64;
+        let input_tokens = u64::from(input_tokens);
+        Work {
+            new_tokens: input_tokens.saturating_sub(cached_tokens),
+            cached_tokens: cached_tokens.min(input_tokens),
+        }
+    }
+}
