@@ -86,11 +86,17 @@ fuzz: setup ## differential fuzzing of the index (FUZZ_SEEDS=100000) and of ever
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
+.PHONY: shipped
+shipped: setup ## put the build that `make wheel` ships into .venv, to measure it; the next make puts the usual one back
+	$(VENV)/bin/maturin develop --profile dist --quiet --locked
+	@rm -f $(STAMPS)/native
+
 .PHONY: bench
-bench: setup ## measure core and gateway beside their baselines; results in bench/results
+bench: shipped ## measure core and gateway beside their baselines, as shipped; results in bench/results
 	$(PY) -m bench.core
 	$(PY) -m bench.gateway
-	for part in unique shared; do cargo run --release --locked -p wardrop-core --example footprint -- $$part; done
+	for part in unique shared; do cargo run --profile dist --locked -p wardrop-core --example footprint -- $$part; done
+	for blocks in 1 4 64; do cargo run --profile dist --locked -p wardrop-engines --example frames -- $$blocks 2000000; done
 	$(PY) -m bench.core.matrix
 
 .PHONY: gate

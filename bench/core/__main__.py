@@ -138,13 +138,18 @@ async def selection_rows(repeats: int) -> list[dict[str, Any]]:
     for depth in (1, 128, 1024, 8192):
         tokens = [random.Random(depth).randrange(32000) for _ in range(depth * BLOCK)]
         array = np.array(tokens, dtype=np.uint32)
-        answer = await service.select({"model_name": "m", "token_ids": tokens})
-        assert answer["potential_decode_blocks"] == depth
+        question = {"model_name": "m", "token_ids": tokens}
+        for _ in range(100):  # it takes its workers in behind our back
+            answer = await service.select(question)
+            if answer["potential_decode_blocks"] == depth:
+                break
+            await asyncio.sleep(0.1)
+        assert answer["potential_decode_blocks"] == depth, f"{answer}: expected {depth} blocks"
         assert router.route(array).cost == 2.0 * depth
         theirs_ns = []
         for _ in range(max(50, repeats // 10)):
             start = time.perf_counter_ns()
-            await service.select({"model_name": "m", "token_ids": tokens})
+            await service.select(question)
             theirs_ns.append(time.perf_counter_ns() - start)
         theirs = figures(theirs_ns)
         life: dict[str, list[int]] = {"route": [], "life": []}

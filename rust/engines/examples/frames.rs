@@ -70,23 +70,23 @@ fn main() {
         .add_worker(worker, WorkerSpec::default())
         .expect("ids are distinct");
     let hasher = BlockHasher::new(HashMode::Xxh3, BLOCK_SIZE as u32);
-    let (mut feed, mut sequence, mut seconds) = (Feed::new(), 0, 0.0);
+    // All frames before the clock starts: it ticks every 10 ms only.
+    let mut frames: Vec<Vec<u8>> = Vec::new();
     for first in (0..blocks / DEPTH).step_by(CONVERSATIONS as usize) {
-        let steps = (0..DEPTH).step_by(per_frame as usize);
-        let all = steps.flat_map(|from| (first..first + CONVERSATIONS).map(move |of| (of, from)));
-        let frames: Vec<Vec<u8>> = all
-            .map(|(of, from)| frame(of, from, (from + per_frame).min(DEPTH)))
-            .collect();
-        let start = processor_s();
-        for payload in &frames {
-            let taken = feed.take(&hasher, sequence, payload).expect("the frame is valid");
-            sequence += 1;
-            for event in &taken.events {
-                router.apply(worker, event).expect("the parent is held");
-            }
+        for from in (0..DEPTH).step_by(per_frame as usize) {
+            let turn = first..first + CONVERSATIONS;
+            frames.extend(turn.map(|of| frame(of, from, (from + per_frame).min(DEPTH))));
         }
-        seconds += processor_s() - start;
     }
+    let mut feed = Feed::new();
+    let start = processor_s();
+    for (sequence, payload) in (0..).zip(&frames) {
+        let taken = feed.take(&hasher, sequence, payload).expect("the frame is valid");
+        for event in &taken.events {
+            router.apply(worker, event).expect("the parent is held");
+        }
+    }
+    let seconds = processor_s() - start;
     let stored = router.snapshot().index.holdings;
     println!(
         "{{\"blocks_per_frame\": {per_frame}, \"blocks\": {stored}, \"blocks_per_cpu_s\": {:.0}}}",

@@ -271,7 +271,11 @@ fn list<T>(
 }
 
 /// A token id; of a pair the first: where `SGLang` drafts with EAGLE it keys blocks by (token, next token).
+#[inline]
 fn token(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
+    if let Some(token) = reader.small() {
+        return Ok(token);
+    }
     if reader.is_array() {
         let most = 2;
         let got = reader.array()?;

@@ -87,11 +87,38 @@ impl<'a> Reader<'a> {
             .ok_or(Malformed::Short { at: self.at })
     }
 
+    /// A big-endian number of 1, 2, 4 or 8 bytes.
     fn number(&mut self, bytes: usize) -> Result<u64, Malformed> {
-        Ok(self
-            .take(bytes)?
-            .iter()
-            .fold(0, |number, &byte| number << 8 | u64::from(byte)))
+        Ok(match bytes {
+            1 => u64::from(self.fixed::<1>()?[0]),
+            2 => u64::from(u16::from_be_bytes(self.fixed()?)),
+            4 => u64::from(u32::from_be_bytes(self.fixed()?)),
+            _ => u64::from_be_bytes(self.fixed()?),
+        })
+    }
+
+    #[inline]
+    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let taken = self.bytes[self.at..].first_chunk::<N>();
+        let taken = *taken.ok_or(Malformed::Short { at: self.bytes.len() })?;
+        self.at += N;
+        Ok(taken)
+    }
+
+    /// An unsigned number of up to 32 bits, which most values of a frame are; `None`, and nothing is read, when something else
+    /// comes next.
+    #[inline]
+    pub fn small(&mut self) -> Option<u32> {
+        let rest = self.bytes.get(self.at..)?;
+        let (value, len) = match *rest {
+            [value @ 0x00..=0x7F, ..] => (u32::from(value), 1),
+            [0xCC, value, ..] => (u32::from(value), 2),
+            [0xCD, a, b, ..] => (u32::from(u16::from_be_bytes([a, b])), 3),
+            [0xCE, a, b, c, d, ..] => (u32::from_be_bytes([a, b, c, d]), 5),
+            _ => return None,
+        };
+        self.at += len;
+        Some(value)
     }
 
     fn wrong<T>(&self, expected: &'static str) -> Result<T, Malformed> {

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -65,14 +66,23 @@ fn request_id(value: &Bound<'_, PyAny>) -> PyResult<RequestId> {
 
 /// `time.monotonic()`, unless the caller brings its own clock.
 fn seconds(py: Python<'_>, now_s: Option<f64>) -> PyResult<f64> {
-    static MONOTONIC: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     match now_s {
         Some(now_s) if now_s.is_finite() => Ok(now_s),
         Some(now_s) => Err(PyValueError::new_err(format!(
             "now_s = {now_s}: expected finite seconds"
         ))),
-        None => MONOTONIC.import(py, "time", "monotonic")?.call0()?.extract(),
+        None => monotonic_s(py),
     }
+}
+
+/// `time.monotonic()` without a call of Python: its clock is that of [`Instant`], so one reading of both tells how they differ.
+fn monotonic_s(py: Python<'_>) -> PyResult<f64> {
+    static START: PyOnceLock<(Instant, f64)> = PyOnceLock::new();
+    let (start, start_s) = START.get_or_try_init(py, || {
+        let start_s = py.import("time")?.call_method0("monotonic")?.extract()?;
+        PyResult::Ok((Instant::now(), start_s))
+    })?;
+    Ok(start_s + start.elapsed().as_secs_f64())
 }
 
 fn parameters(py: Python<'_>, parameters: Option<&Bound<'_, PyDict>>) -> PyResult<Map<String, Value>> {
@@ -118,7 +128,11 @@ pub fn mixed(what: &str) -> PyErr {
     ))
 }
 
-/// To price a worker takes as long as so many tokens in [`sized`].
+/// In [`sized`], to match a block takes as long as so many tokens.
+const TOKENS_PER_BLOCK: usize = 2;
+/// To match and book one.
+const TOKENS_PER_BOOKED_BLOCK: usize = 64;
+/// To price a worker.
 const TOKENS_PER_WORKER: usize = 4;
 
 /// By worker: blocks per tier, and where its feed stood.
@@ -146,9 +160,20 @@ pub struct Router {
 }
 
 impl Router {
-    /// Run `work` without the GIL when the prompt is long or the workers are many.
-    fn sized<T: Send>(&self, py: Python<'_>, tokens: usize, work: impl FnOnce() -> T + Send) -> T {
-        sized(py, tokens + TOKENS_PER_WORKER * self.core.positions(), work)
+    /// Run `work` on so many blocks without the GIL when it takes long: the prompt is long or the workers are many.
+    fn sized<T: Send>(
+        &self,
+        py: Python<'_>,
+        (blocks, books): (usize, bool),
+        work: impl FnOnce() -> T + Send,
+    ) -> T {
+        let per_block = if books {
+            TOKENS_PER_BOOKED_BLOCK
+        } else {
+            TOKENS_PER_BLOCK
+        };
+        let tokens = per_block * blocks + TOKENS_PER_WORKER * self.core.positions();
+        sized(py, tokens, work)
     }
 
     pub const fn core(&self) -> &Core {
@@ -355,11 +380,9 @@ impl Router {
         cache_namespace: Option<&str>,
     ) -> PyResult<Py<PyDict>> {
         let prompt = self.prompt(py, tokens, hashes, (None, lora_name, cache_namespace))?;
-        let found = self.sized(
-            py,
-            prompt.locals.len() * self.core.config().block_size as usize,
-            || self.core.find_matches(&prompt.locals),
-        );
+        let found = self.sized(py, (prompt.locals.len(), false), || {
+            self.core.find_matches(&prompt.locals)
+        });
         let dict = PyDict::new(py);
         for overlap in found {
             let worker = (overlap.worker.instance, overlap.worker.dp_rank);
@@ -398,9 +421,8 @@ impl Router {
             explain,
         };
         let now_s = seconds(py, now_s)?;
-        let decision = self.sized(py, prompt.input_tokens as usize, || {
-            self.core.route(&request, now_s)
-        });
+        let size = (prompt.locals.len(), request.request_id.is_some());
+        let decision = self.sized(py, size, || self.core.route(&request, now_s));
         decision.map(Decision).map_err(|e| raise(&e))
     }
 
@@ -430,7 +452,7 @@ impl Router {
             ..RouteRequest::default()
         };
         let now_s = seconds(py, now_s)?;
-        let booked = self.sized(py, prompt.input_tokens as usize, || {
+        let booked = self.sized(py, (prompt.locals.len(), true), || {
             self.core.book(&request, worker.0, now_s)
         });
         booked.map_err(|e| raise(&e))
