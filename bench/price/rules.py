@@ -41,6 +41,7 @@ OURS = [
     "toll(ttft=0,itl=1)",
     "toll+queue(kappa=0)",
     "toll+queue(kappa=10)",
+    "toll+queue(kappa=10,patience=0)",
     "toll+queue(kappa=30)",
     "paper",
 ]

@@ -346,6 +346,7 @@ class Router:
         cache_namespace: str | None = None,
         input_tokens: int | None = None,
         expected_output_tokens: int | None = None,
+        streamed: bool = True,
         explain: bool = False,
         now_s: float | None = None,
     ) -> Decision:
@@ -360,6 +361,8 @@ class Router:
             cache_namespace: tenant or salt of the prompt.
             input_tokens: length of the prompt; default: of `tokens`, or of the blocks of `hashes`.
             expected_output_tokens: for policies that price the answer.
+            streamed: False where the answer comes in one piece, so that nobody will call
+                `prefill_done`: its prefill counts as over when it is expected to be.
             explain: fill `Decision.candidates`.
             now_s: seconds.
 
@@ -381,6 +384,7 @@ class Router:
         cache_namespace: str | None = None,
         input_tokens: int | None = None,
         expected_output_tokens: int | None = None,
+        streamed: bool = True,
         now_s: float | None = None,
     ) -> None:
         """Book a placement that somebody else made. Arguments and errors as `route`."""

@@ -37,10 +37,14 @@ def background(
     answers: list[Any],
     headers: dict[str, str] | None = None,
 ) -> list[threading.Thread]:
-    """Clients that ask at once, each with a thread; what they get is appended to `answers`."""
+    """Clients that ask at once, each with a thread; what they get is appended to `answers`.
+
+    They ask for a stream: of an answer in one piece nobody would tell the first token, and its
+    prefill would count as over when it is expected to be.
+    """
 
     def ask() -> None:
-        answers.append(running.complete(list(range(64)), headers=headers))
+        answers.append(running.complete(list(range(64)), headers=headers, stream=True))
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:

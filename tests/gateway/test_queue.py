@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import threading
 
 import pytest
 from tests.gateway.held import background, wait_for, waits
@@ -38,6 +39,25 @@ def test_request_waits_until_its_worker_has_room(upstream, serve, engines):
     assert max(waited) > 0
     assert running.metric("queue_placed_total", reason="room") == 4
     assert running.workers()[1]["active_requests"] == 0
+
+
+def test_answer_in_one_piece_does_not_close_its_worker_until_its_end(upstream, serve, engines):
+    running = start(serve, backlog_s=1e-9)
+    answers: list = []
+
+    def ask():
+        answers.append(running.complete(list(range(64))))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    # No engine has answered: each goes out once the prefill before it is expected to be over.
+    wait_for(lambda: len(upstream.seen) == 3)
+    assert running.metric("queue_placed_total", reason="room") == 3
+    assert running.workers()[1]["prefill_tokens"] <= 64
+    assert running.workers()[1]["active_requests"] == 3
+    engines.finish(threads)
+    assert [status for status, _, _ in answers] == [200] * 3
 
 
 def test_client_that_leaves_gives_up_its_place(upstream, serve, engines):

@@ -133,8 +133,9 @@ def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     flags = ["--policy", "toll", "--queue", "true", "--queue-parameters"]
-    # One prompt at a time: where small ones share passes nobody waits, and κ moves nothing.
-    flags += ["kappa=0,backlog_s=0.2,share_passes=0"]
+    # One prompt at a time: where small ones share passes nobody waits, and κ moves nothing; without
+    # patience it lets the long ones wait as long as it likes.
+    flags += ["kappa=0,patience=0,backlog_s=0.2,share_passes=0"]
     flags += ["--admin-port", str(port), "--shadows", "toll+queue(kappa=30)"]
     flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5", "--shadows-calibrate", "true"]
     spec = FleetSpec(workers=2, process_per_worker=False, blocks=8192, speedup_ratio=0.5)

@@ -34,6 +34,7 @@ class Bound:
 
 QUEUE = {
     "kappa": Bound(0, 100, "s/s", "how far a short prompt may overtake: κ · prefill seconds"),
+    "patience": Bound(0, 1000, "s/s", "bound of κ · s: times what requests took of late; 0: none"),
     "backlog_s": Bound(0.01, 60, "s", "room: prefill that may wait at a worker"),
     "max_requests": Bound(1, 1 << 20, "requests", "admission: who may wait; 429 above", True),
     "max_wait_s": Bound(0.1, 3600, "s", "longest wait; then a request goes at once"),

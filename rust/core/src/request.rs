@@ -27,6 +27,9 @@ pub struct RouteRequest<'a> {
     pub expected_output_tokens: Option<u32>,
     /// Only these workers; ids that are not registered are ignored.
     pub allowed: Option<&'a [WorkerId]>,
+    /// Its answer comes in one piece, so nobody will tell of its first token: its prefill counts as over when it is expected
+    /// to be.
+    pub in_one_piece: bool,
     /// Fill [`Decision::candidates`].
     pub explain: bool,
 }

@@ -322,6 +322,33 @@ fn priority_and_fairness_move_places_only_when_switched_on() {
 }
 
 #[test]
+fn patience_bounds_how_long_a_long_prompt_lets_others_pass() {
+    let passed_by = |kappa, patience| {
+        let config = QueueConfig {
+            kappa,
+            patience,
+            share_passes: false,
+            ..QueueConfig::default()
+        };
+        let mut toy = Toy::new(1, toll(), config);
+        let long = RequestId(100);
+        for i in 0..600 {
+            toy.run_until(i as f64 * 0.040);
+            toy.arrive(request(i, if i == long.0 { 1000 } else { 16 }));
+        }
+        toy.run_until(1000.0);
+        let at = toy.placed.iter().position(|d| d.id == long).unwrap();
+        toy.placed[..at].iter().filter(|d| d.id.0 > long.0).count()
+    };
+    // A small prompt takes 0.043 s and comes every 0.040 s, the long one takes 1.9 s: with κ = 10 it stands back for 19 s.
+    assert_eq!(passed_by(0.0, 0.0), 0);
+    assert!(passed_by(10.0, 0.0) > 300);
+    let patient = passed_by(10.0, 3.0);
+    assert!((1..60).contains(&patient), "passed by {patient}");
+    assert!(patient < passed_by(10.0, 9.0));
+}
+
+#[test]
 fn removed_worker_is_never_chosen_again() {
     let mut toy = Toy::new(2, toll(), QueueConfig::default());
     for i in 0..30 {
@@ -345,11 +372,12 @@ proptest! {
         workers in 1..6_u64,
         arrivals in prop::collection::vec((0.0..0.2_f64, 1..400_u64, 0..20_u8), 1..150),
         kappa in prop_oneof![Just(0.0), Just(10.0), Just(30.0)],
+        patience in prop_oneof![Just(0.0), Just(3.0)],
         window in 1..70_usize,
         by_toll in any::<bool>(),
     ) {
         let policy = if by_toll { toll() } else { PolicyConfig::LeastLoaded };
-        let config = QueueConfig { kappa, window, max_wait_s: 1e6, ..QueueConfig::default() };
+        let config = QueueConfig { kappa, patience, window, max_wait_s: 1e6, ..QueueConfig::default() };
         let mut toy = Toy::new(workers, policy, config);
         let mut arrived = BTreeMap::new();
         let mut cancelled = HashSet::new();

@@ -63,6 +63,7 @@ fn drained(router: &Router, queue: &mut LateQueue, mut now_s: f64) -> Vec<u64> {
 
 const FCFS: QueueConfig = QueueConfig {
     kappa: 0.0,
+    patience: 0.0,
     backlog_s: 1.0,
     share_passes: false,
     window: 1024,

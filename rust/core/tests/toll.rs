@@ -48,7 +48,8 @@ fn each_term_is_its_formula() {
         ..c
     };
     assert!(close(busy_period_s(&calm), 0.2 * 2.0 * 1.7 / 0.8));
-    assert!((memory_s(&c, 300.0) - (0.5 + 0.1 * 2.0 * 0.6 / 0.2)).abs() < 1e-9);
+    let held_s = 0.1 + 0.2 * 0.8;
+    assert!((memory_s(&c, 300.0) - (0.5 + held_s * 2.0 * 0.6 / 0.2)).abs() < 1e-9);
     assert!(close(eviction_s(&c), 0.015));
     let w = Objective::default().weights().unwrap();
     let sum = w.own * own_first_token_s(&c)
@@ -69,12 +70,30 @@ fn prompt_that_fits_delays_at_most_those_who_arrive_while_it_stays() {
         ..busy()
     };
     let stay_s = 1.0 + 0.2 + 300.0 * 0.012;
-    assert!(close(memory_s(&fits, 300.0), 7.0 * 2.0 * stay_s));
+    let held_s = 7.0 + 0.2 * 0.95;
+    assert!(close(memory_s(&fits, 300.0), held_s * 2.0 * stay_s));
     let short = Seconds {
         memory_wait_s: 1.0,
         ..fits
     };
-    assert!((memory_s(&short, 300.0) - (1.0 + 7.0 * 2.0 * (20.0 + stay_s))).abs() < 1e-9);
+    assert!((memory_s(&short, 300.0) - (1.0 + held_s * 2.0 * (20.0 + stay_s))).abs() < 1e-9);
+}
+
+#[test]
+fn a_long_prompt_pays_for_the_memory_that_those_in_flight_keep_meanwhile() {
+    let of = |memory_share| Seconds {
+        memory_wait_s: 0.0,
+        memory_share,
+        prefill_s: 2.0,
+        ..busy()
+    };
+    let footprint_alone = |c: &Seconds| memory_s(&Seconds { prefill_s: 0.0, ..*c }, 300.0);
+    let (empty, full) = (of(0.1), of(0.9));
+    let paid = |c: &Seconds| memory_s(c, 300.0) - footprint_alone(c);
+    assert!(
+        paid(&full) > 9.0 * paid(&empty),
+        "in proportion to what they hold, and to its price"
+    );
 }
 
 #[test]

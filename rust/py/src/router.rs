@@ -393,7 +393,7 @@ impl Router {
 
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     #[pyo3(signature = (tokens=None, *, hashes=None, request_id=None, allowed=None, lora_name=None, cache_namespace=None,
-        input_tokens=None, expected_output_tokens=None, explain=false, now_s=None))]
+        input_tokens=None, expected_output_tokens=None, streamed=true, explain=false, now_s=None))]
     fn route(
         &self,
         py: Python<'_>,
@@ -405,6 +405,7 @@ impl Router {
         cache_namespace: Option<&str>,
         input_tokens: Option<u32>,
         expected_output_tokens: Option<u32>,
+        streamed: bool,
         explain: bool,
         now_s: Option<f64>,
     ) -> PyResult<Decision> {
@@ -418,6 +419,7 @@ impl Router {
             input_tokens: prompt.input_tokens,
             expected_output_tokens,
             allowed: allowed.as_deref(),
+            in_one_piece: !streamed,
             explain,
         };
         let now_s = seconds(py, now_s)?;
@@ -428,7 +430,7 @@ impl Router {
 
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     #[pyo3(signature = (worker, request_id, tokens=None, *, hashes=None, lora_name=None, cache_namespace=None,
-        input_tokens=None, expected_output_tokens=None, now_s=None))]
+        input_tokens=None, expected_output_tokens=None, streamed=true, now_s=None))]
     fn book(
         &self,
         py: Python<'_>,
@@ -440,6 +442,7 @@ impl Router {
         cache_namespace: Option<&str>,
         input_tokens: Option<u32>,
         expected_output_tokens: Option<u32>,
+        streamed: bool,
         now_s: Option<f64>,
     ) -> PyResult<()> {
         let prompt = self.prompt(py, tokens, hashes, (input_tokens, lora_name, cache_namespace))?;
@@ -449,6 +452,7 @@ impl Router {
             sequence_hashes: prompt.locals.sequence(),
             input_tokens: prompt.input_tokens,
             expected_output_tokens,
+            in_one_piece: !streamed,
             ..RouteRequest::default()
         };
         let now_s = seconds(py, now_s)?;

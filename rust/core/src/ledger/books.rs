@@ -17,7 +17,7 @@ pub struct Seconds {
     pub step_with_s: f64,
     /// A full prefill chunk.
     pub chunk_s: f64,
-    /// Until enough KV blocks are free.
+    /// Until enough KV blocks are free; no less than the first token that is awaited longest there is late.
     pub memory_wait_s: f64,
     /// KV-memory time that this request takes: its share of the memory × the time it stays.
     pub footprint_s: f64,
@@ -56,6 +56,8 @@ pub struct Climate {
     pub fleet_utilisation: f64,
     /// Chance that an evicted token is wanted again, 0 to 1.
     pub reuse: f64,
+    /// The time, seconds: first tokens that were expected before it are late. Before all time where nobody tells of them.
+    pub late_from_s: f64,
 }
 
 /// The request as one candidate meets it.
@@ -167,11 +169,15 @@ pub(super) fn seconds_of(climate: &Climate, of: &Stand, asked: &Asked) -> Second
     let footprint_s = own_tokens / capacity * stay_s;
     let used = asked.kv_tokens + written + own_tokens;
     let short = (used - capacity).max(0.0);
-    let memory_wait_s = if short > 0.0 {
-        short / capacity * stay_s
-    } else {
-        0.0
-    };
+    // Memory comes back in lumps, a request's share at a time: k of n ends are awaited, each equally likely anywhere in a stay.
+    let held = asked.kv_tokens + written;
+    let ends = (short * batch / held.max(1.0)).ceil().min(batch);
+    let lumps = (ends / (batch + 1.0)).max(short / capacity);
+    let room_wait_s = if short > 0.0 { lumps * stay_s } else { 0.0 };
+    // A prompt whose first token is overdue stands at the head of the engine's line and holds up all behind it, whatever the
+    // books say: who has waited so long is likely to wait as long again.
+    let late_s = (climate.late_from_s - of.due_s).max(0.0);
+    let memory_wait_s = room_wait_s.max(late_s);
     let per_s = climate.per_rate * of.seen;
     Seconds {
         prefill_s,

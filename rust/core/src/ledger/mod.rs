@@ -11,7 +11,7 @@ mod rates;
 mod standing;
 mod truth;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use rustc_hash::FxHashMap;
 
@@ -58,6 +58,10 @@ struct Entry {
     prefill_s: f64,
     sent_s: f64,
     expires_at_s: f64,
+    /// When the first token was expected at the booking.
+    due_s: f64,
+    /// Its first token will not be told; that it came is taken for granted at `due_s`.
+    in_one_piece: bool,
     /// Time and the worker's running sums at the first token.
     first: Option<(f64, Sums)>,
 }
@@ -87,6 +91,8 @@ struct Account {
     max_requests: u32,
     churn: Churn,
     truth: Truth,
+    /// When first tokens were expected, in order of booking. Those that came stay until they are first or too many.
+    due: VecDeque<(f64, RequestId)>,
 }
 
 /// How full a worker is: what a queue needs to know to hold a request back.
@@ -113,6 +119,15 @@ pub struct Pressure {
 }
 
 impl Account {
+    /// How much longer a prompt's chunks take for the decode step that shares their pass.
+    fn shared_by_steps(&self, curves: &WorkerCurves) -> f64 {
+        let chunk_s = curves.prefill_s(self.chunk_tokens, 0);
+        if self.decoding == 0 || chunk_s <= 0.0 {
+            return 0.0;
+        }
+        curves.step_s(f64::from(self.decoding), self.kv_tokens) / chunk_s
+    }
+
     fn prefill_over(&mut self, entry: &Entry) {
         self.prefill_s = (self.prefill_s - entry.prefill_s).max(0.0);
         self.prefill_tokens = self.prefill_tokens.saturating_sub(entry.work.new_tokens);
@@ -134,6 +149,10 @@ const MAX_UTILISATION: f64 = 0.95;
 const KNOWN_SAMPLES: u64 = 4;
 /// Tokens in a prefill chunk where the worker does not say.
 const DEFAULT_CHUNK_TOKENS: u64 = 8192;
+/// Bookings that the share of told first tokens is of.
+const TOLD_OVER: f64 = 16.0;
+/// Where fewer first tokens are told, one that does not come says nothing.
+const TOLD_MIN: f64 = 0.5;
 /// Answer length before any was seen, tokens.
 const GUESSED_OUTPUT_TOKENS: f64 = 256.0;
 
@@ -150,6 +169,10 @@ pub struct Ledger {
     entries: FxHashMap<RequestId, Entry>,
     /// In order of expiry, since every booking lives equally long. What ended early stays until it comes up or is too many.
     expiry: VecDeque<(f64, RequestId)>,
+    /// Bookings whose first token nobody tells of, by when it is expected. Those that ended stay until then.
+    silent: BTreeSet<(u64, RequestId)>,
+    /// Share of the last bookings, of those whose first token should have been told, of which it was.
+    told: f64,
     output_tokens: RunningMean,
     reuse: Reuse,
     arrivals: Rate,
@@ -174,6 +197,8 @@ impl Ledger {
             live: 0,
             entries: FxHashMap::default(),
             expiry: VecDeque::new(),
+            silent: BTreeSet::new(),
+            told: 1.0,
             output_tokens: RunningMean::new(GUESSED_OUTPUT_TOKENS),
             reuse: Reuse::default(),
             arrivals: Rate::default(),
@@ -232,6 +257,7 @@ impl Ledger {
             arriving_s: account.prefill.stored(),
             seen: account.arrivals.seen(self.seen_at_s),
             evicted_per_block: account.churn.evicted_per_block(),
+            due_s: account.due.front().map_or(f64::INFINITY, |&(due_s, _)| due_s),
             is_new: prefill_samples + step_samples < KNOWN_SAMPLES,
         };
         self.standing.put(slot.index(), &stand);
@@ -353,13 +379,15 @@ impl Ledger {
         }
         self.advance(now_s);
         let unit = self.unit;
-        let prefill_s = self
-            .curves
-            .of(slot.index())
-            .prefill_s(work.new_tokens, work.cached_tokens);
+        let curves = self.curves.of(slot.index());
+        let prefill_s = curves.prefill_s(work.new_tokens, work.cached_tokens);
         let account = &mut self.accounts[slot.index()];
         account.advance(now_s);
         account.prefill_s += prefill_s;
+        let due_s = now_s + account.prefill_s * (1.0 + account.shared_by_steps(curves));
+        if work.new_tokens > 0 {
+            account.due.push_back((due_s, request));
+        }
         account.prefill_tokens += work.new_tokens;
         account.truth.sent(work.new_tokens, now_s);
         account.requests += 1;
@@ -379,15 +407,31 @@ impl Ledger {
             prefill_s,
             sent_s: now_s,
             expires_at_s,
+            due_s,
+            in_one_piece: false,
             first: None,
         };
         self.entries.insert(request, entry);
+        self.forget_due(slot);
         self.stand(slot);
         self.expiry.push_back((expires_at_s, request));
         if self.expiry.len() > 64 + 2 * self.entries.len() {
             let entries = &self.entries;
             self.expiry
                 .retain(|&(at_s, request)| lives_until(entries, request, at_s));
+        }
+    }
+
+    /// The answer of a request that was just booked comes in one piece, so its first token will not be told: its prefill counts
+    /// as over when it is expected to be. O(log of those).
+    pub fn in_one_piece(&mut self, request: RequestId) {
+        if let Some(entry) = self.entries.get_mut(&request) {
+            entry.in_one_piece = true;
+            self.silent.insert((entry.due_s.to_bits(), request));
+            let due = &mut self.accounts[entry.slot.index()].due;
+            due.retain(|&(_, other)| other != request);
+            let slot = entry.slot;
+            self.stand(slot);
         }
     }
 
@@ -408,7 +452,10 @@ impl Ledger {
         let (batch, kv_tokens) = (f64::from(account.decoding), account.kv_tokens);
         account.decoding += 1;
         entry.first = Some((now_s, account.sums));
+        let entry = *entry;
         let slot = entry.slot;
+        self.forget_due(slot);
+        let account = &self.accounts[slot.index()];
         // While KV blocks are short a prompt waits for them, which says nothing of prefill.
         if memory_full || entry.work.new_tokens == 0 {
             self.stand(slot);
@@ -458,6 +505,7 @@ impl Ledger {
     fn end(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         if let Some(entry) = self.entries.remove(&request) {
             self.settle(&entry, kv_tokens, outcome, now_s);
+            self.forget_due(entry.slot);
             self.stand(entry.slot);
         }
     }
@@ -470,11 +518,18 @@ impl Ledger {
         if let Some(tokens) = outcome.output_tokens {
             self.output_tokens.add(f64::from(tokens));
         }
+        let told = f64::from(u8::from(entry.first.is_some()));
+        if !entry.in_one_piece && entry.work.new_tokens > 0 {
+            self.told += (told - self.told) / TOLD_OVER;
+        }
         let Some((first_s, at_first)) = entry.first else {
             account.prefill_over(entry);
             return;
         };
         account.decoding = account.decoding.saturating_sub(1);
+        if entry.in_one_piece {
+            return; // when its first token came is a guess: it teaches nothing of steps
+        }
         let span_s = now_s - first_s;
         let Some(gaps) = outcome
             .output_tokens
@@ -495,8 +550,29 @@ impl Ledger {
         self.curves.step(entry.slot.index(), (batch, kv_mean), step_s);
     }
 
-    /// Drops entries whose booking expired at or before `now_s`.
-    pub fn expire(&mut self, now_s: f64) {
+    /// Passes over expected first tokens that came, or never will.
+    fn forget_due(&mut self, slot: Slot) {
+        let entries = &self.entries;
+        let waits = |request: RequestId| entries.get(&request).is_some_and(|entry| entry.first.is_none());
+        let account = &mut self.accounts[slot.index()];
+        while account.due.front().is_some_and(|&(_, request)| !waits(request)) {
+            account.due.pop_front();
+        }
+        if account.due.len() > 64 + 2 * account.requests as usize {
+            account.due.retain(|&(_, request)| waits(request));
+        }
+    }
+
+    /// Drops entries whose booking expired at or before `now_s`. Those whose prefill is over by now, as far as can be expected:
+    /// nobody will tell of their first token.
+    pub fn expire(&mut self, now_s: f64) -> Vec<RequestId> {
+        let mut assumed = Vec::new();
+        while let Some(&(due, request)) = self.silent.first()
+            && due <= now_s.to_bits()
+        {
+            self.silent.pop_first();
+            assumed.extend(self.assume_prefill_done(request, due, now_s).then_some(request));
+        }
         while self.expiry.front().is_some_and(|&(at_s, _)| at_s <= now_s) {
             if let Some((at_s, request)) = self.expiry.pop_front()
                 && lives_until(&self.entries, request, at_s)
@@ -508,6 +584,26 @@ impl Ledger {
                 self.end(request, kv_tokens, Outcome::default(), now_s);
             }
         }
+        assumed
+    }
+
+    fn assume_prefill_done(&mut self, request: RequestId, due: u64, now_s: f64) -> bool {
+        let Some(entry) = self.entries.get_mut(&request) else {
+            return false;
+        };
+        if !entry.in_one_piece || entry.first.is_some() || entry.due_s.to_bits() != due {
+            return false;
+        }
+        let account = &mut self.accounts[entry.slot.index()];
+        account.advance(now_s);
+        account.prefill_over(entry);
+        account.truth.over(entry.sent_s, entry.work.new_tokens);
+        account.sums.prefill_s += entry.prefill_s;
+        account.decoding += 1;
+        entry.first = Some((now_s, account.sums));
+        let slot = entry.slot;
+        self.stand(slot);
+        true
     }
 
     /// Expiries that are remembered; at most 64 and twice the entries.
@@ -564,6 +660,11 @@ impl Ledger {
             fleet_arrivals_per_s: of_fleet(&self.arrivals),
             fleet_utilisation: of_fleet(&self.prefill),
             reuse: self.reuse.share(),
+            late_from_s: if self.told < TOLD_MIN {
+                f64::NEG_INFINITY
+            } else {
+                now_s
+            },
         }
     }
 
@@ -628,6 +729,136 @@ mod tests {
             (step_s - 0.05).abs() < 0.005,
             "{step_s} s for ten steps in half a second"
         );
+    }
+
+    /// Seconds that a prompt of `tokens` would wait for KV blocks, where `held` tokens are in flight.
+    fn memory_wait_s(ledger: &mut Ledger, (held, tokens): (f64, u64), now_s: f64) -> f64 {
+        let work = Work {
+            new_tokens: tokens,
+            cached_tokens: 0,
+        };
+        let kv = (held, held + tokens as f64);
+        ledger.advance(now_s);
+        ledger.seconds(Slot(0), work, kv, 100.0, now_s).memory_wait_s
+    }
+
+    #[test]
+    fn memory_comes_back_in_lumps() {
+        let wait_s = |requests: u64| {
+            let mut ledger = Ledger::new(&Prior::default(), Learning::default());
+            let spec = WorkerSpec::default().with_total_kv_blocks(1000);
+            ledger.add_worker(Slot(0), &spec, 16);
+            for id in 0..requests {
+                // Their first tokens are out, and 12,000 of 16,000 tokens are held by all of them together.
+                let work = Work {
+                    new_tokens: 12_000 / requests,
+                    cached_tokens: 0,
+                };
+                ledger.book(RequestId(id), Slot(0), work, 12_000.0, (0.0, 60.0));
+                ledger.prefill_done(RequestId(id), 0.0);
+            }
+            let stay_s = {
+                let seconds = ledger.seconds(
+                    Slot(0),
+                    Work {
+                        new_tokens: 5000,
+                        cached_tokens: 0,
+                    },
+                    (12_000.0, 17_000.0),
+                    100.0,
+                    0.0,
+                );
+                seconds.wait_s + seconds.prefill_s + 100.0 * seconds.step_with_s
+            };
+            memory_wait_s(&mut ledger, (12_000.0, 5000), 0.0) / stay_s
+        };
+        // One request has to end, and all of it: half of its stay is left. Of many that hold as much, a part.
+        assert!((wait_s(1) - 0.5).abs() < 1e-9, "{}", wait_s(1));
+        assert!((0.1..0.5).contains(&wait_s(24)), "{}", wait_s(24));
+        assert!(wait_s(2) < wait_s(1));
+    }
+
+    #[test]
+    fn first_token_that_is_late_tells_that_the_worker_is_stuck() {
+        let mut ledger = ledger();
+        let work = Work {
+            new_tokens: 4000,
+            cached_tokens: 0,
+        };
+        let (stuck, next) = (RequestId(1), RequestId(2));
+        ledger.book(stuck, Slot(0), work, 4000.0, (0.0, 600.0));
+        ledger.book(next, Slot(0), work, 8000.0, (1.0, 600.0));
+        let takes_s = ledger.curves.of(0).prefill_s(4000, 0);
+        assert_eq!(memory_wait_s(&mut ledger, (8000.0, 100), takes_s), 0.0);
+        assert!((memory_wait_s(&mut ledger, (8000.0, 100), takes_s + 10.0) - 10.0).abs() < 1e-9);
+        ledger.prefill_done(stuck, takes_s + 10.0);
+        // The next one was expected after both.
+        let late_s = memory_wait_s(&mut ledger, (8000.0, 100), takes_s + 10.0);
+        assert!((late_s - (9.0 - takes_s)).abs() < 1e-9, "{late_s}");
+        ledger.release(next, 4000.0, Outcome::default(), takes_s + 11.0);
+        assert_eq!(memory_wait_s(&mut ledger, (4000.0, 100), takes_s + 50.0), 0.0);
+        // Behind one that is stuck for good not every booking is remembered.
+        ledger.book(RequestId(3), Slot(0), work, 4000.0, (100.0, 900.0));
+        for id in 10..10_000 {
+            ledger.book(RequestId(id), Slot(0), work, 4000.0, (100.0, 900.0));
+            ledger.prefill_done(RequestId(id), 100.0);
+            ledger.release(RequestId(id), 4000.0, Outcome::default(), 100.0);
+        }
+        let remembered = ledger.accounts[0].due.len();
+        assert!(remembered <= 68, "{remembered} are remembered");
+    }
+
+    #[test]
+    fn answer_in_one_piece_is_no_prefill_for_longer_than_expected_and_teaches_nothing_of_steps() {
+        let mut ledger = ledger();
+        let work = Work {
+            new_tokens: 4000,
+            cached_tokens: 0,
+        };
+        let takes_s = ledger.curves.of(0).prefill_s(4000, 0);
+        let step_s = ledger.curves.of(0).step_s(1.0, 0.0);
+        let request = RequestId(1);
+        ledger.book(request, Slot(0), work, 4000.0, (0.0, 600.0));
+        ledger.in_one_piece(request);
+        assert!(ledger.expire(0.5 * takes_s).is_empty());
+        assert_eq!(ledger.pressure(0, 0.5 * takes_s).prefills, 1);
+        assert_eq!(ledger.expire(takes_s), [request]);
+        let after = ledger.pressure(0, takes_s);
+        assert_eq!((after.prefills, after.backlog_s, after.requests), (0, 0.0, 1));
+        assert_eq!(
+            memory_wait_s(&mut ledger, (4000.0, 100), 30.0),
+            0.0,
+            "nothing is late"
+        );
+        let outcome = Outcome {
+            output_tokens: Some(100),
+            ..Outcome::default()
+        };
+        ledger.release(request, 0.0, outcome, 30.0);
+        assert_eq!(ledger.curves.of(0).step_s(1.0, 0.0), step_s);
+        assert_eq!(ledger.pressure(0, 30.0).requests, 0);
+        // One that ends before it is due is not taken for another of its name.
+        ledger.book(request, Slot(0), work, 4000.0, (40.0, 600.0));
+        ledger.in_one_piece(request);
+        ledger.release(request, 0.0, Outcome::default(), 40.1);
+        ledger.book(request, Slot(0), work, 4000.0, (40.2, 600.0));
+        assert!(ledger.expire(90.0).is_empty());
+        assert_eq!(ledger.pressure(0, 90.0).prefills, 1);
+    }
+
+    #[test]
+    fn where_nobody_tells_of_first_tokens_none_is_late() {
+        let mut ledger = ledger();
+        let work = Work {
+            new_tokens: 4000,
+            cached_tokens: 0,
+        };
+        for id in 0..20 {
+            ledger.book(RequestId(id), Slot(0), work, 4000.0, (id as f64, 600.0));
+            ledger.release(RequestId(id), 0.0, Outcome::default(), id as f64 + 0.5);
+        }
+        ledger.book(RequestId(99), Slot(0), work, 4000.0, (30.0, 600.0));
+        assert_eq!(memory_wait_s(&mut ledger, (4000.0, 100), 60.0), 0.0);
     }
 
     #[test]

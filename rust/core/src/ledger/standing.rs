@@ -118,4 +118,6 @@ columns! {
     seen,
     /// Blocks that one new block pushes out, 0 to 1.
     evicted_per_block,
+    /// When the first token that is awaited longest was expected, seconds; infinite when none is.
+    due_s,
 }

@@ -8,7 +8,7 @@
 //!       + decode · Ō·step_with                                   own decode                 [`own_decode_s`]
 //!       + stall · s·n                                            those in flight wait       [`stall_s`]
 //!       + busy · s·λ·(W + M + s)·min(1/(1 − ρ), 2)               those who will arrive      [`busy_period_s`]
-//!       + memory · [M + f·λ·(M/(1 − m) + min(f/(1 − m), stay))]  KV blocks                  [`memory_s`]
+//!       + memory · [M + (f + s·m)·λ·(M/(1 − m) + min(f/(1 − m), stay))]  KV blocks            [`memory_s`]
 //!       + eviction · evicted·reuse·token                         what its blocks push out   [`eviction_s`]
 //! ```
 //!
@@ -68,9 +68,13 @@ pub fn busy_period_s(c: &Seconds) -> f64 {
     c.prefill_s * c.arrivals_per_s * backlog_s * stretch
 }
 
-/// M + f·λ·(M/(1 − m) + min(f/(1 − m), stay)): waiting for KV blocks, own and of those who arrive meanwhile. m is the share
-/// of the KV memory in use with this request: memory is the server here, so its own utilisation stretches the wait, not that
-/// of prefill. `stay = W + s + Ō·step_with` is how long the request holds its blocks.
+/// M + (f + s·m)·λ·(M/(1 − m) + min(f/(1 − m), stay)): waiting for KV blocks, own and of those who arrive meanwhile. m is the
+/// share of the KV memory in use with this request: memory is the server here, so its own utilisation stretches the wait, not
+/// that of prefill. `stay = W + s + Ō·step_with` is how long the request holds its blocks.
+///
+/// What it takes of that server is its own footprint f, and s·m: while its prompt is computed, those in flight stand still and
+/// keep what they hold for s seconds more. Without that part long prompts went where few requests run, whatever memory these
+/// held, and workers came apart: some with many small requests and free memory, the others full (`docs/pricing.md`).
 ///
 /// What is short already (M) delays everybody until memory is free again. While it still fits, only those who arrive during
 /// the stay can be held up by it, however full: unbounded, f/(1 − m) of a prompt that takes half of a cache was minutes, and
@@ -78,9 +82,10 @@ pub fn busy_period_s(c: &Seconds) -> f64 {
 #[inline(always)]
 pub fn memory_s(c: &Seconds, output_tokens: f64) -> f64 {
     let (wait_s, own_s) = (c.memory_wait_s, c.footprint_s);
+    let held_s = own_s + c.prefill_s * c.memory_share;
     let stay_s = c.wait_s + c.prefill_s + own_decode_s(c, output_tokens);
     let stretch = 1.0 / (1.0 - c.memory_share);
-    wait_s + own_s * c.arrivals_per_s * (wait_s * stretch + (own_s * stretch).min(stay_s))
+    wait_s + held_s * c.arrivals_per_s * (wait_s * stretch + (own_s * stretch).min(stay_s))
 }
 
 /// evicted tokens × how likely somebody wants one again × seconds to compute it again.

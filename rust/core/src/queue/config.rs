@@ -1,4 +1,4 @@
-//! How the queue behaves: one knob that matters (κ), bounds, and options that are off by default.
+//! How the queue behaves: κ and how far it goes, bounds, and options that are off by default.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,9 @@ pub struct QueueConfig {
     /// κ: a request is overtaken only by those that arrive within κ·(its prefill seconds − theirs). 0 is first come first
     /// served; higher favours short prompts.
     pub kappa: f64,
+    /// How far κ goes: a request's length costs it less than so many times what requests took of late from their arrival to their
+    /// first token by this queue's account (wait and own prefill, mean of about 64). 0: no bound.
+    pub patience: f64,
     /// A worker has room while less than this many prefill seconds wait there.
     pub backlog_s: f64,
     /// Small prompts that one engine pass holds together may go to a worker at once: without it a fleet of short prompts computes
@@ -40,6 +43,7 @@ impl Default for QueueConfig {
     fn default() -> Self {
         Self {
             kappa: 10.0,
+            patience: 4.0,
             backlog_s: 1.0,
             share_passes: true,
             window: 64,
@@ -59,7 +63,11 @@ impl QueueConfig {
     /// Errors: [`Error::Parameter`] for values out of range.
     pub fn validate(&self) -> Result<(), Error> {
         let refuse = |field, got: String, expected| Err(Error::Parameter { field, got, expected });
-        for (field, value) in [("kappa", self.kappa), ("priority_s", self.priority_s)] {
+        for (field, value) in [
+            ("kappa", self.kappa),
+            ("patience", self.patience),
+            ("priority_s", self.priority_s),
+        ] {
             if !(value.is_finite() && value >= 0.0) {
                 return refuse(field, value.to_string(), "a finite number, 0 or above");
             }

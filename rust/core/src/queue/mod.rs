@@ -5,7 +5,8 @@
 //! room(j)  no prefill in flight on j, or (this one is at most a quarter of an engine pass, the pass holds it beside them, their backlog <
 //!          backlog_s and requests of j < its sequences);
 //!          and, unless j is empty: KV in flight + own new + (n_j + 1)·(mean answer + a block) ≤ capacity of j
-//! key(r)   arrival_r + κ·s_r,  s_r = prefill seconds of r on its best-overlap worker
+//! key(r)   arrival_r + κ·s_r·b/(κ·s_r + b),  s_r = prefill seconds of r on its best-overlap worker,
+//!          b = patience · mean of wait + s of those placed of late
 //! pump     V = N = 0; for r of the oldest K, by key:
 //!              j* = argmin of the price over ALL workers with backlog W + V and requests n + N
 //!              room(j*) and N_j* = 0: place r on j*, start again;   else V_j* += s(r, j*), N_j* += 1
@@ -20,8 +21,8 @@
 //! of any policy. The rule and its pitfalls are measured in `docs/pricing.md`: choosing among free workers only ruins the
 //! tail, and without overflow a small window starves idle workers.
 //!
-//! * **Nothing starves**: r is overtaken only by requests that arrive within `κ·(s_r − s_other)` of it, and what waited
-//!   `max_wait_s` goes at once.
+//! * **Nothing starves**: r is overtaken only by requests that arrive within `κ·(s_r − s_other)` of it and less than `patience`
+//!   times what all took of late, and what waited `max_wait_s` goes at once.
 //! * **Nothing is lost**: a request is waiting, placed, cancelled or refused, exactly one of them.
 //! * **Bounded** in requests, bytes, both per tenant too, tenants and time. A request whose deadline cannot be met any more is
 //!   taken out.
@@ -49,6 +50,9 @@ use crate::ledger::Pressure;
 use crate::matched::{Ahead, Matched};
 use crate::request::{Choice, RequestId};
 use crate::router::{RoomChanges, Router};
+
+/// Placed requests that the mean of late is of.
+const MEAN_OVER: f64 = 64.0;
 
 /// Counts since the start, and the state now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -105,6 +109,8 @@ pub struct LateQueue {
     stats: QueueStats,
     /// When requests were placed last, for the rate of draining: (time, mean gap).
     drain: Option<(f64, f64)>,
+    /// Mean of wait and own prefill of those placed of late, seconds.
+    mean_s: f64,
 }
 
 /// A request that waits for a worker.
@@ -144,6 +150,7 @@ impl LateQueue {
             fresh: Vec::new(),
             stats: QueueStats::default(),
             drain: None,
+            mean_s: 0.0,
         })
     }
 
@@ -200,7 +207,7 @@ impl LateQueue {
             return Ok(self.refuse(Limit::Deadline));
         }
         let start_s = self.start_s(&request, prefill_s, now_s);
-        let key_s = start_s + self.config.kappa * prefill_s;
+        let key_s = start_s + self.handicap_s(prefill_s);
         self.order.insert(start_s, key_s, request.id, self.config.window);
         self.ages.push_back((now_s, request.id));
         let tenant = self.per_tenant.entry(request.tenant).or_default();
@@ -482,6 +489,8 @@ impl LateQueue {
         let waited_s = now_s - entry.arrived_s;
         self.stats.placed[cause as usize] += 1;
         self.stats.waited_s += waited_s;
+        let seen = self.stats.placed.iter().sum::<u64>() as f64;
+        self.mean_s += (waited_s + entry.prefill_s - self.mean_s) / seen.min(MEAN_OVER);
         self.drain = Some(match self.drain {
             None => (now_s, 1.0),
             Some((last_s, gap_s)) => (now_s, gap_s + 0.05 * ((now_s - last_s) - gap_s)),
@@ -573,6 +582,17 @@ impl LateQueue {
     pub fn retry_after_s(&self) -> f64 {
         let gap_s = self.drain.map_or(0.0, |(_, gap_s)| gap_s);
         (gap_s * self.config.window as f64).clamp(1.0, 60.0)
+    }
+
+    /// What a request's own length costs it in line: κ·s while that is little beside `patience` times what all took of late, and
+    /// never more than that. It grows with s all the way, so the shorter of two that came together goes first.
+    fn handicap_s(&self, prefill_s: f64) -> f64 {
+        let by_length_s = self.config.kappa * prefill_s;
+        let most_s = self.config.patience * self.mean_s;
+        if self.config.patience == 0.0 || by_length_s == 0.0 {
+            return by_length_s;
+        }
+        by_length_s * most_s / (by_length_s + most_s)
     }
 
     /// Where a request stands in line: its arrival, less its head start, and behind its tenant's share.

@@ -37,6 +37,8 @@ pub struct QueuedRequest {
     pub priority: i32,
     /// When the first token must be out to be of use.
     pub deadline_s: Option<f64>,
+    /// See [`RouteRequest::in_one_piece`].
+    pub in_one_piece: bool,
     /// Fill [`Dispatch::candidates`].
     pub explain: bool,
 }
@@ -55,6 +57,7 @@ impl QueuedRequest {
             weight: 1.0,
             priority: 0,
             deadline_s: None,
+            in_one_piece: false,
             explain: false,
         }
     }
@@ -67,6 +70,7 @@ impl QueuedRequest {
             input_tokens: self.input_tokens,
             expected_output_tokens: self.expected_output_tokens,
             allowed: self.allowed.as_deref(),
+            in_one_piece: self.in_one_piece,
             ..RouteRequest::default()
         }
     }

@@ -157,12 +157,16 @@ impl Desk {
         overlaps
     }
 
-    pub(super) fn expire(&mut self, now_s: f64) -> usize {
+    /// Ends what is over by its time: bookings, how many; and whether that gave a worker room.
+    pub(super) fn expire(&mut self, now_s: f64) -> (usize, bool) {
         let expired = self.load.expire(now_s);
-        self.ledger.expire(now_s);
+        let assumed = self.ledger.expire(now_s);
+        for &request in &assumed {
+            let _ = self.load.prefill_done(request);
+        }
         self.predicted.expire(now_s);
         self.counters.expired += expired as u64;
-        expired
+        (expired, expired > 0 || !assumed.is_empty())
     }
 
     pub(super) fn placed(&self) -> impl Iterator<Item = (WorkerId, usize)> + '_ {
@@ -291,6 +295,9 @@ impl Desk {
         self.predicted.insert(slot, &prompt, Some(id), now_s);
         self.ledger
             .book(id, slot, work, self.kv_tokens(slot), (now_s, expires_at_s));
+        if request.in_one_piece {
+            self.ledger.in_one_piece(id);
+        }
         self.counters.booked += 1;
     }
 

@@ -158,7 +158,7 @@ impl Router {
         overlaps.look(&request.prompt(), &self.roster, &self.index);
         let decision = {
             let desk = &mut *self.desk();
-            if desk.expire(now_s) > 0 {
+            if desk.expire(now_s).1 {
                 self.room_changed();
             }
             desk.check(request).and_then(|()| {
@@ -195,8 +195,8 @@ impl Router {
 
     /// End the bookings that outlived their time; how many.
     pub fn expire(&self, now_s: f64) -> usize {
-        let expired = self.desk().expire(now_s);
-        if expired > 0 {
+        let (expired, gave_room) = self.desk().expire(now_s);
+        if gave_room {
             self.room_changed();
         }
         expired

@@ -97,6 +97,7 @@ pub async fn decide_late(
         bytes: body_bytes as u64 + 8 * prepared.hashes.len() as u64,
         tenant: standing.tenant,
         weight: standing.weight,
+        in_one_piece: !prepared.is_streamed,
         explain: shared.receipts.is_on(),
         priority: standing.priority,
         deadline_s,
@@ -221,6 +222,7 @@ fn place(
         sequence_hashes: &prepared.sequence,
         input_tokens: prepared.input_tokens,
         expected_output_tokens: prepared.expected_output_tokens,
+        in_one_piece: !prepared.is_streamed,
         explain: shared.receipts.is_on(),
         ..RouteRequest::default()
     };
@@ -272,6 +274,7 @@ pub fn book_client_pin(shared: &Shared, parts: &Parts, prepared: &Prepared) -> O
         local_hashes: &prepared.hashes,
         sequence_hashes: &prepared.sequence,
         input_tokens: prepared.input_tokens,
+        in_one_piece: !prepared.is_streamed,
         ..RouteRequest::default()
     };
     pool.book(&request, worker, shared.now_s()).ok()?;
