@@ -120,6 +120,16 @@ class Routing:
         _within("routing.booking_ttl_s", self.booking_ttl_s, 1e-3, 1e9)
         _within("routing.handoff_s_per_token", self.handoff_s_per_token, 0, 1)
         _check_tenants(self.tenant_weights)
+        if self.queue_parameters and not self.queue:
+            raise ConfigError(
+                f"routing.queue_parameters: got {', '.join(self.queue_parameters)} without a "
+                "queue; add --queue true, or leave them out"
+            )
+        for name in _SWITCHES:
+            if (value := self.queue_parameters.get(name, 0)) not in (0, 1):
+                raise ConfigError(
+                    f"routing.queue_parameters: {name}: got {value:g}, expected 0 (off) or 1 (on)"
+                )
         if self.tenant_weights and not (self.queue and self.queue_parameters.get("fair")):
             raise ConfigError(
                 "routing.tenant_weights: got some, but only a fair queue weighs tenants; "

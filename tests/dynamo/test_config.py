@@ -63,6 +63,11 @@ FAIR = "routing: {queue: true, queue_parameters: {fair: 1}, "
         ("predicted: {ttl_s: 0}", "predicted.ttl_s: got 0.0, expected 0.001"),
         ("predicted: {capacity_blocks: 0}", "predicted.capacity_blocks: got 0, expected 1"),
         ("predicted: {ttl: 1}", "'ttl' is not known; did you mean 'ttl_s'?"),
+        ("routing: {queue_parameters: {kappa: 5}}", "got kappa without a queue; add --queue true"),
+        (
+            "routing: {queue: true, queue_parameters: {share_passes: 2}}",
+            "share_passes: got 2, expected 0 (off) or 1 (on)",
+        ),
         ("routing: {tenant_weights: {a: 1}}", "add --queue true --queue-parameters fair=1"),
         (FAIR + "tenant_weights: {a: 0}}", "routing.tenant_weights: a: got 0, expected 0.001"),
         (FAIR + "tenant_weights: {'': 1}}", "got the tenant '', expected a name of 1 to 128"),

@@ -444,10 +444,10 @@ def dynamo_environment(source: Source, environment: Mapping[str, str]) -> dict[s
 
 
 def check_policies(config: Config) -> None:
-    """Refuse a policy that does not exist before anything starts; the gateway would later.
+    """Refuse what the gateway would refuse before anything starts; a policy with its setting.
 
     Raises:
-        ConfigError: names the setting, the policy and what there is.
+        ConfigError: names the setting, what was got and what there is.
     """
     from wardrop import _core  # pyright: ignore
 
@@ -461,6 +461,10 @@ def check_policies(config: Config) -> None:
             cast(Any, _core).Router(16, name, **policy)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{setting}: {error}") from error
+    try:
+        _core.Gateway(config.gateway_json([]))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def run_server(config: Config, frontend_arguments: Sequence[str]) -> int:
