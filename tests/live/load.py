@@ -68,9 +68,9 @@ class Load:
 
 
 class Mixed(Load):
-    """Seven short prompts, then a long one; none shares anything."""
+    """Seven short prompts, then one thirty times as long; none shares anything."""
 
     def prompt(self, number: int) -> list[int]:
         """Tokens of the request with this number."""
-        tokens = self.tokens if number % 8 else 12 * self.tokens
+        tokens = self.tokens if number % 8 else 30 * self.tokens
         return [300 + (number * 7919 + i * 31 + i * i) % 7000 for i in range(tokens)]
