@@ -1,4 +1,4 @@
-//! Counts as floats, exactly, and cheap where several are converted at a time.
+//! Counts as floats, exactly, and cheap where several are converted at a time; floats as keys, in their order.
 
 /// A count below 2³¹: the conversion of signed numbers is one instruction, that of unsigned ones five.
 #[inline(always)]
@@ -16,6 +16,12 @@ pub fn large_f64(count: u64) -> f64 {
         "a count of tokens or blocks in flight must be below 2⁵²"
     );
     f64::from_bits(count | TWO_52.to_bits()) - TWO_52
+}
+
+/// Finite numbers in their order, as bits.
+pub fn ordered(value: f64) -> u64 {
+    let bits = value.to_bits();
+    if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ pub use truth::EngineQueue;
 use truth::{Prompts, Truth};
 
 use crate::error::Error;
+use crate::exact::ordered;
 use crate::index::Slot;
 use crate::latency::{FleetCurves, FleetRecord, Learning, Prior, WorkerCurves};
 use crate::request::RequestId;
@@ -169,7 +170,7 @@ pub struct Ledger {
     entries: FxHashMap<RequestId, Entry>,
     /// In order of expiry, since every booking lives equally long. What ended early stays until it comes up or is too many.
     expiry: VecDeque<(f64, RequestId)>,
-    /// Bookings whose first token nobody tells of, by when it is expected. Those that ended stay until then.
+    /// Bookings whose first token nobody tells of, by when it is expected; until then.
     silent: BTreeSet<(u64, RequestId)>,
     /// Share of the last bookings, of those whose first token should have been told, of which it was.
     told: f64,
@@ -266,7 +267,9 @@ impl Ledger {
     /// Closes an account; `bookings` are its open ones. O(bookings).
     pub fn remove_worker(&mut self, slot: Slot, bookings: &[RequestId]) {
         for request in bookings {
-            self.entries.remove(request);
+            if let Some(entry) = self.entries.remove(request) {
+                self.silent.remove(&(ordered(entry.due_s), *request));
+            }
         }
         self.accounts[slot.index()] = Account::default();
         self.curves.remove(slot.index());
@@ -427,10 +430,12 @@ impl Ledger {
     pub fn in_one_piece(&mut self, request: RequestId) {
         if let Some(entry) = self.entries.get_mut(&request) {
             entry.in_one_piece = true;
-            self.silent.insert((entry.due_s.to_bits(), request));
-            let due = &mut self.accounts[entry.slot.index()].due;
-            due.retain(|&(_, other)| other != request);
+            self.silent.insert((ordered(entry.due_s), request));
             let slot = entry.slot;
+            let due = &mut self.accounts[slot.index()].due;
+            if due.back().is_some_and(|&(_, last)| last == request) {
+                due.pop_back();
+            }
             self.stand(slot);
         }
     }
@@ -505,6 +510,9 @@ impl Ledger {
     fn end(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         if let Some(entry) = self.entries.remove(&request) {
             self.settle(&entry, kv_tokens, outcome, now_s);
+            if entry.in_one_piece {
+                self.silent.remove(&(ordered(entry.due_s), request));
+            }
             self.forget_due(entry.slot);
             self.stand(entry.slot);
         }
@@ -563,15 +571,15 @@ impl Ledger {
         }
     }
 
-    /// Drops entries whose booking expired at or before `now_s`. Those whose prefill is over by now, as far as can be expected:
-    /// nobody will tell of their first token.
+    /// Drops entries whose booking expired at or before `now_s`. Returns those whose prefill counts as over from now on, because
+    /// nobody will tell of their first token and it was expected by now.
     pub fn expire(&mut self, now_s: f64) -> Vec<RequestId> {
         let mut assumed = Vec::new();
         while let Some(&(due, request)) = self.silent.first()
-            && due <= now_s.to_bits()
+            && due <= ordered(now_s)
         {
             self.silent.pop_first();
-            assumed.extend(self.assume_prefill_done(request, due, now_s).then_some(request));
+            assumed.extend(self.assume_prefill_done(request, now_s).then_some(request));
         }
         while self.expiry.front().is_some_and(|&(at_s, _)| at_s <= now_s) {
             if let Some((at_s, request)) = self.expiry.pop_front()
@@ -587,13 +595,11 @@ impl Ledger {
         assumed
     }
 
-    fn assume_prefill_done(&mut self, request: RequestId, due: u64, now_s: f64) -> bool {
-        let Some(entry) = self.entries.get_mut(&request) else {
+    fn assume_prefill_done(&mut self, request: RequestId, now_s: f64) -> bool {
+        let waiting = self.entries.get_mut(&request);
+        let Some(entry) = waiting.filter(|entry| entry.first.is_none()) else {
             return false;
         };
-        if !entry.in_one_piece || entry.first.is_some() || entry.due_s.to_bits() != due {
-            return false;
-        }
         let account = &mut self.accounts[entry.slot.index()];
         account.advance(now_s);
         account.prefill_over(entry);

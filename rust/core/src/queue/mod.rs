@@ -41,11 +41,12 @@ use std::collections::{BTreeSet, VecDeque};
 use rustc_hash::FxHashMap;
 
 pub use config::QueueConfig;
-use order::{Order, ordered};
+use order::Order;
 use waiting::Entry;
 pub use waiting::{Cause, Dispatch, Limit, Offer, QueuedRequest, Tenant};
 
 use crate::error::Error;
+use crate::exact::ordered;
 use crate::ledger::Pressure;
 use crate::matched::{Ahead, Matched};
 use crate::request::{Choice, RequestId};

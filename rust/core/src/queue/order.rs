@@ -5,13 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::exact::ordered;
 use crate::request::RequestId;
-
-/// Finite numbers in their order, as bits.
-pub(super) fn ordered(value: f64) -> u64 {
-    let bits = value.to_bits();
-    if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
-}
 
 /// See the module. Invariant: the window holds the first `min(K, len)` of the line, sorted by key, then by id.
 #[derive(Debug, Default)]
