@@ -36,15 +36,16 @@ def background(
     count: int,
     answers: list[Any],
     headers: dict[str, str] | None = None,
+    stream: bool = True,
 ) -> list[threading.Thread]:
     """Clients that ask at once, each with a thread; what they get is appended to `answers`.
 
-    They ask for a stream: of an answer in one piece nobody would tell the first token, and its
-    prefill would count as over when it is expected to be.
+    Without `stream` nobody tells the first token: the prefill counts as over when it is expected
+    to be, and the worker has room again.
     """
 
     def ask() -> None:
-        answers.append(running.complete(list(range(64)), headers=headers, stream=True))
+        answers.append(running.complete(list(range(64)), headers=headers, stream=stream))
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:

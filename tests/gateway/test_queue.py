@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import threading
 
 import pytest
 from tests.gateway.held import background, wait_for, waits
@@ -44,13 +43,7 @@ def test_request_waits_until_its_worker_has_room(upstream, serve, engines):
 def test_answer_in_one_piece_does_not_close_its_worker_until_its_end(upstream, serve, engines):
     running = start(serve, backlog_s=1e-9)
     answers: list = []
-
-    def ask():
-        answers.append(running.complete(list(range(64))))
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
+    threads = background(running, 3, answers, stream=False)
     # No engine has answered: each goes out once the prefill before it is expected to be over.
     wait_for(lambda: len(upstream.seen) == 3)
     assert running.metric("queue_placed_total", reason="room") == 3

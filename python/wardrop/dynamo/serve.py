@@ -443,7 +443,7 @@ def dynamo_environment(source: Source, environment: Mapping[str, str]) -> dict[s
     return changed
 
 
-def check_policies(config: Config) -> None:
+def check_gateway(config: Config) -> None:
     """Refuse what the gateway would refuse before anything starts; a policy with its setting.
 
     Raises:
@@ -462,6 +462,7 @@ def check_policies(config: Config) -> None:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{setting}: {error}") from error
     try:
+        # Made and dropped: it does not listen before `start`.
         _core.Gateway(config.gateway_json([]))
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -469,7 +470,7 @@ def check_policies(config: Config) -> None:
 
 def run_server(config: Config, frontend_arguments: Sequence[str]) -> int:
     """Serve until SIGTERM or SIGINT; the exit code of `wardrop dynamo`."""
-    check_policies(config)
+    check_gateway(config)
 
     async def run() -> int:
         return await Server(config, frontend_arguments, os.environ).run()

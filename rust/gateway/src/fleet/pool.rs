@@ -221,13 +221,7 @@ impl WorkerPool {
     /// The connection to an instance's own feed broke: none of its ranks is chosen until it is seen alive.
     pub fn lost(&self, instance: u64, now_s: f64) {
         let mut state = self.state.lock();
-        let ids: Vec<WorkerId> = state
-            .workers
-            .keys()
-            .filter(|id| id.instance == instance)
-            .copied()
-            .collect();
-        for id in ids {
+        for id in state.ranks_of(instance) {
             if let Some(known) = state.workers.get_mut(&id) {
                 known.health.fail(now_s);
             }

@@ -141,12 +141,7 @@ impl WorkerPool {
     /// Forgets an instance with its ranks; whether it was known.
     pub fn remove(&self, instance: u64) -> Result<bool, GatewayError> {
         let mut state = self.state.lock();
-        let gone: Vec<WorkerId> = state
-            .workers
-            .keys()
-            .filter(|id| id.instance == instance)
-            .copied()
-            .collect();
+        let gone = state.ranks_of(instance);
         for id in &gone {
             state.remove(*id)?;
         }
@@ -156,6 +151,12 @@ impl WorkerPool {
 }
 
 impl State {
+    /// The registered ranks of an instance.
+    pub(super) fn ranks_of(&self, instance: u64) -> Vec<WorkerId> {
+        let ids = self.workers.keys().filter(|id| id.instance == instance);
+        ids.copied().collect()
+    }
+
     fn add(&mut self, id: WorkerId, spec: WorkerSpec, ranks: u32) -> Result<(), Error> {
         if let Some(worker) = self.workers.get_mut(&id)
             && worker.spec == spec
