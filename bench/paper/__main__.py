@@ -1,7 +1,7 @@
 """`python -m bench.paper poa|regimes|guard|adaptive|sweep|winnable|live`: run one, draw it.
 
 Needs `WARDROP_SHARED` (timing tables and traces). Figures go to bench/results/paper/*.json,
-pictures to docs/paper/img/*.png; `--draw` only draws what was run before.
+pictures to docs/reports/paper/img/*.png; `--draw` only draws what was run before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     names = ("poa", "regimes", "guard", "adaptive", "sweep", "winnable", "live")
     parser.add_argument("experiment", choices=names)
-    parser.add_argument("--seeds", type=int, help="repetitions; by default as in docs/paper")
+    parser.add_argument(
+        "--seeds", type=int, help="repetitions; by default as in docs/reports/paper"
+    )
     parser.add_argument("--requests", type=int, default=2000, help="per point of a closed loop")
     parser.add_argument("--seconds", type=float, default=12.0, help="per point of `live`")
     parser.add_argument("--draw", action="store_true", help="only draw the last figures")

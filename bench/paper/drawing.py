@@ -35,7 +35,7 @@ def axes(rows: int, columns: int, width: float = 4.0, height: float = 3.1) -> tu
 
 
 def save(figure: Any, name: str) -> Path:
-    """Write docs/paper/img/NAME.png."""
+    """Write docs/reports/paper/img/NAME.png."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     path = PICTURES / f"{name}.png"
     figure.savefig(path, dpi=110)

@@ -18,7 +18,7 @@ from wardrop.replay.timing import Timing
 
 SHARED = Path(os.environ.get("WARDROP_SHARED", "../shared"))
 RESULTS = Path("bench/results/paper")
-PICTURES = Path("docs/paper/img")
+PICTURES = Path("docs/reports/paper/img")
 
 TABLES = {"70B": "llama70b_tp4_b200.npz", "340B stand-in": "llama405b_tp8_b200.npz"}
 PAPER_FLEETS = {

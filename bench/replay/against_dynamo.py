@@ -102,7 +102,7 @@ def ours(workload: Workload, setting: Setting, policy: str, seed: int) -> tuple[
         kv_bytes_per_token=KV_BYTES_PER_TOKEN,
     )
     if isinstance(setting.workers, tuple):
-        # What 1.4.2 does, and real engines do not: see docs/validation.md.
+        # What 1.4.2 does, and real engines do not: see docs/reports/simulator-validation.md.
         engine = replace(engine, prefill_answers=setting.prefill_answers)
         link = Transfer(BANDWIDTH_GBPS * 1e9, 0.0, contention=False)
         fleet = Fleet.split(*setting.workers, engine=engine, transfer=link)

@@ -5,7 +5,8 @@
 Each arm of the demo (Dynamo's round robin, its KV router, Wardrop) is started cold in a network of
 its own and driven in real time with the demo's conversations; then the same turns, with the same
 think times, engine arguments and timing table, go through the simulator under `round_robin`,
-`dynamo` and Wardrop's policy. Printed side by side; docs/validation.md says what differs and why.
+`dynamo` and Wardrop's policy. Printed side by side; docs/reports/simulator-validation.md says
+what differs and why.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Markdown tables and SVG pictures from the JSON of a sweep, for docs/replay.md.
+"""Markdown tables and SVG pictures from the JSON of a sweep, for docs/reports/replay.md.
 
 `python bench/replay/pictures.py SWEEP.json NAME FOLDER` writes NAME-*.svg, NAME.md (every figure),
-and prints what docs/replay.md shows: policies down, loads across, with half the range over seeds.
+and prints the tables of docs/reports/replay.md: policies down, loads across, with half the range
+over seeds.
 """
 
 from __future__ import annotations

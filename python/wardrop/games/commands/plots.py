@@ -15,14 +15,14 @@ from wardrop.games.errors import GameError
 def plots(
     out: Annotated[
         Path, typer.Option(envvar="WARDROP_PLOT_DIR", help="Folder to write to.")
-    ] = Path("docs/games/img"),
+    ] = Path("docs/explanation/games/img"),
     only: Annotated[
         str | None, typer.Option(envvar="WARDROP_PLOT_ONLY", help="One picture, by file name.")
     ] = None,
 ) -> None:
-    """Redraw the pictures of docs/games from fresh runs (needs the `plot` extra; about a minute).
+    """Redraw the pictures of docs/explanation/games from fresh runs (needs the `plot` extra; about a minute).
 
-    Example: `wardrop games plots --out docs/games/img`
+    Example: `wardrop games plots --out docs/explanation/games/img`
     """
     from wardrop.games.plots import PICTURES
 
