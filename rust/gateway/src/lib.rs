@@ -8,7 +8,6 @@
 //! All async code and all I/O of the project live in this crate; the decision itself is [`wardrop_core::Router`].
 
 pub mod config;
-pub mod drive;
 mod error;
 mod feed;
 mod fleet;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use wardrop_gateway::drive::{Drive as Native, DriveError, Plan, Planned, Release};
+use wardrop_drive::{Drive as Native, DriveError, Plan, Planned, Release};
 
 fn raise(error: &DriveError) -> PyErr {
     match error {

@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::plan::Target;
-use super::record::{Outcome, Record, Tallies};
-use super::sse::Scanner;
+use crate::plan::Target;
+use crate::record::{Outcome, Record, Tallies};
+use crate::sse::Scanner;
 
 /// An unstreamed answer longer than this is broken off.
 const MAX_ANSWER_BYTES: usize = 64 << 20;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::sse::Facts;
+use crate::sse::Facts;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

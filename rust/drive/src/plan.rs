@@ -5,7 +5,7 @@ use http_body_util::Full;
 use hyper::Request;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 
-use super::DriveError;
+use crate::DriveError;
 
 /// Most requests in one plan: a record is about 150 bytes, and a report is read as a whole.
 pub const MAX_REQUESTS: usize = 1_000_000;
