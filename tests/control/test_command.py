@@ -2,8 +2,8 @@
 
 from typer.testing import CliRunner
 
+from wardrop.commands.audit import app
 from wardrop.control import AuditLog, Record
-from wardrop.control.command import app
 
 
 def test_audit_prints_what_happened_and_why(tmp_path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from wardrop.demo.command import doubts
+from wardrop.commands.demo import doubts
 from wardrop.demo.figures import Curves, Figures
 from wardrop.demo.picture import DARK, LIGHT, draw_png
 from wardrop.demo.report import html

@@ -31,7 +31,36 @@ def test_help_lists_subcommands_and_imports_neither_typer_nor_dynamo():
 def test_unknown_subcommand_names_the_nearest():
     run = wardrop("dynmo")
     assert run.returncode == 2
-    assert "did you mean 'dynamo'?" in run.stderr
+    assert "Did you mean 'dynamo'" in run.stderr
+
+
+def test_shell_completion_knows_subcommands_and_their_options():
+    def complete(line: str) -> list[str]:
+        words = line.split(" ")
+        request = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        return wardrop(_WARDROP_COMPLETE="complete_bash", **request).stdout.split()
+
+    # `python -m wardrop` is the program `wardrop` for typer, so the variable has one name.
+    assert complete("wardrop d") == ["dynamo", "demo"]
+    assert "--roll-back" in complete("wardrop set --r")
+    assert complete("wardrop games sp") == ["split"]
+
+
+def test_version_is_an_attribute_and_an_option():
+    import wardrop as package
+
+    assert wardrop("--version").stdout.split() == ["wardrop", package.__version__]
+
+
+def test_a_missing_package_names_the_extra_to_install():
+    script = (
+        "import sys; sys.modules['aiohttp'] = None; from wardrop.cli import main\n"
+        "main(['dynamo', '--upstream', 'http://127.0.0.1:1'])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert "pip install 'wardrop[dynamo]'" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_every_flag_shows_its_variable_and_default():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from wardrop.games.cli import app
+from wardrop.commands.games import app
 
 RUN = CliRunner()
 COMMANDS = ["split", "caching", "routing", "poa", "coupled", "plots"]

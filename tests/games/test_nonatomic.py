@@ -6,7 +6,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from wardrop.games.commands.poa import load_curve
 from wardrop.games.errors import GameError, NotConvexError
 from wardrop.games.routing import (
     MM1,
@@ -22,6 +21,7 @@ from wardrop.games.routing import (
     pigou_tolls,
     price_of_anarchy,
 )
+from wardrop.games.routing.load_curve import load_curve
 
 
 def random_game(seed: int, family: str) -> NonatomicGame:

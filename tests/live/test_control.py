@@ -11,7 +11,7 @@ import pytest
 from tests.live.load import Load
 from tests.live.router import Router, running, wait_until
 
-from wardrop.control.client import AdminError, ask
+from wardrop.commands.admin_client import AdminError, ask
 from wardrop.control.regime import Regime
 from wardrop.dynamo.embedded import Fleet, FleetSpec
 from wardrop.dynamo.ports import free_port

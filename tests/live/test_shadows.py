@@ -12,8 +12,8 @@ from tests.live.load import Load, Mixed
 from tests.live.router import Router, running, wait_until
 from typer.testing import CliRunner
 
-from wardrop.control import shadows_command
-from wardrop.control.client import ask
+from wardrop.commands import shadows as shadows_command
+from wardrop.commands.admin_client import ask
 from wardrop.dynamo.embedded import Fleet, FleetSpec
 from wardrop.dynamo.ports import free_port
 

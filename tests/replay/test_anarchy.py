@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from wardrop.commands.replay import app
 from wardrop.replay import Fleet, Slo, simulate
 from wardrop.replay.anarchy import combined
-from wardrop.replay.command import app
 from wardrop.replay.generate import generate
 from wardrop.replay.report import html
 from wardrop.replay.run import Policy

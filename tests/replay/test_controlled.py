@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from wardrop.commands.replay import app
 from wardrop.control import GuardSettings, Record, Settings
 from wardrop.replay import Engine, Fleet, Policy, ReplayError, affine, simulate
-from wardrop.replay.command import app
 from wardrop.replay.controlled import ControlledRun
 from wardrop.replay.generate import prefixes
 from wardrop.replay.workload import Workload

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from wardrop.commands.replay import app
 from wardrop.replay import Fleet, Policy, ReplayError
 from wardrop.replay import sweep as sweeps
 from wardrop.replay.chart import heat_ramp, png
-from wardrop.replay.command import app
 from wardrop.replay.generate import generate
 from wardrop.replay.report import html, verdict
 from wardrop.replay.run import Slo

@@ -12,8 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from wardrop._core import Gateway
-from wardrop.control import AuditLog, Door, curves_command, set_command, shadows_command
-from wardrop.control import command as audit_command
+from wardrop.commands import audit as audit_command
+from wardrop.commands import curves as curves_command
+from wardrop.commands import set as set_command
+from wardrop.commands import shadows as shadows_command
+from wardrop.control import AuditLog, Door
 from wardrop.service.admin import Admin
 from wardrop.service.keeper import CurveKeeper
 

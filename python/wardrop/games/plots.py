@@ -22,7 +22,6 @@ from wardrop.games.caching.graphs import (
     star_graph,
 )
 from wardrop.games.caching.topology import Topology
-from wardrop.games.commands.poa import load_curve
 from wardrop.games.coupled.advice import advise, example_fleet, rest_point
 from wardrop.games.coupled.loop import run_loop
 from wardrop.games.coupled.planner import Planner
@@ -33,6 +32,7 @@ from wardrop.games.resource.split import SplitChoice, choose_split, every_split
 from wardrop.games.resource.timing import builtin_timing
 from wardrop.games.routing.anarchy import analyse_large
 from wardrop.games.routing.instances import random_frozen
+from wardrop.games.routing.load_curve import load_curve
 from wardrop.games.trace import Workload, generate_trace
 
 _INK, _WARM, _COOL, _SOFT = "#222222", "#c2410c", "#1d4ed8", "#9ca3af"

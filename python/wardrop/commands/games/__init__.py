@@ -1,20 +1,19 @@
-"""`wardrop games`: the three games from the command line.
+"""`wardrop games`: one command per question about the three games of disaggregated inference.
 
-Where it stands: the outermost layer; mounts one command a game from `commands/`. Each prints a
-short report, or JSON with `--json`, and turns a `GameError` into one line on stderr and exit code
-2.
+Each command prints a short report, or one JSON object with `--json`. A `GameError` becomes one line
+on stderr and exit code 2.
 """
 
 from __future__ import annotations
 
 import typer
 
-from wardrop.games.commands.caching import caching
-from wardrop.games.commands.coupled import coupled
-from wardrop.games.commands.plots import plots
-from wardrop.games.commands.poa import poa
-from wardrop.games.commands.routing import routing
-from wardrop.games.commands.split import split
+from wardrop.commands.games.caching import caching
+from wardrop.commands.games.coupled import coupled
+from wardrop.commands.games.plots import plots
+from wardrop.commands.games.poa import poa
+from wardrop.commands.games.routing import routing
+from wardrop.commands.games.split import split
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wardrop.control.client import AdminError, admin_url, ask
+from wardrop.commands.admin_client import AdminError, admin_url, ask
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wardrop.games.commands.report import Report, bar, exits_cleanly
+from wardrop.commands.games.report import Report, bar, exits_cleanly
 from wardrop.games.errors import GameError
 from wardrop.games.resource.attainment import Slo
 from wardrop.games.resource.queueing import Engine, QueueingSource

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from wardrop.commands.admin_client import AdminError, admin_url, ask
 from wardrop.control.audit import Record, outcomes, read_audit
-from wardrop.control.client import AdminError, admin_url, ask
 
 app = typer.Typer(add_completion=False, help=__doc__)
 _UNIX_S = 1e9

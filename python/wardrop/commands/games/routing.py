@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from wardrop.games.commands.report import Report, exits_cleanly
+from wardrop.commands.games.report import Report, exits_cleanly
 from wardrop.games.errors import GameError
 from wardrop.games.routing.anarchy import analyse, analyse_large
 from wardrop.games.routing.bounds import atomic_affine

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wardrop.games.commands.report import exits_cleanly
+from wardrop.commands.games.report import exits_cleanly
 from wardrop.games.errors import GameError
 
 

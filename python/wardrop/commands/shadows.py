@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from wardrop.commands.admin_client import AdminError, admin_url, ask
 from wardrop.control import shadows as told
-from wardrop.control.client import AdminError, admin_url, ask
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from wardrop.commands.games.report import Report, exits_cleanly
+from wardrop.commands.games.split import trace_or_generated
 from wardrop.games.caching.demand import FleetCaches, game_of, judge_placement, replay_caches
 from wardrop.games.caching.topology import Topology
-from wardrop.games.commands.report import Report, exits_cleanly
-from wardrop.games.commands.split import trace_or_generated
 from wardrop.games.errors import GameError
 
 _ASSUMPTIONS = (

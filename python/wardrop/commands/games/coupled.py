@@ -8,8 +8,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from wardrop.games.commands.report import Report, exits_cleanly
-from wardrop.games.commands.split import timing_or_builtin
+from wardrop.commands.games.report import Report, exits_cleanly
+from wardrop.commands.games.split import timing_or_builtin
 from wardrop.games.coupled.advice import Advice, StabilityMap, advise, rest_point, stability_map
 from wardrop.games.coupled.loop import Fleet
 from wardrop.games.errors import GameError

@@ -1,0 +1,39 @@
+"""The subcommands of `wardrop`: one module per subcommand, each with a typer application `app`.
+
+This module imports nothing heavy: `wardrop --help` prints `SUBCOMMANDS` and costs little more than
+the start of an interpreter. `wardrop.commands.tree` makes the tree of commands from the same table.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Subcommand(NamedTuple):
+    """One subcommand of `wardrop`.
+
+    Attributes:
+        module: Full name of the module with the typer application `app`.
+        summary: One line for the help text.
+        extras: Extras of the package `wardrop` that the subcommand imports, with commas between.
+    """
+
+    module: str
+    summary: str
+    extras: str = ""
+
+
+SUBCOMMANDS = {
+    "dynamo": Subcommand(
+        "wardrop.commands.dynamo", "route requests in front of NVIDIA Dynamo", "dynamo"
+    ),
+    "demo": Subcommand(
+        "wardrop.commands.demo", "compare routers on a real Dynamo, mock workers", "dynamo,plot"
+    ),
+    "replay": Subcommand("wardrop.commands.replay", "run traces through the router in a simulator"),
+    "set": Subcommand("wardrop.commands.set", "change settings of a running router, or undo it"),
+    "curves": Subcommand("wardrop.commands.curves", "learned latency curves of a router", "plot"),
+    "shadows": Subcommand("wardrop.commands.shadows", "estimates for policies not in force"),
+    "audit": Subcommand("wardrop.commands.audit", "print changes of settings: who, when and why"),
+    "games": Subcommand("wardrop.commands.games", "the routing games: analysis and plots", "plot"),
+}
