@@ -95,8 +95,8 @@ shipped: setup ## put the build that `make wheel` ships into .venv, to measure i
 bench: shipped ## measure core and gateway beside their baselines, as shipped; results in bench/results
 	$(PY) -m bench.core
 	$(PY) -m bench.gateway
-	for part in unique shared; do cargo run --profile dist --locked -p wardrop-core --example footprint -- $$part; done
-	for blocks in 1 4 64; do cargo run --profile dist --locked -p wardrop-engines --example frames -- $$blocks 2000000; done
+	for part in unique shared; do cargo bench --profile dist --locked -p wardrop-core --bench footprint -- $$part; done
+	for blocks in 1 4 64; do cargo bench --profile dist --locked -p wardrop-engines --bench frames -- $$blocks 2000000; done
 	$(PY) -m bench.core.matrix
 
 .PHONY: gate
@@ -105,8 +105,8 @@ gate: $(STAMPS)/venv ## instruction counts of fixed cases against their baseline
 
 .PHONY: soak
 soak: $(STAMPS)/toolchain ## does memory stay flat? 100 cycles of filling and clearing, then SOAK_MINUTES=30 of replacing
-	cargo run --release --locked -p wardrop-core --example soak -- cycles 100
-	cargo run --release --locked -p wardrop-core --example soak -- minutes $${SOAK_MINUTES:-30}
+	cargo bench --profile release --locked -p wardrop-core --bench soak -- cycles 100
+	cargo bench --profile release --locked -p wardrop-core --bench soak -- minutes $${SOAK_MINUTES:-30}
 
 # ---- shipping -------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Instruction counts of fixed cases against a committed baseline: `make gate`.
 
 Counts do not depend on what else the machine does, so they show a regression that timings on a busy
-machine hide. valgrind's callgrind counts inside one function of `rust/core/examples/counts.rs`;
+machine hide. valgrind's callgrind counts inside one function of `rust/core/benches/counts.rs`;
 without valgrind the gate says so and checks nothing. A new baseline: `make gate RECORD=--record`,
 with the reason in the commit.
 """
@@ -22,8 +22,8 @@ OTHER_COMPILER_TOLERANCE = 0.15
 
 
 def built() -> str:
-    """Path of the built example."""
-    command = ["cargo", "build", "--release", "--locked", "-p", "wardrop-core", "--example"]
+    """Path of the built benchmark program."""
+    command = ["cargo", "build", "--release", "--locked", "-p", "wardrop-core", "--bench"]
     command += ["counts", "--message-format=json"]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     programs = (json.loads(line).get("executable") for line in lines if line.startswith("{"))

@@ -1,8 +1,7 @@
-//! Times of the core's operations with confidence intervals: `cargo bench -p wardrop-core`.
+//! Times of the core's operations, with confidence intervals: `cargo bench -p wardrop-core --bench core`.
 //!
-//! For work on one machine; what is compared with Dynamo is in `bench/core`, what guards against regressions is `make gate`.
+//! These times serve work on one machine. `bench/core` compares with Dynamo, and `make gate` guards against regressions.
 
-#[path = "../examples/fixture/mod.rs"]
 mod fixture;
 
 use std::hint::black_box;

@@ -1,7 +1,7 @@
-//! What a decision costs as the fleet grows: `cargo run --release -p wardrop-core --example decide [-- POLICY …]`.
+//! Time of a decision as the fleet grows: `cargo bench -p wardrop-core --bench decide [-- POLICY …]`.
 //!
-//! Match, price and pick of a prompt of 128 blocks, per policy, over fleets that are idle or have two requests in flight on
-//! every worker. Prints the median of batches, and the slope per worker between the two largest fleets.
+//! Match, price and pick of a prompt of 128 blocks, per policy. Workers are idle or have two requests in flight each.
+//! Prints the median of batches, and the slope per worker between the two largest fleets.
 
 mod fixture;
 
@@ -15,20 +15,21 @@ const DEPTH: usize = 128;
 const FLEETS: [u64; 4] = [8, 64, 512, 4096];
 const BATCHES: usize = 41;
 
+/// Workers that hold the prompt.
 #[derive(Clone, Copy, PartialEq)]
-enum Held {
-    Nobody,
+enum Holders {
+    None,
     One,
     All,
 }
 
-fn router(policy: &str, workers: u64, held: Held, loaded: bool) -> Router {
+fn router(policy: &str, workers: u64, holders: Holders, loaded: bool) -> Router {
     let policy = PolicyConfig::from_name(policy, &serde_json::Map::new()).expect("the policy exists");
     let router = fleet(RouterConfig::new(16).with_policy(policy), workers);
-    let holders = match held {
-        Held::Nobody => 0,
-        Held::One => 1,
-        Held::All => workers,
+    let holders = match holders {
+        Holders::None => 0,
+        Holders::One => 1,
+        Holders::All => workers,
     };
     for worker in 0..holders {
         router
@@ -76,14 +77,22 @@ fn decision_ns(router: &Router) -> f64 {
 }
 
 fn main() {
-    println!("policy, fleet, held by: ns at W = {FLEETS:?}, ns per worker between the last two");
-    let asked: Vec<String> = std::env::args().skip(1).collect();
+    println!("policy, fleet, holders: ns at W = {FLEETS:?}, ns per worker between the last two");
+    // `cargo bench` adds `--bench` to the arguments.
+    let asked: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|name| name != "--bench")
+        .collect();
     let policies = ["dynamo", "toll", "lmetric", "round_robin"];
     let is_asked = |policy: &&str| asked.is_empty() || asked.iter().any(|name| name == policy);
     for policy in policies.into_iter().filter(is_asked) {
         for loaded in [false, true] {
-            for (name, held) in [("nobody", Held::Nobody), ("one", Held::One), ("all", Held::All)] {
-                let ns = FLEETS.map(|workers| decision_ns(&router(policy, workers, held, loaded)));
+            for (name, holders) in [
+                ("none", Holders::None),
+                ("one", Holders::One),
+                ("all", Holders::All),
+            ] {
+                let ns = FLEETS.map(|workers| decision_ns(&router(policy, workers, holders, loaded)));
                 let slope = (ns[3] - ns[2]) / (FLEETS[3] - FLEETS[2]) as f64;
                 let load = if loaded { "loaded" } else { "idle" };
                 println!("{policy:12} {load:7} {name:7} {ns:>9.0?} {slope:>7.2}");

@@ -1,7 +1,7 @@
-//! How fast vLLM's frames come into the index, without Python: `frames [blocks per frame, default 1] [blocks, default 1000000]`.
+//! Blocks per second from vLLM's event frames into the index, without Python. Prints JSON.
 //!
-//! Conversations of 512 blocks, frame by frame, in turns: as an engine writes them while it decodes. Prints JSON; seconds are of the
-//! processor.
+//! `cargo bench -p wardrop-engines --bench frames -- [BLOCKS_PER_FRAME] [BLOCKS]`, by default 1 and 1,000,000.
+//! 32 conversations of 512 blocks each grow in turns, frame by frame, as an engine writes them while it decodes.
 
 use wardrop_core::{BlockHasher, HashMode, Router, RouterConfig, WorkerId, WorkerSpec};
 use wardrop_engines::Feed;
@@ -10,7 +10,7 @@ const BLOCK_SIZE: usize = 16;
 const DEPTH: u64 = 512;
 const CONVERSATIONS: u64 = 32;
 
-/// Processor seconds of this process, in steps of 10 ms.
+/// Processor seconds of this process, in steps of 10 ms. Unlike wall time, other processes do not add to it.
 fn processor_s() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit(") ").next().unwrap_or_default();
@@ -22,7 +22,7 @@ fn processor_s() -> f64 {
     ticks.sum::<f64>() / 100.0
 }
 
-/// A frame that stores blocks `from` to `to` of a conversation, in the array form.
+/// A frame in vLLM's array form that stores blocks `from..to` of conversation `of`.
 fn frame(of: u64, from: u64, to: u64) -> Vec<u8> {
     let name = |at: u64| of * 1_000_003 + at + 1;
     let mut bytes = Vec::new();
@@ -59,6 +59,7 @@ fn frame(of: u64, from: u64, to: u64) -> Vec<u8> {
 fn main() {
     let mut arguments = std::env::args()
         .skip(1)
+        .filter(|argument| argument != "--bench") // `cargo bench` adds it
         .map(|text| text.parse().expect("must be a number"));
     let (per_frame, blocks) = (
         arguments.next().unwrap_or(1).clamp(1, DEPTH),
@@ -70,7 +71,7 @@ fn main() {
         .add_worker(worker, WorkerSpec::default())
         .expect("ids are distinct");
     let hasher = BlockHasher::new(HashMode::Xxh3, BLOCK_SIZE as u32);
-    // All frames before the clock starts: it ticks every 10 ms only.
+    // All frames exist before the clock starts, because the clock ticks only every 10 ms.
     let mut frames: Vec<Vec<u8>> = Vec::new();
     for first in (0..blocks / DEPTH).step_by(CONVERSATIONS as usize) {
         for from in (0..DEPTH).step_by(per_frame as usize) {

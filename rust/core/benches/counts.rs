@@ -1,7 +1,7 @@
-//! Fixed cases for instruction counts: what `python -m bench.core.gate` runs under callgrind.
+//! Fixed cases for instruction counts: `make gate` runs this program under valgrind's callgrind.
 //!
-//! `counts CASE` makes the state and calls [`measured`] with the work; callgrind collects only inside of that.
-//! `counts` alone lists the cases.
+//! `counts CASE` prepares the state and then does the work inside [`measured`], the only function that callgrind counts.
+//! Without an argument the program lists the cases.
 
 mod fixture;
 
@@ -30,7 +30,7 @@ const CASES: [&str; 13] = [
     "remove_half",
 ];
 
-/// Where instructions are counted: by name, so it must stay a function of its own.
+/// Callgrind finds this function by its name, so the compiler must not inline it.
 #[inline(never)]
 fn measured<T>(work: impl FnOnce() -> T) -> T {
     black_box(work())
@@ -76,13 +76,25 @@ fn hashing(case: &str) {
     }
 }
 
-/// Workers, blocks of the prompt, how many hold it.
-const fn shape(case: &str) -> (u64, usize, u64) {
-    match case.as_bytes() {
+/// Size of a routing case.
+struct Shape {
+    workers: u64,
+    prompt_blocks: usize,
+    /// Workers that hold the whole prompt.
+    holders: u64,
+}
+
+const fn shape(case: &str) -> Shape {
+    let (workers, prompt_blocks, holders) = match case.as_bytes() {
         b"route_all_holders" => (64, 1024, 64),
         b"route_4096_workers" => (4096, 128, 4096),
         b"route_miss" => (64, 1024, 0),
         _ => (64, 1024, 1),
+    };
+    Shape {
+        workers,
+        prompt_blocks,
+        holders,
     }
 }
 
@@ -92,7 +104,11 @@ fn routing(case: &str) {
     } else {
         PredictedUse::Off
     };
-    let (workers, depth, holders) = shape(case);
+    let Shape {
+        workers,
+        prompt_blocks,
+        holders,
+    } = shape(case);
     let router = fleet(workers, predicted);
     for of in 0..64 {
         let event = stored(&chain(1000 + of, 512));
@@ -100,7 +116,7 @@ fn routing(case: &str) {
             .apply(WorkerId::new(of % workers, 0), &event)
             .expect("a chain can be stored");
     }
-    let locals = chain(1, depth);
+    let locals = chain(1, prompt_blocks);
     for worker in 0..holders {
         router
             .apply(WorkerId::new(worker, 0), &stored(&locals))
@@ -151,7 +167,7 @@ fn writing(case: &str) {
             .iter()
             .map(|locals| {
                 let KvEvent::Removed { mut blocks, tier } = removed(locals) else {
-                    unreachable!("it removes")
+                    unreachable!("`removed` returns a removed event")
                 };
                 blocks.drain(..256);
                 KvEvent::Removed { blocks, tier }

@@ -1,13 +1,21 @@
-//! What the core costs: bytes per (block, worker) by resident memory, events per second, time of a decision on a large
-//! index, and whether memory stays flat under churn. Prints JSON.
+//! Cost of a large index: bytes per (block, worker), events per second, nanoseconds per decision. Prints JSON.
 //!
-//! `cargo run --release -p wardrop-core --example footprint -- unique|shared|churn|restart [blocks]` (default 5,000,000): one part per
-//! process, since memory that was freed is counted as resident still.
+//! `cargo bench -p wardrop-core --bench footprint -- PART [BLOCKS]`, 5,000,000 blocks by default. PART is one of:
+//!
+//! * `unique`: each block on one of 64 workers; memory, event rate and decision times.
+//! * `shared`: each block on all 64 workers; memory and event rate.
+//! * `churn`: 20 cycles of filling and clearing; growth of resident memory.
+//! * `restart`: bytes and processor seconds to save an index and to restore it.
+//!
+//! One process measures one part, because freed memory still counts as resident.
 
 mod fixture;
+#[path = "fixture/resident.rs"]
+mod resident;
 
 use std::time::Instant;
 
+use resident::resident_bytes;
 use wardrop_core::rng::Rng;
 use wardrop_core::{
     DynamoConfig, KvEvent, LocalHash, PolicyConfig, RequestId, RouteRequest, Router, RouterConfig,
@@ -16,23 +24,12 @@ use wardrop_core::{
 
 const DEPTH: usize = 1024;
 
-/// Resident bytes of this process.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    status
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse::<u64>().ok())
-        .unwrap_or(0)
-        * 4096
-}
-
 fn router(workers: u64) -> Router {
     let config = RouterConfig::new(16).with_policy(PolicyConfig::Dynamo(DynamoConfig::default()));
     fixture::fleet(config, workers)
 }
 
-/// Processor seconds of this process, in steps of 10 ms: what a busy machine can not inflate.
+/// Processor seconds of this process, in steps of 10 ms. Unlike wall time, other processes do not add to it.
 fn processor_s() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit(") ").next().unwrap_or_default();
@@ -54,17 +51,24 @@ fn stored(of: u64, depth: usize) -> KvEvent {
     fixture::stored(&fixture::chain(of, depth))
 }
 
+/// Median, 99th and 99.9th percentile.
 fn percentiles_ns(mut spent: Vec<u64>) -> (u64, u64, u64) {
     spent.sort_unstable();
     let at = |share: f64| spent[((spent.len() - 1) as f64 * share) as usize];
     (at(0.5), at(0.99), at(0.999))
 }
 
-/// Fill, and measure memory and events per second. Events are made before the clock starts, in portions.
-fn fill(router: &mut Router, chains: u64, holders: u64, workers: u64) -> (f64, f64) {
-    // The events' own memory is the same before and after.
+/// Cost of filling an index.
+struct Fill {
+    bytes_per_block_worker: f64,
+    blocks_per_cpu_s: f64,
+}
+
+/// Stores every chain on `holders` workers. Builds the events before the clock starts, in portions of 512.
+fn fill(router: &Router, chains: u64, holders: u64, workers: u64) -> Fill {
+    // Events exist before the first measurement, so that their memory cancels out.
     let mut events: Vec<KvEvent> = (0..512).map(|of| stored(chains + of, DEPTH)).collect();
-    let before = resident();
+    let before = resident_bytes();
     let mut seconds = 0.0;
     for from in (0..chains).step_by(512) {
         for (of, event) in (from..chains).zip(&mut events) {
@@ -81,10 +85,14 @@ fn fill(router: &mut Router, chains: u64, holders: u64, workers: u64) -> (f64, f
         seconds += processor_s() - start;
     }
     let held = (chains * holders * DEPTH as u64) as f64;
-    (resident().saturating_sub(before) as f64 / held, held / seconds)
+    Fill {
+        bytes_per_block_worker: resident_bytes().saturating_sub(before) as f64 / held,
+        blocks_per_cpu_s: held / seconds,
+    }
 }
 
-fn decisions(router: &mut Router, chains: u64, with_sequence: bool, booked: bool) -> (u64, u64, u64) {
+/// Percentiles of the nanoseconds of a decision on chains that the index holds whole.
+fn decisions(router: &Router, chains: u64, with_sequence: bool, booked: bool) -> (u64, u64, u64) {
     let mut rng = Rng::new(7);
     let mut spent = Vec::new();
     for id in 0..20_000u64 {
@@ -107,6 +115,7 @@ fn decisions(router: &mut Router, chains: u64, with_sequence: bool, booked: bool
     percentiles_ns(spent)
 }
 
+/// Resident memory after all cycles over that of the third cycle, and blocks per cycle.
 fn churn(cycles: u64) -> (f64, u64) {
     let router = router(8);
     let mut first = 0;
@@ -118,7 +127,7 @@ fn churn(cycles: u64) -> (f64, u64) {
                 .expect("a chain can be stored");
         }
         if cycle == 2 {
-            first = resident();
+            first = resident_bytes();
         }
         for worker in 0..8 {
             router
@@ -132,13 +141,13 @@ fn churn(cycles: u64) -> (f64, u64) {
             .apply(WorkerId::new(of % 8, 0), &stored(of, DEPTH))
             .expect("a chain can be stored");
     }
-    (resident() as f64 / first as f64, 977 * DEPTH as u64)
+    (resident_bytes() as f64 / first as f64, 977 * DEPTH as u64)
 }
 
-/// Bytes of a saved index, processor seconds to save it and to restore it until it answers.
+/// Bytes of a saved index, and processor seconds to save and to restore it. Checks that the restored index answers.
 fn restart(chains: u64) -> (usize, f64, f64) {
-    let mut saved = router(64);
-    fill(&mut saved, chains, 1, 64);
+    let saved = router(64);
+    fill(&saved, chains, 1, 64);
     let start = processor_s();
     let image = saved.save_index(|_| None);
     let save_s = processor_s() - start;
@@ -157,7 +166,8 @@ fn restart(chains: u64) -> (usize, f64, f64) {
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
+    // `cargo bench` adds `--bench` to the arguments.
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let part = arguments.next().unwrap_or_default();
     let blocks: u64 = arguments
         .next()
@@ -165,11 +175,13 @@ fn main() {
     let chains = blocks / DEPTH as u64;
     match part.as_str() {
         "unique" => {
-            let mut router = router(64);
-            let (bytes, rate) = fill(&mut router, chains, 1, 64);
+            let router = router(64);
+            let filled = fill(&router, chains, 1, 64);
             println!(
-                "{{\"blocks\": {blocks}, \"bytes_per_block_worker\": {bytes:.2}, \"blocks_per_cpu_s\": {rate:.0}, \
+                "{{\"blocks\": {blocks}, \"bytes_per_block_worker\": {:.2}, \"blocks_per_cpu_s\": {:.0}, \
                  \"index_bytes_per_block\": {:.2}",
+                filled.bytes_per_block_worker,
+                filled.blocks_per_cpu_s,
                 router.snapshot().index.bytes as f64 / (chains * DEPTH as u64) as f64
             );
             for (name, with_sequence, booked) in [
@@ -177,15 +189,16 @@ fn main() {
                 ("route_with_sequence", true, false),
                 ("route_and_book", false, true),
             ] {
-                let (p50, p99, p999) = decisions(&mut router, chains, with_sequence, booked);
+                let (p50, p99, p999) = decisions(&router, chains, with_sequence, booked);
                 println!(" , \"{name}_ns\": {{\"p50\": {p50}, \"p99\": {p99}, \"p99.9\": {p999}}}");
             }
             println!("}}");
         }
         "shared" => {
-            let (bytes, rate) = fill(&mut router(64), chains, 64, 64);
+            let filled = fill(&router(64), chains, 64, 64);
             println!(
-                "{{\"blocks\": {blocks}, \"bytes_per_block_worker\": {bytes:.3}, \"blocks_per_cpu_s\": {rate:.0}}}"
+                "{{\"blocks\": {blocks}, \"bytes_per_block_worker\": {:.3}, \"blocks_per_cpu_s\": {:.0}}}",
+                filled.bytes_per_block_worker, filled.blocks_per_cpu_s
             );
         }
         "churn" => {
@@ -198,6 +211,6 @@ fn main() {
                 "{{\"blocks\": {blocks}, \"image_bytes\": {bytes}, \"save_cpu_s\": {save_s:.2}, \"restore_cpu_s\": {restore_s:.2}}}"
             );
         }
-        _ => eprintln!("expected unique, shared, churn or restart, and a number of blocks"),
+        _ => println!("usage: footprint unique|shared|churn|restart [BLOCKS], by default 5000000 blocks"),
     }
 }

@@ -1,14 +1,18 @@
-//! Does memory stay flat? `make soak`: exits with 1 when resident memory grew by more than 5 %. Prints JSON.
+//! Growth of resident memory under long churn: `make soak`. Exits with 1 on growth above 5 %. Prints JSON.
 //!
-//! `soak cycles [100]`: an index is filled with 1 M blocks and cleared, so many times.
-//! `soak minutes [30]`: prompts of a fixed live set are removed and stored anew, in random order and with holes, for so long.
-//! `soak replacements [3000000]`: the same so many times, by the index alone, with what each of its structures takes.
-//! `soak holes [3000000]`: parts of shared prompts are removed and stored again, by the index alone, so many times: the paths stay and
-//! everything on them comes and goes.
+//! * `soak cycles [100]`: fills an index with 1 M blocks and clears it, as often as the number says.
+//! * `soak minutes [30]`: removes and stores prompts of a fixed live set, in random order, for that many minutes.
+//! * `soak replacements [3000000]`: the same work without a router, with the bytes of each structure of the index.
+//! * `soak holes [3000000]`: removes and stores parts of shared prompts, without a router. The paths stay, and
+//!   their blocks come and go.
+
+#[path = "fixture/resident.rs"]
+mod resident;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use resident::resident_bytes;
 use wardrop_core::index::{Index, Slot};
 use wardrop_core::rng::Rng;
 use wardrop_core::{
@@ -18,15 +22,6 @@ use wardrop_core::{
 
 const WORKERS: u64 = 16;
 const GROWTH_MAX: f64 = 1.05;
-
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = status
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0) * 4096
-}
 
 fn router() -> Router {
     let router = Router::new(RouterConfig::new(16)).expect("the defaults are valid");
@@ -38,7 +33,7 @@ fn router() -> Router {
     router
 }
 
-/// A prompt that shares its first 64 blocks with its family.
+/// A prompt of one worker. Prompts whose numbers agree modulo 50 share their first 64 blocks.
 struct Prompt {
     worker: WorkerId,
     locals: Vec<LocalHash>,
@@ -76,7 +71,7 @@ impl Prompt {
             .expect("a prompt can be stored");
     }
 
-    /// All blocks, a few at a time, in random order.
+    /// Removed events of all blocks, 37 blocks per event, in random order.
     fn removed(&self, rng: &mut Rng) -> Vec<KvEvent> {
         let mut names: Vec<EngineHash> = self.sequence.iter().map(|name| EngineHash(name.0)).collect();
         for at in (1..names.len()).rev() {
@@ -110,7 +105,7 @@ fn finish(what: &str, steps: u64, first: u64, highest: u64, last: u64) {
     }
 }
 
-/// Memory is compared at full index, from the third cycle on.
+/// Compares memory at full index, from the third cycle on.
 fn cycles(cycles: u64) {
     let router = router();
     let (mut first, mut highest, mut last) = (0, 0, 0);
@@ -118,7 +113,7 @@ fn cycles(cycles: u64) {
         for of in 0..977 {
             Prompt::new(cycle * 1000 + of, 1024).store(&router);
         }
-        last = resident();
+        last = resident_bytes();
         if cycle < 3 {
             first = last;
         }
@@ -137,7 +132,7 @@ fn cycles(cycles: u64) {
     finish("cycles of 1 M blocks", cycles, first, highest, last);
 }
 
-/// Memory is compared from the first tenth of the time on.
+/// Compares memory from the end of the first tenth of the time on.
 fn minutes(minutes: f64) {
     let router = router();
     let mut rng = Rng::new(1);
@@ -168,7 +163,7 @@ fn minutes(minutes: f64) {
             .expect("it is booked");
         steps += 1;
         if steps.is_multiple_of(256) {
-            let now = resident();
+            let now = resident_bytes();
             if start.elapsed() < whole / 10 {
                 first = now;
             }
@@ -191,17 +186,18 @@ fn minutes(minutes: f64) {
         steps,
         first,
         highest,
-        resident(),
+        resident_bytes(),
     );
 }
 
-/// Lets `step` run so many times and compares memory from the first tenth on, with what each structure takes.
+/// Runs `step` as often as `steps` says. Compares memory from the end of the first tenth on, and prints the bytes of each
+/// structure.
 fn watch(what: &str, index: &Index, steps: u64, mut step: impl FnMut(u64)) {
     let (mut first, mut highest) = (0, 0);
     for at in 0..steps {
         step(at);
         if at % 256 == 0 || at + 1 == steps {
-            let now = resident();
+            let now = resident_bytes();
             if at < steps / 10 || first == 0 {
                 first = now;
             }
@@ -212,13 +208,13 @@ fn watch(what: &str, index: &Index, steps: u64, mut step: impl FnMut(u64)) {
             println!(
                 "{{\"steps\": {}, \"resident\": {}, \"holdings\": {}, \"index_bytes\": {}, \"footprint\": {footprint}}}",
                 at + 1,
-                resident(),
+                resident_bytes(),
                 index.held().iter().flatten().sum::<u64>(),
                 index.bytes()
             );
         }
     }
-    finish(what, steps, first, highest, resident());
+    finish(what, steps, first, highest, resident_bytes());
 }
 
 fn slot(prompt: &Prompt) -> Slot {
@@ -248,8 +244,8 @@ fn replacements(steps: u64) {
     );
 }
 
-/// 1,000 prompts that part from each other at many places; each worker stores the first blocks of one, up to anywhere, or removes
-/// blocks of one from anywhere on: all, or here and there.
+/// 1,000 prompts that diverge at many places. A worker stores a random prefix of a prompt, or removes blocks from a
+/// random place on: all of them, or a random share.
 fn holes(steps: u64) {
     const DEPTH: usize = 1024;
     let index = Index::new(u64::MAX);
@@ -269,7 +265,7 @@ fn holes(steps: u64) {
         .map(|locals| (locals.clone(), sequence_hashes(&locals)))
         .collect();
     let name = |hash: &SequenceHash| EngineHash(hash.0);
-    // What each worker has of each prompt, as far as this test knows: stored blocks are stored once.
+    // Blocks that each worker holds. This program stores each block once, so a set is enough.
     let mut held: Vec<HashSet<EngineHash>> = vec![HashSet::new(); WORKERS as usize];
     watch(
         "stores and removals on the same paths, by the index alone",
@@ -324,7 +320,8 @@ fn holes(steps: u64) {
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
+    // `cargo bench` adds `--bench` to the arguments.
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let part = arguments.next().unwrap_or_default();
     let number = arguments
         .next()
@@ -334,9 +331,6 @@ fn main() {
         "minutes" => minutes(number.unwrap_or(30.0)),
         "replacements" => replacements(number.unwrap_or(3e6) as u64),
         "holes" => holes(number.unwrap_or(3e6) as u64),
-        _ => {
-            eprintln!("usage: soak cycles [100] | minutes [30] | replacements [3000000] | holes [3000000]");
-            std::process::exit(2);
-        }
+        _ => println!("usage: soak cycles [100] | minutes [30] | replacements [3000000] | holes [3000000]"),
     }
 }
