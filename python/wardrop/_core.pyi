@@ -21,7 +21,6 @@ __all__ = [
     "Router",
     "SimWorkload",
     "Stored",
-    "Twin",
     "WatchedFleet",
     "__version__",
     "apply_dynamo_message",
@@ -671,57 +670,6 @@ class WatchedFleet:
 
         Raises:
             RuntimeError: it was taken before.
-        """
-
-@final
-class Twin:
-    """Shadow fleets beside a live one, fed its requests; see `wardrop.replay.Shadows`."""
-
-    def __new__(cls, config: str) -> Twin:
-        """Idle shadows with empty caches.
-
-        Args:
-            config: JSON, as `rust/core/src/twin/config.rs` reads it.
-
-        Raises:
-            ValueError: a field is unknown or out of range, or a policy is not known.
-        """
-
-    def push(
-        self, request_id: int, at_s: float, input_tokens: int, sequence_hashes: list[int]
-    ) -> None:
-        """A request came; what does not fit is counted, not refused."""
-
-    def outcome(
-        self, request_id: int, *, ttft_s: float | None = None, output_tokens: int | None = None
-    ) -> None:
-        """What was measured of a request, at its first token or its end."""
-
-    def advance(self, now_s: float) -> int:
-        """Simulate up to `lag_s` ago and charge the time; how many requests were started.
-
-        Raises:
-            RuntimeError: a shadow broke; the twin is of no further use.
-        """
-
-    def charge(self, busy_s: float, now_s: float) -> None:
-        """Other seconds of one core that went into the twin."""
-
-    def set_timing(self, pool: int, timing: str) -> None:
-        """Run a pool's engines at another timing (JSON) in every shadow.
-
-        Raises:
-            ValueError: it is no timing.
-        """
-
-    def report(self) -> str:
-        """What each arm would have given, as JSON."""
-
-    def suggest(self, figure: str) -> str | None:
-        """The arm that is better beyond doubt in `figure`, or None.
-
-        Raises:
-            ValueError: no such figure.
         """
 
 # ---- game

@@ -12,7 +12,6 @@ from wardrop.games.resource import (
     Attainment,
     Engine,
     FromCallable,
-    MeasuredCurves,
     PoolCurves,
     QueueingSource,
     Slo,
@@ -144,16 +143,6 @@ def test_any_callable_is_a_source() -> None:
     choice = choose_split(source, 8)
     assert (choice.prefill_workers, choice.decode_workers) == (5, 3)
     assert source.evaluations <= 14 + 7
-
-
-def test_measured_curves_give_a_split_and_refuse_to_guess() -> None:
-    sizes = range(1, 8)
-    source = MeasuredCurves(
-        {g: min(1.0, 0.2 * g) for g in sizes}, {g: min(1.0, 0.4 * g) for g in sizes}, 10.0
-    )
-    assert choose_split(source, 8).prefill_workers == 5
-    with pytest.raises(GameError, match="measured size"):
-        source.attainment(9, 1)
 
 
 def test_one_idle_worker_serves_at_the_speed_of_its_table() -> None:

@@ -4,10 +4,11 @@ It may move the objective of `toll` and κ, nothing else, and only while `toll` 
 starts from the price (`docs/pricing.md` says why). A candidate is adopted when, over a whole window
 of the last 20 ticks, it is significantly better than what is in force in the figure that the
 objective weighs most (paired, 5 % over all shadows together, gain above 2 %), and the simulated
-clock agrees with the measured one; the core decides that (`Twin::suggest_among`). The change goes
-through the audited door, by `calibrator`: it is bounded, recorded, can be rolled back, and is put
-on trial by the guard where the controller acts. What a person changed is left alone until that is
-rolled back; a candidate that was rolled back is not tried again for a while that doubles.
+clock agrees with the measured one; the simulator decides that (`ShadowFleets::suggest_among`).
+The change goes through the audited door, by `calibrator`: it is bounded, recorded, can be rolled
+back, and is put on trial by the guard where the controller acts. What a person changed is left
+alone until that is rolled back; a candidate that was rolled back is not tried
+again for a while that doubles.
 """
 
 from __future__ import annotations

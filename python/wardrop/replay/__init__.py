@@ -7,7 +7,6 @@ result.summary()["ttft_p99_s"]
 
 from wardrop.replay.fleet import Engine, Fault, Fleet, Tier, Transfer
 from wardrop.replay.run import Policy, Result, Slo, simulate
-from wardrop.replay.shadows import Shadows
 from wardrop.replay.timing import POLYNOMIAL, affine, load_timing
 from wardrop.replay.traces import load, restart, spread
 from wardrop.replay.workload import ReplayError, Workload
@@ -20,7 +19,6 @@ __all__ = [
     "Policy",
     "ReplayError",
     "Result",
-    "Shadows",
     "Slo",
     "Tier",
     "Transfer",

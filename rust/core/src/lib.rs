@@ -29,9 +29,7 @@ pub mod request;
 pub mod rng;
 mod roster;
 pub mod router;
-pub mod sim;
 pub mod snapshot;
-pub mod twin;
 pub mod worker;
 
 pub use error::Error;

@@ -13,7 +13,6 @@ mod prefix;
 mod router;
 mod sim;
 mod tokens;
-mod twin;
 mod watched;
 
 use pyo3::prelude::*;
@@ -53,8 +52,6 @@ mod _core {
     use crate::sim::{SimWorkload, simulate_fleet};
 
     #[pymodule_export]
-    use crate::twin::Twin;
-
     #[pymodule_export]
     use crate::watched::WatchedFleet;
 

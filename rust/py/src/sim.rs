@@ -9,7 +9,7 @@ use pyo3::types::{PyBytes, PyDict};
 use wardrop_core::RouterConfig;
 use wardrop_core::game::MeterReport;
 use wardrop_core::price::RegimeChange;
-use wardrop_core::sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
+use wardrop_sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
 
 pub fn raise(error: &SimError) -> PyErr {
     match error {

@@ -6,7 +6,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use wardrop_core::control::{Look, Routing};
-use wardrop_core::sim::{ChangeError, WatchedFleet as Native};
+use wardrop_sim::{ChangeError, WatchedFleet as Native};
 
 use crate::sim::{SimWorkload, pack, raise, specs};
 

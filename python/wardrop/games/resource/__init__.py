@@ -9,7 +9,6 @@ from wardrop.games.resource.attainment import (
     Attainment,
     AttainmentSource,
     FromCallable,
-    MeasuredCurves,
     Slo,
 )
 from wardrop.games.resource.game import (
@@ -31,7 +30,6 @@ __all__ = [
     "AttainmentSource",
     "Engine",
     "FromCallable",
-    "MeasuredCurves",
     "PoolCurves",
     "QueueingSource",
     "Slo",

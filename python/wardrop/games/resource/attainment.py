@@ -7,7 +7,7 @@ simulator all plug in here, the last as a plain callable through `FromCallable`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -84,36 +84,3 @@ class FromCallable:
     def evaluations(self) -> int:
         """How many distinct splits were evaluated."""
         return len(self._seen)
-
-
-@dataclass(frozen=True)
-class MeasuredCurves:
-    """Attainment measured per pool; the joint share is taken as the product.
-
-    Source: ours. Independence of the two limits is an assumption; the true share lies between
-    max(0, U_P + U_D − 1) and min(U_P, U_D) (Fréchet 1935).
-
-    Attributes:
-        prefill: TTFT attainment by prefill workers.
-        decode: ITL attainment by decode workers.
-        rate_rps: offered requests per second.
-    """
-
-    prefill: Mapping[int, float]
-    decode: Mapping[int, float]
-    rate_rps: float
-
-    def attainment(self, prefill_workers: int, decode_workers: int) -> Attainment:
-        """Looked up; a size that was not measured is an error, never a guess."""
-        ttft = self._look(self.prefill, prefill_workers, "prefill")
-        itl = self._look(self.decode, decode_workers, "decode")
-        return Attainment(ttft, itl, ttft * itl, ttft * itl * self.rate_rps)
-
-    @staticmethod
-    def _look(curve: Mapping[int, float], workers: int, pool: str) -> float:
-        if workers not in curve:
-            raise GameError(
-                f"got {workers} {pool} workers; expected a measured size, {sorted(curve)}. "
-                "Measure it, or choose among fewer workers"
-            )
-        return curve[workers]

@@ -1,10 +1,10 @@
 //! What other policies would have given, on the metrics page: nothing of it while there are no shadows.
 
 use prometheus::{CounterVec, GaugeVec, IntCounterVec, Opts};
-use wardrop_core::twin::{ArmReport, Estimate};
+use wardrop_sim::shadow::{ArmReport, Estimate};
 
 use super::Maker;
-use crate::shadows::ShadowReport;
+use crate::shadows::ModelShadowReport;
 
 /// The shadows' part of the page.
 pub struct ShadowMetrics {
@@ -78,7 +78,7 @@ impl ShadowMetrics {
         self.cpu.with_label_values(&[model]).inc_by(more_s.max(0.0));
     }
 
-    pub(super) fn set(&self, reports: &[ShadowReport]) {
+    pub(super) fn set(&self, reports: &[ModelShadowReport]) {
         for gauges in [
             &self.seconds,
             &self.shares,
@@ -95,19 +95,19 @@ impl ShadowMetrics {
         for report in reports {
             let model = report.model.as_str();
             let of_model = |gauges: &GaugeVec, value: f64| gauges.with_label_values(&[model]).set(value);
-            let Some(twin) = &report.twin else {
+            let Some(fleets) = &report.fleets else {
                 of_model(&self.trusted, 0.0);
                 continue;
             };
-            of_model(&self.trusted, f64::from(u8::from(twin.trust.trusted)));
-            of_model(&self.ticks, twin.ticks as f64);
-            if let Some(ratio) = twin.trust.clock_ratio {
+            of_model(&self.trusted, f64::from(u8::from(fleets.trust.trusted)));
+            of_model(&self.ticks, fleets.ticks as f64);
+            if let Some(ratio) = fleets.trust.clock_ratio {
                 of_model(&self.clock, ratio);
             }
             if let Some(age_s) = report.age_s {
                 of_model(&self.age, age_s);
             }
-            for arm in &twin.arms {
+            for arm in &fleets.arms {
                 self.set_arm(model, arm, report.has_goodput);
             }
         }

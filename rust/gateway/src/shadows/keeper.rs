@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use wardrop_core::queue::QueueConfig;
-use wardrop_core::sim::{EngineSpec, FleetSpec, PoolSpec, Role as SimRole, SimError, Timing};
-use wardrop_core::twin::{ArmReport, Arrival, Change, Figure, Observed, Twin, TwinCounts};
 use wardrop_core::{PolicyConfig, WorkerId};
+use wardrop_sim::shadow::{ArmReport, Arrival, Change, Figure, Observed, ShadowCounts, ShadowFleets};
+use wardrop_sim::{EngineSpec, FleetSpec, PoolSpec, Role as SimRole, SimError, Timing};
 
 use super::feed::Event;
 use super::options::{IN_FORCE, Rule, ShadowOptions, router};
-use super::report::{ShadowArm, ShadowReport};
+use super::report::{ModelShadowReport, ShadowArm};
 use crate::fleet::{Member, Model, Role};
 use wardrop_core::control::Routing;
 
@@ -29,15 +29,15 @@ pub(super) struct Keeper {
     cpu_s: f64,
     /// CPU seconds that were not told yet.
     fresh_cpu_s: f64,
-    /// What of the twin's counts was told already.
-    told: TwinCounts,
+    /// Counts that the previous report already covered.
+    told: ShadowCounts,
     /// Arrivals without shadows to see them, not told yet.
     unseen: u64,
     mean_blocks: Option<f64>,
 }
 
 struct Shadowed {
-    twin: Twin,
+    fleets: ShadowFleets,
     roles: &'static [Role],
     block_size: u32,
     members: Vec<BTreeMap<WorkerId, Member>>,
@@ -125,7 +125,7 @@ impl Keeper {
             note: Some("no worker yet".into()),
             cpu_s: 0.0,
             fresh_cpu_s: 0.0,
-            told: TwinCounts::default(),
+            told: ShadowCounts::default(),
             unseen: 0,
             mean_blocks: None,
         }
@@ -134,7 +134,7 @@ impl Keeper {
     /// Whether arrivals are worth sending.
     pub fn takes(&self) -> bool {
         let shadowed = self.shadowed.as_ref();
-        shadowed.is_some_and(|shadowed| shadowed.twin.takes())
+        shadowed.is_some_and(|shadowed| shadowed.fleets.takes())
     }
 
     /// Takes an event in.
@@ -143,7 +143,7 @@ impl Keeper {
             self.unseen += u64::from(matches!(event, Event::Arrived { .. }));
             return;
         };
-        let twin = &mut shadowed.twin;
+        let fleets = &mut shadowed.fleets;
         match event {
             Event::Arrived {
                 id,
@@ -155,14 +155,14 @@ impl Keeper {
                 let blocks = f64::from(input_tokens) / f64::from(shadowed.block_size);
                 let mean = self.mean_blocks.get_or_insert(blocks);
                 *mean += MEAN_WEIGHT * (blocks - *mean);
-                twin.push(&Arrival {
+                fleets.push(&Arrival {
                     id,
                     at_s,
                     input_tokens,
                     sequence_hashes: &hashes,
                 });
             }
-            Event::FirstToken { id, ttft_s, .. } => twin.outcome(
+            Event::FirstToken { id, ttft_s, .. } => fleets.outcome(
                 id,
                 Observed {
                     ttft_s: Some(ttft_s),
@@ -171,14 +171,14 @@ impl Keeper {
             ),
             Event::Ended {
                 id, output_tokens, ..
-            } => twin.outcome(
+            } => fleets.outcome(
                 id,
                 Observed {
                     ttft_s: None,
                     output_tokens: Some(output_tokens),
                 },
             ),
-            Event::Failed { id, .. } => twin.withdraw(id),
+            Event::Failed { id, .. } => fleets.withdraw(id),
         }
     }
 
@@ -188,13 +188,13 @@ impl Keeper {
             let ticks = ((last_s - first_s) / tick_s).ceil().min(1_024.0) as u32;
             (0..=ticks).for_each(|tick| {
                 shadowed
-                    .twin
+                    .fleets
                     .spoil((first_s + f64::from(tick) * tick_s).min(last_s));
             });
         }
     }
 
-    /// Keeps up with workers, policy, queue and limits. A twin that breaks is made anew at the next call.
+    /// Follows workers, policy, queue and limits. Shadow fleets that fail are built again at the next call.
     pub fn follow(&mut self, model: &Model, routing: &Routing, options: &ShadowOptions, now_s: f64) {
         if let Err(error) = self.try_follow(model, routing, options, now_s) {
             self.broke(&error);
@@ -225,7 +225,7 @@ impl Keeper {
         }
         let is_other = |now: &Shadowed| now.roles != roles || now.block_size != block_size;
         if self.shadowed.as_ref().is_none_or(is_other) {
-            self.told = TwinCounts::default();
+            self.told = ShadowCounts::default();
             self.mean_blocks = None;
             self.shadowed = Some(Shadowed::new(roles, block_size, members, rules, options)?);
             self.note = None;
@@ -244,7 +244,7 @@ impl Keeper {
         let Some(shadowed) = &mut self.shadowed else {
             return false;
         };
-        match shadowed.twin.advance(now_s) {
+        match shadowed.fleets.advance(now_s) {
             Ok(_) => true,
             Err(error) => {
                 self.broke(&error);
@@ -256,7 +256,7 @@ impl Keeper {
     /// Whether [`Keeper::advance`] has requests left to start, and an account to do so.
     pub fn is_due(&self, now_s: f64) -> bool {
         let shadowed = self.shadowed.as_ref();
-        shadowed.is_some_and(|shadowed| shadowed.twin.is_due(now_s))
+        shadowed.is_some_and(|shadowed| shadowed.fleets.is_due(now_s))
     }
 
     /// CPU seconds that went into these shadows, of which they may have `share`.
@@ -264,8 +264,8 @@ impl Keeper {
         self.cpu_s += cpu_s;
         self.fresh_cpu_s += cpu_s;
         if let Some(shadowed) = &mut self.shadowed {
-            shadowed.twin.set_cpu_share(share);
-            shadowed.twin.charge(cpu_s, now_s);
+            shadowed.fleets.set_cpu_share(share);
+            shadowed.fleets.charge(cpu_s, now_s);
         }
     }
 
@@ -277,7 +277,7 @@ impl Keeper {
             ..Fresh::default()
         };
         if let Some(shadowed) = &self.shadowed {
-            let now = shadowed.twin.counts();
+            let now = shadowed.fleets.counts();
             let before = std::mem::replace(&mut self.told, now);
             fresh.fed = now.simulated - before.simulated;
             fresh.dropped = now.dropped - before.dropped;
@@ -287,8 +287,8 @@ impl Keeper {
     }
 
     /// Everything that is known. O(arms · window).
-    pub fn report(&self, options: &ShadowOptions, now_s: f64) -> ShadowReport {
-        let mut report = ShadowReport {
+    pub fn report(&self, options: &ShadowOptions, now_s: f64) -> ModelShadowReport {
+        let mut report = ModelShadowReport {
             model: self.model.to_string(),
             roles: Vec::new(),
             workers: 0,
@@ -300,7 +300,7 @@ impl Keeper {
             requests_per_cache: None,
             policies: Vec::new(),
             suggested: BTreeMap::new(),
-            twin: None,
+            fleets: None,
         };
         let Some(shadowed) = &self.shadowed else {
             return report;
@@ -316,20 +316,20 @@ impl Keeper {
         report.requests_per_cache = smallest
             .zip(self.mean_blocks.filter(|mean| *mean > 0.0))
             .map(|(blocks, mean)| f64::from(blocks) / mean);
-        let twin = shadowed.twin.report();
+        let fleets = shadowed.fleets.report();
         report.policies = shadowed.arms(options);
-        for (policy, arm) in report.policies.iter_mut().zip(&twin.arms) {
+        for (policy, arm) in report.policies.iter_mut().zip(&fleets.arms) {
             policy.does_harm = does_harm(arm);
         }
         for name in FIGURES {
             if let Some(figure) = Figure::from_name(name) {
                 let may = |arm: usize| report.policies[arm].is_adoptable && !report.policies[arm].does_harm;
-                let best = shadowed.twin.suggest_among(figure, may).map(str::to_owned);
+                let best = shadowed.fleets.suggest_among(figure, may).map(str::to_owned);
                 report.suggested.insert(name, best);
             }
         }
-        report.age_s = (twin.reached_s > 0.0).then_some(now_s - twin.reached_s);
-        report.twin = Some(twin);
+        report.age_s = (fleets.reached_s > 0.0).then_some(now_s - fleets.reached_s);
+        report.fleets = Some(fleets);
         report
     }
 }
@@ -411,9 +411,9 @@ impl Shadowed {
             ..FleetSpec::default()
         };
         let arms = options.arms(&rules, roles.len());
-        let twin = Twin::new(options.twin(fleet, arms))?.with_members(&first);
+        let fleets = ShadowFleets::new(options.config(fleet, arms))?.with_members(&first);
         let mut shadowed = Self {
-            twin,
+            fleets,
             roles,
             block_size,
             members: vec![BTreeMap::new(); roles.len()],
@@ -441,12 +441,12 @@ impl Shadowed {
                 .keys()
                 .filter(|id| !now.get(id).is_some_and(|m| stays(id, m)))
             {
-                self.twin.change(now_s, Change::Leave { pool, worker: *id })?;
+                self.fleets.change(now_s, Change::Leave { pool, worker: *id })?;
             }
             for (id, member) in now {
                 if stays(id, member) {
                     let timing = Timing::Learned(member.curves);
-                    self.twin.set_worker_timing(pool, *id, &timing);
+                    self.fleets.set_worker_timing(pool, *id, &timing);
                 } else {
                     let engine = Box::new(engine(member, self.block_size));
                     let join = Change::Join {
@@ -454,7 +454,7 @@ impl Shadowed {
                         worker: *id,
                         engine,
                     };
-                    self.twin.change(now_s, join)?;
+                    self.fleets.change(now_s, join)?;
                 }
             }
         }
@@ -467,7 +467,7 @@ impl Shadowed {
             if now != before {
                 let pools = 0..self.roles.len();
                 let routers = pools.map(|pool| router(now, (arm * 2 + pool) as u64)).collect();
-                self.twin.change(now_s, Change::Routers { arm, routers })?;
+                self.fleets.change(now_s, Change::Routers { arm, routers })?;
             }
         }
         self.rules = rules;
@@ -479,7 +479,7 @@ impl Shadowed {
         if self.limits != limits {
             self.limits = limits;
             if let Some((ttft_s, itl_s)) = limits {
-                self.twin.set_limits(ttft_s, itl_s);
+                self.fleets.set_limits(ttft_s, itl_s);
             }
         }
     }

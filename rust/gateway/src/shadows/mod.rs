@@ -1,14 +1,14 @@
 //! Shadow fleets beside the live traffic: what other policies would have made of the same requests.
 //!
 //! ```text
-//! request ─▶ arrived (hashes, length, time) ─▶ bounded queue ─▶ a thread of its own ─▶ wardrop_core::twin, one per model
+//! request ─▶ arrived (hashes, length, time) ─▶ bounded queue ─▶ a thread of its own ─▶ wardrop_sim::shadow, one per model
 //! answer  ─▶ first token, end ───────────────▶                      ▲  workers, capacities, curves, policy in force
 //!                                                                   └─ once a second from the pools
 //!                                             metrics page, admin API ◀── reports
 //! ```
 //!
 //! The requests' path pays for one copy of its block hashes and one push, and waits for nothing. No token and no text goes this
-//! way. The thread keeps its own CPU time within a share of one core, see [`wardrop_core::twin`].
+//! way. The thread keeps its own CPU time within a share of one core, see [`wardrop_sim::shadow`].
 
 mod feed;
 mod keeper;
@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 use self::feed::{Event, Feed, Taken};
 pub use self::options::ShadowOptions;
-pub use self::report::ShadowReport;
+pub use self::report::ModelShadowReport;
 pub use self::thread::ShadowThread;
 use crate::GatewayError;
 use crate::metrics::Metrics;
@@ -36,7 +36,7 @@ pub struct Shadows {
     feed: Arc<Feed>,
     /// Taken by the thread.
     events: Mutex<Option<Receiver<Event>>>,
-    reports: Mutex<Arc<[ShadowReport]>>,
+    reports: Mutex<Arc<[ModelShadowReport]>>,
 }
 
 /// A request that the shadows were told of.
@@ -90,7 +90,7 @@ impl Shadows {
     }
 
     /// What was told last, one report per model.
-    pub fn reports(&self) -> Arc<[ShadowReport]> {
+    pub fn reports(&self) -> Arc<[ModelShadowReport]> {
         self.reports.lock().clone()
     }
 }

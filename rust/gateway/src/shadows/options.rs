@@ -4,8 +4,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use wardrop_core::PolicyConfig;
 use wardrop_core::queue::QueueConfig;
-use wardrop_core::sim::{EngineSpec, FleetSpec, RouterSpec};
-use wardrop_core::twin::{ArmSpec, Twin, TwinConfig};
+use wardrop_sim::shadow::{ArmSpec, ShadowConfig, ShadowFleets};
+use wardrop_sim::{EngineSpec, FleetSpec, RouterSpec};
 
 use crate::GatewayError;
 
@@ -60,14 +60,14 @@ pub struct ShadowPolicy {
 
 impl Default for ShadowOptions {
     fn default() -> Self {
-        let twin = TwinConfig::default();
+        let defaults = ShadowConfig::default();
         Self {
             policies: Vec::new(),
-            cpu_share: twin.cpu_share,
-            tick_s: twin.tick_s,
-            window_ticks: twin.window_ticks,
-            warm_ticks: twin.warm_ticks,
-            lag_s: twin.lag_s,
+            cpu_share: defaults.cpu_share,
+            tick_s: defaults.tick_s,
+            window_ticks: defaults.window_ticks,
+            warm_ticks: defaults.warm_ticks,
+            lag_s: defaults.lag_s,
             ttft_slo_s: 0.0,
             itl_slo_s: 0.0,
             max_events: 16_384,
@@ -121,8 +121,8 @@ pub(super) fn router(rule: &Rule, seed: u64) -> RouterSpec {
 
 impl ShadowOptions {
     /// The core's form, around a fleet.
-    pub(super) fn twin(&self, fleet: FleetSpec, arms: Vec<ArmSpec>) -> TwinConfig {
-        TwinConfig {
+    pub(super) fn config(&self, fleet: FleetSpec, arms: Vec<ArmSpec>) -> ShadowConfig {
+        ShadowConfig {
             fleet,
             arms,
             cpu_share: self.cpu_share,
@@ -132,7 +132,7 @@ impl ShadowOptions {
             lag_s: self.lag_s,
             max_waiting: MAX_WAITING,
             max_waiting_blocks: MAX_WAITING_BLOCKS,
-            ..TwinConfig::default()
+            ..ShadowConfig::default()
         }
     }
 
@@ -182,8 +182,8 @@ impl ShadowOptions {
             rules.push(arm.rule(None)?);
         }
         let fleet = FleetSpec::aggregated(1, EngineSpec::default());
-        let twin = Twin::new(self.twin(fleet, self.arms(&rules, 1)));
-        twin.map_err(|error| GatewayError::Config(format!("shadows: {error}")))?;
+        let built = ShadowFleets::new(self.config(fleet, self.arms(&rules, 1)));
+        built.map_err(|error| GatewayError::Config(format!("shadows: {error}")))?;
         Ok(())
     }
 }

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use wardrop_core::PolicyConfig;
 use wardrop_core::queue::QueueConfig;
-use wardrop_core::twin::TwinReport;
+use wardrop_sim::shadow::ShadowReport;
 
 use crate::fleet::Role;
 
 /// Everything of one model.
 #[derive(Clone, Debug, Serialize)]
-pub struct ShadowReport {
+pub struct ModelShadowReport {
     /// The model.
     pub model: String,
     /// The pools that are shadowed together: one aggregated, or prefill and decode.
@@ -36,7 +36,7 @@ pub struct ShadowReport {
     pub suggested: BTreeMap<&'static str, Option<String>>,
     /// Figures of the arms, whether to believe them, and counts.
     #[serde(flatten)]
-    pub twin: Option<TwinReport>,
+    pub fleets: Option<ShadowReport>,
 }
 
 /// What an arm runs.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::Shadows;
 use super::feed::Event;
 use super::keeper::Keeper;
-use super::report::ShadowReport;
+use super::report::ModelShadowReport;
 use crate::GatewayError;
 use crate::metrics::THREAD_PREFIX;
 use crate::proxy::Shared;
@@ -203,7 +203,7 @@ impl Worker<'_> {
             metrics.count_cpu(&keeper.model, fresh.cpu_s);
         }
         let keepers = self.keepers.values();
-        let reports: Vec<ShadowReport> = keepers
+        let reports: Vec<ModelShadowReport> = keepers
             .map(|keeper| keeper.report(&self.shadows.options, now_s))
             .collect();
         *self.shadows.reports.lock() = reports.into();
