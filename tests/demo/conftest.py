@@ -25,6 +25,13 @@ class TokenServer:
     in_flight: int = 0
     most_in_flight: int = 0
     port: int = 0
+    held: int = 0
+    """Answers wait until so many requests are in flight."""
+    full: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def hold_until(self, in_flight: int) -> None:
+        """Let no answer begin before `in_flight` requests wait for theirs."""
+        self.held = in_flight
 
     @property
     def url(self) -> str:
@@ -47,14 +54,17 @@ class TokenServer:
         self.arrivals.append((asyncio.get_running_loop().time(), body))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        if self.in_flight >= self.held:
+            self.full.set()
         try:
+            await self.full.wait()
             return await self._answer(writer, body)
         finally:
             self.in_flight -= 1
 
     async def _answer(self, writer: asyncio.StreamWriter, body: dict[str, object]) -> bool:
         if body.get("hang"):
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()  # until the client or the test ends it
         if status := body.get("fail"):
             text = b'{"error":{"message":"no"}}'
             head = f"HTTP/1.1 {status} No\r\ncontent-type: application/json\r\n"

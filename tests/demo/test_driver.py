@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.waiting import DEADLINE_S, wait_until
 
 from wardrop._core import Drive
 
@@ -23,7 +23,7 @@ def body(tokens: int = 3, **more: object) -> bytes:
 
 def driven(url: str, rows: list[Row], **options: Any) -> dict[str, Any]:
     run = Drive(url, rows, **{"duration_s": 20.0, "timeout_s": 10.0, **options})
-    assert run.wait(30)
+    assert run.wait(DEADLINE_S)
     return json.loads(run.report())
 
 
@@ -36,7 +36,7 @@ def test_times_and_counts_are_those_of_the_server(token_server: TokenServer) -> 
     assert report["worker_id"] == ["7"]
     assert report["prefill_worker_id"] == [str(2**63 + 1)]  # 64 bits survive
     ttft_s = report["first_token_s"][0] - report["sent_s"][0]
-    assert 0.05 <= ttft_s < 0.05 + 0.1
+    assert ttft_s >= 0.05
     decode_s = report["last_token_s"][0] - report["first_token_s"][0]
     assert decode_s + 0.002 >= 5 * 0.02
     assert sum(count for _, count in report["itl_histogram"]) == 5
@@ -44,14 +44,14 @@ def test_times_and_counts_are_those_of_the_server(token_server: TokenServer) -> 
 
 
 def test_a_slow_server_does_not_slow_an_open_loop(token_server: TokenServer) -> None:
-    token_server.first_s = 1.0  # each answer takes far longer than the gap between requests
-    rows: list[Row] = [(0.05 * i, None, body(1)) for i in range(20)]
+    token_server.hold_until(20)  # no answer begins before all requests are in flight
+    rows: list[Row] = [(0.01 * i, None, body(1)) for i in range(20)]
     report = driven(token_server.url, rows)["report"]
     assert report["outcome"] == ["ok"] * 20
-    assert token_server.most_in_flight >= 18
+    assert token_server.most_in_flight == 20
     late_s = [sent - due for sent, due in zip(report["sent_s"], report["due_s"], strict=True)]
-    assert all(0 <= late < 0.05 for late in late_s)
-    assert report["lateness_p99_s"] < 0.05
+    assert min(late_s) >= 0
+    assert report["lateness_p99_s"] == pytest.approx(max(late_s), rel=0.5, abs=1e-3)
 
 
 def test_a_closed_loop_keeps_exactly_its_concurrency(token_server: TokenServer) -> None:
@@ -69,7 +69,8 @@ def test_the_next_turn_leaves_a_think_time_after_the_answer_before(
     report = driven(token_server.url, rows)["report"]
     for i, think_s in ((1, 0.2), (2, 0.1)):
         waited_s = report["sent_s"][i] - report["end_s"][i - 1]
-        assert think_s <= waited_s < think_s + 0.05
+        assert waited_s >= think_s
+        assert report["due_s"][i] - report["end_s"][i - 1] == pytest.approx(think_s, abs=1e-6)
 
 
 def test_turns_after_a_failure_are_not_sent_and_others_are(token_server: TokenServer) -> None:
@@ -94,30 +95,30 @@ def test_every_kind_of_failure_has_its_own_outcome(token_server: TokenServer) ->
 
 
 def test_more_in_flight_than_allowed_is_shed_and_counted(token_server: TokenServer) -> None:
-    token_server.first_s = 0.5
-    rows: list[Row] = [(0.01 * i, None, body(1)) for i in range(10)]
-    report = driven(token_server.url, rows, max_in_flight=3)["report"]
-    assert sorted(report["outcome"]) == ["ok"] * 3 + ["shed"] * 7
+    rows: list[Row] = [(0.01 * i, None, body(hang=True)) for i in range(10)]
+    run = Drive(token_server.url, rows, duration_s=20, timeout_s=60, max_in_flight=3)
+    wait_until(lambda: run.progress()["ended"] == 7, "the requests that are shed")
+    run.stop()
+    assert run.wait(DEADLINE_S)
+    report = json.loads(run.report())["report"]
+    assert sorted(report["outcome"]) == ["shed"] * 7 + ["stopped"] * 3
 
 
 def test_nothing_leaves_after_the_duration(token_server: TokenServer) -> None:
-    rows: list[Row] = [(0.0, None, body(1)), (5.0, None, body(1))]
-    started_s = time.monotonic()
+    rows: list[Row] = [(0.0, None, body(1)), (600.0, None, body(1))]
     report = driven(token_server.url, rows, duration_s=0.5)["report"]
     assert report["outcome"] == ["ok", "unsent"]
-    assert time.monotonic() - started_s < 3
 
 
 def test_a_stop_ends_the_run_at_once(token_server: TokenServer) -> None:
     rows: list[Row] = [(0.0, None, body(hang=True)), (9.0, None, body())]
-    run = Drive(token_server.url, rows, duration_s=20, timeout_s=20)
-    while run.progress()["sent"] == 0:
-        time.sleep(0.01)
+    run = Drive(token_server.url, rows, duration_s=120, timeout_s=120)
+    wait_until(lambda: run.progress()["sent"] == 1, "the first request")
     assert not run.wait(0.05)
     with pytest.raises(RuntimeError, match="still running"):
         run.report()
     run.stop()
-    assert run.wait(2)
+    assert run.wait(DEADLINE_S)
     report = json.loads(run.report())["report"]
     assert report["outcome"] == ["stopped", "unsent"]
     assert json.loads(run.report())["report"] == report  # can be read again
@@ -130,7 +131,7 @@ def test_progress_ends_with_everything_counted(token_server: TokenServer) -> Non
         duration_s=5,
         timeout_s=5,
     )
-    assert run.wait(10)
+    assert run.wait(DEADLINE_S)
     progress = run.progress()
     assert progress["finished"]
     assert (progress["sent"], progress["ended"], progress["ok"]) == (2, 2, 1)

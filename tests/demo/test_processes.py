@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+
+from tests.waiting import wait_until
 
 from wardrop.demo.processes import children, cpu_s
 
@@ -17,13 +18,8 @@ def test_a_living_childs_time_counts_and_a_reaped_ones_stays() -> None:
     parent = "import subprocess,sys,time; subprocess.run([sys.executable,'-c',sys.argv[1]]); "
     process = subprocess.Popen([sys.executable, "-c", parent + "time.sleep(30)", BURN])
     try:
-        deadline_s = time.monotonic() + 20
-        while cpu_s([process.pid]) < 0.4:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
-        while children(process.pid):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
+        wait_until(lambda: cpu_s([process.pid]) >= 0.4, "the child's CPU time")
+        wait_until(lambda: not children(process.pid), "the end of the child")
         assert cpu_s([process.pid]) >= 0.4
     finally:
         process.kill()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from tests.waiting import wait_until_async
 
 from wardrop.dynamo.card_files import CardFilesError
 from wardrop.dynamo.dump import DumpError
@@ -55,12 +56,6 @@ class Given:
             yield await self.queue.get()
 
 
-async def until(true: Callable[[], object], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not true():
-            await asyncio.sleep(0.005)
-
-
 class Bench:
     def __init__(self, interval_s: float = 0.0) -> None:
         self.gateway = Recorder()
@@ -70,6 +65,7 @@ class Bench:
         self.folder_fails = False
         gateway = cast(GatewayControl, self.gateway)
         self.served = True
+        self.asked = 0
         self.restored: list[tuple[tuple[str, str], list[int], int]] = []
         self.follower = Follower(
             gateway, self.source, self.folder, self.dump, interval_s, self.is_served, self.restore
@@ -84,6 +80,7 @@ class Bench:
         self.restored.append((pool, publishers, len(self.gateway.calls)))
 
     async def is_served(self, model: str) -> bool:
+        self.asked += 1
         return self.served
 
     async def dump(self, endpoint: str, block_size: int) -> str:
@@ -127,7 +124,7 @@ def test_fleet_is_told_in_order_and_its_blocks_are_read_once(entries):
             entries.worker(1).worker(2).feed(5).feed(6, "forward-pass-metrics").snapshot
         )
         bench.source.queue.put_nowait(view)
-        await until(lambda: bench.gateway.named("load_dump"))
+        await wait_until_async(lambda: bench.gateway.named("load_dump"))
         names = [call[0] for call in bench.gateway.calls]
         assert names == ["upsert_model"] + ["upsert_worker"] * 2 + ["subscribe"] * 2 + ["load_dump"]
         model = json.loads(bench.gateway.named("upsert_model")[0][0])
@@ -153,10 +150,10 @@ def test_refused_change_is_tried_again_until_it_holds(entries, caplog):
 
     async def test() -> None:
         bench.source.queue.put_nowait(read_view(entries.worker(1).snapshot))
-        await until(lambda: bench.follower.counters.refused >= 3)
+        await wait_until_async(lambda: bench.follower.counters.refused >= 3)
         assert not bench.follower.view.workers
         bench.gateway.refuse = lambda _call: False
-        await until(lambda: bench.follower.view.workers)
+        await wait_until_async(lambda: bench.follower.view.workers)
 
     bench.run(test)
     told = [record for record in caplog.records if "refused on demand" in record.message]
@@ -168,10 +165,10 @@ def test_feed_with_a_gap_is_read_again_but_not_faster_than_the_interval(entries)
 
     async def test() -> None:
         bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
-        await until(lambda: len(bench.dumps) == 1)
+        await wait_until_async(lambda: len(bench.dumps) == 1)
         began_s = asyncio.get_running_loop().time()
         bench.gateway.report = status(needs_resync=True)
-        await until(lambda: len(bench.dumps) == 3)
+        await wait_until_async(lambda: len(bench.dumps) == 3)
         assert asyncio.get_running_loop().time() - began_s >= 0.55
         bench.gateway.report = status(needs_resync=False)
 
@@ -184,9 +181,9 @@ def test_failed_dump_is_tried_again(entries):
 
     async def test() -> None:
         bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
-        await until(lambda: bench.follower.counters.dumps_failed >= 2)
+        await wait_until_async(lambda: bench.follower.counters.dumps_failed >= 2)
         bench.dump_fails = False
-        await until(lambda: bench.follower.counters.dumps == 1)
+        await wait_until_async(lambda: bench.follower.counters.dumps == 1)
 
     bench.run(test)
 
@@ -198,10 +195,10 @@ def test_model_without_a_folder_is_served_and_its_folder_looked_for_again(entrie
 
     async def test() -> None:
         bench.source.queue.put_nowait(read_view(entries.worker(1).snapshot))
-        await until(lambda: bench.follower.view.workers)
+        await wait_until_async(lambda: bench.follower.view.workers)
         assert json.loads(bench.gateway.named("upsert_model")[0][0])["folder"] is None
         bench.folder_fails = False
-        await until(
+        await wait_until_async(
             lambda: (
                 json.loads(bench.gateway.named("upsert_model")[-1][0])["folder"] == "/models/tiny"
             )
@@ -215,9 +212,9 @@ def test_everything_that_left_is_taken_out(entries):
 
     async def test() -> None:
         bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
-        await until(lambda: bench.follower.view.feeds)
+        await wait_until_async(lambda: bench.follower.view.feeds)
         bench.source.queue.put_nowait(View())
-        await until(lambda: not bench.follower.view.models)
+        await wait_until_async(lambda: not bench.follower.view.models)
         assert bench.gateway.named("unsubscribe") == [(5,)]
         assert bench.gateway.named("remove_worker") == [("tiny", "aggregated", 1)]
         assert bench.gateway.named("remove_model") == [("tiny",)]
@@ -231,12 +228,13 @@ def test_worker_waits_until_a_frontend_serves_its_model(entries):
 
     async def test() -> None:
         bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
-        await until(lambda: bench.follower.view.models)
-        await asyncio.sleep(0.05)  # several ticks
+        await wait_until_async(lambda: bench.follower.view.models)
+        asked = bench.asked
+        await wait_until_async(lambda: bench.asked >= asked + 3, "several ticks")
         assert not bench.follower.view.workers
         assert not bench.follower.view.feeds
         bench.served = True
-        await until(lambda: bench.follower.view.workers and bench.follower.view.feeds)
+        await wait_until_async(lambda: bench.follower.view.workers and bench.follower.view.feeds)
 
     bench.run(test)
 
@@ -249,11 +247,11 @@ def test_feed_waits_for_its_own_worker_and_its_blocks_are_then_read(entries):
     async def test() -> None:
         entries.worker(1).worker(2).feed(5).source(5, 1).feed(6).source(6, 2)
         bench.source.queue.put_nowait(read_view(entries.snapshot))
-        await until(lambda: len(bench.dumps) == 1)
+        await wait_until_async(lambda: len(bench.dumps) == 1)
         assert set(bench.follower.view.feeds) == {5}
         bench.gateway.refuse = lambda _call: False
-        await until(lambda: set(bench.follower.view.feeds) == {5, 6})
-        await until(lambda: len(bench.dumps) == 2)
+        await wait_until_async(lambda: set(bench.follower.view.feeds) == {5, 6})
+        await wait_until_async(lambda: len(bench.dumps) == 2)
 
     bench.run(test)
 

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.waiting import wait_until, wait_until_async
 
 from wardrop.dynamo.supervisor import FrontendChild, SupervisorError, check_arguments
 
@@ -39,12 +39,6 @@ def frontend(tmp_path: Path, changed: Callable[[], None], limit: int = 10) -> Fr
     )
 
 
-async def until(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not true():
-            await asyncio.sleep(0.01)
-
-
 def alive(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -60,11 +54,11 @@ def test_killed_frontend_is_started_again_at_an_address_that_is_told(tmp_path, c
     async def run() -> None:
         child = frontend(tmp_path, lambda: told.append(child.url))
         task = asyncio.create_task(child.run())
-        await until(lambda: child.url is not None)
+        await wait_until_async(lambda: child.url is not None)
         first, pid = child.url, child.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: child.url not in (None, first))
+        await wait_until_async(lambda: child.url not in (None, first))
         assert child.restarts == 1
         second = child.pid
         assert second is not None
@@ -93,7 +87,7 @@ def test_restarted_frontend_is_told_only_when_it_is_ready(tmp_path):
             "f", [sys.executable, str(script)], os.environ, 1, lambda: None, at_the_third
         )
         task = asyncio.create_task(child.run())
-        await until(lambda: child.url is not None)
+        await wait_until_async(lambda: child.url is not None)
         assert len(asked) == 3
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -123,11 +117,11 @@ def test_hung_frontend_is_killed_and_started_again(tmp_path, monkeypatch, caplog
     async def run() -> None:
         child = frontend(tmp_path, lambda: None)
         task = asyncio.create_task(child.run())
-        await until(lambda: child.url is not None)
+        await wait_until_async(lambda: child.url is not None)
         pid = child.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-        await until(lambda: child.url is not None and child.pid != pid)
+        await wait_until_async(lambda: child.url is not None and child.pid != pid)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -161,10 +155,7 @@ def test_frontend_dies_with_a_killed_parent(tmp_path):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline_s = time.monotonic() + 10
-    while alive(pid):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    wait_until(lambda: not alive(pid), "the end of the orphan")
 
 
 @pytest.mark.parametrize("flag", ["--http-port", "--router-mode=kv", "-i", "--tls-cert-path"])

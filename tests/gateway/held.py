@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from tests.waiting import wait_until
 
 PERMIT_TIMEOUT_S = 20
 
@@ -53,14 +54,6 @@ def background(
     return threads
 
 
-def wait_for(check: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Until `check` is true; an assertion when it does not come true in time."""
-    end = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < end, "the expected state did not come"
-        time.sleep(0.01)
-
-
 def waits(running: Any, count: int) -> None:
     """Until so many requests wait in the queue."""
-    wait_for(lambda: running.metric("queue_requests") == count)
+    wait_until(lambda: running.metric("queue_requests") == count)

@@ -2,6 +2,8 @@
 
 import time
 
+from tests.waiting import wait_until
+
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -20,20 +22,13 @@ def streamed(seen, conn):
     return chunk("[DONE]") + b"0\r\n\r\n"
 
 
-def wait_for(check, timeout_s=10.0):
-    end = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < end, "the expected state did not come"
-        time.sleep(0.01)
-
-
 def test_price_of_anarchy_is_measured_live_with_its_parts_and_errors(upstream, serve):
     upstream.script = streamed
     running = serve(workers=(1, 2, 3))
     for i in range(140):
         prompt = [i + 1, *range(1, 44)]
         assert running.complete(prompt, stream=True, max_tokens=4)[0] == 200
-    wait_for(lambda: running.metric("price_of_anarchy_windows") >= 2)
+    wait_until(lambda: running.metric("price_of_anarchy_windows") >= 2)
     low, poa, high = (running.metric(f"price_of_anarchy{x}") for x in ("_low", "", "_high"))
     assert 1.0 <= low <= poa <= high
     # 64 requests on 3 workers: the paper's figure is about 21 whatever the router does.
@@ -56,5 +51,5 @@ def test_answers_in_one_piece_teach_nothing_of_the_first_token(serve):
     running = serve(workers=(1, 2))
     for i in range(70):
         assert running.complete([i + 1, *range(1, 44)])[0] == 200
-    wait_for(lambda: running.metric("price_of_anarchy") >= 1.0)
+    wait_until(lambda: running.metric("price_of_anarchy") >= 1.0)
     assert "wardrop_model_error_ratio{" not in running.gateway.metrics()

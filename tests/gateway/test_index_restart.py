@@ -4,15 +4,15 @@ import json
 import time
 
 import pytest
-from tests.gateway.test_feeds import KV, Publisher, feed, held, publish, until  # noqa: F401
+from tests.gateway.test_feeds import KV, Publisher, held, publish  # noqa: F401
+from tests.waiting import wait_until
 
 from wardrop._core import Gateway
 
 
 def follow(running, publisher):
     publisher.follow(running.gateway)
-    until(lambda: feed(running, publisher.id)["connected"])
-    time.sleep(0.1)  # a subscription travels; PUB drops what it does not know of yet
+    publisher.await_subscription()
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def saved(serve, publish):  # noqa: F811
     follow(running, publisher)
     publisher.stored(1, 1, None, 11, 12)
     publisher.stored(1, 2, 12, 13)
-    until(lambda: held(running) == 3)
+    wait_until(lambda: held(running) == 3)
     data = running.gateway.save_index()
     running.gateway.stop()
     return publisher, data
@@ -56,7 +56,7 @@ def test_next_event_proves_what_was_restored(serve, saved):
     worker = running.workers()[1]
     assert (worker["restored"], worker["synced"], worker["needs_resync"]) == (True, False, False)
     publisher.stored(1, 3, 13, 14)
-    until(lambda: held(running) == 4)
+    wait_until(lambda: held(running) == 4)
     worker = running.workers()[1]
     assert (worker["restored"], worker["synced"], worker["needs_resync"]) == (False, True, False)
     assert judged(running, "exact") == 1
@@ -68,7 +68,7 @@ def test_feed_that_went_on_meanwhile_is_read_again(serve, saved):
     publisher, data = saved
     running, _ = restored(serve, publisher, data)
     publisher.event(1, 5, {"removed": {"block_hashes": [12]}})
-    until(lambda: judged(running, "outrun") == 1)
+    wait_until(lambda: judged(running, "outrun") == 1)
     assert running.workers()[1]["needs_resync"]
     blocks = [{"block_hash": 11, "tokens_hash": 11}, {"block_hash": 12, "tokens_hash": 12}]
     stored = {"parent_hash": None, "blocks": blocks}
@@ -83,8 +83,8 @@ def test_without_a_dump_to_come_missed_events_empty_the_worker(serve, saved):
     running, _ = restored(serve, publisher, data, dump_follows=False)
     assert held(running) == 3
     publisher.stored(1, 5, None, 21)
-    until(lambda: judged(running, "outrun") == 1)
-    until(lambda: held(running) == 1)
+    wait_until(lambda: judged(running, "outrun") == 1)
+    wait_until(lambda: held(running) == 1)
 
 
 @pytest.mark.parametrize("event_id", [1, 2])
@@ -93,8 +93,8 @@ def test_worker_that_began_anew_under_its_old_feed_is_not_credited(serve, saved,
     running, _ = restored(serve, publisher, data)
     assert held(running) == 3
     publisher.stored(1, event_id, None, 31)
-    until(lambda: judged(running, "restarted") == 1)
-    until(lambda: held(running) == 1)
+    wait_until(lambda: judged(running, "restarted") == 1)
+    wait_until(lambda: held(running) == 1)
     assert running.workers()[1]["synced"] is (event_id == 1)
 
 
@@ -106,7 +106,7 @@ def test_worker_with_another_publisher_began_anew_and_starts_empty(serve, saved,
     assert (report["restarted"], report["taken_over"]) == (1, 0)
     assert held(running) == 0
     again.stored(1, 3, None, 41)
-    until(lambda: held(running) == 1)
+    wait_until(lambda: held(running) == 1)
 
 
 def test_idle_worker_may_be_saved_again_before_anything_proved_it(serve, saved):
@@ -117,7 +117,7 @@ def test_idle_worker_may_be_saved_again_before_anything_proved_it(serve, saved):
     running, report = restored(serve, publisher, again)
     assert report["taken_over"] == 1
     publisher.stored(1, 3, 13, 14)
-    until(lambda: judged(running, "exact") == 1)
+    wait_until(lambda: judged(running, "exact") == 1)
     assert held(running) == 4
 
 
@@ -125,7 +125,7 @@ def test_worker_with_missing_events_is_saved_without_a_position(serve, saved):
     publisher, data = saved
     running, _ = restored(serve, publisher, data)
     publisher.stored(1, 9, None, 21)
-    until(lambda: judged(running, "outrun") == 1)
+    wait_until(lambda: judged(running, "outrun") == 1)
     data = running.gateway.save_index()
     running.gateway.stop()
     running, report = restored(serve, publisher, data)
@@ -142,6 +142,7 @@ def test_idle_worker_that_only_a_dump_told_of_is_taken_over_where_another_follow
     running = serve(workers=(1,))
     publisher = publish(77, KV)
     publisher.follow(running.gateway, instance=1)
+    publisher.await_subscription()
     blocks = [{"block_hash": 11, "tokens_hash": 11}]
     stored = {"parent_hash": None, "blocks": blocks}
     dump = [{"worker_id": 1, "event": {"event_id": 1, "data": {"stored": stored}, "dp_rank": 0}}]
@@ -152,7 +153,7 @@ def test_idle_worker_that_only_a_dump_told_of_is_taken_over_where_another_follow
     assert report["taken_over"] == int(dump_follows)
     assert held(running) == int(dump_follows)
     publisher.stored(1, 8, None, 12)
-    until(lambda: running.workers()[1]["needs_resync"])
+    wait_until(lambda: running.workers()[1]["needs_resync"])
 
 
 def test_worker_that_is_gone_leaves_nothing_behind(serve, saved):

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+from tests.waiting import DEADLINE_S, wait_until
+
 CANARY_TEXT = "canary-8f31e7"
 CANARY_TOKEN = 913_577_131
 
@@ -16,20 +18,13 @@ STREAM_HEAD = (
 )
 
 
-def until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come true in time"
-        time.sleep(0.01)
-
-
 def test_load_falls_with_the_first_token_and_ends_with_the_stream(upstream, serve):
     steps = [threading.Event(), threading.Event(), threading.Event()]
 
     def script(seen, conn):
-        steps[0].wait(20)
+        steps[0].wait(DEADLINE_S)
         conn.sendall(STREAM_HEAD + b"9\r\ndata: 1\n\n\r\n")
-        steps[1].wait(20)
+        steps[1].wait(DEADLINE_S)
         conn.sendall(b"0\r\n\r\n")
         return b""
 
@@ -39,15 +34,15 @@ def test_load_falls_with_the_first_token_and_ends_with_the_stream(upstream, serv
         target=running.complete, args=([1, 2, 3, 4, 5],), kwargs={"stream": True}
     )
     client.start()
-    until(lambda: upstream.seen)
+    wait_until(lambda: upstream.seen)
     worker = running.workers()[1]
     assert (worker["prefill_tokens"], worker["active_requests"]) == (5, 1)
     steps[0].set()
-    until(lambda: running.workers()[1]["prefill_tokens"] == 0)
+    wait_until(lambda: running.workers()[1]["prefill_tokens"] == 0)
     assert running.workers()[1]["active_requests"] == 1
     steps[1].set()
     client.join()
-    until(lambda: running.workers()[1]["active_requests"] == 0)
+    wait_until(lambda: running.workers()[1]["active_requests"] == 0)
     assert running.status()["in_flight"] == 0
 
 
@@ -66,30 +61,32 @@ def test_client_that_leaves_cancels_upstream_and_releases(upstream, serve):
     conn.getresponse().read1(10)
     assert running.workers()[1]["active_requests"] == 1
     conn.close()
-    assert upstream.closed_early.wait(10), "the upstream must see the connection close"
-    until(lambda: running.workers()[1]["active_requests"] == 0)
+    assert upstream.closed_early.wait(DEADLINE_S), "the upstream must see the connection close"
+    wait_until(lambda: running.workers()[1]["active_requests"] == 0)
     assert running.metric("client_disconnects_total") == 1
 
 
 def test_client_that_leaves_before_the_first_byte_releases_too(upstream, serve):
-    upstream.script = lambda seen, conn: time.sleep(3) or b""
+    gate = threading.Event()
+    upstream.script = lambda seen, conn: gate.wait(DEADLINE_S) and b""
     running = serve(workers=(1,))
     conn = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
     conn.request("POST", "/v1/completions", json.dumps({"model": "m", "prompt": [1, 2, 3, 4]}))
-    until(lambda: running.workers()[1]["active_requests"] == 1)
+    wait_until(lambda: running.workers()[1]["active_requests"] == 1)
     conn.close()
-    until(lambda: running.workers()[1]["active_requests"] == 0)
+    wait_until(lambda: running.workers()[1]["active_requests"] == 0)
     assert running.status()["in_flight"] == 0
+    gate.set()
 
 
 def test_booking_that_nobody_ends_expires(upstream, serve):
     gate = threading.Event()
-    upstream.script = lambda seen, conn: gate.wait(20) and None
+    upstream.script = lambda seen, conn: gate.wait(DEADLINE_S) and None
     running = serve(workers=(1,), routing={"booking_ttl_s": 0.5})
     client = threading.Thread(target=running.complete, args=([1, 2, 3, 4],))
     client.start()
-    until(lambda: running.workers()[1]["active_requests"] == 1)
-    until(lambda: running.metric("bookings_expired_total") == 1)
+    wait_until(lambda: running.workers()[1]["active_requests"] == 1)
+    wait_until(lambda: running.metric("bookings_expired_total") == 1)
     assert running.workers()[1]["active_requests"] == 0
     gate.set()
     client.join()
@@ -104,7 +101,7 @@ def test_reported_cached_tokens_are_compared_with_the_prediction(upstream, serve
     )
     running = serve(workers=(1,))
     assert running.complete([1, 2, 3, 4])[2] == body
-    until(lambda: running.workers()[1]["audited_requests"] == 1)
+    wait_until(lambda: running.workers()[1]["audited_requests"] == 1)
     assert running.workers()[1]["reported_cached_tokens"] == 3
     assert running.workers()[1]["cached_tokens_absolute_error"] == 3
     assert running.metric("cached_tokens_reported_total", worker_id="1") == 3
@@ -114,7 +111,7 @@ def test_drain_lets_requests_finish_and_takes_no_new_ones(upstream, serve):
     gate = threading.Event()
 
     def script(seen, conn):
-        gate.wait(20)
+        gate.wait(DEADLINE_S)
         return b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone"
 
     upstream.script = script
@@ -122,12 +119,12 @@ def test_drain_lets_requests_finish_and_takes_no_new_ones(upstream, serve):
     results = []
     client = threading.Thread(target=lambda: results.append(running.complete([1, 2, 3, 4])))
     client.start()
-    until(lambda: upstream.seen)
+    wait_until(lambda: upstream.seen)
     idle = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
     idle.connect()
     assert running.gateway.drain(0.2) is False, "one request is in flight"
-    threading.Timer(0.3, gate.set).start()
-    assert running.gateway.drain(10.0) is True
+    gate.set()
+    assert running.gateway.drain(DEADLINE_S) is True
     client.join()
     assert (results[0][0], results[0][2]) == (200, b"done")
     assert running.status()["draining"] is True

@@ -4,9 +4,9 @@ import http.client
 import json
 import socket
 import threading
-import time
 
 import pytest
+from tests.waiting import DEADLINE_S, wait_until
 
 from wardrop._core import Gateway
 
@@ -44,15 +44,14 @@ def test_request_above_the_limit_is_429_and_says_when_to_come_back(upstream, ser
     gate = threading.Event()
 
     def script(seen, conn):
-        gate.wait(20)
+        gate.wait(DEADLINE_S)
         return b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
     upstream.script = script
     running = serve(limits={"concurrent_requests": 1})
     held = threading.Thread(target=running.complete, args=([1],))
     held.start()
-    while not upstream.seen:
-        time.sleep(0.01)
+    wait_until(lambda: upstream.seen)
     status, headers, body = running.complete([1])
     assert (status, code_of(body), headers["retry-after"]) == (429, "too_many_requests", "1")
     gate.set()
@@ -62,9 +61,11 @@ def test_request_above_the_limit_is_429_and_says_when_to_come_back(upstream, ser
 
 
 def test_upstream_that_says_nothing_is_504(upstream, serve):
-    upstream.script = lambda seen, conn: time.sleep(5)
+    answered = threading.Event()
+    upstream.script = lambda seen, conn: answered.wait(DEADLINE_S) and None
     running = serve(upstream={"first_byte_timeout_ms": 500})
     status, _, body = running.complete([1])
+    answered.set()
     assert (status, code_of(body)) == (504, "first_byte_timeout")
 
 
@@ -75,16 +76,19 @@ def test_upstream_that_breaks_off_is_502(upstream, serve):
 
 
 def test_stream_that_falls_silent_ends_with_an_error_event(upstream, serve):
+    answered = threading.Event()
+
     def script(seen, conn):
         conn.sendall(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
             b"transfer-encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n"
         )
-        time.sleep(10)
+        answered.wait(DEADLINE_S)
 
     upstream.script = script
     running = serve(upstream={"idle_timeout_ms": 500})
     status, _, body = running.complete([1, 2, 3, 4], stream=True)
+    answered.set()
     assert status == 200
     first, second, _ = body.split(b"\n\n")
     assert first == b"data: 1"

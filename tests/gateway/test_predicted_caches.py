@@ -2,10 +2,10 @@
 
 import http.client
 import json
-import time
 
 import pytest
-from tests.gateway.test_feeds import KV, feed, publish, until  # noqa: F401
+from tests.gateway.test_feeds import KV, publish  # noqa: F401
+from tests.waiting import wait_until
 
 from wardrop._core import Gateway
 
@@ -53,7 +53,7 @@ def test_record_ends_by_its_time_after_its_request(serve):
     running = start(serve, used="alone", ttl_s=0.5)
     worker, _ = ask(running)
     assert ask(running) == (worker, 8)
-    until(lambda: running.metric("predicted_records") == 0)
+    wait_until(lambda: running.metric("predicted_records") == 0)
     assert ended(running, "expired") >= 1
     assert ask(running)[1] == 0
 
@@ -62,11 +62,10 @@ def test_beside_events_a_record_ends_soon_after_the_first_token(serve, publish):
     running = start(serve, workers=(1,), used="beside", settle_s=0.3, ttl_s=60)
     publisher = publish(77, KV)
     publisher.follow(running.gateway)
-    until(lambda: feed(running, 77)["connected"])
-    time.sleep(0.1)
+    publisher.await_subscription()
     ask(running)
     assert ask(running)[1] == 8, "before the first event"
-    until(lambda: running.metric("predicted_records") == 0, seconds=5)
+    wait_until(lambda: running.metric("predicted_records") == 0)
     assert ask(running)[1] == 0, "no event came: it does not hold it after all"
 
 

@@ -4,7 +4,8 @@ import http.client
 import json
 
 import pytest
-from tests.gateway.held import background, wait_for, waits
+from tests.gateway.held import background, waits
+from tests.waiting import wait_until
 
 WORKER = "x-dynamo-worker-instance-id"
 
@@ -29,7 +30,7 @@ def test_request_waits_until_its_worker_has_room(upstream, serve, engines):
     answers: list = []
     threads = background(running, 4, answers)
     waits(running, 3)
-    wait_for(lambda: upstream.seen)
+    wait_until(lambda: upstream.seen)
     assert len(upstream.seen) == 1, "only one prompt may be on its way while there is no room"
     engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 4
@@ -45,7 +46,7 @@ def test_answer_in_one_piece_does_not_close_its_worker_until_its_end(upstream, s
     answers: list = []
     threads = background(running, 3, answers, stream=False)
     # No engine has answered: each goes out once the prefill before it is expected to be over.
-    wait_for(lambda: len(upstream.seen) == 3)
+    wait_until(lambda: len(upstream.seen) == 3)
     assert running.metric("queue_placed_total", reason="room") == 3
     assert running.workers()[1]["prefill_tokens"] <= 64
     assert running.workers()[1]["active_requests"] == 3
@@ -90,7 +91,7 @@ def test_lost_end_cannot_wedge_the_queue(upstream, serve, engines):
     answers: list = []
     threads = background(running, 3, answers)
     # Nobody answers: those that wait are sent by their age.
-    wait_for(lambda: len(upstream.seen) == 3)
+    wait_until(lambda: len(upstream.seen) == 3)
     assert running.metric("queue_placed_total", reason="age") == 2
     engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 3

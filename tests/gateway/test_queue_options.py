@@ -2,10 +2,10 @@
 
 import json
 import threading
-import time
 
 import pytest
-from tests.gateway.held import background, wait_for, waits
+from tests.gateway.held import background, waits
+from tests.waiting import wait_until
 
 
 def start(serve, hints=True, **queue):
@@ -45,7 +45,7 @@ def test_priority_goes_first_where_clients_may_ask_for_it(upstream, serve, engin
     running = start(serve, hints, priority_s=60)
     answers: list = []
     threads = background(running, 1, answers)
-    wait_for(lambda: len(upstream.seen) == 1)
+    wait_until(lambda: len(upstream.seen) == 1)
     threads += background(running, 1, answers, {"x-tenant-id": "usual"})
     waits(running, 1)
     urgent = {"x-tenant-id": "urgent", "x-wardrop-priority": "1"}
@@ -61,7 +61,7 @@ def places_of(upstream, serve, engines):
     running = start(serve, fair=True, kappa=0)
     answers: list = []
     threads = background(running, 1, answers)
-    wait_for(lambda: len(upstream.seen) == 1)
+    wait_until(lambda: len(upstream.seen) == 1)
 
     def ask(tenant, number):
         prompt = [number + 1, *range(1, 3000)]
@@ -95,9 +95,7 @@ def test_worker_that_leaves_while_requests_wait_for_it_wedges_nobody(upstream, s
     waits(running, 2)
     running.gateway.remove_worker("m", "aggregated", 1)
     # Nobody may be chosen: after their longest wait they go to Dynamo without a pin.
-    started_s = time.monotonic()
-    wait_for(lambda: len(upstream.seen) == 3)
-    assert time.monotonic() - started_s < 5.0
+    wait_until(lambda: len(upstream.seen) == 3)
     assert upstream.seen[2].header("x-dynamo-worker-instance-id") is None
     engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 3
@@ -111,7 +109,7 @@ def test_booking_whose_end_is_lost_frees_its_worker_by_its_age(serve, engines):
     running = serve(workers=(1,), routing={"queue": {"backlog_s": 1e-9}, "booking_ttl_s": 0.5})
     answers: list = []
     threads = background(running, 2, answers)
-    wait_for(lambda: running.metric("queue_placed_total", reason="room") == 2)
+    wait_until(lambda: running.metric("queue_placed_total", reason="room") == 2)
     assert running.metric("bookings_expired_total") >= 1
     engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 2

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from tests.gateway.held import background, wait_for, waits
+from tests.gateway.held import background, waits
+from tests.waiting import wait_until
 
 
 def test_queue_that_is_taken_away_sends_all_who_wait_at_once(upstream, serve, engines):
@@ -12,7 +13,7 @@ def test_queue_that_is_taken_away_sends_all_who_wait_at_once(upstream, serve, en
     threads = background(running, 4, answers)
     waits(running, 3)
     running.gateway.set_routing('{"queue": null}')
-    wait_for(lambda: len(upstream.seen) == 4)
+    wait_until(lambda: len(upstream.seen) == 4)
     engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 4
     engines.permits.release()
@@ -26,10 +27,10 @@ def test_queue_that_is_put_in_front_holds_what_comes_next(upstream, serve, engin
     answers: list = []
     threads = background(running, 3, answers)
     waits(running, 2)
-    wait_for(lambda: upstream.seen)
+    wait_until(lambda: upstream.seen)
     assert len(upstream.seen) == 1
     running.gateway.set_routing('{"queue": {"backlog_s": 60, "max_wait_s": 0.05}}')
-    wait_for(lambda: len(upstream.seen) == 3)
+    wait_until(lambda: len(upstream.seen) == 3)
     engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 3
 
@@ -67,8 +68,8 @@ def test_split_waits_for_room_on_both_legs(upstream, serve, engines):
     answers: list = []
     threads = background(running, 3, answers)
     # 16 blocks a prompt and an answer's share: the decode worker has room for one.
-    wait_for(lambda: running.metric("queue_requests", worker_type="decode") == 2)
-    wait_for(lambda: upstream.seen)
+    wait_until(lambda: running.metric("queue_requests", worker_type="decode") == 2)
+    wait_until(lambda: upstream.seen)
     assert len(upstream.seen) == 1
     engines.finish(threads)
     assert [status for status, _, _ in answers] == [200] * 3

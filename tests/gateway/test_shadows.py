@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.waiting import wait_until
 
 from wardrop._core import Gateway
 
@@ -87,13 +88,6 @@ def report(running):
     return only
 
 
-def wait_for(check, what: str, timeout_s: float = 40.0):
-    end = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.05)
-
-
 def whole(running):
     return lambda: running.metric("shadow_ticks") >= 10
 
@@ -111,8 +105,8 @@ def test_figures_of_every_policy_appear_with_differences_cost_and_trust(upstream
         **bounds(*policies, ttft_slo_s=1.0, itl_slo_s=0.05),
     )
     with Stream(running, 12):
-        wait_for(whole(running), "a whole window")
-        wait_for(lambda: report(running)["trust"]["trusted"], "trust")
+        wait_until(whole(running), "a whole window")
+        wait_until(lambda: report(running)["trust"]["trusted"], "trust")
         told, page = report(running), running.gateway.metrics()
     names = ["in_force", "round_robin", "toll+queue", "toll"]
     assert [arm["name"] for arm in told["arms"]] == names
@@ -149,12 +143,12 @@ def test_shadows_follow_policy_and_workers_while_the_gateway_runs(upstream, serv
     candidates = [shadow("toll(e2e=1)", e2e=1.0, ttft=0.0), shadow("toll+queue", {"kappa": 30})]
     running = serve(workers=(1, 2), **bounds(*candidates))
     with Stream(running, 30):
-        wait_for(lambda: report(running).get("ticks", 0) > 3, "ticks")
+        wait_until(lambda: report(running).get("ticks", 0) > 3, "ticks")
         assert report(running)["policies"][0]["policy"]["name"] == "least_loaded"
         change = {"policy": {"name": "toll"}, "queue": {"kappa": 5, "backlog_s": 0.5}}
         running.gateway.set_routing(json.dumps(change))
-        wait_for(lambda: report(running)["policies"][0]["policy"]["name"] == "toll", "the change")
-        wait_for(lambda: report(running)["ticks"] < 3, "comparisons that start over")
+        wait_until(lambda: report(running)["policies"][0]["policy"]["name"] == "toll", "the change")
+        wait_until(lambda: report(running)["ticks"] < 3, "comparisons that start over")
         told = report(running)
         assert told["policies"][2]["queue"]["backlog_s"] == 0.5, "not named: as in force"
         assert [policy["is_adoptable"] for policy in told["policies"]] == [False, False, True]
@@ -162,15 +156,15 @@ def test_shadows_follow_policy_and_workers_while_the_gateway_runs(upstream, serv
             worker = {"model": "m", "role": "aggregated", "instance": instance}
             running.gateway.upsert_worker(json.dumps(worker | {"total_kv_blocks": 99}))
         running.gateway.remove_worker("m", "aggregated", 1)
-        wait_for(lambda: report(running)["workers"] == 3, "three workers")
+        wait_until(lambda: report(running)["workers"] == 3, "three workers")
         assert report(running)["assumed_capacities"] == 1
-        wait_for(whole(running), "a whole window after it")
+        wait_until(whole(running), "a whole window after it")
         told = report(running)
         assert told["arms"][1]["refused"] == 0
         assert told["counts"]["dropped"] == 0
         for instance in (2, 7, 8):
             running.gateway.remove_worker("m", "aggregated", instance)
-        wait_for(lambda: report(running)["note"] == "no worker yet", "no shadows without workers")
+        wait_until(lambda: report(running)["note"] == "no worker yet", "no shadows without workers")
 
 
 def test_both_legs_of_a_split_are_shadowed_together(upstream, serve):
@@ -180,7 +174,7 @@ def test_both_legs_of_a_split_are_shadowed_together(upstream, serve):
         worker = {"model": "m", "role": role, "instance": instance, "total_kv_blocks": 512}
         running.gateway.upsert_worker(json.dumps(worker))
     with Stream(running, 20):
-        wait_for(whole(running), "a whole window")
+        wait_until(whole(running), "a whole window")
         told = report(running)
     assert (told["roles"], told["workers"]) == (["prefill", "decode"], 5)
     assert told["arms"][2]["completed"] > 50
@@ -189,19 +183,19 @@ def test_both_legs_of_a_split_are_shadowed_together(upstream, serve):
 
 def test_what_does_not_fit_is_dropped_and_counted_and_no_request_waits_for_it(upstream, serve):
     running = serve(workers=(1, 2), **bounds(shadow("toll"), max_events=1))
-    wait_for(lambda: running.metric("shadow_ticks") == 0 and report(running), "the thread")
-    wait_for(lambda: report(running).get("arms"), "shadows")
+    wait_until(lambda: running.metric("shadow_ticks") == 0 and report(running), "the thread")
+    wait_until(lambda: report(running).get("arms"), "shadows")
     with ThreadPoolExecutor(16) as clients:
         prompts = [[CANARY, i, *range(20)] for i in range(400)]
         answers = list(clients.map(running.complete, prompts))
     assert {status for status, _, _ in answers} == {200}
     dropped = running.metric("shadow_requests_total", reason="dropped")
     assert dropped > 50
-    wait_for(lambda: running.metric("shadow_requests_total", reason="fed") > 0, "some were fed")
+    wait_until(lambda: running.metric("shadow_requests_total", reason="fed") > 0, "some were fed")
     fed = running.metric("shadow_requests_total", reason="fed")
     assert dropped + fed + report(running)["waiting"] <= 400
     # The ticks that they were in say nothing.
-    wait_for(
+    wait_until(
         lambda: sum(report(running)["lost_ticks"].values()) > 0 and report(running)["ticks"] == 0,
         "spoiled ticks",
     )
@@ -225,8 +219,8 @@ def test_the_clock_is_doubted_where_engines_are_slow_in_a_way_that_no_curve_know
     engine = upstream.script = Engine(0.06, stall_s=1.0)
     running = serve(workers=(1, 2, 3, 4, 5, 6), **bounds(shadow("toll"), shadow("round_robin")))
     with Stream(running, 12):
-        wait_for(whole(running), "a whole window")
-        wait_for(lambda: report(running)["trust"]["measured"] >= 50, "measured requests")
+        wait_until(whole(running), "a whole window")
+        wait_until(lambda: report(running)["trust"]["measured"] >= 50, "measured requests")
         told = report(running)
     assert engine.stalled > 5, "the fault must have fired"
     assert not told["trust"]["trusted"]
@@ -239,7 +233,7 @@ def test_the_clock_is_doubted_where_engines_are_slow_in_a_way_that_no_curve_know
 def test_answers_in_one_piece_leave_the_clock_unchecked(serve):
     running = serve(workers=(1, 2, 3), **bounds(shadow("toll")))
     with Stream(running, 30, stream=False):
-        wait_for(whole(running), "a whole window")
+        wait_until(whole(running), "a whole window")
         told = report(running)
     assert (told["trust"]["measured"], told["trust"]["trusted"]) == (0, False)
     assert "too few measured" in told["trust"]["reason"]
@@ -250,10 +244,10 @@ def test_requests_that_failed_are_no_load_in_the_shadows(upstream, serve):
     head = f"HTTP/1.1 400 Bad Request\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     upstream.script = lambda seen, conn: head + body
     running = serve(workers=(1, 2), **bounds(shadow("toll"), lag_s=2.0))
-    wait_for(lambda: (json.loads(running.gateway.shadows()) or [{}])[0].get("arms"), "shadows")
+    wait_until(lambda: (json.loads(running.gateway.shadows()) or [{}])[0].get("arms"), "shadows")
     for i in range(20):
         assert running.complete([i, *range(20)])[0] == 400
-    wait_for(lambda: report(running)["counts"]["withdrawn"] == 20, "all of them withdrawn")
+    wait_until(lambda: report(running)["counts"]["withdrawn"] == 20, "all of them withdrawn")
     assert report(running)["counts"]["simulated"] == 0
 
 
@@ -274,5 +268,5 @@ def test_shadows_that_can_not_be_are_refused_at_the_start(shadows, says):
 
 def test_a_fleet_too_large_to_shadow_is_told(serve):
     running = serve(workers=(1, 2), **bounds(shadow("toll"), max_blocks=1000))
-    wait_for(lambda: "KV blocks" in (report(running).get("note") or ""), "the reason")
+    wait_until(lambda: "KV blocks" in (report(running).get("note") or ""), "the reason")
     assert running.metric("shadow_trusted", model="m") == 0

@@ -22,6 +22,7 @@ class Load:
         self.ended = threading.Event()
         self.clients = ThreadPoolExecutor(256)
         self.number = 0
+        self.answered = 0
         self.thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Load:
@@ -65,6 +66,7 @@ class Load:
         for _ in lines:
             pass
         connection.close()
+        self.answered += 1
 
 
 class Mixed(Load):

@@ -5,24 +5,16 @@ from __future__ import annotations
 import http.client
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.live.client import Answer, Metrics, get, post
+from tests.waiting import wait_until
 
 from wardrop.dynamo.child import Child
 from wardrop.dynamo.embedded import Fleet
 from wardrop.dynamo.ports import free_port
-
-
-def wait_until(true: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
-    """Wait for a watermark, with a deadline."""
-    deadline_s = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.01)
 
 
 class Router:
@@ -65,7 +57,7 @@ class Router:
                 return False
             return self.metrics().total("wardrop_worker_available") == expected
 
-        wait_until(ready, f"{expected} routable workers; log:\n{self.child.tail()}", 40)
+        wait_until(ready, f"{expected} routable workers; log:\n{self.child.tail()}")
         return self
 
     def await_handover(self) -> Router:

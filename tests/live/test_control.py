@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from tests.live.load import Load
-from tests.live.router import Router, running, wait_until
+from tests.live.router import Router, running
+from tests.waiting import wait_until
 
 from wardrop.commands.admin_client import AdminError, ask
 from wardrop.control.regime import Regime
@@ -36,13 +37,14 @@ def test_regime_goes_up_within_a_ramp_and_comes_back_and_changes_are_audited(tmp
     with Fleet(spec) as fleet, running(fleet, *flags) as router, Load(router, 2000, 4) as load:
         # A prompt of 2,000 tokens takes the mock engine about 50 ms: the knee is near 40 a second.
         load.rate = 6.0
-        time.sleep(8.0)
+        wait_until(lambda: gauge(router, "ttft_baseline_seconds") > 0, "a learned baseline")
+        wait_until(lambda: load.answered >= 40, "answers that the baseline rests on")
         assert gauge(router, "regime") == Regime.BELOW
         load.rate = 70.0
         surged_s = time.monotonic()
-        wait_until(lambda: gauge(router, "regime") > Regime.BELOW, "a regime above below", 10)
+        wait_until(lambda: gauge(router, "regime") > Regime.BELOW, "a regime above below")
         print(f"seen after {time.monotonic() - surged_s:.2f} s")
-        wait_until(lambda: gauge(router, "regime") == Regime.SATURATED, "saturated", 20)
+        wait_until(lambda: gauge(router, "regime") == Regime.SATURATED, "saturated")
         load.rate = 6.0
         wait_until(lambda: gauge(router, "regime") == Regime.BELOW, "below again", 60)
         url = f"http://127.0.0.1:{port}"
@@ -65,7 +67,7 @@ def test_harmful_change_by_hand_is_rolled_back_by_the_guard_which_says_why():
     spec = FleetSpec(workers=2, process_per_worker=False, blocks=1100)
     with Fleet(spec) as fleet, running(fleet, *flags) as router, Load(router, 32, 4, 8) as load:
         load.rate = 20.0
-        time.sleep(30.0)  # the guard needs ten samples of two seconds to judge against
+        wait_until(lambda: gauge(router, "guard_ready") == 1, "samples to judge a change against")
         before: dict[str, Any] = ask(url, "/v1/settings")["settings"]
         harm = {"policy": "round_robin"}
         change = ask(url, "/v1/settings", {"changes": harm, "reason": "planted"})
@@ -73,7 +75,7 @@ def test_harmful_change_by_hand_is_rolled_back_by_the_guard_which_says_why():
             ask(url, "/v1/settings", {"changes": harm})
         assert ask(url, "/v1/settings")["settings"]["policy"] == "round_robin"
 
-        wait_until(lambda: gauge(router, "on_trial") == 1, "a trial", 3)
+        wait_until(lambda: gauge(router, "on_trial") == 1, "a trial")
 
         def undone() -> bool:
             records = ask(url, "/v1/audit?last=100")

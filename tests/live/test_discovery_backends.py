@@ -6,12 +6,12 @@ import asyncio
 import os
 import shutil
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import wait_until
 
 from wardrop.dynamo.child import Child, stop_all
 from wardrop.dynamo.embedded import Fleet, FleetSpec, split_fleet
@@ -45,16 +45,16 @@ def etcd(private_network: None, tmp_path: Path) -> Iterator[str]:
     command += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
     child = Child("etcd", command, dict(os.environ), tmp_path / "etcd.log")
     try:
-        deadline_s = time.monotonic() + 20
-        while True:
+
+        def healthy() -> bool:
+            assert child.exit_code is None, child.tail()
             try:
                 with urllib.request.urlopen(f"{client}/health", timeout=2) as answer:
-                    if b"true" in answer.read():
-                        break
+                    return b"true" in answer.read()
             except OSError:
-                assert child.exit_code is None, child.tail()
-                assert time.monotonic() < deadline_s, child.tail()
-                time.sleep(0.05)
+                return False
+
+        wait_until(healthy, "etcd's health")
         yield client
     finally:
         stop_all([child])

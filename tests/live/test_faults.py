@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from tests.live.client import Answer, get, stream
-from tests.live.router import Router, cached_tokens, instance, running, served_by, wait_until
+from tests.live.router import Router, cached_tokens, instance, running, served_by
+from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec
 
@@ -138,16 +139,16 @@ def test_hung_worker_is_passed_over_and_comes_back(fleet: Fleet):
         fleet.workers[2].child.hang()
         assert fleet.workers[2].child.state() == "T"
 
-        wait_until(lambda: router.passes_over(hung), "the silent worker to be passed over", 15)
+        wait_until(lambda: router.passes_over(hung), "the silent worker to be passed over")
         silent_s = time.monotonic()
         wait_until(lambda: sum(load.served_after(silent_s).values()) > 60, "traffic without it")
         assert hung not in load.served_after(silent_s)
         assert not load.failed_of_those_sent_after(silent_s)
 
         fleet.workers[2].child.resume()
-        wait_until(lambda: not router.passes_over(hung), "it to be seen alive", 20)
+        wait_until(lambda: not router.passes_over(hung), "it to be seen alive")
         back_s = time.monotonic()
-        wait_until(lambda: load.served_after(back_s).get(hung, 0) >= 3, "traffic for it again", 20)
+        wait_until(lambda: load.served_after(back_s).get(hung, 0) >= 3, "traffic for it again")
         load.stop()
 
 
@@ -156,15 +157,15 @@ def test_no_worker_is_503_in_openais_shape():
         assert router.complete("one two").status == 200
         assert router.status("/ready") == 200
         fleet.workers[0].child.kill()
-        wait_until(lambda: router.status("/ready") == 503, "not ready without a worker", 25)
+        wait_until(lambda: router.status("/ready") == 503, "not ready without a worker")
         answer = router.complete("one two")
         assert answer.status == 503
         assert answer.json()["error"]["code"] == "no_worker"
         assert answer.headers["retry-after"] == "1"
         assert router.status("/live") == 200
         fleet.add_worker()
-        wait_until(lambda: router.status("/ready") == 200, "ready again", 20)
-        wait_until(lambda: router.complete("one two").status == 200, "served again", 20)
+        wait_until(lambda: router.status("/ready") == 200, "ready again")
+        wait_until(lambda: router.complete("one two").status == 200, "served again")
 
 
 def test_client_that_leaves_frees_its_worker():
@@ -210,7 +211,7 @@ def test_stop_lets_a_running_stream_end_and_takes_no_new_request(fleet: Fleet):
         rest = b"".join(lines)
         connection.close()
         assert rest.rstrip().endswith(b"data: [DONE]"), "the stream must end whole"
-        wait_until(lambda: router.child.exit_code is not None, "its end", 15)
+        wait_until(lambda: router.child.exit_code is not None, "its end")
         assert router.child.exit_code == 0
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "children")
 
@@ -246,7 +247,7 @@ def test_killed_frontend_is_replaced_and_requests_go_on(fleet: Fleet):
         (pid,) = frontend_pids(router.child.pid)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: "ended with code -9" in router.log, "the fault to be seen")
-        wait_until(lambda: router.complete("one two").status == 200, "service again", 20)
+        wait_until(lambda: router.complete("one two").status == 200, "service again")
 
 
 def test_new_router_knows_the_blocks_that_the_workers_hold(fleet: Fleet):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from tests.live.client import Answer
-from tests.live.router import Router, cached_tokens, instance, running, wait_until
+from tests.live.router import Router, cached_tokens, instance, running
+from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec
 
@@ -44,7 +45,7 @@ def fleet(private_network):
 
 def await_taken_over(router: Router, workers: int) -> None:
     """The file is read as soon as the pool's feeds are known, a moment after its workers are."""
-    wait_until(lambda: judged(router, "taken_over") == workers, "the file to be read", 30)
+    wait_until(lambda: judged(router, "taken_over") == workers, "the file to be read")
 
 
 def await_dump(router: Router) -> None:
@@ -108,7 +109,7 @@ def test_worker_that_restarted_meanwhile_is_not_credited(fleet: Fleet, tmp_path:
     victim = fleet.workers[0]
     was = victim.instances[0]
     victim.child.kill()
-    wait_until(lambda: was not in fleet.live_instances(), "the lease to end", 30)
+    wait_until(lambda: was not in fleet.live_instances(), "the lease to end")
     fresh = fleet.add_worker().instances[0]
     with running(fleet, *ALONE, "--index-file", str(path)) as router:
         await_taken_over(router, 2)

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.live.client import stream
-from tests.live.router import Router, running, wait_until
+from tests.live.router import Router, running
+from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec
 

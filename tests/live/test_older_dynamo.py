@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.live.router import Router, instance, running, served_by, wait_until
+from tests.live.router import Router, instance, running, served_by
+from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec, split_fleet
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from tests.live.client import get
-from tests.live.router import Router, cached_tokens, instance, running, served_by, wait_until
+from tests.live.router import Router, cached_tokens, instance, running, served_by
+from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec, split_fleet
 

@@ -7,7 +7,8 @@ import random
 from urllib.request import urlopen
 
 import pytest
-from tests.live.router import cached_tokens, instance, running, served_by, wait_until
+from tests.live.router import cached_tokens, instance, running, served_by
+from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec
 from wardrop.dynamo.ports import free_port

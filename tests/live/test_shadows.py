@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from tests.live.load import Load, Mixed
-from tests.live.router import Router, running, wait_until
+from tests.live.router import Router, running
+from tests.waiting import wait_until
 from typer.testing import CliRunner
 
 from wardrop.commands import shadows as shadows_command

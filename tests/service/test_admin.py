@@ -5,10 +5,10 @@ import http.client
 import json
 import socket
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
+from tests.waiting import wait_until
 from typer.testing import CliRunner
 
 from wardrop._core import Gateway
@@ -52,13 +52,6 @@ def serving(gateway, tmp_path):
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
-
-
-def wait_for(check, timeout_s=20.0):
-    end = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < end, "the expected state did not come"
-        time.sleep(0.05)
 
 
 def send(url, method, path, body=None, **headers):
@@ -206,9 +199,9 @@ def test_shadows_are_told_as_a_table_and_as_json(tmp_path):
     native.upsert_model(json.dumps({"name": "m", "block_size": 4}))
     with serving(native, tmp_path) as url:
         run = CliRunner().invoke
-        wait_for(lambda: "no worker yet" in run(shadows_command.app, ["--url", url]).output)
+        wait_until(lambda: "no worker yet" in run(shadows_command.app, ["--url", url]).output)
         native.upsert_worker(json.dumps(WORKER))
-        wait_for(lambda: "in_force" in run(shadows_command.app, ["--url", url]).output)
+        wait_until(lambda: "in_force" in run(shadows_command.app, ["--url", url]).output)
         table = run(shadows_command.app, ["--url", url]).output
         assert "m (aggregated), 1 workers: in doubt: too few whole ticks yet" in table
         assert "did not tell their KV capacity" in table

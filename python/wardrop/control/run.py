@@ -182,6 +182,7 @@ class Watcher:
             "arrivals_per_second": sample.arrivals_per_s,
             "controller": int(self._acts),
             "on_trial": int(self.controller.on_trial),
+            "guard_ready": int(self.controller.guard.ready),
         }
         figures |= {f"{event}_total": count for event, count in self._counts.items()}
         settings = self._door.settings()
