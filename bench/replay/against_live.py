@@ -28,7 +28,7 @@ from wardrop.demo.plan import MODEL, Options, Plan, make_plan
 from wardrop.demo.timing import write_table
 from wardrop.dynamo.namespace import enter_or_reexec
 from wardrop.replay import Engine, Fleet, Result, Workload, load_timing, simulate
-from wardrop.replay.workload import NOBODY, from_lists
+from wardrop.replay.workload import NO_PREDECESSOR, from_lists
 from wardrop.workload import Turn, completion_body
 
 TIMEOUT_S = 120.0
@@ -159,7 +159,7 @@ def simulated(
     found: list[Figures] = []
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
-        roots = workload.after == NOBODY
+        roots = workload.after == NO_PREDECESSOR
         arrival = workload.arrival_ms + rng.random(len(workload)) * JITTER_MS
         arrival[roots] = np.maximum.accumulate(arrival[roots])
         think = np.where(roots, 0.0, workload.think_ms + rng.random(len(workload)) * JITTER_MS)

@@ -75,7 +75,7 @@ def test_a_flag_can_come_from_its_variable() -> None:
     ("arguments", "says"),
     [
         (["split", "--gpus", "4"], "at least 2 workers"),
-        (["split", "--gpus", "24", "--trace", "none.jsonl"], "expected a trace file"),
+        (["split", "--gpus", "24", "--trace", "none.jsonl"], "expected a .jsonl or .csv file"),
         (["split", "--gpus", "24", "--ttft", "0"], "expected both > 0"),
         (["poa", "--family", "cubic"], "expected one of"),
         (["poa", "--points", "1"], "at least 2"),

@@ -9,7 +9,6 @@ import zstandard
 
 from wardrop.replay import ReplayError, load, restart, spread
 from wardrop.replay.generate import GENERATORS, generate, mooncake_rows
-from wardrop.replay.traces import implied_block_size
 
 ROWS = [
     {"timestamp": 0, "input_length": 700, "output_length": 5, "hash_ids": [9, 4]},
@@ -92,27 +91,6 @@ def test_a_dynamo_request_trace_is_read(tmp_path):
     first, second = workload.blocks[:2].tolist(), workload.blocks[2:].tolist()
     assert first[0] == second[0]
     assert len(second) == 3
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b'{"a": 1}', b'{"hash_ids": [1], "input_length": 5}', b"[1]"]
-)
-def test_a_broken_trace_is_an_error_that_says_so(tmp_path, body):
-    path = tmp_path / "trace.jsonl"
-    path.write_bytes(body)
-    with pytest.raises(ReplayError):
-        load(path)
-
-
-def test_a_missing_trace_is_an_error(tmp_path):
-    with pytest.raises(ReplayError, match="no trace at"):
-        load(tmp_path / "none.jsonl")
-
-
-def test_the_block_size_follows_from_lengths_and_counts():
-    assert implied_block_size([700, 512, 513], [2, 1, 2]) == 512
-    with pytest.raises(ReplayError):
-        implied_block_size([700], [9])
 
 
 @pytest.mark.parametrize("name", GENERATORS)

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wardrop.dynamo.embedded import FleetSpec, split_fleet
-from wardrop.workload import (
-    ConversationSpec,
-    Turn,
-    generate,
-    read_trace,
-    summary,
-    turns_of_trace,
-)
+from wardrop.traces import read_trace
+from wardrop.workload import ConversationSpec, Turn, generate, summary, turns_of_trace
 
 MODEL = "mock-70b"
 BLOCK_SIZE = 16

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from wardrop.errors import InputError
 
-class GameError(ValueError):
+
+class GameError(InputError):
     """An input that no game can be built from; the message says how to mend it."""
 
 

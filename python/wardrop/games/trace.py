@@ -1,28 +1,20 @@
-"""Request traces in, as arrays: Mooncake JSONL (plain, .gz, .zst), and generated ones.
+"""Request traces as arrays, recorded or generated.
 
-Where it stands: the one reader that `resource`, `caching` and `coupled` share. A row is
-`{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [int, …]}`; an id
-stands for one block and everything before it. No prompts or token ids are in such a trace, and none
-are kept. Source of the format: Mooncake (FAST '25).
+Where it stands: between `wardrop.traces`, which reads the files, and the games `resource`,
+`caching` and `coupled`. A trace holds no prompts and no token ids.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wardrop.games.errors import GameError
 from wardrop.games.routing.latency import Floats, require
-
-_LONG_WINDOW = 2**27
+from wardrop.traces import read_trace as read_rows
+from wardrop.traces import spread_evenly
 
 
 @dataclass(frozen=True)
@@ -73,88 +65,28 @@ class Trace:
         )
 
 
-@contextmanager
-def _lines(path: Path) -> Generator[io.TextIOBase]:
-    if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8") as text:
-            yield text  # pyright: ignore[reportReturnType] - gzip types "rt" as IO[str]
-    elif path.suffix == ".zst":
-        import zstandard
-
-        with path.open("rb") as raw:
-            stream = zstandard.ZstdDecompressor(max_window_size=_LONG_WINDOW).stream_reader(raw)
-            with io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8") as text:
-                yield text
-    else:
-        with path.open(encoding="utf-8") as text:
-            yield text
-
-
 def read_trace(path: Path, spread_ties: bool = True, limit: int | None = None) -> Trace:
-    """Read a Mooncake JSONL trace.
+    """Read a recorded trace; `wardrop.traces` names the formats.
 
     Args:
-        path: .jsonl, .jsonl.gz or .jsonl.zst.
+        path: the file, plain, .gz or .zst.
         spread_ties: spread requests that share a timestamp evenly until the next one (Mooncake's
             clock ticks every 3 s, and a whole tick at once would be a burst that never was).
-        limit: read at most so many rows.
+        limit: read at most this many rows.
 
     Raises:
-        GameError: no file, no rows, or a row that is not as expected; names the line.
+        TraceError: no file, no rows, or a bad row; the text names the line.
     """
-    if not path.is_file():
-        raise GameError(f"got {path}; expected a trace file (.jsonl, .jsonl.gz, .jsonl.zst)")
-    rows: list[tuple[float, int, int, tuple[int, ...]]] = []
-    with _lines(path) as text:
-        for number, line in enumerate(text, 1):
-            if limit is not None and len(rows) >= limit:
-                break
-            if line.strip():
-                rows.append(_row(line, path, number))
-    if not rows:
-        raise GameError(f"got no rows in {path}; expected one JSON object a line")
-    rows.sort(key=lambda row: row[0])
-    arrival = np.array([row[0] for row in rows]) / 1e3
-    arrival = arrival - arrival[0]
+    file = read_rows(path, limit=limit).by_arrival()
+    arrival_s = file.arrival_s()
     return Trace(
-        name=path.name,
-        arrival_s=spread_over_ticks(arrival) if spread_ties else arrival,
-        input_tokens=np.array([row[1] for row in rows], dtype=np.int64),
-        output_tokens=np.array([max(row[2], 1) for row in rows], dtype=np.int64),
-        blocks=tuple(row[3] for row in rows),
-        block_tokens=_block_tokens(rows),
+        name=file.name,
+        arrival_s=spread_evenly(arrival_s) if spread_ties else arrival_s,
+        input_tokens=np.array([row.input_tokens for row in file.rows], dtype=np.int64),
+        output_tokens=np.array([row.output_tokens for row in file.rows], dtype=np.int64),
+        blocks=tuple(row.hash_ids for row in file.rows),
+        block_tokens=file.tokens_per_block(),
     )
-
-
-def _row(line: str, path: Path, number: int) -> tuple[float, int, int, tuple[int, ...]]:
-    try:
-        row = json.loads(line)
-        blocks = tuple(int(block) for block in row.get("hash_ids", ()))
-        return float(row["timestamp"]), int(row["input_length"]), int(row["output_length"]), blocks
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GameError(
-            f"got a row that is no request at {path.name}:{number} ({error!r}); expected "
-            '{"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [ids]}'
-        ) from error
-
-
-def _block_tokens(rows: list[tuple[float, int, int, tuple[int, ...]]]) -> int:
-    """Smallest power of two that explains every row: ceil(input / size) = number of ids."""
-    seen = [(tokens, len(blocks)) for _, tokens, _, blocks in rows if blocks][:200]
-    for size in (16, 32, 64, 128, 256, 512, 1024):
-        if seen and sum(-(-tokens // size) == count for tokens, count in seen) > 0.9 * len(seen):
-            return size
-    return 512
-
-
-def spread_over_ticks(arrival_s: Floats) -> Floats:
-    """Equal times spread evenly up to the next distinct time; the last group over one mean tick."""
-    times, start, count = np.unique(arrival_s, return_index=True, return_counts=True)
-    if times.size < 2:
-        return arrival_s
-    widths = np.append(np.diff(times), np.diff(times).mean())
-    place = np.arange(arrival_s.size) - np.repeat(start, count)
-    return np.repeat(times, count) + np.repeat(widths / count, count) * place
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardrop._core import SimWorkload
+from wardrop.errors import InputError
 
-NOBODY = np.uint32(0xFFFFFFFF)
+NO_PREDECESSOR = np.uint32(0xFFFFFFFF)
+"""Value of `Workload.after` for a request that waits for no other request."""
 
 
-class ReplayError(ValueError):
-    """Bad input to a replay: the text says what was got and what is expected."""
+class ReplayError(InputError):
+    """Bad input to a replay. The text says what was received and what is expected."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Workload:
     @property
     def span_s(self) -> float:
         """Seconds between the first and the last open-loop arrival."""
-        roots = self.arrival_ms[self.after == NOBODY]
+        roots = self.arrival_ms[self.after == NO_PREDECESSOR]
         return float(roots[-1] - roots[0]) / 1e3 if roots.size else 0.0
 
     def part(self, start: float, stop: float) -> Workload:
@@ -89,7 +91,7 @@ class Workload:
             raise ReplayError(f"part {start} to {stop} of {len(self)} requests is empty")
         rows = slice(first, last)
         after = self.after[rows].astype(np.int64) - first
-        kept = (self.after[rows] != NOBODY) & (after >= 0)
+        kept = (self.after[rows] != NO_PREDECESSOR) & (after >= 0)
         arrival = self.arrival_ms[rows].copy()
         # A turn whose predecessor was cut off becomes a root; roots must not fall.
         roots = ~kept
@@ -104,7 +106,7 @@ class Workload:
             output_tokens=self.output_tokens[rows],
             block_start=self.block_start[first : last + 1] - np.uint64(low),
             blocks=self.blocks[low:high],
-            after=np.where(kept, after, int(NOBODY)).astype(np.uint32),
+            after=np.where(kept, after, int(NO_PREDECESSOR)).astype(np.uint32),
             think_ms=self.think_ms[rows],
         )
 
@@ -149,7 +151,7 @@ def from_lists(
     _, dense = np.unique(ids, return_inverse=True)
     start = np.zeros(n + 1, dtype=np.uint64)
     np.cumsum(id_counts, out=start[1:])
-    no_after = np.full(n, NOBODY, dtype=np.uint32)
+    no_after = np.full(n, NO_PREDECESSOR, dtype=np.uint32)
     return Workload(
         name=name,
         arrival_ms=arrival_ms.astype(np.float64),
@@ -160,6 +162,6 @@ def from_lists(
         block_size=block_size,
         after=no_after
         if after is None
-        else np.where(after < 0, int(NOBODY), after).astype(np.uint32),
+        else np.where(after < 0, int(NO_PREDECESSOR), after).astype(np.uint32),
         think_ms=np.zeros(n) if think_ms is None else think_ms.astype(np.float64),
     )

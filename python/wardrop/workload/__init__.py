@@ -6,18 +6,15 @@ over HTTP, and fit for replay.
 
 from wardrop.workload.bodies import chat_body, completion_body
 from wardrop.workload.conversations import ConversationSpec, generate
-from wardrop.workload.mooncake import TraceError, TraceRow, read_trace, turns_of_trace
+from wardrop.workload.recorded import turns_of_trace
 from wardrop.workload.turn import Turn, reusable_share, summary
 
 __all__ = [
     "ConversationSpec",
-    "TraceError",
-    "TraceRow",
     "Turn",
     "chat_body",
     "completion_body",
     "generate",
-    "read_trace",
     "reusable_share",
     "summary",
     "turns_of_trace",
