@@ -85,7 +85,7 @@ def test_the_settings_that_matter_are_said(timing: Path) -> None:
         (replace(QUICK, disagg="2y4"), "2y4"),
         (replace(QUICK, rate=1e-9), "requests_per_s"),
         (replace(QUICK, seconds=0.01, rate=0.001), "no request falls"),
-        (replace(QUICK, trace=Path("/nonexistent.jsonl")), "cannot read"),
+        (replace(QUICK, trace=Path("/nonexistent.jsonl")), "no trace at"),
     ],
 )
 def test_a_bad_option_is_named(options: Options, what: str, timing: Path) -> None:
