@@ -89,7 +89,7 @@ impl Overlaps {
     /// Adds what the router itself knows: what is predicted, and what is in flight. Under its lock.
     fn add_own(&mut self, prompt: &Prompt<'_>, index: &Index, predicted: &Predicted, load: &Load) {
         if !predicted.is_off() {
-            predicted.raise(prompt, &self.active, &mut self.device, &mut self.raise);
+            predicted.raise_overlap(prompt, &self.active, &mut self.device, &mut self.raise);
             if !self.lower_is_zero {
                 self.look_lower(index);
             }

@@ -97,7 +97,7 @@ fn differ(config: PredictedConfig, steps: &[Step], planted: bool) -> Option<Stri
         for family in 0..4 {
             let locals = prompt_of(family, 180);
             let mut depth = [0; 3];
-            subject.raise(
+            subject.raise_overlap(
                 &prompt(&locals),
                 &all_slots(3),
                 &mut depth,

@@ -5,45 +5,47 @@ use std::sync::atomic::AtomicU64;
 
 use super::arena::get;
 use super::frame::{
-    BRANCHES, BlockId, CHUNK_BLOCKS, END, FIRST, FRAME_BLOCKS, NEXT_FREE, SHAPE, START, VERSION, has_end,
+    BlockId, CHILD_BITS, CHUNK_BLOCKS, END_SEQUENCE, FIRST_LOCAL, FRAME_BLOCKS, LEN_AND_FLAGS, NEXT_FREE,
+    PARENT_SEQUENCE, VERSION, has_end,
 };
-use super::holders::low_bits;
-use super::paths::Paths;
-use super::pen::{Numbers, Pen};
+use super::id_allocator::IdAllocator;
+use super::path_tree::PathTree;
+use super::slots::low_bits;
+use super::tree_allocator::TreeAllocator;
 use crate::event::Tier;
 use crate::hash::SequenceHash;
 
-impl Paths {
+impl PathTree {
     /// How many numbers the list of what is free has; panics when it has more than were counted.
-    fn free_numbers<'a>(mut numbers: Numbers, next: impl Fn(u32) -> &'a AtomicU64) -> usize {
-        std::iter::from_fn(|| numbers.take(&next)).count()
+    fn free_ids<'a>(mut numbers: IdAllocator, next: impl Fn(u32) -> &'a AtomicU64) -> usize {
+        std::iter::from_fn(|| numbers.reuse(&next)).count()
     }
 
     /// Panics unless every rule of the structure holds. For tests: O(everything).
-    pub fn check(&self, pen: &Pen) {
+    pub fn check(&self, allocator: &TreeAllocator) {
         let mut blocks = 0;
         let mut branches: HashMap<BlockId, u32> = HashMap::new();
-        for id in self.iter(pen) {
+        for id in self.iter(allocator) {
             let (header, len, parent) = (self.header(id), self.len(id), self.parent(id));
             blocks += u64::from(len);
             assert!(
-                len <= FRAME_BLOCKS && get(&header[FIRST]) == self.local(header, 0),
+                len <= FRAME_BLOCKS && get(&header[FIRST_LOCAL]) == self.local(header, 0),
                 "a frame must be well formed"
             );
             assert!(get(&header[VERSION]) & 1 == 0, "a write must have ended");
             assert_eq!(
-                64 - self.live(id).leading_zeros(),
+                64 - self.live_blocks(id).leading_zeros(),
                 len,
                 "a frame must end with a living block"
             );
             assert_eq!(
-                self.child(parent, get(&header[FIRST])),
+                self.child(parent, get(&header[FIRST_LOCAL])),
                 Some(id),
                 "a frame must be found"
             );
             assert!(
-                !has_end(get(&header[SHAPE]))
-                    || Some(SequenceHash(get(&header[END]))) == self.sequence_in(header, len - 1),
+                !has_end(get(&header[LEN_AND_FLAGS]))
+                    || Some(SequenceHash(get(&header[END_SEQUENCE]))) == self.sequence_in(header, len - 1),
                 "the end hash must be true"
             );
             for tier in Tier::ALL {
@@ -64,45 +66,48 @@ impl Paths {
                 *branches.entry(parent).or_insert(0) += 1;
                 let start = self.sequence_in(self.header(parent.frame()), parent.offset());
                 assert_eq!(
-                    Some(SequenceHash(get(&header[START]))),
+                    Some(SequenceHash(get(&header[PARENT_SEQUENCE]))),
                     start,
                     "a frame must start where its parent ends"
                 );
             }
         }
-        assert_eq!(pen.blocks, blocks, "blocks must be counted");
+        assert_eq!(allocator.blocks, blocks, "blocks must be counted");
         assert_eq!(
             self.children.count(&self.headers),
-            pen.frames_len(),
+            allocator.frames_len(),
             "the child table must hold the living frames"
         );
         assert_eq!(
-            (self.iter(pen).count(), pen.frames.free as usize),
+            (self.iter(allocator).count(), allocator.frames.free_len as usize),
             (
-                pen.frames_len(),
-                Self::free_numbers(pen.frames, |number| &self.headers.unit(number)[NEXT_FREE])
+                allocator.frames_len(),
+                Self::free_ids(allocator.frames, |number| &self.headers.unit(number)[NEXT_FREE])
             )
         );
-        let chunks: u32 = self.iter(pen).map(|id| self.len(id).div_ceil(CHUNK_BLOCKS)).sum();
+        let chunks: u32 = self
+            .iter(allocator)
+            .map(|id| self.len(id).div_ceil(CHUNK_BLOCKS))
+            .sum();
         assert_eq!(
-            (chunks, pen.chunks.free as usize),
+            (chunks, allocator.chunks.free_len as usize),
             (
-                pen.chunks.used(),
-                Self::free_numbers(pen.chunks, |number| &self.locals.unit(number)[0])
+                allocator.chunks.live(),
+                Self::free_ids(allocator.chunks, |number| &self.locals.unit(number)[0])
             ),
             "a chunk must be used or free"
         );
-        for id in self.iter(pen) {
+        for id in self.iter(allocator) {
             for offset in 0..self.len(id) {
                 let block = BlockId::new(id, offset);
                 let children = branches.remove(&block).unwrap_or(0);
                 assert_eq!(
-                    get(&self.header(id)[BRANCHES]) >> offset & 1 == 1,
+                    get(&self.header(id)[CHILD_BITS]) >> offset & 1 == 1,
                     children > 0,
                     "branches must be true"
                 );
                 assert_eq!(
-                    pen.siblings.get(&block).copied().unwrap_or(0),
+                    allocator.siblings.get(&block).copied().unwrap_or(0),
                     children.saturating_sub(1)
                 );
             }

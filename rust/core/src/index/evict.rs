@@ -9,25 +9,16 @@
 
 use super::Slot;
 use super::arena::get;
+use super::budget::Budget;
 use super::frame::{BlockId, FrameId};
-use super::holders::low_bits;
-use super::slots::bits;
-use super::tree::Shared;
+use super::shared::Shared;
+use super::slots::{bits, low_bits};
 use super::writer::Writer;
 use crate::event::{StoredBlock, Tier};
 
-/// What an index may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
-    /// Distinct blocks.
-    pub blocks: u64,
-    /// Bytes of its structures. An empty index has a few kB.
-    pub bytes: u64,
-}
-
 impl Writer {
     /// How many of these blocks may be added behind `after`, when what may go has gone for them.
-    pub(super) fn make_room(
+    pub(super) fn evict_for_blocks(
         &mut self,
         shared: &Shared,
         (slot, after): (Slot, BlockId),
@@ -35,16 +26,16 @@ impl Writer {
         budget: Budget,
     ) -> usize {
         loop {
-            let blocks = budget.blocks.saturating_sub(self.pen.blocks());
+            let blocks = budget.blocks.saturating_sub(self.allocator.blocks());
             let room = blocks.min(wanted.len() as u64) as usize;
             let fits = budget.bytes == u64::MAX || {
                 let names = wanted.iter().map(|block| block.engine_hash.0);
-                let growth = self.pen.growth_bytes(wanted.len())
-                    + self.names.common.growth_bytes(names)
-                    + self.pen.sibling_growth_bytes();
-                let growth = growth + self.held[slot.index()].frames.growth_bytes();
+                let growth = self.allocator.growth_bytes(wanted.len())
+                    + self.engine_hashes.common.growth_bytes(names)
+                    + self.allocator.sibling_growth_bytes();
+                let growth = growth + self.workers[slot.index()].frames.growth_bytes();
                 // What holders, copies and own names may need: memory that was taken is never given back.
-                let kept_free = self.copies.growth_bytes() + self.names.alias_growth_bytes();
+                let kept_free = self.copies.growth_bytes() + self.engine_hashes.alias_growth_bytes();
                 self.bytes(shared) + growth + kept_free <= budget.bytes
             };
             if room == wanted.len() && fits {
@@ -57,31 +48,32 @@ impl Writer {
     }
 
     /// Whether one more holder of a frame fits, when what may go has gone for it.
-    pub(super) fn has_room_for_holder(
+    pub(super) fn evict_for_holder(
         &mut self,
         shared: &Shared,
         (slot, tier): (Slot, Tier),
-        (id, offset): (FrameId, u32),
+        first: BlockId,
         blocks: &[StoredBlock],
         budget: Budget,
     ) -> bool {
         if budget.bytes == u64::MAX {
             return true;
         }
+        let (id, offset) = (first.frame(), first.offset());
         let range = low_bits(blocks.len() as u32) << offset;
         let is_new = shared.paths.mask(id, slot, tier) == 0;
         loop {
             let mut growth = 0;
-            if self.names.has_aliases() {
-                growth += self.names.alias_growth_bytes();
+            if self.engine_hashes.has_aliases() {
+                growth += self.engine_hashes.alias_growth_bytes();
             }
-            if get(shared.paths.own(id)) & range != range {
+            if get(shared.paths.owner_word(id)) & range != range {
                 let names = blocks.iter().map(|block| block.engine_hash.0);
-                growth += self.names.common.growth_bytes(names);
+                growth += self.engine_hashes.common.growth_bytes(names);
             }
             if is_new {
-                growth += shared.paths.holder_growth_bytes(&self.pen, id, tier, slot);
-                growth += self.held[slot.index()].frames.growth_bytes();
+                growth += shared.paths.holder_growth_bytes(&self.allocator, id, tier, slot);
+                growth += self.workers[slot.index()].frames.growth_bytes();
             } else {
                 growth += self.copies.growth_bytes();
             }
@@ -96,17 +88,21 @@ impl Writer {
 
     /// The next cold frame goes, but for that of `kept`; `false`: there is none.
     fn evict_one(&mut self, shared: &Shared, kept: BlockId) -> bool {
-        let frames = self.pen.frames_ever() as u32;
+        let frames = self.allocator.frames_ever() as u32;
         // Once around to take the marks away, once more to find one without, and where the leaves went their parents.
         for _ in 0..2 * frames {
-            self.hand = if self.hand + 1 < frames { self.hand + 1 } else { 0 };
-            let id = FrameId(self.hand);
+            self.clock_hand = if self.clock_hand + 1 < frames {
+                self.clock_hand + 1
+            } else {
+                0
+            };
+            let id = FrameId(self.clock_hand);
             if (kept == BlockId::ROOT || id != kept.frame()) && shared.paths.is_cold_leaf(id) {
                 // Its parent is looked at next: a cold conversation goes as a whole.
                 let parent = shared.paths.parent(id);
                 self.evict(shared, id);
                 if parent != BlockId::ROOT {
-                    self.hand = parent.frame().0.checked_sub(1).unwrap_or(frames - 1);
+                    self.clock_hand = parent.frame().0.checked_sub(1).unwrap_or(frames - 1);
                 }
                 return true;
             }
@@ -115,18 +111,18 @@ impl Writer {
     }
 
     fn evict(&mut self, shared: &Shared, id: FrameId) {
-        let before = self.pen.blocks();
+        let before = self.allocator.blocks();
         for tier in Tier::ALL {
             for (slot, mask) in shared.paths.holding(id, tier) {
-                shared.paths.set_mask(&mut self.pen, id, (slot, tier), 0);
+                shared.paths.set_mask(&mut self.allocator, id, (slot, tier), 0);
                 for offset in bits(mask) {
                     let block = BlockId::new(id, offset);
                     self.copies.forget(block, slot, tier);
-                    if self.names.has_aliases() {
-                        self.names.remove_alias(slot, block);
+                    if self.engine_hashes.has_aliases() {
+                        self.engine_hashes.remove_alias(slot, block);
                     }
                 }
-                let held = &mut self.held[slot.index()];
+                let held = &mut self.workers[slot.index()];
                 let count = u64::from(mask.count_ones());
                 held.blocks[tier.index()] -= count;
                 held.frames.remove(id);
@@ -134,6 +130,6 @@ impl Writer {
             }
         }
         self.free_dead(shared, id);
-        self.counters.blocks_evicted += before - self.pen.blocks();
+        self.counters.blocks_evicted += before - self.allocator.blocks();
     }
 }

@@ -38,7 +38,7 @@ impl Extents {
 /// A free stretch says so itself: its first word links it with others of its class, its second one has the class, and a bit
 /// of `starts` tells that both are to be believed. Readers that are there still are in sections that are not valid any more.
 #[derive(Debug, Default)]
-pub struct Spare {
+pub struct ExtentAllocator {
     /// By class: the first free stretch of 2^class units, or 0.
     first: [u32; CLASSES],
     /// By unit: a free stretch starts here.
@@ -52,14 +52,14 @@ pub const fn class_of(words: usize) -> u32 {
     words.div_ceil(UNIT_WORDS).next_power_of_two().ilog2()
 }
 
-impl Spare {
+impl ExtentAllocator {
     /// Units ever taken, with number 0.
     const fn next(&self) -> u32 {
         self.end + 1
     }
 
     /// A stretch of 2^`class` units. Its words hold anything.
-    pub fn take(&mut self, extents: &Extents, class: u32) -> u32 {
+    pub fn allocate(&mut self, extents: &Extents, class: u32) -> u32 {
         if let Some(of) = (class..CLASSES as u32).find(|&of| self.first[of as usize] != 0) {
             let at = self.first[of as usize];
             self.unlink(extents, at, of);
@@ -73,7 +73,7 @@ impl Spare {
         while !self.next().is_multiple_of(size) {
             let (gap, of) = (self.next(), self.next().trailing_zeros());
             self.grow(extents, 1 << of);
-            self.give(extents, gap, of);
+            self.free(extents, gap, of);
         }
         let at = self.next();
         self.grow(extents, size);
@@ -90,7 +90,7 @@ impl Spare {
     }
 
     /// Gives a stretch back. Inside a section of the frame that had it, or after one.
-    pub fn give(&mut self, extents: &Extents, at: u32, class: u32) {
+    pub fn free(&mut self, extents: &Extents, at: u32, class: u32) {
         let (mut at, mut class) = (at, class);
         while class + 1 < CLASSES as u32 {
             let half = at ^ 1 << class;
@@ -176,15 +176,15 @@ mod tests {
         fn stretches_do_not_overlap_and_come_together_again(
             steps in proptest::collection::vec((0u32..9, any::<prop::sample::Index>(), any::<bool>()), 1..200),
         ) {
-            let (extents, mut spare) = (Extents::default(), Spare::default());
+            let (extents, mut extent_allocator) = (Extents::default(), ExtentAllocator::default());
             let mut taken: Vec<(u32, u32)> = Vec::new();
             for (class, which, back) in steps {
                 if back && !taken.is_empty() {
                     let (at, class) = taken.swap_remove(which.index(taken.len()));
-                    spare.give(&extents, at, class);
+                    extent_allocator.free(&extents, at, class);
                     continue;
                 }
-                let at = spare.take(&extents, class);
+                let at = extent_allocator.allocate(&extents, class);
                 prop_assert!(at > 0 && at.is_multiple_of(1 << class));
                 for &(other, of) in &taken {
                     prop_assert!(at + (1 << class) <= other || other + (1 << of) <= at);
@@ -194,15 +194,15 @@ mod tests {
                 }
                 taken.push((at, class));
                 let used: u64 = taken.iter().map(|&(_, class)| 1 << class).sum();
-                prop_assert_eq!(spare.free_bytes(&extents) / 16 + used, u64::from(spare.end));
+                prop_assert_eq!(extent_allocator.free_bytes(&extents) / 16 + used, u64::from(extent_allocator.end));
             }
             for (at, class) in taken {
-                spare.give(&extents, at, class);
+                extent_allocator.free(&extents, at, class);
             }
             // Nothing is cut that has its other half: as many stretches as bits of what was taken from 1 on.
-            let stretches: u32 = spare.starts.iter().map(|word| word.count_ones()).sum();
+            let stretches: u32 = extent_allocator.starts.iter().map(|word| word.count_ones()).sum();
             prop_assert!(stretches <= 2 * u32::BITS);
-            prop_assert_eq!(spare.free_bytes(&extents) / 16, u64::from(spare.end));
+            prop_assert_eq!(extent_allocator.free_bytes(&extents) / 16, u64::from(extent_allocator.end));
         }
     }
 }

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::frame::Header;
-use super::paths::Paths;
-use super::pen::Pen;
+use super::path_tree::PathTree;
+use super::tree_allocator::TreeAllocator;
 
 /// Bytes of each structure, and how full they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -26,13 +26,13 @@ pub struct Footprint {
     /// The table of frames by what comes before them, and the counts of siblings.
     pub child_bytes: u64,
     /// The table of common names.
-    pub name_bytes: u64,
+    pub engine_hash_bytes: u64,
     /// The tables of names of one worker's own.
     pub alias_bytes: u64,
     /// The counts of copies beyond the first.
     pub copy_bytes: u64,
     /// The sets of frames by worker.
-    pub held_bytes: u64,
+    pub frame_set_bytes: u64,
 }
 
 impl Footprint {
@@ -42,26 +42,26 @@ impl Footprint {
             + self.hash_bytes
             + self.holder_bytes
             + self.child_bytes
-            + self.name_bytes
+            + self.engine_hash_bytes
             + self.alias_bytes
             + self.copy_bytes
-            + self.held_bytes
+            + self.frame_set_bytes
     }
 }
 
-impl Paths {
+impl PathTree {
     /// What the paths take, with the common names beside their local hashes; the owner adds the rest.
-    pub(super) fn footprint(&self, pen: &Pen) -> Footprint {
-        let (chunks, free) = pen.chunks_ever_and_free();
+    pub(super) fn footprint(&self, allocator: &TreeAllocator) -> Footprint {
+        let (chunks, free) = allocator.chunks_ever_and_free();
         Footprint {
-            blocks: pen.blocks(),
-            frames: pen.frames_len() as u64,
-            header_bytes: pen.frames_ever() as u64 * size_of::<Header>() as u64,
+            blocks: allocator.blocks(),
+            frames: allocator.frames_len() as u64,
+            header_bytes: allocator.frames_ever() as u64 * size_of::<Header>() as u64,
             hash_bytes: chunks * 128,
             hash_free_bytes: free * 128,
-            holder_bytes: pen.holder_bytes(),
-            holder_free_bytes: pen.holder_free_bytes(&self.extents),
-            child_bytes: self.children.bytes() + pen.sibling_bytes(),
+            holder_bytes: allocator.holder_bytes(),
+            holder_free_bytes: allocator.holder_free_bytes(&self.extents),
+            child_bytes: self.children.bytes() + allocator.sibling_bytes(),
             ..Footprint::default()
         }
     }

@@ -43,6 +43,22 @@ impl BlockId {
     }
 }
 
+/// Consecutive blocks of one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRun {
+    /// First block of the run.
+    pub first: BlockId,
+    /// Blocks of the run: 1 to 64.
+    pub len: u32,
+}
+
+impl BlockRun {
+    /// Last block of the run.
+    pub const fn last(self) -> BlockId {
+        BlockId(self.first.0 + self.len - 1)
+    }
+}
+
 /// A frame's place in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameId(pub u32);
@@ -60,33 +76,33 @@ pub const VERSION: usize = 0;
 /// The block before the first one; a child at the last block or none, the way on for most prompts without the child table.
 pub const LINKS: usize = 1;
 /// Local hash of the first block.
-pub const FIRST: usize = 2;
+pub const FIRST_LOCAL: usize = 2;
 /// Sequence hash of the last block.
-pub const END: usize = 3;
+pub const END_SEQUENCE: usize = 3;
 /// Holders in device memory: four words, of which the frame uses the low half of the third (length and flags) and the high
 /// half of the fourth (the child table's chain).
-pub const HOLDERS: usize = 4;
-/// Length, `HAS_END`, `HAS_START`, `USED`.
-pub const SHAPE: usize = HOLDERS + 2;
-/// High half: see [`Children`].
-pub const REFS: usize = HOLDERS + 3;
+pub const DEVICE_HOLDERS: usize = 4;
+/// Length, `HAS_END_SEQUENCE`, `HAS_PARENT_SEQUENCE`, `RECENTLY_USED`.
+pub const LEN_AND_FLAGS: usize = DEVICE_HOLDERS + 2;
+/// High half: see [`ChildTable`].
+pub const NEXT_IN_BUCKET: usize = DEVICE_HOLDERS + 3;
 /// Eight chunks, two to a word.
-pub const FIRST_CHUNK: usize = 8;
+pub const CHUNK_IDS: usize = 8;
 /// Bit i: a child hangs at block i.
-pub const BRANCHES: usize = 12;
+pub const CHILD_BITS: usize = 12;
 /// Sequence hash of the parent.
-pub const START: usize = 13;
+pub const PARENT_SEQUENCE: usize = 13;
 /// Of a frame that is free, the one freed before it: readers never read this word.
-pub const NEXT_FREE: usize = START;
+pub const NEXT_FREE: usize = PARENT_SEQUENCE;
 /// The holders in host memory and on disk: a stretch of twice four words, or 0.
-pub const LOWER: usize = 14;
+pub const LOWER_HOLDERS: usize = 14;
 /// For the owner of the paths.
-pub const OWN: usize = 15;
+pub const OWNER_WORD: usize = 15;
 
-pub const HAS_END: u32 = 1 << 8;
-pub const HAS_START: u32 = 1 << 9;
+pub const HAS_END_SEQUENCE: u32 = 1 << 8;
+pub const HAS_PARENT_SEQUENCE: u32 = 1 << 9;
 /// Stored or matched since the hand of the eviction came by. The one bit that readers write, and only when it is not set.
-pub const USED: u32 = 1 << 10;
+pub const RECENTLY_USED: u32 = 1 << 10;
 
 pub const LOWER_CLASS: u32 = 2;
 
@@ -99,13 +115,13 @@ pub const fn len_of(shape: u64) -> u32 {
 /// Whether the shape says that the end hash is known.
 #[inline]
 pub const fn has_end(shape: u64) -> bool {
-    shape as u32 & HAS_END != 0
+    shape as u32 & HAS_END_SEQUENCE != 0
 }
 
 /// Remembers that a frame was used, for the eviction. For readers, too: a mark that gets lost costs a cache hit at most.
 #[inline]
 pub fn mark_used(header: &Header, shape: u64) {
-    if shape as u32 & USED == 0 {
-        header[SHAPE].fetch_or(u64::from(USED), Ordering::Relaxed);
+    if shape as u32 & RECENTLY_USED == 0 {
+        header[LEN_AND_FLAGS].fetch_or(u64::from(RECENTLY_USED), Ordering::Relaxed);
     }
 }

@@ -14,17 +14,12 @@ use std::sync::atomic::AtomicU64;
 
 use super::Slot;
 use super::arena::{get, high, low, pack, set, set_high, set_low};
-use super::extents::{Extents, Spare, class_of};
-use super::slots::bits;
+use super::extents::{ExtentAllocator, Extents, class_of};
+use super::path_tree::PromptRange;
+use super::slots::{bits, low_bits};
 
 /// Slots of the short list.
 const FEW: usize = 8;
-
-/// The low `len` bits.
-#[inline]
-pub const fn low_bits(len: u32) -> u64 {
-    if len >= 64 { u64::MAX } else { (1 << len) - 1 }
-}
 
 /// How the full holders are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,11 +48,11 @@ const LEN_SHIFT: u32 = 11;
 impl Holders {
     /// As the words say. For a reader true only if its section is valid.
     #[inline]
-    pub fn of(cell: &[AtomicU64]) -> Self {
+    pub fn of(words: &[AtomicU64]) -> Self {
         Self {
-            full: [get(&cell[0]), get(&cell[1])],
-            shape: high(get(&cell[2])),
-            partial: low(get(&cell[3])),
+            full: [get(&words[0]), get(&words[1])],
+            shape: high(get(&words[2])),
+            partial: low(get(&words[3])),
         }
     }
 
@@ -230,16 +225,17 @@ impl Holders {
     /// May be done again for the same frame: what was written is then written over. O(words + slots that leave + partial
     /// holders).
     #[inline]
-    pub fn retain(
+    pub fn filter_active(
         &self,
         extents: &Extents,
         (active, keep): (&[u64], &mut [u64]),
-        (start, matched): (u32, u32),
+        range: PromptRange,
         depth: &mut [u32],
     ) -> bool {
         if !self.intersect(extents, active, keep) {
             return false;
         }
+        let PromptRange { start, len: matched } = range;
         // Partial holders of interest, with the blocks they hold from the start; others of the list are passed over.
         let partial = || {
             let of_list = self.list(extents).chunks_exact(2);
@@ -278,22 +274,22 @@ pub(super) fn write_depth(word: u64, value: u32, depth: &mut [u32]) {
 }
 
 /// The writer's hand on the holders of one frame. Inside a section of the frame's seqlock.
-pub struct Edit<'a> {
+pub struct HoldersMut<'a> {
     /// The words.
-    pub cell: &'a [AtomicU64],
+    pub words: &'a [AtomicU64],
     /// Where stretches are.
     pub extents: &'a Extents,
     /// Which are free.
-    pub spare: &'a mut Spare,
+    pub extent_allocator: &'a mut ExtentAllocator,
 }
 
-impl Edit<'_> {
+impl HoldersMut<'_> {
     fn now(&self) -> Holders {
-        Holders::of(self.cell)
+        Holders::of(self.words)
     }
 
     fn set_shape(&self, shape: u32) {
-        set_high(&self.cell[2], shape);
+        set_high(&self.words[2], shape);
     }
 
     /// Make `slot` hold exactly `mask` of a frame of `len`.
@@ -322,12 +318,12 @@ impl Edit<'_> {
         let len = now.partial_len();
         let (mut list, mut class) = (now.partial, now.partial_class());
         if len == 0 {
-            (list, class) = (self.spare.take(self.extents, 0), 0);
+            (list, class) = (self.extent_allocator.allocate(self.extents, 0), 0);
         } else if len == 1 << class {
             class += 1;
-            list = self.spare.take(self.extents, class);
+            list = self.extent_allocator.allocate(self.extents, class);
             copy(now.list(self.extents), self.extents.words(list, 2 * len));
-            self.spare.give(self.extents, now.partial, class - 1);
+            self.extent_allocator.free(self.extents, now.partial, class - 1);
         }
         let words = self.extents.words(list, 2 * (len + 1));
         for word in (2 * at..2 * len).rev() {
@@ -346,12 +342,12 @@ impl Edit<'_> {
             set(&words[word - 2], get(&words[word]));
         }
         if len == 1 {
-            self.spare.give(self.extents, now.partial, class);
+            self.extent_allocator.free(self.extents, now.partial, class);
             self.set_list(0, 0, 0);
         } else if class >= 2 && len - 1 <= 1 << (class - 2) {
-            let list = self.spare.take(self.extents, class - 1);
+            let list = self.extent_allocator.allocate(self.extents, class - 1);
             copy(&words[..2 * (len - 1)], self.extents.words(list, 2 * (len - 1)));
-            self.spare.give(self.extents, now.partial, class);
+            self.extent_allocator.free(self.extents, now.partial, class);
             self.set_list(list, class - 1, len - 1);
         } else {
             self.set_list(now.partial, class, len - 1);
@@ -361,7 +357,7 @@ impl Edit<'_> {
     fn set_list(&self, list: u32, class: u32, len: usize) {
         let kept = self.now().shape & ((1 << CLASS_SHIFT) - 1);
         self.set_shape(kept | class << CLASS_SHIFT | (len as u32) << LEN_SHIFT);
-        set_low(&self.cell[3], list);
+        set_low(&self.words[3], list);
     }
 
     fn set_form(&self, form: u32, few: u32) {
@@ -372,9 +368,9 @@ impl Edit<'_> {
     fn insert_full(&mut self, slot: Slot) {
         let now = self.now();
         match now.form() {
-            Form::Word if slot.index() < 64 => set(&self.cell[0], now.full[0] | 1 << slot.index()),
+            Form::Word if slot.index() < 64 => set(&self.words[0], now.full[0] | 1 << slot.index()),
             Form::Few(len) if (len as usize) < FEW => {
-                let word = &self.cell[(len / 4) as usize];
+                let word = &self.words[(len / 4) as usize];
                 set(word, get(word) | u64::from(slot.as_u16()) << (16 * (len % 4)));
                 self.set_form(1, len + 1);
             }
@@ -397,7 +393,7 @@ impl Edit<'_> {
             return;
         }
         match now.form() {
-            Form::Word => set(&self.cell[0], now.full[0] & !(1 << slot.index())),
+            Form::Word => set(&self.words[0], now.full[0] & !(1 << slot.index())),
             Form::Few(_) => {
                 let mut left = now.full_slots(self.extents);
                 left.retain(|&other| other != slot);
@@ -418,7 +414,7 @@ impl Edit<'_> {
     /// Replaces the full holders.
     fn set_full(&mut self, slots: &[Slot]) {
         if let Form::Many(at, words) = self.now().form() {
-            self.spare.give(self.extents, at, class_of(words));
+            self.extent_allocator.free(self.extents, at, class_of(words));
         }
         let highest = slots.iter().map(|slot| slot.index()).max().unwrap_or(0);
         let mut full = [0; 2];
@@ -432,7 +428,7 @@ impl Edit<'_> {
             self.set_form(1, slots.len() as u32);
         } else {
             let words = 2 * (highest / 64 + 1).div_ceil(2);
-            let at = self.spare.take(self.extents, class_of(words));
+            let at = self.extent_allocator.allocate(self.extents, class_of(words));
             let bitset = self.extents.words(at, words);
             for word in bitset {
                 set(word, 0);
@@ -444,8 +440,8 @@ impl Edit<'_> {
             full[0] = pack(at, words as u32);
             self.set_form(2, 0);
         }
-        set(&self.cell[0], full[0]);
-        set(&self.cell[1], full[1]);
+        set(&self.words[0], full[0]);
+        set(&self.words[1], full[1]);
     }
 
     /// The frame grew from `old_len`: who held all of it holds its first part now.
@@ -482,7 +478,8 @@ impl Edit<'_> {
         self.set_full(&[]);
         let now = self.now();
         if now.partial_len() > 0 {
-            self.spare.give(self.extents, now.partial, now.partial_class());
+            self.extent_allocator
+                .free(self.extents, now.partial, now.partial_class());
             self.set_list(0, 0, 0);
         }
     }
@@ -512,17 +509,17 @@ mod tests {
             matched in 1u32..=10,
         ) {
             const LEN: u32 = 10;
-            let (extents, mut spare) = (Extents::default(), Spare::default());
-            let cell: [AtomicU64; 4] = Default::default();
+            let (extents, mut extent_allocator) = (Extents::default(), ExtentAllocator::default());
+            let words: [AtomicU64; 4] = Default::default();
             let mut model: BTreeMap<u32, u64> = BTreeMap::new();
             for (slot, mask) in steps {
-                let mut edit = Edit { cell: &cell, extents: &extents, spare: &mut spare };
-                edit.set_mask(Slot(slot), mask, LEN);
+                let mut edit_holders = HoldersMut { words: &words, extents: &extents, extent_allocator: &mut extent_allocator };
+                edit_holders.set_mask(Slot(slot), mask, LEN);
                 model.remove(&slot);
                 if mask != 0 {
                     model.insert(slot, mask);
                 }
-                let now = Holders::of(&cell);
+                let now = Holders::of(&words);
                 for (&slot, &mask) in &model {
                     prop_assert_eq!(now.mask(&extents, Slot(slot), LEN), mask);
                 }
@@ -536,7 +533,7 @@ mod tests {
             }
             let mut keep = vec![0; active.len()];
             let mut depth = vec![u32::MAX; 65_536];
-            let lost = Holders::of(&cell).retain(&extents, (&active, &mut keep), (100, matched), &mut depth);
+            let lost = Holders::of(&words).filter_active(&extents, (&active, &mut keep), PromptRange { start: 100, len: matched }, &mut depth);
             for slot in 0..65_536u32 {
                 let is = |words: &[u64]| words[slot as usize / 64] >> (slot % 64) & 1 == 1;
                 let held = model.get(&slot).map_or(0, |mask| mask.trailing_ones());
@@ -548,8 +545,8 @@ mod tests {
                     prop_assert_eq!(depth[slot as usize], u32::MAX);
                 }
             }
-            Edit { cell: &cell, extents: &extents, spare: &mut spare }.clear();
-            prop_assert!(Holders::of(&cell).is_empty(&extents));
+            HoldersMut { words: &words, extents: &extents, extent_allocator: &mut extent_allocator }.clear();
+            prop_assert!(Holders::of(&words).is_empty(&extents));
         }
     }
 }

@@ -3,36 +3,40 @@
 //! Workers are dense slots here; the router maps ids to slots.
 
 pub(crate) mod arena;
-mod change;
+mod budget;
 mod check;
-mod children;
+mod child_table;
+mod concurrent;
+mod copies;
+mod engine_hashes;
 mod evict;
 mod extents;
 mod footprint;
 pub(crate) mod frame;
-mod held;
+pub(crate) mod hash_tables;
 pub(crate) mod holders;
+mod id_allocator;
 mod image;
 #[cfg(test)]
 mod models;
-mod names;
-pub(crate) mod paths;
-pub(crate) mod pen;
+mod path_changes;
+pub(crate) mod path_tree;
 mod reference;
 pub(crate) mod seqlock;
+mod shared;
 pub(crate) mod slots;
-pub(crate) mod tables;
-mod tree;
+pub(crate) mod tree_allocator;
 mod walk;
+mod worker_blocks;
 mod writer;
 
-pub use evict::Budget;
+pub use budget::Budget;
+pub use concurrent::Index;
 pub use footprint::Footprint;
 pub use image::{ImageError, RestoredWorker};
-pub use paths::Prompt;
+pub use path_tree::Prompt;
 pub use reference::ReferenceIndex;
 pub use slots::all_slots;
-pub use tree::Index;
 pub use walk::Scratch;
 
 use serde::Serialize;

@@ -10,7 +10,7 @@ use loom::sync::atomic::{AtomicU64, fence};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 
-use super::seqlock::{Stamp, Word, begin_read, begin_write, end_write, is_same, is_valid};
+use super::seqlock::{Stamp, Word, begin_read, begin_write, end_write, has_same_identity, is_valid};
 
 /// An atomic word that loom watches.
 struct Watched(AtomicU64);
@@ -72,9 +72,9 @@ fn sections(guard: Guard) {
     };
     let [version, left, right] = &*frame;
     if let Some(stamp) = begin_read(version) {
-        let seen = (left.get(), right.get());
+        let view = (left.get(), right.get());
         if is_valid(version, stamp) {
-            assert_eq!(seen.0, seen.1, "a valid section must be one state");
+            assert_eq!(view.0, view.1, "a valid section must be one state");
         }
     }
     writer.join().unwrap();
@@ -124,7 +124,7 @@ fn step(guard: Guard) {
         && from != 0
         && let Some((_, to)) = read(&frames.child)
         && to != 0
-        && (guard == Guard::LeftOut || is_same(&frames.parent[0], stamp))
+        && (guard == Guard::LeftOut || has_same_identity(&frames.parent[0], stamp))
     {
         assert_eq!(from, to, "a step must stay on its path");
     }
@@ -190,31 +190,31 @@ fn what_was_given_back_is_not_believed() {
 /// The child table: a bucket is split while a frame that is in it all the time is looked for.
 fn split(guard: Guard) {
     struct Table {
-        moves: Watched,
+        splits: Watched,
         len: Watched,
         /// First frame + 1 of each chain; the one frame has hash 1.
         buckets: [Watched; 2],
     }
     let table = Arc::new(Table {
-        moves: Watched::new(0),
+        splits: Watched::new(0),
         len: Watched::new(1),
         buckets: [Watched::new(1), Watched::new(0)],
     });
     let writer = {
         let table = table.clone();
         thread::spawn(move || {
-            begin_write(&table.moves);
+            begin_write(&table.splits);
             table.buckets[0].store(0, Ordering::Release);
             table.len.store(2, Ordering::Release);
             table.buckets[1].store(1, Ordering::Release);
-            end_write(&table.moves, false);
+            end_write(&table.splits, false);
         })
     };
-    if let Some(moves) = begin_read(&table.moves) {
+    if let Some(splits) = begin_read(&table.splits) {
         let len = table.len.load(Ordering::Acquire);
         let bucket = &table.buckets[(len - 1) as usize];
         let missing = bucket.load(Ordering::Acquire) == 0;
-        let believed = guard == Guard::LeftOut || is_valid(&table.moves, moves);
+        let believed = guard == Guard::LeftOut || is_valid(&table.splits, splits);
         assert!(
             !(missing && believed),
             "a frame that is there must not be missing"

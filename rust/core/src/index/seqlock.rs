@@ -54,7 +54,7 @@ pub fn is_valid<W: Word>(version: &W, stamp: Stamp) -> bool {
 
 /// Whether the data, changed or not, still stood for the same thing when what was read last was read.
 #[inline]
-pub fn is_same<W: Word>(version: &W, stamp: Stamp) -> bool {
+pub fn has_same_identity<W: Word>(version: &W, stamp: Stamp) -> bool {
     W::fence(Ordering::Acquire);
     version.load(Ordering::Relaxed) >> 32 == stamp.0 >> 32
 }

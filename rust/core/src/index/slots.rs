@@ -1,6 +1,10 @@
 //! Sets of worker slots as words of bits.
 
-use super::holders::low_bits;
+/// The low `len` bits.
+#[inline]
+pub const fn low_bits(len: u32) -> u64 {
+    if len >= 64 { u64::MAX } else { (1 << len) - 1 }
+}
 
 /// Positions of the set bits, lowest first.
 #[inline]

@@ -1,7 +1,7 @@
 //! Reading the tree on the caller's thread, without a lock, while it is written.
 //!
 //! Each frame is read inside a section of its [`seqlock`] and believed when the section is valid. The step to a child is
-//! believed when the frame it was made from is still the same one ([`seqlock::is_same`]) after the child was read: then the
+//! believed when the frame it was made from is still the same one ([`seqlock::has_same_identity`]) after the child was read: then the
 //! child hung there. A read that the writer is in the way of tries again, so many times and no more; then its answer ends where
 //! the writer is. What it may see is written down in `docs/core.md`.
 //!
@@ -10,12 +10,13 @@
 
 use super::Slot;
 use super::arena::{get, high, low};
-use super::children::Find;
+use super::child_table::Find;
 use super::frame::{
-    BlockId, END, FIRST, FrameId, HOLDERS, Header, LINKS, NONE, SHAPE, VERSION, has_end, len_of, mark_used,
+    BlockId, DEVICE_HOLDERS, END_SEQUENCE, FIRST_LOCAL, FrameId, Header, LEN_AND_FLAGS, LINKS, NONE, VERSION,
+    has_end, len_of, mark_used,
 };
 use super::holders::{Holders, write_depth};
-use super::paths::{Paths, Prompt};
+use super::path_tree::{PathTree, Prompt, PromptRange};
 use super::seqlock::{self, Stamp};
 use crate::event::Tier;
 
@@ -28,16 +29,16 @@ const STARTS: usize = 16;
 pub struct Raced;
 
 /// Why a walk did not come to its end.
-enum Stop {
+enum Interruption {
     /// A writer is at the frame after so many blocks; those are true.
-    Busy(u32),
+    WriterBusy(u32),
     /// What was walked on is gone: nothing of the walk is true.
-    Changed,
+    PathReplaced,
 }
 
 /// A frame as one section saw it.
 #[derive(Clone, Copy)]
-pub struct Seen<'a> {
+pub struct FrameView<'a> {
     header: &'a Header,
     stamp: Stamp,
     parent: BlockId,
@@ -51,9 +52,9 @@ pub struct Seen<'a> {
 /// What is done with each frame of a prompt.
 trait Visitor {
     /// Looks at a frame of which `common` blocks equal the prompt's from `start` on. May happen again for the same frame.
-    fn look(&mut self, paths: &Paths, seen: &Seen<'_>, start: u32, common: u32);
+    fn examine(&mut self, paths: &PathTree, view: &FrameView<'_>, range: PromptRange);
     /// What was looked at was true. `false`: the rest is of no interest.
-    fn take(&mut self, id: FrameId, seen: &Seen<'_>, start: u32, common: u32) -> bool;
+    fn accept(&mut self, id: FrameId, view: &FrameView<'_>, range: PromptRange) -> bool;
 }
 
 /// Kept between calls to spare the allocations.
@@ -61,16 +62,15 @@ trait Visitor {
 pub struct Scratch {
     active: Vec<u64>,
     keep: Vec<u64>,
-    trail: Vec<Passed>,
+    trail: Vec<PathStep>,
 }
 
 /// A frame that a prompt runs through.
 #[derive(Clone, Copy, Debug)]
-struct Passed {
+struct PathStep {
     id: FrameId,
     stamp: Stamp,
-    start: u32,
-    common: u32,
+    range: PromptRange,
 }
 
 struct Overlap<'a> {
@@ -82,17 +82,14 @@ struct Overlap<'a> {
 
 impl Visitor for Overlap<'_> {
     #[inline]
-    fn look(&mut self, paths: &Paths, seen: &Seen<'_>, start: u32, common: u32) {
-        self.lost = seen.holders.retain(
-            &paths.extents,
-            (self.active, self.keep),
-            (start, common),
-            self.depth,
-        );
+    fn examine(&mut self, paths: &PathTree, view: &FrameView<'_>, range: PromptRange) {
+        self.lost = view
+            .holders
+            .filter_active(&paths.extents, (self.active, self.keep), range, self.depth);
     }
 
     #[inline]
-    fn take(&mut self, _: FrameId, _: &Seen<'_>, _: u32, _: u32) -> bool {
+    fn accept(&mut self, _: FrameId, _: &FrameView<'_>, _: PromptRange) -> bool {
         if self.lost {
             std::mem::swap(self.active, self.keep);
             return self.active.iter().any(|&word| word != 0);
@@ -101,24 +98,19 @@ impl Visitor for Overlap<'_> {
     }
 }
 
-struct Trail<'a>(&'a mut Vec<Passed>);
+struct Trail<'a>(&'a mut Vec<PathStep>);
 
 impl Visitor for Trail<'_> {
-    fn look(&mut self, _: &Paths, _: &Seen<'_>, _: u32, _: u32) {}
+    fn examine(&mut self, _: &PathTree, _: &FrameView<'_>, _: PromptRange) {}
 
-    fn take(&mut self, id: FrameId, seen: &Seen<'_>, start: u32, common: u32) -> bool {
-        let stamp = seen.stamp;
-        self.0.push(Passed {
-            id,
-            stamp,
-            start,
-            common,
-        });
+    fn accept(&mut self, id: FrameId, view: &FrameView<'_>, range: PromptRange) -> bool {
+        let stamp = view.stamp;
+        self.0.push(PathStep { id, stamp, range });
         true
     }
 }
 
-impl Paths {
+impl PathTree {
     /// Overlap of a prompt per slot: `depth[slot]` = leading blocks that the slot holds without a hole.
     ///
     /// `slots` are the slots of interest, as words of bits; `depth` must cover them all, is written for each of them, and is left
@@ -147,8 +139,8 @@ impl Paths {
             };
             let (reached, outcome) = match self.walk(prompt, &mut overlap) {
                 Ok(reached) => (reached, Ok(())),
-                Err(Stop::Busy(reached)) => (Some(reached), Err(Raced)),
-                Err(Stop::Changed) => continue,
+                Err(Interruption::WriterBusy(reached)) => (Some(reached), Err(Raced)),
+                Err(Interruption::PathReplaced) => continue,
             };
             if let Some(matched) = reached {
                 write_depths(active, matched, depth);
@@ -159,14 +151,14 @@ impl Paths {
         Err(Raced)
     }
 
-    /// Follows the prompt to remember its way: for [`Paths::tier_run`].
+    /// Follows the prompt to remember its way: for [`PathTree::tier_run`].
     pub fn follow(&self, prompt: &Prompt<'_>, scratch: &mut Scratch) -> Result<(), Raced> {
         for _ in 0..STARTS {
             scratch.trail.clear();
             match self.walk(prompt, &mut Trail(&mut scratch.trail)) {
                 Ok(_) => return Ok(()),
-                Err(Stop::Busy(_)) => return Err(Raced),
-                Err(Stop::Changed) => {}
+                Err(Interruption::WriterBusy(_)) => return Err(Raced),
+                Err(Interruption::PathReplaced) => {}
             }
         }
         scratch.trail.clear();
@@ -176,15 +168,15 @@ impl Paths {
     /// Blocks from `from` on that `slot` holds in `tier` without a hole, along the way that was followed last.
     pub fn tier_run(&self, scratch: &Scratch, slot: Slot, tier: Tier, from: u32) -> u32 {
         let mut reached = from;
-        let beyond = |passed: &&Passed| passed.start + passed.common > from;
-        for passed in scratch.trail.iter().filter(beyond) {
-            if passed.start > reached {
+        let beyond = |step: &&PathStep| step.range.end() > from;
+        for step in scratch.trail.iter().filter(beyond) {
+            if step.range.start > reached {
                 break;
             }
-            let offset = reached - passed.start;
-            let run = (self.read_mask(passed, slot, tier) >> offset).trailing_ones();
-            reached += run.min(passed.common - offset);
-            if reached < passed.start + passed.common {
+            let offset = reached - step.range.start;
+            let run = (self.read_mask(step, slot, tier) >> offset).trailing_ones();
+            reached += run.min(step.range.len - offset);
+            if reached < step.range.end() {
                 break;
             }
         }
@@ -192,15 +184,15 @@ impl Paths {
     }
 
     /// Blocks of a frame that a slot holds in a lower tier; none when it is another frame by now.
-    fn read_mask(&self, passed: &Passed, slot: Slot, tier: Tier) -> u64 {
-        let header = self.header(passed.id);
+    fn read_mask(&self, step: &PathStep, slot: Slot, tier: Tier) -> u64 {
+        let header = self.header(step.id);
         for _ in 0..TRIES {
             let Some(stamp) = seqlock::begin_read(&header[VERSION]) else {
                 std::hint::spin_loop();
                 continue;
             };
-            let (lower, shape) = (Self::lower_of(header), get(&header[SHAPE]));
-            if !seqlock::is_same(&header[VERSION], passed.stamp) {
+            let (lower, shape) = (Self::lower_word(header), get(&header[LEN_AND_FLAGS]));
+            if !seqlock::has_same_identity(&header[VERSION], step.stamp) {
                 return 0;
             }
             if !seqlock::is_valid(&header[VERSION], stamp) {
@@ -220,47 +212,52 @@ impl Paths {
 
     /// Goes along the prompt; how many blocks of it there are, unless the visitor had seen enough.
     #[inline]
-    fn walk(&self, prompt: &Prompt<'_>, visitor: &mut impl Visitor) -> Result<Option<u32>, Stop> {
+    fn walk(&self, prompt: &Prompt<'_>, visitor: &mut impl Visitor) -> Result<Option<u32>, Interruption> {
         let mut at = BlockId::ROOT;
         let mut next = NONE;
         let mut from: Option<(&Header, Stamp)> = None;
         let mut matched = 0;
         while let Some(local) = prompt.locals.get(matched) {
-            let found = self.pass(prompt, (at, next, local.0), matched, visitor);
+            let found = self.next_frame(prompt, (at, next, local.0), matched, visitor);
             if let Some((header, stamp)) = from
-                && !seqlock::is_same(&header[VERSION], stamp)
+                && !seqlock::has_same_identity(&header[VERSION], stamp)
             {
-                return Err(Stop::Changed);
+                return Err(Interruption::PathReplaced);
             }
-            let Some((id, seen, common)) = found.map_err(|Raced| Stop::Busy(matched as u32))? else {
+            let Some((id, view, common)) = found.map_err(|Raced| Interruption::WriterBusy(matched as u32))?
+            else {
                 break;
             };
-            let start = matched as u32;
+            let range = PromptRange {
+                start: matched as u32,
+                len: common,
+            };
             matched += common as usize;
-            if !visitor.take(id, &seen, start, common) {
+            if !visitor.accept(id, &view, range) {
                 return Ok(None);
             }
             at = BlockId::new(id, common - 1);
-            next = if common == len_of(seen.shape) {
-                seen.next
+            next = if common == len_of(view.shape) {
+                view.next
             } else {
                 NONE
             };
-            from = Some((seen.header, seen.stamp));
+            from = Some((view.header, view.stamp));
         }
         Ok(Some(matched as u32))
     }
 
     /// The frame that goes on from a block, looked at in one valid section.
     #[inline]
-    fn pass<'a>(
+    fn next_frame<'a>(
         &'a self,
         prompt: &Prompt<'_>,
         (parent, next, local): (BlockId, FrameId, u64),
         matched: usize,
         visitor: &mut impl Visitor,
-    ) -> Result<Option<(FrameId, Seen<'a>, u32)>, Raced> {
-        let is = |seen: &Seen<'_>| seen.first == local && seen.parent == parent && len_of(seen.shape) > 0;
+    ) -> Result<Option<(FrameId, FrameView<'a>, u32)>, Raced> {
+        let is =
+            |view: &FrameView<'_>| view.first == local && view.parent == parent && len_of(view.shape) > 0;
         let mut next = next;
         for _ in 0..TRIES {
             let id = if next == NONE {
@@ -275,53 +272,57 @@ impl Paths {
             } else {
                 next
             };
-            let Some(seen) = self.see(id) else {
+            let Some(view) = self.view(id) else {
                 std::hint::spin_loop();
                 continue;
             };
-            if !is(&seen) {
+            if !is(&view) {
                 next = NONE;
                 continue;
             }
-            let common = self.common(&seen, prompt, matched);
-            visitor.look(self, &seen, matched as u32, common);
-            if seqlock::is_valid(&seen.header[VERSION], seen.stamp) {
-                mark_used(seen.header, seen.shape);
-                return Ok(Some((id, seen, common)));
+            let common = self.common(&view, prompt, matched);
+            let range = PromptRange {
+                start: matched as u32,
+                len: common,
+            };
+            visitor.examine(self, &view, range);
+            if seqlock::is_valid(&view.header[VERSION], view.stamp) {
+                mark_used(view.header, view.shape);
+                return Ok(Some((id, view, common)));
             }
         }
         Err(Raced)
     }
 
     #[inline]
-    fn see(&self, id: FrameId) -> Option<Seen<'_>> {
+    fn view(&self, id: FrameId) -> Option<FrameView<'_>> {
         let header = self.header(id);
         let stamp = seqlock::begin_read(&header[VERSION])?;
         let links = get(&header[LINKS]);
-        let seen = Seen {
+        let view = FrameView {
             header,
             stamp,
             parent: BlockId::from_number(low(links)),
             next: FrameId(high(links)),
-            first: get(&header[FIRST]),
-            end: get(&header[END]),
-            shape: get(&header[SHAPE]),
-            holders: Holders::of(&header[HOLDERS..HOLDERS + 4]),
+            first: get(&header[FIRST_LOCAL]),
+            end: get(&header[END_SEQUENCE]),
+            shape: get(&header[LEN_AND_FLAGS]),
+            holders: Holders::of(&header[DEVICE_HOLDERS..DEVICE_HOLDERS + 4]),
         };
-        seqlock::is_valid(&header[VERSION], stamp).then_some(seen)
+        seqlock::is_valid(&header[VERSION], stamp).then_some(view)
     }
 
     /// How many blocks from the start of the frame equal the prompt from block `at` on: at least the first.
     #[inline]
-    fn common(&self, seen: &Seen<'_>, prompt: &Prompt<'_>, at: usize) -> u32 {
-        let len = len_of(seen.shape);
+    fn common(&self, view: &FrameView<'_>, prompt: &Prompt<'_>, at: usize) -> u32 {
+        let len = len_of(view.shape);
         let last = at + len as usize - 1;
-        if has_end(seen.shape) && prompt.sequence.get(last).is_some_and(|hash| hash.0 == seen.end) {
+        if has_end(view.shape) && prompt.sequence.get(last).is_some_and(|hash| hash.0 == view.end) {
             return len;
         }
         let wanted = &prompt.locals[at..];
         let wanted = &wanted[..(len as usize).min(wanted.len())];
-        let common = Self::equal(&self.locals, seen.header, 0, wanted, |local| local.0);
+        let common = Self::equal(&self.locals, view.header, 0, wanted, |local| local.0);
         // In a section that is not valid even the first may differ.
         common.max(1) as u32
     }

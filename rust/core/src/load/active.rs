@@ -5,10 +5,10 @@
 
 use crate::event::Tier;
 use crate::index::frame::BlockId;
-use crate::index::holders::low_bits;
-use crate::index::paths::Paths;
-use crate::index::pen::Pen;
-use crate::index::tables::{Map, make_room};
+use crate::index::hash_tables::{Map, make_room};
+use crate::index::path_tree::PathTree;
+use crate::index::slots::low_bits;
+use crate::index::tree_allocator::TreeAllocator;
 use crate::index::{Prompt, Scratch, Slot};
 
 /// Frames with more full holders beside the booking worker are not extended.
@@ -17,8 +17,8 @@ const EXTEND_HOLDERS_MAX: u32 = 1;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct ActiveBlocks {
-    paths: Paths,
-    pen: Pen,
+    paths: PathTree,
+    allocator: TreeAllocator,
     /// Per (frame, slot): bit i: some request's blocks here end with block i.
     ends: Map<(u32, Slot), u64>,
     /// Requests beyond the first that end at a block, per (block, slot).
@@ -26,12 +26,12 @@ pub struct ActiveBlocks {
 }
 
 /// The blocks of one request: the last one in every frame that it runs through.
-pub type Path = Box<[BlockId]>;
+pub type RequestPath = Box<[BlockId]>;
 
 impl ActiveBlocks {
-    /// Leading blocks of the prompt in flight, per slot. As [`Paths::overlap`].
+    /// Leading blocks of the prompt in flight, per slot. As [`PathTree::overlap`].
     pub fn shared(&self, prompt: &Prompt<'_>, slots: &[u64], depth: &mut [u32], scratch: &mut Scratch) {
-        if self.pen.blocks() > 0 {
+        if self.allocator.blocks() > 0 {
             let read = self.paths.overlap(prompt, slots, depth, scratch);
             read.expect("nobody writes what is borrowed");
         } else {
@@ -42,7 +42,7 @@ impl ActiveBlocks {
     /// Put a request's blocks in flight on a worker: its path, and how many of the blocks are new there.
     ///
     /// With no block id left (4 · 10⁹ blocks in flight) the rest of the prompt is not counted.
-    pub fn add(&mut self, slot: Slot, prompt: &Prompt<'_>) -> (Path, u64) {
+    pub fn add(&mut self, slot: Slot, prompt: &Prompt<'_>) -> (RequestPath, u64) {
         let mut path: Vec<BlockId> = Vec::with_capacity(prompt.locals.len() / 64 + 2);
         let mut done = 0;
         while done < prompt.locals.len() {
@@ -53,17 +53,17 @@ impl ActiveBlocks {
                     && !self
                         .paths
                         .has_full_beside(after.frame(), slot, EXTEND_HOLDERS_MAX);
-                self.paths.add(&mut self.pen, after, rest, extend)
+                self.paths.add(&mut self.allocator, after, rest, extend)
             });
-            let Some((frame, offset, count)) = found else {
+            let Some(run) = found else {
                 break;
             };
-            let end = BlockId::new(frame, offset + count - 1);
+            let end = run.last();
             match path.last_mut() {
-                Some(last) if last.frame() == frame => *last = end,
+                Some(last) if last.frame() == end.frame() => *last = end,
                 _ => path.push(end),
             }
-            done += count as usize;
+            done += run.len as usize;
         }
         let added = path.iter().map(|&end| self.add_end(slot, end)).sum();
         (path.into_boxed_slice(), added)
@@ -107,19 +107,20 @@ impl ActiveBlocks {
             self.ends.remove(&key);
         }
         self.cover(end, slot, after);
-        self.paths.free_dead(&mut self.pen, end.frame(), &mut |_, _| {});
+        self.paths
+            .free_dead(&mut self.allocator, end.frame(), &mut |_, _| {});
         u64::from(before - after)
     }
 
     /// Distinct blocks in flight anywhere.
     pub const fn blocks(&self) -> u64 {
-        self.pen.blocks()
+        self.allocator.blocks()
     }
 
     fn cover(&mut self, end: BlockId, slot: Slot, blocks: u32) {
         let held = (slot, Tier::Device);
         self.paths
-            .set_mask(&mut self.pen, end.frame(), held, low_bits(blocks));
+            .set_mask(&mut self.allocator, end.frame(), held, low_bits(blocks));
     }
 }
 

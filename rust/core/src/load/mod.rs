@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-pub use active::{ActiveBlocks, Path};
+pub use active::{ActiveBlocks, RequestPath};
 
 use crate::index::{Prompt, Scratch, Slot};
 use crate::request::RequestId;
@@ -22,7 +22,7 @@ struct Booking {
     at: u32,
     /// Uncached prompt tokens while the first token is awaited, then 0.
     prefill_tokens: u64,
-    path: Path,
+    path: RequestPath,
     expires_at_s: f64,
 }
 
@@ -38,19 +38,19 @@ pub struct Load {
     active: ActiveBlocks,
     bookings: FxHashMap<RequestId, Booking>,
     /// Open bookings by slot, in no order.
-    of_slot: Vec<Vec<RequestId>>,
+    by_slot: Vec<Vec<RequestId>>,
     /// Bookings by expiry; those that were released stay here until they come up or are too many.
     by_expiry: VecDeque<(f64, RequestId)>,
 }
 
 impl Load {
     /// Make room for `slot` in every column.
-    pub fn ensure(&mut self, slot: Slot) {
+    pub fn ensure_slot(&mut self, slot: Slot) {
         let len = self.prefill_tokens.len().max(slot.index() + 1);
         self.prefill_tokens.resize(len, 0);
         self.decode_blocks.resize(len, 0);
         self.active_requests.resize(len, 0);
-        self.of_slot.resize_with(len, Vec::new);
+        self.by_slot.resize_with(len, Vec::new);
     }
 
     /// Open bookings.
@@ -68,7 +68,7 @@ impl Load {
         self.bookings.contains_key(&request)
     }
 
-    /// Leading blocks of a prompt that are in flight already, per slot. As [`crate::index::paths::Paths::overlap`].
+    /// Leading blocks of a prompt that are in flight already, per slot. As [`crate::index::path_tree::PathTree::overlap`].
     pub fn shared_blocks(
         &self,
         prompt: &Prompt<'_>,
@@ -97,13 +97,13 @@ impl Load {
             .by_expiry
             .back()
             .map_or(expires_at_s, |&(last_s, _)| expires_at_s.max(last_s));
-        let of_slot = &mut self.of_slot[slot.index()];
-        of_slot.push(request);
+        let by_slot = &mut self.by_slot[slot.index()];
+        by_slot.push(request);
         let previous = self.bookings.insert(
             request,
             Booking {
                 slot,
-                at: of_slot.len() as u32 - 1,
+                at: by_slot.len() as u32 - 1,
                 prefill_tokens,
                 path,
                 expires_at_s,
@@ -132,8 +132,8 @@ impl Load {
     pub fn release(&mut self, request: RequestId) -> Option<Slot> {
         let booking = self.bookings.remove(&request)?;
         let slot = booking.slot.index();
-        self.of_slot[slot].swap_remove(booking.at as usize);
-        if let Some(moved) = self.of_slot[slot].get(booking.at as usize) {
+        self.by_slot[slot].swap_remove(booking.at as usize);
+        if let Some(moved) = self.by_slot[slot].get(booking.at as usize) {
             let moved = self.bookings.get_mut(moved);
             moved.expect("a listed booking must be open").at = booking.at;
         }
@@ -165,11 +165,11 @@ impl Load {
 
     /// Drop every booking of a worker; which. O(its bookings).
     pub fn remove_worker(&mut self, slot: Slot) -> Vec<RequestId> {
-        let requests = self.of_slot[slot.index()].clone();
+        let requests = self.by_slot[slot.index()].clone();
         for &request in &requests {
             self.release(request);
         }
-        self.of_slot[slot.index()] = Vec::new();
+        self.by_slot[slot.index()] = Vec::new();
         requests
     }
 
@@ -213,7 +213,7 @@ mod tests {
             steps in proptest::collection::vec((0u64..12, 0..SLOTS, 0usize..4, 0u64..4, 0usize..150, any::<bool>()), 1..80),
         ) {
             let mut load = Load::default();
-            load.ensure(Slot(SLOTS as u32 - 1));
+            load.ensure_slot(Slot(SLOTS as u32 - 1));
             let mut open: BTreeMap<u64, (usize, Vec<LocalHash>, u64)> = BTreeMap::new();
             for (id, slot, family, tail, len, done) in steps {
                 let locals: Vec<LocalHash> =
@@ -236,9 +236,9 @@ mod tests {
                     let chain = sequence_hashes(&locals);
                     let expected = chain.iter().take_while(|hash| blocks.contains(hash)).count();
                     prop_assert_eq!(shared as usize, expected);
-                    let of_slot = open.values().filter(|(on, ..)| *on == slot);
-                    prop_assert_eq!(load.prefill_tokens[slot], of_slot.clone().map(|(.., tokens)| tokens).sum::<u64>());
-                    prop_assert_eq!(load.active_requests[slot] as usize, of_slot.count());
+                    let by_slot = open.values().filter(|(on, ..)| *on == slot);
+                    prop_assert_eq!(load.prefill_tokens[slot], by_slot.clone().map(|(.., tokens)| tokens).sum::<u64>());
+                    prop_assert_eq!(load.active_requests[slot] as usize, by_slot.count());
                 }
             }
             for id in open.keys() {
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn released_bookings_do_not_pile_up() {
         let mut load = Load::default();
-        load.ensure(Slot(0));
+        load.ensure_slot(Slot(0));
         for id in 0..10_000 {
             load.book(RequestId(id), Slot(0), 1, &prompt(&[]), 600.0 + id as f64);
             load.release(RequestId(id));
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn a_booking_of_a_reused_id_lives_its_own_time() {
         let mut load = Load::default();
-        load.ensure(Slot(0));
+        load.ensure_slot(Slot(0));
         load.book(RequestId(1), Slot(0), 1, &prompt(&[]), 10.0);
         load.release(RequestId(1));
         load.book(RequestId(1), Slot(0), 1, &prompt(&[]), 20.0);

@@ -25,25 +25,25 @@ pub use config::{PredictedConfig, PredictedUse};
 pub use reference::ReferencePredicted;
 
 use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap, all_slots};
-use crate::load::{ActiveBlocks, Path};
+use crate::load::{ActiveBlocks, RequestPath};
 use crate::request::RequestId;
 
 /// Identity and age of a record: later ones are higher, and a record that was used again gets a new one.
-type Turn = u64;
+type RecordId = u64;
 
 /// One request that was sent to a worker.
 #[derive(Clone, Debug)]
 struct Record {
     slot: Slot,
-    path: Path,
+    path: RequestPath,
     request: Option<RequestId>,
 }
 
 /// The records of one worker.
 #[derive(Clone, Debug, Default)]
-struct OfSlot {
+struct WorkerRecords {
     /// By age; those that are gone stay until they come up or are too many.
-    turns: VecDeque<Turn>,
+    by_age: VecDeque<RecordId>,
     /// Living records among them.
     records: usize,
     /// Distinct blocks of the records.
@@ -73,13 +73,13 @@ pub struct PredictedSize {
 pub struct Predicted {
     config: PredictedConfig,
     blocks: ActiveBlocks,
-    records: FxHashMap<Turn, Record>,
-    of_slot: Vec<OfSlot>,
-    of_request: FxHashMap<RequestId, Turn>,
-    /// Records by the end of their time; the queues share the rule of [`OfSlot::turns`].
-    by_expiry: VecDeque<(f64, Turn)>,
-    settling: VecDeque<(f64, Turn)>,
-    next: Turn,
+    records: FxHashMap<RecordId, Record>,
+    workers: Vec<WorkerRecords>,
+    record_of_request: FxHashMap<RequestId, RecordId>,
+    /// Records by the end of their time; the queues share the rule of [`WorkerRecords::by_age`].
+    by_expiry: VecDeque<(f64, RecordId)>,
+    settling: VecDeque<(f64, RecordId)>,
+    next_id: RecordId,
     size: PredictedSize,
 }
 
@@ -90,11 +90,11 @@ impl Predicted {
             config,
             blocks: ActiveBlocks::default(),
             records: FxHashMap::default(),
-            of_slot: Vec::new(),
-            of_request: FxHashMap::default(),
+            workers: Vec::new(),
+            record_of_request: FxHashMap::default(),
             by_expiry: VecDeque::new(),
             settling: VecDeque::new(),
-            next: 0,
+            next_id: 0,
             size: PredictedSize::default(),
         }
     }
@@ -108,31 +108,37 @@ impl Predicted {
     pub fn size(&self) -> PredictedSize {
         PredictedSize {
             records: self.records.len() as u64,
-            blocks: self.of_slot.iter().map(|of| of.blocks).sum(),
+            blocks: self.workers.iter().map(|worker| worker.blocks).sum(),
             ..self.size
         }
     }
 
     /// A worker whose device cache has so many blocks, where that is known.
     pub fn add_worker(&mut self, slot: Slot, capacity_blocks: Option<u64>) {
-        let len = self.of_slot.len().max(slot.index() + 1);
-        self.of_slot.resize_with(len, OfSlot::default);
-        self.of_slot[slot.index()].capacity_blocks =
+        let len = self.workers.len().max(slot.index() + 1);
+        self.workers.resize_with(len, WorkerRecords::default);
+        self.workers[slot.index()].capacity_blocks =
             capacity_blocks.unwrap_or(self.config.capacity_blocks).max(1);
     }
 
     /// Forget what was predicted of a worker. O(its records).
     pub fn clear(&mut self, slot: Slot) {
-        let Some(of) = self.of_slot.get_mut(slot.index()) else {
+        let Some(worker) = self.workers.get_mut(slot.index()) else {
             return;
         };
-        for turn in std::mem::take(&mut of.turns) {
-            self.size.cleared += u64::from(self.end(turn));
+        for id in std::mem::take(&mut worker.by_age) {
+            self.size.cleared += u64::from(self.remove_record(id));
         }
     }
 
     /// Raise `depth[slot]` to the leading blocks of the prompt that are predicted there, for the `slots` given as bits.
-    pub fn raise(&self, prompt: &Prompt<'_>, slots: &[u64], depth: &mut [u32], scratch: &mut RaiseScratch) {
+    pub fn raise_overlap(
+        &self,
+        prompt: &Prompt<'_>,
+        slots: &[u64],
+        depth: &mut [u32],
+        scratch: &mut RaiseScratch,
+    ) {
         if self.records.is_empty() {
             return;
         }
@@ -145,11 +151,11 @@ impl Predicted {
         }
     }
 
-    /// As [`Predicted::raise`] for every slot; what `index` knows of the lower tiers then goes on from there.
-    pub fn raise_all(&self, prompt: &Prompt<'_>, index: &Index, overlaps: &mut [TierOverlap]) {
+    /// As [`Predicted::raise_overlap`] for every slot; what `index` knows of the lower tiers then goes on from there.
+    pub fn raise_overlaps(&self, prompt: &Prompt<'_>, index: &Index, overlaps: &mut [TierOverlap]) {
         let mut depth = vec![0; overlaps.len()];
         let everyone = all_slots(overlaps.len());
-        self.raise(prompt, &everyone, &mut depth, &mut RaiseScratch::default());
+        self.raise_overlap(prompt, &everyone, &mut depth, &mut RaiseScratch::default());
         let mut scratch = Scratch::default();
         index.follow(prompt, &mut scratch);
         for ((slot, overlap), predicted) in (0..).map(Slot).zip(overlaps).zip(depth) {
@@ -165,7 +171,7 @@ impl Predicted {
         if self.is_off() || prompt.locals.is_empty() {
             return;
         }
-        let capacity = self.of_slot[slot.index()].capacity_blocks;
+        let capacity = self.workers[slot.index()].capacity_blocks;
         let fits = prompt
             .locals
             .len()
@@ -175,50 +181,48 @@ impl Predicted {
             sequence: prompt.sequence.get(..fits).unwrap_or_default(),
         };
         let (path, added) = self.blocks.add(slot, &prompt);
-        let of = &mut self.of_slot[slot.index()];
-        of.blocks += added;
-        of.records += 1;
+        let worker = &mut self.workers[slot.index()];
+        worker.blocks += added;
+        worker.records += 1;
         self.size.inserted += 1;
         let record = Record { slot, path, request };
-        let turn = self.place(record, now_s);
-        self.make_room(slot, turn);
+        let id = self.insert_record(record, now_s);
+        self.make_room(slot, id);
     }
 
-    fn place(&mut self, record: Record, now_s: f64) -> Turn {
-        let turn = self.next;
-        self.next += 1;
+    fn insert_record(&mut self, record: Record, now_s: f64) -> RecordId {
+        let id = self.next_id;
+        self.next_id += 1;
         if let Some(request) = record.request {
-            self.of_request.insert(request, turn);
+            self.record_of_request.insert(request, id);
         }
-        self.of_slot[record.slot.index()].turns.push_back(turn);
-        queue(
-            &mut self.by_expiry,
-            now_s + self.config.ttl_s,
-            turn,
-            &self.records,
-        );
-        self.records.insert(turn, record);
-        turn
+        self.workers[record.slot.index()].by_age.push_back(id);
+        enqueue(&mut self.by_expiry, now_s + self.config.ttl_s, id, &self.records);
+        self.records.insert(id, record);
+        id
     }
 
     /// End records, oldest first, until the worker's fit its capacity and all fit the limit; never the newest.
-    fn make_room(&mut self, slot: Slot, newest: Turn) {
+    fn make_room(&mut self, slot: Slot, newest: RecordId) {
         loop {
-            let of = &mut self.of_slot[slot.index()];
-            if of.blocks <= of.capacity_blocks {
+            let worker = &mut self.workers[slot.index()];
+            if worker.blocks <= worker.capacity_blocks {
                 break;
             }
-            let oldest = of.turns.pop_front().expect("counted blocks must have records");
+            let oldest = worker
+                .by_age
+                .pop_front()
+                .expect("counted blocks must have records");
             debug_assert!(oldest != newest, "one prompt must fit its worker");
-            self.size.evicted += u64::from(self.end(oldest));
+            self.size.evicted += u64::from(self.remove_record(oldest));
         }
         while self.records.len() > self.config.max_records {
             let (_, oldest) = self.by_expiry.pop_front().expect("every record must expire");
-            self.size.evicted += u64::from(self.end(oldest));
+            self.size.evicted += u64::from(self.remove_record(oldest));
         }
-        let of = &mut self.of_slot[slot.index()];
-        if of.turns.len() > 64 + 2 * of.records {
-            of.turns.retain(|turn| self.records.contains_key(turn));
+        let worker = &mut self.workers[slot.index()];
+        if worker.by_age.len() > 64 + 2 * worker.records {
+            worker.by_age.retain(|id| self.records.contains_key(id));
         }
     }
 
@@ -227,11 +231,11 @@ impl Predicted {
         if self.config.used != PredictedUse::Beside {
             return;
         }
-        if let Some(turn) = self.of_request.remove(&request) {
-            queue(
+        if let Some(id) = self.record_of_request.remove(&request) {
+            enqueue(
                 &mut self.settling,
                 now_s + self.config.settle_s,
-                turn,
+                id,
                 &self.records,
             );
         }
@@ -242,45 +246,47 @@ impl Predicted {
     pub fn finished(&mut self, request: RequestId, now_s: f64) {
         if self.config.used == PredictedUse::Beside {
             self.first_token(request, now_s);
-        } else if let Some(turn) = self.of_request.remove(&request)
-            && let Some(mut record) = self.records.remove(&turn)
+        } else if let Some(id) = self.record_of_request.remove(&request)
+            && let Some(mut record) = self.records.remove(&id)
         {
             record.request = None;
             let slot = record.slot;
-            let turn = self.place(record, now_s);
-            self.make_room(slot, turn);
+            let id = self.insert_record(record, now_s);
+            self.make_room(slot, id);
         }
     }
 
     /// End what outlived its time; how many records. O(1) when nothing did.
     pub fn expire(&mut self, now_s: f64) -> usize {
         let mut ended = 0;
-        while let Some(turn) = due(&mut self.settling, now_s).or_else(|| due(&mut self.by_expiry, now_s)) {
-            ended += usize::from(self.end(turn));
+        while let Some(id) =
+            pop_due(&mut self.settling, now_s).or_else(|| pop_due(&mut self.by_expiry, now_s))
+        {
+            ended += usize::from(self.remove_record(id));
         }
         self.size.expired += ended as u64;
         ended
     }
 
     /// Take a record away; whether it was there.
-    fn end(&mut self, turn: Turn) -> bool {
-        let Some(record) = self.records.remove(&turn) else {
+    fn remove_record(&mut self, id: RecordId) -> bool {
+        let Some(record) = self.records.remove(&id) else {
             return false;
         };
         if let Some(request) = record.request
-            && self.of_request.get(&request) == Some(&turn)
+            && self.record_of_request.get(&request) == Some(&id)
         {
-            self.of_request.remove(&request);
+            self.record_of_request.remove(&request);
         }
         let removed = self.blocks.remove(record.slot, &record.path);
-        let of = &mut self.of_slot[record.slot.index()];
-        of.blocks -= removed;
-        of.records -= 1;
+        let worker = &mut self.workers[record.slot.index()];
+        worker.blocks -= removed;
+        worker.records -= 1;
         true
     }
 }
 
-/// What [`Predicted::raise`] keeps between calls to spare the allocations.
+/// What [`Predicted::raise_overlap`] keeps between calls to spare the allocations.
 #[derive(Clone, Debug, Default)]
 pub struct RaiseScratch {
     depth: Vec<u32>,
@@ -288,15 +294,20 @@ pub struct RaiseScratch {
 }
 
 /// Put a record in line. A clock that goes back would break the order: such a record lives a little longer instead.
-fn queue(line: &mut VecDeque<(f64, Turn)>, at_s: f64, turn: Turn, records: &FxHashMap<Turn, Record>) {
+fn enqueue(
+    line: &mut VecDeque<(f64, RecordId)>,
+    at_s: f64,
+    id: RecordId,
+    records: &FxHashMap<RecordId, Record>,
+) {
     let at_s = line.back().map_or(at_s, |&(last_s, _)| at_s.max(last_s));
-    line.push_back((at_s, turn));
+    line.push_back((at_s, id));
     if line.len() > 64 + 2 * records.len() {
-        line.retain(|(_, other)| *other == turn || records.contains_key(other));
+        line.retain(|(_, other)| *other == id || records.contains_key(other));
     }
 }
 
-fn due(line: &mut VecDeque<(f64, Turn)>, now_s: f64) -> Option<Turn> {
+fn pop_due(line: &mut VecDeque<(f64, RecordId)>, now_s: f64) -> Option<RecordId> {
     line.front().filter(|(at_s, _)| *at_s <= now_s)?;
-    line.pop_front().map(|(_, turn)| turn)
+    line.pop_front().map(|(_, id)| id)
 }

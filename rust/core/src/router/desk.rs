@@ -152,7 +152,7 @@ impl Desk {
     pub(super) fn overlaps_of(&self, prompt: &Prompt<'_>, index: &Index) -> Vec<TierOverlap> {
         let mut overlaps = index.find_matches(prompt, self.fleet.slots());
         if !self.predicted.is_off() {
-            self.predicted.raise_all(prompt, index, &mut overlaps);
+            self.predicted.raise_overlaps(prompt, index, &mut overlaps);
         }
         overlaps
     }

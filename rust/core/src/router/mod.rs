@@ -92,7 +92,7 @@ impl Router {
         let desk = &mut *self.desk();
         let slot = desk.fleet.add(id, spec, self.config.max_workers)?;
         let spec = desk.fleet.spec(slot);
-        desk.load.ensure(slot);
+        desk.load.ensure_slot(slot);
         desk.predicted.add_worker(slot, spec.total_kv_blocks);
         desk.ledger.add_worker(slot, spec, self.config.block_size);
         self.index.register(id, slot);

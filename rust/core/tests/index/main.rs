@@ -223,7 +223,7 @@ fn a_large_index_answers_like_sets() {
         index.check();
     }
     (0..8).for_each(|slot| index.remove_worker(Slot(slot)));
-    assert_eq!((index.blocks(), index.footprint().name_bytes), (0, 0));
+    assert_eq!((index.blocks(), index.footprint().engine_hash_bytes), (0, 0));
 }
 
 #[test]

@@ -1,18 +1,9 @@
-//! What each worker holds, by slot: its frames, so that it can leave in time proportional to them, and its counts.
+//! Copies of a block beyond the first.
 
 use super::Slot;
 use super::frame::{BlockId, FRAME_BLOCKS};
-use super::tables::{FrameSet, Map, make_room};
+use super::hash_tables::{Map, make_room};
 use crate::event::Tier;
-
-/// One worker's part.
-#[derive(Clone, Debug, Default)]
-pub struct Held {
-    /// Frames in which it holds something.
-    pub frames: FrameSet,
-    /// Blocks, per tier.
-    pub blocks: [u64; 3],
-}
 
 /// Copies beyond the first, per (block, slot, tier). Few blocks have any.
 #[derive(Clone, Debug, Default)]

@@ -1,12 +1,16 @@
 //! The entries of the table of names, in cache lines: where the parts of an entry and of a hash are.
 
 use super::super::frame::{BlockId, CHUNK_BLOCKS};
-use super::table::{SHARD_BITS, SHARDS};
+
+/// Shards grow on their own, so that no insertion waits for all.
+pub const SHARD_BITS: u32 = 6;
+/// So many.
+pub const SHARDS: usize = 1 << SHARD_BITS;
 
 /// Entries of a line.
 pub const LANES: usize = 16;
 /// Lines after its home in which an entry may lie.
-pub const BEYOND: u32 = 3;
+pub const PROBE_LINES: u32 = 3;
 /// Lines of a page.
 pub const PAGE_LINES: u32 = 256;
 
@@ -21,9 +25,9 @@ const fn min(a: u32, b: u32) -> u32 {
 
 /// Eight blocks of a frame, whose names lie together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Group(pub u32);
+pub struct BlockGroup(pub u32);
 
-impl Group {
+impl BlockGroup {
     /// That of a block.
     pub const fn of(block: BlockId) -> Self {
         Self(block.get() / CHUNK_BLOCKS)
@@ -88,23 +92,23 @@ pub fn free_lanes(line: &Line) -> u32 {
 
 /// Where the parts of an entry and of a hash are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Form {
-    /// Lines that are a home; [`BEYOND`] more follow. 0: there is nothing yet.
-    pub homes: u32,
+pub struct EntryLayout {
+    /// Lines that are a home; [`PROBE_LINES`] more follow. 0: there is nothing yet.
+    pub home_lines: u32,
     /// Low bits of an entry: its group's number + 1. The others: the low bits of what is known of its hash.
     pub group_bits: u32,
     /// How many bits of a hash are known.
-    pub hash_bits: u32,
+    pub key_bits: u32,
 }
 
-impl Form {
+impl EntryLayout {
     /// The most that can be known of hashes: where an entry may lie must leave no doubt of the bits that it does not have.
-    pub fn new(homes: u32, group_bits: u32) -> Self {
+    pub fn new(home_lines: u32, group_bits: u32) -> Self {
         Self {
-            homes,
+            home_lines,
             group_bits,
-            hash_bits: min(
-                homes.ilog2() + (u32::BITS - group_bits) - (BEYOND + 1).ilog2(),
+            key_bits: min(
+                home_lines.ilog2() + (u32::BITS - group_bits) - (PROBE_LINES + 1).ilog2(),
                 u32::BITS,
             ),
         }
@@ -114,8 +118,8 @@ impl Form {
     ///
     /// Names of the whole table, since hashes are spread evenly: a shard that happens to have more than the others stays as it is,
     /// and churn makes nothing grow. 81 to 91 % of the entries, another share for each shard, so that not all grow at once.
-    pub const fn limits(homes: u32, of: usize) -> (u32, u64) {
-        let lanes = homes as u64 * LANES as u64;
+    pub const fn limits(home_lines: u32, of: usize) -> (u32, u64) {
+        let lanes = home_lines as u64 * LANES as u64;
         (
             (lanes - lanes / 20) as u32,
             lanes * SHARDS as u64 * 880 / (968 + 2 * of as u64),
@@ -124,38 +128,38 @@ impl Form {
 
     /// The part of a hash that is known.
     #[inline]
-    pub const fn known(self, hash: u64) -> u64 {
-        (hash << SHARD_BITS >> 1).wrapping_shr(63 - self.hash_bits)
+    pub const fn prefix(self, key: u64) -> u64 {
+        (key << SHARD_BITS >> 1).wrapping_shr(63 - self.key_bits)
     }
 
     #[inline]
-    pub const fn home(self, known: u64) -> u32 {
-        (known.wrapping_mul(self.homes as u64)).wrapping_shr(self.hash_bits) as u32
+    pub const fn home(self, prefix: u64) -> u32 {
+        (prefix.wrapping_mul(self.home_lines as u64)).wrapping_shr(self.key_bits) as u32
     }
 
     #[inline]
-    pub const fn tag(self, known: u64) -> u32 {
-        (known as u32) & u32::MAX.wrapping_shr(self.group_bits)
+    pub const fn tag(self, prefix: u64) -> u32 {
+        (prefix as u32) & u32::MAX.wrapping_shr(self.group_bits)
     }
 
     #[inline]
-    pub const fn entry(self, known: u64, group: Group) -> u32 {
-        self.tag(known).wrapping_shl(self.group_bits) | (group.0 + 1)
+    pub const fn entry(self, prefix: u64, group: BlockGroup) -> u32 {
+        self.tag(prefix).wrapping_shl(self.group_bits) | (group.0 + 1)
     }
 
     #[inline]
-    pub const fn group(self, entry: u32) -> Group {
-        Group((entry & !u32::MAX.wrapping_shl(self.group_bits)) - 1)
+    pub const fn group(self, entry: u32) -> BlockGroup {
+        BlockGroup((entry & !u32::MAX.wrapping_shl(self.group_bits)) - 1)
     }
 
     /// The least hash whose home is this line or a later one.
     pub const fn first_of(self, line: u32) -> u64 {
-        ((line as u64) << self.hash_bits).div_ceil(self.homes as u64)
+        ((line as u64) << self.key_bits).div_ceil(self.home_lines as u64)
     }
 
     /// What is known of an entry in the line before that with this first hash: the only hash that may lie there with its tag.
     #[inline]
-    pub const fn known_of(self, entry: u32, next_first: u64) -> u64 {
+    pub const fn prefix_of(self, entry: u32, next_first: u64) -> u64 {
         let (last, tag) = (next_first - 1, (entry.wrapping_shr(self.group_bits)) as u64);
         last - (last.wrapping_sub(tag) & u32::MAX.wrapping_shr(self.group_bits) as u64)
     }

@@ -3,35 +3,35 @@
 //! Most fleets name equal blocks equally, so a block has one common name, kept beside its local hash, and one table entry for
 //! all workers. A worker that names it otherwise (vLLM with a random hash seed does) has aliases of its own.
 
-mod entry;
+mod layout;
 mod shard;
 mod table;
 
-pub use entry::Group;
-pub use table::NameTable;
+pub use layout::BlockGroup;
+pub use table::EngineHashTable;
 
 use super::Slot;
 use super::frame::{BlockId, FRAME_BLOCKS};
-use super::tables::{Map, make_room};
+use super::hash_tables::{Map, make_room};
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
-pub struct Names {
+pub struct EngineHashes {
     /// For all workers: the names that they share.
-    pub common: NameTable,
+    pub common: EngineHashTable,
     by_alias: Map<(Slot, u64), BlockId>,
     alias_of: Map<(Slot, BlockId), u64>,
 }
 
-impl Names {
+impl EngineHashes {
     /// Whether any worker has names of its own.
     pub fn has_aliases(&self) -> bool {
         !self.by_alias.is_empty()
     }
 
     /// What this worker alone calls so.
-    pub fn aliased(&self, slot: Slot, name: u64) -> Option<BlockId> {
-        self.by_alias.get(&(slot, name)).copied()
+    pub fn aliased(&self, slot: Slot, engine_hash: u64) -> Option<BlockId> {
+        self.by_alias.get(&(slot, engine_hash)).copied()
     }
 
     /// What this worker alone calls the block.
@@ -40,17 +40,17 @@ impl Names {
     }
 
     /// Give a block a name that this worker alone uses.
-    pub fn insert_alias(&mut self, slot: Slot, name: u64, block: BlockId) {
+    pub fn insert_alias(&mut self, slot: Slot, engine_hash: u64, block: BlockId) {
         make_room(&mut self.by_alias);
         make_room(&mut self.alias_of);
-        self.by_alias.insert((slot, name), block);
-        self.alias_of.insert((slot, block), name);
+        self.by_alias.insert((slot, engine_hash), block);
+        self.alias_of.insert((slot, block), engine_hash);
     }
 
     /// Forget what this worker alone calls the block, if anything.
     pub fn remove_alias(&mut self, slot: Slot, block: BlockId) {
-        if let Some(name) = self.alias_of.remove(&(slot, block)) {
-            self.by_alias.remove(&(slot, name));
+        if let Some(engine_hash) = self.alias_of.remove(&(slot, block)) {
+            self.by_alias.remove(&(slot, engine_hash));
         }
     }
 
@@ -58,7 +58,7 @@ impl Names {
     pub fn aliases(&self) -> impl Iterator<Item = (Slot, BlockId, u64)> + '_ {
         self.alias_of
             .iter()
-            .map(|(&(slot, block), &name)| (slot, block, name))
+            .map(|(&(slot, block), &engine_hash)| (slot, block, engine_hash))
     }
 
     /// Bytes by which a frame's blocks may make the own names' tables grow, old and new.

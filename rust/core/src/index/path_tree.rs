@@ -7,20 +7,22 @@
 //! A frame ends with the last block that is held or has a child; what lies behind is freed at once.
 //!
 //! Everything that a match reads is in atomic words that never move ([`super::arena`]). Any number of threads read, one writes
-//! ([`Pen`]): see [`super::walk`] for reading and `docs/core.md` for what a read during a write may see.
+//! ([`TreeAllocator`]): see [`super::walk`] for reading and `docs/core.md` for what a read during a write may see.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Slot;
 use super::arena::{Arena, get, high, low, pack};
-use super::children::{Children, Find, Headers};
+use super::child_table::{ChildTable, Find, Headers};
 use super::extents::{Extents, class_of};
 use super::frame::{
-    BRANCHES, BlockId, CHUNK_BLOCKS, CHUNKS, END, FIRST, FIRST_CHUNK, FrameId, HAS_START, HOLDERS, Header,
-    LINKS, LOWER, LOWER_CLASS, NONE, OWN, SHAPE, START, USED, has_end, len_of,
+    BlockId, BlockRun, CHILD_BITS, CHUNK_BLOCKS, CHUNK_IDS, CHUNKS, DEVICE_HOLDERS, END_SEQUENCE,
+    FIRST_LOCAL, FrameId, HAS_PARENT_SEQUENCE, Header, LEN_AND_FLAGS, LINKS, LOWER_CLASS, LOWER_HOLDERS,
+    NONE, OWNER_WORD, PARENT_SEQUENCE, RECENTLY_USED, has_end, len_of,
 };
-use super::holders::{Holders, low_bits};
-use super::pen::Pen;
+use super::holders::Holders;
+use super::slots::low_bits;
+use super::tree_allocator::TreeAllocator;
 use crate::event::Tier;
 use crate::hash::{LocalHash, SequenceHash, next_sequence_hash};
 
@@ -33,27 +35,43 @@ pub struct Prompt<'a> {
     pub sequence: &'a [SequenceHash],
 }
 
+/// Consecutive blocks of a prompt that match one frame from its first block on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptRange {
+    /// Position of the first block in the prompt.
+    pub start: u32,
+    /// Blocks of the range: 1 to 64.
+    pub len: u32,
+}
+
+impl PromptRange {
+    /// Position in the prompt after the last block.
+    pub const fn end(self) -> u32 {
+        self.start + self.len
+    }
+}
+
 /// The tree, as readers see it. See the module.
 #[derive(Debug)]
-pub struct Paths {
+pub struct PathTree {
     pub(super) headers: Headers,
     pub(super) locals: Arena<8>,
     pub(super) extents: Extents,
-    pub(super) children: Children,
+    pub(super) children: ChildTable,
 }
 
-impl Default for Paths {
+impl Default for PathTree {
     fn default() -> Self {
         Self {
             headers: Arena::new(4),
             locals: Arena::new(5),
             extents: Extents::default(),
-            children: Children::default(),
+            children: ChildTable::default(),
         }
     }
 }
 
-impl Paths {
+impl PathTree {
     /// The header of a frame.
     #[inline]
     pub fn header(&self, id: FrameId) -> &Header {
@@ -65,7 +83,7 @@ impl Paths {
     pub fn chunk(header: &Header, offset: u32) -> u32 {
         let chunk = offset / CHUNK_BLOCKS;
         // Acquired, because a reader goes there before it knows that its section is valid.
-        let word = header[FIRST_CHUNK + (chunk / 2) as usize].load(Ordering::Acquire);
+        let word = header[CHUNK_IDS + (chunk / 2) as usize].load(Ordering::Acquire);
         if chunk.is_multiple_of(2) {
             low(word)
         } else {
@@ -75,7 +93,7 @@ impl Paths {
 
     /// Blocks of a frame: 1 to 64 while it lives.
     pub fn len(&self, id: FrameId) -> u32 {
-        len_of(get(&self.header(id)[SHAPE]))
+        len_of(get(&self.header(id)[LEN_AND_FLAGS]))
     }
 
     /// The block before its first.
@@ -84,17 +102,17 @@ impl Paths {
     }
 
     /// The word of a frame that is the owner's; 0 at first.
-    pub fn own(&self, id: FrameId) -> &AtomicU64 {
-        &self.header(id)[OWN]
+    pub fn owner_word(&self, id: FrameId) -> &AtomicU64 {
+        &self.header(id)[OWNER_WORD]
     }
 
     /// Bytes in use by the structures here.
-    pub fn bytes(&self, pen: &Pen) -> u64 {
-        u64::from(pen.frames.ever) * size_of::<Header>() as u64
-            + u64::from(pen.chunks.ever) * 64
-            + pen.spare.bytes()
+    pub fn bytes(&self, allocator: &TreeAllocator) -> u64 {
+        u64::from(allocator.frames.end) * size_of::<Header>() as u64
+            + u64::from(allocator.chunks.end) * 64
+            + allocator.extent_allocator.bytes()
             + self.children.bytes()
-            + pen.sibling_bytes()
+            + allocator.sibling_bytes()
     }
 
     /// Local hash of a block.
@@ -114,7 +132,7 @@ impl Paths {
         word: impl Fn(&T) -> u64,
     ) -> usize {
         const LINE: usize = CHUNK_BLOCKS as usize;
-        let is_same = |held: &[AtomicU64; LINE], wanted: &[T; LINE]| {
+        let has_same_identity = |held: &[AtomicU64; LINE], wanted: &[T; LINE]| {
             let differs = |i: usize| get(&held[i]) ^ word(&wanted[i]);
             let low = (differs(0) | differs(1)) | (differs(2) | differs(3));
             let high = (differs(4) | differs(5)) | (differs(6) | differs(7));
@@ -125,7 +143,10 @@ impl Paths {
             && let Some(run) = Self::side_by_side(header).and_then(|first| column.run(first, CHUNKS))
         {
             let lines = run.as_chunks::<LINE>().0.iter().zip(wanted.as_chunks::<LINE>().0);
-            done = LINE * lines.take_while(|(held, wanted)| is_same(held, wanted)).count();
+            done = LINE
+                * lines
+                    .take_while(|(held, wanted)| has_same_identity(held, wanted))
+                    .count();
         }
         while done < wanted.len() {
             let at = offset + done as u32;
@@ -133,7 +154,10 @@ impl Paths {
             let held = column.unit(Self::chunk(header, at));
             let left = &wanted[done..];
             let whole = (from == 0).then(|| left.first_chunk::<LINE>());
-            if whole.flatten().is_some_and(|wanted| is_same(held, wanted)) {
+            if whole
+                .flatten()
+                .is_some_and(|wanted| has_same_identity(held, wanted))
+            {
                 done += LINE;
                 continue;
             }
@@ -152,8 +176,8 @@ impl Paths {
     /// The first chunk of a frame whose eight follow one another.
     #[inline]
     fn side_by_side(header: &Header) -> Option<u32> {
-        // Acquired as in [`Paths::chunk`].
-        let pair = |at: usize| header[FIRST_CHUNK + at].load(Ordering::Acquire);
+        // Acquired as in [`PathTree::chunk`].
+        let pair = |at: usize| header[CHUNK_IDS + at].load(Ordering::Acquire);
         let first = low(pair(0));
         let follows =
             |at: u32| pair(at as usize) == pack(first.wrapping_add(2 * at), first.wrapping_add(2 * at + 1));
@@ -177,8 +201,8 @@ impl Paths {
     }
 
     pub(super) fn sequence_in(&self, header: &Header, offset: u32) -> Option<SequenceHash> {
-        let known = get(&header[SHAPE]) as u32 & HAS_START != 0;
-        let start = known.then(|| SequenceHash(get(&header[START])));
+        let known = get(&header[LEN_AND_FLAGS]) as u32 & HAS_PARENT_SEQUENCE != 0;
+        let start = known.then(|| SequenceHash(get(&header[PARENT_SEQUENCE])));
         (0..=offset).fold(start, |hash, at| {
             Some(next_sequence_hash(hash, LocalHash(self.local(header, at))))
         })
@@ -186,41 +210,41 @@ impl Paths {
 
     pub(super) fn sequence_at(&self, block: BlockId) -> Option<SequenceHash> {
         let header = self.header(block.frame());
-        let shape = get(&header[SHAPE]);
+        let shape = get(&header[LEN_AND_FLAGS]);
         if block.offset() + 1 == len_of(shape) && has_end(shape) {
-            return Some(SequenceHash(get(&header[END])));
+            return Some(SequenceHash(get(&header[END_SEQUENCE])));
         }
         self.sequence_in(header, block.offset())
     }
 
     /// The words of a tier's holders.
-    pub(super) fn cell(&self, id: FrameId, tier: Tier) -> Option<&[AtomicU64]> {
+    pub(super) fn holder_words(&self, id: FrameId, tier: Tier) -> Option<&[AtomicU64]> {
         let header = self.header(id);
         match tier {
-            Tier::Device => Some(&header[HOLDERS..HOLDERS + 4]),
-            Tier::Host | Tier::Disk => self.lower_cell(get(&header[LOWER]), tier),
+            Tier::Device => Some(&header[DEVICE_HOLDERS..DEVICE_HOLDERS + 4]),
+            Tier::Host | Tier::Disk => self.lower_holder_words(get(&header[LOWER_HOLDERS]), tier),
         }
     }
 
-    fn lower_cell(&self, lower: u64, tier: Tier) -> Option<&[AtomicU64]> {
+    fn lower_holder_words(&self, lower: u64, tier: Tier) -> Option<&[AtomicU64]> {
         let at = 4 * (tier.index() - 1);
         (lower != 0).then(|| &self.extents.words(low(lower), 8)[at..at + 4])
     }
 
     /// Who holds what of a frame in a tier.
     pub fn holders(&self, id: FrameId, tier: Tier) -> Option<Holders> {
-        self.cell(id, tier).map(Holders::of)
+        self.holder_words(id, tier).map(Holders::of)
     }
 
-    /// As [`Paths::holders`], for a reader inside of a section, from a header that it knows to be true.
+    /// As [`PathTree::holders`], for a reader inside of a section, from a header that it knows to be true.
     #[inline]
     pub(super) fn lower_holders(&self, lower: u64, tier: Tier) -> Option<Holders> {
-        self.lower_cell(lower, tier).map(Holders::of)
+        self.lower_holder_words(lower, tier).map(Holders::of)
     }
 
     #[inline]
-    pub(super) fn lower_of(header: &Header) -> u64 {
-        get(&header[LOWER])
+    pub(super) fn lower_word(header: &Header) -> u64 {
+        get(&header[LOWER_HOLDERS])
     }
 
     /// Blocks of a frame that a slot holds in a tier.
@@ -240,46 +264,48 @@ impl Paths {
     /// Blocks of a frame that a slot holds anywhere.
     pub fn mask_any(&self, id: FrameId, slot: Slot) -> u64 {
         let device = self.mask(id, slot, Tier::Device);
-        if Self::lower_of(self.header(id)) == 0 {
+        if Self::lower_word(self.header(id)) == 0 {
             return device;
         }
         device | self.mask(id, slot, Tier::Host) | self.mask(id, slot, Tier::Disk)
     }
 
     /// Blocks of a frame that must stay.
-    pub(super) fn live(&self, id: FrameId) -> u64 {
+    pub(super) fn live_blocks(&self, id: FrameId) -> u64 {
         let len = self.len(id);
         let held = |tier| {
             let holders = self.holders(id, tier);
             holders.map_or(0, |holders| holders.union(&self.extents, len))
         };
-        get(&self.header(id)[BRANCHES]) | Tier::ALL.into_iter().fold(0, |union, tier| union | held(tier))
+        get(&self.header(id)[CHILD_BITS]) | Tier::ALL.into_iter().fold(0, |union, tier| union | held(tier))
     }
 
     /// Bytes that one more holder of a frame takes from the system at most.
-    pub fn holder_growth_bytes(&self, pen: &Pen, id: FrameId, tier: Tier, slot: Slot) -> u64 {
+    pub fn holder_growth_bytes(&self, allocator: &TreeAllocator, id: FrameId, tier: Tier, slot: Slot) -> u64 {
         let lower = if tier == Tier::Device {
             0
         } else {
-            pen.spare.growth_bytes(LOWER_CLASS)
+            allocator.extent_allocator.growth_bytes(LOWER_CLASS)
         };
         let holders = self.holders(id, tier);
         let partial = holders.map_or(0, |holders| holders.partial_len()) + 1;
         let full = slot.index() / 64 + 2;
-        lower + pen.spare.growth_bytes(class_of(2 * partial)) + pen.spare.growth_bytes(class_of(full))
+        lower
+            + allocator.extent_allocator.growth_bytes(class_of(2 * partial))
+            + allocator.extent_allocator.growth_bytes(class_of(full))
     }
 
     /// The frame that goes on from `parent` with `local`. Only the writer: a reader may find that it was in the way.
     pub fn child(&self, parent: BlockId, local: u64) -> Option<FrameId> {
         if parent != BlockId::ROOT {
             let header = self.header(parent.frame());
-            if get(&header[BRANCHES]) >> parent.offset() & 1 == 0 {
+            if get(&header[CHILD_BITS]) >> parent.offset() & 1 == 0 {
                 return None;
             }
             let next = high(get(&header[LINKS]));
             if next != NONE.0
-                && parent.offset() + 1 == len_of(get(&header[SHAPE]))
-                && get(&self.headers.unit(next)[FIRST]) == local
+                && parent.offset() + 1 == len_of(get(&header[LEN_AND_FLAGS]))
+                && get(&self.headers.unit(next)[FIRST_LOCAL]) == local
             {
                 return Some(FrameId(next));
             }
@@ -293,7 +319,7 @@ impl Paths {
 
     /// The blocks after `after` that equal the start of `locals`, all in one frame: (frame, first offset, count). Only the
     /// writer.
-    pub fn step(&self, after: BlockId, locals: &[LocalHash]) -> Option<(FrameId, u32, u32)> {
+    pub fn step(&self, after: BlockId, locals: &[LocalHash]) -> Option<BlockRun> {
         let first = locals.first()?.0;
         let goes_on = after != BlockId::ROOT && after.offset() + 1 < self.len(after.frame()) && {
             let header = self.header(after.frame());
@@ -308,25 +334,30 @@ impl Paths {
         let len = (self.len(id) - offset) as usize;
         let wanted = &locals[..len.min(locals.len())];
         let count = Self::equal(&self.locals, header, offset, wanted, |local| local.0);
-        Some((id, offset, count as u32))
+        Some(BlockRun {
+            first: BlockId::new(id, offset),
+            len: count as u32,
+        })
     }
 
     /// Whether the eviction may take a frame: it lives, nothing hangs on it, and it was not used since this was asked last.
     pub fn is_cold_leaf(&self, id: FrameId) -> bool {
         let header = self.header(id);
-        let shape = get(&header[SHAPE]);
-        if len_of(shape) == 0 || get(&header[BRANCHES]) != 0 {
+        let shape = get(&header[LEN_AND_FLAGS]);
+        if len_of(shape) == 0 || get(&header[CHILD_BITS]) != 0 {
             return false;
         }
-        if shape as u32 & USED == 0 {
+        if shape as u32 & RECENTLY_USED == 0 {
             return true;
         }
-        header[SHAPE].fetch_and(!u64::from(USED), Ordering::Relaxed);
+        header[LEN_AND_FLAGS].fetch_and(!u64::from(RECENTLY_USED), Ordering::Relaxed);
         false
     }
 
     /// Every living frame, in arena order. Only the writer.
-    pub fn iter(&self, pen: &Pen) -> impl Iterator<Item = FrameId> {
-        (0..pen.frames.ever).map(FrameId).filter(|&id| self.len(id) > 0)
+    pub fn iter(&self, allocator: &TreeAllocator) -> impl Iterator<Item = FrameId> {
+        (0..allocator.frames.end)
+            .map(FrameId)
+            .filter(|&id| self.len(id) > 0)
     }
 }

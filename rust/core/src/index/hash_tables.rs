@@ -5,8 +5,14 @@ use std::hash::Hash;
 use hashbrown::{HashMap, HashTable};
 use rustc_hash::FxBuildHasher;
 
-use super::children::mix;
 use super::frame::FrameId;
+
+/// Mixes a pair to a hash: what the tables here use.
+#[inline]
+pub const fn mix(a: u64, b: u64) -> u64 {
+    let product = ((a ^ 0x9E37_79B9_7F4A_7C15) as u128) * ((b ^ 0xD6E8_FEB8_6659_FD93) as u128);
+    (product as u64) ^ ((product >> 64) as u64)
+}
 
 /// A map that grows when it is full of entries, not of the marks of removed ones, if [`make_room`] is asked before insertions.
 pub type Map<K, V> = HashMap<K, V, FxBuildHasher>;

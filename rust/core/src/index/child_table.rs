@@ -4,13 +4,14 @@
 //! which hashes can be in it, so most questions for a frame that does not exist touch no frame. Buckets are split one at a time
 //! as frames come (W. Litwin's linear hashing, 1980): no insertion waits for a rehash of everything, and the memory grows evenly.
 //!
-//! Readers hold no lock. A frame that leaves a chain under a reader's feet is noticed by its key, a split by `moves`; then the
+//! Readers hold no lock. A frame that leaves a chain under a reader's feet is noticed by its key, a split by `splits`; then the
 //! question is asked again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena::{Arena, get, high, low, pack};
-use super::frame::{BlockId, FIRST, FrameId, LINKS, REFS, VERSION};
+use super::frame::{BlockId, FIRST_LOCAL, FrameId, LINKS, NEXT_IN_BUCKET, VERSION};
+use super::hash_tables::mix;
 use super::seqlock;
 
 /// A frame's header.
@@ -23,22 +24,22 @@ const CHAIN_MAX: u32 = 4096;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Children {
+pub struct ChildTable {
     /// Low half: the first frame's number + 1, or 0. High half: bit i: a hash of class i is in the chain.
     buckets: Arena<1>,
     len: AtomicU64,
     /// A [`seqlock`] version: odd while a bucket is split.
-    moves: AtomicU64,
+    splits: AtomicU64,
 }
 
-impl Default for Children {
+impl Default for ChildTable {
     fn default() -> Self {
         let buckets = Arena::new(BUCKETS_MIN.ilog2());
         buckets.reserve(BUCKETS_MIN as u32);
         Self {
             buckets,
             len: AtomicU64::new(BUCKETS_MIN),
-            moves: AtomicU64::new(0),
+            splits: AtomicU64::new(0),
         }
     }
 }
@@ -52,13 +53,6 @@ pub enum Find {
     Missing,
     /// The writer was in the way: ask again.
     Raced,
-}
-
-/// Mixes a pair to a hash: what the tables here use.
-#[inline]
-pub const fn mix(a: u64, b: u64) -> u64 {
-    let product = ((a ^ 0x9E37_79B9_7F4A_7C15) as u128) * ((b ^ 0xD6E8_FEB8_6659_FD93) as u128);
-    (product as u64) ^ ((product >> 64) as u64)
 }
 
 #[inline]
@@ -82,11 +76,11 @@ const fn class_of(hash: u64) -> u32 {
     1 << (hash >> 59)
 }
 
-impl Children {
+impl ChildTable {
     /// The frame that goes on from `parent` with `local`. For readers and the writer.
     #[inline]
     pub fn find(&self, headers: &Headers, parent: BlockId, local: u64) -> Find {
-        let Some(moves) = seqlock::begin_read(&self.moves) else {
+        let Some(splits) = seqlock::begin_read(&self.splits) else {
             return Find::Raced;
         };
         let hash = key_hash(parent, local);
@@ -100,7 +94,7 @@ impl Children {
         };
         for _ in 0..CHAIN_MAX {
             let Some(id) = link.checked_sub(1) else {
-                let settled = seqlock::is_valid(&self.moves, moves);
+                let settled = seqlock::is_valid(&self.splits, splits);
                 return if settled { Find::Missing } else { Find::Raced };
             };
             let header = headers.unit(id);
@@ -109,9 +103,9 @@ impl Children {
             };
             let of = (
                 BlockId::from_number(low(get(&header[LINKS]))),
-                get(&header[FIRST]),
+                get(&header[FIRST_LOCAL]),
             );
-            link = high(header[REFS].load(Ordering::Acquire));
+            link = high(header[NEXT_IN_BUCKET].load(Ordering::Acquire));
             if !seqlock::is_valid(&header[VERSION], stamp) {
                 return Find::Raced;
             }
@@ -144,14 +138,14 @@ impl Children {
     }
 
     fn link(header: &[AtomicU64; 16], link: u32) {
-        let refs = pack(low(get(&header[REFS])), link);
-        header[REFS].store(refs, Ordering::Release);
+        let refs = pack(low(get(&header[NEXT_IN_BUCKET])), link);
+        header[NEXT_IN_BUCKET].store(refs, Ordering::Release);
     }
 
     fn hash_of(header: &[AtomicU64; 16]) -> u64 {
         key_hash(
             BlockId::from_number(low(get(&header[LINKS]))),
-            get(&header[FIRST]),
+            get(&header[FIRST_LOCAL]),
         )
     }
 
@@ -159,14 +153,14 @@ impl Children {
         let from = bucket_of(len, len);
         self.buckets.reserve(len as u32 + 1);
         let mut link = low(get(&self.buckets.unit(from)[0]));
-        seqlock::begin_write(&self.moves);
+        seqlock::begin_write(&self.splits);
         self.buckets.unit(from)[0].store(0, Ordering::Release);
         self.len.store(len + 1, Ordering::Release);
         while let Some(id) = link.checked_sub(1) {
-            link = high(get(&headers.unit(id)[REFS]));
+            link = high(get(&headers.unit(id)[NEXT_IN_BUCKET]));
             self.push(headers, FrameId(id), len + 1);
         }
-        seqlock::end_write(&self.moves, false);
+        seqlock::end_write(&self.splits, false);
     }
 
     /// Takes a frame out. Its key must be what it was put in with. Only the writer.
@@ -175,7 +169,7 @@ impl Children {
         let bucket = &self
             .buckets
             .unit(bucket_of(Self::hash_of(header), get(&self.len)))[0];
-        let after = high(get(&header[REFS]));
+        let after = high(get(&header[NEXT_IN_BUCKET]));
         let (mut first, mut classes) = (low(get(bucket)), 0);
         if first == id.0 + 1 {
             first = after;
@@ -184,7 +178,7 @@ impl Children {
         while let Some(at) = link.checked_sub(1) {
             let header = headers.unit(at);
             classes |= class_of(Self::hash_of(header));
-            link = high(get(&header[REFS]));
+            link = high(get(&header[NEXT_IN_BUCKET]));
             if link == id.0 + 1 {
                 Self::link(header, after);
                 link = after;
@@ -205,7 +199,7 @@ impl Children {
             let mut link = low(get(&self.buckets.unit(bucket)[0]));
             while let Some(id) = link.checked_sub(1) {
                 count += 1;
-                link = high(get(&headers.unit(id)[REFS]));
+                link = high(get(&headers.unit(id)[NEXT_IN_BUCKET]));
             }
         }
         count

@@ -13,107 +13,106 @@
 
 use std::hint::black_box;
 
-use super::super::children::mix;
 use super::super::frame::BlockId;
-use super::entry::{BEYOND, Group};
+use super::super::hash_tables::mix;
+use super::layout::{BlockGroup, PROBE_LINES, SHARD_BITS, SHARDS};
 use super::shard::Shard;
 
-/// Shards grow on their own, so that no insertion waits for all.
-pub const SHARD_BITS: u32 = 6;
-/// So many.
-pub const SHARDS: usize = 1 << SHARD_BITS;
-
 /// The hash of a name: its first bits choose the shard.
-const fn hash(name: u64) -> u64 {
-    mix(name, 0x517C_C1B7_2722_0A95)
+const fn key_of(engine_hash: u64) -> u64 {
+    mix(engine_hash, 0x517C_C1B7_2722_0A95)
 }
 
-const fn shard_of(hash: u64) -> usize {
-    (hash >> (u64::BITS - SHARD_BITS)) as usize
+const fn shard_of(key: u64) -> usize {
+    (key >> (u64::BITS - SHARD_BITS)) as usize
 }
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct NameTable {
+pub struct EngineHashTable {
     shards: Vec<Shard>,
     /// Of the groups ever named since it was empty.
-    highest: u32,
+    highest_group: u32,
     len: usize,
     bytes: u64,
 }
 
-impl Default for NameTable {
+impl Default for EngineHashTable {
     fn default() -> Self {
         Self {
             shards: vec![Shard::default(); SHARDS],
-            highest: 0,
+            highest_group: 0,
             len: 0,
             bytes: 0,
         }
     }
 }
 
-impl NameTable {
+impl EngineHashTable {
     /// The block with this name. `block_in` compares the names of a group.
     #[inline]
-    pub fn find(&self, name: u64, block_in: impl Fn(Group) -> Option<BlockId>) -> Option<BlockId> {
-        let hash = hash(name);
-        let shard = &self.shards[shard_of(hash)];
-        shard.find(shard.form.known(hash), block_in).ok()
+    pub fn find(
+        &self,
+        engine_hash: u64,
+        block_in: impl Fn(BlockGroup) -> Option<BlockId>,
+    ) -> Option<BlockId> {
+        let key = key_of(engine_hash);
+        let shard = &self.shards[shard_of(key)];
+        shard.find(shard.layout.prefix(key), block_in).ok()
     }
 
     /// Reads where these names would be: each read waits for memory, but they wait together, and what is asked of the names next
     /// is in the cache.
     #[inline]
-    pub fn touch(&self, names: &(impl Iterator<Item = u64> + Clone)) {
+    pub fn prefetch(&self, names: &(impl Iterator<Item = u64> + Clone)) {
         // A small table is in a cache anyway: what it would spare is less than the work.
-        let lines = if self.is_large() { BEYOND } else { 1 };
+        let lines = if self.exceeds_caches() { PROBE_LINES } else { 1 };
         for beyond in 0..lines {
-            black_box(names.clone().fold(0, |read, name| {
-                let hash = hash(name);
-                read ^ self.shards[shard_of(hash)].touch(hash, beyond)
+            black_box(names.clone().fold(0, |read, engine_hash| {
+                let key = key_of(engine_hash);
+                read ^ self.shards[shard_of(key)].prefetch(key, beyond)
             }));
         }
     }
 
     /// A group that may have the name; the names in it were not compared.
     #[inline]
-    pub fn guess(&self, name: u64) -> Option<Group> {
-        let hash = hash(name);
-        self.shards[shard_of(hash)].guess(hash)
+    pub fn guess_group(&self, engine_hash: u64) -> Option<BlockGroup> {
+        let key = key_of(engine_hash);
+        self.shards[shard_of(key)].guess_group(key)
     }
 
-    /// Puts in a name of a block in `group`, unless it is in: then the block that has it. `names_in`: the names in a group that
+    /// Puts in a name of a block in `group`, unless it is in: then the block that has it. `engine_hashes_in`: the names in a group that
     /// are in already.
     #[inline]
     pub fn insert<N: Iterator<Item = u64>>(
         &mut self,
-        name: u64,
-        group: Group,
-        block_in: impl Fn(Group) -> Option<BlockId>,
-        names_in: impl Fn(Group) -> N,
+        engine_hash: u64,
+        group: BlockGroup,
+        block_in: impl Fn(BlockGroup) -> Option<BlockId>,
+        engine_hashes_in: impl Fn(BlockGroup) -> N,
     ) -> Option<BlockId> {
-        let hash = hash(name);
-        let own = shard_of(hash);
+        let key = key_of(engine_hash);
+        let own = shard_of(key);
         let shard = &mut self.shards[own];
-        self.highest = self.highest.max(group.0);
-        if !shard.has_room(1, self.len as u64 + 1, self.highest) {
+        self.highest_group = self.highest_group.max(group.0);
+        if !shard.has_room(1, self.len as u64 + 1, self.highest_group) {
             self.bytes -= shard.bytes();
-            let form = shard.form_for(1, own, self.len as u64 + 1, self.highest);
-            shard.reform(form, own, |group| {
-                names_in(group)
-                    .map(self::hash)
-                    .filter(move |&hash| shard_of(hash) == own)
+            let layout = shard.layout_for(1, own, self.len as u64 + 1, self.highest_group);
+            shard.rebuild(layout, own, |group| {
+                engine_hashes_in(group)
+                    .map(key_of)
+                    .filter(move |&key| shard_of(key) == own)
             });
             self.bytes += shard.bytes();
         }
-        let known = shard.form.known(hash);
-        match shard.find(known, block_in) {
+        let prefix = shard.layout.prefix(key);
+        match shard.find(prefix, block_in) {
             Ok(block) => return Some(block),
-            Err(Some(free)) => shard.put(Some(free), known, group),
+            Err(Some(free)) => shard.put(Some(free), prefix, group),
             Err(None) => {
                 self.bytes -= shard.bytes();
-                shard.put(None, known, group);
+                shard.put(None, prefix, group);
                 self.bytes += shard.bytes();
             }
         }
@@ -122,24 +121,24 @@ impl NameTable {
     }
 
     /// Takes a name out. `false`: it was not in.
-    pub fn remove(&mut self, name: u64, group: Group) -> bool {
-        let hash = hash(name);
-        let shard = &mut self.shards[shard_of(hash)];
+    pub fn remove(&mut self, engine_hash: u64, group: BlockGroup) -> bool {
+        let key = key_of(engine_hash);
+        let shard = &mut self.shards[shard_of(key)];
         let before = shard.bytes();
-        let was_in = shard.remove(hash, group);
+        let was_in = shard.remove(key, group);
         self.len -= usize::from(was_in);
         if shard.len == 0 {
             *shard = Shard::default();
         }
         if self.len == 0 {
-            self.highest = 0;
+            self.highest_group = 0;
         }
         self.bytes = self.bytes + shard.bytes() - before;
         was_in
     }
 
     /// Whether it is past the caches, and its entries have so few bits of a hash that one name in ten is compared in vain.
-    pub const fn is_large(&self) -> bool {
+    pub const fn exceeds_caches(&self) -> bool {
         self.len >= 1 << 23
     }
 
@@ -157,13 +156,13 @@ impl NameTable {
     pub fn growth_bytes(&self, names: impl Iterator<Item = u64>) -> u64 {
         let mut more = [0; SHARDS];
         let mut all = self.len as u64;
-        for name in names {
-            more[shard_of(hash(name))] += 1;
+        for engine_hash in names {
+            more[shard_of(key_of(engine_hash))] += 1;
             all += 1;
         }
         let growing = self.shards.iter().enumerate().zip(more);
         let growing = growing.filter(|&(_, more)| more > 0);
-        let bytes = growing.map(|((of, shard), more)| shard.growth_bytes(more, of, all, self.highest));
+        let bytes = growing.map(|((of, shard), more)| shard.growth_bytes(more, of, all, self.highest_group));
         bytes.sum()
     }
 }
@@ -174,54 +173,62 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::entry::free_lanes;
+    use super::super::layout::free_lanes;
     use super::*;
     use crate::rng::Rng;
 
     /// The table, and what is in it: by group up to eight names.
     #[derive(Default)]
     struct Pair {
-        table: NameTable,
+        table: EngineHashTable,
         groups: HashMap<u32, Vec<u64>>,
     }
 
     impl Pair {
-        fn insert(&mut self, name: u64, group: u32) {
+        fn insert(&mut self, engine_hash: u64, group: u32) {
             let Self { table, groups } = self;
-            let names_in = |group: Group| groups.get(&group.0).cloned().unwrap_or_default();
-            let block_in = |group: Group| names_in(group).contains(&name).then(|| group.block(0));
-            let before = table.insert(name, Group(group), block_in, |group| names_in(group).into_iter());
+            let engine_hashes_in = |group: BlockGroup| groups.get(&group.0).cloned().unwrap_or_default();
+            let block_in = |group: BlockGroup| {
+                engine_hashes_in(group)
+                    .contains(&engine_hash)
+                    .then(|| group.block(0))
+            };
+            let before = table.insert(engine_hash, BlockGroup(group), block_in, |group| {
+                engine_hashes_in(group).into_iter()
+            });
             assert_eq!(before, None);
-            groups.entry(group).or_default().push(name);
+            groups.entry(group).or_default().push(engine_hash);
         }
 
-        fn remove(&mut self, name: u64, group: u32) {
-            assert!(self.table.remove(name, Group(group)));
+        fn remove(&mut self, engine_hash: u64, group: u32) {
+            assert!(self.table.remove(engine_hash, BlockGroup(group)));
             let names = self.groups.get_mut(&group).expect("it has names");
-            names.retain(|&other| other != name);
+            names.retain(|&other| other != engine_hash);
             if names.is_empty() {
                 self.groups.remove(&group);
             }
         }
 
         /// The group of a name, as the number of its first block.
-        fn find(&self, name: u64) -> Option<u32> {
-            let block_in = |group: Group| {
+        fn find(&self, engine_hash: u64) -> Option<u32> {
+            let block_in = |group: BlockGroup| {
                 let has = self
                     .groups
                     .get(&group.0)
-                    .is_some_and(|names| names.contains(&name));
+                    .is_some_and(|names| names.contains(&engine_hash));
                 has.then(|| group.block(0))
             };
-            self.table.find(name, block_in).map(|block| Group::of(block).0)
+            self.table
+                .find(engine_hash, block_in)
+                .map(|block| BlockGroup::of(block).0)
         }
 
         fn check(&self) {
             let mut len = 0;
             for (&group, names) in &self.groups {
-                for &name in names {
-                    assert_eq!(self.find(name), Some(group));
-                    assert!(self.find(!name).is_none());
+                for &engine_hash in names {
+                    assert_eq!(self.find(engine_hash), Some(group));
+                    assert!(self.find(!engine_hash).is_none());
                     len += 1;
                 }
             }
@@ -229,19 +236,23 @@ mod tests {
             let bytes: u64 = self.table.shards.iter().map(Shard::bytes).sum();
             assert_eq!(self.table.bytes(), bytes);
             for shard in &self.table.shards {
-                let homes = shard.form.homes;
-                let lines = if homes == 0 { 0 } else { homes + BEYOND };
+                let home_lines = shard.layout.home_lines;
+                let lines = if home_lines == 0 {
+                    0
+                } else {
+                    home_lines + PROBE_LINES
+                };
                 let full = |at: u32| free_lanes(shard.lines.get(at)) == 0;
                 for at in 0..lines {
-                    let next_first = shard.form.first_of(at + 1);
+                    let next_first = shard.layout.first_of(at + 1);
                     for &entry in shard.lines.get(at).0.iter().filter(|&&entry| entry != 0) {
-                        let home = shard.form.home(shard.form.known_of(entry, next_first));
-                        assert!(home <= at && at <= home + BEYOND && (home..at).all(full));
+                        let home = shard.layout.home(shard.layout.prefix_of(entry, next_first));
+                        assert!(home <= at && at <= home + PROBE_LINES && (home..at).all(full));
                     }
                 }
-                for &(known, _) in shard.stash.keys() {
-                    let home = shard.form.home(known);
-                    assert!((home..=home + BEYOND).all(full));
+                for &(prefix, _) in shard.stash.keys() {
+                    let home = shard.layout.home(prefix);
+                    assert!((home..=home + PROBE_LINES).all(full));
                 }
             }
         }
@@ -253,13 +264,13 @@ mod tests {
         let mut names: Vec<(u64, u32)> = Vec::new();
         for step in 0..steps {
             if names.len() > rng.below(2 * live) {
-                let (name, group) = names.swap_remove(rng.below(names.len()));
-                pair.remove(name, group);
+                let (engine_hash, group) = names.swap_remove(rng.below(names.len()));
+                pair.remove(engine_hash, group);
             } else {
-                let (name, group) = (rng.next_u64(), rng.below(groups as usize) as u32);
+                let (engine_hash, group) = (rng.next_u64(), rng.below(groups as usize) as u32);
                 if pair.groups.get(&group).is_none_or(|names| names.len() < 8) {
-                    pair.insert(name, group);
-                    names.push((name, group));
+                    pair.insert(engine_hash, group);
+                    names.push((engine_hash, group));
                 }
             }
             if step % (steps / 5) == 0 {
@@ -267,8 +278,8 @@ mod tests {
             }
         }
         pair.check();
-        for (name, group) in names {
-            pair.remove(name, group);
+        for (engine_hash, group) in names {
+            pair.remove(engine_hash, group);
         }
         assert_eq!((pair.table.len(), pair.table.bytes()), (0, 0));
     }
@@ -292,8 +303,8 @@ mod tests {
         pair.check();
         let names = pair.groups.clone();
         for (group, names) in names {
-            for name in names {
-                pair.remove(name, group);
+            for engine_hash in names {
+                pair.remove(engine_hash, group);
             }
         }
         assert_eq!(pair.table.bytes(), 0);
@@ -318,8 +329,8 @@ mod tests {
         let mut of_group: Vec<u64> = (0..400_000).collect();
         for of in 400_000..2_000_000 {
             let at = rng.below(400_000);
-            let name = std::mem::replace(&mut of_group[at], of);
-            pair.remove(name, at as u32 / 8);
+            let engine_hash = std::mem::replace(&mut of_group[at], of);
+            pair.remove(engine_hash, at as u32 / 8);
             pair.insert(of, at as u32 / 8);
         }
         pair.check();

@@ -8,35 +8,19 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::arena::{Arena, get, set};
-use super::evict::Budget;
+use super::arena::{Arena, get};
+use super::budget::Budget;
 use super::footprint::Footprint;
-use super::frame::{BlockId, CHUNK_BLOCKS, Header, OWN};
 use super::image::{self, ImageError, RestoredWorker};
-use super::names::Group;
-use super::paths::{Paths, Prompt};
-use super::slots::{all_slots, bits};
+use super::path_tree::{PathTree, Prompt};
+use super::shared::Shared;
+use super::slots::all_slots;
 use super::walk::{Raced, Scratch};
 use super::writer::Writer;
 use super::{Refusal, Slot, TierOverlap};
 use crate::event::{KvEvent, Tier};
 use crate::snapshot::Counters;
 use crate::worker::WorkerId;
-
-/// What readers see.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) paths: Paths,
-    /// Common names of the blocks, in the chunks of their local hashes; valid where the frame's own word has a bit.
-    pub(super) engines: Arena<8>,
-    /// (worker, block) pairs in host memory and on disk: all, and by slot.
-    pub(super) lower_blocks: AtomicU64,
-    pub(super) lower_of: Arena<1>,
-    /// Caches that were emptied at once: a clear or a worker that left.
-    pub(super) clears: AtomicU64,
-    /// Reads whose answer ended where the writer was.
-    given_up: AtomicU64,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -59,12 +43,12 @@ impl Index {
     pub fn with_budget(budget: Budget) -> Self {
         Self {
             shared: Shared {
-                paths: Paths::default(),
-                engines: Arena::new(5),
+                paths: PathTree::default(),
+                engine_hashes: Arena::new(5),
                 lower_blocks: AtomicU64::new(0),
-                lower_of: Arena::new(6),
+                lower_by_slot: Arena::new(6),
                 clears: AtomicU64::new(0),
-                given_up: AtomicU64::new(0),
+                reads_given_up: AtomicU64::new(0),
             },
             writer: Mutex::default(),
             budget,
@@ -77,7 +61,7 @@ impl Index {
 
     /// Distinct blocks.
     pub fn blocks(&self) -> u64 {
-        self.write().pen.blocks()
+        self.write().allocator.blocks()
     }
 
     /// The budget that it keeps within.
@@ -87,13 +71,16 @@ impl Index {
 
     /// Blocks that each worker holds, per tier, by slot.
     pub fn held(&self) -> Vec<[u64; 3]> {
-        self.write().held.iter().map(|held| held.blocks).collect()
+        self.write().workers.iter().map(|held| held.blocks).collect()
     }
 
     /// Blocks that a worker holds, per tier.
     pub fn held_blocks(&self, slot: Slot) -> [u64; 3] {
         let writer = self.write();
-        writer.held.get(slot.index()).map_or([0; 3], |held| held.blocks)
+        writer
+            .workers
+            .get(slot.index())
+            .map_or([0; 3], |held| held.blocks)
     }
 
     /// Bytes that its structures took from the system and keep: what the budget is about.
@@ -105,17 +92,17 @@ impl Index {
     pub fn footprint(&self) -> Footprint {
         let writer = &*self.write();
         Footprint {
-            name_bytes: writer.names.common.bytes(),
-            alias_bytes: writer.names.alias_bytes(),
+            engine_hash_bytes: writer.engine_hashes.common.bytes(),
+            alias_bytes: writer.engine_hashes.alias_bytes(),
             copy_bytes: writer.copies.bytes(),
-            held_bytes: writer.held_bytes as u64,
-            ..self.shared.paths.footprint(&writer.pen)
+            frame_set_bytes: writer.frame_set_bytes as u64,
+            ..self.shared.paths.footprint(&writer.allocator)
         }
     }
 
     /// Reads that gave up because a writer was in their way all the time: their answer ends there.
     pub fn reads_given_up(&self) -> u64 {
-        self.shared.given_up.load(Ordering::Relaxed)
+        self.shared.reads_given_up.load(Ordering::Relaxed)
     }
 
     /// From now on `worker` has `slot`, in which nothing is held.
@@ -164,7 +151,7 @@ impl Index {
         self.write().remove_worker(&self.shared, slot);
     }
 
-    /// Leading blocks in device memory, per slot. As [`Paths::overlap`], but a read that gives up is counted here.
+    /// Leading blocks in device memory, per slot. As [`PathTree::overlap`], but a read that gives up is counted here.
     pub fn device_overlap(
         &self,
         prompt: &Prompt<'_>,
@@ -173,7 +160,7 @@ impl Index {
         scratch: &mut Scratch,
     ) {
         if self.shared.paths.overlap(prompt, slots, depth, scratch) == Err(Raced) {
-            self.shared.given_up.fetch_add(1, Ordering::Relaxed);
+            self.shared.reads_given_up.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -184,13 +171,13 @@ impl Index {
 
     /// Whether the worker holds anything in host memory or on disk. Only of workers that were written of.
     pub fn has_lower(&self, slot: Slot) -> bool {
-        self.any_lower() && get(&self.shared.lower_of.unit(slot.0)[0]) > 0
+        self.any_lower() && get(&self.shared.lower_by_slot.unit(slot.0)[0]) > 0
     }
 
     /// Goes along a prompt, for [`Index::lower_overlap`]. O(frames of the prompt).
     pub fn follow(&self, prompt: &Prompt<'_>, scratch: &mut Scratch) {
         if self.shared.paths.follow(prompt, scratch) == Err(Raced) {
-            self.shared.given_up.fetch_add(1, Ordering::Relaxed);
+            self.shared.reads_given_up.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -234,54 +221,13 @@ impl Index {
             &self.shared,
             &mut self.write(),
             image,
-            (hashing, self.budget.blocks),
+            hashing,
+            self.budget.blocks,
         )
     }
 
     /// Panics unless every rule of the structure holds. For tests: O(everything).
     pub fn check(&self) {
         self.write().check(&self.shared);
-    }
-}
-
-impl Shared {
-    pub(super) fn name_of(&self, block: BlockId) -> u64 {
-        get(self.name_word(self.paths.header(block.frame()), block.offset()))
-    }
-
-    /// The block of a group that has this common name.
-    #[inline]
-    pub(super) fn block_in(&self, group: Group, name: u64) -> Option<BlockId> {
-        let first = group.block(0);
-        let header = self.paths.header(first.frame());
-        let names = self.engines.unit(Paths::chunk(header, first.offset()));
-        let named = get(&header[OWN]) >> first.offset();
-        let mut equal = 0;
-        for (at, word) in names.iter().enumerate() {
-            equal |= u64::from(get(word) == name) << at;
-        }
-        let equal = equal & named;
-        (equal != 0).then(|| group.block(equal.trailing_zeros()))
-    }
-
-    /// The common names of a group's blocks.
-    pub(super) fn names_in(&self, group: Group) -> impl Iterator<Item = u64> {
-        let first = group.block(0);
-        let named = get(self.paths.own(first.frame())) >> first.offset() & 0xFF;
-        bits(named).map(move |at| self.name_of(group.block(at)))
-    }
-
-    #[inline]
-    pub(super) fn name_word(&self, header: &Header, offset: u32) -> &AtomicU64 {
-        &self.engines.unit(Paths::chunk(header, offset))[(offset % CHUNK_BLOCKS) as usize]
-    }
-
-    pub(super) fn count_lower(&self, slot: Slot, tier: Tier, change: impl Fn(u64) -> u64) {
-        if tier != Tier::Device {
-            let of = &self.lower_of.unit(slot.0)[0];
-            set(of, change(get(of)));
-            self.lower_blocks
-                .store(change(get(&self.lower_blocks)), Ordering::Release);
-        }
     }
 }

@@ -1,0 +1,91 @@
+//! Checked reading of a saved index.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{HEADER_BYTES, ImageError, MAGIC, VERSION};
+
+/// Bounds-checked reader of little-endian numbers.
+pub(super) struct Reader<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) at: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) const fn broken(&self, rule: &'static str) -> ImageError {
+        ImageError::Broken {
+            at: (HEADER_BYTES + self.at) as u64,
+            rule,
+        }
+    }
+
+    pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], ImageError> {
+        let taken = self.bytes[self.at..].get(..count);
+        let taken = taken.ok_or_else(|| self.broken("an entry must not end behind the last byte"))?;
+        self.at += count;
+        Ok(taken)
+    }
+
+    pub(super) fn number<const N: usize>(&mut self) -> Result<u64, ImageError> {
+        let mut number = [0; 8];
+        number[..N].copy_from_slice(self.take(N)?);
+        Ok(u64::from_le_bytes(number))
+    }
+
+    pub(super) fn u8(&mut self) -> Result<u32, ImageError> {
+        self.number::<1>().map(|number| number as u32)
+    }
+
+    pub(super) fn u16(&mut self) -> Result<usize, ImageError> {
+        self.number::<2>().map(|number| number as usize)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, ImageError> {
+        self.number::<4>().map(|number| number as u32)
+    }
+
+    pub(super) fn u64(&mut self) -> Result<u64, ImageError> {
+        self.number::<8>()
+    }
+
+    /// A count of entries of at least so many bytes each.
+    pub(super) fn count(&mut self, entry_bytes: usize) -> Result<usize, ImageError> {
+        let count = self.u32()? as usize;
+        if count.saturating_mul(entry_bytes) > self.bytes.len() - self.at {
+            return Err(self.broken("a count must fit the bytes that are left"));
+        }
+        Ok(count)
+    }
+}
+
+/// The body of a well-formed image.
+pub(super) fn body(bytes: &[u8], hashing: u64) -> Result<&[u8], ImageError> {
+    if bytes.get(..8) != Some(MAGIC) {
+        return Err(ImageError::Magic);
+    }
+    let (expected, got) = (HEADER_BYTES as u64, bytes.len() as u64);
+    let length = ImageError::Length { expected, got };
+    let header = bytes.get(8..HEADER_BYTES).ok_or(length)?;
+    let word = |at: usize| {
+        u64::from_le_bytes(
+            header[at..at + 8]
+                .try_into()
+                .expect("eight bytes are eight bytes"),
+        )
+    };
+    let version = word(0) as u32;
+    if version != VERSION {
+        return Err(ImageError::Version { got: version });
+    }
+    let body = &bytes[HEADER_BYTES..];
+    if word(12) != body.len() as u64 {
+        let expected = word(12).saturating_add(HEADER_BYTES as u64);
+        return Err(ImageError::Length { expected, got });
+    }
+    if word(20) != xxh3_64(body) {
+        return Err(ImageError::Checksum);
+    }
+    if word(4) != hashing {
+        return Err(ImageError::Hashing);
+    }
+    Ok(body)
+}

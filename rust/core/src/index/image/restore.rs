@@ -1,0 +1,236 @@
+//! Reading an index from bytes.
+
+use super::super::Slot;
+use super::super::frame::{BlockId, FRAME_BLOCKS, FrameId};
+use super::super::shared::Shared;
+use super::super::slots::{bits, low_bits};
+use super::super::writer::Writer;
+use super::reader::{Reader, body};
+use super::{ImageError, NONE, RestoredWorker};
+use crate::event::Tier;
+use crate::hash::LocalHash;
+use crate::worker::WorkerId;
+
+/// One image on its way into an empty index.
+struct Restore<'a> {
+    bytes: Reader<'a>,
+    /// By the image's numbers: who, and their slots here, if they are registered.
+    workers: Vec<(RestoredWorker, Option<Slot>)>,
+    frames: Vec<FrameId>,
+    blocks_max: u64,
+}
+
+/// Reads an image into an empty index: those workers of it that are registered.
+pub(in crate::index) fn read(
+    shared: &Shared,
+    writer: &mut Writer,
+    bytes: &[u8],
+    hashing: u64,
+    blocks_max: u64,
+) -> Result<Vec<RestoredWorker>, ImageError> {
+    let body = body(bytes, hashing)?;
+    if writer.allocator.blocks() > 0 {
+        return Err(ImageError::NotEmpty {
+            blocks: writer.allocator.blocks(),
+        });
+    }
+    let mut restore = Restore {
+        bytes: Reader { bytes: body, at: 0 },
+        workers: Vec::new(),
+        frames: Vec::new(),
+        blocks_max,
+    };
+    let outcome = restore.run(shared, writer);
+    if outcome.is_err() {
+        for slot in 0..writer.workers.len() as u32 {
+            writer.remove_worker(shared, Slot(slot));
+        }
+    }
+    for &id in restore.frames.iter().rev() {
+        if shared.paths.len(id) > 0 {
+            writer.free_dead(shared, id);
+        }
+    }
+    outcome?;
+    let known = restore.workers.into_iter().filter_map(|(worker, slot)| {
+        let blocks = writer
+            .workers
+            .get(slot?.index())
+            .map_or([0; 3], |held| held.blocks);
+        Some(RestoredWorker { blocks, ..worker })
+    });
+    Ok(known.collect())
+}
+
+impl Restore<'_> {
+    fn run(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
+        for _ in 0..self.bytes.count(20)? {
+            let worker = WorkerId::new(self.bytes.u64()?, self.bytes.u32()?);
+            let position = Some(self.bytes.u64()?).filter(|&position| position != u64::MAX);
+            let slot = writer.slot_of.get(&worker).copied();
+            if self
+                .workers
+                .iter()
+                .next_back()
+                .is_some_and(|(last, _)| last.worker >= worker)
+            {
+                return Err(self.bytes.broken("workers must be in order"));
+            }
+            if let Some(slot) = slot {
+                writer.ensure_slot(shared, slot);
+            }
+            let blocks = [0; 3];
+            self.workers.push((
+                RestoredWorker {
+                    worker,
+                    blocks,
+                    position,
+                },
+                slot,
+            ));
+        }
+        for _ in 0..self.bytes.count(34)? {
+            self.frame(shared, writer)?;
+        }
+        for _ in 0..self.bytes.count(12)? {
+            self.copies(shared, writer)?;
+        }
+        for _ in 0..self.bytes.count(15)? {
+            self.alias(shared, writer)?;
+        }
+        if self.bytes.at < self.bytes.bytes.len() {
+            return Err(self.bytes.broken("nothing must follow the last entry"));
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, shared: &Shared) -> Result<BlockId, ImageError> {
+        let (number, offset) = (self.bytes.u32()?, self.bytes.u8()?);
+        let id = self.frames.get(number as usize).copied();
+        let id = id.filter(|&id| offset < shared.paths.len(id));
+        let id = id.ok_or_else(|| self.bytes.broken("a block must be one of an earlier frame"))?;
+        Ok(BlockId::new(id, offset))
+    }
+
+    fn parent(&mut self, shared: &Shared) -> Result<BlockId, ImageError> {
+        if self.bytes.bytes[self.bytes.at..].starts_with(&NONE.to_le_bytes()) {
+            self.bytes.take(5)?;
+            return Ok(BlockId::ROOT);
+        }
+        self.block(shared)
+    }
+
+    fn frame(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
+        let parent = self.parent(shared)?;
+        let len = self.bytes.u8()?;
+        if !(1..=FRAME_BLOCKS).contains(&len) {
+            return Err(self.bytes.broken("a frame must have 1 to 64 blocks"));
+        }
+        let locals = self.bytes.take(8 * len as usize)?.chunks_exact(8);
+        let local = |bytes: &[u8]| LocalHash(u64::from_le_bytes(bytes.try_into().expect("chunks of eight")));
+        let locals: Vec<LocalHash> = locals.map(local).collect();
+        if shared.paths.step(parent, &locals).is_some() {
+            return Err(self.bytes.broken("a path must be there once"));
+        }
+        if writer.allocator.blocks() + u64::from(len) > self.blocks_max {
+            return Err(ImageError::Full);
+        }
+        let added = shared.paths.add(&mut writer.allocator, parent, &locals, false);
+        let id = added.ok_or(ImageError::Full)?.first.frame();
+        shared.engine_hashes.reserve(writer.allocator.chunks());
+        self.frames.push(id);
+        self.names(shared, writer, (id, len))?;
+        for tier in Tier::ALL {
+            for _ in 0..self.bytes.count(10)? {
+                self.holder(shared, writer, (id, len), tier)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn names(
+        &mut self,
+        shared: &Shared,
+        writer: &mut Writer,
+        (id, len): (FrameId, u32),
+    ) -> Result<(), ImageError> {
+        let named = self.bytes.u64()?;
+        if named & !low_bits(len) != 0 {
+            return Err(self.bytes.broken("only blocks of the frame have names"));
+        }
+        for offset in bits(named) {
+            let (name, block) = (self.bytes.u64()?, BlockId::new(id, offset));
+            if writer.insert_common_hash(shared, name, block).is_some() {
+                return Err(self.bytes.broken("a name must be that of one block"));
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&mut self) -> Result<Option<Slot>, ImageError> {
+        let number = self.bytes.u16()?;
+        let worker = self.workers.get(number);
+        worker
+            .map(|&(_, slot)| slot)
+            .ok_or_else(|| self.bytes.broken("a holder must be one of the workers"))
+    }
+
+    fn holder(
+        &mut self,
+        shared: &Shared,
+        writer: &mut Writer,
+        (id, len): (FrameId, u32),
+        tier: Tier,
+    ) -> Result<(), ImageError> {
+        let slot = self.slot()?;
+        let mask = self.bytes.u64()?;
+        if mask == 0 || mask & !low_bits(len) != 0 {
+            return Err(self.bytes.broken("a holder must hold blocks of the frame"));
+        }
+        let Some(slot) = slot else { return Ok(()) };
+        if shared.paths.mask(id, slot, tier) != 0 {
+            return Err(self.bytes.broken("a holder must be there once"));
+        }
+        shared
+            .paths
+            .set_mask(&mut writer.allocator, id, (slot, tier), mask);
+        writer.add_frame(slot, id);
+        let held = &mut writer.workers[slot.index()];
+        let added = u64::from(mask.count_ones());
+        held.blocks[tier.index()] += added;
+        shared.count_lower(slot, tier, |blocks| blocks + added);
+        Ok(())
+    }
+
+    fn copies(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
+        let block = self.block(shared)?;
+        let slot = self.slot()?;
+        let tier = self.bytes.u8()? as usize;
+        let extra = self.bytes.u32()?;
+        let tier = Tier::ALL.get(tier).copied();
+        let tier = tier.ok_or_else(|| self.bytes.broken("a tier must be 0 to 2"))?;
+        let Some(slot) = slot else { return Ok(()) };
+        if extra == 0 || shared.paths.mask(block.frame(), slot, tier) >> block.offset() & 1 == 0 {
+            return Err(self.bytes.broken("copies must be of a block that is held"));
+        }
+        writer.copies.set(block, slot, tier, extra);
+        Ok(())
+    }
+
+    fn alias(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
+        let block = self.block(shared)?;
+        let slot = self.slot()?;
+        let name = self.bytes.u64()?;
+        let Some(slot) = slot else { return Ok(()) };
+        if shared.paths.mask_any(block.frame(), slot) >> block.offset() & 1 == 0 {
+            return Err(self.bytes.broken("a name must be of a block that is held"));
+        }
+        let known = writer.engine_hashes.aliased(slot, name).is_some()
+            || writer.engine_hashes.alias(slot, block).is_some();
+        if known {
+            return Err(self.bytes.broken("a worker's own name must be that of one block"));
+        }
+        writer.engine_hashes.insert_alias(slot, name, block);
+        Ok(())
+    }
+}
