@@ -112,6 +112,17 @@ fuzz: setup ## differential fuzzing of the index (FUZZ_SEEDS=100000) and of ever
 	FUZZ_SEEDS=$${FUZZ_SEEDS:-100000} cargo test --release --locked -p wardrop-core --test fuzz -- --ignored --nocapture
 	FUZZ_CASES=$${FUZZ_CASES:-200000} cargo test --release --locked -p wardrop-engines --test decoders -- --nocapture
 
+# ---- pages ----------------------------------------------------------------------------------------------------------
+
+$(STAMPS)/docs: $(STAMPS)/venv
+	$(PY) .ci/extras pyproject.toml docs > $(STAMPS)/docs.txt
+	$(PY) -m pip install --quiet -r $(STAMPS)/docs.txt
+	@touch $@
+
+.PHONY: docs
+docs: setup $(STAMPS)/docs ## build the site into docs/_build/html, with a generated reference; warnings are errors
+	$(PY) -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
 .PHONY: shipped

@@ -106,7 +106,7 @@ def test_every_declared_package_is_imported(group: str) -> None:
 
 
 def test_extras_are_the_documented_ones() -> None:
-    assert set(PROJECT["optional-dependencies"]) == {*EXTRAS, "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {*EXTRAS, "dev", "docs"}
 
 
 def test_the_router_needs_no_other_package() -> None:

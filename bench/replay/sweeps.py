@@ -1,4 +1,4 @@
-"""Every sweep behind docs/reports/replay.md: both traces, aggregated and split, and where affinity loses.
+"""Every sweep behind docs/reports/replay.md: both traces, aggregated and split, and weak affinity.
 
 `python bench/replay/sweeps.py OUT [--shared ../shared] [--arm NAME …] [--policy NAME …]`
 

@@ -20,7 +20,7 @@ def plots(
         str | None, typer.Option(envvar="WARDROP_PLOT_ONLY", help="One picture, by file name.")
     ] = None,
 ) -> None:
-    """Redraw the pictures of docs/explanation/games from fresh runs (needs the `plot` extra; about a minute).
+    """Redraw the pictures of docs/explanation/games (needs the `plot` extra; about a minute).
 
     Example: `wardrop games plots --out docs/explanation/games/img`
     """

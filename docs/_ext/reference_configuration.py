@@ -1,0 +1,45 @@
+"""The page `reference/configuration.md`, from the dataclasses of `wardrop.config`."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from itertools import groupby
+from typing import get_type_hints
+
+from wardrop.config import Config, settings
+
+HEAD = """# Configuration
+
+`wardrop dynamo` reads each setting from four places. The strongest wins: flag, environment
+variable, YAML file (`--config FILE`), default. A key that does not exist is refused with the
+nearest one that does. This page is generated from `wardrop.config`.
+
+A setting `limits.body_bytes` is written in YAML as `limits: {body_bytes: 33554432}`.
+"""
+
+
+def page() -> str:
+    """The whole page in Markdown: one section per stage, one table row per setting."""
+    classes = get_type_hints(Config)
+    order = [field.name for field in fields(Config)]
+    parts = [HEAD]
+    for stage, group in groupby(sorted(settings(), key=lambda s: order.index(s.stage)), key=_stage):
+        about = inspect.getdoc(classes[stage]) or ""
+        rows = [
+            f"| `{s.key}` | `--{s.flag}`<br>`{s.variable}` | `{s.default_text}` | {_cell(s.says)} |"
+            for s in group
+        ]
+        parts.append(
+            f"## `{stage}`\n\n{about}\n\n| setting | flag, variable | default | meaning |\n"
+            "|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        )
+    return "\n".join(parts)
+
+
+def _stage(setting: object) -> str:
+    return str(getattr(setting, "stage"))  # noqa: B009  (the type is private to the package)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

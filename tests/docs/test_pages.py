@@ -1,0 +1,84 @@
+"""Every page: its examples print what it says, its links and anchors exist.
+
+`WARDROP_UPDATE_DOCS=1` writes the fresh output of the examples into the pages.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+TRACKED = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+).stdout.splitlines()
+PAGES = sorted(ROOT / name for name in TRACKED if (ROOT / name).exists()) or sorted(
+    DOCS.rglob("*.md")
+)
+EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
+WITH_EXAMPLES = [
+    page
+    for page in PAGES
+    if page.is_relative_to(DOCS) and "games" not in page.parts and EXAMPLE.search(page.read_text())
+]
+LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
+GENERATED = ("cli.md", "configuration.md", "metrics.md", "python")
+
+
+def relative(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text()), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in plain}
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=relative)
+def test_the_examples_of_a_page_print_what_it_says(page: Path, tmp_path: Path) -> None:
+    text = page.read_text()
+    for code, expected in EXAMPLE.findall(text):
+        ran = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        if os.environ.get("WARDROP_UPDATE_DOCS"):
+            old = f"```python\n{code}```\n\n```text\n{expected}```"
+            new = f"```python\n{code}```\n\n```text\n{ran.stdout}```"
+            page.write_text(page.read_text().replace(old, new))
+        else:
+            assert ran.stdout == expected, f"{relative(page)}: the printed output has changed"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target, anchor in LINK.findall(without_code(page.read_text())):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        if file.is_relative_to(DOCS / "reference") and file.name in GENERATED:
+            continue
+        assert file.exists(), f"{relative(page)} links to {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{relative(page)} links to {target}#{anchor}"
