@@ -9,12 +9,13 @@
 //! Time is an argument (`now_s`, seconds of a monotonic clock) and randomness comes from the seed in
 //! [`RouterConfig`]: the same calls give the same answers.
 
+pub mod anarchy;
 pub mod control;
 pub mod error;
 pub mod event;
 mod exact;
 mod fleet;
-pub mod game;
+pub use anarchy as game;
 pub mod hash;
 pub mod index;
 pub mod latency;

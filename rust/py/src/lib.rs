@@ -1,12 +1,12 @@
 //! Python bindings: convert, release the GIL where work grows with the input, call, map the error. Nothing else.
 
+mod anarchy;
 mod decision;
 mod digits;
 mod drive;
 mod engines;
 mod error;
 mod event;
-mod game;
 mod gateway;
 mod hashes;
 mod prefix;
@@ -56,5 +56,5 @@ mod _core {
     use crate::watched::WatchedFleet;
 
     #[pymodule_export]
-    use crate::game::{AnarchyMeter, assign, assign_congested};
+    use crate::anarchy::{AnarchyMeter, assign, assign_congested};
 }

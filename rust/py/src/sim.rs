@@ -7,7 +7,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use wardrop_core::RouterConfig;
-use wardrop_core::game::MeterReport;
+use wardrop_core::anarchy::MeterReport;
 use wardrop_core::price::RegimeChange;
 use wardrop_sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
 
@@ -218,7 +218,7 @@ fn anarchy_dict<'py>(py: Python<'py>, report: &MeterReport) -> PyResult<Bound<'p
         ("requests", report.requests as u64),
         ("model_samples", report.model_error.samples as u64),
         ("dropped_windows", report.dropped_windows),
-        ("refused_placements", report.refused_placements),
+        ("refused_decisions", report.refused_decisions),
     ];
     for (name, value) in counts {
         dict.set_item(name, value)?;

@@ -1,6 +1,6 @@
 //! What a run leaves behind: one row per request, a histogram of token gaps, counters, and samples of the workers.
 
-use wardrop_core::game::MeterReport;
+use wardrop_core::anarchy::MeterReport;
 use wardrop_core::price::RegimeChange;
 
 /// Not reached.

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::{Fleet, refused};
 use crate::config::SimError;
-use wardrop_core::game::{Meter, MeterConfig, MeterReport};
+use wardrop_core::anarchy::{Meter, MeterConfig, MeterReport};
 
 /// Solved windows that are kept: 64 million decisions of the default window.
 const MAX_WINDOWS: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! A dense matrix of costs in seconds, rows = requests, columns = workers.
+//! Dense matrix of costs in seconds: one row per request, one column per worker.
 
 use crate::error::Error;
 
@@ -11,17 +11,18 @@ pub struct CostMatrix {
 }
 
 impl CostMatrix {
-    /// Takes `values` in row-major order.
+    /// A matrix from `values` in row-major order.
     ///
-    /// Errors: [`Error::Parameter`] when the length is not `rows · columns` or a value is not finite.
+    /// # Errors
+    /// [`Error::Parameter`] when the length is not `rows · columns` or a value is not finite.
     pub fn new(rows: usize, columns: usize, values: Vec<f64>) -> Result<Self, Error> {
         if values.len() != rows * columns {
             let got = format!("{} values for {rows} × {columns}", values.len());
-            return Err(refused(got, "rows × columns values"));
+            return Err(unusable(got, "rows × columns values"));
         }
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             let got = format!("{} at row {}, column {}", values[at], at / columns, at % columns);
-            return Err(refused(got, "finite costs"));
+            return Err(unusable(got, "finite costs"));
         }
         Ok(Self {
             rows,
@@ -30,29 +31,29 @@ impl CostMatrix {
         })
     }
 
-    /// Number of rows (requests).
+    /// Number of requests.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Number of columns (workers).
+    /// Number of workers.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// The costs of one request on every worker.
+    /// Costs of request `row` on every worker.
     #[inline]
     pub fn row(&self, row: usize) -> &[f64] {
         &self.values[row * self.columns..(row + 1) * self.columns]
     }
 
-    /// The cost at (`row`, `column`).
+    /// Cost of request `row` on worker `column`.
     #[inline]
     pub fn at(&self, row: usize, column: usize) -> f64 {
         self.values[row * self.columns + column]
     }
 
-    /// Rows and columns exchanged.
+    /// The transposed matrix: rows and columns exchanged.
     #[must_use]
     pub fn transposed(&self) -> Self {
         let mut values = Vec::with_capacity(self.values.len());
@@ -67,8 +68,8 @@ impl CostMatrix {
     }
 }
 
-/// The error of this module's callers: costs that no assignment can be made of.
-pub(super) fn refused(got: String, expected: &'static str) -> Error {
+/// The error for costs that cannot be assigned.
+pub(super) fn unusable(got: String, expected: &'static str) -> Error {
     Error::Parameter {
         field: "costs",
         got,

@@ -2,26 +2,28 @@
 //!
 //! Shortest augmenting paths with dual variables (Jonker and Volgenant, "A shortest augmenting path algorithm for dense
 //! and sparse linear assignment problems", Computing 38, 1987), in the form of Crouse (IEEE TAES 52, 2016) that is
-//! also valid for rectangles: no column reduction, so a column that is never matched keeps the dual 0. Their augmenting
-//! row reduction was tried and doubled the time at 512 × 512 (5.0 ms without, 9.4 and 11.8 with one and two passes).
+//! also valid for rectangles: without column reduction, a column that is never matched keeps the dual 0.
+//!
+//! Jonker and Volgenant's augmenting row reduction was tried and lost: at 512 × 512 it takes 9.4 ms with one pass and
+//! 11.8 ms with two, against 5.0 ms without.
 
 use super::CostMatrix;
 
-/// Rows that a matching leaves alone.
+/// Marks a row without a column, and a column without a row.
 const UNMATCHED: usize = usize::MAX;
 
 /// A matching of minimum total cost with `min(rows, columns)` pairs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Assignment {
-    /// The column of each row; `None` for the rows that a tall matrix leaves over.
+    /// Column of each row. `None` marks a row that stays unmatched because the matrix has more rows than columns.
     pub column_of: Vec<Option<usize>>,
-    /// Σ cost over the matched pairs, in the unit of the matrix.
+    /// Sum of the costs of the matched pairs, in the unit of the matrix.
     pub total: f64,
 }
 
-/// Matches rows to columns, each at most once, `min(rows, columns)` pairs, at the least total cost.
+/// Matches `min(rows, columns)` rows and columns, each at most once, at the least total cost.
 ///
-/// Exact up to rounding. O(n²·m) for n ≤ m; a tall matrix is transposed first.
+/// Exact up to rounding. O(n²·m) for n ≤ m; a matrix with more rows than columns is transposed first.
 pub fn assign(costs: &CostMatrix) -> Assignment {
     if costs.rows() > costs.columns() {
         let across = solve_wide(&costs.transposed());
@@ -54,8 +56,9 @@ fn solve_wide(costs: &CostMatrix) -> Vec<usize> {
     column_of
 }
 
-/// Column duals and the matching seen from the columns. Invariant: an unmatched column has the dual 0, and a matched
-/// row sits on a column that minimises `cost − dual`.
+/// Column duals, and the row of each column.
+///
+/// Invariant: an unmatched column has the dual 0, and every matched row has a column that minimises `cost − dual`.
 struct Duals {
     v: Vec<f64>,
     row_of: Vec<usize>,
@@ -70,7 +73,7 @@ impl Duals {
     }
 }
 
-/// An open column: one that the search has not settled. Kept compact, because each step reads all of them.
+/// A column that the search has not settled. The list stays compact because each step reads all of it.
 #[derive(Clone, Copy)]
 struct Open {
     column: usize,
@@ -78,7 +81,7 @@ struct Open {
     distance: f64,
 }
 
-/// Scratch of the shortest augmenting path, reused between rows.
+/// Working memory of the shortest augmenting path, reused between rows.
 struct Search {
     open: Vec<Open>,
     came_from: Vec<usize>,
@@ -94,7 +97,7 @@ impl Search {
         }
     }
 
-    /// Finds the cheapest alternating path from `start` to a free column, corrects the duals and flips it.
+    /// Finds the cheapest alternating path from row `start` to a free column, updates the duals, and flips the path.
     fn augment(&mut self, costs: &CostMatrix, dual: &mut Duals, column_of: &mut [usize], start: usize) {
         self.open.clear();
         let open = |(column, &dual): (usize, &f64)| Open {
@@ -130,7 +133,7 @@ impl Search {
         }
     }
 
-    /// Lowers the distances of the open columns through `row`; returns the position of the nearest.
+    /// Lowers the distances of the open columns through `row`, and returns the position of the nearest one.
     fn relax(&mut self, row: &[f64], from: usize, offset: f64) -> usize {
         let (mut nearest, mut low) = (0, f64::INFINITY);
         for (at, open) in self.open.iter_mut().enumerate() {

@@ -1,28 +1,28 @@
-//! The system optimum of a window: minimum-cost assignment under convex congestion.
+//! System optimum of a window: the minimum-cost assignment under convex congestion.
 //!
-//! Request i on worker j pays its own `c_ij`; k requests on worker j together pay `k · ℓ_j(k)` on top. Slot k of
-//! worker j therefore costs the *marginal* `k·ℓ_j(k) − (k−1)·ℓ_j(k−1)`, and since marginals rise with k the slots of a
-//! worker fill in order, so the slots need not be written out: a min-cost flow with workers as nodes is exact
-//! (Ahuja, Magnanti and Orlin, "Network Flows", 1993, chapters 9 and 14). Solved by successive shortest paths with
-//! potentials, one Dijkstra over the workers per request.
+//! Request i on worker j pays its own cost `c_ij`. The k requests on worker j together pay `k · ℓ_j(k)` on top. Slot k
+//! of worker j therefore costs the marginal `k·ℓ_j(k) − (k−1)·ℓ_j(k−1)`. Marginals rise with k, so the slots of a
+//! worker fill in order and need not be written out: a min-cost flow with workers as nodes is exact (Ahuja, Magnanti
+//! and Orlin, "Network Flows", 1993, chapters 9 and 14). The solver is successive shortest paths with potentials: one
+//! run of Dijkstra's algorithm over the workers per request.
 
 use super::CostMatrix;
-use super::matrix::refused;
+use super::matrix::unusable;
 use crate::error::Error;
 
-/// An assignment of every request to some worker that minimises the social cost.
+/// Assignment of every request to a worker, at the least social cost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CongestedAssignment {
-    /// The worker of each request.
+    /// Worker of each request.
     pub worker_of: Vec<usize>,
-    /// Sum of own costs, in the unit of the matrix.
+    /// Sum of the requests' own costs, in the unit of the matrix.
     pub own: f64,
-    /// `Σ_j k_j·ℓ_j(k_j)`, the congestion of all requests, in the same unit.
+    /// `Σ_j k_j·ℓ_j(k_j)`: the congestion of all requests, in the unit of the matrix.
     pub congestion: f64,
 }
 
 impl CongestedAssignment {
-    /// Own cost plus congestion: the social cost.
+    /// Social cost: own costs plus congestion.
     pub fn total(&self) -> f64 {
         self.own + self.congestion
     }
@@ -30,16 +30,17 @@ impl CongestedAssignment {
 
 /// Assigns every row of `own` to a column at the least social cost.
 ///
-/// `marginal(worker, k)` is the rise in social congestion, in the unit of `own`, when the k-th request (k ≥ 1) joins
-/// `worker`; it must be finite and must not fall as k grows.
+/// `marginal(worker, k)` is what the k-th request on `worker` adds to the congestion of all requests, in the unit of
+/// `own`. It must be finite and must not fall as k grows; k starts at 1.
 ///
-/// Errors: [`Error::Parameter`] without a worker, or when a marginal breaks those rules.
+/// # Errors
+/// [`Error::Parameter`] when there is no worker, or when a marginal falls or is not finite.
 pub fn assign_congested(
     own: &CostMatrix,
     marginal: impl Fn(usize, usize) -> f64,
 ) -> Result<CongestedAssignment, Error> {
     if own.columns() == 0 && own.rows() > 0 {
-        return Err(refused("no worker".to_owned(), "at least one column"));
+        return Err(unusable("no worker".to_owned(), "at least one column"));
     }
     let mut flow = Flow::new(own, &marginal)?;
     for request in 0..own.rows() {
@@ -49,25 +50,25 @@ pub fn assign_congested(
     Ok(flow.into_assignment(own, &marginal))
 }
 
-/// Requests placed so far, with potentials that certify their optimality.
+/// Requests assigned so far, with potentials that certify that their assignment is optimal.
 struct Flow {
-    /// Dual of each worker. Invariant: every residual arc has a reduced cost ≥ 0.
+    /// Dual of each worker. Invariant: every residual arc has a reduced cost of at least 0.
     potential: Vec<f64>,
-    /// Dual of the sink; constant, so that the first slots have reduced costs ≥ 0.
+    /// Dual of the sink. It is the least first marginal, so that every first slot has a reduced cost of at least 0.
     sink: f64,
-    /// Marginal of the slot that each worker opens next.
+    /// Marginal of the next free slot of each worker.
     next_marginal: Vec<f64>,
     members: Vec<Vec<usize>>,
     worker_of: Vec<usize>,
-    /// The worker whose count grew last: its next slot has to be priced.
+    /// Worker that took the last request, and whose next slot has no marginal yet.
     grown: Option<usize>,
-    /// The request through which each worker was reached.
+    /// Request through which the search reached each worker.
     via: Vec<usize>,
     open: Vec<Open>,
     settled: Vec<(usize, f64)>,
 }
 
-/// A worker that the search has not settled. Kept compact, because each step reads all of them.
+/// A worker that the search has not settled. The list stays compact because each step reads all of it.
 #[derive(Clone, Copy)]
 struct Open {
     worker: usize,
@@ -95,7 +96,7 @@ impl Flow {
         })
     }
 
-    /// Adds one request along the cheapest path to a new slot; others may change worker on the way.
+    /// Adds one request along the cheapest path to a free slot. Earlier requests may change worker along the path.
     fn place(&mut self, own: &CostMatrix, request: usize) {
         self.open.clear();
         let open = |(worker, &potential): (usize, &f64)| Open {
@@ -141,7 +142,7 @@ impl Flow {
         self.grown = Some(end);
     }
 
-    /// Lowers the distances of the open workers through `request`; returns the position of the nearest.
+    /// Lowers the distances of the open workers through `request`, and returns the position of the nearest one.
     fn relax(&mut self, row: &[f64], request: usize, base: f64) -> Option<usize> {
         let (mut nearest, mut low) = (None, f64::INFINITY);
         for (at, open) in self.open.iter_mut().enumerate() {
@@ -162,7 +163,7 @@ impl Flow {
         by_distance.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(at, _)| at)
     }
 
-    /// Moves the requests along the path that ends with a new slot on `end`.
+    /// Moves the requests along the path that ends at a free slot of worker `end`.
     fn flip(&mut self, end: usize, start: usize) {
         let mut worker = end;
         loop {
@@ -178,7 +179,7 @@ impl Flow {
         }
     }
 
-    /// Prices the slot after the one just filled.
+    /// Sets the marginal of the slot after the one that the last request took.
     fn open_next_slot(&mut self, marginal: &impl Fn(usize, usize) -> f64) -> Result<(), Error> {
         if let Some(worker) = self.grown.take() {
             let slot = self.members[worker].len() + 1;
@@ -213,12 +214,12 @@ impl Flow {
     }
 }
 
-/// A marginal that is finite and not below its predecessor, up to rounding.
+/// Checks that a marginal is finite and not below its predecessor `floor`, up to rounding.
 fn checked(worker: usize, slot: usize, value: f64, floor: f64) -> Result<f64, Error> {
     let slack = 1e-9 * floor.abs().max(1e-3);
     if !value.is_finite() || value < floor - slack {
         let got = format!("a marginal of {value} after {floor}, slot {slot} of worker {worker}");
-        return Err(refused(got, "finite marginals that do not fall"));
+        return Err(unusable(got, "finite marginals that do not fall"));
     }
     Ok(value.max(floor))
 }

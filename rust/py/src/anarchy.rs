@@ -12,7 +12,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use wardrop_core::Error;
-use wardrop_core::game::{CostMatrix, Meter, MeterConfig, Placement};
+use wardrop_core::anarchy::{CostMatrix, DecisionCosts, Meter, MeterConfig};
 
 fn raise(error: &Error) -> PyErr {
     PyValueError::new_err(error.to_string())
@@ -33,7 +33,7 @@ fn matrix(py: Python<'_>, costs: &PyBuffer<f64>) -> PyResult<CostMatrix> {
 #[pyfunction]
 pub fn assign(py: Python<'_>, costs: PyBuffer<f64>) -> PyResult<(Vec<Option<usize>>, f64)> {
     let costs = matrix(py, &costs)?;
-    let found = py.detach(|| wardrop_core::game::assign(&costs));
+    let found = py.detach(|| wardrop_core::anarchy::assign(&costs));
     Ok((found.column_of, found.total))
 }
 
@@ -59,7 +59,7 @@ pub fn assign_congested(
     }
     let last = marginals.columns();
     let found = py
-        .detach(|| wardrop_core::game::assign_congested(&costs, |j, k| marginals.at(j, k.min(last) - 1)))
+        .detach(|| wardrop_core::anarchy::assign_congested(&costs, |j, k| marginals.at(j, k.min(last) - 1)))
         .map_err(|e| raise(&e))?;
     let total = found.total();
     Ok((found.worker_of, total))
@@ -112,7 +112,7 @@ impl AnarchyMeter {
         wait_s: Vec<f64>,
         peer_decode_s: Vec<f64>,
     ) -> PyResult<()> {
-        let placement = Placement {
+        let placement = DecisionCosts {
             at_s,
             chosen,
             prefill_s,
@@ -159,7 +159,7 @@ impl AnarchyMeter {
         out.set_item("model_error", report.model_error.mean_absolute_share)?;
         out.set_item("model_bias", report.model_error.bias)?;
         out.set_item("dropped_windows", report.dropped_windows)?;
-        out.set_item("refused_placements", report.refused_placements)?;
+        out.set_item("refused_decisions", report.refused_decisions)?;
         Ok(Some(out))
     }
 }

@@ -1,8 +1,8 @@
-//! Exact assignments against brute force, and the properties that make the estimators trustworthy.
+//! Exact assignments against brute force, and the properties that every estimator must have.
 
 use proptest::prelude::*;
-use wardrop_core::game::{
-    CostMatrix, Meter, MeterConfig, Placement, Window, WorkerState, assign, assign_congested,
+use wardrop_core::anarchy::{
+    CostMatrix, DecisionCosts, Meter, MeterConfig, Window, WindowWorker, assign, assign_congested,
 };
 
 /// The least total over every matching, by exhaustion.
@@ -58,14 +58,14 @@ fn matrix(
     columns: std::ops::Range<usize>,
 ) -> impl Strategy<Value = CostMatrix> {
     (rows, columns).prop_flat_map(|(rows, columns)| {
-        // Small integers make ties, which is where such solvers break.
+        // Small integers make ties, and ties are where assignment solvers break.
         let entry = prop_oneof![(0..6_u8).prop_map(f64::from), 0.0..10.0_f64, -3.0..3.0_f64];
         prop::collection::vec(entry, rows * columns)
             .prop_map(move |values| CostMatrix::new(rows, columns, values).unwrap())
     })
 }
 
-fn placements(workers: usize, count: usize) -> impl Strategy<Value = Vec<Placement>> {
+fn placements(workers: usize, count: usize) -> impl Strategy<Value = Vec<DecisionCosts>> {
     let cost = move || prop::collection::vec(0.0..5.0_f64, workers);
     let one = (0.0..0.5_f64, 0..workers, cost(), cost(), cost());
     prop::collection::vec(one, 1..=count).prop_map(|rows| {
@@ -73,7 +73,7 @@ fn placements(workers: usize, count: usize) -> impl Strategy<Value = Vec<Placeme
         rows.into_iter()
             .map(|(gap, chosen, prefill_s, decode_s, wait_s)| {
                 at_s += gap;
-                Placement {
+                DecisionCosts {
                     at_s,
                     chosen,
                     prefill_s,
@@ -85,9 +85,9 @@ fn placements(workers: usize, count: usize) -> impl Strategy<Value = Vec<Placeme
     })
 }
 
-fn window() -> impl Strategy<Value = (Vec<WorkerState>, Vec<Placement>)> {
+fn window() -> impl Strategy<Value = (Vec<WindowWorker>, Vec<DecisionCosts>)> {
     (1..6_usize).prop_flat_map(|workers| {
-        let state = (0.0..3.0_f64, 0.0..0.2_f64).prop_map(|(wait_s, peer_decode_s)| WorkerState {
+        let state = (0.0..3.0_f64, 0.0..0.2_f64).prop_map(|(wait_s, peer_decode_s)| WindowWorker {
             wait_s,
             peer_decode_s,
         });
@@ -138,17 +138,17 @@ proptest! {
     }
 
     #[test]
-    fn poa_does_not_know_names_or_units((workers, placed) in window(), scale in 1e-3..1e3_f64, shift in 0..6_usize) {
+    fn poa_is_invariant_under_renamed_workers_and_other_units((workers, placed) in window(), scale in 1e-3..1e3_f64, shift in 0..6_usize) {
         let before = Window::new(workers.clone(), placed.clone()).unwrap().estimate().unwrap();
         let m = workers.len();
         let turn = |values: &[f64]| (0..m).map(|j| scale * values[(j + shift) % m]).collect::<Vec<_>>();
         let workers = (0..m)
             .map(|j| workers[(j + shift) % m])
-            .map(|w| WorkerState { wait_s: scale * w.wait_s, peer_decode_s: scale * w.peer_decode_s })
+            .map(|w| WindowWorker { wait_s: scale * w.wait_s, peer_decode_s: scale * w.peer_decode_s })
             .collect();
         let placed = placed
             .iter()
-            .map(|p| Placement {
+            .map(|p| DecisionCosts {
                 at_s: scale * p.at_s,
                 chosen: (p.chosen + m * 6 - shift) % m,
                 prefill_s: turn(&p.prefill_s),
@@ -163,26 +163,26 @@ proptest! {
 
     #[test]
     fn optimal_placement_has_poa_one((workers, placed) in window()) {
-        // Requests that are alike, spread as the solver itself spreads them.
+        // Equal requests, spread as the solver spreads them.
         let m = workers.len();
-        let alike: Vec<Placement> = placed
+        let alike: Vec<DecisionCosts> = placed
             .iter()
-            .map(|p| Placement { prefill_s: vec![1.0; m], decode_s: vec![0.5; m], ..p.clone() })
+            .map(|p| DecisionCosts { prefill_s: vec![1.0; m], decode_s: vec![0.5; m], ..p.clone() })
             .collect();
-        let idle: Vec<WorkerState> = workers.iter().map(|w| WorkerState { wait_s: 0.0, ..*w }).collect();
-        let even: Vec<WorkerState> = idle.iter().map(|_| idle[0]).collect();
-        let turned = alike.iter().enumerate().map(|(i, p)| Placement { chosen: i % m, ..p.clone() });
+        let idle: Vec<WindowWorker> = workers.iter().map(|w| WindowWorker { wait_s: 0.0, ..*w }).collect();
+        let even: Vec<WindowWorker> = idle.iter().map(|_| idle[0]).collect();
+        let turned = alike.iter().enumerate().map(|(i, p)| DecisionCosts { chosen: i % m, ..p.clone() });
         let e = Window::new(even, turned.collect()).unwrap().estimate().unwrap();
         prop_assert!((e.poa() - 1.0).abs() < 1e-9, "{}", e.poa());
     }
 }
 
-/// N alike requests on m idle cache-free workers, spread evenly: nothing is lost, and the paper's ratio is N/m.
+/// N equal requests spread evenly over m idle workers without caches: no cost is lost, and the paper's estimator gives N/m.
 #[test]
-fn papers_estimator_gives_n_over_m_where_nothing_is_lost() {
+fn the_papers_estimator_gives_n_over_m_where_no_cost_is_lost() {
     for (n, m) in [(37, 2), (37, 5), (64, 8)] {
-        let placed: Vec<Placement> = (0..n)
-            .map(|i| Placement {
+        let placed: Vec<DecisionCosts> = (0..n)
+            .map(|i| DecisionCosts {
                 at_s: i as f64 * 0.01,
                 chosen: i % m,
                 prefill_s: vec![0.02; m],
@@ -190,7 +190,7 @@ fn papers_estimator_gives_n_over_m_where_nothing_is_lost() {
                 wait_s: vec![0.0; m],
             })
             .collect();
-        let e = Window::new(vec![WorkerState::default(); m], placed)
+        let e = Window::new(vec![WindowWorker::default(); m], placed)
             .unwrap()
             .estimate()
             .unwrap();
@@ -205,14 +205,14 @@ fn papers_estimator_gives_n_over_m_where_nothing_is_lost() {
 
 #[test]
 fn crowding_one_worker_is_a_load_loss_and_a_cold_one_a_cache_loss() {
-    let placement = |chosen: usize, prefill_s: Vec<f64>| Placement {
+    let placement = |chosen: usize, prefill_s: Vec<f64>| DecisionCosts {
         at_s: 0.0,
         chosen,
         prefill_s,
         decode_s: vec![0.0; 2],
         wait_s: vec![0.0; 2],
     };
-    let idle = vec![WorkerState::default(); 2];
+    let idle = vec![WindowWorker::default(); 2];
     let crowded = (0..8).map(|_| placement(0, vec![1.0; 2])).collect();
     let e = Window::new(idle.clone(), crowded).unwrap().estimate().unwrap();
     assert!(e.loss.load_s > 1.0 && e.loss.cache_s.abs() < 1e-9, "{:?}", e.loss);
@@ -230,7 +230,7 @@ fn crowding_one_worker_is_a_load_loss_and_a_cold_one_a_cache_loss() {
 }
 
 #[test]
-fn meter_slides_bounds_and_reports() {
+fn the_meter_keeps_the_last_windows_bounds_the_pending_ones_and_reports() {
     let config = MeterConfig {
         window_requests: 16,
         keep_windows: 4,
@@ -238,7 +238,7 @@ fn meter_slides_bounds_and_reports() {
         ..MeterConfig::default()
     };
     let mut meter = Meter::new(config);
-    let one = |i: usize| Placement {
+    let one = |i: usize| DecisionCosts {
         at_s: i as f64 * 0.01,
         chosen: 0,
         prefill_s: vec![1.0, 1.0],
@@ -275,7 +275,7 @@ fn bad_costs_are_refused_and_counted() {
     assert!(CostMatrix::new(1, 2, vec![0.0, f64::NAN]).is_err());
     assert!(assign_congested(&CostMatrix::new(2, 1, vec![0.0; 2]).unwrap(), |_, k| -(k as f64)).is_err());
     let mut meter = Meter::new(MeterConfig::default());
-    let bad = Placement {
+    let bad = DecisionCosts {
         at_s: 0.0,
         chosen: 2,
         prefill_s: vec![1.0; 2],
@@ -283,10 +283,10 @@ fn bad_costs_are_refused_and_counted() {
         wait_s: vec![0.0; 2],
     };
     assert!(meter.record(&bad, &[0.0, 0.0]).is_err());
-    assert!(meter.record(&Placement { chosen: 0, ..bad }, &[0.0]).is_err());
+    assert!(meter.record(&DecisionCosts { chosen: 0, ..bad }, &[0.0]).is_err());
 }
 
-/// 512 × 512 uniform costs: the time goes to the log (`--nocapture`), the bound is loose enough for a busy machine.
+/// Times 512 × 512 uniform costs. `--nocapture` prints the times; the bound holds on a busy machine too.
 #[test]
 #[ignore = "a measurement"]
 fn cost_of_large_assignments() {
