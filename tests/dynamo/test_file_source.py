@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from wardrop.dynamo.source import FileSource
+from wardrop.dynamo.discovery.file_source import FileSource
 
 
 def write(root: Path, entries) -> None:
@@ -59,7 +59,7 @@ def test_half_written_file_keeps_what_it_said_before(tmp_path, entries):
     changed["card_json"]["runtime_config"]["total_kv_blocks"] = 7
     card.write_text(json.dumps(changed))
     assert source._poll()
-    assert source._snapshot()["mdc"]["dynamo/backend/generate/1"] == changed
+    assert source._content()["mdc"]["dynamo/backend/generate/1"] == changed
 
 
 def test_touched_file_is_no_change(tmp_path, entries):
@@ -79,4 +79,4 @@ def test_missing_store_is_told_and_gives_an_empty_view(tmp_path):
 
     view = asyncio.run(first())
     assert not view.workers
-    assert "does not exist" in (source.trouble or "")
+    assert "does not exist" in (source.last_error or "")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from tests.waiting import wait_until, wait_until_async
 
-from wardrop.dynamo.supervisor import FrontendChild, SupervisorError, check_arguments
+from wardrop.config import ConfigError
+from wardrop.dynamo.supervisor import FrontendProcess, Launch, SupervisorError, check_arguments
 
 FRONTEND = """
 import http.server, os, sys
@@ -31,11 +32,11 @@ async def ready(_url: str) -> bool:
     return True
 
 
-def frontend(tmp_path: Path, changed: Callable[[], None], limit: int = 10) -> FrontendChild:
+def frontend(tmp_path: Path, changed: Callable[[], None], limit: int = 10) -> FrontendProcess:
     script = tmp_path / "frontend.py"
     script.write_text(FRONTEND)
-    return FrontendChild(
-        "frontend-0", [sys.executable, str(script)], os.environ, limit, changed, ready
+    return FrontendProcess(
+        "frontend-0", Launch([sys.executable, str(script)], os.environ, limit), changed, ready
     )
 
 
@@ -83,8 +84,8 @@ def test_restarted_frontend_is_told_only_when_it_is_ready(tmp_path):
 
         script = tmp_path / "frontend.py"
         script.write_text(FRONTEND)
-        child = FrontendChild(
-            "f", [sys.executable, str(script)], os.environ, 1, lambda: None, at_the_third
+        child = FrontendProcess(
+            "f", Launch([sys.executable, str(script)], os.environ, 1), lambda: None, at_the_third
         )
         task = asyncio.create_task(child.run())
         await wait_until_async(lambda: child.url is not None)
@@ -99,8 +100,8 @@ def test_frontend_that_can_not_run_is_given_up_at_the_limit(tmp_path):
     async def run() -> None:
         script = tmp_path / "broken.py"
         script.write_text("raise SystemExit(7)")
-        child = FrontendChild(
-            "frontend-0", [sys.executable, str(script)], os.environ, 2, lambda: None, ready
+        child = FrontendProcess(
+            "frontend-0", Launch([sys.executable, str(script)], os.environ, 2), lambda: None, ready
         )
         async with asyncio.timeout(20):
             await child.run()
@@ -112,7 +113,7 @@ def test_frontend_that_can_not_run_is_given_up_at_the_limit(tmp_path):
 def test_hung_frontend_is_killed_and_started_again(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("wardrop.dynamo.supervisor._PROBE_INTERVAL_S", 0.02)
     monkeypatch.setattr("wardrop.dynamo.supervisor._PROBE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("wardrop.dynamo.supervisor._PROBES_MISSED", 3)
+    monkeypatch.setattr("wardrop.dynamo.supervisor._MAX_MISSED_PROBES", 3)
 
     async def run() -> None:
         child = frontend(tmp_path, lambda: None)
@@ -126,7 +127,7 @@ def test_hung_frontend_is_killed_and_started_again(tmp_path, monkeypatch, caplog
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
-    assert "answers no more; killing it" in caplog.text
+    assert "does not answer any more; killing it" in caplog.text
 
 
 def test_frontend_dies_with_a_killed_parent(tmp_path):
@@ -136,12 +137,13 @@ def test_frontend_dies_with_a_killed_parent(tmp_path):
             sys.executable,
             "-c",
             "import asyncio, os, sys\n"
-            "from wardrop.dynamo.supervisor import FrontendChild\n"
+            "from wardrop.dynamo.supervisor import FrontendProcess, Launch\n"
             "async def main():\n"
             "    tell = lambda: child.url and print(child.pid, flush=True)\n"
             "    async def ready(url): return True\n"
             "    command = [sys.executable, sys.argv[1]]\n"
-            "    child = FrontendChild('f', command, os.environ, 1, tell, ready)\n"
+            "    launch = Launch(command, os.environ, 1)\n"
+            "    child = FrontendProcess('f', launch, tell, ready)\n"
             "    await child.run()\n"
             "asyncio.run(main())",
             str(tmp_path / "frontend.py"),
@@ -160,7 +162,7 @@ def test_frontend_dies_with_a_killed_parent(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--http-port", "--router-mode=kv", "-i", "--tls-cert-path"])
 def test_flags_that_are_ours_are_refused(flag):
-    with pytest.raises(SupervisorError, match=flag.partition("=")[0]):
+    with pytest.raises(ConfigError, match=flag.partition("=")[0]):
         check_arguments(["--migration-limit", "3", flag])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.live.client import Answer, Metrics, get, post
 from tests.waiting import wait_until
 
-from wardrop.dynamo.child import Child
+from wardrop.dynamo.child_process import ChildProcess
 from wardrop.dynamo.embedded import Fleet
 from wardrop.dynamo.ports import free_port
 
@@ -27,14 +27,14 @@ class Router:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "wardrop", "dynamo", "--http-port", str(port)]
-        command += ["--routing-explain-headers", "true", *arguments]
+        command += ["--routing-explain-headers", *arguments]
         if frontend_arguments:
             command += ["--", *frontend_arguments]
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith(("DYN_", "WARDROP_"))
         }
         number = len(list(fleet.home.glob("router-*.log")))
-        self.child = Child(
+        self.child = ChildProcess(
             "router",
             command,
             environment | fleet.dynamo_environment,

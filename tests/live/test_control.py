@@ -30,7 +30,7 @@ def gauge(router: Router, name: str) -> float:
 
 def test_regime_goes_up_within_a_ramp_and_comes_back_and_changes_are_audited(tmp_path: Path):
     log, port = tmp_path / "audit.jsonl", free_port()
-    flags = ["--policy", "toll", "--queue", "true", "--controller", "true"]
+    flags = ["--policy", "toll", "--queue", "--controller"]
     flags += ["--admin-port", str(port), "--audit-file", str(log)]
     flags += ["--curves-file", str(tmp_path / "curves.json")]
     spec = FleetSpec(workers=2, process_per_worker=False, blocks=8192)
@@ -61,7 +61,7 @@ def test_regime_goes_up_within_a_ramp_and_comes_back_and_changes_are_audited(tmp
 def test_harmful_change_by_hand_is_rolled_back_by_the_guard_which_says_why():
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    flags = ["--policy", "toll", "--queue", "true", "--controller", "true"]
+    flags = ["--policy", "toll", "--queue", "--controller"]
     flags += ["--admin-port", str(port)]
     # Eight heads of 250 blocks: a worker holds those of its own, but not all of them.
     spec = FleetSpec(workers=2, process_per_worker=False, blocks=1100)

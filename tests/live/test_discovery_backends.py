@@ -13,20 +13,20 @@ from pathlib import Path
 import pytest
 from tests.waiting import wait_until
 
-from wardrop.dynamo.child import Child, stop_all
+from wardrop.dynamo.child_process import ChildProcess, stop_all
+from wardrop.dynamo.discovery.etcd_source import EtcdSource
+from wardrop.dynamo.discovery.fleet_view import FleetView
+from wardrop.dynamo.discovery.frontend_source import FrontendSource
 from wardrop.dynamo.embedded import Fleet, FleetSpec, split_fleet
-from wardrop.dynamo.etcd_source import EtcdSource
-from wardrop.dynamo.frontend_source import FrontendSource
 from wardrop.dynamo.model_folder import model_folder
 from wardrop.dynamo.ports import free_port
-from wardrop.dynamo.view import View
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("private_network")]
 
 
 async def view_where(
-    views: AsyncIterator[View], true: Callable[[View], bool], timeout_s: float = 20.0
-) -> View:
+    views: AsyncIterator[FleetView], true: Callable[[FleetView], bool], timeout_s: float = 20.0
+) -> FleetView:
     async with asyncio.timeout(timeout_s):
         async for view in views:
             if true(view):
@@ -43,7 +43,7 @@ def etcd(private_network: None, tmp_path: Path) -> Iterator[str]:
     command = [binary, "--data-dir", str(tmp_path / "etcd"), "--listen-client-urls", client]
     command += ["--advertise-client-urls", client, "--listen-peer-urls", peer]
     command += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
-    child = Child("etcd", command, dict(os.environ), tmp_path / "etcd.log")
+    child = ChildProcess("etcd", command, dict(os.environ), tmp_path / "etcd.log")
     try:
 
         def healthy() -> bool:
@@ -60,7 +60,7 @@ def etcd(private_network: None, tmp_path: Path) -> Iterator[str]:
         stop_all([child])
 
 
-def start_mocker(etcd: str, tmp_path: Path, number: int) -> Child:
+def start_mocker(etcd: str, tmp_path: Path, number: int) -> ChildProcess:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DYN_")} | {
         "HF_HUB_OFFLINE": "1",
         "DYN_DISCOVERY_BACKEND": "etcd",
@@ -75,7 +75,7 @@ def start_mocker(etcd: str, tmp_path: Path, number: int) -> Child:
     }
     command = [sys.executable, "-m", "dynamo.mocker", "--model-path", str(model_folder())]
     command += ["--model-name", "tiny", "--block-size", "16", "--num-gpu-blocks-override", "64"]
-    return Child(f"mocker-{number}", command, environment, tmp_path / f"mocker-{number}.log")
+    return ChildProcess(f"mocker-{number}", command, environment, tmp_path / f"mocker-{number}.log")
 
 
 def test_workers_in_etcd_join_and_leave_and_an_outage_keeps_the_view(etcd: str, tmp_path: Path):
@@ -105,7 +105,7 @@ def test_workers_in_etcd_join_and_leave_and_an_outage_keeps_the_view(etcd: str, 
             away = EtcdSource(["http://127.0.0.1:9", etcd], 0.05)
             view = await view_where(away.views(), lambda v: bool(v.workers))
             assert len(view.workers) == 1, "the second endpoint must be tried after the first"
-            assert away.trouble is None
+            assert away.last_error is None
 
         asyncio.run(run())
     finally:
@@ -118,7 +118,7 @@ def test_etcd_that_is_away_gives_an_empty_view_and_says_so():
         source = EtcdSource(["http://127.0.0.1:9"], 0.05)
         view = await anext(source.views())
         assert not view.workers
-        assert "127.0.0.1:9" in (source.trouble or "")
+        assert "127.0.0.1:9" in (source.last_error or "")
 
     asyncio.run(run())
 
@@ -127,7 +127,7 @@ def test_health_of_a_frontend_gives_instances_and_roles():
     with Fleet(split_fleet("1x2", FleetSpec())) as fleet:
         front = fleet.add_frontend("kv")
 
-        async def run() -> View:
+        async def run() -> FleetView:
             source = FrontendSource([front.url], 16, ["kv-events@tcp://127.0.0.1:1"], 0.1)
             return await view_where(source.views(), lambda v: len(v.workers) == 3)
 

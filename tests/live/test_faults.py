@@ -136,7 +136,7 @@ def test_hung_worker_is_passed_over_and_comes_back(fleet: Fleet):
         wait_until(lambda: len(load.answers) > 40, "traffic")
         hung = instance_of(fleet, 2)
         assert load.served_after(0).get(hung), "it must serve before it hangs"
-        fleet.workers[2].child.hang()
+        fleet.workers[2].child.suspend()
         assert fleet.workers[2].child.state() == "T"
 
         wait_until(lambda: router.passes_over(hung), "the silent worker to be passed over")
@@ -264,7 +264,7 @@ def test_new_router_knows_the_blocks_that_the_workers_hold(fleet: Fleet):
             assert instance(answer) == holders[number]
             assert int(answer.headers["x-wardrop-overlap-blocks"]) >= 9
             assert cached_tokens(answer) >= 144
-    with running(fleet, "--bootstrap", "false") as third:
+    with running(fleet, "--no-bootstrap") as third:
         assert third.metrics().total("wardrop_worker_held_blocks") == 0, "the negative control"
 
 

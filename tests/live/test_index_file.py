@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 # Without Dynamo's dump nothing but the file can fill the index before the first event.
-ALONE = ("--bootstrap", "false")
+ALONE = "--no-bootstrap"
 PROMPT_BLOCKS = 32
 
 
@@ -100,7 +100,7 @@ def test_proof_comes_with_the_next_event_or_a_dump(fleet: Fleet, tmp_path: Path)
     with running(fleet, "--index-file", str(path)) as router:
         await_dump(router)
         log = router.log
-        assert log.index("taken over") < log.index("read the blocks of")
+        assert log.index("restored ") < log.index("read the blocks of")
 
 
 def test_worker_that_restarted_meanwhile_is_not_credited(fleet: Fleet, tmp_path: Path):
@@ -113,7 +113,7 @@ def test_worker_that_restarted_meanwhile_is_not_credited(fleet: Fleet, tmp_path:
     fresh = fleet.add_worker().instances[0]
     with running(fleet, *ALONE, "--index-file", str(path)) as router:
         await_taken_over(router, 2)
-        assert "1 are gone" in router.log
+        assert "1 left" in router.log
         assert router.held_blocks(fresh) == 0
         for tokens, worker in placed:
             answer = router.complete(tokens)

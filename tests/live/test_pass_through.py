@@ -144,7 +144,7 @@ def test_worker_pins_of_clients_are_refused_unless_allowed(fleet: Fleet, router:
     refused = router.post("/v1/completions", body, x_dynamo_worker_instance_id=pin)
     assert refused.status == 400
     assert "error" in refused.json()
-    arguments = ("--upstream", fleet.frontends[0].url, "--routing-allow-client-pins", "true")
+    arguments = ("--upstream", fleet.frontends[0].url, "--routing-allow-client-pins")
     with running(fleet, *arguments) as open_router:
         for number in range(6):
             answer = open_router.post(

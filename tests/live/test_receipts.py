@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.live, pytest.mark.usefixtures("private_network")]
 
 def test_receipt_tells_both_legs_and_the_engines_own_word_of_the_cache():
     port = free_port()
-    arguments = ("--policy", "toll", "--queue", "true", "--receipts", "16")
+    arguments = ("--policy", "toll", "--queue", "--receipts", "16")
     arguments += ("--admin-port", str(port))
     spec = FleetSpec(workers=2, speedup_ratio=100, process_per_worker=False)
 

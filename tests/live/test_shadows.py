@@ -137,13 +137,13 @@ def test_both_legs_of_a_split_are_shadowed_together_and_their_clock_is_checked()
 def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    flags = ["--policy", "toll", "--queue", "true", "--queue-parameters"]
+    flags = ["--policy", "toll", "--queue", "--queue-parameters"]
     # One prompt at a time: where small ones share passes nobody waits, and κ moves nothing; without
     # patience it lets the long ones wait as long as it likes, and in a window as wide as this load
     # may need it sees all who wait.
     flags += ["kappa=0,patience=0,backlog_s=0.2,share_passes=0,window=512"]
     flags += ["--admin-port", str(port), "--shadows", "toll+queue(kappa=100)"]
-    flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5", "--shadows-calibrate", "true"]
+    flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5", "--shadows-calibrate"]
     spec = FleetSpec(workers=2, process_per_worker=False, blocks=8192, speedup_ratio=0.5)
     with Fleet(spec) as fleet, running(fleet, *flags) as router, Mixed(router, 300, 5) as load:
         # Up through the knee, wherever it is here: below it nobody waits.

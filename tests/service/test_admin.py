@@ -18,7 +18,7 @@ from wardrop.commands import set as set_command
 from wardrop.commands import shadows as shadows_command
 from wardrop.control import AuditLog, Door
 from wardrop.service.admin import Admin
-from wardrop.service.keeper import CurveKeeper
+from wardrop.service.curve_file import SavedCurves
 
 WORKER = {"model": "m", "role": "aggregated", "instance": 7}
 
@@ -187,7 +187,7 @@ def test_curves_are_printed_drawn_saved_and_restored(url, gateway, tmp_path):
 
 def test_without_shadows_the_command_says_how_to_get_some(url):
     status, answer = send(url, "GET", "/v1/shadows")
-    assert (status, "start the gateway with --shadows" in answer["error"]) == (404, True)
+    assert (status, "start it with --shadows" in answer["error"]) == (404, True)
     shown = CliRunner().invoke(shadows_command.app, ["--url", url])
     assert (shown.exit_code, "--shadows" in shown.output) == (1, True)
 
@@ -216,12 +216,12 @@ def test_curves_outlive_a_restart_and_a_damaged_file_is_left_behind(gateway, tmp
     (pool,) = json.loads(gateway.curves())
     pool["record"]["fleet"]["prefill"]["theta"][0] = 0.125
     gateway.restore_curves("m", "aggregated", json.dumps(pool["record"]))
-    keeper = CurveKeeper(gateway, file)
-    keeper.load()
-    keeper.save()
+    saved = SavedCurves(gateway, file)
+    saved.load()
+    saved.save()
     second = Gateway('{"listen": "127.0.0.1:0"}')
     second.upsert_model(json.dumps({"name": "m", "block_size": 4}))
-    later = CurveKeeper(second, file)
+    later = SavedCurves(second, file)
     later.load()
     later.restore()
     later.save()  # its workers are not there yet: what was read must not be lost
@@ -231,4 +231,4 @@ def test_curves_outlive_a_restart_and_a_damaged_file_is_left_behind(gateway, tmp
     assert after["record"]["fleet"]["prefill"]["theta"][0] == 0.125
     second.stop()
     file.write_text("{")
-    CurveKeeper(gateway, file).load()
+    SavedCurves(gateway, file).load()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from wardrop._core import Gateway
-from wardrop.config import Config, Control
-from wardrop.dynamo.serve import Server, StartError
+from wardrop.config import Config, ConfigError, Control
+from wardrop.dynamo.server import Server
 from wardrop.service.prior import timing_points
 
 
@@ -85,7 +85,7 @@ def test_points_are_new_tokens_and_batches_that_an_engine_can_have(tmp_path):
 )
 def test_table_that_can_not_be_used_is_refused_at_start(tmp_path, changed, text):
     path = table(tmp_path / "t.npz", **changed)
-    with pytest.raises(StartError, match=f"control.timing_table: .*{text}"):
+    with pytest.raises(ConfigError, match=f"control.timing_table: .*{text}"):
         Server(Config(control=Control(timing_table=str(path))), [], {})
 
 
@@ -96,7 +96,7 @@ def test_file_that_is_no_table_is_refused_at_start(tmp_path, content, text):
     path = tmp_path / "t.npz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(StartError, match=text):
+    with pytest.raises(ConfigError, match=text):
         Server(Config(control=Control(timing_table=str(path))), [], {})
 
 

@@ -1,7 +1,7 @@
 """`wardrop dynamo`: the command line of the router in front of a Dynamo.
 
-Every setting of `wardrop.config` is a flag here; the text of a flag goes to the same parser as its
-variable, so a bad value has one error text whatever it came from.
+Every setting of `wardrop.config` is a flag here, grouped by stage in the help text. The text of a
+flag goes to the parser of the setting's variable, so a bad value has one error text in all sources.
 """
 
 from __future__ import annotations
@@ -11,36 +11,58 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-from wardrop.config import Config, ConfigError, Setting, load, settings
+from wardrop.config import Config, ConfigError, Setting, check_gateway, load, settings
 
 _EPILOG = (
-    "What follows `--` goes to dynamo.frontend unchanged, for example: "
+    "Arguments after `--` go to dynamo.frontend unchanged, for example: "
     "wardrop dynamo --policy dynamo --http-port 8000 -- --migration-limit 3"
 )
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class StagedCommand(TyperCommand):
+    """A command whose help text has one section per stage.
+
+    Plain text, not a table: at 80 columns a table cuts the longer flags.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections in the order of the stages."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panel = getattr(parameter, "rich_help_panel", None) or "Options"
+                sections.setdefault(panel, []).append(record)
+        for panel, records in sections.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
 
 
 def dynamo(
     frontend_arguments: list[str],
     config_file: Path | None,
-    **flags: str | list[str] | None,
+    **flags: str | bool | list[str] | None,
 ) -> None:
     """Route OpenAI requests in front of NVIDIA Dynamo.
 
-    Starts stock dynamo.frontend children on loopback ports (or uses --upstream ones), listens in
-    front of them, and pins each request to the worker that the policy chooses.
+    Starts dynamo.frontend processes on loopback ports, or uses the frontends of --upstream. Listens
+    in front of them, and pins each request to the worker that the policy chooses.
+
+    Every flag is also a variable: --http-port is WARDROP_HTTP_PORT. In a variable, a switch is true
+    or false, and a list has commas between its items. --config names a YAML file with the same
+    settings, grouped by stage as below.
     """
-    given: dict[str, str] = {}
-    for setting in settings():
-        text = flags.get(_parameter(setting))
-        if text is not None and text != []:
-            given[setting.key] = text if isinstance(text, str) else ",".join(text)
-    file = config_file or _file_from_environment()
     try:
-        config = load(given, os.environ, file)
+        _refuse_stray(frontend_arguments)
+        config = load(_texts(flags), os.environ, config_file or _file_from_environment())
+        check_gateway(config)
     except ConfigError as error:
         print(f"wardrop: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
@@ -49,23 +71,48 @@ def dynamo(
 
 
 def _serve(config: Config, frontend_arguments: list[str]) -> int:
-    # Here and not above: `wardrop --help` must not pay for an event loop and an HTTP client.
+    # Imported here: `wardrop dynamo --help` needs neither an event loop nor an HTTP client.
     from wardrop.dynamo.install import DynamoMissingError
-    from wardrop.dynamo.serve import StartError, run_server
+    from wardrop.dynamo.server import StartError, run_server
     from wardrop.dynamo.supervisor import SupervisorError
 
     try:
         return run_server(config, frontend_arguments)
-    except (StartError, SupervisorError, DynamoMissingError, ConfigError) as error:
+    except ConfigError as error:
+        print(f"wardrop: {error}", file=sys.stderr)
+        return 2
+    except (StartError, SupervisorError, DynamoMissingError) as error:
         print(f"wardrop: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
 
 
+def _refuse_stray(frontend_arguments: list[str]) -> None:
+    if frontend_arguments and not frontend_arguments[0].startswith("-"):
+        raise ConfigError(
+            f"got the argument {frontend_arguments[0]!r}, expected flags of dynamo.frontend after "
+            "`--`; a switch takes no value: write --queue or --no-queue"
+        )
+
+
+def _texts(flags: dict[str, str | bool | list[str] | None]) -> dict[str, str]:
+    """The text of each flag that was given, by the key of its setting."""
+    given: dict[str, str] = {}
+    for setting in settings():
+        value = flags.get(_parameter(setting))
+        if value is None or value == []:
+            continue
+        if isinstance(value, bool):
+            given[setting.key] = "true" if value else "false"
+        else:
+            given[setting.key] = value if isinstance(value, str) else ",".join(value)
+    return given
+
+
 def _file_from_environment() -> Path | None:
-    named = os.environ.get("WARDROP_CONFIG")
-    return Path(named) if named else None
+    path = os.environ.get("WARDROP_CONFIG")
+    return Path(path) if path else None
 
 
 def _start_log(level: str) -> None:
@@ -81,35 +128,45 @@ def _parameter(setting: Setting) -> str:
 
 
 def _option(setting: Setting) -> inspect.Parameter:
-    """A text flag for a setting; its help names the variable and the default."""
-    kinds = {bool: "BOOL", int: "INT", float: "FLOAT"}
-    metavar: str = cast(dict[Any, str], kinds).get(setting.kind, "TEXT")
-    text = f"{setting.says} [env: {setting.variable}] [default: {setting.default_text}]"
-    option: Any = typer.Option(
-        f"--{setting.flag}",
-        help=text,
-        metavar=metavar,
-        show_default=False,
-        rich_help_panel=setting.stage,
-    )
+    """The flag of a setting, with its default in the help text."""
+    kinds: dict[Any, str] = {int: "INT", float: "FLOAT"}
+    switch = setting.kind is bool
     several = isinstance(setting.default, tuple | dict)
+    names = f"--{setting.flag}/--no-{setting.flag}" if switch else f"--{setting.flag}"
+    text = f"{setting.summary} [default: {setting.default_text}]"
+    option: Any = typer.Option(
+        names,
+        help=text,
+        metavar=None if switch else kinds.get(setting.kind, "TEXT"),
+        show_default=False,
+        rich_help_panel=_panel(setting.stage),
+    )
+    kind: Any = (bool | None) if switch else (list[str] | None) if several else (str | None)
     return inspect.Parameter(
         _parameter(setting),
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[(list[str] | None) if several else (str | None), option],
+        annotation=Annotated[kind, option],
     )
 
 
+def _panel(stage: str) -> str:
+    """Heading of a stage in the help text: its name and the first sentence of its docstring."""
+    summary = cast(type[Any], get_type_hints(Config)[stage]).__doc__ or ""
+    sentence = summary.partition(".")[0]
+    return f"{stage} ({sentence[:1].lower()}{sentence[1:]})"
+
+
 def _signature() -> inspect.Signature:
-    """The command's own parameters and one per setting, for typer to read."""
+    """The parameters of the command for typer: two of its own, and one per setting."""
     fixed = [
         inspect.Parameter(
             "frontend_arguments",
             inspect.Parameter.KEYWORD_ONLY,
             default=[],
             annotation=Annotated[
-                list[str], typer.Argument(help="flags for dynamo.frontend, after `--`")
+                list[str],
+                typer.Argument(metavar="-- FLAG", help="flags for dynamo.frontend"),
             ],
         ),
         inspect.Parameter(
@@ -139,5 +196,4 @@ def _with_settings() -> Any:
     return command
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-app.command("dynamo", epilog=_EPILOG)(_with_settings())
+app.command("dynamo", cls=StagedCommand, epilog=_EPILOG)(_with_settings())

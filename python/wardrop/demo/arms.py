@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from wardrop.demo.processes import children
-from wardrop.dynamo.child import Child
+from wardrop.dynamo.child_process import ChildProcess
 from wardrop.dynamo.embedded import Fleet, FleetError, FleetSpec
 from wardrop.dynamo.ports import free_port
 
@@ -91,7 +91,7 @@ def running(
         port = free_port()
         command = [sys.executable, "-m", "wardrop", "dynamo", "--upstream", front.url]
         command += ["--http-port", str(port), *gateway_flags]
-        gateway = Child("gateway", command, fleet.environment, fleet.home / "gateway.log")
+        gateway = ChildProcess("gateway", command, fleet.environment, fleet.home / "gateway.log")
         try:
             url = f"http://127.0.0.1:{port}"
             _await_ready(gateway, url)
@@ -101,7 +101,7 @@ def running(
             gateway.stop()
 
 
-def _await_settled(gateway: Child) -> None:
+def _await_settled(gateway: ChildProcess) -> None:
     """Until the gateway's helper has read what the workers hold, and ended.
 
     It is a Dynamo of its own for a second or two, once in the gateway's life: its CPU time belongs
@@ -115,7 +115,7 @@ def _await_settled(gateway: Child) -> None:
         time.sleep(0.05)
 
 
-def _await_ready(gateway: Child, url: str) -> None:
+def _await_ready(gateway: ChildProcess, url: str) -> None:
     deadline_s = time.monotonic() + _GATEWAY_READY_S
     while time.monotonic() < deadline_s:
         if gateway.exit_code is not None:

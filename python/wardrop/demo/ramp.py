@@ -32,7 +32,7 @@ TTFT_SLO_S = 1.0
 ITL_SLO_S = 0.05
 _TIMEOUT_S = 120.0
 _QUEUE_FLAGS = ("--router-queue-threshold", "0.0", "--router-queue-policy")
-_TOLL_QUEUE = ("--policy", "toll", "--queue", "true", "--controller", "true")
+_TOLL_QUEUE = ("--policy", "toll", "--queue", "--controller")
 
 
 @dataclass(frozen=True)

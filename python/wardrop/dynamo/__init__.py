@@ -1,5 +1,5 @@
-"""Everything that knows NVIDIA Dynamo: discovery, frontends, feeds, and the mock fleet.
+"""Everything that knows NVIDIA Dynamo: discovery, frontends, workers' feeds, and a mock fleet.
 
-Nothing here is imported by `import wardrop`; nothing here runs between a request's first byte and
-its last.
+`import wardrop` imports nothing here. Nothing here runs between the first and the last byte of a
+request.
 """

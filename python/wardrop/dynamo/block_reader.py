@@ -1,8 +1,8 @@
-"""Print the blocks that the workers of an endpoint hold, as a JSON list of stored events.
+"""Prints the blocks that the workers of an endpoint hold, as a JSON list of stored events.
 
-A script for the interpreter that has Dynamo (`block_reader.py ENDPOINT BLOCK_SIZE`); it imports
-nothing of ours. It builds a `dynamo.llm.KvRouter`, which asks every worker for its blocks, waits
-until two readings in a row agree, prints `KvRouter.dump_events()` and ends.
+A script for an interpreter with Dynamo: `block_reader.py ENDPOINT BLOCK_SIZE`. It imports nothing
+of `wardrop`, which that interpreter may lack. It makes a `dynamo.llm.KvRouter`, which asks every
+worker for its blocks, waits until two readings in a row agree, and prints `KvRouter.dump_events()`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _RECOVERY_S = 5.0
 
 
 def blocks_held(events: list[dict[str, Any]]) -> Counter[tuple[int, int]]:
-    """Blocks per (worker, rank); two equal ones in a row mean that recovery has settled."""
+    """Number of blocks by worker and rank.
+
+    Two equal results in a row mean that the router has recovered all blocks.
+    """
     blocks: Counter[tuple[int, int]] = Counter()
     for event in events:
         stored: dict[str, Any] = event["event"]["data"].get("stored") or {}
@@ -43,17 +46,17 @@ async def _print_dump(endpoint_name: str, block_size: int) -> None:
     )
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + _RECOVERY_S
-    text, shape = "[]", None
+    text, previous = "[]", None
     while loop.time() < deadline_s:
         await asyncio.sleep(_SETTLE_S)
         text = str(await router.dump_events())
         now = blocks_held(cast(list[dict[str, Any]], json.loads(text)))
-        if now == shape:
+        if now == previous:
             break
-        shape = now
+        previous = now
     sys.stdout.write(text)
     sys.stdout.flush()
-    # The runtime's threads have nothing to finish, and its shutdown logs as if it failed.
+    # A regular shutdown of the runtime logs errors, and its threads have nothing left to do.
     os._exit(0)
 
 

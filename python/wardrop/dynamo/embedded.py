@@ -30,13 +30,13 @@ from types import FrameType, TracebackType
 from typing import Self
 from urllib.request import urlopen
 
-from wardrop.dynamo import store
-from wardrop.dynamo.child import Child, stop_all
+from wardrop.dynamo.child_process import ChildProcess, stop_all
+from wardrop.dynamo.discovery import file_store
+from wardrop.dynamo.discovery.fleet_view import Role
 from wardrop.dynamo.fleet_spec import FleetSpec, split_fleet
 from wardrop.dynamo.install import dynamo_version
 from wardrop.dynamo.model_folder import model_folder
 from wardrop.dynamo.ports import free_port
-from wardrop.dynamo.view import Role
 
 __all__ = [
     "Fleet",
@@ -59,7 +59,7 @@ class Frontend:
 
     mode: str
     port: int
-    child: Child
+    child: ChildProcess
 
     @property
     def url(self) -> str:
@@ -73,7 +73,7 @@ class WorkerProcess:
 
     role: Role
     count: int
-    child: Child
+    child: ChildProcess
     instances: list[int] = field(default_factory=list[int])
 
 
@@ -207,7 +207,7 @@ class Fleet:
         ]
         command += ["--router-mode", mode, *arguments]
         name = f"frontend-{len(self.frontends)}-{mode}"
-        child = Child(name, command, self.environment, self.home / f"{name}.log")
+        child = ChildProcess(name, command, self.environment, self.home / f"{name}.log")
         front = Frontend(mode, port, child)
         self.frontends.append(front)
         self._await(
@@ -232,7 +232,7 @@ class Fleet:
     def live_instances(self) -> dict[int, str]:
         """Worker instances that the discovery store lists now, with their component."""
         found: dict[int, str] = {}
-        for _, entry in store.entries(self.store, "instances"):
+        for _, entry in file_store.entries(self.store, "instances"):
             if entry.get("endpoint") == "generate":
                 found[int(str(entry["instance_id"]))] = str(entry["component"])
         return found
@@ -268,14 +268,14 @@ class Fleet:
         name = f"worker-{len(self.workers)}-{role}"
         # System port 0: a free one. Without it an offline frontend looks for the model card's files
         # on the hub.
-        child = Child(
+        child = ChildProcess(
             name, command, self.environment | {"DYN_SYSTEM_PORT": "0"}, self.home / f"{name}.log"
         )
         worker = WorkerProcess(role, count, child)
         self.workers.append(worker)
         return worker
 
-    def _await_workers(self, starting: Sequence[Child]) -> None:
+    def _await_workers(self, starting: Sequence[ChildProcess]) -> None:
         self._await(self._all_registered, "every mock worker to register", starting)
 
     def _all_registered(self) -> bool:
@@ -288,8 +288,8 @@ class Fleet:
         """Instances whose request-plane address is a listening socket of that process."""
         ports = _listening_ports(worker.child.pid)
         found: list[int] = []
-        cards = {key.rpartition("/")[2] for key, _ in store.entries(self.store, "mdc")}
-        for key, entry in store.entries(self.store, "instances"):
+        cards = {key.rpartition("/")[2] for key, _ in file_store.entries(self.store, "mdc")}
+        for key, entry in file_store.entries(self.store, "instances"):
             transport = entry.get("transport")
             if entry.get("endpoint") != "generate" or not isinstance(transport, dict):
                 continue
@@ -313,7 +313,7 @@ class Fleet:
         alive = {i for w in self.workers if w.child.exit_code is None for i in w.instances}
         return (self.spec.model_name in models or not alive) and alive <= listed
 
-    def _await(self, done: Callable[[], bool], what: str, starting: Sequence[Child]) -> None:
+    def _await(self, done: Callable[[], bool], what: str, starting: Sequence[ChildProcess]) -> None:
         """Wait for `done`; a part that ends meanwhile is an error.
 
         The parts in `starting` count even when they had ended before: `done` looks at living parts

@@ -1,4 +1,4 @@
-"""Which Dynamo an interpreter has; else a text that says how to get one."""
+"""The version of the Dynamo that an interpreter has, and how to install one."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ INSTALL = (
     "prometheus-client pyzmq tqdm "
     "transformers zstandard 'redis<9' certifi"
 )
-"""Installs Dynamo 1.6.1 from PyPI alone (its `aisimulate` dependency can not be)."""
+"""Shell command that installs Dynamo 1.6.1 from PyPI alone.
+
+A plain `pip install ai-dynamo` fails: PyPI alone cannot build its dependency `aisimulate`.
+"""
 
 _ASK = "import importlib.metadata as m; print(m.version('ai-dynamo'))"
 
 
 class DynamoMissingError(RuntimeError):
-    """No Dynamo for this interpreter."""
+    """An interpreter does not exist, or has no Dynamo."""
 
 
 @cache
 def dynamo_version(python: str = sys.executable) -> str:
-    """Version of the `ai-dynamo` package that `python` would import.
+    """Version of the `ai-dynamo` package that an interpreter imports.
+
+    Args:
+        python: Path of the interpreter.
 
     Raises:
-        DynamoMissingError: with the commands that install it.
+        DynamoMissingError: The text has the command that installs Dynamo.
     """
     if not Path(python).exists():
         raise DynamoMissingError(

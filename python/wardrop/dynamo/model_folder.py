@@ -1,8 +1,8 @@
-"""A model folder of our own that Dynamo's frontend and mock workers accept without any download.
+"""A small model folder that Dynamo's frontend and mock workers accept without a download.
 
-A small byte-level BPE trained on made-up words, a Llama configuration, and a ChatML template.
-Folders are kept in the user's cache, one per recipe, and put in place by a rename, so that two
-processes never see half a folder.
+It has a byte-level BPE tokenizer trained on made-up words, a Llama configuration, and a ChatML
+template. The user's cache holds one folder per version of this file. A folder is put in place by a
+rename, so that no process ever sees half a folder.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def model_folder(python: str = sys.executable, root: Path | None = None) -> Path:
-    """Path of the cached folder, made on first use (about 3 s).
+    """Path of the cached folder, which the first call makes in about 3 s.
 
     Args:
-        python: an interpreter that has `tokenizers` (every Dynamo installation brings it).
-        root: where folders are kept; default `$XDG_CACHE_HOME/wardrop/models`.
+        python: An interpreter with the package `tokenizers`, which every Dynamo installation has.
+        root: Parent of the folders; by default `$XDG_CACHE_HOME/wardrop/models`.
 
     Raises:
-        RuntimeError: the interpreter has no `tokenizers`; the text holds its own error.
+        RuntimeError: The interpreter has no `tokenizers`; the text quotes the interpreter's error.
     """
     recipe = hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]
     parent = root or cache_root() / "models"
@@ -53,9 +53,8 @@ def model_folder(python: str = sys.executable, root: Path | None = None) -> Path
         try:
             draft.rename(folder)
         except OSError:
-            if not (
-                folder / "tokenizer.json"
-            ).exists():  # another process may have been faster; else it is our error
+            # Another process may have made the folder meanwhile: then this draft is not needed.
+            if not (folder / "tokenizer.json").exists():
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -97,7 +96,7 @@ def _corpus() -> list[str]:
 
 def _train(python: str, target: Path) -> None:
     # In a process of its own: the training starts native threads, and the interpreter may be
-    # Dynamo's, not ours.
+    # another one than this one.
     command = [python, "-P", str(Path(__file__)), str(target)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if run.returncode != 0:

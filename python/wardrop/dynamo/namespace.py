@@ -1,17 +1,17 @@
-"""A network namespace with only `lo`: nothing an embedded Dynamo opens is reachable.
+"""A private network namespace with the loopback only, which no other machine can reach.
 
-Dynamo's event plane binds its ZMQ sockets to 0.0.0.0 and has no switch for it. Inside a namespace
-whose only interface is the loopback that is harmless: client, gateway and fleet all live in the
-namespace and see each other.
+Dynamo's event plane binds its ZMQ sockets to 0.0.0.0, and no option changes that. In a namespace
+whose only interface is the loopback this is harmless: client, gateway and fleet run in the same
+namespace and reach each other.
 
-Two roads in:
+There are two ways in:
 
 * `python -m wardrop.dynamo.namespace -- COMMAND…` (or `enter_or_reexec`) leaves the current
-  network, brings `lo` up by ioctl (no `ip` binary needed) and then becomes the command. Works for
-  root and, through a user namespace, for others.
-* `enter()` moves the calling thread of this process; threads and children started afterwards are
-  inside too. A user namespace can be entered only by a process with one thread, so for users other
-  than root this is a road only early on.
+  network, brings `lo` up by ioctl, without an `ip` binary, and then becomes the command. It works
+  for root, and for other users through a user namespace.
+* `enter()` moves the calling thread; threads and children that start afterwards are inside too. The
+  kernel lets only a process with one thread enter a user namespace. Users other than root must
+  therefore call it before any other thread starts.
 """
 
 from __future__ import annotations
@@ -34,20 +34,18 @@ _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
 
 MARKER = "WARDROP_PRIVATE_NETWORK"
-"""In the environment of what runs inside: never enter a second time."""
+"""Environment variable of every process inside a private namespace."""
 
 EXPOSURE = (
-    "Dynamo's event plane (ZMQ) listens on 0.0.0.0 on random ports without authentication: "
-    "whoever reaches this "
-    "machine can read block hashes and load figures while the fleet runs. Its HTTP, TCP request "
-    "plane and system "
-    "ports are bound to 127.0.0.1."
+    "Dynamo's event plane (ZMQ) listens on 0.0.0.0 on random ports without authentication: anybody "
+    "who reaches this machine can read block hashes and load figures while the fleet runs. "
+    "Dynamo's HTTP, request plane (TCP) and system ports are bound to 127.0.0.1"
 )
-"""What a Dynamo started outside a private namespace opens to the network."""
+"""What a Dynamo outside a private namespace opens to the network."""
 
 
 class NamespaceRefusedError(RuntimeError):
-    """The kernel, or a sandbox around us, does not allow a private network namespace."""
+    """The kernel, or a sandbox around the process, refuses a private network namespace."""
 
 
 def is_private() -> bool:
@@ -56,13 +54,13 @@ def is_private() -> bool:
 
 
 def enter() -> None:
-    """Move this thread, and what it starts from now on, into a namespace with only `lo`.
+    """Move this thread, and all it starts later, into a namespace with the loopback only.
 
-    Does nothing but bring `lo` up when the network is private already.
+    In a private network this only brings `lo` up.
 
     Raises:
-        NamespaceRefusedError: the kernel refuses; the text says which call, why, and what is
-            exposed without.
+        NamespaceRefusedError: The kernel refuses. The text names the call, the reason, and what a
+            fleet exposes outside a namespace.
     """
     if not is_private():
         _leave_network()
@@ -71,13 +69,13 @@ def enter() -> None:
 
 
 def enter_or_reexec() -> None:
-    """Be inside afterwards: at once where this process can, else by starting anew inside.
+    """Enter a private network, by executing this command again inside where that is necessary.
 
-    A re-execution keeps the interpreter's own arguments (`sys.orig_argv`), so call it before any
-    work is done.
+    Call it before any work is done: a second execution keeps the arguments of the interpreter
+    (`sys.orig_argv`) and nothing else.
 
     Raises:
-        NamespaceRefusedError: the kernel refuses both.
+        NamespaceRefusedError: The kernel refuses both ways.
     """
     if is_private():
         _bring_loopback_up()
@@ -87,9 +85,8 @@ def enter_or_reexec() -> None:
         return
     if os.environ.get(MARKER) == "refused":
         raise NamespaceRefusedError(_refusal("unshare", errno.EPERM))
-    probe = (
-        os.fork()
-    )  # one thread in the child, so the answer is the kernel's and not this process's shape
+    # The child has one thread, so that a refusal is the kernel's and not due to other threads.
+    probe = os.fork()
     if probe == 0:
         try:
             _leave_network()
@@ -111,8 +108,8 @@ def _leave_network() -> None:
     if libc.unshare(flags) != 0:
         raise NamespaceRefusedError(_refusal("unshare", ctypes.get_errno()))
     if not root:
-        # Our own id maps to itself: files keep their owner, and the rights to raise `lo` last until
-        # the next exec.
+        # The user's id maps to itself, so that files keep their owner. The right to bring `lo` up
+        # lasts until the next exec.
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
@@ -140,11 +137,11 @@ def _refusal(call: str, code: int) -> str:
         "kernel.apparmor_restrict_unprivileged_userns=0), or start the container with --cap-add "
         "SYS_ADMIN"
     )
-    return f"no private network: {call} failed with {reason!r}; {hint}. Without it: {EXPOSURE}"
+    return f"no private network: {call} failed with {reason!r}; {hint}. Without it: {EXPOSURE}."
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Become a command that runs inside; exits 125 when the kernel refuses."""
+    """Enter a private network and become a command; exit with 125 when the kernel refuses."""
     command = list(argv[1:] if argv[:1] == ["--"] else argv)
     if not command:
         print("usage: python -m wardrop.dynamo.namespace -- COMMAND [ARGUMENT…]", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""Stock `dynamo.frontend` children on loopback ports of our choosing.
+"""Starts stock `dynamo.frontend` processes on loopback ports and keeps them running.
 
-Each is restarted when it ends or stops answering, with growing pauses and a limit, and dies with us
-whatever happens to us. Who wants to know is told the addresses that answer now.
+A frontend that ends or stops answering is restarted, with growing pauses and a limit. All of them
+end with this process, even when it is killed. A callback receives the addresses that answer after
+each change.
 """
 
 from __future__ import annotations
@@ -14,89 +15,130 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import aiohttp
 
-from wardrop.dynamo.child import tethered
+from wardrop.config import ConfigError
+from wardrop.dynamo.child_process import bound_to_parent
 from wardrop.dynamo.ports import free_port
 
 _RESTART_WINDOW_S = 600.0
 _FIRST_BACKOFF_S = 0.25
 _MAX_BACKOFF_S = 10.0
+_START_PROBE_INTERVAL_S = 0.05
 _PROBE_INTERVAL_S = 5.0
 _PROBE_TIMEOUT_S = 5.0
-_PROBES_MISSED = 6
-"""Half a minute without an answer is a hang; a frontend under full load still answers `/live`."""
+_MAX_MISSED_PROBES = 6
+"""A frontend that misses so many probes in a row is killed.
+
+Six probes take at least half a minute. A frontend under full load still answers `/live`.
+"""
 _STOP_TIMEOUT_S = 5.0
 _MAX_LINE_BYTES = 64 << 10
 
 _OWN_FLAGS = {
-    "--http-port": "the ports of the frontends are chosen by Wardrop; use --http-port before `--`",
+    "--http-port": "Wardrop chooses the ports of the frontends; use --http-port before `--`",
     "--http-host": "the frontends listen on the loopback only; use --http-host before `--`",
     "--router-mode": "use --frontend-mode kv|direct|round-robin before `--`",
     "--interactive": "a frontend behind Wardrop has no terminal",
     "-i": "a frontend behind Wardrop has no terminal",
-    "--tls-cert-path": "Wardrop speaks plain HTTP to its frontends on the loopback",
-    "--tls-key-path": "Wardrop speaks plain HTTP to its frontends on the loopback",
+    "--tls-cert-path": "Wardrop uses plain HTTP to its frontends on the loopback",
+    "--tls-key-path": "Wardrop uses plain HTTP to its frontends on the loopback",
 }
 
 Ready = Callable[[str], Awaitable[bool]]
-"""Whether the frontend at an address, which is live, can take requests."""
+"""Whether the frontend at an address, which answers `/live`, can take requests."""
 
 log = logging.getLogger("wardrop.frontend")
 
 
 class SupervisorError(RuntimeError):
-    """A frontend can not be kept running, or was asked for with flags that are ours."""
+    """A frontend ended more often than the limit allows."""
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse frontend flags that Wardrop sets itself.
+    """Refuse flags for `dynamo.frontend` that Wardrop sets itself.
 
     Raises:
-        SupervisorError: which flag, and what to use instead.
+        ConfigError: The text names the flag and what to use instead.
     """
     for argument in arguments:
         name = argument.partition("=")[0]
         if name in _OWN_FLAGS:
-            raise SupervisorError(f"got frontend flag {name}: {_OWN_FLAGS[name]}")
+            raise ConfigError(f"got frontend flag {name}: {_OWN_FLAGS[name]}")
 
 
-class FrontendChild:
-    """One frontend, started again and again."""
+@dataclass(frozen=True)
+class FrontendSpec:
+    """The frontends to start.
+
+    Attributes:
+        count: Number of processes, at least 1.
+        mode: `--router-mode` of each.
+        arguments: Further flags of each.
+        environment: All variables of each.
+        restart_limit: Restarts of one frontend in ten minutes; one more is a `SupervisorError`.
+        python: Interpreter with Dynamo.
+    """
+
+    count: int
+    mode: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    restart_limit: int
+    python: str = sys.executable
+
+    @property
+    def command(self) -> list[str]:
+        """Command line of one frontend, without its address."""
+        return [self.python, "-m", "dynamo.frontend", "--router-mode", self.mode, *self.arguments]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How one frontend is started and restarted; the fields are those of `FrontendSpec`."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    restart_limit: int
+
+
+class FrontendProcess:
+    """One frontend, which is started again whenever it ends.
+
+    Args:
+        name: Name in logs and errors.
+        launch: Command, environment and limit of restarts.
+        changed: Called when `url` changes.
+        ready: Says whether a frontend that answers `/live` can take requests.
+    """
 
     def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        restart_limit: int,
-        changed: Callable[[], None],
-        ready: Ready,
+        self, name: str, launch: Launch, changed: Callable[[], None], ready: Ready
     ) -> None:
         self.name = name
         self.restarts = 0
         self.url: str | None = None
-        """Base address while it answers, else None."""
-        self._command = list(command)
-        self._environment = dict(environment)
-        self._restart_limit = restart_limit
+        """Base address while the frontend answers, else None."""
+        self._launch = launch
         self._changed = changed
         self._ready = ready
         self._process: asyncio.subprocess.Process | None = None
 
     @property
     def pid(self) -> int | None:
-        """Process id while it runs."""
+        """Process id; None before the first start."""
         return self._process.pid if self._process is not None else None
 
     async def run(self) -> None:
-        """Keep it running until cancelled.
+        """Keep the frontend running until cancelled.
 
         Raises:
-            SupervisorError: more restarts in ten minutes than the limit.
+            SupervisorError: The frontend ended more often in ten minutes than the limit allows.
         """
         ended: deque[float] = deque()
+        limit = self._launch.restart_limit
         try:
             while True:
                 started_s = time.monotonic()
@@ -105,18 +147,17 @@ class FrontendChild:
                 ended.append(now_s)
                 while ended and ended[0] < now_s - _RESTART_WINDOW_S:
                     ended.popleft()
-                if len(ended) > self._restart_limit:
+                if len(ended) > limit:
                     raise SupervisorError(
                         f"{self.name} ended {len(ended)} times in {_RESTART_WINDOW_S:g} s (last "
                         f"code {code}), more than --dynamo-restart-limit; see its lines above"
                     )
                 backoff_s = min(_FIRST_BACKOFF_S * 2 ** (len(ended) - 1), _MAX_BACKOFF_S)
-                ran_s = now_s - started_s
                 log.warning(
-                    "%s ended with code %s after %.1f s; again in %.2f s",
+                    "%s ended with code %s after %.1f s; restart in %.2f s",
                     self.name,
                     code,
-                    ran_s,
+                    now_s - started_s,
                     backoff_s,
                 )
                 await asyncio.sleep(backoff_s)
@@ -125,18 +166,19 @@ class FrontendChild:
             await self._stop()
 
     async def _run_once(self) -> int:
+        """Start the frontend once and return its exit code."""
         port = free_port()
-        command = [*self._command, "--http-host", "127.0.0.1", "--http-port", str(port)]
+        command = [*self._launch.command, "--http-host", "127.0.0.1", "--http-port", str(port)]
         self._process = process = await asyncio.create_subprocess_exec(
-            *tethered(command),
-            env=self._environment,
+            *bound_to_parent(command),
+            env=dict(self._launch.environment),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
             limit=_MAX_LINE_BYTES,
         )
-        output = asyncio.create_task(self._pass_output_on(process))
+        output = asyncio.create_task(self._log_output(process))
         health = asyncio.create_task(self._watch_health(process, f"http://127.0.0.1:{port}"))
         try:
             return await process.wait()
@@ -148,18 +190,18 @@ class FrontendChild:
                 await asyncio.gather(output, return_exceptions=True)
             output.cancel()
 
-    async def _pass_output_on(self, process: asyncio.subprocess.Process) -> None:
+    async def _log_output(self, process: asyncio.subprocess.Process) -> None:
         while process.stdout is not None:
             try:
                 line = await process.stdout.readline()
-            except ValueError:  # a line longer than the limit: dropped by the reader
+            except ValueError:  # the reader drops a line that is longer than its limit
                 continue
             if not line:
                 return
             log.info("%s: %s", self.name, line.decode(errors="replace").rstrip())
 
     async def _watch_health(self, process: asyncio.subprocess.Process, url: str) -> None:
-        """Publish the address once it is ready; kill the child when it stops answering."""
+        """Publish the address when the frontend is ready; kill it when it stops answering."""
         missed = 0
         timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -172,11 +214,11 @@ class FrontendChild:
                         self._set_url(url)
                 except (aiohttp.ClientError, TimeoutError, OSError):
                     missed += self.url is not None
-                    if missed >= _PROBES_MISSED:
-                        log.error("%s answers no more; killing it", self.name)
+                    if missed >= _MAX_MISSED_PROBES:
+                        log.error("%s does not answer any more; killing it", self.name)
                         _signal_group(process, signal.SIGKILL)
                         return
-                await asyncio.sleep(_PROBE_INTERVAL_S if self.url else 0.05)
+                await asyncio.sleep(_PROBE_INTERVAL_S if self.url else _START_PROBE_INTERVAL_S)
 
     def _set_url(self, url: str | None) -> None:
         if url != self.url:
@@ -198,46 +240,47 @@ class FrontendChild:
 
 
 class Supervisor:
-    """`count` frontends; `run` keeps them until cancelled."""
+    """A number of equal frontends.
+
+    Args:
+        spec: The frontends to start.
+        changed: Called with the addresses that answer, after each change.
+        ready: Says whether a frontend that answers `/live` can take requests.
+
+    Raises:
+        ConfigError: `spec.arguments` has a flag that Wardrop sets itself.
+    """
 
     def __init__(
-        self,
-        count: int,
-        mode: str,
-        arguments: Sequence[str],
-        environment: Mapping[str, str],
-        restart_limit: int,
-        changed: Callable[[list[str]], None],
-        ready: Ready,
-        python: str = sys.executable,
+        self, spec: FrontendSpec, changed: Callable[[list[str]], None], ready: Ready
     ) -> None:
-        check_arguments(arguments)
-        command = [python, "-m", "dynamo.frontend", "--router-mode", mode, *arguments]
+        check_arguments(spec.arguments)
         self._changed = changed
-        self.children = [
-            FrontendChild(f"frontend-{n}", command, environment, restart_limit, self._tell, ready)
-            for n in range(count)
+        launch = Launch(spec.command, spec.environment, spec.restart_limit)
+        self.frontends = [
+            FrontendProcess(f"frontend-{number}", launch, self._report, ready)
+            for number in range(spec.count)
         ]
 
     @property
     def urls(self) -> list[str]:
-        """Addresses that answer now."""
-        return [child.url for child in self.children if child.url is not None]
+        """Addresses of the frontends that answer now."""
+        return [frontend.url for frontend in self.frontends if frontend.url is not None]
 
     async def run(self) -> None:
-        """Keep all running until cancelled.
+        """Keep all frontends running until cancelled.
 
         Raises:
-            SupervisorError: one of them can not be kept running.
+            SupervisorError: One of the frontends ended too often.
         """
         try:
             async with asyncio.TaskGroup() as group:
-                for child in self.children:
-                    group.create_task(child.run(), name=child.name)
+                for frontend in self.frontends:
+                    group.create_task(frontend.run(), name=frontend.name)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._changed(self.urls)
 
 

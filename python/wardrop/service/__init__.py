@@ -1,1 +1,1 @@
-"""What a running gateway offers to people and tools beside its data path: the admin API."""
+"""Around the gateway of one process: the admin API, and files that keep state over restarts."""

@@ -1,4 +1,4 @@
-"""The admin API of a running gateway, on the loopback only and on a port of its own.
+"""The admin API of a running gateway: HTTP on the loopback only, on a port of its own.
 
     GET  /v1/settings                     every setting with its value, unit and bounds
     POST /v1/settings                     {"changes": {setting: value}, "reason": "…"} → the record
@@ -6,13 +6,14 @@
     GET  /v1/audit?last=50                records, oldest first
     GET  /v1/curves                       learned latency curves with their units
     POST /v1/curves                       [{"model", "role", "record"}] → workers restored
-    GET  /v1/shadows                      what other policies would have given; 404 without shadows
-    GET  /v1/receipts/{request_id}        why a request went where it went, and what came of it
-    GET  /v1/status                       the gateway's status
-    GET  /metrics                         as on the public port
+    GET  /v1/shadows                      estimates for other policies; 404 without shadows
+    GET  /v1/receipts/{request_id}        reasons for the placement of a request, and its outcome
+    GET  /v1/status                       workers, feeds and missing events
+    GET  /metrics                         the metrics page of the public port
 
-A change needs `content-type: application/json`, and every request a loopback `Host`: no page in a
-browser on this machine can send either across origins. Bodies are at most 1 MiB (curves: 64 MiB).
+A change needs `content-type: application/json`, and every request needs a loopback `Host`. A page
+in a browser on this machine can send neither to another origin. Bodies have at most 1 MiB, bodies
+with curves at most 64 MiB.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ _LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Inspected(Protocol):
-    """The part of a gateway that is read here."""
+class InspectedGateway(Protocol):
+    """The methods of `wardrop._core.Gateway` that the admin API calls."""
 
     def status(self) -> str:
-        """JSON of the gateway's state."""
+        """Workers, feeds and missing events, as JSON."""
         ...
 
     def metrics(self) -> str:
@@ -53,37 +54,37 @@ class Inspected(Protocol):
         ...
 
     def curves(self) -> str:
-        """JSON of the learned curves."""
+        """The learned curves, as JSON."""
         ...
 
     def restore_curves(self, model: str, role: str, record_json: str) -> int:
-        """Take curves over."""
+        """Restore the curves of a pool; the number of workers restored."""
         ...
 
     def shadows(self) -> str | None:
-        """JSON of what the shadows say; None without shadows."""
+        """Estimates of the shadows, as JSON; None without shadows."""
         ...
 
     def receipt(self, request_id: str, /) -> str | None:
-        """JSON of a decision's receipt."""
+        """The receipt of a decision, as JSON; None when no receipt has the id."""
         ...
 
 
 class Admin:
-    """The API as a server; `start` and `stop`.
+    """The server of the admin API.
 
     Args:
-        gateway: what is read.
-        door: by which it is changed.
-        port: to listen on at 127.0.0.1; 0 takes a free one.
-        receipts: how many the gateway keeps.
+        gateway: The gateway to read.
+        door: The audited door, which changes settings.
+        port: Port on 127.0.0.1; 0 takes a free one.
+        receipts: Number of receipts that the gateway keeps, for the text of a 404.
     """
 
-    def __init__(self, gateway: Inspected, door: Door, port: int, receipts: int = 0) -> None:
+    def __init__(self, gateway: InspectedGateway, door: Door, port: int, receipts: int = 0) -> None:
         self._gateway = gateway
         self._receipts = receipts
         self._door = door
-        self._wanted = port
+        self._configured_port = port
         self.port: int | None = None
         application = web.Application(client_max_size=_CURVES_BYTES, middlewares=[_guard])
         application.add_routes(
@@ -103,18 +104,20 @@ class Admin:
         self._runner = web.AppRunner(application, access_log=None)
 
     async def start(self) -> int:
-        """Listen; the port. When the one that was asked for is taken: a free one, and a warning.
+        """Listen and return the port: the configured port, or a free one where that is taken.
 
         Raises:
-            OSError: the loopback can not be listened on.
+            OSError: No port on the loopback is available.
         """
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, HOST, self._wanted).start()
+            await web.TCPSite(self._runner, HOST, self._configured_port).start()
         except OSError as error:
-            if not self._wanted:
+            if not self._configured_port:
                 raise
-            log.warning("admin port %d: %s; taking a free one", self._wanted, error)
+            log.warning(
+                "admin port %d: %s; a free port is used instead", self._configured_port, error
+            )
             await web.TCPSite(self._runner, HOST, 0).start()
         self.port = int(self._runner.addresses[0][1])
         log.info("admin API on http://%s:%d", HOST, self.port)
@@ -170,14 +173,14 @@ class Admin:
         return web.json_response({"workers": restored})
 
     async def _shadows(self, _request: web.Request) -> web.Response:
-        told = self._gateway.shadows()
-        if told is None:
+        shadows = self._gateway.shadows()
+        if shadows is None:
             return _refusal(
                 404,
-                "there are no shadows; start the gateway with --shadows, for example "
+                "the gateway has no shadows; start it with --shadows, for example "
                 "--shadows 'dynamo;toll+queue(kappa=30)'",
             )
-        return web.json_response({"models": json.loads(told)})
+        return web.json_response({"models": json.loads(shadows)})
 
     async def _receipt(self, request: web.Request) -> web.Response:
         request_id = request.match_info["request_id"]
@@ -203,9 +206,9 @@ class Admin:
 async def _guard(request: web.Request, handler: Answer) -> web.StreamResponse:
     host = request.host.rpartition(":")[0] or request.host
     if host not in _LOOPBACK:
-        return _refusal(403, f"host {request.host!r} is not this machine's loopback")
+        return _refusal(403, f"got host {request.host!r}, expected the loopback of this machine")
     if request.method == "POST" and request.content_type != "application/json":
-        return _refusal(415, "a change needs content-type: application/json")
+        return _refusal(415, "expected content-type: application/json for a change")
     try:
         return await handler(request)
     except ValueError as error:
@@ -218,11 +221,13 @@ def _refusal(status: int, text: str) -> web.Response:
 
 async def _json(request: web.Request, limit_bytes: int) -> Any:
     if (request.content_length or 0) > limit_bytes:
-        raise ValueError(f"body of {request.content_length} bytes, at most {limit_bytes}")
+        raise ValueError(
+            f"got a body of {request.content_length} bytes, expected at most {limit_bytes}"
+        )
     try:
         return json.loads(await request.read() or b"{}")
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from None
+        raise ValueError(f"got a body that is not JSON: {error}") from None
 
 
 async def _object(request: web.Request, known: set[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Dynamo's file discovery store: small JSON files under `$DYN_FILE_KV/v1/<bucket>/`.
+"""Dynamo's file store for discovery: small JSON files under `$DYN_FILE_KV/v1/<bucket>/`.
 
-Read only; a file that vanishes or is half written while we look is left out of that reading and
-seen by the next.
+The store is only read. A file that vanishes or is half written during a reading is missing in that
+reading; the next reading finds it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,17 @@ from pathlib import Path, PurePath
 from typing import cast
 from urllib.parse import unquote
 
-BUCKETS = ("instances", "mdc", "event_channels", "event_sources")
-
-MAX_ENTRY_BYTES = 1 << 20
-"""An entry larger than this is not read; a model card is about 4 kB."""
-
-JsonObject = dict[str, object]
+from wardrop.dynamo.discovery.store_reader import MAX_ENTRY_BYTES, JsonObject
 
 
 def default_root(environment: Mapping[str, str]) -> Path:
-    """Where Dynamo itself keeps the store: `DYN_FILE_KV`, else `$TMPDIR/dynamo_store_kv`."""
+    """Dynamo's own folder of the store: `DYN_FILE_KV`, else `$TMPDIR/dynamo_store_kv`."""
     given = environment.get("DYN_FILE_KV")
     return Path(given) if given else Path(environment.get("TMPDIR") or "/tmp") / "dynamo_store_kv"
 
 
 def entries(root: Path, bucket: str) -> Iterator[tuple[str, JsonObject]]:
-    """Keys (decoded, `/`-separated) and contents of a bucket, in key order."""
+    """Keys and contents of a bucket, in the order of the files' paths."""
     base = root / "v1" / bucket
     for path in sorted(base.rglob("*")):
         content = None if path.name.startswith(".") else read_entry(path)
@@ -36,12 +31,12 @@ def entries(root: Path, bucket: str) -> Iterator[tuple[str, JsonObject]]:
 
 
 def entry_key(path: PurePath) -> str:
-    """Key of a file, from its path inside the bucket."""
+    """Key of an entry, decoded, from the path of its file inside the bucket."""
     return unquote(path.as_posix())
 
 
 def read_entry(path: Path) -> JsonObject | None:
-    """Content of a file; None when it is no (whole) JSON object, too large, or gone."""
+    """Content of a file; None where the file is gone, too large, or no whole JSON object."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_ENTRY_BYTES + 1)

@@ -1,4 +1,4 @@
-"""The follower against a gateway that records, refuses on demand, and asks for resyncs.
+"""The synchronisation against a gateway that records, refuses on demand, and asks for resyncs.
 
 The real gateway is driven in tests/live; here its refusals are needed at will.
 """
@@ -14,10 +14,11 @@ from typing import cast
 import pytest
 from tests.waiting import wait_until_async
 
-from wardrop.dynamo.card_files import CardFilesError
-from wardrop.dynamo.dump import DumpError
-from wardrop.dynamo.follow import Follower, GatewayControl
-from wardrop.dynamo.view import Model, View, read_view
+from wardrop.dynamo.block_dump import DumpError
+from wardrop.dynamo.discovery.fleet_view import FleetView, Model
+from wardrop.dynamo.discovery.store_reader import read_fleet_view
+from wardrop.dynamo.gateway_sync import Actions, FleetGateway, GatewaySync
+from wardrop.dynamo.tokenizer_files import TokenizerFilesError
 
 
 class Recorder:
@@ -46,12 +47,12 @@ class Given:
     """A source whose views the test gives."""
 
     name = "given"
-    trouble = None
+    last_error = None
 
     def __init__(self) -> None:
-        self.queue: asyncio.Queue[View] = asyncio.Queue()
+        self.queue: asyncio.Queue[FleetView] = asyncio.Queue()
 
-    async def views(self) -> AsyncIterator[View]:
+    async def views(self) -> AsyncIterator[FleetView]:
         while True:
             yield await self.queue.get()
 
@@ -63,17 +64,16 @@ class Bench:
         self.dumps: list[tuple[str, int]] = []
         self.dump_fails = False
         self.folder_fails = False
-        gateway = cast(GatewayControl, self.gateway)
+        gateway = cast(FleetGateway, self.gateway)
         self.served = True
         self.asked = 0
         self.restored: list[tuple[tuple[str, str], list[int], int]] = []
-        self.follower = Follower(
-            gateway, self.source, self.folder, self.dump, interval_s, self.is_served, self.restore
-        )
+        actions = Actions(self.folder, self.is_served, self.dump, self.restore)
+        self.sync = GatewaySync(gateway, self.source, actions, interval_s)
 
     async def folder(self, model: Model) -> Path:
         if self.folder_fails:
-            raise CardFilesError("no road to the worker")
+            raise TokenizerFilesError("no road to the worker")
         return Path("/models") / model.name
 
     async def restore(self, pool: tuple[str, str], publishers: list[int]) -> None:
@@ -91,10 +91,7 @@ class Bench:
 
     def run(self, test: Callable[[], object]) -> None:
         async def main() -> None:
-            tasks = [
-                asyncio.create_task(part)
-                for part in (self.follower.follow(), self.follower.repair())
-            ]
+            tasks = [asyncio.create_task(part) for part in (self.sync.follow(), self.sync.repair())]
             try:
                 await test()  # type: ignore[misc]
             finally:
@@ -112,15 +109,15 @@ def status(needs_resync: bool) -> dict:
 
 @pytest.fixture(autouse=True)
 def fast_ticks(monkeypatch):
-    monkeypatch.setattr("wardrop.dynamo.follow._STATUS_S", 0.01)
-    monkeypatch.setattr("wardrop.dynamo.follow._TICK_S", 0.01)
+    monkeypatch.setattr("wardrop.dynamo.gateway_sync._STATUS_INTERVAL_S", 0.01)
+    monkeypatch.setattr("wardrop.dynamo.gateway_sync._REPAIR_INTERVAL_S", 0.01)
 
 
 def test_fleet_is_told_in_order_and_its_blocks_are_read_once(entries):
     bench = Bench()
 
     async def test() -> None:
-        view = read_view(
+        view = read_fleet_view(
             entries.worker(1).worker(2).feed(5).feed(6, "forward-pass-metrics").snapshot
         )
         bench.source.queue.put_nowait(view)
@@ -137,7 +134,7 @@ def test_fleet_is_told_in_order_and_its_blocks_are_read_once(entries):
         }
         assert bench.dumps == [("dynamo.backend.generate", 16)]
         assert bench.gateway.named("load_dump") == [("tiny", "aggregated", "[]")]
-        assert bench.follower.view.workers == view.workers
+        assert bench.sync.view.workers == view.workers
         # Once, when the workers are known and before any feed is followed.
         assert bench.restored == [(("tiny", "aggregated"), [5], 3)]
 
@@ -149,11 +146,11 @@ def test_refused_change_is_tried_again_until_it_holds(entries, caplog):
     bench.gateway.refuse = lambda call: call[0] == "upsert_worker"
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_view(entries.worker(1).snapshot))
-        await wait_until_async(lambda: bench.follower.counters.refused >= 3)
-        assert not bench.follower.view.workers
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).snapshot))
+        await wait_until_async(lambda: bench.sync.counters.refused >= 3)
+        assert not bench.sync.view.workers
         bench.gateway.refuse = lambda _call: False
-        await wait_until_async(lambda: bench.follower.view.workers)
+        await wait_until_async(lambda: bench.sync.view.workers)
 
     bench.run(test)
     told = [record for record in caplog.records if "refused on demand" in record.message]
@@ -164,7 +161,7 @@ def test_feed_with_a_gap_is_read_again_but_not_faster_than_the_interval(entries)
     bench = Bench(interval_s=0.3)
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).snapshot))
         await wait_until_async(lambda: len(bench.dumps) == 1)
         began_s = asyncio.get_running_loop().time()
         bench.gateway.report = status(needs_resync=True)
@@ -180,22 +177,22 @@ def test_failed_dump_is_tried_again(entries):
     bench.dump_fails = True
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
-        await wait_until_async(lambda: bench.follower.counters.dumps_failed >= 2)
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).snapshot))
+        await wait_until_async(lambda: bench.sync.counters.dumps_failed >= 2)
         bench.dump_fails = False
-        await wait_until_async(lambda: bench.follower.counters.dumps == 1)
+        await wait_until_async(lambda: bench.sync.counters.dumps == 1)
 
     bench.run(test)
 
 
 def test_model_without_a_folder_is_served_and_its_folder_looked_for_again(entries, monkeypatch):
-    monkeypatch.setattr("wardrop.dynamo.follow._FOLDER_RETRY_S", 0.02)
+    monkeypatch.setattr("wardrop.dynamo.gateway_sync._FOLDER_RETRY_S", 0.02)
     bench = Bench()
     bench.folder_fails = True
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_view(entries.worker(1).snapshot))
-        await wait_until_async(lambda: bench.follower.view.workers)
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).snapshot))
+        await wait_until_async(lambda: bench.sync.view.workers)
         assert json.loads(bench.gateway.named("upsert_model")[0][0])["folder"] is None
         bench.folder_fails = False
         await wait_until_async(
@@ -211,10 +208,10 @@ def test_everything_that_left_is_taken_out(entries):
     bench = Bench()
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
-        await wait_until_async(lambda: bench.follower.view.feeds)
-        bench.source.queue.put_nowait(View())
-        await wait_until_async(lambda: not bench.follower.view.models)
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).snapshot))
+        await wait_until_async(lambda: bench.sync.view.feeds)
+        bench.source.queue.put_nowait(FleetView())
+        await wait_until_async(lambda: not bench.sync.view.models)
         assert bench.gateway.named("unsubscribe") == [(5,)]
         assert bench.gateway.named("remove_worker") == [("tiny", "aggregated", 1)]
         assert bench.gateway.named("remove_model") == [("tiny",)]
@@ -227,14 +224,14 @@ def test_worker_waits_until_a_frontend_serves_its_model(entries):
     bench.served = False
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_view(entries.worker(1).feed(5).snapshot))
-        await wait_until_async(lambda: bench.follower.view.models)
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).snapshot))
+        await wait_until_async(lambda: bench.sync.view.models)
         asked = bench.asked
         await wait_until_async(lambda: bench.asked >= asked + 3, "several ticks")
-        assert not bench.follower.view.workers
-        assert not bench.follower.view.feeds
+        assert not bench.sync.view.workers
+        assert not bench.sync.view.feeds
         bench.served = True
-        await wait_until_async(lambda: bench.follower.view.workers and bench.follower.view.feeds)
+        await wait_until_async(lambda: bench.sync.view.workers and bench.sync.view.feeds)
 
     bench.run(test)
 
@@ -246,11 +243,11 @@ def test_feed_waits_for_its_own_worker_and_its_blocks_are_then_read(entries):
 
     async def test() -> None:
         entries.worker(1).worker(2).feed(5).source(5, 1).feed(6).source(6, 2)
-        bench.source.queue.put_nowait(read_view(entries.snapshot))
+        bench.source.queue.put_nowait(read_fleet_view(entries.snapshot))
         await wait_until_async(lambda: len(bench.dumps) == 1)
-        assert set(bench.follower.view.feeds) == {5}
+        assert set(bench.sync.view.feeds) == {5}
         bench.gateway.refuse = lambda _call: False
-        await wait_until_async(lambda: set(bench.follower.view.feeds) == {5, 6})
+        await wait_until_async(lambda: set(bench.sync.view.feeds) == {5, 6})
         await wait_until_async(lambda: len(bench.dumps) == 2)
 
     bench.run(test)

@@ -1,8 +1,10 @@
-"""Keeps the prefix index over restarts: a file, read at start, written now and then and at stop.
+"""The prefix index in a file, which keeps it over a restart of the router.
 
-A file cannot know whether a worker restarted meanwhile. So the gateway saves with each worker where
-its feed stood and whose it was, and judges what it took over by what comes next: `docs/core.md`,
-Restarts. Nothing here can fail a start or a request: a file that cannot be used costs one warning.
+The file is read at start, and written periodically and at stop. A worker may have restarted while
+the router was down. The gateway therefore saves the publisher and the position of each worker's
+feed, and checks a restored worker against the feed's next events: see the page on the prefix
+index, section Restarts. A file that cannot be used costs one warning, and never a start or a
+request.
 """
 
 from __future__ import annotations
@@ -21,38 +23,40 @@ from wardrop.config import IndexFile
 
 log = logging.getLogger("wardrop.control")
 
-_GIVE_UP_S = 120.0
+_RESTORE_TIMEOUT_S = 120.0
+"""Pools of the file that discovery has not named after this time are given up."""
 _CLOCK_SLACK_S = 60.0
+"""A file may be so far in the future: the clocks of two machines differ."""
 
 Pool = tuple[str, str]
 """Model and role."""
 
 
 class Indexed(Protocol):
-    """The part of a gateway whose index is kept."""
+    """The methods of `wardrop._core.Gateway` that save and restore the index."""
 
     def save_index(self) -> bytes:
         """Every pool's index with the positions of its feeds."""
         ...
 
     def saved_index(self, data: bytes, /) -> str:
-        """What such bytes hold, as JSON."""
+        """The pools in saved bytes, and when they were saved, as JSON."""
         ...
 
     def restore_index(
         self, model: str, role: str, data: bytes, publishers: list[int], dump_follows: bool
     ) -> str:
-        """Take one pool over; what of how many, as JSON."""
+        """Restore one pool; the numbers of workers by outcome, as JSON."""
         ...
 
 
-class IndexKeeper:
-    """See the module.
+class SavedIndex:
+    """The index of a gateway in a file.
 
     Args:
-        gateway: whose index it is.
-        settings: the file, its bounds, and how often it is written.
-        dump_follows: blocks of workers whose events are missing are read again from Dynamo.
+        gateway: The gateway with the index.
+        settings: The file, its bounds, and the time between two writes.
+        dump_follows: Whether the blocks of workers that miss events are read from Dynamo again.
     """
 
     def __init__(self, gateway: Indexed, settings: IndexFile, dump_follows: bool) -> None:
@@ -66,15 +70,16 @@ class IndexKeeper:
         self._too_large = False
 
     def load(self) -> None:
-        """Read the file; its pools are taken over when discovery has named their workers."""
+        """Read the file. Its pools are restored when discovery has named their workers."""
         if not self._path.exists():
-            log.info("no index in %s yet: it is learned anew", self._path)
+            log.info("no index in %s yet: it is learned from events", self._path)
             return
         try:
             data, limit = _read(self._path, self._settings.max_bytes), self._settings.max_bytes
             if data is None:
                 raise ValueError(
-                    f"it is larger than --index-max-bytes {limit}; raise that or remove the file"
+                    f"it is larger than --index-max-bytes {limit}; raise the limit or remove the "
+                    "file"
                 )
             saved: dict[str, Any] = json.loads(self._gateway.saved_index(data))
             self._refuse_age(time.time() - float(saved["saved_at_s"]))
@@ -82,7 +87,7 @@ class IndexKeeper:
             log.warning("index file %s is not used, the index starts empty: %s", self._path, error)
             return
         self._data = data
-        # A pool without events, as that of decode workers, has nothing to take over.
+        # A pool without KV events, such as a pool of decode workers, has nothing to restore.
         self._waiting = {
             (str(pool["model"]), str(pool["role"])) for pool in saved["pools"] if pool["whole"]
         }
@@ -95,7 +100,12 @@ class IndexKeeper:
             raise ValueError(f"it was saved {-age_s:.0f} s in the future; check the clock")
 
     def restore(self, pool: Pool, publishers: Iterable[int]) -> None:
-        """Take one pool over; to be called before its first feed is followed."""
+        """Restore one pool. Must be called before the gateway subscribes to the pool's feeds.
+
+        Args:
+            pool: Model and role.
+            publishers: Publishers of the pool's feeds of KV events.
+        """
         if pool not in self._waiting:
             return
         self._waiting.discard(pool)
@@ -111,32 +121,39 @@ class IndexKeeper:
             return
         finally:
             self._forget_when_done()
-        told = (
-            "%d workers and %d blocks taken over; empty: %d that restarted, %d not known as a whole"
+        counts = [report[n] for n in ("taken_over", "blocks", "restarted", "not_known", "gone")]
+        log.log(
+            logging.INFO if report["taken_over"] else logging.WARNING,
+            "index of %s, %s: restored %d workers with %d blocks; %d workers restarted and are "
+            "empty, %d were saved incompletely and are empty, %d left",
+            model,
+            role,
+            *counts,
         )
-        told += "; %d are gone"
-        counts = [report[n] for n in ("taken_over", "blocks", "restarted", "not_known")]
-        level = logging.INFO if report["taken_over"] else logging.WARNING
-        log.log(level, f"index of %s, %s: {told}", model, role, *counts, report["gone"])
 
     def _forget_when_done(self) -> None:
         if not self._waiting:
             self._data = b""
 
     async def run(self) -> None:
-        """Write the file every now and then, until cancelled."""
+        """Write the file periodically, until cancelled."""
         started_s = time.monotonic()
         while True:
             await asyncio.sleep(self._settings.interval_s)
-            if self._waiting and time.monotonic() - started_s > _GIVE_UP_S:
+            if self._waiting and time.monotonic() - started_s > _RESTORE_TIMEOUT_S:
                 for model, role in sorted(self._waiting):
-                    log.warning("index file %s has %s, %s: not here", self._path, model, role)
+                    log.warning(
+                        "the index file %s has a pool %s, %s that discovery does not name: dropped",
+                        self._path,
+                        model,
+                        role,
+                    )
                 self._waiting.clear()
                 self._forget_when_done()
             await self.save()
 
     async def save(self) -> None:
-        """Write the file, off this thread; what was read and not taken over yet is not lost."""
+        """Write the file in another thread, unless pools that it holds are still to be restored."""
         if not self._waiting:
             await asyncio.to_thread(self._write)
 
@@ -153,36 +170,36 @@ class IndexKeeper:
             try:
                 _replace(self._path, data)
             except OSError as error:
-                log.warning("the index can not be saved: %s", error)
+                log.warning("the index cannot be saved: %s", error)
 
 
 def unusable(path: Path) -> str | None:
-    """What keeps a file of this name from being written, if anything."""
+    """Why a file of this name cannot be written; None when it can."""
     if path.is_dir():
         return "it is a folder; give the name of a file"
     if not path.parent.is_dir():
         return f"its folder {path.parent} does not exist; make it, or give another name"
     if not os.access(path.parent, os.W_OK):
-        return f"its folder {path.parent} can not be written to"
+        return f"its folder {path.parent} cannot be written to"
     return None
 
 
-def _read(path: Path, limit: int) -> bytes | None:
-    """The content; None when it is longer than `limit`."""
+def _read(path: Path, limit_bytes: int) -> bytes | None:
+    """The content of a file; None when it is longer than `limit_bytes`."""
     with path.open("rb") as file:
-        data = file.read(limit + 1)
-    return data if len(data) <= limit else None
+        data = file.read(limit_bytes + 1)
+    return data if len(data) <= limit_bytes else None
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write beside it, then put it in its place: a reader sees the old file or the new one."""
-    beside = path.with_name(path.name + ".tmp")
+    """Write a temporary file, then rename it: a reader sees the old content or the new one."""
+    draft = path.with_name(path.name + ".tmp")
     try:
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        draft.replace(path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise

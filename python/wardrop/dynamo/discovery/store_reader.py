@@ -1,126 +1,52 @@
-"""What a discovery store says, as plain values: models, workers, feeds.
+"""Dynamo's discovery format: the content of a store as a `FleetView`.
 
-`read_view` is pure: store content in, `View` out, with a text for every entry that could not be
-used. It is where Dynamo's own format stops.
+Pure: content in, view out. The file store and etcd hold the same keys and entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from dataclasses import replace
+from typing import cast
+
+from wardrop.dynamo.discovery.fleet_view import TOPICS, Feed, FleetView, Model, Role, Worker
 
 JsonObject = dict[str, object]
-Snapshot = Mapping[str, Mapping[str, JsonObject]]
-"""Content of a store: bucket → key → entry."""
 
-Role = Literal["aggregated", "prefill", "decode"]
+StoreContent = Mapping[str, Mapping[str, JsonObject]]
+"""Entries of a store by bucket and key."""
 
-TOPICS = ("kv-events", "forward-pass-metrics")
-"""The topics that are read; others (a frontend's own estimates, for one) are left alone."""
+BUCKETS = ("instances", "mdc", "event_channels", "event_sources")
+"""Buckets that the router reads."""
+
+MAX_ENTRY_BYTES = 1 << 20
+"""An entry larger than this is not read; a model card is about 4 kB."""
 
 _ROLES: dict[str, Role] = {"aggregated": "aggregated", "prefill": "prefill", "decode": "decode"}
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model that clients can name.
+def read_fleet_view(content: StoreContent) -> FleetView:
+    """The fleet that the content of a discovery store describes.
 
-    Attributes:
-        name: as in a request.
-        block_size: tokens per KV block.
-        context_length: longest prompt plus output in tokens, None when unknown.
-        loras: adapters that every worker of the model has; clients name them as models.
-        source_path: folder or hub name the worker was started with.
-        files: file name → where the card says it is (path or URL).
-    """
+    A worker is in the view when both its address (bucket `instances`) and its model card (bucket
+    `mdc`) are in the store. The role of a worker is the card's `worker_type`. A feed belongs to the
+    model and role of the workers on its endpoint. A feed whose endpoint has no worker is left out
+    until a worker appears.
 
-    name: str
-    block_size: int
-    context_length: int | None = None
-    loras: tuple[str, ...] = ()
-    source_path: str | None = None
-    files: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One engine instance that serves one model in one role.
-
-    Attributes:
-        address: request-plane address; another one for the same instance is a new incarnation.
-        endpoint: `namespace.component.endpoint`.
-        dp_start: first data-parallel rank; `dp_size` ranks follow.
-    """
-
-    model: str
-    role: Role
-    instance: int
-    endpoint: str
-    address: str = ""
-    dp_start: int = 0
-    dp_size: int = 1
-    total_kv_blocks: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Feed:
-    """One publisher of one topic; `publisher_id` is unique among all topics.
-
-    Attributes:
-        address: `tcp://host:port` of its socket.
-        endpoint: `namespace.component.endpoint` it belongs to.
-        instance: the only worker that it may speak of, when the store says so.
-    """
-
-    publisher_id: int
-    topic: str
-    address: str
-    endpoint: str
-    model: str
-    role: Role
-    instance: int | None = None
-
-
-@dataclass(frozen=True)
-class View:
-    """All of it at one moment.
-
-    Attributes:
-        models: by name.
-        workers: by (model, role, instance).
-        feeds: by publisher.
-        problems: entries that could not be used, and why; says nothing of prompts or tokens.
-    """
-
-    models: Mapping[str, Model] = field(default_factory=dict[str, Model])
-    workers: Mapping[tuple[str, Role, int], Worker] = field(
-        default_factory=dict[tuple[str, Role, int], Worker]
-    )
-    feeds: Mapping[int, Feed] = field(default_factory=dict[int, Feed])
-    problems: tuple[str, ...] = ()
-
-
-def read_view(snapshot: Snapshot) -> View:
-    """Read a store's content.
-
-    A worker counts when both its address (`instances`) and its model card (`mdc`) are there. The
-    role is the card's `worker_type`. A feed belongs to the model and role of the workers on its
-    endpoint; a feed of an endpoint without workers is left out until one appears.
+    Cost: linear in the number of entries. An entry that cannot be read becomes a problem of the
+    view and affects no other entry.
     """
     problems: list[str] = []
     addresses: dict[tuple[str, int], str] = {}
-    for key, entry in snapshot.get("instances", {}).items():
+    for key, entry in content.get("instances", {}).items():
         try:
             addresses[_endpoint(entry), _unsigned(entry, "instance_id")] = _address(entry)
         except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"instances/{key}: {_said(error)}")
+            problems.append(f"instances/{key}: {_reason(error)}")
     models: dict[str, Model] = {}
     workers: dict[tuple[str, Role, int], Worker] = {}
     adapters: dict[str, set[tuple[str, int]]] = {}
-    for key, entry in sorted(snapshot.get("mdc", {}).items()):
+    for key, entry in sorted(content.get("mdc", {}).items()):
         try:
             endpoint, instance = _endpoint(entry), _unsigned(entry, "instance_id")
             if (endpoint, instance) not in addresses:
@@ -132,7 +58,7 @@ def read_view(snapshot: Snapshot) -> View:
             model = _model(card)
             worker = _worker(card, model.name, endpoint, instance, addresses[endpoint, instance])
         except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"mdc/{key}: {_said(error)}")
+            problems.append(f"mdc/{key}: {_reason(error)}")
             continue
         known = models.setdefault(model.name, model)
         if known.block_size != model.block_size:
@@ -143,8 +69,8 @@ def read_view(snapshot: Snapshot) -> View:
             continue
         workers[worker.model, worker.role, worker.instance] = worker
     models = _with_adapters(models, workers, adapters, problems)
-    feeds = _feeds(snapshot, workers, problems)
-    return View(models, workers, feeds, tuple(problems))
+    feeds = _feeds(content, workers, problems)
+    return FleetView(models, workers, feeds, tuple(problems))
 
 
 def _with_adapters(
@@ -153,22 +79,22 @@ def _with_adapters(
     adapters: Mapping[str, set[tuple[str, int]]],
     problems: list[str],
 ) -> dict[str, Model]:
-    """Models with the adapters that all their workers have.
+    """Each model with the adapters that all of its workers have.
 
-    An adapter that only some have is left to Dynamo: a pin could hit a worker without it.
+    Dynamo routes an adapter that only some workers have: a pin could name a worker without it.
     """
     places: dict[str, set[tuple[str, int]]] = {}
     for worker in workers.values():
         places.setdefault(worker.model, set()).add((worker.endpoint, worker.instance))
     loras: dict[str, list[str]] = {}
     for adapter, at in sorted(adapters.items()):
-        for name, all_of_it in places.items():
-            if all_of_it <= at:
+        for name, workers_of_model in places.items():
+            if workers_of_model <= at:
                 loras.setdefault(name, []).append(adapter)
-            elif all_of_it & at:
+            elif with_adapter := workers_of_model & at:
                 problems.append(
-                    f"adapter {adapter!r} is on {len(all_of_it & at)} of {len(all_of_it)} workers "
-                    f"of {name!r}; Dynamo routes it until it is on all"
+                    f"adapter {adapter!r} is on {len(with_adapter)} of {len(workers_of_model)} "
+                    f"workers of {name!r}; Dynamo routes the adapter until all workers have it"
                 )
     return {
         name: replace(model, loras=tuple(loras.get(name, ()))) for name, model in models.items()
@@ -176,7 +102,7 @@ def _with_adapters(
 
 
 def _feeds(
-    snapshot: Snapshot, workers: Mapping[tuple[str, Role, int], Worker], problems: list[str]
+    content: StoreContent, workers: Mapping[tuple[str, Role, int], Worker], problems: list[str]
 ) -> dict[int, Feed]:
     served: dict[str, tuple[str, Role]] = {}
     by_instance: dict[tuple[str, int], tuple[str, Role]] = {}
@@ -184,15 +110,15 @@ def _feeds(
         served.setdefault(worker.endpoint, (worker.model, worker.role))
         by_instance.setdefault((worker.endpoint, worker.instance), (worker.model, worker.role))
     sources: dict[int, int] = {}
-    for key, entry in snapshot.get("event_sources", {}).items():
+    for key, entry in content.get("event_sources", {}).items():
         try:
             metadata = _object(entry["metadata"], "metadata")
             worker_of = _object(metadata["worker"], "metadata.worker")
             sources[_unsigned(entry, "publisher_id")] = _unsigned(worker_of, "worker_id")
         except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"event_sources/{key}: {_said(error)}")
+            problems.append(f"event_sources/{key}: {_reason(error)}")
     feeds: dict[int, Feed] = {}
-    for key, entry in snapshot.get("event_channels", {}).items():
+    for key, entry in content.get("event_channels", {}).items():
         try:
             topic = str(entry["topic"])
             if topic not in TOPICS:
@@ -204,11 +130,11 @@ def _feeds(
             if str(transport["kind"]).lower() != "zmq":
                 raise ValueError(
                     f"got event transport {transport['kind']!r}, expected Zmq; start Dynamo with "
-                    "DYN_EVENT_PLANE=zmq, else this feed is not read and routing is by load"
+                    "DYN_EVENT_PLANE=zmq, otherwise the feed is not read and routing is by load"
                 )
             address = str(_object(transport["config"], "transport.config")["endpoint"])
         except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"event_channels/{key}: {_said(error)}")
+            problems.append(f"event_channels/{key}: {_reason(error)}")
             continue
         source = sources.get(publisher)
         owner = by_instance.get((endpoint, source)) if source is not None else None
@@ -232,7 +158,7 @@ def _model(card: JsonObject) -> Model:
 def _worker(card: JsonObject, model: str, endpoint: str, instance: int, address: str) -> Worker:
     kind = card.get("worker_type")
     if kind is None:
-        # Cards of older workers: a prefill worker says so in its model type or its component.
+        # Cards of older workers have no `worker_type`: model type or component names prefill.
         prefill = "prefill" in str(card.get("model_type", "")).lower() or ".prefill." in endpoint
         kind = "prefill" if prefill else "aggregated"
     if str(kind) not in _ROLES:
@@ -316,5 +242,5 @@ def _natural(entry: JsonObject, name: str) -> int | None:
     return _unsigned(entry, name) if entry.get(name) is not None else None
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"no {error}" if isinstance(error, KeyError) else str(error)

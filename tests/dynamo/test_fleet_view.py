@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from wardrop.dynamo.view import Feed, Worker, read_view
+from wardrop.dynamo.discovery.fleet_view import Feed, Worker
+from wardrop.dynamo.discovery.store_reader import read_fleet_view
 
 U64 = 15299251528667159906
 
 
 def test_worker_has_the_role_and_capacities_of_its_card(entries):
-    view = read_view(entries.worker(U64, worker_type="decode").snapshot)
+    view = read_fleet_view(entries.worker(U64, worker_type="decode").snapshot)
     assert view.workers == {
         ("tiny", "decode", U64): Worker(
             "tiny",
@@ -34,18 +35,18 @@ def test_worker_has_the_role_and_capacities_of_its_card(entries):
 def test_worker_without_a_model_card_is_not_routable(entries):
     entries.worker(1).worker(2)
     del entries.snapshot["mdc"]["dynamo/backend/generate/1"]
-    assert [key[2] for key in read_view(entries.snapshot).workers] == [2]
+    assert [key[2] for key in read_fleet_view(entries.snapshot).workers] == [2]
 
 
 def test_card_without_an_instance_is_not_routable(entries):
     entries.worker(1).worker(2)
     del entries.snapshot["instances"]["dynamo/backend/generate/1"]
-    assert [key[2] for key in read_view(entries.snapshot).workers] == [2]
+    assert [key[2] for key in read_fleet_view(entries.snapshot).workers] == [2]
 
 
 def test_data_parallel_ranks_are_read(entries):
     entries.worker(1, runtime_config={"data_parallel_start_rank": 4, "data_parallel_size": 2})
-    (worker,) = read_view(entries.snapshot).workers.values()
+    (worker,) = read_fleet_view(entries.snapshot).workers.values()
     assert (worker.dp_start, worker.dp_size, worker.total_kv_blocks) == (4, 2, None)
 
 
@@ -53,7 +54,7 @@ def test_old_card_without_worker_type_is_read_by_its_component(entries):
     entries.worker(1, component="prefill").worker(2)
     for entry in entries.snapshot["mdc"].values():
         del entry["card_json"]["worker_type"]
-    assert [key[1] for key in sorted(read_view(entries.snapshot).workers, key=str)] == [
+    assert [key[1] for key in sorted(read_fleet_view(entries.snapshot).workers, key=str)] == [
         "aggregated",
         "prefill",
     ]
@@ -61,14 +62,14 @@ def test_old_card_without_worker_type_is_read_by_its_component(entries):
 
 def test_feed_belongs_to_the_worker_that_its_source_names(entries):
     entries.worker(1, worker_type="decode").worker(2, worker_type="aggregated").feed(77)
-    view = read_view(entries.source(77, 2).snapshot)
+    view = read_fleet_view(entries.source(77, 2).snapshot)
     assert view.feeds[77] == Feed(
         77, "kv-events", "tcp://127.0.0.1:5000", "dynamo.backend.generate", "tiny", "aggregated", 2
     )
 
 
 def test_feed_without_source_belongs_to_its_endpoint(entries):
-    view = read_view(
+    view = read_fleet_view(
         entries.worker(1, component="prefill")
         .worker(2, worker_type="decode")
         .feed(5, "forward-pass-metrics", "prefill")
@@ -79,12 +80,14 @@ def test_feed_without_source_belongs_to_its_endpoint(entries):
 
 
 def test_feed_waits_for_a_worker_on_its_endpoint(entries):
-    assert not read_view(entries.feed(5).snapshot).feeds
-    assert read_view(entries.worker(1).snapshot).feeds
+    assert not read_fleet_view(entries.feed(5).snapshot).feeds
+    assert read_fleet_view(entries.worker(1).snapshot).feeds
 
 
 def test_topics_of_frontends_are_left_alone(entries):
-    view = read_view(entries.worker(1).feed(5, "kv_metrics").feed(6, "active_sequences").snapshot)
+    view = read_fleet_view(
+        entries.worker(1).feed(5, "kv_metrics").feed(6, "active_sequences").snapshot
+    )
     assert not view.feeds
 
 
@@ -106,20 +109,20 @@ def test_unusable_card_is_told_and_the_others_are_read(entries, spoil, says):
     mdc = entries.snapshot["mdc"]
     mdc["k"] = mdc.pop("dynamo/backend/generate/1")
     spoil(entries.snapshot)
-    view = read_view(entries.snapshot)
+    view = read_fleet_view(entries.snapshot)
     assert [key[2] for key in view.workers] == [2]
     assert len(view.problems) == 1
     assert says in view.problems[0]
 
 
 def test_worker_with_another_block_size_is_left_out_and_told(entries):
-    view = read_view(entries.worker(1).worker(2, kv_cache_block_size=32).snapshot)
+    view = read_fleet_view(entries.worker(1).worker(2, kv_cache_block_size=32).snapshot)
     assert [key[2] for key in view.workers] == [1]
     assert "block size 32" in view.problems[0]
 
 
 def test_nats_event_plane_is_told(entries):
-    view = read_view(entries.worker(1).feed(5, kind="Nats").snapshot)
+    view = read_fleet_view(entries.worker(1).feed(5, kind="Nats").snapshot)
     assert not view.feeds
     assert "DYN_EVENT_PLANE=zmq" in view.problems[0]
 
@@ -134,11 +137,11 @@ def with_adapter(entries, instance: int) -> None:
 def test_adapter_on_every_worker_belongs_to_the_model(entries):
     entries.worker(1).worker(2)
     with_adapter(entries, 1)
-    view = read_view(entries.snapshot)
+    view = read_fleet_view(entries.snapshot)
     assert view.models["tiny"].loras == ()
     assert "on 1 of 2 workers" in view.problems[0]
     with_adapter(entries, 2)
-    view = read_view(entries.snapshot)
+    view = read_fleet_view(entries.snapshot)
     assert view.models["tiny"].loras == ("tuned",)
     assert list(view.models) == ["tiny"]
     assert view.problems == ()

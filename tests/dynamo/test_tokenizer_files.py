@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from wardrop.dynamo import card_files
-from wardrop.dynamo.card_files import CardFilesError, card_folder
-from wardrop.dynamo.view import Model
+from wardrop.dynamo import tokenizer_files
+from wardrop.dynamo.discovery.fleet_view import Model
+from wardrop.dynamo.tokenizer_files import TokenizerFilesError, tokenizer_folder
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def model(url: str, **changes: object) -> Model:
 
 def test_folder_on_this_machine_is_used_as_it_is(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text("{}")
-    found = asyncio.run(card_folder(Model("tiny", 16, source_path=str(tmp_path))))
+    found = asyncio.run(tokenizer_folder(Model("tiny", 16, source_path=str(tmp_path))))
     assert found == tmp_path
 
 
@@ -58,30 +58,30 @@ def test_files_of_another_machine_are_fetched_once_per_content(files, tmp_path: 
     (folder / "tokenizer.json").write_text('{"a": 1}')
     (folder / "tokenizer_config.json").write_text('{"b": 2}')
     cache = tmp_path / "cache"
-    first = asyncio.run(card_folder(model(url), cache))
+    first = asyncio.run(tokenizer_folder(model(url), cache))
     assert (first / "tokenizer.json").read_text() == '{"a": 1}'
     assert (first / "tokenizer_config.json").read_text() == '{"b": 2}'
     assert len(asked) == 2
-    assert asyncio.run(card_folder(model(url), cache)) == first
+    assert asyncio.run(tokenizer_folder(model(url), cache)) == first
     (folder / "tokenizer_config.json").write_text('{"b": 3}')
-    assert asyncio.run(card_folder(model(url), cache)) != first
+    assert asyncio.run(tokenizer_folder(model(url), cache)) != first
     assert not list((cache / "cards").glob(".draft-*"))
 
 
 def test_missing_file_is_told_and_leaves_nothing_behind(files, tmp_path: Path):
     url, folder, _ = files
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CardFilesError, match=r"files of 'tiny' can not be fetched.*404"):
-        asyncio.run(card_folder(model(url), tmp_path / "cache"))
+    with pytest.raises(TokenizerFilesError, match=r"files of 'tiny' cannot be fetched.*404"):
+        asyncio.run(tokenizer_folder(model(url), tmp_path / "cache"))
     assert list((tmp_path / "cache" / "cards").iterdir()) == []
 
 
 def test_too_large_a_file_is_refused(files, tmp_path: Path, monkeypatch):
     url, folder, _ = files
-    monkeypatch.setattr(card_files, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(tokenizer_files, "MAX_FILE_BYTES", 1000)
     (folder / "tokenizer.json").write_text("x" * 2000)
-    with pytest.raises(CardFilesError, match="larger than 1000 bytes"):
-        asyncio.run(card_folder(model(url), tmp_path / "cache"))
+    with pytest.raises(TokenizerFilesError, match="larger than 1000 bytes"):
+        asyncio.run(tokenizer_folder(model(url), tmp_path / "cache"))
 
 
 def test_file_name_of_a_card_can_not_leave_the_folder(files, tmp_path: Path):
@@ -91,11 +91,11 @@ def test_file_name_of_a_card_can_not_leave_the_folder(files, tmp_path: Path):
         ("../../evil.json", f"{url}/tokenizer.json"),
         ("tokenizer.json", f"{url}/tokenizer.json"),
     )
-    found = asyncio.run(card_folder(model(url, files=places), tmp_path / "cache"))
+    found = asyncio.run(tokenizer_folder(model(url, files=places), tmp_path / "cache"))
     assert sorted(path.name for path in found.iterdir()) == ["evil.json", "tokenizer.json"]
 
 
 @pytest.mark.parametrize("place", ["hf://org/model/tokenizer.json", "/no/such/tokenizer.json"])
 def test_place_that_can_not_be_read_is_told(place: str):
-    with pytest.raises(CardFilesError, match="can not be read from here"):
-        asyncio.run(card_folder(Model("tiny", 16, files=(("tokenizer.json", place),))))
+    with pytest.raises(TokenizerFilesError, match="cannot be read from this machine"):
+        asyncio.run(tokenizer_folder(Model("tiny", 16, files=(("tokenizer.json", place),))))

@@ -1,7 +1,8 @@
-"""The folder with a model's tokenizer and template, for the gateway.
+"""The local folder with a model's tokenizer and template.
 
-The worker's folder when it is on this machine; else the files are fetched from where the model
-card says they are (a worker's own metadata server) into the user's cache, once per content.
+The folder of the worker is used when it is on this machine. Otherwise the files are fetched from
+the addresses in the model card (the metadata server of a worker) into the user's cache, once per
+content.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import aiohttp
 
+from wardrop.dynamo.discovery.fleet_view import Model
 from wardrop.dynamo.model_folder import cache_root
-from wardrop.dynamo.view import Model
 
 MAX_FILE_BYTES = 256 << 20
 """A larger file is refused; the largest tokenizers in use are about 35 MB."""
@@ -23,27 +24,31 @@ _NEEDED = "tokenizer.json"
 _TIMEOUT_S = 60.0
 
 
-class CardFilesError(RuntimeError):
-    """No folder could be had; the text says why. The model is then routed without its tokens."""
+class TokenizerFilesError(RuntimeError):
+    """No folder has the files; the text says why. The model is then routed without tokens."""
 
 
-async def card_folder(model: Model, root: Path | None = None) -> Path:
+async def tokenizer_folder(model: Model, root: Path | None = None) -> Path:
     """A local folder that holds at least `tokenizer.json`.
 
+    Args:
+        model: The model, with the file places of its card.
+        root: Cache folder; by default the user's.
+
     Raises:
-        CardFilesError: none of the places in the card can be read from here.
+        TokenizerFilesError: No place in the card can be read from this machine.
     """
     if model.source_path and (Path(model.source_path) / _NEEDED).is_file():
         return Path(model.source_path)
     places = dict(model.files)
     place = places.get(_NEEDED)
     if place is None:
-        raise CardFilesError(f"the card of {model.name!r} names no {_NEEDED}")
+        raise TokenizerFilesError(f"the card of {model.name!r} names no {_NEEDED}")
     if Path(place).is_file():
         return Path(place).parent
     if not place.startswith(("http://", "https://")):
-        raise CardFilesError(
-            f"{_NEEDED} of {model.name!r} is at {place!r}, which can not be read from here"
+        raise TokenizerFilesError(
+            f"{_NEEDED} of {model.name!r} is at {place!r}, which cannot be read from this machine"
         )
     remote = {name: url for name, url in places.items() if url.startswith("http")}
     return await _fetch(model.name, remote, (root or cache_root()) / "cards")
@@ -66,8 +71,8 @@ async def _fetch(name: str, urls: dict[str, str], root: Path) -> Path:
             draft.rename(folder)
         return folder
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise CardFilesError(
-            f"the files of {name!r} can not be fetched: {type(error).__name__}: {error}"
+        raise TokenizerFilesError(
+            f"the files of {name!r} cannot be fetched: {type(error).__name__}: {error}"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -12,8 +12,8 @@ import pytest
 
 from wardrop._core import Gateway
 from wardrop.config import Config, ConfigError, IndexFile, load
-from wardrop.dynamo.serve import Server, StartError
-from wardrop.service.index_keeper import IndexKeeper
+from wardrop.dynamo.server import Server
+from wardrop.service.index_file import SavedIndex
 
 POOL = ("m", "aggregated")
 
@@ -31,8 +31,8 @@ def gateway():
     made.stop()
 
 
-def keeper(gateway, path: Path, **settings) -> IndexKeeper:
-    return IndexKeeper(gateway, IndexFile(file=str(path), **settings), dump_follows=True)
+def saved_index(gateway, path: Path, **settings) -> SavedIndex:
+    return SavedIndex(gateway, IndexFile(file=str(path), **settings), dump_follows=True)
 
 
 def warnings(caplog):
@@ -42,17 +42,17 @@ def warnings(caplog):
 def test_file_is_written_whole_and_read_back(gateway, tmp_path, caplog):
     path = tmp_path / "index"
     with caplog.at_level("INFO"):
-        kept = keeper(gateway, path)
+        kept = saved_index(gateway, path)
         kept.load()
         asyncio.run(kept.save())
         aggregated, decode = json.loads(gateway.saved_index(path.read_bytes()))["pools"]
         assert (aggregated["whole"], decode["whole"]) == (1, 0)
         assert path.stat().st_mode & 0o777 == 0o600
         assert [entry.name for entry in tmp_path.iterdir()] == ["index"], "nothing left beside it"
-        again = keeper(gateway, path)
+        again = saved_index(gateway, path)
         again.load()
         again.restore(POOL, [77])
-    assert "1 workers and 0 blocks taken over" in caplog.messages[-1]
+    assert "restored 1 workers with 0 blocks" in caplog.messages[-1]
     before = path.stat().st_mtime_ns
     asyncio.run(again.save())
     assert path.stat().st_mtime_ns > before, "decode workers tell no events: nothing to wait for"
@@ -74,7 +74,7 @@ def test_file_that_is_no_index_costs_one_warning_and_nothing_else(
 ):
     path = tmp_path / "index"
     path.write_bytes(content)
-    kept = keeper(gateway, path, max_bytes=4096)
+    kept = saved_index(gateway, path, max_bytes=4096)
     kept.load()
     kept.restore(POOL, [77])
     assert len(warnings(caplog)) == 1
@@ -86,8 +86,8 @@ def test_file_that_is_no_index_costs_one_warning_and_nothing_else(
 
 def test_old_file_is_not_used(gateway, tmp_path, caplog, monkeypatch):
     path = tmp_path / "index"
-    asyncio.run(keeper(gateway, path).save())
-    kept = keeper(gateway, path, max_age_s=1.0)
+    asyncio.run(saved_index(gateway, path).save())
+    kept = saved_index(gateway, path, max_age_s=1.0)
     saved_s = time.time()
     monkeypatch.setattr(time, "time", lambda: saved_s + 3600)
     kept.load()
@@ -96,7 +96,7 @@ def test_old_file_is_not_used(gateway, tmp_path, caplog, monkeypatch):
 
 def test_unreadable_file_is_not_used(gateway, tmp_path, caplog):
     (tmp_path / "index").mkdir()
-    kept = keeper(gateway, tmp_path / "index")
+    kept = saved_index(gateway, tmp_path / "index")
     kept.load()
     asyncio.run(kept.save())
     assert len(warnings(caplog)) == 2, "reading, and writing"
@@ -109,7 +109,7 @@ def test_index_beyond_the_bound_is_not_written_and_said_once(gateway, tmp_path, 
     for instance in range(2, 100):
         worker = {"model": "m", "role": "aggregated", "instance": instance}
         gateway.upsert_worker(json.dumps(worker))
-    kept = keeper(gateway, path, max_bytes=1024)
+    kept = saved_index(gateway, path, max_bytes=1024)
     for _ in range(3):
         asyncio.run(kept.save())
     assert path.read_bytes() == b"old"
@@ -118,9 +118,9 @@ def test_index_beyond_the_bound_is_not_written_and_said_once(gateway, tmp_path, 
 
 def test_what_was_read_is_not_lost_before_it_was_taken_over(gateway, tmp_path):
     path = tmp_path / "index"
-    asyncio.run(keeper(gateway, path).save())
+    asyncio.run(saved_index(gateway, path).save())
     before = path.read_bytes()
-    kept = keeper(gateway, path)
+    kept = saved_index(gateway, path)
     kept.load()
     gateway.remove_model("m")
     asyncio.run(kept.save())
@@ -129,13 +129,13 @@ def test_what_was_read_is_not_lost_before_it_was_taken_over(gateway, tmp_path):
 
 def test_index_of_a_fleet_that_is_not_here_is_told(gateway, tmp_path, caplog):
     path = tmp_path / "index"
-    asyncio.run(keeper(gateway, path).save())
+    asyncio.run(saved_index(gateway, path).save())
     gateway.remove_worker("m", "aggregated", 1)
     gateway.upsert_worker(json.dumps({"model": "m", "role": "aggregated", "instance": 2}))
-    kept = keeper(gateway, path)
+    kept = saved_index(gateway, path)
     kept.load()
     kept.restore(POOL, [77])
-    assert "1 are gone" in warnings(caplog)[0]
+    assert "1 left" in warnings(caplog)[0]
 
 
 @pytest.mark.parametrize(
@@ -157,5 +157,5 @@ def test_place_that_can_not_be_written_is_refused_at_start(tmp_path):
         (tmp_path / "none" / "index", "does not exist; make it"),
     ]:
         config = Config(index=IndexFile(file=str(path)))
-        with pytest.raises(StartError, match=f"index.file: got .*{text}"):
+        with pytest.raises(ConfigError, match=f"index.file: got .*{text}"):
             Server(config, [], {**os.environ, "DYN_DISCOVERY_BACKEND": "file"})

@@ -1,8 +1,8 @@
-"""Keep the gateway's picture of the fleet true: views in, calls on the gateway out.
+"""Keeps the gateway's fleet equal to the fleet that discovery reports.
 
-`Follower.follow` applies the changes from one view to the next; `Follower.repair` reads the present
-blocks of pools whose feeds are new or have gaps, and retries what failed. Neither runs in a
-request's path: an error here makes placements worse, never an answer.
+`GatewaySync.follow` applies the changes from one fleet view to the next. `GatewaySync.repair` reads
+the present blocks of pools with new feeds or missing events, and retries what failed. Neither is in
+the path of a request: an error here makes placements worse, and never an answer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from wardrop.dynamo.card_files import CardFilesError
-from wardrop.dynamo.diff import (
+from wardrop.dynamo.block_dump import DumpError
+from wardrop.dynamo.discovery.changes import (
     Change,
     RemoveModel,
     RemoveWorker,
@@ -27,66 +27,87 @@ from wardrop.dynamo.diff import (
     UpsertWorker,
     diff,
 )
-from wardrop.dynamo.dump import DumpError
-from wardrop.dynamo.source import Source
-from wardrop.dynamo.view import Feed, Model, Role, View, Worker
+from wardrop.dynamo.discovery.fleet_view import Feed, FleetView, Model, Role, Worker
+from wardrop.dynamo.discovery.source import Source
+from wardrop.dynamo.gateway_json import feed_json, model_json, worker_json
+from wardrop.dynamo.tokenizer_files import TokenizerFilesError
 
 log = logging.getLogger("wardrop.control")
 
-_TICK_S = 0.25
-_STATUS_S = 1.0
+_REPAIR_INTERVAL_S = 0.25
+_STATUS_INTERVAL_S = 1.0
+"""Time between two readings of the gateway's status, which has about 1 MB for 1,000 workers."""
 _FOLDER_RETRY_S = 30.0
-_MAX_PROBLEMS = 256
+_MAX_WARNINGS = 256
+"""Texts remembered so that none is logged twice; beyond it all are forgotten."""
 
 Pool = tuple[str, Role]
-Dump = Callable[[str, int], Awaitable[str]]
-"""Endpoint and block size → JSON list of stored events."""
-Folder = Callable[[Model], Awaitable[Path]]
-Restore = Callable[[Pool, list[int]], Awaitable[None]]
-"""Takes a pool's saved index over, given the publishers of its feeds of KV events."""
-Served = Callable[[str], Awaitable[bool]]
-"""Whether a frontend serves a model: a worker that no frontend can reach is not routable."""
+"""Model and role."""
 
 
-class GatewayControl(Protocol):
-    """The part of `wardrop._core.Gateway` that is driven from here."""
+class FleetGateway(Protocol):
+    """The methods of `wardrop._core.Gateway` that change and read its fleet."""
 
-    def upsert_model(self, model_json: str) -> None:
-        """Add a model or change one."""
+    def upsert_model(self, model_json: str, /) -> object:
+        """Add a model, or change the properties of a model."""
         ...
 
-    def remove_model(self, name: str) -> None:
-        """Forget a model with its pools."""
+    def remove_model(self, name: str, /) -> object:
+        """Remove a model with its pools."""
         ...
 
-    def upsert_worker(self, worker_json: str) -> None:
-        """Add a worker or change its capacities."""
+    def upsert_worker(self, worker_json: str, /) -> object:
+        """Add a worker, or change the capacities of a worker."""
         ...
 
-    def remove_worker(self, model: str, role: str, instance: int) -> None:
-        """Forget a worker, its load and its blocks."""
+    def remove_worker(self, model: str, role: str, instance: int) -> object:
+        """Remove a worker with its load and its blocks."""
         ...
 
-    def subscribe(self, feed_json: str) -> None:
-        """Read a feed."""
+    def subscribe(self, feed_json: str, /) -> object:
+        """Start to read a feed."""
         ...
 
-    def unsubscribe(self, publisher_id: int) -> None:
-        """Read it no more."""
+    def unsubscribe(self, publisher_id: int, /) -> object:
+        """Stop reading a feed."""
         ...
 
     def load_dump(self, model: str, role: str, dump_json: str) -> object:
-        """Take over the blocks that the workers of a pool hold."""
+        """Take over the blocks that a dump lists for the workers of a pool."""
         ...
 
     def status(self) -> str:
-        """Workers, feeds and their gaps, as JSON."""
+        """Workers, feeds and missing events, as JSON."""
         ...
+
+
+async def _restore_nothing(_pool: Pool, _publishers: list[int]) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What the synchronisation needs from the rest of the process.
+
+    Attributes:
+        tokenizer_folder: Finds a local folder with the tokenizer and template of a model.
+        is_served: Says whether a frontend serves a model. A worker that no frontend reaches is not
+            routable, so workers join after it is true.
+        read_blocks: Reads the blocks on the workers of an endpoint, given its block size, as a JSON
+            list of stored events. None where nothing can read them.
+        restore_index: Takes over the saved index of a pool, given the publishers of its feeds of KV
+            events.
+    """
+
+    tokenizer_folder: Callable[[Model], Awaitable[Path]]
+    is_served: Callable[[str], Awaitable[bool]]
+    read_blocks: Callable[[str, int], Awaitable[str]] | None = None
+    restore_index: Callable[[Pool, list[int]], Awaitable[None]] = _restore_nothing
 
 
 @dataclass
 class Counters:
-    """What happened so far; all only grow."""
+    """Events since the start; no counter ever falls."""
 
     changes: int = 0
     refused: int = 0
@@ -96,73 +117,63 @@ class Counters:
 
 @dataclass
 class _Applied:
+    """The fleet that the gateway has."""
+
     models: dict[str, Model] = field(default_factory=dict[str, Model])
     workers: dict[tuple[str, Role, int], Worker] = field(
         default_factory=dict[tuple[str, Role, int], Worker]
     )
     feeds: dict[int, Feed] = field(default_factory=dict[int, Feed])
 
-    def view(self) -> View:
-        return View(dict(self.models), dict(self.workers), dict(self.feeds))
+    def view(self) -> FleetView:
+        return FleetView(dict(self.models), dict(self.workers), dict(self.feeds))
 
 
-class Follower:
-    """Applies views to a gateway.
+class GatewaySync:
+    """Applies fleet views to a gateway.
 
     Args:
-        gateway: what is fed.
-        source: where views come from.
-        folder: model → local folder with tokenizer and template.
-        dump: reads an endpoint's present blocks; None where there is no store to read them by.
-        resync_interval_s: shortest time between two dumps of one pool.
-        served: says whether a frontend serves a model yet; its workers wait for that.
-        restore: takes over what was saved of a pool, before its first feed is read.
+        gateway: The gateway to change.
+        source: The discovery backend.
+        actions: What the synchronisation needs from the rest of the process.
+        resync_interval_s: Shortest time between two dumps of one pool.
     """
 
     def __init__(
-        self,
-        gateway: GatewayControl,
-        source: Source,
-        folder: Folder,
-        dump: Dump | None,
-        resync_interval_s: float,
-        served: Served,
-        restore: Restore | None = None,
+        self, gateway: FleetGateway, source: Source, actions: Actions, resync_interval_s: float
     ) -> None:
         self.counters = Counters()
         self._gateway = gateway
         self._source = source
-        self._folder = folder
-        self._dump = dump
+        self._actions = actions
         self._resync_interval_s = resync_interval_s
-        self._served = served
-        self._restore = restore
         self._restored: set[Pool] = set()
         self._applied = _Applied()
-        self._wanted = View()
+        self._wanted = FleetView()
         self._unread: dict[Pool, str] = {}
         self._dumped_s: dict[Pool, float] = {}
         self._without_folder: dict[str, float] = {}
-        self._asked_s = float("-inf")
-        self._told: set[str] = set()
+        self._status_read_s = float("-inf")
+        self._warned: set[str] = set()
         self._lock = asyncio.Lock()
 
     @property
-    def view(self) -> View:
-        """What the gateway has been told."""
+    def view(self) -> FleetView:
+        """The fleet that the gateway has now."""
         return self._applied.view()
 
     async def follow(self) -> None:
         """Apply views until cancelled."""
         async for view in self._source.views():
-            self._tell_problems(view)
+            for problem in view.problems:
+                self._warn_once(problem)
             self._wanted = view
             await self._apply_wanted()
 
     async def repair(self) -> None:
-        """Resync pools and retry what failed, until cancelled."""
+        """Read blocks of pools that miss events and retry what failed, until cancelled."""
         while True:
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(_REPAIR_INTERVAL_S)
             await self._apply_wanted()
             await self._retry_folders()
             for pool, reason in self._pools_to_read().items():
@@ -170,13 +181,14 @@ class Follower:
 
     async def _apply_wanted(self) -> None:
         async with self._lock:
-            served: dict[str, bool] = {}  # asked once a pass: workers of a model join together
+            # Asked once per pass and model, so that the workers of a model join together.
+            served: dict[str, bool] = {}
             for change in diff(self._applied.view(), self._wanted):
                 try:
                     if isinstance(change, UpsertWorker):
                         model = change.worker.model
                         if model not in served:
-                            served[model] = await self._served(model)
+                            served[model] = await self._actions.is_served(model)
                         if not served[model]:
                             continue
                     if isinstance(change, Subscribe) and not self._has_worker(change.feed):
@@ -185,10 +197,10 @@ class Follower:
                     self.counters.changes += 1
                 except (ValueError, RuntimeError) as error:
                     self.counters.refused += 1
-                    self._tell_once(f"the gateway refused {_name(change)}: {error}")
+                    self._warn_once(f"the gateway refused {_name(change)}: {error}")
 
     def _has_worker(self, feed: Feed) -> bool:
-        """A feed waits for its worker: blocks of a worker that is not known are dropped."""
+        """Whether a worker of the feed is known: the gateway drops blocks of unknown workers."""
         return any(
             (worker.model, worker.role) == (feed.model, feed.role)
             and feed.instance in (None, worker.instance)
@@ -209,7 +221,7 @@ class Follower:
                 del applied.models[model.name]
                 self._without_folder.pop(model.name, None)
                 gateway.remove_model(model.name)
-                log.info("model %s is gone", model.name)
+                log.info("model %s left", model.name)
             case UpsertModel(model):
                 await self._upsert_model(model)
                 applied.models[model.name] = model
@@ -218,29 +230,33 @@ class Follower:
                 applied.workers[worker.model, worker.role, worker.instance] = worker
                 log.info("%s worker %d of %s joined", worker.role, worker.instance, worker.model)
             case Subscribe(feed):
-                await self._restore_before(feed)
+                await self._restore_index(feed)
                 gateway.subscribe(feed_json(feed))
                 applied.feeds[feed.publisher_id] = feed
                 if feed.topic == "kv-events":
                     self._unread[feed.model, feed.role] = "a new feed"
 
-    async def _restore_before(self, feed: Feed) -> None:
-        """The saved index of the feed's pool, once: events can not be taken back."""
+    async def _restore_index(self, feed: Feed) -> None:
+        """Restore the saved index of the feed's pool, once, before the pool's first event.
+
+        An applied event cannot be undone, so the saved index must come first.
+        """
         pool = (feed.model, feed.role)
-        if self._restore is None or feed.topic != "kv-events" or pool in self._restored:
+        if feed.topic != "kv-events" or pool in self._restored:
             return
         self._restored.add(pool)
         feeds = [f for f in self._wanted.feeds.values() if (f.model, f.role) == pool]
-        await self._restore(pool, [f.publisher_id for f in feeds if f.topic == "kv-events"])
+        publishers = [f.publisher_id for f in feeds if f.topic == "kv-events"]
+        await self._actions.restore_index(pool, publishers)
 
     async def _upsert_model(self, model: Model) -> None:
         try:
-            folder = await self._folder(model)
+            folder = await self._actions.tokenizer_folder(model)
             self._without_folder.pop(model.name, None)
-        except CardFilesError as error:
+        except TokenizerFilesError as error:
             folder = None
             self._without_folder[model.name] = time.monotonic()
-            self._tell_once(f"no tokenizer for {model.name}, text is routed by load only: {error}")
+            self._warn_once(f"no tokenizer for {model.name}, text is routed by load only: {error}")
         self._gateway.upsert_model(model_json(model, folder))
         log.info("model %s, %d tokens per block, files in %s", model.name, model.block_size, folder)
 
@@ -252,12 +268,13 @@ class Follower:
                     await self._upsert_model(self._applied.models[name])
 
     def _pools_to_read(self) -> dict[Pool, str]:
-        if self._dump is None:
+        """Pools whose blocks must be read now, each with the reason."""
+        if self._actions.read_blocks is None:
             return {}
         wanted = dict(self._unread)
         now_s = time.monotonic()
-        if now_s - self._asked_s >= _STATUS_S:  # a status of 1,000 workers is about 1 MB
-            self._asked_s = now_s
+        if now_s - self._status_read_s >= _STATUS_INTERVAL_S:
+            self._status_read_s = now_s
             for pool in resync_pools(json.loads(self._gateway.status())):
                 wanted.setdefault(pool, "events are missing")
         return {
@@ -274,77 +291,30 @@ class Follower:
             if (worker.model, worker.role) == pool
         }
         self._unread.pop(pool, None)
-        if model is None or self._dump is None:
+        if model is None or self._actions.read_blocks is None:
             return
         self._dumped_s[pool] = time.monotonic()
         for endpoint in sorted(endpoints):
             try:
-                text = await self._dump(endpoint, model.block_size)
+                text = await self._actions.read_blocks(endpoint, model.block_size)
                 self._gateway.load_dump(pool[0], pool[1], text)
                 self.counters.dumps += 1
                 log.info("read the blocks of %s (%s, %d bytes)", endpoint, reason, len(text))
             except (DumpError, ValueError, RuntimeError) as error:
                 self.counters.dumps_failed += 1
-                self._unread[pool] = reason  # tried again after the interval
-                self._tell_once(f"the blocks of {endpoint} could not be read: {error}")
+                self._unread[pool] = reason  # read again after the resync interval
+                self._warn_once(f"the blocks of {endpoint} could not be read: {error}")
 
-    def _tell_problems(self, view: View) -> None:
-        for problem in view.problems:
-            self._tell_once(problem)
-
-    def _tell_once(self, text: str) -> None:
-        if len(self._told) >= _MAX_PROBLEMS:
-            self._told.clear()
-        if text not in self._told:
-            self._told.add(text)
+    def _warn_once(self, text: str) -> None:
+        if len(self._warned) >= _MAX_WARNINGS:
+            self._warned.clear()
+        if text not in self._warned:
+            self._warned.add(text)
             log.warning("%s", text)
 
 
-def model_json(model: Model, folder: Path | None) -> str:
-    """A model as `Gateway.upsert_model` reads it."""
-    return json.dumps(
-        {
-            "name": model.name,
-            "folder": None if folder is None else str(folder),
-            "block_size": model.block_size,
-            "context_length": model.context_length,
-            "loras": list(model.loras),
-        }
-    )
-
-
-def worker_json(worker: Worker) -> str:
-    """A worker as `Gateway.upsert_worker` reads it."""
-    return json.dumps(
-        {
-            "model": worker.model,
-            "role": worker.role,
-            "instance": worker.instance,
-            "dp_start": worker.dp_start,
-            "dp_size": worker.dp_size,
-            "total_kv_blocks": worker.total_kv_blocks,
-            "max_num_seqs": worker.max_num_seqs,
-            "max_num_batched_tokens": worker.max_num_batched_tokens,
-        }
-    )
-
-
-def feed_json(feed: Feed) -> str:
-    """A feed as `Gateway.subscribe` reads it."""
-    return json.dumps(
-        {
-            "endpoint": feed.address,
-            "topic": feed.topic,
-            "model": feed.model,
-            "role": feed.role,
-            "publisher_id": feed.publisher_id,
-            "instance": feed.instance,
-        }
-    )
-
-
 def resync_pools(status: dict[str, Any]) -> set[Pool]:
-    """Pools with a worker that the gateway's status marks as in need of a resync."""
+    """Pools with a worker that the gateway's status marks with `needs_resync`."""
     found: set[Pool] = set()
     for model in cast(list[dict[str, Any]], status.get("models", [])):
         for pool in cast(list[dict[str, Any]], model.get("pools", [])):

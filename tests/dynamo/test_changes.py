@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wardrop.dynamo.diff import (
+from wardrop.dynamo.discovery.changes import (
     Change,
     RemoveModel,
     RemoveWorker,
@@ -15,14 +15,14 @@ from wardrop.dynamo.diff import (
     UpsertWorker,
     diff,
 )
-from wardrop.dynamo.view import Feed, Model, View, Worker
+from wardrop.dynamo.discovery.fleet_view import Feed, FleetView, Model, Worker
 
 NAMES = ("a", "b")
 ROLES = ("aggregated", "prefill")
 
 
 @st.composite
-def views(draw) -> View:
+def views(draw) -> FleetView:
     models = {
         name: Model(name, draw(st.sampled_from((16, 32))), draw(st.sampled_from((None, 9))))
         for name in draw(st.sets(st.sampled_from(NAMES)))
@@ -44,13 +44,13 @@ def views(draw) -> View:
         for publisher in draw(st.sets(st.integers(1, 4))):
             address = draw(st.sampled_from(("tcp://p", "tcp://q")))
             feeds[publisher] = Feed(publisher, "kv-events", address, "e", name, role)
-    return View(models, workers, feeds)
+    return FleetView(models, workers, feeds)
 
 
 class Mirror:
     """What a gateway would hold; refuses what a gateway refuses."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: FleetView) -> None:
         self.models = dict(view.models)
         self.workers = dict(view.workers)
         self.feeds = dict(view.feeds)
@@ -95,9 +95,9 @@ def test_same_view_gives_no_change(view):
     assert diff(view, view) == []
 
 
-def one_worker(**changes) -> View:
+def one_worker(**changes) -> FleetView:
     worker = replace(Worker("a", "aggregated", 1, "e", "x", total_kv_blocks=10), **changes)
-    return View({"a": Model("a", 16)}, {("a", "aggregated", 1): worker})
+    return FleetView({"a": Model("a", 16)}, {("a", "aggregated", 1): worker})
 
 
 def test_same_id_at_another_address_is_a_new_incarnation():
@@ -114,7 +114,7 @@ def test_another_capacity_keeps_the_worker_and_its_blocks():
 
 def test_another_block_size_voids_model_and_workers():
     old = one_worker()
-    new = View({"a": Model("a", 32)}, old.workers)
+    new = FleetView({"a": Model("a", 32)}, old.workers)
     assert [type(change) for change in diff(old, new)] == [
         RemoveWorker,
         RemoveModel,

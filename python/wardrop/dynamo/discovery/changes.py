@@ -1,55 +1,55 @@
-"""From one view to the next: the changes, in an order that is always safe to apply.
+"""The changes from one fleet view to the next, in an order that is always safe to apply.
 
-What goes leaves before what comes: feeds, workers, models out; models, workers, feeds in. So no
-feed ever names a worker pool that does not exist, and a worker that came back under the same id
-(another address: a new incarnation) starts empty.
+Removals come before additions: feeds, workers and models leave, then models, workers and feeds
+join. No feed ever names a pool that does not exist. A worker under the same id with another address
+is a new incarnation, which is removed and added, and therefore starts empty.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from wardrop.dynamo.view import Feed, Model, View, Worker
+from wardrop.dynamo.discovery.fleet_view import Feed, FleetView, Model, Worker
 
 
 @dataclass(frozen=True)
 class Unsubscribe:
-    """A feed is gone, or moved."""
+    """A feed disappeared, or has another address."""
 
     feed: Feed
 
 
 @dataclass(frozen=True)
 class RemoveWorker:
-    """A worker is gone, or another incarnation took its id."""
+    """A worker disappeared, or a new incarnation has its id."""
 
     worker: Worker
 
 
 @dataclass(frozen=True)
 class RemoveModel:
-    """No worker serves it any more, or its block size changed."""
+    """No worker serves the model any more, or its block size changed."""
 
     model: Model
 
 
 @dataclass(frozen=True)
 class UpsertModel:
-    """A new model, or new properties of one."""
+    """A model is new, or one of its properties changed."""
 
     model: Model
 
 
 @dataclass(frozen=True)
 class UpsertWorker:
-    """A new worker, or new capacities of one."""
+    """A worker is new, or one of its capacities changed."""
 
     worker: Worker
 
 
 @dataclass(frozen=True)
 class Subscribe:
-    """A new feed."""
+    """A feed is new."""
 
     feed: Feed
 
@@ -57,11 +57,11 @@ class Subscribe:
 Change = Unsubscribe | RemoveWorker | RemoveModel | UpsertModel | UpsertWorker | Subscribe
 
 
-def diff(old: View, new: View) -> list[Change]:
-    """Changes that turn `old` into `new`; empty when they say the same.
+def diff(old: FleetView, new: FleetView) -> list[Change]:
+    """Changes that turn `old` into `new`; empty when the views are equal.
 
-    Cost O(|old| + |new|). A model whose block size changed takes all its workers and feeds with
-    it: every hash of it is void.
+    A model whose block size changed is removed with all its workers and feeds, because every block
+    hash of the model is void. Cost: O(|old| + |new|).
     """
     void = {
         name

@@ -1,4 +1,4 @@
-"""One child process: own process group, output in a file, and it cannot outlive us."""
+"""A child process with a process group of its own, output in a file, and its parent's lifetime."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_TETHER = Path(__file__).with_name("tether.py")
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _TAIL_BYTES = 4096
 
 
-def tethered(command: Sequence[str]) -> list[str]:
-    """The command line that runs `command` so that it dies with this process."""
-    return [sys.executable, "-IS", str(_TETHER), str(os.getpid()), *command]
+def bound_to_parent(command: Sequence[str]) -> list[str]:
+    """A command line that runs `command` and ends it when this process ends."""
+    return [sys.executable, "-IS", str(_DIE_WITH_PARENT), str(os.getpid()), *command]
 
 
-class Child:
+class ChildProcess:
     """A running child process.
 
-    Signals go to the whole group, so what the child started goes with it, and by number, never by
-    name.
+    A signal goes to the whole process group, so it also reaches what the child started.
+
+    Args:
+        name: Name in messages.
+        command: Program and arguments.
+        environment: All variables of the child.
+        log: File to which output and errors are appended.
     """
 
     def __init__(
@@ -33,7 +38,7 @@ class Child:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                tethered(command),
+                bound_to_parent(command),
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -43,16 +48,16 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Process id, and id of its process group."""
+        """Process id, which is also the id of the process group."""
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code as `subprocess` gives it (negative: the signal), or None while it runs."""
+        """Exit code as in `subprocess` (negative for a signal), or None while the child runs."""
         return self._process.poll()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the child's group; nothing when it has ended."""
+        """Send a signal to the child's group; do nothing when the child has ended."""
         if self._process.poll() is None:
             try:
                 os.killpg(self.pid, number)
@@ -60,23 +65,23 @@ class Child:
                 return
 
     def kill(self) -> None:
-        """SIGKILL, and wait until the child is gone."""
+        """Send SIGKILL and wait until the child has ended."""
         self.signal(signal.SIGKILL)
         self._process.wait()
 
-    def hang(self) -> None:
-        """SIGSTOP: alive for the kernel, silent for its peers; returns once it has stopped."""
+    def suspend(self) -> None:
+        """Send SIGSTOP and wait until the child is stopped: alive, but silent for its peers."""
         self.signal(signal.SIGSTOP)
         deadline_s = time.monotonic() + 5
         while self.state() != "T" and time.monotonic() < deadline_s:
             time.sleep(0.002)
 
     def resume(self) -> None:
-        """SIGCONT after `hang`."""
+        """Send SIGCONT after `suspend`."""
         self.signal(signal.SIGCONT)
 
     def state(self) -> str:
-        """The kernel's state letter (R, S, T, Z, …); empty when the process is gone."""
+        """The kernel's state letter (R, S, T, Z, …); empty when the process does not exist."""
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text()
         except OSError:
@@ -84,12 +89,12 @@ class Child:
         return stat.rpartition(")")[2].split()[0]
 
     def stop(self, timeout_s: float = 5.0) -> int:
-        """SIGTERM, then SIGKILL after `timeout_s`; returns the exit code."""
+        """Send SIGTERM, then SIGKILL after `timeout_s`; return the exit code."""
         stop_all([self], timeout_s)
         return self._process.wait()
 
     def tail(self) -> str:
-        """The end of its output."""
+        """The last 4 kB of the child's output."""
         try:
             with self.log.open("rb") as output:
                 output.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
@@ -98,8 +103,11 @@ class Child:
             return ""
 
 
-def stop_all(children: Sequence[Child], timeout_s: float = 5.0) -> None:
-    """SIGTERM (and SIGCONT) to all at once, one common deadline, SIGKILL for who is left."""
+def stop_all(children: Sequence[ChildProcess], timeout_s: float = 5.0) -> None:
+    """Stop all children: SIGTERM and SIGCONT to each, then SIGKILL after one common deadline.
+
+    SIGCONT lets a suspended child handle SIGTERM.
+    """
     for child in children:
         child.signal(signal.SIGTERM)
         child.signal(signal.SIGCONT)

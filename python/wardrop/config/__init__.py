@@ -1,0 +1,45 @@
+"""Configuration: one frozen dataclass per stage, checked when it is built, swapped whole.
+
+Every setting exists in four sources under one name. The field `limits.body_bytes` is the flag
+`--limits-body-bytes`, the variable `WARDROP_LIMITS_BODY_BYTES` and the YAML key
+`limits: {body_bytes: …}`. Settings that users meet first have a shorter flag and variable.
+
+Files: `fields` declares and checks settings; `http`, `routing`, `dynamo` and `control` hold the
+stages; `config` is the whole; `sources` reads flags, variables and YAML; `native` asks the native
+module.
+"""
+
+from wardrop.config.config import Config
+from wardrop.config.control import CONTROLLER_MOVES, Control, IndexFile, Log, Shadows
+from wardrop.config.dynamo import Discovery, Dynamo, FrontendMode
+from wardrop.config.fields import ConfigError
+from wardrop.config.http import Http, Limits, Upstream
+from wardrop.config.native import check_gateway, check_policy
+from wardrop.config.routing import Feed, Predicted, PredictedUse, Prompt, Routing
+from wardrop.config.sources import Setting, load, settings
+
+__all__ = [
+    "CONTROLLER_MOVES",
+    "Config",
+    "ConfigError",
+    "Control",
+    "Discovery",
+    "Dynamo",
+    "Feed",
+    "FrontendMode",
+    "Http",
+    "IndexFile",
+    "Limits",
+    "Log",
+    "Predicted",
+    "PredictedUse",
+    "Prompt",
+    "Routing",
+    "Setting",
+    "Shadows",
+    "Upstream",
+    "check_gateway",
+    "check_policy",
+    "load",
+    "settings",
+]

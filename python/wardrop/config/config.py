@@ -1,0 +1,67 @@
+"""The whole configuration, and the part of it that the native gateway reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from wardrop.config.control import Control, IndexFile, Log, Shadows
+from wardrop.config.dynamo import Dynamo
+from wardrop.config.http import Http, Limits, Upstream
+from wardrop.config.routing import SWITCHES, Feed, Predicted, Prompt, Routing
+
+
+@dataclass(frozen=True)
+class Config:
+    """All stages. A configuration is immutable: a change is a new configuration."""
+
+    http: Http = field(default_factory=Http)
+    limits: Limits = field(default_factory=Limits)
+    upstream: Upstream = field(default_factory=Upstream)
+    routing: Routing = field(default_factory=Routing)
+    predicted: Predicted = field(default_factory=Predicted)
+    prompt: Prompt = field(default_factory=Prompt)
+    feed: Feed = field(default_factory=Feed)
+    dynamo: Dynamo = field(default_factory=Dynamo)
+    control: Control = field(default_factory=Control)
+    shadows: Shadows = field(default_factory=Shadows)
+    index: IndexFile = field(default_factory=IndexFile)
+    log: Log = field(default_factory=Log)
+
+    def gateway_json(
+        self,
+        upstreams: list[str],
+        timing: Mapping[str, list[tuple[float, float, float]]] | None = None,
+    ) -> str:
+        """The configuration of `wardrop._core.Gateway`, as JSON.
+
+        Args:
+            upstreams: Addresses of the frontends, `http://HOST:PORT` each.
+            timing: Points of a timing table, from which the latency curves start.
+        """
+        routing = asdict(self.routing)
+        routing["policy"] = {"name": routing["policy"], **routing.pop("parameters")}
+        queue = {
+            name: bool(value) if name in SWITCHES else int(value) if value == int(value) else value
+            for name, value in routing.pop("queue_parameters").items()
+        }
+        routing["queue"] = queue if routing["queue"] else None
+        routing["predicted"] = asdict(self.predicted)
+        routing["receipts"] = self.control.receipts
+        routing["timing"] = dict(timing or {})
+        return json.dumps(
+            {
+                "listen": f"{self.http.host}:{self.http.port}",
+                "upstreams": upstreams,
+                "worker_threads": self.http.worker_threads,
+                "router_id": self.http.router_id,
+                "limits": asdict(self.limits),
+                "upstream": asdict(self.upstream),
+                "routing": routing,
+                "prompt": asdict(self.prompt),
+                "feed": asdict(self.feed),
+                "shadows": self.shadows.gateway(),
+                "log": "warn" if self.log.level == "warning" else self.log.level,
+            }
+        )

@@ -1,0 +1,44 @@
+"""Building blocks of the stages: the declaration of a setting, and the checks of its value."""
+
+from __future__ import annotations
+
+from dataclasses import field, fields
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting cannot be used. The text names the setting, the value received and what to do."""
+
+
+def setting(default: Any, summary: str, flag: str | None = None) -> Any:
+    """Declare a setting as a field of a stage.
+
+    Args:
+        default: Value without any source. An empty dictionary stands for names with numbers.
+        summary: One line for the help text, with the unit where the name has none.
+        flag: Name of the flag without dashes; by default the stage and the name of the field.
+    """
+    metadata = {"summary": summary, "flag": flag}
+    if isinstance(default, dict):
+        return field(default_factory=dict[str, float], metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def require_within(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a value outside `low` to `high`, and NaN.
+
+    Raises:
+        ConfigError: The value is out of range.
+    """
+    if not low <= value <= high:  # false for NaN as well
+        raise ConfigError(f"{name}: got {value!r}, expected {low:g} to {high:g}")
+
+
+def require_positive(stage: str, values: Any) -> None:
+    """Refuse a stage that has a value below 1 in any of its settings.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    for item in fields(values):
+        require_within(f"{stage}.{item.name}", getattr(values, item.name), 1, 2**40)

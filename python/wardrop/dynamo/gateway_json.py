@@ -1,0 +1,56 @@
+"""Models, workers and feeds as JSON texts that `wardrop._core.Gateway` reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from wardrop.dynamo.discovery.fleet_view import Feed, Model, Worker
+
+
+def model_json(model: Model, folder: Path | None) -> str:
+    """A model for `Gateway.upsert_model`.
+
+    Args:
+        model: The model.
+        folder: Local folder with the model's tokenizer and template; None without one.
+    """
+    return json.dumps(
+        {
+            "name": model.name,
+            "folder": None if folder is None else str(folder),
+            "block_size": model.block_size,
+            "context_length": model.context_length,
+            "loras": list(model.loras),
+        }
+    )
+
+
+def worker_json(worker: Worker) -> str:
+    """A worker for `Gateway.upsert_worker`."""
+    return json.dumps(
+        {
+            "model": worker.model,
+            "role": worker.role,
+            "instance": worker.instance,
+            "dp_start": worker.dp_start,
+            "dp_size": worker.dp_size,
+            "total_kv_blocks": worker.total_kv_blocks,
+            "max_num_seqs": worker.max_num_seqs,
+            "max_num_batched_tokens": worker.max_num_batched_tokens,
+        }
+    )
+
+
+def feed_json(feed: Feed) -> str:
+    """A feed for `Gateway.subscribe`."""
+    return json.dumps(
+        {
+            "endpoint": feed.address,
+            "topic": feed.topic,
+            "model": feed.model,
+            "role": feed.role,
+            "publisher_id": feed.publisher_id,
+            "instance": feed.instance,
+        }
+    )

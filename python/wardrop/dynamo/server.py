@@ -1,0 +1,324 @@
+"""One run of `wardrop dynamo`: frontends, gateway and discovery, and their common life.
+
+Start: the supervisor starts frontends; when the first one answers, the gateway listens; discovery
+then fills its fleet. Stop, after SIGTERM or SIGINT: drain the requests in flight, stop the gateway,
+stop the frontends. A second signal cuts the drain short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from wardrop._core import Gateway
+from wardrop.config import Config, ConfigError
+from wardrop.control.audit import AuditLog
+from wardrop.control.calibrator import Calibrator
+from wardrop.control.door import Door
+from wardrop.control.run import Watcher
+from wardrop.dynamo.block_dump import dump_blocks
+from wardrop.dynamo.discovery.backends import choose_source, dynamo_environment
+from wardrop.dynamo.discovery.frontend_source import FrontendSource
+from wardrop.dynamo.frontend_client import models_served, read_page
+from wardrop.dynamo.gateway_sync import Actions, GatewaySync
+from wardrop.dynamo.install import dynamo_version
+from wardrop.dynamo.supervisor import FrontendSpec, Supervisor, SupervisorError
+from wardrop.dynamo.tokenizer_files import tokenizer_folder
+from wardrop.service.admin import Admin
+from wardrop.service.curve_file import SavedCurves
+from wardrop.service.index_file import SavedIndex, unusable
+from wardrop.service.prior import timing_points
+
+log = logging.getLogger("wardrop.control")
+
+_DUMP_TIMEOUT_S = 60.0
+_READY_POLL_S = 0.02
+_DISCOVERY_POLL_S = 1.0
+_NO_DRAIN_S = 0.0
+
+
+class StartError(RuntimeError):
+    """The router did not serve a request; the text says what is missing."""
+
+
+class Server:
+    """One run of `wardrop dynamo`.
+
+    Args:
+        config: The whole configuration.
+        frontend_arguments: Further flags for `dynamo.frontend`.
+        environment: Variables of this process. Its `DYN_*` variables reach the frontends.
+
+    Raises:
+        ConfigError: Two settings exclude each other, or a file cannot be used.
+        DynamoMissingError: Frontends must be started, and the interpreter has no Dynamo.
+    """
+
+    def __init__(
+        self, config: Config, frontend_arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        if config.dynamo.upstreams and frontend_arguments:
+            raise ConfigError(
+                f"got frontend flags {' '.join(frontend_arguments)!r} with --upstream, which "
+                "starts no frontend; give one or the other"
+            )
+        if config.index.file and (reason := unusable(Path(config.index.file))):
+            raise ConfigError(f"index.file: got {config.index.file!r}, but {reason}")
+        try:
+            table = config.control.timing_table
+            self._timing = timing_points(Path(table)) if table else {}
+        except ValueError as error:
+            raise ConfigError(f"control.timing_table: {error}") from error
+        self.config = config
+        self.source = choose_source(config.dynamo, environment)
+        self.port: int | None = None
+        self._python = config.dynamo.python or sys.executable
+        self._environment = dict(environment)
+        self._stop = asyncio.Event()
+        self._cut_short = asyncio.Event()
+        self._upstreams_changed = asyncio.Event()
+        self._supervisor: Supervisor | None = None
+        self._sync: GatewaySync | None = None
+        self._index: SavedIndex | None = None
+        if not config.dynamo.upstreams:
+            version = dynamo_version(self._python)
+            log.info("Dynamo %s", version)
+            spec = FrontendSpec(
+                count=config.dynamo.frontends,
+                mode=config.dynamo.frontend_mode,
+                arguments=tuple(frontend_arguments),
+                environment=dynamo_environment(self.source, environment),
+                restart_limit=config.dynamo.restart_limit,
+                python=self._python,
+            )
+            self._supervisor = Supervisor(
+                spec, lambda _urls: self._upstreams_changed.set(), self._serves_all
+            )
+
+    def request_stop(self) -> None:
+        """Drain and stop. A second call cuts the drain short."""
+        if self._stop.is_set():
+            self._cut_short.set()
+        self._stop.set()
+
+    @property
+    def upstreams(self) -> list[str]:
+        """Addresses of the configured frontends, or of the started frontends that answer now."""
+        if self._supervisor is None:
+            return list(self.config.dynamo.upstreams)
+        return self._supervisor.urls
+
+    async def run(self) -> int:
+        """Serve until a stop is requested.
+
+        Returns:
+            Exit code: 0 after a complete drain, 1 when requests were cut off.
+
+        Raises:
+            StartError: The frontends did not answer in time, or the port is not available.
+            SupervisorError: A frontend ended too often.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.request_stop)
+        frontends = asyncio.create_task(self._supervisor.run()) if self._supervisor else None
+        try:
+            await self._await_frontends(frontends)
+            if self._stop.is_set():
+                return 0
+            gateway = self._start_gateway()
+            try:
+                await self._serve(gateway, frontends)
+                return 0 if await self._drain(gateway) else 1
+            finally:
+                if self._index is not None:
+                    await self._index.save()
+                await asyncio.to_thread(gateway.stop)
+        finally:
+            if frontends is not None:
+                frontends.cancel()
+                with contextlib.suppress(asyncio.CancelledError, SupervisorError):
+                    await frontends
+
+    async def _await_frontends(self, frontends: asyncio.Task[None] | None) -> None:
+        timeout_s = self.config.dynamo.ready_timeout_s
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while frontends is not None and not self.upstreams and not self._stop.is_set():
+            if frontends.done():
+                await frontends
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise StartError(
+                    f"no frontend answered within {timeout_s:g} s; see the frontends' lines above, "
+                    "or raise --dynamo-ready-timeout-s"
+                )
+            await asyncio.sleep(_READY_POLL_S)
+
+    def _start_gateway(self) -> Gateway:
+        try:
+            gateway = Gateway(self.config.gateway_json(self.upstreams, self._timing))
+        except ValueError as error:
+            raise StartError(f"the gateway refuses its configuration: {error}") from error
+        try:
+            self.port = gateway.start()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StartError(
+                f"cannot listen on {self.config.http.host}:{self.config.http.port}: {error}"
+            ) from error
+        log.info(
+            "listening on http://%s:%d, policy %s, in front of %s, fleet from %s",
+            self.config.http.host,
+            self.port,
+            self.config.routing.policy,
+            ", ".join(self.upstreams),
+            self.source.name,
+        )
+        return gateway
+
+    async def _serve(self, gateway: Gateway, frontends: asyncio.Task[None] | None) -> None:
+        """Run the parts until a stop is requested; an error of any part ends all of them."""
+        config = self.config
+        parts: list[Coroutine[Any, Any, Any]] = []
+        if config.index.file:
+            self._index = SavedIndex(gateway, config.index, self._can_dump)
+            self._index.load()
+            parts.append(self._index.run())
+        self._sync = self._make_sync(gateway)
+        parts += [self._sync.follow(), self._sync.repair()]
+        control = config.control
+        door = Door(gateway, AuditLog(Path(control.audit_file)) if control.audit_file else None)
+        admin = None
+        if control.admin_port >= 0:
+            admin = Admin(gateway, door, control.admin_port, control.receipts)
+            await admin.start()
+        page = partial(read_page, control.prometheus) if control.prometheus else None
+        watcher = Watcher(gateway, door, control.controller, page, moves=control.moves)
+        parts.append(watcher.run(control.period_ms / 1000))
+        if config.shadows.calibrate:
+            calibrator = Calibrator(gateway, door, lambda: watcher.controller.on_trial)
+            parts.append(calibrator.run(config.shadows.tick_s))
+        curves = SavedCurves(gateway, Path(control.curves_file)) if control.curves_file else None
+        if curves is not None:
+            curves.load()
+            parts.append(curves.run())
+        parts += [self._forward_upstreams(gateway), self._log_discovery(), self._stop.wait()]
+        try:
+            await _run_until_first_ends(parts, frontends)
+        finally:
+            if admin is not None:
+                await admin.stop()
+            if curves is not None:
+                curves.save()
+
+    @property
+    def _can_dump(self) -> bool:
+        """Whether the blocks of workers can be read through Dynamo, which needs a store."""
+        return self.config.dynamo.bootstrap and not isinstance(self.source, FrontendSource)
+
+    def _make_sync(self, gateway: Gateway) -> GatewaySync:
+        async def read_blocks(endpoint: str, block_size: int) -> str:
+            environment = dynamo_environment(self.source, self._environment)
+            return await dump_blocks(
+                self._python, endpoint, block_size, environment, _DUMP_TIMEOUT_S
+            )
+
+        async def restore_index(pool: tuple[str, str], publishers: list[int]) -> None:
+            if self._index is not None:
+                await asyncio.to_thread(self._index.restore, pool, publishers)
+
+        actions = Actions(
+            tokenizer_folder,
+            self._is_served,
+            read_blocks if self._can_dump else None,
+            restore_index,
+        )
+        return GatewaySync(gateway, self.source, actions, self.config.dynamo.resync_interval_s)
+
+    async def _is_served(self, model: str) -> bool:
+        for url in self.upstreams:
+            if model in await models_served(url):
+                return True
+        return False
+
+    async def _serves_all(self, url: str) -> bool:
+        """Whether a started frontend lists every routed model, which takes it a moment."""
+        wanted = set(self._sync.view.models) if self._sync else set[str]()
+        return not wanted or wanted <= await models_served(url)
+
+    async def _forward_upstreams(self, gateway: Gateway) -> None:
+        """Give the gateway the addresses of the started frontends after each change.
+
+        With no frontend left the old addresses stay: they refuse at once, and each refusal counts.
+        """
+        while True:
+            await self._upstreams_changed.wait()
+            self._upstreams_changed.clear()
+            if urls := self.upstreams:
+                gateway.set_upstreams(urls)
+
+    async def _log_discovery(self) -> None:
+        """Log when discovery fails and when it answers again."""
+        logged: str | None = None
+        while True:
+            await asyncio.sleep(_DISCOVERY_POLL_S)
+            if self.source.last_error != logged:
+                logged = self.source.last_error
+                if logged:
+                    log.warning("discovery: %s; the last view stays in force", logged)
+                else:
+                    log.info("discovery answers again")
+
+    async def _drain(self, gateway: Gateway) -> bool:
+        timeout_s = self.config.dynamo.drain_timeout_s
+        log.info("stopping: draining for up to %g s (a second signal stops at once)", timeout_s)
+        drained = asyncio.create_task(asyncio.to_thread(gateway.drain, timeout_s))
+        cut_short = asyncio.create_task(self._cut_short.wait())
+        await asyncio.wait({drained, cut_short}, return_when=asyncio.FIRST_COMPLETED)
+        cut_short.cancel()
+        if not drained.done():
+            log.warning("a second signal: requests in flight are cut off")
+            await asyncio.to_thread(gateway.drain, _NO_DRAIN_S)
+            return False
+        complete = drained.result()
+        if not complete:
+            log.warning("requests were still in flight after %g s; they are cut off", timeout_s)
+        return complete
+
+
+async def _run_until_first_ends(
+    parts: Sequence[Coroutine[Any, Any, Any]], frontends: asyncio.Task[None] | None
+) -> None:
+    """Run coroutines until one of them, or the frontends, ends; then cancel the others.
+
+    An exception of the part that ended is raised.
+    """
+    tasks = [asyncio.create_task(part) for part in parts]
+    ending = {*tasks, *([frontends] if frontends is not None else [])}
+    try:
+        done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run_server(config: Config, frontend_arguments: Sequence[str]) -> int:
+    """Serve until SIGTERM or SIGINT, and return the exit code of `wardrop dynamo`.
+
+    Raises:
+        ConfigError, StartError, SupervisorError, DynamoMissingError: As `Server` and its `run`.
+    """
+
+    async def run() -> int:
+        return await Server(config, frontend_arguments, os.environ).run()
+
+    return asyncio.run(run())
