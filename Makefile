@@ -153,6 +153,15 @@ soak: $(STAMPS)/toolchain ## does memory stay flat? 100 cycles of filling and cl
 wheel: $(STAMPS)/venv ## build the release wheel into dist/
 	$(VENV)/bin/maturin build --profile dist --locked --out dist
 
+.PHONY: release
+release: $(STAMPS)/venv ## wheel, source distribution and notes into dist/, from a clean tree; DRY_RUN=1 only checks
+	$(PY) .ci/release check
+ifndef DRY_RUN
+	rm -rf dist
+	$(VENV)/bin/maturin build --profile dist --locked --sdist --out dist
+	$(PY) .ci/release verify dist
+endif
+
 .PHONY: clean
 clean: ## remove everything that was built
 	rm -rf target dist out $(STAMPS) $(VENV) $(AUDIT) .venv-142
