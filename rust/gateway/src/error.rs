@@ -1,33 +1,8 @@
-//! Errors: of the control calls (one enum), and towards HTTP clients (in `OpenAI`'s shape).
+//! Refusals of the gateway: status, code and body of each, in the shape of `OpenAI`'s API.
 
 use bytes::Bytes;
 use hyper::StatusCode;
-
-/// What a control call can fail with.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GatewayError {
-    /// A value that was handed in is wrong.
-    #[error("{0}")]
-    Config(String),
-    /// The model is not registered.
-    #[error("model {0:?} is not registered: call upsert_model first")]
-    UnknownModel(String),
-    /// The core refused.
-    #[error(transparent)]
-    Core(#[from] wardrop_core::Error),
-    /// The operating system refused.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// A call that needs another state of the gateway.
-    #[error("{0}")]
-    State(String),
-}
+use wardrop_service::Refusal as ServiceRefusal;
 
 /// An answer that the gateway gives itself, because no upstream can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +64,16 @@ pub enum Refusal {
     },
     /// The gateway is stopping.
     Draining,
+}
+
+impl From<ServiceRefusal> for Refusal {
+    fn from(refusal: ServiceRefusal) -> Self {
+        match refusal {
+            ServiceRefusal::QueueFull { retry_after_s } => Self::QueueFull { retry_after_s },
+            ServiceRefusal::TenantQueueFull { retry_after_s } => Self::TenantFull { retry_after_s },
+            ServiceRefusal::DeadlineHopeless { retry_after_s } => Self::DeadlineHopeless { retry_after_s },
+        }
+    }
 }
 
 impl Refusal {

@@ -1,48 +1,23 @@
-//! The gateway as an object: what a control plane calls. Every call is short; the work happens on the gateway's own threads.
-
-mod control;
-mod restart;
+//! The gateway as an object: a routing service with an HTTP door. Every call is short; the work happens on their own threads.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::runtime::Handle;
-use tokio::sync::watch;
+use wardrop_service::{FeedReport, ModelReport, Service};
 
-use crate::GatewayError;
+use crate::ServiceError;
 use crate::config::GatewayConfig;
-use crate::feed::dynamo::decode_dump;
-use crate::feed::{FeedReport, Feeds, Subscription};
-use crate::fleet::{Model, ModelSpec, Registry, Role, WorkerReport, WorkerUpsert};
-use crate::metrics::{Metrics, THREAD_PREFIX};
-use crate::outcomes::Outcomes;
-use crate::prompt::{HandoverReport, check_handover};
-use crate::proxy::{Server, Shared, Tenants};
-use crate::receipts::Receipts;
-use crate::shadows::{ShadowThread, Shadows};
-use crate::upstream::{ConnectionPool, UpstreamSet};
-
-/// Threads of the background's slow work.
-const BLOCKING_THREADS: usize = 2;
-const SWEEP_EVERY: Duration = Duration::from_millis(200);
-/// Pause between attempts of the template check while Dynamo can not answer it.
-const CHECK_PAUSE: Duration = Duration::from_secs(1);
-const CHECK_ATTEMPTS: u32 = 600;
+use crate::metrics::HttpMetrics;
+use crate::proxy::{Server, Shared};
+use crate::upstream::{UpstreamDryRun, UpstreamSet};
 
 /// A gateway, started or not.
 pub struct Gateway {
     shared: Arc<Shared>,
-    feeds: Feeds,
-    /// The event loop of feeds, sweeps and checks.
-    background: Handle,
-    stop_background: watch::Sender<bool>,
-    background_thread: Mutex<Option<JoinHandle<()>>>,
     server: Mutex<Option<Server>>,
-    shadow_thread: Mutex<Option<ShadowThread>>,
 }
 
 #[derive(Serialize)]
@@ -53,7 +28,7 @@ struct Status {
     connections: usize,
     ready: bool,
     upstreams: Vec<UpstreamStatus>,
-    models: Vec<ModelStatus>,
+    models: Vec<ModelReport>,
     feeds: Vec<FeedReport>,
 }
 
@@ -64,88 +39,52 @@ struct UpstreamStatus {
     connect_failures: u64,
 }
 
-#[derive(Serialize)]
-struct ModelStatus {
-    name: String,
-    block_size: u32,
-    context_length: Option<u64>,
-    loras: Vec<String>,
-    has_tokeniser: bool,
-    has_template: bool,
-    handover_enabled: bool,
-    /// `None` until Dynamo answered the check.
-    handover: Option<HandoverReport>,
-    pools: Vec<PoolStatus>,
-}
-
-#[derive(Serialize)]
-struct PoolStatus {
-    role: Role,
-    routable: usize,
-    policy: String,
-    bookings: usize,
-    index_blocks: u64,
-    workers: Vec<WorkerReport>,
-}
-
 impl Gateway {
     /// A gateway that is configured but does not listen yet. Its feeds can be filled before it starts.
     ///
     /// # Errors
     /// What is wrong with the configuration.
-    pub fn new(config: GatewayConfig) -> Result<Self, GatewayError> {
+    pub fn new(config: GatewayConfig) -> Result<Self, ServiceError> {
         if let Some(filter) = &config.log {
             init_logging(filter)?;
         }
-        // Refused now, not with the first model.
-        config.routing.policy.build()?;
         let upstreams = Arc::new(UpstreamSet::default());
         upstreams.replace(&config.upstreams)?;
-        let metrics = Metrics::new(&config.router_id)
-            .map_err(|e| GatewayError::Config(format!("router_id {:?}: {e}", config.router_id)))?;
-        let epoch = std::time::SystemTime::now()
+        let service = Service::new(config.service())?;
+        let metrics = HttpMetrics::new(service.metric_builder())
+            .map_err(|error| ServiceError::Config(format!("metrics of the gateway: {error}")))?;
+        let since_1970 = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
-        let shadows = config.shadows.as_ref().map(Shadows::new).transpose()?;
         let shared = Arc::new(Shared {
-            shadows,
-            tenants: Tenants::new(&config.routing.tenant_weights),
-            receipts: Receipts::new(config.routing.receipts),
-            routing: Mutex::new(config.routing.start()),
+            service,
             config,
-            registry: Registry::default(),
             metrics,
             upstreams,
-            outcomes: Outcomes::default(),
-            clock: Instant::now(),
-            nonce: epoch.as_nanos() as u64 ^ (u64::from(std::process::id()) << 40),
-            next_request: AtomicU64::new(1),
+            nonce: since_1970.as_nanos() as u64 ^ (u64::from(std::process::id()) << 40),
             in_flight: AtomicUsize::new(0),
-            heavy: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
         });
-        let shadow_thread = ShadowThread::start(&shared)?;
-        let (background, stop_background, thread) = start_background(shared.clone())?;
         Ok(Self {
             shared,
-            feeds: Feeds::default(),
-            background,
-            stop_background,
-            background_thread: Mutex::new(Some(thread)),
             server: Mutex::new(None),
-            shadow_thread: Mutex::new(shadow_thread),
         })
+    }
+
+    /// The routing service behind the door, for the control calls that every door shares.
+    pub fn service(&self) -> &Service {
+        &self.shared.service
     }
 
     /// Starts to serve; returns the bound port.
     ///
     /// # Errors
     /// The address is taken, or the gateway runs already.
-    pub fn start(&self) -> Result<u16, GatewayError> {
+    pub fn start(&self) -> Result<u16, ServiceError> {
         let mut server = self.server.lock();
         if server.is_some() {
-            return Err(GatewayError::State("the gateway runs already".into()));
+            return Err(ServiceError::State("the gateway runs already".into()));
         }
         let started = Server::start(&self.shared)?;
         let address = started.address();
@@ -155,83 +94,41 @@ impl Gateway {
     }
 
     /// Replaces the upstream frontends.
-    pub fn set_upstreams(&self, urls: &[String]) -> Result<(), GatewayError> {
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] for a URL that is not `http://host[:port]`.
+    pub fn set_upstreams(&self, urls: &[String]) -> Result<(), ServiceError> {
         self.shared.upstreams.replace(urls)
     }
 
     /// Registers a model or changes it, and has its template checked against Dynamo in the background.
-    pub fn upsert_model(&self, json: &str) -> Result<(), GatewayError> {
-        let spec: ModelSpec = parse("model", json)?;
-        // Held until the model stands: a change meanwhile would miss it.
-        let routing = self.shared.routing.lock();
-        let (model, is_new) = self.shared.registry.upsert(spec, &self.shared.config, &routing)?;
-        drop(routing);
-        if is_new && self.shared.config.prompt.handover {
-            self.background.spawn(check_model(self.shared.clone(), model));
+    ///
+    /// # Errors
+    /// Those of [`Service::upsert_model`].
+    pub fn upsert_model(&self, json: &str) -> Result<(), ServiceError> {
+        let service = &self.shared.service;
+        if let Some(model) = service.upsert_model(json)? {
+            service.check_template(model, self.dry_run());
         }
         Ok(())
     }
 
     /// Checks a model's template again, for example after its template changed upstream.
-    pub fn recheck_model(&self, name: &str) -> Result<(), GatewayError> {
-        let model = self.model(name)?;
-        self.background.spawn(check_model(self.shared.clone(), model));
-        Ok(())
+    ///
+    /// # Errors
+    /// [`ServiceError::UnknownModel`] when the model is not registered.
+    pub fn recheck_model(&self, name: &str) -> Result<(), ServiceError> {
+        self.shared.service.recheck_template(name, self.dry_run())
     }
 
-    /// Forgets a model with its workers and feeds; whether it was known.
-    pub fn remove_model(&self, name: &str) -> bool {
-        self.feeds.leave_model(name);
-        self.shared.registry.remove(name)
+    fn dry_run(&self) -> UpstreamDryRun {
+        UpstreamDryRun::new(self.shared.upstreams.clone(), self.shared.config.upstream.clone())
     }
 
-    /// Adds a worker instance or takes over its new figures.
-    pub fn upsert_worker(&self, json: &str) -> Result<(), GatewayError> {
-        let upsert: WorkerUpsert = parse("worker", json)?;
-        self.model(&upsert.model)?.pool(upsert.role).upsert(&upsert)
-    }
-
-    /// Forgets a worker instance; whether it was known.
-    pub fn remove_worker(&self, model: &str, role: &str, instance: u64) -> Result<bool, GatewayError> {
-        self.model(model)?.pool(parse_role(role)?).remove(instance)
-    }
-
-    /// Follows a feed.
-    pub fn subscribe(&self, json: &str) -> Result<(), GatewayError> {
-        let subscription: Subscription = parse("subscription", json)?;
-        self.feeds.subscribe(subscription, &self.shared, &self.background)
-    }
-
-    /// Leaves a feed; whether it was followed.
-    pub fn unsubscribe(&self, publisher_id: u64) -> bool {
-        self.feeds.unsubscribe(publisher_id)
-    }
-
-    /// Fills the index of workers whose events are not known from their start; returns how many workers that were.
-    pub fn load_dump(&self, model: &str, role: &str, json: &str) -> Result<usize, GatewayError> {
-        let pool = self.model(model)?.pool(parse_role(role)?).clone();
-        let events = decode_dump(json).map_err(|e| {
-            GatewayError::Config(format!("not a list of events as dump_events() returns: {e}"))
-        })?;
-        let (workers, counts) = pool.load_dump(events);
-        self.shared
-            .metrics
-            .events
-            .with_label_values(&["dumped"])
-            .inc_by(counts.applied);
-        Ok(workers)
-    }
-
-    /// Everything a person or a control plane may want to know, as JSON.
+    /// The state of the gateway and of everything behind it, as JSON.
     pub fn status(&self) -> String {
         let shared = &self.shared;
-        let now_s = shared.now_s();
-        let models: Vec<ModelStatus> = shared
-            .registry
-            .all()
-            .iter()
-            .map(|model| self.model_status(model, now_s))
-            .collect();
+        let models = shared.service.model_reports();
         let draining = shared.draining.load(Ordering::Relaxed);
         let status = Status {
             address: self
@@ -242,11 +139,7 @@ impl Gateway {
             draining,
             in_flight: shared.in_flight.load(Ordering::Relaxed),
             connections: shared.connections.load(Ordering::Relaxed),
-            ready: !draining
-                && models
-                    .iter()
-                    .flat_map(|model| &model.pools)
-                    .any(|pool| pool.routable > 0),
+            ready: !draining && models.iter().any(ModelReport::is_routable),
             upstreams: shared
                 .upstreams
                 .list()
@@ -258,53 +151,14 @@ impl Gateway {
                 })
                 .collect(),
             models,
-            feeds: self.feeds.report(now_s),
+            feeds: shared.service.feed_reports(),
         };
         serde_json::to_string(&status).expect("a status of plain values must serialise")
     }
 
-    fn model_status(&self, model: &Model, now_s: f64) -> ModelStatus {
-        let pool_status = |role: Role| {
-            let pool = model.pool(role);
-            let workers = pool.report(now_s);
-            if workers.is_empty() {
-                return None;
-            }
-            let snapshot = pool.snapshot();
-            Some(PoolStatus {
-                role,
-                routable: workers.iter().filter(|worker| worker.available).count(),
-                policy: snapshot.policy,
-                bookings: snapshot.bookings,
-                index_blocks: snapshot.index.blocks,
-                workers,
-            })
-        };
-        ModelStatus {
-            name: model.spec.name.clone(),
-            block_size: model.spec.block_size,
-            context_length: model.spec.context_length,
-            loras: model.spec.loras.clone(),
-            has_tokeniser: model.prompter.is_some(),
-            has_template: model
-                .prompter
-                .as_ref()
-                .is_some_and(|prompter| prompter.template().is_some()),
-            handover_enabled: self.shared.config.prompt.handover,
-            handover: model.handover.lock().clone(),
-            pools: Role::ALL.into_iter().filter_map(pool_status).collect(),
-        }
-    }
-
-    /// The text that Prometheus reads.
+    /// The metrics page in Prometheus' text format.
     pub fn metrics(&self) -> String {
-        let in_flight = self.shared.in_flight.load(Ordering::Relaxed);
-        self.shared.metrics.render(
-            &self.shared.registry,
-            self.shared.shadows.as_ref(),
-            in_flight,
-            self.shared.now_s(),
-        )
+        self.shared.render_metrics()
     }
 
     /// Takes no new requests and waits for those in flight; whether all ended in time.
@@ -328,18 +182,7 @@ impl Gateway {
         if let Some(server) = server {
             server.stop();
         }
-        drop(self.shadow_thread.lock().take());
-        let _ = self.stop_background.send(true);
-        if let Some(thread) = self.background_thread.lock().take() {
-            let _ = thread.join();
-        }
-    }
-
-    fn model(&self, name: &str) -> Result<Arc<Model>, GatewayError> {
-        let found = self.shared.registry.find(name);
-        found
-            .map(|(model, _)| model)
-            .ok_or_else(|| GatewayError::UnknownModel(name.into()))
+        self.shared.service.stop();
     }
 }
 
@@ -349,118 +192,9 @@ impl Drop for Gateway {
     }
 }
 
-fn parse<'a, T: serde::Deserialize<'a>>(what: &str, json: &'a str) -> Result<T, GatewayError> {
-    serde_json::from_str(json).map_err(|e| GatewayError::Config(format!("not a {what}: {e}")))
-}
-
-fn parse_role(role: &str) -> Result<Role, GatewayError> {
-    Role::ALL
-        .into_iter()
-        .find(|known| known.name() == role)
-        .ok_or_else(|| {
-            GatewayError::Config(format!(
-                "role must be aggregated, prefill or decode, got {role:?}"
-            ))
-        })
-}
-
-type Background = (Handle, watch::Sender<bool>, JoinHandle<()>);
-
-fn start_background(shared: Arc<Shared>) -> Result<Background, GatewayError> {
-    let io = |source| GatewayError::Io {
-        what: "starting the background thread".into(),
-        source,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name(format!("{THREAD_PREFIX}solve"))
-        .build()
-        .map_err(io)?;
-    let handle = runtime.handle().clone();
-    let (stop, mut stopped) = watch::channel(false);
-    let thread = std::thread::Builder::new()
-        .name(format!("{THREAD_PREFIX}feeds"))
-        .spawn(move || {
-            runtime.block_on(async move {
-                let mut sweep = tokio::time::interval(SWEEP_EVERY);
-                // Solving takes longer than feeds may wait, and one window after another is enough.
-                let mut solving = tokio::spawn(async {});
-                loop {
-                    tokio::select! {
-                        _ = sweep.tick() => {
-                            sweep_pools(&shared);
-                            if solving.is_finished() {
-                                let shared = shared.clone();
-                                solving = tokio::task::spawn_blocking(move || solve_anarchy(&shared));
-                            }
-                        }
-                        _ = stopped.changed() => return,
-                    }
-                }
-            });
-            runtime.shutdown_background();
-        })
-        .map_err(io)?;
-    Ok((handle, stop, thread))
-}
-
-fn sweep_pools(shared: &Shared) {
-    let now_s = shared.now_s();
-    for model in shared.registry.all() {
-        for pool in model.pools() {
-            let expired = pool.sweep(now_s);
-            shared.metrics.expired_bookings.inc_by(expired as u64);
-        }
-    }
-}
-
-fn solve_anarchy(shared: &Shared) {
-    for model in shared.registry.all() {
-        for pool in model.pools() {
-            pool.solve_anarchy(shared.now_s());
-        }
-    }
-}
-
-/// Asks Dynamo until it answers or the model is gone.
-async fn check_model(shared: Arc<Shared>, model: Arc<Model>) {
-    let Some(prompter) = model.prompter.clone() else {
-        return;
-    };
-    let pool = ConnectionPool::new(shared.upstreams.clone(), shared.config.upstream.clone(), 0);
-    for attempt in 0..CHECK_ATTEMPTS {
-        let current = shared.registry.find(&model.spec.name).map(|(current, _)| current);
-        let Some(current) =
-            current.filter(|c| c.prompter.as_ref().is_some_and(|p| Arc::ptr_eq(p, &prompter)))
-        else {
-            return;
-        };
-        match check_handover(&prompter, &model.spec.name, &pool).await {
-            Ok(report) => {
-                for shape in &report.shapes {
-                    if shape.handed_over {
-                        tracing::info!(model = %model.spec.name, shape = shape.shape, samples = shape.samples, "token ids equal Dynamo's: handed over");
-                    } else {
-                        tracing::warn!(model = %model.spec.name, shape = shape.shape, samples = shape.samples, equal = shape.equal, note = shape.note.as_deref(), "token ids differ from Dynamo's: used as a hint only");
-                    }
-                }
-                *current.handover.lock() = Some(report);
-                return;
-            }
-            Err(reason) => {
-                if attempt == 0 {
-                    tracing::info!(model = %model.spec.name, %reason, "template check waits for Dynamo");
-                }
-                tokio::time::sleep(CHECK_PAUSE).await;
-            }
-        }
-    }
-}
-
-fn init_logging(filter: &str) -> Result<(), GatewayError> {
+fn init_logging(filter: &str) -> Result<(), ServiceError> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|e| GatewayError::Config(format!("log filter {filter:?}: {e}")))?;
+        .map_err(|e| ServiceError::Config(format!("log filter {filter:?}: {e}")))?;
     // A second gateway in the same process shares the first one's log.
     let _ = tracing_subscriber::fmt()
         .json()

@@ -1,25 +1,19 @@
-//! Native data plane: HTTP in, decision, HTTP out.
+//! The HTTP door: takes an OpenAI request, asks the routing service for workers, and forwards the request to a stock frontend.
 //!
 //! ```text
-//! client ─▶ proxy ─▶ prompt (tokens, hashes) ─▶ fleet (route, book) ─▶ upstream (dynamo.frontend, worker pinned) ─▶ client
-//! Dynamo's event plane ─▶ feed ─▶ fleet
+//! client ─▶ proxy (limits, intake) ─▶ wardrop_service (prompt, decision) ─▶ upstream (dynamo.frontend, worker pinned) ─▶ client
 //! ```
 //!
-//! All async code and all I/O of the project live in this crate; the decision itself is [`wardrop_core::Router`].
+//! All knowledge of HTTP is here: headers, status codes, bodies, the pin headers of Dynamo. The service knows none of it.
 
-pub mod config;
+mod config;
 mod error;
-mod feed;
-mod fleet;
 mod gateway;
 mod metrics;
-mod outcomes;
-mod prompt;
 mod proxy;
-mod receipts;
-mod shadows;
 mod upstream;
 
-pub use config::GatewayConfig;
-pub use error::{GatewayError, Refusal};
+pub use config::{GatewayConfig, Limits, UpstreamOptions};
+pub use error::Refusal;
 pub use gateway::Gateway;
+use wardrop_service::ServiceError;

@@ -5,11 +5,12 @@ use std::time::Duration;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use wardrop_gateway::{Gateway as Native, GatewayConfig, GatewayError};
+use wardrop_gateway::{Gateway as Native, GatewayConfig};
+use wardrop_service::{Service, ServiceError};
 
-fn raise(error: &GatewayError) -> PyErr {
+fn raise(error: &ServiceError) -> PyErr {
     match error {
-        GatewayError::Io { .. } | GatewayError::State(_) => PyRuntimeError::new_err(error.to_string()),
+        ServiceError::Io { .. } | ServiceError::State(_) => PyRuntimeError::new_err(error.to_string()),
         _ => PyValueError::new_err(error.to_string()),
     }
 }
@@ -56,33 +57,33 @@ impl Gateway {
 
     #[pyo3(signature = (name, /))]
     fn remove_model(&self, py: Python<'_>, name: &str) -> bool {
-        py.detach(|| self.native.remove_model(name))
+        py.detach(|| self.native.service().remove_model(name))
     }
 
     #[pyo3(signature = (worker_json, /))]
     fn upsert_worker(&self, py: Python<'_>, worker_json: &str) -> PyResult<()> {
-        py.detach(|| self.native.upsert_worker(worker_json))
+        py.detach(|| self.native.service().upsert_worker(worker_json))
             .map_err(|error| raise(&error))
     }
 
     fn remove_worker(&self, py: Python<'_>, model: &str, role: &str, instance: u64) -> PyResult<bool> {
-        py.detach(|| self.native.remove_worker(model, role, instance))
+        py.detach(|| self.native.service().remove_worker(model, role, instance))
             .map_err(|error| raise(&error))
     }
 
     #[pyo3(signature = (subscription_json, /))]
     fn subscribe(&self, py: Python<'_>, subscription_json: &str) -> PyResult<()> {
-        py.detach(|| self.native.subscribe(subscription_json))
+        py.detach(|| self.native.service().subscribe(subscription_json))
             .map_err(|error| raise(&error))
     }
 
     #[pyo3(signature = (publisher_id, /))]
     fn unsubscribe(&self, py: Python<'_>, publisher_id: u64) -> bool {
-        py.detach(|| self.native.unsubscribe(publisher_id))
+        py.detach(|| self.native.service().unsubscribe(publisher_id))
     }
 
     fn load_dump(&self, py: Python<'_>, model: &str, role: &str, dump_json: &str) -> PyResult<usize> {
-        py.detach(|| self.native.load_dump(model, role, dump_json))
+        py.detach(|| self.native.service().load_dump(model, role, dump_json))
             .map_err(|error| raise(&error))
     }
 
@@ -95,40 +96,40 @@ impl Gateway {
     }
 
     fn routing(&self, py: Python<'_>) -> String {
-        py.detach(|| self.native.routing())
+        py.detach(|| self.native.service().routing())
     }
 
     #[pyo3(signature = (change_json, /))]
     fn set_routing(&self, py: Python<'_>, change_json: &str) -> PyResult<String> {
-        py.detach(|| self.native.set_routing(change_json))
+        py.detach(|| self.native.service().set_routing(change_json))
             .map_err(|error| raise(&error))
     }
 
     fn sample(&self, py: Python<'_>) -> String {
-        py.detach(|| self.native.sample())
+        py.detach(|| self.native.service().sample())
     }
 
     fn shadows(&self, py: Python<'_>) -> Option<String> {
-        py.detach(|| self.native.shadows())
+        py.detach(|| self.native.service().shadows())
     }
 
     fn curves(&self, py: Python<'_>) -> String {
-        py.detach(|| self.native.curves())
+        py.detach(|| self.native.service().curves())
     }
 
     fn restore_curves(&self, py: Python<'_>, model: &str, role: &str, record_json: &str) -> PyResult<usize> {
-        py.detach(|| self.native.restore_curves(model, role, record_json))
+        py.detach(|| self.native.service().restore_curves(model, role, record_json))
             .map_err(|error| raise(&error))
     }
 
     fn save_index<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &py.detach(|| self.native.save_index()))
+        PyBytes::new(py, &py.detach(|| self.native.service().save_index()))
     }
 
     #[staticmethod]
     #[pyo3(signature = (data, /))]
     fn saved_index(py: Python<'_>, data: &[u8]) -> PyResult<String> {
-        py.detach(|| Native::saved_index(data))
+        py.detach(|| Service::saved_index(data))
             .map_err(|error| raise(&error))
     }
 
@@ -144,6 +145,7 @@ impl Gateway {
     ) -> PyResult<String> {
         py.detach(|| {
             self.native
+                .service()
                 .restore_index((model, role), data, &publishers, dump_follows)
         })
         .map_err(|error| raise(&error))
@@ -151,13 +153,13 @@ impl Gateway {
 
     #[pyo3(signature = (gauges_json, /))]
     fn set_gauges(&self, py: Python<'_>, gauges_json: &str) -> PyResult<()> {
-        py.detach(|| self.native.set_gauges(gauges_json))
+        py.detach(|| self.native.service().set_gauges(gauges_json))
             .map_err(|error| raise(&error))
     }
 
     #[pyo3(signature = (request_id, /))]
     fn receipt(&self, py: Python<'_>, request_id: &str) -> Option<String> {
-        py.detach(|| self.native.receipt(request_id))
+        py.detach(|| self.native.service().receipt(request_id))
     }
 
     fn drain(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {

@@ -6,7 +6,7 @@ use hyper::{Method, Response, StatusCode};
 use std::sync::atomic::Ordering;
 
 use super::body::GatewayBody;
-use super::server::Shared;
+use super::shared::Shared;
 use crate::error::Refusal;
 
 /// Answers an own endpoint; `None` for every other path.
@@ -18,12 +18,7 @@ pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<G
         "/live" => Some(json(StatusCode::OK, &serde_json::json!({"status": "live"}))),
         "/ready" | "/health" => Some(state(shared)),
         "/metrics" => {
-            let text = shared.metrics.render(
-                &shared.registry,
-                shared.shadows.as_ref(),
-                shared.in_flight.load(Ordering::Relaxed),
-                shared.now_s(),
-            );
+            let text = shared.render_metrics();
             let mut response = Response::new(GatewayBody::own(Bytes::from(text)));
             response.headers_mut().insert(
                 CONTENT_TYPE,
@@ -35,19 +30,9 @@ pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<G
     }
 }
 
-/// Workers of all models that may be chosen now.
-pub fn routable(shared: &Shared) -> usize {
-    let models = shared.registry.all();
-    models
-        .iter()
-        .flat_map(|model| model.pools())
-        .map(|pool| pool.routable())
-        .sum()
-}
-
 /// Ready means: not draining, and at least one worker that may be chosen.
 fn state(shared: &Shared) -> Response<GatewayBody> {
-    let routable = routable(shared);
+    let routable = shared.service.routable_workers();
     let draining = shared.draining.load(Ordering::Relaxed);
     let ready = routable > 0 && !draining;
     let status = match (draining, ready) {

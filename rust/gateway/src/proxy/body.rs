@@ -9,15 +9,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
-use wardrop_core::ledger::Outcome;
+use wardrop_service::{Answer, Usage};
 
-use super::server::Shared;
-use super::usage::{Usage, UsageScan};
+use super::shared::Shared;
+use super::usage::UsageScan;
 use crate::error::Refusal;
-use crate::fleet::Booking;
-use crate::metrics::StreamClocks;
-use crate::receipts::{Ending, Slip};
-use crate::shadows::Ticket;
 use crate::upstream::{RelayBody, WireError};
 
 /// How often a silent stream is looked at.
@@ -48,42 +44,6 @@ impl Drop for InFlight {
     }
 }
 
-/// What is watched while a placed request's answer passes.
-pub struct Watch {
-    /// The claim on the workers, until the end.
-    pub booking: Option<Booking>,
-    /// By which the shadows know it.
-    pub shadow: Option<Ticket>,
-    /// When the whole request was here.
-    pub started: Instant,
-    /// Where its times go.
-    pub clocks: StreamClocks,
-    /// The client asked for a stream.
-    pub is_streamed: bool,
-    /// Predicted cached tokens, on the first leg's worker.
-    pub predicted_tokens: u64,
-    /// Tokens that were counted here.
-    pub input_tokens: u64,
-    /// Status of the answer.
-    pub status: u16,
-    /// Its receipt, when receipts are kept.
-    pub slip: Option<Arc<Slip>>,
-}
-
-impl Watch {
-    /// The end of an answer, as far as it came.
-    fn ending(&self, how: &'static str, first: Option<Instant>) -> Ending {
-        Ending {
-            how,
-            status: self.status,
-            ttft_s: first.map(|first| (first - self.started).as_secs_f64()),
-            e2e_s: Some(self.started.elapsed().as_secs_f64()),
-            predicted_cached_tokens: self.predicted_tokens,
-            ..Ending::default()
-        }
-    }
-}
-
 /// An answer's body: the gateway's own, or one that is relayed.
 pub struct GatewayBody(Inner);
 
@@ -96,9 +56,8 @@ struct Relay {
     body: RelayBody,
     shared: Arc<Shared>,
     _place: InFlight,
-    watch: Option<Watch>,
+    answer: Option<Answer>,
     scan: UsageScan,
-    first: Option<Instant>,
     last: Instant,
     look: Option<Pin<Box<Sleep>>>,
     is_events: bool,
@@ -116,16 +75,15 @@ impl GatewayBody {
         body: RelayBody,
         shared: Arc<Shared>,
         place: InFlight,
-        watch: Option<Watch>,
+        answer: Option<Answer>,
         is_events: bool,
     ) -> Self {
         let relay = Relay {
             body,
             shared,
             _place: place,
-            watch,
+            answer,
             scan: UsageScan::default(),
-            first: None,
             last: Instant::now(),
             look: None,
             is_events,
@@ -163,31 +121,15 @@ impl Relay {
         }
     }
 
-    /// Takes note of a piece: first byte, time since the last one, reported usage.
+    /// Takes note of a piece: its time, and the usage in it.
     fn note(&mut self, data: &Bytes) {
         let now = Instant::now();
-        if let Some(watch) = &mut self.watch {
+        if let Some(answer) = &mut self.answer {
             self.scan.feed(data);
             if self.is_events {
                 self.scan.count_events(data);
             }
-            if self.first.is_none() {
-                self.first = Some(now);
-                // An answer in one piece comes when its last token is out: that teaches nothing of the first.
-                if let Some(booking) = watch.booking.as_mut().filter(|_| watch.is_streamed) {
-                    booking.prefill_done((now - watch.started).as_secs_f64());
-                }
-                let ttft_s = (now - watch.started).as_secs_f64();
-                watch.clocks.ttft.observe(ttft_s);
-                if watch.is_streamed {
-                    self.shared.outcomes.first_token(ttft_s);
-                    if let Some(shadow) = &watch.shadow {
-                        shadow.first_token(ttft_s);
-                    }
-                }
-            } else if watch.is_streamed {
-                watch.clocks.itl.observe((now - self.last).as_secs_f64());
-            }
+            answer.piece(now);
         }
         self.last = now;
     }
@@ -223,7 +165,7 @@ impl Relay {
         if silence < Duration::from_millis(self.shared.config.feed.silence_ms) {
             return false;
         }
-        let booking = self.watch.as_ref().and_then(|watch| watch.booking.as_ref());
+        let booking = self.answer.as_ref().and_then(Answer::booking);
         booking.is_some_and(|booking| booking.legs().any(|leg| leg.pool.is_silent(leg.worker)))
     }
 
@@ -234,11 +176,8 @@ impl Relay {
         error: WireError,
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         self.ended = true;
-        if let Some(watch) = self.watch.take() {
-            self.shared.outcomes.broke();
-            if let Some(slip) = &watch.slip {
-                slip.ended(watch.ending("broken", self.first));
-            }
+        if let Some(answer) = self.answer.take() {
+            answer.broken();
         }
         if self.is_events {
             return Poll::Ready(Some(Ok(Frame::data(refusal.sse_event()))));
@@ -248,74 +187,18 @@ impl Relay {
 
     fn finish(&mut self) {
         self.ended = true;
-        let Some(mut watch) = self.watch.take() else {
+        let Some(answer) = self.answer.take() else {
             return;
         };
-        // The engine that answers in a split never saw the prompt's prefill: its count says nothing of the prediction.
-        let is_split = watch
-            .booking
-            .as_ref()
-            .is_some_and(|booking| booking.legs().count() > 1);
-        let usage = self.scan.found();
-        let output_tokens = usage
+        let found = self.scan.found();
+        let output_tokens = found
             .and_then(|usage| u32::try_from(usage.output_tokens?).ok())
             .or_else(|| self.scan.tokens_seen());
-        let itl_s = self
-            .first
-            .zip(output_tokens.filter(|&tokens| tokens > 1 && watch.is_streamed))
-            .map(|(first, tokens)| (self.last - first).as_secs_f64() / f64::from(tokens - 1));
-        self.shared
-            .outcomes
-            .ended(watch.started.elapsed().as_secs_f64(), itl_s);
-        if let Some(shadow) = &watch.shadow {
-            shadow.ended(output_tokens);
-        }
-        if let Some(slip) = &watch.slip {
-            slip.ended(Ending {
-                output_tokens,
-                cached_tokens: usage.filter(|_| !is_split).map(|usage| usage.cached_tokens),
-                ..watch.ending("finished", self.first)
-            });
-        }
-        if let Some(booking) = &mut watch.booking {
-            let tokens = |count: Option<u64>| count.and_then(|count| u32::try_from(count).ok());
-            booking.set_outcome(Outcome {
-                output_tokens,
-                cached_tokens: tokens(usage.filter(|_| !is_split).map(|usage| usage.cached_tokens)),
-                at_first_token: false,
-            });
-        }
-        if let Some(usage) = usage {
-            self.audit(&watch, usage);
-        }
-    }
-
-    /// The engine's own count against the prediction.
-    fn audit(&self, watch: &Watch, usage: Usage) {
-        let metrics = &self.shared.metrics;
-        if usage
-            .prompt_tokens
-            .is_some_and(|tokens| tokens != watch.input_tokens)
-        {
-            metrics.length_mismatches.inc();
-        }
-        let mut legs = watch.booking.iter().flat_map(Booking::legs);
-        let (Some(leg), None) = (legs.next(), legs.next()) else {
-            return;
-        };
-        leg.pool
-            .audit(leg.worker, watch.predicted_tokens, usage.cached_tokens);
-        let instance = leg.worker.instance.to_string();
-        let rank = leg.worker.dp_rank.to_string();
-        let labels = [&*leg.pool.model, instance.as_str(), rank.as_str()];
-        metrics
-            .predicted_tokens
-            .with_label_values(&labels)
-            .inc_by(watch.predicted_tokens);
-        metrics
-            .reported_tokens
-            .with_label_values(&labels)
-            .inc_by(usage.cached_tokens);
+        answer.finished(Usage {
+            cached_tokens: found.map(|usage| usage.cached_tokens),
+            prompt_tokens: found.and_then(|usage| usage.prompt_tokens),
+            output_tokens,
+        });
     }
 }
 
@@ -326,10 +209,8 @@ impl Drop for Relay {
             self.finish();
         } else if !self.ended {
             self.shared.metrics.disconnects.inc();
-            if let Some(watch) = &self.watch
-                && let Some(slip) = &watch.slip
-            {
-                slip.ended(watch.ending("client_left", self.first));
+            if let Some(answer) = self.answer.take() {
+                answer.client_left();
             }
         }
     }

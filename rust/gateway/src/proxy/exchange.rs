@@ -6,9 +6,10 @@ use bytes::{Bytes, BytesMut};
 use hyper::Method;
 use hyper::body::Incoming;
 
-use super::server::Thread;
+use wardrop_service::Booking;
+
+use super::shared::Thread;
 use crate::error::Refusal;
-use crate::fleet::Booking;
 use crate::upstream::{Connection, RelayBody, ResponseHead, SendError};
 
 /// How often a request without an answer looks at its workers.

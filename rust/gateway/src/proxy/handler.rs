@@ -11,19 +11,14 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
-use super::admin::{self, routable};
-use super::body::{GatewayBody, InFlight, Watch};
-use super::decide::{Standing, Undecided, book_client_pin, decide, decide_late, write_pins};
+use wardrop_service::{Abstention, ActiveRequest, Answer, Booking, Endpoint, PlaceHints, Unplaced};
+
+use super::admin;
+use super::body::{GatewayBody, InFlight};
 use super::exchange::{Failed, exchange, exchange_streamed, first_piece};
-use super::intake;
-use super::server::{Shared, Thread};
-use super::tenants::Tenants;
+use super::shared::{Shared, Thread};
+use super::{intake, pins};
 use crate::error::Refusal;
-use crate::fleet::Booking;
-use crate::metrics::StreamClocks;
-use crate::prompt::{Abstention, Endpoint, Prepared, is_heavy, prepare};
-use crate::receipts::{Ending, Slip};
-use crate::shadows::Ticket;
 use crate::upstream::{RelayBody, write_head};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,8 +32,9 @@ const ERROR_LIMIT_BYTES: usize = 64 << 10;
 const UNKNOWN_PIN: &[u8] = b"\"Invalid request\"";
 /// First event of a stream whose worker failed before its first token.
 const ERROR_EVENTS: [&[u8]; 2] = [b"data: {\"error\"", b"event: error"];
-/// Prompts that wait for a tokeniser thread; above it they are placed without.
-const HEAVY_LIMIT: usize = 64;
+const TENANT: &str = "x-tenant-id";
+const PRIORITY: &str = "x-wardrop-priority";
+const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
 
 /// Serves one request. Every way out is an answer.
 pub async fn handle(thread: Arc<Thread>, request: Request<Incoming>) -> Response<GatewayBody> {
@@ -72,7 +68,7 @@ async fn serve(thread: &Arc<Thread>, request: Request<Incoming>) -> Result<Respo
     }
     let place = InFlight::enter(shared)?;
     intake::check_headers(request.headers(), &shared.config.limits)?;
-    let has_pin = intake::has_pin_header(request.headers());
+    let has_pin = pins::has_pin_header(request.headers());
     if has_pin && !shared.config.routing.allow_client_pins {
         return Err(Refusal::ClientPin);
     }
@@ -100,7 +96,7 @@ fn ensure_request_id(parts: &mut Parts, thread: &Thread) -> HeaderValue {
     if let Some(id) = parts.headers.get(REQUEST_ID) {
         return id.clone();
     }
-    let number = thread.shared.next_request.fetch_add(1, Ordering::Relaxed);
+    let number = thread.shared.service.next_request_number();
     let text = format!("{:016x}-{number:x}", thread.shared.nonce);
     let id = HeaderValue::from_str(&text).expect("hexadecimal digits must be a header value");
     parts.headers.insert(REQUEST_ID, id.clone());
@@ -140,113 +136,65 @@ async fn place_and_forward(
     place: InFlight,
 ) -> Result<Response<GatewayBody>, Refusal> {
     let shared = &thread.shared;
+    let service = &shared.service;
     let started = Instant::now();
-    let prepared = match prepare_prompt(thread, parts, endpoint, &bytes).await {
-        Ok(prepared) => Some(prepared),
+    let mut request = match service.prepare(endpoint, &bytes, tenant(&parts.headers)).await {
+        Ok(prepared) => Some(service.begin(prepared, request_id(&parts.headers), started)),
         Err(Abstention::ClientPin) if !shared.config.routing.allow_client_pins => {
             return Err(Refusal::ClientPin);
         }
         Err(reason) => {
-            abstain(shared, reason);
+            service.count_abstention(reason);
             None
         }
     };
-    let slip = prepared
-        .as_ref()
-        .and_then(|prepared| open_receipt(shared, parts, prepared));
-    let mut waited_s = None;
-    let mut shadow = None;
-    let booking = match &prepared {
-        None => None,
-        Some(prepared) if has_pin => {
-            abstain(shared, Abstention::ClientPin);
-            book_client_pin(shared, parts, prepared)
-        }
-        Some(prepared) => {
-            shared.outcomes.arrived();
-            shadow = shared
-                .shadows
-                .as_ref()
-                .and_then(|shadows| shadows.arrived(prepared, (started, shared.clock), &shared.metrics));
-            let hints = shared.config.routing.queue_hints;
-            let standing = Standing::from_headers(&parts.headers, &shared.tenants, hints);
-            match decide_late(shared, prepared, standing, bytes.len()).await {
-                Ok((mut booking, waited)) => {
-                    waited_s = waited;
-                    if let Some(slip) = &slip {
-                        slip.placed(&mut booking);
-                    }
-                    Some(booking)
-                }
-                Err(Undecided::Abstain(reason)) => {
-                    abstain(shared, reason);
-                    if let Some(slip) = &slip {
-                        slip.abstained(reason.name());
-                    }
-                    None
-                }
-                Err(Undecided::Refuse(refusal)) => {
-                    shared.outcomes.refused();
-                    if let Some(slip) = &slip {
-                        slip.ended(Ending::refused(refusal.status().as_u16()));
-                    }
-                    return Err(refusal);
-                }
+    match &mut request {
+        None => {}
+        Some(request) if has_pin => request.book_client_choice(pins::pinned_worker(&parts.headers)),
+        Some(request) => {
+            let hints = place_hints(shared, &parts.headers, bytes.len());
+            if let Err(Unplaced::Refuse(refusal)) = request.place(&hints).await {
+                let refusal = Refusal::from(refusal);
+                request.refused(refusal.status().as_u16());
+                return Err(refusal);
             }
         }
-    };
-    shared
-        .metrics
-        .stages
-        .total
-        .observe(started.elapsed().as_secs_f64() - waited_s.unwrap_or(0.0));
-    let pieces: &[Bytes] = match prepared.as_ref().and_then(|prepared| prepared.spliced.as_ref()) {
-        Some(spliced) => {
-            shared.metrics.handovers.inc();
-            spliced
-        }
-        None => std::slice::from_ref(&bytes),
-    };
+    }
+    let waited_s = request.as_ref().and_then(ActiveRequest::waited_s);
+    service.observe_decision_time(started, waited_s);
+    let spliced = request.as_mut().and_then(ActiveRequest::take_spliced);
     let outbound = Outbound {
         parts,
-        pieces,
-        prepared: prepared.as_ref(),
+        pieces: match &spliced {
+            Some(spliced) => spliced,
+            None => std::slice::from_ref(&bytes),
+        },
         is_pinned: !has_pin,
-        slip: slip.as_deref(),
     };
-    let forwarded = outbound.forward(thread, booking).await;
-    if let (Some(slip), Err(refusal)) = (&slip, &forwarded) {
-        slip.ended(Ending::refused(refusal.status().as_u16()));
-    }
-    if let (Err(_), Some(shadow)) = (&forwarded, &shadow) {
-        shadow.failed();
-    }
-    let (reply, booking) = forwarded?;
-    let explain = shared
-        .config
-        .routing
-        .explain_headers
-        .then(|| explain(booking.as_ref()))
-        .flatten();
+    let reply = match outbound.forward(thread, request.as_mut()).await {
+        Ok(reply) => reply,
+        Err(refusal) => {
+            if let Some(request) = &request {
+                request.unanswered(refusal.status().as_u16());
+            }
+            return Err(refusal);
+        }
+    };
+    let booking = request.as_ref().and_then(ActiveRequest::booking);
+    let explained = booking.filter(|_| shared.config.routing.explain_headers);
+    let explanation = explained.and_then(explanation_headers);
     let mut response = match reply {
-        // Without workers Dynamo closes its routes and answers a bare 404, which tells a client the wrong thing.
-        Reply::Stream(status, ..) if status == StatusCode::NOT_FOUND && routable(shared) == 0 => {
+        // Without workers Dynamo closes its routes and answers a bare 404, which misleads a client.
+        Reply::Stream(status, ..) if status == StatusCode::NOT_FOUND && service.routable_workers() == 0 => {
             return Err(Refusal::NoWorker);
         }
         Reply::Stream(status, headers, body) => {
-            let watch = prepared.map(|prepared| Watch {
-                status: status.as_u16(),
-                slip,
-                ..watch(shared, &prepared, booking, started, shadow)
-            });
-            relay(thread, status, headers, body, place, watch)
+            let answer = request.map(|request| request.answer(status.as_u16()));
+            relay(thread, status, headers, body, place, answer)
         }
         Reply::Read(response) => {
-            if let Some(shadow) = shadow {
-                shadow.failed();
-            }
-            if let Some(slip) = &slip {
-                slip.ended(Ending::error(response.status().as_u16(), started.elapsed()));
+            if let Some(request) = &request {
+                request.answered_with_error(response.status().as_u16());
             }
             response
         }
@@ -257,20 +205,44 @@ async fn place_and_forward(
             .headers_mut()
             .insert(QUEUE_MS, HeaderValue::from(waited_ms));
     }
-    if let Some((worker, overlap)) = explain {
+    if let Some((worker, overlap)) = explanation {
         response.headers_mut().insert(EXPLAIN_WORKER, worker);
         response.headers_mut().insert(EXPLAIN_OVERLAP, overlap);
     }
     Ok(response)
 }
 
+/// Name of the tenant: the last header value that is not empty, as Dynamo reads it for the cache's namespaces.
+fn tenant(headers: &HeaderMap) -> Option<&str> {
+    let values = headers.get_all(TENANT).iter();
+    let names = values.filter_map(|value| value.to_str().ok());
+    names.map(str::trim).rfind(|name| !name.is_empty())
+}
+
+fn request_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get(REQUEST_ID)?.to_str().ok()
+}
+
+/// The tenant and, where clients may give them, priority and deadline.
+fn place_hints<'a>(shared: &Shared, headers: &'a HeaderMap, body_bytes: usize) -> PlaceHints<'a> {
+    let may_hint = shared.config.routing.queue_hints;
+    let hint = |name: &str| headers.get(name).filter(|_| may_hint)?.to_str().ok();
+    PlaceHints {
+        tenant: tenant(headers),
+        priority: hint(PRIORITY)
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0),
+        deadline_ms: hint(DEADLINE_MS).and_then(|text| text.trim().parse().ok()),
+        body_bytes,
+    }
+}
+
 /// A request with its body at hand, ready to be sent as often as it takes.
 struct Outbound<'a> {
     parts: &'a Parts,
     pieces: &'a [Bytes],
-    prepared: Option<&'a Prepared>,
+    /// The gateway writes the pin. Otherwise the client's own pin headers go through.
     is_pinned: bool,
-    slip: Option<&'a Slip>,
 }
 
 enum Reply {
@@ -284,9 +256,9 @@ impl Outbound<'_> {
     async fn forward(
         &self,
         thread: &Arc<Thread>,
-        mut booking: Option<Booking>,
-    ) -> Result<(Reply, Option<Booking>), Refusal> {
-        let shared = &thread.shared;
+        mut request: Option<&mut ActiveRequest>,
+    ) -> Result<Reply, Refusal> {
+        let metrics = &thread.shared.metrics;
         let length = self.pieces.iter().map(Bytes::len).sum();
         let mut base = BytesMut::with_capacity(1024);
         write_head(
@@ -300,32 +272,32 @@ impl Outbound<'_> {
         let mut was_silent = false;
         loop {
             let mut head = base.clone();
-            let pinned = booking.as_ref().filter(|_| self.is_pinned);
+            let booking = request.as_ref().and_then(|request| request.booking());
+            let pinned = booking.filter(|_| self.is_pinned);
             if let Some(pinned) = pinned {
-                write_pins(&mut head, pinned);
+                pins::write_pins(&mut head, pinned);
             }
-            match self.attempt(thread, &head, booking.as_ref()).await {
-                Ok(tried) if pinned.is_some() && tried.fault == Fault::Worker => {
-                    shared.metrics.retries.with_label_values(&["pin_failed"]).inc();
-                    if let Some(failed) = booking.take() {
+            let is_pinned = pinned.is_some();
+            match self.attempt(thread, &head, booking).await {
+                Ok(tried) if is_pinned && tried.fault == Fault::Worker => {
+                    metrics.retries.with_label_values(&["pin_failed"]).inc();
+                    blamed = request.as_mut().and_then(|request| request.take_booking());
+                    if let Some(failed) = &blamed {
                         failed.fail();
-                        blamed = Some(failed);
                     }
                 }
                 Ok(tried) => {
                     // The same without the pin: the request is the cause, not the worker.
                     if let Some(blamed) = blamed.filter(|_| tried.fault != Fault::None) {
-                        blamed.absolve();
+                        blamed.withdraw_failure();
                     }
-                    return Ok((tried.reply, booking));
+                    return Ok(tried.reply);
                 }
                 Err(Failed::WorkerSilent) if !was_silent => {
                     was_silent = true;
-                    shared.metrics.retries.with_label_values(&["worker_silent"]).inc();
-                    drop(booking.take());
-                    booking = self.prepared.and_then(|prepared| decide(shared, prepared).ok());
-                    if let (Some(slip), Some(booking)) = (self.slip, &mut booking) {
-                        slip.placed(booking);
+                    metrics.retries.with_label_values(&["worker_silent"]).inc();
+                    if let Some(request) = request.as_mut() {
+                        request.place_again();
                     }
                 }
                 Err(Failed::WorkerSilent) => return Err(Refusal::UpstreamBroken),
@@ -416,101 +388,8 @@ async fn read_error(
     Ok((response, body))
 }
 
-/// Long bodies are prepared off the serving threads, so that they hold up nobody else.
-async fn prepare_prompt(
-    thread: &Arc<Thread>,
-    parts: &Parts,
-    endpoint: Endpoint,
-    bytes: &Bytes,
-) -> Result<Prepared, Abstention> {
-    let shared = &thread.shared;
-    let options = &shared.config.prompt;
-    let tenant = Tenants::name(&parts.headers);
-    let prepared = if is_heavy(bytes, options) {
-        if shared.heavy.fetch_add(1, Ordering::Relaxed) >= HEAVY_LIMIT {
-            shared.heavy.fetch_sub(1, Ordering::Relaxed);
-            return Err(Abstention::TokeniseTimeout);
-        }
-        let (shared, bytes, tenant) = (shared.clone(), bytes.clone(), tenant.map(str::to_owned));
-        let work = tokio::task::spawn_blocking(move || {
-            let prepared = prepare(
-                endpoint,
-                &bytes,
-                tenant.as_deref(),
-                &shared.registry,
-                &shared.config.prompt,
-            );
-            shared.heavy.fetch_sub(1, Ordering::Relaxed);
-            prepared
-        });
-        match tokio::time::timeout(Duration::from_millis(options.tokenise_timeout_ms), work).await {
-            Ok(Ok(prepared)) => prepared,
-            Ok(Err(_)) => Err(Abstention::TokeniserError),
-            Err(_) => Err(Abstention::TokeniseTimeout),
-        }
-    } else {
-        prepare(endpoint, bytes, tenant, &shared.registry, options)
-    }?;
-    let seconds = |ns: u64| ns as f64 / 1e9;
-    let stages = &shared.metrics.stages;
-    stages.tokenise.observe(seconds(prepared.timing.tokenise_ns));
-    stages.hash.observe(seconds(prepared.timing.hash_ns));
-    let tokens = u64::from(prepared.input_tokens);
-    shared
-        .metrics
-        .input_tokens
-        .with_label_values(&[&prepared.model.spec.name])
-        .inc_by(tokens);
-    Ok(prepared)
-}
-
-fn abstain(shared: &Shared, reason: Abstention) {
-    shared
-        .metrics
-        .abstentions
-        .with_label_values(&[reason.name()])
-        .inc();
-}
-
-fn open_receipt(shared: &Shared, parts: &Parts, prepared: &Prepared) -> Option<Arc<Slip>> {
-    if !shared.receipts.is_on() {
-        return None;
-    }
-    let request_id = parts.headers.get(REQUEST_ID)?.to_str().ok()?;
-    let routing = || shared.routing.lock().clone();
-    shared.receipts.open(request_id, prepared, routing)
-}
-
-fn watch(
-    shared: &Shared,
-    prepared: &Prepared,
-    booking: Option<Booking>,
-    started: Instant,
-    shadow: Option<Ticket>,
-) -> Watch {
-    let model = prepared.model.spec.name.as_str();
-    let predicted = booking
-        .as_ref()
-        .and_then(|booking| booking.legs().next())
-        .map_or(0, |leg| leg.overlap_blocks);
-    Watch {
-        booking,
-        shadow,
-        started,
-        clocks: StreamClocks {
-            ttft: shared.metrics.ttft.with_label_values(&[model]),
-            itl: shared.metrics.itl.with_label_values(&[model]),
-        },
-        is_streamed: prepared.is_streamed,
-        predicted_tokens: u64::from(predicted) * u64::from(prepared.model.spec.block_size),
-        input_tokens: u64::from(prepared.input_tokens),
-        status: 0,
-        slip: None,
-    }
-}
-
-fn explain(booking: Option<&Booking>) -> Option<(HeaderValue, HeaderValue)> {
-    let leg = booking?.legs().next()?;
+fn explanation_headers(booking: &Booking) -> Option<(HeaderValue, HeaderValue)> {
+    let leg = booking.legs().next()?;
     let worker = HeaderValue::from_str(&leg.worker.to_string()).ok()?;
     Some((worker, HeaderValue::from(leg.overlap_blocks)))
 }
@@ -527,12 +406,31 @@ fn relay(
     headers: HeaderMap,
     body: RelayBody,
     place: InFlight,
-    watch: Option<Watch>,
+    answer: Option<Answer>,
 ) -> Response<GatewayBody> {
     let is_events = is_event_stream(&headers);
-    let body = GatewayBody::relay(body, thread.shared.clone(), place, watch, is_events);
+    let body = GatewayBody::relay(body, thread.shared.clone(), place, answer, is_events);
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenant_is_the_last_name_that_is_not_empty() {
+        let headers = |names: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for name in names {
+                headers.append(TENANT, name.parse().unwrap());
+            }
+            headers
+        };
+        assert_eq!(tenant(&headers(&["x", " a ", ""])), Some("a"));
+        assert_eq!(tenant(&headers(&["", " "])), None);
+        assert_eq!(tenant(&headers(&[])), None);
+    }
 }

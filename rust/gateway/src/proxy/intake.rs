@@ -1,4 +1,4 @@
-//! What a client may send: header size, worker pins, body size and time.
+//! What a client may send: header size, body size and time.
 
 use std::time::Duration;
 
@@ -10,43 +10,9 @@ use hyper::body::{Body, Incoming};
 use crate::config::Limits;
 use crate::error::Refusal;
 
-/// Headers by which a client would choose a worker, with the aliases that Dynamo takes.
-const PIN_HEADERS: [&str; 9] = [
-    "x-dynamo-worker-instance-id",
-    "x-dynamo-prefill-instance-id",
-    "x-dynamo-dp-rank",
-    "x-dynamo-prefill-dp-rank",
-    "x-worker-instance-id",
-    "x-prefill-instance-id",
-    "x-dp-rank",
-    "x-data-parallel-rank",
-    "x-prefill-dp-rank",
-];
-
 /// Longest and largest rest of a refused body that is read so that the client sees the answer.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_FACTOR: usize = 4;
-
-/// Whether the client chooses a worker by header.
-pub fn has_pin_header(headers: &HeaderMap) -> bool {
-    // All of them start with `x-`; most requests carry few headers, so this loop is over the request's own.
-    headers.keys().any(|name| {
-        let name = name.as_str();
-        name.starts_with("x-d") || name.starts_with("x-w") || name.starts_with("x-p")
-    }) && PIN_HEADERS.iter().any(|name| headers.contains_key(*name))
-}
-
-/// The instance that a client's pin names, as Dynamo reads it.
-pub fn pinned_instance(headers: &HeaderMap) -> Option<(u64, u32)> {
-    let number = |names: [&str; 2]| {
-        names
-            .iter()
-            .find_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse::<u64>().ok())
-    };
-    let instance = number(["x-dynamo-worker-instance-id", "x-worker-instance-id"])?;
-    let rank = number(["x-dynamo-dp-rank", "x-dp-rank"]).and_then(|rank| u32::try_from(rank).ok());
-    Some((instance, rank.unwrap_or(0)))
-}
 
 /// Whether the headers are within the limit.
 pub fn check_headers(headers: &HeaderMap, limits: &Limits) -> Result<(), Refusal> {
@@ -126,19 +92,7 @@ async fn drain(mut body: Incoming, limit_bytes: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::header::{HeaderName, HeaderValue};
-
-    #[test]
-    fn every_alias_of_a_pin_is_seen() {
-        for name in PIN_HEADERS {
-            let mut headers = HeaderMap::new();
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
-            assert!(has_pin_header(&headers), "{name}");
-        }
-        let mut headers = HeaderMap::new();
-        headers.insert("x-dynamo-request-priority", HeaderValue::from_static("1"));
-        assert!(!has_pin_header(&headers));
-    }
+    use hyper::header::HeaderValue;
 
     #[test]
     fn header_sum_above_the_limit_is_refused() {

@@ -2,13 +2,13 @@
 
 mod admin;
 mod body;
-mod decide;
 mod exchange;
 mod handler;
 mod intake;
+mod pins;
 mod server;
-mod tenants;
+mod shared;
 mod usage;
 
-pub use server::{Server, Shared};
-pub use tenants::Tenants;
+pub use server::Server;
+pub use shared::Shared;

@@ -3,28 +3,21 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use wardrop_core::control::Routing;
+use wardrop_service::metrics::THREAD_PREFIX;
 
 use super::handler::handle;
-use super::tenants::Tenants;
-use crate::GatewayError;
-use crate::config::GatewayConfig;
-use crate::fleet::Registry;
-use crate::metrics::{Metrics, THREAD_PREFIX};
-use crate::outcomes::Outcomes;
-use crate::receipts::Receipts;
-use crate::shadows::Shadows;
-use crate::upstream::{ConnectionPool, UpstreamSet};
+use super::shared::{Shared, Thread};
+use crate::ServiceError;
+use crate::upstream::ConnectionPool;
 
 /// hyper answers a head above its own limit without a body, so it gets room and ours is met first.
 const HEAD_ROOM_FACTOR: usize = 4;
@@ -38,57 +31,6 @@ const PRUNE_EVERY: Duration = Duration::from_secs(10);
 const BLOCKING_THREADS: usize = 2;
 /// A client that keeps a connection without using it.
 const IDLE_CLIENT: Duration = Duration::from_secs(300);
-
-/// What all serving threads share.
-pub struct Shared {
-    /// Configuration, fixed for the life of the gateway.
-    pub config: GatewayConfig,
-    /// What of the routing may change while the gateway runs.
-    pub routing: Mutex<Routing>,
-    /// Models and workers.
-    pub registry: Registry,
-    /// Metrics.
-    pub metrics: Metrics,
-    /// Upstreams.
-    pub upstreams: Arc<UpstreamSet>,
-    /// What came of requests since a controller asked last.
-    pub outcomes: Outcomes,
-    /// Shadow fleets, when they are on.
-    pub shadows: Option<Shadows>,
-    /// Who pays.
-    pub tenants: Tenants,
-    /// Why requests went where they went, when that is kept.
-    pub receipts: Receipts,
-    /// Origin of the routers' time.
-    pub clock: Instant,
-    /// Makes request ids of this process unlike those of another.
-    pub nonce: u64,
-    /// Ids of bookings and of requests that came without one.
-    pub next_request: AtomicU64,
-    /// Requests in flight.
-    pub in_flight: AtomicUsize,
-    /// Prompts that are prepared off the serving threads now.
-    pub heavy: AtomicUsize,
-    /// Open client connections.
-    pub connections: AtomicUsize,
-    /// No new requests.
-    pub draining: AtomicBool,
-}
-
-impl Shared {
-    /// Seconds on the routers' clock.
-    pub fn now_s(&self) -> f64 {
-        self.clock.elapsed().as_secs_f64()
-    }
-}
-
-/// One serving thread's own things.
-pub struct Thread {
-    /// What all threads share.
-    pub shared: Arc<Shared>,
-    /// This thread's upstream connections.
-    pub connections: Arc<ConnectionPool>,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -108,10 +50,10 @@ impl Server {
     /// Binds and starts serving.
     ///
     /// # Errors
-    /// [`GatewayError::Io`] when the address can not be bound or a thread not started.
-    pub fn start(shared: &Arc<Shared>) -> Result<Self, GatewayError> {
+    /// [`ServiceError::Io`] when the address can not be bound or a thread not started.
+    pub fn start(shared: &Arc<Shared>) -> Result<Self, ServiceError> {
         let listen = shared.config.listen.clone();
-        let io = |source| GatewayError::Io {
+        let io = |source| ServiceError::Io {
             what: format!("listening on {listen}"),
             source,
         };
@@ -173,12 +115,12 @@ fn bind(listen: &str) -> std::io::Result<std::net::TcpListener> {
 }
 
 /// A thread with an event loop of its own.
-pub(crate) fn spawn<F>(name: &str, work: F) -> Result<JoinHandle<()>, GatewayError>
+pub(crate) fn spawn<F>(name: &str, work: F) -> Result<JoinHandle<()>, ServiceError>
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let name = format!("{THREAD_PREFIX}{name}");
-    let io = |source| GatewayError::Io {
+    let io = |source| ServiceError::Io {
         what: format!("starting thread {name}"),
         source,
     };

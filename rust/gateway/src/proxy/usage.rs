@@ -21,7 +21,7 @@ static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(CACHED_K
 /// What an engine reported of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::struct_field_names, reason = "the names of the API")]
-pub struct Usage {
+pub struct ReportedUsage {
     /// Prompt tokens found in the cache.
     pub cached_tokens: u64,
     /// Prompt tokens, when they stood in the same piece.
@@ -35,7 +35,7 @@ pub struct Usage {
 pub struct UsageScan {
     tail: [u8; WINDOW_BYTES],
     tail_len: usize,
-    found: Option<Usage>,
+    found: Option<ReportedUsage>,
     events: u32,
 }
 
@@ -86,7 +86,7 @@ impl UsageScan {
     }
 
     /// What was found; the last one counts.
-    pub fn found(&self) -> Option<Usage> {
+    pub fn found(&self) -> Option<ReportedUsage> {
         self.found
     }
 
@@ -96,7 +96,7 @@ impl UsageScan {
             return;
         };
         let known = self.found;
-        self.found = Some(Usage {
+        self.found = Some(ReportedUsage {
             cached_tokens,
             prompt_tokens: beside(bytes, at, PROMPT_KEYS).or(known.and_then(|usage| usage.prompt_tokens)),
             output_tokens: beside(bytes, at, OUTPUT_KEYS).or(known.and_then(|usage| usage.output_tokens)),
@@ -138,7 +138,7 @@ data: [DONE]"#;
         scan.feed(ANSWER);
         assert_eq!(
             scan.found(),
-            Some(Usage {
+            Some(ReportedUsage {
                 cached_tokens: 16,
                 prompt_tokens: Some(20),
                 output_tokens: Some(3),

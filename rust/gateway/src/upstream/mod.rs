@@ -4,11 +4,13 @@
 //! the socket brought is handed on as one piece, so a burst of tokens costs one write, and a slow client stops the reads.
 
 mod connection;
+mod dry_run;
 mod fetch;
 mod framing;
 mod pool;
 
 pub use connection::{Connection, RelayBody, ResponseHead, SendError, write_head};
-pub use fetch::post_json;
+pub use dry_run::UpstreamDryRun;
+use fetch::post_json;
 pub use framing::WireError;
 pub use pool::{ConnectionPool, UpstreamSet};

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use super::connection::Connection;
-use crate::GatewayError;
+use crate::ServiceError;
 use crate::config::UpstreamOptions;
 
 /// One `dynamo.frontend`.
@@ -62,8 +62,8 @@ impl UpstreamSet {
     /// Replaces the list. An upstream that stays keeps its connections.
     ///
     /// # Errors
-    /// [`GatewayError::Config`] for a URL that is not `http://host[:port]`.
-    pub fn replace(&self, urls: &[String]) -> Result<(), GatewayError> {
+    /// [`ServiceError::Config`] for a URL that is not `http://host[:port]`.
+    pub fn replace(&self, urls: &[String]) -> Result<(), ServiceError> {
         let old = self.list.load();
         let mut list = Vec::with_capacity(urls.len());
         for url in urls {
@@ -98,8 +98,8 @@ impl UpstreamSet {
     }
 }
 
-fn parse_url(url: &str) -> Result<(String, u16), GatewayError> {
-    let wrong = || GatewayError::Config(format!("an upstream must be http://host[:port], got {url:?}"));
+fn parse_url(url: &str) -> Result<(String, u16), ServiceError> {
+    let wrong = || ServiceError::Config(format!("an upstream must be http://host[:port], got {url:?}"));
     let uri: hyper::Uri = url.parse().map_err(|_| wrong())?;
     if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(wrong());

@@ -1,0 +1,52 @@
+//! Token ids from the dry run of Dynamo's frontend, over HTTP.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use wardrop_service::{DryRunError, Endpoint, TokenIdSource};
+
+use super::{ConnectionPool, UpstreamSet, post_json};
+use crate::config::UpstreamOptions;
+
+/// Largest answer of a dry run that is read.
+const ANSWER_LIMIT_BYTES: usize = 4 << 20;
+
+/// Asks any of the upstreams.
+pub struct UpstreamDryRun {
+    connections: ConnectionPool,
+}
+
+impl UpstreamDryRun {
+    /// A source with connections of its own.
+    pub fn new(upstreams: Arc<UpstreamSet>, options: UpstreamOptions) -> Self {
+        Self {
+            connections: ConnectionPool::new(upstreams, options, 0),
+        }
+    }
+}
+
+impl TokenIdSource for UpstreamDryRun {
+    async fn token_ids(&self, endpoint: Endpoint, body: String) -> Result<Vec<u32>, DryRunError> {
+        let (status, answer) = post_json(&self.connections, endpoint.path(), body, ANSWER_LIMIT_BYTES)
+            .await
+            .map_err(DryRunError::Unavailable)?;
+        if status == 400 || status == 422 || status == 500 {
+            return Err(DryRunError::Refused(format!("dry run refused with {status}")));
+        }
+        if status != 200 {
+            return Err(DryRunError::Unavailable(format!("dry run answered {status}")));
+        }
+        read_ids(&answer).map_err(DryRunError::Unavailable)
+    }
+}
+
+fn read_ids(answer: &[u8]) -> Result<Vec<u32>, String> {
+    let answer: Value = serde_json::from_slice(answer).map_err(|e| format!("dry run: {e}"))?;
+    let ids = answer["nvext"]["token_ids"]
+        .as_array()
+        .ok_or("dry run gave no token ids (frontend not in kv mode?)")?;
+    ids.iter()
+        .map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()))
+        .collect::<Option<Vec<u32>>>()
+        .ok_or_else(|| "dry run gave ids that are no u32".to_string())
+}

@@ -1,0 +1,28 @@
+//! The clock of one service: the time base of all routers in it.
+
+use std::time::Instant;
+
+/// A monotonic clock that reads 0 when the service begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    /// A clock that reads 0 now.
+    pub(crate) fn start() -> Self {
+        Self {
+            origin: Instant::now(),
+        }
+    }
+
+    /// Seconds since the origin.
+    pub fn now_s(self) -> f64 {
+        self.origin.elapsed().as_secs_f64()
+    }
+
+    /// Seconds from the origin to `instant`; 0 for an instant before the origin.
+    pub(crate) fn seconds_at(self, instant: Instant) -> f64 {
+        instant.saturating_duration_since(self.origin).as_secs_f64()
+    }
+}

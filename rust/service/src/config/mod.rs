@@ -1,0 +1,254 @@
+//! Settings of the service, grouped by stage, checked when the service is built and swapped as a whole.
+
+mod shadows;
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use wardrop_core::control::Routing;
+use wardrop_core::latency::{PrefillPoint, Prior, StepPoint};
+use wardrop_core::predicted::PredictedConfig;
+use wardrop_core::queue::QueueConfig;
+use wardrop_core::{PolicyConfig, Router, RouterConfig};
+
+pub(crate) use self::shadows::{IN_FORCE, Rule, router};
+pub use self::shadows::{ShadowOptions, ShadowPolicy};
+use crate::ServiceError;
+
+/// Tenants with a weight of their own at most.
+const MAX_TENANT_WEIGHTS: usize = 1024;
+/// Points of a timing table, of each kind.
+const MAX_TIMING_POINTS: usize = 50_000;
+/// Receipts that may be kept; each takes up to 5 kB.
+const MAX_RECEIPTS: usize = 65_536;
+
+/// Settings of one service. A door reads the groups from its own configuration and hands them over.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// Label `router_id` of all metrics.
+    pub router_id: String,
+    /// How a decision is made.
+    pub routing: RoutingOptions,
+    /// How prompts become tokens.
+    pub prompt: PromptOptions,
+    /// How feeds are read and when silence counts as a fault.
+    pub feed: FeedOptions,
+    /// Shadow fleets under other policies; `None` runs none.
+    pub shadows: Option<ShadowOptions>,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            router_id: "wardrop-0".into(),
+            routing: RoutingOptions::default(),
+            prompt: PromptOptions::default(),
+            feed: FeedOptions::default(),
+            shadows: None,
+        }
+    }
+}
+
+/// How a decision is made.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RoutingOptions {
+    /// Price of a worker; the policy of every pool.
+    pub policy: PolicyConfig,
+    /// Seed of the tie breaker.
+    pub seed: u64,
+    /// Life of a booking whose request never ends.
+    pub booking_ttl_s: f64,
+    /// Late binding in front of the policy; without it every request is placed at once.
+    pub queue: Option<QueueConfig>,
+    /// What is predicted of caches by where requests were sent, in pools that prefill.
+    pub predicted: PredictedConfig,
+    /// Seconds to move the KV of one prompt token from a prefill to a decode worker; 0 where it is not known.
+    pub handoff_s_per_token: f64,
+    /// Points of a timing table that the latency curves of every pool start from; without any, from figures of a usual model.
+    pub timing: TimingPoints,
+    /// Weights of tenants in a fair queue; every other tenant has 1.
+    pub tenant_weights: BTreeMap<String, f64>,
+    /// Receipts of decisions that are kept; 0 keeps none.
+    pub receipts: usize,
+    /// Take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients.
+    pub queue_hints: bool,
+    /// Pass on worker pins that clients send; else they are refused with 400.
+    pub allow_client_pins: bool,
+    /// Add `x-wardrop-worker` and `x-wardrop-overlap-blocks` to answers.
+    pub explain_headers: bool,
+}
+
+/// Points of a timing table.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TimingPoints {
+    /// New tokens, cached tokens, seconds.
+    pub prefill: Vec<PrefillPoint>,
+    /// Sequences, active KV tokens, seconds.
+    pub step: Vec<StepPoint>,
+}
+
+impl TimingPoints {
+    /// Where curves start by them.
+    pub fn prior(&self) -> Prior {
+        if self.prefill.is_empty() && self.step.is_empty() {
+            return Prior::default();
+        }
+        Prior::fit(&self.prefill, &self.step)
+    }
+
+    fn check(&self) -> Result<(), ServiceError> {
+        let all = [("prefill", &self.prefill), ("step", &self.step)];
+        for (name, points) in all {
+            if points.len() > MAX_TIMING_POINTS {
+                return Err(ServiceError::Config(format!(
+                    "routing.timing.{name}: got {} points, at most {MAX_TIMING_POINTS}",
+                    points.len()
+                )));
+            }
+            let usable = |&(a, b, s): &(f64, f64, f64)| {
+                let (a_fits, b_fits) = (a.is_finite() && a >= 0.0, b.is_finite() && b >= 0.0);
+                a_fits && b_fits && s.is_finite() && s > 0.0
+            };
+            if let Some(point) = points.iter().find(|&point| !usable(point)) {
+                return Err(ServiceError::Config(format!(
+                    "routing.timing.{name}: got the point {point:?}, expected two numbers of 0 or above and seconds above 0"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RoutingOptions {
+    /// What of it may change while the gateway runs, as it begins.
+    pub fn start(&self) -> Routing {
+        Routing {
+            policy: self.policy.clone(),
+            queue: self.queue,
+        }
+    }
+}
+
+/// How prompts become tokens.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromptOptions {
+    /// Hand token ids over to Dynamo (`nvext.token_data`) for prompt shapes where our ids proved equal to its own.
+    pub handover: bool,
+    /// Prompts with more bytes than this are tokenised off the serving threads.
+    pub inline_bytes: usize,
+    /// Memory per model for tokenised segments of conversations; 0 turns that off.
+    pub segment_cache_bytes: usize,
+    /// Longest wait for a tokeniser thread before the request is routed without its prompt.
+    pub tokenise_timeout_ms: u64,
+}
+
+/// How feeds are read and when silence counts as a fault.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FeedOptions {
+    /// Largest frame that is read.
+    pub frame_bytes: usize,
+    /// A worker whose heartbeats stopped for this long is not chosen.
+    pub silence_ms: u64,
+    /// A worker without heartbeats that failed a request is tried again after this long.
+    pub quarantine_ms: u64,
+    /// Feeds that may be open.
+    pub max_feeds: usize,
+}
+
+impl Default for RoutingOptions {
+    fn default() -> Self {
+        Self {
+            policy: PolicyConfig::default(),
+            seed: 0,
+            booking_ttl_s: 900.0,
+            queue: None,
+            predicted: PredictedConfig::default(),
+            handoff_s_per_token: 0.0,
+            timing: TimingPoints::default(),
+            tenant_weights: BTreeMap::new(),
+            receipts: 0,
+            queue_hints: false,
+            allow_client_pins: false,
+            explain_headers: false,
+        }
+    }
+}
+
+impl Default for PromptOptions {
+    fn default() -> Self {
+        Self {
+            handover: true,
+            inline_bytes: 16 << 10,
+            segment_cache_bytes: 64 << 20,
+            tokenise_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl Default for FeedOptions {
+    fn default() -> Self {
+        Self {
+            frame_bytes: 8 << 20,
+            silence_ms: 3_500,
+            quarantine_ms: 5_000,
+            max_feeds: 16_384,
+        }
+    }
+}
+
+impl ServiceConfig {
+    /// Checks every value except the shadows' options, which the service checks when it starts them.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] names the key, the value received and the values expected.
+    pub fn check(&self) -> Result<(), ServiceError> {
+        for (name, value) in [
+            ("feed.frame_bytes", self.feed.frame_bytes),
+            ("feed.max_feeds", self.feed.max_feeds),
+        ] {
+            if value == 0 {
+                return Err(ServiceError::Config(format!("{name} must be at least 1, got 0")));
+            }
+        }
+        if !(self.routing.booking_ttl_s.is_finite() && self.routing.booking_ttl_s > 0.0) {
+            return Err(ServiceError::Config(format!(
+                "routing.booking_ttl_s must be a positive number of seconds, got {}",
+                self.routing.booking_ttl_s
+            )));
+        }
+        if let Some(queue) = &self.routing.queue {
+            let refused = |error| ServiceError::Config(format!("routing.queue: {error}"));
+            queue.validate().map_err(refused)?;
+        }
+        if self.routing.tenant_weights.len() > MAX_TENANT_WEIGHTS {
+            return Err(ServiceError::Config(format!(
+                "routing.tenant_weights: got {} tenants, at most {MAX_TENANT_WEIGHTS}",
+                self.routing.tenant_weights.len()
+            )));
+        }
+        for (tenant, weight) in &self.routing.tenant_weights {
+            if !(1e-3..=1e3).contains(weight) {
+                return Err(ServiceError::Config(format!(
+                    "routing.tenant_weights: got {weight} for {tenant:?}, expected 0.001 to 1000"
+                )));
+            }
+        }
+        if self.routing.receipts > MAX_RECEIPTS {
+            return Err(ServiceError::Config(format!(
+                "routing.receipts must be at most {MAX_RECEIPTS}, got {}",
+                self.routing.receipts
+            )));
+        }
+        self.routing.timing.check()?;
+        // Refused now, not with the first model.
+        let router = RouterConfig::new(1).with_handoff_s_per_token(self.routing.handoff_s_per_token);
+        Router::new(router).map_err(|error| ServiceError::Config(format!("routing: {error}")))?;
+        Router::new(RouterConfig::new(1).with_predicted(self.routing.predicted))
+            .map_err(|error| ServiceError::Config(format!("routing.predicted: {error}")))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,33 @@
+//! The routing service that every door shares: from a request body or token ids to booked workers, and from an answer to what it teaches.
+//!
+//! ```text
+//! door ─▶ Service::prepare (tokens, hashes) ─▶ ActiveRequest::place (match, price, pick or wait, book) ─▶ door forwards
+//! door ◀─ answer passes by ─▶ Answer (first token, later pieces, end) ─▶ curves, outcomes, receipts, shadows
+//! event plane ─▶ feed ─▶ pool ─▶ index
+//! ```
+//!
+//! A door (HTTP gateway, gRPC endpoint picker, a frontend in the same process) knows the service. The service knows no door: it serves no
+//! socket to clients, and its refusals carry no status of a protocol. The decision itself is [`wardrop_core::Router`].
+
+mod clock;
+pub mod config;
+mod error;
+mod feed;
+pub mod metrics;
+mod models;
+mod outcomes;
+mod pool;
+mod prompt;
+mod receipts;
+mod request;
+mod service;
+mod shadows;
+mod tenants;
+
+pub use clock::Clock;
+pub use error::ServiceError;
+pub use models::Model;
+pub use pool::{Booking, Leg, Role, WorkerPool};
+pub use prompt::{Abstention, DryRunError, Endpoint, Prompt, TokenIdSource};
+pub use request::{ActiveRequest, Answer, PlaceHints, Placed, Prepared, Refusal, Unplaced, Usage};
+pub use service::{FeedReport, ModelReport, Service};

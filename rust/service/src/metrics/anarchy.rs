@@ -1,0 +1,145 @@
+//! What routing loses, as gauges: the estimators side by side, each under its own name.
+
+use prometheus::GaugeVec;
+use wardrop_core::game::ModelError;
+
+use super::MetricBuilder;
+use crate::pool::AnarchyReport;
+
+pub(super) struct AnarchyGauges {
+    poa: GaugeVec,
+    low: GaugeVec,
+    high: GaugeVec,
+    loss: GaugeVec,
+    paper: GaugeVec,
+    square: GaugeVec,
+    regret: GaugeVec,
+    error: GaugeVec,
+    bias: GaugeVec,
+    windows: GaugeVec,
+    decisions: GaugeVec,
+    dropped: GaugeVec,
+    cpu: GaugeVec,
+}
+
+const POOL: &[&str] = &["model", "worker_type"];
+const POOL_REASON: &[&str] = &["model", "worker_type", "reason"];
+
+impl AnarchyGauges {
+    pub fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
+        let of_pool = |name: &str, help: &str| builder.gauges(name, help, POOL);
+        let by_reason = |name: &str, help: &str| builder.gauges(name, help, POOL_REASON);
+        Ok(Self {
+            poa: of_pool(
+                "price_of_anarchy",
+                "Cost in seconds of the placements of late over that of the exact optimum, under congestion; 1 is optimal",
+            )?,
+            low: of_pool(
+                "price_of_anarchy_low",
+                "2.5 % point of its bootstrap interval over windows",
+            )?,
+            high: of_pool(
+                "price_of_anarchy_high",
+                "97.5 % point of its bootstrap interval over windows",
+            )?,
+            loss: by_reason(
+                "price_of_anarchy_loss_ratio",
+                "Share of the placements' cost: prefill computed again (cache) and waiting (load) that another placement would have saved; what none could save (split)",
+            )?,
+            paper: of_pool(
+                "price_of_anarchy_paper",
+                "The paper's estimator on costs frozen at a window's start: about requests over workers, whatever the router does",
+            )?,
+            square: by_reason(
+                "price_of_anarchy_square",
+                "The same on windows of as many arrivals as workers: ratio of sums, median, p90, largest (reason)",
+            )?,
+            regret: of_pool(
+                "regret_mean_seconds",
+                "Mean cost of the chosen worker over the cheapest at that moment",
+            )?,
+            error: by_reason(
+                "model_error_ratio",
+                "Mean absolute error of the predicted time to first token (ttft) and between tokens (itl), as a share of the observed",
+            )?,
+            bias: by_reason(
+                "model_bias_ratio",
+                "Predicted over observed, sums: above 1 the curves are too slow (ttft, itl)",
+            )?,
+            windows: of_pool(
+                "price_of_anarchy_windows",
+                "Windows of decisions behind the figures",
+            )?,
+            decisions: of_pool(
+                "price_of_anarchy_decisions",
+                "Decisions taken into a window since the start; the others were passed over to keep the share of a core",
+            )?,
+            dropped: of_pool(
+                "price_of_anarchy_windows_dropped",
+                "Windows dropped because none was solved in time, since the start",
+            )?,
+            cpu: of_pool(
+                "price_of_anarchy_cpu_seconds",
+                "CPU time spent on these figures since the start",
+            )?,
+        })
+    }
+
+    pub fn reset(&self) {
+        for gauges in [
+            &self.poa,
+            &self.low,
+            &self.high,
+            &self.loss,
+            &self.paper,
+            &self.square,
+            &self.regret,
+            &self.error,
+            &self.bias,
+            &self.windows,
+            &self.decisions,
+            &self.dropped,
+            &self.cpu,
+        ] {
+            gauges.reset();
+        }
+    }
+
+    pub fn set(&self, model: &str, worker_type: &str, report: &AnarchyReport) {
+        let pool = |gauges: &GaugeVec, value: f64| {
+            gauges.with_label_values(&[model, worker_type]).set(value);
+        };
+        let reason = |gauges: &GaugeVec, reason: &str, value: f64| {
+            gauges.with_label_values(&[model, worker_type, reason]).set(value);
+        };
+        let meter = &report.meter;
+        pool(&self.poa, meter.poa);
+        if let Some(interval) = meter.poa_interval {
+            pool(&self.low, interval.low);
+            pool(&self.high, interval.high);
+        }
+        let loss = &meter.loss;
+        let total_s = (loss.free_s + loss.split_s + loss.cache_s + loss.load_s).max(f64::MIN_POSITIVE);
+        reason(&self.loss, "cache", loss.cache_s / total_s);
+        reason(&self.loss, "load", loss.load_s / total_s);
+        reason(&self.loss, "split", loss.split_s / total_s);
+        pool(&self.paper, meter.poa_paper);
+        reason(&self.square, "sums", meter.poa_square);
+        reason(&self.square, "median", meter.poa_square_median);
+        reason(&self.square, "p90", meter.poa_square_p90);
+        reason(&self.square, "largest", meter.poa_square_max);
+        pool(&self.regret, meter.regret_mean_s);
+        let known = |name: &str, error: &ModelError| {
+            if error.samples > 0 {
+                reason(&self.error, name, error.mean_absolute_share);
+                reason(&self.bias, name, error.bias);
+            }
+        };
+        known("ttft", &meter.model_error);
+        known("itl", &report.itl_error);
+        pool(&self.windows, meter.windows as f64);
+        pool(&self.decisions, report.recorded as f64);
+        pool(&self.dropped, meter.dropped_windows as f64);
+        pool(&self.cpu, report.spent_s);
+    }
+}

@@ -1,0 +1,228 @@
+//! Models by name: their workers, their prompter, and the adapters that run on them.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use wardrop_core::RouterConfig;
+use wardrop_core::control::Routing;
+use wardrop_core::predicted::PredictedConfig;
+
+use crate::ServiceError;
+use crate::config::ServiceConfig;
+use crate::pool::{HealthOptions, Role, WorkerPool};
+use crate::prompt::{HandoverReport, PromptTarget, Prompter};
+
+/// A model as discovery tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ModelSpec {
+    /// Name that clients use.
+    pub name: String,
+    /// Folder with tokeniser and template; without it only token prompts are placed by prefix.
+    #[serde(default)]
+    pub folder: Option<PathBuf>,
+    /// Tokens per KV block.
+    pub block_size: u32,
+    /// Longest prompt and answer together, in tokens.
+    #[serde(default)]
+    pub context_length: Option<u64>,
+    /// Names of adapters that run on this model and are asked for by their own name.
+    #[serde(default)]
+    pub loras: Vec<String>,
+}
+
+/// A registered model.
+pub struct Model {
+    /// As it was registered.
+    pub(crate) spec: ModelSpec,
+    /// Tokeniser and template.
+    pub(crate) prompter: Option<Arc<Prompter>>,
+    /// Result of the check against Dynamo's own ids.
+    pub(crate) handover: Mutex<Option<HandoverReport>>,
+    pools: [Arc<WorkerPool>; 3],
+}
+
+impl Model {
+    /// The workers in one role.
+    pub fn pool(&self, role: Role) -> &Arc<WorkerPool> {
+        &self.pools[role as usize]
+    }
+
+    /// All three pools.
+    pub fn pools(&self) -> &[Arc<WorkerPool>; 3] {
+        &self.pools
+    }
+
+    /// Prefill and decode run on different workers.
+    pub fn is_split(&self) -> bool {
+        self.pool(Role::Prefill).size() > 0 && self.pool(Role::Decode).size() > 0
+    }
+
+    /// Roles of the workers that one request needs, in the order of booking.
+    pub(crate) fn roles(&self) -> &'static [Role] {
+        if self.is_split() {
+            &[Role::Prefill, Role::Decode]
+        } else {
+            &[Role::Aggregated]
+        }
+    }
+
+    /// Facts that the prompts of this model, or of an adapter on it, depend on.
+    pub(crate) fn prompt_target<'a>(&'a self, lora: Option<&'a str>) -> PromptTarget<'a> {
+        PromptTarget {
+            block_size: self.spec.block_size,
+            context_length: self.spec.context_length,
+            lora,
+            prompter: self.prompter.as_deref(),
+        }
+    }
+}
+
+/// Models by the names that clients use.
+#[derive(Default)]
+pub(crate) struct Models {
+    models: ArcSwap<HashMap<String, Named>>,
+    change: Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Named {
+    model: Arc<Model>,
+    lora: Option<Arc<str>>,
+}
+
+impl Models {
+    /// The model behind a name, and the adapter when the name is one.
+    pub fn find(&self, name: &str) -> Option<(Arc<Model>, Option<Arc<str>>)> {
+        self.models
+            .load()
+            .get(name)
+            .map(|named| (named.model.clone(), named.lora.clone()))
+    }
+
+    /// Every model once, by name.
+    pub fn all(&self) -> Vec<Arc<Model>> {
+        let models = self.models.load();
+        let mut all: Vec<_> = models
+            .values()
+            .filter(|named| named.lora.is_none())
+            .map(|named| named.model.clone())
+            .collect();
+        all.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+        all
+    }
+
+    /// Registers a model, or changes it. One with the same block size keeps its workers and their blocks.
+    ///
+    /// Returns the model, and whether its prompter is new and has to be checked.
+    pub fn upsert(
+        &self,
+        spec: ModelSpec,
+        config: &ServiceConfig,
+        routing: &Routing,
+    ) -> Result<(Arc<Model>, bool), ServiceError> {
+        let _change = self.change.lock();
+        let old = self
+            .find(&spec.name)
+            .filter(|(_, lora)| lora.is_none())
+            .map(|(model, _)| model);
+        if let Some(old) = &old
+            && old.spec == spec
+        {
+            return Ok((old.clone(), false));
+        }
+        let same_folder = old.as_ref().filter(|old| old.spec.folder == spec.folder);
+        let (prompter, is_new) = match (same_folder, &spec.folder) {
+            (Some(old), _) => (old.prompter.clone(), false),
+            (None, Some(folder)) => (
+                Some(Arc::new(Prompter::from_folder(
+                    folder,
+                    config.prompt.segment_cache_bytes,
+                )?)),
+                true,
+            ),
+            (None, None) => (None, false),
+        };
+        let pools = match old.as_ref().filter(|old| old.spec.block_size == spec.block_size) {
+            Some(old) => old.pools.clone(),
+            None => new_pools(&spec, config, routing)?,
+        };
+        let handover = old
+            .filter(|_| !is_new)
+            .and_then(|old| old.handover.lock().clone());
+        let model = Arc::new(Model {
+            spec,
+            prompter,
+            handover: Mutex::new(handover),
+            pools,
+        });
+        let mut models = HashMap::clone(&self.models.load());
+        models.retain(|_, named| named.model.spec.name != model.spec.name);
+        for lora in &model.spec.loras {
+            models.insert(
+                lora.clone(),
+                Named {
+                    model: model.clone(),
+                    lora: Some(Arc::from(lora.as_str())),
+                },
+            );
+        }
+        models.insert(
+            model.spec.name.clone(),
+            Named {
+                model: model.clone(),
+                lora: None,
+            },
+        );
+        self.models.store(Arc::new(models));
+        Ok((model, is_new))
+    }
+
+    /// Forgets a model with its adapters and workers; whether it was known.
+    pub fn remove(&self, name: &str) -> bool {
+        let _change = self.change.lock();
+        let mut models = HashMap::clone(&self.models.load());
+        let before = models.len();
+        models.retain(|_, named| named.model.spec.name != name);
+        let found = models.len() < before;
+        self.models.store(Arc::new(models));
+        found
+    }
+}
+
+fn new_pools(
+    spec: &ModelSpec,
+    config: &ServiceConfig,
+    routing: &Routing,
+) -> Result<[Arc<WorkerPool>; 3], ServiceError> {
+    let name: Arc<str> = Arc::from(spec.name.as_str());
+    let options = HealthOptions {
+        silence_s: config.feed.silence_ms as f64 / 1e3,
+        quarantine_s: config.feed.quarantine_ms as f64 / 1e3,
+    };
+    let curves = config.routing.timing.prior();
+    let pool = |role: Role| -> Result<Arc<WorkerPool>, ServiceError> {
+        // Nothing is priced by what a decode worker holds of a prompt, and its events do not tell it.
+        let predicted = match role {
+            Role::Decode => PredictedConfig::default(),
+            Role::Aggregated | Role::Prefill => config.routing.predicted,
+        };
+        let router = RouterConfig::new(spec.block_size)
+            .with_seed(config.routing.seed.wrapping_add(role as u64))
+            .with_policy(routing.policy.clone())
+            .with_prefill_tracking(role != Role::Decode)
+            .with_decode_tracking(role != Role::Prefill)
+            .with_predicted(predicted)
+            .with_curves(curves)
+            .with_handoff_s_per_token(config.routing.handoff_s_per_token)
+            .with_booking_ttl_s(config.routing.booking_ttl_s);
+        let pool = WorkerPool::new(name.clone(), role, router, options)?;
+        pool.set_queue(routing.queue, 0.0)?;
+        Ok(Arc::new(pool))
+    };
+    Ok([pool(Role::Aggregated)?, pool(Role::Prefill)?, pool(Role::Decode)?])
+}

@@ -1,0 +1,97 @@
+//! What a control plane reads of a pool and changes in it while it runs.
+
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+use wardrop_core::control::Pulse;
+use wardrop_core::latency::{CurveView, FleetRecord};
+use wardrop_core::queue::QueueConfig;
+use wardrop_core::{Error, PolicyConfig};
+
+use super::queue::PoolQueue;
+use super::{Role, WorkerPool};
+
+/// Learned curves of a pool.
+#[derive(Clone, Debug, Serialize)]
+pub struct PoolCurves {
+    /// The model.
+    pub model: String,
+    /// What its workers do.
+    pub role: Role,
+    /// Each worker's coefficients.
+    pub workers: Vec<CurveView>,
+    /// All that was learned, to be taken over by [`WorkerPool::restore_curves`].
+    pub record: FleetRecord,
+}
+
+impl WorkerPool {
+    /// Puts another policy in force. Its parameters were checked before.
+    pub fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
+        self.state.lock().router.set_policy(policy)
+    }
+
+    /// Puts late binding in front of the router, changes its configuration, or takes it away: then all who wait are placed
+    /// at once.
+    pub fn set_queue(&self, config: Option<QueueConfig>, now_s: f64) -> Result<(), Error> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let longest_s = config.map_or(0.0, |config| config.max_wait_s);
+        match (&mut state.queue, config) {
+            (Some(queue), Some(config)) => {
+                queue.set_config(config)?;
+                queue.pump(&state.router, now_s);
+            }
+            (none @ None, Some(config)) => *none = Some(PoolQueue::new(config)?),
+            (Some(queue), None) => {
+                queue.flush(&state.router, now_s);
+                state.queue = None;
+            }
+            (None, None) => {}
+        }
+        self.longest_wait_bits
+            .store(longest_s.to_bits(), Ordering::Relaxed);
+        self.unlock(guard);
+        Ok(())
+    }
+
+    /// Longest wait in the queue, seconds; `None` without a queue. Read without the lock.
+    pub fn longest_wait_s(&self) -> Option<f64> {
+        let longest_s = f64::from_bits(self.longest_wait_bits.load(Ordering::Relaxed));
+        (longest_s > 0.0).then_some(longest_s)
+    }
+
+    /// How busy the pool is; `None` without workers. O(workers).
+    pub fn pulse(&self, now_s: f64) -> Option<Pulse> {
+        let state = self.state.lock();
+        if state.workers.is_empty() {
+            return None;
+        }
+        let queue = state.queue.as_ref().map(PoolQueue::stats).unwrap_or_default();
+        let mut pulse = Pulse::of(&state.router, queue, &self.model, self.role.name(), now_s);
+        pulse.routable = 0;
+        for worker in state.workers.values().filter(|worker| worker.available) {
+            pulse.routable += 1;
+            if let Some(step) = &worker.forward_pass {
+                let age_s = worker.health.heartbeat_age_s(now_s);
+                pulse.engine(&state.router, step.queued_requests.sum_prefill_tokens, age_s);
+            }
+        }
+        Some(pulse)
+    }
+
+    /// The learned curves; `None` without workers.
+    pub fn curves(&self) -> Option<PoolCurves> {
+        let state = self.state.lock();
+        (!state.workers.is_empty()).then(|| PoolCurves {
+            model: self.model.to_string(),
+            role: self.role,
+            workers: state.router.curves(),
+            record: state.router.curve_record(),
+        })
+    }
+
+    /// Takes over learned curves: the fleet's, and those of workers that are known; how many those were.
+    pub fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
+        self.state.lock().router.restore_curves(record)
+    }
+}

@@ -1,0 +1,213 @@
+//! What the event streams of workers tell: blocks, engine steps, gaps, dumps.
+
+use std::collections::BTreeMap;
+
+use wardrop_core::latency::Pass;
+use wardrop_core::ledger::EngineQueue;
+use wardrop_core::{KvEvent, Router, WorkerId};
+
+use super::cursor::{Step, Verdict};
+use super::{State, WorkerPool};
+use wardrop_engines::dynamo::{ForwardPass, WorkerEvent};
+
+/// What became of a list of events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ApplyCounts {
+    /// Applied by the router.
+    pub applied: u64,
+    /// Refused by the router: unknown parents, unknown blocks.
+    pub refused: u64,
+    /// For workers that are not registered or not this feed's.
+    pub foreign: u64,
+    /// Seen before.
+    pub duplicates: u64,
+    /// Not about a worker's own memory.
+    pub passed_over: u64,
+    /// Workers whose restored blocks this proved, found too old, and found to be of a past incarnation.
+    pub judged: [u64; 3],
+}
+
+impl WorkerPool {
+    /// Applies events of a publisher's feed; `owner` is the instance that the feed belongs to, when that is known.
+    pub fn apply(
+        &self,
+        events: Vec<WorkerEvent>,
+        (publisher, owner): (u64, Option<u64>),
+        now_s: f64,
+    ) -> ApplyCounts {
+        let mut counts = ApplyCounts::default();
+        let mut state = self.state.lock();
+        for WorkerEvent {
+            worker,
+            event_id,
+            event,
+        } in events
+        {
+            if owner.is_some_and(|owner| owner != worker.instance) || !state.workers.contains_key(&worker) {
+                counts.foreign += 1;
+                continue;
+            }
+            state.apply(worker, (publisher, event_id), event, now_s, &mut counts);
+            state.review(worker, now_s, self.options);
+        }
+        counts
+    }
+
+    /// Takes note of an engine step or heartbeat; whether the worker is known and the feed's own.
+    pub fn forward_pass(&self, step: ForwardPass, owner: Option<u64>, now_s: f64) -> bool {
+        let Some(worker) = step.worker() else { return false };
+        if owner.is_some_and(|owner| owner != worker.instance) {
+            return false;
+        }
+        let mut state = self.state.lock();
+        let Some(known) = state.workers.get_mut(&worker) else {
+            return false;
+        };
+        known.health.heartbeat(now_s);
+        teach(&state.router, worker, &step);
+        state.router.engine_queue(worker, waiting(&step), now_s);
+        let Some(known) = state.workers.get_mut(&worker) else {
+            return false;
+        };
+        known.forward_pass = Some(step);
+        state.review(worker, now_s, self.options);
+        true
+    }
+
+    /// A feed of KV events of an instance is followed.
+    pub fn feed_followed(&self, instance: u64, publisher: u64) {
+        for (id, worker) in &self.state.lock().workers {
+            if id.instance == instance {
+                worker.position.followed(publisher);
+            }
+        }
+    }
+
+    /// The feed of an instance (or of any, when unknown) was disconnected: events may be missing.
+    pub fn feed_interrupted(&self, owner: Option<u64>) {
+        for (id, worker) in &mut self.state.lock().workers {
+            if owner.is_none_or(|owner| owner == id.instance) {
+                worker.cursor.miss(0);
+                worker.position.forget();
+            }
+        }
+    }
+
+    /// Replaces the blocks of every worker whose stream is not known from its start by those in the dump.
+    ///
+    /// Workers that are synced keep what they have: their live state is newer than any dump. Returns (workers replaced, events).
+    pub fn load_dump(&self, dump: Vec<WorkerEvent>) -> (usize, ApplyCounts) {
+        let mut counts = ApplyCounts::default();
+        let mut per_worker: BTreeMap<WorkerId, Vec<KvEvent>> = BTreeMap::new();
+        for WorkerEvent { worker, event, .. } in dump {
+            match event {
+                Some(event) => per_worker.entry(worker).or_default().push(event),
+                None => counts.passed_over += 1,
+            }
+        }
+        let mut state = self.state.lock();
+        let ids: Vec<WorkerId> = state.workers.keys().copied().collect();
+        let mut replaced = 0;
+        for id in ids {
+            let blocks = per_worker.remove(&id).unwrap_or_default();
+            let Some(worker) = state.workers.get_mut(&id) else {
+                continue;
+            };
+            if worker.cursor.is_synced() {
+                continue;
+            }
+            replaced += 1;
+            worker.position.forget();
+            let events = worker.cursor.load_dump(blocks);
+            let (position, coverage) = (worker.position.clone(), worker.cursor.coverage());
+            let _ = state.router.apply(id, &KvEvent::Cleared);
+            for event in events {
+                match state.router.apply(id, &event) {
+                    Ok(()) => counts.applied += 1,
+                    Err(_) => counts.refused += 1,
+                }
+            }
+            position.set(coverage);
+        }
+        counts.foreign += per_worker.len() as u64;
+        (replaced, counts)
+    }
+}
+
+impl State {
+    fn apply(
+        &mut self,
+        id: WorkerId,
+        (publisher, event_id): (u64, u64),
+        event: Option<KvEvent>,
+        now_s: f64,
+        counts: &mut ApplyCounts,
+    ) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        worker.health.event(now_s);
+        let same_publisher = worker.position.publisher() == Some(publisher);
+        let step = match worker.cursor.judge(event_id, same_publisher) {
+            Some((verdict, step)) => {
+                counts.judged[verdict as usize] += 1;
+                if verdict != Verdict::Exact {
+                    tracing::info!(
+                        worker_id = id.instance,
+                        dp_rank = id.dp_rank,
+                        ?verdict,
+                        "saved blocks of a worker do not hold"
+                    );
+                }
+                step
+            }
+            None => worker.cursor.advance(event_id),
+        };
+        match step {
+            Step::Duplicate => {
+                counts.duplicates += 1;
+                return;
+            }
+            Step::NewIncarnation | Step::Forget => {
+                worker.position.forget();
+                let _ = self.router.apply(id, &KvEvent::Cleared);
+            }
+            Step::Apply => {}
+        }
+        match event {
+            None => counts.passed_over += 1,
+            Some(event) => {
+                worker.cursor.keep(&event);
+                match self.router.apply(id, &event) {
+                    Ok(()) => counts.applied += 1,
+                    Err(_) => counts.refused += 1,
+                }
+            }
+        }
+        worker.position.record(publisher, worker.cursor.coverage());
+    }
+}
+
+/// An engine's report of one of its steps teaches the curves.
+fn teach(router: &Router, worker: WorkerId, step: &ForwardPass) {
+    let ran = &step.scheduled_requests;
+    let pass = Pass {
+        prefills: ran.num_prefill_requests,
+        prefill_tokens: ran.sum_prefill_tokens,
+        prefill_kv_tokens: ran.sum_prefill_kv_tokens,
+        decodes: ran.num_decode_requests,
+        decode_kv_tokens: ran.sum_decode_kv_tokens,
+        seconds: step.wall_time,
+    };
+    router.teach(worker, |curves, position| curves.pass(position, &pass));
+}
+
+/// What an engine says waits in it.
+fn waiting(step: &ForwardPass) -> EngineQueue {
+    let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    EngineQueue {
+        waiting_prompts: count(step.queued_requests.num_prefill_requests),
+        waiting_tokens: step.queued_requests.sum_prefill_tokens,
+        computed_prompts: count(step.scheduled_requests.num_prefill_requests),
+    }
+}

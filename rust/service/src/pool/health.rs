@@ -1,0 +1,133 @@
+//! Whether a worker may be chosen: silence and failures take it out, a sign of life brings it back.
+
+/// A sign of life this soon after a failure may have been under way before it.
+const GRACE_S: f64 = 0.25;
+
+/// Why a worker is not chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// Its heartbeats stopped.
+    Silent,
+    /// A request that was pinned to it failed.
+    Failed,
+}
+
+/// Limits of [`Health`].
+#[derive(Clone, Copy, Debug)]
+pub struct HealthOptions {
+    /// Silence of a worker that had heartbeats before, seconds.
+    pub silence_s: f64,
+    /// Time after which a failed worker without heartbeats is tried again, seconds.
+    pub quarantine_s: f64,
+}
+
+/// Signs of life and failures of one worker. Times are seconds of one monotonic clock.
+#[derive(Debug, Default)]
+pub struct Health {
+    heartbeat_s: Option<f64>,
+    event_s: Option<f64>,
+    failed_s: Option<f64>,
+    /// Requests that failed on it.
+    pub failures: u64,
+}
+
+impl Health {
+    /// A heartbeat arrived.
+    pub fn heartbeat(&mut self, now_s: f64) {
+        self.heartbeat_s = Some(now_s);
+        self.forgive(now_s);
+    }
+
+    /// A KV event arrived.
+    pub fn event(&mut self, now_s: f64) {
+        self.event_s = Some(now_s);
+        self.forgive(now_s);
+    }
+
+    /// A pinned request failed in a way that the worker explains.
+    pub fn fail(&mut self, now_s: f64) {
+        self.failures += 1;
+        self.failed_s = Some(now_s);
+    }
+
+    /// The last failure was not the worker's own.
+    pub fn withdraw_failure(&mut self) {
+        self.failed_s = None;
+    }
+
+    fn forgive(&mut self, now_s: f64) {
+        if self.failed_s.is_some_and(|failed| now_s > failed + GRACE_S) {
+            self.failed_s = None;
+        }
+    }
+
+    /// What keeps the worker from being chosen, if anything.
+    pub fn fault(&self, now_s: f64, options: HealthOptions) -> Option<Fault> {
+        if self.heartbeat_s.is_some_and(|at| now_s - at > options.silence_s) {
+            return Some(Fault::Silent);
+        }
+        let failed = self.failed_s?;
+        let waits = self.heartbeat_s.is_some() || now_s - failed <= options.quarantine_s;
+        waits.then_some(Fault::Failed)
+    }
+
+    /// Seconds since the last heartbeat.
+    pub fn heartbeat_age_s(&self, now_s: f64) -> Option<f64> {
+        self.heartbeat_s.map(|at| now_s - at)
+    }
+
+    /// Seconds since the last KV event.
+    pub fn event_age_s(&self, now_s: f64) -> Option<f64> {
+        self.event_s.map(|at| now_s - at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: HealthOptions = HealthOptions {
+        silence_s: 3.0,
+        quarantine_s: 5.0,
+    };
+
+    #[test]
+    fn worker_that_falls_silent_is_not_chosen_until_it_speaks() {
+        let mut health = Health::default();
+        health.heartbeat(0.0);
+        assert_eq!(health.fault(2.9, OPTIONS), None);
+        assert_eq!(health.fault(3.1, OPTIONS), Some(Fault::Silent));
+        health.heartbeat(9.0);
+        assert_eq!(health.fault(9.1, OPTIONS), None);
+    }
+
+    #[test]
+    fn worker_that_never_had_heartbeats_is_not_blamed_for_silence() {
+        assert_eq!(Health::default().fault(1e6, OPTIONS), None);
+    }
+
+    #[test]
+    fn failed_worker_comes_back_with_a_later_sign_of_life() {
+        let mut health = Health::default();
+        health.heartbeat(1.0);
+        health.fail(1.5);
+        assert_eq!(health.fault(1.6, OPTIONS), Some(Fault::Failed));
+        health.heartbeat(1.6);
+        assert_eq!(
+            health.fault(1.7, OPTIONS),
+            Some(Fault::Failed),
+            "it was under way before the failure"
+        );
+        health.event(2.0);
+        assert_eq!(health.fault(2.1, OPTIONS), None);
+    }
+
+    #[test]
+    fn failed_worker_without_heartbeats_is_tried_again_after_a_while() {
+        let mut health = Health::default();
+        health.fail(1.0);
+        assert_eq!(health.fault(5.9, OPTIONS), Some(Fault::Failed));
+        assert_eq!(health.fault(6.1, OPTIONS), None);
+    }
+}

@@ -1,0 +1,106 @@
+//! From a request body to the prompt's tokens, or the reason why they can not be known.
+//!
+//! The body is read lazily: only the top level is split, and only the fields that decide the prompt are looked into. What the
+//! gateway forwards are the client's own bytes; when our token ids proved equal to Dynamo's, `nvext.token_data` is spliced in.
+
+mod body;
+mod chat;
+mod handover;
+mod jinja;
+mod prepare;
+mod segments;
+mod strings;
+mod template;
+mod tokenise;
+
+pub use self::body::Endpoint;
+pub use self::handover::{DryRunError, TokenIdSource};
+pub(crate) use self::handover::{HandoverReport, check as check_handover};
+pub use self::prepare::Prompt;
+pub(crate) use self::prepare::{PromptRequest, PromptTarget, is_heavy};
+pub(crate) use self::tokenise::Prompter;
+
+/// Explanation the gateway leaves the choice to Dynamo. Each has a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Abstention {
+    /// The body is not a JSON object that we understand; Dynamo judges it.
+    Unparsable,
+    /// The model is not registered here.
+    UnknownModel,
+    /// No tokeniser or template in the model's folder.
+    NoTokeniser,
+    /// The chat template refused the conversation.
+    TemplateError,
+    /// The tokeniser failed.
+    TokeniserError,
+    /// Images, audio or video: the engine sees other tokens than we do.
+    Multimodal,
+    /// Embeddings in place of a prompt.
+    PromptEmbeds,
+    /// Several prompts in one request: Dynamo places each by itself, a pin would hold them together.
+    Batch,
+    /// The client asks Dynamo where it would route.
+    DryRun,
+    /// The client chose the worker.
+    ClientPin,
+    /// The client set routing constraints that only Dynamo can check.
+    Constraints,
+    /// An embeddings request: Dynamo takes no pin for it.
+    Embeddings,
+    /// Input items of the responses API beyond plain text.
+    ResponsesItems,
+    /// The prompt can not fit the model's context.
+    TooLong,
+    /// Tokenising took longer than allowed.
+    TokeniseTimeout,
+    /// No worker of ours is available.
+    NoWorker,
+    /// The router refused, for example at its limit of bookings.
+    RouterRefused,
+}
+
+impl Abstention {
+    /// Every reason, for metrics that start at zero.
+    pub const ALL: [Self; 17] = [
+        Self::Unparsable,
+        Self::UnknownModel,
+        Self::NoTokeniser,
+        Self::TemplateError,
+        Self::TokeniserError,
+        Self::Multimodal,
+        Self::PromptEmbeds,
+        Self::Batch,
+        Self::DryRun,
+        Self::ClientPin,
+        Self::Constraints,
+        Self::Embeddings,
+        Self::ResponsesItems,
+        Self::TooLong,
+        Self::TokeniseTimeout,
+        Self::NoWorker,
+        Self::RouterRefused,
+    ];
+
+    /// Value of the `reason` label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unparsable => "unparsable",
+            Self::UnknownModel => "unknown_model",
+            Self::NoTokeniser => "no_tokeniser",
+            Self::TemplateError => "template_error",
+            Self::TokeniserError => "tokeniser_error",
+            Self::Multimodal => "multimodal",
+            Self::PromptEmbeds => "prompt_embeds",
+            Self::Batch => "batch",
+            Self::DryRun => "dry_run",
+            Self::ClientPin => "client_pin",
+            Self::Constraints => "constraints",
+            Self::Embeddings => "embeddings",
+            Self::ResponsesItems => "responses_items",
+            Self::TooLong => "too_long",
+            Self::TokeniseTimeout => "tokenise_timeout",
+            Self::NoWorker => "no_worker",
+            Self::RouterRefused => "router_refused",
+        }
+    }
+}

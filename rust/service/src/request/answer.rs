@@ -1,0 +1,208 @@
+//! An answer on its way to the client, and everything that the service learns from it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use wardrop_core::ledger::Outcome;
+
+use super::ActiveRequest;
+use crate::metrics::StreamHistograms;
+use crate::pool::Booking;
+use crate::receipts::{OpenReceipt, ReceiptOutcome};
+use crate::service::Service;
+use crate::shadows::ShadowedRequest;
+
+/// Token counts that the engine reported with an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_field_names, reason = "the names of the API")]
+pub struct Usage {
+    /// Prompt tokens that the engine found in its cache.
+    pub cached_tokens: Option<u64>,
+    /// Prompt tokens that the engine counted.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens of the answer.
+    pub output_tokens: Option<u32>,
+}
+
+/// The answer to one request. The door reports each piece and then the end.
+pub struct Answer {
+    service: Arc<Service>,
+    /// The claim on the workers, until the end.
+    booking: Option<Booking>,
+    shadow: Option<ShadowedRequest>,
+    receipt: Option<Arc<OpenReceipt>>,
+    /// When the whole request had arrived.
+    started: Instant,
+    pieces: Option<PieceTimes>,
+    histograms: StreamHistograms,
+    /// The client asked for a stream.
+    is_streamed: bool,
+    /// Cached prompt tokens predicted on the first leg's worker.
+    predicted_tokens: u64,
+    /// Prompt tokens that the service counted.
+    input_tokens: u64,
+    /// Status of the answer, in the door's protocol.
+    status: u16,
+}
+
+#[derive(Clone, Copy)]
+struct PieceTimes {
+    first: Instant,
+    last: Instant,
+}
+
+impl Answer {
+    pub(super) fn new(request: ActiveRequest, status: u16) -> Self {
+        let ActiveRequest {
+            service,
+            prepared,
+            started,
+            booking,
+            shadow,
+            receipt,
+            ..
+        } = request;
+        let model = &prepared.model.spec;
+        let first_leg = booking.as_ref().and_then(|booking| booking.legs().next());
+        let overlap_blocks = first_leg.map_or(0, |leg| leg.overlap_blocks);
+        Self {
+            histograms: StreamHistograms {
+                ttft: service.metrics.ttft.with_label_values(&[&model.name]),
+                itl: service.metrics.itl.with_label_values(&[&model.name]),
+            },
+            predicted_tokens: u64::from(overlap_blocks) * u64::from(model.block_size),
+            is_streamed: prepared.prompt.is_streamed,
+            input_tokens: u64::from(prepared.prompt.input_tokens),
+            service,
+            booking,
+            shadow,
+            receipt,
+            started,
+            pieces: None,
+            status,
+        }
+    }
+
+    /// The claim on the workers, while there is one.
+    pub fn booking(&self) -> Option<&Booking> {
+        self.booking.as_ref()
+    }
+
+    /// A piece of the answer arrived at `now`: the first token of a stream, or a later one.
+    pub fn piece(&mut self, now: Instant) {
+        if let Some(pieces) = &mut self.pieces {
+            if self.is_streamed {
+                self.histograms.itl.observe((now - pieces.last).as_secs_f64());
+            }
+            pieces.last = now;
+            return;
+        }
+        self.pieces = Some(PieceTimes {
+            first: now,
+            last: now,
+        });
+        let ttft_s = (now - self.started).as_secs_f64();
+        // An answer in one piece arrives with its last token, so its time says nothing about the first token.
+        if let Some(booking) = self.booking.as_mut().filter(|_| self.is_streamed) {
+            booking.prefill_done(ttft_s);
+        }
+        self.histograms.ttft.observe(ttft_s);
+        if self.is_streamed {
+            self.service.outcomes.first_token(ttft_s);
+            if let Some(shadow) = &self.shadow {
+                shadow.first_token(ttft_s);
+            }
+        }
+    }
+
+    /// The answer is complete. The workers' curves learn from `usage` when the booking is released.
+    pub fn finished(mut self, usage: Usage) {
+        // In a split the engine that answers never saw the prompt's prefill: its count says nothing about the prediction.
+        let legs = self.booking.as_ref().map_or(0, |booking| booking.legs().count());
+        let cached_tokens = usage.cached_tokens.filter(|_| legs <= 1);
+        let output_tokens = usage.output_tokens;
+        let itl_s = self
+            .pieces
+            .zip(output_tokens.filter(|&tokens| tokens > 1 && self.is_streamed))
+            .map(|(pieces, tokens)| (pieces.last - pieces.first).as_secs_f64() / f64::from(tokens - 1));
+        let outcomes = &self.service.outcomes;
+        outcomes.ended(self.started.elapsed().as_secs_f64(), itl_s);
+        if let Some(shadow) = &self.shadow {
+            shadow.ended(output_tokens);
+        }
+        if let Some(receipt) = &self.receipt {
+            receipt.ended(ReceiptOutcome {
+                output_tokens,
+                cached_tokens,
+                ..self.receipt_outcome("finished")
+            });
+        }
+        if let Some(booking) = &mut self.booking {
+            booking.set_outcome(Outcome {
+                output_tokens,
+                cached_tokens: cached_tokens.and_then(|tokens| u32::try_from(tokens).ok()),
+                at_first_token: false,
+            });
+        }
+        self.audit(usage);
+    }
+
+    /// The answer broke off, by a fault of the upstream or of a worker.
+    pub fn broken(self) {
+        self.service.outcomes.broke();
+        self.end_receipt("broken");
+    }
+
+    /// The client left before the end.
+    pub fn client_left(self) {
+        self.end_receipt("client_left");
+    }
+
+    fn end_receipt(&self, how: &'static str) {
+        if let Some(receipt) = &self.receipt {
+            receipt.ended(self.receipt_outcome(how));
+        }
+    }
+
+    fn receipt_outcome(&self, how: &'static str) -> ReceiptOutcome {
+        let first = self.pieces.map(|pieces| pieces.first);
+        ReceiptOutcome {
+            how,
+            status: self.status,
+            ttft_s: first.map(|first| (first - self.started).as_secs_f64()),
+            e2e_s: Some(self.started.elapsed().as_secs_f64()),
+            predicted_cached_tokens: self.predicted_tokens,
+            ..ReceiptOutcome::default()
+        }
+    }
+
+    /// Compares the engine's own counts with the prediction.
+    fn audit(&self, usage: Usage) {
+        let Some(cached_tokens) = usage.cached_tokens else {
+            return;
+        };
+        let metrics = &self.service.metrics;
+        if usage
+            .prompt_tokens
+            .is_some_and(|tokens| tokens != self.input_tokens)
+        {
+            metrics.length_mismatches.inc();
+        }
+        let mut legs = self.booking.iter().flat_map(Booking::legs);
+        let (Some(leg), None) = (legs.next(), legs.next()) else {
+            return;
+        };
+        leg.pool.audit(leg.worker, self.predicted_tokens, cached_tokens);
+        let instance = leg.worker.instance.to_string();
+        let rank = leg.worker.dp_rank.to_string();
+        let labels = [&*leg.pool.model, instance.as_str(), rank.as_str()];
+        metrics
+            .predicted_tokens
+            .with_label_values(&labels)
+            .inc_by(self.predicted_tokens);
+        metrics
+            .reported_tokens
+            .with_label_values(&labels)
+            .inc_by(cached_tokens);
+    }
+}

@@ -1,0 +1,176 @@
+//! One request on its way through the service, for any door.
+//!
+//! ```text
+//! Service::prepare ─▶ Prepared ─▶ Service::begin ─▶ ActiveRequest ─▶ place ─▶ (door forwards) ─▶ answer ─▶ Answer
+//! ```
+//!
+//! Dropping an [`ActiveRequest`] or an [`Answer`] at any point releases its bookings.
+
+mod answer;
+mod place;
+mod prepare;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use wardrop_core::WorkerId;
+
+pub use self::answer::{Answer, Usage};
+pub use self::place::{PlaceHints, Placed, Refusal, Unplaced};
+pub use self::prepare::Prepared;
+use crate::pool::Booking;
+use crate::prompt::Abstention;
+use crate::receipts::{OpenReceipt, ReceiptOutcome, ReceiptRequest};
+use crate::service::Service;
+use crate::shadows::ShadowedRequest;
+
+/// A prepared request, from its decision to the beginning of its answer.
+pub struct ActiveRequest {
+    service: Arc<Service>,
+    prepared: Prepared,
+    /// When the whole request had arrived.
+    started: Instant,
+    booking: Option<Booking>,
+    waited_s: Option<f64>,
+    shadow: Option<ShadowedRequest>,
+    receipt: Option<Arc<OpenReceipt>>,
+}
+
+impl Service {
+    /// Begins a request that had arrived as a whole at `started`. With an id, and with receipts on, its decision gets a receipt.
+    pub fn begin(
+        self: &Arc<Self>,
+        prepared: Prepared,
+        request_id: Option<&str>,
+        started: Instant,
+    ) -> ActiveRequest {
+        let receipt = request_id.and_then(|id| {
+            let facts = ReceiptRequest {
+                model: &prepared.model.spec.name,
+                input_tokens: prepared.prompt.input_tokens,
+                blocks: prepared.prompt.hashes.len(),
+            };
+            self.receipts.open(id, &facts, || self.routing.lock().clone())
+        });
+        ActiveRequest {
+            service: self.clone(),
+            prepared,
+            started,
+            booking: None,
+            waited_s: None,
+            shadow: None,
+            receipt,
+        }
+    }
+}
+
+impl ActiveRequest {
+    /// Chooses and books the request's workers; where a pool has a queue, the request waits there for room.
+    ///
+    /// # Errors
+    /// Why there is no booking. After [`Unplaced::Abstain`] the door forwards the request without a pin.
+    pub async fn place(&mut self, hints: &PlaceHints<'_>) -> Result<(), Unplaced> {
+        let (service, prompt) = (&self.service, &self.prepared.prompt);
+        service.outcomes.arrived();
+        self.shadow = service.shadows.as_ref().and_then(|shadows| {
+            let model = &self.prepared.model.pools()[0].model;
+            let at_s = service.clock.seconds_at(self.started);
+            shadows.arrived(model, at_s, prompt.input_tokens, &prompt.sequence)
+        });
+        match service.place(&self.prepared, hints).await {
+            Ok(placed) => {
+                self.waited_s = placed.waited_s;
+                self.take_over(placed.booking);
+                Ok(())
+            }
+            Err(unplaced) => {
+                match unplaced {
+                    Unplaced::Abstain(reason) => {
+                        service.count_abstention(reason);
+                        if let Some(receipt) = &self.receipt {
+                            receipt.abstained(reason.name());
+                        }
+                    }
+                    Unplaced::Refuse(_) => service.outcomes.refused(),
+                }
+                Err(unplaced)
+            }
+        }
+    }
+
+    /// Chooses and books the workers once more, without a wait, after a worker went silent.
+    pub fn place_again(&mut self) {
+        drop(self.booking.take());
+        if let Ok(booking) = self.service.place_now(&self.prepared) {
+            self.take_over(booking);
+        }
+    }
+
+    /// Books the worker that the client chose, so that the load on the worker is known. `None` stands for a choice that names no instance.
+    pub fn book_client_choice(&mut self, worker: Option<WorkerId>) {
+        self.service.count_abstention(Abstention::ClientPin);
+        self.booking = worker.and_then(|worker| self.service.book(&self.prepared, worker));
+    }
+
+    /// The booking, while there is one.
+    pub fn booking(&self) -> Option<&Booking> {
+        self.booking.as_ref()
+    }
+
+    /// Takes the booking out of the request. It is released when it is dropped.
+    pub fn take_booking(&mut self) -> Option<Booking> {
+        self.booking.take()
+    }
+
+    /// Seconds in the queue; `None` for a request that met no queue.
+    pub fn waited_s(&self) -> Option<f64> {
+        self.waited_s
+    }
+
+    /// Takes the request body with token ids in it, where they may be handed over, and counts the handover.
+    pub fn take_spliced(&mut self) -> Option<[Bytes; 3]> {
+        let spliced = self.prepared.prompt.spliced.take();
+        if spliced.is_some() {
+            self.service.metrics.handovers.inc();
+        }
+        spliced
+    }
+
+    /// The door refused the request with a status of its protocol.
+    pub fn refused(&self, status: u16) {
+        if let Some(receipt) = &self.receipt {
+            receipt.ended(ReceiptOutcome::refused(status));
+        }
+    }
+
+    /// The door found no answer upstream and refused the request with a status of its protocol.
+    pub fn unanswered(&self, status: u16) {
+        self.refused(status);
+        if let Some(shadow) = &self.shadow {
+            shadow.failed();
+        }
+    }
+
+    /// The upstream answered with an error of this status.
+    pub fn answered_with_error(&self, status: u16) {
+        if let Some(shadow) = &self.shadow {
+            shadow.failed();
+        }
+        if let Some(receipt) = &self.receipt {
+            receipt.ended(ReceiptOutcome::error(status, self.started.elapsed()));
+        }
+    }
+
+    /// The answer begins, with a status of the door's protocol.
+    pub fn answer(self, status: u16) -> Answer {
+        Answer::new(self, status)
+    }
+
+    fn take_over(&mut self, mut booking: Booking) {
+        if let Some(receipt) = &self.receipt {
+            receipt.placed(&mut booking);
+        }
+        self.booking = Some(booking);
+    }
+}

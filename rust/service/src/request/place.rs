@@ -1,0 +1,303 @@
+//! From a prepared prompt to booked workers: at once, or late from a pool's queue.
+
+use std::time::{Duration, Instant};
+
+use wardrop_core::queue::{Cause, Limit, QueuedRequest};
+use wardrop_core::{Error, RequestId, RouteRequest, Stage, WorkerId};
+
+use super::Prepared;
+use crate::pool::{Booking, Explanation, Leg, QueueError, Role, WorkerPool};
+use crate::prompt::Abstention;
+use crate::service::Service;
+use crate::tenants::TenantWeight;
+
+/// Highest priority that a client may ask for; its negative is the lowest.
+const PRIORITY_LIMIT: i32 = 10;
+/// Time that a request waits beyond the queue's own limit before it gives up, seconds.
+const WAIT_MARGIN_S: f64 = 1.0;
+
+/// Facts about a request that decide its place in a queue.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PlaceHints<'a> {
+    /// Name of the tenant; `None` puts the request into the tenant of all requests without a name.
+    pub tenant: Option<&'a str>,
+    /// Levels above the usual priority, −10 to 10; other values are clamped.
+    pub priority: i32,
+    /// Milliseconds until the first token is of no more use.
+    pub deadline_ms: Option<u64>,
+    /// Bytes that the door keeps for the request while it waits.
+    pub body_bytes: usize,
+}
+
+/// Refusal of a request by the queue. A door maps it to the status of its protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The queue is full.
+    QueueFull {
+        /// Seconds until another try makes sense.
+        retry_after_s: u32,
+    },
+    /// The tenant has as much waiting in the queue as it may have.
+    TenantQueueFull {
+        /// Seconds until another try makes sense.
+        retry_after_s: u32,
+    },
+    /// No worker can meet the deadline.
+    DeadlineHopeless {
+        /// Seconds until another try makes sense.
+        retry_after_s: u32,
+    },
+}
+
+/// Why a request has no booking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unplaced {
+    /// The engine's own router chooses the worker.
+    Abstain(Abstention),
+    /// The client has to come back later.
+    Refuse(Refusal),
+}
+
+/// A booking, and the time that it took to wait for it.
+pub struct Placed {
+    /// The claim on the request's workers.
+    pub booking: Booking,
+    /// Seconds in the queue, over all legs; `None` for a request that met no queue.
+    pub waited_s: Option<f64>,
+}
+
+/// How a request meets the queues of its pools.
+struct Queueing {
+    tenant: TenantWeight,
+    priority: i32,
+    deadline_s: Option<f64>,
+    body_bytes: u64,
+}
+
+impl Service {
+    /// Chooses and books the workers of a request. Where the first pool has a queue, the request waits in the queue of each pool until the
+    /// chosen worker has room: in a split for a prefill worker first, then for a decode worker.
+    ///
+    /// # Errors
+    /// Why there is no booking.
+    pub async fn place(&self, prepared: &Prepared, hints: &PlaceHints<'_>) -> Result<Placed, Unplaced> {
+        let roles = prepared.model.roles();
+        let first = prepared.model.pool(roles[0]);
+        if first.longest_wait_s().is_none() || first.size() == 0 {
+            let booking = self.place_now(prepared).map_err(Unplaced::Abstain)?;
+            return Ok(Placed {
+                booking,
+                waited_s: None,
+            });
+        }
+        let queueing = Queueing {
+            tenant: self.tenants.get(hints.tenant),
+            priority: hints.priority.clamp(-PRIORITY_LIMIT, PRIORITY_LIMIT),
+            deadline_s: hints.deadline_ms.map(|ms| self.clock.now_s() + ms as f64 / 1e3),
+            body_bytes: hints.body_bytes as u64,
+        };
+        let mut booking = Booking::new(self.next_request_id(), self.clock);
+        let mut waited_s = 0.0;
+        for &role in roles {
+            let leg = self.wait_for_leg(prepared, role, booking.id(), &queueing).await?;
+            waited_s += leg.waited_s;
+            booking.add(leg.leg);
+        }
+        Ok(Placed {
+            booking: self.count(booking),
+            waited_s: Some(waited_s),
+        })
+    }
+
+    /// Chooses and books the workers of a request at once, past any queue.
+    ///
+    /// # Errors
+    /// Why the engine's own router has to choose.
+    pub fn place_now(&self, prepared: &Prepared) -> Result<Booking, Abstention> {
+        let mut booking = Booking::new(self.next_request_id(), self.clock);
+        for &role in prepared.model.roles() {
+            // A leg that is booked already ends with the booking, also when the next role has no worker.
+            booking.add(self.place_leg(prepared, role, booking.id())?);
+        }
+        Ok(self.count(booking))
+    }
+
+    /// Books a worker that the client chose, without a decision; `None` when the pool does not know the worker.
+    pub(super) fn book(&self, prepared: &Prepared, worker: WorkerId) -> Option<Booking> {
+        let role = *prepared.model.roles().last()?;
+        let pool = prepared.model.pool(role);
+        let mut booking = Booking::new(self.next_request_id(), self.clock);
+        let request = RouteRequest {
+            explain: false,
+            expected_output_tokens: None,
+            ..self.route_request(prepared, booking.id())
+        };
+        pool.book(&request, worker, self.clock.now_s()).ok()?;
+        booking.add(Leg {
+            pool: pool.clone(),
+            worker,
+            overlap_blocks: 0,
+            pin_rank: false,
+            explanation: None,
+        });
+        Some(booking)
+    }
+
+    fn route_request<'a>(&self, prepared: &'a Prepared, id: RequestId) -> RouteRequest<'a> {
+        let prompt = &prepared.prompt;
+        RouteRequest {
+            request_id: Some(id),
+            local_hashes: &prompt.hashes,
+            sequence_hashes: &prompt.sequence,
+            input_tokens: prompt.input_tokens,
+            expected_output_tokens: prompt.expected_output_tokens,
+            in_one_piece: !prompt.is_streamed,
+            explain: self.receipts.is_on(),
+            ..RouteRequest::default()
+        }
+    }
+
+    fn place_leg(&self, prepared: &Prepared, role: Role, id: RequestId) -> Result<Leg, Abstention> {
+        let pool = prepared.model.pool(role);
+        if pool.size() == 0 {
+            return Err(Abstention::NoWorker);
+        }
+        let request = self.route_request(prepared, id);
+        let mut last = Instant::now();
+        let mark = |ended: Stage| {
+            let now = Instant::now();
+            let stages = &self.metrics.stages;
+            let stage = match ended {
+                Stage::Match => &stages.matching,
+                Stage::Price => &stages.price,
+                Stage::Pick => &stages.pick,
+            };
+            stage.observe((now - last).as_secs_f64());
+            last = now;
+        };
+        match pool.route(&request, self.clock.now_s(), mark) {
+            Ok(placement) => Ok(Leg {
+                pool: pool.clone(),
+                worker: placement.decision.worker,
+                overlap_blocks: placement.decision.overlap_blocks,
+                pin_rank: placement.several_ranks,
+                explanation: request.explain.then(|| {
+                    Box::new(Explanation {
+                        cost: placement.decision.cost,
+                        candidates: placement.decision.candidates,
+                        waited_s: 0.0,
+                        cause: "at_once",
+                    })
+                }),
+            }),
+            Err(Error::NoWorker { .. }) => Err(Abstention::NoWorker),
+            Err(_) => Err(Abstention::RouterRefused),
+        }
+    }
+
+    /// Waits for a worker of one pool and books it.
+    async fn wait_for_leg(
+        &self,
+        prepared: &Prepared,
+        role: Role,
+        id: RequestId,
+        queueing: &Queueing,
+    ) -> Result<WaitedLeg, Unplaced> {
+        let pool = prepared.model.pool(role);
+        let prompt = &prepared.prompt;
+        let request = QueuedRequest {
+            expected_output_tokens: prompt.expected_output_tokens,
+            bytes: queueing.body_bytes + 8 * prompt.hashes.len() as u64,
+            tenant: queueing.tenant.tenant,
+            weight: queueing.tenant.weight,
+            in_one_piece: !prompt.is_streamed,
+            explain: self.receipts.is_on(),
+            priority: queueing.priority,
+            deadline_s: queueing.deadline_s,
+            ..QueuedRequest::new(id, prompt.hashes.as_slice().into(), prompt.input_tokens)
+        };
+        let entry = match pool.wait(request, self.clock) {
+            Ok(entry) => entry,
+            // The queue was switched off a moment ago.
+            Err(QueueError::Off) => {
+                let leg = self.place_leg(prepared, role, id).map_err(Unplaced::Abstain)?;
+                return Ok(WaitedLeg { leg, waited_s: 0.0 });
+            }
+            Err(error) => return Err(self.queue_failed(pool, error)),
+        };
+        // The queue places every request in time while a worker is there. Without a worker the engine's own router reports that.
+        let longest_s = pool.longest_wait_s().unwrap_or(0.0) + WAIT_MARGIN_S;
+        let dispatch = match tokio::time::timeout(Duration::from_secs_f64(longest_s), entry.placed()).await {
+            Ok(Some(Ok(dispatch))) => dispatch,
+            Ok(Some(Err(error @ QueueError::Refused { .. }))) => return Err(self.queue_failed(pool, error)),
+            _ => return Err(Unplaced::Abstain(Abstention::NoWorker)),
+        };
+        let cause = match dispatch.cause {
+            Cause::Room => "room",
+            Cause::Overflow => "overflow",
+            Cause::Age => "age",
+        };
+        let (model, worker_type) = (&*pool.model, pool.role.name());
+        self.metrics
+            .queue_time
+            .with_label_values(&[model, worker_type])
+            .observe(dispatch.waited_s);
+        self.metrics
+            .queue_placed
+            .with_label_values(&[model, worker_type, cause])
+            .inc();
+        let leg = Leg {
+            pool: pool.clone(),
+            worker: dispatch.worker,
+            overlap_blocks: dispatch.overlap_blocks,
+            pin_rank: pool.has_several_ranks(dispatch.worker),
+            explanation: self.receipts.is_on().then(|| {
+                Box::new(Explanation {
+                    cost: dispatch.cost,
+                    candidates: dispatch.candidates,
+                    waited_s: dispatch.waited_s,
+                    cause,
+                })
+            }),
+        };
+        Ok(WaitedLeg {
+            leg,
+            waited_s: dispatch.waited_s,
+        })
+    }
+
+    /// Counts a refusal of the queue, and says when to come back.
+    fn queue_failed(&self, pool: &WorkerPool, error: QueueError) -> Unplaced {
+        let (limit, retry_after_s) = match error {
+            QueueError::Refused { limit, retry_after_s } => (limit, retry_after_s.ceil() as u32),
+            QueueError::RouterRefused => return Unplaced::Abstain(Abstention::RouterRefused),
+            QueueError::NoWorker | QueueError::Off => return Unplaced::Abstain(Abstention::NoWorker),
+        };
+        let (bound, refusal) = match limit {
+            Limit::Requests => ("requests", Refusal::QueueFull { retry_after_s }),
+            Limit::Bytes => ("bytes", Refusal::QueueFull { retry_after_s }),
+            Limit::Tenant => ("tenant_requests", Refusal::TenantQueueFull { retry_after_s }),
+            Limit::TenantBytes => ("tenant_bytes", Refusal::TenantQueueFull { retry_after_s }),
+            Limit::Deadline => ("deadline", Refusal::DeadlineHopeless { retry_after_s }),
+        };
+        self.metrics
+            .queue_refused
+            .with_label_values(&[&*pool.model, pool.role.name(), bound])
+            .inc();
+        Unplaced::Refuse(refusal)
+    }
+
+    fn count(&self, booking: Booking) -> Booking {
+        for leg in booking.legs() {
+            let labels = [&*leg.pool.model, leg.pool.role.name()];
+            self.metrics.decisions.with_label_values(&labels).inc();
+        }
+        booking
+    }
+}
+
+/// A leg that a queue placed.
+struct WaitedLeg {
+    leg: Leg,
+    waited_s: f64,
+}

@@ -1,0 +1,107 @@
+//! From a request body, or from token ids, to a prompt of a registered model.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use wardrop_core::HashScope;
+
+use crate::models::Model;
+use crate::prompt::{Abstention, Endpoint, Prompt, PromptRequest, is_heavy};
+use crate::service::Service;
+
+/// Prompts that wait for a tokeniser thread at most. Beyond them a request is placed without its prompt.
+const HEAVY_LIMIT: usize = 64;
+
+/// A prompt with the model that it is for.
+pub struct Prepared {
+    pub(crate) model: Arc<Model>,
+    pub(crate) prompt: Prompt,
+}
+
+impl Service {
+    /// Finds out the tokens of a request body and hashes its blocks. `tenant` is the cache namespace that a header names.
+    ///
+    /// A long body is tokenised on the blocking threads of the caller's runtime, so that it holds up no other request.
+    ///
+    /// # Errors
+    /// Why the engine's own router has to choose the worker. The service does not count this reason: the door may refuse instead.
+    pub async fn prepare(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        bytes: &Bytes,
+        tenant: Option<&str>,
+    ) -> Result<Prepared, Abstention> {
+        let options = &self.config.prompt;
+        let prepared = if is_heavy(bytes, options) {
+            if self.heavy_prompts.fetch_add(1, Ordering::Relaxed) >= HEAVY_LIMIT {
+                self.heavy_prompts.fetch_sub(1, Ordering::Relaxed);
+                return Err(Abstention::TokeniseTimeout);
+            }
+            let (service, bytes, tenant) = (self.clone(), bytes.clone(), tenant.map(str::to_owned));
+            let work = tokio::task::spawn_blocking(move || {
+                let prepared = service.read_prompt(endpoint, &bytes, tenant.as_deref());
+                service.heavy_prompts.fetch_sub(1, Ordering::Relaxed);
+                prepared
+            });
+            match tokio::time::timeout(Duration::from_millis(options.tokenise_timeout_ms), work).await {
+                Ok(Ok(prepared)) => prepared,
+                Ok(Err(_)) => Err(Abstention::TokeniserError),
+                Err(_) => Err(Abstention::TokeniseTimeout),
+            }
+        } else {
+            self.read_prompt(endpoint, bytes, tenant)
+        }?;
+        Ok(self.observe(prepared))
+    }
+
+    /// Hashes the blocks of a prompt whose token ids the door knows. O(tokens).
+    ///
+    /// # Errors
+    /// [`Abstention::UnknownModel`] for a name that is not registered.
+    pub fn prepare_tokens(
+        &self,
+        model: &str,
+        tokens: &[u32],
+        tenant: Option<&str>,
+    ) -> Result<Prepared, Abstention> {
+        let (model, lora) = self.models.find(model).ok_or(Abstention::UnknownModel)?;
+        let scope = HashScope {
+            lora_name: lora.as_deref(),
+            cache_namespace: tenant,
+        };
+        let prompt = Prompt::from_tokens(tokens, model.spec.block_size, &scope)?;
+        Ok(self.observe(Prepared { model, prompt }))
+    }
+
+    fn read_prompt(
+        &self,
+        endpoint: Endpoint,
+        bytes: &Bytes,
+        tenant: Option<&str>,
+    ) -> Result<Prepared, Abstention> {
+        let request = PromptRequest::read(endpoint, bytes)?;
+        let (model, lora) = self
+            .models
+            .find(request.model())
+            .ok_or(Abstention::UnknownModel)?;
+        let target = model.prompt_target(lora.as_deref());
+        let prompt = request.prepare(&target, tenant, &self.config.prompt)?;
+        Ok(Prepared { model, prompt })
+    }
+
+    fn observe(&self, prepared: Prepared) -> Prepared {
+        let seconds = |ns: u64| ns as f64 / 1e9;
+        let stages = &self.metrics.stages;
+        stages
+            .tokenise
+            .observe(seconds(prepared.prompt.timing.tokenise_ns));
+        stages.hash.observe(seconds(prepared.prompt.timing.hash_ns));
+        self.metrics
+            .input_tokens
+            .with_label_values(&[&prepared.model.spec.name])
+            .inc_by(u64::from(prepared.prompt.input_tokens));
+        prepared
+    }
+}

@@ -1,0 +1,139 @@
+//! What a control plane reads and changes while the gateway runs. All of it is short and off the requests' path.
+
+use serde::Serialize;
+use serde_json::Value;
+use wardrop_core::control::{Look, RoutingChange};
+use wardrop_core::latency::FleetRecord;
+use wardrop_engines::dynamo::decode_dump;
+
+use super::{Service, parse, parse_role};
+use crate::ServiceError;
+use crate::pool::{PoolCurves, WorkerPool};
+
+/// Gauges that a controller may have.
+const MAX_GAUGES: usize = 64;
+
+impl Service {
+    /// Policy and queue in force, as JSON.
+    pub fn routing(&self) -> String {
+        json(&*self.routing.lock())
+    }
+
+    /// Changes policy or queue of every pool, present and future, all or nothing; returns what is in force then. Requests that
+    /// wait stay; when the queue is taken away they are placed at once.
+    ///
+    /// # Errors
+    /// What is wrong with the change; nothing has changed then.
+    pub fn set_routing(&self, change_json: &str) -> Result<String, ServiceError> {
+        let change: RoutingChange = parse("change of the routing", change_json)?;
+        let mut routing = self.routing.lock();
+        let refused = |error| ServiceError::Config(format!("change of the routing: {error}"));
+        let next = routing.with(change).map_err(refused)?;
+        let now_s = self.clock.now_s();
+        for model in self.models.all() {
+            for pool in model.pools() {
+                if next.policy != routing.policy {
+                    pool.set_policy(next.policy.clone())?;
+                }
+                if next.queue != routing.queue {
+                    pool.set_queue(next.queue, now_s)?;
+                }
+            }
+        }
+        *routing = next;
+        Ok(json(&*routing))
+    }
+
+    /// Outcomes since the last call and the state of every pool, as JSON. One controller may ask; a second would take the
+    /// outcomes away from it.
+    pub fn sample(&self) -> String {
+        let now_s = self.clock.now_s();
+        json(&Look {
+            now_s,
+            outcomes: self.outcomes.take(),
+            pools: self.pools(|pool| pool.pulse(now_s)),
+        })
+    }
+
+    /// What the shadows of every model say, as JSON; `None` when there are no shadows.
+    pub fn shadows(&self) -> Option<String> {
+        let shadows = self.shadows.as_ref()?;
+        Some(json(&*shadows.reports()))
+    }
+
+    /// Fills the index of workers whose events are not known from their start; returns how many workers that were.
+    ///
+    /// # Errors
+    /// An unknown model or role, or JSON that is no list of events.
+    pub fn load_dump(&self, model: &str, role: &str, json: &str) -> Result<usize, ServiceError> {
+        let pool = self.model(model)?.pool(parse_role(role)?).clone();
+        let events = decode_dump(json).map_err(|e| {
+            ServiceError::Config(format!("not a list of events as dump_events() returns: {e}"))
+        })?;
+        let (workers, counts) = pool.load_dump(events);
+        self.metrics
+            .events
+            .with_label_values(&["dumped"])
+            .inc_by(counts.applied);
+        Ok(workers)
+    }
+
+    /// The learned latency curves of every pool, as JSON.
+    pub fn curves(&self) -> String {
+        let pools: Vec<PoolCurves> = self.pools(WorkerPool::curves);
+        json(&pools)
+    }
+
+    /// Takes over learned curves of a pool; how many of its workers were known.
+    ///
+    /// # Errors
+    /// An unknown model, or a record of another version or with values that no curve can have.
+    pub fn restore_curves(&self, model: &str, role: &str, record_json: &str) -> Result<usize, ServiceError> {
+        let record: FleetRecord = parse("record of curves", record_json)?;
+        Ok(self
+            .model(model)?
+            .pool(parse_role(role)?)
+            .restore_curves(&record)?)
+    }
+
+    /// Puts figures of the control plane on the metrics page, `{name: number}`; those not named stay.
+    ///
+    /// # Errors
+    /// No object of numbers, or more names than there may be.
+    pub fn set_gauges(&self, gauges_json: &str) -> Result<(), ServiceError> {
+        let gauges: std::collections::BTreeMap<String, Value> = parse("object of numbers", gauges_json)?;
+        if gauges.len() > MAX_GAUGES {
+            return Err(ServiceError::Config(format!(
+                "{} gauges at once, at most {MAX_GAUGES}",
+                gauges.len()
+            )));
+        }
+        for (name, value) in gauges {
+            let Some(value) = value.as_f64() else {
+                return Err(ServiceError::Config(format!(
+                    "gauge {name} must be a number, got {value}"
+                )));
+            };
+            if name == "regime" {
+                self.receipts.set_regime(value);
+            }
+            self.metrics.control.with_label_values(&[&name]).set(value);
+        }
+        Ok(())
+    }
+
+    /// The receipt of a request's decision as JSON; `None` when it is not kept, or none are.
+    pub fn receipt(&self, request_id: &str) -> Option<String> {
+        self.receipts.find(request_id)
+    }
+
+    pub(super) fn pools<T>(&self, read: impl Fn(&WorkerPool) -> Option<T>) -> Vec<T> {
+        let models = self.models.all();
+        let pools = models.iter().flat_map(|model| model.pools());
+        pools.filter_map(|pool| read(pool)).collect()
+    }
+}
+
+pub(super) fn json(value: &(impl Serialize + ?Sized)) -> String {
+    serde_json::to_string(value).expect("plain values must serialise")
+}

@@ -1,0 +1,243 @@
+//! The service as an object: the state that all threads share, on top of the parts that hold it.
+//!
+//! A control plane calls [`Service`] to register models and workers and to follow feeds; a door calls it for every request. Control calls
+//! are short: slow work happens on the service's own threads.
+
+mod background;
+mod control;
+mod saved_state;
+mod status;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use wardrop_core::RequestId;
+use wardrop_core::control::Routing;
+
+use self::background::Background;
+use crate::config::ServiceConfig;
+use crate::feed::{FeedContext, Feeds, Subscription};
+use crate::metrics::{MetricBuilder, Metrics};
+use crate::models::{Model, ModelSpec, Models};
+use crate::outcomes::Outcomes;
+use crate::pool::{Role, WorkerUpsert};
+use crate::prompt::Abstention;
+use crate::receipts::Receipts;
+use crate::shadows::{ShadowSources, ShadowThread, Shadows};
+use crate::tenants::Tenants;
+use crate::{Clock, ServiceError};
+
+pub use self::status::{FeedReport, ModelReport};
+
+/// The routing service of one process.
+pub struct Service {
+    /// Settings, fixed for the life of the service.
+    pub(crate) config: ServiceConfig,
+    /// Policy and queue in force, which may change while the service runs.
+    pub(crate) routing: Arc<Mutex<Routing>>,
+    /// Models and their workers.
+    pub(crate) models: Arc<Models>,
+    /// Metrics of the service; a door adds its own.
+    pub(crate) metrics: Arc<Metrics>,
+    /// Outcomes of requests since a controller asked last.
+    pub(crate) outcomes: Outcomes,
+    /// Shadow fleets, when they are on.
+    pub(crate) shadows: Option<Arc<Shadows>>,
+    /// Tenants of the fair queue.
+    pub(crate) tenants: Tenants,
+    /// Receipts of the last decisions.
+    pub(crate) receipts: Receipts,
+    /// Time base of all routers.
+    pub(crate) clock: Clock,
+    /// Prompts that are prepared off the serving threads now.
+    pub(crate) heavy_prompts: AtomicUsize,
+    next_request: AtomicU64,
+    feeds: Feeds,
+    background: Background,
+    shadow_thread: Mutex<Option<ShadowThread>>,
+}
+
+impl Service {
+    /// A service without models. Its background threads run until [`Service::stop`].
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] for a setting that can not work, [`ServiceError::Io`] when the operating system gives no thread.
+    pub fn new(config: ServiceConfig) -> Result<Arc<Self>, ServiceError> {
+        config.check()?;
+        // A policy that can not be built is refused now, not with the first model.
+        config.routing.policy.build()?;
+        let metrics = Metrics::new(&config.router_id)
+            .map_err(|error| ServiceError::Config(format!("router_id {:?}: {error}", config.router_id)))?;
+        let metrics = Arc::new(metrics);
+        let clock = Clock::start();
+        let models = Arc::new(Models::default());
+        let routing = Arc::new(Mutex::new(config.routing.start()));
+        let shadows = config.shadows.as_ref();
+        let shadows = shadows.map(|options| Shadows::new(options, metrics.builder()));
+        let shadows = shadows.transpose()?.map(Arc::new);
+        let shadow_thread = shadows.clone().map(|shadows| {
+            ShadowThread::start(ShadowSources {
+                shadows,
+                models: models.clone(),
+                routing: routing.clone(),
+                clock,
+            })
+        });
+        let shadow_thread = shadow_thread.transpose()?;
+        let background = Background::start(models.clone(), metrics.clone(), clock)?;
+        let feeds = FeedContext {
+            models: models.clone(),
+            metrics: metrics.clone(),
+            clock,
+            options: config.feed.clone(),
+        };
+        Ok(Arc::new(Self {
+            feeds: Feeds::new(feeds, background.runtime()),
+            tenants: Tenants::new(&config.routing.tenant_weights),
+            receipts: Receipts::new(config.routing.receipts),
+            routing,
+            models,
+            metrics,
+            outcomes: Outcomes::default(),
+            shadows,
+            clock,
+            heavy_prompts: AtomicUsize::new(0),
+            next_request: AtomicU64::new(1),
+            background,
+            shadow_thread: Mutex::new(shadow_thread),
+            config,
+        }))
+    }
+
+    /// Registers a model, or changes a registered one. Returns the model when its template is new and has to be checked against the
+    /// engine's frontend, see [`Service::check_template`].
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] for JSON that is no model, or for a folder whose tokeniser or template can not be read.
+    pub fn upsert_model(&self, json: &str) -> Result<Option<Arc<Model>>, ServiceError> {
+        let spec: ModelSpec = parse("model", json)?;
+        // The lock is held until the model is registered: a change of the routing meanwhile would miss the model.
+        let routing = self.routing.lock();
+        let (model, is_new) = self.models.upsert(spec, &self.config, &routing)?;
+        drop(routing);
+        Ok(Some(model).filter(|_| is_new && self.config.prompt.handover))
+    }
+
+    /// Forgets a model with its workers and feeds; whether it was known.
+    pub fn remove_model(&self, name: &str) -> bool {
+        self.feeds.leave_model(name);
+        self.models.remove(name)
+    }
+
+    /// Adds a worker instance, or takes over new figures of a registered one.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] for JSON that is no worker, [`ServiceError::UnknownModel`] when the model is not registered.
+    pub fn upsert_worker(&self, json: &str) -> Result<(), ServiceError> {
+        let upsert: WorkerUpsert = parse("worker", json)?;
+        self.model(&upsert.model)?.pool(upsert.role).upsert(&upsert)
+    }
+
+    /// Forgets a worker instance; whether it was known.
+    ///
+    /// # Errors
+    /// [`ServiceError::UnknownModel`] when the model is not registered, [`ServiceError::Config`] for an unknown role.
+    pub fn remove_worker(&self, model: &str, role: &str, instance: u64) -> Result<bool, ServiceError> {
+        self.model(model)?.pool(parse_role(role)?).remove(instance)
+    }
+
+    /// Follows a feed.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] for JSON that is no subscription, and the errors of a feed that can not be followed.
+    pub fn subscribe(&self, json: &str) -> Result<(), ServiceError> {
+        let subscription: Subscription = parse("subscription", json)?;
+        self.feeds.subscribe(subscription)
+    }
+
+    /// Leaves a feed; whether it was followed.
+    pub fn unsubscribe(&self, publisher_id: u64) -> bool {
+        self.feeds.unsubscribe(publisher_id)
+    }
+
+    /// Workers of all models that may be chosen now. O(workers).
+    pub fn routable_workers(&self) -> usize {
+        let models = self.models.all();
+        let pools = models.iter().flat_map(|model| model.pools());
+        pools.map(|pool| pool.routable()).sum()
+    }
+
+    /// Registers a door's own metrics beside those of the service.
+    pub fn metric_builder(&self) -> &MetricBuilder {
+        self.metrics.builder()
+    }
+
+    /// The metrics page in Prometheus' text format, with the workers' state of this moment.
+    pub fn render_metrics(&self) -> String {
+        if let Some(shadows) = &self.shadows {
+            shadows.update_metrics();
+        }
+        self.metrics.render(&self.models, self.clock.now_s())
+    }
+
+    /// Counts a request whose worker the engine's own router chooses.
+    pub fn count_abstention(&self, reason: Abstention) {
+        let abstentions = &self.metrics.abstentions;
+        abstentions.with_label_values(&[reason.name()]).inc();
+    }
+
+    /// Records the time from a whole request to its pin, without the time in the queue.
+    pub fn observe_decision_time(&self, started: Instant, waited_s: Option<f64>) {
+        let decided_s = started.elapsed().as_secs_f64() - waited_s.unwrap_or(0.0);
+        self.metrics.stages.total.observe(decided_s);
+    }
+
+    /// A number that no other request of this service has.
+    pub fn next_request_number(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A booking id that no other request of this service has.
+    pub(crate) fn next_request_id(&self) -> RequestId {
+        RequestId(self.next_request_number())
+    }
+
+    /// Settings of the service.
+    pub fn config(&self) -> &ServiceConfig {
+        &self.config
+    }
+
+    /// Ends the background threads. A second call does nothing.
+    pub fn stop(&self) {
+        drop(self.shadow_thread.lock().take());
+        self.background.stop();
+    }
+
+    fn model(&self, name: &str) -> Result<Arc<Model>, ServiceError> {
+        let found = self.models.find(name);
+        found
+            .map(|(model, _)| model)
+            .ok_or_else(|| ServiceError::UnknownModel(name.into()))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn parse<'a, T: serde::Deserialize<'a>>(what: &str, json: &'a str) -> Result<T, ServiceError> {
+    serde_json::from_str(json).map_err(|e| ServiceError::Config(format!("not a {what}: {e}")))
+}
+
+fn parse_role(role: &str) -> Result<Role, ServiceError> {
+    let known = Role::ALL.into_iter().find(|known| known.name() == role);
+    known.ok_or_else(|| {
+        ServiceError::Config(format!(
+            "role must be aggregated, prefill or decode, got {role:?}"
+        ))
+    })
+}

@@ -1,0 +1,89 @@
+//! The service's part of a status report, for people and control planes.
+
+use serde::Serialize;
+
+use super::Service;
+pub use crate::feed::FeedReport;
+use crate::models::Model;
+use crate::pool::{Role, WorkerReport};
+use crate::prompt::HandoverReport;
+
+/// One model in a status report.
+#[derive(Serialize)]
+pub struct ModelReport {
+    name: String,
+    block_size: u32,
+    context_length: Option<u64>,
+    loras: Vec<String>,
+    has_tokeniser: bool,
+    has_template: bool,
+    handover_enabled: bool,
+    /// `None` until Dynamo answered the check.
+    handover: Option<HandoverReport>,
+    pools: Vec<PoolReport>,
+}
+
+#[derive(Serialize)]
+struct PoolReport {
+    role: Role,
+    routable: usize,
+    policy: String,
+    bookings: usize,
+    index_blocks: u64,
+    workers: Vec<WorkerReport>,
+}
+
+impl ModelReport {
+    /// Whether some worker of the model may be chosen.
+    pub fn is_routable(&self) -> bool {
+        self.pools.iter().any(|pool| pool.routable > 0)
+    }
+}
+
+impl Service {
+    /// All models with their workers. O(workers).
+    pub fn model_reports(&self) -> Vec<ModelReport> {
+        let now_s = self.clock.now_s();
+        let models = self.models.all();
+        models
+            .iter()
+            .map(|model| self.model_report(model, now_s))
+            .collect()
+    }
+
+    /// All feeds that are followed.
+    pub fn feed_reports(&self) -> Vec<FeedReport> {
+        self.feeds.report(self.clock.now_s())
+    }
+
+    fn model_report(&self, model: &Model, now_s: f64) -> ModelReport {
+        let pool_report = |role: Role| {
+            let pool = model.pool(role);
+            let workers = pool.report(now_s);
+            if workers.is_empty() {
+                return None;
+            }
+            let snapshot = pool.snapshot();
+            Some(PoolReport {
+                role,
+                routable: workers.iter().filter(|worker| worker.available).count(),
+                policy: snapshot.policy,
+                bookings: snapshot.bookings,
+                index_blocks: snapshot.index.blocks,
+                workers,
+            })
+        };
+        let prompter = model.prompter.as_ref();
+        ModelReport {
+            name: model.spec.name.clone(),
+            block_size: model.spec.block_size,
+            context_length: model.spec.context_length,
+            loras: model.spec.loras.clone(),
+            has_tokeniser: prompter.is_some(),
+            has_template: prompter.is_some_and(|prompter| prompter.template().is_some()),
+            handover_enabled: self.config.prompt.handover,
+            handover: model.handover.lock().clone(),
+            pools: Role::ALL.into_iter().filter_map(pool_report).collect(),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What other policies would have given, on the metrics page: nothing of it while there are no shadows.
+
+use prometheus::{CounterVec, GaugeVec, IntCounterVec, Opts};
+use wardrop_sim::shadow::{ArmReport, Estimate};
+
+use super::report::ModelShadowReport;
+use crate::metrics::MetricBuilder;
+
+/// The shadows' part of the page.
+pub(super) struct ShadowMetrics {
+    requests: IntCounterVec,
+    cpu: CounterVec,
+    seconds: GaugeVec,
+    shares: GaugeVec,
+    difference: GaugeVec,
+    low: GaugeVec,
+    high: GaugeVec,
+    trusted: GaugeVec,
+    clock: GaugeVec,
+    ticks: GaugeVec,
+    age: GaugeVec,
+}
+
+const MODEL: &[&str] = &["model"];
+const POLICY_REASON: &[&str] = &["model", "policy", "reason"];
+
+impl ShadowMetrics {
+    pub(super) fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
+        let of_model = |name: &str, help: &str| builder.gauges(name, help, MODEL);
+        let of_policy = |name: &str, help: &str| builder.gauges(name, help, POLICY_REASON);
+        Ok(Self {
+            requests: builder.counters(
+                "shadow_requests_total",
+                "Requests by what the shadows made of them: simulated (fed), no room for them (dropped), not looked at to keep the share of a core (passed_over)",
+                &["model", "reason"],
+            )?,
+            cpu: builder.keep(CounterVec::new(
+                Opts::new("shadow_cpu_seconds_total", "CPU time of the shadows"),
+                MODEL,
+            )?)?,
+            seconds: of_policy(
+                "shadow_seconds",
+                "What a policy would have given: mean and p99 time to first token (ttft, ttft_p99), mean time between tokens (itl) and to the last one (e2e)",
+            )?,
+            shares: of_policy(
+                "shadow_share_ratio",
+                "What a policy would have given: share of prompt tokens from caches (reuse) and of requests within both limits (goodput)",
+            )?,
+            difference: of_policy(
+                "shadow_difference_ratio",
+                "Paired difference from the policy in force as a share of its figure: -0.2 is 20 % less",
+            )?,
+            low: of_policy("shadow_difference_ratio_low", "2.5 % point of its interval")?,
+            high: of_policy("shadow_difference_ratio_high", "97.5 % point of its interval")?,
+            trusted: of_model(
+                "shadow_trusted",
+                "1 when the simulated clock agrees with what was measured, 0 in doubt",
+            )?,
+            clock: of_model(
+                "shadow_clock_ratio",
+                "Simulated over measured time to first token, of the same requests under the policy in force",
+            )?,
+            ticks: of_model("shadow_ticks", "Ticks behind the figures")?,
+            age: of_model(
+                "shadow_age_seconds",
+                "From the last simulated moment to now: the lag, and more while the share of a core is used up",
+            )?,
+        })
+    }
+
+    /// Counts requests by what became of them.
+    pub fn count(&self, model: &str, reason: &str, more: u64) {
+        self.requests.with_label_values(&[model, reason]).inc_by(more);
+    }
+
+    /// Counts CPU seconds of a model's shadows.
+    pub fn count_cpu(&self, model: &str, more_s: f64) {
+        self.cpu.with_label_values(&[model]).inc_by(more_s.max(0.0));
+    }
+
+    pub(super) fn set(&self, reports: &[ModelShadowReport]) {
+        for gauges in [
+            &self.seconds,
+            &self.shares,
+            &self.difference,
+            &self.low,
+            &self.high,
+            &self.trusted,
+            &self.clock,
+            &self.ticks,
+            &self.age,
+        ] {
+            gauges.reset();
+        }
+        for report in reports {
+            let model = report.model.as_str();
+            let of_model = |gauges: &GaugeVec, value: f64| gauges.with_label_values(&[model]).set(value);
+            let Some(fleets) = &report.fleets else {
+                of_model(&self.trusted, 0.0);
+                continue;
+            };
+            of_model(&self.trusted, f64::from(u8::from(fleets.trust.trusted)));
+            of_model(&self.ticks, fleets.ticks as f64);
+            if let Some(ratio) = fleets.trust.clock_ratio {
+                of_model(&self.clock, ratio);
+            }
+            if let Some(age_s) = report.age_s {
+                of_model(&self.age, age_s);
+            }
+            for arm in &fleets.arms {
+                self.set_arm(model, arm, report.has_goodput);
+            }
+        }
+    }
+
+    fn set_arm(&self, model: &str, arm: &ArmReport, has_goodput: bool) {
+        let set = |gauges: &GaugeVec, reason: &str, value: f64| {
+            let labels = [model, arm.name.as_str(), reason];
+            gauges.with_label_values(&labels).set(value);
+        };
+        let goodput = |figure: Option<Estimate>| figure.filter(|_| has_goodput);
+        let seconds = [
+            ("ttft", arm.ttft_s),
+            ("ttft_p99", arm.ttft_p99_s),
+            ("itl", arm.itl_s),
+            ("e2e", arm.e2e_s),
+        ];
+        let shares = [("reuse", arm.cached_share), ("goodput", goodput(arm.goodput))];
+        for (gauges, figures) in [(&self.seconds, &seconds[..]), (&self.shares, &shares[..])] {
+            for (reason, figure) in figures {
+                if let Some(figure) = figure {
+                    set(gauges, reason, figure.value);
+                }
+            }
+        }
+        let ratios = [
+            ("ttft", arm.ttft_ratio),
+            ("ttft_p99", arm.ttft_p99_ratio),
+            ("itl", arm.itl_ratio),
+            ("e2e", arm.e2e_ratio),
+            ("reuse", arm.cached_share_ratio),
+            ("goodput", goodput(arm.goodput_ratio)),
+        ];
+        for (reason, ratio) in ratios {
+            if let Some(ratio) = ratio {
+                set(&self.difference, reason, ratio.value - 1.0);
+                set(&self.low, reason, ratio.low - 1.0);
+                set(&self.high, reason, ratio.high - 1.0);
+            }
+        }
+    }
+}

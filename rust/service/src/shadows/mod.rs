@@ -1,0 +1,131 @@
+//! Shadow fleets beside the live traffic: what other policies would have made of the same requests.
+//!
+//! ```text
+//! request ─▶ arrived (hashes, length, time) ─▶ bounded queue ─▶ a thread of its own ─▶ wardrop_sim::shadow, one per model
+//! answer  ─▶ first token, end ───────────────▶                      ▲  workers, capacities, curves, policy in force
+//!                                                                   └─ once a second from the pools
+//!                                             metrics page, admin API ◀── reports
+//! ```
+//!
+//! The requests' path pays for one copy of its block hashes and one push, and waits for nothing. No token and no text goes this
+//! way. The thread keeps its own CPU time within a share of one core, see [`wardrop_sim::shadow`].
+
+mod events;
+mod metrics;
+mod model;
+mod report;
+mod thread;
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use parking_lot::Mutex;
+use wardrop_core::SequenceHash;
+
+use self::events::{Admission, Event, EventQueue};
+use self::metrics::ShadowMetrics;
+use self::report::ModelShadowReport;
+pub(crate) use self::thread::{ShadowSources, ShadowThread};
+use crate::ServiceError;
+use crate::config::ShadowOptions;
+use crate::metrics::MetricBuilder;
+
+/// The shadows as the requests' path, the metrics page and the admin API see them.
+pub(crate) struct Shadows {
+    options: ShadowOptions,
+    events: Arc<EventQueue>,
+    /// Receiving side of `events` until the thread takes it.
+    receiver: Mutex<Option<Receiver<Event>>>,
+    reports: Mutex<Arc<[ModelShadowReport]>>,
+    metrics: ShadowMetrics,
+}
+
+/// A request that the shadows were told of.
+pub(crate) struct ShadowedRequest {
+    id: u64,
+    model: Arc<str>,
+    events: Arc<EventQueue>,
+}
+
+impl Shadows {
+    /// Shadows whose thread does not run yet.
+    ///
+    /// # Errors
+    /// What is wrong with the options.
+    pub fn new(options: &ShadowOptions, builder: &MetricBuilder) -> Result<Self, ServiceError> {
+        options.check()?;
+        let (events, receiver) = EventQueue::new(options.max_events);
+        Ok(Self {
+            options: options.clone(),
+            events: Arc::new(events),
+            receiver: Mutex::new(Some(receiver)),
+            reports: Mutex::new(Arc::from([])),
+            metrics: ShadowMetrics::new(builder)
+                .map_err(|error| ServiceError::Config(format!("metrics of the shadows: {error}")))?,
+        })
+    }
+
+    /// A request arrived at `at_s` on the service's clock. `None` when the shadows do not simulate it.
+    pub fn arrived(
+        &self,
+        model: &Arc<str>,
+        at_s: f64,
+        input_tokens: u32,
+        sequence: &[SequenceHash],
+    ) -> Option<ShadowedRequest> {
+        let (id, taken) = self.events.arrived(model, at_s, input_tokens, sequence);
+        let reason = match taken {
+            Admission::Yes => {
+                return Some(ShadowedRequest {
+                    id,
+                    model: model.clone(),
+                    events: self.events.clone(),
+                });
+            }
+            Admission::Dropped => "dropped",
+            Admission::PassedOver => "passed_over",
+        };
+        self.metrics.count(model, reason, 1);
+        None
+    }
+
+    /// Puts the last reports on the metrics page.
+    pub fn update_metrics(&self) {
+        self.metrics.set(&self.reports());
+    }
+
+    /// The last reports, one per model.
+    pub fn reports(&self) -> Arc<[ModelShadowReport]> {
+        self.reports.lock().clone()
+    }
+}
+
+impl ShadowedRequest {
+    /// Its first token came.
+    pub fn first_token(&self, ttft_s: f64) {
+        self.events.report(Event::FirstToken {
+            id: self.id,
+            model: self.model.clone(),
+            ttft_s,
+        });
+    }
+
+    /// Its answer is whole, with so many tokens where that is known.
+    pub fn ended(&self, output_tokens: Option<u32>) {
+        if let Some(output_tokens) = output_tokens {
+            self.events.report(Event::Ended {
+                id: self.id,
+                model: self.model.clone(),
+                output_tokens,
+            });
+        }
+    }
+
+    /// It was answered with an error: no worker had to do with it for long.
+    pub fn failed(&self) {
+        self.events.report(Event::Failed {
+            id: self.id,
+            model: self.model.clone(),
+        });
+    }
+}

@@ -1,0 +1,559 @@
+//! The shadows of one model: made when it has workers, and kept like the fleet that they shadow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use wardrop_core::control::Routing;
+use wardrop_core::queue::QueueConfig;
+use wardrop_core::{PolicyConfig, WorkerId};
+use wardrop_sim::shadow::{ArmReport, Arrival, Change, Figure, Observed, ShadowCounts, ShadowFleets};
+use wardrop_sim::{EngineSpec, FleetSpec, PoolSpec, Role as SimRole, SimError, Timing};
+
+use super::events::Event;
+use super::report::{ModelShadowReport, ShadowArm};
+use crate::config::{IN_FORCE, Rule, ShadowOptions, router};
+use crate::models::Model;
+use crate::pool::{Member, Role};
+
+/// Weight of the newest request in the mean size.
+const MEAN_WEIGHT: f64 = 0.01;
+/// A cost this much higher is harm: the guard's tolerance.
+const HARM: f64 = 1.10;
+/// Figures that a suggestion may be for.
+const FIGURES: [&str; 5] = ["ttft", "itl", "e2e", "cached_share", "goodput"];
+
+/// See the module.
+pub(super) struct ModelShadows {
+    pub model: Arc<str>,
+    shadowed: Option<Shadowed>,
+    note: Option<String>,
+    cpu_s: f64,
+    /// CPU seconds that were not told yet.
+    fresh_cpu_s: f64,
+    /// Counts that the previous report already covered.
+    told: ShadowCounts,
+    /// Arrivals without shadows to see them, not told yet.
+    unseen: u64,
+    mean_blocks: Option<f64>,
+}
+
+struct Shadowed {
+    fleets: ShadowFleets,
+    roles: &'static [Role],
+    block_size: u32,
+    members: Vec<BTreeMap<WorkerId, Member>>,
+    rules: Vec<Rule>,
+    has_goodput: bool,
+    limits: Option<(f64, f64)>,
+}
+
+/// Requests by what became of them since they were last told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Fresh {
+    pub fed: u64,
+    pub dropped: u64,
+    pub passed_over: u64,
+    /// CPU seconds spent.
+    pub cpu_s: f64,
+}
+
+/// The engine of a worker as far as it is known; the rest as the simulator has it.
+fn engine(member: &Member, block_size: u32) -> EngineSpec {
+    let known = EngineSpec::default();
+    let blocks = member.total_kv_blocks.filter(|blocks| *blocks > 0);
+    EngineSpec {
+        block_size,
+        num_blocks: blocks.map_or(known.num_blocks, |blocks| {
+            u32::try_from(blocks).unwrap_or(u32::MAX).min(u32::MAX / 2 - 1)
+        }),
+        max_num_seqs: member.max_num_seqs.unwrap_or(known.max_num_seqs).max(1),
+        max_num_batched_tokens: member
+            .max_num_batched_tokens
+            .unwrap_or(known.max_num_batched_tokens)
+            .max(1),
+        timing: Timing::Learned(member.curves),
+        ..known
+    }
+}
+
+/// The same worker as before, whatever its curves have learned since.
+fn is_same(now: &Member, before: &Member) -> bool {
+    let curves = now.curves;
+    Member { curves, ..*before } == *now
+}
+
+/// An arm may be adopted when it differs from what is in force in the objective of `toll` and κ only.
+fn is_adoptable(arm: &Rule, in_force: &Rule) -> bool {
+    let both_toll = matches!(
+        (&arm.0, &in_force.0),
+        (PolicyConfig::Toll(_), PolicyConfig::Toll(_))
+    );
+    let same_queue = match (arm.1, in_force.1) {
+        (None, None) => true,
+        (Some(arm), Some(ours)) => {
+            arm == QueueConfig {
+                kappa: arm.kappa,
+                ..ours
+            }
+        }
+        _ => false,
+    };
+    both_toll && same_queue && arm != in_force
+}
+
+/// What wins in one figure may lose in another: significantly, and by more than the guard would let pass.
+fn does_harm(arm: &ArmReport) -> bool {
+    let costs = [arm.ttft_ratio, arm.ttft_p99_ratio, arm.itl_ratio, arm.e2e_ratio];
+    costs
+        .into_iter()
+        .flatten()
+        .any(|ratio| ratio.low > 1.0 && ratio.value > HARM)
+}
+
+impl ModelShadows {
+    pub fn new(model: Arc<str>) -> Self {
+        Self {
+            model,
+            shadowed: None,
+            note: Some("no worker yet".into()),
+            cpu_s: 0.0,
+            fresh_cpu_s: 0.0,
+            told: ShadowCounts::default(),
+            unseen: 0,
+            mean_blocks: None,
+        }
+    }
+
+    /// Whether arrivals are worth sending.
+    pub fn takes(&self) -> bool {
+        let shadowed = self.shadowed.as_ref();
+        shadowed.is_some_and(|shadowed| shadowed.fleets.takes())
+    }
+
+    /// Takes an event in.
+    pub fn take(&mut self, event: Event) {
+        let Some(shadowed) = &mut self.shadowed else {
+            self.unseen += u64::from(matches!(event, Event::Arrived { .. }));
+            return;
+        };
+        let fleets = &mut shadowed.fleets;
+        match event {
+            Event::Arrived {
+                id,
+                at_s,
+                input_tokens,
+                hashes,
+                ..
+            } => {
+                let blocks = f64::from(input_tokens) / f64::from(shadowed.block_size);
+                let mean = self.mean_blocks.get_or_insert(blocks);
+                *mean += MEAN_WEIGHT * (blocks - *mean);
+                fleets.push(&Arrival {
+                    id,
+                    at_s,
+                    input_tokens,
+                    sequence_hashes: &hashes,
+                });
+            }
+            Event::FirstToken { id, ttft_s, .. } => fleets.outcome(
+                id,
+                Observed {
+                    ttft_s: Some(ttft_s),
+                    output_tokens: None,
+                },
+            ),
+            Event::Ended {
+                id, output_tokens, ..
+            } => fleets.outcome(
+                id,
+                Observed {
+                    ttft_s: None,
+                    output_tokens: Some(output_tokens),
+                },
+            ),
+            Event::Failed { id, .. } => fleets.withdraw(id),
+        }
+    }
+
+    /// Arrivals between two times were lost on the way.
+    pub fn lost(&mut self, (first_s, last_s): (f64, f64), tick_s: f64) {
+        if let Some(shadowed) = &mut self.shadowed {
+            let ticks = ((last_s - first_s) / tick_s).ceil().min(1_024.0) as u32;
+            (0..=ticks).for_each(|tick| {
+                shadowed
+                    .fleets
+                    .spoil((first_s + f64::from(tick) * tick_s).min(last_s));
+            });
+        }
+    }
+
+    /// Follows workers, policy, queue and limits. Shadow fleets that fail are built again at the next call.
+    pub fn follow(&mut self, model: &Model, routing: &Routing, options: &ShadowOptions, now_s: f64) {
+        if let Err(error) = self.try_follow(model, routing, options, now_s) {
+            self.broke(&error);
+        }
+    }
+
+    fn broke(&mut self, error: &SimError) {
+        tracing::error!(model = %self.model, %error, "the shadows broke; they start anew");
+        self.shadowed = None;
+        self.note = Some(format!("broke: {error}"));
+    }
+
+    fn try_follow(
+        &mut self,
+        model: &Model,
+        routing: &Routing,
+        options: &ShadowOptions,
+        now_s: f64,
+    ) -> Result<(), SimError> {
+        let roles = model.roles();
+        let block_size = model.spec.block_size;
+        let members: Vec<_> = roles.iter().map(|role| model.pool(*role).members()).collect();
+        let rules = rules(routing, options);
+        if let Some(reason) = unfit(&members, block_size, rules.len(), options) {
+            self.shadowed = None;
+            self.note = Some(reason);
+            return Ok(());
+        }
+        let is_other = |now: &Shadowed| now.roles != roles || now.block_size != block_size;
+        if self.shadowed.as_ref().is_none_or(is_other) {
+            self.told = ShadowCounts::default();
+            self.mean_blocks = None;
+            self.shadowed = Some(Shadowed::new(roles, block_size, members, rules, options)?);
+            self.note = None;
+        } else if let Some(shadowed) = &mut self.shadowed {
+            shadowed.follow_members(members, now_s)?;
+            shadowed.follow_rules(rules, now_s)?;
+        }
+        if let Some(shadowed) = &mut self.shadowed {
+            shadowed.set_limits(limits(routing, options));
+        }
+        Ok(())
+    }
+
+    /// Simulates a little; whether there is more to do now.
+    pub fn advance(&mut self, now_s: f64) -> bool {
+        let Some(shadowed) = &mut self.shadowed else {
+            return false;
+        };
+        match shadowed.fleets.advance(now_s) {
+            Ok(_) => true,
+            Err(error) => {
+                self.broke(&error);
+                false
+            }
+        }
+    }
+
+    /// Whether [`ModelShadows::advance`] has requests left to start, and an account to do so.
+    pub fn is_due(&self, now_s: f64) -> bool {
+        let shadowed = self.shadowed.as_ref();
+        shadowed.is_some_and(|shadowed| shadowed.fleets.is_due(now_s))
+    }
+
+    /// CPU seconds that went into these shadows, of which they may have `share`.
+    pub fn charge(&mut self, cpu_s: f64, share: f64, now_s: f64) {
+        self.cpu_s += cpu_s;
+        self.fresh_cpu_s += cpu_s;
+        if let Some(shadowed) = &mut self.shadowed {
+            shadowed.fleets.set_cpu_share(share);
+            shadowed.fleets.charge(cpu_s, now_s);
+        }
+    }
+
+    /// What became of requests, and what it cost, since the last call.
+    pub fn fresh(&mut self) -> Fresh {
+        let mut fresh = Fresh {
+            passed_over: std::mem::take(&mut self.unseen),
+            cpu_s: std::mem::take(&mut self.fresh_cpu_s),
+            ..Fresh::default()
+        };
+        if let Some(shadowed) = &self.shadowed {
+            let now = shadowed.fleets.counts();
+            let before = std::mem::replace(&mut self.told, now);
+            fresh.fed = now.simulated - before.simulated;
+            fresh.dropped = now.dropped - before.dropped;
+            fresh.passed_over += now.passed_over - before.passed_over;
+        }
+        fresh
+    }
+
+    /// Everything that is known. O(arms · window).
+    pub fn report(&self, options: &ShadowOptions, now_s: f64) -> ModelShadowReport {
+        let mut report = ModelShadowReport {
+            model: self.model.to_string(),
+            roles: Vec::new(),
+            workers: 0,
+            assumed_capacities: 0,
+            note: self.note.clone(),
+            age_s: None,
+            cpu_s: self.cpu_s,
+            has_goodput: false,
+            requests_per_cache: None,
+            policies: Vec::new(),
+            suggested: BTreeMap::new(),
+            fleets: None,
+        };
+        let Some(shadowed) = &self.shadowed else {
+            return report;
+        };
+        let everyone = || shadowed.members.iter().flat_map(BTreeMap::values);
+        report.roles = shadowed.roles.to_vec();
+        report.workers = everyone().count();
+        report.assumed_capacities = everyone().filter(|m| m.total_kv_blocks.is_none()).count();
+        report.has_goodput = shadowed.has_goodput;
+        let smallest = everyone()
+            .map(|member| engine(member, shadowed.block_size).num_blocks)
+            .min();
+        report.requests_per_cache = smallest
+            .zip(self.mean_blocks.filter(|mean| *mean > 0.0))
+            .map(|(blocks, mean)| f64::from(blocks) / mean);
+        let fleets = shadowed.fleets.report();
+        report.policies = shadowed.arms(options);
+        for (policy, arm) in report.policies.iter_mut().zip(&fleets.arms) {
+            policy.does_harm = does_harm(arm);
+        }
+        for name in FIGURES {
+            if let Some(figure) = Figure::from_name(name) {
+                let may = |arm: usize| report.policies[arm].is_adoptable && !report.policies[arm].does_harm;
+                let best = shadowed.fleets.suggest_among(figure, may).map(str::to_owned);
+                report.suggested.insert(name, best);
+            }
+        }
+        report.age_s = (fleets.reached_s > 0.0).then_some(now_s - fleets.reached_s);
+        report.fleets = Some(fleets);
+        report
+    }
+}
+
+/// What each arm runs: the first what is in force.
+fn rules(routing: &Routing, options: &ShadowOptions) -> Vec<Rule> {
+    let shadows = options.policies.iter().map(|arm| {
+        // Checked at the start beside a default queue; one in force can only be as good.
+        arm.rule(routing.queue).unwrap_or((arm.policy.clone(), None))
+    });
+    std::iter::once((routing.policy.clone(), routing.queue))
+        .chain(shadows)
+        .collect()
+}
+
+/// Limits of goodput: as given, else those of the objective in force where goodput counts in it.
+fn limits(routing: &Routing, options: &ShadowOptions) -> Option<(f64, f64)> {
+    if options.ttft_slo_s > 0.0 {
+        return Some((options.ttft_slo_s, options.itl_slo_s));
+    }
+    match &routing.policy {
+        PolicyConfig::Toll(objective) if objective.goodput > 0.0 => {
+            Some((objective.ttft_slo_s, objective.itl_slo_s))
+        }
+        _ => None,
+    }
+}
+
+/// Explanation there can be no shadows of this fleet now.
+fn unfit(
+    members: &[BTreeMap<WorkerId, Member>],
+    block_size: u32,
+    arms: usize,
+    options: &ShadowOptions,
+) -> Option<String> {
+    if members.iter().any(BTreeMap::is_empty) {
+        return Some("no worker yet".into());
+    }
+    let everyone = members.iter().flat_map(BTreeMap::values);
+    let blocks: u64 = everyone
+        .map(|member| u64::from(engine(member, block_size).num_blocks))
+        .sum::<u64>()
+        * arms as u64;
+    (blocks > options.max_blocks).then(|| {
+        format!(
+            "{blocks} KV blocks in {arms} arms, at most {}: take fewer policies, or raise shadows.max_blocks \
+             (about 60 bytes each)",
+            options.max_blocks
+        )
+    })
+}
+
+impl Shadowed {
+    fn new(
+        roles: &'static [Role],
+        block_size: u32,
+        members: Vec<BTreeMap<WorkerId, Member>>,
+        rules: Vec<Rule>,
+        options: &ShadowOptions,
+    ) -> Result<Self, SimError> {
+        let mut first = Vec::new();
+        let mut pools = Vec::new();
+        for (role, pool) in roles.iter().zip(&members) {
+            if let Some((id, member)) = pool.first_key_value() {
+                first.push(vec![*id]);
+                pools.push(PoolSpec {
+                    role: match role {
+                        Role::Aggregated => SimRole::Aggregated,
+                        Role::Prefill => SimRole::Prefill,
+                        Role::Decode => SimRole::Decode,
+                    },
+                    speeds: vec![1.0],
+                    engine: engine(member, block_size),
+                });
+            }
+        }
+        let fleet = FleetSpec {
+            pools,
+            ..FleetSpec::default()
+        };
+        let arms = options.arms(&rules, roles.len());
+        let fleets = ShadowFleets::new(options.config(fleet, arms))?.with_members(&first);
+        let mut shadowed = Self {
+            fleets,
+            roles,
+            block_size,
+            members: vec![BTreeMap::new(); roles.len()],
+            rules,
+            has_goodput: false,
+            limits: None,
+        };
+        for (pool, ids) in first.iter().enumerate() {
+            let known = ids.iter().filter_map(|id| Some((*id, *members[pool].get(id)?)));
+            shadowed.members[pool] = known.collect();
+        }
+        shadowed.follow_members(members, 0.0)?;
+        Ok(shadowed)
+    }
+
+    fn follow_members(
+        &mut self,
+        members: Vec<BTreeMap<WorkerId, Member>>,
+        now_s: f64,
+    ) -> Result<(), SimError> {
+        for (pool, now) in members.iter().enumerate() {
+            let before = &self.members[pool];
+            let stays = |id: &WorkerId, member: &Member| before.get(id).is_some_and(|b| is_same(member, b));
+            for id in before
+                .keys()
+                .filter(|id| !now.get(id).is_some_and(|m| stays(id, m)))
+            {
+                self.fleets.change(now_s, Change::Leave { pool, worker: *id })?;
+            }
+            for (id, member) in now {
+                if stays(id, member) {
+                    let timing = Timing::Learned(member.curves);
+                    self.fleets.set_worker_timing(pool, *id, &timing);
+                } else {
+                    let engine = Box::new(engine(member, self.block_size));
+                    let join = Change::Join {
+                        pool,
+                        worker: *id,
+                        engine,
+                    };
+                    self.fleets.change(now_s, join)?;
+                }
+            }
+        }
+        self.members = members;
+        Ok(())
+    }
+
+    fn follow_rules(&mut self, rules: Vec<Rule>, now_s: f64) -> Result<(), SimError> {
+        for (arm, (now, before)) in rules.iter().zip(&self.rules).enumerate() {
+            if now != before {
+                let pools = 0..self.roles.len();
+                let routers = pools.map(|pool| router(now, (arm * 2 + pool) as u64)).collect();
+                self.fleets.change(now_s, Change::Routers { arm, routers })?;
+            }
+        }
+        self.rules = rules;
+        Ok(())
+    }
+
+    fn set_limits(&mut self, limits: Option<(f64, f64)>) {
+        self.has_goodput = limits.is_some();
+        if self.limits != limits {
+            self.limits = limits;
+            if let Some((ttft_s, itl_s)) = limits {
+                self.fleets.set_limits(ttft_s, itl_s);
+            }
+        }
+    }
+
+    fn arms(&self, options: &ShadowOptions) -> Vec<ShadowArm> {
+        let names = std::iter::once(IN_FORCE).chain(options.policies.iter().map(|arm| arm.name.as_str()));
+        let arm = |(name, rule): (&str, &Rule)| ShadowArm {
+            name: name.to_owned(),
+            policy: rule.0.clone(),
+            queue: rule.1,
+            is_adoptable: is_adoptable(rule, &self.rules[0]),
+            does_harm: false,
+        };
+        names.zip(&self.rules).map(arm).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn rule(policy: serde_json::Value, kappa: Option<f64>) -> Rule {
+        let queue = kappa.map(|kappa| QueueConfig {
+            kappa,
+            ..QueueConfig::default()
+        });
+        (serde_json::from_value(policy).unwrap(), queue)
+    }
+
+    #[test]
+    fn only_another_objective_or_kappa_of_the_price_in_force_may_be_adopted() {
+        let toll = || json!({"name": "toll"});
+        let in_force = rule(toll(), Some(10.0));
+        assert!(is_adoptable(&rule(toll(), Some(30.0)), &in_force));
+        assert!(is_adoptable(
+            &rule(json!({"name": "toll", "e2e": 1.0}), Some(10.0)),
+            &in_force
+        ));
+        assert!(!is_adoptable(&in_force, &in_force), "nothing would change");
+        assert!(
+            !is_adoptable(&rule(toll(), None), &in_force),
+            "the queue is no weight"
+        );
+        assert!(!is_adoptable(
+            &rule(json!({"name": "sticky"}), Some(10.0)),
+            &in_force
+        ));
+        let other = rule(json!({"name": "dynamo"}), None);
+        assert!(
+            !is_adoptable(&rule(toll(), None), &other),
+            "it starts from the price"
+        );
+        let mut roomier = rule(toll(), Some(30.0));
+        roomier.1.as_mut().unwrap().backlog_s = 0.5;
+        assert!(!is_adoptable(&roomier, &in_force));
+    }
+
+    #[test]
+    fn an_engine_is_what_its_worker_told_and_the_simulators_where_it_told_nothing() {
+        let mut member = Member {
+            total_kv_blocks: Some(77),
+            max_num_seqs: Some(3),
+            max_num_batched_tokens: Some(5),
+            incarnation: 0,
+            curves: wardrop_core::latency::Prior::default(),
+        };
+        let told = engine(&member, 16);
+        assert_eq!(
+            (
+                told.block_size,
+                told.num_blocks,
+                told.max_num_seqs,
+                told.max_num_batched_tokens
+            ),
+            (16, 77, 3, 5)
+        );
+        member.total_kv_blocks = None;
+        assert_eq!(engine(&member, 16).num_blocks, 16_384);
+        member.total_kv_blocks = Some(u64::MAX);
+        assert!(engine(&member, 16).num_blocks < u32::MAX / 2);
+    }
+}

@@ -1,0 +1,221 @@
+//! The thread that simulates: it looks ten times a second, and never works more than its share.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use wardrop_core::control::Routing;
+
+use super::Shadows;
+use super::events::Event;
+use super::model::ModelShadows;
+use super::report::ModelShadowReport;
+use crate::metrics::THREAD_PREFIX;
+use crate::models::Models;
+use crate::{Clock, ServiceError};
+
+/// Time between two looks at the queue.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Time between two looks at the fleet, and between two reports, s.
+const FOLLOW_EVERY_S: f64 = 1.0;
+
+/// Everything that the thread reads and writes.
+pub(crate) struct ShadowSources {
+    /// Options, arrivals and reports of the shadows.
+    pub shadows: Arc<Shadows>,
+    /// Models and workers to shadow.
+    pub models: Arc<Models>,
+    /// Policy and queue in force.
+    pub routing: Arc<Mutex<Routing>>,
+    /// Time base of the arrivals.
+    pub clock: Clock,
+}
+
+/// The running thread; it ends when this is stopped or dropped.
+pub(crate) struct ShadowThread {
+    stop: SyncSender<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ShadowThread {
+    /// Starts the shadows' thread.
+    ///
+    /// # Errors
+    /// [`ServiceError::Io`] when the operating system gives no thread, [`ServiceError::State`] when the thread runs already.
+    pub fn start(sources: ShadowSources) -> Result<Self, ServiceError> {
+        let receiver = sources.shadows.receiver.lock().take();
+        let Some(receiver) = receiver else {
+            return Err(ServiceError::State("the shadows' thread runs already".into()));
+        };
+        let (stop, stopped) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name(format!("{THREAD_PREFIX}shadows"))
+            .spawn(move || {
+                let whole = catch_unwind(AssertUnwindSafe(|| run(&sources, &receiver, &stopped)));
+                if whole.is_err() {
+                    tracing::error!(
+                        "the shadows' thread broke: there are none until the service is started again"
+                    );
+                    sources.shadows.events.set_closed(true);
+                    *sources.shadows.reports.lock() = Arc::from([]);
+                }
+            })
+            .map_err(|source| ServiceError::Io {
+                what: "starting the shadows' thread".into(),
+                source,
+            })?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Ends the thread; at the latest after the step that it is at.
+    pub fn stop(&mut self) {
+        let _ = self.stop.try_send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for ShadowThread {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// CPU seconds of the calling thread; where there is no `/proc`, time that passed, which is no less.
+struct CpuClock {
+    since: Instant,
+    last_s: f64,
+}
+
+impl CpuClock {
+    fn new() -> Self {
+        let mut clock = Self {
+            since: Instant::now(),
+            last_s: 0.0,
+        };
+        clock.lap();
+        clock
+    }
+
+    /// Seconds since the last call.
+    fn lap(&mut self) -> f64 {
+        let now_s = std::fs::read_to_string("/proc/thread-self/schedstat")
+            .ok()
+            .and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok())
+            .map_or_else(|| self.since.elapsed().as_secs_f64(), |ns| ns / 1e9);
+        (now_s - std::mem::replace(&mut self.last_s, now_s)).max(0.0)
+    }
+}
+
+struct Worker<'a> {
+    sources: &'a ShadowSources,
+    shadows: &'a Shadows,
+    models: BTreeMap<Arc<str>, ModelShadows>,
+    cpu: CpuClock,
+    followed_s: f64,
+}
+
+fn run(sources: &ShadowSources, events: &Receiver<Event>, stopped: &Receiver<()>) {
+    let mut worker = Worker {
+        sources,
+        shadows: &sources.shadows,
+        models: BTreeMap::new(),
+        cpu: CpuClock::new(),
+        followed_s: f64::NEG_INFINITY,
+    };
+    while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+        worker.look(events);
+    }
+}
+
+impl Worker<'_> {
+    fn look(&mut self, events: &Receiver<Event>) {
+        // What comes in while this is emptied waits for the next look.
+        for _ in 0..self.shadows.options.max_events {
+            let Ok(event) = events.try_recv() else { break };
+            self.shadows.events.received(&event);
+            let (Event::Arrived { model, .. }
+            | Event::FirstToken { model, .. }
+            | Event::Ended { model, .. }
+            | Event::Failed { model, .. }) = &event;
+            if let Some(shadows) = self.models.get_mut(model) {
+                shadows.take(event);
+            } else if matches!(event, Event::Arrived { .. }) {
+                self.shadows.metrics.count(model, "passed_over", 1);
+            }
+        }
+        if let Some(lost) = self.shadows.events.take_lost() {
+            let tick_s = self.shadows.options.tick_s;
+            self.models
+                .values_mut()
+                .for_each(|model| model.lost(lost, tick_s));
+        }
+        let now_s = self.sources.clock.now_s();
+        if now_s - self.followed_s >= FOLLOW_EVERY_S {
+            self.followed_s = now_s;
+            self.follow(now_s);
+            self.publish(now_s);
+        }
+        self.simulate(now_s);
+        let takes = self.models.values().any(ModelShadows::takes);
+        self.shadows.events.set_closed(!takes);
+    }
+
+    fn share(&self) -> f64 {
+        self.shadows.options.cpu_share / self.models.len().max(1) as f64
+    }
+
+    /// What was not simulating is everybody's, then each model's shadows have their own account.
+    fn simulate(&mut self, now_s: f64) {
+        let share = self.share();
+        let common_s = self.cpu.lap() / self.models.len().max(1) as f64;
+        for model in self.models.values_mut() {
+            model.charge(common_s, share, now_s);
+            while model.advance(now_s) {
+                model.charge(self.cpu.lap(), share, now_s);
+                if !model.is_due(now_s) {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn follow(&mut self, now_s: f64) {
+        let routing = self.sources.routing.lock().clone();
+        let models = self.sources.models.all();
+        self.models
+            .retain(|name, _| models.iter().any(|model| *model.spec.name == **name));
+        for model in &models {
+            let name = &model.pools()[0].model;
+            let shadows = self
+                .models
+                .entry(name.clone())
+                .or_insert_with(|| ModelShadows::new(name.clone()));
+            shadows.follow(model, &routing, &self.shadows.options, now_s);
+        }
+    }
+
+    fn publish(&mut self, now_s: f64) {
+        let metrics = &self.shadows.metrics;
+        for model in self.models.values_mut() {
+            let fresh = model.fresh();
+            metrics.count(&model.model, "fed", fresh.fed);
+            metrics.count(&model.model, "dropped", fresh.dropped);
+            metrics.count(&model.model, "passed_over", fresh.passed_over);
+            metrics.count_cpu(&model.model, fresh.cpu_s);
+        }
+        let models = self.models.values();
+        let reports: Vec<ModelShadowReport> = models
+            .map(|model| model.report(&self.shadows.options, now_s))
+            .collect();
+        *self.shadows.reports.lock() = reports.into();
+    }
+}
