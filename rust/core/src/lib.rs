@@ -26,6 +26,7 @@ pub mod pick;
 pub mod predicted;
 pub mod price;
 pub mod queue;
+pub mod regime;
 pub mod request;
 pub mod rng;
 mod roster;
@@ -40,10 +41,9 @@ pub use hash::{
     local_hashes, sequence_hashes,
 };
 pub use index::{ImageError, RestoredWorker, WorkerOverlap};
-pub use matched::{Ahead, Matched};
 pub use predicted::{PredictedConfig, PredictedUse};
 pub use price::{DynamoConfig, Policy, PolicyConfig, View};
-pub use request::{Candidate, Choice, Decision, Parts, RequestId, RouteRequest, Stage};
+pub use request::{Candidate, Decision, Parts, RequestId, RouteRequest, Stage};
 pub use router::{Router, RouterConfig};
 pub use snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 pub use worker::{WorkerId, WorkerSpec};

@@ -108,7 +108,7 @@ fn zero<T: Copy + Default>(column: &mut Vec<T>, len: usize) {
 ///
 /// Valid while [`crate::Router::generation`] stays; the overlaps age as the caches change.
 #[derive(Clone, Debug, Default)]
-pub struct Matched {
+pub(crate) struct Matched {
     pub(crate) input_tokens: u32,
     pub(crate) request_blocks: u32,
     pub(crate) expected_output_tokens: Option<u32>,
@@ -130,11 +130,6 @@ pub struct Matched {
 }
 
 impl Matched {
-    /// The candidates.
-    pub fn workers(&self) -> &[WorkerId] {
-        &self.workers
-    }
-
     /// Dense positions of the candidates, below [`crate::Router::positions`].
     pub fn positions(&self) -> impl Iterator<Item = usize> + Clone + '_ {
         self.slots.iter().map(|slot| slot.index())
@@ -143,11 +138,6 @@ impl Matched {
     /// Dense position of candidate `i`.
     pub fn position(&self, i: usize) -> usize {
         self.slots[i].index()
-    }
-
-    /// Leading blocks of the prompt that candidate `i` has in device memory.
-    pub fn overlap_blocks(&self, i: usize) -> u32 {
-        self.device_blocks[i]
     }
 
     /// Prompt tokens that candidate `i` would compute and find. Only after [`crate::Router::prepare`].
@@ -322,64 +312,81 @@ fn work_of_device(
     }
 }
 
-/// Load that a price must count although nothing is booked yet: requests that wait for a worker. By dense position.
+/// Load that a price counts although nothing is booked yet: requests of the router's queue that wait for a worker. One entry per
+/// position.
 #[derive(Clone, Debug, Default)]
-pub struct Ahead {
-    /// Prefill tokens.
+pub(crate) struct PendingLoad {
+    /// Prompt tokens to compute of the waiting requests.
     pub tokens: Vec<u64>,
-    /// Their prefill seconds.
+    /// Prefill seconds of the waiting requests.
     pub prefill_s: Vec<f64>,
-    /// Requests.
+    /// Waiting requests.
     pub requests: Vec<u32>,
+}
+
+impl PendingLoad {
+    /// Nothing waits for any of `positions` workers.
+    pub fn reset(&mut self, positions: usize) {
+        zero(&mut self.tokens, positions);
+        zero(&mut self.prefill_s, positions);
+        zero(&mut self.requests, positions);
+    }
+
+    /// One more request of `tokens` to compute in `prefill_s` waits for the worker at `position`.
+    pub fn add(&mut self, position: usize, tokens: u64, prefill_s: f64) {
+        self.tokens[position] += tokens;
+        self.prefill_s[position] += prefill_s;
+        self.requests[position] += 1;
+    }
 }
 
 /// The load of the candidates of the decision at hand, one entry each; kept between calls to spare the allocations.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Columns {
-    /// Candidate i is slot i and nothing waits ahead: the load's own columns serve.
+    /// Candidate i is slot i and nothing is pending: the columns of the load serve.
     straight: bool,
     pub prefill_tokens: Vec<u64>,
     pub decode_blocks: Vec<u64>,
     pub active_requests: Vec<u32>,
     /// How the candidates stand, where not every slot is one.
     pub standing: Standing,
-    /// What waits ahead at the router; zeros where nothing does.
-    ahead_s: Vec<f64>,
-    ahead_requests: Vec<u32>,
+    /// What is pending at the router; zeros where nothing is.
+    pending_prefill_s: Vec<f64>,
+    pending_requests: Vec<u32>,
     pub costs: Vec<f64>,
 }
 
 impl Columns {
-    /// The load of the candidates now, with what waits ahead of the request.
-    pub fn fill(&mut self, matched: &Matched, load: &Load, ahead: Option<&Ahead>) {
+    /// The load of the candidates now, with what is pending at the router.
+    pub fn fill(&mut self, matched: &Matched, load: &Load, pending: Option<&PendingLoad>) {
         self.costs.resize(matched.slots.len(), 0.0);
-        self.straight = matched.everyone && ahead.is_none();
+        self.straight = matched.everyone && pending.is_none();
         if self.straight {
             return;
         }
         take(&mut self.prefill_tokens, &load.prefill_tokens, &matched.slots);
         take(&mut self.decode_blocks, &load.decode_blocks, &matched.slots);
         take(&mut self.active_requests, &load.active_requests, &matched.slots);
-        if let Some(ahead) = ahead {
+        if let Some(pending) = pending {
             for (i, slot) in matched.slots.iter().enumerate() {
-                self.prefill_tokens[i] += ahead.tokens[slot.index()];
-                self.active_requests[i] += ahead.requests[slot.index()];
+                self.prefill_tokens[i] += pending.tokens[slot.index()];
+                self.active_requests[i] += pending.requests[slot.index()];
             }
         }
     }
 
     /// What a price in seconds needs beyond the load: after [`Columns::fill`] for the same candidates.
-    pub fn fill_seconds(&mut self, matched: &Matched, all: &Lanes<'_>, ahead: Option<&Ahead>) {
+    pub fn fill_seconds(&mut self, matched: &Matched, all: &Lanes<'_>, pending: Option<&PendingLoad>) {
         if !matched.everyone {
             self.standing.gather(all, matched.positions());
         }
-        if let Some(ahead) = ahead {
-            take(&mut self.ahead_s, &ahead.prefill_s, &matched.slots);
-            take(&mut self.ahead_requests, &ahead.requests, &matched.slots);
+        if let Some(pending) = pending {
+            take(&mut self.pending_prefill_s, &pending.prefill_s, &matched.slots);
+            take(&mut self.pending_requests, &pending.requests, &matched.slots);
         } else {
             // One stroke per decision, and nothing to ask per candidate.
-            zero(&mut self.ahead_s, matched.slots.len());
-            zero(&mut self.ahead_requests, matched.slots.len());
+            zero(&mut self.pending_prefill_s, matched.slots.len());
+            zero(&mut self.pending_requests, matched.slots.len());
         }
     }
 
@@ -404,8 +411,8 @@ impl Columns {
             decode_blocks,
             shared_blocks: &matched.shared_blocks,
             device_blocks: &matched.device_blocks,
-            ahead_s: &self.ahead_s,
-            ahead_requests: &self.ahead_requests,
+            pending_prefill_s: &self.pending_prefill_s,
+            pending_requests: &self.pending_requests,
             input_tokens: f64::from(matched.input_tokens),
             request_blocks: f64::from(matched.request_blocks),
             block_tokens: f64::from(block_size),

@@ -98,14 +98,14 @@ impl Serialize for Parts {
     }
 }
 
-/// What a matched request would choose.
+/// The candidate that a request would take at the present load.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Choice {
-    /// Which candidate of the match.
+pub(crate) struct Choice {
+    /// Number of the candidate in the match.
     pub chosen: usize,
-    /// Its cost, in the unit of the policy.
+    /// Cost of the candidate, in the unit of the policy. Infinite when no candidate had a finite cost.
     pub cost: f64,
-    /// Every candidate with its parts, when asked for.
+    /// Every candidate with the parts of its cost. Empty unless the request asked for it.
     pub candidates: Vec<Candidate>,
 }
 

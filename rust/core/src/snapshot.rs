@@ -59,6 +59,8 @@ pub struct IndexSize {
 pub struct Counters {
     /// Decisions made.
     pub routed: u64,
+    /// Decisions for which no candidate had a finite cost: the least loaded candidate was chosen.
+    pub unpriced: u64,
     /// Bookings opened.
     pub booked: u64,
     /// Bookings released.
@@ -96,6 +98,7 @@ impl Counters {
     pub(crate) fn with_events(self, events: &Self) -> Self {
         Self {
             routed: self.routed,
+            unpriced: self.unpriced,
             booked: self.booked,
             released: self.released,
             expired: self.expired,

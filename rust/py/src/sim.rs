@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use wardrop_core::RouterConfig;
 use wardrop_core::anarchy::MeterReport;
-use wardrop_core::price::RegimeChange;
+use wardrop_core::regime::RegimeChange;
 use wardrop_sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
 
 pub fn raise(error: &SimError) -> PyErr {

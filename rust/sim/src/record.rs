@@ -1,7 +1,7 @@
 //! What a run leaves behind: one row per request, a histogram of token gaps, counters, and samples of the workers.
 
 use wardrop_core::anarchy::MeterReport;
-use wardrop_core::price::RegimeChange;
+use wardrop_core::regime::RegimeChange;
 
 /// Not reached.
 pub const NEVER: f64 = f64::NAN;

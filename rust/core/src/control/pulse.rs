@@ -42,33 +42,23 @@ pub struct Pulse {
 impl Pulse {
     /// What `router` and the queue before it tell; nothing is known of engines yet, see [`Pulse::engine`].
     pub fn of(router: &Router, queue: QueueStats, model: &str, role: &'static str, now_s: f64) -> Self {
-        let pressures = (0..router.positions())
-            .filter(|&position| router.serves(position))
-            .map(|position| router.pressure(position, now_s));
-        let (mut backlog_s, mut in_flight, mut kv_tokens, mut serving) = (0.0, 0, 0.0, 0_u32);
-        for pressure in pressures {
-            backlog_s += pressure.backlog_s;
-            in_flight += u64::from(pressure.requests);
-            kv_tokens += pressure.kv_tokens;
-            serving += 1;
-        }
-        let per_worker = 1.0 / f64::from(serving.max(1));
-        let step_s = if role == "aggregated" && in_flight > 0 {
+        let load = router.fleet_load(now_s);
+        let per_worker = 1.0 / f64::from(load.workers.max(1));
+        let step_s = if role == "aggregated" && load.requests > 0 {
             router
                 .fleet_curves()
-                .step_s(in_flight as f64 * per_worker, kv_tokens * per_worker)
+                .step_s(load.requests as f64 * per_worker, load.kv_tokens * per_worker)
         } else {
             0.0
         };
-        let (booked, booked_prefill_s) = router.booked_prefill();
         Self {
             model: model.to_owned(),
             role,
-            routable: serving as usize,
-            booked,
-            booked_prefill_s,
-            backlog_s,
-            in_flight,
+            routable: load.workers as usize,
+            booked: load.booked,
+            booked_prefill_s: load.booked_prefill_s,
+            backlog_s: load.backlog_s,
+            in_flight: load.requests,
             waiting: queue.waiting,
             waiting_prefill_s: queue.prefill_s,
             engine_queued_tokens: 0,

@@ -85,9 +85,9 @@ pub struct Books<'a> {
     pub(crate) decode_blocks: &'a [u64],
     pub(crate) shared_blocks: &'a [u32],
     pub(crate) device_blocks: &'a [u32],
-    /// What waits ahead of it at the router for the same worker: prefill seconds and requests.
-    pub(crate) ahead_s: &'a [f64],
-    pub(crate) ahead_requests: &'a [u32],
+    /// Prefill seconds and requests that wait at the router for the same worker.
+    pub(crate) pending_prefill_s: &'a [f64],
+    pub(crate) pending_requests: &'a [u32],
     pub(crate) input_tokens: f64,
     pub(crate) request_blocks: f64,
     pub(crate) block_tokens: f64,
@@ -117,8 +117,8 @@ impl Books<'_> {
             decode_blocks: &self.decode_blocks[..n],
             shared_blocks: &self.shared_blocks[..n],
             device_blocks: &self.device_blocks[..n],
-            ahead_s: &self.ahead_s[..n],
-            ahead_requests: &self.ahead_requests[..n],
+            pending_prefill_s: &self.pending_prefill_s[..n],
+            pending_requests: &self.pending_requests[..n],
             ..*self
         }
     }
@@ -137,8 +137,8 @@ impl Books<'_> {
         let mut seconds = seconds_of(&self.climate, &self.lanes.at(i), &asked);
         let held_tokens = small_f64(self.device_blocks[i]) * self.block_tokens;
         seconds.transfer_s = (self.input_tokens - held_tokens).max(0.0) * self.handoff_s_per_token;
-        seconds.wait_s += self.ahead_s[i];
-        seconds.requests += small_f64(self.ahead_requests[i]);
+        seconds.wait_s += self.pending_prefill_s[i];
+        seconds.requests += small_f64(self.pending_requests[i]);
         seconds
     }
 

@@ -102,7 +102,7 @@ struct Account {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pressure {
     /// Whether its engine or its outcomes tell what is in flight. Where neither does, what follows is no reason to wait.
-    pub is_told: bool,
+    pub is_reported: bool,
     /// Prefill seconds before first token.
     pub backlog_s: f64,
     /// Requests before first token.
@@ -343,7 +343,7 @@ impl Ledger {
             prompts.tokens as f64 * marginal_token_s(self.curves.of(position), account.chunk_tokens)
         };
         Pressure {
-            is_told: told.is_some(),
+            is_reported: told.is_some(),
             backlog_s,
             prefills: prompts.count,
             prefill_tokens: prompts.tokens,

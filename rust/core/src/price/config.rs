@@ -9,6 +9,7 @@ use super::{
     PowerOfTwo, RoundRobin, Sticky, StickyConfig, Toll, TwoTier, TwoTierConfig,
 };
 use crate::error::Error;
+use crate::regime::{Regime, RegimeController};
 
 /// A policy and its parameters. [`PolicyConfig::build`] validates them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -77,20 +78,36 @@ impl PolicyConfig {
         Ok(config)
     }
 
-    /// Build the policy, or say which parameter is out of range.
+    /// Builds the policy, for a fleet below its knee where the policy has regimes.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range.
     pub fn build(&self) -> Result<Box<dyn Policy>, Error> {
+        self.build_in(Regime::Below)
+    }
+
+    /// As [`PolicyConfig::build`], for a regime of the fleet. A policy without regimes is the same in all of them.
+    pub fn build_in(&self, regime: Regime) -> Result<Box<dyn Policy>, Error> {
         Ok(match self {
             Self::RoundRobin => Box::new(RoundRobin),
             Self::LeastLoaded => Box::new(LeastLoaded),
             Self::PowerOfTwo => Box::new(PowerOfTwo),
             Self::Dynamo(config) => Box::new(Dynamo::new(config.clone())?),
-            Self::Paper(config) => Box::new(Paper::new(config)?),
+            Self::Paper(config) => Box::new(Paper::new(config, regime)?),
             Self::Lmetric => Box::new(Lmetric),
             Self::TwoTier(config) => Box::new(TwoTier::new(config.clone())?),
             Self::Sticky(config) => Box::new(Sticky::new(config.clone())?),
             Self::Chwbl(config) => Box::new(Chwbl::new(config.clone())?),
             Self::Toll(objective) => Box::new(Toll::new(objective)?),
         })
+    }
+
+    /// The controller of the regime, where the policy has regimes.
+    pub fn controller(&self) -> Option<RegimeController> {
+        match self {
+            Self::Paper(config) => Some(config.controller()),
+            _ => None,
+        }
     }
 }
 

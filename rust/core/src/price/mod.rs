@@ -7,7 +7,6 @@ mod least_loaded;
 mod lmetric;
 mod objective;
 mod paper;
-mod polls;
 mod power_of_two;
 mod round_robin;
 mod sticky;
@@ -21,7 +20,6 @@ pub use least_loaded::LeastLoaded;
 pub use lmetric::Lmetric;
 pub use objective::{Objective, TollWeights};
 pub use paper::{Paper, PaperConfig};
-pub use polls::{PaperRegime, PollSettings, Polls, RegimeChange};
 pub use power_of_two::PowerOfTwo;
 pub use round_robin::RoundRobin;
 pub use sticky::{Sticky, StickyConfig};
@@ -141,16 +139,5 @@ pub trait Policy: Send + Sync {
     /// Temperature of the pick: 0 takes the lowest cost. See [`crate::pick::pick`].
     fn temperature(&self) -> f64 {
         0.0
-    }
-
-    /// The first token of a request came at `now_s`, `ttft_s` after it was booked: for prices that adapt to what they see.
-    fn first_token(&mut self, _ttft_s: f64, _now_s: f64) {}
-
-    /// Time has come to `now_s`; called before each price.
-    fn advance(&mut self, _now_s: f64) {}
-
-    /// Changes of regime so far, the oldest first, of a price that has regimes.
-    fn regime_changes(&self) -> Vec<RegimeChange> {
-        Vec::new()
     }
 }

@@ -1,33 +1,37 @@
-//! The paper's controller (its Table 2) over Dynamo's cost.
+//! The paper's policy (its Table 2): Dynamo's cost with parameters by regime.
+//!
+//! A price is pure, so one [`Paper`] prices in one regime. The router owns the [`RegimeController`] that reads first tokens,
+//! and builds the [`Paper`] of the new regime on a change.
 
 use serde::{Deserialize, Serialize};
 
-use super::polls::{PaperRegime, PollSettings, Polls, RegimeChange};
 use super::{Dynamo, DynamoConfig, Policy, View};
 use crate::error::Error;
+use crate::regime::{Regime, RegimeController, RegimeSettings};
 use crate::rng::Rng;
 
-/// Parameters of [`Paper`]; the defaults are the paper's, where it gives them. See [`super::polls`] for whose each one is.
+/// Parameters of [`Paper`] and of its controller. The defaults are the paper's, where it gives them: [`crate::regime`] has the
+/// meaning of [A] and [O].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PaperConfig {
-    /// Temperature τ below, in transition, and saturated [A].
+    /// Temperature τ below the knee, in transition, and saturated [A].
     pub temperatures: [f64; 3],
-    /// Overlap weight ω in each [A]. Today's Dynamo maps the paper's `overlap_score_weight` onto `prefill_load_scale`.
+    /// Overlap weight ω in each regime [A]. Dynamo maps the paper's `overlap_score_weight` onto `prefill_load_scale`.
     pub overlap_weights: [f64; 3],
     /// Multiples of the baseline p99 TTFT at which transition and saturated begin: 1.0 s and 10.0 s over 74 ms [O].
     pub enter: [f64; 2],
     /// Seconds between polls [A].
     pub poll_s: f64,
-    /// EWMA factor of the polled p99 [O].
+    /// Weight of a new poll in the smoothed p99 [O].
     pub smoothing: f64,
     /// Share of its threshold below which a regime is left [O].
     pub leave_share: f64,
-    /// Polls in a row that a change needs [A for the count, O for its meaning].
+    /// Polls in a row that a change needs [A the count, O its meaning].
     pub in_a_row: u32,
     /// Shortest stay in a regime, seconds [O].
     pub dwell_s: f64,
-    /// The model's baseline p99 TTFT, seconds; learned when absent [O].
+    /// The model's baseline p99 TTFT, seconds. Learned when absent [O].
     pub baseline_s: Option<f64>,
 }
 
@@ -47,51 +51,55 @@ impl Default for PaperConfig {
     }
 }
 
-/// [`Dynamo`] with (τ, ω) by regime: (0, 1) below, (0.7, 1) in transition, (0.8, 0.1) saturated.
+/// [`Dynamo`] with (τ, ω) of one regime: (0, 1) below, (0.7, 1) in transition, (0.8, 0.1) saturated.
 ///
-/// The regime comes from first tokens ([`Policy::first_token`]), as [`Polls`] has it. In a split ω is inert on the decode leg,
-/// which computes no prompt, and with one prefill worker on the other leg too: there only τ acts.
+/// On the decode leg of a split ω has no effect, since a decode worker computes no prompt. With one prefill worker it has none on
+/// the prefill leg either. Only τ acts there.
 #[derive(Clone, Debug)]
 pub struct Paper {
-    polls: Polls,
-    rules: [Dynamo; 3],
+    rule: Dynamo,
 }
 
 impl Paper {
-    /// Refuses parameters out of range.
-    pub fn new(config: &PaperConfig) -> Result<Self, Error> {
+    /// The policy in one regime.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range.
+    pub fn new(config: &PaperConfig, regime: Regime) -> Result<Self, Error> {
         config.check()?;
-        let rule = |regime: usize| {
+        let rule = |at: usize| {
             Dynamo::new(DynamoConfig {
-                router_temperature: config.temperatures[regime],
-                prefill_load_scale: config.overlap_weights[regime],
+                router_temperature: config.temperatures[at],
+                prefill_load_scale: config.overlap_weights[at],
                 ..DynamoConfig::default()
             })
         };
+        // All three are built, so that a value of another regime is refused at the start and not at a change.
+        let [below, transition, saturated] = [rule(0)?, rule(1)?, rule(2)?];
         Ok(Self {
-            polls: Polls::new(PollSettings {
-                poll_s: config.poll_s,
-                smoothing: config.smoothing,
-                enter: config.enter,
-                leave_share: config.leave_share,
-                in_a_row: config.in_a_row,
-                dwell_s: config.dwell_s,
-                baseline_s: config.baseline_s,
-            }),
-            rules: [rule(0)?, rule(1)?, rule(2)?],
+            rule: match regime {
+                Regime::Below => below,
+                Regime::Transition => transition,
+                Regime::Saturated => saturated,
+            },
         })
-    }
-
-    fn rule(&self) -> &Dynamo {
-        &self.rules[match self.polls.regime() {
-            PaperRegime::Below => 0,
-            PaperRegime::Transition => 1,
-            PaperRegime::Saturated => 2,
-        }]
     }
 }
 
 impl PaperConfig {
+    /// The controller that chooses the regime.
+    pub fn controller(&self) -> RegimeController {
+        RegimeController::new(RegimeSettings {
+            poll_s: self.poll_s,
+            smoothing: self.smoothing,
+            enter: self.enter,
+            leave_share: self.leave_share,
+            in_a_row: self.in_a_row,
+            dwell_s: self.dwell_s,
+            baseline_s: self.baseline_s,
+        })
+    }
+
     fn check(&self) -> Result<(), Error> {
         let bad = |field, got: String, expected| Err(Error::Parameter { field, got, expected });
         let [transition, saturated] = self.enter;
@@ -131,26 +139,14 @@ impl Policy for Paper {
     }
 
     fn price(&self, view: &View<'_>, rng: &mut Rng, costs: &mut [f64]) {
-        self.rule().price(view, rng, costs);
+        self.rule.price(view, rng, costs);
     }
 
     fn reuse_weights(&self) -> Option<[f64; 2]> {
-        self.rule().reuse_weights()
+        self.rule.reuse_weights()
     }
 
     fn temperature(&self) -> f64 {
-        self.rule().temperature()
-    }
-
-    fn first_token(&mut self, ttft_s: f64, now_s: f64) {
-        self.polls.first_token(ttft_s, now_s);
-    }
-
-    fn advance(&mut self, now_s: f64) {
-        self.polls.advance(now_s);
-    }
-
-    fn regime_changes(&self) -> Vec<RegimeChange> {
-        self.polls.changes().collect()
+        self.rule.temperature()
     }
 }

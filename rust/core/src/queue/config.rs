@@ -1,41 +1,40 @@
-//! How the queue behaves: κ and how far it goes, bounds, and options that are off by default.
+//! Parameters of the queue: order, room, bounds, and options that are off by default.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// See [`super::LateQueue`]. Validated by [`QueueConfig::validate`].
+/// Parameters of [`super::LateQueue`]. [`QueueConfig::validate`] checks them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueueConfig {
-    /// κ: a request is overtaken only by those that arrive within κ·(its prefill seconds − theirs). 0 is first come first
-    /// served; higher favours short prompts.
+    /// κ, 0 or above. Only a request that arrives within κ·(own prefill seconds − its prefill seconds) overtakes another. 0 is
+    /// first come, first served; higher values favour short prompts.
     pub kappa: f64,
-    /// How far κ goes: a request's length costs it less than so many times what requests took of late from their arrival to their
-    /// first token by this queue's account (wait and own prefill, mean of about 64). 0: no bound.
+    /// Bound on what its own length costs a request, as a multiple of the recent mean of wait and own prefill. 0 sets no bound.
     pub patience: f64,
-    /// A worker has room while less than this many prefill seconds wait there.
+    /// Prefill backlog of a worker, seconds, from which it takes no further prompt into an engine pass.
     pub backlog_s: f64,
-    /// Small prompts that one engine pass holds together may go to a worker at once: without it a fleet of short prompts computes
-    /// one per pass (`docs/pricing.md`).
+    /// Whether small prompts may share an engine pass. Without it a fleet of short prompts computes one prompt per pass
+    /// (`docs/pricing.md`).
     pub share_passes: bool,
-    /// Requests that are considered at a time, oldest first.
+    /// Requests that are considered at a time, oldest first, 1 to 1024.
     pub window: usize,
     /// Requests that may wait.
     pub max_requests: usize,
     /// Bytes that waiting requests may hold, as the caller counts them.
     pub max_bytes: u64,
-    /// Requests that one tenant may have waiting; equal to `max_requests` when off.
+    /// Requests of one tenant that may wait. Equal to `max_requests` when off.
     pub max_requests_per_tenant: usize,
-    /// Bytes that one tenant's waiting requests may hold; equal to `max_bytes` when off.
+    /// Bytes that waiting requests of one tenant may hold. Equal to `max_bytes` when off.
     pub max_bytes_per_tenant: u64,
-    /// Tenants that are told apart at a time; those beyond share one place.
+    /// Tenants with an account of their own. Further tenants share one account.
     pub max_tenants: usize,
-    /// A request that waited this long is sent at once, whatever the room.
+    /// Longest wait, seconds. A request that waited longer is placed at once, regardless of room.
     pub max_wait_s: f64,
-    /// Seconds of head start per level of priority; 0 ignores priorities.
+    /// Head start per priority level, seconds. 0 ignores priorities.
     pub priority_s: f64,
-    /// Share tenants by weight: a tenant's next request is dated behind the service of its last one.
+    /// Whether tenants share the service by weight: a request starts only after its tenant's previous one would finish.
     pub fair: bool,
 }
 
@@ -60,7 +59,10 @@ impl Default for QueueConfig {
 }
 
 impl QueueConfig {
-    /// Errors: [`Error::Parameter`] for values out of range.
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names the first value that is out of range.
     pub fn validate(&self) -> Result<(), Error> {
         let refuse = |field, got: String, expected| Err(Error::Parameter { field, got, expected });
         for (field, value) in [
@@ -74,22 +76,23 @@ impl QueueConfig {
         }
         for (field, value) in [("backlog_s", self.backlog_s), ("max_wait_s", self.max_wait_s)] {
             if !(value.is_finite() && value > 0.0) {
-                return refuse(field, value.to_string(), "seconds above 0");
+                return refuse(field, value.to_string(), "finite seconds above 0");
             }
         }
         let counts = [
-            ("window", self.window, 1024),
-            ("max_requests", self.max_requests, 1 << 24),
-            ("max_requests_per_tenant", self.max_requests_per_tenant, 1 << 24),
-            ("max_tenants", self.max_tenants, 1 << 24),
+            ("window", self.window, 1024, "1 to 1024"),
+            ("max_requests", self.max_requests, 1 << 24, "1 to 2^24"),
+            (
+                "max_requests_per_tenant",
+                self.max_requests_per_tenant,
+                1 << 24,
+                "1 to 2^24",
+            ),
+            ("max_tenants", self.max_tenants, 1 << 24, "1 to 2^24"),
         ];
-        for (field, value, most) in counts {
-            if value == 0 || value > most {
-                return refuse(
-                    field,
-                    value.to_string(),
-                    "at least 1 and at most 1024 (window) or 2^24",
-                );
+        for (field, value, max, expected) in counts {
+            if value == 0 || value > max {
+                return refuse(field, value.to_string(), expected);
             }
         }
         Ok(())

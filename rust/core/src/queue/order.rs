@@ -1,52 +1,60 @@
-//! Who is next: the oldest K, by key.
+//! The order of the queue: requests by their start, the first `K` of them by their key.
 //!
-//! All requests stand in line by `start`; the first K of the line are kept sorted by key. Insert and remove are
-//! O(log n + K), reading the window is a slice.
+//! Insert and remove are O(log n + K). Reading the window is a slice.
 
 use std::collections::BTreeSet;
 
 use crate::exact::ordered;
 use crate::request::RequestId;
 
-/// See the module. Invariant: the window holds the first `min(K, len)` of the line, sorted by key, then by id.
+/// The place of a request: its start as an ordered integer, then its id.
+type Place = (u64, RequestId);
+
+/// All waiting requests in order. Invariant: the window holds the first `min(K, len)` requests by start, sorted by key, then
+/// by id.
 #[derive(Debug, Default)]
 pub(super) struct Order {
-    /// Beyond the window.
-    line: BTreeSet<(u64, RequestId)>,
-    /// In the window, by start.
-    front: BTreeSet<(u64, RequestId)>,
+    /// Requests behind the window.
+    behind: BTreeSet<Place>,
+    /// Requests in the window, by start.
+    front: BTreeSet<Place>,
+    /// The same requests by key.
     window: Vec<(f64, RequestId)>,
 }
 
 impl Order {
-    /// The oldest K, by key.
+    /// The window: keys and ids, lowest key first.
     pub fn window(&self) -> &[(f64, RequestId)] {
         &self.window
     }
 
-    /// Adds a request; when it displaces the youngest of a full window, that one goes back to the line, to be taken in
-    /// again by [`Order::refill`].
+    /// Whether a request is in the window. O(K).
+    pub fn is_in_window(&self, id: RequestId) -> bool {
+        self.window.iter().any(|&(_, other)| other == id)
+    }
+
+    /// Adds a request. A request that starts before the last one of a full window takes its place in the window.
     pub fn insert(&mut self, start_s: f64, key_s: f64, id: RequestId, limit: usize) {
         let place = (ordered(start_s), id);
         if self.window.len() < limit {
             self.front.insert(place);
             self.push(key_s, id);
         } else if self.front.last().is_some_and(|last| place < *last) {
-            if let Some((start, youngest)) = self.front.pop_last() {
-                self.window.retain(|&(_, waiting)| waiting != youngest);
-                self.line.insert((start, youngest));
+            if let Some((start, last)) = self.front.pop_last() {
+                self.window.retain(|&(_, waiting)| waiting != last);
+                self.behind.insert((start, last));
             }
             self.front.insert(place);
             self.push(key_s, id);
         } else {
-            self.line.insert(place);
+            self.behind.insert(place);
         }
     }
 
-    /// Takes a request out, wherever it is.
+    /// Removes a request. The window may then have a free place: see [`Order::refill`].
     pub fn remove(&mut self, start_s: f64, key_s: f64, id: RequestId) {
         let place = (ordered(start_s), id);
-        if self.line.remove(&place) {
+        if self.behind.remove(&place) {
             return;
         }
         if self.front.remove(&place) {
@@ -62,10 +70,10 @@ impl Order {
         }
     }
 
-    /// Moves the next of the line into the window while there is space.
+    /// Moves requests from behind into the window until it holds `limit`.
     pub fn refill(&mut self, limit: usize, key_of: impl Fn(RequestId) -> f64) {
         while self.window.len() < limit {
-            let Some(place) = self.line.pop_first() else {
+            let Some(place) = self.behind.pop_first() else {
                 return;
             };
             self.front.insert(place);

@@ -19,12 +19,12 @@ impl Router {
     pub fn apply(&self, id: WorkerId, event: &KvEvent) -> Result<(), Error> {
         let outcome = self.index.apply_from(id, event);
         if matches!(event, KvEvent::Cleared) && outcome.is_ok() {
-            let desk = &mut *self.desk();
-            if let Ok(slot) = desk.fleet.slot(id) {
-                desk.predicted.clear(slot);
+            let state = &mut *self.state();
+            if let Ok(slot) = state.fleet.slot(id) {
+                state.predicted.clear(slot);
             }
         }
-        if self.follows_churn.load(Ordering::Relaxed) {
+        if self.counts_evictions.load(Ordering::Relaxed) {
             self.count_churn(id, event);
         }
         outcome.map_err(|refusal| event_error(id, event, refusal, self.config.index_max_blocks))
@@ -44,9 +44,9 @@ impl Router {
             } => (0, blocks.len()),
             _ => return,
         };
-        let desk = &mut *self.desk();
-        if let Ok(slot) = desk.fleet.slot(id) {
-            desk.ledger.cache_changed(slot, stored, removed);
+        let state = &mut *self.state();
+        if let Ok(slot) = state.fleet.slot(id) {
+            state.ledger.cache_changed(slot, stored, removed);
         }
     }
 
@@ -94,9 +94,9 @@ impl Router {
                 }
             }
         }
-        let desk = &*self.desk();
-        let overlaps = desk.overlaps_of(&prompt, &self.index);
-        Self::named(&overlaps, |slot| desk.fleet.ids()[slot.index()])
+        let state = &*self.state();
+        let overlaps = state.overlaps_of(&prompt, &self.index);
+        Self::named(&overlaps, |slot| state.fleet.ids()[slot.index()])
     }
 
     fn named(overlaps: &[TierOverlap], id: impl Fn(Slot) -> WorkerId) -> Vec<WorkerOverlap> {

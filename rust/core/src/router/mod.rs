@@ -1,56 +1,68 @@
-//! The one object that owns state: apply, route, finish.
+//! The one object that owns state: apply KV events, decide, learn from outcomes.
 //!
-//! Here is who it is made of and the one step of a decision; beside it what caches hold ([`Router::apply`], `cache.rs`), what a queue
-//! asks ([`Router::prepare`], `late.rs`), what requests and engines tell ([`Router::finish`], `outcomes.rs`) and what can be looked
-//! at ([`Router::snapshot`], `inspect.rs`). The state that a decision must see as a whole is the desk's (`desk.rs`).
+//! ```text
+//! KV event ─▶ cache.rs ─▶ index                                          no state lock
+//! request  ─▶ decisions.rs: match ─▶ price ─▶ pick ─▶ book               one step under one lock
+//! outcome  ─▶ outcomes.rs ─▶ load, ledger, curves, regime                one lock
+//! snapshot ◀─ inspect.rs
+//! ```
+//!
+//! `state.rs` holds what a decision must see as a whole. Every decision takes its lock once, whether the request is placed at
+//! once ([`Router::route`]) or by a queue ([`crate::queue::LateQueue`]).
 
 mod cache;
 mod config;
-mod desk;
+mod decisions;
 mod inspect;
-mod late;
 mod outcomes;
+mod pricing;
+mod state;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use self::config::RouterConfig;
-use self::desk::Desk;
-pub use self::inspect::MAX_KEPT;
-pub use self::late::RoomChanges;
+pub(crate) use self::decisions::{Decisions, RoomChanges};
+pub use self::inspect::{FleetLoad, MAX_KEPT};
+use self::pricing::Pricing;
+use self::state::RouterState;
 use crate::error::Error;
 use crate::hash::BlockHasher;
 use crate::index::{Budget, Index};
-use crate::matched::{Matched, Overlaps};
+use crate::matched::Overlaps;
 use crate::price::PolicyConfig;
 use crate::request::{Decision, RouteRequest, Stage};
 use crate::roster::Roster;
 use crate::worker::{WorkerId, WorkerSpec};
 
-/// Routes the requests of one pool of workers. See the crate's page for the flow.
+/// Routes the requests of one pool of workers. The crate's page shows the flow.
 ///
-/// Shared by any number of threads. A match takes no lock and waits for no writer; events are applied one at a time under the
-/// index's own; to price, pick and book is one step under that of the desk. With one thread all is as if there were no locks:
-/// the same calls give the same answers.
+/// Any number of threads share it. A match of a prompt takes no lock and waits for no writer. KV events are applied one at a
+/// time under the lock of the index. Price, pick and booking are one step under the lock of the state. With one thread the
+/// same calls give the same answers.
 pub struct Router {
     config: RouterConfig,
     hasher: BlockHasher,
     index: Index,
     roster: Roster,
+    /// A copy of [`RouterState::keeps_placements`] that is read without the lock.
     keeps_placements: AtomicBool,
-    /// Whether the policy asks what a cache evicts: then every event of blocks takes the desk's lock for a moment.
-    follows_churn: AtomicBool,
-    /// See [`RoomChanges`].
-    prompts_over: AtomicU64,
-    ends: AtomicU64,
-    desk: Mutex<Desk>,
+    /// Whether the policy needs the eviction rate of each cache. If so, every stored or removed event locks the state briefly.
+    counts_evictions: AtomicBool,
+    state: Mutex<RouterState>,
+    /// How often the state was locked since the start.
+    #[cfg(test)]
+    pub(crate) locks: std::sync::atomic::AtomicU64,
 }
 
 impl Router {
     /// A router without workers.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names the first value of `config` that is out of range.
     pub fn new(config: RouterConfig) -> Result<Self, Error> {
         config.validate()?;
-        let desk = Desk::new(&config)?;
+        let state = RouterState::new(&config)?;
         Ok(Self {
             hasher: BlockHasher::new(config.hash.clone(), config.block_size),
             index: Index::with_budget(Budget {
@@ -59,95 +71,109 @@ impl Router {
             }),
             roster: Roster::default(),
             keeps_placements: AtomicBool::new(false),
-            follows_churn: AtomicBool::new(desk.policy.wants_seconds()),
-            prompts_over: AtomicU64::new(0),
-            ends: AtomicU64::new(0),
-            desk: Mutex::new(desk),
+            counts_evictions: AtomicBool::new(state.pricing.policy().wants_seconds()),
+            state: Mutex::new(state),
+            #[cfg(test)]
+            locks: std::sync::atomic::AtomicU64::new(0),
             config,
         })
     }
 
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the state. A thread that panicked under the lock does not stop the others.
+    fn state(&self) -> MutexGuard<'_, RouterState> {
+        #[cfg(test)]
+        self.locks.fetch_add(1, Ordering::Relaxed);
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// See [`RoomChanges`].
-    fn room_changed(&self) {
-        self.prompts_over.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The configuration that it was made with; [`Router::set_policy`] does not change it.
+    /// The configuration that the router was made with. [`Router::set_policy`] does not change it.
     pub const fn config(&self) -> &RouterConfig {
         &self.config
     }
 
-    /// How the blocks of its prompts and feeds must be hashed: it cannot tell other hashes from these.
+    /// The hash of blocks. Prompts and KV events must be hashed with it, or nothing matches.
     pub const fn hasher(&self) -> &BlockHasher {
         &self.hasher
     }
 
-    /// Register a worker: available, idle, with an empty cache.
+    /// Registers a worker: available, idle, with an empty cache.
+    ///
+    /// # Errors
+    /// [`Error::WorkerExists`] and [`Error::TooManyWorkers`].
     pub fn add_worker(&self, id: WorkerId, spec: WorkerSpec) -> Result<(), Error> {
-        self.room_changed();
-        let desk = &mut *self.desk();
-        let slot = desk.fleet.add(id, spec, self.config.max_workers)?;
-        let spec = desk.fleet.spec(slot);
-        desk.load.ensure_slot(slot);
-        desk.predicted.add_worker(slot, spec.total_kv_blocks);
-        desk.ledger.add_worker(slot, spec, self.config.block_size);
+        let state = &mut *self.state();
+        state.room_changes.prefills += 1;
+        let slot = state.fleet.add(id, spec, self.config.max_workers)?;
+        let spec = state.fleet.spec(slot);
+        state.load.ensure_slot(slot);
+        state.predicted.add_worker(slot, spec.total_kv_blocks);
+        state.ledger.add_worker(slot, spec, self.config.block_size);
         self.index.register(id, slot);
-        self.roster.publish(&desk.fleet, slot);
+        self.roster.publish(&state.fleet, slot);
         Ok(())
     }
 
-    /// Forget a worker, its blocks and its bookings. O(its blocks + its bookings).
+    /// Removes a worker with its blocks and its bookings. O(blocks + bookings of the worker).
+    ///
+    /// # Errors
+    /// [`Error::UnknownWorker`].
     pub fn remove_worker(&self, id: WorkerId) -> Result<(), Error> {
-        self.room_changed();
         let slot = {
-            let desk = &mut *self.desk();
-            let slot = desk.fleet.remove(id)?;
-            self.roster.publish(&desk.fleet, slot);
-            desk.predicted.clear(slot);
-            let dropped = desk.load.remove_worker(slot);
-            desk.counters.dropped_with_worker += dropped.len() as u64;
-            desk.ledger.remove_worker(slot, &dropped);
+            let state = &mut *self.state();
+            state.room_changes.prefills += 1;
+            let slot = state.fleet.remove(id)?;
+            self.roster.publish(&state.fleet, slot);
+            state.predicted.clear(slot);
+            let dropped = state.load.remove_worker(slot);
+            state.counters.dropped_with_worker += dropped.len() as u64;
+            state.ledger.remove_worker(slot, &dropped);
             slot
         };
-        // Nobody gets the slot before nothing is left of it, and no decision waits for that.
+        // Blocks are removed without the lock, so that no decision waits. The slot is reused only after they are gone.
         self.index.retire(id, slot);
-        self.desk().fleet.free(slot);
+        self.state().fleet.free(slot);
         Ok(())
     }
 
-    /// Whether a worker takes requests. One that does not keeps its blocks and its bookings.
-    pub fn set_available(&self, id: WorkerId, available: bool) -> Result<(), Error> {
-        self.room_changed();
-        let desk = &mut *self.desk();
-        let slot = desk.fleet.slot(id)?;
-        desk.fleet.set_available(slot, available);
-        self.roster.publish(&desk.fleet, slot);
-        Ok(())
-    }
-
-    /// Put another policy in force, as a whole.
-    pub fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
-        let built = policy.build()?;
-        let desk = &mut *self.desk();
-        self.room_changed();
-        self.follows_churn.store(built.wants_seconds(), Ordering::Relaxed);
-        desk.policy = built;
-        desk.config.policy = policy;
-        Ok(())
-    }
-
-    /// Choose a worker and, when the request has an id, book it there: one atomic step.
+    /// Sets whether a worker takes requests. An unavailable worker keeps its blocks and its bookings.
     ///
-    /// Bookings whose time is over end first. O(blocks / 64 + workers).
+    /// # Errors
+    /// [`Error::UnknownWorker`].
+    pub fn set_available(&self, id: WorkerId, available: bool) -> Result<(), Error> {
+        let state = &mut *self.state();
+        state.room_changes.prefills += 1;
+        let slot = state.fleet.slot(id)?;
+        state.fleet.set_available(slot, available);
+        self.roster.publish(&state.fleet, slot);
+        Ok(())
+    }
+
+    /// Replaces the policy as a whole. What the previous policy learned is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range. The previous policy then stays in force.
+    pub fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
+        let pricing = Pricing::new(policy)?;
+        let state = &mut *self.state();
+        state.room_changes.prefills += 1;
+        self.counts_evictions
+            .store(pricing.policy().wants_seconds(), Ordering::Relaxed);
+        state.pricing = pricing;
+        Ok(())
+    }
+
+    /// Chooses a worker and, when the request has an id, books it there. One atomic step, O(blocks / 64 + workers).
+    ///
+    /// Bookings that outlived their time end first.
+    ///
+    /// # Errors
+    /// [`Error::NoWorker`], [`Error::RequestExists`], [`Error::TooManyBookings`], and [`Error::Parameter`] for sequence hashes
+    /// of another length than the local hashes.
     pub fn route(&self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
         self.route_marked(request, now_s, |_| ())
     }
 
-    /// As [`Router::route`]; `mark` is told the end of each stage, so that who has a clock can time them.
+    /// As [`Router::route`]. `mark` is called at the end of each stage, so that a caller with a clock can time the stages.
     pub fn route_marked(
         &self,
         request: &RouteRequest<'_>,
@@ -156,49 +182,13 @@ impl Router {
     ) -> Result<Decision, Error> {
         let mut overlaps = Overlaps::taken();
         overlaps.look(&request.prompt(), &self.roster, &self.index);
-        let decision = {
-            let desk = &mut *self.desk();
-            if desk.expire(now_s).1 {
-                self.room_changed();
-            }
-            desk.check(request).and_then(|()| {
-                let mut matched = std::mem::take(&mut desk.matched);
-                let found = self.complete(desk, request, &mut overlaps, &mut matched);
-                mark(Stage::Match);
-                let decision = found.map(|()| desk.decide(request, &matched, now_s, &mut mark));
-                desk.matched = matched;
-                decision
-            })
-        };
+        let decision = self.decisions().route(request, &mut overlaps, now_s, &mut mark);
         overlaps.keep();
         decision
     }
 
-    /// The part of a match that needs the desk; all of it when the fleet changed since the index was looked at.
-    fn complete(
-        &self,
-        desk: &Desk,
-        request: &RouteRequest<'_>,
-        overlaps: &mut Overlaps,
-        matched: &mut Matched,
-    ) -> Result<(), Error> {
-        if !overlaps.is_current(&self.roster, &self.index) {
-            overlaps.look(&request.prompt(), &self.roster, &self.index);
-        }
-        let state = (&desk.fleet, &self.index, &desk.predicted, &desk.load);
-        matched.fill(request, overlaps, state, self.roster.generation())?;
-        if desk.policy.wants_seconds() {
-            desk.fill_work(matched);
-        }
-        Ok(())
-    }
-
-    /// End the bookings that outlived their time; how many.
+    /// Ends bookings that outlived their time. Returns how many ended.
     pub fn expire(&self, now_s: f64) -> usize {
-        let (expired, gave_room) = self.desk().expire(now_s);
-        if gave_room {
-            self.room_changed();
-        }
-        expired
+        self.state().expire(now_s)
     }
 }

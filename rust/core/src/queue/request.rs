@@ -1,45 +1,45 @@
-//! One request in the queue, and what comes of it.
+//! A request on its way through the queue: offered, waiting, dispatched or refused.
 
 use crate::hash::LocalHash;
 use crate::matched::Matched;
 use crate::request::{Candidate, RequestId, RouteRequest};
 use crate::worker::WorkerId;
 
-/// Who pays: a number that the caller gives to each tenant.
+/// A tenant, as a number that the caller gives to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tenant(pub u32);
 
 impl Tenant {
-    /// All those together that came while as many tenants were known as may be.
+    /// Overflow account of all tenants beyond `max_tenants`.
     pub const OTHERS: Self = Self(u32::MAX);
 }
 
 /// A request that may wait.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QueuedRequest {
-    /// Its id; it is booked under it.
+    /// Id under which the request is booked. It must not wait or be booked yet.
     pub id: RequestId,
     /// Local hashes of the prompt's full blocks.
     pub local_hashes: Box<[LocalHash]>,
     /// Tokens of the prompt.
     pub input_tokens: u32,
-    /// Expected tokens of the answer.
+    /// Expected tokens of the answer, where the request says so.
     pub expected_output_tokens: Option<u32>,
-    /// Only these workers.
+    /// Workers that may take the request. `None` allows every worker.
     pub allowed: Option<Box<[WorkerId]>>,
-    /// Bytes that the caller keeps for it meanwhile.
+    /// Bytes that the caller keeps while the request waits.
     pub bytes: u64,
-    /// Whose it is.
+    /// Tenant that the request counts for.
     pub tenant: Tenant,
-    /// The tenant's share against others, above 0. Only when the queue is fair.
+    /// Share of the tenant against other tenants, above 0. Only a fair queue reads it.
     pub weight: f64,
-    /// Levels above (or below) the usual. Only when the queue has a head start per level.
+    /// Priority levels above (or below) 0. Each is worth [`super::QueueConfig::priority_s`] of waiting.
     pub priority: i32,
-    /// When the first token must be out to be of use.
+    /// Latest useful time of the first token, in the router's seconds.
     pub deadline_s: Option<f64>,
-    /// See [`RouteRequest::in_one_piece`].
+    /// As [`RouteRequest::in_one_piece`].
     pub in_one_piece: bool,
-    /// Fill [`Dispatch::candidates`].
+    /// Whether to fill [`Dispatch::candidates`].
     pub explain: bool,
 }
 
@@ -62,7 +62,7 @@ impl QueuedRequest {
         }
     }
 
-    /// As the router takes it.
+    /// The request as the router takes it, without `explain`.
     pub fn question(&self) -> RouteRequest<'_> {
         RouteRequest {
             request_id: Some(self.id),
@@ -79,77 +79,77 @@ impl QueuedRequest {
 /// Why a request left the queue for a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Its worker had room.
+    /// The chosen worker had room.
     Room,
-    /// The window was full and nobody had room: it went by price at once.
+    /// The window was full and no worker had room: the request with the lowest key was placed by price alone.
     Overflow,
-    /// It had waited as long as anyone may.
+    /// The request waited longer than [`super::QueueConfig::max_wait_s`].
     Age,
 }
 
 /// A request that was placed and booked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dispatch {
-    /// Whose.
+    /// Id of the request.
     pub id: RequestId,
-    /// Where.
+    /// Worker that it is booked on.
     pub worker: WorkerId,
-    /// Its cost there, in the unit of the policy.
+    /// Cost of the worker, in the unit of the policy. Infinite when no candidate had a finite cost.
     pub cost: f64,
     /// Leading prompt blocks in the worker's device memory.
     pub overlap_blocks: u32,
     /// Seconds in the queue.
     pub waited_s: f64,
-    /// Why now.
+    /// Why the request was placed now.
     pub cause: Cause,
-    /// Every candidate with its parts, when asked for.
+    /// Every candidate with the parts of its cost. Empty unless the request asked for it.
     pub candidates: Vec<Candidate>,
 }
 
-/// Why a request was not taken.
+/// The bound that a refused request met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// As many wait as may.
+    /// [`super::QueueConfig::max_requests`].
     Requests,
-    /// Waiting requests hold as many bytes as they may.
+    /// [`super::QueueConfig::max_bytes`].
     Bytes,
-    /// The tenant has as many waiting as it may.
+    /// [`super::QueueConfig::max_requests_per_tenant`].
     Tenant,
-    /// The deadline cannot be met any more.
+    /// The deadline of the request, which no worker can meet any more.
     Deadline,
-    /// The tenant's waiting requests hold as many bytes as they may.
+    /// [`super::QueueConfig::max_bytes_per_tenant`].
     TenantBytes,
 }
 
-/// What became of a request that was offered.
+/// Answer to an offered request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Offer {
-    /// It waits, or has been placed: the next pump tells.
+    /// The request waits. The next pump may place it.
     Taken,
-    /// It was refused; a new try makes sense after `retry_after_s`.
+    /// The request was refused.
     Refused {
-        /// Which bound it met.
+        /// The bound that it met.
         limit: Limit,
-        /// Seconds until the queue is expected to have drained by a window.
+        /// Seconds until the queue is expected to have placed a window of requests, 1 to 60.
         retry_after_s: f64,
     },
 }
 
-/// A waiting request with its order and its match.
+/// A waiting request with its place and its match.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub request: QueuedRequest,
     pub matched: Matched,
-    /// Tokens to compute on the worker that holds most.
+    /// Tokens to compute on the worker that holds most of the prompt.
     pub least_tokens: u64,
     pub matched_at_s: f64,
     pub arrived_s: f64,
-    /// Where it stands in line: its arrival, moved by priority and fairness.
+    /// Place in the queue, seconds: the arrival, moved by priority and fairness.
     pub start_s: f64,
-    /// start + κ·s.
+    /// Start plus what the prompt's length costs, seconds: the order within the window.
     pub key_s: f64,
-    /// Prefill seconds on its best worker.
+    /// Prefill seconds on the best worker.
     pub prefill_s: f64,
-    /// Until when it must be placed to meet its deadline.
+    /// Latest time of a placement that meets the deadline, seconds.
     pub last_chance_s: Option<f64>,
 }

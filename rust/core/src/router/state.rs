@@ -1,7 +1,12 @@
-//! What a decision changes or must see as a whole.
+//! What a decision changes or must see as a whole, and the steps of a decision over it.
+//!
+//! [`RouterState::choose`] prices and picks; [`RouterState::commit`] is the one tail of every decision: it counts, keeps the
+//! placement for the price of anarchy, and opens the booking.
 
 use super::RouterConfig;
+use super::decisions::RoomChanges;
 use super::inspect::MAX_KEPT;
+use super::pricing::Pricing;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::game::{Placed, Placement};
@@ -9,42 +14,44 @@ use crate::index::{Index, Prompt, Slot, TierOverlap};
 use crate::latency::Learning;
 use crate::ledger::{Books, Ledger, Work};
 use crate::load::Load;
-use crate::matched::{Ahead, Columns, Matched, cached_tokens_of};
+use crate::matched::{Columns, Matched, PendingLoad, cached_tokens_of};
 use crate::pick::pick;
 use crate::predicted::Predicted;
-use crate::price::{Policy, View};
-use crate::request::{Candidate, Decision, RequestId, RouteRequest, Stage};
+use crate::price::{LeastLoaded, Policy, View};
+use crate::request::{Candidate, Choice, Decision, RequestId, RouteRequest};
 use crate::rng::Rng;
 use crate::snapshot::Counters;
 use crate::worker::WorkerId;
 
-/// What a decision changes or must see as a whole.
-pub(super) struct Desk {
+/// Everything of a router that changes under its lock.
+pub(super) struct RouterState {
     pub(super) config: RouterConfig,
-    pub(super) policy: Box<dyn Policy>,
+    pub(super) pricing: Pricing,
     pub(super) rng: Rng,
     pub(super) fleet: Fleet,
     pub(super) predicted: Predicted,
     pub(super) load: Load,
     pub(super) ledger: Ledger,
     pub(super) counters: Counters,
+    pub(super) room_changes: RoomChanges,
     pub(super) matched: Matched,
     pub(super) columns: Columns,
     pub(super) keeps_placements: bool,
     pub(super) kept: Vec<Placed>,
 }
 
-impl Desk {
+impl RouterState {
     /// Of a router without workers.
     pub(super) fn new(config: &RouterConfig) -> Result<Self, Error> {
         Ok(Self {
-            policy: config.policy.build()?,
+            pricing: Pricing::new(config.policy.clone())?,
             rng: Rng::new(config.seed),
             fleet: Fleet::default(),
             predicted: Predicted::new(config.predicted),
             load: Load::default(),
             ledger: Ledger::new(&config.curves, Learning::default()),
             counters: Counters::default(),
+            room_changes: RoomChanges::default(),
             matched: Matched::default(),
             columns: Columns::default(),
             keeps_placements: false,
@@ -55,7 +62,7 @@ impl Desk {
 
     pub(super) fn fill_work(&self, matched: &mut Matched) {
         if self.config.tracks_prefill {
-            matched.fill_work(self.tokens_of_block(), self.policy.wants_seconds());
+            matched.fill_work(self.tokens_of_block(), self.pricing.policy().wants_seconds());
         } else {
             matched.fill_no_work();
         }
@@ -63,38 +70,72 @@ impl Desk {
 
     /// Prompt tokens that a block saves, by tier.
     fn tokens_of_block(&self) -> [f64; 3] {
-        let [host, disk] = self.policy.reuse_weights().unwrap_or(self.config.reuse_weights);
+        let [host, disk] = self
+            .pricing
+            .policy()
+            .reuse_weights()
+            .unwrap_or(self.config.reuse_weights);
         [1.0, host, disk].map(|weight| weight * f64::from(self.config.block_size))
     }
 
-    pub(super) fn decide(
+    /// Prices every candidate of a match and picks one. `priced` is called in between.
+    ///
+    /// When no candidate has a finite cost, the least loaded one is chosen and the cost is infinite: a wrong figure of a worker,
+    /// such as 0 KV blocks, must cost quality, not the request. [`Counters::unpriced`] counts these decisions.
+    pub(super) fn choose(
+        &mut self,
+        matched: &Matched,
+        pending: Option<&PendingLoad>,
+        explain: bool,
+        now_s: f64,
+        priced: impl FnOnce(),
+    ) -> Choice {
+        self.price(matched, pending, now_s);
+        priced();
+        let costs = &self.columns.costs;
+        let (chosen, cost) = match pick(costs, self.pricing.policy().temperature(), &mut self.rng) {
+            Some(chosen) => (chosen, costs[chosen]),
+            None => (self.least_loaded(matched, now_s), f64::INFINITY),
+        };
+        Choice {
+            chosen,
+            cost,
+            candidates: self.candidates(matched, explain, now_s),
+        }
+    }
+
+    /// The candidate with the fewest requests in flight. Ties are broken at random.
+    fn least_loaded(&mut self, matched: &Matched, now_s: f64) -> usize {
+        let mut requests = vec![0.0; matched.workers.len()];
+        let mut rng = self.rng.clone();
+        LeastLoaded.price(&self.view(matched, now_s), &mut rng, &mut requests);
+        pick(&requests, 0.0, &mut self.rng).unwrap_or(0)
+    }
+
+    /// The tail of every decision: counts it, keeps its placement and opens its booking.
+    pub(super) fn commit(
         &mut self,
         request: &RouteRequest<'_>,
         matched: &Matched,
+        choice: Choice,
         now_s: f64,
-        mark: &mut impl FnMut(Stage),
     ) -> Decision {
-        self.price(matched, None, now_s);
-        mark(Stage::Price);
-        let columns = &self.columns;
-        let chosen = pick(&columns.costs, self.policy.temperature(), &mut self.rng);
-        let chosen = chosen.expect("a price must leave one candidate with a finite cost");
-        let decision = Decision {
-            worker: matched.workers[chosen],
-            overlap_blocks: matched.device_blocks[chosen],
-            cost: columns.costs[chosen],
-            candidates: self.candidates(matched, request.explain, now_s),
-        };
+        let chosen = choice.chosen;
         self.counters.routed += 1;
+        self.counters.unpriced += u64::from(!choice.cost.is_finite());
         let work = self.work_of(matched, chosen);
         self.keep(request, matched, chosen, now_s);
         self.open(request, matched.slots[chosen], work, now_s);
-        mark(Stage::Pick);
-        decision
+        Decision {
+            worker: matched.workers[chosen],
+            overlap_blocks: matched.device_blocks[chosen],
+            cost: choice.cost,
+            candidates: choice.candidates,
+        }
     }
 
-    /// The candidates as they were priced a moment ago, when `explain`.
-    pub(super) fn keep(&mut self, request: &RouteRequest<'_>, matched: &Matched, chosen: usize, now_s: f64) {
+    /// Keeps what each candidate would have cost in seconds, where somebody measures the price of anarchy.
+    fn keep(&mut self, request: &RouteRequest<'_>, matched: &Matched, chosen: usize, now_s: f64) {
         if self.keeps_placements
             && self.kept.len() < MAX_KEPT
             && let Some(id) = request.request_id
@@ -157,8 +198,9 @@ impl Desk {
         overlaps
     }
 
-    /// Ends what is over by its time: bookings, how many; and whether that gave a worker room.
-    pub(super) fn expire(&mut self, now_s: f64) -> (usize, bool) {
+    /// Ends bookings that outlived their time, and prefills whose first token nobody reports and that are due. Returns how many
+    /// bookings ended.
+    pub(super) fn expire(&mut self, now_s: f64) -> usize {
         let expired = self.load.expire(now_s);
         let assumed = self.ledger.expire(now_s);
         for &request in &assumed {
@@ -166,7 +208,8 @@ impl Desk {
         }
         self.predicted.expire(now_s);
         self.counters.expired += expired as u64;
-        (expired, expired > 0 || !assumed.is_empty())
+        self.room_changes.prefills += u64::from(expired > 0 || !assumed.is_empty());
+        expired
     }
 
     pub(super) fn placed(&self) -> impl Iterator<Item = (WorkerId, usize)> + '_ {
@@ -183,20 +226,21 @@ impl Desk {
         }
         // In a pool that only decodes a booking begins long after its request: see `Router::observe_first_token`.
         if let Some(taken_s) = taken_s.filter(|_| self.config.tracks_prefill) {
-            self.policy.first_token(taken_s, now_s);
+            self.pricing.first_token(taken_s, now_s);
         }
     }
 
-    pub(super) fn price(&mut self, matched: &Matched, ahead: Option<&Ahead>, now_s: f64) {
-        self.policy.advance(now_s);
-        self.columns.fill(matched, &self.load, ahead);
-        if self.policy.wants_seconds() {
+    fn price(&mut self, matched: &Matched, pending: Option<&PendingLoad>, now_s: f64) {
+        self.pricing.advance(now_s);
+        self.columns.fill(matched, &self.load, pending);
+        if self.pricing.policy().wants_seconds() {
             self.ledger.advance(now_s);
-            self.columns.fill_seconds(matched, &self.ledger.lanes(), ahead);
+            self.columns.fill_seconds(matched, &self.ledger.lanes(), pending);
         }
         let mut costs = std::mem::take(&mut self.columns.costs);
         let mut rng = self.rng.clone();
-        self.policy
+        self.pricing
+            .policy()
             .price(&self.view(matched, now_s), &mut rng, &mut costs);
         self.rng = rng;
         self.columns.costs = costs;
@@ -207,7 +251,7 @@ impl Desk {
         let columns = &self.columns;
         let (prefill_tokens, decode_blocks, active_requests) = columns.loads(&self.load);
         let output_tokens = self.output_tokens(matched);
-        let books = if self.policy.wants_seconds() {
+        let books = if self.pricing.policy().wants_seconds() {
             let climate = self.ledger.climate(output_tokens, now_s);
             let pool = (self.config.block_size, self.handoff_s_per_token());
             columns.books(matched, (self.ledger.lanes(), &self.load), climate, pool)
@@ -238,13 +282,13 @@ impl Desk {
     }
 
     /// Every candidate as it was just priced, when asked for.
-    pub(super) fn candidates(&self, matched: &Matched, explain: bool, now_s: f64) -> Vec<Candidate> {
+    fn candidates(&self, matched: &Matched, explain: bool, now_s: f64) -> Vec<Candidate> {
         if !explain {
             return Vec::new();
         }
         let view = self.view(matched, now_s);
         let candidate = |i| {
-            let parts = self.policy.parts(&view, i);
+            let parts = self.pricing.policy().parts(&view, i);
             self.columns.candidate(matched, &self.load, parts, i)
         };
         (0..matched.workers.len()).map(candidate).collect()
@@ -308,8 +352,8 @@ impl Desk {
     /// What candidate `i` would compute of a matched prompt, and what it would find. A price in seconds counts the prefix in
     /// flight there beside what events told: an engine computes prompts in order, so it is there by this one's turn. The
     /// other prices keep to the events, as their sources do.
-    pub(super) fn work_of(&self, matched: &Matched, i: usize) -> Work {
-        let overlap = if self.policy.wants_seconds() {
+    fn work_of(&self, matched: &Matched, i: usize) -> Work {
+        let overlap = if self.pricing.policy().wants_seconds() {
             matched.overlap_in_time(i)
         } else {
             matched.overlap(i)

@@ -1,0 +1,343 @@
+//! Placing what can be placed: passes over the window, each under one lock of the router's state.
+
+use super::LateQueue;
+use super::request::{Cause, Dispatch, Entry, Limit};
+use super::room::{Demand, RoomRule};
+use crate::error::Error;
+use crate::exact::ordered;
+use crate::ledger::Pressure;
+use crate::request::{Choice, RequestId};
+use crate::router::{Decisions, RoomChanges, Router};
+
+/// A match older than this is made again before it is acted on, seconds: KV events changed the caches meanwhile.
+const FRESH_S: f64 = 0.25;
+
+/// A request that a pass left waiting, with the load that it would put on the worker it would choose.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BlockedRequest {
+    key_s: f64,
+    position: usize,
+    tokens: u64,
+    prefill_s: f64,
+}
+
+/// What a later pump must know of a pass that could place nothing more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LastPass {
+    /// What had given room so far when the pass began.
+    changes: RoomChanges,
+    at_s: f64,
+    /// Whether a worker lacked memory or sequences. Then the end of any request may give it room.
+    saw_full_worker: bool,
+    /// Whether prompts of the pass may share an engine pass. Only then it is worth sparing whole passes.
+    may_share: bool,
+}
+
+/// One hold of the router's state, for one pass or one placement.
+struct Turn<'a> {
+    decisions: Decisions<'a>,
+    now_s: f64,
+    placed: &'a mut Vec<Dispatch>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(router: &'a Router, now_s: f64, placed: &'a mut Vec<Dispatch>) -> Self {
+        Self {
+            decisions: router.decisions(),
+            now_s,
+            placed,
+        }
+    }
+}
+
+/// The rule of room with what a pass saw of the workers.
+struct Survey {
+    rule: RoomRule,
+    seen: LastPass,
+}
+
+impl Survey {
+    fn has_room(&mut self, worker: &Pressure, demand: Demand) -> bool {
+        self.seen.saw_full_worker |= self.rule.is_full(worker, demand);
+        self.rule.admits(worker, demand)
+    }
+}
+
+impl LateQueue {
+    /// Places what can be placed. Each placed request is booked in `router` and appended to `placed`.
+    ///
+    /// # Errors
+    /// [`Error::NoWorker`] when no candidate is available, [`Error::TooManyBookings`] when the booking table is full. Requests
+    /// that were not placed wait for the next pump.
+    pub fn pump(&mut self, router: &Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<(), Error> {
+        if self.entries.is_empty() {
+            self.arrivals.clear();
+            return Ok(());
+        }
+        self.drop_missed_deadlines(now_s);
+        while let Some(id) = self.overdue(now_s) {
+            self.place_at_once(&mut Turn::new(router, now_s, placed), id, Cause::Age)?;
+        }
+        let before = placed.len();
+        self.place_with_room(router, now_s, placed)?;
+        if placed.len() == before
+            && self.entries.len() >= self.config.window
+            && let Some(id) = self.order.window().first().map(|&(_, id)| id)
+        {
+            self.place_at_once(&mut Turn::new(router, now_s, placed), id, Cause::Overflow)?;
+        }
+        Ok(())
+    }
+
+    /// Places every request whose worker has room: by whole passes, or the new arrivals only when nothing else can have changed.
+    fn place_with_room(
+        &mut self,
+        router: &Router,
+        now_s: f64,
+        placed: &mut Vec<Dispatch>,
+    ) -> Result<(), Error> {
+        let mut turn = Turn::new(router, now_s, placed);
+        let changes = turn.decisions.room_changes();
+        if let Some(last) = self
+            .last_pass
+            .filter(|last| self.is_unchanged(last, changes, now_s))
+        {
+            return self.place_arrivals(&mut turn, last);
+        }
+        let mut seen = LastPass {
+            changes,
+            at_s: now_s,
+            saw_full_worker: false,
+            may_share: false,
+        };
+        self.last_pass = None;
+        while self.pass(&mut turn, &mut seen)? {
+            // Each pass locks the state anew, so that other decisions get between the passes of a long pump.
+            drop(turn);
+            turn = Turn::new(router, now_s, placed);
+        }
+        self.last_pass = Some(seen);
+        self.arrivals.clear();
+        Ok(())
+    }
+
+    /// Drops requests whose first token would miss the deadline on every worker.
+    fn drop_missed_deadlines(&mut self, now_s: f64) {
+        while let Some(&(last_chance, id)) = self.deadlines.first()
+            && last_chance < ordered(now_s)
+        {
+            self.deadlines.pop_first();
+            if self.remove(id).is_some() {
+                self.stats.refused[Limit::Deadline as usize] += 1;
+                self.too_late.push(id);
+            }
+        }
+    }
+
+    /// The oldest request, if it waited too long.
+    fn overdue(&mut self, now_s: f64) -> Option<RequestId> {
+        while let Some(&(arrived_s, id)) = self.ages.front() {
+            if self
+                .entries
+                .get(&id)
+                .is_some_and(|entry| entry.arrived_s == arrived_s)
+            {
+                return (now_s - arrived_s > self.config.max_wait_s).then_some(id);
+            }
+            self.ages.pop_front();
+        }
+        None
+    }
+
+    /// Whether no worker can have got room since the last pass, so that the requests it left waiting wait on.
+    fn is_unchanged(&self, last: &LastPass, now: RoomChanges, now_s: f64) -> bool {
+        last.may_share
+            && self.arrivals.len() <= self.config.window
+            && last.changes.prefills == now.prefills
+            && (last.changes.releases == now.releases || !last.saw_full_worker)
+            && now_s - last.at_s <= FRESH_S
+    }
+
+    /// Places those new arrivals that find room, each behind the blocked requests of lower keys.
+    fn place_arrivals(&mut self, turn: &mut Turn<'_>, last: LastPass) -> Result<(), Error> {
+        let mut survey = Survey {
+            rule: RoomRule::new(&self.config, &turn.decisions),
+            seen: last,
+        };
+        for id in std::mem::take(&mut self.arrivals) {
+            if !self.order.is_in_window(id) {
+                continue;
+            }
+            self.refresh(turn, id, f64::INFINITY)?;
+            let key_s = self.entries[&id].key_s;
+            self.pending.reset(turn.decisions.positions());
+            for blocked in self.blocked.iter().filter(|blocked| blocked.key_s <= key_s) {
+                self.pending
+                    .add(blocked.position, blocked.tokens, blocked.prefill_s);
+            }
+            let choice = self.choose(turn, id);
+            if self.admits(turn, &mut survey, id, choice.chosen) {
+                self.place(turn, id, choice, Cause::Room)?;
+            } else {
+                self.block(turn, id, choice.chosen);
+            }
+            self.last_pass = Some(survey.seen);
+        }
+        Ok(())
+    }
+
+    /// One pass over the window, up to the first request that is placed. Returns whether one was.
+    fn pass(&mut self, turn: &mut Turn<'_>, seen: &mut LastPass) -> Result<bool, Error> {
+        let mut survey = Survey {
+            rule: RoomRule::new(&self.config, &turn.decisions),
+            seen: *seen,
+        };
+        let placed = self.survey_and_place(turn, &mut survey);
+        *seen = survey.seen;
+        placed
+    }
+
+    fn survey_and_place(&mut self, turn: &mut Turn<'_>, survey: &mut Survey) -> Result<bool, Error> {
+        self.pending.reset(turn.decisions.positions());
+        self.blocked.clear();
+        let decisions = &turn.decisions;
+        let any = Demand::default();
+        if !decisions
+            .available()
+            .any(|position| survey.has_room(&decisions.pressure(position, turn.now_s), any))
+        {
+            return Ok(false);
+        }
+        // A worker whose engine pass is nearly full counts as free only if the smallest prompt fits. Otherwise a pass would go on
+        // to the end of the window for room that no request can use.
+        let least = Demand {
+            prefill_tokens: self.least_tokens(),
+            ..any
+        };
+        // Workers with room that no request of this pass has chosen yet.
+        let mut free = 0;
+        for position in decisions.available() {
+            let worker = decisions.pressure(position, turn.now_s);
+            free += usize::from(survey.has_room(&worker, least));
+            survey.seen.may_share |= survey.rule.may_share(least.prefill_tokens, worker.chunk_tokens);
+        }
+        let mut at = 0;
+        while free > 0
+            && let Some(&(_, id)) = self.order.window().get(at)
+        {
+            at += 1;
+            self.refresh(turn, id, f64::INFINITY)?;
+            let mut choice = self.choose(turn, id);
+            let mut admitted = self.admits(turn, survey, id, choice.chosen);
+            if admitted && self.refresh(turn, id, FRESH_S)? {
+                choice = self.choose(turn, id);
+                admitted = self.admits(turn, survey, id, choice.chosen);
+            }
+            if admitted {
+                self.place(turn, id, choice, Cause::Room)?;
+                return Ok(true);
+            }
+            let position = self.entries[&id].matched.position(choice.chosen);
+            let had_room = self.pending.requests[position] == 0
+                && survey.has_room(&turn.decisions.pressure(position, turn.now_s), least);
+            free -= usize::from(had_room);
+            self.block(turn, id, choice.chosen);
+        }
+        Ok(false)
+    }
+
+    /// Tokens to compute of the smallest prompt in the window, on its best worker. O(window).
+    fn least_tokens(&self) -> u64 {
+        let window = self.order.window().iter();
+        let tokens = window.filter_map(|(_, id)| Some(self.entries.get(id)?.least_tokens));
+        tokens.min().unwrap_or(0)
+    }
+
+    /// What a waiting request would choose at the present load and the load of the requests before it.
+    fn choose(&self, turn: &mut Turn<'_>, id: RequestId) -> Choice {
+        let Entry { matched, request, .. } = &self.entries[&id];
+        turn.decisions
+            .choose(matched, &self.pending, request.explain, turn.now_s)
+    }
+
+    /// Whether candidate `chosen` has room for the request, and no request before it chose the same worker.
+    fn admits(&self, turn: &Turn<'_>, survey: &mut Survey, id: RequestId, chosen: usize) -> bool {
+        let matched = &self.entries[&id].matched;
+        let position = matched.position(chosen);
+        let demand = Demand {
+            prefill_tokens: matched.work(chosen).new_tokens,
+            kv_tokens: matched.new_blocks(chosen) as f64 * f64::from(turn.decisions.block_size()),
+        };
+        self.pending.requests[position] == 0
+            && survey.has_room(&turn.decisions.pressure(position, turn.now_s), demand)
+    }
+
+    /// The request waits for candidate `chosen`. Requests behind it count its load there.
+    fn block(&mut self, turn: &Turn<'_>, id: RequestId, chosen: usize) {
+        let entry = &self.entries[&id];
+        let (position, work) = (entry.matched.position(chosen), entry.matched.work(chosen));
+        let blocked = BlockedRequest {
+            key_s: entry.key_s,
+            position,
+            tokens: work.new_tokens,
+            prefill_s: turn.decisions.prefill_s(position, work),
+        };
+        self.pending.add(position, blocked.tokens, blocked.prefill_s);
+        self.blocked.push(blocked);
+    }
+
+    /// Matches a waiting request again when the set of workers changed or its match is older than `age_s`. Returns whether the
+    /// match is a new one.
+    fn refresh(&mut self, turn: &Turn<'_>, id: RequestId, age_s: f64) -> Result<bool, Error> {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return Ok(false);
+        };
+        let is_fresh = turn.decisions.is_current(&entry.matched) && turn.now_s - entry.matched_at_s <= age_s;
+        if !is_fresh {
+            entry.matched = turn.decisions.match_again(&entry.request.question())?;
+            entry.least_tokens = entry.matched.least_tokens();
+            entry.matched_at_s = turn.now_s;
+        }
+        Ok(!is_fresh)
+    }
+
+    /// Places a request by price alone, regardless of room.
+    fn place_at_once(&mut self, turn: &mut Turn<'_>, id: RequestId, cause: Cause) -> Result<(), Error> {
+        self.last_pass = None;
+        self.pending.reset(turn.decisions.positions());
+        self.refresh(turn, id, FRESH_S)?;
+        let choice = self.choose(turn, id);
+        self.place(turn, id, choice, cause)
+    }
+
+    /// Books the choice of a waiting request, which leaves the queue.
+    fn place(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: RequestId,
+        choice: Choice,
+        cause: Cause,
+    ) -> Result<(), Error> {
+        let Entry { matched, request, .. } = &self.entries[&id];
+        let decision = turn
+            .decisions
+            .place(&request.question(), matched, choice, turn.now_s)?;
+        let Some(entry) = self.remove(id) else {
+            return Ok(());
+        };
+        let waited_s = turn.now_s - entry.arrived_s;
+        self.stats.placed[cause as usize] += 1;
+        self.stats.waited_s += waited_s;
+        self.pace.count(waited_s + entry.prefill_s, turn.now_s);
+        turn.placed.push(Dispatch {
+            id,
+            worker: decision.worker,
+            cost: decision.cost,
+            overlap_blocks: decision.overlap_blocks,
+            waited_s,
+            cause,
+            candidates: decision.candidates,
+        });
+        Ok(())
+    }
+}

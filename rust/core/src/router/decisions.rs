@@ -1,0 +1,203 @@
+//! The one path of a decision: match, price, pick and book under one hold of the state's lock.
+//!
+//! [`Decisions`] is that hold. [`Router::route`] makes one decision with it. A queue keeps it for one pass over its window:
+//! the fleet, the load and the prices of a pass are then of one moment, and the lock is taken once per pass, not per worker.
+//!
+//! A match is made before the lock where that is possible, since it is the long part of a decision. Under the lock it is
+//! checked against the fleet, and made again when a worker joined, left or became unavailable in between.
+
+use std::sync::MutexGuard;
+
+use super::Router;
+use super::state::RouterState;
+use crate::error::Error;
+use crate::index::Slot;
+use crate::ledger::{Pressure, Work};
+use crate::matched::{Matched, Overlaps, PendingLoad};
+use crate::request::{Choice, Decision, RouteRequest, Stage};
+
+/// Counts of changes that may give a worker room. A queue compares two readings to skip a pass that could place nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RoomChanges {
+    /// Prompts that stopped waiting on a worker, reports of engine queues, changes of the fleet, of policies and of curves.
+    pub prefills: u64,
+    /// Ends of requests. Each gives back KV memory and a sequence.
+    pub releases: u64,
+}
+
+/// The state of a router, locked for the decisions of one moment.
+pub(crate) struct Decisions<'a> {
+    router: &'a Router,
+    state: MutexGuard<'a, RouterState>,
+}
+
+impl Router {
+    /// Locks the state for decisions. KV events and matches go on meanwhile.
+    pub(crate) fn decisions(&self) -> Decisions<'_> {
+        Decisions {
+            router: self,
+            state: self.state(),
+        }
+    }
+
+    /// What the index and the roster say of a prompt, before the lock. Complete it with [`Decisions::complete_match`].
+    pub(crate) fn look_up(&self, request: &RouteRequest<'_>) -> Box<Overlaps> {
+        let mut overlaps = Overlaps::taken();
+        overlaps.look(&request.prompt(), &self.roster, &self.index);
+        overlaps
+    }
+}
+
+impl Decisions<'_> {
+    /// Decides a request at once. `overlaps` is what was looked up before the lock.
+    pub(super) fn route(
+        &mut self,
+        request: &RouteRequest<'_>,
+        overlaps: &mut Overlaps,
+        now_s: f64,
+        mark: &mut impl FnMut(Stage),
+    ) -> Result<Decision, Error> {
+        self.state.expire(now_s);
+        self.state.check(request)?;
+        let mut matched = std::mem::take(&mut self.state.matched);
+        let found = self.fill_match(request, overlaps, &mut matched);
+        mark(Stage::Match);
+        let decision = found.map(|()| {
+            let choice = self
+                .state
+                .choose(&matched, None, request.explain, now_s, || mark(Stage::Price));
+            self.state.commit(request, &matched, choice, now_s)
+        });
+        self.state.matched = matched;
+        if decision.is_ok() {
+            mark(Stage::Pick);
+        }
+        decision
+    }
+
+    /// Matches a request against every candidate, for a queue that prices it several times.
+    ///
+    /// # Errors
+    /// [`Error::NoWorker`] when no candidate is available.
+    pub fn complete_match(
+        &self,
+        request: &RouteRequest<'_>,
+        overlaps: &mut Overlaps,
+    ) -> Result<Matched, Error> {
+        let mut matched = Matched::default();
+        self.fill_match(request, overlaps, &mut matched)?;
+        self.state.fill_work(&mut matched);
+        Ok(matched)
+    }
+
+    /// As [`Decisions::complete_match`], looked up here, under the lock.
+    pub fn match_again(&self, request: &RouteRequest<'_>) -> Result<Matched, Error> {
+        let mut overlaps = self.router.look_up(request);
+        let matched = self.complete_match(request, &mut overlaps);
+        overlaps.keep();
+        matched
+    }
+
+    /// The part of a match that needs the state. All of the match when the fleet changed since `overlaps` was looked up.
+    fn fill_match(
+        &self,
+        request: &RouteRequest<'_>,
+        overlaps: &mut Overlaps,
+        matched: &mut Matched,
+    ) -> Result<(), Error> {
+        let Router { roster, index, .. } = self.router;
+        if !overlaps.is_current(roster, index) {
+            overlaps.look(&request.prompt(), roster, index);
+        }
+        let state = (&self.state.fleet, index, &self.state.predicted, &self.state.load);
+        matched.fill(request, overlaps, state, roster.generation())?;
+        if self.state.pricing.policy().wants_seconds() {
+            self.state.fill_work(matched);
+        }
+        Ok(())
+    }
+
+    /// Whether the candidates of a match are still those of the fleet.
+    pub fn is_current(&self, matched: &Matched) -> bool {
+        matched.generation() == self.router.roster.generation()
+    }
+
+    /// Prices a match at the present load plus `pending` and picks a candidate. Nothing is booked.
+    ///
+    /// The match must be current: see [`Decisions::is_current`].
+    pub fn choose(&mut self, matched: &Matched, pending: &PendingLoad, explain: bool, now_s: f64) -> Choice {
+        debug_assert!(
+            self.is_current(matched),
+            "a match must be current when it is priced"
+        );
+        self.state.choose(matched, Some(pending), explain, now_s, || ())
+    }
+
+    /// Books the choice that [`Decisions::choose`] made of the same match under this lock.
+    ///
+    /// # Errors
+    /// [`Error::RequestExists`] and [`Error::TooManyBookings`].
+    pub fn place(
+        &mut self,
+        request: &RouteRequest<'_>,
+        matched: &Matched,
+        choice: Choice,
+        now_s: f64,
+    ) -> Result<Decision, Error> {
+        debug_assert!(
+            self.is_current(matched),
+            "a match must be current when it is booked"
+        );
+        self.state.check(request)?;
+        Ok(self.state.commit(request, matched, choice, now_s))
+    }
+
+    /// What may have given a worker room so far.
+    pub fn room_changes(&self) -> RoomChanges {
+        self.state.room_changes
+    }
+
+    /// Positions of workers are below this.
+    pub fn positions(&self) -> usize {
+        self.state.fleet.slots()
+    }
+
+    /// Positions of the workers that take requests.
+    pub fn available(&self) -> impl Iterator<Item = usize> + '_ {
+        let fleet = &self.state.fleet;
+        (0..fleet.slots()).filter(|&position| fleet.is_available(Slot(position as u32)))
+    }
+
+    /// How full the worker at a position is.
+    pub fn pressure(&self, position: usize, now_s: f64) -> Pressure {
+        self.state.ledger.pressure(position, now_s)
+    }
+
+    /// Prefill seconds of `work` on the worker at a position, by its learned curve.
+    pub fn prefill_s(&self, position: usize, work: Work) -> f64 {
+        let curve = self.state.ledger.curves().of(position);
+        curve.prefill_s(work.new_tokens, work.cached_tokens)
+    }
+
+    /// Tokens per KV block.
+    pub fn block_size(&self) -> u32 {
+        self.state.config.block_size
+    }
+
+    /// Mean output tokens of the requests so far.
+    pub fn mean_output_tokens(&self) -> f64 {
+        self.state.ledger.mean_output_tokens()
+    }
+}
+
+impl Router {
+    /// Positions of workers are below this. A position is reused after its worker left.
+    pub fn positions(&self) -> usize {
+        self.roster.slots()
+    }
+
+    /// How full the worker at a position is.
+    pub fn pressure(&self, position: usize, now_s: f64) -> Pressure {
+        self.state().ledger.pressure(position, now_s)
+    }
+}
