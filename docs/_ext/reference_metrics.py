@@ -16,7 +16,7 @@ with `_total`, durations are in seconds. Every series also carries the label `ro
 This page is generated from the help texts in the Rust sources.
 """
 METRIC = re.compile(
-    r"(?P<method>[\w:]+)\(\s*\"(?P<name>[a-z][a-z0-9_]+)\",\s*\"(?P<help>(?:[^\"\\]|\\.)+)\",?\s*"
+    r"(?P<method>[\w:]+)\(\s*\"(?P<name>[a-z][a-z0-9_]+)\",\s*\"(?P<help>(?:[^\"\\]|\\.)+)\"\)?,?\s*"
     r"(?P<labels>&\[[^\]]*\]|[A-Z_]+)?",
 )
 CLOSURE = re.compile(r"let (\w+) = \|[^|]*\|\s*\w+\.(\w+)\(name, help, (&\[[^\]]*\]|[A-Z_]+)\)")
@@ -42,7 +42,8 @@ def page(sources: Path) -> str:
     Raises:
         RuntimeError: the sources no longer name metrics as this module expects.
     """
-    rows = [row for file in sorted(sources.glob("*/src/**/metrics/*.rs")) for row in _rows(file)]
+    files = [file for file in sources.glob("*/src/**/*.rs") if "metrics" in str(file)]
+    rows = [row for file in sorted(files) for row in _rows(file)]
     if len(rows) < 40:
         raise RuntimeError(
             f"{sources}: found {len(rows)} metrics, expected at least 40 of the form "
