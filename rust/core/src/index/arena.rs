@@ -1,31 +1,34 @@
-//! Words at places that never move: what threads without a lock read while one of them writes.
+//! Words that never move, so that readers need no lock while one thread writes.
 //!
-//! Segments double, so 32 of them hold any number of units, a place is two shifts, and growth moves nothing. Their memory comes
-//! zeroed from the system and costs nothing until it is touched.
+//! Segment k has 2^(base + k) units. At most 32 segments hold any number of units, locating a unit takes two
+//! shifts, and growth moves nothing. The system hands out zeroed memory that costs nothing until the first
+//! access.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Words of a cache line: segments start at one.
+/// Words of a cache line. Every segment starts at a cache line.
 const LINE_WORDS: usize = 8;
 
 #[derive(Debug)]
 struct Segment {
+    /// The words, with up to seven unused ones before `first`.
     words: Box<[AtomicU64]>,
-    /// The first word that starts a cache line.
+    /// Index of the first word that starts a cache line.
     first: usize,
 }
 
-/// Units of `UNIT` words each, by number.
+/// Units of `UNIT` words each, addressed by number.
 #[derive(Debug)]
 pub struct Arena<const UNIT: usize> {
-    /// Segment k has 2^(base + k) units.
+    /// Binary logarithm of the units in the first segment.
     base: u32,
+    /// The segments; a reader sees a segment once it is complete.
     segments: Box<[OnceLock<Segment>]>,
 }
 
 impl<const UNIT: usize> Arena<UNIT> {
-    /// Nothing yet; the first segment has 2^`base` units.
+    /// An empty arena whose first segment will have 2^`base` units.
     pub fn new(base: u32) -> Self {
         Self {
             base,
@@ -33,9 +36,10 @@ impl<const UNIT: usize> Arena<UNIT> {
         }
     }
 
-    /// Makes sure that every unit below `end` has a place.
+    /// Allocates every segment that a unit below `end` needs.
     pub fn reserve(&self, end: u32) {
         let Some(last) = end.checked_sub(1) else { return };
+        // Last segment first: where a segment exists, all segments before it exist.
         for segment in (0..=self.place(last).0).rev() {
             if self.segments[segment].get().is_some() {
                 return;
@@ -53,7 +57,10 @@ impl<const UNIT: usize> Arena<UNIT> {
         }
     }
 
-    /// Segment, and unit in it. Nothing here can overflow: without checks, since a match asks for little else.
+    /// Segment of a unit, and the unit's position inside it.
+    ///
+    /// The arithmetic cannot overflow, since the sum of two 32-bit numbers fits into 64 bits. It is free of
+    /// checks because a match does little else.
     #[inline(always)]
     const fn place(&self, unit: u32) -> (usize, usize) {
         let shifted = (unit as u64).wrapping_add(1_u64.wrapping_shl(self.base));
@@ -64,18 +71,19 @@ impl<const UNIT: usize> Arena<UNIT> {
         )
     }
 
-    /// So many words from `unit` on, which must be reserved, all in one segment.
+    /// `words` words from unit `unit` on. The units must be reserved and lie in one segment.
     #[inline]
     pub fn slice(&self, unit: u32, words: usize) -> &[AtomicU64] {
         let (segment, at) = self.place(unit);
         let segment = self.segments[segment]
             .get()
-            .expect("a unit must be reserved before it is named");
+            .expect("a unit must be reserved before its use");
         let from = segment.first + at * UNIT;
         &segment.words[from..from + words]
     }
 
-    /// The words of `units` units from `unit` on, which must be reserved; `None` where they lie in two segments.
+    /// The words of `units` units from unit `unit` on, or `None` where they cross a segment. The units must
+    /// be reserved.
     #[inline]
     pub fn run(&self, unit: u32, units: usize) -> Option<&[AtomicU64]> {
         let (segment, at) = self.place(unit);
@@ -86,54 +94,54 @@ impl<const UNIT: usize> Arena<UNIT> {
         })
     }
 
-    /// The words of a unit, which must be reserved. What a match does most: one shift, two checks.
+    /// The words of a reserved unit. The hottest function of a match: one shift and two bounds checks.
     #[inline(always)]
     pub fn unit(&self, unit: u32) -> &[AtomicU64; UNIT] {
         let (segment, at) = self.place(unit);
         let segment = self.segments[segment]
             .get()
-            .expect("a unit must be reserved before it is named");
+            .expect("a unit must be reserved before its use");
         &segment.words[segment.first..].as_chunks::<UNIT>().0[at]
     }
 }
 
-/// The low half of a word.
+/// Low half of a word.
 #[inline]
 pub const fn low(word: u64) -> u32 {
     word as u32
 }
 
-/// The high half of a word.
+/// High half of a word.
 #[inline]
 pub const fn high(word: u64) -> u32 {
     (word >> 32) as u32
 }
 
-/// A word of two halves.
+/// Word of two halves.
 #[inline]
 pub const fn pack(low: u32, high: u32) -> u64 {
     low as u64 | (high as u64) << 32
 }
 
-/// The one writer's plain read, and a reader's where something else orders it.
+/// Relaxed read, for the only writer, and for readers whose order a seqlock guarantees.
 #[inline]
 pub fn get(word: &AtomicU64) -> u64 {
     word.load(Ordering::Relaxed)
 }
 
-/// The one writer's plain write: inside a section of a [`super::seqlock`].
+/// Relaxed write by the only writer, inside a write section of a [`super::seqlock`].
 #[inline]
 pub fn set(word: &AtomicU64, value: u64) {
     word.store(value, Ordering::Relaxed);
 }
 
-/// Replaces the low half. Only the one writer.
+/// Replaces the low half of a word. Only for the only writer.
 #[inline]
 pub fn set_low(word: &AtomicU64, value: u32) {
     set(word, pack(value, high(get(word))));
 }
 
-/// Replaces the high half. Only the one writer.
+/// Replaces the high half of a word. Only for the only writer.
 #[inline]
 pub fn set_high(word: &AtomicU64, value: u32) {
     set(word, pack(low(get(word)), value));

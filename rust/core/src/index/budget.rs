@@ -1,10 +1,10 @@
 //! Memory limits of an index.
 
-/// What an index may take.
+/// Limits that an index keeps by eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Distinct blocks.
+    /// Highest number of distinct blocks.
     pub blocks: u64,
-    /// Bytes of its structures. An empty index has a few kB.
+    /// Highest number of bytes that the structures of the index take. An empty index takes a few kB.
     pub bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! Every rule of the structure, for tests.
+//! Every rule of the path tree as an assertion, for tests.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -16,12 +16,12 @@ use crate::event::Tier;
 use crate::hash::SequenceHash;
 
 impl PathTree {
-    /// How many numbers the list of what is free has; panics when it has more than were counted.
-    fn free_ids<'a>(mut numbers: IdAllocator, next: impl Fn(u32) -> &'a AtomicU64) -> usize {
-        std::iter::from_fn(|| numbers.reuse(&next)).count()
+    /// Length of a free list; panics when the list is longer than its count.
+    fn free_ids<'a>(mut ids: IdAllocator, next: impl Fn(u32) -> &'a AtomicU64) -> usize {
+        std::iter::from_fn(|| ids.reuse(&next)).count()
     }
 
-    /// Panics unless every rule of the structure holds. For tests: O(everything).
+    /// Panics unless every rule of the tree holds. For tests: O(whole tree).
     pub fn check(&self, allocator: &TreeAllocator) {
         let mut blocks = 0;
         let mut branches: HashMap<BlockId, u32> = HashMap::new();
@@ -30,23 +30,23 @@ impl PathTree {
             blocks += u64::from(len);
             assert!(
                 len <= FRAME_BLOCKS && get(&header[FIRST_LOCAL]) == self.local(header, 0),
-                "a frame must be well formed"
+                "a frame must have at most 64 blocks and its first hash in the header"
             );
-            assert!(get(&header[VERSION]) & 1 == 0, "a write must have ended");
+            assert!(get(&header[VERSION]) & 1 == 0, "no write section may be open");
             assert_eq!(
                 64 - self.live_blocks(id).leading_zeros(),
                 len,
-                "a frame must end with a living block"
+                "a frame must end with a held block or a parent of a child"
             );
             assert_eq!(
                 self.child(parent, get(&header[FIRST_LOCAL])),
                 Some(id),
-                "a frame must be found"
+                "the child table must find a frame by its key"
             );
             assert!(
                 !has_end(get(&header[LEN_AND_FLAGS]))
                     || Some(SequenceHash(get(&header[END_SEQUENCE]))) == self.sequence_in(header, len - 1),
-                "the end hash must be true"
+                "the sequence hash of the last block must be true"
             );
             for tier in Tier::ALL {
                 let Some(holders) = self.holders(id, tier) else {
@@ -76,7 +76,7 @@ impl PathTree {
         assert_eq!(
             self.children.count(&self.headers),
             allocator.frames_len(),
-            "the child table must hold the living frames"
+            "the child table must hold the frames of the tree"
         );
         assert_eq!(
             (self.iter(allocator).count(), allocator.frames.free_len as usize),
@@ -104,7 +104,7 @@ impl PathTree {
                 assert_eq!(
                     get(&self.header(id)[CHILD_BITS]) >> offset & 1 == 1,
                     children > 0,
-                    "branches must be true"
+                    "a child bit must be set exactly where a child is"
                 );
                 assert_eq!(
                     allocator.siblings.get(&block).copied().unwrap_or(0),
@@ -112,6 +112,6 @@ impl PathTree {
                 );
             }
         }
-        assert!(branches.is_empty(), "a child must hang at a living block");
+        assert!(branches.is_empty(), "a parent block must be in the tree");
     }
 }

@@ -1,11 +1,12 @@
-//! Frames by what comes before them: (parent block, first local hash) → frame.
+//! Child table: (parent block, local hash of the first block) → frame.
 //!
-//! Chains through the frames' own headers, one per bucket. A bucket word has the first frame of its chain and 32 bits that say
-//! which hashes can be in it, so most questions for a frame that does not exist touch no frame. Buckets are split one at a time
-//! as frames come (W. Litwin's linear hashing, 1980): no insertion waits for a rehash of everything, and the memory grows evenly.
+//! Each bucket is a chain through the headers of its frames. The bucket word holds the first frame and a
+//! 32-bit filter of the hashes in the chain, so most look-ups of a missing frame touch no frame. Buckets
+//! split one at a time as frames come (W. Litwin's linear hashing, 1980): no insertion rehashes the whole
+//! table, and memory grows evenly.
 //!
-//! Readers hold no lock. A frame that leaves a chain under a reader's feet is noticed by its key, a split by `splits`; then the
-//! question is asked again.
+//! Readers hold no lock. A reader notices a frame that left its chain by the frame's key, and a bucket split
+//! by the version `splits`; it then asks again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,21 +15,23 @@ use super::frame::{BlockId, FIRST_LOCAL, FrameId, LINKS, NEXT_IN_BUCKET, VERSION
 use super::hash_tables::mix;
 use super::seqlock;
 
-/// A frame's header.
+/// Headers of all frames, by frame id.
 pub type Headers = Arena<16>;
 
 /// Buckets of an empty table.
 const BUCKETS_MIN: u64 = 16;
-/// Frames of one chain that a reader looks at: more is a chain that it lost.
+/// Longest chain that a reader follows. A longer one means that the reader lost its chain to the writer.
 const CHAIN_MAX: u32 = 4096;
 
-/// See the module.
+/// Hash table from keys to frames; the module describes it.
 #[derive(Debug)]
 pub struct ChildTable {
-    /// Low half: the first frame's number + 1, or 0. High half: bit i: a hash of class i is in the chain.
+    /// Per bucket: low half the id of the first frame plus 1, or 0; high half the filter of [`class_of`]
+    /// bits.
     buckets: Arena<1>,
+    /// Number of buckets.
     len: AtomicU64,
-    /// A [`seqlock`] version: odd while a bucket is split.
+    /// Version of a [`seqlock`], odd while a bucket splits.
     splits: AtomicU64,
 }
 
@@ -44,22 +47,24 @@ impl Default for ChildTable {
     }
 }
 
-/// An answer.
+/// Answer to a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Find {
-    /// This frame, when it was looked at.
+    /// The frame had this key at the time of the look-up.
     Found(FrameId),
-    /// None.
+    /// No frame has this key.
     Missing,
-    /// The writer was in the way: ask again.
+    /// The writer interfered: ask again.
     Raced,
 }
 
+/// Hash of a key.
 #[inline]
 fn key_hash(parent: BlockId, local: u64) -> u64 {
     mix(u64::from(parent.get()), local)
 }
 
+/// Bucket of a hash in a table of `len` buckets, by linear hashing.
 #[inline]
 const fn bucket_of(hash: u64, len: u64) -> u32 {
     let wide = len.next_power_of_two();
@@ -71,13 +76,14 @@ const fn bucket_of(hash: u64, len: u64) -> u32 {
     }) as u32
 }
 
+/// Bit of a hash in the filter of its bucket: one of 32.
 #[inline]
 const fn class_of(hash: u64) -> u32 {
     1 << (hash >> 59)
 }
 
 impl ChildTable {
-    /// The frame that goes on from `parent` with `local`. For readers and the writer.
+    /// The frame that continues from `parent` with local hash `local`. For readers and the writer.
     #[inline]
     pub fn find(&self, headers: &Headers, parent: BlockId, local: u64) -> Find {
         let Some(splits) = seqlock::begin_read(&self.splits) else {
@@ -112,6 +118,7 @@ impl ChildTable {
             if of == (parent, local) {
                 return Find::Found(FrameId(id));
             }
+            // The frame moved to another chain: the writer reused it under a new key.
             if bucket_of(key_hash(of.0, of.1), len) != bucket {
                 return Find::Raced;
             }
@@ -119,7 +126,7 @@ impl ChildTable {
         Find::Raced
     }
 
-    /// Puts a frame in, one of `frames` now. Its key must be written. Only the writer.
+    /// Inserts a frame whose key is written. `frames` is the number of frames with it. Only for the writer.
     pub fn insert(&self, headers: &Headers, id: FrameId, frames: usize) {
         let len = get(&self.len);
         if frames as u64 > len && len < u64::from(u32::MAX) {
@@ -128,6 +135,7 @@ impl ChildTable {
         self.push(headers, id, get(&self.len));
     }
 
+    /// Puts a frame at the head of its chain.
     fn push(&self, headers: &Headers, id: FrameId, len: u64) {
         let header = headers.unit(id.0);
         let hash = Self::hash_of(header);
@@ -137,11 +145,13 @@ impl ChildTable {
         bucket.store(pack(id.0 + 1, high(word) | class_of(hash)), Ordering::Release);
     }
 
+    /// Sets the successor of a frame in its chain.
     fn link(header: &[AtomicU64; 16], link: u32) {
         let refs = pack(low(get(&header[NEXT_IN_BUCKET])), link);
         header[NEXT_IN_BUCKET].store(refs, Ordering::Release);
     }
 
+    /// Hash of the key in a header.
     fn hash_of(header: &[AtomicU64; 16]) -> u64 {
         key_hash(
             BlockId::from_number(low(get(&header[LINKS]))),
@@ -149,6 +159,7 @@ impl ChildTable {
         )
     }
 
+    /// Splits the next bucket in order: its frames go to two buckets.
     fn split(&self, headers: &Headers, len: u64) {
         let from = bucket_of(len, len);
         self.buckets.reserve(len as u32 + 1);
@@ -163,7 +174,7 @@ impl ChildTable {
         seqlock::end_write(&self.splits, false);
     }
 
-    /// Takes a frame out. Its key must be what it was put in with. Only the writer.
+    /// Removes a frame whose key is still the one it was inserted with. Only for the writer.
     pub fn remove(&self, headers: &Headers, id: FrameId) {
         let header = headers.unit(id.0);
         let bucket = &self
@@ -192,7 +203,7 @@ impl ChildTable {
         get(&self.len) * 8
     }
 
-    /// Every frame of every chain. For tests, and only by the writer.
+    /// Number of frames in all chains. For tests; only for the writer.
     pub fn count(&self, headers: &Headers) -> usize {
         let mut count = 0;
         for bucket in 0..get(&self.len) as u32 {

@@ -1,9 +1,8 @@
-//! The index proper: applies events to the paths and answers who holds how much of a prompt.
+//! The index that threads share: any number match without a lock, writers take turns.
 //!
-//! Cost: `apply` O(blocks of the event); `remove_worker` O(blocks that it held); matching as in [`super::walk`]. Memory per
-//! block: 16 B of hashes, about 5 B of name table, and the frame's header shared by up to 64 blocks and all their holders.
-//!
-//! Any number of threads match, without a lock; those that write take turns.
+//! Cost: `apply` O(blocks of the event); `remove_worker` O(blocks that the worker held); matching as in
+//! [`super::walk`]. Memory per block: 16 B of hashes, about 5 B in the table of engine hashes, and a share of
+//! its frame's header (128 B for up to 64 blocks and all their holders).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,7 +21,7 @@ use crate::event::{KvEvent, Tier};
 use crate::snapshot::Counters;
 use crate::worker::WorkerId;
 
-/// See the module.
+/// Which worker holds which blocks; the module describes it.
 #[derive(Debug)]
 pub struct Index {
     shared: Shared,
@@ -55,26 +54,27 @@ impl Index {
         }
     }
 
+    /// The writer, once no other thread has it. A panic of another thread does not poison the index.
     fn write(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Distinct blocks.
+    /// Distinct blocks in the index.
     pub fn blocks(&self) -> u64 {
         self.write().allocator.blocks()
     }
 
-    /// The budget that it keeps within.
+    /// The budget of the index.
     pub const fn budget(&self) -> Budget {
         self.budget
     }
 
-    /// Blocks that each worker holds, per tier, by slot.
+    /// Blocks that each worker holds per tier, by slot.
     pub fn held(&self) -> Vec<[u64; 3]> {
         self.write().workers.iter().map(|held| held.blocks).collect()
     }
 
-    /// Blocks that a worker holds, per tier.
+    /// Blocks that the worker in `slot` holds, per tier.
     pub fn held_blocks(&self, slot: Slot) -> [u64; 3] {
         let writer = self.write();
         writer
@@ -83,12 +83,12 @@ impl Index {
             .map_or([0; 3], |held| held.blocks)
     }
 
-    /// Bytes that its structures took from the system and keep: what the budget is about.
+    /// Bytes that the structures allocated and keep: the bytes of the budget.
     pub fn bytes(&self) -> u64 {
         self.write().bytes(&self.shared)
     }
 
-    /// What each of its structures takes. O(what is free).
+    /// Bytes of each structure. O(free extents).
     pub fn footprint(&self) -> Footprint {
         let writer = &*self.write();
         Footprint {
@@ -100,17 +100,18 @@ impl Index {
         }
     }
 
-    /// Reads that gave up because a writer was in their way all the time: their answer ends there.
+    /// Reads that ended early because the writer interfered in every attempt. Their overlaps are true, but
+    /// may be short.
     pub fn reads_given_up(&self) -> u64 {
         self.shared.reads_given_up.load(Ordering::Relaxed)
     }
 
-    /// From now on `worker` has `slot`, in which nothing is held.
+    /// Registers `worker` in `slot`, in which nothing is held.
     pub fn register(&self, worker: WorkerId, slot: Slot) {
         self.write().slot_of.insert(worker, slot);
     }
 
-    /// Forget a worker and everything that it holds. Its slot may then be given to another one.
+    /// Forgets a worker and everything that it holds. Another worker may take the slot afterwards.
     pub fn retire(&self, worker: WorkerId, slot: Slot) {
         let writer = &mut *self.write();
         if writer.slot_of.get(&worker) == Some(&slot) {
@@ -119,7 +120,7 @@ impl Index {
         writer.remove_worker(&self.shared, slot);
     }
 
-    /// Apply one event of a registered worker, and count it. After a refusal the blocks before the refused one stay.
+    /// Applies and counts one event of a registered worker. Blocks before a refused block stay.
     pub fn apply_from(&self, worker: WorkerId, event: &KvEvent) -> Result<(), Refusal> {
         let writer = &mut *self.write();
         let Some(&slot) = writer.slot_of.get(&worker) else {
@@ -131,27 +132,28 @@ impl Index {
         outcome
     }
 
-    /// What became of the events; the other counts are 0.
+    /// Counts of the events by outcome; the other counters are 0.
     pub fn counters(&self) -> Counters {
         self.write().counters
     }
 
-    /// How many caches were emptied at once. A match that began before says nothing of those.
+    /// Twice the number of whole caches dropped so far. A match during which the count changes must not be
+    /// used.
     pub fn clears(&self) -> u64 {
         self.shared.clears.load(Ordering::Acquire)
     }
 
-    /// Apply one event of the worker in `slot`, whoever that is.
+    /// Applies one event of the worker in `slot`, without counting it.
     pub fn apply(&self, slot: Slot, event: &KvEvent) -> Result<(), Refusal> {
         self.write().apply(&self.shared, slot, event, self.budget)
     }
 
-    /// Forget everything that the worker in `slot` holds.
+    /// Forgets everything that the worker in `slot` holds.
     pub fn remove_worker(&self, slot: Slot) {
         self.write().remove_worker(&self.shared, slot);
     }
 
-    /// Leading blocks in device memory, per slot. As [`PathTree::overlap`], but a read that gives up is counted here.
+    /// Leading blocks in device memory, per slot, as [`PathTree::overlap`]. Counts a read that ended early.
     pub fn device_overlap(
         &self,
         prompt: &Prompt<'_>,
@@ -164,25 +166,27 @@ impl Index {
         }
     }
 
-    /// Whether any worker holds anything in host memory or on disk.
+    /// Whether any worker holds a block in host memory or on disk.
     pub fn any_lower(&self) -> bool {
         self.shared.lower_blocks.load(Ordering::Acquire) > 0
     }
 
-    /// Whether the worker holds anything in host memory or on disk. Only of workers that were written of.
+    /// Whether a worker holds a block in host memory or on disk. The index must have seen an event before.
     pub fn has_lower(&self, slot: Slot) -> bool {
         self.any_lower() && get(&self.shared.lower_by_slot.unit(slot.0)[0]) > 0
     }
 
-    /// Goes along a prompt, for [`Index::lower_overlap`]. O(frames of the prompt).
+    /// Records the path of a prompt, for [`Index::lower_overlap`]. O(frames of the prompt).
     pub fn follow(&self, prompt: &Prompt<'_>, scratch: &mut Scratch) {
         if self.shared.paths.follow(prompt, scratch) == Err(Raced) {
             self.shared.reads_given_up.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Blocks of the prompt followed last, beyond the first `device`, that the worker holds in host memory, and beyond those on
-    /// disk. O(frames of the prompt).
+    /// Blocks that the worker holds after the first `device` blocks of the prompt followed last: in host
+    /// memory, then on disk.
+    ///
+    /// O(frames of the prompt).
     pub fn lower_overlap(&self, scratch: &Scratch, slot: Slot, device: u32) -> [u32; 2] {
         if !self.has_lower(slot) {
             return [0; 2];
@@ -192,7 +196,7 @@ impl Index {
         [host, paths.tier_run(scratch, slot, Tier::Disk, device + host)]
     }
 
-    /// Overlap per slot in `0..slots`, every tier.
+    /// Overlap in every tier, for each slot in `0..slots`.
     pub fn find_matches(&self, prompt: &Prompt<'_>, slots: usize) -> Vec<TierOverlap> {
         let mut depth = vec![0; slots];
         let mut scratch = Scratch::default();
@@ -208,14 +212,14 @@ impl Index {
         (0..).zip(depth).map(overlap).collect()
     }
 
-    /// The index as bytes, with where the feeds of its workers stand. Events wait meanwhile, matches do not.
+    /// The index as bytes, with the position of each worker's feed. Events wait meanwhile; matches do not.
     ///
-    /// `hashing` names the way in which its blocks are hashed. See [`super::image`].
+    /// `hashing` identifies the way in which the blocks are hashed; [`super::image`] describes the format.
     pub fn image(&self, hashing: u64, position: impl Fn(WorkerId) -> Option<u64>) -> Vec<u8> {
         image::write(&self.shared, &self.write(), hashing, position)
     }
 
-    /// Takes over an image, of those workers that are registered. The index must be empty, and is after an error.
+    /// Takes over the registered workers of an image. The index must be empty, and is empty after an error.
     pub fn restore(&self, image: &[u8], hashing: u64) -> Result<Vec<RestoredWorker>, ImageError> {
         image::read(
             &self.shared,
@@ -226,7 +230,7 @@ impl Index {
         )
     }
 
-    /// Panics unless every rule of the structure holds. For tests: O(everything).
+    /// Panics unless every rule of the structure holds. For tests: O(whole index).
     pub fn check(&self) {
         self.write().check(&self.shared);
     }

@@ -1,29 +1,34 @@
 //! Copies of a block beyond the first.
+//!
+//! An engine may store one block several times and removes each copy. The holder mask says that a worker
+//! holds a block; this map counts the further copies. Few blocks have any.
 
 use super::Slot;
 use super::frame::{BlockId, FRAME_BLOCKS};
 use super::hash_tables::{Map, make_room};
 use crate::event::Tier;
 
-/// Copies beyond the first, per (block, slot, tier). Few blocks have any.
+/// Copies beyond the first, per (block, slot, tier).
 #[derive(Clone, Debug, Default)]
 pub struct Copies {
+    /// Copies beyond the first, at least 1, by [`key`].
     extra: Map<u64, u32>,
 }
 
+/// Packs block (32 bits), slot (16 bits) and tier (2 bits) into one word.
 fn key(block: BlockId, slot: Slot, tier: Tier) -> u64 {
     u64::from(block.get()) << 18 | u64::from(slot.as_u16()) << 2 | tier.index() as u64
 }
 
 impl Copies {
-    /// One more copy of a block that is held already.
+    /// Counts one more copy of a block that the worker holds already.
     pub fn add(&mut self, block: BlockId, slot: Slot, tier: Tier) {
         make_room(&mut self.extra);
         let count = self.extra.entry(key(block, slot, tier)).or_insert(0);
         *count = count.saturating_add(1);
     }
 
-    /// Take one of several copies away; `false` when there is only one.
+    /// Takes away one of several copies; `false` when the worker holds only one copy.
     pub fn take(&mut self, block: BlockId, slot: Slot, tier: Tier) -> bool {
         if self.extra.is_empty() {
             return false;
@@ -38,13 +43,13 @@ impl Copies {
         }
     }
 
-    /// So many copies beyond the first, at least one.
+    /// Sets the number of copies beyond the first, at least 1.
     pub fn set(&mut self, block: BlockId, slot: Slot, tier: Tier, extra: u32) {
         make_room(&mut self.extra);
         self.extra.insert(key(block, slot, tier), extra);
     }
 
-    /// Every block with more than one copy, and how many beyond the first, in no order.
+    /// Every block with further copies, and their number, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (BlockId, Slot, Tier, u32)> + '_ {
         self.extra.iter().map(|(&key, &extra)| {
             let slot = Slot((key >> 2) as u32 & 0xFFFF);
@@ -53,25 +58,25 @@ impl Copies {
         })
     }
 
-    /// Forget the further copies of a block.
+    /// Forgets the further copies of a block.
     pub fn forget(&mut self, block: BlockId, slot: Slot, tier: Tier) {
         if !self.extra.is_empty() {
             self.extra.remove(&key(block, slot, tier));
         }
     }
 
-    /// Blocks with more than one copy.
+    /// Number of (block, slot, tier) triples with further copies.
     pub fn len(&self) -> usize {
         self.extra.len()
     }
 
-    /// Bytes by which a frame's blocks may make this grow, old and new.
+    /// Bytes that one event's blocks in a frame may make the map allocate: the grown map beside the old one.
     pub fn growth_bytes(&self) -> u64 {
         let full = self.extra.len() + FRAME_BLOCKS as usize > self.extra.capacity();
         if full { 2 * self.bytes().max(4096) } else { 0 }
     }
 
-    /// Bytes, from the capacity.
+    /// Bytes of the map, from its capacity.
     pub fn bytes(&self) -> u64 {
         self.extra.allocation_size() as u64
     }

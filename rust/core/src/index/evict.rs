@@ -1,11 +1,13 @@
-//! The memory budget, and what goes when it is full.
+//! Eviction: keeps the index within its memory budget.
 //!
-//! Frames that were neither stored nor matched for a round of the clock go first (F. Corbató's second chance, 1968), and only
-//! those on which nothing hangs: a cold conversation goes from its end, a prefix that others go on from stays. Such a frame goes
-//! for all its holders. Matching marks what it uses with one bit, written only when it is not set.
+//! The clock algorithm (F. Corbató's second chance, 1968) picks a frame that no store and no match used for
+//! one round. Only frames without children qualify: a cold conversation goes from its end, and a shared
+//! prefix stays while prompts go on from it. An evicted frame goes for all its holders. A match marks the
+//! frames it uses with one bit, written only while it is clear.
 //!
-//! What went is not known of its workers any more: answers become less than the truth, never more. Later events of such blocks
-//! meet unknown parents and unknown blocks, and are counted as those. Where nothing may go, a store is refused.
+//! After an eviction the index understates what a worker holds; it never overstates it. Later events about
+//! evicted blocks count as unknown parents and unknown blocks. A store is refused when nothing can be
+//! evicted.
 
 use super::Slot;
 use super::arena::get;
@@ -17,7 +19,7 @@ use super::writer::Writer;
 use crate::event::{StoredBlock, Tier};
 
 impl Writer {
-    /// How many of these blocks may be added behind `after`, when what may go has gone for them.
+    /// Evicts until blocks fit behind `after`; how many of `wanted` fit.
     pub(super) fn evict_for_blocks(
         &mut self,
         shared: &Shared,
@@ -29,12 +31,12 @@ impl Writer {
             let blocks = budget.blocks.saturating_sub(self.allocator.blocks());
             let room = blocks.min(wanted.len() as u64) as usize;
             let fits = budget.bytes == u64::MAX || {
-                let names = wanted.iter().map(|block| block.engine_hash.0);
+                let hashes = wanted.iter().map(|block| block.engine_hash.0);
                 let growth = self.allocator.growth_bytes(wanted.len())
-                    + self.engine_hashes.common.growth_bytes(names)
+                    + self.engine_hashes.common.growth_bytes(hashes)
                     + self.allocator.sibling_growth_bytes();
                 let growth = growth + self.workers[slot.index()].frames.growth_bytes();
-                // What holders, copies and own names may need: memory that was taken is never given back.
+                // Reserve for holders, copies and aliases: the structures never give memory back.
                 let kept_free = self.copies.growth_bytes() + self.engine_hashes.alias_growth_bytes();
                 self.bytes(shared) + growth + kept_free <= budget.bytes
             };
@@ -47,7 +49,7 @@ impl Writer {
         }
     }
 
-    /// Whether one more holder of a frame fits, when what may go has gone for it.
+    /// Evicts until one more holder of a frame fits; `false` when nothing can be evicted.
     pub(super) fn evict_for_holder(
         &mut self,
         shared: &Shared,
@@ -68,8 +70,8 @@ impl Writer {
                 growth += self.engine_hashes.alias_growth_bytes();
             }
             if get(shared.paths.owner_word(id)) & range != range {
-                let names = blocks.iter().map(|block| block.engine_hash.0);
-                growth += self.engine_hashes.common.growth_bytes(names);
+                let hashes = blocks.iter().map(|block| block.engine_hash.0);
+                growth += self.engine_hashes.common.growth_bytes(hashes);
             }
             if is_new {
                 growth += shared.paths.holder_growth_bytes(&self.allocator, id, tier, slot);
@@ -86,10 +88,11 @@ impl Writer {
         }
     }
 
-    /// The next cold frame goes, but for that of `kept`; `false`: there is none.
+    /// Evicts the next cold frame other than that of `kept`; `false` when there is none.
     fn evict_one(&mut self, shared: &Shared, kept: BlockId) -> bool {
         let frames = self.allocator.frames_ever() as u32;
-        // Once around to take the marks away, once more to find one without, and where the leaves went their parents.
+        // The first round clears the marks; the second finds a frame without one, or a parent whose
+        // children went.
         for _ in 0..2 * frames {
             self.clock_hand = if self.clock_hand + 1 < frames {
                 self.clock_hand + 1
@@ -98,7 +101,7 @@ impl Writer {
             };
             let id = FrameId(self.clock_hand);
             if (kept == BlockId::ROOT || id != kept.frame()) && shared.paths.is_cold_leaf(id) {
-                // Its parent is looked at next: a cold conversation goes as a whole.
+                // The clock continues at the parent, so that a cold conversation goes as a whole.
                 let parent = shared.paths.parent(id);
                 self.evict(shared, id);
                 if parent != BlockId::ROOT {
@@ -110,6 +113,7 @@ impl Writer {
         false
     }
 
+    /// Removes a frame for all its holders.
     fn evict(&mut self, shared: &Shared, id: FrameId) {
         let before = self.allocator.blocks();
         for tier in Tier::ALL {

@@ -1,16 +1,23 @@
-//! Stretches of words of any length, for the few frames whose holders do not fit into their header.
+//! Extents: runs of words for the few frames whose holders do not fit into their header.
+//!
+//! A buddy allocator hands them out (D. Knuth, The Art of Computer Programming, vol. 1, 2.5). Sizes are
+//! powers of two; a freed extent joins its buddy when that is free too, so memory cut for small extents can
+//! serve large ones again.
 
 use std::sync::atomic::AtomicU64;
 
 use super::arena::{Arena, get, high, low, pack, set};
 
-/// Words of a unit.
+/// Words of a unit, the smallest extent: one entry of a list of partial holders.
 pub const UNIT_WORDS: usize = 2;
-/// The first segment is longer than any stretch: a list of 65,536 partial holders.
+/// Binary logarithm of the units in the arena's first segment.
+///
+/// No extent is larger than this segment, since a list has at most 65,536 partial holders.
 const BASE: u32 = 16;
+/// Size classes: class c has 2^c units.
 const CLASSES: usize = BASE as usize + 1;
 
-/// Where the stretches are. Number 0 is never given away: it means none.
+/// Words of all extents. Unit 0 belongs to no extent and means "none".
 #[derive(Debug)]
 pub struct Extents {
     arena: Arena<UNIT_WORDS>,
@@ -25,40 +32,40 @@ impl Default for Extents {
 }
 
 impl Extents {
-    /// So many words from `at` on.
+    /// `words` words from unit `at` on.
     #[inline]
     pub fn words(&self, at: u32, words: usize) -> &[AtomicU64] {
         self.arena.slice(at, words)
     }
 }
 
-/// What of [`Extents`] is free: the writer's. By halves (D. Knuth's buddy system): a stretch that comes back is joined with its
-/// other half when that is free, so what was cut small serves as large again.
+/// The free extents of [`Extents`], which only the writer needs.
 ///
-/// A free stretch says so itself: its first word links it with others of its class, its second one has the class, and a bit
-/// of `starts` tells that both are to be believed. Readers that are there still are in sections that are not valid any more.
+/// A free extent describes itself. Its first word links it with the free extents of its class, its second
+/// word is its class, and a bit of `starts` says that both words are valid. A reader may still look at a
+/// freed extent, but its section is no longer valid then.
 #[derive(Debug, Default)]
 pub struct ExtentAllocator {
-    /// By class: the first free stretch of 2^class units, or 0.
+    /// First free extent of each class, or 0.
     first: [u32; CLASSES],
-    /// By unit: a free stretch starts here.
+    /// Bit per unit: a free extent starts there.
     starts: Vec<u64>,
-    /// Units ever taken, less the first.
+    /// Units ever used, without unit 0.
     end: u32,
 }
 
-/// The class of the least stretch with so many words.
+/// Size class of the smallest extent with at least `words` words.
 pub const fn class_of(words: usize) -> u32 {
     words.div_ceil(UNIT_WORDS).next_power_of_two().ilog2()
 }
 
 impl ExtentAllocator {
-    /// Units ever taken, with number 0.
+    /// The first unit never used.
     const fn next(&self) -> u32 {
         self.end + 1
     }
 
-    /// A stretch of 2^`class` units. Its words hold anything.
+    /// Allocates an extent of 2^`class` units. Its words hold arbitrary values.
     pub fn allocate(&mut self, extents: &Extents, class: u32) -> u32 {
         if let Some(of) = (class..CLASSES as u32).find(|&of| self.first[of as usize] != 0) {
             let at = self.first[of as usize];
@@ -68,7 +75,7 @@ impl ExtentAllocator {
             }
             return at;
         }
-        // Aligned to its size, no stretch lies across two segments.
+        // An extent is aligned to its size, so it never crosses two segments of the arena.
         let size = 1 << class;
         while !self.next().is_multiple_of(size) {
             let (gap, of) = (self.next(), self.next().trailing_zeros());
@@ -84,12 +91,12 @@ impl ExtentAllocator {
         self.end = self
             .end
             .checked_add(units)
-            .expect("64 GiB of holders must be enough");
+            .expect("holders outside of headers must fit into 64 GiB");
         extents.arena.reserve(self.next());
         self.starts.resize(self.next().div_ceil(64) as usize, 0);
     }
 
-    /// Gives a stretch back. Inside a section of the frame that had it, or after one.
+    /// Frees an extent: inside a write section of the frame that had it, or after one.
     pub fn free(&mut self, extents: &Extents, at: u32, class: u32) {
         let (mut at, mut class) = (at, class);
         while class + 1 < CLASSES as u32 {
@@ -104,11 +111,13 @@ impl ExtentAllocator {
         self.link(extents, at, class);
     }
 
+    /// Whether a free extent of this class starts at unit `at`.
     fn is_free(&self, extents: &Extents, at: u32, class: u32) -> bool {
         let word = self.starts.get(at as usize / 64).copied().unwrap_or(0);
         word >> (at % 64) & 1 == 1 && get(&extents.words(at, 2)[1]) == u64::from(class)
     }
 
+    /// Puts a free extent at the head of its class's list.
     fn link(&mut self, extents: &Extents, at: u32, class: u32) {
         let next = std::mem::replace(&mut self.first[class as usize], at);
         let words = extents.words(at, 2);
@@ -121,6 +130,7 @@ impl ExtentAllocator {
         self.starts[at as usize / 64] |= 1 << (at % 64);
     }
 
+    /// Takes a free extent out of its class's list.
     fn unlink(&mut self, extents: &Extents, at: u32, class: u32) {
         let word = get(&extents.words(at, 2)[0]);
         let (before, next) = (low(word), high(word));
@@ -137,21 +147,21 @@ impl ExtentAllocator {
         self.starts[at as usize / 64] &= !(1 << (at % 64));
     }
 
-    /// Bytes that a stretch of this class takes from the system.
+    /// Bytes that an extent of this class may allocate from the system.
     pub fn growth_bytes(&self, class: u32) -> u64 {
         if self.first[class as usize..].iter().any(|&at| at != 0) {
             return 0;
         }
-        // Aligning it may waste as much as it has; the bits of where they start are a hundredth.
+        // Alignment may waste as much as the extent has; the bits of `starts` add one hundredth.
         (2 * UNIT_WORDS * 8 + 2) as u64 * (1 << class) + 2 * self.starts.capacity().max(8) as u64 * 8
     }
 
-    /// Bytes ever taken, and of the bits.
+    /// Bytes ever used for extents, and of `starts`.
     pub fn bytes(&self) -> u64 {
         u64::from(self.next()) * (UNIT_WORDS * 8) as u64 + self.starts.capacity() as u64 * 8
     }
 
-    /// Bytes of what is free.
+    /// Bytes of the free extents.
     pub fn free_bytes(&self, extents: &Extents) -> u64 {
         let mut units = 0;
         for (class, &first) in self.first.iter().enumerate() {
@@ -173,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn stretches_do_not_overlap_and_come_together_again(
+        fn extents_do_not_overlap_and_freed_buddies_join(
             steps in proptest::collection::vec((0u32..9, any::<prop::sample::Index>(), any::<bool>()), 1..200),
         ) {
             let (extents, mut extent_allocator) = (Extents::default(), ExtentAllocator::default());
@@ -199,9 +209,10 @@ mod tests {
             for (at, class) in taken {
                 extent_allocator.free(&extents, at, class);
             }
-            // Nothing is cut that has its other half: as many stretches as bits of what was taken from 1 on.
-            let stretches: u32 = extent_allocator.starts.iter().map(|word| word.count_ones()).sum();
-            prop_assert!(stretches <= 2 * u32::BITS);
+            // Every possible join was made: at most two free extents per bit of the number of units
+            // remain.
+            let free_extents: u32 = extent_allocator.starts.iter().map(|word| word.count_ones()).sum();
+            prop_assert!(free_extents <= 2 * u32::BITS);
             prop_assert_eq!(extent_allocator.free_bytes(&extents) / 16, u64::from(extent_allocator.end));
         }
     }

@@ -1,4 +1,4 @@
-//! What the index takes, by structure: to see which of them grows.
+//! Memory of the index by structure, to see which one grows.
 
 use serde::Serialize;
 
@@ -6,37 +6,37 @@ use super::frame::Header;
 use super::path_tree::PathTree;
 use super::tree_allocator::TreeAllocator;
 
-/// Bytes of each structure, and how full they are.
+/// Bytes of each structure, and how many of them are free.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Footprint {
-    /// Distinct blocks, with those that nobody holds between others.
+    /// Distinct blocks, with blocks between held ones that nobody holds.
     pub blocks: u64,
-    /// Frames that live.
+    /// Frames in the tree.
     pub frames: u64,
-    /// Headers: frames that ever lived at once.
+    /// Headers of all frames ever in use at once.
     pub header_bytes: u64,
-    /// Local hashes and common names: chunks of eight that were ever used at once.
+    /// Local hashes and common engine hashes, in all chunks ever in use at once.
     pub hash_bytes: u64,
-    /// Of them those of chunks that are free.
+    /// Part of `hash_bytes` in free chunks.
     pub hash_free_bytes: u64,
-    /// Holders that do not fit into a header.
+    /// Holders outside of headers.
     pub holder_bytes: u64,
-    /// Of them what is free.
+    /// Part of `holder_bytes` that is free.
     pub holder_free_bytes: u64,
-    /// The table of frames by what comes before them, and the counts of siblings.
+    /// Child table and sibling counts.
     pub child_bytes: u64,
-    /// The table of common names.
+    /// Table of common engine hashes.
     pub engine_hash_bytes: u64,
-    /// The tables of names of one worker's own.
+    /// Tables of engine hashes that one worker alone uses.
     pub alias_bytes: u64,
-    /// The counts of copies beyond the first.
+    /// Counts of copies beyond the first.
     pub copy_bytes: u64,
-    /// The sets of frames by worker.
+    /// Sets of frames by worker.
     pub frame_set_bytes: u64,
 }
 
 impl Footprint {
-    /// All of it: what the budget is about.
+    /// Bytes of all structures: the bytes of the budget.
     pub const fn bytes(&self) -> u64 {
         self.header_bytes
             + self.hash_bytes
@@ -50,7 +50,7 @@ impl Footprint {
 }
 
 impl PathTree {
-    /// What the paths take, with the common names beside their local hashes; the owner adds the rest.
+    /// Footprint of the tree and of the common engine hashes beside it; the owner adds the rest.
     pub(super) fn footprint(&self, allocator: &TreeAllocator) -> Footprint {
         let (chunks, free) = allocator.chunks_ever_and_free();
         Footprint {

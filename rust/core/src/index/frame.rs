@@ -1,20 +1,38 @@
-//! Frames: how a block and a frame are named, and what each word of a frame's header is.
+//! Frames: ids of blocks and frames, and the layout of a frame's header.
+//!
+//! A frame is a run of 1 to 64 consecutive blocks of one path of the tree. Its header is two cache lines of
+//! words:
+//!
+//! ```text
+//! word   0  version of the frame's seqlock
+//!        1  parent block (low), child that continues at the last block (high)
+//!        2  local hash of the first block
+//!        3  sequence hash of the last block
+//!     4- 7  holders in device memory; spare halves: length and flags (6), next frame in the bucket (7)
+//!     8-11  ids of the eight chunks of hashes, two per word
+//!       12  blocks that have children, as bits
+//!       13  sequence hash of the parent block; in a free frame: the next free frame
+//!       14  extent with the holders in host memory and on disk, or 0
+//!       15  word of the tree's owner
+//! ```
+//!
+//! A match reads only the first cache line of most frames.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Blocks of a frame.
+/// Highest number of blocks in a frame: the bits of a holder mask.
 pub const FRAME_BLOCKS: u32 = 64;
-/// Blocks of a chunk: a cache line of hashes.
+/// Blocks of a chunk: eight hashes fill one cache line.
 pub const CHUNK_BLOCKS: u32 = 8;
-/// Chunks of a frame.
+/// Chunks of a full frame.
 pub const CHUNKS: usize = (FRAME_BLOCKS / CHUNK_BLOCKS) as usize;
 
-/// A block's place: frame and offset. Stable while the block lives.
+/// Place of a block: its frame and its offset there. It stays the same while the block lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(u32);
 
 impl BlockId {
-    /// Before the first block of every prompt.
+    /// Virtual block before the first block of every prompt.
     pub const ROOT: Self = Self(u32::MAX);
 
     /// The block at `offset` of `frame`.
@@ -22,22 +40,22 @@ impl BlockId {
         Self(frame.0 * FRAME_BLOCKS + offset)
     }
 
-    /// As [`BlockId::get`] gave it.
+    /// The block whose [`BlockId::get`] is `number`.
     pub const fn from_number(number: u32) -> Self {
         Self(number)
     }
 
-    /// Its frame; meaningless for the root.
+    /// Frame of the block; meaningless for [`BlockId::ROOT`].
     pub const fn frame(self) -> FrameId {
         FrameId(self.0 / FRAME_BLOCKS)
     }
 
-    /// Its offset in the frame.
+    /// Offset of the block in its frame; meaningless for [`BlockId::ROOT`].
     pub const fn offset(self) -> u32 {
         self.0 % FRAME_BLOCKS
     }
 
-    /// As a number.
+    /// The id as a number.
     pub const fn get(self) -> u32 {
         self.0
     }
@@ -59,66 +77,73 @@ impl BlockRun {
     }
 }
 
-/// A frame's place in the arena.
+/// Number of a frame's header in its arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameId(pub u32);
 
-/// No frame.
+/// Marks the absence of a frame.
 pub const NONE: FrameId = FrameId(u32::MAX);
-/// Block ids are 32 bits and the highest is the root.
+/// Highest number of frames. Block ids have 32 bits, and the highest id is the root's.
 pub const FRAMES_MAX: u32 = u32::MAX / FRAME_BLOCKS;
 
-/// A frame's header: two cache lines, of which a match reads the first.
+/// Header of a frame; the module describes its words.
 pub type Header = [AtomicU64; 16];
 
-/// The seqlock's version and the frame's identity: blocks of it were cut off so many times.
+/// Seqlock version. The identity half counts how often the frame lost blocks.
 pub const VERSION: usize = 0;
-/// The block before the first one; a child at the last block or none, the way on for most prompts without the child table.
+/// Low half: parent block. High half: a child at the last block, or [`NONE`].
+///
+/// Most prompts go on through this child, without a look-up in the child table.
 pub const LINKS: usize = 1;
-/// Local hash of the first block.
+/// Local hash of the first block: together with the parent, the key of the child table.
 pub const FIRST_LOCAL: usize = 2;
-/// Sequence hash of the last block.
+/// Sequence hash of the last block, valid with [`HAS_END_SEQUENCE`].
 pub const END_SEQUENCE: usize = 3;
-/// Holders in device memory: four words, of which the frame uses the low half of the third (length and flags) and the high
-/// half of the fourth (the child table's chain).
+/// First of the four words of the device holders. [`LEN_AND_FLAGS`] and [`NEXT_IN_BUCKET`] use their two
+/// spare halves.
 pub const DEVICE_HOLDERS: usize = 4;
-/// Length, `HAS_END_SEQUENCE`, `HAS_PARENT_SEQUENCE`, `RECENTLY_USED`.
+/// Low half: number of blocks in the lowest eight bits, then the flags below. High half: part of the holders.
 pub const LEN_AND_FLAGS: usize = DEVICE_HOLDERS + 2;
-/// High half: see [`ChildTable`].
+/// High half: number of the next frame in the bucket of the child table, plus 1, or 0.
 pub const NEXT_IN_BUCKET: usize = DEVICE_HOLDERS + 3;
-/// Eight chunks, two to a word.
+/// First of the four words with the ids of the frame's chunks.
 pub const CHUNK_IDS: usize = 8;
-/// Bit i: a child hangs at block i.
+/// Bit i is set while block i has a child.
 pub const CHILD_BITS: usize = 12;
-/// Sequence hash of the parent.
+/// Sequence hash of the parent block, valid with [`HAS_PARENT_SEQUENCE`].
 pub const PARENT_SEQUENCE: usize = 13;
-/// Of a frame that is free, the one freed before it: readers never read this word.
+/// In a free frame: the id of the frame freed before it. No reader looks at this word.
 pub const NEXT_FREE: usize = PARENT_SEQUENCE;
-/// The holders in host memory and on disk: a stretch of twice four words, or 0.
+/// Extent with the holders in host memory (four words) and on disk (four words), or 0 where there are none.
 pub const LOWER_HOLDERS: usize = 14;
-/// For the owner of the paths.
+/// Word for the owner of the tree. The index keeps here which blocks have a common engine hash.
 pub const OWNER_WORD: usize = 15;
 
+/// The sequence hash of the last block is known.
 pub const HAS_END_SEQUENCE: u32 = 1 << 8;
+/// The sequence hash of the parent block is known; false for frames at the root.
 pub const HAS_PARENT_SEQUENCE: u32 = 1 << 9;
-/// Stored or matched since the hand of the eviction came by. The one bit that readers write, and only when it is not set.
+/// A worker stored the frame or a prompt matched it since the eviction clock last passed.
+///
+/// Readers write no other bit, and write this one only while it is clear.
 pub const RECENTLY_USED: u32 = 1 << 10;
 
+/// Size class of the extent behind [`LOWER_HOLDERS`]: eight words.
 pub const LOWER_CLASS: u32 = 2;
 
-/// Blocks of the frame, as its shape says. 0: it is free.
+/// Blocks of a frame, from its word [`LEN_AND_FLAGS`]. 0 means that the frame is free.
 #[inline]
 pub const fn len_of(shape: u64) -> u32 {
     shape as u32 & 0xFF
 }
 
-/// Whether the shape says that the end hash is known.
+/// Whether the sequence hash of the last block is known.
 #[inline]
 pub const fn has_end(shape: u64) -> bool {
     shape as u32 & HAS_END_SEQUENCE != 0
 }
 
-/// Remembers that a frame was used, for the eviction. For readers, too: a mark that gets lost costs a cache hit at most.
+/// Marks a frame as recently used. Readers call it too: a lost mark costs at most a premature eviction.
 #[inline]
 pub fn mark_used(header: &Header, shape: u64) {
     if shape as u32 & RECENTLY_USED == 0 {

@@ -1,4 +1,7 @@
-//! Hash tables whose memory is known before it is taken.
+//! Hash tables whose growth is known in advance, as the memory budget needs it.
+//!
+//! A removal in `hashbrown` may leave a tombstone. A table full of tombstones grows although it has few
+//! entries; the functions here rebuild it at the same size instead.
 
 use std::hash::Hash;
 
@@ -7,17 +10,18 @@ use rustc_hash::FxBuildHasher;
 
 use super::frame::FrameId;
 
-/// Mixes a pair to a hash: what the tables here use.
+/// Mixes two words to a hash by a 128-bit product, as wyhash does.
 #[inline]
 pub const fn mix(a: u64, b: u64) -> u64 {
     let product = ((a ^ 0x9E37_79B9_7F4A_7C15) as u128) * ((b ^ 0xD6E8_FEB8_6659_FD93) as u128);
     (product as u64) ^ ((product >> 64) as u64)
 }
 
-/// A map that grows when it is full of entries, not of the marks of removed ones, if [`make_room`] is asked before insertions.
+/// Map that callers pass to [`make_room`] before every insertion.
 pub type Map<K, V> = HashMap<K, V, FxBuildHasher>;
 
-/// Makes room for one entry more. Without this a map whose entries come and go takes twice the memory for the same entries.
+/// Makes room for one more entry. Without it, a map under churn takes twice the memory for the same number of
+/// entries.
 pub fn make_room<K: Hash + Eq, V>(map: &mut Map<K, V>) {
     if map.len() < map.capacity() {
         return;
@@ -30,14 +34,15 @@ pub fn make_room<K: Hash + Eq, V>(map: &mut Map<K, V>) {
     }
 }
 
-/// Entries that fit into a table of at least so many buckets without marks, if that is clearly more than there are.
+/// Capacity of a rebuilt table of `buckets` buckets, if that is clearly more than `len`; else `None`: the
+/// table must grow.
 fn room_without_marks(len: usize, buckets: usize) -> Option<usize> {
     let whole = buckets.checked_ilog2().map_or(0, |bits| 1 << bits);
     let room = whole / 8 * 7;
     (len < room - room / 16).then_some(room)
 }
 
-/// As [`make_room`], for a table; `false`: the next entry makes it grow.
+/// As [`make_room`], for a table. `false`: the next insertion makes the table grow.
 fn make_table_room<T: Copy>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) -> bool {
     if table.len() < table.capacity() {
         return true;
@@ -53,7 +58,7 @@ fn make_table_room<T: Copy>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) 
     true
 }
 
-/// The frames in which a worker holds something.
+/// Set of the frames in which one worker holds blocks.
 #[derive(Clone, Debug, Default)]
 pub struct FrameSet {
     table: HashTable<FrameId>,
@@ -64,7 +69,7 @@ fn hash(id: FrameId) -> u64 {
 }
 
 impl FrameSet {
-    /// Puts a frame in, if it is not.
+    /// Adds a frame; adding it twice changes nothing.
     pub fn insert(&mut self, id: FrameId) {
         make_table_room(&mut self.table, |&id| hash(id));
         self.table
@@ -72,14 +77,14 @@ impl FrameSet {
             .or_insert(id);
     }
 
-    /// Takes a frame out, if it is in.
+    /// Removes a frame; a missing frame changes nothing.
     pub fn remove(&mut self, id: FrameId) {
         if let Ok(entry) = self.table.find_entry(hash(id), |&other| other == id) {
             entry.remove();
         }
     }
 
-    /// Whether there is none.
+    /// Whether the set has no frame.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
@@ -89,12 +94,12 @@ impl FrameSet {
         self.table.iter().copied()
     }
 
-    /// Bytes of it.
+    /// Bytes of the table, from its capacity.
     pub fn bytes(&self) -> usize {
         self.table.allocation_size()
     }
 
-    /// Bytes that one more entry takes from the system while the table grows, old and new together.
+    /// Bytes that one more insertion may allocate: the grown table beside the old one.
     pub fn growth_bytes(&mut self) -> u64 {
         if make_table_room(&mut self.table, |&id| hash(id)) {
             0

@@ -1,27 +1,31 @@
-//! Ids of arena units.
+//! Allocation of ids for arena units, with an intrusive free list.
 
 use std::sync::atomic::AtomicU64;
 
 use super::arena::{get, low, set};
 
-/// Numbers of places, of which those that are free make a list through a word of their own.
+/// Allocator of ids 0, 1, 2, …
+///
+/// Freed ids form a list: each freed unit stores the id freed before it in one of its own words, so the list
+/// takes no memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct IdAllocator {
-    /// Ever used: all ids are below.
+    /// Every id handed out so far is below this one.
     pub(super) end: u32,
-    /// Of those, how many are free.
+    /// Ids below `end` that are free.
     pub(super) free_len: u32,
-    /// The id freed last + 1, or 0.
+    /// The id freed last, plus 1, or 0 for an empty list.
     free_head: u32,
 }
 
 impl IdAllocator {
-    /// Numbers of places that live.
+    /// Ids in use.
     pub(super) const fn live(self) -> u32 {
         self.end - self.free_len
     }
 
-    /// The id that was freed last. `next` is the word in which it has the one before it.
+    /// Takes the id freed last. `next` returns the word in which that id's unit stores its successor in the
+    /// list.
     pub(super) fn reuse<'a>(&mut self, next: impl FnOnce(u32) -> &'a AtomicU64) -> Option<u32> {
         let id = self.free_head.checked_sub(1)?;
         self.free_head = low(get(next(id)));
@@ -29,7 +33,7 @@ impl IdAllocator {
         Some(id)
     }
 
-    /// Puts a id on the list; `next` as in [`IdAllocator::take`].
+    /// Puts an id on the free list. `next` is the word in which its unit may store its successor.
     pub(super) fn free(&mut self, id: u32, next: &AtomicU64) {
         set(next, u64::from(self.free_head));
         self.free_head = id + 1;

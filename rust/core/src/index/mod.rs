@@ -1,6 +1,19 @@
-//! The index: which worker holds which prefix.
+//! The index: which worker holds which blocks of which prompts.
 //!
-//! Workers are dense slots here; the router maps ids to slots.
+//! It stands between KV events and decisions: [`Index::apply`] changes it, and a decision asks it for the
+//! overlap of a prompt on every worker. Workers are dense slots here; the router maps worker ids to slots.
+//!
+//! Read the files in this order:
+//!
+//! * `frame`, `path_tree`, `holders`: the data. Prompts share a tree of frames of at most 64 blocks, and each
+//!   frame has a set of holders.
+//! * `seqlock`, `walk`: how threads match prompts without a lock while one thread writes.
+//! * `writer`, `path_changes`: how KV events change the tree.
+//! * `engine_hashes`: which block an engine means by a hash of its own.
+//! * `evict`, `image`, `check`, `reference`: the memory budget, saving, the rules of the structure, and the
+//!   slow index that tests compare with.
+//!
+//! Costs stand in `concurrent`; `docs/explanation/index.md` tells why the index has this form.
 
 pub(crate) mod arena;
 mod budget;
@@ -43,52 +56,53 @@ use serde::Serialize;
 
 use crate::worker::WorkerId;
 
-/// Position of a worker in every per-worker column. Reused after a worker left.
+/// Position of a worker in every per-worker column. A later worker reuses the slot of a worker that left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
 impl Slot {
-    /// As an index into a column.
+    /// The slot as an index into a column.
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
-    /// As the 16 bits in which sets keep it: slots are below 65,536.
+    /// The slot in 16 bits, as holder sets store it. Slots are below 65,536.
     pub const fn as_u16(self) -> u16 {
         debug_assert!(self.0 <= u16::MAX as u32, "a slot must be below 65,536");
         self.0 as u16
     }
 }
 
-/// How much of a request one worker holds, blocks per tier.
+/// Blocks of a request that one worker holds, per tier.
 ///
-/// `device` counts from the start of the prompt; `host` goes on where `device` ends, `disk` where `host` ends.
+/// The tiers follow each other: `device` counts from the start of the prompt, `host` from the end of
+/// `device`, and `disk` from the end of `host`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct WorkerOverlap {
-    /// Whose.
+    /// The worker that holds the blocks.
     pub worker: WorkerId,
-    /// Leading blocks in device memory.
+    /// Leading blocks of the prompt in device memory.
     pub device: u32,
-    /// Further blocks in host memory.
+    /// Blocks after the device blocks, in host memory.
     pub host: u32,
-    /// Further blocks on disk.
+    /// Blocks after the host blocks, on disk.
     pub disk: u32,
 }
 
-/// What one worker holds of a request, blocks per tier, by slot.
+/// Blocks of a request that one worker holds: device, host, disk, as in [`WorkerOverlap`].
 pub type TierOverlap = [u32; 3];
 
-/// Why an event was refused.
+/// Reason for refusing a KV event, in whole or in part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The parent of a stored chain is not known of this worker.
+    /// The worker does not hold the parent of a stored chain.
     UnknownParent,
-    /// So many removed blocks were not held; the others were removed.
+    /// The worker did not hold this many of the removed blocks; the index removed the others.
     UnknownBlocks(usize),
-    /// An engine hash would get a second meaning.
+    /// The worker already uses this engine hash for another block.
     ConflictingBlock(crate::hash::EngineHash),
-    /// The limit of blocks is reached.
+    /// The index is at its memory budget and can evict nothing.
     Full,
-    /// Nobody has this id.
+    /// No registered worker has this id.
     UnknownWorker,
 }

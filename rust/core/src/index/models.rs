@@ -1,7 +1,7 @@
-//! The protocols between threads, in small, under every order that the memory model allows (loom). Each has a negative control:
-//! the same with its guard left out, in which loom must find the fault.
+//! Loom models of the protocols between threads: every order that the memory model allows, on small data.
 //!
-//! What is modelled runs the functions of [`super::seqlock`] as the index does; only the data around them is small.
+//! Each model has a negative control: the same protocol without its guard, in which loom must find the fault.
+//! The models run the functions of [`super::seqlock`], as the index does; only the data around them is small.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use loom::thread;
 
 use super::seqlock::{Stamp, Word, begin_read, begin_write, end_write, has_same_identity, is_valid};
 
-/// An atomic word that loom watches.
+/// An atomic word under loom's control.
 struct Watched(AtomicU64);
 
 impl Watched {
@@ -46,14 +46,14 @@ fn is_faulty(model: impl Fn() + Sync + Send + 'static) -> bool {
     catch_unwind(AssertUnwindSafe(|| builder.check(model))).is_err()
 }
 
-/// Whether a part of a protocol is kept.
+/// Whether the protocol keeps its guard.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Guard {
     Kept,
     LeftOut,
 }
 
-/// A frame: read while it is written. The data is one state when the section is valid.
+/// Read and write sections of one frame: a valid read section must see one state.
 fn sections(guard: Guard) {
     let frame = Arc::new([Watched::new(0), Watched::new(0), Watched::new(0)]);
     let writer = {
@@ -85,11 +85,11 @@ fn a_valid_section_is_one_state() {
     assert!(!is_faulty(|| sections(Guard::Kept)));
     assert!(
         is_faulty(|| sections(Guard::LeftOut)),
-        "the missing fence must be found"
+        "loom must find the missing fence"
     );
 }
 
-/// A step from a frame to its child, while both are freed and used again for another path, linked in the same way.
+/// A step from a frame to its child, while the writer recycles both for another path with an equal link.
 fn step(guard: Guard) {
     struct Frames {
         parent: [Watched; 2],
@@ -136,16 +136,18 @@ fn a_step_to_a_child_stays_on_its_path() {
     assert!(!is_faulty(|| step(Guard::Kept)));
     assert!(
         is_faulty(|| step(Guard::LeftOut)),
-        "the used-again frame must be found"
+        "loom must find the recycled frame"
     );
 }
 
-/// A stretch or a chunk that a frame gave back: the writer links it with others that are free, after the frame's section and for
-/// other frames. Who still reads it through the old frame must notice.
-fn given_back(guard: Guard) {
+/// An extent or a chunk that a frame freed: the writer then links it into a free list, outside the frame's
+/// section.
+///
+/// A reader that still follows the old frame must notice.
+fn freed_extent(guard: Guard) {
     struct State {
         version: Watched,
-        /// Where the frame's words are: 1, or nowhere.
+        /// Place of the frame's words: 1, or 0 for none.
         place: Watched,
         words: Watched,
     }
@@ -172,27 +174,27 @@ fn given_back(guard: Guard) {
     {
         let words = state.words.get();
         if is_valid(&state.version, stamp) {
-            assert_eq!(words, 7, "what is free must not be read as a frame's");
+            assert_eq!(words, 7, "a freed extent must not count as the frame's");
         }
     }
     writer.join().unwrap();
 }
 
 #[test]
-fn what_was_given_back_is_not_believed() {
-    assert!(!is_faulty(|| given_back(Guard::Kept)));
+fn a_freed_extent_is_never_read_as_a_frames() {
+    assert!(!is_faulty(|| freed_extent(Guard::Kept)));
     assert!(
-        is_faulty(|| given_back(Guard::LeftOut)),
-        "the link that was read must be found"
+        is_faulty(|| freed_extent(Guard::LeftOut)),
+        "loom must find the read of the free list"
     );
 }
 
-/// The child table: a bucket is split while a frame that is in it all the time is looked for.
+/// The child table: a bucket splits while a reader looks for a frame that is in the table all the time.
 fn split(guard: Guard) {
     struct Table {
         splits: Watched,
         len: Watched,
-        /// First frame + 1 of each chain; the one frame has hash 1.
+        /// First frame plus 1 of each chain; the only frame has hash 1.
         buckets: [Watched; 2],
     }
     let table = Arc::new(Table {
@@ -215,29 +217,27 @@ fn split(guard: Guard) {
         let bucket = &table.buckets[(len - 1) as usize];
         let missing = bucket.load(Ordering::Acquire) == 0;
         let believed = guard == Guard::LeftOut || is_valid(&table.splits, splits);
-        assert!(
-            !(missing && believed),
-            "a frame that is there must not be missing"
-        );
+        assert!(!(missing && believed), "a frame in the table must be found");
     }
     writer.join().unwrap();
 }
 
 #[test]
-fn a_split_hides_no_frame() {
+fn a_bucket_split_hides_no_frame() {
     assert!(!is_faulty(|| split(Guard::Kept)));
     assert!(
         is_faulty(|| split(Guard::LeftOut)),
-        "the hidden frame must be found"
+        "loom must find the hidden frame"
     );
 }
 
-/// A worker leaves and another one gets its slot, while a match that saw the first one's blocks is on its way.
-fn succession(guard: Guard) {
+/// A worker leaves and another one takes its slot, while a match that saw the first worker's blocks is in
+/// progress.
+fn slot_reuse(guard: Guard) {
     struct State {
         roster: Watched,
         frame: [Watched; 2],
-        /// Who has the slot.
+        /// Worker in the slot.
         desk: Mutex<u64>,
     }
     let state = Arc::new(State {
@@ -273,7 +273,7 @@ fn succession(guard: Guard) {
         if guard == Guard::LeftOut || is_valid(&state.roster, fleet) {
             assert!(
                 held == 0 || *owner != 2,
-                "nobody must be credited with another's blocks"
+                "a worker must not get credit for another worker's blocks"
             );
         }
     }
@@ -282,14 +282,14 @@ fn succession(guard: Guard) {
 
 #[test]
 fn a_new_worker_is_not_credited_with_the_blocks_of_the_old_one() {
-    assert!(!is_faulty(|| succession(Guard::Kept)));
+    assert!(!is_faulty(|| slot_reuse(Guard::Kept)));
     assert!(
-        is_faulty(|| succession(Guard::LeftOut)),
-        "the wrong credit must be found"
+        is_faulty(|| slot_reuse(Guard::LeftOut)),
+        "loom must find the wrong credit"
     );
 }
 
-/// Two decisions at once, on two idle workers: each goes to the less loaded one.
+/// Two simultaneous decisions on two idle workers: each must go to the less loaded worker.
 fn decision(guard: Guard) {
     let desk = Arc::new(Mutex::new([0_u32; 2]));
     let route = move |desk: &Mutex<[u32; 2]>| {
@@ -312,15 +312,15 @@ fn decision(guard: Guard) {
     assert_eq!(
         *desk.lock().unwrap(),
         [1, 1],
-        "a choice must see the bookings before it"
+        "a decision must see all earlier bookings"
     );
 }
 
 #[test]
-fn to_choose_and_to_book_is_one_step() {
+fn choosing_and_booking_is_one_step() {
     assert!(!is_faulty(|| decision(Guard::Kept)));
     assert!(
         is_faulty(|| decision(Guard::LeftOut)),
-        "the herd of two must be found"
+        "loom must find the two decisions on one worker"
     );
 }

@@ -1,6 +1,8 @@
-//! What the writer of [`PathTree`] does: frames come, grow, are held, shrink and go.
+//! Writing the path tree: frames come, grow, gain and lose holders, shrink and go.
 //!
-//! Each change of a frame that readers could see half done is a section of its header's seqlock.
+//! Every change that a reader could otherwise see half done happens inside a write section of the frame's
+//! seqlock. A frame that loses blocks also changes its identity, so that a reader that went on from it
+//! notices.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,7 +35,7 @@ impl PathTree {
         }
     }
 
-    /// Make `slot` hold exactly `mask` of a frame in a tier.
+    /// Makes `slot` hold exactly `mask` of a frame in a tier.
     pub fn set_mask(
         &self,
         allocator: &mut TreeAllocator,
@@ -60,6 +62,7 @@ impl PathTree {
         seqlock::end_write(&header[VERSION], false);
     }
 
+    /// Frees the extent of the lower tiers' holders when nobody holds anything there.
     fn drop_empty_lower(&self, allocator: &mut TreeAllocator, id: FrameId) {
         let lower = &self.header(id)[LOWER_HOLDERS];
         let empty = |tier| {
@@ -79,10 +82,10 @@ impl PathTree {
         }
     }
 
-    /// Add blocks after `after`, where nothing equal follows yet, all in one frame: (frame, first offset, count).
+    /// Adds blocks after `after`, where no equal block follows yet, all in one frame.
     ///
-    /// They go into the frame of `after` when they fit behind its end and `extend` allows it, else into a new frame.
-    /// The caller has to make someone hold them. `None`: no frame id is left.
+    /// The blocks extend the frame of `after` when they fit behind its end and `extend` allows it; otherwise
+    /// they start a new frame. The caller must give the run a holder. `None`: no frame id is left.
     pub fn add(
         &self,
         allocator: &mut TreeAllocator,
@@ -126,6 +129,7 @@ impl PathTree {
         })
     }
 
+    /// Takes a free frame, or a new one.
     fn place(&self, allocator: &mut TreeAllocator) -> Option<FrameId> {
         if let Some(number) = allocator
             .frames
@@ -141,6 +145,7 @@ impl PathTree {
         Some(FrameId(allocator.frames.end - 1))
     }
 
+    /// Sets the length of a frame and the sequence hash of its last block. Inside a write section.
     fn set_len(header: &Header, len: u32, end: Option<SequenceHash>) {
         let start = get(&header[LEN_AND_FLAGS]) as u32 & (HAS_PARENT_SEQUENCE | RECENTLY_USED);
         let known = if end.is_some() { HAS_END_SEQUENCE } else { 0 };
@@ -148,7 +153,8 @@ impl PathTree {
         set_low(&header[LEN_AND_FLAGS], len | known | start);
     }
 
-    /// Writes the hashes of the blocks from `offset` on, in new chunks where the old ones do not suffice.
+    /// Writes the local hashes of the blocks from `offset` on, into new chunks where the last one is full.
+    /// Inside a write section.
     fn write_locals(
         &self,
         allocator: &mut TreeAllocator,
@@ -181,6 +187,7 @@ impl PathTree {
         }
     }
 
+    /// Frees the chunks that a frame of `new_len` blocks no longer needs.
     fn give_chunks(&self, allocator: &mut TreeAllocator, header: &Header, new_len: u32, len: u32) {
         for chunk in new_len.div_ceil(CHUNK_BLOCKS)..len.div_ceil(CHUNK_BLOCKS) {
             let number = Self::chunk(header, chunk * CHUNK_BLOCKS);
@@ -188,6 +195,8 @@ impl PathTree {
         }
     }
 
+    /// Makes a frame a child of `parent`: child table, child bit, sibling count, and the direct link of the
+    /// parent's frame.
     fn attach(&self, allocator: &mut TreeAllocator, id: FrameId, parent: BlockId) {
         self.children.insert(&self.headers, id, allocator.frames_len());
         if parent == BlockId::ROOT {
@@ -206,12 +215,14 @@ impl PathTree {
         }
     }
 
+    /// Sets the child that continues at a frame's last block.
     fn set_next(header: &Header, next: FrameId) {
         seqlock::begin_write(&header[VERSION]);
         set_high(&header[LINKS], next.0);
         seqlock::end_write(&header[VERSION], false);
     }
 
+    /// Adds blocks behind the end of a frame. Its full holders become partial ones.
     fn extend(&self, allocator: &mut TreeAllocator, id: FrameId, locals: &[LocalHash]) -> BlockRun {
         let header = self.header(id);
         let old_len = self.len(id);
@@ -238,7 +249,9 @@ impl PathTree {
         }
     }
 
-    /// The prefix hash of a frame that shrank is computed again: worth it once the frame is used as a whole.
+    /// Computes the sequence hash of a shrunk frame's last block again.
+    ///
+    /// A shrinking frame drops this hash. Computing it pays off once a worker stores the whole frame again.
     pub fn refresh_end(&self, id: FrameId) {
         let header = self.header(id);
         let shape = get(&header[LEN_AND_FLAGS]);
@@ -250,8 +263,10 @@ impl PathTree {
         }
     }
 
-    /// Cut off what nobody holds behind the last living block of `id`, and the frame itself when nothing is left; then look at
-    /// its parent. `dropped` hears of the blocks before they go: the frame, and their offsets as bits.
+    /// Frees the blocks behind the last live block of `id`, and the frame itself when no block is left; then
+    /// does the same for the parent's frame.
+    ///
+    /// `dropped` receives each frame with the offsets of its blocks as bits, before they go.
     pub fn free_dead(
         &self,
         allocator: &mut TreeAllocator,
@@ -297,6 +312,7 @@ impl PathTree {
         }
     }
 
+    /// Takes an empty frame out of the child table and out of its parent.
     fn detach(&self, allocator: &mut TreeAllocator, id: FrameId) {
         let parent = self.parent(id);
         self.children.remove(&self.headers, id);

@@ -1,13 +1,15 @@
-//! Prompts as a tree of frames: the skeleton that the index and the load share.
+//! Prompts as a tree of frames: the structure under the index and under the load.
 //!
-//! A path of blocks is cut into frames of at most 64. A frame is a piece of one path, not a node of a branching trie: a
-//! prompt that parts from it in its middle hangs a child at that block, and the frame stays whole. Who holds which block is a
-//! mask per (frame, slot) ([`Holders`]), so a hole splits nothing and equal neighbours need no merging.
+//! The tree cuts a path of blocks into frames of at most 64 blocks. A frame is a piece of one path, not a
+//! node of a branching trie: where a prompt diverges inside a frame, its remainder becomes a child at that
+//! block, and the frame stays whole. Holders are a mask per (frame, slot) ([`Holders`]), so a hole splits
+//! nothing and equal neighbours need no merging.
 //!
-//! A frame ends with the last block that is held or has a child; what lies behind is freed at once.
+//! A frame ends with the last block that some worker holds or that has a child. The writer frees all blocks
+//! behind it at once.
 //!
-//! Everything that a match reads is in atomic words that never move ([`super::arena`]). Any number of threads read, one writes
-//! ([`TreeAllocator`]): see [`super::walk`] for reading and `docs/core.md` for what a read during a write may see.
+//! Matches read only atomic words that never move ([`super::arena`]). Any number of threads read while one
+//! writes; the writer has the [`TreeAllocator`]. [`super::walk`] describes reading.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,12 +28,12 @@ use super::tree_allocator::TreeAllocator;
 use crate::event::Tier;
 use crate::hash::{LocalHash, SequenceHash, next_sequence_hash};
 
-/// A prompt as hashes. `sequence` may be empty.
+/// A prompt as hashes of its full blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Prompt<'a> {
-    /// Local hashes of its blocks.
+    /// Local hashes of the blocks, in prompt order.
     pub locals: &'a [LocalHash],
-    /// Their sequence hashes, or nothing.
+    /// Sequence hashes of the same blocks, or empty. With them a long match is a few comparisons.
     pub sequence: &'a [SequenceHash],
 }
 
@@ -51,12 +53,16 @@ impl PromptRange {
     }
 }
 
-/// The tree, as readers see it. See the module.
+/// The tree as readers see it; the module describes it.
 #[derive(Debug)]
 pub struct PathTree {
+    /// Headers of the frames.
     pub(super) headers: Headers,
+    /// Local hashes in chunks of eight; the frames' headers hold the ids of their chunks.
     pub(super) locals: Arena<8>,
+    /// Holders that do not fit into a header.
     pub(super) extents: Extents,
+    /// Frames by parent block and first local hash.
     pub(super) children: ChildTable,
 }
 
@@ -72,17 +78,17 @@ impl Default for PathTree {
 }
 
 impl PathTree {
-    /// The header of a frame.
+    /// Header of a frame.
     #[inline]
     pub fn header(&self, id: FrameId) -> &Header {
         self.headers.unit(id.0)
     }
 
-    /// The chunk of the block at `offset`.
+    /// Id of the chunk with the block at `offset`.
     #[inline]
     pub fn chunk(header: &Header, offset: u32) -> u32 {
         let chunk = offset / CHUNK_BLOCKS;
-        // Acquired, because a reader goes there before it knows that its section is valid.
+        // Acquire: a reader follows this id before it knows that its section is valid.
         let word = header[CHUNK_IDS + (chunk / 2) as usize].load(Ordering::Acquire);
         if chunk.is_multiple_of(2) {
             low(word)
@@ -91,22 +97,22 @@ impl PathTree {
         }
     }
 
-    /// Blocks of a frame: 1 to 64 while it lives.
+    /// Blocks of a frame: 1 to 64 while the frame is in the tree.
     pub fn len(&self, id: FrameId) -> u32 {
         len_of(get(&self.header(id)[LEN_AND_FLAGS]))
     }
 
-    /// The block before its first.
+    /// Block before the first block of a frame.
     pub fn parent(&self, id: FrameId) -> BlockId {
         BlockId::from_number(low(get(&self.header(id)[LINKS])))
     }
 
-    /// The word of a frame that is the owner's; 0 at first.
+    /// Word of a frame that the owner of the tree may use; 0 in a new frame.
     pub fn owner_word(&self, id: FrameId) -> &AtomicU64 {
         &self.header(id)[OWNER_WORD]
     }
 
-    /// Bytes in use by the structures here.
+    /// Bytes that the structures of the tree use.
     pub fn bytes(&self, allocator: &TreeAllocator) -> u64 {
         u64::from(allocator.frames.end) * size_of::<Header>() as u64
             + u64::from(allocator.chunks.end) * 64
@@ -115,14 +121,16 @@ impl PathTree {
             + allocator.sibling_bytes()
     }
 
-    /// Local hash of a block.
+    /// Local hash of the block at `offset`.
     pub(super) fn local(&self, header: &Header, offset: u32) -> u64 {
         get(&self.locals.unit(Self::chunk(header, offset))[(offset % CHUNK_BLOCKS) as usize])
     }
 
-    /// How many words of a column, from block `offset` on, are as `wanted` has them. A cache line at a time: a whole one is
-    /// compared without a loop and without bounds, which is most of what a match does. The chunks of a frame that was written
-    /// in one go lie side by side, and are then looked up once.
+    /// Number of leading `wanted` entries that equal the words of a column from block `offset` on.
+    ///
+    /// A column is an arena in the chunks of the local hashes. Whole cache lines are compared without a loop
+    /// and without bounds checks, which is most of the work of a match. The chunks of a frame that was
+    /// written at once are adjacent and are looked up once.
     #[inline]
     pub fn equal<T>(
         column: &Arena<8>,
@@ -173,10 +181,10 @@ impl PathTree {
         done
     }
 
-    /// The first chunk of a frame whose eight follow one another.
+    /// First chunk of a frame whose eight chunks are adjacent.
     #[inline]
     fn side_by_side(header: &Header) -> Option<u32> {
-        // Acquired as in [`PathTree::chunk`].
+        // Acquire, as in [`PathTree::chunk`].
         let pair = |at: usize| header[CHUNK_IDS + at].load(Ordering::Acquire);
         let first = low(pair(0));
         let follows =
@@ -184,12 +192,12 @@ impl PathTree {
         (0..4).all(follows).then_some(first)
     }
 
-    /// Local hash of a block that lives.
+    /// Local hash of a block in the tree.
     pub(super) fn local_of(&self, block: BlockId) -> u64 {
         self.local(self.header(block.frame()), block.offset())
     }
 
-    /// Everybody that holds something of a frame in a tier, with a mask of it.
+    /// All holders of a frame in a tier, each with the mask of its blocks.
     pub(super) fn holding(&self, id: FrameId, tier: Tier) -> Vec<(Slot, u64)> {
         let Some(holders) = self.holders(id, tier) else {
             return Vec::new();
@@ -200,6 +208,7 @@ impl PathTree {
         full.chain(holders.partials(&self.extents)).collect()
     }
 
+    /// Sequence hash of the block at `offset`, computed from the start of the frame.
     pub(super) fn sequence_in(&self, header: &Header, offset: u32) -> Option<SequenceHash> {
         let known = get(&header[LEN_AND_FLAGS]) as u32 & HAS_PARENT_SEQUENCE != 0;
         let start = known.then(|| SequenceHash(get(&header[PARENT_SEQUENCE])));
@@ -208,6 +217,7 @@ impl PathTree {
         })
     }
 
+    /// Sequence hash of a block: stored for the last block of a frame, else computed.
     pub(super) fn sequence_at(&self, block: BlockId) -> Option<SequenceHash> {
         let header = self.header(block.frame());
         let shape = get(&header[LEN_AND_FLAGS]);
@@ -217,7 +227,7 @@ impl PathTree {
         self.sequence_in(header, block.offset())
     }
 
-    /// The words of a tier's holders.
+    /// The four words of a tier's holders; `None` for a lower tier without holders.
     pub(super) fn holder_words(&self, id: FrameId, tier: Tier) -> Option<&[AtomicU64]> {
         let header = self.header(id);
         match tier {
@@ -231,29 +241,32 @@ impl PathTree {
         (lower != 0).then(|| &self.extents.words(low(lower), 8)[at..at + 4])
     }
 
-    /// Who holds what of a frame in a tier.
+    /// Holders of a frame in a tier; `None` for a lower tier without holders.
     pub fn holders(&self, id: FrameId, tier: Tier) -> Option<Holders> {
         self.holder_words(id, tier).map(Holders::of)
     }
 
-    /// As [`PathTree::holders`], for a reader inside of a section, from a header that it knows to be true.
+    /// As [`PathTree::holders`], from the word [`LOWER_HOLDERS`] that a reader took inside its section.
     #[inline]
     pub(super) fn lower_holders(&self, lower: u64, tier: Tier) -> Option<Holders> {
         self.lower_holder_words(lower, tier).map(Holders::of)
     }
 
+    /// Word of the lower tiers' holders; 0 where there are none.
     #[inline]
     pub(super) fn lower_word(header: &Header) -> u64 {
         get(&header[LOWER_HOLDERS])
     }
 
-    /// Blocks of a frame that a slot holds in a tier.
+    /// Blocks of a frame that a slot holds in a tier, as bits.
     pub fn mask(&self, id: FrameId, slot: Slot, tier: Tier) -> u64 {
         let holders = self.holders(id, tier);
         holders.map_or(0, |holders| holders.mask(&self.extents, slot, self.len(id)))
     }
 
-    /// Whether any tier of a frame has more than `limit` full holders beside `slot`: to extend it would make all of them partial.
+    /// Whether any tier of a frame has more than `limit` full holders besides `slot`.
+    ///
+    /// Extending the frame would make all of them partial holders.
     pub fn has_full_beside(&self, id: FrameId, slot: Slot, limit: u32) -> bool {
         Tier::ALL.into_iter().any(|tier| {
             let holders = self.holders(id, tier);
@@ -261,7 +274,7 @@ impl PathTree {
         })
     }
 
-    /// Blocks of a frame that a slot holds anywhere.
+    /// Blocks of a frame that a slot holds in any tier, as bits.
     pub fn mask_any(&self, id: FrameId, slot: Slot) -> u64 {
         let device = self.mask(id, slot, Tier::Device);
         if Self::lower_word(self.header(id)) == 0 {
@@ -270,7 +283,7 @@ impl PathTree {
         device | self.mask(id, slot, Tier::Host) | self.mask(id, slot, Tier::Disk)
     }
 
-    /// Blocks of a frame that must stay.
+    /// Blocks of a frame that must stay: held in some tier, or with children.
     pub(super) fn live_blocks(&self, id: FrameId) -> u64 {
         let len = self.len(id);
         let held = |tier| {
@@ -280,7 +293,7 @@ impl PathTree {
         get(&self.header(id)[CHILD_BITS]) | Tier::ALL.into_iter().fold(0, |union, tier| union | held(tier))
     }
 
-    /// Bytes that one more holder of a frame takes from the system at most.
+    /// Highest number of bytes that one more holder of a frame may allocate.
     pub fn holder_growth_bytes(&self, allocator: &TreeAllocator, id: FrameId, tier: Tier, slot: Slot) -> u64 {
         let lower = if tier == Tier::Device {
             0
@@ -295,7 +308,8 @@ impl PathTree {
             + allocator.extent_allocator.growth_bytes(class_of(full))
     }
 
-    /// The frame that goes on from `parent` with `local`. Only the writer: a reader may find that it was in the way.
+    /// The frame that continues from `parent` with `local`. Only for the writer, since the look-up may race
+    /// with a write.
     pub fn child(&self, parent: BlockId, local: u64) -> Option<FrameId> {
         if parent != BlockId::ROOT {
             let header = self.header(parent.frame());
@@ -313,12 +327,12 @@ impl PathTree {
         match self.children.find(&self.headers, parent, local) {
             Find::Found(id) => Some(id),
             Find::Missing => None,
-            Find::Raced => unreachable!("the writer must not race itself"),
+            Find::Raced => unreachable!("the writer cannot race with itself"),
         }
     }
 
-    /// The blocks after `after` that equal the start of `locals`, all in one frame: (frame, first offset, count). Only the
-    /// writer.
+    /// The longest run of blocks after `after` that equals the start of `locals` and lies in one frame. Only
+    /// for the writer.
     pub fn step(&self, after: BlockId, locals: &[LocalHash]) -> Option<BlockRun> {
         let first = locals.first()?.0;
         let goes_on = after != BlockId::ROOT && after.offset() + 1 < self.len(after.frame()) && {
@@ -340,7 +354,10 @@ impl PathTree {
         })
     }
 
-    /// Whether the eviction may take a frame: it lives, nothing hangs on it, and it was not used since this was asked last.
+    /// Whether the eviction may take a frame: it is in the tree, has no children, and was not used since the
+    /// last question.
+    ///
+    /// A used frame loses its mark, so the next question can succeed.
     pub fn is_cold_leaf(&self, id: FrameId) -> bool {
         let header = self.header(id);
         let shape = get(&header[LEN_AND_FLAGS]);
@@ -354,7 +371,7 @@ impl PathTree {
         false
     }
 
-    /// Every living frame, in arena order. Only the writer.
+    /// Every frame in the tree, by id. Only for the writer.
     pub fn iter(&self, allocator: &TreeAllocator) -> impl Iterator<Item = FrameId> {
         (0..allocator.frames.end)
             .map(FrameId)

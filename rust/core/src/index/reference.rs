@@ -1,6 +1,8 @@
-//! The slow, readable index: a map from each block to who holds it. Tests compare the real one with it.
+//! The slow, readable index: a map from each block to its holders. Tests compare [`Index`](super::Index) with
+//! it.
 //!
-//! A block is its sequence hash, and a worker calls each block that it holds by exactly one engine hash. Every operation is a few map look-ups per block; memory is not spared.
+//! A block is its sequence hash, and a worker uses exactly one engine hash for each block that it holds.
+//! Every operation costs a few map look-ups per block; memory does not matter here.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,12 +13,15 @@ use crate::hash::{EngineHash, LocalHash, SequenceHash, next_sequence_hash};
 /// Copies of one block on one worker, per tier.
 type Copies = [u32; 3];
 
-/// See the module.
+/// Reference implementation of the index; the module describes it.
 #[derive(Clone, Debug, Default)]
 pub struct ReferenceIndex {
+    /// Copies of each block on each worker that holds it.
     holders: HashMap<SequenceHash, BTreeMap<Slot, Copies>>,
-    names: HashMap<Slot, HashMap<EngineHash, SequenceHash>>,
-    called: HashMap<(Slot, SequenceHash), EngineHash>,
+    /// Blocks that each worker holds, by engine hash.
+    blocks_by_hash: HashMap<Slot, HashMap<EngineHash, SequenceHash>>,
+    /// Engine hash of each held block, by worker.
+    hash_of: HashMap<(Slot, SequenceHash), EngineHash>,
 }
 
 impl ReferenceIndex {
@@ -25,29 +30,31 @@ impl ReferenceIndex {
         Self::default()
     }
 
-    /// Apply one event of the worker in `slot`.
+    /// Applies one event of the worker in `slot`.
     pub fn apply(&mut self, slot: Slot, event: &KvEvent) -> Result<(), Refusal> {
         match event {
             KvEvent::Stored { parent, blocks, tier } => {
-                let names = self.names.entry(slot).or_default();
+                let blocks_by_hash = self.blocks_by_hash.entry(slot).or_default();
                 let mut previous = match parent {
-                    Some(parent) => Some(*names.get(parent).ok_or(Refusal::UnknownParent)?),
+                    Some(parent) => Some(*blocks_by_hash.get(parent).ok_or(Refusal::UnknownParent)?),
                     None => None,
                 };
                 for block in blocks {
                     let hash = next_sequence_hash(previous, block.local_hash);
-                    let name = block.engine_hash;
-                    let known = names.get(&name).is_some_and(|&known| known != hash);
+                    let engine_hash = block.engine_hash;
+                    let known = blocks_by_hash
+                        .get(&engine_hash)
+                        .is_some_and(|&known| known != hash);
                     if known
                         || self
-                            .called
+                            .hash_of
                             .get(&(slot, hash))
-                            .is_some_and(|&called| called != name)
+                            .is_some_and(|&hash_of| hash_of != engine_hash)
                     {
-                        return Err(Refusal::ConflictingBlock(name));
+                        return Err(Refusal::ConflictingBlock(engine_hash));
                     }
-                    names.insert(name, hash);
-                    self.called.insert((slot, hash), name);
+                    blocks_by_hash.insert(engine_hash, hash);
+                    self.hash_of.insert((slot, hash), engine_hash);
                     self.holders.entry(hash).or_default().entry(slot).or_default()[tier.index()] += 1;
                     previous = Some(hash);
                 }
@@ -71,17 +78,22 @@ impl ReferenceIndex {
         }
     }
 
+    /// Removes one copy of a block; `false` when the worker does not hold it in this tier.
     fn remove_copy(&mut self, slot: Slot, block: EngineHash, tier: Tier) -> bool {
-        let Some(&hash) = self.names.get(&slot).and_then(|names| names.get(&block)) else {
+        let Some(&hash) = self
+            .blocks_by_hash
+            .get(&slot)
+            .and_then(|blocks_by_hash| blocks_by_hash.get(&block))
+        else {
             return false;
         };
         let holders = self
             .holders
             .get_mut(&hash)
-            .expect("a named block must have holders");
+            .expect("a block with an engine hash must have holders");
         let copies = holders
             .get_mut(&slot)
-            .expect("a named block must be held by its worker");
+            .expect("a block with an engine hash must be held by its worker");
         let count = &mut copies[tier.index()];
         if *count == 0 {
             return false;
@@ -92,23 +104,26 @@ impl ReferenceIndex {
             if holders.is_empty() {
                 self.holders.remove(&hash);
             }
-            self.names.get_mut(&slot).expect("checked above").remove(&block);
-            self.called.remove(&(slot, hash));
+            self.blocks_by_hash
+                .get_mut(&slot)
+                .expect("checked above")
+                .remove(&block);
+            self.hash_of.remove(&(slot, hash));
         }
         true
     }
 
-    /// Forget everything about a worker.
+    /// Forgets everything that a worker holds.
     pub fn remove_worker(&mut self, slot: Slot) {
-        self.names.remove(&slot);
-        self.called.retain(|&(of, _), _| of != slot);
+        self.blocks_by_hash.remove(&slot);
+        self.hash_of.retain(|&(of, _), _| of != slot);
         self.holders.retain(|_, holders| {
             holders.remove(&slot);
             !holders.is_empty()
         });
     }
 
-    /// Overlap of a request per slot in `0..slots`.
+    /// Overlap of a prompt in every tier, for each slot in `0..slots`.
     pub fn find_matches(&self, locals: &[LocalHash], slots: usize) -> Vec<TierOverlap> {
         let chain = crate::hash::sequence_hashes(locals);
         (0..slots)
@@ -116,7 +131,7 @@ impl ReferenceIndex {
             .collect()
     }
 
-    /// Overlap of a prompt, given by its sequence hashes, on one slot.
+    /// Overlap on one slot of a prompt given by its sequence hashes.
     pub fn overlap(&self, chain: &[SequenceHash], slot: Slot) -> TierOverlap {
         let mut from = 0;
         Tier::ALL.map(|tier| {
@@ -135,7 +150,7 @@ impl ReferenceIndex {
         copies.is_some_and(|copies| copies[tier.index()] > 0)
     }
 
-    /// Distinct blocks held by anyone.
+    /// Distinct blocks that anybody holds.
     pub fn blocks(&self) -> u64 {
         self.holders.len() as u64
     }

@@ -1,15 +1,20 @@
-//! Reading without a lock what one writer changes in place.
+//! Reading data without a lock while one writer changes it in place.
 //!
-//! A version word is odd while its data is written. A reader takes the version, reads, and believes what it read when the
-//! version is still the same. Its high half is the identity: it changes when what the data stood for is gone, so that a reader
-//! who went on from there can tell a change from a replacement.
+//! A version word guards the data. It has three parts:
 //!
-//! Source: H.-J. Boehm, "Can seqlocks get along with programming language memory models?" (MSPC 2012), the form with fences.
-//! A version comes around after 2³¹ writes: a reader would have to sleep through exactly so many.
+//! * Bit 0 is set while a write section is open.
+//! * The low half counts sections. A reader accepts its copy when the word is the same before and after the
+//!   copy.
+//! * The high half is the identity. It changes when the data begins to describe another thing, so that a
+//!   reader who went on from there can tell a change from a replacement.
+//!
+//! Source: H.-J. Boehm, "Can seqlocks get along with programming language memory models?" (MSPC 2012), the
+//! form with fences. The count wraps around after 2³¹ sections: a reader would have to sleep through exactly
+//! that many to accept a torn copy. `models.rs` checks the protocol with loom.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// An atomic word; a trait so that the models of the tests run this very code.
+/// An atomic word. The loom models implement this trait, so they run the code of this file.
 pub trait Word {
     /// Atomic load.
     fn load(&self, order: Ordering) -> u64;
@@ -34,41 +39,44 @@ impl Word for AtomicU64 {
     }
 }
 
-/// A version as a reader saw it, even.
+/// An even version word, as a reader saw it at the start of its section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp(u64);
 
-/// Starts a read. `None`: a write is under way.
+/// Starts a read section; `None` while a write section is open.
 #[inline]
 pub fn begin_read<W: Word>(version: &W) -> Option<Stamp> {
+    // Acquire: the reads of the section must not move before this load.
     let now = version.load(Ordering::Acquire);
     (now & 1 == 0).then_some(Stamp(now))
 }
 
-/// Whether everything read since `stamp` was taken is one state.
+/// Whether all reads since `stamp` belong to one state of the data.
 #[inline]
 pub fn is_valid<W: Word>(version: &W, stamp: Stamp) -> bool {
     W::fence(Ordering::Acquire);
     version.load(Ordering::Relaxed) == stamp.0
 }
 
-/// Whether the data, changed or not, still stood for the same thing when what was read last was read.
+/// Whether the data still described the same thing at the last read, changed or not.
 #[inline]
 pub fn has_same_identity<W: Word>(version: &W, stamp: Stamp) -> bool {
     W::fence(Ordering::Acquire);
     version.load(Ordering::Relaxed) >> 32 == stamp.0 >> 32
 }
 
-/// Starts a write. One writer at a time.
+/// Starts a write section. One writer at a time.
 #[inline]
 pub fn begin_write<W: Word>(version: &W) {
     let now = version.load(Ordering::Relaxed);
     debug_assert!(now & 1 == 0, "a write must end before the next");
+    // The fence keeps the section's writes after the odd version; a release store would not.
     version.store(now | 1, Ordering::Relaxed);
     W::fence(Ordering::Release);
 }
 
-/// Ends a write; `replaced`: the data stands for something else now.
+/// Ends a write section. `replaced` says that the data now describes another thing, which changes the
+/// identity.
 #[inline]
 pub fn end_write<W: Word>(version: &W, replaced: bool) {
     let now = version.load(Ordering::Relaxed);

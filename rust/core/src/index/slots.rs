@@ -1,6 +1,6 @@
-//! Sets of worker slots as words of bits.
+//! Sets of worker slots as words of bits: bit i of word w stands for slot 64·w + i.
 
-/// The low `len` bits.
+/// Word with the lowest `len` bits set; all bits for `len` of 64 or more.
 #[inline]
 pub const fn low_bits(len: u32) -> u64 {
     if len >= 64 { u64::MAX } else { (1 << len) - 1 }
@@ -18,7 +18,7 @@ pub fn bits(mut word: u64) -> impl Iterator<Item = u32> + Clone {
     })
 }
 
-/// The first `slots` slots as words of bits; at least one word.
+/// Set of the first `slots` slots, at least one word long.
 pub fn all_slots(slots: usize) -> Vec<u64> {
     let words = slots.div_ceil(64).max(1);
     (0..words)

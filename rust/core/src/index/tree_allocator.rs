@@ -1,33 +1,40 @@
-//! The right to write [`PathTree`](super::path_tree::PathTree), and what only its writer needs.
+//! What only the writer of a [`PathTree`](super::path_tree::PathTree) needs: allocators and counts.
 
 use super::extents::{ExtentAllocator, Extents};
 use super::frame::{BlockId, CHUNK_BLOCKS, Header};
 use super::hash_tables::Map;
 use super::id_allocator::IdAllocator;
 
-/// What only the writer of [`PathTree`] needs, and the right to write.
+/// Allocation state of a path tree.
+///
+/// A mutable borrow of it is the right to write the tree: every writing function of
+/// [`PathTree`](super::path_tree::PathTree) takes one, so the compiler admits one writer at a time.
 #[derive(Debug, Default)]
 pub struct TreeAllocator {
+    /// Ids of frames.
     pub(super) frames: IdAllocator,
+    /// Ids of chunks of hashes.
     pub(super) chunks: IdAllocator,
+    /// Extents for holders that do not fit into a header.
     pub(super) extent_allocator: ExtentAllocator,
-    /// Children beyond the first of a block that has several.
+    /// Children beyond the first, for blocks that have several.
     pub(super) siblings: Map<BlockId, u32>,
+    /// Distinct blocks in the tree.
     pub(super) blocks: u64,
 }
 
 impl TreeAllocator {
-    /// Blocks that live.
+    /// Distinct blocks in the tree.
     pub const fn blocks(&self) -> u64 {
         self.blocks
     }
 
-    /// Frames that live.
+    /// Frames in the tree.
     pub fn frames_len(&self) -> usize {
         self.frames.live() as usize
     }
 
-    /// Bytes that another frame of so many blocks takes from the system, its names' room beside it included.
+    /// Bytes that a new frame of `blocks` blocks may allocate, with the room for its engine hashes.
     pub fn growth_bytes(&self, blocks: usize) -> u64 {
         let chunks = blocks
             .div_ceil(CHUNK_BLOCKS as usize)
@@ -36,7 +43,7 @@ impl TreeAllocator {
         (chunks * 128 + frames * (size_of::<Header>() + 8)) as u64
     }
 
-    /// Bytes by which a child more may make the counts of siblings grow, old and new.
+    /// Bytes that one more child may make the sibling counts allocate: the grown map beside the old one.
     pub fn sibling_growth_bytes(&self) -> u64 {
         let full = self.siblings.len() == self.siblings.capacity();
         if full {
@@ -46,32 +53,32 @@ impl TreeAllocator {
         }
     }
 
-    /// Chunks ever used: what goes beside the local hashes needs room for so many.
+    /// Chunks ever used. An arena beside the local hashes must reserve this many units.
     pub const fn chunks(&self) -> u32 {
         self.chunks.end
     }
 
-    /// Chunks that ever lived at once, and those of them that are free.
+    /// Chunks ever used, and how many of them are free.
     pub(super) fn chunks_ever_and_free(&self) -> (u64, u64) {
         (u64::from(self.chunks.end), u64::from(self.chunks.free_len))
     }
 
-    /// Bytes of the holders that do not fit into headers, free ones included.
+    /// Bytes of the holders outside of headers, free extents included.
     pub(super) fn holder_bytes(&self) -> u64 {
         self.extent_allocator.bytes()
     }
 
-    /// Of [`TreeAllocator::holder_bytes`], those that are free.
+    /// Free bytes among [`TreeAllocator::holder_bytes`].
     pub(super) fn holder_free_bytes(&self, extents: &Extents) -> u64 {
         self.extent_allocator.free_bytes(extents)
     }
 
-    /// Bytes of the counts of siblings.
+    /// Bytes of the sibling counts.
     pub(super) fn sibling_bytes(&self) -> u64 {
         self.siblings.allocation_size() as u64
     }
 
-    /// Frames ever used: their numbers are below.
+    /// Frames ever used; frame ids are below this number.
     pub(super) const fn frames_ever(&self) -> usize {
         self.frames.end as usize
     }

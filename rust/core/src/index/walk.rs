@@ -1,12 +1,17 @@
-//! Reading the tree on the caller's thread, without a lock, while it is written.
+//! Matching a prompt without a lock, while a writer may change the tree.
 //!
-//! Each frame is read inside a section of its [`seqlock`] and believed when the section is valid. The step to a child is
-//! believed when the frame it was made from is still the same one ([`seqlock::has_same_identity`]) after the child was read: then the
-//! child hung there. A read that the writer is in the way of tries again, so many times and no more; then its answer ends where
-//! the writer is. What it may see is written down in `docs/core.md`.
+//! The walk follows the prompt from frame to frame. Two rules make its answer true:
 //!
-//! Matching a prompt of D blocks: per frame one cache line, one compare of the prefix hash (or of up to 64 local hashes) and
-//! one intersection of sets: O(D / 64 + slots).
+//! 1. It reads each frame inside a section of the frame's [`seqlock`] and uses the copy only if the section
+//!    is valid.
+//! 2. It uses a child only if the frame it came from still has the same identity
+//!    ([`seqlock::has_same_identity`]) after the child was read. Then the child belonged to that path.
+//!
+//! A read that meets the writer tries again, a bounded number of times; then the answer ends at that frame. A
+//! short answer is safe: it understates the overlap.
+//!
+//! Cost for a prompt of D blocks: per frame one cache line, one comparison of a sequence hash (or of up to 64
+//! local hashes) and one intersection of sets: O(D / 64 + slots).
 
 use super::Slot;
 use super::arena::{get, high, low};
@@ -20,52 +25,68 @@ use super::path_tree::{PathTree, Prompt, PromptRange};
 use super::seqlock::{self, Stamp};
 use crate::event::Tier;
 
-/// Times that one frame is tried, and times that one prompt is.
-const TRIES: usize = 200;
-const STARTS: usize = 16;
+/// Attempts to read one frame before the walk gives up.
+const FRAME_ATTEMPTS: usize = 200;
+/// Attempts to walk one prompt from its start. A new attempt follows when a frame on the path changed its
+/// identity.
+const WALK_ATTEMPTS: usize = 16;
 
-/// The writer was in the way more often than a read tries again.
+/// A read met the writer in every attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raced;
 
-/// Why a walk did not come to its end.
+/// Reason why a walk ended early.
 enum Interruption {
-    /// A writer is at the frame after so many blocks; those are true.
+    /// The writer was at the next frame in every attempt. The matched blocks before it, whose number this is,
+    /// are true.
     WriterBusy(u32),
-    /// What was walked on is gone: nothing of the walk is true.
+    /// A frame on the path now belongs to another path: nothing of this walk is true.
     PathReplaced,
 }
 
-/// A frame as one section saw it.
+/// Copy of a frame's first cache line, from one valid section.
 #[derive(Clone, Copy)]
 pub struct FrameView<'a> {
+    /// Header that the copy is from.
     header: &'a Header,
+    /// Start of the section; later checks compare with it.
     stamp: Stamp,
+    /// Block before the frame's first block.
     parent: BlockId,
+    /// Child at the frame's last block, or [`NONE`].
     next: FrameId,
+    /// Local hash of the first block.
     first: u64,
+    /// Sequence hash of the last block, valid if `shape` says so.
     end: u64,
+    /// Word with the length and the flags.
     shape: u64,
+    /// Holders in device memory.
     holders: Holders,
 }
 
-/// What is done with each frame of a prompt.
+/// Work to do at each frame of a prompt.
 trait Visitor {
-    /// Looks at a frame of which `common` blocks equal the prompt's from `start` on. May happen again for the same frame.
+    /// Reads a frame whose first blocks equal `range` of the prompt. The section may turn out invalid; then
+    /// the walk calls this again for the same frame.
     fn examine(&mut self, paths: &PathTree, view: &FrameView<'_>, range: PromptRange);
-    /// What was looked at was true. `false`: the rest is of no interest.
+    /// Confirms that the last call of `examine` saw a valid section. Returns `false` when the rest of the
+    /// prompt is of no interest.
     fn accept(&mut self, id: FrameId, view: &FrameView<'_>, range: PromptRange) -> bool;
 }
 
-/// Kept between calls to spare the allocations.
+/// Buffers that live between calls and spare allocations.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
+    /// Slots that hold all blocks so far, as words of bits.
     active: Vec<u64>,
+    /// Slots that also hold the frame being examined.
     keep: Vec<u64>,
+    /// Frames of the prompt followed last.
     trail: Vec<PathStep>,
 }
 
-/// A frame that a prompt runs through.
+/// One frame on a prompt's path.
 #[derive(Clone, Copy, Debug)]
 struct PathStep {
     id: FrameId,
@@ -73,10 +94,12 @@ struct PathStep {
     range: PromptRange,
 }
 
+/// Visitor that computes the overlap of every slot.
 struct Overlap<'a> {
     active: &'a mut Vec<u64>,
     keep: &'a mut Vec<u64>,
     depth: &'a mut [u32],
+    /// Whether a slot left `active` at the frame examined last.
     lost: bool,
 }
 
@@ -98,6 +121,7 @@ impl Visitor for Overlap<'_> {
     }
 }
 
+/// Visitor that records the path.
 struct Trail<'a>(&'a mut Vec<PathStep>);
 
 impl Visitor for Trail<'_> {
@@ -113,8 +137,8 @@ impl Visitor for Trail<'_> {
 impl PathTree {
     /// Overlap of a prompt per slot: `depth[slot]` = leading blocks that the slot holds without a hole.
     ///
-    /// `slots` are the slots of interest, as words of bits; `depth` must cover them all, is written for each of them, and is left
-    /// alone elsewhere. `Err`: the depths are true, but end where the writer was in the way.
+    /// `slots` are the slots of interest, as words of bits. `depth` must cover all of them; only their
+    /// entries are written. `Err`: the depths are true, but end where the writer was.
     pub fn overlap(
         &self,
         prompt: &Prompt<'_>,
@@ -128,7 +152,7 @@ impl PathTree {
         let Scratch { active, keep, .. } = scratch;
         keep.clear();
         keep.resize(slots.len(), 0);
-        for _ in 0..STARTS {
+        for _ in 0..WALK_ATTEMPTS {
             active.clear();
             active.extend_from_slice(slots);
             let mut overlap = Overlap {
@@ -151,9 +175,9 @@ impl PathTree {
         Err(Raced)
     }
 
-    /// Follows the prompt to remember its way: for [`PathTree::tier_run`].
+    /// Records the path of a prompt, for [`PathTree::tier_run`].
     pub fn follow(&self, prompt: &Prompt<'_>, scratch: &mut Scratch) -> Result<(), Raced> {
-        for _ in 0..STARTS {
+        for _ in 0..WALK_ATTEMPTS {
             scratch.trail.clear();
             match self.walk(prompt, &mut Trail(&mut scratch.trail)) {
                 Ok(_) => return Ok(()),
@@ -165,7 +189,8 @@ impl PathTree {
         Err(Raced)
     }
 
-    /// Blocks from `from` on that `slot` holds in `tier` without a hole, along the way that was followed last.
+    /// Number of blocks that `slot` holds in `tier` without a hole, from block `from` on, along the path
+    /// followed last.
     pub fn tier_run(&self, scratch: &Scratch, slot: Slot, tier: Tier, from: u32) -> u32 {
         let mut reached = from;
         let beyond = |step: &&PathStep| step.range.end() > from;
@@ -183,21 +208,24 @@ impl PathTree {
         reached - from
     }
 
-    /// Blocks of a frame that a slot holds in a lower tier; none when it is another frame by now.
+    /// Blocks of a frame that a slot holds in a lower tier, as bits; 0 when the frame belongs to another path
+    /// by now.
     fn read_mask(&self, step: &PathStep, slot: Slot, tier: Tier) -> u64 {
         let header = self.header(step.id);
-        for _ in 0..TRIES {
+        for _ in 0..FRAME_ATTEMPTS {
             let Some(stamp) = seqlock::begin_read(&header[VERSION]) else {
                 std::hint::spin_loop();
                 continue;
             };
             let (lower, shape) = (Self::lower_word(header), get(&header[LEN_AND_FLAGS]));
+            // The frame was recycled for another path since the walk.
             if !seqlock::has_same_identity(&header[VERSION], step.stamp) {
                 return 0;
             }
             if !seqlock::is_valid(&header[VERSION], stamp) {
                 continue;
             }
+            // Only a valid section makes `lower` an extent that may be read.
             let holders = self.lower_holders(lower, tier);
             if !seqlock::is_valid(&header[VERSION], stamp) {
                 continue;
@@ -210,7 +238,7 @@ impl PathTree {
         0
     }
 
-    /// Goes along the prompt; how many blocks of it there are, unless the visitor had seen enough.
+    /// Follows the prompt; the number of blocks in the tree, or `None` when the visitor saw enough.
     #[inline]
     fn walk(&self, prompt: &Prompt<'_>, visitor: &mut impl Visitor) -> Result<Option<u32>, Interruption> {
         let mut at = BlockId::ROOT;
@@ -219,6 +247,7 @@ impl PathTree {
         let mut matched = 0;
         while let Some(local) = prompt.locals.get(matched) {
             let found = self.next_frame(prompt, (at, next, local.0), matched, visitor);
+            // Rule 2: before anything of the new frame counts, check the frame it hung on.
             if let Some((header, stamp)) = from
                 && !seqlock::has_same_identity(&header[VERSION], stamp)
             {
@@ -247,7 +276,7 @@ impl PathTree {
         Ok(Some(matched as u32))
     }
 
-    /// The frame that goes on from a block, looked at in one valid section.
+    /// The frame that continues from a block, examined in one valid section.
     #[inline]
     fn next_frame<'a>(
         &'a self,
@@ -259,7 +288,7 @@ impl PathTree {
         let is =
             |view: &FrameView<'_>| view.first == local && view.parent == parent && len_of(view.shape) > 0;
         let mut next = next;
-        for _ in 0..TRIES {
+        for _ in 0..FRAME_ATTEMPTS {
             let id = if next == NONE {
                 match self.children.find(&self.headers, parent, local) {
                     Find::Missing => return Ok(None),
@@ -276,6 +305,7 @@ impl PathTree {
                 std::hint::spin_loop();
                 continue;
             };
+            // The direct link was stale: ask the child table.
             if !is(&view) {
                 next = NONE;
                 continue;
@@ -294,6 +324,7 @@ impl PathTree {
         Err(Raced)
     }
 
+    /// Copies a frame's first cache line; `None` when the section is not valid.
     #[inline]
     fn view(&self, id: FrameId) -> Option<FrameView<'_>> {
         let header = self.header(id);
@@ -312,7 +343,8 @@ impl PathTree {
         seqlock::is_valid(&header[VERSION], stamp).then_some(view)
     }
 
-    /// How many blocks from the start of the frame equal the prompt from block `at` on: at least the first.
+    /// Leading blocks of a frame that equal the prompt from block `at` on; at least 1, since the first local
+    /// hash is equal.
     #[inline]
     fn common(&self, view: &FrameView<'_>, prompt: &Prompt<'_>, at: usize) -> u32 {
         let len = len_of(view.shape);
@@ -323,7 +355,7 @@ impl PathTree {
         let wanted = &prompt.locals[at..];
         let wanted = &wanted[..(len as usize).min(wanted.len())];
         let common = Self::equal(&self.locals, view.header, 0, wanted, |local| local.0);
-        // In a section that is not valid even the first may differ.
+        // In an invalid section even the first hash may differ; the caller's check rejects the result.
         common.max(1) as u32
     }
 }

@@ -1,12 +1,14 @@
-//! What each worker holds, by slot: its frames, so that it can leave in time proportional to them, and its counts.
+//! What one worker holds: its frames and its block counts.
+//!
+//! The set of frames lets a worker leave in time proportional to what it holds.
 
 use super::hash_tables::FrameSet;
 
-/// One worker's part.
+/// Blocks of one worker.
 #[derive(Clone, Debug, Default)]
 pub struct WorkerBlocks {
-    /// Frames in which it holds something.
+    /// Frames in which the worker holds at least one block, in any tier.
     pub frames: FrameSet,
-    /// Blocks, per tier.
+    /// Distinct blocks that the worker holds: device, host, disk.
     pub blocks: [u64; 3],
 }

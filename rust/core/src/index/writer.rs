@@ -1,7 +1,7 @@
-//! What events do to the index: blocks that are stored, removed and named, and workers that leave.
+//! Applying KV events to the index: stored and removed blocks, engine hashes, and workers that leave.
 //!
-//! One at a time. Cost: O(blocks of the event), with a cache miss per name, for which they wait together; `remove_worker` O(blocks
-//! that it held).
+//! One writer at a time. Cost: O(blocks of the event). The table of engine hashes costs a cache miss per
+//! hash; prefetching lets up to 64 misses overlap. `remove_worker` costs O(blocks that the worker held).
 
 use std::hint::black_box;
 use std::sync::atomic::Ordering;
@@ -25,48 +25,58 @@ use crate::hash::{EngineHash, LocalHash};
 use crate::snapshot::Counters;
 use crate::worker::WorkerId;
 
-/// Frames with more full holders than this beside the storing worker are not extended: all of them would become partial.
+/// Highest number of other full holders of a frame that a store may extend. Extending makes all of them
+/// partial holders.
 const EXTEND_HOLDERS_MAX: u32 = 1;
 
-/// So many names are looked up one after the other; more are touched first.
+/// Smallest number of engine hashes that is prefetched; below it, plain look-ups are cheaper.
 const PREFETCH_MIN: usize = 4;
 
-/// Slots that there can be.
+/// Number of slots: a slot has 16 bits.
 const SLOTS_MAX: u32 = 1 << 16;
 
-/// What writers need, one at a time.
+/// State that only the writer needs. A lock admits one writer at a time.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
+    /// Allocators of the tree: the right to write it.
     pub(super) allocator: TreeAllocator,
+    /// Blocks by the hashes that engines give them.
     pub(super) engine_hashes: EngineHashes,
+    /// Copies of held blocks beyond the first.
     pub(super) copies: Copies,
+    /// What each worker holds, by slot.
     pub(super) workers: Vec<WorkerBlocks>,
+    /// Slots of the registered workers.
     pub(super) slot_of: FxHashMap<WorkerId, Slot>,
-    /// Bytes of the sets in `held`.
+    /// Bytes of the frame sets in `workers`.
     pub(super) frame_set_bytes: usize,
-    /// Where the eviction goes on.
+    /// Frame at which the eviction clock stands.
     pub(super) clock_hand: u32,
+    /// Counts of the events applied by worker id.
     pub(super) counters: Counters,
 }
 
-/// What an event takes of one frame, not gone yet.
+/// Blocks of one frame that a removed event takes, collected before the tree changes.
 struct PendingRemoval {
     id: FrameId,
-    /// What the worker holds of it in the event's tier.
+    /// Blocks that the worker holds in the event's tier before the removal, as bits.
     held: u64,
+    /// Blocks to remove, as bits; a subset of `held`.
     gone: u64,
 }
 
 impl Writer {
+    /// Makes room for `slot` in every per-worker structure.
     pub(super) fn ensure_slot(&mut self, shared: &Shared, slot: Slot) {
         if self.workers.len() <= slot.index() {
             assert!(slot.0 < SLOTS_MAX, "a slot must be below 65,536");
             self.workers.resize_with(slot.index() + 1, WorkerBlocks::default);
-            // For all at once: readers ask for any slot.
+            // All slots at once, since a reader may ask for any slot.
             shared.lower_by_slot.reserve(SLOTS_MAX);
         }
     }
 
+    /// Applies one event of the worker in `slot`. After a refusal the blocks before the refused one stay.
     pub(super) fn apply(
         &mut self,
         shared: &Shared,
@@ -90,29 +100,30 @@ impl Writer {
         }
     }
 
-    /// The block with a common name.
-    pub(super) fn find_common(&self, shared: &Shared, name: u64) -> Option<BlockId> {
+    /// Block with a common engine hash.
+    pub(super) fn find_common(&self, shared: &Shared, engine_hash: u64) -> Option<BlockId> {
         self.engine_hashes
             .common
-            .find(name, |group| shared.block_in(group, name))
+            .find(engine_hash, |group| shared.block_in(group, engine_hash))
     }
 
-    /// Gives a block without one a common name, unless another block has it: then that.
+    /// Gives a block without a common engine hash this one. If another block has it already, returns that
+    /// block and changes nothing.
     pub(super) fn insert_common_hash(
         &mut self,
         shared: &Shared,
-        name: u64,
+        engine_hash: u64,
         block: BlockId,
     ) -> Option<BlockId> {
         let other = self.engine_hashes.common.insert(
-            name,
+            engine_hash,
             BlockGroup::of(block),
-            |group| shared.block_in(group, name),
+            |group| shared.block_in(group, engine_hash),
             |group| shared.engine_hashes_in(group),
         );
         if other.is_none() {
             let header = shared.paths.header(block.frame());
-            set(shared.engine_hash_word(header, block.offset()), name);
+            set(shared.engine_hash_word(header, block.offset()), engine_hash);
             set(
                 &header[OWNER_WORD],
                 get(&header[OWNER_WORD]) | 1 << block.offset(),
@@ -121,40 +132,43 @@ impl Writer {
         other
     }
 
-    /// The block that this worker calls `name`, if it holds it.
-    fn resolve(&self, shared: &Shared, slot: Slot, name: u64) -> Option<BlockId> {
+    /// Block that this worker means by an engine hash, whether or not it still holds the block.
+    fn resolve(&self, shared: &Shared, slot: Slot, engine_hash: u64) -> Option<BlockId> {
         let aliases = self.engine_hashes.has_aliases();
-        if aliases && let Some(block) = self.engine_hashes.aliased(slot, name) {
+        if aliases && let Some(block) = self.engine_hashes.aliased(slot, engine_hash) {
             return Some(block);
         }
-        let block = self.find_common(shared, name)?;
+        let block = self.find_common(shared, engine_hash)?;
         (!(aliases && self.engine_hashes.alias(slot, block).is_some())).then_some(block)
     }
 
-    /// The block that this worker calls `name` and holds.
-    fn find_held(&self, shared: &Shared, slot: Slot, name: EngineHash) -> Option<BlockId> {
-        let block = self.resolve(shared, slot, name.0)?;
+    /// Block that this worker means by an engine hash and holds.
+    fn find_held(&self, shared: &Shared, slot: Slot, engine_hash: EngineHash) -> Option<BlockId> {
+        let block = self.resolve(shared, slot, engine_hash.0)?;
         let held = shared.paths.mask_any(block.frame(), slot) >> block.offset() & 1 == 1;
         held.then_some(block)
     }
 
-    /// Reads what will be asked of these names, at most 64, and of the blocks that may have them.
-    fn prefetch_blocks(&self, shared: &Shared, names: impl Iterator<Item = u64> + Clone) {
-        self.engine_hashes.common.prefetch(&names);
+    /// Reads the memory that look-ups of these engine hashes will need, for at most 64 hashes.
+    ///
+    /// The reads do not depend on each other, so their cache misses overlap.
+    fn prefetch_blocks(&self, shared: &Shared, hashes: impl Iterator<Item = u64> + Clone) {
+        self.engine_hashes.common.prefetch(&hashes);
         let mut chunks = [None; FRAME_BLOCKS as usize];
-        for (chunk, name) in chunks.iter_mut().zip(names) {
-            *chunk = self.engine_hashes.common.guess_group(name).map(|group| {
+        for (chunk, engine_hash) in chunks.iter_mut().zip(hashes) {
+            *chunk = self.engine_hashes.common.guess_group(engine_hash).map(|group| {
                 let first = group.block(0);
                 PathTree::chunk(shared.paths.header(first.frame()), first.offset())
             });
         }
-        let names = chunks
+        let hashes = chunks
             .iter()
             .flatten()
             .map(|&chunk| get(&shared.engine_hashes.unit(chunk)[0]));
-        black_box(names.fold(0, |read, name| read ^ name));
+        black_box(hashes.fold(0, |read, engine_hash| read ^ engine_hash));
     }
 
+    /// Stores a chain of blocks below `parent`, run by run.
     fn store(
         &mut self,
         shared: &Shared,
@@ -164,9 +178,9 @@ impl Writer {
         budget: Budget,
     ) -> Result<(), Refusal> {
         if blocks.len() < PREFETCH_MIN {
-            // Few names: they wait for memory together with the parent's, not after it.
-            let names = blocks.iter().map(|block| block.engine_hash.0);
-            self.engine_hashes.common.prefetch(&names);
+            // With few hashes, one batch of cache misses covers them and the parent's hash.
+            let hashes = blocks.iter().map(|block| block.engine_hash.0);
+            self.engine_hashes.common.prefetch(&hashes);
         }
         let mut after = match parent {
             Some(parent) => self
@@ -190,7 +204,7 @@ impl Writer {
                 return Err(Refusal::Full);
             }
             if self.allocator.blocks() != before {
-                // What went may have been all that kept these blocks: look again.
+                // The eviction may have freed these very blocks: look for them again.
                 continue;
             }
             let held = self.hold(shared, (slot, tier), run.first, stored);
@@ -204,6 +218,7 @@ impl Writer {
         Ok(())
     }
 
+    /// Adds the first blocks of a chain to the tree, as many as fit into one frame and into the budget.
     fn add(
         &mut self,
         shared: &Shared,
@@ -227,7 +242,8 @@ impl Writer {
         Ok(added)
     }
 
-    /// The worker holds one copy more of the blocks at a place and after, under these names.
+    /// Counts one more copy of each block from `first` on for the worker, under the engine hashes of
+    /// `blocks`.
     fn hold(
         &mut self,
         shared: &Shared,
@@ -260,10 +276,12 @@ impl Writer {
         }
         named
             .map(|_| ())
-            .map_err(|(_, name)| Refusal::ConflictingBlock(name))
+            .map_err(|(_, engine_hash)| Refusal::ConflictingBlock(engine_hash))
     }
 
-    /// Record what the worker calls these blocks. `Err`: how many were named before one whose name has another meaning.
+    /// Records which engine hashes the worker uses for the blocks from `first` on.
+    ///
+    /// `Err`: how many were recorded before an engine hash that means another block, and that hash.
     fn record_engine_hashes(
         &mut self,
         shared: &Shared,
@@ -275,33 +293,33 @@ impl Writer {
         let range = low_bits(blocks.len() as u32) << offset;
         let all_common = || {
             let header = shared.paths.header(id);
-            let name = |block: &StoredBlock| block.engine_hash.0;
-            PathTree::equal(&shared.engine_hashes, header, offset, blocks, name) == blocks.len()
+            let engine_hash = |block: &StoredBlock| block.engine_hash.0;
+            PathTree::equal(&shared.engine_hashes, header, offset, blocks, engine_hash) == blocks.len()
         };
         let all_named = get(shared.paths.owner_word(id)) & range == range;
         if all_named && !self.engine_hashes.has_aliases() && all_common() {
             return Ok(blocks.len() as u32);
         }
         if blocks.len() >= PREFETCH_MIN {
-            let names = blocks.iter().map(|block| block.engine_hash.0);
+            let hashes = blocks.iter().map(|block| block.engine_hash.0);
             if self.engine_hashes.common.exceeds_caches() {
-                self.prefetch_blocks(shared, names);
+                self.prefetch_blocks(shared, hashes);
             } else {
-                self.engine_hashes.common.prefetch(&names);
+                self.engine_hashes.common.prefetch(&hashes);
             }
         }
         let held = shared.paths.mask_any(id, slot);
         for (at, block) in (0..).zip(blocks) {
             let place = BlockId::new(id, offset + at);
-            let name = block.engine_hash.0;
+            let engine_hash = block.engine_hash.0;
             let is_new = get(shared.paths.owner_word(id)) >> place.offset() & 1 == 0;
             let named = if is_new && !self.engine_hashes.has_aliases() {
-                let Some(other) = self.insert_common_hash(shared, name, place) else {
+                let Some(other) = self.insert_common_hash(shared, engine_hash, place) else {
                     continue;
                 };
                 Some(other)
             } else {
-                self.find_common(shared, name)
+                self.find_common(shared, engine_hash)
             };
             let held = held >> place.offset() & 1 == 1;
             let of_this_event = |other: BlockId| {
@@ -318,23 +336,25 @@ impl Writer {
         Ok(blocks.len() as u32)
     }
 
-    /// The worker calls `block` so; `false` when that contradicts what it said before.
-    /// `common` is the block with that common name; `held` tells whether the worker holds `block`.
+    /// Records that the worker uses `engine_hash` for `block`; `false` when that contradicts an earlier event
+    /// of the worker.
+    ///
+    /// `common` is the block with that common engine hash; `held` says whether the worker holds `block`.
     fn record_engine_hash(
         &mut self,
         shared: &Shared,
         slot: Slot,
         (block, held): (BlockId, bool),
-        (name, common): (EngineHash, Option<BlockId>),
+        (engine_hash, common): (EngineHash, Option<BlockId>),
     ) -> bool {
         if self.engine_hashes.has_aliases()
-            && let Some(aliased) = self.engine_hashes.aliased(slot, name.0)
+            && let Some(aliased) = self.engine_hashes.aliased(slot, engine_hash.0)
         {
             return aliased == block;
         }
         if let Some(other) = common
             && other != block
-            && self.find_held(shared, slot, name) == Some(other)
+            && self.find_held(shared, slot, engine_hash) == Some(other)
         {
             return false;
         }
@@ -342,39 +362,42 @@ impl Writer {
         let has_common = get(shared.paths.owner_word(block.frame())) >> block.offset() & 1 == 1;
         let is_common = common == Some(block);
         if held {
-            // Held and not aliased so: it has a name already, the common one or another alias.
+            // The worker holds the block and has no such alias: its hash is the common one or another
+            // alias.
             return is_common && alias.is_none();
         }
         if is_common {
             return true;
         }
         if common.is_none() && !has_common {
-            let other = self.insert_common_hash(shared, name.0, block);
-            assert_eq!(other, None, "a name must be that of one block");
+            let other = self.insert_common_hash(shared, engine_hash.0, block);
+            assert_eq!(other, None, "an engine hash must belong to one block");
         } else {
-            self.engine_hashes.insert_alias(slot, name.0, block);
+            self.engine_hashes.insert_alias(slot, engine_hash.0, block);
         }
         true
     }
 
-    /// Takes one copy of each block away; how many of them the worker did not hold. Blocks of one frame that follow each other
-    /// go at once.
-    fn remove(&mut self, shared: &Shared, (slot, tier): (Slot, Tier), names: &[EngineHash]) -> usize {
+    /// Takes away one copy of each block; the number of blocks that the worker did not hold.
+    ///
+    /// Consecutive blocks of one frame are collected and removed in one change of the tree.
+    fn remove(&mut self, shared: &Shared, (slot, tier): (Slot, Tier), hashes: &[EngineHash]) -> usize {
         let (mut unknown, mut pending) = (0, None::<PendingRemoval>);
-        for (at, &name) in names.iter().enumerate() {
+        for (at, &engine_hash) in hashes.iter().enumerate() {
             if at % FRAME_BLOCKS as usize == 0 {
-                let next = &names[at..names.len().min(at + FRAME_BLOCKS as usize)];
+                let next = &hashes[at..hashes.len().min(at + FRAME_BLOCKS as usize)];
                 if next.len() >= PREFETCH_MIN {
-                    self.prefetch_blocks(shared, next.iter().map(|name| name.0));
+                    self.prefetch_blocks(shared, next.iter().map(|engine_hash| engine_hash.0));
                 }
             }
-            let mut block = self.resolve(shared, slot, name.0);
+            let mut block = self.resolve(shared, slot, engine_hash.0);
             if let Some(of) = &pending
                 && block.is_none_or(|block| block.frame() != of.id || of.gone >> block.offset() & 1 == 1)
             {
-                // Another frame, or a block that went just now: the name may mean nothing any more.
+                // Another frame, or a block removed a moment ago: apply the removal, which may change what
+                // the hash means.
                 self.apply_removal(shared, (slot, tier), pending.take());
-                block = self.resolve(shared, slot, name.0);
+                block = self.resolve(shared, slot, engine_hash.0);
             }
             let Some(block) = block else {
                 unknown += 1;
@@ -395,7 +418,7 @@ impl Writer {
         unknown
     }
 
-    /// What goes of a frame goes.
+    /// Removes the collected blocks of one frame.
     fn apply_removal(
         &mut self,
         shared: &Shared,
@@ -423,6 +446,7 @@ impl Writer {
         self.free_dead(shared, id);
     }
 
+    /// Forgets everything that the worker in `slot` holds.
     pub(super) fn remove_worker(&mut self, shared: &Shared, slot: Slot) {
         let Some(held) = self.workers.get_mut(slot.index()).map(std::mem::take) else {
             return;
@@ -453,6 +477,7 @@ impl Writer {
         shared.clears.fetch_add(1, Ordering::Release);
     }
 
+    /// Frees the blocks of a frame that nobody holds, and their common engine hashes.
     pub(super) fn free_dead(&mut self, shared: &Shared, id: FrameId) {
         let Self {
             allocator,
@@ -463,20 +488,20 @@ impl Writer {
             let header = shared.paths.header(id);
             let named = get(&header[OWNER_WORD]) & blocks;
             set(&header[OWNER_WORD], get(&header[OWNER_WORD]) & !blocks);
-            let name = |offset| get(shared.engine_hash_word(header, offset));
+            let engine_hash = |offset| get(shared.engine_hash_word(header, offset));
             if named.count_ones() as usize >= PREFETCH_MIN {
-                engine_hashes.common.prefetch(&bits(named).map(name));
+                engine_hashes.common.prefetch(&bits(named).map(engine_hash));
             }
             for offset in bits(named) {
                 let was_in = engine_hashes
                     .common
-                    .remove(name(offset), BlockGroup::of(BlockId::new(id, offset)));
-                assert!(was_in, "a common name must be in the table");
+                    .remove(engine_hash(offset), BlockGroup::of(BlockId::new(id, offset)));
+                assert!(was_in, "a common engine hash must be in the table");
             }
         });
     }
 
-    /// The worker holds something of a frame.
+    /// Records that the worker holds a block of a frame.
     pub(super) fn add_frame(&mut self, slot: Slot, id: FrameId) {
         let frames = &mut self.workers[slot.index()].frames;
         let before = frames.bytes();
@@ -484,7 +509,7 @@ impl Writer {
         self.frame_set_bytes = self.frame_set_bytes + frames.bytes() - before;
     }
 
-    /// See [`Index::bytes`].
+    /// See [`Index::bytes`](super::Index::bytes).
     pub(super) fn bytes(&self, shared: &Shared) -> u64 {
         let engines = u64::from(self.allocator.chunks()) * 64;
         let tables =
@@ -492,6 +517,7 @@ impl Writer {
         shared.paths.bytes(&self.allocator) + engines + tables + self.frame_set_bytes as u64
     }
 
+    /// See [`Index::check`](super::Index::check).
     pub(super) fn check(&self, shared: &Shared) {
         let paths = &shared.paths;
         paths.check(&self.allocator);
@@ -501,13 +527,13 @@ impl Writer {
             let own = get(paths.owner_word(id));
             assert!(
                 own & !low_bits(paths.len(id)) == 0,
-                "only living blocks have names"
+                "only blocks in the tree may have engine hashes"
             );
             for offset in bits(own) {
                 named += 1;
                 let block = BlockId::new(id, offset);
                 let found = self.find_common(shared, shared.engine_hash_of(block));
-                assert_eq!(found, Some(block), "a common name must lead to its block");
+                assert_eq!(found, Some(block), "a common engine hash must lead to its block");
             }
             for (slot, held) in (0..).map(Slot).zip(&mut held) {
                 for tier in Tier::ALL {
@@ -521,17 +547,20 @@ impl Writer {
         assert_eq!(
             named,
             self.engine_hashes.common.len(),
-            "the name table must hold the named blocks"
+            "the table must hold every common engine hash"
         );
         for (counted, found) in self.workers.iter().zip(&held) {
             assert_eq!(
                 (&counted.frames, counted.blocks),
                 (&found.frames, found.blocks),
-                "what is held must be counted"
+                "the counts of a worker must equal what it holds"
             );
         }
         let sets: usize = self.workers.iter().map(|held| held.frames.bytes()).sum();
-        assert_eq!(self.frame_set_bytes, sets, "the frames' sets must be counted");
+        assert_eq!(
+            self.frame_set_bytes, sets,
+            "the bytes of the frame sets must be counted"
+        );
         let lower_of = |held: &WorkerBlocks| held.blocks[1] + held.blocks[2];
         let lower: u64 = held.iter().map(lower_of).sum();
         assert_eq!(get(&shared.lower_blocks), lower, "lower tiers must be counted");
@@ -541,7 +570,7 @@ impl Writer {
         if self.allocator.blocks() == 0 {
             assert!(
                 !self.engine_hashes.has_aliases() && self.copies.len() == 0,
-                "nothing must be left of nothing"
+                "an empty index must have no aliases and no copies"
             );
         }
     }

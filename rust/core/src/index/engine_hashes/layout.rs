@@ -1,20 +1,24 @@
-//! The entries of the table of names, in cache lines: where the parts of an entry and of a hash are.
+//! Layout of the engine-hash table: cache lines, groups of blocks, and the bits of an entry.
+//!
+//! The key of an engine hash is a mixed 64-bit value: its first bits choose the shard, the next ones the home
+//! line. The prefix of a key is the part that a shard can restore from an entry and its line.
 
 use super::super::frame::{BlockId, CHUNK_BLOCKS};
 
-/// Shards grow on their own, so that no insertion waits for all.
+/// Binary logarithm of the number of shards. Each shard grows alone, so no insertion waits for the growth of
+/// the whole table.
 pub const SHARD_BITS: u32 = 6;
-/// So many.
+/// Number of shards.
 pub const SHARDS: usize = 1 << SHARD_BITS;
 
 /// Entries of a line.
 pub const LANES: usize = 16;
-/// Lines after its home in which an entry may lie.
+/// Lines after its home line in which an entry may lie.
 pub const PROBE_LINES: u32 = 3;
 /// Lines of a page.
 pub const PAGE_LINES: u32 = 256;
 
-/// Entries, 0 where there is none.
+/// One cache line of entries; 0 marks a free lane.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
 pub struct Line(pub [u32; LANES]);
@@ -23,30 +27,31 @@ const fn min(a: u32, b: u32) -> u32 {
     if a < b { a } else { b }
 }
 
-/// Eight blocks of a frame, whose names lie together.
+/// Eight adjacent blocks of a frame. Their engine hashes share a cache line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockGroup(pub u32);
 
 impl BlockGroup {
-    /// That of a block.
+    /// Group of a block.
     pub const fn of(block: BlockId) -> Self {
         Self(block.get() / CHUNK_BLOCKS)
     }
 
-    /// The block of it at a place below 8.
+    /// Block of the group at position `at`, below 8.
     pub const fn block(self, at: u32) -> BlockId {
         BlockId::from_number(self.0 * CHUNK_BLOCKS + at)
     }
 }
 
-/// Lines in pages, the last of which is as long as needed: to grow moves little and leaves no holes with the allocator.
+/// Lines in pages of 256. The last page is as long as needed, so growth moves little and leaves no holes in
+/// the allocator.
 #[derive(Clone, Debug, Default)]
 pub struct Lines {
     pages: Vec<Box<[Line]>>,
 }
 
 impl Lines {
-    /// Makes sure that every line below `end` is there.
+    /// Makes sure that every line below `end` exists.
     pub fn reserve(&mut self, end: u32) {
         let mut have = self.pages.last().map_or(0, |last| last.len());
         have += self.pages.len().saturating_sub(1) * PAGE_LINES as usize;
@@ -75,7 +80,7 @@ impl Lines {
     }
 }
 
-/// Of which lanes something is true, as bits.
+/// Lanes of a line for which `is` holds, as bits.
 #[inline]
 pub fn lanes(line: &Line, is: impl Fn(u32) -> bool) -> u32 {
     let mut lanes = 0;
@@ -90,19 +95,22 @@ pub fn free_lanes(line: &Line) -> u32 {
     lanes(line, |entry| entry == 0)
 }
 
-/// Where the parts of an entry and of a hash are.
+/// Division of an entry's 32 bits, and the number of key bits that a shard can restore.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntryLayout {
-    /// Lines that are a home; [`PROBE_LINES`] more follow. 0: there is nothing yet.
+    /// Number of home lines; [`PROBE_LINES`] more lines follow. 0 in an empty shard.
     pub home_lines: u32,
-    /// Low bits of an entry: its group's number + 1. The others: the low bits of what is known of its hash.
+    /// Low bits of an entry: number of its group plus 1. The remaining bits are the tag: the low bits of the
+    /// prefix.
     pub group_bits: u32,
-    /// How many bits of a hash are known.
+    /// Bits of the prefix.
     pub key_bits: u32,
 }
 
 impl EntryLayout {
-    /// The most that can be known of hashes: where an entry may lie must leave no doubt of the bits that it does not have.
+    /// Layout with the longest prefix that an entry determines.
+    ///
+    /// An entry may lie in four lines, so the line gives two bits less than it otherwise would.
     pub fn new(home_lines: u32, group_bits: u32) -> Self {
         Self {
             home_lines,
@@ -114,10 +122,11 @@ impl EntryLayout {
         }
     }
 
-    /// What fits into so many homes of a shard.
+    /// Limits of one shard with `home_lines` home lines: names in the shard, names in the whole table.
     ///
-    /// Names of the whole table, since hashes are spread evenly: a shard that happens to have more than the others stays as it is,
-    /// and churn makes nothing grow. 81 to 91 % of the entries, another share for each shard, so that not all grow at once.
+    /// Keys spread evenly, so the limit on the whole table makes the shards grow, and a shard with more names
+    /// than others stays. Churn therefore makes nothing grow. The limit is 81 to 91 % of the lanes, different
+    /// for each shard, so that the shards do not all grow at once.
     pub const fn limits(home_lines: u32, of: usize) -> (u32, u64) {
         let lanes = home_lines as u64 * LANES as u64;
         (
@@ -126,38 +135,44 @@ impl EntryLayout {
         )
     }
 
-    /// The part of a hash that is known.
+    /// Prefix of a key.
     #[inline]
     pub const fn prefix(self, key: u64) -> u64 {
         (key << SHARD_BITS >> 1).wrapping_shr(63 - self.key_bits)
     }
 
+    /// Home line of a prefix: the prefix scaled to the number of lines.
     #[inline]
     pub const fn home(self, prefix: u64) -> u32 {
         (prefix.wrapping_mul(self.home_lines as u64)).wrapping_shr(self.key_bits) as u32
     }
 
+    /// Tag of a prefix.
     #[inline]
     pub const fn tag(self, prefix: u64) -> u32 {
         (prefix as u32) & u32::MAX.wrapping_shr(self.group_bits)
     }
 
+    /// Entry for a prefix and a group.
     #[inline]
     pub const fn entry(self, prefix: u64, group: BlockGroup) -> u32 {
         self.tag(prefix).wrapping_shl(self.group_bits) | (group.0 + 1)
     }
 
+    /// Group of an entry.
     #[inline]
     pub const fn group(self, entry: u32) -> BlockGroup {
         BlockGroup((entry & !u32::MAX.wrapping_shl(self.group_bits)) - 1)
     }
 
-    /// The least hash whose home is this line or a later one.
+    /// Smallest prefix whose home is this line or a later one.
     pub const fn first_of(self, line: u32) -> u64 {
         ((line as u64) << self.key_bits).div_ceil(self.home_lines as u64)
     }
 
-    /// What is known of an entry in the line before that with this first hash: the only hash that may lie there with its tag.
+    /// Prefix of an entry in the line before the one whose first prefix is `next_first`.
+    ///
+    /// Only one prefix with the entry's tag can lie in that line, so the entry determines it.
     #[inline]
     pub const fn prefix_of(self, entry: u32, next_first: u64) -> u64 {
         let (last, tag) = (next_first - 1, (entry.wrapping_shr(self.group_bits)) as u64);

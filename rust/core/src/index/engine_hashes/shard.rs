@@ -1,4 +1,8 @@
-//! One shard of the table of names: finding, placing, removing, growing.
+//! One shard of the engine-hash table: look-up, insertion, removal, growth.
+//!
+//! An entry lies in its home line or, when that is full, in one of the next [`PROBE_LINES`] lines. Invariant:
+//! all lines from the home line up to the entry's line are full, so a look-up may stop at the first line with
+//! a free lane. Entries without room lie in a sorted stash.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,41 +12,48 @@ use super::layout::{
     BlockGroup, EntryLayout, LANES, Line, Lines, PAGE_LINES, PROBE_LINES, free_lanes, lanes,
 };
 
-/// Groups have 29 bits, and 0 means that there is no entry.
+/// Highest number of group bits: groups have 29 bits, and 0 marks a free lane.
 const GROUP_BITS_MAX: u32 = 30;
-/// Fewer bits of the hash per line than these are not worth having when more can be had.
+/// Smallest number of prefix bits below the home line. A shard with fewer fetches the full keys when a new
+/// layout can hold more.
 const LINE_BITS_MIN: u32 = 5;
-/// Bytes of an entry in the stash, its share of the tree's nodes included.
+/// Bytes of a stash entry, with its share of the tree's nodes.
 pub const STASHED_BYTES: u64 = 24;
-/// A shard with fewer homes grows by a half: less work, where an eighth is no gain.
+/// Below this number of home lines a shard grows by one half. Growth by one eighth would save nothing there.
 const SMALL_HOME_LINES: u32 = 64;
-/// Lines of a growing shard are moved one after the other where each goes so many lines further, the first ones together.
+/// Smallest number of lines that an entry must move ahead so that growth can work in place. Lines before that
+/// are collected and inserted again.
 const FIRST_SHIFT: u32 = PROBE_LINES + 2;
 
-/// What a shard has room for: names of its own, names of the whole table, numbers of groups.
+/// Limits up to which a shard keeps its layout.
 #[derive(Clone, Copy, Debug, Default)]
 struct Limits {
+    /// Highest number of names in the shard.
     len: u32,
+    /// Highest number of names in the whole table.
     all: u64,
+    /// Number of groups that `group_bits` can hold.
     groups: u32,
 }
 
-/// See the module.
+/// A shard; the module describes it.
 #[derive(Clone, Debug, Default)]
 pub struct Shard {
-    /// Where things are now.
+    /// Present layout of the entries.
     pub layout: EntryLayout,
-    /// Names.
+    /// Names in the shard.
     pub len: u32,
-    /// Up to here it stays as it is.
+    /// Limits of the present layout.
     limits: Limits,
+    /// Home lines, followed by [`PROBE_LINES`] more.
     pub(super) lines: Lines,
-    /// Entries for which there was no room in their lines: what is known of the hash, then the group; and how many are equal.
+    /// Entries without room in their lines: (prefix, group) → number of equal entries.
     pub(super) stash: BTreeMap<(u64, u32), u32>,
 }
 
 impl Shard {
-    /// The block with a name, or where its entry goes: line and lane, unless all of its lines are full.
+    /// Block with an engine hash; else the line and lane for its entry, or `None` when all its lines are
+    /// full.
     #[inline]
     pub fn find(
         &self,
@@ -77,7 +88,7 @@ impl Shard {
         stashed.find_map(block_in).ok_or(None)
     }
 
-    /// Reads the line that is so many after a hash's home, if those before it look full: they should have been read.
+    /// Reads the line `beyond` lines after a key's home, if the lines before it look full.
     #[inline]
     pub fn prefetch(&self, key: u64, beyond: u32) -> u32 {
         if self.layout.home_lines == 0 {
@@ -92,7 +103,7 @@ impl Shard {
         }
     }
 
-    /// A group in which the name may be, not compared.
+    /// A group that may have the engine hash, without comparing.
     #[inline]
     pub fn guess_group(&self, key: u64) -> Option<BlockGroup> {
         let layout = self.layout;
@@ -107,6 +118,7 @@ impl Shard {
         (equal != 0).then(|| layout.group(line.0[equal.trailing_zeros() as usize]))
     }
 
+    /// Inserts an entry into the first free lane at or after its home.
     fn insert_near_home(&mut self, prefix: u64, group: BlockGroup) {
         let home = self.layout.home(prefix);
         let free = (home..=home + PROBE_LINES).find_map(|at| {
@@ -116,6 +128,7 @@ impl Shard {
         self.put(free, prefix, group);
     }
 
+    /// Inserts an entry at a free lane found by [`Shard::find`], or into the stash.
     #[inline]
     pub fn put(&mut self, free: Option<(u32, usize)>, prefix: u64, group: BlockGroup) {
         self.len += 1;
@@ -126,7 +139,7 @@ impl Shard {
         }
     }
 
-    /// `false`: it is not in.
+    /// Removes an entry; `false` when it is not in the shard.
     pub fn remove(&mut self, key: u64, group: BlockGroup) -> bool {
         let layout = self.layout;
         if layout.home_lines == 0 {
@@ -151,6 +164,7 @@ impl Shard {
         is_in
     }
 
+    /// Removes one entry from the stash; `false` when it is not there.
     fn unstash(&mut self, entry: (u64, u32)) -> bool {
         match self.stash.get_mut(&entry) {
             None => return false,
@@ -160,7 +174,8 @@ impl Shard {
         true
     }
 
-    /// A full line lost an entry: one that lies further on than it must comes back, and so on with its line.
+    /// Restores the invariant after a full line lost an entry: moves a displaced entry back into it, and so
+    /// on with the line that entry left.
     fn backfill(&mut self, mut at: u32, mut lane: usize) {
         let layout = self.layout;
         while let Some((from, of)) = self.displaced_over(at) {
@@ -180,7 +195,7 @@ impl Shard {
         }
     }
 
-    /// An entry behind a line that may lie in it.
+    /// An entry in a later line that may lie in line `at`.
     fn displaced_over(&self, at: u32) -> Option<(u32, usize)> {
         let layout = self.layout;
         let limit = layout.first_of(at + 1);
@@ -197,7 +212,8 @@ impl Shard {
         None
     }
 
-    /// Whether so many names more fit as it is, when the table has `all` then, of groups up to `highest_group`.
+    /// Whether `more` names fit into the present layout, with `all` names in the whole table and groups up to
+    /// `highest_group`.
     #[inline]
     pub const fn has_room(&self, more: u32, all: u64, highest_group: u32) -> bool {
         let Limits {
@@ -208,7 +224,7 @@ impl Shard {
         self.len as u64 + more as u64 <= len as u64 && all <= all_max && highest_group < groups
     }
 
-    /// The form for that.
+    /// Layout for these numbers: the present one if it suffices.
     pub fn layout_for(&self, more: u32, of: usize, all: u64, highest_group: u32) -> EntryLayout {
         let old = self.layout;
         let mut home_lines = old.home_lines.max(1);
@@ -227,7 +243,7 @@ impl Shard {
         if home_lines == old.home_lines && has_bits {
             return old;
         }
-        // An eighth more than now, so that the next numbers fit until it grows anyway.
+        // One eighth of reserve, so that new group numbers fit until the shard grows anyway.
         let groups = highest_group + 1 + highest_group / 8;
         let layout = EntryLayout::new(
             home_lines,
@@ -243,7 +259,8 @@ impl Shard {
         }
     }
 
-    /// Brings everything into another form. `keys_in` is asked only where that needs more bits than are known.
+    /// Changes the layout. `keys_in` is asked only where the new layout needs more key bits than the entries
+    /// hold.
     pub fn rebuild<H: Iterator<Item = u64>>(
         &mut self,
         layout: EntryLayout,
@@ -291,17 +308,20 @@ impl Shard {
             let mut keys = keys_in(group).filter(|&key| old.prefix(key) == prefix);
             for _ in equal {
                 let key = keys.next();
-                let key = key.expect("what is in the table must be a engine_hash of its group");
+                let key = key.expect("every entry must have an engine hash in its group");
                 self.insert_near_home(layout.prefix(key), group);
             }
         }
     }
 
-    /// Moves what lies in these lines, of an older form with fewer homes, to its new places: from the last line on, so that each
-    /// goes to a line that is behind it or was left.
+    /// Moves the entries of these lines from a layout with fewer home lines to their new places.
+    ///
+    /// It works from the last line backwards, so that each entry goes to a line behind its own or to one
+    /// already emptied.
     fn move_forward(&mut self, old: EntryLayout, lines: Range<u32>) {
         let layout = self.layout;
-        // Of the lines that are filled now: which, and how far. What is moved together lies close together.
+        // Lines being filled, and their entries. Entries moved together lie close together, so 64 lines
+        // suffice.
         let mut filled = [(u32::MAX, 0); 64];
         for at in lines.rev() {
             let Line(entries) = std::mem::take(self.lines.get_mut(at));
@@ -313,7 +333,7 @@ impl Shard {
             }
             for lane in (0..LANES).filter(|&lane| entries[lane] != 0) {
                 let (home, group) = (home_lines[lane], old.group(entries[lane]));
-                assert!(home >= at, "a growing shard must move its entries on");
+                assert!(home >= at, "a growing shard must move its entries forward");
                 self.len += 1;
                 let insert_near_home = (home..=home + PROBE_LINES).find_map(|line| {
                     let fill = &mut filled[line as usize % 64];
@@ -332,7 +352,7 @@ impl Shard {
         }
     }
 
-    /// Takes out what lies in a line, in an older form: what is known of its hash, and the group.
+    /// Takes the entries out of a line of an older layout: prefix and group of each.
     fn drain_line(&mut self, old: EntryLayout, at: u32, mut with: impl FnMut(u64, BlockGroup)) {
         let next_first = old.first_of(at + 1);
         for entry in std::mem::take(self.lines.get_mut(at)).0 {
@@ -342,8 +362,7 @@ impl Shard {
         }
     }
 
-    /// Bytes that so many names more take from the system at most, those needed while it grows included: as
-    /// [`Shard::layout_for`].
+    /// Highest number of bytes that `more` names may allocate, growth as in [`Shard::layout_for`] included.
     pub fn growth_bytes(&self, more: u32, of: usize, all: u64, highest_group: u32) -> u64 {
         let stash = u64::from(more) * STASHED_BYTES;
         if self.has_room(more, all, 0) {
@@ -357,7 +376,7 @@ impl Shard {
             }
         };
         let grown = self.layout_for(more, of, all, highest_group).home_lines;
-        // The last page is copied, the first lines are moved together, and a few names more may find no room.
+        // Growth copies the last page, collects the first lines, and may leave a few names to the stash.
         let together = u64::from(self.len + more) * (8 + STASHED_BYTES / 8) + stash;
         let page = PAGE_LINES.min(lines(self.layout.home_lines));
         u64::from(lines(grown) - lines(self.layout.home_lines) + page) * size_of::<Line>() as u64 + together

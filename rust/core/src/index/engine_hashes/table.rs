@@ -1,15 +1,20 @@
-//! Names of blocks by their hashes, in four to five bytes each: name → the group of eight blocks in which it is.
+//! Common engine hashes in four to five bytes each: engine hash → the group of eight blocks that has it.
 //!
-//! Three things keep it small. An entry is 32 bits and names a group, not a block: the names of a group lie in one cache line
-//! and are compared there. The bits that groups do not need have a part of the hash: with the line in which an entry lies they
-//! tell so much of its hash that a table grows without a look at a single name (quotienting: J. Cleary, 1984). And since the hash
-//! is known, a line is chosen by scaling it, so that a shard can grow by an eighth instead of by itself.
+//! Three ideas keep the table small:
 //!
-//! A line is one cache line of 16 entries. What finds its home line full goes into one of the next three, and what finds all of
-//! them full into a sorted stash: below one name in 200. A removal fills its place from there, so that nothing is left behind of
-//! what is gone. An insertion touches one line, mostly; a shard that grows is read and written once, in order.
+//! * An entry has 32 bits and names a group, not a block. The engine hashes of a group lie in one cache line,
+//!   and the look-up compares them there.
+//! * The bits that group numbers leave free hold a part of the key. With the line of an entry they give so
+//!   much of its key that the table grows without reading one engine hash (quotienting: J. Cleary, 1984).
+//! * The key scales to the line, so a shard can grow by one eighth instead of doubling.
 //!
-//! Bits run short beyond some 5 · 10⁸ blocks: then more names are compared in vain, and more of them lie in the stash.
+//! A line is a cache line of 16 entries. An entry that finds its home line full goes to one of the next three
+//! lines, and from there to a sorted stash: below one in 200 entries. A removal refills its place, so removed
+//! entries leave nothing behind. An insertion usually touches one line; a growing shard is read and written
+//! once, in order.
+//!
+//! Beyond about 5 · 10⁸ blocks the key bits run short: more comparisons fail, and more entries lie in the
+//! stash.
 
 use std::hint::black_box;
 
@@ -18,7 +23,7 @@ use super::super::hash_tables::mix;
 use super::layout::{BlockGroup, PROBE_LINES, SHARD_BITS, SHARDS};
 use super::shard::Shard;
 
-/// The hash of a name: its first bits choose the shard.
+/// Key of an engine hash; its first bits choose the shard.
 const fn key_of(engine_hash: u64) -> u64 {
     mix(engine_hash, 0x517C_C1B7_2722_0A95)
 }
@@ -27,13 +32,16 @@ const fn shard_of(key: u64) -> usize {
     (key >> (u64::BITS - SHARD_BITS)) as usize
 }
 
-/// See the module.
+/// Table of common engine hashes; the module describes it.
 #[derive(Clone, Debug)]
 pub struct EngineHashTable {
+    /// The shards, by the first bits of the key.
     shards: Vec<Shard>,
-    /// Of the groups ever named since it was empty.
+    /// Highest group number since the table was last empty.
     highest_group: u32,
+    /// Entries of all shards.
     len: usize,
+    /// Bytes of all shards.
     bytes: u64,
 }
 
@@ -49,7 +57,7 @@ impl Default for EngineHashTable {
 }
 
 impl EngineHashTable {
-    /// The block with this name. `block_in` compares the names of a group.
+    /// Block with this engine hash. `block_in` compares the engine hashes of a group.
     #[inline]
     pub fn find(
         &self,
@@ -61,11 +69,11 @@ impl EngineHashTable {
         shard.find(shard.layout.prefix(key), block_in).ok()
     }
 
-    /// Reads where these names would be: each read waits for memory, but they wait together, and what is asked of the names next
-    /// is in the cache.
+    /// Reads the lines that look-ups of these engine hashes will need. The reads are independent, so their
+    /// cache misses overlap.
     #[inline]
     pub fn prefetch(&self, names: &(impl Iterator<Item = u64> + Clone)) {
-        // A small table is in a cache anyway: what it would spare is less than the work.
+        // A small table lies in a cache anyway: prefetching more lines costs more than it saves.
         let lines = if self.exceeds_caches() { PROBE_LINES } else { 1 };
         for beyond in 0..lines {
             black_box(names.clone().fold(0, |read, engine_hash| {
@@ -75,15 +83,16 @@ impl EngineHashTable {
         }
     }
 
-    /// A group that may have the name; the names in it were not compared.
+    /// A group that may have this engine hash, without comparing.
     #[inline]
     pub fn guess_group(&self, engine_hash: u64) -> Option<BlockGroup> {
         let key = key_of(engine_hash);
         self.shards[shard_of(key)].guess_group(key)
     }
 
-    /// Puts in a name of a block in `group`, unless it is in: then the block that has it. `engine_hashes_in`: the names in a group that
-    /// are in already.
+    /// Inserts an engine hash of a block in `group`, unless the table has it: then returns its block.
+    ///
+    /// `engine_hashes_in` lists the engine hashes of a group that the table already has.
     #[inline]
     pub fn insert<N: Iterator<Item = u64>>(
         &mut self,
@@ -120,7 +129,7 @@ impl EngineHashTable {
         None
     }
 
-    /// Takes a name out. `false`: it was not in.
+    /// Removes an engine hash; `false` when the table does not have it.
     pub fn remove(&mut self, engine_hash: u64, group: BlockGroup) -> bool {
         let key = key_of(engine_hash);
         let shard = &mut self.shards[shard_of(key)];
@@ -137,12 +146,13 @@ impl EngineHashTable {
         was_in
     }
 
-    /// Whether it is past the caches, and its entries have so few bits of a hash that one name in ten is compared in vain.
+    /// Whether the table exceeds the caches. Its entries then have so few key bits that one comparison in ten
+    /// fails.
     pub const fn exceeds_caches(&self) -> bool {
         self.len >= 1 << 23
     }
 
-    /// Names.
+    /// Number of entries.
     pub const fn len(&self) -> usize {
         self.len
     }
@@ -152,7 +162,7 @@ impl EngineHashTable {
         self.bytes
     }
 
-    /// Bytes that these names more take from the system at most, those needed while a shard grows included.
+    /// Highest number of bytes that these engine hashes may allocate, the growth of shards included.
     pub fn growth_bytes(&self, names: impl Iterator<Item = u64>) -> u64 {
         let mut more = [0; SHARDS];
         let mut all = self.len as u64;
@@ -177,7 +187,7 @@ mod tests {
     use super::*;
     use crate::rng::Rng;
 
-    /// The table, and what is in it: by group up to eight names.
+    /// The table beside a plain map: up to eight engine hashes per group.
     #[derive(Default)]
     struct Pair {
         table: EngineHashTable,
@@ -202,14 +212,17 @@ mod tests {
 
         fn remove(&mut self, engine_hash: u64, group: u32) {
             assert!(self.table.remove(engine_hash, BlockGroup(group)));
-            let names = self.groups.get_mut(&group).expect("it has names");
+            let names = self
+                .groups
+                .get_mut(&group)
+                .expect("the group must have engine hashes");
             names.retain(|&other| other != engine_hash);
             if names.is_empty() {
                 self.groups.remove(&group);
             }
         }
 
-        /// The group of a name, as the number of its first block.
+        /// Group of an engine hash.
         fn find(&self, engine_hash: u64) -> Option<u32> {
             let block_in = |group: BlockGroup| {
                 let has = self
@@ -258,7 +271,7 @@ mod tests {
         }
     }
 
-    /// Inserts and removes names in groups below `groups`, about `live` of them at a time.
+    /// Inserts and removes engine hashes in groups below `groups`, keeping about `live` of them.
     fn churn(seed: u64, groups: u32, live: usize, steps: usize) {
         let (mut pair, mut rng) = (Pair::default(), Rng::new(seed));
         let mut names: Vec<(u64, u32)> = Vec::new();
@@ -287,14 +300,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(60))]
         #[test]
-        fn the_table_is_a_map(seed: u64, group_bits in 4u32..29, live in 1usize..6000) {
+        fn the_table_equals_a_map_under_churn(seed: u64, group_bits in 4u32..29, live in 1usize..6000) {
             churn(seed, 1 << group_bits, live.min(4 << group_bits), 4 * live + 10);
         }
     }
 
     #[test]
-    fn bits_that_are_missing_are_taken_from_the_names() {
-        // Group numbers leave few bits for hashes when the first names come; then the table grows far.
+    fn a_growing_shard_fetches_missing_key_bits_from_the_engine_hashes() {
+        // Large group numbers leave few key bits at first; then the table grows far.
         let mut pair = Pair::default();
         let mut rng = Rng::new(3);
         for of in 0..100_000u32 {
@@ -311,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_takes_five_bytes_and_a_removed_one_none() {
+    fn an_engine_hash_takes_five_bytes_and_a_removed_one_none() {
         let mut pair = Pair::default();
         let mut bytes = Vec::new();
         for of in 0..400_000u64 {

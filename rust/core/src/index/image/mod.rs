@@ -1,18 +1,19 @@
-//! The index as bytes, for restarts: what was held is known again without asking every engine.
+//! The index as bytes, so that a restarted router knows its workers' caches at once.
 //!
 //! ```text
-//! magic "wdindex\0" | version u32 | hashing u64 | length u64 of the body | xxh3-64 u64 of the body | body
+//! magic "wdindex\0" | version u32 | hashing u64 | body length u64 | xxh3-64 of the body u64 | body
 //! body     workers, frames (parents first), copies, aliases; each a count u32, then its entries
-//! worker   instance u64 | rank u32 | position u64 (MAX: none)
-//! frame    parent's number u32 (MAX: none) | parent's offset u8 | blocks u8 | locals u64.. | named u64 | a name u64 per bit of it
-//!          | per tier: holders u32, each worker's number u16 and mask u64
+//! worker   instance u64 | rank u32 | feed position u64 (MAX: none)
+//! frame    parent's number u32 (MAX: root) | parent's offset u8 | blocks u8 | local hashes u64..
+//!          | blocks with a common engine hash as bits u64 | an engine hash u64 per bit
+//!          | per tier: holders u32, each with worker number u16 and mask u64
 //! copies   frame u32 | offset u8 | worker u16 | tier u8 | copies beyond the first u32
-//! alias    frame u32 | offset u8 | worker u16 | name u64
+//! alias    frame u32 | offset u8 | worker u16 | engine hash u64
 //! ```
 //!
-//! Little-endian. What is read is believed in nothing: each count is held against the bytes that are left before anything is
-//! taken for it, and each rule of the structure is checked. After an error the index is as empty as before.
-//! O(blocks + holders).
+//! All numbers are little-endian. The reader trusts nothing: it compares each count with the bytes that are
+//! left before it allocates, and checks each rule of the structure. After an error the index is as empty as
+//! before. O(blocks + holders).
 
 mod reader;
 mod restore;
@@ -23,67 +24,74 @@ pub(super) use save::write;
 
 use crate::worker::WorkerId;
 
+/// First bytes of every image.
 const MAGIC: &[u8; 8] = b"wdindex\0";
-/// Version of the form.
+/// Version of the format.
 pub const VERSION: u32 = 1;
+/// Bytes before the body: magic, version, hashing, length, checksum.
 const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 8;
+/// Parent number of a frame at the root.
 const NONE: u32 = u32::MAX;
 
-/// Why bytes are no index.
+/// Reason why bytes cannot be restored as an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// They do not begin as one.
-    #[error("not a saved index: the first bytes are others")]
+    /// The first bytes are not the magic.
+    #[error("not a saved index: expected a file that begins with \"wdindex\"; start without it")]
     Magic,
-    /// Of another version.
-    #[error("a saved index of version {got}; this program reads version {VERSION}: start without it")]
+    /// The image has another version.
+    #[error("a saved index of version {got}, expected version {VERSION}; start without it")]
     Version {
-        /// Which.
+        /// Version of the image.
         got: u32,
     },
-    /// Its blocks were hashed in another way: block size, mode or key.
+    /// The blocks were hashed with another block size, mode or key.
     #[error(
-        "a saved index of blocks hashed in another way (block size, mode or key): start without it, or with the same configuration"
+        "a saved index whose blocks were hashed with another block size, mode or key; start with the same configuration, or without the saved index"
     )]
     Hashing,
-    /// The end is missing, or something follows.
-    #[error("a saved index of {expected} bytes, got {got}: the file is cut off or damaged")]
+    /// The image ends early, or bytes follow it.
+    #[error(
+        "a saved index of {got} bytes, expected {expected}: the file is cut off or damaged; start without it"
+    )]
     Length {
-        /// Bytes that it says it has.
+        /// Bytes that the header announces.
         expected: u64,
-        /// Bytes that there are.
+        /// Bytes received.
         got: u64,
     },
-    /// The bytes changed.
-    #[error("a saved index whose checksum is wrong: the file is damaged")]
+    /// The checksum of the body is wrong.
+    #[error("a saved index with a wrong checksum: the file is damaged; start without it")]
     Checksum,
-    /// It breaks a rule of the index.
-    #[error("a saved index that breaks a rule at byte {at}: {rule}")]
+    /// An entry breaks a rule of the index.
+    #[error("a saved index breaks a rule at byte {at}: {rule}; start without it")]
     Broken {
-        /// Where.
+        /// Position of the entry in the image, in bytes.
         at: u64,
-        /// Which.
+        /// The broken rule.
         rule: &'static str,
     },
-    /// There is something in the index already.
-    #[error("an index with {blocks} blocks can not be restored into: restore before the first event")]
+    /// The index to restore into is not empty.
+    #[error("the index already has {blocks} blocks, expected none; restore before the first event")]
     NotEmpty {
-        /// Distinct blocks in it.
+        /// Distinct blocks in the index.
         blocks: u64,
     },
-    /// More blocks than the limit.
-    #[error("a saved index that is larger than the limit of this one; raise the limit or start without it")]
+    /// The image has more blocks than the index may hold.
+    #[error(
+        "the saved index has more blocks than this index may hold; raise index_max_blocks or start without it"
+    )]
     Full,
 }
 
-/// A worker of which something was restored.
+/// A worker whose blocks were restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestoredWorker {
-    /// Who.
+    /// Id of the worker.
     pub worker: WorkerId,
-    /// Its blocks, per tier.
+    /// Blocks of the worker: device, host, disk.
     pub blocks: [u64; 3],
-    /// Where its feed stood, if that was told.
+    /// Position of the worker's feed at the time of saving, if it was known.
     pub position: Option<u64>,
 }

@@ -1,16 +1,19 @@
-//! Checked reading of a saved index.
+//! Reading an image without trust: every read is checked against the bytes that are left.
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{HEADER_BYTES, ImageError, MAGIC, VERSION};
 
-/// Bounds-checked reader of little-endian numbers.
+/// Reader of little-endian numbers in the body of an image.
 pub(super) struct Reader<'a> {
+    /// Body of the image.
     pub(super) bytes: &'a [u8],
+    /// Position of the next byte to read.
     pub(super) at: usize,
 }
 
 impl<'a> Reader<'a> {
+    /// Error for a broken rule at the current position.
     pub(super) const fn broken(&self, rule: &'static str) -> ImageError {
         ImageError::Broken {
             at: (HEADER_BYTES + self.at) as u64,
@@ -18,13 +21,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The next `count` bytes.
     pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], ImageError> {
         let taken = self.bytes[self.at..].get(..count);
-        let taken = taken.ok_or_else(|| self.broken("an entry must not end behind the last byte"))?;
+        let taken = taken.ok_or_else(|| self.broken("an entry must end within the body"))?;
         self.at += count;
         Ok(taken)
     }
 
+    /// The next N bytes as a number.
     pub(super) fn number<const N: usize>(&mut self) -> Result<u64, ImageError> {
         let mut number = [0; 8];
         number[..N].copy_from_slice(self.take(N)?);
@@ -47,17 +52,17 @@ impl<'a> Reader<'a> {
         self.number::<8>()
     }
 
-    /// A count of entries of at least so many bytes each.
+    /// A count of entries, each of at least `entry_bytes` bytes.
     pub(super) fn count(&mut self, entry_bytes: usize) -> Result<usize, ImageError> {
         let count = self.u32()? as usize;
         if count.saturating_mul(entry_bytes) > self.bytes.len() - self.at {
-            return Err(self.broken("a count must fit the bytes that are left"));
+            return Err(self.broken("a count must fit into the bytes that are left"));
         }
         Ok(count)
     }
 }
 
-/// The body of a well-formed image.
+/// Body of an image whose header and checksum are right.
 pub(super) fn body(bytes: &[u8], hashing: u64) -> Result<&[u8], ImageError> {
     if bytes.get(..8) != Some(MAGIC) {
         return Err(ImageError::Magic);
@@ -65,13 +70,8 @@ pub(super) fn body(bytes: &[u8], hashing: u64) -> Result<&[u8], ImageError> {
     let (expected, got) = (HEADER_BYTES as u64, bytes.len() as u64);
     let length = ImageError::Length { expected, got };
     let header = bytes.get(8..HEADER_BYTES).ok_or(length)?;
-    let word = |at: usize| {
-        u64::from_le_bytes(
-            header[at..at + 8]
-                .try_into()
-                .expect("eight bytes are eight bytes"),
-        )
-    };
+    let word =
+        |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("the slice has eight bytes"));
     let version = word(0) as u32;
     if version != VERSION {
         return Err(ImageError::Version { got: version });

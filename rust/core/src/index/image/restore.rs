@@ -1,4 +1,4 @@
-//! Reading an index from bytes.
+//! Restoring an image into an empty index.
 
 use super::super::Slot;
 use super::super::frame::{BlockId, FRAME_BLOCKS, FrameId};
@@ -11,16 +11,19 @@ use crate::event::Tier;
 use crate::hash::LocalHash;
 use crate::worker::WorkerId;
 
-/// One image on its way into an empty index.
+/// A restore in progress.
 struct Restore<'a> {
+    /// The unread part of the image.
     bytes: Reader<'a>,
-    /// By the image's numbers: who, and their slots here, if they are registered.
+    /// Workers by their number in the image, each with its slot here if it is registered.
     workers: Vec<(RestoredWorker, Option<Slot>)>,
+    /// Frames by their number in the image.
     frames: Vec<FrameId>,
+    /// Limit of distinct blocks.
     blocks_max: u64,
 }
 
-/// Reads an image into an empty index: those workers of it that are registered.
+/// Restores the registered workers of an image into an empty index.
 pub(in crate::index) fn read(
     shared: &Shared,
     writer: &mut Writer,
@@ -63,6 +66,7 @@ pub(in crate::index) fn read(
 }
 
 impl Restore<'_> {
+    /// Reads all sections of the image.
     fn run(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
         for _ in 0..self.bytes.count(20)? {
             let worker = WorkerId::new(self.bytes.u64()?, self.bytes.u32()?);
@@ -104,6 +108,7 @@ impl Restore<'_> {
         Ok(())
     }
 
+    /// A block of a frame that was read before.
     fn block(&mut self, shared: &Shared) -> Result<BlockId, ImageError> {
         let (number, offset) = (self.bytes.u32()?, self.bytes.u8()?);
         let id = self.frames.get(number as usize).copied();
@@ -112,6 +117,7 @@ impl Restore<'_> {
         Ok(BlockId::new(id, offset))
     }
 
+    /// The parent of a frame: a block read before, or the root.
     fn parent(&mut self, shared: &Shared) -> Result<BlockId, ImageError> {
         if self.bytes.bytes[self.bytes.at..].starts_with(&NONE.to_le_bytes()) {
             self.bytes.take(5)?;
@@ -120,6 +126,7 @@ impl Restore<'_> {
         self.block(shared)
     }
 
+    /// Reads one frame with its hashes and holders.
     fn frame(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
         let parent = self.parent(shared)?;
         let len = self.bytes.u8()?;
@@ -127,10 +134,14 @@ impl Restore<'_> {
             return Err(self.bytes.broken("a frame must have 1 to 64 blocks"));
         }
         let locals = self.bytes.take(8 * len as usize)?.chunks_exact(8);
-        let local = |bytes: &[u8]| LocalHash(u64::from_le_bytes(bytes.try_into().expect("chunks of eight")));
+        let local = |bytes: &[u8]| {
+            LocalHash(u64::from_le_bytes(
+                bytes.try_into().expect("the chunk has eight bytes"),
+            ))
+        };
         let locals: Vec<LocalHash> = locals.map(local).collect();
         if shared.paths.step(parent, &locals).is_some() {
-            return Err(self.bytes.broken("a path must be there once"));
+            return Err(self.bytes.broken("a path must be in the image once"));
         }
         if writer.allocator.blocks() + u64::from(len) > self.blocks_max {
             return Err(ImageError::Full);
@@ -139,7 +150,7 @@ impl Restore<'_> {
         let id = added.ok_or(ImageError::Full)?.first.frame();
         shared.engine_hashes.reserve(writer.allocator.chunks());
         self.frames.push(id);
-        self.names(shared, writer, (id, len))?;
+        self.hashes(shared, writer, (id, len))?;
         for tier in Tier::ALL {
             for _ in 0..self.bytes.count(10)? {
                 self.holder(shared, writer, (id, len), tier)?;
@@ -148,7 +159,8 @@ impl Restore<'_> {
         Ok(())
     }
 
-    fn names(
+    /// Reads the common engine hashes of a frame.
+    fn hashes(
         &mut self,
         shared: &Shared,
         writer: &mut Writer,
@@ -156,17 +168,20 @@ impl Restore<'_> {
     ) -> Result<(), ImageError> {
         let named = self.bytes.u64()?;
         if named & !low_bits(len) != 0 {
-            return Err(self.bytes.broken("only blocks of the frame have names"));
+            return Err(self
+                .bytes
+                .broken("only blocks of the frame may have engine hashes"));
         }
         for offset in bits(named) {
-            let (name, block) = (self.bytes.u64()?, BlockId::new(id, offset));
-            if writer.insert_common_hash(shared, name, block).is_some() {
-                return Err(self.bytes.broken("a name must be that of one block"));
+            let (engine_hash, block) = (self.bytes.u64()?, BlockId::new(id, offset));
+            if writer.insert_common_hash(shared, engine_hash, block).is_some() {
+                return Err(self.bytes.broken("an engine hash must belong to one block"));
             }
         }
         Ok(())
     }
 
+    /// The slot of a worker given by its number; `None` when the worker is not registered here.
     fn slot(&mut self) -> Result<Option<Slot>, ImageError> {
         let number = self.bytes.u16()?;
         let worker = self.workers.get(number);
@@ -175,6 +190,7 @@ impl Restore<'_> {
             .ok_or_else(|| self.bytes.broken("a holder must be one of the workers"))
     }
 
+    /// Reads one holder of a frame.
     fn holder(
         &mut self,
         shared: &Shared,
@@ -189,7 +205,7 @@ impl Restore<'_> {
         }
         let Some(slot) = slot else { return Ok(()) };
         if shared.paths.mask(id, slot, tier) != 0 {
-            return Err(self.bytes.broken("a holder must be there once"));
+            return Err(self.bytes.broken("a holder must be in a tier of a frame once"));
         }
         shared
             .paths
@@ -202,6 +218,7 @@ impl Restore<'_> {
         Ok(())
     }
 
+    /// Reads the copies of one block beyond the first.
     fn copies(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
         let block = self.block(shared)?;
         let slot = self.slot()?;
@@ -211,26 +228,27 @@ impl Restore<'_> {
         let tier = tier.ok_or_else(|| self.bytes.broken("a tier must be 0 to 2"))?;
         let Some(slot) = slot else { return Ok(()) };
         if extra == 0 || shared.paths.mask(block.frame(), slot, tier) >> block.offset() & 1 == 0 {
-            return Err(self.bytes.broken("copies must be of a block that is held"));
+            return Err(self.bytes.broken("copies must belong to a held block"));
         }
         writer.copies.set(block, slot, tier, extra);
         Ok(())
     }
 
+    /// Reads one alias.
     fn alias(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
         let block = self.block(shared)?;
         let slot = self.slot()?;
-        let name = self.bytes.u64()?;
+        let engine_hash = self.bytes.u64()?;
         let Some(slot) = slot else { return Ok(()) };
         if shared.paths.mask_any(block.frame(), slot) >> block.offset() & 1 == 0 {
-            return Err(self.bytes.broken("a name must be of a block that is held"));
+            return Err(self.bytes.broken("an alias must belong to a held block"));
         }
-        let known = writer.engine_hashes.aliased(slot, name).is_some()
+        let known = writer.engine_hashes.aliased(slot, engine_hash).is_some()
             || writer.engine_hashes.alias(slot, block).is_some();
         if known {
-            return Err(self.bytes.broken("a worker's own name must be that of one block"));
+            return Err(self.bytes.broken("an alias must belong to one block"));
         }
-        writer.engine_hashes.insert_alias(slot, name, block);
+        writer.engine_hashes.insert_alias(slot, engine_hash, block);
         Ok(())
     }
 }

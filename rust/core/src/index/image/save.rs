@@ -1,4 +1,4 @@
-//! Writing an index as bytes.
+//! Writing an image of the index.
 
 use rustc_hash::FxHashMap;
 use xxhash_rust::xxh3::xxh3_64;
@@ -13,7 +13,7 @@ use super::{HEADER_BYTES, MAGIC, NONE, VERSION};
 use crate::event::Tier;
 use crate::worker::WorkerId;
 
-/// Writes an image. Slots without a registered worker hold nothing.
+/// Writes an image with the registered workers.
 pub(in crate::index) fn write(
     shared: &Shared,
     writer: &Writer,
@@ -38,7 +38,7 @@ pub(in crate::index) fn write(
     for &id in &order {
         write_frame(&mut out, shared, id, &numbers, &number_of);
     }
-    write_names(&mut out, writer, &numbers, &number_of);
+    write_copies_and_aliases(&mut out, writer, &numbers, &number_of);
     let (header, body) = out.split_at_mut(HEADER_BYTES);
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -48,6 +48,7 @@ pub(in crate::index) fn write(
     out
 }
 
+/// Frames with every parent before its children, and the number of each frame in that order.
 fn parents_first(shared: &Shared, writer: &Writer) -> (Vec<FrameId>, Vec<u32>) {
     let (mut order, mut number_of) = (Vec::new(), vec![NONE; writer.allocator.frames_ever()]);
     let mut above = Vec::new();
@@ -69,6 +70,7 @@ fn parents_first(shared: &Shared, writer: &Writer) -> (Vec<FrameId>, Vec<u32>) {
     (order, number_of)
 }
 
+/// Writes one frame: parent, hashes and holders.
 fn write_frame(
     out: &mut Vec<u8>,
     shared: &Shared,
@@ -109,7 +111,13 @@ fn write_frame(
     }
 }
 
-fn write_names(out: &mut Vec<u8>, writer: &Writer, numbers: &FxHashMap<Slot, u16>, number_of: &[u32]) {
+/// Writes the copies beyond the first and the aliases.
+fn write_copies_and_aliases(
+    out: &mut Vec<u8>,
+    writer: &Writer,
+    numbers: &FxHashMap<Slot, u16>,
+    number_of: &[u32],
+) {
     let place = |block: BlockId| (number_of[block.frame().0 as usize], block.offset() as u8);
     let copies: Vec<_> = writer
         .copies
@@ -131,11 +139,11 @@ fn write_names(out: &mut Vec<u8>, writer: &Writer, numbers: &FxHashMap<Slot, u16
         .filter(|(slot, ..)| numbers.contains_key(slot))
         .collect();
     out.extend((aliases.len() as u32).to_le_bytes());
-    for (slot, block, name) in aliases {
+    for (slot, block, engine_hash) in aliases {
         let (frame, offset) = place(block);
         out.extend(frame.to_le_bytes());
         out.push(offset);
         out.extend(numbers[&slot].to_le_bytes());
-        out.extend(name.to_le_bytes());
+        out.extend(engine_hash.to_le_bytes());
     }
 }
