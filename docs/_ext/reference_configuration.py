@@ -7,7 +7,7 @@ from dataclasses import fields
 from itertools import groupby
 from typing import get_type_hints
 
-from wardrop.config import Config, settings
+from wardrop.config import Config, Setting, settings
 
 HEAD = """# Configuration
 
@@ -25,10 +25,11 @@ def page() -> str:
     order = [field.name for field in fields(Config)]
     parts = [HEAD]
     for stage, group in groupby(sorted(settings(), key=lambda s: order.index(s.stage)), key=_stage):
-        about = inspect.getdoc(classes[stage]) or ""
+        about = (inspect.getdoc(classes[stage]) or "").partition("\n\n")[0]
         rows = [
-            f"| `{s.key}` | `--{s.flag}`<br>`{s.variable}` | `{s.default_text}` | {_cell(s.says)} |"
-            for s in group
+            f"| `{each.key}` | `--{each.flag}`<br>`{each.variable}` "
+            f"| `{each.default_text}` | {_cell(each.summary)} |"
+            for each in group
         ]
         parts.append(
             f"## `{stage}`\n\n{about}\n\n| setting | flag, variable | default | meaning |\n"
@@ -37,8 +38,8 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _stage(setting: object) -> str:
-    return str(getattr(setting, "stage"))  # noqa: B009  (the type is private to the package)
+def _stage(setting: Setting) -> str:
+    return setting.stage
 
 
 def _cell(text: str) -> str:
