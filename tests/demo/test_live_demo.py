@@ -125,16 +125,26 @@ def test_a_killed_demo_takes_its_children_with_it(tmp_path: Path) -> None:
 
 
 def test_a_demo_that_can_not_start_an_arm_says_why_and_stops_everything(tmp_path: Path) -> None:
-    run = Run(tmp_path, *SHORT, "--seconds", "1", "--policy", "no_such_policy")
+    run = Run(tmp_path, *SHORT, "--seconds", "1", "--dynamo-flags=--no-such-flag")
     assert run.process.wait(500) == 1
-    assert "no_such_policy" in run.text()
+    assert "no-such-flag" in run.text()
     run.await_nothing_left()
     (kept,) = run.scratch.iterdir()  # the logs, and their place was named
     assert str(kept) in run.text().replace("\n", "")
 
 
-def test_a_bad_option_ends_before_anything_starts(tmp_path: Path) -> None:
-    run = Run(tmp_path, "--disagg", "2y4")
-    assert run.process.wait(90) == 1
-    assert "PREFILLxDECODE" in run.text()
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--disagg", "2y4"), "PREFILLxDECODE"),
+        (("--policy", "tolll"), "--policy: unknown policy"),
+        (("--ramp", "--arms", "tol"), "--arms: got 'tol'"),
+    ],
+)
+def test_a_bad_option_ends_before_anything_starts(
+    tmp_path: Path, options: tuple[str, ...], text: str
+) -> None:
+    run = Run(tmp_path, *options)
+    assert run.process.wait(90) == 2
+    assert text in run.text()
     assert not (tmp_path / "out").exists()

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from wardrop.demo.ramp import PHASES, Profile, ramp_turns
+from wardrop.demo.ramp.profile import PHASES, Profile
+from wardrop.demo.ramp.run import ramp_turns
 
 
 def test_rate_rises_to_the_peak_and_comes_back() -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from wardrop.commands.demo import doubts
 from wardrop.demo.figures import Curves, Figures
+from wardrop.demo.output import doubts
 from wardrop.demo.picture import DARK, LIGHT, draw_png
-from wardrop.demo.report import html
+from wardrop.demo.report import Page, html
 from wardrop.demo.table import cells, lines, table
 
 SLOW = Figures(
@@ -58,7 +58,10 @@ def some_curves(seed: int) -> Curves:
 def page() -> str:
     curves = [some_curves(1), some_curves(2)]
     settings = [("fleet", "4 workers")]
-    return html("Title", "Lead.", LABELS, [SLOW, FAST], curves, ["aggregated"], settings, "foot")
+    numbers = [SLOW, FAST]
+    return html(
+        Page("Title", "Lead.", LABELS, numbers, curves, ["aggregated"], settings, "footnote")
+    )
 
 
 def best(name: str) -> list[bool]:

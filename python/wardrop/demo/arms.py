@@ -1,4 +1,4 @@
-"""What is compared: each arm is a cold fleet, one frontend, and for ours the gateway before it."""
+"""The arms of a comparison: a cold fleet, one frontend, and the gateway in Wardrop's arms."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from wardrop.dynamo.embedded import Fleet, FleetError, FleetSpec
 from wardrop.dynamo.ports import free_port
 
 _GATEWAY_READY_S = 120.0
-_SETTLED_S = 15.0
+_SETTLE_TIMEOUT_S = 15.0
 _QUIET_S = 1.5
+"""The gateway counts as settled after this time without a child process."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Arm:
     """One way to route.
 
     Attributes:
-        key: short name in results.
-        label: name for people.
+        key: Short name in files.
+        label: Name for people.
         frontend_mode: `--router-mode` of the frontend.
-        gateway: `wardrop dynamo` stands before it.
+        gateway: Whether `wardrop dynamo` runs in front of the frontend.
     """
 
     key: str
@@ -49,9 +50,9 @@ class Stack:
     """A running arm.
 
     Attributes:
-        url: where clients send requests.
-        router_pids: processes that route: the frontend, and the gateway where there is one.
-        workers: Dynamo's instance ids by pool, in a fixed order.
+        url: Base address for clients.
+        router_pids: Processes that route: the frontend, then the gateway where the arm has one.
+        workers: Dynamo's instance ids by pool, ascending.
         version: Dynamo's version.
     """
 
@@ -71,13 +72,13 @@ def running(
     """Start an arm with new, empty workers; stop and remove everything at the end.
 
     Args:
-        arm: what to start.
-        spec: the workers.
-        gateway_flags: flags for `wardrop dynamo`, such as `("--policy", "dynamo")`.
-        frontend_flags: further flags for `dynamo.frontend`.
+        arm: The arm to start.
+        spec: The workers.
+        gateway_flags: Flags for `wardrop dynamo`, such as `("--policy", "dynamo")`.
+        frontend_flags: Further flags for `dynamo.frontend`.
 
     Raises:
-        FleetError: a part did not come up; the text ends with its log.
+        FleetError: A part did not start; the text ends with the part's log.
     """
     with Fleet(spec) as fleet:
         front = fleet.add_frontend(arm.frontend_mode, arguments=frontend_flags)
@@ -102,12 +103,12 @@ def running(
 
 
 def _await_settled(gateway: ChildProcess) -> None:
-    """Until the gateway's helper has read what the workers hold, and ended.
+    """Wait until the gateway has read the blocks of the workers.
 
-    It is a Dynamo of its own for a second or two, once in the gateway's life: its CPU time belongs
-    to no request. Where it takes longer the run begins without waiting on.
+    A child process of the gateway, with a Dynamo runtime, reads them once and ends after a second
+    or two. Its CPU time belongs to no request. After a timeout the run begins regardless.
     """
-    deadline_s = time.monotonic() + _SETTLED_S
+    deadline_s = time.monotonic() + _SETTLE_TIMEOUT_S
     quiet_since_s = time.monotonic()
     while time.monotonic() < deadline_s and time.monotonic() - quiet_since_s < _QUIET_S:
         if children(gateway.pid):

@@ -1,4 +1,4 @@
-"""Sends a workload to a running stack with the native driver."""
+"""Sends a workload to a running arm with the native load driver."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from wardrop import _core
 from wardrop.demo.processes import cpu_s
 
 Row = tuple[float, int | None, bytes]
-"""Departure (or think time) in seconds, index of the request to follow, JSON body."""
+"""One request: departure in seconds, index of the previous turn or None, and JSON body.
+
+For a request with a previous turn, the first number is the think time after that turn's answer.
+"""
 
 _POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class Driven:
-    """One driven workload.
+    """The outcome of a driven workload.
 
     Attributes:
-        columns: the driver's (see `wardrop._core.Drive.report`).
-        first_error: text of the first failure.
-        router_cpu_s: CPU time of each routing process, in the order given.
-        driver_cpu_s: CPU time of this process, which holds the driver.
+        columns: One list per column of the driver; see `wardrop._core.Drive.report`.
+        first_error: Text of the first failure, or None.
+        router_cpu_s: CPU seconds of each routing process, in the order of the arguments.
+        driver_cpu_s: CPU seconds of this process, which contains the driver.
     """
 
     columns: dict[str, Any]
@@ -48,15 +51,15 @@ def drive(
 
     Args:
         url: `http://host:port/path`.
-        rows: what to send when; ignored times with a `concurrency`.
-        router_pids: processes whose CPU time is counted.
-        duration_s: nothing leaves after this.
-        timeout_s: longest time for one answer.
-        concurrency: None for an open loop, else so many requests in flight.
-        on_progress: called about ten times a second.
+        rows: The requests. With `concurrency`, their times are ignored.
+        router_pids: Processes whose CPU time is counted.
+        duration_s: No request is sent after this time.
+        timeout_s: Longest time for one answer.
+        concurrency: Requests in flight of a closed loop; None for an open loop.
+        on_progress: Called about ten times a second with counts and latencies.
 
     Raises:
-        ValueError: rows that can not be driven.
+        ValueError: The rows or the options cannot be driven; the text says why.
     """
     before_s, own_before_s = [cpu_s([pid]) for pid in router_pids], time.process_time()
     run = _core.Drive(

@@ -1,4 +1,4 @@
-"""From the driver's columns to the figures and curves of a report. Pure."""
+"""From the columns of the load driver to the figures and curves of a report. Pure."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Figures:
-    """One arm in numbers.
+    """One arm in numbers. A latency is None where no request has one.
 
     Attributes:
-        requests: sent.
-        errors: sent, and not answered in full; by kind in `outcomes`.
-        outcomes: every planned request by how it ended.
-        ttft_p50_ms, ttft_p95_ms, ttft_p99_ms, ttft_mean_ms: sent to first token.
-        itl_p50_ms, itl_p95_ms: gap between two tokens of an answer, over all gaps.
-        cached_share: cached ÷ prompt tokens, as the engines reported them; None for a split, where
-            Dynamo 1.6.1 passes on the decode worker's count, which is always 0.
-        spread: per pool of workers, busiest ÷ mean in request-seconds; 1 is even.
-        router_cpu_us: CPU of the routing processes per answered request, µs.
-        gateway_cpu_us: of it, Wardrop's own process; None without one.
-        elapsed_s: first request sent to last answer.
-        output_tokens: received.
-        lateness_p99_ms: the driver's own: how late requests left.
-        loop_lag_p99_ms: the driver's own: how late its event loop woke.
-        driver_cpu_share: of one core.
-        first_error: text of the first failure.
+        requests: Requests sent.
+        errors: Requests sent without a complete answer; `outcomes` has their kinds.
+        outcomes: Number of planned requests by outcome.
+        ttft_p50_ms, ttft_p95_ms, ttft_p99_ms, ttft_mean_ms: Time from the sent request to the
+            first token.
+        itl_p50_ms, itl_p95_ms: Gap between two tokens of an answer, over all gaps.
+        cached_share: Cached ÷ prompt tokens as the engines report, 0 to 1. None for a split fleet:
+            Dynamo 1.6.1 forwards the decode worker's count, which is always 0.
+        spread: Busiest ÷ mean worker in request-seconds, by pool; 1 is even.
+        router_cpu_us: CPU of the routing processes per answered request, in µs.
+        gateway_cpu_us: Part of `router_cpu_us` in Wardrop's process; None without that process.
+        elapsed_s: Time from the first request sent to the last answer.
+        output_tokens: Tokens received.
+        lateness_p99_ms: Lateness of the driver when it sends a request.
+        loop_lag_p99_ms: Lateness of the driver's event loop.
+        driver_cpu_share: CPU time of the driver ÷ `elapsed_s`, in cores.
+        first_error: Text of the first failure, or None.
     """
 
     requests: int
@@ -61,16 +62,17 @@ class Figures:
 
 @dataclass(frozen=True)
 class Curves:
-    """One arm in curves; times in seconds after the start.
+    """One arm in curves. Times are seconds after the start.
 
     Attributes:
-        ttft_ms: sorted times to first token.
-        time_s: middles of the time bins.
-        ttft_p50_ms, ttft_p95_ms: of the requests sent in a bin; NaN where there are too few.
-        cached_share: of the requests sent in a bin; NaN where there are too few.
-        pools: name of each worker's pool, in order.
-        load_time_s: edges of the load map's bins.
-        load: requests in flight, mean over the bin: shape (workers, bins).
+        ttft_ms: Times to first token, ascending.
+        time_s: Middles of the time bins.
+        ttft_p50_ms, ttft_p95_ms: Percentiles over the requests sent in a bin; NaN in bins with
+            fewer than `BIN_LEAST` requests.
+        cached_share: Cached ÷ prompt tokens of the requests sent in a bin; NaN likewise.
+        pools: Name of each worker's pool, in the order of the rows of `load`.
+        load_time_s: Edges of the bins of `load`.
+        load: Mean requests in flight per worker and bin; shape (workers, bins).
     """
 
     ttft_ms: Floats
@@ -87,7 +89,7 @@ BIN_S = 2.0
 """Width of a time bin of the curves."""
 
 BIN_LEAST = 8
-"""Bins with fewer requests show nothing: the run's tail is a handful of long conversations."""
+"""Bins with fewer requests are empty: at the end only a few long conversations are left."""
 
 LOAD_BIN_S = 0.5
 """Width of a bin of the load map."""
@@ -97,8 +99,8 @@ def figures(driven: Driven, workers: dict[str, list[int]]) -> Figures:
     """The numbers of an arm.
 
     Args:
-        driven: what the driver saw.
-        workers: instance ids by pool, as started.
+        driven: The outcome of the driver.
+        workers: Instance ids by pool, as started.
     """
     columns = driven.columns
     outcomes = Counter(_outcomes(columns))
@@ -146,7 +148,7 @@ def figures(driven: Driven, workers: dict[str, list[int]]) -> Figures:
 
 
 def curves(driven: Driven, workers: dict[str, list[int]]) -> Curves:
-    """The curves of an arm; arguments as for `figures`."""
+    """The curves of an arm; the arguments are as for `figures`."""
     columns = driven.columns
     ok = _ok(columns)
     sent = _column(columns, "sent_s", ok)
@@ -179,7 +181,7 @@ def curves(driven: Driven, workers: dict[str, list[int]]) -> Curves:
 
 
 def _outcomes(columns: dict[str, Any]) -> list[str]:
-    """How each request ended; a complete answer without a token is `empty`, which is an error."""
+    """Outcome of each request; a complete answer without a token is `empty`, which is an error."""
     return [
         "empty" if outcome == "ok" and chunks == 0 else outcome
         for outcome, chunks in zip(
@@ -193,7 +195,7 @@ def _ok(columns: dict[str, Any]) -> NDArray[np.intp]:
 
 
 def _column(columns: dict[str, Any], name: str, rows: NDArray[np.intp]) -> Floats:
-    """A column as floats, NaN where nothing was seen."""
+    """Rows of a column as floats; NaN for a value that the driver does not have."""
     return np.array(columns[name], dtype=np.float64)[rows]
 
 
@@ -204,10 +206,10 @@ def _ttft_ms(columns: dict[str, Any], rows: NDArray[np.intp]) -> Floats:
 def _stays(
     columns: dict[str, Any], rows: NDArray[np.intp], workers: dict[str, list[int]]
 ) -> dict[str, list[tuple[Floats, Floats]]]:
-    """Per pool and worker: (begins, ends) of the requests it held.
+    """Begins and ends of the requests on each worker, by pool.
 
-    With a prefill/decode split a request is with its prefill worker up to the first token and with
-    its decode worker from there on.
+    In a split fleet a request is on its prefill worker up to the first token, and on its decode
+    worker from the first token on.
     """
     sent, first, end = (_column(columns, n, rows) for n in ("sent_s", "first_token_s", "end_s"))
     decoded = np.array(columns["worker_id"], dtype=object)[rows]
@@ -243,7 +245,7 @@ def _load(
     workers: dict[str, list[int]],
     edges: Floats,
 ) -> Floats:
-    """Mean requests in flight per worker and bin: exact overlap of stays with bins."""
+    """Mean requests in flight per worker and bin, from the exact overlap of stays with bins."""
     low, high = edges[:-1], edges[1:]
     lines: list[Floats] = []
     for stays in _stays(columns, rows, workers).values():
@@ -262,5 +264,5 @@ def _milli(seconds: float | None) -> float | None:
 
 
 def common_time_s(all_curves: Sequence[Curves]) -> float:
-    """Longest elapsed time, so that all panels share one axis."""
+    """Longest elapsed time of all arms, in seconds, so that all panels share one time axis."""
     return max((float(c.load_time_s[-1]) for c in all_curves), default=1.0)

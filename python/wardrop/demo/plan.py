@@ -1,4 +1,4 @@
-"""What the demo runs: fleet and traffic from the options, and how it says so."""
+"""Fleet and traffic of the demo, from its options, with a description in words."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ BLOCK_SIZE = 16
 BLOCKS_PER_WORKER = 16_384
 MAX_MODEL_LEN = 131_072
 RATE_PER_WORKER = 5.0
-"""Requests/s for each worker that prefills: round robin is then at its knee, where routing matters
-(at 2 the arms do not differ; see docs/demo.md)."""
+"""Requests/s for each worker that prefills.
+
+At this rate round robin is at its knee, where routing matters. At 2 the arms do not differ.
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Fleet, traffic, and both in words."""
+    """Fleet and traffic.
+
+    Attributes:
+        spec: The fleet.
+        turns: The requests.
+        seconds: Planned length of the run.
+        settings: Name and description of each part of the plan, for people.
+        facts: Figures of the traffic; see `wardrop.workload.summary`.
+    """
 
     spec: FleetSpec
     turns: list[Turn]
@@ -32,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Options:
-    """The options that decide a plan; see `wardrop demo --help`."""
+    """The options of `wardrop demo` that decide a plan; its help text explains each."""
 
     workers: int = 8
     disagg: str | None = None
@@ -45,10 +55,14 @@ class Options:
 
 
 def make_plan(options: Options, timing_table: Path) -> Plan:
-    """The plan of the options.
+    """The plan for the options.
+
+    Args:
+        options: The options.
+        timing_table: Timing table of the mock workers (.npz).
 
     Raises:
-        ValueError: an option out of range (TraceError for the trace).
+        ValueError: An option is out of range, or the trace cannot be used.
     """
     spec = FleetSpec(
         workers=options.workers,
@@ -151,5 +165,5 @@ def _scaled(rate: float | None) -> str:
 
 
 def pools(spec: FleetSpec) -> Sequence[str]:
-    """Pools of workers of a fleet, in the order of its parts."""
+    """Names of the pools of a fleet, in the order of its parts."""
     return ("aggregated",) if spec.workers else ("prefill", "decode")

@@ -1,8 +1,9 @@
-"""The report: one HTML file without anything to load, light or dark as the reader's system is."""
+"""The report of a comparison: one HTML file that loads nothing, in a light and a dark theme."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from wardrop.demo.figures import Curves, Figures
@@ -11,21 +12,20 @@ from wardrop.demo.table import cells, lines
 
 NOTES = (
     "Every arm starts with new workers and empty caches, and gets the same requests with the same "
-    "tokens; a conversation's next turn leaves a think time after the answer before it, so a slow "
-    "arm ends later.",
-    "Time to first token: request sent to first token, at the client. Gap between tokens: over all "
-    "gaps of all answers, at the client.",
-    "Cached prompt tokens: as the engines report them in `usage`.",
+    "tokens. The next turn of a conversation leaves a think time after the previous answer, so a "
+    "slow arm ends later.",
+    "Time to first token: from the sent request to the first token, at the client. Gap between "
+    "tokens: over all gaps of all answers, at the client.",
+    "Cached prompt tokens: as the engines report in `usage`.",
     "Busiest worker ÷ mean: request-seconds in flight; 1 is perfectly even. Round robin is even in "
     "requests, not in work.",
     "Router CPU per request: user and system time of the frontend process (HTTP, templates, "
-    "tokeniser, detokeniser, routing, KV events) and of Wardrop's process where there is one (data "
-    "plane, feeds, control), over the run, divided by answered requests. Workers and the load "
-    "driver are not in it.",
+    "tokeniser, detokeniser, routing, KV events) and of Wardrop's process in its arm (data plane, "
+    "feeds, control), divided by answered requests. Workers and the load driver do not count.",
     "The engines are mock workers: their caches, batches and events are real Dynamo code, their "
     "step times come from a formula.",
 )
-"""How to read the figures; also printed by `--help`'s epilogue and the docs."""
+"""How to read the figures."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ground:#ffffff; --text:#1c2330; --faint:#5b6474;
@@ -59,54 +59,62 @@ footer { margin-top: 44px; color: var(--faint); font-size: 14px; }
 """
 
 
-def html(
-    title: str,
-    lead: str,
-    labels: Sequence[str],
-    figures: Sequence[Figures],
-    curves: Sequence[Curves],
-    pools: Sequence[str],
-    settings: Sequence[tuple[str, str]],
-    foot: str,
-) -> str:
-    """The page.
+@dataclass(frozen=True)
+class Page:
+    """The content of a report.
 
-    Args:
-        title: heading.
-        lead: one or two sentences below it.
-        labels: names of the arms.
-        figures: numbers of the arms.
-        curves: curves of the arms.
-        pools: pools of workers, for the rows of the table.
-        settings: what was run, name and value.
-        foot: versions and machine.
+    Attributes:
+        title: Heading.
+        lead: One or two sentences below the heading.
+        labels: Names of the arms.
+        figures: Numbers of the arms.
+        curves: Curves of the arms.
+        pools: Pools of workers, for the rows of the table.
+        settings: Name and value of each setting of the run.
+        footnote: Versions and machine.
+    """
+
+    title: str
+    lead: str
+    labels: Sequence[str]
+    figures: Sequence[Figures]
+    curves: Sequence[Curves]
+    pools: Sequence[str]
+    settings: Sequence[tuple[str, str]]
+    footnote: str
+
+
+def html(page: Page) -> str:
+    """The report as HTML.
 
     Raises:
-        PlotMissingError: no matplotlib.
+        PlotMissingError: matplotlib is not installed.
     """
-    light, dark = (draw_svg(labels, curves, theme) for theme in (LIGHT, DARK))
-    said = _plain_text(labels, figures)
-    rows = "".join(_table_row(labels, figures, pools))
-    heads = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in settings)
+    light, dark = (draw_svg(page.labels, page.curves, theme) for theme in (LIGHT, DARK))
+    spoken = _plain_text(page.labels, page.figures)
+    rows = "".join(_table_rows(page.figures, page.pools))
+    heads = "".join(f'<th scope="col">{escape(label)}</th>' for label in page.labels)
+    listed = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in page.settings
+    )
     notes = "".join(f"<li>{_code(note)}</li>" for note in NOTES)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
+<title>{escape(page.title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<h1>{escape(title)}</h1>
-<p class="lead">{escape(lead)}</p>
+<h1>{escape(page.title)}</h1>
+<p class="lead">{escape(page.lead)}</p>
 <div class="scroll"><table>
 <thead><tr><th></th><th></th>{heads}</tr></thead>
 <tbody>{rows}</tbody>
 </table></div>
 <h2>While it ran</h2>
-<div role="img" aria-label="{escape(said)}">
+<div role="img" aria-label="{escape(spoken)}">
 <div class="light">{light}</div>
 <div class="dark">{dark}</div>
 </div>
@@ -114,15 +122,13 @@ def html(
 <dl>{listed}</dl>
 <h2>How to read it</h2>
 <ul>{notes}</ul>
-<footer>{escape(foot)}</footer>
+<footer>{escape(page.footnote)}</footer>
 </body>
 </html>
 """
 
 
-def _table_row(
-    labels: Sequence[str], figures: Sequence[Figures], pools: Sequence[str]
-) -> list[str]:
+def _table_rows(figures: Sequence[Figures], pools: Sequence[str]) -> list[str]:
     rows: list[str] = []
     for line in lines(pools):
         data = "".join(
@@ -135,7 +141,7 @@ def _table_row(
 
 
 def _plain_text(labels: Sequence[str], figures: Sequence[Figures]) -> str:
-    """The picture in words, for who can not see it."""
+    """The picture in words, for readers who cannot see it."""
     parts = [
         f"{label}: {_number(f.ttft_p50_ms)} and {_number(f.ttft_p95_ms)} ms"
         for label, f in zip(labels, figures, strict=True)

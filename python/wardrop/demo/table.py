@@ -1,4 +1,4 @@
-"""The comparison as a table: one description of its rows for the terminal and for the report."""
+"""The rows of the comparison, described once for the terminal and for the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from wardrop.demo.figures import Figures
 
 @dataclass(frozen=True)
 class Line:
-    """A row: what it shows, its unit, how to read it off, and whether less is better."""
+    """A row of the table.
+
+    Attributes:
+        name: What the row shows.
+        unit: Unit of the values; empty for none.
+        read: Reads the value of an arm; None where the arm has no value.
+        form: Format of the value, as for `format`.
+        better: `less`, `more`, or None where no arm wins.
+    """
 
     name: str
     unit: str
@@ -23,7 +31,7 @@ class Line:
 
 
 def lines(pools: Sequence[str]) -> list[Line]:
-    """The rows for a fleet with these pools of workers."""
+    """The rows for a fleet with the given pools of workers."""
     rows = [
         Line("requests", "", lambda f: f.requests, ",.0f", None),
         Line("errors", "", lambda f: f.errors, ",.0f", None),
@@ -43,7 +51,7 @@ def lines(pools: Sequence[str]) -> list[Line]:
 
 
 def cells(line: Line, arms: Sequence[Figures]) -> list[tuple[str, bool]]:
-    """(text, is the best) for each arm; no best where the rounded figures are equal."""
+    """Text of each arm, and whether it is the best; none is where all texts are equal."""
     values = [line.read(figures) for figures in arms]
     texts = ["–" if value is None else format(value, line.form) for value in values]
     known = [value for value in values if value is not None]

@@ -1,7 +1,7 @@
 """Requests to drive a fleet with: generated conversations, or the rows of a recorded trace.
 
-Pure: a seed and a specification in, the same requests out. Used by the demo and the gateway's bench
-over HTTP, and fit for replay.
+Pure: the same seed and specification give the same requests. The demo and the benches of the
+gateway send them over HTTP.
 """
 
 from wardrop.workload.bodies import chat_body, completion_body

@@ -1,7 +1,7 @@
-"""Requests as JSON bodies of the OpenAI API, with what Dynamo can add to its answers.
+"""Requests as JSON bodies of the OpenAI API.
 
-The engine is told to ignore its end token, so a reply is exactly as long as planned; usage and
-worker ids come back with the answer and are what the reports are made of.
+A body asks the engine to ignore its end token, so that a reply is exactly as long as planned. It
+also asks for usage and worker ids, from which reports are made.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from wardrop.workload.turn import Tokens, Turn
 
 
 def completion_body(model: str, turn: Turn, *, stream: bool = True) -> bytes:
-    """`/v1/completions` with the prompt as token ids: nothing is left to tokenise."""
+    """A body for `/v1/completions` with the prompt as token ids, which needs no tokeniser."""
     return _encode({"model": model, "prompt": turn.tokens.tolist()}, turn, stream)
 
 
 def chat_body(model: str, turn: Turn, *, stream: bool = True) -> bytes:
-    """`/v1/chat/completions` with the prompt as text of one user message.
+    """A body for `/v1/chat/completions` with the prompt as the text of one user message.
 
-    Each token id becomes a made-up word, so the text shares prefixes exactly where the ids do; it
-    has about 2.8 tokens of the embedded model per id.
+    Each token id becomes one made-up word, so texts share prefixes exactly where the ids do. The
+    tokeniser of the embedded model makes about 2.8 tokens of one word.
     """
     content = text_of(turn.tokens)
     return _encode(
@@ -32,7 +32,7 @@ def chat_body(model: str, turn: Turn, *, stream: bool = True) -> bytes:
 
 
 def text_of(tokens: Tokens) -> str:
-    """One made-up word per token id, the same id always the same word."""
+    """One made-up word per token id; the same id always gives the same word."""
     words = _words()
     return " ".join(words[int(token) % len(words)] for token in tokens)
 

@@ -1,13 +1,16 @@
 """Multi-turn conversations over shared system prompts.
 
-A session picks a system prompt by Zipf's law (P(rank k) ∝ k^−s), then alternates user message and
-reply a geometric number of times. Sessions arrive as a Poisson process; a turn leaves an
-exponential think time after the reply before it. Message and reply lengths are log-normal. The
-process is old when the clock starts: sessions that began earlier go on with their next turn and all
-their history, so the rate is steady from the first second and no cache knows anyone. The history
-grows by the message and by as many tokens as the reply has; what a mock engine replies are
-random ids that no prompt can repeat, so the reply's place is taken by tokens of our own, and these
-are computed anew once, as with an engine whose generated text is tokenised differently.
+A session draws a system prompt by Zipf's law (P(rank k) ∝ k^−s), then alternates user message and
+reply a geometric number of times. Sessions arrive as a Poisson process. A turn leaves an
+exponential think time after the previous reply. Message and reply lengths are log-normal.
+
+The process is in its steady state when the clock starts. Sessions that began earlier continue with
+their next turn and their whole history, so the rate is constant from the first second.
+
+The history of a session grows by the user message and by as many tokens as the reply has. A mock
+engine replies with random ids that no prompt can repeat, so generated tokens take the place of the
+reply. An engine prefills these tokens once, as it does when generated text is tokenised differently
+in the next prompt.
 """
 
 from __future__ import annotations
@@ -20,31 +23,31 @@ import numpy as np
 from wardrop.workload.turn import Tokens, Turn
 
 _LIFETIMES_BEFORE = 5
-"""Sessions older than this many mean lifetimes at the start are neglected: e^−5 of them live."""
+"""Sessions older than this many mean lifetimes at the start are left out: e^−5 are alive."""
 
 
 @dataclass(frozen=True)
 class ConversationSpec:
-    """The law of a workload.
+    """The distributions of a workload.
 
     Attributes:
-        requests_per_s: mean rate of requests while answers take as long as planned; sessions arrive
-            at this rate over the mean number of turns.
-        seconds: turns that would leave at or after this, if answers took as long as planned, are
-            left out. So every fleet gets the same requests, and a slow one ends later.
-        system_prompts: how many there are; 0 gives every session its own (nothing is shared).
-        zipf_exponent: 0 is uniform; 1 is Zipf's own.
-        system_tokens: median length of a system prompt.
-        user_tokens: median length of a user message.
-        reply_tokens: median length of a reply.
-        spread: sigma of the three log-normal laws.
-        turns: mean number of turns of a session, at least 1.
-        think_s: mean think time.
-        planned_ttft_s: planned time to the first token of an answer.
-        planned_itl_s: planned time of each token.
-        max_prompt_tokens: a session ends before its prompt would exceed this.
-        first_token, last_token: range of token ids, both included.
-        seed: same seed, same workload.
+        requests_per_s: Mean rate of requests while answers take as long as planned. Sessions arrive
+            at this rate divided by the mean number of turns.
+        seconds: Turns that would leave at or after this time, with answers as fast as planned, are
+            left out. Every fleet therefore gets the same requests, and a slow fleet ends later.
+        system_prompts: Number of system prompts; 0 gives every session a prompt of its own.
+        zipf_exponent: Exponent of Zipf's law; 0 is uniform.
+        system_tokens: Median length of a system prompt.
+        user_tokens: Median length of a user message.
+        reply_tokens: Median length of a reply.
+        spread: Sigma of the three log-normal distributions.
+        turns: Mean number of turns of a session, at least 1.
+        think_s: Mean think time.
+        planned_ttft_s: Planned time to the first token of an answer.
+        planned_itl_s: Planned time of each token.
+        max_prompt_tokens: A session ends before its prompt would exceed this length.
+        first_token, last_token: Range of token ids, both included.
+        seed: Seed of all draws.
     """
 
     requests_per_s: float = 40.0
@@ -88,13 +91,13 @@ class ConversationSpec:
 
 
 def generate(spec: ConversationSpec) -> list[Turn]:
-    """The workload of a specification, in order of earliest possible departure.
+    """The workload of a specification, in order of the earliest possible departure.
 
     Args:
-        spec: its law; `spec.seed` decides every draw.
+        spec: The distributions; `spec.seed` decides every draw.
 
     Returns:
-        Turns; `follows` points to smaller indices only.
+        Turns. `follows` is always a smaller index.
     """
     turn_s = spec.think_s + spec.planned_ttft_s + spec.planned_itl_s * spec.reply_tokens
     before_s = _LIFETIMES_BEFORE * spec.turns * turn_s
@@ -107,7 +110,7 @@ def generate(spec: ConversationSpec) -> list[Turn]:
     popularity = _zipf(spec.system_prompts, spec.zipf_exponent)
     drafts: list[tuple[float, int, int, Turn]] = []
     for session, arrival_s in enumerate(arrivals):
-        # A generator per session: one session more or less changes no other one.
+        # One generator per session: one session more or less changes no other session.
         rng = np.random.default_rng([spec.seed, 1, session])
         rank = (
             int(rng.choice(len(popularity), p=popularity))
@@ -136,7 +139,10 @@ def _session(
     arrival_s: float,
     history: Tokens,
 ) -> list[tuple[float, int, int, Turn]]:
-    """(earliest departure, session, number, turn without its link) of one session."""
+    """The turns of one session, each with earliest departure, session and number in the session.
+
+    The field `follows` of a turn is still None.
+    """
     turns: list[tuple[float, int, int, Turn]] = []
     earliest_s = arrival_s
     for number in range(int(rng.geometric(1 / spec.turns))):
@@ -168,7 +174,7 @@ def _tokens(spec: ConversationSpec, rng: np.random.Generator, count: int) -> Tok
 
 
 def _length(rng: np.random.Generator, median: int, spread: float) -> int:
-    """Log-normal with that median, at least 1, cut at 8 × the median to bound a single draw."""
+    """A log-normal length with the given median, at least 1 and at most 8 × the median."""
     return max(1, min(8 * median, round(median * math.exp(spread * float(rng.standard_normal())))))
 
 

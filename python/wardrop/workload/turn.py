@@ -1,4 +1,4 @@
-"""One request of a workload, and what can be said of many."""
+"""One request of a workload, and figures of a whole workload."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Turn:
     """A request.
 
     Attributes:
-        session: conversation it belongs to.
-        time_s: arrival, seconds after the start; of a turn that follows another one, the think time
-            between that one's last token and this one's departure.
-        follows: index in the workload of the turn before, or None.
-        tokens: the whole prompt.
-        output_tokens: tokens to generate.
+        session: Number of the conversation.
+        time_s: Arrival in seconds after the start. For a request with `follows`, the think time in
+            seconds after the last token of the previous turn.
+        follows: Index of the previous turn in the workload; None for the first turn.
+        tokens: The whole prompt.
+        output_tokens: Tokens to generate.
     """
 
     session: int
@@ -32,10 +32,14 @@ class Turn:
 
 
 def reusable_share(turns: Sequence[Turn], block_size: int) -> float:
-    """Share of prompt tokens in whole blocks that an earlier prompt of the workload began with.
+    """Upper bound of prefix reuse with one unlimited cache: reused ÷ all prompt tokens, in [0, 1].
 
-    What an endless cache on a single worker would save; in [0, 1]. The order is that of the
-    workload, so two requests in flight at once count as if the first had been cached already.
+    A block counts as reused when an earlier prompt of the workload begins with the same blocks.
+    Earlier means earlier in the list, also for requests that are in flight at the same time.
+
+    Args:
+        turns: The workload.
+        block_size: Tokens per block; tokens after the last whole block are never reused.
     """
     seen: set[bytes] = set()
     reused = total = 0
@@ -55,7 +59,7 @@ def reusable_share(turns: Sequence[Turn], block_size: int) -> float:
 
 
 def summary(turns: Sequence[Turn], block_size: int) -> dict[str, float]:
-    """Figures that describe a workload: counts, prompt and output lengths, ideal reuse."""
+    """Figures of a workload: counts, prompt and output lengths in tokens, and ideal reuse."""
     prompts = np.array([len(turn.tokens) for turn in turns])
     return {
         "requests": len(turns),

@@ -1,26 +1,88 @@
-"""The ramp in one picture: time to first token of every arm, and what the gateway did meanwhile."""
+"""Table, picture, page and JSON file of the ramp."""
 
 from __future__ import annotations
 
+import base64
+import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+from wardrop.demo.machine import footnote
+from wardrop.demo.output import MAX_LATENESS_MS, Targets
 from wardrop.demo.picture import LIGHT, PlotMissingError
-from wardrop.demo.ramp import GOODPUT, PHASES, Profile, RampResult
+from wardrop.demo.ramp.figures import GOODPUT, RampResult
+from wardrop.demo.ramp.profile import PHASES, Profile
+from wardrop.demo.ramp.run import RampPlan, ramp_json
+from wardrop.dynamo.install import dynamo_version
 
 _COLOURS = ("#7d8592", "#0072B2", "#56B4E9", "#CC79A7", "#E69F00", "#D55E00")
 _BIN_S = 2.0
 
 
-def draw(profile: Profile, results: Sequence[RampResult], path: Path, note: str) -> None:
-    """Write the picture as PNG.
+_TABLE_WIDTH = 190
+
+
+def show_ramp(
+    console: Console, plan: RampPlan, results: Sequence[RampResult], targets: Targets
+) -> None:
+    """Print the table and write the files.
+
+    Args:
+        console: Terminal for everything but the table, which goes to standard output.
+        plan: Load, fleet and seed.
+        results: The arms, in the order of the rows.
+        targets: Where the files go.
 
     Raises:
-        PlotMissingError: no matplotlib.
+        PlotMissingError: matplotlib is not installed. The table and the JSON file exist then.
+        OSError: A file cannot be written.
+    """
+    profile = plan.profile
+    late_ms = max(result.driver_late_ms for result in results)
+    note = (
+        f"{plan.workers} mock workers, {profile.low_per_s:g} to "
+        f"{profile.peak * profile.low_per_s:g} requests/s in {profile.seconds:g} s, seed "
+        f"{plan.seed}; driver at most {late_ms:.0f} ms late (p99). "
+        f"{footnote(dynamo_version(sys.executable))}"
+    )
+    table = Table(pad_edge=False)
+    head, *body = rows(results)
+    for name in head:
+        table.add_column(name, justify="right" if name else "left")
+    for row in body:
+        table.add_row(*row)
+    Console(width=_TABLE_WIDTH).print(table)
+    if late_ms > MAX_LATENESS_MS:
+        console.print(
+            f"[yellow]doubt:[/yellow] the load driver was {late_ms:.0f} ms late", highlight=False
+        )
+    if targets.json_file is not None:
+        targets.json_file.parent.mkdir(parents=True, exist_ok=True)
+        targets.json_file.write_text(ramp_json(plan, results))
+    targets.folder.mkdir(parents=True, exist_ok=True)
+    picture, report = targets.folder / "ramp.png", targets.folder / "ramp.html"
+    draw(profile, results, picture, note)
+    report.write_text(page(results, picture, note), encoding="utf-8")
+    console.print(f"picture: {picture}\nreport:  {report}", highlight=False)
+
+
+def draw(profile: Profile, results: Sequence[RampResult], path: Path, note: str) -> None:
+    """Write the picture as PNG: times to first token, regimes, price of anarchy, and the queue.
+
+    Args:
+        profile: The load over time.
+        results: The arms.
+        path: The file to write.
+        note: Text below the picture.
+
+    Raises:
+        PlotMissingError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -84,7 +146,7 @@ def _binned(result: RampResult, q: float) -> tuple[Any, Any]:
 
 
 def rows(results: Sequence[RampResult]) -> list[list[str]]:
-    """The table: a head, then a row per arm."""
+    """The cells of the table: a head, then one row per arm."""
     head = ["", "mean, ms", "p99, ms", "goodput, %"]
     head += [f"{phase}: mean / p99" for phase in PHASES] + ["errors"]
     table = [head]
@@ -99,9 +161,7 @@ def rows(results: Sequence[RampResult]) -> list[list[str]]:
 
 
 def page(results: Sequence[RampResult], picture: Path, note: str) -> str:
-    """One HTML file with the table and the picture in it."""
-    import base64
-
+    """The report as one HTML file, which holds the table and the picture."""
     data = base64.b64encode(picture.read_bytes()).decode()
     head, *body = rows(results)
     th = "".join(f"<th>{escape(cell)}</th>" for cell in head)
