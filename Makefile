@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 AUDIT := .venv-audit
+SHIP := .venv-release
 PY := $(VENV)/bin/python
 DYNAMO ?= 1.6.1
 # A toolchain that rustup put in place is found without a new login shell.
@@ -47,6 +48,12 @@ setup: $(STAMPS)/native ## make .venv with a working `wardrop` and Dynamo
 $(STAMPS)/audit: $(STAMPS)/toolchain requirements/audit.txt
 	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet -r requirements/audit.txt
+	@touch $@
+
+# zig links a release against an older C library than this machine's, and takes 400 MB: no other target needs it.
+$(STAMPS)/release: $(STAMPS)/toolchain requirements/release.txt
+	test -x $(SHIP)/bin/python || $(PYTHON) -m venv $(SHIP)
+	$(SHIP)/bin/python -m pip install --quiet -r requirements/release.txt
 	@touch $@
 
 # Dynamo's older line, for the compatibility leg only.
@@ -150,18 +157,19 @@ soak: $(STAMPS)/toolchain ## does memory stay flat? 100 cycles of filling and cl
 # ---- shipping -------------------------------------------------------------------------------------------------------
 
 .PHONY: wheel
-wheel: $(STAMPS)/venv ## build the release wheel into dist/
+wheel: $(STAMPS)/venv ## build the optimised wheel for this machine into dist/
 	$(VENV)/bin/maturin build --profile dist --locked --out dist
 
 .PHONY: release
-release: $(STAMPS)/venv ## wheel, source distribution and notes into dist/, from a clean tree; DRY_RUN=1 only checks
+release: $(STAMPS)/venv $(STAMPS)/release ## wheel, source distribution and notes into dist/, from a clean tree; DRY_RUN=1 only checks
 	$(PY) .ci/release check
 ifndef DRY_RUN
 	rm -rf dist
-	$(VENV)/bin/maturin build --profile dist --locked --sdist --out dist
+	PATH="$(CURDIR)/$(SHIP)/bin:$$PATH" $(SHIP)/bin/maturin build --profile dist --locked --sdist --out dist \
+	  --zig --compatibility manylinux_2_28
 	$(PY) .ci/release verify dist
 endif
 
 .PHONY: clean
 clean: ## remove everything that was built
-	rm -rf target dist out $(STAMPS) $(VENV) $(AUDIT) .venv-142
+	rm -rf target dist out $(STAMPS) $(VENV) $(AUDIT) $(SHIP) .venv-142

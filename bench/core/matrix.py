@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.core.__main__ import machine
+from bench.machine import machine
 
 PEER = Path(__file__).parent / "peer"
 PATTERNS = ("one", "all", "zipf", "miss", "diverge", "holes")
