@@ -2,21 +2,19 @@
 
     enter_or_reexec()                                   # private network; see `namespace`
     with Fleet(FleetSpec(workers=4)) as fleet:
-        front = fleet.add_frontend("kv")
-        requests.post(f"{front.url}/v1/completions", …)
+        frontend = fleet.add_frontend("kv")
+        requests.post(f"{frontend.url}/v1/completions", …)
         fleet.workers[0].child.kill()
 
-Discovery by file, requests over TCP, events over ZMQ: no etcd, no NATS. Everything is stopped and
-removed at the end, also after an exception, Ctrl-C or SIGTERM, and by the kernel when this process
-is killed. After an exception the logs are kept and their place is named.
+Discovery uses files, requests use TCP, and events use ZMQ: no etcd and no NATS runs. Every process
+is stopped and every file removed at the end, also after an exception, Ctrl-C or SIGTERM. The kernel
+ends the processes when this process is killed. After an exception the logs stay, and standard error
+names their folder.
 """
 
 from __future__ import annotations
 
 import atexit
-import http.client
-import json
-import os
 import shutil
 import signal
 import sys
@@ -28,11 +26,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
-from urllib.request import urlopen
 
 from wardrop.dynamo.child_process import ChildProcess, stop_all
-from wardrop.dynamo.discovery import file_store
 from wardrop.dynamo.discovery.fleet_view import Role
+from wardrop.dynamo.fleet_commands import (
+    dynamo_environment,
+    frontend_command,
+    process_environment,
+    worker_command,
+)
+from wardrop.dynamo.fleet_readiness import frontend_serves, instances_of_process, live_instances
 from wardrop.dynamo.fleet_spec import FleetSpec, split_fleet
 from wardrop.dynamo.install import dynamo_version
 from wardrop.dynamo.model_folder import model_folder
@@ -48,14 +51,23 @@ __all__ = [
     "split_fleet",
 ]
 
+_STOP_TIMEOUT_S = 3.0
+_POLL_S = 0.05
+
 
 class FleetError(RuntimeError):
-    """The embedded Dynamo did not come up, or a part ended; the text ends with its log."""
+    """The embedded Dynamo did not start, or a process ended; the text ends with its log."""
 
 
 @dataclass
 class Frontend:
-    """A running `dynamo.frontend`."""
+    """A running `dynamo.frontend`.
+
+    Attributes:
+        mode: `--router-mode`.
+        port: Port on the loopback.
+        child: The process.
+    """
 
     mode: str
     port: int
@@ -69,7 +81,14 @@ class Frontend:
 
 @dataclass
 class WorkerProcess:
-    """A process of mock workers; `instances` are Dynamo's ids, known once registered."""
+    """A process of mock workers.
+
+    Attributes:
+        role: Role of the workers.
+        count: Number of workers in the process.
+        child: The process.
+        instances: Dynamo's ids of the workers; empty until the workers have registered.
+    """
 
     role: Role
     count: int
@@ -78,7 +97,14 @@ class WorkerProcess:
 
 
 class Fleet:
-    """Starts on `__enter__` (or `start`), stops on `__exit__` (or `stop`)."""
+    """An embedded Dynamo: starts on `__enter__` or `start`, stops on `__exit__` or `stop`.
+
+    Args:
+        spec: The workers to start.
+
+    Raises:
+        DynamoMissingError: The interpreter of the specification has no Dynamo.
+    """
 
     def __init__(self, spec: FleetSpec) -> None:
         self.spec = spec
@@ -93,8 +119,6 @@ class Fleet:
         self.scratch.mkdir()
         self._stopped = False
         self._previous_term: object = None
-
-    # Life -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         try:
@@ -112,7 +136,11 @@ class Fleet:
         self.stop(keep_logs=kind is not None and issubclass(kind, Exception))
 
     def start(self) -> Self:
-        """Start the workers and wait until every one has registered with its event channel."""
+        """Start the workers and wait until all of them have registered.
+
+        Raises:
+            FleetError: A process ended, or a worker did not register within `ready_timeout_s`.
+        """
         atexit.register(self.stop)
         if (
             threading.current_thread() is threading.main_thread()
@@ -134,7 +162,11 @@ class Fleet:
         return self
 
     def stop(self, keep_logs: bool = False) -> None:
-        """Stop every part and remove the folder. May be called again."""
+        """Stop every process and remove the folder. A second call does nothing.
+
+        Args:
+            keep_logs: Keep the logs and print the name of their folder.
+        """
         if self._stopped:
             return
         self._stopped = True
@@ -142,8 +174,9 @@ class Fleet:
         if self._previous_term is not None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         stop_all(
-            [front.child for front in self.frontends] + [worker.child for worker in self.workers],
-            timeout_s=3.0,
+            [frontend.child for frontend in self.frontends]
+            + [worker.child for worker in self.workers],
+            timeout_s=_STOP_TIMEOUT_S,
         )
         if keep_logs:
             shutil.rmtree(self.store, ignore_errors=True)
@@ -152,122 +185,68 @@ class Fleet:
         else:
             shutil.rmtree(self.home, ignore_errors=True)
 
-    # Parts ----------------------------------------------------------------------------------------
-
     @property
     def environment(self) -> dict[str, str]:
-        """Environment of every part: ours without its `DYN_*`, plus `dynamo_environment`."""
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith("DYN_")
-        }
-        # Mock workers leave files with their engine arguments behind: these go with our folder.
-        private = {"TMPDIR": str(self.scratch)}
-        return inherited | private | self.dynamo_environment | dict(self.spec.environment)
+        """All variables of a process of the fleet."""
+        return process_environment(self.spec, self.dynamo_environment, self.scratch)
 
     @property
     def dynamo_environment(self) -> dict[str, str]:
-        """What makes Dynamo, and a router, find this fleet; everything on the loopback."""
-        return {
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "DYN_DISCOVERY_BACKEND": "file",
-            "DYN_FILE_KV": str(self.store),
-            "DYN_REQUEST_PLANE": "tcp",
-            "DYN_EVENT_PLANE": "zmq",
-            "DYN_TCP_RPC_HOST": "127.0.0.1",
-            "DYN_SYSTEM_HOST": "127.0.0.1",
-            "DYN_HTTP_HOST": "127.0.0.1",
-            "DYN_TCP_RESPONSE_STREAM_HOST": "lo",  # an interface name, not an address
-            "DYN_LOG": os.environ.get("DYN_LOG", "warn"),
-            "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
-        }
+        """Variables with which Dynamo, or a router, finds the fleet."""
+        return dynamo_environment(self.store)
 
     def add_frontend(
         self, mode: str = "kv", port: int = 0, arguments: tuple[str, ...] = ()
     ) -> Frontend:
-        """Start a `dynamo.frontend` in a router mode; wait until it sees every worker.
+        """Start a `dynamo.frontend` and wait until it lists every worker.
 
         Args:
             mode: `--router-mode` (kv, round-robin, direct, …).
-            port: loopback port; 0 picks a free one.
-            arguments: further flags.
+            port: Port on the loopback; 0 takes a free one.
+            arguments: Further flags.
 
         Raises:
-            FleetError: it ended, or did not see the workers within `ready_timeout_s`.
+            FleetError: The frontend ended, or did not list the workers within `ready_timeout_s`.
         """
         port = port or free_port()
-        command = [
-            self.spec.python,
-            "-m",
-            "dynamo.frontend",
-            "--http-host",
-            "127.0.0.1",
-            "--http-port",
-            str(port),
-        ]
-        command += ["--router-mode", mode, *arguments]
+        command = frontend_command(self.spec.python, mode, port, arguments)
         name = f"frontend-{len(self.frontends)}-{mode}"
         child = ChildProcess(name, command, self.environment, self.home / f"{name}.log")
-        front = Frontend(mode, port, child)
-        self.frontends.append(front)
+        frontend = Frontend(mode, port, child)
+        self.frontends.append(frontend)
         self._await(
-            lambda: self._serves(front),
-            f"frontend at {front.url} to serve {self.spec.model_name!r}",
+            lambda: self._serves(frontend),
+            f"frontend at {frontend.url} to serve {self.spec.model_name!r}",
             [child],
         )
-        return front
+        return frontend
 
-    def stop_frontend(self, front: Frontend) -> None:
-        """Stop one frontend and forget it."""
-        front.child.stop()
-        self.frontends.remove(front)
+    def stop_frontend(self, frontend: Frontend) -> None:
+        """Stop one frontend and remove it from `frontends`."""
+        frontend.child.stop()
+        self.frontends.remove(frontend)
 
     def add_worker(self, role: Role = "aggregated", wait: bool = True) -> WorkerProcess:
-        """Start one more mock worker in its own process; with `wait`, until it registered."""
+        """Start one more mock worker in a process of its own.
+
+        Args:
+            role: Role of the worker.
+            wait: Return when the worker has registered; otherwise at once.
+        """
         worker = self._launch_worker(role, 1)
         if wait:
             self._await_workers([worker.child])
         return worker
 
     def live_instances(self) -> dict[int, str]:
-        """Worker instances that the discovery store lists now, with their component."""
-        found: dict[int, str] = {}
-        for _, entry in file_store.entries(self.store, "instances"):
-            if entry.get("endpoint") == "generate":
-                found[int(str(entry["instance_id"]))] = str(entry["component"])
-        return found
-
-    # Inside ---------------------------------------------------------------------------------------
+        """Component of each worker instance that the store lists now, by instance id."""
+        return live_instances(self.store)
 
     def _launch_worker(self, role: Role, count: int) -> WorkerProcess:
-        spec = self.spec
-        command = [
-            spec.python,
-            "-m",
-            "dynamo.mocker",
-            "--model-path",
-            str(self.model),
-            "--model-name",
-            spec.model_name,
-        ]
-        command += ["--num-workers", str(count), "--block-size", str(spec.block_size)]
-        command += [
-            "--num-gpu-blocks-override",
-            str(spec.blocks),
-            "--max-model-len",
-            str(spec.max_model_len),
-        ]
-        command += ["--speedup-ratio", str(spec.speedup_ratio)]
-        if spec.timing_table is not None:
-            command += ["--planner-profile-data", str(spec.timing_table.resolve())]
-        if role != "aggregated":
-            command += ["--disaggregation-mode", role]
-        if role == "prefill":
-            command += ["--bootstrap-ports", ",".join(str(free_port()) for _ in range(count))]
-        command += spec.mocker_arguments
+        command = worker_command(self.spec, self.model, role, count)
         name = f"worker-{len(self.workers)}-{role}"
-        # System port 0: a free one. Without it an offline frontend looks for the model card's files
-        # on the hub.
+        # System port 0 takes a free port. Without a system port, an offline frontend looks for the
+        # files of the model card on the hub.
         child = ChildProcess(
             name, command, self.environment | {"DYN_SYSTEM_PORT": "0"}, self.home / f"{name}.log"
         )
@@ -281,52 +260,27 @@ class Fleet:
     def _all_registered(self) -> bool:
         for worker in self.workers:
             if worker.child.exit_code is None and len(worker.instances) < worker.count:
-                worker.instances = self._instances_of(worker)
+                worker.instances = instances_of_process(self.store, worker.child.pid)
         return all(len(w.instances) == w.count for w in self.workers if w.child.exit_code is None)
 
-    def _instances_of(self, worker: WorkerProcess) -> list[int]:
-        """Instances whose request-plane address is a listening socket of that process."""
-        ports = _listening_ports(worker.child.pid)
-        found: list[int] = []
-        cards = {key.rpartition("/")[2] for key, _ in file_store.entries(self.store, "mdc")}
-        for key, entry in file_store.entries(self.store, "instances"):
-            transport = entry.get("transport")
-            if entry.get("endpoint") != "generate" or not isinstance(transport, dict):
-                continue
-            address = str(transport.get("tcp", "")).partition("/")[0]  # pyright: ignore
-            if address.rpartition(":")[2] in ports and key.rpartition("/")[2] in cards:
-                found.append(int(str(entry["instance_id"])))
-        return found
-
-    def _serves(self, front: Frontend) -> bool:
-        try:
-            with urlopen(f"{front.url}/v1/models", timeout=5) as answer:
-                models = {model["id"] for model in json.load(answer)["data"]}
-            with urlopen(f"{front.url}/health", timeout=5) as answer:
-                listed = {
-                    i["instance_id"]
-                    for i in json.load(answer)["instances"]
-                    if i["endpoint"] == "generate"
-                }
-        except (OSError, ValueError, http.client.HTTPException):
-            return False
-        alive = {i for w in self.workers if w.child.exit_code is None for i in w.instances}
-        return (self.spec.model_name in models or not alive) and alive <= listed
+    def _serves(self, frontend: Frontend) -> bool:
+        alive = [i for w in self.workers if w.child.exit_code is None for i in w.instances]
+        return frontend_serves(frontend.url, self.spec.model_name, alive)
 
     def _await(self, done: Callable[[], bool], what: str, starting: Sequence[ChildProcess]) -> None:
-        """Wait for `done`; a part that ends meanwhile is an error.
+        """Wait until `done` is true. A process that ends meanwhile is an error.
 
-        The parts in `starting` count even when they had ended before: `done` looks at living parts
-        only, so a fleet whose parts are all dead would pass for ready.
+        A process in `starting` is an error even when it ended before this call. `done` looks at
+        living processes only: a fleet without a living process would count as ready.
         """
         deadline_s = time.monotonic() + self.spec.ready_timeout_s
-        parts = [front.child for front in self.frontends] + [
+        parts = [frontend.child for frontend in self.frontends] + [
             worker.child for worker in self.workers
         ]
         watched = [child for child in parts if child in starting or child.exit_code is None]
         while True:
             ready = done()
-            # After `done`, not before: a part may end between the two.
+            # Checked after `done`, because a process may end between the two.
             for child in watched:
                 if child.exit_code is not None:
                     raise FleetError(
@@ -340,27 +294,7 @@ class Fleet:
                 raise FleetError(
                     f"waited {self.spec.ready_timeout_s:g} s for {what}; logs end:\n{tails}"
                 )
-            time.sleep(0.05)
-
-
-def _listening_ports(pid: int) -> set[str]:
-    """Decimal TCP ports that a process listens on, from /proc."""
-    inodes: set[str] = set()
-    try:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                target = os.readlink(entry)
-            except OSError:
-                continue
-            if target.startswith("socket:["):
-                inodes.add(target[8:-1])
-        rows = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-    except OSError:
-        return set()
-    listening = (row.split() for row in rows)
-    return {
-        str(int(f[1].rpartition(":")[2], 16)) for f in listening if f[3] == "0A" and f[9] in inodes
-    }
+            time.sleep(_POLL_S)
 
 
 def _exit_on_term(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What an embedded fleet consists of: one frozen value, checked when it is built."""
+"""The parts of an embedded fleet: one frozen value, checked when it is built."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class FleetSpec:
-    """What to start. Give `workers`, or `prefill` and `decode` for a split.
+    """The workers of an embedded fleet: `workers`, or `prefill` and `decode` for a split fleet.
 
     Attributes:
-        workers: aggregated mock workers.
-        prefill: mock prefill workers.
-        decode: mock decode workers.
-        process_per_worker: one process each (needed to kill one), or one process per role (far
-            cheaper).
-        model_name: the name that clients use.
-        model: folder with tokenizer and template; None makes (and keeps) a small one.
-        block_size: tokens per KV block.
+        workers: Aggregated mock workers.
+        prefill: Mock prefill workers.
+        decode: Mock decode workers.
+        process_per_worker: One process per worker, which a test can kill. Otherwise one process per
+            role, which costs far less CPU time and memory.
+        model_name: The name that clients use.
+        model: Folder with tokenizer and template; None makes a small one and keeps it.
+        block_size: Tokens per KV block.
         blocks: KV blocks per worker.
-        max_model_len: longest prompt plus output, in tokens.
-        speedup_ratio: how much faster than the timing model the engines run; 100 takes engine time
-            out.
-        timing_table: `.npz` of engine timing for `--planner-profile-data`; None for the mock
-            engine's own formula.
-        python: interpreter that has Dynamo; another one runs another version.
-        mocker_arguments: further flags for `dynamo.mocker`.
-        environment: further variables for every part.
-        ready_timeout_s: how long to wait for the parts to appear.
+        max_model_len: Longest prompt plus output, in tokens.
+        speedup_ratio: Factor by which engines run faster than their timing. At 100 the engine time
+            is negligible.
+        timing_table: Engine timing (.npz) for `--planner-profile-data`; None for the formula of the
+            mock engine.
+        python: Interpreter with Dynamo, of which another one may have another version.
+        mocker_arguments: Further flags for `dynamo.mocker`.
+        environment: Further variables for every process.
+        ready_timeout_s: Longest time for the processes to be ready.
     """
 
     workers: int = 0
@@ -51,22 +51,28 @@ class FleetSpec:
     def __post_init__(self) -> None:
         if self.workers and (self.prefill or self.decode):
             raise ValueError(
-                f"got workers={self.workers} with prefill={self.prefill}, decode={self.decode}: "
-                f"give either aggregated "
-                "workers or a prefill/decode split"
+                f"got workers={self.workers} with prefill={self.prefill}, decode={self.decode}; "
+                "expected either aggregated workers or a prefill/decode split"
             )
         if bool(self.prefill) != bool(self.decode):
             raise ValueError(
-                f"a split needs both roles, got prefill={self.prefill}, decode={self.decode}"
+                f"got prefill={self.prefill}, decode={self.decode}; expected at least one of both"
             )
         if min(self.workers, self.prefill, self.decode) < 0:
-            raise ValueError("numbers of workers must not be negative")
+            raise ValueError(
+                f"got workers={self.workers}, prefill={self.prefill}, decode={self.decode}; "
+                "expected no negative number"
+            )
         if self.timing_table is not None and not self.timing_table.exists():
             raise ValueError(f"timing table {str(self.timing_table)!r} does not exist")
 
     @staticmethod
     def parse_split(text: str) -> tuple[int, int]:
-        """`"2x4"` → (2, 4): prefill and decode workers."""
+        """Numbers of prefill and decode workers in a text such as `"2x4"`.
+
+        Raises:
+            ValueError: The text has another form, or a number is 0.
+        """
         left, cross, right = text.partition("x")
         if not cross or not left.isdecimal() or not right.isdecimal() or not int(left) * int(right):
             raise ValueError(
@@ -76,6 +82,11 @@ class FleetSpec:
 
 
 def split_fleet(text: str, base: FleetSpec) -> FleetSpec:
-    """`base` with the prefill and decode workers of `"2x4"` in place of its aggregated ones."""
+    """A specification with prefill and decode workers instead of aggregated workers.
+
+    Args:
+        text: Numbers of workers, such as `"2x4"`.
+        base: Everything else.
+    """
     prefill, decode = FleetSpec.parse_split(text)
     return replace(base, workers=0, prefill=prefill, decode=decode)
