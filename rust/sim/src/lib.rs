@@ -1,4 +1,4 @@
-//! A discrete-event fleet that drives the real [`wardrop_core::Router`].
+//! Discrete-event simulation of a fleet behind the production [`wardrop_core::Router`].
 //!
 //! ```text
 //! workload ─▶ arrival ─▶ Router::route ─▶ engine queue ─▶ iterations ─▶ tokens ─▶ Router::prefill_done, release
@@ -6,20 +6,25 @@
 //!                             └── delay, loss ── KV events ◀──┘
 //! ```
 //!
-//! The simulator has no router of its own: the object under test is the one that production runs. Time is virtual, all
-//! randomness is seeded, and one seed gives one result, byte for byte. [`simulate`] is the whole interface.
+//! The simulator has no router of its own: it drives the object that production runs. Time is virtual, every random
+//! number is seeded, and one seed gives one result, byte for byte.
+//!
+//! There are three entry points:
+//!
+//! * [`simulate`] runs a whole [`Workload`] and returns an [`Outcome`];
+//! * [`WatchedFleet`] runs a whole workload in steps, so that a controller can observe and change the fleet;
+//! * [`shadow`] runs one live fleet per policy beside production traffic and compares them.
+//!
+//! Modules depend on each other in this order, and never the other way: `error`, `timing`, `workload`, `spec`,
+//! `record`, `engine`, `fleet`, then `live` and `watched`, then `shadow`.
 
-mod agenda;
-mod config;
 mod engine;
-mod fault;
+mod error;
 mod fleet;
-mod link;
 mod live;
-mod pool;
 mod record;
 pub mod shadow;
-mod tier;
+mod spec;
 mod timing;
 mod watched;
 mod workload;
@@ -27,14 +32,14 @@ mod workload;
 #[cfg(test)]
 mod tests;
 
-pub use config::{
-    EngineSpec, Eviction, FeedSpec, FleetSpec, PoolSpec, Preemption, Role, RouterSpec, SimError, TransferSpec,
-};
-pub use fault::{Fault, FaultKind};
+pub use error::SimError;
 pub use fleet::simulate;
-pub use live::{Ended, LiveFleet, LiveRequest};
+
 pub use record::{End, GapHistogram, Outcome, Requests, Samples, Totals};
-pub use tier::TierSpec;
-pub use timing::{DecodeStep, Table, Timing};
+pub use spec::{
+    EngineSpec, Eviction, Fault, FaultKind, FeedSpec, FleetSpec, PoolSpec, Preemption, Role, RouterSpec,
+    TierSpec, TransferSpec,
+};
+pub use timing::{Timing, TimingTable};
 pub use watched::{ChangeError, WatchedFleet};
 pub use workload::Workload;

@@ -1,49 +1,51 @@
-//! What a run leaves behind: one row per request, a histogram of token gaps, counters, and samples of the workers.
+//! Results of a run: one row per request, a histogram of token gaps, counters, and samples of the workers.
 
 use wardrop_core::anarchy::MeterReport;
 use wardrop_core::regime::RegimeChange;
 
-/// Not reached.
-pub const NEVER: f64 = f64::NAN;
+/// Time of a point that a request has not reached.
+const NEVER: f64 = f64::NAN;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum End {
-    /// Still open (only when the run was cut short).
+    /// The request has not ended, because the run stopped early.
     Open = 0,
-    /// All output tokens delivered.
+    /// All output tokens were delivered.
     Complete = 1,
-    /// Larger than any worker's cache.
+    /// The request was larger than the worker's cache, or the queue refused it.
     Rejected = 2,
-    /// No worker was left.
+    /// The request found no worker for the maximum number of retries.
     Failed = 3,
 }
 
-/// Columns, one entry per request; times in ms of simulated time, NaN when never reached.
+/// Result of every request, as columns with one entry per request.
+///
+/// Times are milliseconds of simulated time, and NaN if the request never reached the point.
 #[derive(Clone, Debug, Default)]
 pub struct Requests {
-    /// Reached the router.
+    /// First arrival at the router.
     pub arrival_ms: Vec<f64>,
-    /// First scheduled by the engine that prefills it.
+    /// First admission by the engine that prefills the request.
     pub admit_ms: Vec<f64>,
-    /// First token delivered.
+    /// Delivery of the first token.
     pub first_token_ms: Vec<f64>,
-    /// Last token delivered.
+    /// Delivery of the last token, or the end without it.
     pub end_ms: Vec<f64>,
-    /// Prefilling (or only) worker, `u32::MAX` without one.
+    /// Index of the prefill worker, or of the only worker; `u32::MAX` for none.
     pub worker: Vec<u32>,
-    /// Decoding worker of a split fleet, `u32::MAX` without one.
+    /// Index of the decode worker in a split fleet; `u32::MAX` for none.
     pub decode_worker: Vec<u32>,
-    /// Prompt tokens found in the worker's caches.
+    /// Prompt tokens that the engine found in its cache.
     pub cached_tokens: Vec<u32>,
-    /// Prompt tokens that the router expected to find.
+    /// Prompt tokens that the router expected in the worker's cache.
     pub expected_tokens: Vec<u32>,
-    /// Times it lost its blocks and started over.
+    /// Number of times that the request lost its blocks and started again.
     pub preemptions: Vec<u32>,
-    /// Times it was sent to another worker after a failure.
+    /// Number of times that the request was routed again after a failure.
     pub retries: Vec<u32>,
-    /// See [`End`].
+    /// How the request ended, as a number of [`End`].
     pub end: Vec<u8>,
 }
 
@@ -101,21 +103,23 @@ impl Requests {
     }
 }
 
-/// Counts of token gaps in buckets of 1/64 octave (1.1 %), from 2^-10 ms.
+/// Histogram of the gaps between consecutive tokens, in buckets of 1/64 octave (1.1 %) from 2^-10 ms.
 #[derive(Clone, Debug)]
 pub struct GapHistogram {
-    /// Count per bucket.
+    /// Number of gaps per bucket.
     pub counts: Vec<u64>,
-    /// Sum of all gaps, ms.
+    /// Sum of all gaps, in milliseconds.
     pub sum_ms: f64,
     /// Number of gaps.
     pub count: u64,
 }
 
 impl GapHistogram {
-    /// The lowest bucket starts at 2 to minus this.
+    /// Negated exponent of the lowest bucket: it starts at 2^-10 ms.
     const LOWEST_NEGATED: u64 = 10;
+    /// Number of octaves.
     const OCTAVES: usize = 34;
+    /// Binary logarithm of the number of buckets per octave.
     const PARTS_LOG2: u32 = 6;
 
     pub(crate) fn new() -> Self {
@@ -126,7 +130,7 @@ impl GapHistogram {
         }
     }
 
-    /// Count `weight` gaps of `gap_ms`. The bucket is read off the float's exponent and leading mantissa bits.
+    /// Counts `weight` gaps of `gap_ms`. The float's exponent and leading mantissa bits are the bucket.
     pub(crate) fn add(&mut self, gap_ms: f64, weight: u64) {
         let bits = gap_ms.max(0.0).to_bits() >> (52 - Self::PARTS_LOG2);
         let lowest = (1023 - Self::LOWEST_NEGATED) << Self::PARTS_LOG2;
@@ -136,7 +140,7 @@ impl GapHistogram {
         self.count += weight;
     }
 
-    /// Middle of bucket `at`, ms.
+    /// Middle of bucket `at`, in milliseconds.
     pub fn bucket_ms(at: usize) -> f64 {
         let octave = (at >> Self::PARTS_LOG2) as f64 - Self::LOWEST_NEGATED as f64;
         let part = (at & ((1 << Self::PARTS_LOG2) - 1)) as f64 + 0.5;
@@ -144,16 +148,16 @@ impl GapHistogram {
     }
 }
 
-/// One look at every worker.
+/// Samples of every worker's state. The columns of workers are `[sample][worker]` matrices, flattened in row-major order.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
-    /// When, ms.
+    /// Time of each sample, in milliseconds.
     pub at_ms: Vec<f64>,
-    /// Running sequences, `[sample][worker]` flattened, as the next two.
+    /// Number of running sequences.
     pub running: Vec<u32>,
-    /// Sequences waiting in the engine.
+    /// Number of sequences that wait in the engine.
     pub waiting: Vec<u32>,
-    /// KV blocks held by running sequences.
+    /// Number of KV blocks held by sequences.
     pub active_blocks: Vec<u32>,
 }
 
@@ -162,50 +166,50 @@ pub struct Samples {
 pub struct Totals {
     /// Engine iterations.
     pub iterations: u64,
-    /// Prompt tokens computed (again after a preemption or a retry).
+    /// Computed prompt tokens. A preempted or retried request counts again.
     pub prefill_tokens: u64,
-    /// Output tokens delivered.
+    /// Delivered output tokens.
     pub output_tokens: u64,
     /// KV events sent by workers.
     pub events_sent: u64,
-    /// … of which never reached a router.
+    /// KV events that never reached a router.
     pub events_lost: u64,
-    /// … of which a router refused (for instance, an unknown parent after a loss).
+    /// KV events that a router refused, for instance because of an unknown parent after a loss.
     pub events_refused: u64,
-    /// Reports of iterations sent by workers.
+    /// Iteration reports sent by workers.
     pub reports_sent: u64,
-    /// … of which never reached a router.
+    /// Iteration reports that never reached a router.
     pub reports_lost: u64,
     /// Sequences that lost their blocks.
     pub preemptions: u64,
     /// Blocks that left device memory.
     pub evictions: u64,
-    /// Prompt tokens brought back from a lower tier.
+    /// Prompt tokens read back from a lower tier.
     pub onboarded_tokens: u64,
-    /// Bytes of KV moved between pools.
+    /// Bytes of KV sent between pools.
     pub transfer_bytes: f64,
-    /// Decisions made by the routers.
+    /// Decisions of the routers.
     pub decisions: u64,
-    /// Highest number of blocks held at once by any worker.
+    /// Largest number of blocks that one worker held at a time.
     pub peak_active_blocks: u32,
 }
 
-/// Everything that came out.
+/// Results of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// One row per request.
+    /// Result of every request.
     pub requests: Requests,
-    /// Time between consecutive tokens of a request.
+    /// Gaps between consecutive tokens of a request.
     pub gaps: GapHistogram,
-    /// See [`Samples`].
+    /// Samples of the workers' state.
     pub samples: Samples,
-    /// See [`Totals`].
+    /// Counters of the run.
     pub totals: Totals,
-    /// When the last request ended, ms.
+    /// Simulated time of the last event, in milliseconds.
     pub end_ms: f64,
-    /// What routing lost, per pool; `None` where it was not measured or fewer than two decisions were made.
+    /// Price of anarchy per pool; `None` if the fleet does not measure it or made fewer than two decisions.
     pub anarchy: Vec<Option<MeterReport>>,
-    /// Changes of regime per pool, of policies that have regimes.
+    /// Changes of regime per pool; empty for a policy without regimes.
     pub regimes: Vec<Vec<RegimeChange>>,
 }
 

@@ -1,21 +1,22 @@
-//! A batch run that stops whenever somebody wants to look at it, and may be changed then: a controller's view of a fleet.
+//! A batch run in steps: a controller observes the fleet between two steps, and changes its policy and queue.
 //!
 //! ```text
-//! advance(until) ─▶ look ─▶ (decide) ─▶ change ─▶ advance …      without a change: the very run of `simulate`
+//! advance(until) ─▶ look ─▶ (decide) ─▶ change ─▶ advance …      without a change, the run equals `simulate`
 //! ```
 
 use std::borrow::Cow;
 
-use crate::config::{FleetSpec, SimError, bad};
-use crate::engine::Desk;
-use crate::fleet::Fleet;
-use crate::record::Outcome;
-use crate::workload::{Naming, Workload};
 use wardrop_core::control::{Look, Routing, RoutingChange};
 use wardrop_core::error::Error;
 use wardrop_core::router::RouterConfig;
 
-/// See the module.
+use crate::error::SimError;
+use crate::fleet::Fleet;
+use crate::record::Outcome;
+use crate::spec::FleetSpec;
+use crate::workload::Workload;
+
+/// See the module documentation.
 pub struct WatchedFleet {
     fleet: Fleet<'static>,
     routing: Routing,
@@ -23,22 +24,19 @@ pub struct WatchedFleet {
 }
 
 impl WatchedFleet {
-    /// A fleet at time 0 with `workload` before it. `routers` has one configuration per pool; the first one's policy and queue
-    /// are what is told as in force.
+    /// A fleet at time 0 with `workload` to come. `routers` has one configuration per pool.
+    ///
+    /// The policy and queue of the first pool count as the policy and queue in force.
+    ///
+    /// # Errors
+    /// [`SimError::Config`] when the fleet, the workload or the number of routers is out of range.
     pub fn new(spec: FleetSpec, workload: Workload, routers: &[RouterConfig]) -> Result<Self, SimError> {
-        spec.validate()?;
         workload.validate()?;
-        if routers.len() != spec.pools.len() {
-            return Err(bad("routers", routers.len(), "one configuration per pool"));
-        }
-        let naming = Naming::new(&workload, spec.pools[0].engine.block_size)?;
-        let routing = Routing {
-            policy: routers[0].policy.clone(),
-            queue: spec.queues.first().copied().flatten(),
-        };
-        let desk = Desk::new(Cow::Owned(workload), naming);
-        let mut fleet = Fleet::new(Cow::Owned(spec), desk, routers)?;
+        let queue = spec.queues.first().copied().flatten();
+        let mut fleet = Fleet::new(Cow::Owned(spec), Cow::Owned(workload), routers)?;
         fleet.watch();
+        let policy = routers[0].policy.clone();
+        let routing = Routing { policy, queue };
         Ok(Self {
             fleet,
             routing,
@@ -46,19 +44,22 @@ impl WatchedFleet {
         })
     }
 
-    /// Let time pass up to `until_ms`; false when nothing is left to happen.
+    /// Runs the fleet up to `until_ms`. Returns false if no further event can follow.
+    ///
+    /// # Errors
+    /// [`SimError::Router`] when a router refuses a call that every fleet needs.
     pub fn advance(&mut self, until_ms: f64) -> Result<bool, SimError> {
-        let goes_on = self.fleet.run_until(until_ms)?;
+        let continues = self.fleet.run_until(until_ms)?;
         self.at_ms = self.at_ms.max(until_ms);
-        Ok(goes_on)
+        Ok(continues)
     }
 
-    /// Now, ms.
+    /// Simulated time, in milliseconds.
     pub const fn at_ms(&self) -> f64 {
         self.at_ms
     }
 
-    /// Outcomes since the last look, and every pool's pulse.
+    /// Outcomes since the last call, and the state of every pool.
     pub fn look(&mut self) -> Look {
         self.fleet.look(self.at_ms)
     }
@@ -68,7 +69,10 @@ impl WatchedFleet {
         &self.routing
     }
 
-    /// The change in force, now and in every pool, all or nothing.
+    /// Applies a change to every pool at once, and returns the policy and queue in force.
+    ///
+    /// # Errors
+    /// [`ChangeError::Refused`] when the change is wrong; the fleet is then unchanged.
     pub fn change(&mut self, change: RoutingChange) -> Result<&Routing, ChangeError> {
         let next = self.routing.with(change).map_err(ChangeError::Refused)?;
         self.fleet
@@ -78,7 +82,10 @@ impl WatchedFleet {
         Ok(&self.routing)
     }
 
-    /// What the run left behind.
+    /// Ends the run and returns its results.
+    ///
+    /// # Errors
+    /// [`SimError::Router`] when a window of the price of anarchy cannot be solved.
     pub fn finish(self) -> Result<Outcome, SimError> {
         self.fleet.outcome()
     }
@@ -87,10 +94,10 @@ impl WatchedFleet {
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
-    /// The change itself is wrong; nothing has changed.
+    /// The change itself is wrong. The fleet is unchanged.
     #[error(transparent)]
     Refused(Error),
-    /// The fleet could not go on.
+    /// A router refused a call that every fleet needs.
     #[error(transparent)]
     Fleet(SimError),
 }
@@ -111,13 +118,13 @@ mod tests {
         vec![router(PolicyConfig::LeastLoaded, seed); spec.pools.len()]
     }
 
-    /// The case's run with a look every `stride_ms`, and all that the looks saw.
+    /// The result of a run that is observed every `stride_ms`, and the sum of all observations.
     fn watch(case: &Case, spec: FleetSpec, stride_ms: f64) -> (Outcome, Interval) {
         let routers = routers(&spec, case.seed);
-        let mut fleet = WatchedFleet::new(spec, case.workload.clone(), &routers).expect("a fair fleet");
+        let mut fleet = WatchedFleet::new(spec, case.workload.clone(), &routers).expect("a valid fleet");
         let mut all = Interval::default();
         loop {
-            let goes_on = fleet.advance(fleet.at_ms() + stride_ms).expect("a fair fleet");
+            let continues = fleet.advance(fleet.at_ms() + stride_ms).expect("a valid fleet");
             let Look {
                 outcomes: seen,
                 pools,
@@ -132,8 +139,8 @@ mod tests {
             all.broken += seen.broken;
             all.e2e_sum_s += seen.e2e_sum_s;
             all.ttft_s.extend(seen.ttft_s);
-            if !goes_on {
-                return (fleet.finish().expect("a fair fleet"), all);
+            if !continues {
+                return (fleet.finish().expect("a valid fleet"), all);
             }
         }
     }
@@ -142,13 +149,13 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
         #[test]
-        fn looking_changes_nothing_and_sees_every_request_once(
+        fn observation_changes_nothing_and_counts_every_request_once(
             case in case(), stride_ms in 0.5f64..700.0, late in any::<bool>(),
         ) {
             let mut spec = case.spec.clone();
             let tight = QueueConfig { max_requests: 3, ..QueueConfig::default() };
             spec.queues = vec![late.then_some(tight); spec.pools.len()];
-            let plain = simulate(&spec, &case.workload, &routers(&spec, case.seed)).expect("a fair fleet");
+            let plain = simulate(&spec, &case.workload, &routers(&spec, case.seed)).expect("a valid fleet");
             let (outcome, seen) = watch(&case, spec, stride_ms);
             prop_assert_eq!(outcome.end_ms.to_bits(), plain.end_ms.to_bits());
             let (requests, watched) = (&plain.requests, &outcome.requests);
@@ -187,15 +194,15 @@ mod tests {
     }
 
     #[test]
-    fn without_its_queue_all_who_wait_are_placed_at_once() {
+    fn all_waiting_requests_are_placed_when_the_queue_is_removed() {
         let mut spec = FleetSpec::aggregated(1, engine());
-        // One at a time, so that there is something to wait for.
+        // The worker takes one request at a time, so that the others wait.
         spec.queues = vec![Some(QueueConfig {
             share_passes: false,
             ..QueueConfig::default()
         })];
-        let mut fleet = WatchedFleet::new(spec.clone(), four(), &routers(&spec, 1)).expect("a fair fleet");
-        assert!(fleet.advance(50.0).expect("a fair fleet"));
+        let mut fleet = WatchedFleet::new(spec.clone(), four(), &routers(&spec, 1)).expect("a valid fleet");
+        assert!(fleet.advance(50.0).expect("a valid fleet"));
         let look = fleet.look();
         let pool = &look.pools[0];
         assert_eq!((look.outcomes.arrivals, pool.in_flight, pool.waiting), (4, 1, 3));
@@ -204,27 +211,27 @@ mod tests {
         assert!(matches!(fleet.change(wrong), Err(ChangeError::Refused(_))));
         assert_eq!(fleet.look().pools[0].waiting, 3);
         let without = change(r#"{"queue": null}"#);
-        assert!(fleet.change(without).expect("a fair change").queue.is_none());
+        assert!(fleet.change(without).expect("a valid change").queue.is_none());
         let pulse = &fleet.look().pools[0];
         assert_eq!((pulse.in_flight, pulse.waiting), (4, 0));
-        assert!(!fleet.advance(1e6).expect("a fair fleet"));
+        assert!(!fleet.advance(1e6).expect("a valid fleet"));
         assert_eq!(fleet.look().outcomes.first_tokens, 4);
     }
 
     #[test]
-    fn another_policy_is_in_force_from_the_next_request_on() {
+    fn a_new_policy_decides_from_the_next_request_on() {
         let mut workload = four();
         workload.arrival_ms = vec![0.0, 500.0, 1000.0, 1500.0];
-        // All four have the prompt of the first, so where it lies is the cheapest.
+        // All four have the same prompt, so the worker that computed it is the cheapest.
         workload.blocks = (0..28).map(|i| i % 7).collect();
         let spec = FleetSpec::aggregated(2, engine());
         let routers = [router(PolicyConfig::Toll(Objective::default()), 1)];
-        let mut fleet = WatchedFleet::new(spec, workload, &routers).expect("a fair fleet");
-        fleet.advance(600.0).expect("a fair fleet");
+        let mut fleet = WatchedFleet::new(spec, workload, &routers).expect("a valid fleet");
+        fleet.advance(600.0).expect("a valid fleet");
         let change = serde_json::from_str(r#"{"policy": {"name": "round_robin"}}"#).expect("a change");
-        fleet.change(change).expect("a fair change");
-        assert!(!fleet.advance(1e6).expect("a fair fleet"));
-        let worker = fleet.finish().expect("a fair fleet").requests.worker;
+        fleet.change(change).expect("a valid change");
+        assert!(!fleet.advance(1e6).expect("a valid fleet"));
+        let worker = fleet.finish().expect("a valid fleet").requests.worker;
         assert_eq!(worker[0], worker[1]);
         assert_ne!(worker[2], worker[3]);
     }

@@ -1,103 +1,118 @@
-//! Blocks: what a prompt finds, what it is given, and what leaves for that.
+//! Blocks of an engine: the cached prefix of a prompt, allocation, publication and eviction.
 
-use super::{CacheChange, Desk, Signal, Worker};
-use crate::config::Role;
-use crate::pool::{GENERATED, NONE};
+use super::block_pool::{GENERATED, NONE};
+use super::{CacheChange, Onboarding, OnboardingSequence, Reservation, RunState, Signal, Worker};
+use crate::spec::Role;
+
+/// Prefix of a prompt that is in device memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CachedPrefix {
+    /// Blocks of the prefix.
+    pub blocks: u32,
+    /// Blocks of the prefix that no running sequence holds.
+    pub inactive: u32,
+}
+
+impl CachedPrefix {
+    /// Blocks of the prefix that a running sequence holds, and that therefore cost no further space.
+    pub const fn active_blocks(self) -> u32 {
+        self.blocks - self.inactive
+    }
+}
 
 impl Worker {
-    /// Drop what has left, and reserve for what wants to come, in order.
-    pub(super) fn make_room(&mut self, desk: &mut Desk<'_>) {
-        while let Some(request) = self.let_go.pop() {
-            if let Some(place) = self.find(&self.held, request) {
-                let at = self.held.swap_remove(place);
+    /// Frees the blocks of KV that has been sent, and reserves blocks for KV that is to come, in order.
+    pub(super) fn make_room(&mut self, state: &mut RunState<'_>) {
+        while let Some(request) = self.sent.pop() {
+            if let Some(place) = self.position_in(&self.awaiting_send, request) {
+                let at = self.awaiting_send.swap_remove(place);
                 self.release(at);
-                self.unused.push(at);
+                self.free_sequences.push(at);
             }
         }
-        self.full = false;
-        while let Some(at) = self.incoming.front().copied() {
-            let (cached_blocks, inactive_blocks) = self.cached(at, desk);
+        self.is_out_of_room = false;
+        while let Some(at) = self.awaiting_room.front().copied() {
+            let cached = self.find_cached(at, state);
             let sequence = &self.sequences[at as usize];
             let (request, prompt) = (sequence.request, sequence.prompt);
             let need = prompt.div_ceil(self.spec.block_size);
             if need > self.pool.capacity() {
-                desk.signals.push(Signal::Rejected(request));
-                self.incoming.pop_front();
-                self.unused.push(at);
+                state.signals.push(Signal::Rejected(request));
+                self.awaiting_room.pop_front();
+                self.free_sequences.push(at);
                 continue;
             }
-            if need - (cached_blocks - inactive_blocks) > self.pool.available() {
-                self.full = true;
+            if need - cached.active_blocks() > self.pool.available() {
+                self.is_out_of_room = true;
                 break;
             }
-            let held = self.allocate(at, cached_blocks, need as usize);
-            debug_assert!(held, "room must have been checked");
-            self.announce(at, cached_blocks, prompt / self.spec.block_size, desk);
-            self.incoming.pop_front();
+            let allocated = self.allocate(at, cached.blocks, need as usize);
+            debug_assert!(allocated, "the number of available blocks must have been checked");
+            self.publish_blocks(at, cached.blocks, prompt / self.spec.block_size, state);
+            self.awaiting_room.pop_front();
             self.reserved.push(at);
-            desk.reserved
-                .push((request, (need - cached_blocks) * self.spec.block_size));
+            state.reservations.push(Reservation {
+                request,
+                tokens: (need - cached.blocks) * self.spec.block_size,
+            });
         }
-        self.tell_evictions(desk);
+        self.publish_evictions(state);
     }
 
-    /// Cache the blocks that came back for `request` and let it run.
-    pub(super) fn onboard(&mut self, request: u32, desk: &mut Desk<'_>) {
+    /// Caches the blocks read from lower tiers for `request`, and queues the request at the front.
+    pub(super) fn onboard(&mut self, request: u32, state: &mut RunState<'_>) {
         let Some(place) = self
-            .parked
+            .onboarding
             .iter()
-            .position(|(at, _)| self.sequences[*at as usize].request == request)
+            .position(|waiting| self.sequences[waiting.at as usize].request == request)
         else {
             return;
         };
-        let (at, pinned) = self.parked.swap_remove(place);
-        let whole = desk.naming.whole_blocks(&desk.workload, request);
+        let OnboardingSequence { at, held_slots } = self.onboarding.swap_remove(place);
+        let whole = state.names.whole_blocks(&state.workload, request);
         let mut first = 0;
-        while first < whole
-            && self
-                .pool
-                .find(desk.naming.block(&desk.workload, request, first))
-                .is_some()
-        {
+        while first < whole && self.pool.find(state.block(request, first)).is_some() {
             first += 1;
         }
         let mut last = first;
         let mut held = Vec::new();
         while last < whole {
-            let block = desk.naming.block(&desk.workload, request, last);
+            let block = state.block(request, last);
             if self.pool.find(block).is_some() || self.tiers.holds(block).is_none() {
                 break;
             }
             let Some(slot) = self.pool.take(&mut self.evicted) else {
                 break;
             };
-            let parent = desk.parent(request, last);
+            let parent = state.parent(request, last);
             self.pool.publish(slot, block, parent);
             held.push(slot);
             last += 1;
         }
         held.iter().rev().for_each(|slot| self.pool.release(*slot));
-        for slot in pinned.iter().rev() {
+        for slot in held_slots.iter().rev() {
             self.pool.release(*slot);
         }
         if last > first {
-            desk.changes.push(CacheChange::Stored {
+            state.changes.push(CacheChange::Stored {
                 request,
                 from: first,
                 to: last,
             });
-            desk.totals.onboarded_tokens += u64::from((last - first) * self.spec.block_size);
+            state.totals.onboarded_tokens += u64::from((last - first) * self.spec.block_size);
         }
-        self.tell_evictions(desk);
+        self.publish_evictions(state);
         self.waiting.push_front(at);
     }
 
-    /// Blocks of the prompt found in device memory, and how many of them nobody holds. At least one token stays to compute.
-    pub(super) fn cached(&mut self, at: u32, desk: &Desk<'_>) -> (u32, u32) {
-        self.found.clear();
+    /// Finds the prefix of a prompt in device memory, and keeps its slots in `cached_slots`.
+    ///
+    /// Except on a decode worker, at least one token stays to be computed: the first output token needs it.
+    pub(super) fn find_cached(&mut self, at: u32, state: &RunState<'_>) -> CachedPrefix {
+        self.cached_slots.clear();
         let sequence = &self.sequences[at as usize];
         if !self.spec.prefix_caching {
-            return (0, 0);
+            return CachedPrefix::default();
         }
         let whole = sequence.prompt / self.spec.block_size;
         let most = if self.role == Role::Decode {
@@ -105,35 +120,36 @@ impl Worker {
         } else {
             whole.min((sequence.known - 1) / self.spec.block_size)
         };
-        let mut inactive = 0;
+        let mut found = CachedPrefix::default();
         for index in 0..most {
-            match self
-                .pool
-                .find(desk.naming.block(&desk.workload, sequence.request, index))
-            {
+            match self.pool.find(state.block(sequence.request, index)) {
                 Some(slot) => {
-                    inactive += u32::from(!self.pool.is_active(slot));
-                    self.found.push(slot);
+                    found.blocks += 1;
+                    found.inactive += u32::from(!self.pool.is_active(slot));
+                    self.cached_slots.push(slot);
                 }
-                None => return (index, inactive),
+                None => break,
             }
         }
-        (most, inactive)
+        found
     }
 
-    /// Read back from the tiers what follows the device prefix; true when the request has to wait for it.
-    pub(super) fn park(&mut self, at: u32, cached_blocks: u32, now_ms: f64, desk: &mut Desk<'_>) -> bool {
+    /// Starts to read the blocks after the device prefix from lower tiers. Returns true if there are any.
+    pub(super) fn start_onboarding(
+        &mut self,
+        at: u32,
+        cached_blocks: u32,
+        now_ms: f64,
+        state: &mut RunState<'_>,
+    ) -> bool {
         let sequence = &mut self.sequences[at as usize];
-        if sequence.onboarded || sequence.started {
+        if sequence.tried_onboarding || sequence.started {
             return false;
         }
         let most = (sequence.prompt - 1) / self.spec.block_size;
         let mut counts = vec![0u32; self.tiers.len()];
         for index in cached_blocks..most {
-            match self
-                .tiers
-                .holds(desk.naming.block(&desk.workload, sequence.request, index))
-            {
+            match self.tiers.holds(state.block(sequence.request, index)) {
                 Some(level) => counts[level] += 1,
                 None => break,
             }
@@ -141,17 +157,25 @@ impl Worker {
         if counts.iter().all(|count| *count == 0) {
             return false;
         }
-        sequence.onboarded = true;
+        sequence.tried_onboarding = true;
         let ready_ms = self.tiers.read(&counts, now_ms);
-        desk.parked.push((sequence.request, ready_ms));
-        for slot in &self.found {
+        state.onboardings.push(Onboarding {
+            request: sequence.request,
+            ready_ms,
+        });
+        for slot in &self.cached_slots {
             self.pool.hold(*slot);
         }
-        self.parked.push((at, self.found.clone()));
+        self.onboarding.push(OnboardingSequence {
+            at,
+            held_slots: self.cached_slots.clone(),
+        });
         true
     }
 
-    /// Grow a sequence to `target` blocks, its first `cached` from the cache when it has none yet. All or nothing.
+    /// Grows a sequence to `target` blocks, or returns false and changes nothing.
+    ///
+    /// The first `cached` blocks of a sequence without blocks come from `cached_slots`.
     pub(super) fn allocate(&mut self, at: u32, cached: u32, target: usize) -> bool {
         let have = self.sequences[at as usize].slots.len();
         if target <= have {
@@ -161,7 +185,7 @@ impl Worker {
         let mut fresh = (target - have) as u32;
         if have == 0 && cached > 0 {
             fresh -= cached;
-            slots.extend_from_slice(&self.found[..cached as usize]);
+            slots.extend_from_slice(&self.cached_slots[..cached as usize]);
             for slot in &slots {
                 self.pool.hold(*slot);
             }
@@ -179,8 +203,8 @@ impl Worker {
         enough
     }
 
-    /// Name the prompt blocks `from..to` that are now computed, and tell of those that are new.
-    pub(super) fn announce(&mut self, at: u32, from: u32, to: u32, desk: &mut Desk<'_>) {
+    /// Names the computed prompt blocks `from..to`, and reports the ones that the cache did not hold before.
+    pub(super) fn publish_blocks(&mut self, at: u32, from: u32, to: u32, state: &mut RunState<'_>) {
         let sequence = &self.sequences[at as usize];
         let to = to.min(sequence.prompt / self.spec.block_size);
         if !self.spec.prefix_caching || from >= to {
@@ -189,13 +213,13 @@ impl Worker {
         let mut first = from;
         for index in from..to {
             let slot = sequence.slots[index as usize];
-            let block = desk.naming.block(&desk.workload, sequence.request, index);
+            let block = state.block(sequence.request, index);
             if !self
                 .pool
-                .publish(slot, block, desk.parent(sequence.request, index))
+                .publish(slot, block, state.parent(sequence.request, index))
             {
                 if first < index {
-                    desk.changes.push(CacheChange::Stored {
+                    state.changes.push(CacheChange::Stored {
                         request: sequence.request,
                         from: first,
                         to: index,
@@ -205,7 +229,7 @@ impl Worker {
             }
         }
         if first < to {
-            desk.changes.push(CacheChange::Stored {
+            state.changes.push(CacheChange::Stored {
                 request: sequence.request,
                 from: first,
                 to,
@@ -213,7 +237,7 @@ impl Worker {
         }
     }
 
-    /// Give back every block of a sequence, last first, so that a prefix outlives its continuations.
+    /// Releases every block of a sequence. The last block goes first, so that a prefix outlives its continuations.
     pub(super) fn release(&mut self, at: u32) {
         let sequence = &mut self.sequences[at as usize];
         let whole = sequence.prompt / self.spec.block_size;
@@ -229,16 +253,18 @@ impl Worker {
         self.sequences[at as usize].slots = slots;
     }
 
-    pub(super) fn tell_evictions(&mut self, desk: &mut Desk<'_>) {
+    /// Reports the evicted blocks, and offers them to the lower tiers.
+    pub(super) fn publish_evictions(&mut self, state: &mut RunState<'_>) {
         for gone in self.evicted.drain(..) {
-            desk.totals.evictions += 1;
+            state.totals.evictions += 1;
             if !self.tiers.is_empty() {
-                // Told first, so that routers never lose sight of a block that only moves down.
+                // The tier's event comes before the removal, so that the router always knows one copy of the block.
                 self.tiers.offload(gone, &mut self.tier_changes);
-                desk.changes
+                state
+                    .changes
                     .extend(self.tier_changes.drain(..).map(CacheChange::Tier));
             }
-            desk.changes.push(CacheChange::Removed { block: gone.block });
+            state.changes.push(CacheChange::Removed { block: gone.block });
         }
     }
 }

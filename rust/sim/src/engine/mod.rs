@@ -1,171 +1,149 @@
 //! One simulated engine: continuous batching over a paged, prefix-shared KV cache.
 //!
-//! An iteration first gives every running sequence the tokens it still has to compute, then admits waiting ones in order
-//! while sequences, tokens and blocks allow. It takes `prefill_ms(new prompt tokens) + decode_ms(batch, KV, context)`; at its
-//! end every sequence that is fully computed emits one token. This is the schedule of Dynamo's mock vLLM engine
-//! (`lib/mocker/src/scheduler/vllm`), and of vLLM v1 itself but for prompt and output tokens sharing one forward pass.
+//! An iteration first gives every running sequence the tokens that it still has to compute. It then admits waiting
+//! sequences in order, while the limits on sequences, tokens and blocks allow. The iteration takes
+//! `prefill_ms(new prompt tokens) + decode_ms(batch, KV, context)`. At its end, every sequence that is fully computed
+//! emits one token. Dynamo's mock vLLM engine (`lib/mocker/src/scheduler/vllm`) has the same schedule. vLLM v1 differs
+//! in one point: it computes prompt and output tokens in one forward pass.
 //!
-//! While nothing but decoding happens, iterations differ only in how many blocks and tokens are held, which a histogram of
-//! block offsets gives in O(1): a *run* of iterations is planned at once, one entry of [`Worker::ends_ms`] each, and cut at
-//! the next boundary when something arrives. Cost: O(sequences) per run plus O(1) per iteration.
+//! While every running sequence only decodes, iterations differ only in the number of blocks and tokens held. A
+//! histogram of positions within the last block gives both in O(1). The engine therefore plans a run of iterations at
+//! once, one entry of [`Worker::ends_ms`] each. A request that arrives cuts the run at its next boundary. Cost:
+//! O(sequences) per run plus O(1) per iteration.
 //!
-//! Here is what an engine is and how requests come and go; `schedule.rs` fills an iteration, `memory.rs` finds and gives its
-//! blocks, `pass.rs` says how long it takes and hands out its tokens.
+//! This file defines the engine and how requests enter and leave it. `schedule` fills an iteration, `memory` finds and
+//! allocates its blocks, and `iteration` computes its duration and emits its tokens.
 
+pub(crate) mod block_pool;
+mod iteration;
 mod memory;
-mod pass;
+mod run_state;
 mod schedule;
+pub(crate) mod tiers;
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 
-use crate::config::{EngineSpec, Role};
-use crate::pool::{BlockPool, Evicted, NONE};
-use crate::record::{GapHistogram, Requests, Totals};
-use crate::tier::{TierChange, Tiers};
-use crate::timing::{Cursor, Timing};
-use crate::workload::{Naming, Workload};
 use wardrop_core::latency::Pass;
 
-/// A change of a worker's cache, to be told to routers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CacheChange {
-    /// Prompt blocks `from..to` of `request` can now be reused.
-    Stored { request: u32, from: u32, to: u32 },
-    /// A block left device memory.
-    Removed { block: u32 },
-    /// A block moved between lower tiers.
-    Tier(TierChange),
-}
+use block_pool::{BlockPool, Evicted};
+pub(crate) use run_state::{CacheChange, Onboarding, Reservation, RunState, Signal};
+use tiers::{TierChange, Tiers};
 
-/// What one iteration tells the fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Signal {
-    /// First token out.
-    First(u32),
-    /// Last token out.
-    Done(u32),
-    /// Will never fit.
-    Rejected(u32),
-}
+use crate::spec::{EngineSpec, Role};
+use crate::timing::{Cursor, Timing};
 
-/// Everything an engine reads and writes beside itself.
-pub(crate) struct Desk<'a> {
-    pub workload: Cow<'a, Workload>,
-    pub naming: Naming,
-    pub requests: Requests,
-    pub gaps: GapHistogram,
-    pub totals: Totals,
-    /// Cleared by the fleet after each call.
-    pub changes: Vec<CacheChange>,
-    /// Cleared by the fleet after each call.
-    pub signals: Vec<Signal>,
-    /// (request, when its blocks are back in device memory).
-    pub parked: Vec<(u32, f64)>,
-    /// (request, tokens' worth of whole blocks to send): room for its KV is reserved at its decode worker.
-    pub reserved: Vec<(u32, u32)>,
-}
-
-impl<'a> Desk<'a> {
-    pub fn new(workload: Cow<'a, Workload>, naming: Naming) -> Self {
-        Self {
-            requests: Requests::new(workload.len()),
-            workload,
-            naming,
-            gaps: GapHistogram::new(),
-            totals: Totals::default(),
-            changes: Vec::new(),
-            signals: Vec::new(),
-            parked: Vec::new(),
-            reserved: Vec::new(),
-        }
-    }
-
-    /// The block before prompt block `index` of `request`.
-    fn parent(&self, request: u32, index: u32) -> u32 {
-        index
-            .checked_sub(1)
-            .map_or(NONE, |before| self.naming.block(&self.workload, request, before))
-    }
-}
-
+/// A request inside the engine. All lengths are tokens.
 #[derive(Debug, Default)]
 struct Sequence {
     request: u32,
     prompt: u32,
+    /// Tokens to generate here.
     output: u32,
-    /// Prompt and generated tokens.
+    /// Prompt tokens plus generated tokens.
     known: u32,
-    /// Tokens whose KV exists (or will at the end of this iteration).
+    /// Tokens whose KV exists, or will exist at the end of this iteration.
     computed: u32,
     generated: u32,
-    /// Tokens given to this sequence by the iteration at hand.
+    /// Tokens that this iteration computes for the sequence.
     scheduled: u32,
-    /// They are prompt (or computed again), not one new token.
+    /// Whether the scheduled tokens are prompt or recomputed tokens, rather than one new token.
     prefilling: bool,
+    /// Slots of the block pool, in order of the sequence.
     slots: Vec<u32>,
+    /// Whether the sequence was admitted before.
     started: bool,
-    onboarded: bool,
+    /// Whether a read from lower tiers was started for it. One read per request is enough.
+    tried_onboarding: bool,
     last_token_ms: f64,
 }
 
+/// A sequence that waits for a read from lower tiers.
+#[derive(Debug)]
+struct OnboardingSequence {
+    /// Index of the sequence.
+    at: u32,
+    /// Slots of its prefix in device memory. They stay held, so that no eviction takes them meanwhile.
+    held_slots: Vec<u32>,
+}
+
+/// What one iteration computes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Batch {
-    prompts: u64,
-    total: u64,
-    prefix: u64,
+    /// Sequences that compute prompt tokens.
+    prefills: u64,
+    /// Sum over the prefills of the tokens computed after the iteration.
+    tokens_after: u64,
+    /// Sum over the prefills of the tokens computed or cached before the iteration.
+    tokens_before: u64,
+    /// Whether a sequence lost its blocks.
     preempted: bool,
 }
 
-enum Placed {
+/// Result of giving a sequence its tokens in an iteration.
+enum Scheduling {
+    /// The sequence has its tokens and blocks.
     Scheduled,
+    /// The iteration has no tokens or blocks left for it.
     Blocked,
+    /// The sequence itself was preempted.
     Preempted,
 }
 
-/// One engine.
+/// The first token of a request, inside a run of iterations that the engine has not reported yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FirstToken {
+    pub request: u32,
+    pub at_ms: f64,
+}
+
+/// One engine. `u32` lists hold indices into `sequences`, unless their documentation says otherwise.
 #[derive(Debug)]
 pub(crate) struct Worker {
     spec: EngineSpec,
     role: Role,
+    /// Factor of the timing: 1 is the timing as given, 0.5 is half as fast.
     pub speed: f64,
     pool: BlockPool,
     tiers: Tiers,
     sequences: Vec<Sequence>,
-    unused: Vec<u32>,
+    /// Sequences that can be used again.
+    free_sequences: Vec<u32>,
     waiting: VecDeque<u32>,
     running: Vec<u32>,
-    /// Waiting for a read from the tiers, each with the slots of its device prefix, which must not go meanwhile.
-    parked: Vec<(u32, Vec<u32>)>,
-    /// Requests whose reads are over.
-    landed: Vec<u32>,
-    /// Prompts computed here whose KV still has to leave: their blocks stay.
-    held: Vec<u32>,
-    /// Requests whose KV has left.
-    let_go: Vec<u32>,
-    /// Requests that want room for KV from elsewhere.
-    incoming: VecDeque<u32>,
-    /// The first of them finds none until something ends.
-    full: bool,
-    /// Room is reserved, the KV on its way.
+    /// Sequences that wait for a read from lower tiers.
+    onboarding: Vec<OnboardingSequence>,
+    /// Requests whose read from lower tiers is over, until the next iteration takes them in.
+    onboarded: Vec<u32>,
+    /// Computed prompts whose KV has not been sent yet. They keep their blocks.
+    awaiting_send: Vec<u32>,
+    /// Requests whose KV has been sent, until the next iteration frees their blocks.
+    sent: Vec<u32>,
+    /// Sequences that need blocks for KV from a prefill worker, in order.
+    awaiting_room: VecDeque<u32>,
+    /// Whether the first entry of `awaiting_room` finds too few blocks until a sequence ends.
+    is_out_of_room: bool,
+    /// Sequences with reserved blocks whose KV has not arrived yet.
     reserved: Vec<u32>,
-    /// Ends of the planned iterations; empty while idle.
+    /// End times of the planned iterations; empty while the engine is idle.
     ends_ms: Vec<f64>,
     start_ms: f64,
-    /// Nothing starts before this (a hang).
+    /// No iteration starts before this time. A hang sets it.
     pub not_before_ms: f64,
     next_epoch_ms: f64,
-    /// The head of the queue cannot be admitted until something ends.
+    /// Whether the head of `waiting` cannot be admitted until a sequence ends.
     blocked: bool,
     cursor: Cursor,
-    offsets: Vec<u32>,
+    /// Number of running sequences per position in their last block. It is all 0 outside of planning.
+    block_offsets: Vec<u32>,
+    /// Blocks evicted since the last report of evictions.
     evicted: Vec<Evicted>,
+    /// Working memory of a report of evictions.
     tier_changes: Vec<TierChange>,
     /// Slots of the prefix that the last look-up found.
-    found: Vec<u32>,
-    /// Every iteration is told of, so they are planned one by one.
-    reports: bool,
-    /// What the iteration at hand does.
+    cached_slots: Vec<u32>,
+    /// Whether the engine reports every iteration. Iterations are then planned one by one.
+    reports_iterations: bool,
+    /// Counts of the iteration that is planned or was finished last.
     pass: Pass,
 }
 
@@ -178,15 +156,15 @@ impl Worker {
             pool: BlockPool::new(spec.num_blocks, spec.eviction),
             tiers: Tiers::new(&spec.tiers, block_bytes),
             sequences: Vec::new(),
-            unused: Vec::new(),
+            free_sequences: Vec::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            parked: Vec::new(),
-            landed: Vec::new(),
-            held: Vec::new(),
-            let_go: Vec::new(),
-            incoming: VecDeque::new(),
-            full: false,
+            onboarding: Vec::new(),
+            onboarded: Vec::new(),
+            awaiting_send: Vec::new(),
+            sent: Vec::new(),
+            awaiting_room: VecDeque::new(),
+            is_out_of_room: false,
             reserved: Vec::new(),
             ends_ms: Vec::new(),
             start_ms: 0.0,
@@ -194,33 +172,33 @@ impl Worker {
             next_epoch_ms: spec.frequency_epoch_ms,
             blocked: false,
             cursor: Cursor::default(),
-            offsets: vec![0; spec.block_size as usize],
+            block_offsets: vec![0; spec.block_size as usize],
             evicted: Vec::new(),
             tier_changes: Vec::new(),
-            found: Vec::new(),
-            reports: false,
+            cached_slots: Vec::new(),
+            reports_iterations: false,
             pass: Pass::default(),
             spec: spec.clone(),
         }
     }
 
-    /// Tell of every iteration.
+    /// Reports every iteration if `reports` is true.
     pub fn with_reports(mut self, reports: bool) -> Self {
-        self.reports = reports;
+        self.reports_iterations = reports;
         self
     }
 
-    /// The iteration that has just been finished.
+    /// Counts and duration of the iteration finished last.
     pub const fn last_pass(&self) -> &Pass {
         &self.pass
     }
 
-    /// What it is made of.
+    /// The engine's specification.
     pub const fn spec(&self) -> &EngineSpec {
         &self.spec
     }
 
-    /// Another timing, from the next iteration on.
+    /// Changes the timing, from the next planned iteration on.
     pub fn set_timing(&mut self, timing: Timing) {
         self.spec.timing = timing;
         self.cursor = Cursor::default();
@@ -231,9 +209,9 @@ impl Worker {
     }
 
     pub fn has_work(&self) -> bool {
-        let queues = [self.running.len(), self.waiting.len(), self.incoming.len()];
-        let chores = [self.landed.len(), self.let_go.len()];
-        queues.iter().chain(&chores).any(|len| *len > 0)
+        let queues = [self.running.len(), self.waiting.len(), self.awaiting_room.len()];
+        let finished_transfers = [self.onboarded.len(), self.sent.len()];
+        queues.iter().chain(&finished_transfers).any(|len| *len > 0)
     }
 
     pub fn running(&self) -> u32 {
@@ -241,21 +219,26 @@ impl Worker {
     }
 
     pub fn waiting(&self) -> u32 {
-        (self.waiting.len() + self.parked.len() + self.incoming.len() + self.reserved.len()) as u32
+        (self.waiting.len() + self.onboarding.len() + self.awaiting_room.len() + self.reserved.len()) as u32
     }
 
-    /// Requests whose first token came by `now_ms` inside the planned run of iterations, and when.
-    pub fn first_tokens(&self, now_ms: f64) -> Vec<(u32, f64)> {
-        let Some(first_ms) = self.ends_ms.first().copied().filter(|end_ms| *end_ms <= now_ms) else {
+    /// Requests whose first token falls into the planned run and is due by `now_ms`, with the time of that token.
+    ///
+    /// The engine reports a run only at its end, so the fleet cannot know these tokens otherwise.
+    pub fn first_tokens(&self, now_ms: f64) -> Vec<FirstToken> {
+        let Some(at_ms) = self.ends_ms.first().copied().filter(|end_ms| *end_ms <= now_ms) else {
             return Vec::new();
         };
         let sequences = self.running.iter().map(|at| &self.sequences[*at as usize]);
-        let first = |sequence: &&Sequence| {
+        let is_first = |sequence: &&Sequence| {
             self.role != Role::Prefill && sequence.generated == 0 && Self::is_ready(sequence)
         };
         sequences
-            .filter(first)
-            .map(|sequence| (sequence.request, first_ms))
+            .filter(is_first)
+            .map(|sequence| FirstToken {
+                request: sequence.request,
+                at_ms,
+            })
             .collect()
     }
 
@@ -263,30 +246,36 @@ impl Worker {
         self.pool.active()
     }
 
-    /// End of the planned iterations, ms; only while busy.
+    /// End of the last planned iteration, in milliseconds; meaningful only while the engine is busy.
     pub fn end_ms(&self) -> f64 {
         self.ends_ms.last().copied().unwrap_or(self.start_ms)
     }
 
-    /// Take a request.
-    pub fn enqueue(&mut self, request: u32, desk: &Desk<'_>) {
-        let at = self.sequence(request, 0, desk);
+    /// Appends a request to the queue.
+    pub fn enqueue(&mut self, request: u32, state: &RunState<'_>) {
+        let at = self.new_sequence(request, 0, state);
         self.waiting.push_back(at);
     }
 
-    /// Ask for room for a prompt that was computed elsewhere. Granted when an iteration starts (see [`Desk::reserved`]);
-    /// returns the new end if a run was cut for that.
-    pub fn offer(&mut self, request: u32, now_ms: f64, desk: &Desk<'_>) -> Option<f64> {
-        let prompt = desk.workload.input_tokens[request as usize];
-        let at = self.sequence(request, prompt, desk);
-        self.incoming.push_back(at);
-        if self.full { None } else { self.cut(now_ms) }
+    /// Asks for blocks for a prompt that a prefill worker computed.
+    ///
+    /// The next iteration that has enough blocks adds a [`Reservation`]. Returns the new end of the run if it was cut.
+    pub fn request_room(&mut self, request: u32, now_ms: f64, state: &RunState<'_>) -> Option<f64> {
+        let prompt = state.workload.input_tokens[request as usize];
+        let at = self.new_sequence(request, prompt, state);
+        self.awaiting_room.push_back(at);
+        if self.is_out_of_room {
+            None
+        } else {
+            self.cut(now_ms)
+        }
     }
 
-    /// The KV of a reserved request is here; returns the new end if a run was cut for it. It needs no blocks, so a queue that
-    /// waits for some does not keep it out.
-    pub fn activate(&mut self, request: u32, now_ms: f64) -> Option<f64> {
-        if let Some(place) = self.find(&self.reserved, request) {
+    /// Queues a reserved request whose KV has arrived. Returns the new end of the run if it was cut.
+    ///
+    /// The request already has its blocks, so it enters even while the head of the queue waits for blocks.
+    pub fn kv_arrived(&mut self, request: u32, now_ms: f64) -> Option<f64> {
+        if let Some(place) = self.position_in(&self.reserved, request) {
             let at = self.reserved.remove(place);
             self.waiting.push_back(at);
         }
@@ -297,24 +286,24 @@ impl Worker {
         }
     }
 
-    /// The KV of a prompt computed here has left; its blocks go when the next iteration starts.
-    pub fn let_go(&mut self, request: u32) {
-        self.let_go.push(request);
+    /// Notes that the KV of a prompt computed here has been sent. The next iteration frees its blocks.
+    pub fn kv_sent(&mut self, request: u32) {
+        self.sent.push(request);
     }
 
-    fn find(&self, list: &[u32], request: u32) -> Option<usize> {
+    fn position_in(&self, list: &[u32], request: u32) -> Option<usize> {
         list.iter()
             .position(|at| self.sequences[*at as usize].request == request)
     }
 
-    fn sequence(&mut self, request: u32, computed: u32, desk: &Desk<'_>) -> u32 {
-        let prompt = desk.workload.input_tokens[request as usize];
+    fn new_sequence(&mut self, request: u32, computed: u32, state: &RunState<'_>) -> u32 {
+        let prompt = state.workload.input_tokens[request as usize];
         let output = if self.role == Role::Prefill && !self.spec.prefill_answers {
             1
         } else {
-            desk.workload.output_tokens[request as usize]
+            state.workload.output_tokens[request as usize]
         };
-        let at = self.unused.pop().unwrap_or_else(|| {
+        let at = self.free_sequences.pop().unwrap_or_else(|| {
             self.sequences.push(Sequence::default());
             self.sequences.len() as u32 - 1
         });
@@ -326,13 +315,14 @@ impl Worker {
         sequence.computed = computed;
         sequence.generated = 0;
         sequence.started = false;
-        sequence.onboarded = false;
+        sequence.tried_onboarding = false;
         sequence.last_token_ms = f64::NAN;
         at
     }
 
-    /// Cut a run of decode iterations at the first boundary at or after `now_ms`, because something wants in. Returns the new
-    /// end when it changed.
+    /// Cuts a run of iterations so that a waiting request can be admitted. Returns the new end if the run was cut.
+    ///
+    /// A run stays whole if no request could be admitted at its boundary.
     pub fn interrupt(&mut self, now_ms: f64) -> Option<f64> {
         if self.ends_ms.len() < 2 || self.blocked || self.running.len() >= self.spec.max_num_seqs as usize {
             return None;
@@ -340,7 +330,7 @@ impl Worker {
         self.cut(now_ms)
     }
 
-    /// Cut the run whatever the queue looks like (the engine's speed changes).
+    /// Cuts a run at its first boundary at or after `now_ms`, regardless of the queue. Returns the new end if it was cut.
     pub fn cut(&mut self, now_ms: f64) -> Option<f64> {
         let at = self.ends_ms.partition_point(|end| *end < now_ms);
         if at + 1 >= self.ends_ms.len() {
@@ -350,7 +340,7 @@ impl Worker {
         self.ends_ms.last().copied()
     }
 
-    /// Stand still for `for_ms`. Returns the new end of the iteration in progress, if there is one.
+    /// Stops the engine for `for_ms`. Returns the new end of the iteration in progress, if there is one.
     pub fn hang(&mut self, now_ms: f64, for_ms: f64) -> Option<f64> {
         self.not_before_ms = self.not_before_ms.max(now_ms + for_ms);
         self.cut(now_ms);
@@ -359,32 +349,33 @@ impl Worker {
         Some(*end)
     }
 
-    /// Keep only the iterations that are over by `now_ms`. True when there are any, to be finished.
-    pub fn settle(&mut self, now_ms: f64) -> bool {
+    /// Drops the planned iterations that end after `now_ms`. Returns true if finished iterations remain.
+    pub fn keep_finished_iterations(&mut self, now_ms: f64) -> bool {
         let over = self.ends_ms.partition_point(|end| *end <= now_ms);
         self.ends_ms.truncate(over);
         over > 0
     }
 
-    /// Lose everything; returns the requests that were here.
+    /// Empties the engine, cache included. Returns the requests that it had not finished.
     pub fn crash(&mut self) -> Vec<u32> {
-        let parked = self.parked.drain(..).map(|(at, _)| at);
-        let coming = self.incoming.drain(..).chain(self.reserved.drain(..));
-        let here = self
+        let onboarding = self.onboarding.drain(..).map(|waiting| waiting.at);
+        let without_kv = self.awaiting_room.drain(..).chain(self.reserved.drain(..));
+        let all = self
             .running
             .drain(..)
             .chain(self.waiting.drain(..))
-            .chain(parked)
-            .chain(coming);
-        let requests = here.map(|at| self.sequences[at as usize].request).collect();
-        *self = Self::new(&self.spec, self.role, self.speed).with_reports(self.reports);
+            .chain(onboarding)
+            .chain(without_kv);
+        let requests = all.map(|at| self.sequences[at as usize].request).collect();
+        *self = Self::new(&self.spec, self.role, self.speed).with_reports(self.reports_iterations);
         requests
     }
 
-    /// Blocks of a parked request are back. The engine takes them in when its next iteration starts; returns the new end if a
-    /// run was cut for that.
-    pub fn landed(&mut self, request: u32, now_ms: f64) -> Option<f64> {
-        self.landed.push(request);
+    /// Notes that the read from lower tiers for `request` is over. The next iteration takes its blocks in.
+    ///
+    /// Returns the new end of the run if it was cut.
+    pub fn blocks_onboarded(&mut self, request: u32, now_ms: f64) -> Option<f64> {
+        self.onboarded.push(request);
         self.cut(now_ms)
     }
 

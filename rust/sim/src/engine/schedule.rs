@@ -1,25 +1,26 @@
-//! Who gets tokens of an iteration: those that run, then those that wait, in order.
+//! Which sequences an iteration computes: the running ones first, then the waiting ones in order.
 
-use super::{Batch, Desk, Placed, Signal, Worker};
-use crate::config::{Preemption, Role};
+use super::memory::CachedPrefix;
+use super::{Batch, RunState, Scheduling, Signal, Worker};
+use crate::spec::{Preemption, Role};
 
 impl Worker {
-    /// Start an iteration (or a run of them) at `now_ms`. Afterwards [`Self::busy`] tells whether there is an end to wait for.
-    pub fn start(&mut self, now_ms: f64, desk: &mut Desk<'_>) {
+    /// Starts an iteration, or a run of iterations, at `now_ms`. [`Self::busy`] is true afterwards if one was planned.
+    pub fn start(&mut self, now_ms: f64, state: &mut RunState<'_>) {
         self.age_until(now_ms);
-        self.make_room(desk);
-        let mut landed = std::mem::take(&mut self.landed);
-        for request in landed.drain(..) {
-            self.onboard(request, desk);
+        self.make_room(state);
+        let mut onboarded = std::mem::take(&mut self.onboarded);
+        for request in onboarded.drain(..) {
+            self.onboard(request, state);
         }
-        self.landed = landed;
-        // A sequence that had to give way to itself leaves an empty iteration: the next one admits it again.
-        while !self.iterate(now_ms, desk) {
-            self.make_room(desk);
+        self.onboarded = onboarded;
+        // A sequence that preempts itself leaves an empty iteration. The next attempt admits it again.
+        while !self.iterate(now_ms, state) {
+            self.make_room(state);
         }
-        // What gave way may have been too large ever to come back: its room is free now, and nothing else will tell.
-        if !self.busy() && self.full {
-            self.make_room(desk);
+        // A preempted sequence may be too large to return. Its blocks are free now, and no later event would say so.
+        if !self.busy() && self.is_out_of_room {
+            self.make_room(state);
         }
     }
 
@@ -30,8 +31,8 @@ impl Worker {
         }
     }
 
-    /// One attempt at an iteration; false when it was spent on preemption alone.
-    fn iterate(&mut self, now_ms: f64, desk: &mut Desk<'_>) -> bool {
+    /// One attempt at an iteration. Returns false if it only preempted sequences.
+    fn iterate(&mut self, now_ms: f64, state: &mut RunState<'_>) -> bool {
         let mut budget = self.spec.max_num_batched_tokens;
         let mut batch = Batch::default();
         let mut at = 0;
@@ -41,70 +42,78 @@ impl Worker {
         }
         while at < self.running.len() && budget > 0 {
             let current = self.running[at];
-            match self.schedule(current, None, &mut budget, &mut batch, desk) {
-                // A victim further up the list moves this one down.
-                Placed::Scheduled if batch.preempted => {
+            match self.schedule(current, 0, &mut budget, &mut batch, state) {
+                // A preempted sequence earlier in the list shifts the position of this one.
+                Scheduling::Scheduled if batch.preempted => {
                     at = self
                         .running
                         .iter()
                         .position(|other| *other == current)
                         .map_or(at, |place| place + 1);
                 }
-                Placed::Scheduled => at += 1,
-                Placed::Blocked => {
+                Scheduling::Scheduled => at += 1,
+                Scheduling::Blocked => {
                     all_scheduled = false;
                     break;
                 }
-                Placed::Preempted => {}
+                Scheduling::Preempted => {}
             }
         }
         all_scheduled &= at == self.running.len();
         self.blocked = false;
         if !batch.preempted {
-            self.admit(now_ms, &mut budget, &mut batch, desk);
+            self.admit(now_ms, &mut budget, &mut batch, state);
         }
-        self.tell_evictions(desk);
-        self.plan(now_ms, batch, all_scheduled, desk);
+        self.publish_evictions(state);
+        self.plan(now_ms, batch, all_scheduled, state);
         self.busy() || !batch.preempted
     }
 
-    fn admit(&mut self, now_ms: f64, budget: &mut u32, batch: &mut Batch, desk: &mut Desk<'_>) {
+    fn admit(&mut self, now_ms: f64, budget: &mut u32, batch: &mut Batch, state: &mut RunState<'_>) {
         while self.running.len() < self.spec.max_num_seqs as usize && *budget > 0 {
-            self.prefer_present();
+            self.prefer_arrived_kv();
             let Some(at) = self.waiting.front().copied() else {
                 return;
             };
-            // KV that came from elsewhere has its blocks already.
-            let here = !self.sequences[at as usize].slots.is_empty();
-            let (cached_blocks, inactive_blocks) = if here { (0, 0) } else { self.cached(at, desk) };
+            // A sequence whose KV came from a prefill worker already has its blocks.
+            let has_blocks = !self.sequences[at as usize].slots.is_empty();
+            let cached = if has_blocks {
+                CachedPrefix::default()
+            } else {
+                self.find_cached(at, state)
+            };
             let sequence = &self.sequences[at as usize];
-            let need = if here {
+            let need = if has_blocks {
                 0
             } else {
                 sequence.known.div_ceil(self.spec.block_size)
             };
             if need > self.pool.capacity() {
-                desk.signals.push(Signal::Rejected(sequence.request));
+                state.signals.push(Signal::Rejected(sequence.request));
                 self.waiting.pop_front();
-                self.unused.push(at);
+                self.free_sequences.push(at);
                 continue;
             }
             let spare = (f64::from(self.pool.capacity()) * self.spec.watermark) as u32;
-            let fresh = need - (cached_blocks - inactive_blocks);
-            let reserve = if here || self.pool.active() == 0 { 0 } else { spare };
+            let fresh = need - cached.active_blocks();
+            let reserve = if has_blocks || self.pool.active() == 0 {
+                0
+            } else {
+                spare
+            };
             if fresh + reserve > self.pool.available() {
                 self.blocked = true;
                 return;
             }
             if self.role != Role::Decode
                 && !self.tiers.is_empty()
-                && self.park(at, cached_blocks, now_ms, desk)
+                && self.start_onboarding(at, cached.blocks, now_ms, state)
             {
                 self.waiting.pop_front();
                 continue;
             }
-            match self.schedule(at, Some(cached_blocks), budget, batch, desk) {
-                Placed::Scheduled => {
+            match self.schedule(at, cached.blocks, budget, batch, state) {
+                Scheduling::Scheduled => {
                     debug_assert_eq!(self.waiting.front(), Some(&at), "admission must not preempt");
                     self.waiting.pop_front();
                     self.running.push(at);
@@ -113,12 +122,12 @@ impl Worker {
                         sequence.started = true;
                         let i = sequence.request as usize;
                         if self.role != Role::Decode {
-                            desk.requests.cached_tokens[i] = cached_blocks * self.spec.block_size;
-                            desk.requests.admit_ms[i] = now_ms;
+                            state.requests.cached_tokens[i] = cached.blocks * self.spec.block_size;
+                            state.requests.admit_ms[i] = now_ms;
                         }
                     }
                 }
-                Placed::Blocked | Placed::Preempted => {
+                Scheduling::Blocked | Scheduling::Preempted => {
                     self.blocked = true;
                     return;
                 }
@@ -126,67 +135,72 @@ impl Worker {
         }
     }
 
-    /// KV that is here already runs first: it holds blocks that a sequence ahead of it may be waiting for.
-    fn prefer_present(&mut self) {
+    /// Moves the first sequence whose KV has arrived to the head of the queue.
+    ///
+    /// Such a sequence holds blocks that the sequence before it may be waiting for.
+    fn prefer_arrived_kv(&mut self) {
         if self.role != Role::Decode {
             return;
         }
-        let present = |at: &u32| !self.sequences[*at as usize].slots.is_empty();
-        if let Some(place) = self.waiting.iter().position(present).filter(|place| *place > 0)
+        let has_kv = |at: &u32| !self.sequences[*at as usize].slots.is_empty();
+        if let Some(place) = self.waiting.iter().position(has_kv).filter(|place| *place > 0)
             && let Some(at) = self.waiting.remove(place)
         {
             self.waiting.push_front(at);
         }
     }
 
-    /// Give a sequence as many tokens as it wants and the budget has, and the blocks for them.
+    /// Gives a sequence as many tokens as it needs and the budget has, and the blocks for them.
+    ///
+    /// `cached_blocks` is the cached prefix of a sequence that is being admitted, and 0 for a running sequence.
     fn schedule(
         &mut self,
         at: u32,
-        admission: Option<u32>,
+        cached_blocks: u32,
         budget: &mut u32,
         batch: &mut Batch,
-        desk: &mut Desk<'_>,
-    ) -> Placed {
+        state: &mut RunState<'_>,
+    ) -> Scheduling {
         let size = self.spec.block_size;
         let sequence = &self.sequences[at as usize];
-        let cached_blocks = admission.unwrap_or(0);
+
         let before = sequence.computed + cached_blocks * size;
         let remaining = sequence.known - before;
         if before < sequence.prompt && !self.spec.chunked_prefill && remaining > *budget {
-            return Placed::Blocked;
+            return Scheduling::Blocked;
         }
         let tokens = remaining.min(*budget);
         if tokens == 0 && remaining > 0 {
-            return Placed::Blocked;
+            return Scheduling::Blocked;
         }
         let after = before + tokens;
         let target = after.div_ceil(size) as usize;
         while !self.allocate(at, cached_blocks, target) {
-            let Some(victim) = self.preempt(budget, batch, desk) else {
-                return Placed::Blocked;
+            let Some(victim) = self.preempt(budget, batch, state) else {
+                return Scheduling::Blocked;
             };
             if victim == at {
-                return Placed::Preempted;
+                return Scheduling::Preempted;
             }
         }
-        self.announce(at, before / size, after / size, desk);
+        self.publish_blocks(at, before / size, after / size, state);
         let sequence = &mut self.sequences[at as usize];
         sequence.computed = after;
         sequence.scheduled = tokens;
-        // Generated tokens that a preempted sequence computes again cost what a prompt costs.
+        // Generated tokens that a preempted sequence computes again cost as much as prompt tokens.
         sequence.prefilling = before < sequence.prompt || remaining > 1;
         if sequence.prefilling {
-            batch.prompts += 1;
-            batch.total += u64::from(after);
-            batch.prefix += u64::from(before);
-            desk.totals.prefill_tokens += u64::from(tokens);
+            batch.prefills += 1;
+            batch.tokens_after += u64::from(after);
+            batch.tokens_before += u64::from(before);
+            state.totals.prefill_tokens += u64::from(tokens);
         }
         *budget -= tokens;
-        Placed::Scheduled
+        Scheduling::Scheduled
     }
 
-    fn preempt(&mut self, budget: &mut u32, batch: &mut Batch, desk: &mut Desk<'_>) -> Option<u32> {
+    /// Takes the blocks of one running sequence and returns it to the queue. `None` if no sequence runs.
+    fn preempt(&mut self, budget: &mut u32, batch: &mut Batch, state: &mut RunState<'_>) -> Option<u32> {
         let place = match self.spec.preemption {
             Preemption::Lifo => self.running.len().checked_sub(1)?,
             Preemption::Fifo if self.running.is_empty() => return None,
@@ -197,13 +211,13 @@ impl Worker {
         let sequence = &mut self.sequences[at as usize];
         *budget += sequence.scheduled;
         if sequence.scheduled > 0 && sequence.prefilling {
-            batch.prompts -= 1;
-            batch.total -= u64::from(sequence.computed);
-            batch.prefix -= u64::from(sequence.computed - sequence.scheduled);
-            desk.totals.prefill_tokens -= u64::from(sequence.scheduled);
+            batch.prefills -= 1;
+            batch.tokens_after -= u64::from(sequence.computed);
+            batch.tokens_before -= u64::from(sequence.computed - sequence.scheduled);
+            state.totals.prefill_tokens -= u64::from(sequence.scheduled);
         }
-        desk.totals.preemptions += 1;
-        desk.requests.preemptions[sequence.request as usize] += 1;
+        state.totals.preemptions += 1;
+        state.requests.preemptions[sequence.request as usize] += 1;
         self.release(at);
         let sequence = &mut self.sequences[at as usize];
         sequence.computed = 0;

@@ -1,27 +1,35 @@
-//! What each pool's routing lost: its decisions go into the core's meter, window after window, as in the gateway.
+//! Price of anarchy of each pool: its decisions go into the core's [`Meter`], as they do in the gateway.
 //!
-//! Costs are those of the learned curves in force at each decision, so a window early in a run is judged by a young model;
-//! the error of predicted first tokens is in the report. All windows of the run are kept.
+//! Costs come from the curves that the router had learned at each decision. Early windows therefore rest on curves with
+//! few samples; the report has the error of predicted first tokens. The report covers all windows of the run.
 
 use rustc_hash::FxHashMap;
-
-use super::{Fleet, refused};
-use crate::config::SimError;
 use wardrop_core::anarchy::{Meter, MeterConfig, MeterReport};
 
-/// Solved windows that are kept: 64 million decisions of the default window.
+use super::Fleet;
+use crate::error::{SimError, router_refused};
+
+/// Solved windows that the report covers. At the default window size they hold 64 million decisions.
 const MAX_WINDOWS: usize = 1 << 20;
+
+/// First token of a request, as predicted at its decision.
+struct Prediction {
+    decided_s: f64,
+    /// Seconds from the decision to the first token.
+    ttft_s: f64,
+}
 
 /// The meter of one pool.
 pub(super) struct PoolMeter {
     meter: Meter,
+    /// Generation of the candidates of the last decision.
     generation: u64,
-    /// When a request was placed, and the seconds to its first token that were predicted then.
-    open: FxHashMap<u32, (f64, f64)>,
+    /// Predictions whose first token is still to come, by request.
+    predictions: FxHashMap<u32, Prediction>,
 }
 
 impl PoolMeter {
-    /// `None` for windows of no decisions.
+    /// A meter with windows of `window_requests` decisions, or `None` for 0.
     pub(super) fn new(window_requests: u32) -> Option<Self> {
         let config = MeterConfig {
             window_requests: window_requests as usize,
@@ -31,55 +39,60 @@ impl PoolMeter {
         (window_requests > 0).then(|| Self {
             meter: Meter::new(config),
             generation: 0,
-            open: FxHashMap::default(),
+            predictions: FxHashMap::default(),
         })
     }
 }
 
 impl Fleet<'_> {
-    /// Takes in what pool `at` has decided since the last call, and solves the windows that closed.
-    pub(super) fn measure(&mut self, at: usize) -> Result<(), SimError> {
+    /// Records the decisions of pool `at` since the last call, and solves the windows that closed.
+    pub(super) fn record_decisions(&mut self, at: usize) -> Result<(), SimError> {
         let pool = &mut self.pools[at];
         let Some(PoolMeter {
             meter,
             generation,
-            open,
+            predictions,
         }) = &mut pool.meter
         else {
             return Ok(());
         };
-        for placed in pool.router.take_placements() {
-            if std::mem::replace(generation, placed.generation) != placed.generation {
+        for decision in pool.router.take_placements() {
+            if std::mem::replace(generation, decision.generation) != decision.generation {
                 meter.cut();
             }
-            // Bad costs are counted in the report.
-            if meter.record(&placed.placement, &placed.peer_decode_s).is_err() {
+            let costs = &decision.placement;
+            // The report counts refused decisions.
+            if meter.record(costs, &decision.peer_decode_s).is_err() {
                 continue;
             }
-            let chosen = placed.placement.chosen;
-            let predicted_s = placed.placement.wait_s[chosen] + placed.placement.prefill_s[chosen];
-            open.insert(placed.request.0 as u32, (placed.placement.at_s, predicted_s));
+            let prediction = Prediction {
+                decided_s: costs.at_s,
+                ttft_s: costs.wait_s[costs.chosen] + costs.prefill_s[costs.chosen],
+            };
+            predictions.insert(decision.request.0 as u32, prediction);
         }
         while meter.pending() > 0 {
-            meter.solve().map_err(refused("a window of decisions"))?;
+            meter.solve().map_err(router_refused("a window of decisions"))?;
         }
         Ok(())
     }
 
-    /// The first token of a request is out: how good was the prediction of pool `at`?
-    pub(super) fn compare(&mut self, at: usize, request: u32) {
+    /// Compares the first token of a request with the prediction made at the decision of pool `at`.
+    pub(super) fn record_first_token(&mut self, at: usize, request: u32) {
         let now_s = self.now_ms * 1e-3;
-        if let Some(PoolMeter { meter, open, .. }) = &mut self.pools[at].meter
-            && let Some((sent_s, predicted_s)) = open.remove(&request)
+        if let Some(PoolMeter {
+            meter, predictions, ..
+        }) = &mut self.pools[at].meter
+            && let Some(prediction) = predictions.remove(&request)
         {
-            meter.record_outcome(predicted_s, now_s - sent_s);
+            meter.record_outcome(prediction.ttft_s, now_s - prediction.decided_s);
         }
     }
 
-    /// The figures of every pool.
+    /// The report of every pool; `None` for a pool without a meter or without a solved window.
     pub(super) fn anarchy(&mut self) -> Result<Vec<Option<MeterReport>>, SimError> {
         let report = |meter: &mut Meter| {
-            meter.finish().map_err(refused("a window of decisions"))?;
+            meter.finish().map_err(router_refused("a window of decisions"))?;
             Ok(meter.report())
         };
         let meters = self.pools.iter_mut().map(|pool| pool.meter.as_mut());

@@ -1,176 +1,179 @@
-//! The event loop: requests in, routers asked, engines run, KV events carried back.
+//! Event loop of a fleet: requests arrive, routers decide, engines run, KV events travel back.
 //!
-//! At one moment everything due happens first (ends of iterations, transfers, arrivals), then idle engines with work start,
-//! in order of their index: so an arrival at the very end of an iteration still joins the next one, as in Dynamo's replay.
+//! At one moment, every event that is due happens first: ends of iterations, transfers, arrivals. Idle engines with work
+//! start afterwards, in order of their index. An arrival at the very end of an iteration therefore joins the next one,
+//! as in Dynamo's replay.
 
+mod agenda;
 mod anarchy;
-mod engines;
 mod faults;
-mod feed;
+mod handoff;
+mod ids;
+mod iterations;
+mod kv_events;
+mod links;
+mod membership;
+mod observer;
+mod pass_reports;
 mod requests;
-mod roster;
-mod seen;
-mod split;
+mod rows;
+mod signals;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
-use crate::agenda::{Agenda, Event};
-use crate::config::{FleetSpec, Role, SimError};
-use crate::engine::{Desk, Worker};
-use crate::fault::FaultKind;
-use crate::link::Links;
-use crate::record::{Outcome, Samples};
-use crate::timing::Timing;
-use crate::workload::{Naming, Workload};
-use anarchy::PoolMeter;
-use seen::Seen;
-
 use wardrop_core::latency::Pass;
 use wardrop_core::queue::LateQueue;
 use wardrop_core::rng::Rng;
-use wardrop_core::{
-    EngineHash, Error, KvEvent, LocalHash, RequestId, Router, RouterConfig, StoredBlock, WorkerId,
-};
+use wardrop_core::{KvEvent, LocalHash, Router, RouterConfig, StoredBlock};
 
-/// A request that found no worker this often has failed.
-const MAX_RETRIES: u32 = 1_000;
+use agenda::{Agenda, Event};
+use anarchy::PoolMeter;
+use links::Links;
+use observer::Observer;
 
-/// One pool: its router and its workers' global indices.
+use crate::engine::{RunState, Worker};
+use crate::error::{SimError, out_of_range, router_refused};
+use crate::record::{Outcome, Samples};
+use crate::spec::{FaultKind, FleetSpec, Role};
+use crate::workload::{BlockNames, Workload};
+
+/// Marks the absence of a request.
+const NO_REQUEST: u32 = u32::MAX;
+
+/// One pool: its router, and the queue in front of it.
 struct Pool {
     router: Router,
-    /// Late binding in front of the router, where the fleet asks for it.
+    /// Queue in front of the router, if the fleet has one.
     queue: Option<LateQueue>,
     role: Role,
+    /// Index of the pool's first worker over all pools.
     first: usize,
-    /// What its decisions lose, where that is measured.
+    /// Meter of the price of anarchy, if the fleet measures it.
     meter: Option<PoolMeter>,
 }
 
-/// What the fleet knows of a worker beside its engine.
+/// State of a worker outside its engine.
 #[derive(Clone, Copy, Default)]
-struct Standing {
-    /// Registered with its router.
-    known: bool,
-    alive: bool,
-    /// Counts lives, so that a late drop does not hit the next one.
+struct WorkerStatus {
+    /// Whether the worker is registered with its router.
+    is_registered: bool,
+    /// Whether the worker's process runs.
+    is_alive: bool,
+    /// Number of times the worker has joined. A removal of an earlier incarnation has no effect.
     incarnation: u32,
-    /// Counts plans, so that a cut run's old end is ignored.
-    stamp: u32,
-    dirty: bool,
+    /// Number of the current plan of iterations. The end of an earlier plan has no effect.
+    plan: u32,
+    /// Whether the worker is in the fleet's start queue.
+    is_queued: bool,
 }
 
+/// A message from a worker to its router that is still on the way.
+struct Delayed<T> {
+    at_ms: f64,
+    worker: u32,
+    message: T,
+}
+
+impl<T> Delayed<T> {
+    /// Takes the oldest message out of `messages` if it is due by `now_ms`.
+    fn pop_due(messages: &mut VecDeque<Self>, now_ms: f64) -> Option<Self> {
+        if messages.front()?.at_ms > now_ms {
+            return None;
+        }
+        messages.pop_front()
+    }
+}
+
+/// A fleet in virtual time. Vectors over workers span all pools; vectors over requests have one entry per row.
 pub(crate) struct Fleet<'a> {
     spec: Cow<'a, FleetSpec>,
-    pub(crate) desk: Desk<'a>,
+    pub(crate) state: RunState<'a>,
     pools: Vec<Pool>,
     workers: Vec<Worker>,
-    standing: Vec<Standing>,
+    status: Vec<WorkerStatus>,
+    /// Pool of each worker.
     pool_of: Vec<usize>,
-    dirty: Vec<u32>,
+    /// Workers that may have to start an iteration, once the events of this moment have happened.
+    start_queue: Vec<u32>,
     agenda: Agenda,
     links: Links,
     rng: Rng,
-    feed: VecDeque<(f64, u32, KvEvent)>,
-    reports: VecDeque<(f64, u32, Pass)>,
+    delayed_events: VecDeque<Delayed<KvEvent>>,
+    delayed_passes: VecDeque<Delayed<Pass>>,
+    /// Working memory: local hashes of the prompt that is being routed.
     hashes: Vec<LocalHash>,
+    /// Working memory: blocks of the last stored event.
     spare_blocks: Vec<StoredBlock>,
-    /// Requests that wait for this one, as a linked list: first child, next sibling.
+    /// First request that waits for the end of each request. `next_sibling` continues the list.
     first_child: Vec<u32>,
     next_sibling: Vec<u32>,
-    /// Attempts that the row's former users made.
+    /// Attempts of the former requests of each row.
     former_attempts: Vec<u32>,
-    /// Requests without a predecessor, in order.
+    /// Requests without a predecessor, in order of arrival.
     roots: Vec<u32>,
+    /// Position in `roots` of the next request to arrive.
     next_root: usize,
-    pub(crate) open: usize,
+    /// Number of requests that have not ended.
+    pub(crate) open_requests: usize,
     pub(crate) now_ms: f64,
     samples: Samples,
-    /// Requests that ended since they were last taken out, where someone takes them.
-    pub(crate) closed: Option<Vec<u32>>,
-    /// Outcomes since the last look, where someone looks.
-    seen: Option<Seen>,
+    /// Rows whose requests ended since the list was last taken; `None` if nobody takes them.
+    pub(crate) ended_rows: Option<Vec<u32>>,
+    /// Counts for a controller; `None` if there is no controller.
+    observer: Option<Observer>,
 }
 
-const NOBODY: u32 = u32::MAX;
-
-/// Run `workload` over the fleet. `routers` has one configuration per pool. Deterministic in all arguments.
+/// Runs `workload` over the fleet `spec`. `routers` has one configuration per pool.
 ///
-/// Cost: O(blocks of the prompt) per request for the cache, plus the router's own, plus O(batch) per run of iterations.
+/// The result depends on nothing but the arguments. Cost: O(blocks of the prompt) per request for the cache, the cost of
+/// the router, and O(batch) per run of iterations.
+///
+/// # Errors
+/// [`SimError::Config`] when the fleet or the workload is out of range, and [`SimError::Router`] when a router refuses a
+/// call that every fleet needs.
 pub fn simulate(
     spec: &FleetSpec,
     workload: &Workload,
     routers: &[RouterConfig],
 ) -> Result<Outcome, SimError> {
-    spec.validate()?;
     workload.validate()?;
-    if routers.len() != spec.pools.len() {
-        return Err(crate::config::bad(
-            "routers",
-            routers.len(),
-            "one configuration per pool",
-        ));
-    }
-    let naming = Naming::new(workload, spec.pools[0].engine.block_size)?;
-    let mut fleet = Fleet::new(
-        Cow::Borrowed(spec),
-        Desk::new(Cow::Borrowed(workload), naming),
-        routers,
-    )?;
+    let mut fleet = Fleet::new(Cow::Borrowed(spec), Cow::Borrowed(workload), routers)?;
     fleet.run_until(f64::INFINITY)?;
     fleet.outcome()
 }
 
-fn refused(action: &'static str) -> impl Fn(Error) -> SimError {
-    move |error| SimError::Router {
-        action,
-        reason: error.to_string(),
-    }
-}
-
-/// The queue of pool `index`.
+/// The queue of pool `index`, if the specification has one.
 fn queue(spec: &FleetSpec, index: usize) -> Result<Option<LateQueue>, SimError> {
     let config = spec.queues.get(index).copied().flatten();
     config
         .map(LateQueue::new)
         .transpose()
-        .map_err(refused("a queue configuration"))
-}
-
-fn mix(x: u64) -> u64 {
-    Rng::new(x).next_u64()
-}
-
-fn local_hash(block: u32) -> LocalHash {
-    LocalHash(mix(u64::from(block)))
-}
-
-fn engine_hash(block: u32) -> EngineHash {
-    EngineHash(mix(u64::from(block) | 1 << 40))
-}
-
-fn worker_id(worker: usize) -> WorkerId {
-    WorkerId {
-        instance: worker as u64,
-        dp_rank: 0,
-    }
-}
-
-fn request_id(request: u32) -> RequestId {
-    RequestId(u64::from(request))
+        .map_err(router_refused("a queue configuration"))
 }
 
 impl<'a> Fleet<'a> {
+    /// A fleet at time 0 with `workload` to come. `workload` must be valid.
     pub(crate) fn new(
         spec: Cow<'a, FleetSpec>,
-        desk: Desk<'a>,
+        workload: Cow<'a, Workload>,
         routers: &[RouterConfig],
     ) -> Result<Self, SimError> {
+        spec.validate()?;
+        if routers.len() != spec.pools.len() {
+            return Err(out_of_range(
+                "routers",
+                routers.len(),
+                "one configuration per pool",
+            ));
+        }
+        let names = BlockNames::new(&workload, spec.pools[0].engine.block_size)?;
+        let state = RunState::new(workload, names);
         let mut pools = Vec::new();
         let mut workers = Vec::new();
         let mut pool_of = Vec::new();
         for (index, (pool, config)) in spec.pools.iter().zip(routers).enumerate() {
-            let router = Router::new(config.clone()).map_err(refused("a router configuration"))?;
+            let router = Router::new(config.clone()).map_err(router_refused("a router configuration"))?;
             router.keep_placements(spec.anarchy_window > 0);
             pools.push(Pool {
                 router,
@@ -186,41 +189,42 @@ impl<'a> Fleet<'a> {
             );
             pool_of.resize(workers.len(), index);
         }
-        let len = desk.workload.len();
+        let len = state.workload.len();
         let mut fleet = Self {
             pools,
-            standing: vec![Standing::default(); workers.len()],
+            status: vec![WorkerStatus::default(); workers.len()],
             links: Links::new(spec.transfer, workers.len()),
             workers,
             pool_of,
-            dirty: Vec::new(),
+            start_queue: Vec::new(),
             agenda: Agenda::default(),
             rng: Rng::new(spec.seed),
             spec,
-            feed: VecDeque::new(),
-            reports: VecDeque::new(),
+            delayed_events: VecDeque::new(),
+            delayed_passes: VecDeque::new(),
             hashes: Vec::new(),
             spare_blocks: Vec::new(),
-            first_child: vec![NOBODY; len],
-            next_sibling: vec![NOBODY; len],
+            first_child: vec![NO_REQUEST; len],
+            next_sibling: vec![NO_REQUEST; len],
             former_attempts: vec![0; len],
             roots: Vec::new(),
             next_root: 0,
-            open: len,
+            open_requests: len,
             now_ms: 0.0,
             samples: Samples::default(),
-            closed: None,
-            seen: None,
-            desk,
+            ended_rows: None,
+            observer: None,
+            state,
         };
         fleet.set_up()?;
         Ok(fleet)
     }
 
+    /// Orders the requests, plans the faults, registers the workers, and enters the first events.
     fn set_up(&mut self) -> Result<(), SimError> {
-        for i in (0..self.desk.workload.len()).rev() {
-            let after = self.desk.workload.after[i];
-            if after == NOBODY {
+        for i in (0..self.state.workload.len()).rev() {
+            let after = self.state.workload.after[i];
+            if after == NO_REQUEST {
                 self.roots.push(i as u32);
             } else {
                 self.next_sibling[i] = self.first_child[after as usize];
@@ -256,11 +260,11 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    /// Everything that happens up to `until_ms`; true when something may happen later.
+    /// Runs all events up to `until_ms`. Returns true if further events may follow.
     pub(crate) fn run_until(&mut self, until_ms: f64) -> Result<bool, SimError> {
-        while self.open > 0 {
-            // Samples go on for ever: alone they mean that nothing can happen any more.
-            if self.next_arrival_ms().is_none() && self.agenda.only_samples() {
+        while self.open_requests > 0 {
+            // Samples never end. If only samples are left, no request can make progress any more.
+            if self.next_arrival_ms().is_none() && self.agenda.has_only_samples() {
                 return Ok(false);
             }
             let Some(now_ms) = self.next_ms() else {
@@ -274,28 +278,28 @@ impl<'a> Fleet<'a> {
         Ok(false)
     }
 
-    /// What the run left behind.
+    /// Ends the run and returns its results.
     pub(crate) fn outcome(mut self) -> Result<Outcome, SimError> {
         let anarchy = self.anarchy()?;
         let regimes = self.pools.iter().map(|pool| pool.router.regime_changes());
         Ok(Outcome {
             anarchy,
             regimes: regimes.collect(),
-            requests: self.desk.requests,
-            gaps: self.desk.gaps,
+            requests: self.state.requests,
+            gaps: self.state.gaps,
             samples: self.samples,
-            totals: self.desk.totals,
+            totals: self.state.totals,
             end_ms: self.now_ms,
         })
     }
 
-    /// When something happens next.
+    /// Time of the next event, in milliseconds.
     pub(crate) fn next_ms(&self) -> Option<f64> {
         let due = [self.next_arrival_ms(), self.agenda.next_ms()];
         due.into_iter().flatten().reduce(f64::min)
     }
 
-    /// Everything that happens at `now_ms`, the earliest time at which something does.
+    /// Runs all events at `now_ms`, which must be [`Fleet::next_ms`].
     pub(crate) fn step(&mut self, now_ms: f64) -> Result<(), SimError> {
         self.now_ms = now_ms;
         while let Some(event) = self.agenda.pop_until(now_ms) {
@@ -306,105 +310,49 @@ impl<'a> Fleet<'a> {
             self.next_root += 1;
             self.arrive(request)?;
         }
-        self.start_idle()
+        self.start_idle_engines()
     }
 
-    /// The next open-loop arrival.
+    /// Time of the next arrival that does not depend on other requests, in milliseconds.
     fn next_arrival_ms(&self) -> Option<f64> {
         if self.spec.concurrency.is_some() {
             return None;
         }
         self.roots
             .get(self.next_root)
-            .map(|request| self.desk.workload.arrival_ms[*request as usize] / self.spec.rate)
-    }
-
-    /// A further row for a request. See [`crate::live`].
-    pub(crate) fn add_row(&mut self) -> u32 {
-        let workload = self.desk.workload.to_mut();
-        let row = workload.len() as u32;
-        workload.arrival_ms.push(0.0);
-        workload.input_tokens.push(1);
-        workload.output_tokens.push(1);
-        workload.after.push(NOBODY);
-        workload.think_ms.push(0.0);
-        workload.block_start.push(0);
-        self.desk.requests.add_row();
-        self.first_child.push(NOBODY);
-        self.next_sibling.push(NOBODY);
-        self.former_attempts.push(0);
-        row
-    }
-
-    /// Which attempt a row's request is at: what is under way for another one, or for the row's last user, is stale.
-    fn attempt(&self, row: u32) -> u32 {
-        let i = row as usize;
-        self.former_attempts[i].wrapping_add(self.desk.requests.retries[i])
-    }
-
-    /// The row's request has ended, and it is there for another one.
-    pub(crate) fn clear_row(&mut self, row: u32) {
-        let i = row as usize;
-        self.former_attempts[i] = self.attempt(row).wrapping_add(1);
-        self.desk.requests.clear_row(i);
-    }
-
-    /// The request in this row arrives when its time comes.
-    pub(crate) fn add_root(&mut self, row: u32) {
-        self.roots.push(row);
-        self.open += 1;
-    }
-
-    /// When the request added last arrives, if it has not yet.
-    pub(crate) fn last_root_ms(&self) -> Option<f64> {
-        let last = self.roots.get(self.next_root..)?.last()?;
-        Some(self.desk.workload.arrival_ms[*last as usize])
-    }
-
-    /// Drop the list of those that have arrived.
-    pub(crate) fn forget_roots(&mut self) {
-        self.roots.drain(..self.next_root);
-        self.next_root = 0;
-    }
-
-    /// Another timing for all engines of a pool.
-    pub(crate) fn set_timing(&mut self, pool: usize, timing: &Timing) {
-        for (worker, of) in self.workers.iter_mut().zip(&self.pool_of) {
-            if *of == pool {
-                worker.set_timing(timing.clone());
-            }
-        }
+            .map(|request| self.state.workload.arrival_ms[*request as usize] / self.spec.rate)
     }
 
     fn handle(&mut self, event: Event) -> Result<(), SimError> {
         match event {
             Event::Fault(index) => self.fault(index as usize)?,
-            Event::Dropped(worker, incarnation) => self.dropped(worker as usize, incarnation)?,
-            Event::Pass(worker, stamp) => {
-                if self.standing[worker as usize].stamp == stamp {
-                    self.workers[worker as usize].finish(&mut self.desk);
-                    self.report(worker);
-                    self.mark(worker);
-                    self.signals(worker)?;
+            Event::Removal { worker, incarnation } => self.discovery_removes(worker as usize, incarnation)?,
+            Event::IterationsEnd { worker, plan } => {
+                if self.status[worker as usize].plan == plan {
+                    self.workers[worker as usize].finish(&mut self.state);
+                    self.report_pass(worker);
+                    self.queue_start(worker);
+                    self.handle_signals(worker)?;
                 }
             }
-            Event::Wake(worker) => self.mark(worker),
-            Event::Onboarded(worker, request) => {
-                if let Some(end_ms) = self.workers[worker as usize].landed(request, self.now_ms) {
-                    self.expect_end(worker, end_ms);
+            Event::Wake(worker) => self.queue_start(worker),
+            Event::Onboarded { worker, request } => {
+                if let Some(end_ms) = self.workers[worker as usize].blocks_onboarded(request, self.now_ms) {
+                    self.schedule_end(worker, end_ms);
                 } else {
-                    self.mark(worker);
+                    self.queue_start(worker);
                 }
             }
-            Event::Transferred(request, attempt) => self.transferred(request, attempt),
-            Event::Feed => self.deliver(),
-            Event::Metrics => self.deliver_reports(),
+            Event::Transferred { request, attempt } => self.transferred(request, attempt),
+            Event::Delivery => self.deliver_events(),
+            Event::ReportDelivery => self.deliver_passes(),
             Event::Arrival(request) => self.arrive(request)?,
             Event::Sample => self.sample(),
         }
         Ok(())
     }
 
+    /// Samples the state of every worker, and enters the next sample.
     fn sample(&mut self) {
         let samples = &mut self.samples;
         samples.at_ms.push(self.now_ms);

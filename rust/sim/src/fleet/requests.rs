@@ -1,55 +1,74 @@
-//! A request's way: to a router (or its queue), to an engine, and to its end.
+//! Course of a request: arrival at the router or its queue, dispatch to an engine, retries, and its end.
 
-use super::{Fleet, MAX_RETRIES, NOBODY, local_hash, refused, request_id, worker_id};
-use crate::agenda::Event;
-use crate::config::{Role, SimError};
-use crate::engine::Signal;
-use crate::record::End;
 use wardrop_core::queue::{Offer, QueuedRequest};
 use wardrop_core::{Error, RouteRequest};
 
+use super::agenda::Event;
+use super::ids::{local_hash, request_id, worker_id};
+use super::{Fleet, NO_REQUEST};
+use crate::error::{SimError, router_refused};
+use crate::record::End;
+
+/// Number of retries after which a request has failed.
+const MAX_RETRIES: u32 = 1_000;
+
+/// A routed request.
+#[derive(Clone, Copy)]
+pub(super) struct Routed {
+    /// Index of the worker over all pools.
+    pub worker: usize,
+    /// Prompt tokens that the router expects in the worker's cache.
+    pub expected_tokens: u32,
+}
+
 impl Fleet<'_> {
+    /// A request reaches the router of the first pool.
     pub(super) fn arrive(&mut self, request: u32) -> Result<(), SimError> {
         let i = request as usize;
-        if self.desk.requests.arrival_ms[i].is_nan() {
-            self.desk.requests.arrival_ms[i] = self.now_ms;
-            self.saw_arrival();
+        if self.state.requests.arrival_ms[i].is_nan() {
+            self.state.requests.arrival_ms[i] = self.now_ms;
+            self.observe_arrival();
         }
         if self.pools[0].queue.is_some() {
-            return self.offer(0, request);
+            return self.enqueue(0, request);
         }
-        let Some((worker, expected)) = self.route(0, request)? else {
+        let Some(routed) = self.route(0, request)? else {
             self.retry(request);
             return Ok(());
         };
-        self.bound(request, worker, expected)
+        self.dispatch(request, routed)
     }
 
-    /// A request was placed on a worker of the first pool.
-    pub(super) fn bound(&mut self, request: u32, worker: usize, expected: u32) -> Result<(), SimError> {
+    /// Sends a request to the worker of the first pool that was chosen for it.
+    pub(super) fn dispatch(&mut self, request: u32, routed: Routed) -> Result<(), SimError> {
+        let Routed {
+            worker,
+            expected_tokens,
+        } = routed;
         let i = request as usize;
-        if !self.standing[worker].alive {
+        if !self.status[worker].is_alive {
             return self.connection_failed(request, worker);
         }
-        self.desk.requests.worker[i] = worker as u32;
-        self.desk.requests.expected_tokens[i] = expected;
-        self.workers[worker].enqueue(request, &self.desk);
-        self.nudge(worker as u32);
+        self.state.requests.worker[i] = worker as u32;
+        self.state.requests.expected_tokens[i] = expected_tokens;
+        self.workers[worker].enqueue(request, &self.state);
+        self.wake(worker as u32);
         Ok(())
     }
 
-    pub(super) fn hash(&mut self, request: u32) {
-        let (workload, naming) = (&*self.desk.workload, self.desk.naming);
+    /// Computes the local hashes of a prompt's whole blocks into `hashes`.
+    pub(super) fn hash_prompt(&mut self, request: u32) {
+        let (workload, names) = (&*self.state.workload, self.state.names);
         self.hashes.clear();
-        let whole = naming.whole_blocks(workload, request);
+        let whole = names.whole_blocks(workload, request);
         self.hashes
-            .extend((0..whole).map(|index| local_hash(naming.block(workload, request, index))));
+            .extend((0..whole).map(|index| local_hash(names.block(workload, request, index))));
     }
 
-    /// Put a request into pool `at`'s queue, and place what can be placed.
-    pub(super) fn offer(&mut self, at: usize, request: u32) -> Result<(), SimError> {
-        self.hash(request);
-        let tokens = self.desk.workload.input_tokens[request as usize];
+    /// Puts a request into the queue of pool `at`, and places the requests that can be placed.
+    pub(super) fn enqueue(&mut self, at: usize, request: u32) -> Result<(), SimError> {
+        self.hash_prompt(request);
+        let tokens = self.state.workload.input_tokens[request as usize];
         let waiting = QueuedRequest::new(request_id(request), self.hashes.as_slice().into(), tokens);
         let now_s = self.now_ms * 1e-3;
         let pool = &mut self.pools[at];
@@ -58,78 +77,86 @@ impl Fleet<'_> {
             .as_mut()
             .expect("a pool that is offered requests must have a queue");
         match queue.offer(&pool.router, waiting, now_s) {
-            Ok(Offer::Taken) => self.pump(at),
+            Ok(Offer::Taken) => self.place_waiting(at),
             Ok(Offer::Refused { .. }) => {
-                self.saw_refusal();
-                self.close(request, End::Rejected);
+                self.observe_refusal();
+                self.end_request(request, End::Rejected);
                 Ok(())
             }
             Err(Error::NoWorker { .. }) => {
                 self.retry(request);
                 Ok(())
             }
-            Err(error) => Err(refused("a waiting request")(error)),
+            Err(error) => Err(router_refused("a waiting request")(error)),
         }
     }
 
-    /// Place what pool `at`'s queue can place now.
-    pub(super) fn pump(&mut self, at: usize) -> Result<(), SimError> {
-        self.pump_at(at, self.now_ms * 1e-3)
+    /// Places the waiting requests of pool `at` that can be placed now.
+    pub(super) fn place_waiting(&mut self, at: usize) -> Result<(), SimError> {
+        self.place_waiting_at(at, self.now_ms * 1e-3)
     }
 
-    /// The same at a time of the caller's.
-    pub(super) fn pump_at(&mut self, at: usize, now_s: f64) -> Result<(), SimError> {
+    /// Places the waiting requests of pool `at` that can be placed at `now_s`.
+    pub(super) fn place_waiting_at(&mut self, at: usize, now_s: f64) -> Result<(), SimError> {
         let pool = &mut self.pools[at];
         let Some(queue) = pool.queue.as_mut().filter(|queue| !queue.is_empty()) else {
             return Ok(());
         };
         let mut placed = Vec::new();
         match queue.pump(&pool.router, now_s, &mut placed) {
-            // Without a worker all wait for the next one.
+            // Without a worker, all requests wait for the next worker.
             Ok(()) | Err(Error::NoWorker { .. }) => {}
-            Err(error) => return Err(refused("a queue's placement")(error)),
+            Err(error) => return Err(router_refused("a queue's placement")(error)),
         }
-        self.desk.totals.decisions += placed.len() as u64;
-        self.measure(at)?;
+        self.state.totals.decisions += placed.len() as u64;
+        self.record_decisions(at)?;
         let block_size = self.spec.pools[at].engine.block_size;
         for dispatch in placed {
             let (request, worker) = (dispatch.id.0 as u32, dispatch.worker.instance as usize);
             if at == 0 {
-                self.bound(request, worker, dispatch.overlap_blocks * block_size)?;
+                let expected_tokens = dispatch.overlap_blocks * block_size;
+                self.dispatch(
+                    request,
+                    Routed {
+                        worker,
+                        expected_tokens,
+                    },
+                )?;
             } else {
-                self.ask_for_room(request, worker)?;
+                self.request_room(request, worker)?;
             }
         }
         Ok(())
     }
 
-    /// Ask pool `at`'s router. `None`: nobody is available.
-    pub(super) fn route(&mut self, at: usize, request: u32) -> Result<Option<(usize, u32)>, SimError> {
-        self.hash(request);
+    /// Routes a request in pool `at`. `None` if no worker is available.
+    pub(super) fn route(&mut self, at: usize, request: u32) -> Result<Option<Routed>, SimError> {
+        self.hash_prompt(request);
         let question = RouteRequest {
             request_id: Some(request_id(request)),
             local_hashes: &self.hashes,
-            input_tokens: self.desk.workload.input_tokens[request as usize],
+            input_tokens: self.state.workload.input_tokens[request as usize],
             ..RouteRequest::default()
         };
-        self.desk.totals.decisions += 1;
+        self.state.totals.decisions += 1;
         let decided = self.pools[at].router.route(&question, self.now_ms * 1e-3);
-        self.measure(at)?;
+        self.record_decisions(at)?;
         match decided {
-            Ok(decision) => {
-                let tokens = decision.overlap_blocks * self.spec.pools[at].engine.block_size;
-                Ok(Some((decision.worker.instance as usize, tokens)))
-            }
+            Ok(decision) => Ok(Some(Routed {
+                worker: decision.worker.instance as usize,
+                expected_tokens: decision.overlap_blocks * self.spec.pools[at].engine.block_size,
+            })),
             Err(Error::NoWorker { .. }) => Ok(None),
-            Err(error) => Err(refused("a request")(error)),
+            Err(error) => Err(router_refused("a request")(error)),
         }
     }
 
+    /// Lets a request arrive again after `retry_ms`, or fails it after [`MAX_RETRIES`] retries.
     pub(super) fn retry(&mut self, request: u32) {
         let i = request as usize;
-        self.desk.requests.retries[i] += 1;
-        if self.desk.requests.retries[i] > MAX_RETRIES {
-            self.close(request, End::Failed);
+        self.state.requests.retries[i] += 1;
+        if self.state.requests.retries[i] > MAX_RETRIES {
+            self.end_request(request, End::Failed);
             return;
         }
         self.agenda.push(
@@ -138,33 +165,36 @@ impl Fleet<'_> {
         );
     }
 
-    /// The router sent a request to a dead worker: the caller sees a broken connection, and so does the router.
+    /// Handles a request that was sent to a crashed worker: it is released, and the worker takes no further requests.
     pub(super) fn connection_failed(&mut self, request: u32, worker: usize) -> Result<(), SimError> {
         let pool = &mut self.pools[self.pool_of[worker]];
         pool.router
             .release(request_id(request), self.now_ms * 1e-3)
-            .map_err(refused("a release"))?;
+            .map_err(router_refused("a release"))?;
         pool.router
             .set_available(worker_id(worker), false)
-            .map_err(refused("a quarantine"))?;
+            .map_err(router_refused("a quarantine"))?;
         self.retry(request);
         Ok(())
     }
 
-    pub(super) fn close(&mut self, request: u32, end: End) {
+    /// Ends a request, and lets its successors arrive after their pauses.
+    ///
+    /// In a closed loop, the end of a session also lets the next session arrive.
+    pub(super) fn end_request(&mut self, request: u32, end: End) {
         let i = request as usize;
-        self.desk.requests.end[i] = end as u8;
-        self.desk.requests.end_ms[i] = self.now_ms;
-        self.open -= 1;
-        self.saw_end(request);
-        if let Some(closed) = &mut self.closed {
-            closed.push(request);
+        self.state.requests.end[i] = end as u8;
+        self.state.requests.end_ms[i] = self.now_ms;
+        self.open_requests -= 1;
+        self.observe_end(request);
+        if let Some(ended) = &mut self.ended_rows {
+            ended.push(request);
         }
         let mut child = self.first_child[i];
-        let last_turn = child == NOBODY;
-        while child != NOBODY {
+        let last_turn = child == NO_REQUEST;
+        while child != NO_REQUEST {
             self.agenda.push(
-                self.now_ms + self.desk.workload.think_ms[child as usize] / self.spec.rate,
+                self.now_ms + self.state.workload.think_ms[child as usize] / self.spec.rate,
                 Event::Arrival(child),
             );
             child = self.next_sibling[child as usize];
@@ -174,70 +204,5 @@ impl Fleet<'_> {
                 .push(self.now_ms, Event::Arrival(self.roots[self.next_root]));
             self.next_root += 1;
         }
-    }
-
-    /// Act on what a worker's iterations brought.
-    pub(super) fn signals(&mut self, worker: u32) -> Result<(), SimError> {
-        let now_s = self.now_ms * 1e-3;
-        let at = self.pool_of[worker as usize];
-        let role = self.pools[at].role;
-        let mut signals = std::mem::take(&mut self.desk.signals);
-        for signal in signals.drain(..) {
-            if let Signal::First(request) = signal
-                && role != Role::Prefill
-            {
-                self.saw_first(request);
-            }
-            match signal {
-                Signal::First(request) if role == Role::Aggregated => {
-                    self.pools[at]
-                        .router
-                        .prefill_done(request_id(request), now_s)
-                        .map_err(refused("the end of a prefill"))?;
-                    self.compare(at, request);
-                }
-                Signal::First(request) if role == Role::Decode => {
-                    // A run of iterations is told at its end, after the token.
-                    let requests = &self.desk.requests;
-                    let i = request as usize;
-                    let ttft_s = (requests.first_token_ms[i] - requests.arrival_ms[i]) * 1e-3;
-                    self.pools[at].router.observe_first_token(ttft_s, now_s);
-                }
-                Signal::First(_) => {}
-                Signal::Done(request) => {
-                    let output = self.desk.workload.output_tokens[request as usize];
-                    let told = wardrop_core::ledger::Outcome {
-                        output_tokens: Some(output),
-                        cached_tokens: None,
-                        at_first_token: role == Role::Prefill,
-                    };
-                    self.pools[at]
-                        .router
-                        .finish(request_id(request), told, now_s)
-                        .map_err(refused("a release"))?;
-                    if role == Role::Prefill {
-                        self.compare(at, request);
-                        self.hand_over(request)?;
-                    } else {
-                        self.close(request, End::Complete);
-                    }
-                }
-                Signal::Rejected(request) => {
-                    self.pools[at]
-                        .router
-                        .release(request_id(request), now_s)
-                        .map_err(refused("a release"))?;
-                    if role == Role::Decode {
-                        // Its prompt was computed for nothing: the sender's blocks go.
-                        let from = self.desk.requests.worker[request as usize];
-                        self.workers[from as usize].let_go(request);
-                        self.mark(from);
-                    }
-                    self.close(request, End::Rejected);
-                }
-            }
-        }
-        self.desk.signals = signals;
-        self.pump(at)
     }
 }

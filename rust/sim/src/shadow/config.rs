@@ -83,7 +83,7 @@ const MAX_ARMS: usize = 16;
 /// Ticks in a window.
 const MAX_TICKS: usize = 1_024;
 
-fn bad(field: &'static str, got: impl std::fmt::Display, need: &'static str) -> SimError {
+fn out_of_range(field: &'static str, got: impl std::fmt::Display, need: &'static str) -> SimError {
     SimError::Config {
         field,
         got: got.to_string(),
@@ -94,10 +94,10 @@ fn bad(field: &'static str, got: impl std::fmt::Display, need: &'static str) -> 
 impl ShadowConfig {
     pub(super) fn validate(&self) -> Result<(), SimError> {
         if self.arms.is_empty() || self.arms.len() > MAX_ARMS {
-            return Err(bad("arms", self.arms.len(), "1 to 16"));
+            return Err(out_of_range("arms", self.arms.len(), "1 to 16"));
         }
         if self.fleet.pools.is_empty() {
-            return Err(bad(
+            return Err(out_of_range(
                 "fleet.pools",
                 0,
                 "one aggregated pool, or a prefill and a decode pool",
@@ -105,10 +105,14 @@ impl ShadowConfig {
         }
         for (i, arm) in self.arms.iter().enumerate() {
             if arm.routers.len() != self.fleet.pools.len() {
-                return Err(bad("arm.routers", arm.routers.len(), "one per pool of the fleet"));
+                return Err(out_of_range(
+                    "arm.routers",
+                    arm.routers.len(),
+                    "one per pool of the fleet",
+                ));
             }
             if self.arms[..i].iter().any(|other| other.name == arm.name) {
-                return Err(bad("arm.name", &arm.name, "a name of its own"));
+                return Err(out_of_range("arm.name", &arm.name, "a name of its own"));
             }
         }
         let above_zero = [
@@ -119,23 +123,23 @@ impl ShadowConfig {
         ];
         for (field, value) in above_zero {
             if !(value.is_finite() && value > 0.0) {
-                return Err(bad(field, value, "finite and above 0"));
+                return Err(out_of_range(field, value, "finite and above 0"));
             }
         }
         for (field, value) in [("lag_s", self.lag_s), ("min_gain", self.min_gain)] {
             if !(value.is_finite() && value >= 0.0) {
-                return Err(bad(field, value, "finite and at least 0"));
+                return Err(out_of_range(field, value, "finite and at least 0"));
             }
         }
         if !(self.cpu_share > 0.0 && self.cpu_share <= 1.0) {
-            return Err(bad("cpu_share", self.cpu_share, "in (0, 1]"));
+            return Err(out_of_range("cpu_share", self.cpu_share, "in (0, 1]"));
         }
         if !(self.clock_bound.is_finite() && self.clock_bound >= 1.0) {
-            return Err(bad("clock_bound", self.clock_bound, "at least 1"));
+            return Err(out_of_range("clock_bound", self.clock_bound, "at least 1"));
         }
         if self.batch_ticks == 0 || self.window_ticks > MAX_TICKS || self.window_ticks / self.batch_ticks < 4
         {
-            return Err(bad(
+            return Err(out_of_range(
                 "window_ticks",
                 format!("{} in batches of {}", self.window_ticks, self.batch_ticks),
                 "at least four batches, at most 1024 ticks",
@@ -148,7 +152,7 @@ impl ShadowConfig {
         ];
         for (field, value) in counts {
             if value == 0 {
-                return Err(bad(field, value, "at least 1"));
+                return Err(out_of_range(field, value, "at least 1"));
             }
         }
         Ok(())

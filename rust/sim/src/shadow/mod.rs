@@ -28,14 +28,14 @@
 //! It starts from the price: an arm is only ever suggested instead of what runs, for a significant gain above `min_gain`.
 //! `docs/pricing.md` says why not more. Pure: no clock, no I/O.
 
-mod budget;
 mod changes;
-mod clock;
-mod compare;
+mod clock_check;
 mod config;
+mod cpu_budget;
+mod estimate;
+mod histogram;
 mod intake;
 mod report;
-mod tail;
 mod ticks;
 
 #[cfg(test)]
@@ -43,19 +43,20 @@ mod tests;
 
 use rustc_hash::FxHashMap;
 
-use budget::Budget;
 pub use changes::Change;
 use changes::Changes;
-use clock::Clock;
-pub use compare::Estimate;
+use clock_check::Clock;
 pub use config::{ArmSpec, ShadowConfig};
+use cpu_budget::Budget;
+pub use estimate::Estimate;
 pub use intake::{Arrival, Observed};
 use intake::{Intake, Waiting};
 pub use report::{ArmReport, Figure, ShadowReport, Trust};
 pub use ticks::Lost;
 use ticks::{Row, Ticks};
 
-use crate::{Ended, LiveFleet, LiveRequest, RouterSpec, SimError, Timing};
+use crate::live::{EndedRequest, LiveFleet, LiveRequest};
+use crate::{RouterSpec, SimError, Timing};
 use wardrop_core::WorkerId;
 
 /// Requests started in one [`ShadowFleets::advance`]: what stands between two looks at the account.
@@ -103,7 +104,7 @@ pub struct ShadowFleets {
     /// Rows in flight in some arm: which tick they belong to, and in how many arms they are still open.
     open: FxHashMap<u64, (u64, u32)>,
     next_row: u64,
-    ended: Vec<Ended>,
+    ended: Vec<EndedRequest>,
 }
 
 impl ShadowFleets {
@@ -290,13 +291,6 @@ impl ShadowFleets {
             self.config.ttft_slo_s = ttft_slo_s;
             self.config.itl_slo_s = itl_slo_s;
             self.ticks.set_limits(ttft_slo_s, itl_slo_s);
-        }
-    }
-
-    /// All arms' engines of a pool run at this timing from now on: the learned curves, as they sharpen.
-    pub fn set_timing(&mut self, pool: usize, timing: &Timing) {
-        for arm in &mut self.arms {
-            arm.fleet.set_timing(pool, timing);
         }
     }
 

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::compare::{Estimate, Pair, jackknife, mean, ratio};
-use super::tail::{Tail, bin_error};
+use super::estimate::{Estimate, Pair, jackknife, mean, ratio};
+use super::histogram::{Tail, bin_error};
 use super::ticks::{Lost, Sums, Tick};
 use super::{ShadowCounts, ShadowFleets};
 

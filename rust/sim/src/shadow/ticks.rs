@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use super::clock::Pair;
+use super::clock_check::Pair;
 use super::config::ShadowConfig;
-use super::tail::Tail;
-use crate::Ended;
+use super::histogram::Tail;
+use crate::live::EndedRequest;
 
 /// Limits of goodput.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ impl Row {
         self.complete.then_some(self.ttft_s)
     }
 
-    pub fn of(row: &Ended) -> Self {
+    pub fn of(row: &EndedRequest) -> Self {
         Self {
             complete: row.complete,
             ttft_s: (row.first_token_ms - row.arrival_ms) * 1e-3,

@@ -1,13 +1,15 @@
-//! The way from a prefill to a decode worker: each worker has one link out and one link in.
+//! Links between prefill and decode workers: each worker has one.
 //!
-//! A transfer starts when both are free and holds both for `bytes / bandwidth`; the latency comes on top and holds nothing.
+//! A transfer starts when the links of both workers are free, and occupies both for `bytes / bandwidth`. The latency
+//! comes on top and occupies no link.
 
-use crate::config::TransferSpec;
+use crate::spec::TransferSpec;
 
-/// See the module.
+/// See the module documentation.
 #[derive(Debug)]
 pub(crate) struct Links {
     spec: TransferSpec,
+    /// Time at which each worker's link becomes free.
     free_ms: Vec<f64>,
 }
 
@@ -19,12 +21,12 @@ impl Links {
         }
     }
 
-    /// One more worker, its link free.
+    /// Adds a worker whose link is free.
     pub fn add(&mut self) {
         self.free_ms.push(0.0);
     }
 
-    /// Book a transfer; returns when the last byte is in, ms.
+    /// Queues a transfer. Returns the arrival time of its last byte, in milliseconds.
     pub fn send(&mut self, from: usize, to: usize, bytes: f64, now_ms: f64) -> f64 {
         let hold_ms = bytes / self.spec.bandwidth_bytes_per_s * 1e3;
         if !self.spec.contention {

@@ -1,57 +1,47 @@
-//! Memory below the device: host (G2), local disk (G3), network (G4).
+//! Memory tiers below device memory: host (G2), local disk (G3) and network (G4).
 //!
-//! What the device evicts is written to the first tier, what that evicts to the next. A prompt whose device prefix ends may
-//! go on in the tiers; those blocks are then read back before the request runs. Each tier has one link per direction, whose
-//! transfers queue: bandwidth is shared, never multiplied. A use count below `promote_at` keeps a block out (KVBM: 2).
+//! A block that the device evicts is written to the first tier, and a block that a tier evicts to the next one. A
+//! prompt's prefix may continue in the tiers after it ends in device memory. The engine then reads the blocks from the
+//! tiers before the request runs. Each tier has one link, and reads queue for it. A block enters a tier only if its use
+//! counter is at least `promote_at`; KVBM's value is 2.
+
+use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
-use serde::Deserialize;
 
-use crate::config::{SimError, bad};
-use crate::pool::Evicted;
+use super::block_pool::Evicted;
+use crate::spec::TierSpec;
 
-/// One level of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TierSpec {
-    /// KV blocks it holds.
-    pub num_blocks: u32,
-    /// Bytes per second back to the device.
-    pub read_bytes_per_s: f64,
-    /// Time to the first byte, ms.
-    pub latency_ms: f64,
-    /// Uses that a block must have had to be kept here.
-    pub promote_at: u16,
-}
-
-impl TierSpec {
-    pub(crate) fn validate(&self) -> Result<(), SimError> {
-        if self.num_blocks == 0 {
-            return Err(bad("tier.num_blocks", 0, "at least 1"));
-        }
-        if self.read_bytes_per_s.is_nan() || self.read_bytes_per_s <= 0.0 {
-            return Err(bad("tier.read_bytes_per_s", self.read_bytes_per_s, "above 0"));
-        }
-        if !(self.latency_ms.is_finite() && self.latency_ms >= 0.0) {
-            return Err(bad("tier.latency_ms", self.latency_ms, "finite and at least 0"));
-        }
-        Ok(())
-    }
-}
-
-/// A move between tiers that routers should hear of. `level` counts from 0 (host).
+/// A change of a tier that routers have to learn of. `level` 0 is host memory, 1 is local disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TierChange {
     Stored { level: usize, block: u32, parent: u32 },
     Removed { level: usize, block: u32 },
 }
 
+/// A block in a tier.
+#[derive(Clone, Copy, Debug)]
+struct TierBlock {
+    /// Stamp of the block's newest entry in [`Level::order`]. Older entries are stale.
+    stamp: u64,
+    block: Evicted,
+}
+
+/// An entry of the eviction order.
+#[derive(Clone, Copy, Debug)]
+struct OrderEntry {
+    stamp: u64,
+    block: u32,
+}
+
+/// One tier.
 #[derive(Debug)]
 struct Level {
     spec: TierSpec,
-    /// Block → when it came; the queue holds (stamp, block), stale entries are skipped.
-    blocks: FxHashMap<u32, (u64, Evicted)>,
-    order: std::collections::VecDeque<(u64, u32)>,
+    blocks: FxHashMap<u32, TierBlock>,
+    /// Blocks in order of their last write, oldest first. Stale entries are skipped.
+    order: VecDeque<OrderEntry>,
+    /// Time at which the link from this tier to the device becomes free.
     link_free_ms: f64,
 }
 
@@ -68,7 +58,7 @@ impl Tiers {
         let level = |spec: &TierSpec| Level {
             spec: *spec,
             blocks: FxHashMap::default(),
-            order: std::collections::VecDeque::new(),
+            order: VecDeque::new(),
             link_free_ms: 0.0,
         };
         Self {
@@ -82,13 +72,13 @@ impl Tiers {
         self.levels.is_empty()
     }
 
-    /// Keep what the device gave up.
-    pub fn offload(&mut self, gone: Evicted, changes: &mut Vec<TierChange>) {
-        self.insert(0, gone, changes);
+    /// Writes a block that the device evicted to the first tier.
+    pub fn offload(&mut self, evicted: Evicted, changes: &mut Vec<TierChange>) {
+        self.insert(0, evicted, changes);
     }
 
-    fn insert(&mut self, at: usize, gone: Evicted, changes: &mut Vec<TierChange>) {
-        let Evicted { block, parent, uses } = gone;
+    fn insert(&mut self, at: usize, evicted: Evicted, changes: &mut Vec<TierChange>) {
+        let Evicted { block, parent, uses } = evicted;
         let Some(level) = self.levels.get_mut(at) else {
             return;
         };
@@ -96,9 +86,16 @@ impl Tiers {
             return;
         }
         self.stamp += 1;
-        let fresh = level.blocks.insert(block, (self.stamp, gone)).is_none();
-        level.order.push_back((self.stamp, block));
-        if fresh {
+        let entry = TierBlock {
+            stamp: self.stamp,
+            block: evicted,
+        };
+        let is_new = level.blocks.insert(block, entry).is_none();
+        level.order.push_back(OrderEntry {
+            stamp: self.stamp,
+            block,
+        });
+        if is_new {
             changes.push(TierChange::Stored {
                 level: at,
                 block,
@@ -109,16 +106,16 @@ impl Tiers {
             level.compact();
             return;
         }
-        while let Some((stamp, old)) = level.order.pop_front() {
-            if let Some((now, older)) = level.blocks.get(&old).copied()
-                && now == stamp
+        while let Some(oldest) = level.order.pop_front() {
+            if let Some(kept) = level.blocks.get(&oldest.block).copied()
+                && kept.stamp == oldest.stamp
             {
-                level.blocks.remove(&old);
+                level.blocks.remove(&oldest.block);
                 changes.push(TierChange::Removed {
                     level: at,
-                    block: old,
+                    block: oldest.block,
                 });
-                self.insert(at + 1, older, changes);
+                self.insert(at + 1, kept.block, changes);
                 return;
             }
         }
@@ -131,7 +128,7 @@ impl Tiers {
             .position(|level| level.blocks.contains_key(&block))
     }
 
-    /// Queue a read of `counts[level]` blocks from each level; returns when the last byte is in.
+    /// Queues a read of `counts[level]` blocks from each tier. Returns the time of the last byte, in milliseconds.
     pub fn read(&mut self, counts: &[u32], now_ms: f64) -> f64 {
         let mut done_ms = now_ms;
         for (level, count) in self.levels.iter_mut().zip(counts) {
@@ -153,12 +150,15 @@ impl Tiers {
 }
 
 impl Level {
-    /// Drop stale entries once they outnumber the live ones.
+    /// Drops stale entries once they outnumber the blocks, so that `order` stays proportional to the tier.
     fn compact(&mut self) {
         if self.order.len() > 2 * self.blocks.len() + 64 {
             let blocks = &self.blocks;
-            self.order
-                .retain(|(stamp, block)| blocks.get(block).is_some_and(|(now, _)| now == stamp));
+            self.order.retain(|entry| {
+                blocks
+                    .get(&entry.block)
+                    .is_some_and(|kept| kept.stamp == entry.stamp)
+            });
         }
     }
 }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_cannot_keep_goes_to_disk() {
+    fn a_block_evicted_from_the_host_goes_to_disk() {
         let mut below = tiers(&[2, 2], 1);
         let mut changes = Vec::new();
         for block in 0..5 {

@@ -1,29 +1,32 @@
 //! The paged KV cache of one simulated worker: a fixed number of blocks, shared by prefix, evicted when space is short.
 //!
-//! A slot is one physical block. It is *active* while a running sequence holds it, *inactive* when it only waits to be
-//! reused, and free otherwise. Inactive slots sit in intrusive lists, one per frequency level (a single list under LRU),
-//! the victim being the head of the lowest list. Memory grows with use, not with capacity. All operations O(1).
+//! A slot is one physical block. It is active while a sequence holds it, inactive while it only waits to be reused, and
+//! free otherwise. Inactive slots form intrusive lists, one per level of use, and a single list under LRU. The next
+//! slot to be evicted is the head of the lowest list. Memory grows with use and not with the capacity. All operations
+//! are O(1).
 
 use rustc_hash::FxHashMap;
 
-use crate::config::Eviction;
+use crate::spec::Eviction;
 
-/// No slot, no block.
+/// Marks the absence of a slot or block.
 pub(crate) const NONE: u32 = u32::MAX;
-/// A full block of generated tokens: it holds space and ages like any other, but no prompt can name it.
+/// Name of every full block of generated tokens. The block takes space and ages, but no prompt can find it.
 pub(crate) const GENERATED: u32 = u32::MAX - 1;
 
+/// Levels of use under [`Eviction::Frequency`]: level k holds use counts from 2^k.
 const LEVELS: usize = 4;
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     block: u32,
-    /// The block before it in its prompt: routers are told where a block hangs.
+    /// Name of the block before it in its prompt, or [`NONE`].
     parent: u32,
+    /// Number of sequences that hold the slot.
     refs: u32,
     previous: u32,
     next: u32,
-    /// KVBM's counter: starts at 1, doubles on a hit, halves with every epoch.
+    /// KVBM's use counter: it starts at 1, doubles on a hit and halves with every epoch.
     uses: u16,
     epoch: u16,
     level: u8,
@@ -48,13 +51,13 @@ pub(crate) struct BlockPool {
     epoch: u16,
 }
 
-/// A block that lost its last copy.
+/// A block whose only copy in device memory was evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Evicted {
     pub block: u32,
-    /// The block before it, or [`NONE`].
+    /// Name of the block before it in its prompt, or [`NONE`].
     pub parent: u32,
-    /// KVBM's use count at eviction (1 under LRU unless it was hit).
+    /// KVBM's use counter at the eviction.
     pub uses: u16,
 }
 
@@ -79,17 +82,17 @@ impl BlockPool {
         self.capacity
     }
 
-    /// Blocks held by running sequences.
+    /// Number of blocks held by sequences.
     pub fn active(&self) -> u32 {
         self.slots.len() as u32 - self.free.len() as u32 - self.inactive
     }
 
-    /// Blocks that can be had without evicting anything.
+    /// Number of blocks that can be taken without an eviction.
     pub fn unused(&self) -> u32 {
         self.capacity - (self.slots.len() as u32 - self.free.len() as u32)
     }
 
-    /// Blocks that can be had at all.
+    /// Number of blocks that can be taken, with evictions.
     pub fn available(&self) -> u32 {
         self.capacity - self.active()
     }
@@ -102,12 +105,12 @@ impl BlockPool {
         self.slots[slot as usize].refs > 0
     }
 
-    /// Let the use counters age by one step (frequency eviction only).
+    /// Ages the use counters by one epoch. Only [`Eviction::Frequency`] uses them.
     pub fn age(&mut self) {
         self.epoch = self.epoch.wrapping_add(1);
     }
 
-    /// Hold a cached block once more.
+    /// Adds one hold to a cached block.
     pub fn hold(&mut self, slot: u32) {
         if self.slots[slot as usize].refs == 0 {
             self.unlink(slot);
@@ -120,7 +123,7 @@ impl BlockPool {
         entry.epoch = self.epoch;
     }
 
-    /// Take a block for private use, evicting the coldest if need be. `None` when every block is held.
+    /// Takes a block without a name, and evicts one if none is free. `None` if every block is held.
     pub fn take(&mut self, evicted: &mut Vec<Evicted>) -> Option<u32> {
         let slot = if let Some(slot) = self.free.pop() {
             slot
@@ -148,7 +151,7 @@ impl BlockPool {
         Some(slot)
     }
 
-    /// Name a private block. True when it is the first copy, so that routers should hear of it.
+    /// Names a block. Returns true if it is the first copy, so that routers have to learn of it.
     pub fn publish(&mut self, slot: u32, block: u32, parent: u32) -> bool {
         self.slots[slot as usize].block = block;
         self.slots[slot as usize].parent = parent;
@@ -159,7 +162,7 @@ impl BlockPool {
         true
     }
 
-    /// Drop one hold. Unnamed blocks become free; named ones stay as cache.
+    /// Removes one hold. Without holds, an unnamed block becomes free and a named block stays cached.
     pub fn release(&mut self, slot: u32) {
         let entry = &mut self.slots[slot as usize];
         entry.refs -= 1;
@@ -174,7 +177,7 @@ impl BlockPool {
         }
     }
 
-    /// Every block named here (routers see these), for the conservation checks.
+    /// Number of blocks that a prompt can find.
     #[cfg(test)]
     pub fn named(&self) -> usize {
         self.by_block.len()
@@ -209,7 +212,7 @@ impl BlockPool {
         Some(slot)
     }
 
-    /// The head of the lowest list, once every head found too high for its aged counter has moved down.
+    /// The next slot to be evicted. Heads whose aged counter belongs to a lower list move there first.
     fn coldest(&mut self) -> Option<u32> {
         loop {
             let slot = self
@@ -321,7 +324,7 @@ mod tests {
         pool.release(slots[1]);
         pool.release(slots[1]);
         let mut evicted = Vec::new();
-        // Block 1 sits in a higher list than it now deserves; block 2 has just been hit.
+        // Block 1 is in a higher list than its aged counter allows; block 2 was just hit.
         pool.take(&mut evicted);
         pool.take(&mut evicted);
         assert_eq!(

@@ -1,23 +1,23 @@
-//! An iteration, or a run of them: how long, and what comes out.
+//! Duration and output of an iteration, or of a run of iterations.
 
-use super::{Batch, Desk, Signal, Worker};
-use crate::config::Role;
+use super::{Batch, RunState, Signal, Worker};
+use crate::spec::Role;
 use crate::timing::DecodeStep;
 use wardrop_core::latency::Pass;
 
 impl Worker {
-    /// How long the iteration at hand takes, and how many equal ones may follow it.
-    pub(super) fn plan(&mut self, now_ms: f64, batch: Batch, all_scheduled: bool, desk: &mut Desk<'_>) {
+    /// Plans the end of this iteration, and of the decode iterations that can follow it without a decision.
+    pub(super) fn plan(&mut self, now_ms: f64, batch: Batch, all_scheduled: bool, state: &mut RunState<'_>) {
         self.start_ms = now_ms.max(self.not_before_ms);
-        // Dynamo's engine passes whole-token means; the difference matters for parity, not for physics.
-        let mean = |sum: u64| sum.checked_div(batch.prompts).unwrap_or(0);
-        let new_tokens = batch.prompts * (mean(batch.total) - mean(batch.prefix));
-        let prefill_ms = self.spec.timing.prefill_ms(new_tokens, mean(batch.prefix));
+        // Dynamo's mock engine rounds means down to whole tokens. Equal results need the same rounding.
+        let mean = |sum: u64| sum.checked_div(batch.prefills).unwrap_or(0);
+        let new_tokens = batch.prefills * (mean(batch.tokens_after) - mean(batch.tokens_before));
+        let prefill_ms = self.spec.timing.prefill_ms(new_tokens, mean(batch.tokens_before));
         let (mut ready, mut context, mut least_left) = (0u32, 0u64, u32::MAX);
         self.pass = Pass {
-            prefills: batch.prompts,
-            prefill_tokens: batch.total - batch.prefix,
-            prefill_kv_tokens: batch.prefix,
+            prefills: batch.prefills,
+            prefill_tokens: batch.tokens_after - batch.tokens_before,
+            prefill_kv_tokens: batch.tokens_before,
             ..Pass::default()
         };
         for at in &self.running {
@@ -32,8 +32,8 @@ impl Worker {
                 least_left = least_left.min(sequence.output - sequence.generated);
             }
         }
-        self.note_peak(0, desk);
-        if ready == 0 && batch.prompts == 0 {
+        self.record_peak(0, state);
+        if ready == 0 && batch.prefills == 0 {
             return;
         }
         let is_learned = self.spec.timing.is_learned();
@@ -44,7 +44,8 @@ impl Worker {
             total_kv_tokens: u64::from(self.spec.num_blocks) * u64::from(self.spec.block_size),
         };
         if is_learned {
-            // A learned pass of prompts holds their first tokens, and a learned step the contexts of those that only decode.
+            // A learned prefill curve contains the prompts' first tokens, and a learned step counts only the contexts
+            // of sequences that decode.
             step.batch = self.pass.decodes as u32;
             step.active_kv_tokens = self.pass.decode_kv_tokens;
         }
@@ -55,13 +56,13 @@ impl Worker {
         };
         let mut end_ms = self.start_ms + (prefill_ms + decode_ms) / self.speed;
         self.ends_ms.push(end_ms);
-        let steady = !self.reports
-            && batch.prompts == 0
+        let steady = !self.reports_iterations
+            && batch.prefills == 0
             && all_scheduled
             && !batch.preempted
             && ready as usize == self.running.len()
             && self.role != Role::Prefill
-            && (self.incoming.is_empty() || self.full)
+            && (self.awaiting_room.is_empty() || self.is_out_of_room)
             && (self.waiting.is_empty()
                 || self.blocked
                 || self.running.len() >= self.spec.max_num_seqs as usize);
@@ -70,12 +71,12 @@ impl Worker {
         }
         let size = self.spec.block_size;
         for at in &self.running {
-            self.offsets[((self.sequences[*at as usize].known - 1) % size) as usize] += 1;
+            self.block_offsets[((self.sequences[*at as usize].known - 1) % size) as usize] += 1;
         }
         let mut unused = self.pool.unused();
         for i in 1..least_left.min(self.spec.longest_run) {
-            // A sequence whose length is 1 mod `size` after this iteration opens a block in it.
-            let opened = self.offsets[((size - i % size) % size) as usize];
+            // A sequence whose length is 1 modulo `size` after this iteration needs a new block in it.
+            let opened = self.block_offsets[((size - i % size) % size) as usize];
             if opened > unused {
                 break;
             }
@@ -90,22 +91,22 @@ impl Worker {
             self.ends_ms.push(end_ms);
         }
         for at in &self.running {
-            self.offsets[((self.sequences[*at as usize].known - 1) % size) as usize] = 0;
+            self.block_offsets[((self.sequences[*at as usize].known - 1) % size) as usize] = 0;
         }
-        self.note_peak(self.pool.unused() - unused, desk);
+        self.record_peak(self.pool.unused() - unused, state);
     }
 
-    pub(super) fn note_peak(&self, planned: u32, desk: &mut Desk<'_>) {
-        let peak = &mut desk.totals.peak_active_blocks;
+    pub(super) fn record_peak(&self, planned: u32, state: &mut RunState<'_>) {
+        let peak = &mut state.totals.peak_active_blocks;
         *peak = (*peak).max(self.pool.active() + planned);
     }
 
-    /// The planned iterations are over: hand out their tokens.
-    pub fn finish(&mut self, desk: &mut Desk<'_>) {
+    /// Ends the planned iterations and emits their tokens.
+    pub fn finish(&mut self, state: &mut RunState<'_>) {
         let count = self.ends_ms.len() as u32;
-        // As far as the start of the last iteration, where it would be without runs.
+        // Counters age up to the start of the last iteration, as they do when iterations are planned one by one.
         self.age_until(self.ends_ms.iter().rev().nth(1).copied().unwrap_or(self.start_ms));
-        desk.totals.iterations += u64::from(count);
+        state.totals.iterations += u64::from(count);
         let (first_ms, last_ms) = (self.ends_ms[0], self.ends_ms[count as usize - 1]);
         self.pass.seconds = (last_ms - self.start_ms) * 1e-3;
         let mut kept = 0;
@@ -122,19 +123,19 @@ impl Worker {
             let request = sequence.request as usize;
             if sequence.generated > 0 {
                 if self.role != Role::Prefill {
-                    desk.gaps.add(first_ms - sequence.last_token_ms, 1);
+                    state.gaps.add(first_ms - sequence.last_token_ms, 1);
                 }
             } else {
-                if desk.requests.first_token_ms[request].is_nan() && self.role != Role::Prefill {
-                    desk.requests.first_token_ms[request] = first_ms;
+                if state.requests.first_token_ms[request].is_nan() && self.role != Role::Prefill {
+                    state.requests.first_token_ms[request] = first_ms;
                 }
-                desk.signals.push(Signal::First(sequence.request));
+                state.signals.push(Signal::FirstToken(sequence.request));
             }
             sequence.generated += count;
             sequence.known += count;
             sequence.computed = sequence.known - 1;
             sequence.last_token_ms = last_ms;
-            desk.totals.output_tokens += u64::from(count);
+            state.totals.output_tokens += u64::from(count);
             if sequence.generated < sequence.output {
                 if count > 1 {
                     let target = sequence.computed.div_ceil(self.spec.block_size) as usize;
@@ -149,24 +150,25 @@ impl Worker {
                 let target = sequence.computed.div_ceil(self.spec.block_size) as usize;
                 self.allocate(at, 0, target);
             }
-            desk.signals
-                .push(Signal::Done(self.sequences[at as usize].request));
+            state
+                .signals
+                .push(Signal::Finished(self.sequences[at as usize].request));
             if self.role == Role::Prefill {
-                self.held.push(at);
+                self.awaiting_send.push(at);
                 continue;
             }
             self.release(at);
-            self.unused.push(at);
+            self.free_sequences.push(at);
         }
         self.running.truncate(kept);
         for pair in self.ends_ms.windows(2) {
-            desk.gaps.add(pair[1] - pair[0], emitting);
+            state.gaps.add(pair[1] - pair[0], emitting);
         }
         self.ends_ms.clear();
         debug_assert!(self.evicted.is_empty(), "a run must not evict");
         debug_assert!(
             self.pool.active() <= self.pool.capacity(),
-            "no more blocks than there are"
+            "active blocks must not exceed the capacity"
         );
     }
 }
