@@ -20,10 +20,10 @@ use crate::sse::Scanner;
 
 /// An unstreamed answer longer than this is broken off.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
-/// So much of the first failure's text is kept for the report.
+/// Bytes of the first failure's text that are kept for the report.
 const KEPT_ERROR_BYTES: usize = 300;
 
-/// What all requests of a run share.
+/// State that all requests of a run share.
 pub(super) struct Wire {
     pub(super) target: Target,
     pub(super) start: Instant,
@@ -144,7 +144,7 @@ impl Wire {
             let now_s = self.now_s();
             let tokens = scanner
                 .feed(&data)
-                .map_err(|_| "an event that is no JSON, or too long".to_owned());
+                .map_err(|_| "got an event that is not JSON or is longer than 4 MiB".to_owned());
             record.facts = scanner.facts;
             let tokens = tokens?;
             if tokens > 0 {
@@ -202,7 +202,7 @@ impl Wire {
         record
             .facts
             .chunk(&body)
-            .map_err(|_| "an answer that is no JSON".to_owned())?;
+            .map_err(|_| "got an answer that is not JSON".to_owned())?;
         if record.facts.failed {
             self.keep_error(&String::from_utf8_lossy(&body));
             return Ok(Outcome::Refused);

@@ -1,9 +1,11 @@
 //! A load driver: sends a plan of requests over HTTP and records when each answer's tokens came.
 //!
-//! Open loop: a request leaves at its time, however far the server lags (a conversation's next turn leaves a think time
-//! after the turn before ended). Closed loop: n requests in flight, as fast as they are answered. The driver is bounded in
-//! count, time and memory, stops by itself, and measures its own lateness, so that a slow driver is not taken for a
-//! slow server. One thread of its own; O(1) per token.
+//! * Open loop: a request leaves at its due time, regardless of how far the server lags. The next turn of a conversation
+//!   leaves a think time after the end of the previous turn.
+//! * Closed loop: a fixed number of requests is in flight; each answer releases the next request.
+//!
+//! The driver is bounded in count, time and memory, and stops by itself. It measures its own lateness, so that a slow
+//! driver is not mistaken for a slow server. It runs on one thread of its own; the cost is O(1) per token.
 
 mod exchange;
 mod plan;
@@ -25,14 +27,14 @@ use exchange::Wire;
 pub use plan::{MAX_REQUESTS, Plan, Planned, Release};
 pub use record::{Histogram, Outcome, Record, Report, Tallies};
 
-/// How often the driver looks whether its own loop runs in time.
+/// Interval of the timer that measures how late the driver's own event loop wakes.
 const LAG_PROBE: Duration = Duration::from_millis(10);
 
-/// What can go wrong with the driver itself; what goes wrong with a request is in its record.
+/// Errors of the driver itself. The error of a request is in its [`Record`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DriveError {
-    /// The plan can not be driven.
+    /// A field of the plan is invalid; the text names it with the received and the expected value.
     #[error("load plan refused: {0}")]
     Plan(String),
     /// The driver's thread or runtime could not start.
@@ -41,29 +43,29 @@ pub enum DriveError {
     /// The driver's thread ended without a report.
     #[error("the load driver ended without a report")]
     Lost,
-    /// The report was asked for before the end.
+    /// The caller asked for the report before the end of the run.
     #[error("the load driver is still running: wait for it, or stop it first")]
     Running,
 }
 
-/// Where a run stands.
+/// Progress of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
-    /// Seconds since the start; stands still after the end.
+    /// Seconds since the start; constant after the end.
     pub elapsed_s: f64,
     /// Requests in the plan.
     pub planned: usize,
-    /// Sent so far.
+    /// Requests sent so far.
     pub sent: usize,
-    /// Ended so far, well or not.
+    /// Requests that ended so far, with any outcome.
     pub ended: usize,
-    /// Of these, ended well.
+    /// Requests that ended so far with outcome `ok`.
     pub ok: usize,
     /// Tokens received.
     pub tokens: u64,
-    /// Time to first token so far.
+    /// Median TTFT so far, seconds; `None` before the first token.
     pub ttft_p50_s: Option<f64>,
-    /// Time to first token so far.
+    /// 95th percentile of the TTFT so far, seconds; `None` before the first token.
     pub ttft_p95_s: Option<f64>,
     /// The run is over.
     pub finished: bool,
@@ -104,7 +106,7 @@ impl Drive {
             .name("wardrop-drive".into())
             .spawn(move || {
                 let records = runtime.block_on(run.drive());
-                // A receiver that is gone asked for nothing.
+                // The receiver is gone when the caller dropped the run: then no one needs the end time.
                 let _ = done_at.send(Some(clock.now_s()));
                 records
             })?;
@@ -118,7 +120,7 @@ impl Drive {
         })
     }
 
-    /// Where the run stands; cheap enough to poll ten times a second.
+    /// Progress so far; cheap enough to poll ten times a second.
     pub fn progress(&self) -> Progress {
         let ended_at = *self.done.borrow();
         let (ttft_p50_s, ttft_p95_s) = {
@@ -138,17 +140,17 @@ impl Drive {
         }
     }
 
-    /// Sends nothing more and breaks off what is in flight.
+    /// Sends no further request and ends the requests in flight.
     pub fn stop(&self) {
         self.stop.send_replace(true);
     }
 
-    /// The run is over, by its end or by a panic of its thread.
+    /// Whether the run is over, by its end or by a panic of its thread.
     fn over(&self) -> bool {
         self.thread.lock().as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits at most so long; answers whether the run is over.
+    /// Waits at most `timeout`; returns whether the run is over.
     pub fn wait(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         while !self.over() {
@@ -160,7 +162,10 @@ impl Drive {
         true
     }
 
-    /// The report of a run that is over; can be taken once.
+    /// The report of a run that is over, with the text of its first error. It can be taken once.
+    ///
+    /// # Errors
+    /// [`DriveError::Running`] before the end; [`DriveError::Lost`] after a panic or a second call.
     pub fn report(&self) -> Result<(Report, Option<String>), DriveError> {
         let mut slot = self.thread.lock();
         if slot.as_ref().is_some_and(|thread| !thread.is_finished()) {
@@ -182,13 +187,13 @@ impl Drop for Drive {
     fn drop(&mut self) {
         self.stop();
         if let Some(thread) = self.thread.lock().take() {
-            // Its records are no longer wanted; a panic in it was printed by the runtime.
+            // The records are dropped with the run; the panic hook has printed a panic of the thread.
             let _ = thread.join();
         }
     }
 }
 
-/// Due time in nanoseconds and index; the earliest comes first.
+/// Due time in nanoseconds and index of a request; a heap of this type yields the earliest first.
 type Due = Reverse<(u64, usize)>;
 
 struct Run {
@@ -197,7 +202,7 @@ struct Run {
     counts: Arc<Counts>,
     stop: watch::Receiver<bool>,
     records: Vec<Record>,
-    /// Requests that wait for an earlier one: `followers[i]` leave after request i.
+    /// Requests that follow an earlier one: `followers[i]` leave after the end of request `i`.
     followers: Vec<Vec<usize>>,
     due: BinaryHeap<Due>,
     flights: JoinSet<(usize, Record)>,
@@ -257,7 +262,7 @@ impl Run {
         self.records
     }
 
-    /// When the next request is due; None in a closed loop with all slots taken, and after the end of sending.
+    /// Due time of the next request. `None` after the end of sending, and in a closed loop with all slots taken.
     fn next_due(&self) -> Option<Instant> {
         let &Reverse((ns, _)) = self.due.peek()?;
         let end = self.wire.start + Duration::from_secs_f64(self.plan.duration_s);

@@ -1,4 +1,4 @@
-//! What to send and when: checked before the clock starts, never changed after.
+//! The plan of a run: the requests and their times. It is checked before the clock starts and never changes after.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -7,17 +7,17 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 
 use crate::DriveError;
 
-/// Most requests in one plan: a record is about 150 bytes, and a report is read as a whole.
+/// Most requests in one plan. A record takes about 150 bytes, and a report is held in memory as a whole.
 pub const MAX_REQUESTS: usize = 1_000_000;
 
 /// When a request leaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Release {
-    /// Seconds after the start of the run, whatever the server does (open loop).
+    /// Seconds after the start of the run, regardless of the server (open loop).
     At(f64),
     /// Seconds after the end of an earlier request of the plan: the next turn of a conversation.
     After {
-        /// Index of the earlier request; smaller than the own index.
+        /// Index of the earlier request in the plan; smaller than the index of this request.
         request: usize,
         /// Think time, seconds.
         think_s: f64,
@@ -27,9 +27,9 @@ pub enum Release {
 /// One request of a plan.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// When it leaves; ignored when the plan has a concurrency.
+    /// When the request leaves; ignored when the plan has a concurrency.
     pub release: Release,
-    /// JSON body, sent as it is.
+    /// JSON body, sent unchanged.
     pub body: Bytes,
 }
 
@@ -40,19 +40,19 @@ pub struct Plan {
     pub url: String,
     /// Extra headers of every request.
     pub headers: Vec<(String, String)>,
-    /// In order; `After` may only point backwards.
+    /// Requests in order; `After` may only refer to an earlier request.
     pub requests: Vec<Planned>,
     /// `Some(n)`: closed loop with n requests in flight, arrival times ignored. `None`: open loop.
     pub concurrency: Option<usize>,
-    /// No request leaves after this, seconds from the start.
+    /// Seconds from the start after which no request leaves.
     pub duration_s: f64,
-    /// One request, from sent to its last byte, seconds.
+    /// Longest time of one request, from sending to its last byte, seconds.
     pub timeout_s: f64,
     /// Open loop: a request that would exceed this many in flight is shed and counted, not delayed.
     pub max_in_flight: usize,
 }
 
-/// Where requests go: address and the constant head of every request.
+/// Destination of all requests: the address and the constant head.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) address: String,
@@ -61,7 +61,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// The request for one body.
+    /// The HTTP request that carries `body`.
     pub(super) fn request(&self, body: &Bytes) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = hyper::Method::POST;

@@ -1,23 +1,23 @@
-//! What is kept of a run: one record per request, histograms of what is too many to keep.
+//! Results of a run: one record per request, and histograms of values too many to keep.
 
 use serde::Serialize;
 
 use crate::sse::Facts;
 
-/// How a request ended.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The run ended before it was due, or an earlier turn of its conversation failed.
+    /// Not sent: the run ended before the due time, or an earlier turn of the conversation failed.
     #[default]
     Unsent,
-    /// Open loop: too many were in flight already; a fault of the driver's bounds, never of the server.
+    /// Not sent: too many requests were in flight in the open loop. The bound of the driver caused it, not the server.
     Shed,
     /// Complete, status 2xx.
     Ok,
     /// Status other than 2xx, or an error event in a stream.
     Refused,
-    /// No connection, a broken one, or bytes that are no answer.
+    /// No connection, a broken connection, or bytes that are not an HTTP answer.
     Broken,
     /// Not complete in time.
     Timeout,
@@ -25,22 +25,22 @@ pub enum Outcome {
     Stopped,
 }
 
-/// One request; times in seconds since the start of the run.
+/// Measurements of one request; all times are seconds since the start of the run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Record {
-    /// How it ended.
+    /// Outcome of the request.
     pub outcome: Outcome,
-    /// When it should have left.
+    /// Due time of the request.
     pub due_s: Option<f64>,
-    /// When it left.
+    /// Time at which the request was sent.
     pub sent_s: Option<f64>,
-    /// Response head.
+    /// Time at which the response head arrived.
     pub head_s: Option<f64>,
-    /// First token chunk (of an unstreamed answer: its end).
+    /// Time of the first token chunk; without streaming, the end of the answer.
     pub first_token_s: Option<f64>,
-    /// Last token chunk.
+    /// Time of the last token chunk.
     pub last_token_s: Option<f64>,
-    /// Last byte.
+    /// Time of the last byte.
     pub end_s: Option<f64>,
     /// HTTP status.
     pub status: Option<u16>,
@@ -48,7 +48,7 @@ pub struct Record {
     pub chunks: u32,
     /// Longest gap between two token chunks.
     pub gap_max_s: Option<f64>,
-    /// What the response said.
+    /// Facts that the response reported.
     pub facts: Facts,
 }
 
@@ -72,7 +72,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts one duration; what is shorter than 1 µs counts as 1 µs.
+    /// Counts one duration; durations below 1 µs count as 1 µs.
     pub fn add(&mut self, seconds: f64) {
         let bucket = ((seconds * 1e6).max(1.0).log2() * PER_DOUBLING) as usize;
         self.counts[bucket.min(BUCKETS - 1)] += 1;
@@ -90,12 +90,12 @@ impl Histogram {
         Some(((bucket as f64 + 0.5) / PER_DOUBLING).exp2() * 1e-6)
     }
 
-    /// How many were counted.
+    /// Number of durations counted.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// `[upper edge in seconds, count]` of the filled buckets.
+    /// Upper edge in seconds and count of each non-empty bucket.
     pub fn filled(&self) -> Vec<(f64, u64)> {
         let edge = |bucket: usize| ((bucket + 1) as f64 / PER_DOUBLING).exp2() * 1e-6;
         self.counts
@@ -107,7 +107,7 @@ impl Histogram {
     }
 }
 
-/// Everything of a run, by column: index i of each column is request i of the plan.
+/// Results of a run by column: index `i` of each column is request `i` of the plan.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Wall time of the run.
@@ -133,10 +133,10 @@ pub struct Report {
     itl_p50_s: Option<f64>,
     itl_p95_s: Option<f64>,
     itl_p99_s: Option<f64>,
-    /// The driver's own fault: sent minus due.
+    /// Lateness of the driver: time sent minus due time.
     lateness_p50_s: Option<f64>,
     lateness_p99_s: Option<f64>,
-    /// The driver's own fault: how late its event loop woke, seen by a timer all through the run.
+    /// Lateness of the driver's event loop, measured by a timer throughout the run.
     loop_lag_p50_s: Option<f64>,
     loop_lag_p99_s: Option<f64>,
     connections_opened: u64,
@@ -156,7 +156,7 @@ pub struct Tallies {
 }
 
 impl Report {
-    /// Columns from records.
+    /// Turns the records of a run into columns.
     pub fn new(records: &[Record], tallies: &Tallies, elapsed_s: f64, connections_opened: u64) -> Self {
         fn column<T>(records: &[Record], of: impl Fn(&Record) -> T) -> Vec<T> {
             records.iter().map(of).collect()

@@ -1,17 +1,17 @@
-//! Server-sent events, only as far as a load driver needs them: when a token came, and what the last chunks said.
+//! Server-sent events, as far as a load driver needs them: the arrival of tokens, and the facts in the last chunks.
 //!
 //! Linear in the bytes; one `serde_json` pass per event over borrowed text. Source of the shapes: `OpenAI`'s streaming
 //! reference, and Dynamo's `nvext` with `extra_fields: ["worker_id"]`.
 
 use serde::Deserialize;
 
-/// A longer line than this ends the exchange: no chunk of a token stream comes near it.
+/// Longest line, bytes. A longer line ends the exchange; chunks of a token stream are far below it.
 const MAX_LINE_BYTES: usize = 4 << 20;
 
-/// What a response said about itself, gathered over its events.
+/// Facts that a response reported, gathered over its events.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Facts {
-    /// Worker that decoded (and prefilled, where nothing else is said).
+    /// Worker that decoded; it also prefilled when `prefill_worker_id` is `None`.
     pub worker_id: Option<u64>,
     /// Worker that prefilled.
     pub prefill_worker_id: Option<u64>,
@@ -23,7 +23,7 @@ pub struct Facts {
     pub cached_tokens: Option<u32>,
     /// An event or body carried an `error`.
     pub failed: bool,
-    /// `data: [DONE]` came.
+    /// The stream ended with `data: [DONE]`.
     pub done: bool,
 }
 
@@ -35,12 +35,12 @@ pub struct Scanner {
     pub facts: Facts,
 }
 
-/// Why a stream can not be read on.
+/// The stream holds an event that is not JSON, or a line above the limit.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unreadable;
 
 impl Scanner {
-    /// Reads on; answers how many token chunks ended in these bytes.
+    /// Reads the next bytes; returns the number of token chunks that ended in them.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<u32, Unreadable> {
         let mut tokens = 0;
         while let Some(end) = bytes.iter().position(|&b| b == b'\n') {
@@ -78,7 +78,7 @@ impl Facts {
         self.chunk(data)
     }
 
-    /// Takes one chunk (or a whole unstreamed body); answers 1 when it carries a token.
+    /// Reads one chunk, or a whole body without streaming; returns 1 when it carries a token, else 0.
     pub fn chunk(&mut self, json: &[u8]) -> Result<u32, Unreadable> {
         let chunk: Chunk = serde_json::from_slice(json).map_err(|_| Unreadable)?;
         self.failed |= chunk.error.is_some();
@@ -111,7 +111,7 @@ struct Chunk<'a> {
     error: Option<&'a serde_json::value::RawValue>,
 }
 
-/// Text stays escaped and borrowed: only whether it is empty matters.
+/// A choice of a chunk. Its text stays escaped and borrowed, since only its emptiness matters.
 #[derive(Deserialize)]
 struct Choice<'a> {
     #[serde(borrow)]
@@ -135,8 +135,10 @@ struct Delta<'a> {
 }
 
 impl Choice<'_> {
-    /// Text, or an empty text in mid-stream: half of a character, or a special token, was generated.
-    /// A closing chunk without text and an opening one that only names the role carry none.
+    /// Whether the chunk stands for a generated token.
+    ///
+    /// An empty text in mid-stream counts: the engine generated half of a character or a special token. A closing chunk
+    /// without text does not count, and neither does an opening chunk that only names the role.
     fn carries_token(&self) -> bool {
         let filled = |v: Option<&serde_json::value::RawValue>| {
             v.is_some_and(|v| !matches!(v.get(), "\"\"" | "null" | "[]"))

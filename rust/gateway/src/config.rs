@@ -17,7 +17,7 @@ pub struct GatewayConfig {
     pub worker_threads: usize,
     /// Label `router_id` of all metrics.
     pub router_id: String,
-    /// Limits a client can run into.
+    /// Limits on what clients may send.
     pub limits: Limits,
     /// How upstreams are reached.
     pub upstream: UpstreamOptions,
@@ -33,7 +33,7 @@ pub struct GatewayConfig {
     pub log: Option<String>,
 }
 
-/// Limits a client can run into, each answered with its own status.
+/// Limits on what one client may send. The gateway answers each violation with a status of its own.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -55,7 +55,7 @@ pub struct Limits {
 pub struct UpstreamOptions {
     /// Time to open a TCP connection before the next upstream is tried.
     pub connect_timeout_ms: u64,
-    /// Time until the first byte of an answer (504 after it). Covers the whole generation when the client does not stream.
+    /// Time until the first byte of an answer; 504 after it. Without streaming it covers the whole generation.
     pub first_byte_timeout_ms: u64,
     /// Longest silence inside an answer before it is ended with an error.
     pub idle_timeout_ms: u64,
@@ -63,7 +63,7 @@ pub struct UpstreamOptions {
     pub idle_connections: usize,
     /// Age after which an idle connection is not used again.
     pub idle_connection_ttl_ms: u64,
-    /// How long an upstream that refused a connection is tried last.
+    /// Time for which an upstream that refused a connection is tried only after all others.
     pub retry_after_ms: u64,
 }
 
@@ -114,7 +114,7 @@ impl GatewayConfig {
     /// Reads and checks a JSON configuration.
     ///
     /// # Errors
-    /// [`ServiceError::Config`] names the key, what was got and what is expected.
+    /// [`ServiceError::Config`] names the key, the received value and the expected one.
     pub fn from_json(text: &str) -> Result<Self, ServiceError> {
         let config: Self = serde_json::from_str(text)
             .map_err(|e| ServiceError::Config(format!("not a gateway configuration: {e}")))?;

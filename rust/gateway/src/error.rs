@@ -4,7 +4,7 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use wardrop_service::Refusal as ServiceRefusal;
 
-/// An answer that the gateway gives itself, because no upstream can.
+/// An error answer that the gateway writes itself, because no upstream gives one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The body is larger than the limit.
@@ -27,12 +27,12 @@ pub enum Refusal {
         /// Seconds until another try makes sense.
         retry_after_s: u32,
     },
-    /// The tenant has as much waiting in the queue as it may.
+    /// The tenant has used up its share of the queue.
     TenantFull {
         /// Seconds until another try makes sense.
         retry_after_s: u32,
     },
-    /// The deadline cannot be met wherever the request goes.
+    /// No worker can meet the deadline of the request.
     DeadlineHopeless {
         /// Seconds until another try makes sense.
         retry_after_s: u32,
@@ -44,20 +44,20 @@ pub enum Refusal {
     },
     /// The client's connection broke while its body was read.
     BodyBroken,
-    /// The client chose a worker itself, which is off.
+    /// The client pinned a worker, and client pins are switched off.
     ClientPin,
     /// No upstream accepts connections.
     UpstreamDown,
-    /// No worker is left, and Dynamo has closed the route.
+    /// The model has no worker, and Dynamo has closed its routes.
     NoWorker,
     /// An upstream broke off before the first byte.
     UpstreamBroken,
-    /// No byte came in time.
+    /// The upstream sent no byte in time.
     FirstByteTimeout {
         /// Limit in milliseconds.
         limit_ms: u64,
     },
-    /// The stream fell silent.
+    /// The stream sent nothing for too long.
     StreamStalled {
         /// Limit in milliseconds.
         limit_ms: u64,

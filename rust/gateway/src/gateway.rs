@@ -1,4 +1,6 @@
-//! The gateway as an object: a routing service with an HTTP door. Every call is short; the work happens on their own threads.
+//! The gateway as an object: a routing service with an HTTP door.
+//!
+//! Every method returns quickly, except [`Gateway::drain`]: requests, feeds and shadows run on threads of the gateway.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +16,7 @@ use crate::metrics::HttpMetrics;
 use crate::proxy::{Server, Shared};
 use crate::upstream::{UpstreamDryRun, UpstreamSet};
 
-/// A gateway, started or not.
+/// A routing service and its HTTP door, before and after the door opens.
 pub struct Gateway {
     shared: Arc<Shared>,
     server: Mutex<Option<Server>>,
@@ -161,7 +163,7 @@ impl Gateway {
         self.shared.render_metrics()
     }
 
-    /// Takes no new requests and waits for those in flight; whether all ended in time.
+    /// Refuses new requests and waits until the requests in flight end. Returns whether all of them ended within `timeout`.
     pub fn drain(&self, timeout: Duration) -> bool {
         if let Some(server) = &*self.server.lock() {
             server.drain(&self.shared);
@@ -176,7 +178,7 @@ impl Gateway {
         true
     }
 
-    /// Stops at once. A second call does nothing.
+    /// Stops all threads and cuts the requests in flight. A second call does nothing.
     pub fn stop(&self) {
         let server = self.server.lock().take();
         if let Some(server) = server {

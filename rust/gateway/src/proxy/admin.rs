@@ -1,4 +1,4 @@
-//! The gateway's own endpoints: `/health`, `/live`, `/ready`, `/metrics`.
+//! Endpoints that the gateway answers without an upstream: `/health`, `/live`, `/ready`, `/metrics`.
 
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -9,7 +9,7 @@ use super::body::GatewayBody;
 use super::shared::Shared;
 use crate::error::Refusal;
 
-/// Answers an own endpoint; `None` for every other path.
+/// Answers one of the endpoints in the module documentation; `None` for every other path.
 pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<GatewayBody>> {
     if *method != Method::GET && *method != Method::HEAD {
         return None;
@@ -30,7 +30,7 @@ pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<G
     }
 }
 
-/// Ready means: not draining, and at least one worker that may be chosen.
+/// The answer of `/ready`: 200 when the gateway is not draining and at least one worker is available.
 fn state(shared: &Shared) -> Response<GatewayBody> {
     let routable = shared.service.routable_workers();
     let draining = shared.draining.load(Ordering::Relaxed);

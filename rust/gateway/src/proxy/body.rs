@@ -1,4 +1,4 @@
-//! The body of an answer on its way to the client, and what is learned from it.
+//! The body of an answer on its way to the client, with the measurements taken from it: first token, gaps, usage, end.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use super::usage::UsageScan;
 use crate::error::Refusal;
 use crate::upstream::{RelayBody, WireError};
 
-/// How often a silent stream is looked at.
+/// Interval between two checks of a silent stream.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// A place among the requests in flight.
+/// A permit to be one of the requests in flight; dropping it frees the permit.
 pub struct InFlight {
     shared: Arc<Shared>,
 }
 
 impl InFlight {
-    /// Takes a place, if one is free.
+    /// Takes a permit, or refuses the request when all permits are taken.
     pub fn enter(shared: &Arc<Shared>) -> Result<Self, Refusal> {
         let limit = shared.config.limits.concurrent_requests;
         if shared.in_flight.fetch_add(1, Ordering::Relaxed) >= limit {
@@ -44,7 +44,7 @@ impl Drop for InFlight {
     }
 }
 
-/// An answer's body: the gateway's own, or one that is relayed.
+/// Body of an answer: bytes of the gateway, or a body that is relayed from an upstream.
 pub struct GatewayBody(Inner);
 
 enum Inner {
@@ -65,12 +65,12 @@ struct Relay {
 }
 
 impl GatewayBody {
-    /// A body that is at hand.
+    /// A body of bytes that the gateway holds.
     pub fn own(bytes: Bytes) -> Self {
         Self(Inner::Own(Some(bytes)))
     }
 
-    /// A body that is relayed.
+    /// A body that is relayed piece by piece.
     pub(super) fn relay(
         body: RelayBody,
         shared: Arc<Shared>,
@@ -121,7 +121,7 @@ impl Relay {
         }
     }
 
-    /// Takes note of a piece: its time, and the usage in it.
+    /// Records the time of a piece and the usage that it reports.
     fn note(&mut self, data: &Bytes) {
         let now = Instant::now();
         if let Some(answer) = &mut self.answer {
@@ -134,7 +134,7 @@ impl Relay {
         self.last = now;
     }
 
-    /// Nothing to relay now. Every few seconds: is the silence too long, or the worker gone quiet?
+    /// Called when there is nothing to relay. Checks at an interval whether the silence is too long or the worker is silent.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         loop {
             let look = self
@@ -169,7 +169,7 @@ impl Relay {
         booking.is_some_and(|booking| booking.legs().any(|leg| leg.pool.is_silent(leg.worker)))
     }
 
-    /// An event stream ends with an error event; anything else can only be cut, so that it is not taken for whole.
+    /// Ends an event stream with an error event. Any other body is cut, so that the client sees that it is incomplete.
     fn end_early(
         &mut self,
         refusal: Refusal,
@@ -204,7 +204,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        // A body of known length may be dropped once its last byte is taken, without being asked for its end.
+        // hyper drops a body of known length after its last byte, without polling for the end.
         if !self.ended && self.body.is_finished() {
             self.finish();
         } else if !self.ended {

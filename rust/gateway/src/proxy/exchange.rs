@@ -12,19 +12,19 @@ use super::shared::Thread;
 use crate::error::Refusal;
 use crate::upstream::{Connection, RelayBody, ResponseHead, SendError};
 
-/// How often a request without an answer looks at its workers.
+/// Interval between two checks of the workers while a request has no answer.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Why there is no answer.
+/// Why a request got no answer from an upstream.
 #[derive(Debug)]
 pub enum Failed {
-    /// Nothing that another attempt would change.
+    /// A second attempt would fail in the same way.
     Refused(Refusal),
-    /// The worker that was pinned went silent before the first byte.
+    /// The pinned worker went silent before the first byte.
     WorkerSilent,
 }
 
-/// Sends a request whose body is at hand. A connection that the upstream closed while it idled is replaced once.
+/// Sends a request whose body is in memory. When the upstream had closed the idle connection, a new one is tried once.
 pub async fn exchange(
     thread: &Thread,
     method: &Method,
@@ -38,7 +38,7 @@ pub async fn exchange(
         let mut connection = connection.ok_or(Failed::Refused(Refusal::UpstreamDown))?;
         let sent = connection.send(&mut head.clone(), body).await;
         let answer = match sent {
-            // An upstream may answer and close without reading everything: its answer counts.
+            // An upstream may answer and close before it has read the whole body: its answer counts.
             Ok(()) | Err(SendError::Upstream(_)) => {
                 await_head(thread, &mut connection, method, booking).await
             }
@@ -56,7 +56,7 @@ pub async fn exchange(
     }
 }
 
-/// Sends a request whose body is relayed as it comes; there is no second attempt.
+/// Sends a request whose body is relayed as it arrives. A second attempt is impossible: the body is gone.
 pub async fn exchange_streamed(
     thread: &Thread,
     method: &Method,
@@ -81,7 +81,7 @@ pub async fn exchange_streamed(
     }
 }
 
-/// The first piece of a body, before anything of it goes to the client; `None` when the body is empty.
+/// Reads the first piece of a body before any byte goes to the client; `None` when the body is empty.
 pub async fn first_piece(
     thread: &Thread,
     body: &mut RelayBody,
@@ -117,7 +117,7 @@ async fn await_head(
         })
 }
 
-/// Waits for the first byte, and looks now and then whether the workers that should send it are alive.
+/// Waits for the first byte, and checks at an interval whether the booked workers are still alive.
 async fn watched<T>(
     thread: &Thread,
     work: impl Future<Output = T>,

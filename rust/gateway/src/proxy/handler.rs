@@ -1,4 +1,4 @@
-//! One request from its head to the head of its answer.
+//! One request, from its head to the head of its answer.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,21 +22,21 @@ use crate::error::Refusal;
 use crate::upstream::{RelayBody, write_head};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Milliseconds in the queue.
+/// Header of an answer: milliseconds that the request waited in the queue.
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-wardrop-queue-ms");
 const EXPLAIN_WORKER: HeaderName = HeaderName::from_static("x-wardrop-worker");
 const EXPLAIN_OVERLAP: HeaderName = HeaderName::from_static("x-wardrop-overlap-blocks");
-/// Largest error answer that is read to find out whose fault it was.
+/// Largest error answer that is read to decide whether the worker or the request caused the error.
 const ERROR_LIMIT_BYTES: usize = 64 << 10;
-/// Dynamo's answer to a pin on an instance that it does not know. A fault of the request itself says more.
+/// Text of Dynamo's answer to a pin on an unknown instance. Errors of the request carry a longer text.
 const UNKNOWN_PIN: &[u8] = b"\"Invalid request\"";
-/// First event of a stream whose worker failed before its first token.
+/// Start of the first event of a stream whose worker failed before its first token.
 const ERROR_EVENTS: [&[u8]; 2] = [b"data: {\"error\"", b"event: error"];
 const TENANT: &str = "x-tenant-id";
 const PRIORITY: &str = "x-wardrop-priority";
 const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
 
-/// Serves one request. Every way out is an answer.
+/// Serves one request. Every outcome is an answer; nothing panics or closes the connection silently.
 pub async fn handle(thread: Arc<Thread>, request: Request<Incoming>) -> Response<GatewayBody> {
     if let Some(own) = admin::answer(&thread.shared, request.method(), request.uri().path()) {
         return own;
@@ -103,7 +103,7 @@ fn ensure_request_id(parts: &mut Parts, thread: &Thread) -> HeaderValue {
     id
 }
 
-/// Requests without a prompt go through as they are.
+/// Relays a request without a prompt unchanged.
 async fn pass_through(
     thread: &Arc<Thread>,
     parts: &Parts,
@@ -126,7 +126,7 @@ async fn pass_through(
     Ok(relay(thread, status, headers, body, place, None))
 }
 
-/// Requests with a prompt: decide, then forward with the pin.
+/// Places a request with a prompt and forwards it with the pin of its worker.
 async fn place_and_forward(
     thread: &Arc<Thread>,
     parts: &Parts,
@@ -184,7 +184,7 @@ async fn place_and_forward(
     let explained = booking.filter(|_| shared.config.routing.explain_headers);
     let explanation = explained.and_then(explanation_headers);
     let mut response = match reply {
-        // Without workers Dynamo closes its routes and answers a bare 404, which misleads a client.
+        // Without workers Dynamo closes its routes and answers a bare 404, which clients take for a wrong URL.
         Reply::Stream(status, ..) if status == StatusCode::NOT_FOUND && service.routable_workers() == 0 => {
             return Err(Refusal::NoWorker);
         }
@@ -212,7 +212,7 @@ async fn place_and_forward(
     Ok(response)
 }
 
-/// Name of the tenant: the last header value that is not empty, as Dynamo reads it for the cache's namespaces.
+/// Name of the tenant: the last header value that is not empty, as Dynamo reads it for cache namespaces.
 fn tenant(headers: &HeaderMap) -> Option<&str> {
     let values = headers.get_all(TENANT).iter();
     let names = values.filter_map(|value| value.to_str().ok());
@@ -237,11 +237,11 @@ fn place_hints<'a>(shared: &Shared, headers: &'a HeaderMap, body_bytes: usize) -
     }
 }
 
-/// A request with its body at hand, ready to be sent as often as it takes.
+/// A request with its whole body in memory, so that it can be sent again.
 struct Outbound<'a> {
     parts: &'a Parts,
     pieces: &'a [Bytes],
-    /// The gateway writes the pin. Otherwise the client's own pin headers go through.
+    /// Whether the gateway writes the pin headers. Otherwise the pin headers of the client are forwarded.
     is_pinned: bool,
 }
 
@@ -251,8 +251,10 @@ enum Reply {
 }
 
 impl Outbound<'_> {
-    /// Sends it with the pin. When the pin explains the failure: once more without it. When the worker goes silent before the first
-    /// byte: once more to another one. In both cases nothing has gone to the client yet.
+    /// Sends the request with its pin, and at most once more, before any byte has gone to the client.
+    ///
+    /// The second attempt goes without the pin when the pin explains the failure. When the worker went silent before the
+    /// first byte, the second attempt goes to another worker.
     async fn forward(
         &self,
         thread: &Arc<Thread>,
@@ -287,7 +289,7 @@ impl Outbound<'_> {
                     }
                 }
                 Ok(tried) => {
-                    // The same without the pin: the request is the cause, not the worker.
+                    // The same failure without the pin: the request caused it, not the worker.
                     if let Some(blamed) = blamed.filter(|_| tried.fault != Fault::None) {
                         blamed.withdraw_failure();
                     }
@@ -306,8 +308,9 @@ impl Outbound<'_> {
         }
     }
 
-    /// One exchange, up to where it is known whether the worker failed: the body of an error, or the first event of a stream,
-    /// because Dynamo opens a stream before its worker has answered.
+    /// One exchange, up to the point where a failure of the worker shows: an error body, or the first event of a stream.
+    ///
+    /// Dynamo opens a stream before its worker has answered, so a status of 200 proves nothing about the worker.
     async fn attempt(
         &self,
         thread: &Arc<Thread>,
@@ -351,7 +354,7 @@ impl Outbound<'_> {
     }
 }
 
-/// An answer, and whose fault it is when it is an error.
+/// An answer, with the cause when it is an error.
 struct Tried {
     reply: Reply,
     fault: Fault,
@@ -360,9 +363,9 @@ struct Tried {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    /// The request is wrong wherever it goes.
+    /// The request is wrong on every worker.
     Request,
-    /// A dead or unknown worker can be the cause.
+    /// A dead or unknown worker may be the cause.
     Worker,
 }
 

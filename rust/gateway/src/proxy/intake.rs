@@ -10,7 +10,7 @@ use hyper::body::{Body, Incoming};
 use crate::config::Limits;
 use crate::error::Refusal;
 
-/// Longest and largest rest of a refused body that is read so that the client sees the answer.
+/// Longest time and most bytes spent on the rest of a refused body, so that the client can read the answer.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_FACTOR: usize = 4;
 
@@ -74,7 +74,7 @@ pub async fn read_body(mut body: Incoming, limits: &Limits) -> Result<Bytes, Ref
     }
 }
 
-/// Reads and drops: a client that is still writing does not read, and a reset would take our answer away from it.
+/// Reads and drops the rest of a body. A client that still writes does not read, and a reset would discard the answer.
 async fn drain(mut body: Incoming, limit_bytes: usize) {
     let most = limit_bytes.saturating_mul(DRAIN_FACTOR);
     let read = async {

@@ -1,4 +1,4 @@
-//! Headers that pin a request to workers: those of clients, and those that the gateway writes for Dynamo.
+//! Headers that pin a request to workers, as clients send them and as the gateway writes them for Dynamo.
 
 use std::fmt::Write as _;
 
@@ -22,14 +22,14 @@ const PIN_HEADERS: [&str; 9] = [
 
 /// Whether the client chooses a worker by header.
 pub fn has_pin_header(headers: &HeaderMap) -> bool {
-    // All of them start with `x-`; most requests carry few headers, so this loop is over the request's own.
+    // All pin headers start with `x-`. Most requests carry few headers, so the loop runs over the headers of the request.
     headers.keys().any(|name| {
         let name = name.as_str();
         name.starts_with("x-d") || name.starts_with("x-w") || name.starts_with("x-p")
     }) && PIN_HEADERS.iter().any(|name| headers.contains_key(*name))
 }
 
-/// The worker that a client's pin names, as Dynamo reads it.
+/// The worker named by a pin header of the client, parsed as Dynamo parses it.
 pub fn pinned_worker(headers: &HeaderMap) -> Option<WorkerId> {
     let number = |names: [&str; 2]| {
         names

@@ -1,4 +1,4 @@
-//! Serving threads. Each runs its own event loop and keeps a connection from accept to close, so that no request changes threads.
+//! Serving threads. Each runs an event loop of its own and keeps a connection from accept to close: no request changes threads.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,17 +19,18 @@ use super::shared::{Shared, Thread};
 use crate::ServiceError;
 use crate::upstream::ConnectionPool;
 
-/// hyper answers a head above its own limit without a body, so it gets room and ours is met first.
+/// Factor between the limit of hyper and the configured header limit. hyper answers an oversized head without a body, so its
+/// limit is larger and the gateway's own check answers first.
 const HEAD_ROOM_FACTOR: usize = 4;
 const MIN_HEAD_BYTES: usize = 16 << 10;
 const MAX_HEADERS: usize = 256;
-/// Accepted connections that wait for their serving thread.
+/// Most accepted connections that wait for one serving thread.
 const INBOX: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const PRUNE_EVERY: Duration = Duration::from_secs(10);
 /// Threads that tokenise long prompts, per serving thread.
 const BLOCKING_THREADS: usize = 2;
-/// A client that keeps a connection without using it.
+/// Time after which an unused client connection is closed.
 const IDLE_CLIENT: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +85,7 @@ impl Server {
         self.address
     }
 
-    /// Stops accepting and cuts what is still open.
+    /// Stops accepting and cuts all open connections.
     pub fn stop(self) {
         let _ = self.phase.send(Phase::Stop);
         for thread in self.threads {
@@ -114,7 +115,7 @@ fn bind(listen: &str) -> std::io::Result<std::net::TcpListener> {
     Err(last)
 }
 
-/// A thread with an event loop of its own.
+/// Starts a thread that runs `work` on an event loop of its own.
 pub(crate) fn spawn<F>(name: &str, work: F) -> Result<JoinHandle<()>, ServiceError>
 where
     F: Future<Output = ()> + Send + 'static,
@@ -134,13 +135,13 @@ where
         .name(name.clone())
         .spawn(move || {
             runtime.block_on(work);
-            // Tokenising may be under way; nobody waits for it.
+            // A blocking thread may still tokenise; nothing waits for its result.
             runtime.shutdown_background();
         })
         .map_err(io)
 }
 
-/// Hands out connections in turn; in a drain none are taken any more.
+/// Accepts connections and gives them to the serving threads in turn, until the gateway drains.
 async fn accept(
     listener: std::net::TcpListener,
     inboxes: Vec<mpsc::Sender<std::net::TcpStream>>,
@@ -176,7 +177,7 @@ async fn accept(
                 .inc();
             continue;
         }
-        // A socket belongs to the event loop that it was registered with; it moves bare.
+        // A socket is registered with one event loop, so it moves to another thread unregistered.
         let Ok(stream) = stream.into_std() else { continue };
         next = (next + 1) % inboxes.len();
         if inboxes[next].send(stream).await.is_err() {
@@ -216,7 +217,7 @@ async fn serve_thread(
 }
 
 async fn serve_connection(thread: Arc<Thread>, stream: TcpStream, mut phase: watch::Receiver<Phase>) {
-    // Tokens are small writes that must not wait for each other.
+    // Tokens are small writes; with Nagle's algorithm each would wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
     thread.shared.connections.fetch_add(1, Ordering::Relaxed);
     let limits = &thread.shared.config.limits;

@@ -1,4 +1,4 @@
-//! Finds `"cached_tokens": n` in an answer that passes by, without changing or decoding it.
+//! Finds the reported usage, such as `"cached_tokens": n`, in a relayed answer without decoding it.
 //!
 //! Quotes inside generated text are escaped, so the quoted key can only be the real one.
 
@@ -9,7 +9,7 @@ use memchr::memmem::Finder;
 const CACHED_KEY: &[u8] = b"\"cached_tokens\":";
 const PROMPT_KEYS: [&[u8]; 2] = [b"\"prompt_tokens\":", b"\"input_tokens\":"];
 const OUTPUT_KEYS: [&[u8]; 2] = [b"\"completion_tokens\":", b"\"output_tokens\":"];
-/// A key and its number are shorter than this, so a window of twice the size over a border between pieces misses none.
+/// Upper bound of the length of a key with its number. A window of twice this size over a border between pieces misses none.
 const WINDOW_BYTES: usize = 64;
 
 /// Start of an event of a stream.
@@ -18,7 +18,7 @@ const EVENT: &[u8] = b"data: ";
 static EVENTS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(EVENT));
 static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(CACHED_KEY));
 
-/// What an engine reported of a prompt.
+/// Usage that an engine reported for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::struct_field_names, reason = "the names of the API")]
 pub struct ReportedUsage {
@@ -51,7 +51,7 @@ impl Default for UsageScan {
 }
 
 impl UsageScan {
-    /// Looks through the next piece.
+    /// Scans the next piece of the answer.
     pub fn feed(&mut self, piece: &[u8]) {
         if self.tail_len > 0 {
             let mut window = [0u8; 2 * WINDOW_BYTES];
@@ -72,7 +72,7 @@ impl UsageScan {
         }
     }
 
-    /// Counts the events of a stream, for answers whose client did not ask for usage: one that a piece's border cuts is missed.
+    /// Counts the events of a stream, for clients that did not ask for usage. An event mark across two pieces is missed.
     pub fn count_events(&mut self, piece: &[u8]) {
         let found = EVENTS.find_iter(piece).count();
         self.events = self
@@ -80,12 +80,12 @@ impl UsageScan {
             .saturating_add(u32::try_from(found).unwrap_or(u32::MAX));
     }
 
-    /// About as many tokens as the stream has told, without its end mark; `None` where it was no stream.
+    /// Estimated tokens of the answer: events of the stream without its end mark. `None` when the answer was no stream.
     pub fn tokens_seen(&self) -> Option<u32> {
         self.events.checked_sub(1)
     }
 
-    /// What was found; the last one counts.
+    /// The last usage that was found, if any.
     pub fn found(&self) -> Option<ReportedUsage> {
         self.found
     }
@@ -104,7 +104,7 @@ impl UsageScan {
     }
 }
 
-/// The number behind the key that stands nearest to `at`: before it in the older endpoints, behind it in the responses API.
+/// The number of the key nearest to `at`: before it in the older endpoints, after it in the responses API.
 fn beside(bytes: &[u8], at: usize, keys: [&[u8]; 2]) -> Option<u64> {
     keys.iter().find_map(|key| {
         let found = memchr::memmem::rfind(&bytes[..at], key)

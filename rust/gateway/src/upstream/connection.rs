@@ -20,22 +20,22 @@ use tokio::net::TcpStream;
 use super::framing::{Chunk, Decoded, Framing, WireError};
 use super::pool::ConnectionPool;
 
-/// Read buffer of a connection. One read of a token burst fits; a long body is relayed in pieces of this size.
+/// Read buffer of a connection, bytes. A burst of tokens fits into one read; a long body is relayed in pieces of this size.
 const READ_BYTES: usize = 16 << 10;
-/// Smallest room that is worth a read; below it the buffer is renewed.
+/// Smallest free space, bytes, for which a read is issued; with less the buffer is replaced.
 const READ_ROOM_BYTES: usize = 4 << 10;
 /// Largest head of an answer.
 const HEAD_LIMIT_BYTES: usize = 128 << 10;
 const MAX_FIELDS: usize = 128;
 
-/// A TCP connection to one upstream, with what was read ahead.
+/// A TCP connection to one upstream, with the bytes that were read ahead.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
     buffer: BytesMut,
     /// The upstream it belongs to.
     pub(super) upstream: u64,
-    /// Requests that it carried before.
+    /// Requests that this connection carried before.
     pub(super) served: u32,
     pub(super) idle_since: Instant,
 }
@@ -45,7 +45,7 @@ pub struct Connection {
 pub struct ResponseHead {
     /// Status code.
     pub status: StatusCode,
-    /// Fields, without those that concern one connection only.
+    /// Header fields, without the fields that concern a single connection.
     pub headers: HeaderMap,
     framing: Framing,
     keep_alive: bool,
@@ -113,12 +113,12 @@ impl Connection {
         }
     }
 
-    /// A connection that carried requests before may have been closed by the upstream while it idled.
+    /// Whether the connection carried a request before. The upstream may have closed a reused connection while it was idle.
     pub fn was_reused(&self) -> bool {
         self.served > 0
     }
 
-    /// An idle connection with bytes or an end waiting is of no use any more.
+    /// Whether an idle connection is usable: no byte and no end of stream is waiting in it.
     pub(super) fn is_alive(&self) -> bool {
         let mut probe = [0u8; 1];
         matches!(self.stream.try_read(&mut probe), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
@@ -219,7 +219,7 @@ impl Connection {
         if self.buffer.capacity() - self.buffer.len() < READ_ROOM_BYTES {
             self.buffer.reserve(READ_BYTES);
         }
-        // Unlike `try_read_buf`, this read knows that a short one has emptied the socket, and spares the next system call.
+        // `poll_read` knows that a short read emptied the socket and spares the next system call; `try_read_buf` does not.
         std::pin::pin!(self.stream.read_buf(&mut self.buffer)).poll(cx)
     }
 }
@@ -310,20 +310,21 @@ fn finish_head(
     })
 }
 
-/// The body of an answer, read from the connection as the client takes it. Dropped early, it closes the connection, which is
-/// what tells Dynamo to cancel the request.
+/// The body of an answer, read from the connection as the client takes it.
+///
+/// Dropping it before its end closes the connection, which makes Dynamo cancel the request.
 #[derive(Debug)]
 pub struct RelayBody {
     connection: Option<Connection>,
     framing: Framing,
     keep_alive: bool,
     pool: Arc<ConnectionPool>,
-    /// A piece that was taken for a look and goes out first.
+    /// A piece that was inspected and given back; it goes out first.
     held: Option<Bytes>,
 }
 
 impl RelayBody {
-    /// Joins a connection with the head that was read from it.
+    /// The body that follows `head` on its connection.
     pub fn new(
         connection: Connection,
         head: ResponseHead,
@@ -381,17 +382,17 @@ impl RelayBody {
         }
     }
 
-    /// Gives a piece back: it is the next one again.
+    /// Gives a piece back, so that it is the next one again.
     pub fn hold(&mut self, piece: Bytes) {
         self.held = Some(piece);
     }
 
-    /// Nothing is to come.
+    /// Whether the body has ended.
     pub fn is_finished(&self) -> bool {
         self.held.is_none() && (self.connection.is_none() || matches!(self.framing, Framing::Length(0)))
     }
 
-    /// What is known of the length.
+    /// Known bounds of the remaining length, bytes.
     pub fn size_hint(&self) -> SizeHint {
         match &self.framing {
             Framing::Length(left) if self.held.is_none() => SizeHint::with_exact(*left),

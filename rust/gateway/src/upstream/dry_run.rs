@@ -11,13 +11,13 @@ use crate::config::UpstreamOptions;
 /// Largest answer of a dry run that is read.
 const ANSWER_LIMIT_BYTES: usize = 4 << 20;
 
-/// Asks any of the upstreams.
+/// Source of dry-run token ids that asks any upstream.
 pub struct UpstreamDryRun {
     connections: ConnectionPool,
 }
 
 impl UpstreamDryRun {
-    /// A source with connections of its own.
+    /// A source with a connection pool of its own.
     pub fn new(upstreams: Arc<UpstreamSet>, options: UpstreamOptions) -> Self {
         Self {
             connections: ConnectionPool::new(upstreams, options, 0),

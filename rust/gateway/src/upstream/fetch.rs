@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// Posts a JSON body and reads the whole answer, up to `limit_bytes`.
 ///
 /// # Errors
-/// A text that says what failed.
+/// A text that names the step that failed.
 pub async fn post_json(
     pool: &ConnectionPool,
     path: &str,

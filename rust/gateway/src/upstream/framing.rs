@@ -7,7 +7,7 @@ use hyper::header::{HeaderName, HeaderValue};
 /// Longest accepted chunk-size line and longest accepted trailer section, in bytes.
 const LINE_LIMIT_BYTES: usize = 8 << 10;
 
-/// What an upstream did wrong on the wire.
+/// A violation of HTTP/1.1 by an upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     /// The connection ended inside a message.
@@ -30,14 +30,14 @@ pub enum Decoded {
     Trailers(HeaderMap),
     /// The body is over.
     End,
-    /// Nothing more without another read.
+    /// More bytes must be read first.
     NeedMore,
 }
 
-/// How the end of a body is found, and where in it we are.
+/// How the end of a body is found, with the current position in it.
 #[derive(Debug)]
 pub enum Framing {
-    /// That many bytes are still to come.
+    /// Bytes of the body that are still to come.
     Length(u64),
     /// Chunked transfer coding.
     Chunked(Chunk),
@@ -50,7 +50,7 @@ pub enum Framing {
 pub enum Chunk {
     /// Before a chunk-size line.
     Size,
-    /// That many bytes of a chunk are still to come.
+    /// Bytes of the current chunk that are still to come.
     Data(u64),
     /// Before the line break that ends a chunk.
     DataEnd,

@@ -1,4 +1,4 @@
-//! Which upstream, over which connection: round robin over those that answer, idle connections kept per serving thread.
+//! Choice of upstream and connection: round robin over the upstreams that answer, with idle connections kept per serving thread.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use super::connection::Connection;
 use crate::ServiceError;
 use crate::config::UpstreamOptions;
 
-/// One `dynamo.frontend`.
+/// One `dynamo.frontend` process.
 #[derive(Debug)]
 pub struct Upstream {
     id: u64,
     host: String,
     port: u16,
-    /// Milliseconds on [`UpstreamSet::now_ms`] until which it is tried last.
+    /// Time on [`UpstreamSet::now_ms`], milliseconds, until which this upstream is tried after all others.
     down_until_ms: AtomicU64,
     failures: AtomicU64,
 }
@@ -88,7 +88,7 @@ impl UpstreamSet {
         self.list.load_full()
     }
 
-    /// Whether that upstream is tried first.
+    /// Whether an upstream takes part in the round robin, since it did not refuse a connection recently.
     pub fn is_up(&self, upstream: &Upstream) -> bool {
         upstream.down_until_ms.load(Ordering::Relaxed) <= self.now_ms()
     }
@@ -99,7 +99,11 @@ impl UpstreamSet {
 }
 
 fn parse_url(url: &str) -> Result<(String, u16), ServiceError> {
-    let wrong = || ServiceError::Config(format!("an upstream must be http://host[:port], got {url:?}"));
+    let wrong = || {
+        ServiceError::Config(format!(
+            "upstreams: got {url:?}, expected http://host[:port] without a path"
+        ))
+    };
     let uri: hyper::Uri = url.parse().map_err(|_| wrong())?;
     if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(wrong());
@@ -128,7 +132,7 @@ impl ConnectionPool {
         }
     }
 
-    /// A connection to the next upstream that takes one; `fresh` leaves idle ones alone. `None` when all refused.
+    /// A connection to the next upstream that accepts one. With `fresh`, idle connections are not used. `None` when all refused.
     pub async fn checkout(&self, fresh: bool) -> Option<Connection> {
         let list = self.set.list();
         let start = self.next.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +157,7 @@ impl ConnectionPool {
         let limit = Duration::from_millis(self.options.connect_timeout_ms);
         let target = (upstream.host.as_str(), upstream.port);
         if let Ok(Ok(stream)) = tokio::time::timeout(limit, TcpStream::connect(target)).await {
-            // Without it the second small write of a request waits for an acknowledgement.
+            // With Nagle's algorithm the second small write of a request would wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
             upstream.down_until_ms.store(0, Ordering::Relaxed);
             return Some(Connection::new(stream, upstream.id));
@@ -185,7 +189,7 @@ impl ConnectionPool {
         }
     }
 
-    /// Drops connections that idled too long or belong to upstreams that are gone.
+    /// Drops connections that were idle too long and connections to upstreams that left the list.
     pub fn prune(&self) {
         let ttl = Duration::from_millis(self.options.idle_connection_ttl_ms);
         let known: Vec<u64> = self.set.list().iter().map(|u| u.id).collect();
