@@ -33,6 +33,8 @@ WITH_EXAMPLES = [
 ]
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
 GENERATED = ("cli.md", "configuration.md", "metrics.md", "python")
+LONGEST_LINE = 150
+UNWRAPPED = ("CHANGELOG.md", "SECURITY.md")
 
 
 def relative(page: Path) -> str:
@@ -82,3 +84,11 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
         assert file.exists(), f"{relative(page)} links to {target}"
         if anchor and file.suffix == ".md":
             assert anchor in anchors(file), f"{relative(page)} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in UNWRAPPED], ids=relative
+)
+def test_no_line_of_a_page_is_too_long_to_read(page: Path) -> None:
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        assert len(line) <= LONGEST_LINE, f"{relative(page)}:{number} has {len(line)} characters"
