@@ -5,8 +5,8 @@ blocks. A rule in Python chooses one of them, and `Router.book` books the choice
 fills spot workers first, until more than 2,000 prompt tokens wait on each.
 
 Pricing and booking are two calls here. Threads need a lock around both, or two requests may see
-the same idle worker. A policy inside the Rust core (the trait
-`wardrop_core::price::Policy`) prices and books in one step, within microseconds.
+the same idle worker. A policy inside the Rust core prices and books in one step
+(docs/how-to/add-a-policy.md).
 
 Run:
     python examples/own_policy.py
