@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wardrop.replay import Engine, Fleet, Policy, Workload, load_timing, simulate
 from wardrop.replay.generate import generate, prefixes
-from wardrop.replay.timing import Timing
+from wardrop.timing import SimulatedTiming
 
 SHARED = Path(os.environ.get("WARDROP_SHARED", "../shared"))
 RESULTS = Path("bench/results/paper")
@@ -31,7 +31,7 @@ PAPER_WINDOW = 37
 
 
 @cache
-def timing(model: str) -> Timing:
+def timing(model: str) -> SimulatedTiming:
     """The measured B200 table of a model."""
     return load_timing(SHARED / "timing" / TABLES[model])
 

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from wardrop.demo.arms import DYNAMO_KV, ROUND_ROBIN, WARDROP, Arm, running
 from wardrop.demo.drive import Row, drive
 from wardrop.demo.plan import MODEL, Options, Plan, make_plan
-from wardrop.demo.timing import write_table
 from wardrop.dynamo.namespace import enter_or_reexec
 from wardrop.replay import Engine, Fleet, Result, Workload, load_timing, simulate
 from wardrop.replay.workload import NO_PREDECESSOR, from_lists
+from wardrop.timing import write_table
 from wardrop.workload import Turn, completion_body
 
 TIMEOUT_S = 120.0

@@ -1,61 +1,57 @@
-"""Shadow policies as text, in the form of a flag: `dynamo;sticky;toll(e2e=1)+queue(kappa=30)`.
+"""Shadow policies as the text of a flag: `dynamo;sticky;toll(e2e=1)+queue(kappa=30)`.
 
-A shadow is a policy as in `--policy`, with its parameters in brackets, and `+queue(…)` for late
-binding in front of it. What the queue does not name is as in the queue in force.
+Each part between semicolons is one shadow: a policy as in `--policy`, and `+queue(…)` for late
+binding in front of it. Settings of the queue that a shadow does not name are those of the
+gateway's own queue.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-MOST = 15
-"""Shadows beside the policy in force."""
+from wardrop.calls import CallError, Value, parse_call, split_outside
 
-_CALL = re.compile(r"([a-z_]+)(?:\(([^()]*)\))?")
-_NEED = "expected NAME or NAME(parameter=number,…), then +queue or +queue(…) for late binding"
+MAX_SHADOWS = 15
+"""Most shadows beside the policy in force."""
 
 
 def parse(text: str) -> list[dict[str, Any]]:
     """The gateway's form: one entry per shadow, in order; its name is its text without spaces.
 
     Raises:
-        ValueError: not such a text, a name twice, or more than `MOST`.
+        CallError: a part does not follow the grammar, a shadow appears twice, or there are more
+            than `MAX_SHADOWS`.
     """
-    names = [part for part in ("".join(piece.split()) for piece in text.split(";")) if part]
-    if len(names) > MOST:
-        raise ValueError(f"got {len(names)} policies, at most {MOST}")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"got {twice[0]!r} twice")
+    names = ["".join(part.split()) for part in split_outside(text, ";")]
+    if len(names) > MAX_SHADOWS:
+        raise CallError(f"got {len(names)} policies, expected at most {MAX_SHADOWS}")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise CallError(f"got {repeated[0]!r} twice, expected every policy once")
     return [_shadow(name) for name in names]
 
 
 def _shadow(name: str) -> dict[str, Any]:
-    head, *tails = name.split("+")
-    policy = _call(head, name)
-    shadow: dict[str, Any] = {"name": name, "policy": {"name": policy[0], **policy[1]}}
+    head, *tails = split_outside(name, "+") or [""]
+    policy = parse_call(head)
+    shadow: dict[str, Any] = {
+        "name": name,
+        "policy": {"name": policy.name, **_numbers(policy.parameters, name)},
+    }
     for tail in tails:
-        word, parameters = _call(tail, name)
-        if word != "queue" or "queue" in shadow:
-            raise ValueError(f"got {name!r}, {_NEED}")
-        shadow["queue"] = parameters
+        added = parse_call(tail)
+        if added.name != "queue" or "queue" in shadow:
+            raise CallError(f"got {tail!r} in {name!r}, expected +queue or +queue(…) at most once")
+        shadow["queue"] = _numbers(added.parameters, name)
     return shadow
 
 
-def _call(text: str, name: str) -> tuple[str, dict[str, Any]]:
-    match = _CALL.fullmatch(text)
-    if match is None:
-        raise ValueError(f"got {name!r}, {_NEED}")
-    pairs = [part.partition("=") for part in (match[2] or "").split(",") if part]
-    try:
-        return match[1], {key: _number(value) for key, _, value in pairs}
-    except ValueError:
-        raise ValueError(f"got {name!r}, {_NEED}") from None
-
-
-def _number(text: str) -> float | int | bool:
-    if text in ("true", "false"):
-        return text == "true"
-    value = float(text)
-    return int(value) if value.is_integer() else value
+def _numbers(parameters: dict[str, Value], name: str) -> dict[str, bool | int | float]:
+    """The parameters as the gateway reads them: whole numbers as integers."""
+    found: dict[str, bool | int | float] = {}
+    for key, value in parameters.items():
+        if not isinstance(value, bool | int | float):
+            raise CallError(f"got {key}={value!r} in {name!r}, expected a number, true or false")
+        is_whole = isinstance(value, float) and value.is_integer()
+        found[key] = int(value) if is_whole else value
+    return found

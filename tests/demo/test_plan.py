@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wardrop.demo.plan import Options, make_plan, pools
-from wardrop.demo.timing import itl_ms, prefill_ms, write_table
+from wardrop.timing import itl_ms, prefill_ms, write_table
 
 QUICK = Options(workers=2, seconds=4)
 

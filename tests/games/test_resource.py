@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wardrop.errors import InputError
 from wardrop.games.errors import GameError
 from wardrop.games.resource import (
     Attainment,
@@ -28,6 +29,7 @@ from wardrop.games.resource import (
 )
 from wardrop.games.resource.pools import DecodePool, prefill_done
 from wardrop.games.trace import Trace, Workload, generate_trace, read_trace
+from wardrop.timing import TimingError
 
 GENERATED = {
     "balanced": (Workload(24, 50, 3_000), 8, Slo(0.5, 0.016)),
@@ -221,12 +223,12 @@ def test_ideal_reuse_counts_the_leading_blocks_seen_before() -> None:
 
 
 def test_wrong_inputs_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(GameError, match="expected both > 0"):
+    with pytest.raises(InputError, match="expected both > 0"):
         Slo(0.0, 0.1)
-    with pytest.raises(GameError, match="timing table"):
+    with pytest.raises(TimingError, match="no timing table"):
         read_timing(tmp_path / "none.npz")
     np.savez(tmp_path / "half.npz", prefill_isl=np.ones(2))
-    with pytest.raises(GameError, match="without"):
+    with pytest.raises(TimingError, match="lacks"):
         read_timing(tmp_path / "half.npz")
     with pytest.raises(GameError, match="at least 2"):
         choose_split(FromCallable(lambda p, d: Attainment(1, 1, 1, 1)), 1)

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from wardrop.commands.replay import app
 from wardrop.control import GuardSettings, Record, Settings
-from wardrop.replay import Engine, Fleet, Policy, ReplayError, affine, simulate
+from wardrop.errors import InputError
+from wardrop.replay import Engine, Fleet, Policy, affine, simulate
 from wardrop.replay.controlled import ControlledRun
 from wardrop.replay.generate import prefixes
 from wardrop.replay.workload import Workload
@@ -165,7 +166,7 @@ def test_good_change_under_a_growing_queue_is_kept_by_the_forecast_alone():
     ],
 )
 def test_what_is_not_known_is_refused_by_name(policy, text):
-    with pytest.raises(ReplayError, match=text):
+    with pytest.raises(InputError, match=text):
         simulate(OVER, FLEET, policy)
 
 

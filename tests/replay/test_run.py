@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from wardrop.replay import Engine, Fault, Fleet, Policy, ReplayError, Slo, Tier, affine, load_timing
+from wardrop.calls import CallError
+from wardrop.replay import Engine, Fault, Fleet, Policy, Slo, Tier, affine, load_timing
 from wardrop.replay import simulate as run
 from wardrop.replay.generate import generate
 from wardrop.replay.run import COMPLETE
+from wardrop.timing import TimingError
 
 WORKLOAD = generate("prefixes(requests=400,per_s=30)", 1)
 
@@ -90,7 +92,7 @@ def test_a_policy_is_read_with_its_parameters():
     policy = Policy.parse("dynamo(router_temperature=0.5,prefill_load_scale=2)")
     assert policy.parameters == {"router_temperature": 0.5, "prefill_load_scale": 2}
     assert Policy.parse(policy.label) == policy
-    with pytest.raises(ReplayError):
+    with pytest.raises(CallError, match="expected NAME"):
         Policy.parse("dynamo(router_temperature)")
 
 
@@ -127,9 +129,9 @@ def test_a_timing_table_is_read_and_a_broken_one_refused(tmp_path):
     ]
     assert np.allclose(rows[0].end_ms, rows[1].end_ms)
     np.savez(tmp_path / "bad.npz", **{k: v for k, v in arrays.items() if k != "decode_itl"})
-    with pytest.raises(ReplayError, match="decode_itl"):
+    with pytest.raises(TimingError, match="decode_itl"):
         load_timing(tmp_path / "bad.npz")
-    with pytest.raises(ReplayError, match="no timing table"):
+    with pytest.raises(TimingError, match="no timing table"):
         load_timing(tmp_path / "none.npz")
 
 

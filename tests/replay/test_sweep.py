@@ -12,9 +12,9 @@ from wardrop.replay import sweep as sweeps
 from wardrop.replay.chart import heat_ramp, png
 from wardrop.replay.generate import generate
 from wardrop.replay.report import html, verdict
-from wardrop.replay.run import Slo
 from wardrop.replay.sweep import Cell, Plan, sweep
 from wardrop.replay.tune import tune
+from wardrop.slo import Slo
 
 
 def plan(policies=("round_robin", "dynamo"), loads=(1.0, 3.0), seeds=(0, 1), requests=120):

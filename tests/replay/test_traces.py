@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from wardrop.calls import CallError
 from wardrop.replay import ReplayError, load, restart, spread
 from wardrop.replay.generate import GENERATORS, generate, mooncake_rows
 
@@ -132,8 +133,27 @@ def test_the_papers_workload_is_five_templates_of_128_tokens():
 def test_an_unknown_generator_or_parameter_is_named():
     with pytest.raises(ReplayError, match="generator"):
         generate("nothing")
-    with pytest.raises(ReplayError, match="colour"):
+    with pytest.raises(
+        ReplayError, match="paper: got parameter 'colour'; expected one of requests"
+    ):
         generate("paper(colour=1)")
+    with pytest.raises(ReplayError, match=r"bursts: got parameter 'foo'; .*factor, .*requests"):
+        generate("bursts(foo=1)")
+    with pytest.raises(ReplayError, match=r"requests=1\.5; expected a whole number"):
+        generate("bursts(requests=1.5)")
+    with pytest.raises(ReplayError, match="zipf='x'; expected a number"):
+        generate("prefixes(zipf=x)")
+    with pytest.raises(CallError, match="expected NAME"):
+        generate("paper(")
+    for text in ("prefixes(groups=0)", "phases(steps=[])", "prefixes(block_size=0)"):
+        with pytest.raises(ReplayError):
+            generate(text)
+
+
+def test_a_list_is_one_value():
+    workload = generate("phases(requests=400,per_s=10,steps=[0.5,2])", 1)
+    half = workload.arrival_ms[200] - workload.arrival_ms[0]
+    assert half > 2 * (workload.arrival_ms[-1] - workload.arrival_ms[200])
 
 
 def test_a_part_starts_its_own_clock_and_forgets_cut_turns():

@@ -21,10 +21,10 @@ from wardrop.demo.plan import Options, make_plan
 from wardrop.demo.ramp.output import show_ramp
 from wardrop.demo.ramp.profile import Profile
 from wardrop.demo.ramp.run import RampPlan, choose_arms, run_ramp
-from wardrop.demo.timing import write_table
 from wardrop.dynamo.embedded import FleetError
 from wardrop.dynamo.install import DynamoMissingError
 from wardrop.dynamo.namespace import NamespaceRefusedError, enter_or_reexec
+from wardrop.timing import write_table
 
 DEFAULT_POLICY = "toll"
 

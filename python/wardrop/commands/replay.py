@@ -11,44 +11,43 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from wardrop.calls import split_outside
 from wardrop.replay.anarchy import POA_WINDOW
 from wardrop.replay.fleet import Engine, Fleet, Transfer
 from wardrop.replay.generate import GENERATORS, generate
 from wardrop.replay.report import write_html
-from wardrop.replay.run import Policy, Slo
+from wardrop.replay.run import Policy
 from wardrop.replay.sweep import Cell, Plan, sweep
-from wardrop.replay.table import table, write_csv
-from wardrop.replay.timing import load_timing
+from wardrop.replay.table import tables, write_csv
 from wardrop.replay.traces import load
 from wardrop.replay.tune import OBJECTIVES, tune
 from wardrop.replay.workload import ReplayError, Workload
+from wardrop.slo import Slo
+from wardrop.timing import load_timing
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 _out = Console()
 _err = Console(stderr=True)
 
-_TABLE_WIDTH = 118
+_UNBROKEN_WIDTH = 100_000
+"""Width in characters of output that is not a terminal: wider than every table."""
+
 _TRACE_HELP = (
     "Trace (Mooncake or Dynamo .jsonl, Azure .csv; plain, .gz, .zst) or generator: "
     f"{', '.join(GENERATORS)}, each with (parameter=value,…)."
 )
 
 
-def _wide() -> Console:
-    """A console that cuts no figure: piped output has no width of its own."""
-    return Console(width=max(_out.width, _TABLE_WIDTH))
+def _print_tables(cells: list[Cell], *, closed: bool) -> None:
+    """Print the comparison: in a terminal within its width, elsewhere without breaking a line."""
+    width = _out.width if _out.is_terminal else None
+    console = _out if width else Console(width=_UNBROKEN_WIDTH, force_terminal=False)
+    for part in tables(cells, closed=closed, width=width):
+        console.print(part)
 
 
 def _policies(text: str) -> list[Policy]:
-    parts: list[str] = []
-    depth = 0
-    for piece in text.split(","):
-        if depth:
-            parts[-1] += "," + piece
-        else:
-            parts.append(piece)
-        depth += piece.count("(") - piece.count(")")
-    return [Policy.parse(part) for part in parts if part.strip()]
+    return [Policy.parse(part) for part in split_outside(text, ",")]
 
 
 def _numbers(text: str, flag: str) -> list[float]:
@@ -252,7 +251,7 @@ def replay(
             loads,
             range(seeds),
             concurrency is not None,
-            Slo(ttft_slo_s * 1e3, itl_slo_ms),
+            Slo(ttft_slo_s, itl_slo_ms / 1e3),
         )
         if tune_policy:
             found = tune(plan, objective=objective, progress=lambda text: _err.print(text))
@@ -264,7 +263,7 @@ def replay(
             )
         else:
             cells = _run(plan, resume, threads)
-        _wide().print(table(cells, closed=plan.closed))
+        _print_tables(cells, closed=plan.closed)
         setting = {
             "trace": trace if not Path(trace).exists() else Path(trace).name,
             "part": part,

@@ -7,17 +7,19 @@ slip of the hand would hurt.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, cast
 
+from wardrop.calls import CallError, parse_call
+from wardrop.errors import InputError
+
 Routing = dict[str, Any]
 """`{"policy": {"name": …, …}, "queue": {…} | None}`, as the gateway tells it."""
 
 
-class SettingError(ValueError):
+class SettingError(InputError):
     """A setting that does not exist or a value out of range: what was got, what is expected."""
 
 
@@ -53,9 +55,6 @@ OBJECTIVE = {
     "objective.itl_slo_s": Bound(0.0001, 60, "s", "limit of the time between tokens"),
 }
 """Settings of the policy `toll`."""
-
-_POLICY = re.compile(r"([a-z_]+)(?:\(([^()]*)\))?")
-_MOST_PARAMETERS = 32
 
 
 def flat(routing: Routing) -> dict[str, Any]:
@@ -108,21 +107,19 @@ def changed(routing: Routing, changes: Mapping[str, Any]) -> Routing:
 
 
 def parse_policy(text: object) -> dict[str, Any]:
-    """`"dynamo(prefill_load_scale=4)"` → `{"name": "dynamo", "prefill_load_scale": 4.0}`."""
-    match = _POLICY.fullmatch(text.replace(" ", "")) if isinstance(text, str) else None
-    if match is None:
+    """`"dynamo(prefill_load_scale=4)"` → `{"name": "dynamo", "prefill_load_scale": 4.0}`.
+
+    Raises:
+        SettingError: the text is no policy with numbers as parameters; see `wardrop.calls`.
+    """
+    if not isinstance(text, str):
         raise SettingError(f"policy: got {text!r}, expected NAME or NAME(parameter=number,…)")
-    policy: dict[str, Any] = {"name": match[1]}
-    pairs = [part for part in (match[2] or "").split(",") if part]
-    if len(pairs) > _MOST_PARAMETERS:
-        raise SettingError(f"policy: got {len(pairs)} parameters, at most {_MOST_PARAMETERS}")
-    for pair in pairs:
-        name, _, value = pair.partition("=")
-        try:
-            policy[name] = float(value)
-        except ValueError:
-            raise SettingError(f"policy: got {pair!r}, expected parameter=number") from None
-    return policy
+    try:
+        call = parse_call(text)
+        numbers = call.numbers()
+    except CallError as error:
+        raise SettingError(f"policy: {error}") from None
+    return {"name": call.name, **{name: float(value) for name, value in numbers.items()}}
 
 
 def policy_text(policy: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from wardrop.demo.picture import draw_png
 from wardrop.demo.plan import Plan, pools
 from wardrop.demo.report import Page, html
 from wardrop.demo.table import table
-from wardrop.demo.timing import STEP_MS
+from wardrop.timing import STEP_MS
 
 TITLE = "One workload, three routers"
 

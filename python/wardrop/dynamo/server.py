@@ -35,7 +35,7 @@ from wardrop.dynamo.tokenizer_files import tokenizer_folder
 from wardrop.service.admin import Admin
 from wardrop.service.curve_file import SavedCurves
 from wardrop.service.index_file import SavedIndex, unusable
-from wardrop.service.prior import timing_points
+from wardrop.timing import timing_points
 
 log = logging.getLogger("wardrop.control")
 

@@ -26,14 +26,15 @@ from wardrop.games.coupled.advice import advise, example_fleet, rest_point
 from wardrop.games.coupled.loop import run_loop
 from wardrop.games.coupled.planner import Planner
 from wardrop.games.errors import GameError
-from wardrop.games.resource.attainment import Attainment, Slo
+from wardrop.games.resource.attainment import Attainment
 from wardrop.games.resource.queueing import Engine, QueueingSource
 from wardrop.games.resource.split import SplitChoice, choose_split, every_split
-from wardrop.games.resource.timing import builtin_timing
 from wardrop.games.routing.anarchy import analyse_large
 from wardrop.games.routing.instances import random_frozen
 from wardrop.games.routing.load_curve import load_curve
 from wardrop.games.trace import Workload, generate_trace
+from wardrop.slo import Slo
+from wardrop.timing import builtin_timing
 
 _INK, _WARM, _COOL, _SOFT = "#222222", "#c2410c", "#1d4ed8", "#9ca3af"
 

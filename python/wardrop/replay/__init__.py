@@ -6,10 +6,11 @@ result.summary()["ttft_p99_s"]
 """
 
 from wardrop.replay.fleet import Engine, Fault, Fleet, Tier, Transfer
-from wardrop.replay.run import Policy, Result, Slo, simulate
-from wardrop.replay.timing import POLYNOMIAL, affine, load_timing
+from wardrop.replay.run import Policy, Result, simulate
 from wardrop.replay.traces import load, restart, spread
 from wardrop.replay.workload import ReplayError, Workload
+from wardrop.slo import Slo
+from wardrop.timing import POLYNOMIAL, affine, load_timing
 
 __all__ = [
     "POLYNOMIAL",

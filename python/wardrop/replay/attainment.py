@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from wardrop.games.resource import Attainment, Slo
+from wardrop.games.resource import Attainment
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.run import Policy, simulate
 from wardrop.replay.workload import Workload
+from wardrop.slo import Slo
 
 
 @dataclass(frozen=True)

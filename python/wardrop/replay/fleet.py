@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from wardrop.replay.timing import POLYNOMIAL, Timing
+from wardrop.timing import POLYNOMIAL, SimulatedTiming
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Engine:
     preemption: str = "lifo"
     eviction: str = "lru"
     frequency_epoch_ms: float = 10_000.0
-    timing: Timing = field(default_factory=lambda: POLYNOMIAL, repr=False)
+    timing: SimulatedTiming = field(default_factory=lambda: POLYNOMIAL, repr=False)
     kv_bytes_per_token: float = 131_072.0
     prefill_answers: bool = False
     tiers: tuple[Tier, ...] = ()

@@ -1,11 +1,12 @@
-"""Workloads without a trace file: seeded, so that a name and a seed say everything.
+"""Generated workloads: a name, parameters and a seed determine every request.
 
-Every generator draws from `numpy.random.default_rng(seed)` and returns a `Workload`. Lengths are
-tokens, times ms.
+Every generator draws from `numpy.random.default_rng(seed)` and returns a `Workload`. Lengths are in
+tokens, times in ms.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wardrop.replay.workload import ReplayError, Workload, from_lists
+from wardrop.calls import parse_call
+from wardrop.replay.workload import NO_PREDECESSOR, ReplayError, Workload, from_lists
+
+_WHOLE = "a whole number"
+_NUMBERS = "a number or a list of numbers"
 
 
 def _poisson(rng: np.random.Generator, n: int, per_s: float) -> NDArray[np.float64]:
@@ -41,7 +46,7 @@ def _lengths(rng: np.random.Generator, n: int, mean: float, spread: float) -> ND
 
 
 def _own(counts: NDArray[np.int64], first: int) -> list[NDArray[np.int64]]:
-    """`counts[i]` ids that nobody else has, from `first` on."""
+    """Per request `counts[i]` ids that no other request has, counted upwards from `first`."""
     starts = first + np.concatenate(([0], np.cumsum(counts)[:-1]))
     return [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
 
@@ -58,9 +63,21 @@ def prefixes(
     block_size: int = 64,
     seed: int = 0,
 ) -> Workload:
-    """Shared prefixes whose popularity falls as rank^−zipf.
+    """Shared prefixes: each prompt is one of `groups` prefixes and a suffix of its own.
 
-    each prompt is one prefix and a suffix of its own.
+    The probability of the prefix of rank k is proportional to k^−zipf.
+
+    Args:
+        requests: number of requests.
+        per_s: mean arrivals per second, a Poisson process.
+        groups: number of prefixes.
+        zipf: exponent of the popularity; 0 is uniform.
+        prefix: tokens of a prefix.
+        suffix: mean tokens of a suffix.
+        output: mean tokens of an answer.
+        spread: coefficient of variation of suffix and answer lengths, which are log-normal.
+        block_size: tokens per block.
+        seed: seed of all draws.
     """
     rng = np.random.default_rng(seed)
     weight = np.arange(1, groups + 1, dtype=float) ** -zipf
@@ -91,9 +108,20 @@ def agents(
     block_size: int = 64,
     seed: int = 0,
 ) -> Workload:
-    """Multi-turn agents: each prompt is a system prompt, then the last one and `grow` tokens more.
+    """Multi-turn agents: each prompt is the session's previous prompt and `grow` tokens more.
 
-    A turn comes `think_s` (exponential) after the end of the one before.
+    Args:
+        sessions: number of sessions.
+        per_s: mean session starts per second, a Poisson process.
+        turns: mean number of turns of a session.
+        system: tokens of the system prompt, with which a session begins.
+        systems: number of system prompts; sessions choose uniformly.
+        grow: mean tokens that a turn adds.
+        output: mean tokens of an answer.
+        think_s: mean pause before the next turn, exponential, counted from the end of the answer.
+        spread: coefficient of variation of the lengths, which are log-normal.
+        block_size: tokens per block.
+        seed: seed of all draws.
     """
     rng = np.random.default_rng(seed)
     starts = _poisson(rng, sessions, per_s)
@@ -108,7 +136,7 @@ def agents(
         previous = -1
         for growth in _lengths(rng, count, grow, spread):
             length += int(growth)
-            # A started block is named anew by every turn: what it holds has changed.
+            # A partial last block gets a new id in every turn, because its content changes.
             whole = length // block_size
             fresh = np.arange(next_id, next_id + max(whole - chain.size, 0))
             chain = np.concatenate((chain, fresh))
@@ -135,13 +163,13 @@ def agents(
 def bursts(
     factor: float = 8.0, every_s: float = 60.0, for_s: float = 6.0, **prefix: Any
 ) -> Workload:
-    """`prefixes` whose rate is `factor` times higher for `for_s` of every `every_s`.
+    """`prefixes` in bursts: `factor` times the rate for `for_s` of every `every_s` seconds.
 
-    the mean rate stays.
+    The mean rate stays `per_s`. Further parameters are those of `prefixes`.
     """
     base = prefixes(**prefix)
     mean = 1 + (factor - 1) * for_s / every_s
-    # The operational clock of a time-varying Poisson process: invert the integrated rate.
+    # A time-varying Poisson process: invert the integrated rate.
     edges = np.arange(0.0, base.arrival_ms[-1] * 2 / 1e3 + every_s, every_s)
     times = np.sort(np.concatenate((edges, edges + for_s)))
     rate = np.where(np.arange(times.size) % 2 == 0, factor, 1.0) / mean
@@ -152,7 +180,10 @@ def bursts(
 
 
 def phases(steps: tuple[float, ...] = (0.5, 1.5, 3.0, 1.0), **prefix: Any) -> Workload:
-    """`prefixes` at rates that move through `steps` (factors of `per_s`), equally many in each."""
+    """`prefixes` whose rate moves through `steps`, with equally many requests in each.
+
+    A step is a factor of `per_s`. Further parameters are those of `prefixes`.
+    """
     base = prefixes(**prefix)
     gaps = np.diff(base.arrival_ms, prepend=0.0)
     factor = np.repeat(np.asarray(steps, float), -(-len(base) // len(steps)))[: len(base)]
@@ -167,9 +198,9 @@ def paper(
     block_size: int = 64,
     seed: int = 0,
 ) -> Workload:
-    """The paper's load.
+    """The load of the paper: five prompts of 128 tokens.
 
-    five templates of 128 tokens. Run it in a closed loop (`Fleet.concurrency`).
+    All requests arrive at time 0; run them in a closed loop (`Fleet.concurrency`).
     """
     rng = np.random.default_rng(seed)
     blocks = -(-prompt // block_size)
@@ -196,36 +227,63 @@ GENERATORS: dict[str, Callable[..., Workload]] = {
 
 
 def generate(text: str, seed: int = 0) -> Workload:
-    """A workload by `name` or `name(parameter=value,…)`, values in JSON.
+    """A workload by `NAME` or `NAME(parameter=value,…)`; `wardrop.calls` gives the grammar.
+
+    Args:
+        text: a name of `GENERATORS`, with parameters of that generator.
+        seed: seed of all draws, unless the text gives one.
 
     Raises:
-        ReplayError: no such generator or parameter.
+        CallError: the text does not follow the grammar.
+        ReplayError: no such generator or parameter, or a value of the wrong type or out of range.
     """
-    name, bracket, rest = text.partition("(")
-    if name not in GENERATORS:
-        raise ReplayError(f"got generator {name!r}; expected one of {', '.join(GENERATORS)}")
-    fields: dict[str, Any] = {}
-    if bracket:
-        for pair in filter(None, rest.removesuffix(")").split(",")):
-            key, _, value = pair.partition("=")
-            try:
-                fields[key.strip()] = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ReplayError(f"got {pair!r} in {text!r}; expected parameter=number") from error
+    call = parse_call(text)
+    if call.name not in GENERATORS:
+        raise ReplayError(f"got generator {call.name!r}; expected one of {', '.join(GENERATORS)}")
+    types = _parameter_types(GENERATORS[call.name])
+    for name, value in call.parameters.items():
+        if name not in types:
+            raise ReplayError(
+                f"{call.name}: got parameter {name!r}; expected one of {', '.join(types)}"
+            )
+        expected = types[name]
+        numbers = value if expected == _NUMBERS and isinstance(value, list) and value else [value]
+        is_whole = all(isinstance(number, int) for number in numbers)
+        is_number = all(
+            isinstance(number, int | float) and not isinstance(number, bool) for number in numbers
+        )
+        if not is_number or (expected == _WHOLE and not is_whole):
+            raise ReplayError(f"{call.name}: got {name}={value!r}; expected {expected}")
     try:
-        return GENERATORS[name](**{"seed": seed, **fields})
-    except TypeError as error:
-        raise ReplayError(f"{text}: {error}") from error
+        return GENERATORS[call.name](**{"seed": seed, **call.parameters})
+    except ReplayError:
+        raise
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise ReplayError(f"{text}: a value is out of range: {error}") from error
+
+
+def _parameter_types(generator: Callable[..., Workload]) -> dict[str, str]:
+    """The parameters that a generator takes, each with what it expects, in words."""
+    words = {"int": _WHOLE, "float": "a number"}
+    types: dict[str, str] = {}
+    for name, parameter in inspect.signature(generator).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            types |= _parameter_types(prefixes)
+        else:
+            types[name] = words.get(str(parameter.annotation), _NUMBERS)
+    return types
 
 
 def mooncake_rows(workload: Workload) -> list[str]:
-    """The workload as Mooncake JSONL rows (open loop only), for other simulators.
+    """The workload as rows of a Mooncake trace, for other simulators.
 
     Raises:
-        ReplayError: it has sessions, which the plain format cannot say.
+        ReplayError: the workload has sessions, which the plain format cannot express.
     """
-    if (workload.after != 0xFFFFFFFF).any():
-        raise ReplayError("a workload with sessions has no plain Mooncake form")
+    if (workload.after != NO_PREDECESSOR).any():
+        raise ReplayError(
+            "got a workload with sessions; expected requests with arrival times of their own"
+        )
     rows: list[str] = []
     for i in range(len(workload)):
         ids = workload.blocks[int(workload.block_start[i]) : int(workload.block_start[i + 1])]

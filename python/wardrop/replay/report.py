@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from wardrop.replay.chart import COLOURS, Axis, Line, distribution, heat, heat_ramp, lines
-from wardrop.replay.run import Slo
 from wardrop.replay.sweep import Cell, mean_and_range
 from wardrop.replay.table import HIGHER_IS_BETTER, best_of, columns, groups, means
+from wardrop.slo import Slo
 
 _CURVES = (
     ("ttft_mean_s", "Time to first token, mean", "s", True),
@@ -208,7 +208,7 @@ def html(setting: Mapping[str, Any], cells: Sequence[Cell], slo: Slo) -> str:
     )
     trace = escape(str(setting.get("trace", "a workload")))
     style = files("wardrop.replay").joinpath("report.css").read_text(encoding="utf-8")
-    limits = f"{slo.ttft_ms / 1e3:g} s and tokens {slo.itl_ms:g} ms apart on average"
+    limits = f"{slo.ttft_s:g} s and tokens {slo.itl_s * 1e3:g} ms apart on average"
     return (
         f"{_HEAD}<title>Wardrop replay: {trace}</title><style>{style}</style><main>"
         f"<h1>Routing policies on {trace}</h1>"

@@ -12,40 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardrop._core import simulate_fleet
+from wardrop.calls import Call, CallError, parse_call, split_outside
 from wardrop.control.audit import Record
 from wardrop.replay.anarchy import Report, combined, read_reports
 from wardrop.replay.controlled import ControlledRun
 from wardrop.replay.fleet import Fleet
-from wardrop.replay.workload import ReplayError, Workload
+from wardrop.replay.workload import Workload
+from wardrop.slo import Slo
 
 COMPLETE = 1
 
 _TIMES = ("arrival_ms", "admit_ms", "first_token_ms", "end_ms")
-_BESIDE = ("queue", "predicted", "controller")
+_ADDITIONS = ("queue", "predicted", "controller")
 _COUNTS = ("worker", "decode_worker", "cached_tokens", "expected_tokens", "preemptions", "retries")
-
-
-def _call(name: str, parameters: dict[str, Any]) -> str:
-    if not parameters:
-        return name
-    pairs = ",".join(f"{key}={json.dumps(value)}" for key, value in parameters.items())
-    return f"{name}({pairs})"
-
-
-def _parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    name, bracket, rest = text.strip().partition("(")
-    parameters: dict[str, Any] = {}
-    if bracket and not rest.endswith(")"):
-        raise ReplayError(f"got {text!r}; expected name(parameter=value,…)")
-    for pair in filter(None, rest[:-1].split(",")) if bracket else ():
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ReplayError(f"got {pair!r} in {text!r}; expected parameter=value")
-        try:
-            parameters[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            parameters[key.strip()] = value.strip()
-    return name, parameters
 
 
 @dataclass(frozen=True)
@@ -76,32 +55,38 @@ class Policy:
     @property
     def label(self) -> str:
         """`name` or `name(parameter=value, …)`, then what stands beside it, as it is parsed."""
-        label = _call(self.name, self.parameters)
-        for word in _BESIDE:
-            parameters: dict[str, Any] | None = getattr(self, word)
+        calls = [Call(self.name, self.parameters)]
+        for name in _ADDITIONS:
+            parameters: dict[str, Any] | None = getattr(self, name)
             if parameters is not None:
-                label += f"+{_call(word, parameters)}"
-        return label
+                calls.append(Call(name, parameters))
+        return "+".join(map(str, calls))
 
     @classmethod
     def parse(cls, text: str) -> Policy:
-        """From `name` or `name(parameter=value,…)`, values in JSON.
+        """Read a policy as text; `wardrop.calls` gives the grammar.
 
-        `+queue(…)` binds late, `+predicted(used=beside,…)` predicts caches,
-        `+controller(moves=kappa|objective,…)` moves settings while it runs.
+        `+queue(…)` adds late binding, `+predicted(used=beside,…)` predicted cache contents, and
+        `+controller(moves=kappa|objective,…)` a controller that changes settings during the run.
+
+        Raises:
+            CallError: the text does not follow the grammar, or adds anything else.
         """
-        head, *tails = text.strip().split("+")
-        name, parameters = _parse_call(head)
+        head, *tails = split_outside(text, "+") or [""]
+        policy = parse_call(head)
         added: dict[str, dict[str, Any]] = {}
         for tail in tails:
-            word, values = _parse_call(tail)
-            if word not in _BESIDE:
-                expected = ", ".join(f"{known}(…)" for known in _BESIDE)
-                raise ReplayError(f"got {tail!r} after the policy in {text!r}; expected {expected}")
-            added[word] = values
+            call = parse_call(tail)
+            if call.name not in _ADDITIONS or call.name in added:
+                expected = ", ".join(f"{name}(…)" for name in _ADDITIONS)
+                raise CallError(
+                    f"got {tail.strip()!r} after the policy in {text!r}; expected each of "
+                    f"{expected} at most once"
+                )
+            added[call.name] = dict(call.parameters)
         return cls(
-            name,
-            parameters,
+            policy.name,
+            dict(policy.parameters),
             queue=added.get("queue"),
             predicted=added.get("predicted"),
             controller=added.get("controller"),
@@ -128,14 +113,6 @@ class Policy:
             "seed": seed + 1,
         }
         return json.dumps([first, second])
-
-
-@dataclass(frozen=True)
-class Slo:
-    """Limits for a request: time to first token, mean time between its tokens, ms."""
-
-    ttft_ms: float = 2_000.0
-    itl_ms: float = 50.0
 
 
 @dataclass(frozen=True)
@@ -277,7 +254,8 @@ class Result:
             float(self.output_tokens[done].sum(dtype=np.uint64)) / span_s
         )
         itl = self.itl_ms
-        good = done & (self.ttft_ms <= slo.ttft_ms) & (np.isnan(itl) | (itl <= slo.itl_ms))
+        within_ttft = self.ttft_ms <= slo.ttft_s * 1e3
+        good = done & within_ttft & (np.isnan(itl) | (itl <= slo.itl_s * 1e3))
         figures["goodput_per_s"] = float(good.sum()) / arrivals_s
         figures["attainment"] = float(good.mean())
         figures["load_spread"] = self._load_spread()

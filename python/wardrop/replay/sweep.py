@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardrop.replay.fleet import Fleet
-from wardrop.replay.run import Policy, Result, Slo, simulate
-from wardrop.replay.workload import ReplayError, Workload
+from wardrop.replay.run import Policy, Result, simulate
+from wardrop.replay.workload import ReplayError, Workload, from_lists
+from wardrop.slo import Slo
 
 _CDF_POINTS = 101
 _HEAT_COLUMNS = 120
@@ -167,6 +168,8 @@ def sweep(
     keys = plan.keys()
     labels = [policy.label for policy in plan.policies]
     todo = [key for key in keys if (labels[key[0]], key[1], key[2]) not in done]
+    if todo:
+        _check_policies(plan, workloads[plan.seeds[0]].block_size)
     if progress:
         progress(len(keys) - len(todo), len(keys))
     cells = _parallel(plan, workloads, todo, threads or os.cpu_count() or 1)
@@ -179,6 +182,18 @@ def sweep(
         if progress:
             progress(len(keys) - len(todo) + count, len(keys))
     return [done[labels[p], load, seed] for p, load, seed in keys]
+
+
+def _check_policies(plan: Plan, block_size: int) -> None:
+    """Simulate one request per policy, so that a bad policy is refused before the sweep begins.
+
+    Raises:
+        ValueError: a policy or field is not known or out of range; the text names it.
+    """
+    one = np.ones(1, dtype=np.int64)
+    request = from_lists("check", np.zeros(1), one, one, one, one, block_size)
+    for policy in plan.policies:
+        simulate(request, plan.fleet, policy)
 
 
 def _parallel(

@@ -1,4 +1,4 @@
-"""The comparison as a terminal table and as CSV."""
+"""The comparison of policies as terminal tables and as CSV."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from wardrop.replay.sweep import Cell, mean_and_range
@@ -31,19 +34,22 @@ POA_COLUMNS = (
     ("poa_load", "load", 3),
     ("poa_split", "split", 3),
 )
+Column = tuple[str, str, int]
+"""Name of a figure, its heading, and its decimal places."""
+
 HIGHER_IS_BETTER = {"reuse", "goodput_per_s", "output_tokens_per_s"}
 
 Means = dict[str, dict[str, float]]
 
 
-def columns(cells: Sequence[Cell]) -> tuple[tuple[str, str, int], ...]:
-    """The columns that every cell has: those of the price of anarchy only where it was measured."""
+def columns(cells: Sequence[Cell]) -> tuple[Column, ...]:
+    """The columns that every cell has; the price of anarchy only where every cell measured it."""
     measured = all("poa" in cell.figures for cell in cells)
     return COLUMNS + POA_COLUMNS if cells and measured else COLUMNS
 
 
 def groups(cells: Sequence[Cell]) -> dict[tuple[float, str], list[Cell]]:
-    """Cells by load and policy, in the order they came."""
+    """Cells by load and policy, in their given order."""
     grouped: dict[tuple[float, str], list[Cell]] = {}
     for cell in cells:
         grouped.setdefault((cell.load, cell.policy), []).append(cell)
@@ -67,13 +73,50 @@ def best_of(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def table(cells: Sequence[Cell], *, closed: bool = False) -> Table:
-    """Means over seeds; the best of each load is bold."""
-    caption = "means over seeds; spread: variation of prefill work over workers"
-    view = Table(caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+def tables(cells: Sequence[Cell], *, closed: bool = False, width: int | None = None) -> list[Table]:
+    """Means over seeds, with the best figure of each load in bold.
+
+    A table that is wider than `width` is split: each part repeats the load and the policy and takes
+    as many columns as fit, so that no figure is ever cut.
+
+    Args:
+        cells: at least one simulation.
+        closed: whether loads are requests in flight.
+        width: characters of a line; None for output that is not a terminal.
+
+    Returns:
+        Tables to print one below the other.
+    """
+    rest = list(columns(cells))
+    parts: list[Table] = []
+    while rest:
+        fitting = 1
+        while fitting < len(rest) and _fits(cells, rest[: fitting + 1], closed, width):
+            fitting += 1
+        parts.append(_table(cells, rest[:fitting], closed, width))
+        rest = rest[fitting:]
+    parts[-1].caption = "means over seeds; spread: variation of prefill work over workers"
+    return parts
+
+
+def _fits(cells: Sequence[Cell], shown: Sequence[Column], closed: bool, width: int | None) -> bool:
+    if width is None:
+        return True
+    # The measuring console is wide, because a narrow one would report the cut width.
+    console = Console(width=10_000)
+    table = _table(cells, shown, closed, width)
+    return Measurement.get(console, console.options, table).maximum <= width
+
+
+def _table(
+    cells: Sequence[Cell], shown: Sequence[Column], closed: bool, width: int | None
+) -> Table:
+    view = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     view.add_column("in flight" if closed else "load", justify="right", no_wrap=True)
-    view.add_column("policy", overflow="fold", min_width=11)
-    shown = columns(cells)
+    longest = max(len(cell.policy) for cell in cells)
+    # A long policy is folded at a third of the line: the figures need the rest.
+    most = longest if width is None else min(longest, max(width // 3, 11))
+    view.add_column("policy", overflow="fold", min_width=most, max_width=most)
     for _, head, _ in shown:
         view.add_column(head, justify="right", no_wrap=True)
     for load, rows in means(cells).items():
@@ -83,7 +126,7 @@ def table(cells: Sequence[Cell], *, closed: bool = False) -> Table:
             for name, _, digits in shown:
                 text = f"{row[name]:.{digits}f}"
                 texts.append(f"[bold]{text}[/bold]" if row[name] == best[name] else text)
-            view.add_row(f"{load:g}", policy, *texts)
+            view.add_row(f"{load:g}", escape(policy), *texts)
         view.add_section()
     return view
 

@@ -13,7 +13,7 @@ from wardrop.commands.games.split import timing_or_builtin
 from wardrop.games.coupled.advice import Advice, StabilityMap, advise, rest_point, stability_map
 from wardrop.games.coupled.loop import Fleet
 from wardrop.games.errors import GameError
-from wardrop.games.resource.attainment import Slo
+from wardrop.slo import Slo
 
 
 @exits_cleanly
@@ -47,7 +47,8 @@ def coupled(
         bool, typer.Option("--map", envvar="WARDROP_MAP", help="Also run gain × delay.")
     ] = False,
     timing: Annotated[
-        Path | None, typer.Option(envvar="WARDROP_TIMING", help="Timing table; else built-in.")
+        Path | None,
+        typer.Option(envvar="WARDROP_TIMING", help="Timing table; else built-in."),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", envvar="WARDROP_JSON", help="Print one JSON object.")

@@ -10,11 +10,11 @@ import typer
 
 from wardrop.commands.games.report import Report, bar, exits_cleanly
 from wardrop.games.errors import GameError
-from wardrop.games.resource.attainment import Slo
 from wardrop.games.resource.queueing import Engine, QueueingSource
 from wardrop.games.resource.split import SplitChoice, choose_split, every_split
-from wardrop.games.resource.timing import Timing, builtin_timing, read_timing
 from wardrop.games.trace import Trace, Workload, generate_trace, read_trace
+from wardrop.slo import Slo
+from wardrop.timing import TimingCurves, builtin_timing, read_timing
 
 _ASSUMPTIONS = (
     "a queueing model: no routing, KV transfer, chunked prefill or preemption",
@@ -39,7 +39,8 @@ def split(
         int, typer.Option(envvar="WARDROP_GPUS_PER_WORKER", help="Tensor-parallel width.")
     ] = 4,
     timing: Annotated[
-        Path | None, typer.Option(envvar="WARDROP_TIMING", help="Timing table; else built-in.")
+        Path | None,
+        typer.Option(envvar="WARDROP_TIMING", help="Timing table; else built-in."),
     ] = None,
     speed: Annotated[
         float, typer.Option(envvar="WARDROP_SPEED", help="Load: divides all gaps by this.")
@@ -150,7 +151,7 @@ def trace_or_generated(
     return read_trace(path, limit=requests).faster(speed)
 
 
-def timing_or_builtin(path: Path | None) -> Timing:
+def timing_or_builtin(path: Path | None) -> TimingCurves:
     """The table at `path`, or the coarse built-in one."""
     return builtin_timing() if path is None else read_timing(path)
 

@@ -15,8 +15,8 @@ import numpy as np
 from wardrop.games.coupled.loop import Fleet, History, run_loop
 from wardrop.games.coupled.planner import Planner, critical_gain
 from wardrop.games.errors import GameError
-from wardrop.games.resource.attainment import Slo
-from wardrop.games.resource.timing import builtin_timing
+from wardrop.slo import Slo
+from wardrop.timing import builtin_timing
 
 
 def example_fleet(step: float = 1.25) -> Fleet:

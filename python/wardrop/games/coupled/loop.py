@@ -19,10 +19,10 @@ from numpy.typing import ArrayLike
 
 from wardrop.games.coupled.cache import steady_overlap
 from wardrop.games.coupled.planner import Planner, pressure_error
-from wardrop.games.resource.attainment import Slo
-from wardrop.games.resource.timing import Timing
 from wardrop.games.routing.latency import MM1, Floats, as_floats, require
 from wardrop.games.routing.nonatomic import fill_class
+from wardrop.slo import Slo
+from wardrop.timing import TimingCurves
 
 _BUSIEST = 0.95  # queueing delay is taken at this utilisation at most; backlog does the rest
 
@@ -50,7 +50,7 @@ class Fleet:
     private_tokens: float
     output_tokens: float
     cache_tokens: float
-    timing: Timing
+    timing: TimingCurves
     slo: Slo
     step_at_s: float = 300.0
     step: float = 1.0

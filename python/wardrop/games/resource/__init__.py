@@ -9,7 +9,6 @@ from wardrop.games.resource.attainment import (
     Attainment,
     AttainmentSource,
     FromCallable,
-    Slo,
 )
 from wardrop.games.resource.game import (
     PoolCurves,
@@ -23,7 +22,8 @@ from wardrop.games.resource.game import (
 )
 from wardrop.games.resource.queueing import Engine, QueueingSource, ideal_reuse
 from wardrop.games.resource.split import SplitChoice, choose_split, every_split
-from wardrop.games.resource.timing import Timing, builtin_timing, read_timing
+from wardrop.slo import Slo
+from wardrop.timing import TimingCurves, builtin_timing, read_timing
 
 __all__ = [
     "Attainment",
@@ -34,7 +34,7 @@ __all__ = [
     "QueueingSource",
     "Slo",
     "SplitChoice",
-    "Timing",
+    "TimingCurves",
     "VariationalSplit",
     "builtin_timing",
     "choose_split",

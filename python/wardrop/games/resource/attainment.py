@@ -1,8 +1,8 @@
-"""The seam of Γ_PD: anything that says what a split attains.
+"""The seam of Γ_PD: the interface to everything that evaluates a split.
 
-Where it stands: between the split chooser and whatever evaluates a split. The chooser knows only
-`AttainmentSource`; the queueing evaluator of this package, measured curves and the discrete-event
-simulator all plug in here, the last as a plain callable through `FromCallable`.
+Where it stands: between the split chooser and an evaluator. The chooser knows only
+`AttainmentSource`. The queueing evaluator of this package and the discrete-event simulator
+implement it; `FromCallable` makes one of a plain function.
 """
 
 from __future__ import annotations
@@ -10,25 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
-
-from wardrop.games.errors import GameError
-
-
-@dataclass(frozen=True)
-class Slo:
-    """Limits that a request must keep.
-
-    Attributes:
-        ttft_s: time to first token, seconds.
-        itl_s: mean inter-token latency of the request, seconds.
-    """
-
-    ttft_s: float
-    itl_s: float
-
-    def __post_init__(self) -> None:
-        if self.ttft_s <= 0 or self.itl_s <= 0:
-            raise GameError(f"got SLO {self.ttft_s} s / {self.itl_s} s; expected both > 0 seconds")
 
 
 @dataclass(frozen=True)

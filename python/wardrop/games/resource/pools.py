@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from wardrop.games.resource.timing import Timing
 from wardrop.games.routing.latency import Floats
+from wardrop.timing import TimingCurves
 
 _STEPS_PER_EVALUATION = (
     16  # step time is held this long: KV grows 16 tokens a request, below 1 % of it
@@ -26,7 +26,7 @@ def prefill_done(
     arrival_s: Floats,
     tokens: NDArray[np.int64],
     workers: int,
-    timing: Timing,
+    timing: TimingCurves,
     batch_tokens: int,
 ) -> Floats:
     """First-token times: FCFS onto the first free worker, in batches of up to `batch_tokens`.
@@ -68,7 +68,7 @@ class DecodeWorker:
     Invariant: `kv_tokens` is the sum over active requests of input + tokens made so far.
     """
 
-    timing: Timing
+    timing: TimingCurves
     kv_capacity: float
     max_batch: int
     clock_s: float = 0.0
@@ -132,7 +132,7 @@ class DecodePool:
     """
 
     workers: int
-    timing: Timing
+    timing: TimingCurves
     kv_capacity: float
     max_batch: int
 

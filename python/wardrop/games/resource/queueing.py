@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from wardrop.games.resource.attainment import Attainment, Slo
+from wardrop.games.resource.attainment import Attainment
 from wardrop.games.resource.pools import DecodePool, prefill_done
-from wardrop.games.resource.timing import Timing
 from wardrop.games.routing.latency import Floats, require
 from wardrop.games.trace import Trace
+from wardrop.slo import Slo
+from wardrop.timing import TimingCurves
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Engine:
         max_batch: requests decoded at once.
     """
 
-    timing: Timing
+    timing: TimingCurves
     batch_tokens: int = 8_192
     kv_capacity_tokens: float = 1_500_000
     max_batch: int = 256

@@ -9,7 +9,7 @@ import pytest
 from wardrop._core import Gateway
 from wardrop.config import Config, ConfigError, Control
 from wardrop.dynamo.server import Server
-from wardrop.service.prior import timing_points
+from wardrop.timing import timing_points
 
 
 def prefill_s(new: float) -> float:

@@ -1,10 +1,8 @@
-"""How long an engine takes: prefill seconds by tokens, step seconds by active KV tokens.
+"""Interpolated step times: prefill seconds by tokens, step seconds by active KV tokens.
 
-Where it stands: under the queueing evaluator. A table is an .npz with `prefill_isl`,
-`prefill_ttft_ms`, `decode_active_kv_tokens`, `decode_context_length` and `decode_itl` (ms), the
-planner-profile format that Dynamo's mocker reads. `builtin_timing` is a coarse stand-in so that
-everything runs with no file: seven rounded points of Llama-3.1-70B BF16, TP 4, on B200, from a
-table made with aiconfigurator 0.10.0 (Apache-2.0).
+Where it stands: under the queueing evaluator of `wardrop.games.resource`. `builtin_timing` is a
+coarse stand-in so that everything runs with no file: rounded points of Llama-3.1-70B BF16, tensor
+parallel 4, on B200, from a table made with aiconfigurator 0.10.0 (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -15,20 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from wardrop.games.errors import GameError
-from wardrop.games.routing.latency import Floats, require
+from wardrop.timing.table import Floats, TimingError, read_table
 
 
 @dataclass(frozen=True)
-class Timing:
-    """An engine's two curves, one worker.
+class TimingCurves:
+    """The two curves of one worker.
 
     Attributes:
         prefill_tokens: (points,) increasing.
-        prefill_s: (points,) seconds to prefill so many tokens at once.
+        prefill_s: (points,) seconds of a prefill step of as many tokens.
         kv_tokens: (rows,) increasing, active KV tokens of the decode batch.
-        context_tokens: (columns,) increasing, mean context of its requests.
-        step_s: (rows, columns) seconds a decode step.
+        context_tokens: (columns,) increasing, mean context of the batch.
+        step_s: (rows, columns) seconds of a decode step.
     """
 
     prefill_tokens: Floats
@@ -41,15 +38,22 @@ class Timing:
     _context: list[float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        require(bool(np.all(np.diff(self.prefill_tokens) > 0)), "prefill tokens", "increasing")
+        for name in ("prefill_tokens", "kv_tokens", "context_tokens"):
+            axis: Floats = getattr(self, name)
+            if axis.size < 2 or not np.all(np.diff(axis) > 0):
+                raise TimingError(f"got {name} {axis[:8].tolist()}; expected 2 or more, increasing")
         shape = (self.kv_tokens.size, self.context_tokens.size)
-        require(self.step_s.shape == shape, self.step_s.shape, f"step table of shape {shape}")
+        if self.step_s.shape != shape:
+            raise TimingError(f"got a step table of shape {self.step_s.shape}; expected {shape}")
         object.__setattr__(self, "_step_rows", self.step_s.tolist())
         object.__setattr__(self, "_kv", self.kv_tokens.tolist())
         object.__setattr__(self, "_context", self.context_tokens.tolist())
 
     def prefill_seconds(self, tokens: float) -> float:
-        """Linear interpolation; past the table its last slope (attention's square is missing)."""
+        """Seconds of a prefill step: linear interpolation, beyond the table with its last slope.
+
+        The quadratic cost of attention is therefore missing beyond the table.
+        """
         last = self.prefill_tokens[-1]
         if tokens <= last:
             return float(np.interp(tokens, self.prefill_tokens, self.prefill_s))
@@ -57,7 +61,7 @@ class Timing:
         return float(self.prefill_s[-1] + slope * (tokens - last))
 
     def step_seconds(self, kv_tokens: float, context_tokens: float) -> float:
-        """Bilinear interpolation, held at the edges."""
+        """Seconds of a decode step: bilinear interpolation, constant beyond the edges."""
         i, u = _place(self._kv, kv_tokens)
         j, v = _place(self._context, context_tokens)
         low, high = self._step_rows[i], self._step_rows[i + 1]
@@ -72,33 +76,27 @@ def _place(axis: list[float], value: float) -> tuple[int, float]:
     return i, min(max((value - axis[i]) / (axis[i + 1] - axis[i]), 0.0), 1.0)
 
 
-def read_timing(path: Path) -> Timing:
-    """Read a planner-profile .npz.
+def read_timing(path: Path) -> TimingCurves:
+    """Read a timing table; of prefills by cached length, the first length is taken.
 
     Raises:
-        GameError: no file, or a key is missing.
+        TimingError: the file or an array is missing, or sizes do not fit.
     """
-    if not path.is_file():
-        raise GameError(
-            f"got {path}; expected a timing table (.npz). Leave it out for the built-in one"
-        )
-    with np.load(path) as table:
-        keys = ("prefill_isl", "prefill_ttft_ms", "decode_active_kv_tokens")
-        keys = (*keys, "decode_context_length", "decode_itl")
-        missing = [key for key in keys if key not in table]
-        if missing:
-            raise GameError(
-                f"got {path.name} without {missing}; expected the planner-profile keys {keys}"
-            )
-        isl, ttft, kv, context, itl = (np.asarray(table[key], dtype=np.float64) for key in keys)
-    return Timing(isl, ttft / 1e3, kv, context, itl / 1e3)
+    table = read_table(path)
+    return TimingCurves(
+        prefill_tokens=table.prefill_isl,
+        prefill_s=table.prefill_ttft_ms[:, 0] / 1e3,
+        kv_tokens=table.decode_active_kv_tokens,
+        context_tokens=table.decode_context_length,
+        step_s=table.decode_itl_ms / 1e3,
+    )
 
 
-def builtin_timing() -> Timing:
-    """Llama-3.1-70B BF16, TP 4, B200, from rounded points; good to a rough 10 % between them."""
+def builtin_timing() -> TimingCurves:
+    """Llama-3.1-70B BF16, tensor parallel 4, B200: rounded points, good to a rough 10 %."""
     kv = np.array([0.0, 2_048.0, 131_072.0, 524_288.0, 2_097_152.0])
     by_kv = np.array([9.2, 9.2, 12.4, 23.0, 66.0]) / 1e3
-    return Timing(
+    return TimingCurves(
         prefill_tokens=np.array([1.0, 128.0, 1_024.0, 8_192.0, 32_768.0]),
         prefill_s=np.array([10.0, 14.0, 41.0, 274.0, 1_249.0]) / 1e3,
         kv_tokens=kv,

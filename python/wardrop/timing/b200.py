@@ -1,12 +1,12 @@
-"""Engine timing for the embedded fleet: one B200 worker of 4 GPUs that serves a 70B model.
+"""Step times of the demo's mock workers: one worker of 4 B200 GPUs that serves a 70B model.
 
     prefill_ms(n)      = 10.0 + 0.03154 n + 2.63e-7 n²            n new tokens in a step
     itl_ms(batch, kv)  = 9.2 + 0.0298 batch + 1.147e-5 kv         kv tokens in use by the batch
 
 A fit of measured tables (Llama-3.1-70B BF16, tensor parallel 4, vLLM, b200_sxm, aiconfigurator
 0.10): within 7.5 % of every prefill point from 1 to 32,768 tokens, and within 10 % (half of the
-points within 1.8 %) of the decode points up to a batch of 512. Limits, of the form itself: a cached
-prefix does not slow the prefill of what follows it, and batch enters only as kv ÷ context.
+points within 1.8 %) of the decode points up to a batch of 512. The formula has two limits: a cached
+prefix does not slow the prefill behind it, and the batch enters only as kv ÷ context.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Milliseconds = NDArray[np.float64]
 
 
 def prefill_ms(new_tokens: NDArray[np.float64]) -> Milliseconds:
-    """Duration of a prefill step."""
+    """Duration of a prefill step of `new_tokens`, in ms."""
     return 10.0 + 0.03154 * new_tokens + 2.63e-7 * new_tokens**2
 
 
 def itl_ms(batch: NDArray[np.float64], kv_tokens: NDArray[np.float64]) -> Milliseconds:
-    """Duration of a decode step, the time between two tokens of each running request."""
+    """Duration of a decode step in ms: the time between two tokens of each running request."""
     return STEP_MS + 0.0298 * batch + 1.147e-5 * kv_tokens
 
 
 def write_table(path: Path) -> Path:
-    """Write the curves in the form that mock workers read (`--planner-profile-data`).
+    """Write the formula as a timing table; `wardrop.timing.table` describes the file.
 
     Args:
         path: `.npz` to write.
