@@ -1,9 +1,12 @@
 """Sweeps resume, reports stand alone, tuning is scored where it did not look."""
 
+import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from wardrop.commands.replay import app
@@ -13,6 +16,7 @@ from wardrop.replay.chart import heat_ramp, png
 from wardrop.replay.generate import generate
 from wardrop.replay.report import html, verdict
 from wardrop.replay.sweep import Cell, Plan, sweep
+from wardrop.replay.table import COLUMNS, columns, means, tables
 from wardrop.replay.tune import tune
 from wardrop.slo import Slo
 
@@ -116,6 +120,39 @@ def test_tuning_asks_for_one_policy_with_a_grid():
         tune(plan(policies=("round_robin",)))
     with pytest.raises(ReplayError, match="objective"):
         tune(plan(policies=("dynamo",)), objective="beauty")
+
+
+LONG = "dynamo(router_temperature=0.5,prefill_load_scale=2)+queue(kappa=10)"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_a_terminal_and_cut_no_figure(width):
+    cells = sweep(replace(plan(policies=("round_robin",)), policies=[Policy.parse(LONG)]))
+    console = Console(width=width, record=True, file=io.StringIO())
+    for part in tables(cells, width=width):
+        console.print(part)
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for load, rows in means(cells).items():
+        for name, _, digits in columns(cells):
+            assert f"{rows[LONG][name]:.{digits}f}" in text, (load, name)
+
+
+def test_a_piped_table_has_one_line_for_each_load_and_policy():
+    ran = CliRunner().invoke(app, ["paper(requests=20)", "--policy", f"round_robin,{LONG}"])
+    assert ran.exit_code == 0, ran.output
+    (line,) = [line for line in ran.stdout.splitlines() if LONG in line]
+    assert len(line.split()) == 2 + len(COLUMNS)
+    assert "…" not in ran.stdout
+
+
+def test_a_bad_policy_is_refused_before_anything_is_drawn():
+    ran = CliRunner().invoke(app, ["paper(requests=20)", "--policy", "toll,tolll"])
+    assert ran.exit_code == 2
+    assert ran.stderr.startswith("wardrop replay: ")
+    assert "tolll" in ran.stderr
+    assert "simulations" not in ran.stderr
 
 
 def test_the_command_writes_all_three_forms(tmp_path):

@@ -106,14 +106,18 @@ def _run(plan: Plan, resume: Path | None, threads: int) -> list[Cell]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_err) as bar:
-        task = bar.add_task("cells", total=None)
-        return sweep(
-            plan,
-            resume=resume,
-            threads=threads or None,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    bar = Progress(*columns, console=_err)
+    task = bar.add_task("simulations", total=None)
+
+    def show(done: int, total: int) -> None:
+        # The sweep checks its policies first: the bar appears only when simulations begin.
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        return sweep(plan, resume=resume, threads=threads or None, progress=show)
+    finally:
+        bar.stop()
 
 
 def _write_json(path: Path, setting: dict[str, Any], cells: list[Cell]) -> None:
