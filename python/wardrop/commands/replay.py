@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from wardrop.calls import split_outside
@@ -117,7 +118,8 @@ def _run(plan: Plan, resume: Path | None, threads: int) -> list[Cell]:
     try:
         return sweep(plan, resume=resume, threads=threads or None, progress=show)
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _write_json(path: Path, setting: dict[str, Any], cells: list[Cell]) -> None:
@@ -288,5 +290,7 @@ def replay(
         if html_out:
             write_html(html_out, setting, cells, plan.slo)
     except (ReplayError, ValueError) as error:
-        _err.print(f"[red]wardrop replay:[/red] {error}", highlight=False, markup=True)
+        _err.print(
+            f"[red]wardrop replay:[/red] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(2) from error
