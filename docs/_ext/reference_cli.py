@@ -40,7 +40,7 @@ def _sections(path: str, command: Any, level: int) -> Iterator[str]:
         return
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
-    shown = " ".join(argument.name.upper() for argument in arguments)
+    shown = " ".join(argument.metavar or argument.name.upper() for argument in arguments)
     yield f"```text\n{path} [OPTIONS] {shown}".rstrip() + "\n```\n"
     rows = [_row(parameter) for parameter in (*arguments, *options)]
     if rows:
