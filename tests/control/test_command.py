@@ -20,4 +20,12 @@ def test_damaged_audit_log_is_an_error_with_its_line(tmp_path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_text('nonsense\n{"at_s": 1}\n')
     result = CliRunner().invoke(app, [str(path)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
+
+
+def test_a_path_that_is_no_log_says_what_is_expected(tmp_path) -> None:
+    for path in (tmp_path / "nope", tmp_path):
+        result = CliRunner().invoke(app, [str(path)])
+        assert result.exit_code == 2
+        assert str(path) in result.output
+        assert "expected an audit log" in result.output

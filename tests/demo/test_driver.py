@@ -27,7 +27,7 @@ def driven(url: str, rows: list[Row], **options: Any) -> dict[str, Any]:
     return json.loads(run.report())
 
 
-def test_times_and_counts_are_those_of_the_server(token_server: TokenServer) -> None:
+def test_times_and_counts_equal_the_servers(token_server: TokenServer) -> None:
     report = driven(token_server.url, [(0.0, None, body(6))])["report"]
     assert report["outcome"] == ["ok"]
     assert report["chunks"] == report["completion_tokens"] == [6]

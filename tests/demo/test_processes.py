@@ -26,7 +26,7 @@ def test_a_living_childs_time_counts_and_a_reaped_ones_stays() -> None:
         process.wait()
 
 
-def test_children_are_those_that_live() -> None:
+def test_only_living_children_are_listed() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
     assert process.pid in children(os.getpid())
     process.kill()

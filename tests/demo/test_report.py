@@ -157,7 +157,7 @@ def test_the_png_has_ink_in_every_part(tmp_path: Path) -> None:
         ({"outcomes": {"ok": 9, "unsent": 1}}, "never sent"),
     ],
 )
-def test_what_makes_figures_doubtful_is_said(change: dict[str, object], what: str) -> None:
+def test_reasons_to_doubt_the_figures_are_listed(change: dict[str, object], what: str) -> None:
     assert doubts(["a"], [SLOW]) == []
     (said,) = doubts(["a"], [replace(SLOW, **change)])
     assert what in said

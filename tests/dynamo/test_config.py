@@ -154,15 +154,15 @@ def test_built_directly_it_is_checked_too():
 def test_shadows_are_off_by_default_and_read_as_policies_with_and_without_a_queue():
     assert json.loads(Config().gateway_json([]))["shadows"] is None
     text = "dynamo; sticky ;toll(e2e=1,ttft=0.5) + queue(kappa=30, fair=true)"
-    told = json.loads(load({"shadows.policies": text}, {}).gateway_json([]))["shadows"]
-    assert [shadow["name"] for shadow in told["policies"]] == [
+    shadows = json.loads(load({"shadows.policies": text}, {}).gateway_json([]))["shadows"]
+    assert [shadow["name"] for shadow in shadows["policies"]] == [
         "dynamo",
         "sticky",
         "toll(e2e=1,ttft=0.5)+queue(kappa=30,fair=true)",
     ]
-    assert told["policies"][2] == {
+    assert shadows["policies"][2] == {
         "name": "toll(e2e=1,ttft=0.5)+queue(kappa=30,fair=true)",
         "policy": {"name": "toll", "e2e": 1, "ttft": 0.5},
         "queue": {"kappa": 30, "fair": True},
     }
-    assert "calibrate" not in told
+    assert "calibrate" not in shadows

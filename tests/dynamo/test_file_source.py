@@ -71,7 +71,7 @@ def test_touched_file_is_no_change(tmp_path, entries):
     assert not source._poll()
 
 
-def test_missing_store_is_told_and_gives_an_empty_view(tmp_path):
+def test_missing_store_is_reported_and_gives_an_empty_view(tmp_path):
     source = FileSource(tmp_path / "nowhere", 0.01)
 
     async def first():

@@ -104,7 +104,7 @@ def test_topics_of_frontends_are_left_alone(entries):
         (lambda s: s["mdc"]["k"].update(instance_id=True), "got True"),
     ],
 )
-def test_unusable_card_is_told_and_the_others_are_read(entries, spoil, says):
+def test_unusable_card_is_reported_and_the_others_are_read(entries, spoil, says):
     entries.worker(1).worker(2)
     mdc = entries.snapshot["mdc"]
     mdc["k"] = mdc.pop("dynamo/backend/generate/1")
@@ -115,13 +115,13 @@ def test_unusable_card_is_told_and_the_others_are_read(entries, spoil, says):
     assert says in view.problems[0]
 
 
-def test_worker_with_another_block_size_is_left_out_and_told(entries):
+def test_worker_with_another_block_size_is_left_out_and_reported(entries):
     view = read_fleet_view(entries.worker(1).worker(2, kv_cache_block_size=32).snapshot)
     assert [key[2] for key in view.workers] == [1]
     assert "block size 32" in view.problems[0]
 
 
-def test_nats_event_plane_is_told(entries):
+def test_nats_event_plane_is_reported(entries):
     view = read_fleet_view(entries.worker(1).feed(5, kind="Nats").snapshot)
     assert not view.feeds
     assert "DYN_EVENT_PLANE=zmq" in view.problems[0]

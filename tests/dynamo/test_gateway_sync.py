@@ -113,7 +113,7 @@ def fast_ticks(monkeypatch):
     monkeypatch.setattr("wardrop.dynamo.gateway_sync._REPAIR_INTERVAL_S", 0.01)
 
 
-def test_fleet_is_told_in_order_and_its_blocks_are_read_once(entries):
+def test_fleet_is_applied_in_order_and_its_blocks_are_read_once(entries):
     bench = Bench()
 
     async def test() -> None:
@@ -153,8 +153,8 @@ def test_refused_change_is_tried_again_until_it_holds(entries, caplog):
         await wait_until_async(lambda: bench.sync.view.workers)
 
     bench.run(test)
-    told = [record for record in caplog.records if "refused on demand" in record.message]
-    assert len(told) == 1, "a lasting refusal is told once, not each tick"
+    logged = [record for record in caplog.records if "refused on demand" in record.message]
+    assert len(logged) == 1, "a lasting refusal is logged once, not each tick"
 
 
 def test_feed_with_a_gap_is_read_again_but_not_faster_than_the_interval(entries):

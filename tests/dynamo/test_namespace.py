@@ -31,11 +31,11 @@ def test_command_runs_with_a_working_loopback_and_nothing_else():
     assert run_inside(sys.executable, "-c", SHOW).stdout.split("\n")[0] == "True ['lo']"
 
 
-def test_exit_code_of_the_command_is_ours():
+def test_exit_code_is_that_of_the_command():
     assert run_inside("sh", "-c", "exit 7").returncode == 7
 
 
-def test_unknown_command_is_told():
+def test_unknown_command_is_reported():
     run = run_inside("no-such-command-at-all")
     assert run.returncode == 127
     assert "no-such-command-at-all" in run.stderr
@@ -48,7 +48,9 @@ def test_other_users_enter_by_a_user_namespace_and_keep_their_id():
         pytest.skip("no /usr/bin/python3 that another user could run")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        launcher = Path(folder) / "namespace.py"  # ours may be in a folder that only root can read
+        launcher = (
+            Path(folder) / "namespace.py"
+        )  # the package may lie in a folder that only root can read
         launcher.write_text(Path(namespace.__file__).read_text())
         show = "import os, socket; print(os.getuid(), [n for _, n in socket.if_nameindex()])"
         run = subprocess.run(
@@ -67,7 +69,7 @@ def test_other_users_enter_by_a_user_namespace_and_keep_their_id():
     assert run.stdout == "65534 ['lo']\n", run.stderr
 
 
-def test_process_with_threads_is_told_to_use_the_launcher():
+def test_process_with_threads_is_pointed_to_the_launcher():
     script = (
         "import threading, time, os\n"
         "from wardrop.dynamo import namespace\n"

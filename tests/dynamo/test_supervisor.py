@@ -1,4 +1,4 @@
-"""The supervisor with real child processes: a stand-in frontend that can be told to misbehave."""
+"""The supervisor with real child processes: a stand-in frontend that misbehaves on request."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_killed_frontend_is_started_again_at_an_address_that_is_told(tmp_path, caplog):
+def test_killed_frontend_is_started_again_at_an_address_that_is_reported(tmp_path, caplog):
     caplog.set_level("INFO")
-    told: list[str | None] = []
+    reported: list[str | None] = []
 
     async def run() -> None:
-        child = frontend(tmp_path, lambda: told.append(child.url))
+        child = frontend(tmp_path, lambda: reported.append(child.url))
         task = asyncio.create_task(child.run())
         await wait_until_async(lambda: child.url is not None)
         first, pid = child.url, child.pid
@@ -67,14 +67,14 @@ def test_killed_frontend_is_started_again_at_an_address_that_is_told(tmp_path, c
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not alive(second), "cancelling must stop the child"
-        assert told == [first, None, told[2], None]
+        assert reported == [first, None, reported[2], None]
 
     asyncio.run(run())
     assert "ended with code -9" in caplog.text
     assert "frontend-0: listening on" in caplog.text
 
 
-def test_restarted_frontend_is_told_only_when_it_is_ready(tmp_path):
+def test_restarted_frontend_is_reported_only_when_it_is_ready(tmp_path):
     async def run() -> None:
         asked: list[str] = []
 

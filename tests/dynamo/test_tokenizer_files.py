@@ -68,7 +68,7 @@ def test_files_of_another_machine_are_fetched_once_per_content(files, tmp_path: 
     assert not list((cache / "cards").glob(".draft-*"))
 
 
-def test_missing_file_is_told_and_leaves_nothing_behind(files, tmp_path: Path):
+def test_missing_file_is_reported_and_leaves_nothing_behind(files, tmp_path: Path):
     url, folder, _ = files
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerFilesError, match=r"files of 'tiny' cannot be fetched.*404"):
@@ -96,6 +96,6 @@ def test_file_name_of_a_card_can_not_leave_the_folder(files, tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", ["hf://org/model/tokenizer.json", "/no/such/tokenizer.json"])
-def test_place_that_can_not_be_read_is_told(place: str):
+def test_place_that_cannot_be_read_is_reported(place: str):
     with pytest.raises(TokenizerFilesError, match="cannot be read from this machine"):
         asyncio.run(tokenizer_folder(Model("tiny", 16, files=(("tokenizer.json", place),))))

@@ -111,12 +111,13 @@ def test_set_changes_lists_and_takes_back_and_audit_tells_it(url, gateway):
     undone = run(set_command.app, ["--roll-back", "--url", url])
     assert undone.exit_code == 0, undone.output
     assert json.loads(gateway.routing())["queue"]["kappa"] == 10
-    told = run(audit_command.app, ["--url", url]).output
-    assert "hand" in told
-    assert "[rolled back]" in told
-    assert "why" in told
+    reported = run(audit_command.app, ["--url", url]).output
+    assert "hand" in reported
+    assert "[rolled back]" in reported
+    assert "why" in reported
     wrong = run(set_command.app, ["kapa=1", "--url", url])
-    assert (wrong.exit_code, "did you mean 'kappa'" in wrong.output) == (1, True)
+    assert (wrong.exit_code, "did you mean 'kappa'" in wrong.output) == (2, True)
+    assert run(set_command.app, ["kappa", "--url", url]).exit_code == 2
     assert run(set_command.app, ["kappa=1", "--url", "http://127.0.0.1:1"]).exit_code == 1
 
 
@@ -182,7 +183,7 @@ def test_curves_are_printed_drawn_saved_and_restored(url, gateway, tmp_path):
     assert pool["record"]["fleet"]["step"]["theta"][0] == 0.25
     content["version"] = 9
     file.write_text(json.dumps(content))
-    assert run(curves_command.app, ["--url", url, "--restore", str(file)]).exit_code == 1
+    assert run(curves_command.app, ["--url", url, "--restore", str(file)]).exit_code == 2
 
 
 def test_without_shadows_the_command_says_how_to_get_some(url):
@@ -192,7 +193,7 @@ def test_without_shadows_the_command_says_how_to_get_some(url):
     assert (shown.exit_code, "--shadows" in shown.output) == (1, True)
 
 
-def test_shadows_are_told_as_a_table_and_as_json(tmp_path):
+def test_shadows_are_printed_as_a_table_and_as_json(tmp_path):
     arms = [{"name": "sticky", "policy": {"name": "sticky"}}]
     fast = {"tick_s": 0.2, "window_ticks": 8, "warm_ticks": 0, "lag_s": 0}
     native = Gateway(json.dumps({"listen": "127.0.0.1:0", "shadows": {"policies": arms, **fast}}))

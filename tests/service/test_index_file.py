@@ -127,7 +127,7 @@ def test_what_was_read_is_not_lost_before_it_was_taken_over(gateway, tmp_path):
     assert path.read_bytes() == before, "discovery has not named its workers yet"
 
 
-def test_index_of_a_fleet_that_is_not_here_is_told(gateway, tmp_path, caplog):
+def test_index_of_a_fleet_that_does_not_exist_is_reported(gateway, tmp_path, caplog):
     path = tmp_path / "index"
     asyncio.run(saved_index(gateway, path).save())
     gateway.remove_worker("m", "aggregated", 1)

@@ -1,4 +1,4 @@
-"""`wardrop audit`: what was changed, when, by whom, why, and what came of it."""
+"""`wardrop audit`: changes of settings, with author, reason and outcome."""
 
 from __future__ import annotations
 
@@ -9,51 +9,65 @@ from typing import Annotated
 
 import typer
 
-from wardrop.commands.admin_client import AdminError, admin_url, ask
+from wardrop.commands.admin_client import URL_HELP, admin_url, ask, exit_on_error
 from wardrop.control.audit import Record, outcomes, read_audit
 
-app = typer.Typer(add_completion=False, help=__doc__)
-_UNIX_S = 1e9
-"""Later times are Unix time; earlier ones seconds of some clock."""
+_FIRST_UNIX_TIME_S = 1e9
+"""A smaller time is not Unix time, but seconds of a simulation's clock."""
+_MAX_RECORDS = 1024
+"""Records that the admin API returns at most."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def audit(
     path: Annotated[
-        Path | None, typer.Argument(help="audit log (JSON lines); none: ask the gateway")
+        Path | None, typer.Argument(help="audit log (JSON lines); without it the router is asked")
     ] = None,
-    last: Annotated[int, typer.Option(help="only the last so many records", min=1)] = 50,
-    event: Annotated[str | None, typer.Option(help="only this kind of event")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, with the evidence")] = False,
-    url: Annotated[str | None, typer.Option(help="admin API [env: WARDROP_ADMIN_URL]")] = None,
+    last: Annotated[int, typer.Option(help="number of records, the latest ones", min=1)] = 50,
+    event: Annotated[
+        str | None, typer.Option(help="one kind: change, kept, rolled_back or regime")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON lines, with the evidence")
+    ] = False,
+    url: Annotated[str | None, typer.Option(help=URL_HELP)] = None,
 ) -> None:
-    """Print the records of a running gateway or of a log, oldest first."""
-    try:
-        if path is not None:
-            records = list(read_audit(path))
-        else:
-            told = ask(admin_url(url), f"/v1/audit?last={min(last, 1024)}")
-            records = [Record(**record) for record in told]
-    except (ValueError, OSError, AdminError) as error:
-        typer.echo(f"wardrop audit: {error}", err=True)
-        raise typer.Exit(1) from None
-    came = outcomes(records)
+    """Print changes of settings, oldest first: when, what, by whom, why, and the outcome."""
+    with exit_on_error("audit"):
+        records = _read(path) if path is not None else _ask(url, last)
+    outcome_of = outcomes(records)
     for record in [r for r in records if event is None or r.event == event][-last:]:
-        typer.echo(record.line() if as_json else _line(record, came))
+        typer.echo(record.line() if as_json else _line(record, outcome_of))
 
 
-def _line(record: Record, came: dict[int, str]) -> str:
-    if record.at_s > _UNIX_S:
+def _read(path: Path) -> list[Record]:
+    if not path.is_file():
+        raise ValueError(
+            f"got {str(path)!r}, which is not a file; expected an audit log, as written with "
+            "`wardrop dynamo --audit-file FILE`. Without a path the running router is asked"
+        )
+    return list(read_audit(path))
+
+
+def _ask(url: str | None, last: int) -> list[Record]:
+    answer = ask(admin_url(url), f"/v1/audit?last={min(last, _MAX_RECORDS)}")
+    return [Record(**record) for record in answer]
+
+
+def _line(record: Record, outcome_of: dict[int, str]) -> str:
+    if record.at_s > _FIRST_UNIX_TIME_S:
         when = datetime.fromtimestamp(record.at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
     else:
         when = f"{record.at_s:.1f} s"
     change = f"{record.setting}: {_value(record.before)} → {_value(record.after)}"
-    ended = came.get(record.number, "") if record.event == "change" else ""
-    of = f" of {record.of}" if record.of else ""
-    outcome = f"  [{ended.replace('_', ' ')}]" if ended else ""
+    outcome = outcome_of.get(record.number, "") if record.event == "change" else ""
+    suffix = f"  [{outcome.replace('_', ' ')}]" if outcome else ""
+    change_number = f" of {record.of}" if record.of else ""
     return (
-        f"{record.number:>5}  {when}  {record.event + of:<16}{record.by:<11}{change:<32}"
-        f"{record.reason}{outcome}"
+        f"{record.number:>5}  {when}  {record.event + change_number:<16}{record.by:<11}"
+        f"{change:<32}{record.reason}{suffix}"
     )
 
 

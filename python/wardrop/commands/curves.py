@@ -1,4 +1,4 @@
-"""`wardrop curves`: the latency curves that a running gateway has learned."""
+"""`wardrop curves`: the latency curves that a running router has learned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wardrop.commands.admin_client import AdminError, admin_url, ask
+from wardrop.commands.admin_client import URL_HELP, admin_url, ask, exit_on_error
 from wardrop.control import curves as learned
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -16,29 +16,28 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def curves(
-    as_json: Annotated[bool, typer.Option("--json", help="everything, with units")] = False,
-    plot: Annotated[Path | None, typer.Option(help="draw them into this PNG")] = None,
-    save: Annotated[Path | None, typer.Option(help="write them to a file for --restore")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print all coefficients, with their units")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="draw the curves into a PNG file")] = None,
+    save: Annotated[Path | None, typer.Option(help="write the curves to a file")] = None,
     restore: Annotated[
-        Path | None, typer.Option(help="have the gateway take over a saved file")
+        Path | None, typer.Option(help="give the router the curves of a saved file")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="admin API [env: WARDROP_ADMIN_URL]")] = None,
+    url: Annotated[str | None, typer.Option(help=URL_HELP)] = None,
 ) -> None:
-    """Print, draw, save or restore the learned latency curves of a running gateway."""
+    """Print, draw, save or restore the learned latency curves of a running router."""
     address = admin_url(url)
-    try:
+    with exit_on_error("curves"):
         if restore is not None:
-            taken = ask(address, "/v1/curves", learned.load(restore))["workers"]
-            typer.echo(f"restored: the fleets' curves and those of {taken} workers")
+            workers = ask(address, "/v1/curves", learned.load(restore))["workers"]
+            typer.echo(f"restored the curves of all pools in the file and of {workers} workers")
             return
         answer = ask(address, "/v1/curves")
         if save is not None:
-            kept = [{k: p[k] for k in ("model", "role", "record")} for p in answer["pools"]]
-            content = {"version": learned.VERSION, "units": learned.UNITS, "pools": kept}
+            pools = [{key: p[key] for key in ("model", "role", "record")} for p in answer["pools"]]
+            content = {"version": learned.VERSION, "units": learned.UNITS, "pools": pools}
             save.write_text(json.dumps(content))
         if plot is not None:
             learned.plot(answer["pools"], plot)
         typer.echo(json.dumps(answer, indent=1) if as_json else learned.table(answer["pools"]))
-    except (AdminError, ValueError, RuntimeError, OSError) as error:
-        typer.echo(f"wardrop curves: {error}", err=True)
-        raise typer.Exit(1) from None

@@ -46,7 +46,8 @@ def lines(pools: Sequence[str]) -> list[Line]:
         name = "busiest worker ÷ mean" + ("" if pool == "aggregated" else f", {pool}")
         rows.append(Line(name, "", _spread_of(pool), ".2f", "less"))
     rows.append(Line("router CPU per request", "µs", lambda f: f.router_cpu_us, ",.0f", "less"))
-    rows.append(Line("of it Wardrop's process", "µs", lambda f: f.gateway_cpu_us, ",.0f", None))
+    name = "router CPU in Wardrop's process"
+    rows.append(Line(name, "µs", lambda f: f.gateway_cpu_us, ",.0f", None))
     return rows
 
 

@@ -221,11 +221,6 @@ class Fleet:
         )
         return frontend
 
-    def stop_frontend(self, frontend: Frontend) -> None:
-        """Stop one frontend and remove it from `frontends`."""
-        frontend.child.stop()
-        self.frontends.remove(frontend)
-
     def add_worker(self, role: Role = "aggregated", wait: bool = True) -> WorkerProcess:
         """Start one more mock worker in a process of its own.
 

@@ -1,18 +1,18 @@
-"""KV events of engines that publish them themselves, and of Dynamo's event plane.
+"""KV events of engines that publish them, and of Dynamo's event plane.
 
-vLLM and SGLang over ZMQ, one feed for each worker; their frames carry token ids, so they suit
-routers of either hash:
+vLLM and SGLang publish over ZMQ, with one feed per worker. Their frames carry token ids, so they
+serve routers with either kind of local hash:
 
-feed = EngineFeed(block_size=16)
-topic, sequence, payload = socket.recv_multipart()
-feed.apply(router, worker, int.from_bytes(sequence, "big"), payload)
+    feed = EngineFeed(block_size=16)
+    topic, sequence, payload = socket.recv_multipart()
+    feed.apply(router, worker, int.from_bytes(sequence, "big"), payload)
 
-Dynamo's plane carries hashes and no tokens, and says itself which worker an event is of:
+Dynamo's event plane carries hashes without tokens. Each message names its worker:
 
-apply_dynamo_message(router, socket.recv_multipart())
+    apply_dynamo_message(router, socket.recv_multipart())
 
-All of it is decoded in Rust, with limits: a frame above 8 MiB, a malformed one or one that
-announces more than it has is a ValueError and changes nothing.
+Rust decodes all of it, with limits. A frame above 8 MiB, a malformed frame, or a frame that
+announces more than it contains is a ValueError and changes nothing.
 """
 
 from wardrop._core import EngineFeed, apply_dynamo_message, decode_engine_batch

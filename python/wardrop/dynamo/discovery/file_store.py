@@ -36,7 +36,7 @@ def entry_key(path: PurePath) -> str:
 
 
 def read_entry(path: Path) -> JsonObject | None:
-    """Content of a file; None where the file is gone, too large, or no whole JSON object."""
+    """Content of a file; None where it does not exist, is too large, or is no whole JSON object."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_ENTRY_BYTES + 1)
