@@ -100,8 +100,10 @@ pub enum Error {
         expected: &'static str,
     },
     /// No policy has this name.
-    #[error("unknown policy {got:?}; one of {known}", known = crate::price::PolicyConfig::NAMES.join(", "))]
+    #[error("unknown policy {got:?}; one of {}", known.join(", "))]
     UnknownPolicy {
+        /// Names of the known policies.
+        known: &'static [&'static str],
         /// The name that was given.
         got: String,
     },

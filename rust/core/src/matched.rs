@@ -10,7 +10,7 @@ use crate::fleet::Fleet;
 use crate::index::seqlock::Stamp;
 use crate::index::slots::bits;
 use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap};
-use crate::ledger::{Books, Climate, Lanes, Standing, Work};
+use crate::ledger::{ColumnSlices, LatencyView, SharedInputs, Work, WorkerColumns};
 use crate::load::Load;
 use crate::predicted::{Predicted, RaiseScratch};
 use crate::request::{Candidate, Parts, RouteRequest};
@@ -106,7 +106,7 @@ fn zero<T: Copy + Default>(column: &mut Vec<T>, len: usize) {
 
 /// A request matched against every candidate: what of its price does not change with the load. One entry per candidate.
 ///
-/// Valid while [`crate::Router::generation`] stays; the overlaps age as the caches change.
+/// Valid while the generation of the fleet stays. The overlaps age as the caches change.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Matched {
     pub(crate) input_tokens: u32,
@@ -140,7 +140,7 @@ impl Matched {
         self.slots[i].index()
     }
 
-    /// Prompt tokens that candidate `i` would compute and find. Only after [`crate::Router::prepare`].
+    /// Prompt tokens that candidate `i` would compute and find. Only after [`Matched::fill_work`].
     pub fn work(&self, i: usize) -> Work {
         Work {
             new_tokens: self.new_tokens[i] as u64,
@@ -148,7 +148,7 @@ impl Matched {
         }
     }
 
-    /// Prompt tokens to compute on the candidate that holds most. Only after [`crate::Router::prepare`].
+    /// Prompt tokens to compute on the candidate that holds most. Only after [`Matched::fill_work`].
     pub fn least_tokens(&self) -> u64 {
         let least = self.new_tokens.iter().copied().reduce(f64::min);
         least.map_or(0, |tokens| tokens as u64)
@@ -340,6 +340,15 @@ impl PendingLoad {
     }
 }
 
+/// Figures of the pool that an estimate needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolFigures {
+    /// Tokens per block.
+    pub block_size: u32,
+    /// Seconds to transfer the KV of one token from another pool. 0 in a pool that prefills.
+    pub handoff_s_per_token: f64,
+}
+
 /// The load of the candidates of the decision at hand, one entry each; kept between calls to spare the allocations.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Columns {
@@ -349,7 +358,7 @@ pub(crate) struct Columns {
     pub decode_blocks: Vec<u64>,
     pub active_requests: Vec<u32>,
     /// How the candidates stand, where not every slot is one.
-    pub standing: Standing,
+    pub worker_columns: WorkerColumns,
     /// What is pending at the router; zeros where nothing is.
     pending_prefill_s: Vec<f64>,
     pending_requests: Vec<u32>,
@@ -376,9 +385,9 @@ impl Columns {
     }
 
     /// What a price in seconds needs beyond the load: after [`Columns::fill`] for the same candidates.
-    pub fn fill_seconds(&mut self, matched: &Matched, all: &Lanes<'_>, pending: Option<&PendingLoad>) {
+    pub fn fill_latency(&mut self, matched: &Matched, all: &ColumnSlices<'_>, pending: Option<&PendingLoad>) {
         if !matched.everyone {
-            self.standing.gather(all, matched.positions());
+            self.worker_columns.gather(all, matched.positions());
         }
         if let Some(pending) = pending {
             take(&mut self.pending_prefill_s, &pending.prefill_s, &matched.slots);
@@ -391,20 +400,20 @@ impl Columns {
     }
 
     /// The candidates for a price in seconds. `all`: how every slot stands.
-    pub fn books<'a>(
+    pub fn latency<'a>(
         &'a self,
         matched: &'a Matched,
-        (all, load): (Lanes<'a>, &'a Load),
-        climate: Climate,
-        (block_size, handoff_s_per_token): (u32, f64),
-    ) -> Books<'a> {
+        (all, load): (ColumnSlices<'a>, &'a Load),
+        shared: SharedInputs,
+        pool: &PoolFigures,
+    ) -> LatencyView<'a> {
         let (_, decode_blocks, _) = self.loads(load);
-        Books {
-            climate,
-            lanes: if matched.everyone {
+        LatencyView {
+            shared,
+            columns: if matched.everyone {
                 all
             } else {
-                self.standing.lanes()
+                self.worker_columns.slices()
             },
             new_tokens: &matched.new_tokens,
             cached_tokens: &matched.cached_tokens,
@@ -415,8 +424,8 @@ impl Columns {
             pending_requests: &self.pending_requests,
             input_tokens: f64::from(matched.input_tokens),
             request_blocks: f64::from(matched.request_blocks),
-            block_tokens: f64::from(block_size),
-            handoff_s_per_token,
+            block_tokens: f64::from(pool.block_size),
+            handoff_s_per_token: pool.handoff_s_per_token,
         }
     }
 

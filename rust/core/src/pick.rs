@@ -4,13 +4,13 @@ use multiversion::multiversion;
 
 use crate::rng::Rng;
 
-/// Position of the chosen cost, `None` when there is no candidate with a finite cost.
+/// Picks a candidate by its cost. Returns its position, or `None` when no cost is finite.
 ///
-/// * `temperature` ≤ 0: the lowest cost; each of the tied lowest has the same chance.
-/// * `temperature` T > 0: position j with probability `∝ exp(−(c_j − c_min) / ((c_max − c_min)·T))`: a softmax whose
-///   logits are normalised by their range; equal costs are equally likely.
+/// * `temperature` ≤ 0: the lowest cost. Tied candidates have the same chance.
+/// * `temperature` T > 0: position j with probability `∝ exp(−(c_j − c_min) / ((c_max − c_min)·T))`, a softmax over costs that are
+///   normalised by their range. Equal costs are equally likely.
 ///
-/// Candidates with an infinite or undefined cost are never chosen. O(candidates), no allocation.
+/// A candidate with an infinite or undefined cost is never picked. O(candidates), no allocation.
 pub fn pick(costs: &[f64], temperature: f64, rng: &mut Rng) -> Option<usize> {
     let lowest = lowest(costs);
     if !lowest.is_finite() {
@@ -29,20 +29,21 @@ pub fn pick(costs: &[f64], temperature: f64, rng: &mut Rng) -> Option<usize> {
     position(costs, lowest, if ties == 1 { 0 } else { rng.below(ties) })
 }
 
-/// How many are equal to `wanted`.
+/// Number of costs equal to `wanted`.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn count(costs: &[f64], wanted: f64) -> usize {
     count_run(costs, wanted) as usize
 }
 
-/// Wrapping, though it never wraps: a checked sum is made one by one.
+/// The sum wraps in type only. A checked sum would stop the compiler from adding several costs at a time.
 #[inline(always)]
 fn count_run(costs: &[f64], wanted: f64) -> u64 {
     let equal = costs.iter().map(|&cost| u64::from(cost == wanted));
     equal.fold(0, u64::wrapping_add)
 }
 
-/// Position of the one equal to `wanted` after `before` others. By runs, of which all but one are only counted.
+/// Position of the cost equal to `wanted` that follows `before` other such costs. Runs of 64 are counted several costs at a time, and only
+/// the run that holds the position is searched.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn position(costs: &[f64], wanted: f64, before: usize) -> Option<usize> {
     const RUN: usize = 64;
@@ -58,7 +59,7 @@ fn position(costs: &[f64], wanted: f64, before: usize) -> Option<usize> {
     None
 }
 
-/// The lowest cost; infinite when there is none. Eight lanes at a time: a plain fold waits for each comparison.
+/// The lowest cost. Infinite when no cost is finite. Eight lanes at a time, since a plain fold waits for each comparison.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn lowest(costs: &[f64]) -> f64 {
     let less = |a: f64, b: f64| if b < a { b } else { a };

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use proptest::prelude::*;
-use wardrop_core::latency::{FleetCurves, FleetRecord, Learning, PrefillWork, Prior, WorkerCurves};
+use wardrop_core::latency::{
+    FirstToken, FleetCurves, FleetRecord, Learning, PrefillWork, Prior, StepLoad, WorkerCurves,
+};
 use wardrop_core::rng::Rng;
 use wardrop_core::worker::WorkerId;
 
@@ -50,7 +52,7 @@ fn curves_converge_from_a_prior_that_is_far_off() {
             let batch = 1.0 + 100.0 * rng.unit();
             let kv = batch * 4000.0 * rng.unit();
             let seconds = noisy(&mut rng, factor * true_step_s(batch, kv));
-            curves.observe_step(batch, kv, seconds);
+            curves.observe_step(StepLoad { batch, kv_tokens: kv }, seconds);
             if [10, 30, 100, 400].contains(&seen) {
                 let share = 100.0 * prefill_error(&curves, factor);
                 write!(line, " {share:.1} % after {seen},").unwrap();
@@ -137,7 +139,13 @@ fn clock_recovers_service_times_from_a_queue() {
         first_tokens.push((now_s, free_at_s, new));
     }
     for (sent_s, done_s, new) in first_tokens {
-        fleet.first_token(0, (sent_s, done_s), (new, 0), 0.0);
+        let first = FirstToken {
+            sent_s,
+            at_s: done_s,
+            new_tokens: new,
+            ..FirstToken::default()
+        };
+        fleet.first_token(0, &first);
     }
     let error = prefill_error(fleet.of(0), 1.5);
     println!("from first tokens behind a queue: error {:.1} %", 100.0 * error);
@@ -206,8 +214,19 @@ fn cost_of_learning_from_an_outcome() {
     let start = std::time::Instant::now();
     for i in 0..n {
         let at_s = f64::from(i) * 0.1;
-        fleet.first_token(0, (at_s, at_s + 0.05), (1000 + u64::from(i % 977), 64), 0.0);
-        fleet.step(0, (8.0, 4e4), 0.01);
+        let first = FirstToken {
+            sent_s: at_s,
+            at_s: at_s + 0.05,
+            new_tokens: 1000 + u64::from(i % 977),
+            cached_tokens: 64,
+            shared_s: 0.0,
+        };
+        fleet.first_token(0, &first);
+        let load = StepLoad {
+            batch: 8.0,
+            kv_tokens: 4e4,
+        };
+        fleet.step(0, load, 0.01);
     }
     let each_ns = start.elapsed().as_nanos() as f64 / f64::from(n);
     println!("first token and step: {each_ns:.0} ns");
@@ -229,7 +248,11 @@ proptest! {
         let mut curves = WorkerCurves::new(&Prior::default(), Learning::default());
         for (new, cached, seconds) in samples {
             curves.observe_prefill(&PrefillWork::of(new, cached), seconds);
-            curves.observe_step(new as f64 / 1e3, cached as f64, seconds);
+            let load = StepLoad {
+                batch: new as f64 / 1e3,
+                kv_tokens: cached as f64,
+            };
+            curves.observe_step(load, seconds);
         }
         let mut before = 0.0;
         for new in [0, 1, 16, 1000, 50_000, 1_000_000] {

@@ -153,14 +153,14 @@ fn engine_that_tells_an_empty_queue_makes_room_before_its_first_token_is_seen() 
         computed_prompts: 1,
         ..EngineQueue::default()
     };
-    assert!(router.engine_queue(worker, word, 0.5));
+    assert!(router.report_engine_queue(worker, word, 0.5));
     queue.pump(&router, 0.5, &mut placed).unwrap();
     assert_eq!(placed.len(), 1);
     word.computed_prompts = 0;
-    assert!(router.engine_queue(worker, word, 0.6));
+    assert!(router.report_engine_queue(worker, word, 0.6));
     queue.pump(&router, 0.6, &mut placed).unwrap();
     assert_eq!(placed.len(), 2);
-    assert!(!router.engine_queue(WorkerId::new(7, 0), word, 0.6));
+    assert!(!router.report_engine_queue(WorkerId::new(7, 0), word, 0.6));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The toll's terms one by one, its objective, and the router that prices with it.
 
 use proptest::prelude::*;
-use wardrop_core::ledger::Seconds;
+use wardrop_core::ledger::LatencyEstimate;
 use wardrop_core::price::toll::{
     busy_period_s, eviction_s, hold_newcomers, memory_s, own_decode_s, own_first_token_s, stall_s, toll_s,
 };
@@ -11,8 +11,8 @@ use wardrop_core::{
     Tier, WorkerId, WorkerSpec,
 };
 
-fn busy() -> Seconds {
-    Seconds {
+fn busy() -> LatencyEstimate {
+    LatencyEstimate {
         prefill_s: 0.2,
         wait_s: 1.0,
         step_s: 0.01,
@@ -43,7 +43,7 @@ fn each_term_is_its_formula() {
     assert!(close(own_decode_s(&c, 300.0), 3.6));
     assert!(close(stall_s(&c), 1.0));
     assert!(close(busy_period_s(&c), 0.2 * 2.0 * 1.7 * 2.0));
-    let calm = Seconds {
+    let calm = LatencyEstimate {
         utilisation: 0.2,
         ..c
     };
@@ -63,7 +63,7 @@ fn each_term_is_its_formula() {
 
 #[test]
 fn prompt_that_fits_delays_at_most_those_who_arrive_while_it_stays() {
-    let fits = Seconds {
+    let fits = LatencyEstimate {
         memory_wait_s: 0.0,
         footprint_s: 7.0,
         memory_share: 0.95,
@@ -72,7 +72,7 @@ fn prompt_that_fits_delays_at_most_those_who_arrive_while_it_stays() {
     let stay_s = 1.0 + 0.2 + 300.0 * 0.012;
     let held_s = 7.0 + 0.2 * 0.95;
     assert!(close(memory_s(&fits, 300.0), held_s * 2.0 * stay_s));
-    let short = Seconds {
+    let short = LatencyEstimate {
         memory_wait_s: 1.0,
         ..fits
     };
@@ -81,15 +81,15 @@ fn prompt_that_fits_delays_at_most_those_who_arrive_while_it_stays() {
 
 #[test]
 fn a_long_prompt_pays_for_the_memory_that_those_in_flight_keep_meanwhile() {
-    let of = |memory_share| Seconds {
+    let of = |memory_share| LatencyEstimate {
         memory_wait_s: 0.0,
         memory_share,
         prefill_s: 2.0,
         ..busy()
     };
-    let footprint_alone = |c: &Seconds| memory_s(&Seconds { prefill_s: 0.0, ..*c }, 300.0);
+    let footprint_alone = |c: &LatencyEstimate| memory_s(&LatencyEstimate { prefill_s: 0.0, ..*c }, 300.0);
     let (empty, full) = (of(0.1), of(0.9));
-    let paid = |c: &Seconds| memory_s(c, 300.0) - footprint_alone(c);
+    let paid = |c: &LatencyEstimate| memory_s(c, 300.0) - footprint_alone(c);
     assert!(
         paid(&full) > 9.0 * paid(&empty),
         "in proportion to what they hold, and to its price"
@@ -98,11 +98,11 @@ fn a_long_prompt_pays_for_the_memory_that_those_in_flight_keep_meanwhile() {
 
 #[test]
 fn idle_fleet_pays_no_toll() {
-    let idle = Seconds {
+    let idle = LatencyEstimate {
         prefill_s: 0.2,
         step_with_s: 0.01,
         chunk_s: 0.25,
-        ..Seconds::default()
+        ..LatencyEstimate::default()
     };
     for term in [
         stall_s(&idle),
@@ -162,7 +162,7 @@ proptest! {
     ) {
         let weights: TollWeights = Objective::default().weights().unwrap();
         let at = |s: f64, w: f64, n: f64| {
-            let c = Seconds { prefill_s: s, wait_s: w, requests: n, utilisation: rho, arrivals_per_s: lambda, ..busy() };
+            let c = LatencyEstimate { prefill_s: s, wait_s: w, requests: n, utilisation: rho, arrivals_per_s: lambda, ..busy() };
             toll_s(&c, 300.0, &weights)
         };
         prop_assert!(at(s, w + more, n) >= at(s, w, n));
@@ -408,10 +408,10 @@ fn ledger_is_empty_when_everything_ended_or_expired() {
         router.prefill_done(RequestId(i), 3.0).unwrap();
         router.release(RequestId(i), 4.0).unwrap();
     }
-    assert!(router.pressure(0, 4.0).backlog_s > 0.0);
+    assert!(router.occupancy(0, 4.0).backlog_s > 0.0);
     assert_eq!(router.expire(100.0), 10);
-    assert!(router.pressure(0, 100.0).backlog_s.abs() < 1e-9);
-    assert_eq!(router.pressure(0, 100.0).requests, 0);
+    assert!(router.occupancy(0, 100.0).backlog_s.abs() < 1e-9);
+    assert_eq!(router.occupancy(0, 100.0).requests, 0);
 }
 
 #[test]

@@ -68,6 +68,6 @@ pub struct RecordedDecision {
     pub peer_decode_s: Vec<f64>,
     /// Seconds of one decode step of the chosen worker with this request in its batch.
     pub step_s: f64,
-    /// [`crate::Router::generation`] at the decision. Two decisions have the same candidates only if it is equal.
+    /// Generation of the fleet at the decision. Two decisions have the same candidates only if it is equal.
     pub generation: u64,
 }

@@ -1,66 +1,81 @@
 //! From first-token times to prefill service times.
 //!
-//! A router sees when it sent a request and when its first token came, not when the engine worked on it. An engine takes
-//! prompts in order, so between two first tokens of a worker it served the later prompt alone:
-//! `service = first token − max(sent, previous first token)`. Prompts that end in the same pass show first tokens at
-//! nearly the same moment; they are joined into one sample.
+//! A router sees when it sent a request and when its first token came, not when the engine worked on it. An engine computes prompts in
+//! order, so between two first tokens of a worker it served the later prompt alone:
+//! `service = first token − max(sent, previous first token)`. Prompts that end in the same pass show first tokens at nearly the same
+//! time. They are joined into one sample.
 
 use super::curve::PrefillWork;
 
-/// First tokens closer than this belong to one pass of the engine, seconds.
+/// First tokens closer than this belong to one engine pass, seconds.
 const SAME_PASS_S: f64 = 0.003;
+/// Smallest share of a pass that counts as prefill, regardless of the decode steps in it.
+const MIN_PREFILL_SHARE: f64 = 0.3;
 
-/// Watches the first tokens of one worker. Two numbers and one open pass: no growth.
+/// A first token, with the prompt that it ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ServiceClock {
-    last_end_s: f64,
-    pass: Option<Pass>,
+pub struct FirstToken {
+    /// When the request was sent, seconds.
+    pub sent_s: f64,
+    /// When its first token came, seconds.
+    pub at_s: f64,
+    /// Prompt tokens that were computed.
+    pub new_tokens: u64,
+    /// Prompt tokens that were in the cache.
+    pub cached_tokens: u64,
+    /// Seconds in between that went to decode steps in the same passes.
+    pub shared_s: f64,
 }
 
+/// Watches the first tokens of one worker. It holds two numbers and one open pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ServiceClock {
+    /// End of the last closed pass, seconds.
+    last_end_s: f64,
+    open: Option<PrefillPass>,
+}
+
+/// A pass that further first tokens may still join.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Pass {
+struct PrefillPass {
     start_s: f64,
     end_s: f64,
-    /// Seconds of it that went to others' decode steps.
+    /// Seconds of it that went to decode steps.
     shared_s: f64,
     work: PrefillWork,
 }
 
-/// Of a pass at least this share is prefill.
-const MIN_SHARE: f64 = 0.3;
+impl PrefillPass {
+    /// Seconds of the pass that were prefill.
+    fn prefill_s(&self) -> f64 {
+        let whole_s = self.end_s - self.start_s;
+        (whole_s - self.shared_s).max(MIN_PREFILL_SHARE * whole_s)
+    }
+}
 
 impl ServiceClock {
-    /// Notes a first token; returns the pass that it shows to be over, with its prefill seconds. `shared_s` went to decode
-    /// steps of others in the same passes.
-    pub fn first_token(
-        &mut self,
-        (sent_s, now_s): (f64, f64),
-        work: PrefillWork,
-        shared_s: f64,
-    ) -> Option<(PrefillWork, f64)> {
-        if let Some(pass) = &mut self.pass
-            && now_s - pass.end_s < SAME_PASS_S
+    /// Counts a first token. Returns the work and the prefill seconds of the pass that it closes, if it closes one.
+    pub fn first_token(&mut self, first: &FirstToken) -> Option<(PrefillWork, f64)> {
+        let work = PrefillWork::of(first.new_tokens, first.cached_tokens);
+        if let Some(pass) = &mut self.open
+            && first.at_s - pass.end_s < SAME_PASS_S
         {
             pass.work.add(&work);
-            pass.end_s = pass.end_s.max(now_s);
-            pass.start_s = pass.start_s.min(sent_s.max(self.last_end_s));
-            pass.shared_s = pass.shared_s.max(shared_s);
+            pass.end_s = pass.end_s.max(first.at_s);
+            pass.start_s = pass.start_s.min(first.sent_s.max(self.last_end_s));
+            pass.shared_s = pass.shared_s.max(first.shared_s);
             return None;
         }
-        let over = self.pass.take();
-        if let Some(pass) = &over {
+        let closed = self.open.take();
+        if let Some(pass) = &closed {
             self.last_end_s = pass.end_s;
         }
-        let start_s = sent_s.max(self.last_end_s);
-        self.pass = Some(Pass {
-            start_s,
-            end_s: now_s,
-            shared_s,
+        self.open = Some(PrefillPass {
+            start_s: first.sent_s.max(self.last_end_s),
+            end_s: first.at_s,
+            shared_s: first.shared_s,
             work,
         });
-        over.map(|pass| {
-            let whole_s = pass.end_s - pass.start_s;
-            (pass.work, (whole_s - pass.shared_s).max(MIN_SHARE * whole_s))
-        })
+        closed.map(|pass| (pass.work, pass.prefill_s()))
     }
 }

@@ -1,27 +1,27 @@
-//! The three curves of a worker: prefill, step, transfer. All monotone in every argument and never negative, because
-//! every basis function is and every coefficient is kept ≥ 0.
+//! The curves of a worker: seconds of a prefill, of a decode step, of a KV transfer. Each is monotone in every argument and never
+//! negative, since every basis function is so and every coefficient is kept ≥ 0.
 
 use serde::{Deserialize, Serialize};
 
 use super::rls::{Learning, Rls, RlsRecord};
 use crate::error::Error;
 
-/// Coefficients to start from.
+/// Coefficients of a prefill and a step curve, as a start.
 ///
-/// * prefill of n new tokens behind c cached ones: `p0 + p1·n + p2·n²/2 + p3·n·c` seconds (a pass, its tokens, their
-///   attention to each other and to the cache)
-/// * one decode step of b sequences over k tokens of active KV cache: `d0 + d1·b + d2·k` seconds
+/// * Prefill of n new tokens behind c cached tokens: `p0 + p1·n + p2·n²/2 + p3·n·c` seconds. The terms are a pass, its tokens, and
+///   their attention to each other and to the cache.
+/// * Decode step of b sequences over k tokens of active KV cache: `d0 + d1·b + d2·k` seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prior {
-    /// s, s/token, s/token², s/token².
+    /// p0 to p3, each ≥ 0: s, s/token, s/token², s/token².
     pub prefill: [f64; 4],
-    /// s, s/sequence, s/token.
+    /// d0 to d2, each ≥ 0: s, s/sequence, s/token.
     pub step: [f64; 3],
 }
 
 impl Default for Prior {
-    /// Order-of-magnitude figures of a 70B model on one node; wide doubts make them vanish after a few requests.
+    /// Figures of a 70B model on one node, right to an order of magnitude. Their wide variance lets a few requests replace them.
     fn default() -> Self {
         Self {
             prefill: [1.2e-2, 3.0e-5, 1.0e-10, 1.0e-11],
@@ -36,11 +36,11 @@ pub type PrefillPoint = (f64, f64, f64);
 pub type StepPoint = (f64, f64, f64);
 
 impl Prior {
-    /// Fits both curves to the points of a timing table, by relative errors; an empty list keeps the default.
+    /// Fits both curves to the points of a timing table, by relative errors. An empty list keeps the default.
     ///
-    /// The points are presented `ROUNDS` times in a fixed order to the same recursion that learns online, without
-    /// forgetting: the result keeps every guarantee of the curves. A coefficient that the table shows nothing of stays
-    /// small but above 0, so that traffic can still teach it.
+    /// The recursion that learns online sees the points 200 times in their order, without forgetting, so the result keeps every guarantee
+    /// of the curves. A coefficient that the table does not determine stays at a thousandth of the default at least, so that traffic can
+    /// still teach it.
     pub fn fit(prefill: &[PrefillPoint], step: &[StepPoint]) -> Self {
         const ROUNDS: usize = 200;
         let learning = Learning {
@@ -79,10 +79,10 @@ const fn step_basis(batch: f64, kv: f64) -> [f64; 3] {
     [1.0, batch, kv]
 }
 
-/// Work that a prefill pass did: sums over the requests that it served.
+/// Work of a prefill pass, as sums over its prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PrefillWork {
-    /// New tokens.
+    /// Σ new tokens.
     pub new_tokens: f64,
     /// Σ new²/2.
     pub half_square: f64,
@@ -91,7 +91,7 @@ pub struct PrefillWork {
 }
 
 impl PrefillWork {
-    /// The work of one request.
+    /// The work of one prompt.
     pub fn of(new_tokens: u64, cached_tokens: u64) -> Self {
         let (new, cached) = (new_tokens as f64, cached_tokens as f64);
         Self {
@@ -101,7 +101,7 @@ impl PrefillWork {
         }
     }
 
-    /// Adds another request's work to the same pass.
+    /// Adds the work of another prompt in the same pass.
     pub fn add(&mut self, other: &Self) {
         self.new_tokens += other.new_tokens;
         self.half_square += other.half_square;
@@ -113,7 +113,16 @@ impl PrefillWork {
     }
 }
 
-/// What is learned of one worker.
+/// Load of a decode step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepLoad {
+    /// Sequences in the batch.
+    pub batch: f64,
+    /// Tokens of active KV cache.
+    pub kv_tokens: f64,
+}
+
+/// The prefill and the step curve of one worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WorkerCurves {
     prefill: Rls<4>,
@@ -121,7 +130,7 @@ pub struct WorkerCurves {
 }
 
 impl WorkerCurves {
-    /// Starts at `prior`.
+    /// Curves that start at `prior`.
     pub fn new(prior: &Prior, learning: Learning) -> Self {
         Self {
             prefill: Rls::new(prior.prefill, learning),
@@ -129,7 +138,7 @@ impl WorkerCurves {
         }
     }
 
-    /// Seconds to prefill `new_tokens` behind `cached_tokens`; 0 for nothing new.
+    /// Seconds to prefill `new_tokens` behind `cached_tokens`. 0 for no new token.
     #[inline]
     pub fn prefill_s(&self, new_tokens: u64, cached_tokens: u64) -> f64 {
         if new_tokens == 0 {
@@ -145,24 +154,25 @@ impl WorkerCurves {
         self.step.predict(&step_basis(batch, kv_tokens))
     }
 
-    /// What one more sequence of `kv_tokens` adds to a step, in seconds.
+    /// Seconds that one more sequence of `kv_tokens` adds to a step.
     #[inline]
     pub fn step_slope_s(&self, kv_tokens: f64) -> f64 {
         let [_, per_sequence, per_token] = self.step.theta();
         per_sequence + per_token * kv_tokens
     }
 
-    /// Takes in a prefill pass that took `seconds`.
+    /// Learns from a prefill pass that took `seconds`.
     pub fn observe_prefill(&mut self, work: &PrefillWork, seconds: f64) {
         self.prefill.observe(&work.basis(), seconds);
     }
 
-    /// Takes in a decode step (or a mean over steps) that took `seconds`.
-    pub fn observe_step(&mut self, batch: f64, kv_tokens: f64, seconds: f64) {
-        self.step.observe(&step_basis(batch, kv_tokens), seconds);
+    /// Learns from a decode step, or a mean of steps, that took `seconds`.
+    pub fn observe_step(&mut self, load: StepLoad, seconds: f64) {
+        self.step
+            .observe(&step_basis(load.batch, load.kv_tokens), seconds);
     }
 
-    /// Present coefficients, as a prior for others.
+    /// The present coefficients. They are a prior for other workers.
     pub const fn coefficients(&self) -> Prior {
         Prior {
             prefill: self.prefill.theta(),
@@ -170,7 +180,7 @@ impl WorkerCurves {
         }
     }
 
-    /// Samples behind the prefill and the step curve.
+    /// Samples that the prefill and the step curve learned from.
     pub const fn samples(&self) -> (u64, u64) {
         (self.prefill.samples(), self.step.samples())
     }
@@ -192,17 +202,17 @@ impl WorkerCurves {
     }
 }
 
-/// Seconds to move the KV cache of some tokens between two pools or workers: `t0 + t1·tokens`.
+/// Seconds to transfer the KV cache of some tokens between two pools or workers: `t0 + t1·tokens`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TransferCurve(Rls<2>);
 
 impl TransferCurve {
-    /// Starts at a latency of 1 ms and 40 GB/s for 320 kB of cache per token (a 70B model).
+    /// A curve that starts at 1 ms and 40 GB/s, for 320 kB of cache per token as of a 70B model.
     pub fn new(learning: Learning) -> Self {
         Self(Rls::new([1.0e-3, 8.0e-6], learning))
     }
 
-    /// Seconds for `tokens` tokens; 0 for none.
+    /// Seconds for `tokens` tokens. 0 for none.
     pub fn transfer_s(&self, tokens: u64) -> f64 {
         if tokens == 0 {
             0.0
@@ -211,7 +221,7 @@ impl TransferCurve {
         }
     }
 
-    /// Takes in one transfer.
+    /// Learns from one transfer.
     pub fn observe(&mut self, tokens: u64, seconds: f64) {
         self.0.observe(&[1.0, tokens as f64], seconds);
     }

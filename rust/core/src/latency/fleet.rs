@@ -1,38 +1,38 @@
-//! The curves of every worker of a pool, and the fleet's own, which is the prior of a worker that joins.
+//! The curves of every worker of a pool, and the curves of the fleet, which are the prior of a worker that joins.
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use super::clock::ServiceClock;
-use super::curve::{PrefillWork, Prior, WorkerCurves};
-use super::pass::Told;
+use super::clock::{FirstToken, ServiceClock};
+use super::curve::{PrefillWork, Prior, StepLoad, WorkerCurves};
+use super::pass::LoadFilter;
 use super::rls::{Learning, RlsRecord};
 use crate::error::Error;
 use crate::worker::WorkerId;
 
-/// Version of [`FleetRecord`].
+/// Version of the format of [`FleetRecord`].
 const VERSION: u32 = 1;
 
-/// Curves by dense worker position. The caller maps its workers to positions and frees them with [`FleetCurves::remove`].
+/// Curves by position. The caller maps its workers to positions and frees a position with [`FleetCurves::remove`].
 #[derive(Clone, Debug)]
 pub struct FleetCurves {
     learning: Learning,
     fleet: WorkerCurves,
     workers: Vec<Option<(WorkerCurves, ServiceClock)>>,
-    /// By position: the step report that was learned from last.
-    pub(super) told: FxHashMap<usize, Told>,
+    /// By position: the load of the last step report that was learned from.
+    pub(super) filters: FxHashMap<usize, LoadFilter>,
 }
 
-/// One worker's curves, for people.
+/// One worker's curves, for display.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CurveView {
-    /// Whose.
+    /// The worker.
     pub worker: WorkerId,
     /// Present coefficients.
     pub coefficients: Prior,
-    /// Samples behind the prefill curve.
+    /// Samples that the prefill curve learned from.
     pub prefill_samples: u64,
-    /// Samples behind the step curve.
+    /// Samples that the step curve learned from.
     pub step_samples: u64,
     /// Running mean relative error of the prefill curve.
     pub prefill_error: f64,
@@ -58,17 +58,17 @@ struct CurveRecord {
 }
 
 impl FleetCurves {
-    /// No workers; the fleet's curve starts at `prior`.
+    /// No workers. The curves of the fleet start at `prior`.
     pub fn new(prior: &Prior, learning: Learning) -> Self {
         Self {
             learning,
             fleet: WorkerCurves::new(prior, learning),
             workers: Vec::new(),
-            told: FxHashMap::default(),
+            filters: FxHashMap::default(),
         }
     }
 
-    /// Starts the curves of a worker at those of the fleet. An old worker at `position` is forgotten.
+    /// Starts the curves of a worker at the curves of the fleet. They replace the curves of a previous worker at `position`.
     pub fn add(&mut self, position: usize) {
         if self.workers.len() <= position {
             self.workers.resize(position + 1, None);
@@ -77,15 +77,15 @@ impl FleetCurves {
         self.workers[position] = Some((curves, ServiceClock::default()));
     }
 
-    /// Forgets a worker.
+    /// Drops the curves of a worker.
     pub fn remove(&mut self, position: usize) {
         if let Some(worker) = self.workers.get_mut(position) {
             *worker = None;
         }
-        self.told.remove(&position);
+        self.filters.remove(&position);
     }
 
-    /// The curves of a worker; the fleet's where it has none.
+    /// The curves of the worker at a position. The curves of the fleet where no worker is.
     #[inline]
     pub fn of(&self, position: usize) -> &WorkerCurves {
         match self.workers.get(position) {
@@ -94,31 +94,23 @@ impl FleetCurves {
         }
     }
 
-    /// The fleet's own curves.
+    /// The curves of the fleet, which learn from every worker.
     pub const fn fleet(&self) -> &WorkerCurves {
         &self.fleet
     }
 
-    /// Learns from a first token: sent at `sent_s`, come at `now_s`, after `new_tokens` behind `cached_tokens`;
-    /// `shared_s` of the time went to decode steps in the same passes.
-    pub fn first_token(
-        &mut self,
-        position: usize,
-        (sent_s, now_s): (f64, f64),
-        (new_tokens, cached_tokens): (u64, u64),
-        shared_s: f64,
-    ) {
+    /// Learns from a first token.
+    pub fn first_token(&mut self, position: usize, first: &FirstToken) {
         let Some(Some((curves, clock))) = self.workers.get_mut(position) else {
             return;
         };
-        let work = PrefillWork::of(new_tokens, cached_tokens);
-        if let Some((work, seconds)) = clock.first_token((sent_s, now_s), work, shared_s) {
+        if let Some((work, seconds)) = clock.first_token(first) {
             curves.observe_prefill(&work, seconds);
             self.fleet.observe_prefill(&work, seconds);
         }
     }
 
-    /// Learns from one engine pass whose prefill work is known (forward-pass metrics).
+    /// Learns from one engine pass of known prefill work, as from forward-pass metrics.
     pub fn prefill_pass(&mut self, position: usize, work: &PrefillWork, seconds: f64) {
         if let Some(Some((curves, _))) = self.workers.get_mut(position) {
             curves.observe_prefill(work, seconds);
@@ -126,15 +118,15 @@ impl FleetCurves {
         }
     }
 
-    /// Learns from a decode step, or from a finished request's mean token gap at the load of its decode.
-    pub fn step(&mut self, position: usize, (batch, kv_tokens): (f64, f64), seconds: f64) {
+    /// Learns from a decode step, or from the mean token gap of a finished request, at the load of its decode.
+    pub fn step(&mut self, position: usize, load: StepLoad, seconds: f64) {
         if let Some(Some((curves, _))) = self.workers.get_mut(position) {
-            curves.observe_step(batch, kv_tokens, seconds);
-            self.fleet.observe_step(batch, kv_tokens, seconds);
+            curves.observe_step(load, seconds);
+            self.fleet.observe_step(load, seconds);
         }
     }
 
-    /// The curves of the given workers, for `wardrop curves`.
+    /// The curves of the given workers, for display.
     pub fn views<'a>(
         &'a self,
         workers: impl Iterator<Item = (WorkerId, usize)> + 'a,
@@ -154,7 +146,7 @@ impl FleetCurves {
         })
     }
 
-    /// Everything learned, for a file.
+    /// All that was learned, for a file.
     pub fn record(&self, workers: impl Iterator<Item = (WorkerId, usize)>) -> FleetRecord {
         let record = |curves: &WorkerCurves| {
             let (prefill, step) = curves.record();
@@ -170,9 +162,10 @@ impl FleetCurves {
         }
     }
 
-    /// Takes over a record: the fleet's curve and those of the workers that `position_of` still knows.
+    /// Restores a record: the curves of the fleet, and of each worker that `position_of` knows. Returns how many workers it knew.
     ///
-    /// Errors: [`Error::Parameter`] for another version or a damaged record; nothing changes then.
+    /// # Errors
+    /// [`Error::Parameter`] for another version or a damaged record. Nothing changes then.
     pub fn restore(
         &mut self,
         record: &FleetRecord,

@@ -1,8 +1,8 @@
-//! What the engines' seconds depend on, learned online per worker from what the router sees.
+//! How long engines take, as curves per worker, learned online from what the router sees.
 //!
-//! Stands in the flow `outcome in ─▶ learn curves`: first tokens ([`ServiceClock`]), token gaps and forward-pass metrics go
-//! in, [`WorkerCurves`] give prefill and step seconds to the price and to the queue. Memory is a few hundred bytes per
-//! worker, whatever the traffic; one outcome costs tens of nanoseconds.
+//! Stands in the flow `outcome ─▶ curves ─▶ price and queue`. First tokens ([`clock`](ServiceClock)), token gaps and forward-pass metrics
+//! go in. [`WorkerCurves`] give the seconds of a prefill and of a decode step. Memory is a few hundred bytes per worker, regardless of
+//! the traffic. One outcome costs tens of nanoseconds.
 
 mod clock;
 mod curve;
@@ -10,8 +10,8 @@ mod fleet;
 mod pass;
 mod rls;
 
-pub use clock::ServiceClock;
-pub use curve::{PrefillPoint, PrefillWork, Prior, StepPoint, TransferCurve, WorkerCurves};
+pub use clock::{FirstToken, ServiceClock};
+pub use curve::{PrefillPoint, PrefillWork, Prior, StepLoad, StepPoint, TransferCurve, WorkerCurves};
 pub use fleet::{CurveView, FleetCurves, FleetRecord};
 pub use pass::Pass;
 pub use rls::{Learning, Rls, RlsRecord};

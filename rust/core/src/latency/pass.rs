@@ -1,53 +1,51 @@
-//! What an engine tells of one of its iterations (Dynamo's forward-pass metrics), and what curves learn from it.
+//! One engine pass as its engine reports it (Dynamo's forward-pass metrics), and what curves learn from it.
 
-use super::curve::PrefillWork;
+use super::curve::{PrefillWork, StepLoad};
 use super::fleet::FleetCurves;
 
-/// One iteration of an engine.
+/// One pass of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pass {
     /// Prompts that were computed, in whole or in part.
     pub prefills: u64,
-    /// Their tokens computed here.
+    /// Tokens of these prompts that the pass computed.
     pub prefill_tokens: u64,
-    /// Their tokens that were there before.
+    /// Tokens of these prompts that were in the cache before.
     pub prefill_kv_tokens: u64,
     /// Sequences that only decoded.
     pub decodes: u64,
-    /// Their tokens of context.
+    /// Tokens of context of these sequences.
     pub decode_kv_tokens: u64,
-    /// How long it took.
+    /// Duration of the pass, seconds.
     pub seconds: f64,
 }
 
-/// The last step report of a worker that was learned from.
+/// Passes on a step report only when its load differs from the last load that was passed on.
 ///
-/// An engine reports a hundred steps a second, nearly all at the load of the one before. A curve that forgets by samples
-/// would keep a second of them, at one point, and lose its slopes: what it then says of another load is noise. So a report
-/// counts when its load is another one.
+/// An engine reports a hundred steps a second, nearly all of them at the load of the step before. A curve that forgets by samples would
+/// keep about a second of them, at one load, and lose its slopes: its values at other loads would be noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Told {
-    batch: f64,
-    kv_tokens: f64,
+pub(super) struct LoadFilter {
+    last: StepLoad,
 }
 
-/// A load is another one from this share on, of sequences or of their context.
-const NEWS: f64 = 0.1;
+/// Relative change of sequences or of context from which a load counts as a new one.
+const NEW_LOAD_SHARE: f64 = 0.1;
 
-impl Told {
-    fn is_news(&mut self, (batch, kv_tokens): (f64, f64)) -> bool {
-        let moved = |now: f64, then: f64| (now - then).abs() > NEWS * then;
-        let news = moved(batch, self.batch) || moved(kv_tokens, self.kv_tokens);
-        if news {
-            *self = Self { batch, kv_tokens };
+impl LoadFilter {
+    fn is_new(&mut self, load: StepLoad) -> bool {
+        let moved = |now: f64, then: f64| (now - then).abs() > NEW_LOAD_SHARE * then;
+        let is_new = moved(load.batch, self.last.batch) || moved(load.kv_tokens, self.last.kv_tokens);
+        if is_new {
+            self.last = load;
         }
-        news
+        is_new
     }
 }
 
 impl FleetCurves {
-    /// A pass with one kind of work tells its curve; in a mixed one the share of each is not known. Several prompts in one
-    /// pass say nothing either, since only the sums of their lengths are told.
+    /// Learns from a pass with one kind of work. In a mixed pass the share of each kind is unknown. A pass with several prompts teaches
+    /// nothing either, since only the sums of their lengths are reported.
     pub fn pass(&mut self, position: usize, pass: &Pass) {
         if !(pass.seconds.is_finite() && pass.seconds > 0.0) {
             return;
@@ -58,8 +56,11 @@ impl FleetCurves {
                 self.prefill_pass(position, &work, pass.seconds);
             }
             (0, decodes) if decodes > 0 => {
-                let load = (decodes as f64, pass.decode_kv_tokens as f64);
-                if self.told.entry(position).or_default().is_news(load) {
+                let load = StepLoad {
+                    batch: decodes as f64,
+                    kv_tokens: pass.decode_kv_tokens as f64,
+                };
+                if self.filters.entry(position).or_default().is_new(load) {
                     self.step(position, load, pass.seconds);
                 }
             }
@@ -85,7 +86,7 @@ mod tests {
         let mut curves = FleetCurves::new(&Prior::default(), Learning::default());
         curves.add(0);
         let mut rng = Rng::new(5);
-        let mut tell = |batch: u64, kv_tokens: u64, curves: &mut FleetCurves| {
+        let mut report = |batch: u64, kv_tokens: u64, curves: &mut FleetCurves| {
             let seconds = step_s(batch as f64, kv_tokens as f64, &mut rng);
             if filtered {
                 let pass = Pass {
@@ -96,14 +97,18 @@ mod tests {
                 };
                 curves.pass(0, &pass);
             } else {
-                curves.step(0, (batch as f64, kv_tokens as f64), seconds);
+                let load = StepLoad {
+                    batch: batch as f64,
+                    kv_tokens: kv_tokens as f64,
+                };
+                curves.step(0, load, seconds);
             }
         };
         for i in 0..400u64 {
-            tell(1 + i * 7 % 200, (1 + i * 11 % 190) * 5_000, &mut curves);
+            report(1 + i * 7 % 200, (1 + i * 11 % 190) * 5_000, &mut curves);
         }
         for _ in 0..reports {
-            tell(3, 20_000, &mut curves);
+            report(3, 20_000, &mut curves);
         }
         let want = TRUE[0] + TRUE[1] * 150.0 + TRUE[2] * 900_000.0;
         (curves.of(0).step_s(150.0, 900_000.0) / want - 1.0).abs()

@@ -1,17 +1,16 @@
 //! Recursive least squares with forgetting on relative errors, in a fixed number of coefficients.
 //!
-//! The model is `y ≈ θ·x` with θ ≥ 0. Every sample is divided by the present prediction, so that an error of 10 %
-//! counts the same at 10 ms and at 10 s. Standard recursion (Ljung, "System Identification", 1999, section 11.2) with
-//! five guards:
+//! The model is `y ≈ θ·x` with θ ≥ 0. Every sample is divided by the present prediction, so that an error of 10 % counts the same at
+//! 10 ms and at 10 s. It is the standard recursion (Ljung, "System Identification", 1999, section 11.2) with five guards:
 //!
-//! * **outliers**: the relative residual is clipped at three times its running mean size (Huber's ψ), which is itself
-//!   fed with clipped residuals, so one wild sample moves little and a lasting change passes after a few;
-//! * **signs**: θ is projected onto θ ≥ 0 after each step;
-//! * **wind-up**: forgetting stops in directions that bring no news, by a ceiling on the covariance, in proportion to θ;
-//! * **change**: the running *signed* residual feeds the covariance along θ, so a worker that slows down long after its
-//!   curve has settled is followed within tens of samples, while noise, which averages out, feeds nearly nothing;
-//! * **scale first**: the prior covariance is widest along θ itself, so a worker that is uniformly slower than its prior
-//!   is found from a few samples, before the shape of its curve is.
+//! * **Outliers**: the relative residual is clipped at three times its running mean size (Huber's ψ). The mean counts clipped residuals,
+//!   so one outlier moves little, and a lasting change passes after a few samples.
+//! * **Signs**: θ is projected onto θ ≥ 0 after each step.
+//! * **Wind-up**: a ceiling on the covariance, in proportion to θ, stops forgetting in directions without new information.
+//! * **Change**: the running *signed* residual feeds the covariance along θ. A worker that slows down long after its curve settled is
+//!   followed within tens of samples, while noise averages out and feeds nearly nothing.
+//! * **Scale first**: the prior covariance is widest along θ itself. A worker that is uniformly slower than its prior is found from a few
+//!   samples, before the shape of its curve is.
 //!
 //! O(N²) per sample, N ≤ 4 here: tens of nanoseconds, no allocation.
 
@@ -19,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// How much of the prior is believed, and for how long.
+/// How fast a curve learns, and how wide its prior is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Learning {
     /// Weight of the past per sample, in (0, 1]: 0.99 remembers about 100 samples.
@@ -43,7 +42,7 @@ impl Default for Learning {
     }
 }
 
-/// One curve's coefficients and what is known of their errors.
+/// The coefficients of one curve, with the covariance of their errors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rls<const N: usize> {
     theta: [f64; N],
@@ -52,18 +51,18 @@ pub struct Rls<const N: usize> {
     learning: Learning,
     /// Running mean of the clipped relative residual's size.
     residual: f64,
-    /// Running signed mean of the same: lasting means changed.
+    /// Running mean of the clipped residual with its sign. Away from 0 it means that the worker changed.
     drift: f64,
     samples: u64,
 }
 
-/// Relative residuals below this share are never clipped.
+/// Relative residual up to which no sample is clipped.
 const MIN_CLIP: f64 = 0.3;
-/// Step of the signed residual: about 10 samples.
+/// Step of the signed residual: a mean over about 10 samples.
 const DRIFT_STEP: f64 = 0.1;
 
 impl<const N: usize> Rls<N> {
-    /// Starts at `theta` (≥ 0) with the prior doubts of `learning`.
+    /// A curve that starts at `theta` (≥ 0) with the prior covariance of `learning`.
     pub fn new(theta: [f64; N], learning: Learning) -> Self {
         let mut covariance = [[0.0; N]; N];
         for i in 0..N {
@@ -88,12 +87,12 @@ impl<const N: usize> Rls<N> {
         self.theta
     }
 
-    /// Samples taken in.
+    /// Samples that were learned from.
     pub const fn samples(&self) -> u64 {
         self.samples
     }
 
-    /// Running mean size of the relative residual: the curve's own error.
+    /// Running mean size of the relative residual: the error of the curve.
     pub const fn residual(&self) -> f64 {
         self.residual
     }
@@ -104,16 +103,16 @@ impl<const N: usize> Rls<N> {
         dot(&self.theta, x)
     }
 
-    /// Takes in one sample `y` at `x`; samples that are not finite or not positive are ignored.
+    /// Learns from one sample `y` at `x`. Samples that are not finite or not above 0 are ignored.
     ///
-    /// A curve that has shrunk to 0 has no relative errors to learn from: it starts again as its prior, scaled to the sample.
+    /// A curve that shrank to 0 has no relative errors to learn from. It restarts at its prior, scaled to the sample.
     pub fn observe(&mut self, x: &[f64; N], y: f64) {
         let predicted = self.predict(x);
         if !(y.is_finite() && y > 0.0 && predicted.is_finite()) {
             return;
         }
         if predicted <= 0.0 {
-            self.start_again(x, y);
+            self.restart(x, y);
             return;
         }
         let mut z = *x;
@@ -122,7 +121,7 @@ impl<const N: usize> Rls<N> {
         }
         let clip = (3.0 * self.residual).max(MIN_CLIP);
         let error = (y / predicted - 1.0).clamp(-clip, clip);
-        // A plain mean at first, so that a good prior is recognised soon; then about 20 samples.
+        // A plain mean at first, so that a good prior is recognised soon. Later a mean over about 20 samples.
         self.samples += 1;
         let step = (1.0 / self.samples as f64).max(0.05);
         self.residual += step * (error.abs() - self.residual);
@@ -141,7 +140,7 @@ impl<const N: usize> Rls<N> {
         self.bound_covariance();
     }
 
-    fn start_again(&mut self, x: &[f64; N], y: f64) {
+    fn restart(&mut self, x: &[f64; N], y: f64) {
         let scale = y / dot(&self.prior, x);
         if scale.is_finite() && scale > 0.0 {
             let samples = self.samples + 1;
@@ -163,7 +162,7 @@ impl<const N: usize> Rls<N> {
         }
     }
 
-    /// Scales rows and columns back under the ceiling; keeps the matrix symmetric and positive.
+    /// Scales rows and columns back under the ceiling. The matrix stays symmetric and positive.
     fn bound_covariance(&mut self) {
         let doubt = self.learning.scale_doubt.powi(2) + self.learning.shape_doubt.powi(2);
         for i in 0..N {
@@ -180,7 +179,7 @@ impl<const N: usize> Rls<N> {
     }
 }
 
-/// [`Rls`] as plain numbers, for files. Invariant: `theta` and `prior` have N entries, `covariance` N².
+/// [`Rls`] as plain numbers, for files. Invariant: `theta` and `prior` have N entries, `covariance` has N² entries.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RlsRecord {
@@ -193,7 +192,7 @@ pub struct RlsRecord {
 }
 
 impl<const N: usize> Rls<N> {
-    /// Everything but the learning parameters.
+    /// Everything except the learning parameters.
     pub fn record(&self) -> RlsRecord {
         RlsRecord {
             theta: self.theta.to_vec(),
@@ -205,7 +204,10 @@ impl<const N: usize> Rls<N> {
         }
     }
 
-    /// The curve of a record. Errors: [`Error::Parameter`] for another size or values that no curve can have.
+    /// The curve of a record.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for another number of coefficients, or for values that no curve can have.
     pub fn restore(record: &RlsRecord, learning: Learning) -> Result<Self, Error> {
         let sizes = [record.theta.len(), record.prior.len(), record.covariance.len()];
         if sizes != [N, N, N * N] {
@@ -229,7 +231,7 @@ impl<const N: usize> Rls<N> {
             let expected = "finite numbers, coefficients and variances ≥ 0";
             return Err(Error::Parameter {
                 field: "curve record",
-                got: "others".to_owned(),
+                got: "negative or undefined numbers".to_owned(),
                 expected,
             });
         }
@@ -260,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_curve_that_has_shrunk_to_nothing_learns_again() {
+    fn curve_that_shrank_to_nothing_learns_again() {
         let learning = Learning::default();
         let mut record = Rls::new([1.0, 0.1], learning).record();
         record.theta = vec![0.0, 0.0];

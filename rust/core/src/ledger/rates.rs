@@ -1,26 +1,26 @@
-//! How much work arrives: exponentially weighted rates, and a running mean.
+//! Exponentially weighted rates of arriving work, and a running mean.
 //!
-//! All rates of a ledger share one forward-decay clock (Cormode et al., "Forward decay", ICDE 2009): a weight w at time t is
-//! stored as `w·e^((t − base)/h)`, so a query needs one exponential for all workers together, not one per worker.
+//! All rates of a ledger share one forward-decay clock (Cormode et al., "Forward decay", ICDE 2009). An amount w at time t is stored
+//! as `w·e^((t − base)/h)`, so a query needs one exponential for all workers together, and not one per worker.
 
-/// Memory of the rates, seconds.
+/// Horizon h of the rates, seconds.
 const HORIZON_S: f64 = 10.0;
-/// A rate is not believed to be measured over less than this, seconds.
+/// Shortest time that a rate is measured over, seconds.
 const MIN_SPAN_S: f64 = 1.0;
-/// Rates older than this many horizons need no start-up correction.
+/// Horizons after which a rate needs no start-up correction.
 const SETTLED: f64 = 12.0;
-/// Stored weights are rebased before they lose their range.
+/// Largest exponent of a stored amount. Amounts are rebased before a 64-bit float overflows.
 const MAX_EXPONENT: f64 = 200.0;
 
-/// The shared clock of a set of rates.
+/// The clock that a set of rates shares.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct DecayClock {
+pub(super) struct DecayClock {
     base_s: f64,
     newest_s: f64,
 }
 
 impl DecayClock {
-    /// Advances to `now_s`; when the stored weights must be scaled, the factor to scale them by. Time never runs backwards.
+    /// Advances to `now_s`. Returns the factor to rebase every rate by, when one is needed. Time never runs backwards.
     pub fn advance(&mut self, now_s: f64) -> Option<f64> {
         self.newest_s = self.newest_s.max(now_s);
         let exponent = (self.newest_s - self.base_s) / HORIZON_S;
@@ -31,7 +31,7 @@ impl DecayClock {
         Some((-exponent).exp())
     }
 
-    /// What a weight of 1 at the newest time is stored as.
+    /// What an amount of 1 at the newest time is stored as.
     pub fn weight(&self) -> f64 {
         ((self.newest_s - self.base_s) / HORIZON_S).exp()
     }
@@ -41,39 +41,39 @@ impl DecayClock {
 ///
 /// `rate = Σ weight·e^(−age/h) / (h·(1 − e^(−t/h)))`, t = time since the first event.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Rate {
+pub(super) struct Rate {
     stored: f64,
     since_s: Option<f64>,
 }
 
 impl Rate {
-    /// Counts `amount` at the clock's newest time, `unit` being [`DecayClock::weight`]. Whether it was the first.
-    pub fn add(&mut self, amount: f64, unit: f64, now_s: f64) -> bool {
-        self.stored += amount * unit;
+    /// Counts `amount` at the newest time of the clock. `weight` is [`DecayClock::weight`]. Returns whether the amount was the first.
+    pub fn add(&mut self, amount: f64, weight: f64, now_s: f64) -> bool {
+        self.stored += amount * weight;
         self.since_s.replace(self.since_s.unwrap_or(now_s)).is_none()
     }
 
-    /// The decayed sum: `stored ÷ (unit_per_s · seen)` is the rate.
+    /// The decayed sum. The rate is `stored ÷ (unit_per_s · seen)`.
     pub const fn stored(&self) -> f64 {
         self.stored
     }
 
-    /// What a rate of 1 per second comes to as a decayed sum, once the horizon is seen. `unit` is [`DecayClock::weight`].
-    pub fn unit_per_s(unit: f64) -> f64 {
-        unit * HORIZON_S
+    /// The decayed sum of a rate of 1 per second, once the whole horizon was seen. `weight` is [`DecayClock::weight`].
+    pub fn unit_per_s(weight: f64) -> f64 {
+        weight * HORIZON_S
     }
 
-    /// Applies a factor of [`DecayClock::advance`].
+    /// Applies the factor of [`DecayClock::advance`].
     pub fn rebase(&mut self, factor: f64) {
         self.stored *= factor;
     }
 
-    /// Amount per second at `now_s`, `unit` being [`DecayClock::weight`] of that time.
-    pub fn per_s(&self, unit: f64, now_s: f64) -> f64 {
-        self.stored / (Self::unit_per_s(unit) * self.seen(now_s))
+    /// Amount per second at `now_s`. `weight` is [`DecayClock::weight`] of that time.
+    pub fn per_s(&self, weight: f64, now_s: f64) -> f64 {
+        self.stored / (Self::unit_per_s(weight) * self.seen(now_s))
     }
 
-    /// How much of the horizon was seen by `now_s`: 1 − e^(−t/h), and 1 when nothing came yet.
+    /// Share of the horizon seen by `now_s`: 1 − e^(−t/h), and 1 before the first amount.
     pub fn seen(&self, now_s: f64) -> f64 {
         let Some(since_s) = self.since_s else {
             return 1.0;
@@ -87,19 +87,20 @@ impl Rate {
     }
 }
 
-/// A running mean: plain at first, then over about [`MEMORY`] values.
+/// A running mean: plain at first, then over about the last 500 values.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RunningMean {
+pub(super) struct RunningMean {
     value: f64,
     seen: f64,
 }
 
+/// Memory of the mean, values.
 const MEMORY: f64 = 500.0;
-/// Values that the starting guess is worth.
+/// Weight of the first guess, in values.
 const GUESS_WEIGHT: f64 = 5.0;
 
 impl RunningMean {
-    /// Starts at a guess that a few values displace.
+    /// A mean that starts at a guess, which a few values displace.
     pub const fn new(guess: f64) -> Self {
         Self {
             value: guess,
@@ -107,7 +108,7 @@ impl RunningMean {
         }
     }
 
-    /// Takes in one value.
+    /// Counts one value.
     pub fn add(&mut self, value: f64) {
         self.seen = (self.seen + 1.0).min(MEMORY);
         self.value += (value - self.value) / self.seen;

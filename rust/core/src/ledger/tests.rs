@@ -1,6 +1,35 @@
-//! The books: bookings, first tokens and ends as a price reads them.
+//! Bookings, first tokens and ends, as a price and a queue read them.
 
+use super::account::chunk_token_s;
 use super::*;
+use crate::latency::StepLoad;
+
+/// Books a request at `at_s` for 600 s.
+fn book(ledger: &mut Ledger, id: u64, work: Work, kv_tokens: f64, at_s: f64) {
+    ledger.book(&booking(id, work, kv_tokens, at_s));
+}
+
+fn booking(id: u64, work: Work, kv_tokens: f64, now_s: f64) -> NewBooking {
+    NewBooking {
+        request: RequestId(id),
+        slot: Slot(0),
+        work,
+        kv_tokens,
+        is_unstreamed: false,
+        now_s,
+        expires_at_s: now_s + 600.0,
+    }
+}
+
+/// A request of `new_tokens` to compute where `kv_tokens` are in flight.
+fn inputs(new_tokens: u64, kv_tokens: f64) -> CandidateInputs {
+    CandidateInputs {
+        new_tokens: new_tokens as f64,
+        cached_tokens: 0.0,
+        kv_tokens,
+        kv_tokens_with: kv_tokens + new_tokens as f64,
+    }
+}
 
 fn ledger() -> Ledger {
     let mut ledger = Ledger::new(&Prior::default(), Learning::default());
@@ -12,9 +41,13 @@ fn ledger() -> Ledger {
 fn id_that_is_used_again_outlives_the_expiry_of_its_first_booking() {
     let mut ledger = ledger();
     let request = RequestId(7);
-    ledger.book(request, Slot(0), Work::default(), 0.0, (0.0, 10.0));
+    let lives_10_s = |now_s| NewBooking {
+        expires_at_s: now_s + 10.0,
+        ..booking(7, Work::default(), 0.0, now_s)
+    };
+    ledger.book(&lives_10_s(0.0));
     ledger.release(request, 0.0, Outcome::default(), 1.0);
-    ledger.book(request, Slot(0), Work::default(), 0.0, (5.0, 15.0));
+    ledger.book(&lives_10_s(5.0));
     ledger.expire(12.0);
     assert_eq!(ledger.len(), 1);
     ledger.expire(15.0);
@@ -31,7 +64,7 @@ fn step_of_a_decode_pool_is_learned_from_the_first_token_on() {
     for n in 0..100 {
         let at_s = 10.0 * n as f64;
         let request = RequestId(n);
-        ledger.book(request, Slot(0), Work::default(), 0.0, (at_s, at_s + 600.0));
+        book(&mut ledger, n, Work::default(), 0.0, at_s);
         ledger.prefill_done(request, at_s);
         ledger.answer_began(request, at_s + 2.0);
         ledger.release(request, 0.0, outcome, at_s + 2.5);
@@ -43,15 +76,11 @@ fn step_of_a_decode_pool_is_learned_from_the_first_token_on() {
     );
 }
 
-/// Seconds that a prompt of `tokens` would wait for KV blocks, where `held` tokens are in flight.
+/// Seconds that a prompt of `tokens` waits for KV blocks where `held` tokens are in flight.
 fn memory_wait_s(ledger: &mut Ledger, (held, tokens): (f64, u64), now_s: f64) -> f64 {
-    let work = Work {
-        new_tokens: tokens,
-        cached_tokens: 0,
-    };
-    let kv = (held, held + tokens as f64);
     ledger.advance(now_s);
-    ledger.seconds(Slot(0), work, kv, 100.0, now_s).memory_wait_s
+    let found = ledger.estimate(Slot(0), &inputs(tokens, held), 100.0, now_s);
+    found.memory_wait_s
 }
 
 #[test]
@@ -61,58 +90,49 @@ fn memory_comes_back_in_lumps() {
         let spec = WorkerSpec::default().with_total_kv_blocks(1000);
         ledger.add_worker(Slot(0), &spec, 16);
         for id in 0..requests {
-            // Their first tokens are out, and 12,000 of 16,000 tokens are held by all of them together.
+            // All first tokens came. The requests together hold 12,000 of 16,000 tokens.
             let work = Work {
                 new_tokens: 12_000 / requests,
                 cached_tokens: 0,
             };
-            ledger.book(RequestId(id), Slot(0), work, 12_000.0, (0.0, 60.0));
+            book(&mut ledger, id, work, 12_000.0, 0.0);
             ledger.prefill_done(RequestId(id), 0.0);
         }
         let stay_s = {
-            let seconds = ledger.seconds(
-                Slot(0),
-                Work {
-                    new_tokens: 5000,
-                    cached_tokens: 0,
-                },
-                (12_000.0, 17_000.0),
-                100.0,
-                0.0,
-            );
-            seconds.wait_s + seconds.prefill_s + 100.0 * seconds.step_with_s
+            let found = ledger.estimate(Slot(0), &inputs(5000, 12_000.0), 100.0, 0.0);
+            found.wait_s + found.prefill_s + 100.0 * found.step_with_s
         };
         memory_wait_s(&mut ledger, (12_000.0, 5000), 0.0) / stay_s
     };
-    // One request has to end, and all of it: half of its stay is left. Of many that hold as much, a part.
+    // The only request must end, and half of its stay is left on average. Of 24 requests that hold as much, only some must end.
     assert!((wait_s(1) - 0.5).abs() < 1e-9, "{}", wait_s(1));
     assert!((0.1..0.5).contains(&wait_s(24)), "{}", wait_s(24));
     assert!(wait_s(2) < wait_s(1));
 }
 
 #[test]
-fn first_token_that_is_late_tells_that_the_worker_is_stuck() {
+fn overdue_first_token_shows_that_the_worker_is_stuck() {
     let mut ledger = ledger();
     let work = Work {
         new_tokens: 4000,
         cached_tokens: 0,
     };
     let (stuck, next) = (RequestId(1), RequestId(2));
-    ledger.book(stuck, Slot(0), work, 4000.0, (0.0, 600.0));
-    ledger.book(next, Slot(0), work, 8000.0, (1.0, 600.0));
+    book(&mut ledger, stuck.0, work, 4000.0, 0.0);
+    book(&mut ledger, next.0, work, 8000.0, 1.0);
     let takes_s = ledger.curves.of(0).prefill_s(4000, 0);
     assert_eq!(memory_wait_s(&mut ledger, (8000.0, 100), takes_s), 0.0);
     assert!((memory_wait_s(&mut ledger, (8000.0, 100), takes_s + 10.0) - 10.0).abs() < 1e-9);
     ledger.prefill_done(stuck, takes_s + 10.0);
-    // The next one was expected after both.
+    // The next first token was expected after both prefills.
     let late_s = memory_wait_s(&mut ledger, (8000.0, 100), takes_s + 10.0);
     assert!((late_s - (9.0 - takes_s)).abs() < 1e-9, "{late_s}");
     ledger.release(next, 4000.0, Outcome::default(), takes_s + 11.0);
     assert_eq!(memory_wait_s(&mut ledger, (4000.0, 100), takes_s + 50.0), 0.0);
-    // Behind one that is stuck for good not every booking is remembered.
-    ledger.book(RequestId(3), Slot(0), work, 4000.0, (100.0, 900.0));
+    // Behind a request that is stuck for good not every booking is remembered.
+    book(&mut ledger, 3, work, 4000.0, 100.0);
     for id in 10..10_000 {
-        ledger.book(RequestId(id), Slot(0), work, 4000.0, (100.0, 900.0));
+        book(&mut ledger, id, work, 4000.0, 100.0);
         ledger.prefill_done(RequestId(id), 100.0);
         ledger.release(RequestId(id), 4000.0, Outcome::default(), 100.0);
     }
@@ -121,7 +141,7 @@ fn first_token_that_is_late_tells_that_the_worker_is_stuck() {
 }
 
 #[test]
-fn answer_in_one_piece_is_no_prefill_for_longer_than_expected_and_teaches_nothing_of_steps() {
+fn unstreamed_answer_is_no_prefill_for_longer_than_expected_and_teaches_nothing_of_steps() {
     let mut ledger = ledger();
     let work = Work {
         new_tokens: 4000,
@@ -130,12 +150,15 @@ fn answer_in_one_piece_is_no_prefill_for_longer_than_expected_and_teaches_nothin
     let takes_s = ledger.curves.of(0).prefill_s(4000, 0);
     let step_s = ledger.curves.of(0).step_s(1.0, 0.0);
     let request = RequestId(1);
-    ledger.book(request, Slot(0), work, 4000.0, (0.0, 600.0));
-    ledger.in_one_piece(request);
+    let unstreamed = |now_s| NewBooking {
+        is_unstreamed: true,
+        ..booking(1, work, 4000.0, now_s)
+    };
+    ledger.book(&unstreamed(0.0));
     assert!(ledger.expire(0.5 * takes_s).is_empty());
-    assert_eq!(ledger.pressure(0, 0.5 * takes_s).prefills, 1);
+    assert_eq!(ledger.occupancy(0, 0.5 * takes_s).prefills, 1);
     assert_eq!(ledger.expire(takes_s), [request]);
-    let after = ledger.pressure(0, takes_s);
+    let after = ledger.occupancy(0, takes_s);
     assert_eq!((after.prefills, after.backlog_s, after.requests), (0, 0.0, 1));
     assert_eq!(
         memory_wait_s(&mut ledger, (4000.0, 100), 30.0),
@@ -148,28 +171,27 @@ fn answer_in_one_piece_is_no_prefill_for_longer_than_expected_and_teaches_nothin
     };
     ledger.release(request, 0.0, outcome, 30.0);
     assert_eq!(ledger.curves.of(0).step_s(1.0, 0.0), step_s);
-    assert_eq!(ledger.pressure(0, 30.0).requests, 0);
-    // One that ends before it is due is not taken for another of its name.
-    ledger.book(request, Slot(0), work, 4000.0, (40.0, 600.0));
-    ledger.in_one_piece(request);
+    assert_eq!(ledger.occupancy(0, 30.0).requests, 0);
+    // A request that ends before its first token is due is not mistaken for a later booking with the same id.
+    ledger.book(&unstreamed(40.0));
     ledger.release(request, 0.0, Outcome::default(), 40.1);
-    ledger.book(request, Slot(0), work, 4000.0, (40.2, 600.0));
+    book(&mut ledger, request.0, work, 4000.0, 40.2);
     assert!(ledger.expire(90.0).is_empty());
-    assert_eq!(ledger.pressure(0, 90.0).prefills, 1);
+    assert_eq!(ledger.occupancy(0, 90.0).prefills, 1);
 }
 
 #[test]
-fn where_nobody_tells_of_first_tokens_none_is_late() {
+fn where_first_tokens_go_unreported_none_is_late() {
     let mut ledger = ledger();
     let work = Work {
         new_tokens: 4000,
         cached_tokens: 0,
     };
     for id in 0..20 {
-        ledger.book(RequestId(id), Slot(0), work, 4000.0, (id as f64, 600.0));
+        book(&mut ledger, id, work, 4000.0, id as f64);
         ledger.release(RequestId(id), 0.0, Outcome::default(), id as f64 + 0.5);
     }
-    ledger.book(RequestId(99), Slot(0), work, 4000.0, (30.0, 600.0));
+    book(&mut ledger, 99, work, 4000.0, 30.0);
     assert_eq!(memory_wait_s(&mut ledger, (4000.0, 100), 60.0), 0.0);
 }
 
@@ -177,33 +199,33 @@ fn where_nobody_tells_of_first_tokens_none_is_late() {
 fn expiries_of_ended_requests_do_not_pile_up() {
     let mut ledger = ledger();
     for n in 0..10_000 {
-        ledger.book(RequestId(n), Slot(0), Work::default(), 0.0, (0.0, 600.0));
+        book(&mut ledger, n, Work::default(), 0.0, 0.0);
         ledger.release(RequestId(n), 0.0, Outcome::default(), 0.1);
     }
     assert!(ledger.expiries() <= 66, "{} are remembered", ledger.expiries());
 }
 
-/// What a price reads of an account and its curves, written down from both as they are now.
-fn stands(ledger: &Ledger, slot: Slot) -> (f64, f64, f64, f64, u64) {
-    let stand = ledger.standing.lanes().at(slot.index());
-    let rate = stand.arrivals / (Rate::unit_per_s(ledger.unit) * stand.seen);
+/// Some of what a price reads of a worker: wait, requests, seconds per token, arrival rate, prefill seconds per token.
+fn row_of(ledger: &Ledger, slot: Slot) -> (f64, f64, f64, f64, u64) {
+    let row = ledger.columns.slices().row(slot.index());
+    let rate = row.arrivals / (Rate::unit_per_s(ledger.decay_weight) * row.seen);
     (
-        stand.wait_s,
-        stand.requests,
-        stand.token_s,
+        row.wait_s,
+        row.requests,
+        row.token_s,
         rate,
-        stand.prefill_token.to_bits(),
+        row.prefill_token.to_bits(),
     )
 }
 
 #[test]
-fn standing_follows_every_change_of_account_and_curves() {
+fn row_follows_every_change_of_account_and_curves() {
     let mut ledger = ledger();
     ledger.add_worker(Slot(1), &WorkerSpec::default(), 16);
     let mut rng = crate::rng::Rng::new(1);
     let (mut open, mut now_s) = (Vec::new(), 0.0);
     for id in 0..3000 {
-        // A jump beyond the range of the decayed sums makes them all be scaled anew.
+        // A jump beyond the range of the decayed sums rebases all of them.
         now_s += if id == 1500 { 3000.0 } else { 0.2 * rng.unit() };
         let slot = Slot(rng.below(2) as u32);
         match rng.below(5) {
@@ -212,7 +234,11 @@ fn standing_follows_every_change_of_account_and_curves() {
                     new_tokens: 1 + rng.below(5000) as u64,
                     cached_tokens: 100,
                 };
-                ledger.book(RequestId(id), slot, work, 1e4, (now_s, now_s + 60.0));
+                ledger.book(&NewBooking {
+                    slot,
+                    expires_at_s: now_s + 60.0,
+                    ..booking(id, work, 1e4, now_s)
+                });
                 open.push(RequestId(id));
             }
             2 if !open.is_empty() => {
@@ -227,7 +253,11 @@ fn standing_follows_every_change_of_account_and_curves() {
             }
             _ => {
                 ledger.cache_changed(slot, 64, rng.below(64));
-                ledger.teach(slot, |curves, at| curves.step(at, (4.0, 1e4), 0.02));
+                let load = StepLoad {
+                    batch: 4.0,
+                    kv_tokens: 1e4,
+                };
+                ledger.update_curves(slot, |curves, at| curves.step(at, load, 0.02));
                 ledger.expire(now_s);
             }
         }
@@ -238,11 +268,11 @@ fn standing_follows_every_change_of_account_and_curves() {
             let own = (
                 account.prefill_s,
                 f64::from(account.requests),
-                marginal_token_s(curves, account.chunk_tokens),
-                account.arrivals.per_s(ledger.unit, now_s),
+                chunk_token_s(curves, account.chunk_tokens),
+                account.arrivals.per_s(ledger.decay_weight, now_s),
                 curves.coefficients().prefill[1].to_bits(),
             );
-            assert_eq!(stands(&ledger, slot), own, "after step {id}");
+            assert_eq!(row_of(&ledger, slot), own, "after step {id}");
         }
     }
 }

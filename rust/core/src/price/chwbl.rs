@@ -10,7 +10,7 @@ use crate::rng::Rng;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ChwblConfig {
-    /// How far above the mean a worker's load may be, above 1.
+    /// Bound of a worker's load as a multiple of the mean, above 1.
     pub load_factor: f64,
 }
 
@@ -20,11 +20,12 @@ impl Default for ChwblConfig {
     }
 }
 
-/// With `h` a hash of (first block of the prompt, worker), uniform in [0, 1): cost = h for workers whose requests in flight are
-/// below `⌈load_factor · (all in flight + 1) / n⌉`, the others are out. A prompt without a full block takes the least loaded.
+/// With `h` a hash of (first block of the prompt, worker), uniform in [0, 1): cost = h for workers with fewer than
+/// `⌈load_factor · (all requests in flight + 1) / n⌉` requests in flight, infinite for other workers. A prompt without a full block goes to
+/// the least loaded worker.
 ///
-/// Each prefix family has its own order of the workers and goes to the first with room; a worker that joins or leaves moves
-/// only its own share. Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads" (SODA 2018), here
+/// Each prefix family has its own order of the workers and goes to the first worker below the bound. A worker that joins or leaves moves only
+/// its own share. Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads" (SODA 2018), here
 /// over rendezvous hashing (Thaler and Ravishankar 1998) in place of a ring.
 #[derive(Clone, Debug)]
 pub struct Chwbl {
@@ -32,7 +33,10 @@ pub struct Chwbl {
 }
 
 impl Chwbl {
-    /// Refuses parameters out of range.
+    /// The policy.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range.
     pub fn new(config: ChwblConfig) -> Result<Self, Error> {
         if !(config.load_factor > 1.0 && config.load_factor.is_finite()) {
             let (got, expected) = (config.load_factor.to_string(), "a finite number above 1");

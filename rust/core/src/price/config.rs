@@ -1,4 +1,4 @@
-//! Which policy, with which parameters.
+//! The choice of a policy, with its parameters.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use super::{
 use crate::error::Error;
 use crate::regime::{Regime, RegimeController};
 
-/// A policy and its parameters. [`PolicyConfig::build`] validates them.
+/// A policy by name, with its parameters. [`PolicyConfig::build`] validates them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -44,7 +44,7 @@ pub enum PolicyConfig {
 struct NoParameters {}
 
 impl PolicyConfig {
-    /// Every name that [`PolicyConfig::from_name`] knows.
+    /// Names that [`PolicyConfig::from_name`] knows.
     pub const NAMES: &'static [&'static str] = &[
         "round_robin",
         "least_loaded",
@@ -58,7 +58,11 @@ impl PolicyConfig {
         "toll",
     ];
 
-    /// The policy `name` with `parameters` by their names; those not given have their defaults, unknown ones are refused.
+    /// The policy `name` with `parameters` by name. A parameter that is not given has its default.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPolicy`], [`Error::PolicyParameters`] for an unknown or unreadable parameter, and [`Error::Parameter`] for a value
+    /// that is out of range.
     pub fn from_name(name: &str, parameters: &Map<String, Value>) -> Result<Self, Error> {
         let none = |policy| read::<NoParameters>(name, parameters).map(|NoParameters {}| policy);
         let config = match name {
@@ -72,7 +76,12 @@ impl PolicyConfig {
             "sticky" => Self::Sticky(read(name, parameters)?),
             "chwbl" => Self::Chwbl(read(name, parameters)?),
             "toll" => Self::Toll(read(name, parameters)?),
-            _ => return Err(Error::UnknownPolicy { got: name.to_owned() }),
+            _ => {
+                return Err(Error::UnknownPolicy {
+                    got: name.to_owned(),
+                    known: Self::NAMES,
+                });
+            }
         };
         config.build()?;
         Ok(config)
@@ -118,7 +127,7 @@ fn read<T: DeserializeOwned>(name: &str, parameters: &Map<String, Value>) -> Res
     })
 }
 
-/// `value` when it is finite and at least 0.
+/// Returns `value` when it is finite and at least 0.
 pub(super) fn non_negative(field: &'static str, value: f64) -> Result<f64, Error> {
     if value.is_finite() && value >= 0.0 {
         return Ok(value);
@@ -130,7 +139,7 @@ pub(super) fn non_negative(field: &'static str, value: f64) -> Result<f64, Error
     })
 }
 
-/// `value` when it is in [0, 1].
+/// Returns `value` when it is in [0, 1].
 pub(super) fn share(field: &'static str, value: f64) -> Result<f64, Error> {
     if (0.0..=1.0).contains(&value) {
         return Ok(value);

@@ -16,17 +16,17 @@ use crate::rng::Rng;
 pub struct DynamoConfig {
     /// Blocks of credit for each cached device block, 0 to 1.
     pub overlap_score_credit: f64,
-    /// How fast the credit decays with the prefill backlog above the least loaded candidate.
+    /// Decay of the credit with the prefill backlog above that of the least loaded candidate, 0 or above.
     pub overlap_score_credit_decay: f64,
-    /// Weight of a prefill block against a decode block.
+    /// Weight of a prefill block against a decode block, 0 or above.
     pub prefill_load_scale: f64,
-    /// Blocks that each request in flight costs.
+    /// Cost of each request in flight, blocks, 0 or above.
     pub decode_active_request_weight: f64,
     /// Credit of a block in host memory, 0 to 1.
     pub host_cache_hit_weight: f64,
     /// Credit of a block on disk, 0 to 1.
     pub disk_cache_hit_weight: f64,
-    /// Temperature of the pick.
+    /// Temperature of the pick, 0 or above.
     pub router_temperature: f64,
 }
 
@@ -45,7 +45,7 @@ impl Default for DynamoConfig {
 }
 
 impl DynamoConfig {
-    /// What Dynamo uses for the decode leg of a split: no overlap credit. The router must not track prefill there.
+    /// Dynamo's parameters for the decode leg of a split: no overlap credit. The router must not track prefill there.
     pub fn decode_leg() -> Self {
         Self {
             overlap_score_credit: 0.0,
@@ -63,17 +63,20 @@ impl DynamoConfig {
 /// cost   = prefill_load_scale · max(0, raw − credit) + |active blocks ∪ request blocks| + w_request · active requests
 /// ```
 ///
-/// On a pool that decodes nothing (the prefill leg of a split) no decode block counts: Dynamo routes it with
-/// `router_track_active_blocks` off. On a pool that prefills nothing (the decode leg of a split) the cost is `max(0, |active ∪ request| − credit) + w_request ·
-/// active requests` with a positive `c`, and without the credit at c = 0. Source: Dynamo 1.6.1, `dynamo-kv-router`,
-/// scheduling/selector; without its shared cache and taints, which Wardrop does not know.
+/// On the prefill leg of a split no decode block counts, since Dynamo routes it with `router_track_active_blocks` off. On the decode leg of
+/// a split the cost is `max(0, |active ∪ request| − credit) + w_request · active requests`, without the credit at c = 0.
+///
+/// Source: Dynamo 1.6.1, `dynamo-kv-router`, scheduling/selector, without its shared cache and taints, which Wardrop does not know.
 #[derive(Clone, Debug)]
 pub struct Dynamo {
     config: DynamoConfig,
 }
 
 impl Dynamo {
-    /// Refuses parameters out of range.
+    /// The policy.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range.
     pub fn new(config: DynamoConfig) -> Result<Self, Error> {
         share("overlap_score_credit", config.overlap_score_credit)?;
         non_negative("overlap_score_credit_decay", config.overlap_score_credit_decay)?;
@@ -88,7 +91,7 @@ impl Dynamo {
         Ok(Self { config })
     }
 
-    /// What the decay is measured against; 0 where nothing decays.
+    /// Lowest prefill backlog of any candidate, tokens: the decay is measured against it. 0 where nothing decays.
     fn lowest_prefill_tokens(&self, view: &View<'_>) -> u64 {
         if self.decays(view) {
             view.prefill_tokens.iter().copied().min().unwrap_or(0)
@@ -158,7 +161,8 @@ impl Policy for Dynamo {
         }
     }
 
-    /// Blocks: to prefill, in flight, and for the requests in flight. On the decode leg of a split the credit is in the second.
+    /// Blocks to prefill, blocks in flight, and blocks for the requests in flight. On the decode leg of a split the credit is in the second
+    /// part.
     fn parts(&self, view: &View<'_>, i: usize) -> Parts {
         let [prefill, decode, requests] = self.parts_of(view, i, self.lowest_prefill_tokens(view));
         Parts::new([
@@ -180,8 +184,8 @@ impl Policy for Dynamo {
     }
 }
 
-/// The cost where nobody has anything in a lower tier and no credit decays, as in nearly every decision: the same numbers as
-/// the general form's, several candidates at a time.
+/// The cost when no candidate holds a block in a lower tier and no credit decays, as in nearly every decision. It equals the general form to
+/// the last bit, and prices several candidates at a time.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn price_plain(view: &View<'_>, config: &DynamoConfig, costs: &mut [f64]) {
     let n = costs.len();
@@ -189,7 +193,7 @@ fn price_plain(view: &View<'_>, config: &DynamoConfig, costs: &mut [f64]) {
     let (device, shared) = (&view.device_blocks[..n], &view.shared_blocks[..n]);
     let (input_tokens, request_blocks) = (f64::from(view.input_tokens), f64::from(view.request_blocks));
     let (scale, credit) = (config.prefill_load_scale, config.overlap_score_credit);
-    // Dividing by a power of two is multiplying by its inverse, to the last bit, and takes a fifth of the time.
+    // Division by a power of two equals multiplication by its inverse to the last bit. A multiplication takes a fifth of the time.
     let (inverse, exact) = (
         1.0 / f64::from(view.block_size),
         view.block_size.is_power_of_two(),
@@ -233,7 +237,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ledger::Books;
+    use crate::ledger::LatencyView;
     use crate::rng::Rng;
     use crate::worker::WorkerId;
 
@@ -270,7 +274,7 @@ mod tests {
                 shared_blocks: &shared,
                 active_requests: &requests,
                 output_tokens: 0.0,
-                books: Books::default(),
+                latency: LatencyView::default(),
             };
             let policy = Dynamo::new(DynamoConfig {
                 overlap_score_credit: credit,

@@ -1,4 +1,9 @@
-//! Prices: one cost per candidate, lowest wins. Pure: a price reads the view and the generator, and changes nothing.
+//! Policies: one cost per candidate, the lowest wins.
+//!
+//! Stands in the flow `match ─▶ price ─▶ pick`. A [`Policy`] reads a [`View`] of the candidates and a generator, and writes costs. It
+//! changes nothing: what learns from outcomes is in [`crate::ledger`] and [`crate::regime`]. O(candidates) per decision.
+//!
+//! A new policy is a file here, with its formula and its source, and a name in [`PolicyConfig`]. `toll.rs` is the model to follow.
 
 mod chwbl;
 mod config;
@@ -26,12 +31,12 @@ pub use sticky::{Sticky, StickyConfig};
 pub use toll::Toll;
 pub use two_tier::{TwoTier, TwoTierConfig};
 
-use crate::ledger::Books;
+use crate::ledger::LatencyView;
 use crate::request::Parts;
 use crate::rng::Rng;
 use crate::worker::WorkerId;
 
-/// One request and the candidates for it, as columns: entry i of each slice belongs to candidate i.
+/// One request and its candidates, as columns: entry i of each slice belongs to candidate i.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// Tokens per block.
@@ -40,17 +45,17 @@ pub struct View<'a> {
     pub input_tokens: u32,
     /// Full blocks of the prompt.
     pub request_blocks: u32,
-    /// Expected tokens of the answer, when somebody knows.
+    /// Expected tokens of the answer, where the request says so.
     pub expected_output_tokens: Option<u32>,
     /// Decisions made before this one.
     pub turn: u64,
-    /// Hash of the prompt's first blocks: equal for requests of one prefix family; 0 without blocks.
+    /// Hash of the prompt's first block, equal for requests of one prefix family. 0 without a full block.
     pub prefix_key: u64,
-    /// Whether this pool prefills; a decode pool does not.
+    /// Whether this pool prefills. The decode leg of a split does not.
     pub tracks_prefill: bool,
-    /// Whether this pool decodes; the prefill leg of a split does not.
+    /// Whether this pool decodes. The prefill leg of a split does not.
     pub tracks_decode: bool,
-    /// Who the candidates are.
+    /// The candidates.
     pub workers: &'a [WorkerId],
     /// Leading blocks of the prompt in device memory.
     pub device_blocks: &'a [u32],
@@ -58,20 +63,20 @@ pub struct View<'a> {
     pub host_blocks: &'a [u32],
     /// Further blocks on disk.
     pub disk_blocks: &'a [u32],
-    /// Whether no candidate has anything in host memory or on disk: both columns are all 0.
+    /// Whether both columns above are all 0: no candidate holds a block in host memory or on disk.
     pub no_lower: bool,
     /// Uncached prompt tokens of requests that wait for their first token.
     pub prefill_tokens: &'a [u64],
     /// Distinct blocks of requests in flight.
     pub decode_blocks: &'a [u64],
-    /// Leading blocks of this prompt that are in flight there already.
+    /// Leading blocks of the prompt that are in flight on the worker already.
     pub shared_blocks: &'a [u32],
     /// Requests in flight.
     pub active_requests: &'a [u32],
-    /// Expected tokens of the answer: what the request says, else the running mean; 0 in a pool that does not decode.
+    /// Expected tokens of the answer: the request's own figure, else the running mean. 0 in a pool that does not decode.
     pub output_tokens: f64,
-    /// The candidates in seconds; empty unless the policy [wants](Policy::wants_seconds) them.
-    pub books: Books<'a>,
+    /// The candidates in seconds. Empty unless the policy [needs](Policy::needs_latency) them.
+    pub latency: LatencyView<'a>,
 }
 
 impl View<'_> {
@@ -90,53 +95,54 @@ impl View<'_> {
         self.device_blocks.iter().copied().max().unwrap_or(0)
     }
 
-    /// The share of the prompt that so many blocks cover.
+    /// Share of the prompt that so many blocks cover, 0 to 1.
     pub fn device_share(&self, blocks: u32) -> f64 {
         f64::from(blocks) * f64::from(self.block_size) / f64::from(self.input_tokens.max(1))
     }
 
-    /// Distinct blocks that candidate `i` would have in flight with this request.
+    /// Distinct blocks in flight on candidate `i` with the request.
     pub fn union_blocks(&self, i: usize) -> u64 {
         self.decode_blocks[i] + u64::from(self.request_blocks - self.shared_blocks[i])
     }
 
-    /// Prompt tokens that candidate `i` would have to compute by its turn: all but its device blocks and those in flight.
+    /// Prompt tokens that candidate `i` would compute when the request's turn comes: all but its device blocks and the blocks in flight.
     pub fn tokens_to_compute(&self, i: usize) -> u64 {
         let held_blocks = self.device_blocks[i].max(self.shared_blocks[i]);
         u64::from(self.input_tokens).saturating_sub(u64::from(held_blocks) * u64::from(self.block_size))
     }
 
-    /// Prompt tokens that candidate `i` would have to compute: all but its device blocks.
+    /// Prompt tokens that candidate `i` would compute now: all but its device blocks.
     pub fn uncached_tokens(&self, i: usize) -> u64 {
         u64::from(self.input_tokens)
             .saturating_sub(u64::from(self.device_blocks[i]) * u64::from(self.block_size))
     }
 }
 
-/// A rule that prices candidates.
+/// A rule that prices candidates. Pure: the same view and generator give the same costs.
 pub trait Policy: Send + Sync {
-    /// Its name, as in [`PolicyConfig::NAMES`].
+    /// Name of the policy, as in [`PolicyConfig::NAMES`].
     fn name(&self) -> &'static str;
 
-    /// Write the cost of every candidate; lower is better, infinite is never chosen.
+    /// Writes the cost of every candidate. Lower is better. An infinite or undefined cost is never chosen, unless every cost is so: the
+    /// router then chooses the least loaded candidate.
     fn price(&self, view: &View<'_>, rng: &mut Rng, costs: &mut [f64]);
 
-    /// What the cost of candidate `i` is made of, where it is a sum; for people. O(1).
+    /// The parts of the cost of candidate `i`, for an explained decision. Empty where the cost is no sum. O(1).
     fn parts(&self, _view: &View<'_>, _i: usize) -> Parts {
         Parts::default()
     }
 
-    /// Whether [`View::books`] must be filled.
-    fn wants_seconds(&self) -> bool {
+    /// Whether [`View::latency`] must be filled.
+    fn needs_latency(&self) -> bool {
         false
     }
 
-    /// Share of a block's prefill that a block in host memory, respectively on disk, saves, where this price has its own view.
+    /// Shares of a block's prefill that a block in host memory, and on disk, saves: 0 to 1. `None` takes the router's own.
     fn reuse_weights(&self) -> Option<[f64; 2]> {
         None
     }
 
-    /// Temperature of the pick: 0 takes the lowest cost. See [`crate::pick::pick`].
+    /// Temperature of the pick ([`crate::pick::pick`]). 0 takes the lowest cost.
     fn temperature(&self) -> f64 {
         0.0
     }

@@ -1,16 +1,15 @@
-//! What the user wants, mapped onto the weights of the toll's terms.
+//! The user's goals, as weights of the toll's terms.
 //!
-//! The terms are physics; what to trade for what is not. Two knobs of the toll trade metrics against each other (see the
-//! measurements in `docs/pricing.md`): the weight of the busy period buys tail TTFT with E2E and goodput, and the weight of
-//! stalling buys ITL. An objective is a mixture of four goals, and its weights are the same mixture of theirs.
+//! The terms are delays of requests, and the weights say which delays matter more. Two weights trade metrics against each other
+//! (`docs/pricing.md` has the measurements). The busy-period weight improves the tail of TTFT and costs E2E and goodput. The stall weight
+//! improves ITL. An objective is a mixture of four goals, and its weights are the same mixture of the weights of the goals.
 
 use serde::{Deserialize, Serialize};
 
 use super::config::non_negative;
 use crate::error::Error;
 
-/// How much each goal counts. Only the ratios matter; all 0 is refused. The default serves the first token, its tail
-/// included.
+/// How much each goal counts. Only the ratios matter, and at least one goal must be above 0. The default serves TTFT, mean and tail.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Objective {
@@ -20,11 +19,11 @@ pub struct Objective {
     pub itl: f64,
     /// Time to the last token.
     pub e2e: f64,
-    /// Share of requests within both limits below.
+    /// Goodput: share of requests within both limits below.
     pub goodput: f64,
-    /// Limit of the time to first token that counts as good, seconds.
+    /// Longest TTFT that counts as good, seconds above 0.
     pub ttft_slo_s: f64,
-    /// Limit of the time between tokens that counts as good, seconds.
+    /// Longest ITL that counts as good, seconds above 0.
     pub itl_slo_s: f64,
 }
 
@@ -41,16 +40,16 @@ impl Default for Objective {
     }
 }
 
-/// Weights of the toll's terms; see [`super::toll`]'s formula.
+/// Weights of the toll's terms. [`super::toll`] has the formula.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TollWeights {
     /// Own first token.
     pub own: f64,
     /// Own decode.
     pub decode: f64,
-    /// Stall of those in flight.
+    /// Stall of the requests in flight.
     pub stall: f64,
-    /// Arrivals of the busy period.
+    /// Requests that arrive during the busy period.
     pub busy: f64,
     /// KV memory.
     pub memory: f64,
@@ -58,8 +57,8 @@ pub struct TollWeights {
     pub eviction: f64,
 }
 
-/// Tail TTFT. A stall delays tokens, not first tokens, and at its full price it gathers long prompts where few requests run
-/// until the KV memory there is short: half of it.
+/// TTFT, mean and tail. A stall delays tokens, not first tokens. At a weight of 1 it gathers long prompts where few requests run, until the KV
+/// memory there is short, so it has half of that.
 const TTFT: TollWeights = TollWeights {
     own: 1.0,
     decode: 1.0,
@@ -68,7 +67,7 @@ const TTFT: TollWeights = TollWeights {
     memory: 3.0,
     eviction: 1.0,
 };
-/// Steady tokens: what stalls a batch or fills it weighs more.
+/// Steady ITL: stalling a batch, or filling it, weighs more.
 const ITL: TollWeights = TollWeights {
     own: 1.0,
     decode: 2.0,
@@ -77,7 +76,7 @@ const ITL: TollWeights = TollWeights {
     memory: 3.0,
     eviction: 1.0,
 };
-/// The sum of all times: no future arrivals.
+/// E2E: the sum of all times, without requests that have yet to arrive.
 const E2E: TollWeights = TollWeights {
     own: 1.0,
     decode: 1.0,
@@ -86,7 +85,7 @@ const E2E: TollWeights = TollWeights {
     memory: 1.0,
     eviction: 0.1,
 };
-/// As many as possible inside the limits.
+/// Goodput: as many requests as possible within the limits.
 const GOODPUT: TollWeights = TollWeights {
     own: 1.0,
     decode: 1.0,
@@ -97,12 +96,13 @@ const GOODPUT: TollWeights = TollWeights {
 };
 
 impl Objective {
-    /// The mixture of the goals' weights.
+    /// The mixture of the weights of the goals.
     ///
-    /// Under goodput the tighter limit decides the mixture with ITL: a share `ttft_slo / (ttft_slo + 100·itl_slo)` of
-    /// the goal, since a limit of 20 ms between tokens binds like one of 2 s to the first.
+    /// Goodput is itself a mixture with ITL, by the tighter limit: half of `ttft_slo / (ttft_slo + 100·itl_slo)` of it is ITL. An ITL limit of
+    /// 20 ms binds like a TTFT limit of 2 s, hence the factor 100.
     ///
-    /// Errors: [`Error::Parameter`] for a negative or undefined weight, a limit that is not above 0, or no goal at all.
+    /// # Errors
+    /// [`Error::Parameter`] for a negative or undefined weight, a limit that is not above 0, or no goal at all.
     pub fn weights(&self) -> Result<TollWeights, Error> {
         let shares = [
             non_negative("ttft", self.ttft)?,

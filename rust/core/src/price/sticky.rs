@@ -1,4 +1,4 @@
-//! Stay with the workers that hold nearly the best prefix, and take the one with the least prefill ahead.
+//! Prefix affinity: among the workers with nearly the best overlap, the worker with the least prefill in flight.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +11,9 @@ use crate::rng::Rng;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StickyConfig {
-    /// A worker stays a candidate with at least this share of the best overlap, 0 to 1.
+    /// Share of the best overlap that a worker needs to stay a candidate, 0 to 1.
     pub keep_share: f64,
-    /// Below this share of the prompt the best overlap does not count and every worker is a candidate, 0 to 1.
+    /// Share of the prompt that the best overlap must cover, 0 to 1. Below it every worker is a candidate.
     pub min_share: f64,
 }
 
@@ -26,18 +26,21 @@ impl Default for StickyConfig {
     }
 }
 
-/// With `m` the best device overlap: candidates with overlap ≥ `keep_share · m` (all, when `m · B < min_share · input`) cost
-/// their uncached prompt tokens in flight; the others are out.
+/// With `m` the best device overlap, candidates with overlap ≥ `keep_share · m` cost their uncached prompt tokens in flight. The cost of other
+/// candidates is infinite. When `m · B < min_share · input`, every worker is a candidate.
 ///
-/// Source: llm-d's affinity filter followed by its fewest-uncached-tokens scorer. Published without a minimum share it
-/// herds: `min_share` 0 is that form.
+/// Source: llm-d's affinity filter, followed by its scorer of fewest uncached tokens. It is published without a minimum share
+/// (`min_share` 0), and herds in that form.
 #[derive(Clone, Debug)]
 pub struct Sticky {
     config: StickyConfig,
 }
 
 impl Sticky {
-    /// Refuses parameters out of range.
+    /// The policy.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range.
     pub fn new(config: StickyConfig) -> Result<Self, Error> {
         share("keep_share", config.keep_share)?;
         share("min_share", config.min_share)?;

@@ -1,4 +1,4 @@
-//! The longest match when it is long enough, else the least loaded.
+//! The longest match when it covers enough of the prompt, else the least loaded worker.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +21,8 @@ impl Default for TwoTierConfig {
     }
 }
 
-/// With `m` the best device overlap: if `m > 0` and `m · B ≥ match_share · input`, cost = request blocks − device overlap;
-/// else cost = requests in flight.
+/// With `m` the best device overlap: cost = request blocks − device overlap if `m > 0` and `m · B ≥ match_share · input`. Otherwise
+/// cost = requests in flight.
 ///
 /// Source: the cache-aware mode of `SGLang`'s router (its cache threshold), without its switch on imbalance.
 #[derive(Clone, Debug)]
@@ -31,7 +31,10 @@ pub struct TwoTier {
 }
 
 impl TwoTier {
-    /// Refuses parameters out of range.
+    /// The policy.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range.
     pub fn new(config: TwoTierConfig) -> Result<Self, Error> {
         share("match_share", config.match_share)?;
         Ok(Self { config })

@@ -334,7 +334,7 @@ fn best(decisions: &Decisions<'_>, matched: &Matched, now_s: f64) -> Best {
     };
     for (i, position) in matched.positions().enumerate() {
         let prefill_s = decisions.prefill_s(position, matched.work(i));
-        let backlog_s = decisions.pressure(position, now_s).backlog_s;
+        let backlog_s = decisions.occupancy(position, now_s).backlog_s;
         best.prefill_s = best.prefill_s.min(prefill_s);
         best.first_token_s = best.first_token_s.min(prefill_s + backlog_s);
     }

@@ -5,7 +5,7 @@ use super::request::{Cause, Dispatch, Entry, Limit};
 use super::room::{Demand, RoomRule};
 use crate::error::Error;
 use crate::exact::ordered;
-use crate::ledger::Pressure;
+use crate::ledger::Occupancy;
 use crate::request::{Choice, RequestId};
 use crate::router::{Decisions, RoomChanges, Router};
 
@@ -57,7 +57,7 @@ struct Survey {
 }
 
 impl Survey {
-    fn has_room(&mut self, worker: &Pressure, demand: Demand) -> bool {
+    fn has_room(&mut self, worker: &Occupancy, demand: Demand) -> bool {
         self.seen.saw_full_worker |= self.rule.is_full(worker, demand);
         self.rule.admits(worker, demand)
     }
@@ -204,7 +204,7 @@ impl LateQueue {
         let any = Demand::default();
         if !decisions
             .available()
-            .any(|position| survey.has_room(&decisions.pressure(position, turn.now_s), any))
+            .any(|position| survey.has_room(&decisions.occupancy(position, turn.now_s), any))
         {
             return Ok(false);
         }
@@ -217,7 +217,7 @@ impl LateQueue {
         // Workers with room that no request of this pass has chosen yet.
         let mut free = 0;
         for position in decisions.available() {
-            let worker = decisions.pressure(position, turn.now_s);
+            let worker = decisions.occupancy(position, turn.now_s);
             free += usize::from(survey.has_room(&worker, least));
             survey.seen.may_share |= survey.rule.may_share(least.prefill_tokens, worker.chunk_tokens);
         }
@@ -239,7 +239,7 @@ impl LateQueue {
             }
             let position = self.entries[&id].matched.position(choice.chosen);
             let had_room = self.pending.requests[position] == 0
-                && survey.has_room(&turn.decisions.pressure(position, turn.now_s), least);
+                && survey.has_room(&turn.decisions.occupancy(position, turn.now_s), least);
             free -= usize::from(had_room);
             self.block(turn, id, choice.chosen);
         }
@@ -269,7 +269,7 @@ impl LateQueue {
             kv_tokens: matched.new_blocks(chosen) as f64 * f64::from(turn.decisions.block_size()),
         };
         self.pending.requests[position] == 0
-            && survey.has_room(&turn.decisions.pressure(position, turn.now_s), demand)
+            && survey.has_room(&turn.decisions.occupancy(position, turn.now_s), demand)
     }
 
     /// The request waits for candidate `chosen`. Requests behind it count its load there.

@@ -10,7 +10,7 @@
 //! A worker that reports nothing always has room: figures that nobody confirms are no reason to hold a request back.
 
 use super::config::QueueConfig;
-use crate::ledger::Pressure;
+use crate::ledger::Occupancy;
 use crate::router::Decisions;
 
 /// A prompt shares an engine pass only when it fills at most 1 / `SHARED_PART` of it. The other prompts of the pass wait for it.
@@ -48,7 +48,7 @@ impl RoomRule {
     ///
     /// Small prompts that fit into one engine pass hold nobody up, and an engine that gets them one by one computes half-empty
     /// passes. A prompt that does not fit waits: the next one to go is chosen when the pass is over.
-    pub fn admits(&self, worker: &Pressure, demand: Demand) -> bool {
+    pub fn admits(&self, worker: &Occupancy, demand: Demand) -> bool {
         let shares_pass = self.may_share(demand.prefill_tokens, worker.chunk_tokens)
             && worker.prefill_tokens + demand.prefill_tokens <= worker.chunk_tokens;
         let takes_prefill = worker.prefills == 0
@@ -59,7 +59,7 @@ impl RoomRule {
     }
 
     /// Whether a worker lacks memory or sequences, so that the end of any request may give it room.
-    pub fn is_full(&self, worker: &Pressure, demand: Demand) -> bool {
+    pub fn is_full(&self, worker: &Occupancy, demand: Demand) -> bool {
         worker.requests > 0
             && (self.needed_tokens(worker, demand) > worker.kv_capacity_tokens
                 || worker.requests >= worker.max_requests)
@@ -71,7 +71,7 @@ impl RoomRule {
     }
 
     /// KV tokens that the worker needs until all its requests and this one end.
-    fn needed_tokens(&self, worker: &Pressure, demand: Demand) -> f64 {
+    fn needed_tokens(&self, worker: &Occupancy, demand: Demand) -> f64 {
         worker.kv_tokens + demand.kv_tokens + f64::from(worker.requests + 1) * self.answer_tokens
     }
 }

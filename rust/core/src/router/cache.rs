@@ -1,4 +1,4 @@
-//! What caches hold: events in, matches out, the index as a file.
+//! The caches of the workers: KV events in, matches out, and the index as a file.
 
 use std::sync::atomic::Ordering;
 
@@ -10,12 +10,17 @@ use crate::index::{Prompt, Refusal, RestoredWorker, Slot, TierOverlap, WorkerOve
 use crate::predicted::PredictedUse;
 use crate::worker::WorkerId;
 
-/// Times that a search tries without a lock while the fleet changes.
+/// Tries of a search without a lock while the fleet changes. After them the search locks the state.
 const FIND_TRIES: usize = 8;
 
 impl Router {
-    /// Apply one KV event of a worker. On an error the feed may go on: the event was counted and, but for
-    /// [`Error::UnknownBlocks`], left the index as it was up to the block that was refused. O(blocks of the event).
+    /// Applies one KV event of a worker. O(blocks of the event).
+    ///
+    /// The feed may continue after an error. Blocks of a stored event before the refused block stay stored, and the known blocks of a removed
+    /// event are removed.
+    ///
+    /// # Errors
+    /// [`Error::UnknownWorker`], [`Error::UnknownParent`], [`Error::UnknownBlocks`], [`Error::ConflictingBlock`], [`Error::IndexFull`].
     pub fn apply(&self, id: WorkerId, event: &KvEvent) -> Result<(), Error> {
         let outcome = self.index.apply_from(id, event);
         if matches!(event, KvEvent::Cleared) && outcome.is_ok() {
@@ -25,13 +30,13 @@ impl Router {
             }
         }
         if self.counts_evictions.load(Ordering::Relaxed) {
-            self.count_churn(id, event);
+            self.count_evictions(id, event);
         }
         outcome.map_err(|refusal| event_error(id, event, refusal, self.config.index_max_blocks))
     }
 
-    /// What a worker's own events say of how much its cache evicts.
-    fn count_churn(&self, id: WorkerId, event: &KvEvent) {
+    /// Counts what a KV event says of how much a worker's cache evicts.
+    fn count_evictions(&self, id: WorkerId, event: &KvEvent) {
         let (stored, removed) = match event {
             KvEvent::Stored {
                 blocks,
@@ -50,23 +55,26 @@ impl Router {
         }
     }
 
-    /// The index as bytes, for a restart; `position` tells where a worker's feed stands. O(blocks + holders).
+    /// The index as bytes, for a restart. `position` is where the feed of a worker stands. O(blocks + holders).
     ///
-    /// Bookings, predictions and curves are not in it. Events wait meanwhile, decisions do not.
+    /// Bookings, predictions and curves are not included. KV events wait meanwhile, decisions do not.
     pub fn save_index(&self, position: impl Fn(WorkerId) -> Option<u64>) -> Vec<u8> {
         self.index.image(self.hashing(), position)
     }
 
-    /// Takes over what [`Router::save_index`] gave, of those workers that are registered; what of each.
+    /// Restores an index that [`Router::save_index`] saved, for the workers that are registered. Returns what was restored of each.
     ///
-    /// The index must be empty: restore before the first event. What is restored is of the incarnation that was saved. Who
-    /// feeds it must know that it is still the same one and that the feed goes on where it stood (`position`), or apply
-    /// [`KvEvent::Cleared`] and start it anew.
+    /// The index must be empty, so restore before the first event. The blocks are those of the saved incarnation of a worker. The caller must
+    /// know that the worker is still the same incarnation and that its feed continues at `position`. Otherwise apply
+    /// [`KvEvent::Cleared`] and restart the feed.
+    ///
+    /// # Errors
+    /// [`Error::Image`] for bytes that this router cannot restore.
     pub fn restore_index(&self, image: &[u8]) -> Result<Vec<RestoredWorker>, Error> {
         Ok(self.index.restore(image, self.hashing())?)
     }
 
-    /// Names the way in which blocks are hashed.
+    /// A fingerprint of how blocks are hashed.
     fn hashing(&self) -> u64 {
         let key = match &self.config.hash {
             HashMode::Xxh3 => 0,
@@ -75,7 +83,7 @@ impl Router {
         key ^ u64::from(self.config.block_size)
     }
 
-    /// What each worker holds of a prompt; workers that hold nothing are left out. In id order.
+    /// Leading blocks of a prompt that each worker holds, in id order. Workers without any are left out.
     pub fn find_matches(&self, locals: &[LocalHash]) -> Vec<WorkerOverlap> {
         let prompt = Prompt {
             locals,

@@ -1,4 +1,4 @@
-//! How a router is made.
+//! The configuration of a router.
 
 use crate::error::Error;
 use crate::hash::HashMode;
@@ -6,48 +6,48 @@ use crate::latency::Prior;
 use crate::predicted::PredictedConfig;
 use crate::price::PolicyConfig;
 
-/// Bytes that an index must be allowed: what it takes with few blocks, and room to work.
+/// Smallest limit of the index, bytes: an index of few blocks, with room to work.
 const INDEX_BYTES_MIN: u64 = 1 << 20;
 
-/// How a router is made. Validated by [`Router::new`].
+/// The configuration of a [`Router`](super::Router), which validates it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RouterConfig {
-    /// Tokens per block, above 0.
+    /// Tokens per KV block, above 0.
     pub block_size: u32,
-    /// Seed of ties and samples.
+    /// Seed of random ties and samples.
     pub seed: u64,
-    /// The price in force.
+    /// The policy at the start.
     pub policy: PolicyConfig,
-    /// Whether this pool prefills. A decode pool of a split does not: its bookings carry no prefill tokens.
+    /// Whether this pool prefills. The bookings of a pool that does not (the decode leg of a split) carry no prefill tokens.
     pub tracks_prefill: bool,
-    /// Whether this pool decodes. A prefill pool of a split does not: no answer is priced there.
+    /// Whether this pool decodes. A pool that does not (the prefill leg of a split) prices no answer.
     pub tracks_decode: bool,
-    /// Where the latency curves of a fleet that nothing is known of start.
+    /// Coefficients at which the latency curves of the fleet start.
     pub curves: Prior,
-    /// Share of a block's prefill that a block in host memory, respectively on disk, saves: 0 to 1.
+    /// Shares of a block's prefill that a block in host memory, and on disk, saves: each 0 to 1.
     pub reuse_weights: [f64; 2],
-    /// Seconds to move the KV of one prompt token from a prefill to a decode worker, 0 or above. Counts in a pool that does
-    /// not prefill; 0 (the default) where it is not known.
+    /// Seconds to transfer the KV of one prompt token from a prefill to a decode worker, 0 or above. Only a pool that does not prefill counts
+    /// it. 0 (the default) when unknown.
     pub handoff_s_per_token: f64,
-    /// Seconds until a booking that nobody released ends, above 0.
+    /// Seconds until a booking that was not released expires, above 0.
     pub booking_ttl_s: f64,
-    /// Open bookings at most, above 0.
+    /// Largest number of open bookings, above 0.
     pub max_bookings: usize,
-    /// Workers at most, 1 to 65,536.
+    /// Largest number of workers, 1 to 65,536.
     pub max_workers: usize,
-    /// Distinct blocks that the index may hold, above 0. Beyond, what was neither stored nor matched for longest goes.
+    /// Largest number of distinct blocks in the index, above 0. A full index evicts blocks that were not stored or matched recently.
     pub index_max_blocks: u64,
-    /// Bytes that the index may take, at least 1 MiB; the same rule.
+    /// Largest size of the index, bytes, at least 1 MiB. A full index evicts as above.
     pub index_max_bytes: u64,
-    /// How blocks are hashed. A feed of hashes without tokens, as Dynamo's, needs the default.
+    /// Hash of blocks. A feed of hashes without tokens, such as Dynamo's, needs the default.
     pub hash: HashMode,
-    /// What is predicted of caches by where requests were sent. Off is Dynamo's default, and exact parity needs it.
+    /// Whether caches are predicted from where requests were sent. Off is Dynamo's default, and exact parity needs it.
     pub predicted: PredictedConfig,
 }
 
 impl RouterConfig {
-    /// Defaults: least loaded, seed 0, bookings of 600 s, a million bookings, 65,536 workers, 10⁸ blocks.
+    /// Defaults for a block size: least loaded, seed 0, bookings of 600 s, a million bookings, 65,536 workers, 10⁸ blocks.
     pub fn new(block_size: u32) -> Self {
         Self {
             block_size,
@@ -82,42 +82,42 @@ impl RouterConfig {
         self
     }
 
-    /// For a pool that prefills (the default) or not.
+    /// With or without prefill in this pool. The default is with.
     #[must_use]
     pub const fn with_prefill_tracking(mut self, tracks: bool) -> Self {
         self.tracks_prefill = tracks;
         self
     }
 
-    /// For a pool that decodes (the default) or not.
+    /// With or without decode in this pool. The default is with.
     #[must_use]
     pub const fn with_decode_tracking(mut self, tracks: bool) -> Self {
         self.tracks_decode = tracks;
         self
     }
 
-    /// With latency curves that start elsewhere, for instance at [`Prior::fit`] of a timing table.
+    /// With another start of the latency curves, for instance [`Prior::fit`] of a timing table.
     #[must_use]
     pub const fn with_curves(mut self, prior: Prior) -> Self {
         self.curves = prior;
         self
     }
 
-    /// With other shares of a block's prefill that host memory and disk save.
+    /// With other shares of a block's prefill that host memory and disk save, each 0 to 1.
     #[must_use]
     pub const fn with_reuse_weights(mut self, host: f64, disk: f64) -> Self {
         self.reuse_weights = [host, disk];
         self
     }
 
-    /// With another time to move the KV of one token to this pool, seconds.
+    /// With another time to transfer the KV of one token to this pool, seconds.
     #[must_use]
     pub const fn with_handoff_s_per_token(mut self, seconds: f64) -> Self {
         self.handoff_s_per_token = seconds;
         self
     }
 
-    /// With another life of bookings, seconds.
+    /// With another time to expiry of bookings, seconds.
     #[must_use]
     pub const fn with_booking_ttl_s(mut self, ttl_s: f64) -> Self {
         self.booking_ttl_s = ttl_s;
@@ -145,7 +145,7 @@ impl RouterConfig {
         self
     }
 
-    /// With another limit of the index's bytes.
+    /// With another limit of the size of the index, bytes.
     #[must_use]
     pub const fn with_index_max_bytes(mut self, bytes: u64) -> Self {
         self.index_max_bytes = bytes;
@@ -159,14 +159,17 @@ impl RouterConfig {
         self
     }
 
-    /// With caches predicted by where requests were sent.
+    /// With caches predicted from where requests were sent.
     #[must_use]
     pub const fn with_predicted(mut self, predicted: PredictedConfig) -> Self {
         self.predicted = predicted;
         self
     }
 
-    /// Refuse what is out of range.
+    /// Checks every value except those of the policy.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names the first value that is out of range.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |field, got: String, expected| Err(Error::Parameter { field, got, expected });
         if self.block_size == 0 {

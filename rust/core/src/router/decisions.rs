@@ -12,7 +12,7 @@ use super::Router;
 use super::state::RouterState;
 use crate::error::Error;
 use crate::index::Slot;
-use crate::ledger::{Pressure, Work};
+use crate::ledger::{Occupancy, Work};
 use crate::matched::{Matched, Overlaps, PendingLoad};
 use crate::request::{Choice, Decision, RouteRequest, Stage};
 
@@ -111,7 +111,7 @@ impl Decisions<'_> {
         }
         let state = (&self.state.fleet, index, &self.state.predicted, &self.state.load);
         matched.fill(request, overlaps, state, roster.generation())?;
-        if self.state.pricing.policy().wants_seconds() {
+        if self.state.pricing.policy().needs_latency() {
             self.state.fill_work(matched);
         }
         Ok(())
@@ -169,8 +169,8 @@ impl Decisions<'_> {
     }
 
     /// How full the worker at a position is.
-    pub fn pressure(&self, position: usize, now_s: f64) -> Pressure {
-        self.state.ledger.pressure(position, now_s)
+    pub fn occupancy(&self, position: usize, now_s: f64) -> Occupancy {
+        self.state.ledger.occupancy(position, now_s)
     }
 
     /// Prefill seconds of `work` on the worker at a position, by its learned curve.
@@ -197,7 +197,7 @@ impl Router {
     }
 
     /// How full the worker at a position is.
-    pub fn pressure(&self, position: usize, now_s: f64) -> Pressure {
-        self.state().ledger.pressure(position, now_s)
+    pub fn occupancy(&self, position: usize, now_s: f64) -> Occupancy {
+        self.state().ledger.occupancy(position, now_s)
     }
 }

@@ -1,9 +1,9 @@
-//! What can be looked at: copies of what the router knows.
+//! Views of a router: copies of what it knows.
 
 use std::sync::atomic::Ordering;
 
 use super::Router;
-use crate::game::Placed;
+use crate::anarchy::RecordedDecision;
 use crate::index::Slot;
 use crate::latency::{CurveView, FleetRecord, WorkerCurves};
 use crate::predicted::{PredictedSize, PredictedUse};
@@ -12,7 +12,7 @@ use crate::request::RequestId;
 use crate::snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 use crate::worker::WorkerId;
 
-/// Decisions that are kept until they are taken.
+/// Largest number of decisions that are kept for [`Router::take_placements`].
 pub const MAX_KEPT: usize = 256;
 
 /// Sums over the workers that take requests, and what was booked since the start.
@@ -43,7 +43,7 @@ impl Router {
         self.state().load.contains(request)
     }
 
-    /// What happened since the router was made.
+    /// Counts since the router was made.
     pub fn counters(&self) -> Counters {
         let state = self.state().counters;
         Counters {
@@ -52,13 +52,13 @@ impl Router {
         }
     }
 
-    /// What is predicted of caches; `None` when nothing is.
+    /// Size of the predicted caches. `None` when prediction is off.
     pub fn predicted(&self) -> Option<PredictedSize> {
         let is_off = self.config.predicted.used == PredictedUse::Off;
         (!is_off).then(|| self.state().predicted.size())
     }
 
-    /// Everything the router knows, copied out. O(workers).
+    /// A copy of the load and the caches of every worker, with sizes and counts. O(workers).
     pub fn snapshot(&self) -> Snapshot {
         let counters = self.counters();
         let held = self.index.held();
@@ -91,45 +91,45 @@ impl Router {
     /// Load of the workers that take requests, summed up. O(workers), one lock.
     pub fn fleet_load(&self, now_s: f64) -> FleetLoad {
         let state = &*self.state();
-        let (booked, booked_prefill_s) = state.ledger.booked();
+        let booked = state.ledger.booked();
         let mut sum = FleetLoad {
-            booked,
-            booked_prefill_s,
+            booked: booked.requests,
+            booked_prefill_s: booked.prefill_s,
             ..FleetLoad::default()
         };
         let slots = (0..state.fleet.slots()).filter(|&slot| state.fleet.is_available(Slot(slot as u32)));
-        for pressure in slots.map(|slot| state.ledger.pressure(slot, now_s)) {
+        for occupancy in slots.map(|slot| state.ledger.occupancy(slot, now_s)) {
             sum.workers += 1;
-            sum.backlog_s += pressure.backlog_s;
-            sum.requests += u64::from(pressure.requests);
-            sum.kv_tokens += pressure.kv_tokens;
+            sum.backlog_s += occupancy.backlog_s;
+            sum.requests += u64::from(occupancy.requests);
+            sum.kv_tokens += occupancy.kv_tokens;
         }
         sum
     }
 
-    /// Keep each booked decision, or stop, for [`Router::take_placements`]. Keeping one is O(candidates); at most
-    /// [`MAX_KEPT`] wait to be taken, and what comes beyond is passed over.
+    /// Starts or stops keeping booked decisions for [`Router::take_placements`]. Keeping a decision is O(candidates). Once [`MAX_KEPT`] are kept,
+    /// further ones are dropped.
     pub fn keep_placements(&self, keep: bool) {
         if self.keeps_placements.swap(keep, Ordering::Relaxed) != keep {
             self.state().keeps_placements = keep;
         }
     }
 
-    /// The decisions kept since the last call, oldest first. Those that were kept before it was stopped are taken once it
-    /// goes on.
-    pub fn take_placements(&self) -> Vec<Placed> {
+    /// The decisions kept since the last call, oldest first. Empty while keeping is stopped: decisions kept before that are returned once it
+    /// is started again.
+    pub fn take_placements(&self) -> Vec<RecordedDecision> {
         if !self.keeps_placements.load(Ordering::Relaxed) {
             return Vec::new();
         }
         std::mem::take(&mut self.state().kept)
     }
 
-    /// The curves of the fleet as a whole.
+    /// The learned latency curves of the fleet as a whole.
     pub fn fleet_curves(&self) -> WorkerCurves {
         *self.state().ledger.curves().fleet()
     }
 
-    /// Mean tokens of an answer so far.
+    /// Mean output tokens of recent requests.
     pub fn mean_output_tokens(&self) -> f64 {
         self.state().ledger.mean_output_tokens()
     }
@@ -137,16 +137,16 @@ impl Router {
     /// The learned latency curves of every worker.
     pub fn curves(&self) -> Vec<CurveView> {
         let state = &*self.state();
-        state.ledger.curves().views(state.placed()).collect()
+        state.ledger.curves().views(state.positions()).collect()
     }
 
-    /// Everything learned of latency, for a file.
+    /// All learned latency curves, for a file.
     pub fn curve_record(&self) -> FleetRecord {
         let state = &*self.state();
-        state.ledger.curves().record(state.placed())
+        state.ledger.curves().record(state.positions())
     }
 
-    /// Changes of regime by a policy that has regimes, oldest first; bounded.
+    /// Changes of regime, oldest first. At most 1,024, and none for a policy without regimes.
     pub fn regime_changes(&self) -> Vec<RegimeChange> {
         self.state().pricing.regime_changes()
     }

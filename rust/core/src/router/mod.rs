@@ -71,7 +71,7 @@ impl Router {
             }),
             roster: Roster::default(),
             keeps_placements: AtomicBool::new(false),
-            counts_evictions: AtomicBool::new(state.pricing.policy().wants_seconds()),
+            counts_evictions: AtomicBool::new(state.pricing.policy().needs_latency()),
             state: Mutex::new(state),
             #[cfg(test)]
             locks: std::sync::atomic::AtomicU64::new(0),
@@ -157,7 +157,7 @@ impl Router {
         let state = &mut *self.state();
         state.room_changes.prefills += 1;
         self.counts_evictions
-            .store(pricing.policy().wants_seconds(), Ordering::Relaxed);
+            .store(pricing.policy().needs_latency(), Ordering::Relaxed);
         state.pricing = pricing;
         Ok(())
     }

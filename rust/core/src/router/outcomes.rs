@@ -1,4 +1,4 @@
-//! What requests and engines tell: bookings by others, first tokens, ends, metrics.
+//! Outcomes: bookings that others made, first tokens, ends, and metrics of engines.
 
 use super::Router;
 use super::state::RouterState;
@@ -10,12 +10,15 @@ use crate::request::{RequestId, RouteRequest};
 use crate::worker::WorkerId;
 
 impl Router {
-    /// Book a placement that somebody else made. The request must have an id.
+    /// Books a placement that another router or the client made.
+    ///
+    /// # Errors
+    /// [`Error::UnknownWorker`], [`Error::RequestExists`], [`Error::TooManyBookings`], and [`Error::Parameter`] for a request without an id.
     pub fn book(&self, request: &RouteRequest<'_>, worker: WorkerId, now_s: f64) -> Result<(), Error> {
         let state = &mut *self.state();
         let slot = state.fleet.slot(worker)?;
         if request.request_id.is_none() {
-            let expected = "an id to book under";
+            let expected = "an id for the booking";
             return Err(Error::Parameter {
                 field: "request_id",
                 got: "none".to_owned(),
@@ -30,8 +33,13 @@ impl Router {
         Ok(())
     }
 
-    /// The first token of a request is out. Its worker. Twice is harmless; in a pool that only decodes, where a booking waits for
-    /// nothing and may be told so at once, the second time is that of the first token.
+    /// The first token of a request came. Returns its worker. A second call is harmless.
+    ///
+    /// In a pool that only decodes, a booking waits for no prefill, so the first call may follow the booking at once. The second call is then
+    /// the time of the first token.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`].
     pub fn prefill_done(&self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
         let state = &mut *self.state();
         state.room_changes.prefills += 1;
@@ -44,19 +52,22 @@ impl Router {
         Ok(state.fleet.ids()[slot.index()])
     }
 
-    /// The request ended, well or not. Its worker.
+    /// The request ended, successfully or not. Returns its worker.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`].
     pub fn release(&self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
         self.finish(request, Outcome::default(), now_s)
     }
 
-    /// As [`Router::release`], with what the request told: the latency curves learn from it.
+    /// As [`Router::release`], with an outcome that the latency curves learn from.
     pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) -> Result<WorkerId, Error> {
         let state = &mut *self.state();
         let slot = state
             .load
             .release(request)
             .ok_or(Error::UnknownRequest(request))?;
-        if state.ledger.waits(request) {
+        if state.ledger.is_prefilling(request) {
             state.room_changes.prefills += 1;
         }
         state.room_changes.releases += 1;
@@ -71,8 +82,8 @@ impl Router {
         Ok(state.fleet.ids()[slot.index()])
     }
 
-    /// A first token came, `ttft_s` after its request: for the policy of a pool that only decodes, which sees no prefill. A pool
-    /// that prefills hears it by [`Router::prefill_done`] or [`Router::finish`].
+    /// A first token came, `ttft_s` after its request. Only a pool that does not prefill needs this call, for the regime of its fleet: other
+    /// pools learn of it by [`Router::prefill_done`] or [`Router::finish`], and ignore the call.
     pub fn observe_first_token(&self, ttft_s: f64, now_s: f64) {
         let state = &mut *self.state();
         if !state.config.tracks_prefill {
@@ -80,23 +91,32 @@ impl Router {
         }
     }
 
-    /// The curves and the dense position of `worker`, to teach them from engine metrics. `None`: nobody has this id.
-    pub fn teach<T>(&self, worker: WorkerId, lesson: impl FnOnce(&mut FleetCurves, usize) -> T) -> Option<T> {
+    /// Lets `update` change the curves of a worker, from engine metrics. It gets the curves and the position of the worker. `None` for an unknown
+    /// worker.
+    pub fn update_curves<T>(
+        &self,
+        worker: WorkerId,
+        update: impl FnOnce(&mut FleetCurves, usize) -> T,
+    ) -> Option<T> {
         let state = &mut *self.state();
         let slot = state.fleet.slot(worker).ok()?;
-        Some(state.ledger.teach(slot, lesson))
+        Some(state.ledger.update_curves(slot, update))
     }
 
-    /// An engine told what waits in it: a queue in front of this router knows its room by that. False: nobody has this id.
-    pub fn engine_queue(&self, worker: WorkerId, queue: EngineQueue, now_s: f64) -> bool {
+    /// An engine reported the prompts that wait in it. A queue in front of this router judges the worker's room by the report. False for an
+    /// unknown worker.
+    pub fn report_engine_queue(&self, worker: WorkerId, queue: EngineQueue, now_s: f64) -> bool {
         let state = &mut *self.state();
         state.room_changes.prefills += 1;
         let slot = state.fleet.slot(worker);
-        slot.map(|slot| state.ledger.engine_queue(slot, queue, now_s))
+        slot.map(|slot| state.ledger.report_engine_queue(slot, queue, now_s))
             .is_ok()
     }
 
-    /// Takes over learned curves; how many workers were known.
+    /// Restores learned curves. Returns how many of the workers are registered.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for another version or a damaged record. Nothing changes then.
     pub fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
         let RouterState {
             fleet,

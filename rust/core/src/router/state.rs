@@ -7,14 +7,14 @@ use super::RouterConfig;
 use super::decisions::RoomChanges;
 use super::inspect::MAX_KEPT;
 use super::pricing::Pricing;
+use crate::anarchy::{DecisionCosts, RecordedDecision};
 use crate::error::Error;
 use crate::fleet::Fleet;
-use crate::game::{Placed, Placement};
 use crate::index::{Index, Prompt, Slot, TierOverlap};
 use crate::latency::Learning;
-use crate::ledger::{Books, Ledger, Work};
+use crate::ledger::{CandidateInputs, LatencyView, Ledger, NewBooking, Work};
 use crate::load::Load;
-use crate::matched::{Columns, Matched, PendingLoad, cached_tokens_of};
+use crate::matched::{Columns, Matched, PendingLoad, PoolFigures, cached_tokens_of};
 use crate::pick::pick;
 use crate::predicted::Predicted;
 use crate::price::{LeastLoaded, Policy, View};
@@ -37,11 +37,11 @@ pub(super) struct RouterState {
     pub(super) matched: Matched,
     pub(super) columns: Columns,
     pub(super) keeps_placements: bool,
-    pub(super) kept: Vec<Placed>,
+    pub(super) kept: Vec<RecordedDecision>,
 }
 
 impl RouterState {
-    /// Of a router without workers.
+    /// The state of a router without workers.
     pub(super) fn new(config: &RouterConfig) -> Result<Self, Error> {
         Ok(Self {
             pricing: Pricing::new(config.policy.clone())?,
@@ -60,15 +60,16 @@ impl RouterState {
         })
     }
 
+    /// Fills what each candidate would compute and find. Late decisions need it under every policy, since the queue reads it.
     pub(super) fn fill_work(&self, matched: &mut Matched) {
         if self.config.tracks_prefill {
-            matched.fill_work(self.tokens_of_block(), self.pricing.policy().wants_seconds());
+            matched.fill_work(self.tokens_of_block(), self.pricing.policy().needs_latency());
         } else {
             matched.fill_no_work();
         }
     }
 
-    /// Prompt tokens that a block saves, by tier.
+    /// Prompt tokens that a block saves, by tier: device, host, disk.
     fn tokens_of_block(&self) -> [f64; 3] {
         let [host, disk] = self
             .pricing
@@ -145,12 +146,18 @@ impl RouterState {
         }
     }
 
-    fn placed_of(&mut self, request: RequestId, matched: &Matched, chosen: usize, now_s: f64) -> Placed {
+    fn placed_of(
+        &mut self,
+        request: RequestId,
+        matched: &Matched,
+        chosen: usize,
+        now_s: f64,
+    ) -> RecordedDecision {
         self.ledger.advance(now_s);
         let output_tokens = self.output_tokens(matched);
         let block_tokens = f64::from(self.config.block_size);
         let count = matched.slots.len();
-        let mut placement = Placement {
+        let mut placement = DecisionCosts {
             at_s: now_s,
             chosen,
             prefill_s: Vec::with_capacity(count),
@@ -161,18 +168,23 @@ impl RouterState {
         let mut step_s = 0.0;
         for (i, &slot) in matched.slots.iter().enumerate() {
             let work = self.work_of(matched, i);
-            let kv = self.load.decode_blocks[slot.index()] as f64 * block_tokens;
-            let with = kv + matched.new_blocks(i) as f64 * block_tokens;
-            let seconds = self.ledger.seconds(slot, work, (kv, with), output_tokens, now_s);
-            placement.prefill_s.push(seconds.prefill_s);
-            placement.decode_s.push(output_tokens * seconds.step_with_s);
-            placement.wait_s.push(seconds.wait_s);
-            peer_decode_s.push(output_tokens * (seconds.step_with_s - seconds.step_s).max(0.0));
+            let kv_tokens = self.kv_tokens(slot);
+            let inputs = CandidateInputs {
+                new_tokens: work.new_tokens as f64,
+                cached_tokens: work.cached_tokens as f64,
+                kv_tokens,
+                kv_tokens_with: kv_tokens + matched.new_blocks(i) as f64 * block_tokens,
+            };
+            let found = self.ledger.estimate(slot, &inputs, output_tokens, now_s);
+            placement.prefill_s.push(found.prefill_s);
+            placement.decode_s.push(output_tokens * found.step_with_s);
+            placement.wait_s.push(found.wait_s);
+            peer_decode_s.push(output_tokens * (found.step_with_s - found.step_s).max(0.0));
             if i == chosen {
-                step_s = seconds.step_with_s;
+                step_s = found.step_with_s;
             }
         }
-        Placed {
+        RecordedDecision {
             request,
             placement,
             peer_decode_s,
@@ -181,6 +193,7 @@ impl RouterState {
         }
     }
 
+    /// Expected output tokens of a request: its own figure, else the mean. 0 in a pool that does not decode.
     fn output_tokens(&self, matched: &Matched) -> f64 {
         match matched.expected_output_tokens {
             _ if !self.config.tracks_decode => 0.0,
@@ -189,7 +202,7 @@ impl RouterState {
         }
     }
 
-    /// What each slot holds of a prompt, by its events and by prediction.
+    /// What each slot holds of a prompt, by KV events and by prediction.
     pub(super) fn overlaps_of(&self, prompt: &Prompt<'_>, index: &Index) -> Vec<TierOverlap> {
         let mut overlaps = index.find_matches(prompt, self.fleet.slots());
         if !self.predicted.is_off() {
@@ -212,30 +225,34 @@ impl RouterState {
         expired
     }
 
-    pub(super) fn placed(&self) -> impl Iterator<Item = (WorkerId, usize)> + '_ {
+    /// Registered workers with their positions, in id order.
+    pub(super) fn positions(&self) -> impl Iterator<Item = (WorkerId, usize)> + '_ {
         self.fleet
             .sorted()
             .into_iter()
             .map(|(id, slot)| (id, slot.index()))
     }
 
+    /// The first token of a booked request came: the ledger and, in a pool that prefills, the regime learn from it.
     pub(super) fn first_token(&mut self, request: RequestId, now_s: f64) {
         let taken_s = self.ledger.prefill_done(request, now_s);
         if taken_s.is_none() && !self.config.tracks_prefill {
             self.ledger.answer_began(request, now_s);
         }
-        // In a pool that only decodes a booking begins long after its request: see `Router::observe_first_token`.
+        // In a pool that only decodes, a booking starts long after its request. `Router::observe_first_token` reports its TTFT.
         if let Some(taken_s) = taken_s.filter(|_| self.config.tracks_prefill) {
             self.pricing.first_token(taken_s, now_s);
         }
     }
 
+    /// Writes the cost of every candidate into the columns.
     fn price(&mut self, matched: &Matched, pending: Option<&PendingLoad>, now_s: f64) {
         self.pricing.advance(now_s);
         self.columns.fill(matched, &self.load, pending);
-        if self.pricing.policy().wants_seconds() {
+        if self.pricing.policy().needs_latency() {
             self.ledger.advance(now_s);
-            self.columns.fill_seconds(matched, &self.ledger.lanes(), pending);
+            self.columns
+                .fill_latency(matched, &self.ledger.columns(), pending);
         }
         let mut costs = std::mem::take(&mut self.columns.costs);
         let mut rng = self.rng.clone();
@@ -246,17 +263,20 @@ impl RouterState {
         self.columns.costs = costs;
     }
 
-    /// What a price reads: after the columns were filled for the same candidates and time.
+    /// The view of a price. The columns must have been filled for the same match and time.
     fn view<'a>(&'a self, matched: &'a Matched, now_s: f64) -> View<'a> {
         let columns = &self.columns;
         let (prefill_tokens, decode_blocks, active_requests) = columns.loads(&self.load);
         let output_tokens = self.output_tokens(matched);
-        let books = if self.pricing.policy().wants_seconds() {
-            let climate = self.ledger.climate(output_tokens, now_s);
-            let pool = (self.config.block_size, self.handoff_s_per_token());
-            columns.books(matched, (self.ledger.lanes(), &self.load), climate, pool)
+        let latency = if self.pricing.policy().needs_latency() {
+            let shared = self.ledger.shared_inputs(output_tokens, now_s);
+            let pool = PoolFigures {
+                block_size: self.config.block_size,
+                handoff_s_per_token: self.handoff_s_per_token(),
+            };
+            columns.latency(matched, (self.ledger.columns(), &self.load), shared, &pool)
         } else {
-            Books::default()
+            LatencyView::default()
         };
         View {
             block_size: self.config.block_size,
@@ -277,11 +297,11 @@ impl RouterState {
             shared_blocks: &matched.shared_blocks,
             active_requests,
             output_tokens,
-            books,
+            latency,
         }
     }
 
-    /// Every candidate as it was just priced, when asked for.
+    /// Every candidate as it was just priced. Empty unless `explain`.
     fn candidates(&self, matched: &Matched, explain: bool, now_s: f64) -> Vec<Candidate> {
         if !explain {
             return Vec::new();
@@ -294,8 +314,7 @@ impl RouterState {
         (0..matched.workers.len()).map(candidate).collect()
     }
 
-    /// What a candidate waits for the KV of each token that another pool computed and that it does not hold. 0 in a pool that
-    /// prefills itself.
+    /// Seconds to transfer the KV of one token from the pool that computed it. 0 in a pool that prefills.
     const fn handoff_s_per_token(&self) -> f64 {
         if self.config.tracks_prefill {
             0.0
@@ -304,6 +323,7 @@ impl RouterState {
         }
     }
 
+    /// Refuses a request that cannot be booked.
     pub(super) fn check(&mut self, request: &RouteRequest<'_>) -> Result<(), Error> {
         let (locals, sequence) = (request.local_hashes.len(), request.sequence_hashes.len());
         if sequence != 0 && sequence != locals {
@@ -329,6 +349,7 @@ impl RouterState {
         Ok(())
     }
 
+    /// Opens the booking of a placed request. A request without an id leaves no trace.
     pub(super) fn open(&mut self, request: &RouteRequest<'_>, slot: Slot, work: Work, now_s: f64) {
         let Some(id) = request.request_id else {
             return;
@@ -337,23 +358,29 @@ impl RouterState {
         let expires_at_s = now_s + self.config.booking_ttl_s;
         self.load.book(id, slot, work.new_tokens, &prompt, expires_at_s);
         self.predicted.insert(slot, &prompt, Some(id), now_s);
-        self.ledger
-            .book(id, slot, work, self.kv_tokens(slot), (now_s, expires_at_s));
-        if request.in_one_piece {
-            self.ledger.in_one_piece(id);
-        }
+        self.ledger.book(&NewBooking {
+            request: id,
+            slot,
+            work,
+            kv_tokens: self.kv_tokens(slot),
+            is_unstreamed: request.in_one_piece,
+            now_s,
+            expires_at_s,
+        });
         self.counters.booked += 1;
     }
 
+    /// Distinct prompt tokens in flight on a worker.
     pub(super) fn kv_tokens(&self, slot: Slot) -> f64 {
         self.load.decode_blocks[slot.index()] as f64 * f64::from(self.config.block_size)
     }
 
-    /// What candidate `i` would compute of a matched prompt, and what it would find. A price in seconds counts the prefix in
-    /// flight there beside what events told: an engine computes prompts in order, so it is there by this one's turn. The
-    /// other prices keep to the events, as their sources do.
+    /// What candidate `i` would compute of a matched prompt, and find in its cache.
+    ///
+    /// A price in seconds counts the prefix in flight on the worker beside the reported blocks. An engine computes prompts in order, so the
+    /// prefix is in the cache when the request's turn comes. Other prices count reported blocks only, as their sources do.
     fn work_of(&self, matched: &Matched, i: usize) -> Work {
-        let overlap = if self.pricing.policy().wants_seconds() {
+        let overlap = if self.pricing.policy().needs_latency() {
             matched.overlap_in_time(i)
         } else {
             matched.overlap(i)
@@ -361,8 +388,7 @@ impl RouterState {
         self.work(matched.input_tokens, overlap)
     }
 
-    /// What a worker with this overlap would compute of a prompt, and what it would find; nothing in a pool that does not
-    /// prefill.
+    /// What a worker with this overlap would compute of a prompt, and find in its cache. Nothing in a pool that does not prefill.
     pub(super) fn work(&self, input_tokens: u32, overlap: TierOverlap) -> Work {
         if !self.config.tracks_prefill {
             return Work::default();

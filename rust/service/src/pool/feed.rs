@@ -65,7 +65,7 @@ impl WorkerPool {
         };
         known.health.heartbeat(now_s);
         teach(&state.router, worker, &step);
-        state.router.engine_queue(worker, waiting(&step), now_s);
+        state.router.report_engine_queue(worker, waiting(&step), now_s);
         let Some(known) = state.workers.get_mut(&worker) else {
             return false;
         };
@@ -199,7 +199,7 @@ fn teach(router: &Router, worker: WorkerId, step: &ForwardPass) {
         decode_kv_tokens: ran.sum_decode_kv_tokens,
         seconds: step.wall_time,
     };
-    router.teach(worker, |curves, position| curves.pass(position, &pass));
+    router.update_curves(worker, |curves, position| curves.pass(position, &pass));
 }
 
 /// What an engine says waits in it.

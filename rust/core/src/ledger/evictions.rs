@@ -1,28 +1,28 @@
-//! What a full cache costs: how much it throws out per block taken in, and how likely somebody wants that again.
+//! What a full cache costs: how much it evicts per stored block, and how likely an evicted token is wanted again.
 
-/// Blocks over which a worker's churn is remembered.
+/// Memory of the eviction rate, stored blocks.
 const MEMORY_BLOCKS: f64 = 4096.0;
-/// Below so many blocks stored nothing is said.
+/// Stored blocks below which the eviction rate counts as 0.
 const MIN_BLOCKS: f64 = 16.0;
 
-/// Blocks removed per block stored, from a worker's own KV events, over about the last 4,096 stored: 0 while its cache has
-/// space, 1 when every new block pushes an old one out. What the engine itself reports needs no guess of its capacity or
-/// of the blocks that running answers hold.
+/// Blocks removed per block stored, by a worker's own KV events, over about the last 4,096 stored blocks. It is 0 while the cache
+/// has space, and 1 when every new block evicts an old one. The engine's own reports need no guess of its capacity, nor of the
+/// blocks that running answers hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Churn {
+pub(super) struct EvictionRate {
     stored: f64,
     removed: f64,
 }
 
-impl Churn {
-    /// Counts one event's blocks.
+impl EvictionRate {
+    /// Counts the blocks of one event.
     pub fn count(&mut self, stored: usize, removed: usize) {
         let kept = 1.0 - (stored as f64 / MEMORY_BLOCKS).min(1.0);
         self.stored = self.stored * kept + stored as f64;
         self.removed = self.removed * kept + removed as f64;
     }
 
-    /// Blocks that one new block pushes out, 0 to 1.
+    /// Blocks that one new block evicts, 0 to 1.
     pub fn evicted_per_block(&self) -> f64 {
         if self.stored < MIN_BLOCKS {
             return 0.0;
@@ -31,18 +31,18 @@ impl Churn {
     }
 }
 
-/// Requests over which reuse is remembered.
+/// Memory of the reuse rate, requests.
 const MEMORY_REQUESTS: f64 = 500.0;
 
-/// Share of prompt tokens that were found in a cache, over about the last 500 requests: the chance that a cached token is
+/// Share of prompt tokens found in a cache, over about the last 500 requests. It stands for the chance that a cached token is
 /// wanted again.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Reuse {
+pub(super) struct ReuseRate {
     cached: f64,
     all: f64,
 }
 
-impl Reuse {
+impl ReuseRate {
     /// Counts one placement.
     pub fn add(&mut self, cached_tokens: u64, new_tokens: u64) {
         let kept = 1.0 - 1.0 / MEMORY_REQUESTS;
@@ -50,7 +50,7 @@ impl Reuse {
         self.all = self.all * kept + (cached_tokens + new_tokens) as f64;
     }
 
-    /// The share, 0 to 1; 0 before anything was seen.
+    /// The share, 0 to 1. 0 before the first placement.
     pub fn share(&self) -> f64 {
         if self.all > 0.0 {
             self.cached / self.all
@@ -66,21 +66,21 @@ mod tests {
 
     #[test]
     fn cache_with_space_evicts_nothing_and_a_full_one_block_for_block() {
-        let mut churn = Churn::default();
-        assert_eq!(churn.evicted_per_block(), 0.0);
-        (0..1000).for_each(|_| churn.count(8, 0));
-        assert_eq!(churn.evicted_per_block(), 0.0);
-        (0..4000).for_each(|_| churn.count(8, 8));
-        assert!((churn.evicted_per_block() - 1.0).abs() < 0.01);
-        churn.count(0, 100_000);
-        assert_eq!(churn.evicted_per_block(), 1.0);
-        churn.count(10_000, 0);
-        assert_eq!(churn.evicted_per_block(), 0.0);
+        let mut rate = EvictionRate::default();
+        assert_eq!(rate.evicted_per_block(), 0.0);
+        (0..1000).for_each(|_| rate.count(8, 0));
+        assert_eq!(rate.evicted_per_block(), 0.0);
+        (0..4000).for_each(|_| rate.count(8, 8));
+        assert!((rate.evicted_per_block() - 1.0).abs() < 0.01);
+        rate.count(0, 100_000);
+        assert_eq!(rate.evicted_per_block(), 1.0);
+        rate.count(10_000, 0);
+        assert_eq!(rate.evicted_per_block(), 0.0);
     }
 
     #[test]
     fn reuse_is_the_share_of_tokens_found_and_follows_the_traffic() {
-        let mut reuse = Reuse::default();
+        let mut reuse = ReuseRate::default();
         assert_eq!(reuse.share(), 0.0);
         (0..100).for_each(|_| reuse.add(300, 100));
         assert!((reuse.share() - 0.75).abs() < 1e-9);

@@ -1,0 +1,264 @@
+//! The life of a request in the ledger: booked, first token, end or expiry.
+
+use rustc_hash::FxHashMap;
+
+use super::account::{OpenRequest, mean_step, shared_steps_s};
+use super::{Ledger, Outcome, REPORT_RATE_WINDOW, Work};
+use crate::exact::ordered;
+use crate::index::Slot;
+use crate::latency::FirstToken;
+use crate::request::RequestId;
+
+/// A placed request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewBooking {
+    pub request: RequestId,
+    pub slot: Slot,
+    pub work: Work,
+    /// Distinct prompt tokens in flight on the worker, with this request.
+    pub kv_tokens: f64,
+    /// Whether the answer comes in one piece, so that no first token is reported.
+    pub is_unstreamed: bool,
+    pub now_s: f64,
+    pub expires_at_s: f64,
+}
+
+/// Entries of requests that ended which a list may hold beyond twice the open ones, before it is swept.
+const SLACK: usize = 64;
+
+impl Ledger {
+    /// Books a placed request. A second booking of the same request is ignored.
+    pub(crate) fn book(&mut self, booking: &NewBooking) {
+        let NewBooking {
+            request,
+            slot,
+            work,
+            now_s,
+            ..
+        } = *booking;
+        if self.requests.contains_key(&request) {
+            return;
+        }
+        self.advance(now_s);
+        let weight = self.decay_weight;
+        let curves = self.curves.of(slot.index());
+        let prefill_s = curves.prefill_s(work.new_tokens, work.cached_tokens);
+        let account = &mut self.accounts[slot.index()];
+        account.advance(now_s);
+        account.prefill_s += prefill_s;
+        let due_s = now_s + account.prefill_s * (1.0 + account.steps_per_prefill(curves));
+        if work.new_tokens > 0 && !booking.is_unstreamed {
+            account.due.push_back((due_s, request));
+        }
+        account.prefill_tokens += work.new_tokens;
+        account.queue.sent(work.new_tokens, now_s);
+        account.requests += 1;
+        account.kv_tokens = booking.kv_tokens;
+        if account.arrivals.add(1.0, weight, now_s) {
+            self.warming_up.push(slot);
+        }
+        account.prefill.add(prefill_s, weight, now_s);
+        self.reuse.add(work.cached_tokens, work.new_tokens);
+        self.arrivals.add(1.0, weight, now_s);
+        self.prefill.add(prefill_s, weight, now_s);
+        self.booked.requests += 1;
+        self.booked.prefill_s += prefill_s;
+        let open = OpenRequest {
+            slot,
+            work,
+            prefill_s,
+            booked_at_s: now_s,
+            expires_at_s: booking.expires_at_s,
+            due_s,
+            is_unstreamed: booking.is_unstreamed,
+            first_token: None,
+        };
+        self.requests.insert(request, open);
+        if booking.is_unstreamed {
+            self.unstreamed.insert((ordered(due_s), request));
+        }
+        self.sweep_due(slot);
+        self.write_row(slot);
+        self.expiry.push_back((booking.expires_at_s, request));
+        if self.expiry.len() > SLACK + 2 * self.requests.len() {
+            let requests = &self.requests;
+            self.expiry
+                .retain(|&(at_s, request)| expires_at(requests, request, at_s));
+        }
+    }
+
+    /// The first token of a request came: its prompt waits no more, and the prefill curve learns. Returns the seconds since it was
+    /// booked. `None` when it is not booked, or had its first token before.
+    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Option<f64> {
+        let open = self.requests.get_mut(&request);
+        let open = open.filter(|open| open.is_prefilling())?;
+        let (slot, work, booked_at_s) = (open.slot, open.work, open.booked_at_s);
+        let account = &mut self.accounts[slot.index()];
+        // While KV blocks are short a prompt waits for them, which says nothing of prefill.
+        let teaches = account.kv_tokens <= account.kv_capacity_tokens && work.new_tokens > 0;
+        let shared_s = if teaches {
+            shared_steps_s(account, &self.curves, slot, work)
+        } else {
+            0.0
+        };
+        account.first_token(open, now_s);
+        self.sweep_due(slot);
+        if teaches {
+            let first = FirstToken {
+                sent_s: booked_at_s,
+                at_s: now_s,
+                new_tokens: work.new_tokens,
+                cached_tokens: work.cached_tokens,
+                shared_s,
+            };
+            self.curves.first_token(slot.index(), &first);
+        }
+        self.write_row(slot);
+        Some(now_s - booked_at_s)
+    }
+
+    /// The answer of a request began, in a pool that only decodes: its steps are counted from now on. Its booking decodes from its start,
+    /// but until the first token it waits for the prompt's KV.
+    pub fn answer_began(&mut self, request: RequestId, now_s: f64) {
+        if let Some(open) = self.requests.get_mut(&request)
+            && let Some(first) = &mut open.first_token
+        {
+            let account = &mut self.accounts[open.slot.index()];
+            account.advance(now_s);
+            first.at_s = now_s;
+            first.integrals = account.integrals;
+        }
+    }
+
+    /// A request ended. `kv_tokens` is what its worker has in flight without it, in distinct prompt tokens. The step curve learns when
+    /// the length of the answer is known.
+    pub fn release(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
+        if let Some(open) = self.requests.get(&request) {
+            let queue = &mut self.accounts[open.slot.index()].queue;
+            if open.is_prefilling() {
+                queue.end(open.booked_at_s, open.work.new_tokens);
+            } else {
+                queue.count_outcome();
+            }
+        }
+        self.end(request, kv_tokens, outcome, now_s);
+    }
+
+    /// Ends requests whose booking expired. Returns unstreamed requests whose first token was expected by now: their prefill counts as
+    /// over.
+    pub fn expire(&mut self, now_s: f64) -> Vec<RequestId> {
+        let mut assumed = Vec::new();
+        while let Some(&(due, request)) = self.unstreamed.first()
+            && due <= ordered(now_s)
+        {
+            self.unstreamed.pop_first();
+            if self.assume_first_token(request, now_s) {
+                assumed.push(request);
+            }
+        }
+        while let Some(&(at_s, request)) = self.expiry.front()
+            && at_s <= now_s
+        {
+            self.expiry.pop_front();
+            if expires_at(&self.requests, request, at_s) {
+                let account = &mut self.accounts[self.requests[&request].slot.index()];
+                account.queue.count_expiry();
+                let kv_tokens = account.kv_tokens;
+                self.end(request, kv_tokens, Outcome::default(), now_s);
+            }
+        }
+        assumed
+    }
+
+    /// Whether a request is booked and waits for its first token.
+    pub fn is_prefilling(&self, request: RequestId) -> bool {
+        self.requests
+            .get(&request)
+            .is_some_and(OpenRequest::is_prefilling)
+    }
+
+    /// Requests in flight.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    fn assume_first_token(&mut self, request: RequestId, now_s: f64) -> bool {
+        let open = self.requests.get_mut(&request);
+        let Some(open) = open.filter(|open| open.is_prefilling()) else {
+            return false;
+        };
+        let slot = open.slot;
+        self.accounts[slot.index()].first_token(open, now_s);
+        self.write_row(slot);
+        true
+    }
+
+    fn end(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
+        if let Some(open) = self.requests.remove(&request) {
+            self.close(&open, kv_tokens, outcome, now_s);
+            if open.is_unstreamed {
+                self.unstreamed.remove(&(ordered(open.due_s), request));
+            }
+            self.sweep_due(open.slot);
+            self.write_row(open.slot);
+        }
+    }
+
+    /// Takes a request that ended out of the account of its worker, and teaches the step curve.
+    fn close(&mut self, open: &OpenRequest, kv_tokens: f64, outcome: Outcome, now_s: f64) {
+        let account = &mut self.accounts[open.slot.index()];
+        account.advance(now_s);
+        account.requests = account.requests.saturating_sub(1);
+        account.kv_tokens = kv_tokens;
+        if let Some(tokens) = outcome.output_tokens {
+            self.output_tokens.add(f64::from(tokens));
+        }
+        if !open.is_unstreamed && open.work.new_tokens > 0 {
+            let reported = if open.is_prefilling() { 0.0 } else { 1.0 };
+            self.report_rate += (reported - self.report_rate) / REPORT_RATE_WINDOW;
+        }
+        let Some(first) = &open.first_token else {
+            account.end_prefill(open);
+            return;
+        };
+        account.decoding = account.decoding.saturating_sub(1);
+        // The first token of an unstreamed request is a guess, which teaches nothing of steps.
+        if let Some(tokens) = outcome.output_tokens.filter(|_| !open.is_unstreamed) {
+            let written_tokens = 0.5 * self.output_tokens.value();
+            if let Some((load, step_s)) = mean_step(account, first, tokens, written_tokens, now_s) {
+                self.curves.step(open.slot.index(), load, step_s);
+            }
+        }
+    }
+
+    /// Drops expected first tokens that came, or never will.
+    fn sweep_due(&mut self, slot: Slot) {
+        let requests = &self.requests;
+        let waits = |request: RequestId| requests.get(&request).is_some_and(OpenRequest::is_prefilling);
+        let account = &mut self.accounts[slot.index()];
+        while account.due.front().is_some_and(|&(_, request)| !waits(request)) {
+            account.due.pop_front();
+        }
+        if account.due.len() > SLACK + 2 * account.requests as usize {
+            account.due.retain(|&(_, request)| waits(request));
+        }
+    }
+
+    /// Expiries that are remembered: at most 64 and twice the open requests.
+    #[cfg(test)]
+    pub(super) fn expiries(&self) -> usize {
+        self.expiry.len()
+    }
+}
+
+/// Whether this expiry is that of the present booking, and not of an earlier booking with the same id.
+fn expires_at(requests: &FxHashMap<RequestId, OpenRequest>, request: RequestId, at_s: f64) -> bool {
+    requests
+        .get(&request)
+        .is_some_and(|open| open.expires_at_s == at_s)
+}
