@@ -124,7 +124,8 @@ pub(crate) struct Matched {
     pub(crate) host_blocks: Vec<u32>,
     pub(crate) disk_blocks: Vec<u32>,
     pub(crate) shared_blocks: Vec<u32>,
-    /// Prompt tokens to compute, and in the cache; exact, as floats since prices think in those. Empty unless asked for.
+    /// Prompt tokens to compute, and in the cache; exact, as floats since prices think in those. Empty unless asked
+    /// for.
     pub(crate) new_tokens: Vec<f64>,
     pub(crate) cached_tokens: Vec<f64>,
 }
@@ -160,8 +161,8 @@ impl Matched {
         zero(&mut self.cached_tokens, self.slots.len());
     }
 
-    /// Puts down what each candidate would compute and find: `tokens_of_block[tier]` of the prompt for each block that it has;
-    /// `in_time`: that it will have, see [`Matched::overlap_in_time`].
+    /// Puts down what each candidate would compute and find: `tokens_of_block[tier]` of the prompt for each block
+    /// that it has; `in_time`: that it will have, see [`Matched::overlap_in_time`].
     pub(crate) fn fill_work(&mut self, tokens_of_block: [f64; 3], in_time: bool) {
         self.new_tokens.resize(self.slots.len(), 0.0);
         self.cached_tokens.resize(self.slots.len(), 0.0);
@@ -213,7 +214,8 @@ impl Matched {
         ]
     }
 
-    /// Complete a match against the available workers, all or the allowed ones. `overlaps` must have looked at this fleet.
+    /// Complete a match against the available workers, all or the allowed ones. `overlaps` must have looked at this
+    /// fleet.
     pub(crate) fn fill(
         &mut self,
         request: &RouteRequest<'_>,
@@ -312,8 +314,8 @@ fn work_of_device(
     }
 }
 
-/// Load that a price counts although nothing is booked yet: requests of the router's queue that wait for a worker. One entry per
-/// position.
+/// Load that a price counts although nothing is booked yet: requests of the router's queue that wait for a worker.
+/// One entry per position.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PendingLoad {
     /// Prompt tokens to compute of the waiting requests.

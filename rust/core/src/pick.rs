@@ -7,8 +7,8 @@ use crate::rng::Rng;
 /// Picks a candidate by its cost. Returns its position, or `None` when no cost is finite.
 ///
 /// * `temperature` ≤ 0: the lowest cost. Tied candidates have the same chance.
-/// * `temperature` T > 0: position j with probability `∝ exp(−(c_j − c_min) / ((c_max − c_min)·T))`, a softmax over costs that are
-///   normalised by their range. Equal costs are equally likely.
+/// * `temperature` T > 0: position j with probability `∝ exp(−(c_j − c_min) / ((c_max − c_min)·T))`, a softmax over
+///   costs that are normalised by their range. Equal costs are equally likely.
 ///
 /// A candidate with an infinite or undefined cost is never picked. O(candidates), no allocation.
 pub fn pick(costs: &[f64], temperature: f64, rng: &mut Rng) -> Option<usize> {
@@ -42,8 +42,8 @@ fn count_run(costs: &[f64], wanted: f64) -> u64 {
     equal.fold(0, u64::wrapping_add)
 }
 
-/// Position of the cost equal to `wanted` that follows `before` other such costs. Runs of 64 are counted several costs at a time, and only
-/// the run that holds the position is searched.
+/// Position of the cost equal to `wanted` that follows `before` other such costs. Runs of 64 are counted several
+/// costs at a time, and only the run that holds the position is searched.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn position(costs: &[f64], wanted: f64, before: usize) -> Option<usize> {
     const RUN: usize = 64;
@@ -59,7 +59,8 @@ fn position(costs: &[f64], wanted: f64, before: usize) -> Option<usize> {
     None
 }
 
-/// The lowest cost. Infinite when no cost is finite. Eight lanes at a time, since a plain fold waits for each comparison.
+/// The lowest cost. Infinite when no cost is finite. Eight lanes at a time, since a plain fold waits for each
+/// comparison.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn lowest(costs: &[f64]) -> f64 {
     let less = |a: f64, b: f64| if b < a { b } else { a };

@@ -1,4 +1,5 @@
-//! One decision path: a request is decided alike at once and by a queue, and a fleet that changes meanwhile stops nobody.
+//! One decision path: a request is decided alike at once and by a queue, and a fleet that changes meanwhile stops no
+//! queue.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -54,7 +55,8 @@ fn stored(hashes: &[LocalHash]) -> KvEvent {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A queue in which every worker always has room decides what a router without a queue decides, ties and samples included.
+    /// A queue in which every worker always has room decides what a router without a queue decides, ties and samples
+    /// included.
     #[test]
     fn with_room_a_late_decision_is_the_immediate_one(
         policy in policies(),
@@ -62,7 +64,8 @@ proptest! {
         steps in prop::collection::vec((0..4_u64, 1..60_u64, 0..3_u8, 0.0..0.3_f64), 1..40),
     ) {
         let (at_once, late) = (router(policy.clone(), workers), router(policy, workers));
-        // Only idle workers have room without shared passes, so every booking is past its prefill before the next request.
+        // Only idle workers have room without shared passes, so every booking is past its prefill before the next
+        // request.
         let mut queue = LateQueue::new(QueueConfig::default()).unwrap();
         let (mut placed, mut now_s, mut open) = (Vec::new(), 0.0, Vec::new());
         for (step, (family, blocks, end, gap_s)) in steps.into_iter().enumerate() {
@@ -101,9 +104,10 @@ proptest! {
     }
 }
 
-/// Workers that join, leave and become unavailable between any two steps of a pump never stop it, and no request is lost.
+/// Workers that join, leave and become unavailable between any two steps of a pump never stop it, and no request is
+/// lost.
 #[test]
-fn fleet_that_changes_while_a_queue_pumps_stops_nobody() {
+fn fleet_that_changes_while_a_queue_pumps_does_not_stop_it() {
     const REQUESTS: u64 = 3000;
     let router = router(PolicyConfig::Toll(Objective::default()), 4);
     let done = AtomicBool::new(false);

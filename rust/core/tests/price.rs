@@ -165,7 +165,7 @@ fn temperature_is_normalised_by_the_range() {
     let to_a = (0..20_000)
         .filter(|_| router.route(&request, 0.0).unwrap().worker == A)
         .count();
-    let expected = 20_000.0 / (1.0 + (-1.0 / 0.7_f64).exp()); // 0.807 of them, whatever the gap
+    let expected = 20_000.0 / (1.0 + (-1.0 / 0.7_f64).exp()); // 0.807 of the picks, regardless of the gap
     assert!(
         (to_a as f64 - expected).abs() < 260.0,
         "{to_a} against {expected}"

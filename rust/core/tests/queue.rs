@@ -31,7 +31,7 @@ fn request(id: u64, blocks: u64) -> QueuedRequest {
     QueuedRequest::new(RequestId(id), hashes.into(), blocks as u32 * BLOCK)
 }
 
-/// A fleet of one-at-a-time prefills and no decode, enough to drive the queue.
+/// A fleet that prefills one prompt at a time and decodes nothing: enough to drive the queue.
 struct Toy {
     router: Router,
     queue: LateQueue,
@@ -116,7 +116,7 @@ fn idle_fleet_never_waits() {
 
 #[test]
 fn small_prompts_share_an_engine_pass_and_a_large_one_waits_for_the_next() {
-    // Passes of 8,192 tokens: 128 blocks, of which a prompt that shares takes 32 at most.
+    // An engine pass of 8,192 tokens has 128 blocks. A prompt that shares it has 32 blocks at most.
     let shapes = [(0, 32), (1, 32), (2, 40), (3, 32), (4, 32), (5, 8)];
     for (share_passes, at_once) in [(true, &[0, 1, 3, 4][..]), (false, &[0][..])] {
         let config = QueueConfig {
@@ -138,7 +138,7 @@ fn small_prompts_share_an_engine_pass_and_a_large_one_waits_for_the_next() {
 }
 
 #[test]
-fn engine_that_tells_an_empty_queue_makes_room_before_its_first_token_is_seen() {
+fn engine_report_of_an_empty_queue_gives_room_before_the_first_token_comes() {
     let router = router(1, toll());
     let worker = WorkerId::new(0, 0);
     let mut queue = LateQueue::new(QueueConfig::default()).unwrap();
@@ -148,23 +148,23 @@ fn engine_that_tells_an_empty_queue_makes_room_before_its_first_token_is_seen() 
     }
     queue.pump(&router, 0.0, &mut placed).unwrap();
     assert_eq!(placed.len(), 1);
-    // Its step computed the prompt: the rest of it is not told, so the first token decides.
-    let mut word = EngineQueue {
+    // The step computed the prompt. The rest of a chunked prompt is not reported, so the first token decides.
+    let mut report = EngineQueue {
         computed_prompts: 1,
         ..EngineQueue::default()
     };
-    assert!(router.report_engine_queue(worker, word, 0.5));
+    assert!(router.report_engine_queue(worker, report, 0.5));
     queue.pump(&router, 0.5, &mut placed).unwrap();
     assert_eq!(placed.len(), 1);
-    word.computed_prompts = 0;
-    assert!(router.report_engine_queue(worker, word, 0.6));
+    report.computed_prompts = 0;
+    assert!(router.report_engine_queue(worker, report, 0.6));
     queue.pump(&router, 0.6, &mut placed).unwrap();
     assert_eq!(placed.len(), 2);
-    assert!(!router.report_engine_queue(WorkerId::new(7, 0), word, 0.6));
+    assert!(!router.report_engine_queue(WorkerId::new(7, 0), report, 0.6));
 }
 
 #[test]
-fn worker_that_tells_nothing_at_all_has_no_queue() {
+fn worker_that_reports_nothing_always_has_room() {
     let config = RouterConfig::new(BLOCK)
         .with_policy(toll())
         .with_booking_ttl_s(5.0);
@@ -174,7 +174,7 @@ fn worker_that_tells_nothing_at_all_has_no_queue() {
         .unwrap();
     let mut queue = LateQueue::new(QueueConfig::default()).unwrap();
     let mut placed = Vec::new();
-    // Bookings end by age alone, three in a row: from then on nothing is held back.
+    // Three bookings in a row end by expiry alone. From then on nothing is held back.
     for id in 0..4 {
         queue.offer(&router, request(id, 500), id as f64 * 10.0).unwrap();
         router.expire(id as f64 * 10.0);
@@ -188,7 +188,7 @@ fn worker_that_tells_nothing_at_all_has_no_queue() {
 
 #[test]
 fn without_late_completions_the_queue_is_not_wedged() {
-    // Nobody ever reports an end: age sends what waits, expiry frees the bookings.
+    // No end is ever reported. Age places the waiting requests, and expiry ends the bookings.
     let config = QueueConfig {
         max_wait_s: 5.0,
         ..QueueConfig::default()
@@ -312,7 +312,8 @@ fn priority_and_fairness_move_places_only_when_switched_on() {
         ) <= 2
     );
 
-    // Tenant 0 sends eleven at once, tenant 1 one: with shares it need not wait for all of them.
+    // Tenant 0 sends eleven requests at once, tenant 1 sends one. In a fair queue that one need not wait for all
+    // eleven.
     let crowd = |i| QueuedRequest {
         tenant: Tenant(u32::from(i == 11)),
         ..request(i, 100)
@@ -340,7 +341,8 @@ fn patience_bounds_how_long_a_long_prompt_lets_others_pass() {
         let at = toy.placed.iter().position(|d| d.id == long).unwrap();
         toy.placed[..at].iter().filter(|d| d.id.0 > long.0).count()
     };
-    // A small prompt takes 0.043 s and comes every 0.040 s, the long one takes 1.9 s: with κ = 10 it stands back for 19 s.
+    // A small prompt takes 0.043 s, and one comes every 0.040 s. The long prompt takes 1.9 s, which costs it 19 s at
+    // κ = 10.
     assert_eq!(passed_by(0.0, 0.0), 0);
     assert!(passed_by(10.0, 0.0) > 300);
     let patient = passed_by(10.0, 3.0);
@@ -397,7 +399,7 @@ proptest! {
         let ids: HashSet<RequestId> = toy.placed.iter().map(|d| d.id).collect();
         prop_assert_eq!(ids.len(), toy.placed.len(), "a request was placed twice");
         prop_assert_eq!(ids.len() + cancelled.len(), arrived.len());
-        // Overtaking is bounded by κ on the prior curve, whose error the learned one may have (factor 2).
+        // κ bounds overtaking on the learned curve, which may differ from the prior curve by a factor of 2.
         let prior_s = |blocks: u64| 0.012 + 3.0e-5 * (blocks * u64::from(BLOCK)) as f64;
         for (at, d) in toy.placed.iter().enumerate() {
             let (own_s, own_blocks) = arrived[&d.id];
@@ -412,7 +414,7 @@ proptest! {
     }
 }
 
-/// Steady overload of 8 workers: the time goes to the log; the goal is 2 µs a request beyond match and booking.
+/// Prints the time per request in steady overload of 8 workers. The goal is 2 µs beyond match and booking.
 #[test]
 #[ignore = "a measurement"]
 fn cost_of_the_queue_at_eight_workers() {
@@ -439,7 +441,7 @@ fn cost_of_the_queue_at_eight_workers() {
                 router.route(&ask.question(), now_s).unwrap();
                 running.push_back(ask.id);
             }
-            // As many end as can: some twenty requests stay in the queue.
+            // As many requests end as are needed to keep about twenty in the queue.
             if running.len() > 32 || (queued && queue.len() > 20) {
                 let id = running.pop_front().unwrap();
                 router.prefill_done(id, now_s).unwrap();

@@ -45,7 +45,7 @@ fn busy(config: QueueConfig) -> (Router, LateQueue) {
     (router, queue)
 }
 
-/// Places everybody, one at a time, each for a tenth of a second; in the order in which they went.
+/// Places every waiting request, one at a time, for 0.1 s each. Returns the ids in order of placement.
 fn drained(router: &Router, queue: &mut LateQueue, mut now_s: f64) -> Vec<u64> {
     let mut running = RequestId(1_000_000);
     let mut order = Vec::new();
@@ -77,7 +77,8 @@ const FCFS: QueueConfig = QueueConfig {
     fair: false,
 };
 
-/// Of the first 20 that are served, those of tenant 0, when 40 of each tenant came in turn and tenant 0 has this weight.
+/// Requests of tenant 0 among the first 20 placed ones. Tenants 0 and 1 sent 40 requests each, in turn. Tenant 0 has
+/// the given weight.
 fn served_of_tenant_0(config: QueueConfig, weight: f64) -> usize {
     let (router, mut queue) = busy(config);
     for id in 0..80 {
@@ -157,7 +158,7 @@ fn tenants_beyond_the_bound_share_one_place() {
         assert!(queue.tenants() <= config.max_tenants + 1);
         offers.iter().filter_map(refused).collect::<Vec<_>>()
     };
-    // Three are known; of the five others together two may wait.
+    // Three tenants have accounts. Of the five other tenants together two requests may wait.
     assert_eq!(refusals(few), [Limit::Tenant; 3]);
     assert_eq!(
         refusals(QueueConfig {
@@ -177,7 +178,7 @@ fn invented_tenants_take_a_bounded_memory_and_one_share() {
     };
     let first_of_the_honest = |config: QueueConfig| {
         let (router, mut queue) = busy(config);
-        // The honest one is known before a crowd of names comes.
+        // The honest tenant has its account before many invented tenants come.
         queue.offer(&router, request(0, 0), 0.0).unwrap();
         for id in 1..200 {
             queue.offer(&router, request(id, id as u32), 0.0).unwrap();
@@ -190,7 +191,8 @@ fn invented_tenants_take_a_bounded_memory_and_one_share() {
         let honest = |id: &u64| *id == 0 || *id >= 200;
         order[..40].iter().filter(|id| honest(id)).count()
     };
-    // All but the first names take turns with the honest one; with every name by itself it gets one of the first forty.
+    // Most invented tenants share one account, and take turns with the honest tenant. With an account for each of
+    // them, the honest tenant gets one of the first forty places.
     assert!((18..=20).contains(&first_of_the_honest(fair)));
     let unbounded = QueueConfig {
         max_tenants: 1024,
@@ -212,7 +214,7 @@ fn tenants_that_owe_nothing_are_forgotten_for_new_ones() {
         queue.offer(&router, request(id, id as u32), 0.0).unwrap();
     }
     drained(&router, &mut queue, 0.0);
-    // Long after, both are gone: two new ones are told apart.
+    // Long after, both tenants are forgotten, so two new tenants get accounts of their own.
     for id in 10..12 {
         let offer = queue.offer(&router, request(id, id as u32), 1000.0).unwrap();
         assert_eq!(refused(&offer), None);

@@ -101,7 +101,7 @@ fn cached_blocks_are_not_waited_for() {
 }
 
 #[test]
-fn a_booking_that_nobody_releases_expires() {
+fn booking_that_is_not_released_expires() {
     let router = router(PolicyConfig::LeastLoaded);
     router.route(&request(1, &locals(2)), 5.0).unwrap();
     assert_eq!(router.expire(604.9), 0);

@@ -62,7 +62,7 @@ fn each_term_is_its_formula() {
 }
 
 #[test]
-fn prompt_that_fits_delays_at_most_those_who_arrive_while_it_stays() {
+fn prompt_that_fits_delays_at_most_the_requests_that_arrive_during_its_stay() {
     let fits = LatencyEstimate {
         memory_wait_s: 0.0,
         footprint_s: 7.0,
@@ -279,7 +279,7 @@ fn newcomer_gets_at_most_its_share_while_another_is_known() {
 #[test]
 fn prefix_in_flight_counts_as_cached_by_the_next_turn() {
     let router = router(2);
-    // A long prompt is being computed and no event told of it yet; its next turn comes.
+    // A long prompt is being computed, and no KV event has reported its blocks. The next turn of its session arrives.
     let first = hashes(1, 2000);
     let worker = router.route(&ask(&first, 1), 0.0).unwrap().worker;
     let mut next = first.clone();
@@ -415,7 +415,7 @@ fn ledger_is_empty_when_everything_ended_or_expired() {
 }
 
 #[test]
-fn kept_decision_is_told_in_seconds_as_it_was_before_its_booking() {
+fn recorded_decision_has_the_seconds_from_before_its_booking() {
     let router = router(3);
     router.route(&ask(&hashes(7, 100), 7), 0.0).unwrap();
     assert!(
@@ -448,7 +448,7 @@ fn kept_decision_is_told_in_seconds_as_it_was_before_its_booking() {
 }
 
 #[test]
-fn kept_decisions_that_nobody_takes_are_bounded() {
+fn recorded_decisions_that_are_not_taken_are_bounded() {
     let router = router(2);
     router.keep_placements(true);
     for i in 0..1000 {
@@ -457,7 +457,7 @@ fn kept_decisions_that_nobody_takes_are_bounded() {
     assert_eq!(router.take_placements().len(), 256);
 }
 
-/// What the live index charges itself per decision; run with `--release -- --ignored --nocapture`.
+/// Cost of recording a decision for the price of anarchy. Run with `--release -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn cost_of_keeping_a_decision() {

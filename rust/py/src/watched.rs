@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use wardrop_core::control::{Look, Routing};
+use wardrop_core::control::{ControlSnapshot, Routing};
 use wardrop_sim::{ChangeError, WatchedFleet as Native};
 
 use crate::sim::{SimWorkload, pack, raise, specs};
@@ -60,7 +60,7 @@ impl WatchedFleet {
     fn sample(&self, py: Python<'_>) -> PyResult<String> {
         py.detach(|| {
             self.with(|native| {
-                let look: Look = native.look();
+                let look: ControlSnapshot = native.look();
                 told(serde_json::to_string(&look))
             })
         })

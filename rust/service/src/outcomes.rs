@@ -1,11 +1,11 @@
 //! What came of the requests of the last moments, for a controller that polls from another thread.
 
 use parking_lot::Mutex;
-use wardrop_core::control::Interval;
+use wardrop_core::control::OutcomeWindow;
 
 /// Outcomes since the last poll.
 #[derive(Default)]
-pub(crate) struct Outcomes(Mutex<Interval>);
+pub(crate) struct Outcomes(Mutex<OutcomeWindow>);
 
 impl Outcomes {
     /// A request with a prompt arrived.
@@ -34,7 +34,7 @@ impl Outcomes {
     }
 
     /// Everything since the last call.
-    pub fn take(&self) -> Interval {
+    pub fn take(&self) -> OutcomeWindow {
         std::mem::take(&mut self.0.lock())
     }
 }

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use wardrop_core::control::{Look, Routing, RoutingChange};
+use wardrop_core::control::{ControlSnapshot, Routing, RoutingChange};
 use wardrop_core::error::Error;
 use wardrop_core::router::RouterConfig;
 
@@ -60,7 +60,7 @@ impl WatchedFleet {
     }
 
     /// Outcomes since the last call, and the state of every pool.
-    pub fn look(&mut self) -> Look {
+    pub fn look(&mut self) -> ControlSnapshot {
         self.fleet.look(self.at_ms)
     }
 
@@ -110,7 +110,7 @@ mod tests {
     use crate::tests::{Case, case, engine, router};
     use crate::{End, simulate};
     use wardrop_core::PolicyConfig;
-    use wardrop_core::control::Interval;
+    use wardrop_core::control::OutcomeWindow;
     use wardrop_core::price::Objective;
     use wardrop_core::queue::QueueConfig;
 
@@ -119,13 +119,13 @@ mod tests {
     }
 
     /// The result of a run that is observed every `stride_ms`, and the sum of all observations.
-    fn watch(case: &Case, spec: FleetSpec, stride_ms: f64) -> (Outcome, Interval) {
+    fn watch(case: &Case, spec: FleetSpec, stride_ms: f64) -> (Outcome, OutcomeWindow) {
         let routers = routers(&spec, case.seed);
         let mut fleet = WatchedFleet::new(spec, case.workload.clone(), &routers).expect("a valid fleet");
-        let mut all = Interval::default();
+        let mut all = OutcomeWindow::default();
         loop {
             let continues = fleet.advance(fleet.at_ms() + stride_ms).expect("a valid fleet");
-            let Look {
+            let ControlSnapshot {
                 outcomes: seen,
                 pools,
                 ..

@@ -1,28 +1,30 @@
-//! What a control plane sees of a pool and changes in it: the same figures and the same rules in the gateway and in the
-//! simulator, so that a controller judged in the one can act in the other.
+//! What a control plane sees of a pool and changes in it.
+//!
+//! The gateway and the simulator share these figures and rules, so that a controller that was judged in simulation
+//! can act on live traffic.
 //!
 //! ```text
-//! router, queue ─▶ Pulse ┐                                   ┌─▶ Routing, checked as a whole ─▶ router, queue
-//! answers ──────▶ Interval ┴─▶ one look ─▶ (Python) decide ──┘
+//! router, queue ─▶ PoolSnapshot  ┐                                       ┌─▶ Routing, checked as a whole ─▶ router, queue
+//! answers ──────▶ OutcomeWindow  ┴─▶ ControlSnapshot ─▶ (Python) decide ─┘
 //! ```
 
-mod interval;
-mod pulse;
+mod outcomes;
+mod pool;
 mod routing;
 
 use serde::Serialize;
 
-pub use interval::Interval;
-pub use pulse::Pulse;
+pub use outcomes::OutcomeWindow;
+pub use pool::PoolSnapshot;
 pub use routing::{Routing, RoutingChange};
 
-/// One look of a controller.
+/// What a controller reads at one time.
 #[derive(Clone, Debug, Serialize)]
-pub struct Look {
-    /// When, seconds of the caller's clock.
+pub struct ControlSnapshot {
+    /// Time of the snapshot, seconds of the caller's clock.
     pub now_s: f64,
-    /// Outcomes since the last look.
-    pub outcomes: Interval,
+    /// Outcomes since the previous snapshot.
+    pub outcomes: OutcomeWindow,
     /// Every pool.
-    pub pools: Vec<Pulse>,
+    pub pools: Vec<PoolSnapshot>,
 }

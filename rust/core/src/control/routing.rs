@@ -1,4 +1,4 @@
-//! Policy and queue in force, and a change of them: what is not named stays, and all of it holds or nothing.
+//! The policy and the queue in force, and a change of them. A change is valid as a whole or refused as a whole.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,28 +6,28 @@ use crate::error::Error;
 use crate::price::PolicyConfig;
 use crate::queue::QueueConfig;
 
-/// What of a pool's routing may change while it runs; swapped whole.
+/// The part of a pool's configuration that may change while it runs. It is replaced as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Routing {
     /// The policy of every pool.
     pub policy: PolicyConfig,
-    /// Late binding in front of it.
+    /// Parameters of the queue in front of every pool. `None`: requests are placed at once.
     pub queue: Option<QueueConfig>,
 }
 
-/// A change of [`Routing`]: what is not named stays.
+/// A change of [`Routing`]. A field that is absent stays as it is.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoutingChange {
     /// Another policy, with all its parameters.
     #[serde(default)]
     pub policy: Option<PolicyConfig>,
-    /// Another queue, with all its parameters; `null` takes it away.
+    /// Another queue, with all its parameters. `null` removes the queue.
     #[serde(default, deserialize_with = "present")]
     pub queue: Option<Option<QueueConfig>>,
 }
 
-/// Tells a key that is `null` from one that is not there.
+/// Distinguishes a key that is `null` from a key that is absent.
 fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -37,9 +37,10 @@ where
 }
 
 impl Routing {
-    /// With a change, checked as a whole.
+    /// The routing after a change.
     ///
-    /// Errors: [`Error::Parameter`] names what is out of range.
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range.
     pub fn with(&self, change: RoutingChange) -> Result<Self, Error> {
         let next = Self {
             policy: change.policy.unwrap_or_else(|| self.policy.clone()),

@@ -1,9 +1,9 @@
 //! From first-token times to prefill service times.
 //!
-//! A router sees when it sent a request and when its first token came, not when the engine worked on it. An engine computes prompts in
-//! order, so between two first tokens of a worker it served the later prompt alone:
-//! `service = first token − max(sent, previous first token)`. Prompts that end in the same pass show first tokens at nearly the same
-//! time. They are joined into one sample.
+//! A router sees when it sent a request and when its first token came, not when the engine worked on it. An engine
+//! computes prompts in order, so between two first tokens of a worker it served the later prompt alone: `service =
+//! first token − max(sent, previous first token)`. Prompts that end in the same pass show first tokens at nearly the
+//! same time. They are joined into one sample.
 
 use super::curve::PrefillWork;
 

@@ -1,5 +1,5 @@
-//! The curves of a worker: seconds of a prefill, of a decode step, of a KV transfer. Each is monotone in every argument and never
-//! negative, since every basis function is so and every coefficient is kept ≥ 0.
+//! The curves of a worker: seconds of a prefill, of a decode step, of a KV transfer. Each is monotone in every
+//! argument and never negative, since every basis function is so and every coefficient is kept ≥ 0.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +8,8 @@ use crate::error::Error;
 
 /// Coefficients of a prefill and a step curve, as a start.
 ///
-/// * Prefill of n new tokens behind c cached tokens: `p0 + p1·n + p2·n²/2 + p3·n·c` seconds. The terms are a pass, its tokens, and
-///   their attention to each other and to the cache.
+/// * Prefill of n new tokens behind c cached tokens: `p0 + p1·n + p2·n²/2 + p3·n·c` seconds. The terms are a pass,
+///   its tokens, and their attention to each other and to the cache.
 /// * Decode step of b sequences over k tokens of active KV cache: `d0 + d1·b + d2·k` seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,7 +21,8 @@ pub struct Prior {
 }
 
 impl Default for Prior {
-    /// Figures of a 70B model on one node, right to an order of magnitude. Their wide variance lets a few requests replace them.
+    /// Figures of a 70B model on one node, right to an order of magnitude. Their wide variance lets a few requests
+    /// replace them.
     fn default() -> Self {
         Self {
             prefill: [1.2e-2, 3.0e-5, 1.0e-10, 1.0e-11],
@@ -38,9 +39,9 @@ pub type StepPoint = (f64, f64, f64);
 impl Prior {
     /// Fits both curves to the points of a timing table, by relative errors. An empty list keeps the default.
     ///
-    /// The recursion that learns online sees the points 200 times in their order, without forgetting, so the result keeps every guarantee
-    /// of the curves. A coefficient that the table does not determine stays at a thousandth of the default at least, so that traffic can
-    /// still teach it.
+    /// The recursion that learns online sees the points 200 times in their order, without forgetting, so the result
+    /// keeps every guarantee of the curves. A coefficient that the table does not determine stays at a thousandth of
+    /// the default at least, so that traffic can still teach it.
     pub fn fit(prefill: &[PrefillPoint], step: &[StepPoint]) -> Self {
         const ROUNDS: usize = 200;
         let learning = Learning {

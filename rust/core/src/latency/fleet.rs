@@ -68,7 +68,8 @@ impl FleetCurves {
         }
     }
 
-    /// Starts the curves of a worker at the curves of the fleet. They replace the curves of a previous worker at `position`.
+    /// Starts the curves of a worker at the curves of the fleet. They replace the curves of a previous worker at
+    /// `position`.
     pub fn add(&mut self, position: usize) {
         if self.workers.len() <= position {
             self.workers.resize(position + 1, None);
@@ -162,7 +163,8 @@ impl FleetCurves {
         }
     }
 
-    /// Restores a record: the curves of the fleet, and of each worker that `position_of` knows. Returns how many workers it knew.
+    /// Restores a record: the curves of the fleet, and of each worker that `position_of` knows. Returns how many
+    /// workers it knew.
     ///
     /// # Errors
     /// [`Error::Parameter`] for another version or a damaged record. Nothing changes then.

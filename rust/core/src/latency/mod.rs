@@ -1,8 +1,8 @@
 //! How long engines take, as curves per worker, learned online from what the router sees.
 //!
-//! Stands in the flow `outcome ─▶ curves ─▶ price and queue`. First tokens ([`clock`](ServiceClock)), token gaps and forward-pass metrics
-//! go in. [`WorkerCurves`] give the seconds of a prefill and of a decode step. Memory is a few hundred bytes per worker, regardless of
-//! the traffic. One outcome costs tens of nanoseconds.
+//! Stands in the flow `outcome ─▶ curves ─▶ price and queue`. First tokens ([`clock`](ServiceClock)), token gaps and
+//! forward-pass metrics go in. [`WorkerCurves`] give the seconds of a prefill and of a decode step. Memory is a few
+//! hundred bytes per worker, regardless of the traffic. One outcome costs tens of nanoseconds.
 
 mod clock;
 mod curve;

@@ -22,8 +22,9 @@ pub struct Pass {
 
 /// Passes on a step report only when its load differs from the last load that was passed on.
 ///
-/// An engine reports a hundred steps a second, nearly all of them at the load of the step before. A curve that forgets by samples would
-/// keep about a second of them, at one load, and lose its slopes: its values at other loads would be noise.
+/// An engine reports a hundred steps a second, nearly all of them at the load of the step before. A curve that
+/// forgets by samples would keep about a second of them, at one load, and lose its slopes: its values at other loads
+/// would be noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct LoadFilter {
     last: StepLoad,
@@ -44,8 +45,8 @@ impl LoadFilter {
 }
 
 impl FleetCurves {
-    /// Learns from a pass with one kind of work. In a mixed pass the share of each kind is unknown. A pass with several prompts teaches
-    /// nothing either, since only the sums of their lengths are reported.
+    /// Learns from a pass with one kind of work. In a mixed pass the share of each kind is unknown. A pass with
+    /// several prompts teaches nothing either, since only the sums of their lengths are reported.
     pub fn pass(&mut self, position: usize, pass: &Pass) {
         if !(pass.seconds.is_finite() && pass.seconds > 0.0) {
             return;

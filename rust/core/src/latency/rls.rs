@@ -1,16 +1,18 @@
 //! Recursive least squares with forgetting on relative errors, in a fixed number of coefficients.
 //!
-//! The model is `y ≈ θ·x` with θ ≥ 0. Every sample is divided by the present prediction, so that an error of 10 % counts the same at
-//! 10 ms and at 10 s. It is the standard recursion (Ljung, "System Identification", 1999, section 11.2) with five guards:
+//! The model is `y ≈ θ·x` with θ ≥ 0. Every sample is divided by the present prediction, so that an error of 10 %
+//! counts the same at 10 ms and at 10 s. It is the standard recursion (Ljung, "System Identification", 1999, section
+//! 11.2) with five guards:
 //!
-//! * **Outliers**: the relative residual is clipped at three times its running mean size (Huber's ψ). The mean counts clipped residuals,
-//!   so one outlier moves little, and a lasting change passes after a few samples.
+//! * **Outliers**: the relative residual is clipped at three times its running mean size (Huber's ψ). The mean counts
+//!   clipped residuals, so one outlier moves little, and a lasting change passes after a few samples.
 //! * **Signs**: θ is projected onto θ ≥ 0 after each step.
-//! * **Wind-up**: a ceiling on the covariance, in proportion to θ, stops forgetting in directions without new information.
-//! * **Change**: the running *signed* residual feeds the covariance along θ. A worker that slows down long after its curve settled is
-//!   followed within tens of samples, while noise averages out and feeds nearly nothing.
-//! * **Scale first**: the prior covariance is widest along θ itself. A worker that is uniformly slower than its prior is found from a few
-//!   samples, before the shape of its curve is.
+//! * **Wind-up**: a ceiling on the covariance, in proportion to θ, stops forgetting in directions without new
+//!   information.
+//! * **Change**: the running *signed* residual feeds the covariance along θ. A worker that slows down long after its
+//!   curve settled is followed within tens of samples, while noise averages out and feeds nearly nothing.
+//! * **Scale first**: the prior covariance is widest along θ itself. A worker that is uniformly slower than its prior
+//!   is found from a few samples, before the shape of its curve is.
 //!
 //! O(N²) per sample, N ≤ 4 here: tens of nanoseconds, no allocation.
 

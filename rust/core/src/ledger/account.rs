@@ -25,7 +25,8 @@ pub(super) struct OpenRequest {
     pub expires_at_s: f64,
     /// When the first token was expected, as of the booking.
     pub due_s: f64,
-    /// Whether the answer comes in one piece, so that no first token is reported. Its prefill counts as over at `due_s`.
+    /// Whether the answer comes in one piece, so that no first token is reported. Its prefill counts as over at
+    /// `due_s`.
     pub is_unstreamed: bool,
     /// Set at the first token.
     pub first_token: Option<FirstToken>,
@@ -85,15 +86,16 @@ pub(super) struct WorkerAccount {
     pub max_requests: u32,
     pub evictions: EvictionRate,
     pub queue: PromptQueue,
-    /// Expected first tokens in order of booking. Requests whose first token came stay until they reach the front, or until they are
-    /// too many.
+    /// Expected first tokens in order of booking. Requests whose first token came stay until they reach the front, or
+    /// until they are too many.
     pub due: VecDeque<(f64, RequestId)>,
 }
 
 /// How full a worker is: what a queue needs to know to hold a request back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Occupancy {
-    /// Whether the engine or the outcomes of its requests confirm the figures below. Where neither does, they are no reason to wait.
+    /// Whether the engine or the outcomes of its requests confirm the figures below. Where neither does, they are no
+    /// reason to wait.
     pub is_reported: bool,
     /// Prefill seconds of requests before their first token.
     pub backlog_s: f64,
@@ -129,8 +131,10 @@ impl WorkerAccount {
         }
     }
 
-    /// How full the worker is. The prompts are those that its engine reports, corrected by what the report cannot have seen.
-    /// Without a fresh report they are those that are booked here.
+    /// How full the worker is.
+    ///
+    /// Its prompts are the prompts that its engine reports, corrected by what the report cannot have seen. Without a
+    /// fresh report they are the prompts that are booked here.
     pub fn occupancy(&self, curves: &WorkerCurves, now_s: f64) -> Occupancy {
         let booked = WaitingPrompts {
             count: self.requests.saturating_sub(self.decoding),
@@ -156,7 +160,8 @@ impl WorkerAccount {
         }
     }
 
-    /// Seconds of decode steps per second of prefill: every chunk of a prompt shares its pass with one step of the batch.
+    /// Seconds of decode steps per second of prefill: every chunk of a prompt shares its pass with one step of the
+    /// batch.
     pub fn steps_per_prefill(&self, curves: &WorkerCurves) -> f64 {
         let chunk_s = curves.prefill_s(self.chunk_tokens, 0);
         if self.decoding == 0 || chunk_s <= 0.0 {
@@ -204,7 +209,8 @@ const MAX_STALLED_SHARE: f64 = 0.8;
 /// step = (end − first token − stalled) / (output tokens − 1),  stalled = prefill seconds of others in between
 /// ```
 ///
-/// `None` for answers of fewer than five tokens. `written_tokens` is the mean of tokens written so far by a running answer.
+/// `None` for answers of fewer than five tokens. `written_tokens` is the mean of tokens written so far by a running
+/// answer.
 pub(super) fn mean_step(
     account: &WorkerAccount,
     first: &FirstToken,

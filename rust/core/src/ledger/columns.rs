@@ -1,7 +1,8 @@
 //! What a price in seconds reads of each worker's account and curves, as columns.
 //!
-//! An account with its curves is most of a kilobyte, of which a price needs eighteen numbers. In columns of their own, thousands of
-//! candidates are priced several at a time, from memory that is read in order (`docs/adr/0009-candidates-by-columns.md`).
+//! An account with its curves is most of a kilobyte, of which a price needs eighteen numbers. In columns of their
+//! own, thousands of candidates are priced several at a time, from memory that is read in order
+//! (`docs/adr/0009-candidates-by-columns.md`).
 
 /// Declares each column once, for three types: the owned columns, slices of them, and one worker's row.
 macro_rules! columns {

@@ -1,7 +1,7 @@
 //! The latency of a candidate for one request: one formula, for one candidate and for thousands.
 //!
-//! Stands between `match ─▶ price`: the columns of the workers, the match and the load go in, [`LatencyEstimate`] comes out, and a
-//! price in seconds is a function of it. `docs/pricing.md` has the model. O(1) per candidate.
+//! Stands between `match ─▶ price`: the columns of the workers, the match and the load go in, [`LatencyEstimate`]
+//! comes out, and a price in seconds is a function of it. `docs/explanation/price.md` has the model. O(1) per candidate.
 
 use super::columns::{ColumnSlices, WorkerRow};
 use super::{MAX_UTILISATION, OWN_SHARE};
@@ -30,7 +30,7 @@ pub struct LatencyEstimate {
     pub arrivals_per_s: f64,
     /// Arriving prefill seconds per second, in the same mixture, at most 0.95.
     pub utilisation: f64,
-    /// Requests in flight, and those that wait at the router for the worker.
+    /// Requests in flight, and requests that wait at the router for the worker.
     pub requests: f64,
     /// Seconds to compute one evicted token again.
     pub token_s: f64,
@@ -59,7 +59,8 @@ pub(crate) struct SharedInputs {
     pub fleet_utilisation: f64,
     /// Chance that an evicted token is wanted again, 0 to 1.
     pub reuse: f64,
-    /// First tokens expected before this time are overdue, seconds: now, or minus infinity where first tokens go unreported.
+    /// First tokens expected before this time are overdue, seconds: now, or minus infinity where first tokens go
+    /// unreported.
     pub late_from_s: f64,
 }
 
@@ -160,7 +161,8 @@ impl LatencyView<'_> {
 
 /// The estimate of one candidate, without transfer and without what waits at the router.
 ///
-/// With the curves p and d of the worker, n requests in flight, KV tokens K, K' with the request, capacity C, written tokens w·n:
+/// With the curves p and d of the worker, n requests in flight, KV tokens K, K' with the request, capacity C, written
+/// tokens w·n:
 ///
 /// ```text
 /// prefill   = p0 + p1·new + p2·new²/2 + p3·new·cached            0 for nothing new
@@ -172,11 +174,11 @@ impl LatencyView<'_> {
 /// memory    = max(room wait, now − due)
 /// ```
 ///
-/// Memory is a server that gives back C tokens per stay, but in lumps: k of n requests must end, each equally likely anywhere in a
-/// stay. A fluid model alone (short/C) undercounts that wait on workers with few large requests.
+/// Memory is a server that gives back C tokens per stay, but in lumps: k of n requests must end, each equally likely
+/// anywhere in a stay. A fluid model alone (short/C) undercounts that wait on workers with few large requests.
 ///
-/// A prompt whose first token is overdue is at the head of the engine's queue and holds up all behind it, regardless of the booked
-/// backlog. A prompt that has been late for so long is likely to be late for as long again.
+/// A prompt whose first token is overdue is at the head of the engine's queue and holds up all behind it, regardless
+/// of the booked backlog. A prompt that has been late for so long is likely to be late for as long again.
 ///
 /// No branch depends on the data, so that the compiler prices several candidates at a time.
 #[inline(always)]

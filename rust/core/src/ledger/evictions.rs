@@ -5,9 +5,9 @@ const MEMORY_BLOCKS: f64 = 4096.0;
 /// Stored blocks below which the eviction rate counts as 0.
 const MIN_BLOCKS: f64 = 16.0;
 
-/// Blocks removed per block stored, by a worker's own KV events, over about the last 4,096 stored blocks. It is 0 while the cache
-/// has space, and 1 when every new block evicts an old one. The engine's own reports need no guess of its capacity, nor of the
-/// blocks that running answers hold.
+/// Blocks removed per block stored, by a worker's own KV events, over about the last 4,096 stored blocks. It is 0
+/// while the cache has space, and 1 when every new block evicts an old one. The engine's own reports need no guess of
+/// its capacity, nor of the blocks that running answers hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct EvictionRate {
     stored: f64,
@@ -34,8 +34,8 @@ impl EvictionRate {
 /// Memory of the reuse rate, requests.
 const MEMORY_REQUESTS: f64 = 500.0;
 
-/// Share of prompt tokens found in a cache, over about the last 500 requests. It stands for the chance that a cached token is
-/// wanted again.
+/// Share of prompt tokens found in a cache, over about the last 500 requests. It stands for the chance that a cached
+/// token is wanted again.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct ReuseRate {
     cached: f64,

@@ -1,7 +1,7 @@
 //! What each worker owes to its requests in flight, in seconds, and how much work arrives.
 //!
-//! [`crate::load`] counts tokens and blocks for every price. The ledger counts time, for prices and queues in seconds. It stands
-//! between `outcome ─▶ curves` and `match ─▶ price`:
+//! [`crate::load`] counts tokens and blocks for every price. The ledger counts time, for prices and queues in
+//! seconds. It stands between `outcome ─▶ curves` and `match ─▶ price`:
 //!
 //! ```text
 //! booking, first token, end ─▶ requests.rs ─▶ account.rs ─▶ columns.rs ─▶ estimate.rs ─▶ price
@@ -51,8 +51,9 @@ pub struct Outcome {
     pub output_tokens: Option<u32>,
     /// Prompt tokens that the engine found in its cache, where known.
     pub cached_tokens: Option<u32>,
-    /// Whether the end of the request is its first token, as in a pool that only prefills. The prefill curve learns from it. Never set
-    /// it for requests that were given up, nor for answers that came in one piece after their last token.
+    /// Whether the end of the request is its first token, as in a pool that only prefills. The prefill curve learns
+    /// from it. Never set it for requests that were given up, nor for answers that came in one piece after their last
+    /// token.
     pub at_first_token: bool,
 }
 
@@ -99,8 +100,8 @@ pub struct Ledger {
     /// Registered workers.
     workers: usize,
     requests: FxHashMap<RequestId, OpenRequest>,
-    /// Requests by expiry: the order of booking, since every booking lives equally long. Requests that ended stay until they reach the
-    /// front, or until they are too many.
+    /// Requests by expiry: the order of booking, since every booking lives equally long. Requests that ended stay
+    /// until they reach the front, or until they are too many.
     expiry: VecDeque<(f64, RequestId)>,
     /// Unstreamed requests before their expected first token, by that time.
     unstreamed: BTreeSet<(u64, RequestId)>,
@@ -245,7 +246,8 @@ impl Ledger {
         }
     }
 
-    /// One candidate in seconds, for an expected answer of `output_tokens`. O(1). Call [`Ledger::advance`] to `now_s` first.
+    /// One candidate in seconds, for an expected answer of `output_tokens`. O(1). Call [`Ledger::advance`] to `now_s`
+    /// first.
     pub fn estimate(
         &self,
         slot: Slot,

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 /// Age from which a report is stale, seconds.
 const FRESH_S: f64 = 1.0;
-/// Time before a report within which a sent prompt may be missing from it, seconds: it was on its way, or the step had begun.
+/// Time before a report within which a sent prompt may be missing from it, seconds: it was on its way, or the step
+/// had begun.
 const IN_TRANSIT_S: f64 = 0.1;
 /// Bookings in a row that ended by expiry, from which on the worker's outcomes count as unreported.
 const MAX_EXPIRED_IN_A_ROW: u32 = 3;
@@ -70,8 +71,8 @@ impl PromptQueue {
         self.unseen_tokens += tokens;
     }
 
-    /// A prompt sent at `sent_s` waits no more, regardless of the last report: its first token came, or its request ended. O(log n + k)
-    /// for n prompts since the last report and k of them sent after this one.
+    /// A prompt sent at `sent_s` waits no more, regardless of the last report: its first token came, or its request
+    /// ended. O(log n + k) for n prompts since the last report and k of them sent after this one.
     pub fn end(&mut self, sent_s: f64, tokens: u64) {
         self.count_outcome();
         let from = self.unseen.partition_point(|&(at_s, _)| at_s < sent_s);
@@ -90,16 +91,17 @@ impl PromptQueue {
         self.expired_in_a_row = 0;
     }
 
-    /// A booking ended by expiry: nobody reported its end.
+    /// A booking ended by expiry: its end was not reported.
     pub fn count_expiry(&mut self) {
         self.expired_in_a_row = self.expired_in_a_row.saturating_add(1);
     }
 
-    /// Prompts before their first token, where `booked` is the router's own count. `None` when neither the engine nor the outcomes
-    /// report anything: nothing may be held back for the worker then.
+    /// Prompts before their first token, where `booked` is the router's own count. `None` when neither the engine nor
+    /// the outcomes report anything: nothing may be held back for the worker then.
     ///
-    /// With a fresh report it is what waits there and what the report cannot have seen. When the step computed a prompt, it is at
-    /// least the own count, since the rest of a chunked prompt is not reported. With a stale report it is the own count.
+    /// With a fresh report it is what waits there and what the report cannot have seen. When the step computed a
+    /// prompt, it is at least the own count, since the rest of a chunked prompt is not reported. With a stale report
+    /// it is the own count.
     pub fn prompts(&self, booked: WaitingPrompts, now_s: f64) -> Option<WaitingPrompts> {
         match self.report {
             Some((at_s, queue)) if now_s - at_s <= FRESH_S => {

@@ -1,7 +1,8 @@
 //! Exponentially weighted rates of arriving work, and a running mean.
 //!
-//! All rates of a ledger share one forward-decay clock (Cormode et al., "Forward decay", ICDE 2009). An amount w at time t is stored
-//! as `w·e^((t − base)/h)`, so a query needs one exponential for all workers together, and not one per worker.
+//! All rates of a ledger share one forward-decay clock (Cormode et al., "Forward decay", ICDE 2009). An amount w at
+//! time t is stored as `w·e^((t − base)/h)`, so a query needs one exponential for all workers together, and not one
+//! per worker.
 
 /// Horizon h of the rates, seconds.
 const HORIZON_S: f64 = 10.0;
@@ -47,7 +48,8 @@ pub(super) struct Rate {
 }
 
 impl Rate {
-    /// Counts `amount` at the newest time of the clock. `weight` is [`DecayClock::weight`]. Returns whether the amount was the first.
+    /// Counts `amount` at the newest time of the clock. `weight` is [`DecayClock::weight`]. Returns whether the
+    /// amount was the first.
     pub fn add(&mut self, amount: f64, weight: f64, now_s: f64) -> bool {
         self.stored += amount * weight;
         self.since_s.replace(self.since_s.unwrap_or(now_s)).is_none()

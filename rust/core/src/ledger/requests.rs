@@ -87,8 +87,8 @@ impl Ledger {
         }
     }
 
-    /// The first token of a request came: its prompt waits no more, and the prefill curve learns. Returns the seconds since it was
-    /// booked. `None` when it is not booked, or had its first token before.
+    /// The first token of a request came: its prompt waits no more, and the prefill curve learns. Returns the seconds
+    /// since it was booked. `None` when it is not booked, or had its first token before.
     pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Option<f64> {
         let open = self.requests.get_mut(&request);
         let open = open.filter(|open| open.is_prefilling())?;
@@ -117,8 +117,8 @@ impl Ledger {
         Some(now_s - booked_at_s)
     }
 
-    /// The answer of a request began, in a pool that only decodes: its steps are counted from now on. Its booking decodes from its start,
-    /// but until the first token it waits for the prompt's KV.
+    /// The answer of a request began, in a pool that only decodes: its steps are counted from now on. Its booking
+    /// decodes from its start, but until the first token it waits for the prompt's KV.
     pub fn answer_began(&mut self, request: RequestId, now_s: f64) {
         if let Some(open) = self.requests.get_mut(&request)
             && let Some(first) = &mut open.first_token
@@ -130,8 +130,8 @@ impl Ledger {
         }
     }
 
-    /// A request ended. `kv_tokens` is what its worker has in flight without it, in distinct prompt tokens. The step curve learns when
-    /// the length of the answer is known.
+    /// A request ended. `kv_tokens` is what its worker has in flight without it, in distinct prompt tokens. The step
+    /// curve learns when the length of the answer is known.
     pub fn release(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         if let Some(open) = self.requests.get(&request) {
             let queue = &mut self.accounts[open.slot.index()].queue;
@@ -144,8 +144,8 @@ impl Ledger {
         self.end(request, kv_tokens, outcome, now_s);
     }
 
-    /// Ends requests whose booking expired. Returns unstreamed requests whose first token was expected by now: their prefill counts as
-    /// over.
+    /// Ends requests whose booking expired. Returns unstreamed requests whose first token was expected by now: their
+    /// prefill counts as over.
     pub fn expire(&mut self, now_s: f64) -> Vec<RequestId> {
         let mut assumed = Vec::new();
         while let Some(&(due, request)) = self.unstreamed.first()

@@ -104,7 +104,8 @@ fn memory_comes_back_in_lumps() {
         };
         memory_wait_s(&mut ledger, (12_000.0, 5000), 0.0) / stay_s
     };
-    // The only request must end, and half of its stay is left on average. Of 24 requests that hold as much, only some must end.
+    // The only request must end, and half of its stay is left on average. Of 24 requests that hold as much, only some
+    // must end.
     assert!((wait_s(1) - 0.5).abs() < 1e-9, "{}", wait_s(1));
     assert!((0.1..0.5).contains(&wait_s(24)), "{}", wait_s(24));
     assert!(wait_s(2) < wait_s(1));

@@ -21,12 +21,12 @@ impl Default for ChwblConfig {
 }
 
 /// With `h` a hash of (first block of the prompt, worker), uniform in [0, 1): cost = h for workers with fewer than
-/// `⌈load_factor · (all requests in flight + 1) / n⌉` requests in flight, infinite for other workers. A prompt without a full block goes to
-/// the least loaded worker.
+/// `⌈load_factor · (all requests in flight + 1) / n⌉` requests in flight, infinite for other workers. A prompt
+/// without a full block goes to the least loaded worker.
 ///
-/// Each prefix family has its own order of the workers and goes to the first worker below the bound. A worker that joins or leaves moves only
-/// its own share. Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads" (SODA 2018), here
-/// over rendezvous hashing (Thaler and Ravishankar 1998) in place of a ring.
+/// Each prefix family has its own order of the workers and goes to the first worker below the bound. A worker that
+/// joins or leaves moves only its own share. Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with
+/// bounded loads" (SODA 2018), here over rendezvous hashing (Thaler and Ravishankar 1998) in place of a ring.
 #[derive(Clone, Debug)]
 pub struct Chwbl {
     config: ChwblConfig,

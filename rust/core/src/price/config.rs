@@ -61,8 +61,8 @@ impl PolicyConfig {
     /// The policy `name` with `parameters` by name. A parameter that is not given has its default.
     ///
     /// # Errors
-    /// [`Error::UnknownPolicy`], [`Error::PolicyParameters`] for an unknown or unreadable parameter, and [`Error::Parameter`] for a value
-    /// that is out of range.
+    /// [`Error::UnknownPolicy`], [`Error::PolicyParameters`] for an unknown or unreadable parameter, and
+    /// [`Error::Parameter`] for a value that is out of range.
     pub fn from_name(name: &str, parameters: &Map<String, Value>) -> Result<Self, Error> {
         let none = |policy| read::<NoParameters>(name, parameters).map(|NoParameters {}| policy);
         let config = match name {

@@ -63,10 +63,12 @@ impl DynamoConfig {
 /// cost   = prefill_load_scale · max(0, raw − credit) + |active blocks ∪ request blocks| + w_request · active requests
 /// ```
 ///
-/// On the prefill leg of a split no decode block counts, since Dynamo routes it with `router_track_active_blocks` off. On the decode leg of
-/// a split the cost is `max(0, |active ∪ request| − credit) + w_request · active requests`, without the credit at c = 0.
+/// On the prefill leg of a split no decode block counts, since Dynamo routes it with `router_track_active_blocks`
+/// off. On the decode leg of a split the cost is `max(0, |active ∪ request| − credit) + w_request · active requests`,
+/// without the credit at c = 0.
 ///
-/// Source: Dynamo 1.6.1, `dynamo-kv-router`, scheduling/selector, without its shared cache and taints, which Wardrop does not know.
+/// Source: Dynamo 1.6.1, `dynamo-kv-router`, scheduling/selector, without its shared cache and taints, which Wardrop
+/// does not know.
 #[derive(Clone, Debug)]
 pub struct Dynamo {
     config: DynamoConfig,
@@ -161,8 +163,8 @@ impl Policy for Dynamo {
         }
     }
 
-    /// Blocks to prefill, blocks in flight, and blocks for the requests in flight. On the decode leg of a split the credit is in the second
-    /// part.
+    /// Blocks to prefill, blocks in flight, and blocks for the requests in flight. On the decode leg of a split the
+    /// credit is in the second part.
     fn parts(&self, view: &View<'_>, i: usize) -> Parts {
         let [prefill, decode, requests] = self.parts_of(view, i, self.lowest_prefill_tokens(view));
         Parts::new([
@@ -184,8 +186,8 @@ impl Policy for Dynamo {
     }
 }
 
-/// The cost when no candidate holds a block in a lower tier and no credit decays, as in nearly every decision. It equals the general form to
-/// the last bit, and prices several candidates at a time.
+/// The cost when no candidate holds a block in a lower tier and no credit decays, as in nearly every decision. It
+/// equals the general form to the last bit, and prices several candidates at a time.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn price_plain(view: &View<'_>, config: &DynamoConfig, costs: &mut [f64]) {
     let n = costs.len();
@@ -193,7 +195,8 @@ fn price_plain(view: &View<'_>, config: &DynamoConfig, costs: &mut [f64]) {
     let (device, shared) = (&view.device_blocks[..n], &view.shared_blocks[..n]);
     let (input_tokens, request_blocks) = (f64::from(view.input_tokens), f64::from(view.request_blocks));
     let (scale, credit) = (config.prefill_load_scale, config.overlap_score_credit);
-    // Division by a power of two equals multiplication by its inverse to the last bit. A multiplication takes a fifth of the time.
+    // Division by a power of two equals multiplication by its inverse to the last bit. A multiplication takes a fifth
+    // of the time.
     let (inverse, exact) = (
         1.0 / f64::from(view.block_size),
         view.block_size.is_power_of_two(),

@@ -5,9 +5,9 @@ use crate::rng::Rng;
 
 /// cost = (uncached prompt tokens in flight + uncached tokens of the prompt) · (requests in flight + 1).
 ///
-/// The product needs no weights. It prefers a cached prefix on a worker with few requests, and either factor can outweigh the other.
-/// Source: `LMetric`, a multiplicative indicator of KV-cache-aware scheduling. The + 1 counts the request itself, so that an idle worker
-/// without the prefix does not cost 0.
+/// The product needs no weights. It prefers a cached prefix on a worker with few requests, and either factor can
+/// outweigh the other. Source: `LMetric`, a multiplicative indicator of KV-cache-aware scheduling. The + 1 counts the
+/// request itself, so that an idle worker without the prefix does not cost 0.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lmetric;
 

@@ -1,9 +1,11 @@
 //! Policies: one cost per candidate, the lowest wins.
 //!
-//! Stands in the flow `match ─▶ price ─▶ pick`. A [`Policy`] reads a [`View`] of the candidates and a generator, and writes costs. It
-//! changes nothing: what learns from outcomes is in [`crate::ledger`] and [`crate::regime`]. O(candidates) per decision.
+//! Stands in the flow `match ─▶ price ─▶ pick`. A [`Policy`] reads a [`View`] of the candidates and a generator, and
+//! writes costs. It changes nothing: what learns from outcomes is in [`crate::ledger`] and [`crate::regime`].
+//! O(candidates) per decision.
 //!
-//! A new policy is a file here, with its formula and its source, and a name in [`PolicyConfig`]. `toll.rs` is the model to follow.
+//! A new policy is a file here, with its formula and its source, and a name in [`PolicyConfig`]. `toll.rs` is the
+//! model to follow.
 
 mod chwbl;
 mod config;
@@ -73,7 +75,8 @@ pub struct View<'a> {
     pub shared_blocks: &'a [u32],
     /// Requests in flight.
     pub active_requests: &'a [u32],
-    /// Expected tokens of the answer: the request's own figure, else the running mean. 0 in a pool that does not decode.
+    /// Expected tokens of the answer: the request's own figure, else the running mean. 0 in a pool that does not
+    /// decode.
     pub output_tokens: f64,
     /// The candidates in seconds. Empty unless the policy [needs](Policy::needs_latency) them.
     pub latency: LatencyView<'a>,
@@ -105,7 +108,8 @@ impl View<'_> {
         self.decode_blocks[i] + u64::from(self.request_blocks - self.shared_blocks[i])
     }
 
-    /// Prompt tokens that candidate `i` would compute when the request's turn comes: all but its device blocks and the blocks in flight.
+    /// Prompt tokens that candidate `i` would compute when the request's turn comes: all but its device blocks and
+    /// the blocks in flight.
     pub fn tokens_to_compute(&self, i: usize) -> u64 {
         let held_blocks = self.device_blocks[i].max(self.shared_blocks[i]);
         u64::from(self.input_tokens).saturating_sub(u64::from(held_blocks) * u64::from(self.block_size))
@@ -123,8 +127,8 @@ pub trait Policy: Send + Sync {
     /// Name of the policy, as in [`PolicyConfig::NAMES`].
     fn name(&self) -> &'static str;
 
-    /// Writes the cost of every candidate. Lower is better. An infinite or undefined cost is never chosen, unless every cost is so: the
-    /// router then chooses the least loaded candidate.
+    /// Writes the cost of every candidate. Lower is better. An infinite or undefined cost is never chosen, unless
+    /// every cost is so: the router then chooses the least loaded candidate.
     fn price(&self, view: &View<'_>, rng: &mut Rng, costs: &mut [f64]);
 
     /// The parts of the cost of candidate `i`, for an explained decision. Empty where the cost is no sum. O(1).
@@ -137,7 +141,8 @@ pub trait Policy: Send + Sync {
         false
     }
 
-    /// Shares of a block's prefill that a block in host memory, and on disk, saves: 0 to 1. `None` takes the router's own.
+    /// Shares of a block's prefill that a block in host memory, and on disk, saves: 0 to 1. `None` takes the router's
+    /// own.
     fn reuse_weights(&self) -> Option<[f64; 2]> {
         None
     }

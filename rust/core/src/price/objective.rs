@@ -1,15 +1,17 @@
 //! The user's goals, as weights of the toll's terms.
 //!
-//! The terms are delays of requests, and the weights say which delays matter more. Two weights trade metrics against each other
-//! (`docs/pricing.md` has the measurements). The busy-period weight improves the tail of TTFT and costs E2E and goodput. The stall weight
-//! improves ITL. An objective is a mixture of four goals, and its weights are the same mixture of the weights of the goals.
+//! The terms are delays of requests, and the weights say which delays matter more. Two weights trade metrics against
+//! each other (`docs/reports/pricing.md` has the measurements). The busy-period weight improves the tail of TTFT and
+//! costs E2E and goodput. The stall weight improves ITL. An objective is a mixture of four goals, and its weights are
+//! the same mixture of the weights of the goals.
 
 use serde::{Deserialize, Serialize};
 
 use super::config::non_negative;
 use crate::error::Error;
 
-/// How much each goal counts. Only the ratios matter, and at least one goal must be above 0. The default serves TTFT, mean and tail.
+/// How much each goal counts. Only the ratios matter, and at least one goal must be above 0. The default serves TTFT,
+/// mean and tail.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Objective {
@@ -57,8 +59,8 @@ pub struct TollWeights {
     pub eviction: f64,
 }
 
-/// TTFT, mean and tail. A stall delays tokens, not first tokens. At a weight of 1 it gathers long prompts where few requests run, until the KV
-/// memory there is short, so it has half of that.
+/// TTFT, mean and tail. A stall delays tokens, not first tokens. At a weight of 1 it gathers long prompts where few
+/// requests run, until the KV memory there is short, so it has half of that.
 const TTFT: TollWeights = TollWeights {
     own: 1.0,
     decode: 1.0,
@@ -98,8 +100,8 @@ const GOODPUT: TollWeights = TollWeights {
 impl Objective {
     /// The mixture of the weights of the goals.
     ///
-    /// Goodput is itself a mixture with ITL, by the tighter limit: half of `ttft_slo / (ttft_slo + 100·itl_slo)` of it is ITL. An ITL limit of
-    /// 20 ms binds like a TTFT limit of 2 s, hence the factor 100.
+    /// Goodput is itself a mixture with ITL, by the tighter limit: half of `ttft_slo / (ttft_slo + 100·itl_slo)` of
+    /// it is ITL. An ITL limit of 20 ms binds like a TTFT limit of 2 s, hence the factor 100.
     ///
     /// # Errors
     /// [`Error::Parameter`] for a negative or undefined weight, a limit that is not above 0, or no goal at all.

@@ -1,7 +1,7 @@
 //! The paper's policy (its Table 2): Dynamo's cost with parameters by regime.
 //!
-//! A price is pure, so one [`Paper`] prices in one regime. The router owns the [`RegimeController`] that reads first tokens,
-//! and builds the [`Paper`] of the new regime on a change.
+//! A price is pure, so one [`Paper`] prices in one regime. The router owns the [`RegimeController`] that reads first
+//! tokens, and builds the [`Paper`] of the new regime on a change.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::regime::{Regime, RegimeController, RegimeSettings};
 use crate::rng::Rng;
 
-/// Parameters of [`Paper`] and of its controller. The defaults are the paper's, where it gives them: [`crate::regime`] has the
-/// meaning of [A] and [O].
+/// Parameters of [`Paper`] and of its controller. The defaults are the paper's, where it gives them:
+/// [`crate::regime`] has the meaning of [A] and [O].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PaperConfig {
@@ -53,8 +53,8 @@ impl Default for PaperConfig {
 
 /// [`Dynamo`] with (τ, ω) of one regime: (0, 1) below, (0.7, 1) in transition, (0.8, 0.1) saturated.
 ///
-/// On the decode leg of a split ω has no effect, since a decode worker computes no prompt. With one prefill worker it has none on
-/// the prefill leg either. Only τ acts there.
+/// On the decode leg of a split ω has no effect, since a decode worker computes no prompt. With one prefill worker it
+/// has none on the prefill leg either. Only τ acts there.
 #[derive(Clone, Debug)]
 pub struct Paper {
     rule: Dynamo,

@@ -3,8 +3,8 @@
 use super::{Policy, View};
 use crate::rng::Rng;
 
-/// Two distinct candidates are drawn at random. They cost their requests in flight, and the cost of other candidates is infinite. A single
-/// candidate is always drawn.
+/// Two distinct candidates are drawn at random. They cost their requests in flight, and the cost of other candidates
+/// is infinite. A single candidate is always drawn.
 ///
 /// Source: Mitzenmacher, "The power of two choices in randomized load balancing" (2001).
 #[derive(Clone, Copy, Debug, Default)]

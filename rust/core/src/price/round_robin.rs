@@ -3,7 +3,8 @@
 use super::{Policy, View};
 use crate::rng::Rng;
 
-/// `cost_i = (i − turn) mod n`, where turn counts decisions: candidate `turn mod n` costs 0. Fair while the candidates stay the same.
+/// `cost_i = (i − turn) mod n`, where turn counts decisions: candidate `turn mod n` costs 0. Fair while the
+/// candidates stay the same.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RoundRobin;
 

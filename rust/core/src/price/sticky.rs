@@ -26,11 +26,11 @@ impl Default for StickyConfig {
     }
 }
 
-/// With `m` the best device overlap, candidates with overlap ≥ `keep_share · m` cost their uncached prompt tokens in flight. The cost of other
-/// candidates is infinite. When `m · B < min_share · input`, every worker is a candidate.
+/// With `m` the best device overlap, candidates with overlap ≥ `keep_share · m` cost their uncached prompt tokens in
+/// flight. The cost of other candidates is infinite. When `m · B < min_share · input`, every worker is a candidate.
 ///
-/// Source: llm-d's affinity filter, followed by its scorer of fewest uncached tokens. It is published without a minimum share
-/// (`min_share` 0), and herds in that form.
+/// Source: llm-d's affinity filter, followed by its scorer of fewest uncached tokens. It is published without a
+/// minimum share (`min_share` 0), and herds in that form.
 #[derive(Clone, Debug)]
 pub struct Sticky {
     config: StickyConfig,

@@ -1,8 +1,8 @@
 //! The toll: one price in seconds. Each request pays its own time and the delay that it causes to others (Pigou 1920).
 //!
-//! For one candidate, from its learned curves: `s` prefill seconds of the request, `W` prefill seconds ahead of it, `n` requests in
-//! flight, `Ō` expected output tokens, `λ` arrivals per second, `ρ` utilisation, `M` wait for KV memory, `f` KV-memory time, `m` share of
-//! the KV memory in use:
+//! For one candidate, from its learned curves: `s` prefill seconds of the request, `W` prefill seconds ahead of it,
+//! `n` requests in flight, `Ō` expected output tokens, `λ` arrivals per second, `ρ` utilisation, `M` wait for KV
+//! memory, `f` KV-memory time, `m` share of the KV memory in use:
 //!
 //! ```text
 //! price = own · [(W + s)·(1 + step/chunk) + transfer]           own first token            [`own_first_token_s`]
@@ -13,10 +13,10 @@
 //!       + eviction · evicted·reuse·token                         blocks that it evicts      [`eviction_s`]
 //! ```
 //!
-//! Every term is ≥ 0, in seconds, and a function of one candidate alone, so it can be tested and explained alone. On an idle fleet all
-//! but the first two terms vanish, and the price is cache affinity. The busier the fleet, the more the price avoids congestion. It has no
-//! threshold, no switch and no noise. Only the weights come from the user's [`Objective`](super::Objective). Source: the study in
-//! `docs/pricing.md`.
+//! Every term is ≥ 0, in seconds, and a function of one candidate alone, so it can be tested and explained alone. On
+//! an idle fleet all but the first two terms vanish, and the price is cache affinity. The busier the fleet, the more
+//! the price avoids congestion. It has no threshold, no switch and no noise. Only the weights come from the user's
+//! [`Objective`](super::Objective). Source: the study in `docs/reports/pricing.md`.
 
 use multiversion::multiversion;
 
@@ -33,8 +33,8 @@ const MAX_STRETCH: f64 = 2.0;
 /// Error factor of a curve that has seen no outcome: it is right to an order of magnitude.
 const GUESS_FACTOR: u64 = 10;
 
-/// (W + s)·(1 + step/chunk) + transfer: seconds to the own first token. The factor is the decode step that shares the pass of every prefill
-/// chunk.
+/// (W + s)·(1 + step/chunk) + transfer: seconds to the own first token. The factor is the decode step that shares the
+/// pass of every prefill chunk.
 #[inline(always)]
 pub fn own_first_token_s(c: &LatencyEstimate) -> f64 {
     let shared = if c.chunk_s > 0.0 && c.requests > 0.0 {
@@ -59,9 +59,9 @@ pub fn stall_s(c: &LatencyEstimate) -> f64 {
 
 /// s·λ·(W + M + s)·min(1/(1 − ρ), 2): s seconds for each request that is expected to arrive before the backlog is gone.
 ///
-/// The busy period of an isolated queue grows with 1/(1 − ρ) without bound. A worker behind a router is not isolated: arrivals that meet
-/// its backlog go elsewhere. Without the bound, the term held a prefix family on its worker through minutes of backlog
-/// (`docs/pricing.md`).
+/// The busy period of an isolated queue grows with 1/(1 − ρ) without bound. A worker behind a router is not isolated:
+/// arrivals that meet its backlog go elsewhere. Without the bound, the term held a prefix family on its worker
+/// through minutes of backlog (`docs/reports/pricing.md`).
 #[inline(always)]
 pub fn busy_period_s(c: &LatencyEstimate) -> f64 {
     let backlog_s = c.wait_s + c.memory_wait_s + c.prefill_s;
@@ -69,17 +69,19 @@ pub fn busy_period_s(c: &LatencyEstimate) -> f64 {
     c.prefill_s * c.arrivals_per_s * backlog_s * stretch
 }
 
-/// M + (f + s·m)·λ·(M/(1 − m) + min(f/(1 − m), stay)): the wait for KV blocks, of the request and of requests that arrive meanwhile. m is
-/// the share of the KV memory in use with the request. Memory is the server here, so its own utilisation stretches the wait, not that of
-/// prefill. `stay = W + s + Ō·step_with` is how long the request holds its blocks.
+/// M + (f + s·m)·λ·(M/(1 − m) + min(f/(1 − m), stay)): the wait for KV blocks, of the request and of requests that
+/// arrive meanwhile. m is the share of the KV memory in use with the request. Memory is the server here, so its own
+/// utilisation stretches the wait, not that of prefill. `stay = W + s + Ō·step_with` is how long the request holds
+/// its blocks.
 ///
-/// The request takes two parts of that server: its own footprint f, and s·m. While its prompt is computed, the requests in flight stand
-/// still and keep their blocks for s seconds more. Without s·m long prompts went where few requests ran, regardless of the memory that
-/// these held. Workers then came apart: some had many small requests and free memory, the others were full (`docs/pricing.md`).
+/// The request takes two parts of that server: its own footprint f, and s·m. While its prompt is computed, the
+/// requests in flight stand still and keep their blocks for s seconds more. Without s·m long prompts went where few
+/// requests ran, regardless of the memory that these held. Workers then came apart: some had many small requests and
+/// free memory, the others were full (`docs/reports/pricing.md`).
 ///
-/// A shortage (M) delays every request until memory is free again. While the request fits, it can hold up only requests that arrive
-/// during its stay, so the stay bounds the term. Without the bound, f/(1 − m) of a prompt that takes half of a cache was minutes, and
-/// sent the prompt away from its own prefix (`docs/pricing.md`).
+/// A shortage (M) delays every request until memory is free again. While the request fits, it can hold up only
+/// requests that arrive during its stay, so the stay bounds the term. Without the bound, f/(1 − m) of a prompt that
+/// takes half of a cache was minutes, and sent the prompt away from its own prefix (`docs/reports/pricing.md`).
 #[inline(always)]
 pub fn memory_s(c: &LatencyEstimate, output_tokens: f64) -> f64 {
     let (wait_s, own_s) = (c.memory_wait_s, c.footprint_s);
@@ -106,15 +108,18 @@ pub fn toll_s(c: &LatencyEstimate, output_tokens: f64, w: &TollWeights) -> f64 {
         + w.eviction * eviction_s(c)
 }
 
-/// Bounded ramp of new workers: a worker whose curves have seen next to nothing ([`LatencyEstimate::is_new`]) gets at most its share of
-/// `⌈(requests in flight + 1) / candidates⌉` requests. Beyond its share its cost is infinite. O(candidates).
+/// Bounded ramp of new workers: a worker whose curves have seen next to nothing ([`LatencyEstimate::is_new`]) gets at
+/// most its share of `⌈(requests in flight + 1) / candidates⌉` requests. Beyond its share its cost is infinite.
+/// O(candidates).
 ///
-/// A known worker always keeps its finite cost. When all workers are new, none is held, since there is none to fall back on.
+/// A known worker always keeps its finite cost. When all workers are new, none is held, since there is none to fall
+/// back on.
 ///
-/// The curve of a new worker is a guess. The worker is empty, so it looks best to every request until its first answers come. What it
-/// holds of a prompt is no guess: when it has at most a tenth to compute of the least that any known worker has (`new_tokens`, by
-/// candidate), it is faster regardless of its curve, and is not held. A shared system prompt alone is not enough for that, or a new
-/// worker would take the whole traffic of a cold fleet (`docs/pricing.md`).
+/// The curve of a new worker is a guess. The worker is empty, so it looks best to every request until its first
+/// answers come. What it holds of a prompt is no guess: when it has at most a tenth to compute of the least that any
+/// known worker has (`new_tokens`, by candidate), it is faster regardless of its curve, and is not held. A shared
+/// system prompt alone is not enough for that, or a new worker would take the whole traffic of a cold fleet
+/// (`docs/reports/pricing.md`).
 pub fn hold_newcomers(
     is_new: &[bool],
     requests: impl Fn(usize) -> f64,

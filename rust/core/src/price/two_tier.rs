@@ -21,8 +21,8 @@ impl Default for TwoTierConfig {
     }
 }
 
-/// With `m` the best device overlap: cost = request blocks − device overlap if `m > 0` and `m · B ≥ match_share · input`. Otherwise
-/// cost = requests in flight.
+/// With `m` the best device overlap: cost = request blocks − device overlap if `m > 0` and `m · B ≥ match_share ·
+/// input`. Otherwise cost = requests in flight.
 ///
 /// Source: the cache-aware mode of `SGLang`'s router (its cache threshold), without its switch on imbalance.
 #[derive(Clone, Debug)]

@@ -8,15 +8,16 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueueConfig {
-    /// κ, 0 or above. Only a request that arrives within κ·(own prefill seconds − its prefill seconds) overtakes another. 0 is
-    /// first come, first served; higher values favour short prompts.
+    /// κ, 0 or above. Only a request that arrives within κ·(own prefill seconds − its prefill seconds) overtakes
+    /// another. 0 is first come, first served; higher values favour short prompts.
     pub kappa: f64,
-    /// Bound on what its own length costs a request, as a multiple of the recent mean of wait and own prefill. 0 sets no bound.
+    /// Bound on what its own length costs a request, as a multiple of the recent mean of wait and own prefill. 0 sets
+    /// no bound.
     pub patience: f64,
     /// Prefill backlog of a worker, seconds, from which it takes no further prompt into an engine pass.
     pub backlog_s: f64,
     /// Whether small prompts may share an engine pass. Without it a fleet of short prompts computes one prompt per pass
-    /// (`docs/pricing.md`).
+    /// (`docs/reports/pricing.md`).
     pub share_passes: bool,
     /// Requests that are considered at a time, oldest first, 1 to 1024.
     pub window: usize,

@@ -1,5 +1,5 @@
-//! Late binding: a request waits here while the worker that it would choose has no room. The later it is bound, the more is
-//! known of the load when its worker is chosen.
+//! Late binding: a request waits here while the worker that it would choose has no room. The later it is bound, the
+//! more is known of the load when its worker is chosen.
 //!
 //! ```text
 //! key(r)   start_r + κ·s_r·b/(κ·s_r + b),  s_r = prefill seconds of r on its best worker,
@@ -15,20 +15,24 @@
 //! prompts that the report cannot have seen. When the report is stale, it is the router's own count. When the worker's
 //! requests end by expiry alone, the worker always has room.
 //!
-//! The caller pumps on every arrival, first token and end. The queue is pure: no clock, no I/O. The simulator and the gateway
-//! run it in front of any policy. `docs/pricing.md` has the measurements. Choosing among the workers with room only ruins the
-//! tail: a request then leaves its prefix for any idle worker. Without overflow a small window starves idle workers.
+//! The caller pumps on every arrival, first token and end. The queue is pure: no clock, no I/O. The simulator and the
+//! gateway run it in front of any policy. `docs/reports/pricing.md` has the measurements. Choosing among the workers
+//! with room only ruins the tail: a request then leaves its prefix for any idle worker. Without overflow a small
+//! window starves idle workers.
 //!
-//! * **Nothing starves**: r is overtaken only by requests that arrive within `κ·(s_r − s_other)` of it and within `patience`
-//!   times the recent mean. A request that waited `max_wait_s` is placed at once.
+//! * **Nothing starves**: r is overtaken only by requests that arrive within `κ·(s_r − s_other)` of it and within
+//!   `patience` times the recent mean. A request that waited `max_wait_s` is placed at once.
 //! * **Nothing is lost**: a request is waiting, placed, cancelled or refused, and exactly one of them.
-//! * **Bounded** in requests, bytes, both per tenant, tenants and time. A request that cannot meet its deadline is dropped.
+//! * **Bounded** in requests, bytes, both per tenant, tenants and time. A request that cannot meet its deadline is
+//!   dropped.
 //! * **Never stuck**: a lost completion ends with the expiry of its booking, and no wait exceeds `max_wait_s`.
-//! * Cost: one match per request as without the queue, O(K·workers) per pump at worst, O(workers) when no worker has room. The
-//!   router's state is locked once per pass, regardless of the number of workers (`docs/adr/0011-one-decision-path.md`).
+//! * Cost: one match per request as without the queue, O(K·workers) per pump at worst, O(workers) when no worker has
+//!   room. The router's state is locked once per pass, regardless of the number of workers
+//!   (`docs/adr/0011-one-decision-path.md`).
 //!
-//! Where small prompts share engine passes, some worker nearly always has room that no waiting request wants, so passes would
-//! go on to the end of the window. Newer arrivals are then evaluated individually until something may give room (`pump.rs`).
+//! Where small prompts share engine passes, some worker nearly always has room that no waiting request wants, so
+//! passes would go on to the end of the window. Newer arrivals are then evaluated individually until something may
+//! give room (`pump.rs`).
 
 mod config;
 mod order;
@@ -279,8 +283,8 @@ impl LateQueue {
 
     /// What its own length costs a request in the order, seconds: `κ·s·b/(κ·s + b)`.
     ///
-    /// The cost is about κ·s while that is small beside the bound b, and never above b. It grows with s all the way, so the
-    /// shorter of two requests that arrive together goes first.
+    /// The cost is about κ·s while that is small beside the bound b, and never above b. It grows with s all the way,
+    /// so the shorter of two requests that arrive together goes first.
     fn length_cost_s(&self, prefill_s: f64) -> f64 {
         let by_length_s = self.config.kappa * prefill_s;
         let bound_s = self.config.patience * self.pace.mean_s();
@@ -290,7 +294,8 @@ impl LateQueue {
         by_length_s * bound_s / (by_length_s + bound_s)
     }
 
-    /// Start of a request, seconds: its arrival less its head start, and in a fair queue no earlier than its tenant's turn.
+    /// Start of a request, seconds: its arrival less its head start, and in a fair queue no earlier than its tenant's
+    /// turn.
     fn start_s(&mut self, request: &QueuedRequest, prefill_s: f64, now_s: f64) -> f64 {
         let start_s = now_s - self.config.priority_s * f64::from(request.priority);
         if self.config.fair {

@@ -10,8 +10,8 @@ use crate::request::RequestId;
 /// The place of a request: its start as an ordered integer, then its id.
 type Place = (u64, RequestId);
 
-/// All waiting requests in order. Invariant: the window holds the first `min(K, len)` requests by start, sorted by key, then
-/// by id.
+/// All waiting requests in order. Invariant: the window holds the first `min(K, len)` requests by start, sorted by
+/// key, then by id.
 #[derive(Debug, Default)]
 pub(super) struct Order {
     /// Requests behind the window.

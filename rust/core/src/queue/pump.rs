@@ -67,8 +67,8 @@ impl LateQueue {
     /// Places what can be placed. Each placed request is booked in `router` and appended to `placed`.
     ///
     /// # Errors
-    /// [`Error::NoWorker`] when no candidate is available, [`Error::TooManyBookings`] when the booking table is full. Requests
-    /// that were not placed wait for the next pump.
+    /// [`Error::NoWorker`] when no candidate is available, [`Error::TooManyBookings`] when the booking table is full.
+    /// Requests that were not placed wait for the next pump.
     pub fn pump(&mut self, router: &Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<(), Error> {
         if self.entries.is_empty() {
             self.arrivals.clear();
@@ -89,7 +89,8 @@ impl LateQueue {
         Ok(())
     }
 
-    /// Places every request whose worker has room: by whole passes, or the new arrivals only when nothing else can have changed.
+    /// Places every request whose worker has room: by whole passes, or the new arrivals only when nothing else can
+    /// have changed.
     fn place_with_room(
         &mut self,
         router: &Router,
@@ -158,7 +159,7 @@ impl LateQueue {
             && now_s - last.at_s <= FRESH_S
     }
 
-    /// Places those new arrivals that find room, each behind the blocked requests of lower keys.
+    /// Places the new arrivals that find room, each behind the blocked requests of lower keys.
     fn place_arrivals(&mut self, turn: &mut Turn<'_>, last: LastPass) -> Result<(), Error> {
         let mut survey = Survey {
             rule: RoomRule::new(&self.config, &turn.decisions),
@@ -208,8 +209,8 @@ impl LateQueue {
         {
             return Ok(false);
         }
-        // A worker whose engine pass is nearly full counts as free only if the smallest prompt fits. Otherwise a pass would go on
-        // to the end of the window for room that no request can use.
+        // A worker whose engine pass is nearly full counts as free only if the smallest prompt fits. Otherwise a pass
+        // would go on to the end of the window for room that no request can use.
         let least = Demand {
             prefill_tokens: self.least_tokens(),
             ..any
@@ -286,8 +287,8 @@ impl LateQueue {
         self.blocked.push(blocked);
     }
 
-    /// Matches a waiting request again when the set of workers changed or its match is older than `age_s`. Returns whether the
-    /// match is a new one.
+    /// Matches a waiting request again when the set of workers changed or its match is older than `age_s`. Returns
+    /// whether the match is a new one.
     fn refresh(&mut self, turn: &Turn<'_>, id: RequestId, age_s: f64) -> Result<bool, Error> {
         let Some(entry) = self.entries.get_mut(&id) else {
             return Ok(false);

@@ -7,13 +7,14 @@
 //!           and, unless j is empty, KV in flight + own new KV + (n_j + 1)·(mean answer + a block) ≤ KV capacity of j
 //! ```
 //!
-//! A worker that reports nothing always has room: figures that nobody confirms are no reason to hold a request back.
+//! A worker that reports nothing always has room: unconfirmed figures are no reason to hold a request back.
 
 use super::config::QueueConfig;
 use crate::ledger::Occupancy;
 use crate::router::Decisions;
 
-/// A prompt shares an engine pass only when it fills at most 1 / `SHARED_PART` of it. The other prompts of the pass wait for it.
+/// A prompt shares an engine pass only when it fills at most 1 / `SHARED_PART` of it. The other prompts of the pass
+/// wait for it.
 const SHARED_PART: u64 = 4;
 
 /// What a prompt needs of a worker. The default asks for any room at all.
@@ -21,7 +22,7 @@ const SHARED_PART: u64 = 4;
 pub(super) struct Demand {
     /// Prompt tokens to compute.
     pub prefill_tokens: u64,
-    /// Prompt tokens to keep in KV memory beyond those in flight.
+    /// Prompt tokens to keep in KV memory that are not in flight there yet.
     pub kv_tokens: f64,
 }
 
@@ -46,8 +47,8 @@ impl RoomRule {
 
     /// Whether a worker takes a prompt now.
     ///
-    /// Small prompts that fit into one engine pass hold nobody up, and an engine that gets them one by one computes half-empty
-    /// passes. A prompt that does not fit waits: the next one to go is chosen when the pass is over.
+    /// Small prompts that fit into one engine pass delay no other prompt, and an engine that gets them one by one computes
+    /// half-empty passes. A prompt that does not fit waits: the next one to go is chosen when the pass is over.
     pub fn admits(&self, worker: &Occupancy, demand: Demand) -> bool {
         let shares_pass = self.may_share(demand.prefill_tokens, worker.chunk_tokens)
             && worker.prefill_tokens + demand.prefill_tokens <= worker.chunk_tokens;

@@ -1,8 +1,8 @@
 //! What each tenant has waiting, and where its next request starts in a fair queue.
 //!
-//! A fair queue follows start-time fair queueing (Goyal, Vin and Cheng 1996), with real time in place of virtual time. A request
-//! starts at the later of its arrival and the finish of its tenant's previous request. Its service takes its prefill seconds
-//! divided by the tenant's weight.
+//! A fair queue follows start-time fair queueing (Goyal, Vin and Cheng 1996), with real time in place of virtual
+//! time. A request starts at the later of its arrival and the finish of its tenant's previous request. Its service
+//! takes its prefill seconds divided by the tenant's weight.
 
 use rustc_hash::FxHashMap;
 
@@ -50,8 +50,8 @@ impl Tenants {
         }
     }
 
-    /// Starts a request of `service_s` prefill seconds no earlier than `earliest_s` and the tenant's previous finish. Returns
-    /// the start, and moves the tenant's next start behind it by the service over `weight`.
+    /// Starts a request of `service_s` prefill seconds no earlier than `earliest_s` and the tenant's previous finish.
+    /// Returns the start, and moves the tenant's next start behind it by the service over `weight`.
     pub fn start(&mut self, tenant: Tenant, earliest_s: f64, service_s: f64, weight: f64) -> f64 {
         let state = self.0.entry(tenant).or_default();
         let start_s = earliest_s.max(state.next_start_s);

@@ -16,11 +16,12 @@ const FIND_TRIES: usize = 8;
 impl Router {
     /// Applies one KV event of a worker. O(blocks of the event).
     ///
-    /// The feed may continue after an error. Blocks of a stored event before the refused block stay stored, and the known blocks of a removed
-    /// event are removed.
+    /// The feed may continue after an error. Blocks of a stored event before the refused block stay stored, and the
+    /// known blocks of a removed event are removed.
     ///
     /// # Errors
-    /// [`Error::UnknownWorker`], [`Error::UnknownParent`], [`Error::UnknownBlocks`], [`Error::ConflictingBlock`], [`Error::IndexFull`].
+    /// [`Error::UnknownWorker`], [`Error::UnknownParent`], [`Error::UnknownBlocks`], [`Error::ConflictingBlock`],
+    /// [`Error::IndexFull`].
     pub fn apply(&self, id: WorkerId, event: &KvEvent) -> Result<(), Error> {
         let outcome = self.index.apply_from(id, event);
         if matches!(event, KvEvent::Cleared) && outcome.is_ok() {
@@ -62,11 +63,12 @@ impl Router {
         self.index.image(self.hashing(), position)
     }
 
-    /// Restores an index that [`Router::save_index`] saved, for the workers that are registered. Returns what was restored of each.
+    /// Restores an index that [`Router::save_index`] saved, for the workers that are registered. Returns what was
+    /// restored of each.
     ///
-    /// The index must be empty, so restore before the first event. The blocks are those of the saved incarnation of a worker. The caller must
-    /// know that the worker is still the same incarnation and that its feed continues at `position`. Otherwise apply
-    /// [`KvEvent::Cleared`] and restart the feed.
+    /// The index must be empty, so restore before the first event. The blocks are those of the saved incarnation of a
+    /// worker. The caller must know that the worker is still the same incarnation and that its feed continues at
+    /// `position`. Otherwise apply [`KvEvent::Cleared`] and restart the feed.
     ///
     /// # Errors
     /// [`Error::Image`] for bytes that this router cannot restore.

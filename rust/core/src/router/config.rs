@@ -19,7 +19,8 @@ pub struct RouterConfig {
     pub seed: u64,
     /// The policy at the start.
     pub policy: PolicyConfig,
-    /// Whether this pool prefills. The bookings of a pool that does not (the decode leg of a split) carry no prefill tokens.
+    /// Whether this pool prefills. The bookings of a pool that does not (the decode leg of a split) carry no prefill
+    /// tokens.
     pub tracks_prefill: bool,
     /// Whether this pool decodes. A pool that does not (the prefill leg of a split) prices no answer.
     pub tracks_decode: bool,
@@ -27,8 +28,8 @@ pub struct RouterConfig {
     pub curves: Prior,
     /// Shares of a block's prefill that a block in host memory, and on disk, saves: each 0 to 1.
     pub reuse_weights: [f64; 2],
-    /// Seconds to transfer the KV of one prompt token from a prefill to a decode worker, 0 or above. Only a pool that does not prefill counts
-    /// it. 0 (the default) when unknown.
+    /// Seconds to transfer the KV of one prompt token from a prefill to a decode worker, 0 or above. Only a pool that
+    /// does not prefill counts it. 0 (the default) when unknown.
     pub handoff_s_per_token: f64,
     /// Seconds until a booking that was not released expires, above 0.
     pub booking_ttl_s: f64,
@@ -36,7 +37,8 @@ pub struct RouterConfig {
     pub max_bookings: usize,
     /// Largest number of workers, 1 to 65,536.
     pub max_workers: usize,
-    /// Largest number of distinct blocks in the index, above 0. A full index evicts blocks that were not stored or matched recently.
+    /// Largest number of distinct blocks in the index, above 0. A full index evicts blocks that were not stored or
+    /// matched recently.
     pub index_max_blocks: u64,
     /// Largest size of the index, bytes, at least 1 MiB. A full index evicts as above.
     pub index_max_bytes: u64,
@@ -47,7 +49,8 @@ pub struct RouterConfig {
 }
 
 impl RouterConfig {
-    /// Defaults for a block size: least loaded, seed 0, bookings of 600 s, a million bookings, 65,536 workers, 10⁸ blocks.
+    /// Defaults for a block size: least loaded, seed 0, bookings of 600 s, a million bookings, 65,536 workers, 10⁸
+    /// blocks.
     pub fn new(block_size: u32) -> Self {
         Self {
             block_size,

@@ -1,10 +1,11 @@
 //! The one path of a decision: match, price, pick and book under one hold of the state's lock.
 //!
-//! [`Decisions`] is that hold. [`Router::route`] makes one decision with it. A queue keeps it for one pass over its window:
-//! the fleet, the load and the prices of a pass are then of one moment, and the lock is taken once per pass, not per worker.
+//! [`Decisions`] is that hold. [`Router::route`] makes one decision with it. A queue keeps it for one pass over its
+//! window: the fleet, the load and the prices of a pass are then of one moment, and the lock is taken once per pass,
+//! not per worker.
 //!
-//! A match is made before the lock where that is possible, since it is the long part of a decision. Under the lock it is
-//! checked against the fleet, and made again when a worker joined, left or became unavailable in between.
+//! A match is made before the lock where that is possible, since it is the long part of a decision. Under the lock it
+//! is checked against the fleet, and made again when a worker joined, left or became unavailable in between.
 
 use std::sync::MutexGuard;
 
@@ -16,10 +17,12 @@ use crate::ledger::{Occupancy, Work};
 use crate::matched::{Matched, Overlaps, PendingLoad};
 use crate::request::{Choice, Decision, RouteRequest, Stage};
 
-/// Counts of changes that may give a worker room. A queue compares two readings to skip a pass that could place nothing.
+/// Counts of changes that may give a worker room. A queue compares two readings to skip a pass that could place
+/// nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RoomChanges {
-    /// Prompts that stopped waiting on a worker, reports of engine queues, changes of the fleet, of policies and of curves.
+    /// Prompts that stopped waiting on a worker, reports of engine queues, changes of the fleet, of policies and of
+    /// curves.
     pub prefills: u64,
     /// Ends of requests. Each gives back KV memory and a sequence.
     pub releases: u64,
@@ -98,7 +101,8 @@ impl Decisions<'_> {
         matched
     }
 
-    /// The part of a match that needs the state. All of the match when the fleet changed since `overlaps` was looked up.
+    /// The part of a match that needs the state. All of the match when the fleet changed since `overlaps` was looked
+    /// up.
     fn fill_match(
         &self,
         request: &RouteRequest<'_>,

@@ -107,16 +107,16 @@ impl Router {
         sum
     }
 
-    /// Starts or stops keeping booked decisions for [`Router::take_placements`]. Keeping a decision is O(candidates). Once [`MAX_KEPT`] are kept,
-    /// further ones are dropped.
+    /// Starts or stops keeping booked decisions for [`Router::take_placements`]. Keeping a decision is O(candidates).
+    /// Once [`MAX_KEPT`] are kept, further ones are dropped.
     pub fn keep_placements(&self, keep: bool) {
         if self.keeps_placements.swap(keep, Ordering::Relaxed) != keep {
             self.state().keeps_placements = keep;
         }
     }
 
-    /// The decisions kept since the last call, oldest first. Empty while keeping is stopped: decisions kept before that are returned once it
-    /// is started again.
+    /// The decisions kept since the last call, oldest first. Empty while keeping is stopped: decisions kept before
+    /// that are returned once it is started again.
     pub fn take_placements(&self) -> Vec<RecordedDecision> {
         if !self.keeps_placements.load(Ordering::Relaxed) {
             return Vec::new();

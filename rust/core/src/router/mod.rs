@@ -7,15 +7,17 @@
 //! snapshot ◀─ inspect.rs
 //! ```
 //!
-//! `state.rs` holds what a decision must see as a whole. Every decision takes its lock once, whether the request is placed at
-//! once ([`Router::route`]) or by a queue ([`crate::queue::LateQueue`]).
+//! `state.rs` holds what a decision must see as a whole. Every decision takes its lock once, whether the request is
+//! placed at once ([`Router::route`]) or by a queue ([`crate::queue::LateQueue`]).
 
 mod cache;
+mod choose;
 mod config;
 mod decisions;
 mod inspect;
 mod outcomes;
 mod pricing;
+mod record;
 mod state;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,9 +39,9 @@ use crate::worker::{WorkerId, WorkerSpec};
 
 /// Routes the requests of one pool of workers. The crate's page shows the flow.
 ///
-/// Any number of threads share it. A match of a prompt takes no lock and waits for no writer. KV events are applied one at a
-/// time under the lock of the index. Price, pick and booking are one step under the lock of the state. With one thread the
-/// same calls give the same answers.
+/// Any number of threads share it. A match of a prompt takes no lock and waits for no writer. KV events are applied
+/// one at a time under the lock of the index. Price, pick and booking are one step under the lock of the state. With
+/// one thread the same calls give the same answers.
 pub struct Router {
     config: RouterConfig,
     hasher: BlockHasher,
@@ -47,7 +49,8 @@ pub struct Router {
     roster: Roster,
     /// A copy of [`RouterState::keeps_placements`] that is read without the lock.
     keeps_placements: AtomicBool,
-    /// Whether the policy needs the eviction rate of each cache. If so, every stored or removed event locks the state briefly.
+    /// Whether the policy needs the eviction rate of each cache. If so, every stored or removed event locks the state
+    /// briefly.
     counts_evictions: AtomicBool,
     state: Mutex<RouterState>,
     /// How often the state was locked since the start.
@@ -167,13 +170,14 @@ impl Router {
     /// Bookings that outlived their time end first.
     ///
     /// # Errors
-    /// [`Error::NoWorker`], [`Error::RequestExists`], [`Error::TooManyBookings`], and [`Error::Parameter`] for sequence hashes
-    /// of another length than the local hashes.
+    /// [`Error::NoWorker`], [`Error::RequestExists`], [`Error::TooManyBookings`], and [`Error::Parameter`] for
+    /// sequence hashes of another length than the local hashes.
     pub fn route(&self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
         self.route_marked(request, now_s, |_| ())
     }
 
-    /// As [`Router::route`]. `mark` is called at the end of each stage, so that a caller with a clock can time the stages.
+    /// As [`Router::route`]. `mark` is called at the end of each stage, so that a caller with a clock can time the
+    /// stages.
     pub fn route_marked(
         &self,
         request: &RouteRequest<'_>,

@@ -13,7 +13,8 @@ impl Router {
     /// Books a placement that another router or the client made.
     ///
     /// # Errors
-    /// [`Error::UnknownWorker`], [`Error::RequestExists`], [`Error::TooManyBookings`], and [`Error::Parameter`] for a request without an id.
+    /// [`Error::UnknownWorker`], [`Error::RequestExists`], [`Error::TooManyBookings`], and [`Error::Parameter`] for a
+    /// request without an id.
     pub fn book(&self, request: &RouteRequest<'_>, worker: WorkerId, now_s: f64) -> Result<(), Error> {
         let state = &mut *self.state();
         let slot = state.fleet.slot(worker)?;
@@ -35,8 +36,8 @@ impl Router {
 
     /// The first token of a request came. Returns its worker. A second call is harmless.
     ///
-    /// In a pool that only decodes, a booking waits for no prefill, so the first call may follow the booking at once. The second call is then
-    /// the time of the first token.
+    /// In a pool that only decodes, a booking waits for no prefill, so the first call may follow the booking at once.
+    /// The second call is then the time of the first token.
     ///
     /// # Errors
     /// [`Error::UnknownRequest`].
@@ -82,8 +83,9 @@ impl Router {
         Ok(state.fleet.ids()[slot.index()])
     }
 
-    /// A first token came, `ttft_s` after its request. Only a pool that does not prefill needs this call, for the regime of its fleet: other
-    /// pools learn of it by [`Router::prefill_done`] or [`Router::finish`], and ignore the call.
+    /// A first token came, `ttft_s` after its request. Only a pool that does not prefill needs this call, for the
+    /// regime of its fleet: other pools learn of it by [`Router::prefill_done`] or [`Router::finish`], and ignore the
+    /// call.
     pub fn observe_first_token(&self, ttft_s: f64, now_s: f64) {
         let state = &mut *self.state();
         if !state.config.tracks_prefill {
@@ -91,8 +93,8 @@ impl Router {
         }
     }
 
-    /// Lets `update` change the curves of a worker, from engine metrics. It gets the curves and the position of the worker. `None` for an unknown
-    /// worker.
+    /// Lets `update` change the curves of a worker, from engine metrics. It gets the curves and the position of the
+    /// worker. `None` for an unknown worker.
     pub fn update_curves<T>(
         &self,
         worker: WorkerId,
@@ -103,8 +105,8 @@ impl Router {
         Some(state.ledger.update_curves(slot, update))
     }
 
-    /// An engine reported the prompts that wait in it. A queue in front of this router judges the worker's room by the report. False for an
-    /// unknown worker.
+    /// An engine reported the prompts that wait in it. A queue in front of this router judges the worker's room by
+    /// the report. False for an unknown worker.
     pub fn report_engine_queue(&self, worker: WorkerId, queue: EngineQueue, now_s: f64) -> bool {
         let state = &mut *self.state();
         state.room_changes.prefills += 1;

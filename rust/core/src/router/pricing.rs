@@ -1,7 +1,7 @@
 //! The policy in force, and the controller that chooses its parameters where the policy has regimes.
 //!
-//! Policies are pure: they read a view and write costs. What learns from outcomes is the controller. On a change of regime the
-//! policy of the new regime replaces the previous one as a whole.
+//! Policies are pure: they read a view and write costs. What learns from outcomes is the controller. On a change of
+//! regime the policy of the new regime replaces the previous one as a whole.
 
 use crate::error::Error;
 use crate::price::{Policy, PolicyConfig};

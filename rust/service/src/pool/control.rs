@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
-use wardrop_core::control::Pulse;
+use wardrop_core::control::PoolSnapshot;
 use wardrop_core::latency::{CurveView, FleetRecord};
 use wardrop_core::queue::QueueConfig;
 use wardrop_core::{Error, PolicyConfig};
@@ -61,19 +61,19 @@ impl WorkerPool {
     }
 
     /// How busy the pool is; `None` without workers. O(workers).
-    pub fn pulse(&self, now_s: f64) -> Option<Pulse> {
+    pub fn pulse(&self, now_s: f64) -> Option<PoolSnapshot> {
         let state = self.state.lock();
         if state.workers.is_empty() {
             return None;
         }
         let queue = state.queue.as_ref().map(PoolQueue::stats).unwrap_or_default();
-        let mut pulse = Pulse::of(&state.router, queue, &self.model, self.role.name(), now_s);
+        let mut pulse = PoolSnapshot::new(&state.router, queue, &self.model, self.role.name(), now_s);
         pulse.routable = 0;
         for worker in state.workers.values().filter(|worker| worker.available) {
             pulse.routable += 1;
             if let Some(step) = &worker.forward_pass {
                 let age_s = worker.health.heartbeat_age_s(now_s);
-                pulse.engine(&state.router, step.queued_requests.sum_prefill_tokens, age_s);
+                pulse.add_engine(&state.router, step.queued_requests.sum_prefill_tokens, age_s);
             }
         }
         Some(pulse)

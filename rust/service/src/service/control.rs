@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use wardrop_core::control::{Look, RoutingChange};
+use wardrop_core::control::{ControlSnapshot, RoutingChange};
 use wardrop_core::latency::FleetRecord;
 use wardrop_engines::dynamo::decode_dump;
 
@@ -48,7 +48,7 @@ impl Service {
     /// outcomes away from it.
     pub fn sample(&self) -> String {
         let now_s = self.clock.now_s();
-        json(&Look {
+        json(&ControlSnapshot {
             now_s,
             outcomes: self.outcomes.take(),
             pools: self.pools(|pool| pool.pulse(now_s)),

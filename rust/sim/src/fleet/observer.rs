@@ -3,7 +3,7 @@
 //! The counts equal a gateway's: a time to first token includes the wait in the queue, and each answer counts once.
 //! Observation does not change the run.
 
-use wardrop_core::control::{Interval, Look, Pulse, Routing};
+use wardrop_core::control::{ControlSnapshot, OutcomeWindow, PoolSnapshot, Routing};
 use wardrop_core::queue::{LateQueue, QueueConfig};
 
 use super::Fleet;
@@ -14,7 +14,7 @@ use crate::spec::Role;
 /// Outcomes since the last observation.
 #[derive(Default)]
 pub(super) struct Observer {
-    interval: Interval,
+    interval: OutcomeWindow,
     /// Whether the first token of each request has been counted.
     first_token_counted: Vec<bool>,
 }
@@ -85,20 +85,23 @@ impl Fleet<'_> {
     /// Outcomes since the last call, and the state of every pool. `at_ms` must not be before the last event.
     ///
     /// An engine reports a run of iterations only at its end. First tokens inside a planned run are counted here.
-    pub(crate) fn look(&mut self, at_ms: f64) -> Look {
+    pub(crate) fn look(&mut self, at_ms: f64) -> ControlSnapshot {
         let unreported = self.workers.iter().flat_map(|worker| worker.first_tokens(at_ms));
         for first_token in unreported.collect::<Vec<_>>() {
             self.observe_first_token_at(first_token.request, first_token.at_ms);
         }
-        let interval = self.observer.as_mut().map_or_else(Interval::default, |observer| {
-            std::mem::take(&mut observer.interval)
-        });
+        let interval = self
+            .observer
+            .as_mut()
+            .map_or_else(OutcomeWindow::default, |observer| {
+                std::mem::take(&mut observer.interval)
+            });
         let now_s = at_ms * 1e-3;
         let pulses = self.pools.iter().map(|pool| {
             let queue = pool.queue.as_ref().map(LateQueue::stats).unwrap_or_default();
-            Pulse::of(&pool.router, queue, "simulated", role_name(pool.role), now_s)
+            PoolSnapshot::new(&pool.router, queue, "simulated", role_name(pool.role), now_s)
         });
-        Look {
+        ControlSnapshot {
             now_s,
             outcomes: interval,
             pools: pulses.collect(),

@@ -1,25 +1,25 @@
-//! How busy a pool is, as its own router and queue tell it. O(workers).
+//! How busy a pool is, by its router, its queue and the reports of its engines. O(workers).
 
 use serde::Serialize;
 
 use crate::queue::QueueStats;
 use crate::router::Router;
 
-/// A prompt whose length is beyond a pass's fixed cost.
+/// Length of a prompt, tokens, from which the fixed cost of an engine pass matters little.
 const LONG_TOKENS: u64 = 1024;
 
-/// Figures of a pool that a controller takes differences of.
+/// Figures of one pool. A controller takes differences of two snapshots.
 #[derive(Clone, Debug, Serialize)]
-pub struct Pulse {
+pub struct PoolSnapshot {
     /// The model.
     pub model: String,
-    /// What its workers do: `aggregated`, `prefill` or `decode`.
+    /// Role of the workers: `aggregated`, `prefill` or `decode`.
     pub role: &'static str,
-    /// Workers that may be chosen.
+    /// Workers that take requests.
     pub routable: usize,
     /// Requests booked since the start.
     pub booked: u64,
-    /// Prefill seconds that they were expected to take.
+    /// Prefill seconds that these requests were expected to take.
     pub booked_prefill_s: f64,
     /// Prefill seconds of the requests in flight before their first token.
     pub backlog_s: f64,
@@ -27,21 +27,22 @@ pub struct Pulse {
     pub in_flight: u64,
     /// Requests in the router's queue.
     pub waiting: usize,
-    /// Prefill seconds of them.
+    /// Prefill seconds of these requests.
     pub waiting_prefill_s: f64,
-    /// Prompt tokens that wait inside the engines, by their own count, of workers that report.
+    /// Prompt tokens that wait inside the engines, by the reports of the engines.
     pub engine_queued_tokens: u64,
-    /// Prefill seconds of them, by the workers' curves.
+    /// Prefill seconds of these tokens, by the curves of the fleet.
     pub engine_queued_s: f64,
-    /// A decode step of one worker at the mean load of now, by the fleet's curve: what each prefill pass is longer by.
+    /// Seconds of a decode step at the present mean load, by the curves of the fleet. Each prefill pass is longer by
+    /// that. 0 in a split pool.
     pub step_s: f64,
-    /// Age of the stalest engine report among the workers that may be chosen; `None` where none reports.
+    /// Age of the oldest engine report among the workers that take requests, seconds. `None` when no engine reports.
     pub engine_age_s: Option<f64>,
 }
 
-impl Pulse {
-    /// What `router` and the queue before it tell; nothing is known of engines yet, see [`Pulse::engine`].
-    pub fn of(router: &Router, queue: QueueStats, model: &str, role: &'static str, now_s: f64) -> Self {
+impl PoolSnapshot {
+    /// The figures of a router and of the queue in front of it. [`PoolSnapshot::add_engine`] adds the engines' figures.
+    pub fn new(router: &Router, queue: QueueStats, model: &str, role: &'static str, now_s: f64) -> Self {
         let load = router.fleet_load(now_s);
         let per_worker = 1.0 / f64::from(load.workers.max(1));
         let step_s = if role == "aggregated" && load.requests > 0 {
@@ -68,15 +69,16 @@ impl Pulse {
         }
     }
 
-    /// A worker's engine told, `age_s` ago where it reports at all, that so many prompt tokens wait in it.
-    pub fn engine(&mut self, router: &Router, queued_tokens: u64, age_s: Option<f64>) {
+    /// Adds the report of one engine: `queued_tokens` prompt tokens wait in it. `age_s` is the age of the report,
+    /// `None` where no report came.
+    pub fn add_engine(&mut self, router: &Router, queued_tokens: u64, age_s: Option<f64>) {
         let curves = router.fleet_curves();
         let token_s =
             (curves.prefill_s(2 * LONG_TOKENS, 0) - curves.prefill_s(LONG_TOKENS, 0)) / LONG_TOKENS as f64;
         self.engine_queued_tokens += queued_tokens;
         self.engine_queued_s += queued_tokens as f64 * token_s;
         if let Some(age_s) = age_s {
-            self.engine_age_s = Some(self.engine_age_s.map_or(age_s, |stalest| stalest.max(age_s)));
+            self.engine_age_s = Some(self.engine_age_s.map_or(age_s, |oldest| oldest.max(age_s)));
         }
     }
 }

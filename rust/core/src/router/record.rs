@@ -1,0 +1,75 @@
+//! Booked decisions as they are recorded for the price of anarchy.
+
+use super::inspect::MAX_KEPT;
+use super::state::RouterState;
+use crate::anarchy::{DecisionCosts, RecordedDecision};
+use crate::ledger::CandidateInputs;
+use crate::matched::Matched;
+use crate::request::{RequestId, RouteRequest};
+
+impl RouterState {
+    /// Records what each candidate costs in seconds, when the price of anarchy is measured.
+    pub(super) fn record(
+        &mut self,
+        request: &RouteRequest<'_>,
+        matched: &Matched,
+        chosen: usize,
+        now_s: f64,
+    ) {
+        if self.keeps_placements
+            && self.kept.len() < MAX_KEPT
+            && let Some(id) = request.request_id
+        {
+            let placed = self.recorded(id, matched, chosen, now_s);
+            self.kept.push(placed);
+        }
+    }
+
+    /// What every candidate costs in seconds, just before the booking. O(candidates).
+    fn recorded(
+        &mut self,
+        request: RequestId,
+        matched: &Matched,
+        chosen: usize,
+        now_s: f64,
+    ) -> RecordedDecision {
+        self.ledger.advance(now_s);
+        let output_tokens = self.output_tokens(matched);
+        let block_tokens = f64::from(self.config.block_size);
+        let count = matched.slots.len();
+        let mut placement = DecisionCosts {
+            at_s: now_s,
+            chosen,
+            prefill_s: Vec::with_capacity(count),
+            decode_s: Vec::with_capacity(count),
+            wait_s: Vec::with_capacity(count),
+        };
+        let mut peer_decode_s = Vec::with_capacity(count);
+        let mut step_s = 0.0;
+        for (i, &slot) in matched.slots.iter().enumerate() {
+            let work = self.work_of(matched, i);
+            let kv_tokens = self.kv_tokens(slot);
+            let inputs = CandidateInputs {
+                new_tokens: work.new_tokens as f64,
+                cached_tokens: work.cached_tokens as f64,
+                kv_tokens,
+                kv_tokens_with: kv_tokens + matched.new_blocks(i) as f64 * block_tokens,
+            };
+            let found = self.ledger.estimate(slot, &inputs, output_tokens, now_s);
+            placement.prefill_s.push(found.prefill_s);
+            placement.decode_s.push(output_tokens * found.step_with_s);
+            placement.wait_s.push(found.wait_s);
+            peer_decode_s.push(output_tokens * (found.step_with_s - found.step_s).max(0.0));
+            if i == chosen {
+                step_s = found.step_with_s;
+            }
+        }
+        RecordedDecision {
+            request,
+            placement,
+            peer_decode_s,
+            step_s,
+            generation: matched.generation,
+        }
+    }
+}
