@@ -27,9 +27,9 @@ pub struct RouteRequest<'a> {
     pub expected_output_tokens: Option<u32>,
     /// Only these workers; ids that are not registered are ignored.
     pub allowed: Option<&'a [WorkerId]>,
-    /// Its answer comes in one piece, so nobody will tell of its first token: its prefill counts as over when it is expected
-    /// to be.
-    pub in_one_piece: bool,
+    /// Whether the answer comes in one piece, so that no first token is reported. The prefill then counts as over when it is
+    /// expected to be.
+    pub is_unstreamed: bool,
     /// Fill [`Decision::candidates`].
     pub explain: bool,
 }

@@ -419,7 +419,7 @@ impl Router {
             input_tokens: prompt.input_tokens,
             expected_output_tokens,
             allowed: allowed.as_deref(),
-            in_one_piece: !streamed,
+            is_unstreamed: !streamed,
             explain,
         };
         let now_s = seconds(py, now_s)?;
@@ -452,7 +452,7 @@ impl Router {
             sequence_hashes: prompt.locals.sequence(),
             input_tokens: prompt.input_tokens,
             expected_output_tokens,
-            in_one_piece: !streamed,
+            is_unstreamed: !streamed,
             ..RouteRequest::default()
         };
         let now_s = seconds(py, now_s)?;

@@ -29,7 +29,7 @@ pub struct FirstToken {
 
 /// Watches the first tokens of one worker. It holds two numbers and one open pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ServiceClock {
+pub(super) struct ServiceClock {
     /// End of the last closed pass, seconds.
     last_end_s: f64,
     open: Option<PrefillPass>,

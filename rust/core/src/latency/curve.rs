@@ -1,4 +1,4 @@
-//! The curves of a worker: seconds of a prefill, of a decode step, of a KV transfer. Each is monotone in every
+//! The curves of a worker: seconds of a prefill and of a decode step. Each is monotone in every
 //! argument and never negative, since every basis function is so and every coefficient is kept ≥ 0.
 
 use serde::{Deserialize, Serialize};
@@ -155,13 +155,6 @@ impl WorkerCurves {
         self.step.predict(&step_basis(batch, kv_tokens))
     }
 
-    /// Seconds that one more sequence of `kv_tokens` adds to a step.
-    #[inline]
-    pub fn step_slope_s(&self, kv_tokens: f64) -> f64 {
-        let [_, per_sequence, per_token] = self.step.theta();
-        per_sequence + per_token * kv_tokens
-    }
-
     /// Learns from a prefill pass that took `seconds`.
     pub fn observe_prefill(&mut self, work: &PrefillWork, seconds: f64) {
         self.prefill.observe(&work.basis(), seconds);
@@ -200,30 +193,5 @@ impl WorkerCurves {
             prefill: Rls::restore(prefill, learning)?,
             step: Rls::restore(step, learning)?,
         })
-    }
-}
-
-/// Seconds to transfer the KV cache of some tokens between two pools or workers: `t0 + t1·tokens`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TransferCurve(Rls<2>);
-
-impl TransferCurve {
-    /// A curve that starts at 1 ms and 40 GB/s, for 320 kB of cache per token as of a 70B model.
-    pub fn new(learning: Learning) -> Self {
-        Self(Rls::new([1.0e-3, 8.0e-6], learning))
-    }
-
-    /// Seconds for `tokens` tokens. 0 for none.
-    pub fn transfer_s(&self, tokens: u64) -> f64 {
-        if tokens == 0 {
-            0.0
-        } else {
-            self.0.predict(&[1.0, tokens as f64])
-        }
-    }
-
-    /// Learns from one transfer.
-    pub fn observe(&mut self, tokens: u64, seconds: f64) {
-        self.0.observe(&[1.0, tokens as f64], seconds);
     }
 }

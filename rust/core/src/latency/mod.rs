@@ -1,6 +1,6 @@
 //! How long engines take, as curves per worker, learned online from what the router sees.
 //!
-//! Stands in the flow `outcome ─▶ curves ─▶ price and queue`. First tokens ([`clock`](ServiceClock)), token gaps and
+//! Stands in the flow `outcome ─▶ curves ─▶ price and queue`. First tokens (`clock.rs`), token gaps and
 //! forward-pass metrics go in. [`WorkerCurves`] give the seconds of a prefill and of a decode step. Memory is a few
 //! hundred bytes per worker, regardless of the traffic. One outcome costs tens of nanoseconds.
 
@@ -10,8 +10,8 @@ mod fleet;
 mod pass;
 mod rls;
 
-pub use clock::{FirstToken, ServiceClock};
-pub use curve::{PrefillPoint, PrefillWork, Prior, StepLoad, StepPoint, TransferCurve, WorkerCurves};
+pub use clock::FirstToken;
+pub use curve::{PrefillPoint, PrefillWork, Prior, StepLoad, StepPoint, WorkerCurves};
 pub use fleet::{CurveView, FleetCurves, FleetRecord};
 pub use pass::Pass;
-pub use rls::{Learning, Rls, RlsRecord};
+pub use rls::Learning;

@@ -46,7 +46,7 @@ impl Default for Learning {
 
 /// The coefficients of one curve, with the covariance of their errors.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rls<const N: usize> {
+pub(super) struct Rls<const N: usize> {
     theta: [f64; N],
     covariance: [[f64; N]; N],
     prior: [f64; N],
@@ -184,7 +184,7 @@ impl<const N: usize> Rls<N> {
 /// [`Rls`] as plain numbers, for files. Invariant: `theta` and `prior` have N entries, `covariance` has N² entries.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RlsRecord {
+pub(super) struct RlsRecord {
     theta: Vec<f64>,
     prior: Vec<f64>,
     covariance: Vec<f64>,

@@ -66,7 +66,7 @@ pub(crate) struct SharedInputs {
 
 /// What the estimate of one candidate needs of the request and its load.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CandidateInputs {
+pub(crate) struct CandidateInputs {
     /// Prompt tokens to compute.
     pub new_tokens: f64,
     /// Prompt tokens in the worker's cache.

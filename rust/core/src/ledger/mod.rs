@@ -29,9 +29,10 @@ pub use account::Occupancy;
 use account::{OpenRequest, WorkerAccount};
 use columns::WorkerRow;
 pub(crate) use columns::{ColumnSlices, WorkerColumns};
+pub(crate) use estimate::CandidateInputs;
 pub(crate) use estimate::SharedInputs;
 use estimate::estimate;
-pub use estimate::{CandidateInputs, LatencyEstimate, LatencyView};
+pub use estimate::{LatencyEstimate, LatencyView};
 use evictions::ReuseRate;
 pub use prompt_queue::EngineQueue;
 use rates::{DecayClock, Rate, RunningMean};
@@ -68,7 +69,7 @@ pub struct Work {
 
 /// What was booked since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Booked {
+pub(crate) struct Booked {
     /// Requests.
     pub requests: u64,
     /// Prefill seconds that they were expected to take.
@@ -90,7 +91,7 @@ const GUESSED_OUTPUT_TOKENS: f64 = 256.0;
 
 /// The accounts and curves of every worker of one pool.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     curves: FleetCurves,
     accounts: Vec<WorkerAccount>,
     /// What a price reads of accounts and curves. Every change of either rewrites the worker's row.

@@ -37,8 +37,8 @@ pub struct QueuedRequest {
     pub priority: i32,
     /// Latest useful time of the first token, in the router's seconds.
     pub deadline_s: Option<f64>,
-    /// As [`RouteRequest::in_one_piece`].
-    pub in_one_piece: bool,
+    /// As [`RouteRequest::is_unstreamed`].
+    pub is_unstreamed: bool,
     /// Whether to fill [`Dispatch::candidates`].
     pub explain: bool,
 }
@@ -57,7 +57,7 @@ impl QueuedRequest {
             weight: 1.0,
             priority: 0,
             deadline_s: None,
-            in_one_piece: false,
+            is_unstreamed: false,
             explain: false,
         }
     }
@@ -70,7 +70,7 @@ impl QueuedRequest {
             input_tokens: self.input_tokens,
             expected_output_tokens: self.expected_output_tokens,
             allowed: self.allowed.as_deref(),
-            in_one_piece: self.in_one_piece,
+            is_unstreamed: self.is_unstreamed,
             ..RouteRequest::default()
         }
     }

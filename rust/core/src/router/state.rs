@@ -144,7 +144,7 @@ impl RouterState {
             slot,
             work,
             kv_tokens: self.kv_tokens(slot),
-            is_unstreamed: request.in_one_piece,
+            is_unstreamed: request.is_unstreamed,
             now_s,
             expires_at_s,
         });

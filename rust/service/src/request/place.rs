@@ -151,7 +151,7 @@ impl Service {
             sequence_hashes: &prompt.sequence,
             input_tokens: prompt.input_tokens,
             expected_output_tokens: prompt.expected_output_tokens,
-            in_one_piece: !prompt.is_streamed,
+            is_unstreamed: !prompt.is_streamed,
             explain: self.receipts.is_on(),
             ..RouteRequest::default()
         }
@@ -210,7 +210,7 @@ impl Service {
             bytes: queueing.body_bytes + 8 * prompt.hashes.len() as u64,
             tenant: queueing.tenant.tenant,
             weight: queueing.tenant.weight,
-            in_one_piece: !prompt.is_streamed,
+            is_unstreamed: !prompt.is_streamed,
             explain: self.receipts.is_on(),
             priority: queueing.priority,
             deadline_s: queueing.deadline_s,
