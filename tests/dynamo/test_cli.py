@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 
 def wardrop(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -52,14 +54,21 @@ def test_version_is_an_attribute_and_an_option():
     assert wardrop("--version").stdout.split() == ["wardrop", package.__version__]
 
 
-def test_a_missing_package_names_the_extra_to_install():
+@pytest.mark.parametrize(
+    ("package", "arguments", "extras"),
+    [
+        ("aiohttp", ["dynamo", "--upstream", "http://127.0.0.1:1"], "dynamo"),
+        ("matplotlib", ["demo"], "dynamo,plot"),
+    ],
+)
+def test_a_missing_package_names_the_extra_to_install(package, arguments, extras):
     script = (
-        "import sys; sys.modules['aiohttp'] = None; from wardrop.cli import main\n"
-        "main(['dynamo', '--upstream', 'http://127.0.0.1:1'])"
+        f"import sys; sys.modules[{package!r}] = None; from wardrop.cli import main\n"
+        f"main({arguments!r})"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
-    assert "pip install 'wardrop[dynamo]'" in run.stderr
+    assert f"pip install 'wardrop[{extras}]'" in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import field, fields
 from typing import Any
 
+from wardrop.errors import InputError
 
-class ConfigError(ValueError):
+
+class ConfigError(InputError):
     """A setting cannot be used. The text names the setting, the value received and what to do."""
 
 

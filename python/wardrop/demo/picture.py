@@ -1,7 +1,7 @@
-"""The curves of all arms in one picture; the same drawing as PNG and, light and dark, as SVG.
+"""The curves of all arms in one picture: as PNG, and as SVG in a light and a dark theme.
 
-Needs matplotlib (`pip install 'wardrop[plot]'`). Colours: Okabe and Ito's, which stay apart for
-every kind of colour blindness; each arm also has its own line style.
+Needs matplotlib (`pip install 'wardrop[plot]'`). The colours are Okabe and Ito's, which readers
+with any kind of colour blindness can tell apart. Each arm also has its own line style.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ class PlotMissingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours: ground, text, grid, the arms in their order, and load from none to most."""
+    """The colours of a picture.
+
+    Attributes:
+        ground: Background of the page.
+        panel: Background of a diagram.
+        text: Titles and labels.
+        faint: Notes and axes.
+        grid: Grid lines.
+        arms: Lines of the arms, in the order of the arms.
+        load: Load from none over medium to the highest.
+    """
 
     ground: str
     panel: str
@@ -59,20 +69,27 @@ STYLES: tuple[Any, ...] = ((0, (1.5, 1.5)), (0, (5, 2)), "solid", (0, (5, 1.5, 1
 def draw_png(
     path: Path, labels: Sequence[str], curves: Sequence[Curves], title: str, note: str
 ) -> None:
-    """Write the picture, light, at 160 dots per inch.
+    """Write the picture in the light theme, at 160 dots per inch.
+
+    Args:
+        path: The PNG file to write.
+        labels: Names of the arms.
+        curves: Curves of the arms.
+        title: Title above the picture.
+        note: Text below the picture.
 
     Raises:
-        PlotMissingError: no matplotlib.
+        PlotMissingError: matplotlib is not installed.
     """
     figure = _figure(labels, curves, LIGHT, title, note)
     figure.savefig(path, dpi=160, facecolor=LIGHT.ground)
 
 
 def draw_svg(labels: Sequence[str], curves: Sequence[Curves], theme: Theme) -> str:
-    """The picture without its title, as an `<svg>` element.
+    """The picture without title and note, as an `<svg>` element.
 
     Raises:
-        PlotMissingError: no matplotlib.
+        PlotMissingError: matplotlib is not installed.
     """
     figure = _figure(labels, curves, theme, None, None)
     text = io.StringIO()
@@ -93,9 +110,9 @@ def _figure(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotMissingError(
-            "pictures need matplotlib: pip install 'wardrop[plot]' (the table and the JSON do not)"
+            "a picture needs matplotlib; run: pip install 'wardrop[plot]'"
         ) from error
-    # Ids in the SVG differ by theme, for both stand in one page.
+    # The style gives each theme its own ids in the SVG: one page contains both pictures.
     style: Any = _style(theme)
     context: Any = mpl
     with context.rc_context(style):
@@ -170,7 +187,7 @@ def _draw_cdf(axis: Any, labels: Sequence[str], curves: Sequence[Curves], theme:
 def _draw_over_time(
     axis: Any, labels: Sequence[str], curves: Sequence[Curves], theme: Theme
 ) -> None:
-    axis.set_title("Median time to first token, while the run goes on")
+    axis.set_title("Median time to first token over the run")
     for arm, (label, curve) in enumerate(zip(labels, curves, strict=True)):
         axis.plot(curve.time_s, curve.ttft_p50_ms, label=label, **_line(theme, arm))
     _time_axis(axis, curves)
@@ -194,8 +211,8 @@ def _draw_cached(axis: Any, labels: Sequence[str], curves: Sequence[Curves], the
     _time_axis(axis, curves)
     axis.set_ylabel("cached, % of prompt tokens")
     if all(np.isnan(curve.cached_share).all() for curve in curves):
-        said = {"ha": "center", "va": "center", "color": theme.faint}
-        axis.text(0.5, 0.5, "not reported by this fleet", transform=axis.transAxes, **said)
+        style = {"ha": "center", "va": "center", "color": theme.faint}
+        axis.text(0.5, 0.5, "not reported by this fleet", transform=axis.transAxes, **style)
     axis.set_ylim(0, 100)
 
 
@@ -230,7 +247,7 @@ def _draw_load(part: Any, labels: Sequence[str], curves: Sequence[Curves], theme
         axis.set_xlim(0, common_time_s(curves))
         axis.set_xlabel("time, s")
         axis.set_yticks(range(len(curve.pools)), _worker_names(curve.pools))
-    axes[0].invert_yaxis()  # shared: worker 0 on top in all panels
+    axes[0].invert_yaxis()  # the panels share the axis: worker 0 is on top in all of them
     if image is not None:
         bar: Any = part.colorbar(image, ax=list(axes), pad=0.01, fraction=0.03)
         bar.set_label("requests in flight")
@@ -256,6 +273,6 @@ def _plain(value: float, _position: int | None = None) -> str:
 
 
 def _plain_sparse(value: float, _position: int | None = None) -> str:
-    """Labels between the decades of a log axis: only 2 and 5."""
+    """A label for 2 and 5 between the decades of a log axis; empty for other digits."""
     digit = value / 10 ** np.floor(np.log10(value)) if value > 0 else 0
     return _plain(value) if round(float(digit)) in (2, 5) else ""
