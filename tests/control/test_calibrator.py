@@ -13,7 +13,7 @@ from wardrop._core import Gateway
 from wardrop.control.audit import CONTROLLER, HAND
 from wardrop.control.calibrator import Calibrator
 from wardrop.control.door import Door
-from wardrop.control.run import Watcher
+from wardrop.control.loop import ControlLoop
 from wardrop.control.sample import Sample
 
 TOLL = {
@@ -86,7 +86,7 @@ def test_what_is_proven_goes_through_the_door_with_its_evidence(native, door):
     told: list[str] = []
     door.on_change = lambda record: told.append(record.by)
     planted = Planted(native)
-    record = Calibrator(planted, door).look()
+    record = Calibrator(planted, door).poll()
     assert record is not None
     assert (record.by, record.setting, record.before, record.after) == (
         "calibrator",
@@ -96,7 +96,7 @@ def test_what_is_proven_goes_through_the_door_with_its_evidence(native, door):
     )
     assert record.evidence["ratio_high"] == 0.85
     assert record.evidence["clock_ratio"] == 1.05
-    assert "shadow k30: ttft 0.800 of what is in force" in record.reason
+    assert "shadow k30: ttft 0.800 of the policy in force" in record.reason
     assert door.settings()["kappa"] == 30.0
     assert told == ["calibrator"], "the guard must hear of it"
     assert planted.gauges["calibrator_adopted_total"] == 1
@@ -119,7 +119,7 @@ def test_without_proof_nothing_moves(native, door, plant, says):
     planted = Planted(native)
     planted.model |= plant
     calibrator = Calibrator(planted, door)
-    assert calibrator.look() is None
+    assert calibrator.poll() is None
     assert says in calibrator.reason
     assert door.records() == []
 
@@ -128,18 +128,18 @@ def test_models_must_agree_and_a_policy_that_is_no_price_is_left_alone(native, d
     planted = Planted(native)
     planted.models = [planted.model, planted.model | {"suggested": {"ttft": "e2e"}}]
     calibrator = Calibrator(planted, door)
-    assert calibrator.look() is None
+    assert calibrator.poll() is None
     planted.models = [planted.model, {"model": "n", "note": "no worker yet"}]
     door.change({"policy": "dynamo"}, HAND, "")
-    assert calibrator.look() is None
+    assert calibrator.poll() is None
     assert "only the price" in calibrator.reason
     door.roll_back(HAND, "")
-    assert calibrator.look() is not None
+    assert calibrator.poll() is not None
 
 
 def test_a_change_on_trial_is_waited_for(native, door):
     calibrator = Calibrator(Planted(native), door, busy=lambda: True)
-    assert calibrator.look() is None
+    assert calibrator.poll() is None
     assert "on trial" in calibrator.reason
 
 
@@ -147,10 +147,10 @@ def test_what_a_person_changed_is_left_alone_until_it_is_rolled_back(native, doo
     planted = Planted(native)
     calibrator = Calibrator(planted, door)
     door.change({"kappa": 5}, HAND, "mine")
-    assert calibrator.look() is None
+    assert calibrator.poll() is None
     assert "kappa: changed by hand" in calibrator.reason
     door.roll_back(HAND, "")
-    record = calibrator.look()
+    record = calibrator.poll()
     assert record is not None
     assert record.setting == "kappa"
 
@@ -159,15 +159,15 @@ def test_the_goal_is_the_persons_and_does_not_drift_with_what_was_adopted(native
     planted = Planted(native)
     planted.model["suggested"] = {"ttft": "e2e", "e2e": "k30", "itl": None, "goodput": None}
     calibrator = Calibrator(planted, door)
-    record = calibrator.look()
+    record = calibrator.poll()
     assert record is not None
     assert record.setting == "objective.e2e, objective.ttft"
     # The objective in force weighs e2e now; what the calibrator serves is still the first token.
     planted.model["suggested"] = {"ttft": None, "e2e": "k30", "itl": None, "goodput": None}
-    assert calibrator.look() is None
+    assert calibrator.poll() is None
     door.change({"objective.e2e": 2.0}, HAND, "")
     planted.model["arms"][1]["e2e_ratio"] = RATIO
-    assert calibrator.look() is None
+    assert calibrator.poll() is None
     assert "objective" in calibrator.reason
     assert "by hand" in calibrator.reason
 
@@ -181,13 +181,13 @@ def test_a_candidate_that_was_rolled_back_waits_longer_each_time(native, door, b
     calibrator = Calibrator(planted, door, clock=clock)
     pause_s = least_s
     for _ in range(2):
-        record = calibrator.look()
+        record = calibrator.poll()
         assert record is not None
         door.roll_back(by, "harm")
-        assert calibrator.look() is None
+        assert calibrator.poll() is None
         assert "not again yet" in calibrator.reason
         clock.now_s += pause_s - 1
-        assert calibrator.look() is None
+        assert calibrator.poll() is None
         clock.now_s += most_s - least_s + 1
         pause_s = min(2 * pause_s, 6 * 3600)
         most_s, least_s = pause_s + 1, pause_s
@@ -196,24 +196,24 @@ def test_a_candidate_that_was_rolled_back_waits_longer_each_time(native, door, b
 
 def test_the_guard_judges_what_was_adopted_and_takes_harm_back(native, door):
     planted = Planted(native)
-    watcher = Watcher(planted, door, acts=True)
-    controller = watcher.controller
+    loop = ControlLoop(planted, door, acts=True)
+    controller = loop.controller
     calibrator = Calibrator(planted, door, lambda: controller.on_trial)
     calm = Sample(20, 0.1, 0.2, 0.01, 2.0, 0.3, arrivals_per_s=10.0)
     now_s = time.monotonic()
     for i in range(12):
         assert controller.step(now_s - 12 + i, calm) is None
-    record = calibrator.look()
+    record = calibrator.poll()
     assert record is not None
     assert controller.on_trial
-    assert calibrator.look() is None, "one at a time"
+    assert calibrator.poll() is None, "one at a time"
     action = None
     for i in range(40):
         action = action or controller.step(now_s + 3 + i, replace(calm, ttft_mean_s=0.2))
     assert action is not None
     assert action.event == "rolled_back"
-    watcher._act(action)
+    loop._act(action)
     assert door.settings()["kappa"] == 10.0
     assert door.records()[-1].of == record.number
-    assert calibrator.look() is None
+    assert calibrator.poll() is None
     assert planted.gauges["calibrator_rolled_back_total"] == 1

@@ -60,10 +60,10 @@ def test_switch_of_the_queue_is_a_setting_too(gateway, door) -> None:
         ({"policy": "no_such"}, "no_such"),
         ({"policy": "dynamo(no_such=1)"}, "no_such"),
         ({"policy": ["toll"]}, "expected NAME"),
-        ({"objective.ttft": 1}, "set policy=toll with it"),
-        ({"queue": False, "kappa": 1}, "there is no queue"),
+        ({"objective.ttft": 1}, "expected policy=toll with it"),
+        ({"queue": False, "kappa": 1}, "without a queue"),
         ({"policy": "toll", "objective.ttft": 0}, "goal"),
-        ({"kappa": 10}, "already in force"),
+        ({"kappa": 10}, "values in force"),
     ],
 )
 def test_nonsense_is_refused_and_changes_nothing(gateway, door, changes, text) -> None:
@@ -85,7 +85,7 @@ def test_roll_back_undoes_the_youngest_first_and_says_of_what(gateway, door) -> 
     assert json.loads(gateway.routing())["queue"]["kappa"] == 20
     door.roll_back("hand", "")
     assert gateway.routing() == begin
-    with pytest.raises(SettingError, match="no change to roll back"):
+    with pytest.raises(SettingError, match="without a change in force"):
         door.roll_back("hand", "")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wardrop.control import Guard, GuardSettings, Sample, Verdict
-from wardrop.control.forecast import Forecast, Seen, Series
+from wardrop.control.forecast import Forecast, Series, TimedSample
 
 ALONE_S = 0.1
 
@@ -41,7 +41,7 @@ def fluid(load_of, seconds: float, start_s: float = 0.0, speed: float = 1.0):
                 answers_per_s=10 * min(load, 1.0),
                 offered=load,
             )
-            seen.append(Seen(now_s, sample))
+            seen.append(TimedSample(now_s, sample))
     return seen, queue
 
 

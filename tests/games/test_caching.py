@@ -25,6 +25,7 @@ from wardrop.games.caching import (
     settle,
     star_graph,
 )
+from wardrop.games.caching.equilibria import PlacementReport
 from wardrop.games.caching.frequency import placement_of
 from wardrop.games.caching.graphs import (
     binary_capacitated_bound,
@@ -228,3 +229,11 @@ def test_a_trace_without_blocks_is_refused() -> None:
 def test_too_many_placements_to_enumerate_is_an_error_that_names_the_way_out() -> None:
     with pytest.raises(GameError, match="optimal_placement"):
         analyse_placement(basic_game(line_graph(20), 2.0))
+
+
+def test_an_optimum_of_zero_gives_a_price_of_one_or_infinity() -> None:
+    free = PlacementReport(0.0, 0.0, 0.0, 1)
+    assert (free.price_of_anarchy, free.price_of_stability) == (1.0, 1.0)
+    costly = PlacementReport(0.0, 0.0, 2.0, 2)
+    assert (costly.price_of_anarchy, costly.price_of_stability) == (math.inf, 1.0)
+    assert math.isnan(PlacementReport(0.0, math.nan, math.nan, 0).price_of_anarchy)

@@ -1,9 +1,8 @@
-"""The controller: telemetry in, regime, and now and then one small change that must prove itself.
+"""The controller: from telemetry to the regime, and to one small change at a time, on trial.
 
-`Controller.step(now_s, sample)` is pure: no clock, no I/O. Whoever runs it feeds samples of the
-router's own outcomes at least once a second and carries out the actions it returns through the
-`Door`, by which changes by hand go too: each is checked, applied as a whole and recorded, and what
-came of it under the same number. `wardrop.control.run` is that in a running gateway.
+`Controller.step(now_s, sample)` is pure: it reads no clock and does no I/O. `wardrop.control.loop`
+runs it in a gateway: it feeds samples of the router's outcomes and carries out the actions through
+the `Door`. Changes by hand use the same door, which checks, applies and records each change.
 """
 
 from wardrop.control.audit import AuditLog, Record, read_audit

@@ -1,4 +1,4 @@
-"""Every change is a record: when, from, to, why, by whom, what came of it. JSON lines, bounded."""
+"""The audit log: one record for every change of a setting and its outcome, as JSON lines."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Record:
     """One event in the life of a setting.
 
     Attributes:
-        at_s: when, in seconds of the writer's clock; Unix time in a running gateway.
+        at_s: time in seconds of the writer's clock; Unix time in a running gateway.
         event: `change`, `kept`, `rolled_back` or `regime`.
-        setting: what was changed; several names with a comma between them.
-        before: its value before; an object by name where there are several.
-        after: its value after.
-        reason: in words.
-        evidence: in figures.
-        by: `hand`, `controller` or `calibrator`.
-        number: of this record, counted from 1; 0 where nobody counts.
-        of: number of the change that this is the outcome of; 0 for none.
+        setting: name of the setting; several names with a comma between them.
+        before: value before the event; an object by name where there are several settings.
+        after: value after the event, in the same form.
+        reason: why, in words.
+        evidence: why, in figures.
+        by: author of the event: `hand`, `controller` or `calibrator`.
+        number: number of this record, counted from 1; 0 where records are not numbered.
+        of: number of the change whose outcome this record is; 0 for none.
     """
 
     at_s: float
@@ -47,7 +47,12 @@ class Record:
 
 
 class AuditLog:
-    """Appends records to a file that starts over at a limit, keeping one older file."""
+    """Appends records to a file; at a size limit the file becomes `FILE.1` and a new one begins.
+
+    Args:
+        path: the file.
+        limit_bytes: size at which a new file begins.
+    """
 
     def __init__(self, path: Path, limit_bytes: int = 16 << 20) -> None:
         self.path = path
@@ -62,7 +67,7 @@ class AuditLog:
 
 
 def read_audit(path: Path) -> Iterator[Record]:
-    """The records of a log, oldest first; a torn last line is passed over.
+    """The records of a log, oldest first; an incomplete last line is skipped.
 
     Raises:
         ValueError: a line inside the file is not a record.
@@ -78,5 +83,5 @@ def read_audit(path: Path) -> Iterator[Record]:
 
 
 def outcomes(records: Iterable[Record]) -> dict[int, str]:
-    """What came of each numbered change: `kept`, `rolled_back`, or nothing yet."""
+    """Outcome by number of the change: `kept` or `rolled_back`; a change on trial has none."""
     return {record.of: record.event for record in records if record.of}

@@ -1,14 +1,15 @@
-"""The opt-in calibrator: adopts what the shadows proved better, within narrow limits.
+"""The opt-in calibrator: adopts a shadow that proved better, within narrow limits.
 
-It may move the objective of `toll` and κ, nothing else, and only while `toll` is in force: it
-starts from the price (`docs/pricing.md` says why). A candidate is adopted when, over a whole window
-of the last 20 ticks, it is significantly better than what is in force in the figure that the
-objective weighs most (paired, 5 % over all shadows together, gain above 2 %), and the simulated
-clock agrees with the measured one; the simulator decides that (`ShadowFleets::suggest_among`).
-The change goes through the audited door, by `calibrator`: it is bounded, recorded, can be rolled
-back, and is put on trial by the guard where the controller acts. What a person changed is left
-alone until that is rolled back; a candidate that was rolled back is not tried
-again for a while that doubles.
+The calibrator may change the objective of `toll` and κ, nothing else, and only while `toll` is in
+force. It adopts a candidate under two conditions. Over a whole window of the last 20 ticks, the
+candidate is significantly better in the figure that the objective weighs most (paired, 5 % over all
+shadows together, gain above 2 %). And the simulated clock agrees with the measured clock. The
+simulator decides both (`ShadowFleets::suggest_among`).
+
+The change goes through the audited door as `calibrator`. So it is bounded and recorded, it can be
+rolled back, and the guard puts it on trial where the controller acts. The calibrator leaves
+alone what a person changed until that change is rolled back. A candidate that was rolled back is
+not tried again for a pause that doubles.
 """
 
 from __future__ import annotations
@@ -27,39 +28,39 @@ from wardrop.control.settings import OBJECTIVE, SettingError
 log = logging.getLogger("wardrop.control")
 
 MAX_AGE_S = 60.0
-"""Figures of an older moment are not acted on."""
-LEAST_REQUESTS_PER_CACHE = 8.0
-"""A fleet whose caches hold fewer requests is left alone: it is bistable (`docs/pricing.md`)."""
+"""Age in seconds from which the figures of shadows are ignored."""
+MIN_REQUESTS_PER_CACHE = 8.0
+"""Requests that a cache holds at least; with fewer the fleet is bistable and left alone."""
 _BACK_OFF_S = 600.0
 _MAX_BACK_OFF_S = 6 * 3600.0
 _GOALS = ("ttft", "itl", "e2e", "goodput")
 
 
-class Shadowed(Protocol):
-    """The part of a gateway that has shadows."""
+class ShadowSource(Protocol):
+    """The part of a gateway that reports its shadows."""
 
     def shadows(self) -> str | None:
-        """What they say, as JSON."""
+        """JSON of the shadow reports of every model; None without shadows."""
         ...
 
     def set_gauges(self, gauges_json: str, /) -> None:
-        """Figures for the metrics page."""
+        """Set gauges of the metrics page, given as a JSON object of numbers."""
         ...
 
 
 class Calibrator:
-    """See the module.
+    """Polls the shadows of a gateway and adopts at most one candidate at a time.
 
     Args:
-        gateway: whose shadows are asked.
-        door: by which it is changed.
-        busy: another change is on trial.
-        clock: seconds, monotonic.
+        gateway: source of shadow reports.
+        door: the way by which settings change.
+        busy: whether another change is on trial.
+        clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        gateway: Shadowed,
+        gateway: ShadowSource,
         door: Door,
         busy: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -69,29 +70,29 @@ class Calibrator:
         self._busy = busy
         self._clock = clock
         self._seen = 0
-        self._held: set[str] = set()
+        self._set_by_hand: set[str] = set()
         self._goal = _goal(door.settings())
         self._adopted: dict[int, str] = {}
         self._blocked: dict[str, tuple[float, float]] = {}
         self._counts = {"adopted": 0, "rolled_back": 0}
         self.reason = ""
-        """Why nothing was adopted at the last look."""
+        """Why the last poll adopted nothing; empty after an adoption."""
 
     async def run(self, period_s: float) -> None:
-        """Look until cancelled; an error in a look is told and survived."""
-        told = False
+        """Poll until cancelled; an error is logged once and the loop goes on."""
+        is_logged = False
         while True:
             await asyncio.sleep(period_s)
             try:
-                self.look()
-                told = False
+                self.poll()
+                is_logged = False
             except (ValueError, KeyError, TypeError, OSError) as error:
-                if not told:
-                    log.error("the calibrator's look failed: %r; it goes on looking", error)
-                told = True
+                if not is_logged:
+                    log.error("a poll of the calibrator failed: %r; polling goes on", error)
+                is_logged = True
 
-    def look(self) -> Record | None:
-        """One look; the record of the change, if one was made."""
+    def poll(self) -> Record | None:
+        """Read the shadows once; return the record of the change, if one was made."""
         settings = self._door.settings()
         self._follow(settings)
         record = self._adopt(settings)
@@ -113,20 +114,20 @@ class Calibrator:
         model = models[0]
         at = [policy["name"] for policy in model["policies"]].index(name)
         changes = changes_to(model["policies"][at], settings)
-        held = sorted(set(changes) & self._held)
+        held = sorted(set(changes) & self._set_by_hand)
         until_s, _ = self._blocked.get(name, (0.0, 0.0))
         if not changes or held or self._clock() < until_s:
             self.reason = (
                 f"{', '.join(held)}: changed by hand, left alone"
                 if held
-                else f"{name}: not again yet after a roll-back"
+                else f"{name}: paused after a roll-back"
             )
             return None
         reason, found = _evidence(model, at, figure)
         try:
             record = self._door.change(changes, CALIBRATOR, f"shadow {name}: {reason}", found)
         except SettingError as error:
-            log.warning("the shadow %s can not be adopted: %s", name, error)
+            log.warning("cannot adopt the shadow %s: %s", name, error)
             self._block(name, _MAX_BACK_OFF_S)
             return None
         self._adopted[record.number] = name
@@ -134,11 +135,11 @@ class Calibrator:
         return record
 
     def _not_now(self, models: list[Any], settings: Mapping[str, Any]) -> str:
-        """Why nothing may be adopted now; nothing where it may."""
+        """Why nothing may be adopted now; empty if something may."""
         if settings["policy"] != "toll":
-            return f"the policy is {settings['policy']}: only the price is calibrated"
+            return f"the policy is {settings['policy']}: only toll is calibrated"
         if not models:
-            return "there are no shadows yet"
+            return "no shadow has reported yet"
         if self._busy():
             return "another change is on trial"
         for model in models:
@@ -146,21 +147,21 @@ class Calibrator:
             if not trust["trusted"]:
                 return str(trust["reason"])
             if model["ticks"] < model["window_ticks"]:
-                return f"{model['ticks']} of {model['window_ticks']} ticks yet"
+                return f"{model['ticks']} of {model['window_ticks']} ticks so far"
             if model["age_s"] is None or model["age_s"] > MAX_AGE_S:
                 return f"the figures are {model['age_s'] or 0:.0f} s old"
-            if (model["requests_per_cache"] or 0.0) < LEAST_REQUESTS_PER_CACHE:
-                return "few big prompts in small caches: such a fleet is bistable"
+            if (model["requests_per_cache"] or 0.0) < MIN_REQUESTS_PER_CACHE:
+                return "few big prompts in small caches: the fleet is bistable"
         return ""
 
     def _follow(self, settings: Mapping[str, Any]) -> None:
-        """Take note of what was changed by others since the last look."""
+        """Take in the changes and roll-backs that others made since the last poll."""
         fresh = [record for record in self._door.records(1024) if record.number > self._seen]
         for record in fresh:
             self._seen = record.number
             names = _with_objective(record.setting.split(", "))
             if record.event == "change" and record.by == HAND:
-                self._held |= names
+                self._set_by_hand |= names
                 if "objective" in record.setting or "policy" in names:
                     self._goal = _goal(settings)
             if record.event == "rolled_back":
@@ -171,7 +172,7 @@ class Calibrator:
                     by_hand = record.by == HAND
                     self._block(name, _MAX_BACK_OFF_S if by_hand else 2 * pause_s)
                 elif record.by == HAND:
-                    self._held -= names
+                    self._set_by_hand -= names
                     self._goal = _goal(settings)
 
     def _block(self, name: str, pause_s: float) -> None:
@@ -180,7 +181,7 @@ class Calibrator:
 
 
 def changes_to(arm: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
-    """The settings by which an adoptable shadow differs from what is in force."""
+    """The settings by which an adoptable shadow differs from those in force."""
     wanted = {name: arm["policy"][name.partition(".")[2]] for name in OBJECTIVE}
     if arm["queue"] is not None:
         wanted["kappa"] = arm["queue"]["kappa"]
@@ -188,12 +189,12 @@ def changes_to(arm: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
 
 
 def _goal(settings: Mapping[str, Any]) -> str:
-    """The figure that the objective weighs most; the first token where nothing is weighed."""
+    """The figure that the objective weighs most; TTFT where no figure has a weight."""
     return max(_GOALS, key=lambda goal: float(settings.get(f"objective.{goal}", 0.0)))
 
 
 def _with_objective(names: list[str]) -> set[str]:
-    """With one part of the objective all of it."""
+    """The names, with every part of the objective if one part is among them."""
     every = set(OBJECTIVE) if any(name.startswith("objective.") for name in names) else set[str]()
     return {*names, *every}
 
@@ -201,7 +202,7 @@ def _with_objective(names: list[str]) -> set[str]:
 def _evidence(model: Mapping[str, Any], at: int, figure: str) -> tuple[str, dict[str, float]]:
     ratio, trust = model["arms"][at][f"{figure}_ratio"], model["trust"]
     words = (
-        f"{figure} {ratio['value']:.3f} of what is in force ({ratio['low']:.3f} to "
+        f"{figure} {ratio['value']:.3f} of the policy in force ({ratio['low']:.3f} to "
         f"{ratio['high']:.3f}) over {model['ticks']} ticks"
     )
     figures = {

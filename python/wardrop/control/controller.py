@@ -1,9 +1,9 @@
 """One change at a time, by bounded steps, kept only while it does no harm.
 
-What may be moved, and by which steps, is in `wardrop.control.moves`. The direction comes from the
-regime, the verdict from the guard. After a roll-back the same step is not tried again for a while
-that doubles each time. A change by hand is put on trial like any other, and the controller leaves
-that setting alone afterwards.
+`wardrop.control.moves` defines the settings and their steps. The regime gives the direction, the
+guard the verdict. After a roll-back the controller does not try the same step again for a pause
+that doubles each time. A change by hand goes on trial like any other change, and the controller
+leaves its settings alone afterwards.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from wardrop.control.sample import Sample
 
 @dataclass(frozen=True)
 class Action:
-    """What to do: put `setting` to `value`, or take the change on trial back.
+    """A change to carry out: set `setting` to `value`, or roll the change on trial back.
 
     Attributes:
-        setting: its name; of a change by hand several, with a comma between them.
-        value: its new value.
-        reason: in words.
+        setting: name of the setting; of a change by hand several, with a comma between them.
+        value: new value of the setting.
+        reason: why, in words.
         event: `change` or `rolled_back`.
-        evidence: in figures.
+        evidence: why, in figures.
     """
 
     setting: str
@@ -40,17 +40,17 @@ class Action:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the controller may move, and how carefully.
+    """Settings of the controller: its moves, and its pauses between changes.
 
     Attributes:
-        moves: setting → its steps, first come first moved. By default κ goes up with saturation.
-        regime: see `RegimeSettings`.
-        guard: see `GuardSettings`.
-        stands_s: how long a regime must have stood before a setting follows it: what was seen of
-            it until then is what the change is judged against.
-        back_off_s: pause after a first roll-back of a setting's step in one direction; doubles
-            with each.
-        max_back_off_s: longest pause.
+        moves: moves by setting, tried in this order; by default κ rises with saturation.
+        regime: thresholds of the regimes.
+        guard: how a change is judged.
+        stands_s: seconds that a regime lasts before a setting follows it. The samples of this time
+            serve to judge the change.
+        back_off_s: pause in seconds after the first roll-back of a step in one direction; it
+            doubles with each further roll-back.
+        max_back_off_s: longest pause in seconds.
     """
 
     moves: dict[str, Move] = field(
@@ -65,7 +65,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A change on trial: what it was before, and the step of the ladder that it is."""
+    """A change on trial.
+
+    Attributes:
+        setting: name of the setting; of a change by hand several, with a comma between them.
+        before: value before the change; by name for a change by hand.
+        after: value after the change, in the same form.
+        by_hand: whether a person made the change.
+    """
 
     setting: str
     before: Any
@@ -74,41 +81,41 @@ class _Trial:
 
 
 class Controller:
-    """See the module. Deterministic in its samples."""
+    """Proposes changes and judges them. Equal samples give equal actions."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
         self.detector = RegimeDetector(self.settings.regime)
         self.guard = Guard(self.settings.guard)
         self._values = {name: move.start for name, move in self.settings.moves.items()}
-        self._held: set[str] = set()
+        self._set_by_hand: set[str] = set()
         self._trial: _Trial | None = None
         self._blocked: dict[tuple[str, bool], tuple[float, float]] = {}
         self._records: list[Record] = []
 
     def value(self, setting: str) -> float:
-        """Where a setting stands."""
+        """The value of a setting."""
         return self._values[setting]
 
     @property
     def on_trial(self) -> bool:
-        """A change is being judged."""
+        """Whether a change is on trial."""
         return self._trial is not None
 
     def records(self) -> Sequence[Record]:
-        """Regimes entered and changes kept since the last call; who acts records the actions."""
+        """Regimes entered and changes kept since the last call; the door records the actions."""
         taken, self._records = self._records, []
         return taken
 
     def changed_by_hand(
         self, now_s: float, before: Mapping[str, Any], after: Mapping[str, Any]
     ) -> None:
-        """A person changed something: it is judged like a change of our own, and left alone after.
+        """Put a change by hand on trial; the controller leaves its settings alone afterwards.
 
-        A change of ours that is on trial ends unjudged. Without enough of a record to judge
-        against nothing is on trial: what a person wants then stands.
+        A change of the controller that is on trial ends unjudged. Without enough samples to judge
+        by, the change by hand stays in force without a trial.
         """
-        self._held |= set(after)
+        self._set_by_hand |= set(after)
         self._values |= {n: float(v) for n, v in after.items() if n in self._values}
         if self._trial is not None or not self.guard.ready:
             self._trial = None
@@ -118,14 +125,14 @@ class Controller:
         self.guard.changed(now_s)
 
     def rolled_back_by_hand(self, settings: Mapping[str, Any]) -> None:
-        """A person took the youngest change back: nothing is on trial, and we may move it again."""
-        self._held -= set(settings)
+        """End the trial: a person rolled a change back, and its settings may move again."""
+        self._set_by_hand -= set(settings)
         self._values |= {n: float(v) for n, v in settings.items() if n in self._values}
         self._trial = None
         self.guard.forget()
 
     def step(self, now_s: float, sample: Sample) -> Action | None:
-        """Takes one sample in; returns at most one change to carry out."""
+        """Take one sample; return at most one change to carry out."""
         before = self.detector.regime
         regime = self.detector.step(now_s, sample)
         if regime != before:
@@ -135,17 +142,17 @@ class Controller:
         verdict = self.guard.step(now_s, sample)
         if self._trial is not None:
             return self._judge(now_s, self._trial, verdict)
-        # An answer that ends now tells of its whole life: with long ones that takes as long.
+        # An answer that ends now reflects its whole life, so long answers need a longer wait.
         stands_s = max(self.settings.stands_s, sample.e2e_mean_s)
         if not self.guard.ready or self.detector.stood_s(now_s) < stands_s:
             return None
         return self._propose(now_s, regime, sample)
 
     def refused(self, action: Action) -> None:
-        """An action could not be carried out: nothing is on trial."""
+        """End the trial of an action that could not be carried out."""
         if self._trial is not None and action.event == "change":
             self._values[action.setting] = self._trial.before
-            self._held.add(action.setting)
+            self._set_by_hand.add(action.setting)
             self._trial = None
             self.guard.forget()
 
@@ -168,7 +175,7 @@ class Controller:
             pause = min(2 * pause, self.settings.max_back_off_s)
             self._blocked[step] = (now_s + pause, pause)
             self._values[trial.setting] = trial.before
-            reason = f"{reason}; not again for {pause:g} s"
+            reason = f"{reason}; next try in {pause:g} s at the earliest"
         else:
             back = {n: v for n, v in trial.before.items() if n in self._values}
             self._values |= {n: float(v) for n, v in back.items() if v is not None}
@@ -180,7 +187,7 @@ class Controller:
         state = State(regime, waits, sample.waiting)
         for setting, move in self.settings.moves.items():
             here = self._values[setting]
-            target = None if setting in self._held else move.next(here, state)
+            target = None if setting in self._set_by_hand else move.next(here, state)
             if target is None:
                 continue
             until_s, _ = self._blocked.get((setting, target > here), (0.0, 0.0))

@@ -1,4 +1,4 @@
-"""Learned latency curves of a running gateway: as text, as a picture, and kept over restarts."""
+"""Learned latency curves of a running gateway: as text, as a picture, and in a file."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ UNITS = {
         "coefficients": ["s", "s/sequence", "s/token"],
     },
 }
-"""What the coefficients mean."""
+"""Formula and units of the coefficients, by kind of curve."""
 
 VERSION = 1
 
 
-class Curved(Protocol):
-    """The part of a gateway that has curves."""
+class CurveSource(Protocol):
+    """The part of a gateway that saves and restores its curves."""
 
     def curves(self) -> str:
-        """JSON of the learned curves."""
+        """JSON of the learned curves of every pool."""
         ...
 
     def restore_curves(self, model: str, role: str, record_json: str) -> int:
-        """Take curves over."""
+        """Restore a pool's curves from a record; returns the number of curves restored."""
         ...
 
 
@@ -48,7 +48,7 @@ def step_s(coefficients: list[float], batch: Any, kv_tokens: Any) -> Any:
 
 
 def table(pools: list[dict[str, Any]]) -> str:
-    """One row per worker: what its curves say at typical points, samples and error."""
+    """One row per worker: values of its curves at typical points, samples and error."""
     rows = [
         f"{'model':<14}{'role':<12}{'worker':<24}{'prefill 1k':>11}{'prefill 8k':>11}"
         f"{'step 1':>9}{'step 32':>9}{'samples':>14}{'error':>14}"
@@ -81,7 +81,7 @@ def plot(pools: list[dict[str, Any]], path: Path) -> None:
         raise RuntimeError("pictures need matplotlib: pip install 'wardrop[plot]'") from None
     workers = [(pool, worker) for pool in pools for worker in pool["workers"]]
     if not workers:
-        raise RuntimeError("there is no worker whose curves could be drawn")
+        raise RuntimeError("got no worker; expected at least one worker with curves")
     figure: Any = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     tokens, batch = np.linspace(1, 16_384, 200), np.linspace(1, 128, 200)
@@ -102,8 +102,8 @@ def plot(pools: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def save(gateway: Curved, path: Path) -> int:
-    """Write the curves of all pools, at once or not at all; how many pools."""
+def save(gateway: CurveSource, path: Path) -> int:
+    """Write the curves of all pools, all or nothing; returns the number of pools."""
     pools = json.loads(gateway.curves())
     kept = [{name: pool[name] for name in ("model", "role", "record")} for pool in pools]
     beside = path.with_suffix(path.suffix + ".new")
@@ -116,7 +116,7 @@ def load(path: Path) -> list[dict[str, Any]]:
     """The pools of a file that `save` wrote.
 
     Raises:
-        ValueError: not such a file, or of another version.
+        ValueError: the file is no file of curves, or of another version.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

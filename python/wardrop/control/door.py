@@ -1,8 +1,8 @@
-"""The one door by which a running gateway is changed, by hand or by the controller.
+"""The audited door: the only way to change a running gateway, by hand or by the controller.
 
-Each change is checked as a whole, applied all or nothing, and recorded with its number, what it
-was before, who made it and why; what came of it is recorded under the same number. The last
-changes can be rolled back, the youngest first.
+Each change is checked as a whole, applied all or nothing, and recorded with its number, the values
+before it, its author and the reason. The outcome of a change refers to its number. The last changes
+can be rolled back, the youngest first.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ _MAX_RECORDS = 1024
 _MAX_REASON = 500
 
 
-class Routed(Protocol):
+class RoutingTarget(Protocol):
     """The part of a gateway that a door changes."""
 
     def routing(self) -> str:
-        """JSON of policy and queue in force."""
+        """JSON of the policy and the queue in force."""
         ...
 
     def set_routing(self, change_json: str, /) -> str:
-        """Change them, all or nothing."""
+        """Change policy and queue, all or nothing; returns the JSON of `routing` afterwards."""
         ...
 
 
-class Keeps(Protocol):
-    """Where records go besides memory: an `AuditLog`, or whoever wants each of them."""
+class RecordSink(Protocol):
+    """Takes every record: an `AuditLog`, or a replay that collects records."""
 
     def write(self, record: Record, /) -> None:
-        """Keep one record."""
+        """Take one record."""
         ...
 
 
 class Door:
-    """See the module. Not for several threads at once.
+    """Checks, applies and records changes of one gateway. Not thread-safe.
 
     Args:
-        gateway: what is changed.
-        log: where records go besides memory; None for nowhere.
-        clock: Unix time.
+        gateway: the gateway that is changed.
+        log: takes every record; None keeps records in memory only.
+        clock: seconds that records carry; Unix time by default.
     """
 
     def __init__(
         self,
-        gateway: Routed,
-        log: Keeps | None = None,
+        gateway: RoutingTarget,
+        log: RecordSink | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._gateway = gateway
@@ -66,7 +66,7 @@ class Door:
         self._history: deque[tuple[int, Routing]] = deque(maxlen=_MAX_HISTORY)
         self._records: deque[Record] = deque(maxlen=_MAX_RECORDS)
         self.on_change: Callable[[Record], None] | None = None
-        """Told of changes but the controller's own, and of roll-backs by hand, once in force."""
+        """Called after every change that is not the controller's, and after roll-backs by hand."""
 
     def settings(self) -> dict[str, Any]:
         """Every setting with its value."""
@@ -83,22 +83,22 @@ class Door:
 
         Args:
             changes: setting → value.
-            by: `hand`, `controller` or `calibrator`.
-            reason: in words, at most 500 characters are kept.
-            evidence: in figures.
+            by: author: `hand`, `controller` or `calibrator`.
+            reason: why, in words; at most 500 characters are kept.
+            evidence: why, in figures.
 
         Returns:
             The record of the change.
 
         Raises:
-            SettingError: an unknown setting, a value out of range, or nothing that would change.
+            SettingError: an unknown setting, a value out of range, or values that are in force.
         """
         before = self._routing()
         had = flat(before)
         after = self._apply(changed(before, changes))
         differing = _differing(had, after)
         if not differing:
-            raise SettingError(f"{_names(changes)}: that is already in force")
+            raise SettingError(f"{_names(changes)}: got the values in force; expected a change")
         shown = [name for name in differing if name in changes] or differing
         record = self.note("change", shown, had, after, reason, evidence, by)
         self._history.append((record.number, before))
@@ -113,17 +113,17 @@ class Door:
         evidence: Mapping[str, float] | None = None,
         number: int | None = None,
     ) -> Record:
-        """Undo the youngest change that stands, or the one with `number` if it is the youngest.
+        """Undo the youngest change in force; with `number`, only if the youngest has this number.
 
         Raises:
-            SettingError: there is none, or a younger one stands on it.
+            SettingError: there is no change in force, or a younger change than `number`.
         """
         if not self._history:
-            raise SettingError("there is no change to roll back")
+            raise SettingError("got a roll-back without a change in force; expected a change first")
         youngest, before = self._history[-1]
         if number is not None and number != youngest:
             raise SettingError(
-                f"got change {number}, but {youngest} is the youngest that stands; "
+                f"got change {number}, but change {youngest} is the youngest in force; "
                 "roll back in order"
             )
         had = self.settings()
@@ -146,17 +146,17 @@ class Door:
         by: str = "controller",
         of: int = 0,
     ) -> Record:
-        """Record what happened to the settings `names`, or what is no change of its own.
+        """Record an event of the settings `names`.
 
         Args:
             event: `change`, `kept`, `rolled_back` or `regime`.
-            names: what it concerns.
-            before: values of these, perhaps among others.
-            after: the same, afterwards.
-            reason: in words.
-            evidence: in figures.
-            by: `hand` or `controller`.
-            of: number of the change that this came of.
+            names: names of the settings.
+            before: values by name before the event; other names are ignored.
+            after: values by name after the event; other names are ignored.
+            reason: why, in words; at most 500 characters are kept.
+            evidence: why, in figures.
+            by: author: `hand`, `controller` or `calibrator`.
+            of: number of the change whose outcome the event is; 0 for none.
         """
         self._number += 1
         single = len(names) == 1
@@ -186,8 +186,8 @@ class Door:
         if self._log is not None:
             try:
                 self._log.write(record)
-            except OSError as error:  # the change stands; the log in memory has it
-                log.error("the audit log can not be written: %s", error)
+            except OSError as error:  # the change stays in force; memory has the record
+                log.error("cannot write the audit log: %s", error)
         return record
 
     def records(self, last: int = 50) -> list[Record]:
@@ -207,7 +207,7 @@ class Door:
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names whose values are not the same, sorted."""
+    """Sorted names whose values differ."""
     return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 

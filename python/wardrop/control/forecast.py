@@ -1,24 +1,27 @@
-"""What would have come without the change: the queue carried on at the load that really came.
+"""The forecast: the course of the figures without the change, at the load that really arrives.
 
-A queue that grows by itself is no harm of a change, and one that drains hides some. So the waiting
-prefill B (seconds per worker) is carried on from the moment of the change with the arrivals seen
-since and the work per request of before (a change may spoil the caches; that must not count as
-load):
+A queue that grows by itself is no harm of a change, and a queue that drains hides harm. So the
+forecast continues the waiting prefill B (seconds per worker) from the moment of the change. It uses
+the arrivals since then and the work per request from before, because a change may spoil the caches,
+and that must not count as load:
 
     dB/dt = arrivals · work − g · B/(B + h)
 
-with h the prefill of one request: full speed with a queue, less without one (the fluid form of the
-M/M/1 queue). g, the work that a worker clears per second, is fitted to the time before the change,
-so that a stable queue stays what it was and a growing one goes on growing; it also takes up what
-the curves are wrong by. A first token is then due when the queue that its request met is gone:
+h is the prefill of one request: a worker runs at full speed with a queue and slower without (the
+fluid form of the M/M/1 queue). g is the work that a worker clears per second, fitted to the time
+before the change. So a stable queue stays stable and a growing queue goes on growing. The fit also
+absorbs the error of the curves. A first token is due when the queue at the request's arrival is
+cleared:
 
     ttft(t) = a + s · B(u),  u + ttft = t
 
-with a the time of a request that meets nobody and s fitted to the time before. The time between
-tokens stays as it was at the end of the time before; where it was rising, it may go on rising for
-as long as an answer takes, since an answer tells of its whole life; and where more requests are
-served it may grow by the square of that: so much longer at most is a step of the larger batch, and
-so many more are the prefills between two steps. An answer ends its gaps after its first token.
+a is the TTFT of a request that meets no other request, and s is fitted to the time before the
+change.
+
+The time between tokens stays at its last value before the change, with two exceptions. Where it was
+rising, it may go on rising for as long as an answer takes, because an answer reflects its whole
+life. Where more requests are served, it may grow with the square of their ratio: a step of the
+larger batch is longer by at most this ratio, and so is the number of prefills between two steps.
 """
 
 from __future__ import annotations
@@ -31,32 +34,32 @@ from dataclasses import dataclass, field
 from wardrop.control.sample import Sample
 
 _STEP_S = 0.25
-"""Longest step by which the queue is carried on."""
+"""Longest step of the integration, in seconds."""
 _PRIOR = 0.5
-"""Samples that g = 1 counts for: a fleet that never queued says nothing of it."""
-_MOST_SLOPE = 4.0
-"""A tail may be so many times the mean queue."""
+"""Weight of the prior g = 1, in samples: a fleet that never queued gives no evidence of g."""
+_MAX_SLOPE = 4.0
+"""Largest slope s of a tail over the mean queue."""
 
 
 @dataclass
 class Series:
-    """A figure over time, rising in time, with straight lines between; flat at both ends."""
+    """A figure over time: points by rising time, linear in between, constant beyond both ends."""
 
     at_s: list[float] = field(default_factory=list[float])
     values: list[float] = field(default_factory=list[float])
 
     def add(self, at_s: float, value: float) -> None:
-        """One more point."""
+        """Append one point, later than all others."""
         self.at_s.append(at_s)
         self.values.append(value)
 
     def keep(self, from_s: float) -> None:
-        """Forget what is older, but for the youngest of it."""
+        """Drop the points before `from_s`, except the youngest of them."""
         cut = max(0, bisect.bisect_left(self.at_s, from_s) - 1)
         del self.at_s[:cut], self.values[:cut]
 
     def at(self, at_s: float) -> float:
-        """The value at a time; 0 without a point."""
+        """The value at a time; 0 without any point."""
         if not self.at_s:
             return 0.0
         after = bisect.bisect_right(self.at_s, at_s)
@@ -70,11 +73,11 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A time to first token over the queue that its request met.
+class TtftLine:
+    """A time to first token as a linear function of the queue at the request's arrival.
 
     Attributes:
-        alone_s: with an empty queue.
+        alone_s: seconds with an empty queue.
         slope: seconds per second of queue.
     """
 
@@ -82,17 +85,19 @@ class Line:
     slope: float
 
     @classmethod
-    def fit(cls, name: str, alone_s: float, before: Sequence[Seen], queue: Series) -> Line:
-        """Least squares through (0, `alone_s`), or the smallest figure seen where that is less."""
+    def fit(
+        cls, name: str, alone_s: float, before: Sequence[TimedSample], queue: Series
+    ) -> TtftLine:
+        """Least squares through (0, `alone_s`), or through the smallest figure if that is less."""
         pairs = [(getattr(seen.sample, name), seen.middle_s) for seen in before]
         alone_s = min(alone_s, *(y for y, _ in pairs))
         met = [(y - alone_s, queue.at(at_s - y)) for y, at_s in pairs]
         squares = sum(b * b for _, b in met)
         slope = sum(y * b for y, b in met) / squares if squares > 0 else 1.0
-        return cls(alone_s, min(max(slope, 0.0), _MOST_SLOPE))
+        return cls(alone_s, min(max(slope, 0.0), _MAX_SLOPE))
 
     def due_s(self, at_s: float, queue: Series) -> float:
-        """The time to first token of those that come at `at_s`: of the last that can be there."""
+        """The TTFT of first tokens at `at_s`: that of the latest arrival due by then."""
         for met_s, waits in zip(reversed(queue.at_s), reversed(queue.values), strict=True):
             ttft_s = self.alone_s + self.slope * waits
             if met_s + ttft_s <= at_s:
@@ -101,8 +106,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A sample and the middle of its stretch."""
+class TimedSample:
+    """A sample and the time at which its stretch ends."""
 
     at_s: float
     sample: Sample
@@ -114,16 +119,18 @@ class Seen:
 
 
 class Forecast:
-    """Carries the queue on from the moment of a change.
+    """Continues the queue from the moment of a change.
 
     Args:
-        before: samples before it, oldest first, at least three.
-        queue: the waiting prefill seen so far, at least as long.
-        ttft: the mean times to first token seen so far.
-        now_s: the moment of the change.
+        before: samples before the change, oldest first, at least three.
+        queue: waiting prefill so far, over at least the same time.
+        ttft: mean times to first token so far.
+        now_s: time of the change.
     """
 
-    def __init__(self, before: Sequence[Seen], queue: Series, ttft: Series, now_s: float) -> None:
+    def __init__(
+        self, before: Sequence[TimedSample], queue: Series, ttft: Series, now_s: float
+    ) -> None:
         self._before = before
         self._now_s = now_s
         self._start_s = now_s
@@ -137,7 +144,7 @@ class Forecast:
         self._waits_s = queue.values[-1]
         self.rate, self.rate_error = self._fit_rate()
         self._lines = {
-            name: Line.fit(name, factor * self._alone_s, before, queue)
+            name: TtftLine.fit(name, factor * self._alone_s, before, queue)
             for name, factor in (("ttft_mean_s", 1.0), ("ttft_p99_s", 2.0))
         }
         self._itl_s, self._itl_rise = self._fit_itl()
@@ -147,19 +154,19 @@ class Forecast:
         for name in PREDICTED:
             values = [getattr(seen.sample, name) for seen in before]
             raw = [self._raw(name, seen, queue) for seen in before]
-            # What stayed as it was must be predicted to stay as it was.
+            # A figure that was stable must be predicted to stay as it was.
             share = _mean(values) / _mean(raw) if _mean(raw) > 0 else 1.0
             self._scale[name] = 1.0 if name == "itl_mean_s" else min(max(share, 0.5), 2.0)
             rest = [v - self._scale[name] * r for v, r in zip(values, raw, strict=True)]
             self.errors[name] = _error(rest)
 
     @staticmethod
-    def possible(before: Sequence[Seen]) -> bool:
-        """Whether load and queue are known at all: a metrics page tells neither."""
+    def possible(before: Sequence[TimedSample]) -> bool:
+        """Whether load and queue are known; samples of a metrics page have neither."""
         return len(before) > 2 and all(seen.sample.alone_s > 0 for seen in before)
 
     def advance(self, now_s: float, sample: Sample) -> None:
-        """Carry the queue on to `now_s` at the load that came."""
+        """Continue the queue to `now_s` at the load of the sample."""
         load = sample.arrivals_per_s * self._work_s
         while now_s - self._now_s > 1e-9:
             step_s = min(_STEP_S, now_s - self._now_s)
@@ -168,11 +175,11 @@ class Forecast:
             self._now_s += step_s
             self._queue.add(self._now_s, self._waits_s)
 
-    def of(self, name: str, seen: Seen) -> float:
-        """What a figure of a stretch after the change would have been without it."""
+    def of(self, name: str, seen: TimedSample) -> float:
+        """The prediction of a figure for a sample after the change."""
         return self._scale[name] * self._raw(name, seen, self._queue)
 
-    def _raw(self, name: str, seen: Seen, queue: Series) -> float:
+    def _raw(self, name: str, seen: TimedSample, queue: Series) -> float:
         if name == "itl_mean_s":
             return self._itl_at(seen, queue)
         if name == "e2e_mean_s":
@@ -185,8 +192,8 @@ class Forecast:
             return rest_s + ttft
         return self._lines[name].due_s(seen.middle_s, queue)
 
-    def _itl_at(self, seen: Seen, queue: Series) -> float:
-        """The time between tokens: see the module."""
+    def _itl_at(self, seen: TimedSample, queue: Series) -> float:
+        """The predicted time between tokens; the module gives the formula."""
         if seen.at_s <= self._start_s:
             return self._itl_s
         life_s = self._gaps * self._itl_s
@@ -196,7 +203,7 @@ class Forecast:
         return (self._itl_s + max(0.0, risen_s)) * more * more
 
     def _fit_itl(self) -> tuple[float, float]:
-        """The time between tokens at the end of the time before, and by how much it rises."""
+        """The time between tokens just before the change, and its rise in seconds per second."""
         known = [seen for seen in self._before if seen.sample.itl_mean_s > 0]
         if len(known) < 4:
             return _mean([seen.sample.itl_mean_s for seen in known]), 0.0
@@ -210,7 +217,7 @@ class Forecast:
         return max(values[-1], _mean(last)), risen_s / span_s
 
     def _fit_gaps(self) -> float:
-        """Gaps between the tokens of an answer, by the time between its first and last one."""
+        """Mean number of gaps between the tokens of an answer, from E2E, TTFT and ITL."""
         ends = [s for s in self._before if s.sample.e2e_mean_s > 0 and s.sample.itl_mean_s > 0]
         gaps = 0.0
         for _ in range(4):
@@ -225,7 +232,7 @@ class Forecast:
         return gaps
 
     def drift_s(self, name: str, at_s: float) -> float:
-        """How far off the prediction may be by now for want of a better `rate`."""
+        """Error of the prediction at `at_s`, in seconds, that follows from the error of g."""
         if name == "itl_mean_s":
             return 0.0
         line = self._lines["ttft_mean_s" if name == "e2e_mean_s" else name]
@@ -236,7 +243,7 @@ class Forecast:
         return waits_s / (waits_s + self._alone_s) if waits_s > 0 else 0.0
 
     def _fit_rate(self) -> tuple[float, float]:
-        """G and its standard error: what was cleared over how busy the workers were."""
+        """The rate g and its standard error: cleared work over the share of time at full speed."""
         rows: list[tuple[float, float]] = []
         for was, seen in zip(self._before, self._before[1:], strict=False):
             span_s = seen.at_s - was.at_s
@@ -251,7 +258,7 @@ class Forecast:
 
 
 PREDICTED = ("ttft_mean_s", "ttft_p99_s", "itl_mean_s", "e2e_mean_s")
-"""Figures that a forecast knows."""
+"""Figures that a forecast predicts."""
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -259,6 +266,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _error(values: Sequence[float]) -> float:
-    """Standard error of the mean."""
+    """Standard error of the mean of two or more values."""
     mean = _mean(values)
     return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))

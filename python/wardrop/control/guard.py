@@ -1,13 +1,14 @@
-"""Do no harm: a change stays only while what is observed stays within what was predicted.
+"""The guard: a change stays only while the observed figures stay within the predicted ones.
 
-Predicted is what would have come without the change: the queue carried on at the load that really
-came (`wardrop.control.forecast`), so that neither a queue that grows by itself nor a surge counts
-as harm; where load and queue are not known, as on a metrics page, that all stays as it was, judged
-only at a like load. No figure of `COSTS` may be worse than that by more than `tolerance`, nor may
-fewer answers end (`answers_per_s`): refusing requests helps all the others. A difference counts
-when it is larger than its own noise: samples are taken so far apart that they share no request, and
-the scatter of both sides around the prediction, with what the prediction may drift by, gives the
-standard error.
+The prediction is the course without the change: `wardrop.control.forecast` continues the queue at
+the load that really arrived. So neither a queue that grows by itself nor a surge counts as harm.
+Where load and queue are unknown, as on a metrics page, the prediction is that all figures stay, and
+only samples at a similar load are judged.
+
+No figure of `COSTS` may exceed its prediction by more than `tolerance`. Nor may fewer answers end
+(`answers_per_s`), because refusing requests helps all others. A difference counts when it exceeds
+its noise. Judged samples share no request; the scatter of both sides around the prediction, and the
+drift of the prediction itself, give the standard error.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from wardrop.control.forecast import Forecast, Seen, Series
+from wardrop.control.forecast import Forecast, Series, TimedSample
 from wardrop.control.sample import Sample
 
 COSTS = ("ttft_mean_s", "ttft_p99_s", "itl_mean_s", "e2e_mean_s")
-"""Figures that may not get worse."""
+"""Figures of a sample that may not get worse."""
 
 _HISTORY_S = 120.0
-"""Waiting prefill is remembered so long: a first token tells of the queue that it met."""
+"""Seconds for which the queue is remembered: a first token depends on the queue at arrival."""
 
 
 class Verdict(Enum):
-    """What became of a change."""
+    """The judgement of a change on trial."""
 
     WAIT = "wait"
     KEEP = "keep"
@@ -39,16 +40,17 @@ class GuardSettings:
     """How a change is judged.
 
     Attributes:
-        samples: samples before and after that are compared.
-        settle_s: time after a change that is not looked at.
+        samples: number of samples before the change and after it.
+        settle_s: seconds after a change that are not judged.
         tolerance: share by which any figure may get worse.
-        early_errors: standard errors of the difference that show harm at half of the samples.
-        late_errors: the same at the end, where the absence of harm is to be trusted.
-        load_band: share of the load seen before by which it may differ; outside, the trial starts
-            over, and ends by roll-back after `max_trial_s`.
-        surge_band: the same with a forecast, of the highest load seen; less load is never outside.
-        max_trial_s: longest trial.
-        forecasts: judge against the forecast where there can be one; else against what was before.
+        early_errors: standard errors by which a difference shows harm after half of the samples.
+        late_errors: standard errors by which a difference shows harm after all samples.
+        load_band: without a forecast, the share by which the load may differ from the mean load
+            before the change. A sample outside starts the trial over.
+        surge_band: with a forecast, the share by which the load may exceed the highest load before
+            the change. A sample outside starts the trial over.
+        max_trial_s: longest trial in seconds; a longer one ends by roll-back.
+        forecasts: whether a forecast is used where one is possible.
     """
 
     samples: int = 10
@@ -63,48 +65,48 @@ class GuardSettings:
 
 
 class Guard:
-    """Watches one change at a time."""
+    """Judges one change at a time."""
 
     def __init__(self, settings: GuardSettings | None = None) -> None:
         self.settings = settings or GuardSettings()
-        self._before: list[Seen] = []
-        self._after: list[Seen] = []
+        self._before: list[TimedSample] = []
+        self._after: list[TimedSample] = []
         self._queue = Series()
         self._ttft = Series()
         self._forecast: Forecast | None = None
         self._changed_s: float | None = None
         self._taken_s: float | None = None
         self.reason = ""
-        """Why the last trial ended as it did."""
+        """Why the last trial ended, in words."""
         self.found: dict[str, float] = {}
-        """The evidence of the last trial."""
+        """Figures of the last trial; see `evidence`."""
 
     @property
     def busy(self) -> bool:
-        """A change is on trial."""
+        """Whether a change is on trial."""
         return self._changed_s is not None
 
     @property
     def ready(self) -> bool:
-        """There is enough of a record to judge a change against."""
+        """Whether there are enough samples to judge a change by."""
         return not self.busy and len(self._before) >= self.settings.samples
 
     def changed(self, now_s: float) -> None:
-        """A change was made: its trial begins."""
+        """Begin the trial of a change that was just made."""
         self._changed_s = now_s
         self._after.clear()
         can = self.settings.forecasts and Forecast.possible(self._before)
         self._forecast = Forecast(self._before, self._queue, self._ttft, now_s) if can else None
 
     def forget(self) -> None:
-        """Something else changed: what was seen so far says nothing any more."""
+        """Drop all samples and the trial, because something else changed."""
         self._changed_s = None
         self._forecast = None
         self._before.clear()
         self._after.clear()
 
     def evidence(self) -> dict[str, float]:
-        """Means before, after and predicted, for the audit."""
+        """Means before, after and predicted, by name of the figure, for the audit."""
         out: dict[str, float] = {}
         for name in (*COSTS, "arrivals_per_s", "answers_per_s"):
             out[f"{name}_before"] = _mean(_figures(self._before, name))
@@ -115,7 +117,10 @@ class Guard:
         return out
 
     def step(self, now_s: float, sample: Sample) -> Verdict:
-        """Takes one fresh sample in; one that shares requests with the last is not judged."""
+        """Take one fresh sample and judge the change on trial.
+
+        A sample that shares requests with the previous judged one only feeds the forecast.
+        """
         self._queue.add(now_s, sample.backlog_s)
         self._ttft.add(now_s - 0.5 * sample.span_s, sample.ttft_mean_s)
         self._queue.keep(now_s - _HISTORY_S)
@@ -126,21 +131,21 @@ class Guard:
             return Verdict.KEEP if self._changed_s is None else Verdict.WAIT
         if self._changed_s is None:
             self._taken_s = now_s
-            self._before.append(Seen(now_s, sample))
+            self._before.append(TimedSample(now_s, sample))
             del self._before[: -self.settings.samples]
             return Verdict.KEEP
-        # A sample's whole stretch must lie behind the change and its settling.
+        # The whole stretch of a sample must lie behind the change and its settling time.
         if now_s - self._changed_s < self.settings.settle_s + sample.span_s:
             return Verdict.WAIT
         self._taken_s = now_s
         if now_s - self._changed_s > self.settings.max_trial_s:
-            return self._end(Verdict.ROLL_BACK, "no fair comparison within the trial's time")
+            return self._end(Verdict.ROLL_BACK, "no fair comparison within the longest trial")
         if not self._is_like(sample):
             self._after.clear()
             return Verdict.WAIT
-        self._after.append(Seen(now_s, sample))
+        self._after.append(TimedSample(now_s, sample))
         whole = len(self._after) >= self.settings.samples
-        # Half a trial is enough to see harm, the whole one to trust the absence of it.
+        # Half a trial is enough to see harm; only the whole trial shows its absence.
         if 2 * len(self._after) >= self.settings.samples:
             errors = self.settings.late_errors if whole else self.settings.early_errors
             for harm in (*(self._harm(name, errors) for name in COSTS), self._lost(errors)):
@@ -149,7 +154,7 @@ class Guard:
         return self._end(Verdict.KEEP, "within the band") if whole else Verdict.WAIT
 
     def _is_like(self, sample: Sample) -> bool:
-        """The load is one that the time before can speak for."""
+        """Whether the load is similar enough to the load before the change."""
         seen = _figures(self._before, "arrivals_per_s")
         if self._forecast is not None:
             return sample.arrivals_per_s <= (1.0 + self.settings.surge_band) * max(seen)
@@ -178,7 +183,7 @@ class Guard:
         return ""
 
     def _lost(self, errors: float) -> str:
-        """Answers that no longer end though as many requests arrive."""
+        """The harm of fewer answers at equal arrivals, in words; empty without harm."""
         before, after = (_figures(part, "answers_per_s") for part in (self._before, self._after))
         was, now = _mean(before), _mean(after)
         expected = min(was, _mean(_figures(self._after, "arrivals_per_s")))
@@ -197,7 +202,7 @@ class Guard:
         return verdict
 
 
-def _figures(samples: list[Seen], name: str) -> list[float]:
+def _figures(samples: list[TimedSample], name: str) -> list[float]:
     return [getattr(seen.sample, name) for seen in samples]
 
 

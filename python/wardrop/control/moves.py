@@ -1,13 +1,14 @@
-"""What the controller may move, and by which steps: bounded, and back to where the user put it.
+"""Moves: the settings that the controller may change, and the bounded steps of each.
 
 | name | setting | when saturated |
 |---|---|---|
-| `kappa` | κ of the queue | up: the longer the line, the more short prompts may overtake |
+| `kappa` | κ of the queue | up: in a long queue, short prompts may overtake further |
 | `room` | `backlog_s` of the queue, with `share_passes` | down to half: decide later |
-| `objective` | `objective.ttft` of `toll` | up, where the user also wants something else |
-| `admission` | `max_requests` of the queue | down, once the wait is beyond a bound |
+| `objective` | `objective.ttft` of `toll` | up, where the objective has other parts too |
+| `admission` | `max_requests` of the queue | down, once the wait exceeds a bound |
 
-Every move goes one step at a time and returns to the start when the fleet is not saturated.
+Every move goes one step at a time, and back to the value that the user set once the fleet is no
+longer saturated.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from wardrop.control.regime import Regime
 
 @dataclass(frozen=True)
 class State:
-    """What a move depends on.
+    """The state of the fleet on which a move depends.
 
     Attributes:
-        regime: where the fleet stands.
-        waits: smoothed time to first token, or the prefill that waits per worker if that is more,
-            over the fleet's own baseline.
+        regime: regime of the fleet.
+        waits: smoothed time to first token over the baseline of the fleet; or, if larger, the
+            waiting prefill per worker over that baseline.
         waiting: requests in the router's queue.
     """
 
@@ -37,11 +38,11 @@ class State:
 
 
 class Move(Protocol):
-    """A setting's steps."""
+    """The steps of one setting."""
 
     @property
     def start(self) -> float:
-        """Where the user put it."""
+        """The value that the user set."""
         ...
 
     def next(self, value: float, state: State) -> float | None:
@@ -51,7 +52,15 @@ class Move(Protocol):
 
 @dataclass(frozen=True)
 class Ladder:
-    """The values that a setting may take, in steps, and where it should stand per regime."""
+    """A setting with fixed steps.
+
+    Attributes:
+        values: values of the setting, rising.
+        wanted: per regime, the position in `values` that the setting moves to.
+
+    Raises:
+        ValueError: values do not rise, or a position is outside of them.
+    """
 
     values: tuple[float, ...]
     wanted: tuple[int, int, int]
@@ -60,15 +69,15 @@ class Ladder:
         if any(not 0 <= at < len(self.values) for at in self.wanted):
             raise ValueError(f"wanted {self.wanted}: expected positions in {self.values}")
         if list(self.values) != sorted(set(self.values)):
-            raise ValueError(f"values: got {self.values}, expected rising ones")
+            raise ValueError(f"values: got {self.values}, expected rising values")
 
     @property
     def start(self) -> float:
-        """Where it stands below the knee."""
+        """The value below the knee."""
         return self.values[self.wanted[0]]
 
     def next(self, value: float, state: State) -> float | None:
-        """The next step from `value` to where the regime wants it; None when it is there."""
+        """The next step from `value` towards the value for the regime; None if there already."""
         goal = self.values[self.wanted[state.regime]]
         if value == goal:
             return None
@@ -80,12 +89,14 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Admission:
-    """How many may wait: fewer once the wait is hopeless, by at most half of those who wait now.
+    """The most requests that may wait in the queue; it falls once the wait exceeds a bound.
+
+    A step never falls below half of the requests that wait now.
 
     Attributes:
-        most: what the user allows.
-        least: never fewer.
-        shed_at: wait over the fleet's baseline beyond which new requests are refused.
+        most: the limit that the user set.
+        least: lower bound of the limit.
+        shed_at: wait, as a multiple of the baseline, from which new requests are refused.
     """
 
     most: float
@@ -94,11 +105,11 @@ class Admission:
 
     @property
     def start(self) -> float:
-        """What the user allows."""
+        """The limit that the user set."""
         return self.most
 
     def next(self, value: float, state: State) -> float | None:
-        """Down to as many as wait for `shed_at`; doubled when the fleet is not saturated."""
+        """Down to the length whose wait is `shed_at`; doubled if the fleet is not saturated."""
         if state.regime is not Regime.SATURATED:
             return min(self.most, 2 * value) if value < self.most else None
         if state.waits <= self.shed_at:
@@ -138,19 +149,19 @@ MOVES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Move | None]]] = {
     "objective": ("objective.ttft", _objective),
     "admission": ("max_requests", _admission),
 }
-"""Name → its setting, and the move from the settings in force."""
+"""By name: the setting, and a function that makes the move from the settings in force."""
 
 DEFAULT_MOVES = ("kappa", "room")
-"""What moves unless the user says otherwise."""
+"""Names of the moves that are on by default."""
 
 
 def moves_of(names: Iterable[str], now: Mapping[str, Any]) -> dict[str, Move]:
-    """Setting → move of each name that has something to move under the settings in force.
+    """The moves that exist under the settings in force, by setting.
 
     Args:
-        names: of `MOVES`.
-        now: every setting, as `Door.settings` tells; the room counts only with `share_passes`,
-            without which a worker has room while no prompt is in flight on it.
+        names: names of `MOVES`.
+        now: every setting with its value, as from `Door.settings`. `room` needs `share_passes`:
+            without it a worker has room exactly while no prompt is in flight on it.
     """
     found: dict[str, Move] = {}
     for name in names:

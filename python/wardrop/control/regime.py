@@ -1,16 +1,16 @@
-"""Below, transition, saturated: where the fleet stands against its own knee.
+"""The regime of a fleet: below its knee, in transition, or saturated.
 
-Three measures, all *relative*, since absolute thresholds mean something else for every model:
+Three measures decide. All are *relative*, because absolute thresholds differ for every model:
 
-* the time to first token over the fleet's own baseline at low load, smoothed over seconds: the
-  tail of a stable fleet moves by as much as its own size from one second to the next;
+* the time to first token over the fleet's own baseline at low load, smoothed over seconds, because
+  the tail of a stable fleet varies by its own size from one second to the next;
 * the wait that is already certain (prefill in queue and in flight), which no outcome shows yet;
-* the load over the knee that the learned curves give, as far as the number of arrivals makes it
-  certain. That is what notices a surge within a second: the larger it is, the sooner.
+* the load over the knee that the learned curves give, as far as the number of arrivals makes the
+  load certain. This measure notices a surge within a second: the larger the surge, the sooner.
 
-A regime is entered after equal samples in a row, one step at a time, and left downwards only after
-a dwell and well below its threshold. A stale sample is not looked at, and too long without a fresh
-one leads back to below, so the regime cannot latch.
+A regime is entered after equal samples in a row, one step at a time. It is left downwards only
+after a dwell and well below its threshold. A stale sample is ignored. Too long without a fresh
+sample leads back to below, so a regime cannot latch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from wardrop.control.sample import Sample
 
 _RISE_S = 100.0
-"""Time in which the baseline follows a fleet that has become slower."""
+"""Seconds in which the baseline follows a fleet that has become slower."""
 
 
 class Regime(IntEnum):
-    """Ordered by load."""
+    """The regimes, ordered by load."""
 
     BELOW = 0
     TRANSITION = 1
@@ -38,18 +38,18 @@ class Regime(IntEnum):
 
 @dataclass(frozen=True)
 class RegimeSettings:
-    """When a regime changes.
+    """Thresholds between the regimes.
 
     Attributes:
         enter: multiples of the baseline p99 TTFT at which transition and saturated begin.
-        leave_share: a regime is left below this share of its threshold.
-        enter_knee: load over the knee at which they begin, whatever the TTFT.
-        leave_knee_share: share of that below which load no longer holds a regime.
-        smoothing_s: time over which the tail is smoothed.
-        in_a_row: equal verdicts in a row that a change needs.
-        dwell_s: shortest stay before a step down.
-        max_age_s: older samples are not looked at.
-        forget_s: without a fresh sample for this long: below.
+        leave_share: share of its TTFT threshold below which a regime is left.
+        enter_knee: loads over the knee at which both begin, regardless of the TTFT.
+        leave_knee_share: share of its load threshold below which a regime is left.
+        smoothing_s: seconds over which the tail is smoothed.
+        in_a_row: number of equal samples in a row that a change of regime needs.
+        dwell_s: shortest stay in a regime, in seconds, before a step down.
+        max_age_s: age in seconds from which samples are ignored.
+        forget_s: seconds without a fresh sample after which the regime is below.
     """
 
     enter: tuple[float, float] = (3.0, 10.0)
@@ -79,7 +79,7 @@ class RegimeSettings:
 
 
 class RegimeDetector:
-    """Feeds on samples, tells the regime. No clock: the time is an argument."""
+    """Finds the regime from samples. Reads no clock: the time is an argument."""
 
     def __init__(self, settings: RegimeSettings | None = None) -> None:
         self.settings = settings or RegimeSettings()
@@ -92,11 +92,11 @@ class RegimeDetector:
         self._fresh_s: float | None = None
 
     def stood_s(self, now_s: float) -> float:
-        """For how long the regime has stood."""
+        """Seconds since the regime began."""
         return 0.0 if self._since_s is None else now_s - self._since_s
 
     def step(self, now_s: float, sample: Sample) -> Regime:
-        """Takes one sample in; returns the regime now."""
+        """Take one sample; return the regime."""
         if self._since_s is None:
             self._since_s = self._fresh_s = now_s
         nothing = sample.requests == 0 and sample.backlog_s == 0.0
@@ -115,20 +115,20 @@ class RegimeDetector:
         self._pending = verdict
         stayed = verdict > self.regime or now_s - self._since_s >= self.settings.dwell_s
         if self._count >= self.settings.in_a_row and stayed:
-            # One step at a time: a jump over the transition is taken in two.
+            # One step at a time: a jump over the transition takes two steps.
             step = 1 if verdict > self.regime else -1
             self._enter(Regime(self.regime + step), now_s)
         return self.regime
 
     def _learn(self, sample: Sample, span_s: float) -> None:
-        # What waits now is the least that an arrival of now will see.
+        # A request that arrives now waits at least for the backlog.
         seen_s = max(sample.ttft_p99_s, sample.backlog_s)
         if self.smoothed_s is None or self._is_over(sample, seen_s):
             self.smoothed_s = seen_s
         weight = -math.expm1(-span_s / self.settings.smoothing_s)
         self.smoothed_s += weight * (seen_s - self.smoothed_s)
-        # The baseline follows low load only: down soon, up slowly and only while below. A tail is
-        # at least twice the mean of requests that meet nobody, so a few cheap ones cannot ruin it.
+        # The baseline follows low load only: down fast, up slowly and only while below. It is at
+        # least twice the mean TTFT of a lone request, so that a few cheap requests cannot ruin it.
         rise = min(1.0, span_s / _RISE_S)
         least_s = 2 * sample.alone_s
         if self.baseline_s is None:
@@ -140,7 +140,7 @@ class RegimeDetector:
         self.baseline_s = max(self.baseline_s, least_s)
 
     def _is_over(self, sample: Sample, seen_s: float) -> bool:
-        """Load is certainly low and nothing waits: the past says nothing any more."""
+        """Whether the surge is over: load is certainly low and nothing waits."""
         low = self.settings.leave_knee_share * self.settings.enter_knee[0]
         calm_s = self.settings.leave_share * self.settings.enter[0] * (self.baseline_s or 0.0)
         return 0.0 < sample.knee_most < low and seen_s < calm_s
@@ -149,7 +149,7 @@ class RegimeDetector:
         if not self.baseline_s or self.smoothed_s is None:
             return Regime.BELOW
         ratio = self.smoothed_s / self.baseline_s
-        # A wait of saturation is no chance, however short it has lasted.
+        # A wait as long as in saturation is no coincidence, however short its duration.
         if sample.backlog_s >= self.settings.enter[1] * self.baseline_s:
             ratio = max(ratio, self.settings.enter[0])
         found = Regime.BELOW
@@ -187,11 +187,13 @@ def knee_load(loads: NDArray[np.float64], latencies: NDArray[np.float64]) -> flo
         ValueError: loads that do not rise, or arrays of unequal length.
     """
     if loads.shape != latencies.shape or loads.ndim != 1:
-        raise ValueError(f"got shapes {loads.shape} and {latencies.shape}; expected one, 1-d")
+        raise ValueError(
+            f"got shapes {loads.shape} and {latencies.shape}; expected two equal 1-d shapes"
+        )
     if loads.size < 3:
         return None
     if not (np.diff(loads) > 0).all():
-        raise ValueError("loads must rise")
+        raise ValueError(f"got loads {loads[:8].tolist()}; expected rising loads")
     slopes = np.diff(latencies) / np.diff(loads)
     bends = np.diff(slopes) / (0.5 * (loads[2:] - loads[:-2]))
     best = int(np.argmax(bends))
@@ -199,20 +201,20 @@ def knee_load(loads: NDArray[np.float64], latencies: NDArray[np.float64]) -> flo
 
 
 def knee_utilisation(request_s: float, spread: float = 1.0, horizon_s: float = 60.0) -> float:
-    """Utilisation at which waiting bends most, for a worker of which a request takes `request_s`.
+    """Utilisation at which waiting bends most, for requests of `request_s` prefill seconds.
 
     Waiting over a horizon T by the time-dependent form of the queue (Akçelik 1991): with x the
     utilisation, c = 1/`request_s` the capacity and k = (1 + spread²)/2,
     `T/4 · (x − 1 + √((x − 1)² + 8·k·x/(c·T)))`, which is the stationary queue well below 1 and
-    the fluid one above. The knee is `knee_load` of the aggregate, x times that.
+    the fluid queue above. The knee is `knee_load` of this wait.
 
     Args:
         request_s: mean prefill seconds of a request, above 0.
-        spread: coefficient of variation of them.
-        horizon_s: for how long a load lasts.
+        spread: coefficient of variation of the prefill seconds.
+        horizon_s: duration of a load in seconds.
 
     Returns:
-        A utilisation of about 1, lower the fewer requests fill the horizon.
+        A utilisation of about 1; lower if few requests fill the horizon.
     """
     loads = np.linspace(0.3, 1.5, 61)
     random = 8 * 0.5 * (1 + spread**2) * loads * request_s / horizon_s

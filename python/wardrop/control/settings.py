@@ -1,8 +1,8 @@
-"""What may be changed while a gateway runs: names, units and bounds, and where they belong.
+"""Settings that may change while a gateway runs: names, units and bounds.
 
 A setting has one name everywhere: in `wardrop set`, in the admin API, in the audit and in the
-controller. The gateway itself checks policies and their parameters; bounds here are tighter where a
-slip of the hand would hurt.
+controller. The gateway itself checks policies and their parameters. The bounds here are tighter
+where a mistyped value would do harm.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ from wardrop.calls import CallError, parse_call
 from wardrop.errors import InputError
 
 Routing = dict[str, Any]
-"""`{"policy": {"name": …, …}, "queue": {…} | None}`, as the gateway tells it."""
+"""`{"policy": {"name": …, …}, "queue": {…} | None}`, as the gateway reports it."""
 
 
 class SettingError(InputError):
-    """A setting that does not exist or a value out of range: what was got, what is expected."""
+    """An unknown setting or a value out of range. The text names received and expected."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A number that may be set."""
+    """The range of a setting that is a number.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        unit: unit of the value.
+        says: what the setting does, in words.
+        whole: whether the value is a whole number.
+    """
 
     low: float
     high: float
@@ -36,14 +44,16 @@ class Bound:
 
 QUEUE = {
     "kappa": Bound(0, 100, "s/s", "how far a short prompt may overtake: κ · prefill seconds"),
-    "patience": Bound(0, 1000, "s/s", "bound of κ · s: times what requests took of late; 0: none"),
-    "backlog_s": Bound(0.01, 60, "s", "room: prefill that may wait at a worker"),
-    "max_requests": Bound(1, 1 << 20, "requests", "admission: who may wait; 429 above", True),
-    "max_wait_s": Bound(0.1, 3600, "s", "longest wait; then a request goes at once"),
+    "patience": Bound(
+        0, 1000, "s/s", "bound of κ · s: times the recent time of a request; 0: none"
+    ),
+    "backlog_s": Bound(0.01, 60, "s", "room: prefill seconds that may wait at a worker"),
+    "max_requests": Bound(1, 1 << 20, "requests", "most waiting requests; 429 above", True),
+    "max_wait_s": Bound(0.1, 3600, "s", "longest wait, after which a request is placed"),
 }
-"""Settings of the queue; they exist while it is on."""
+"""Settings of the queue; they exist while the queue is on."""
 
-SWITCHES = {"share_passes": "prompts that one engine pass holds together go to a worker at once"}
+SWITCHES = {"share_passes": "place together the prompts that fit one engine pass"}
 """Settings of the queue that are on or off."""
 
 OBJECTIVE = {
@@ -58,7 +68,7 @@ OBJECTIVE = {
 
 
 def flat(routing: Routing) -> dict[str, Any]:
-    """Every setting with its value: `policy`, `queue`, and those that exist under them."""
+    """Every setting with its value: `policy`, `queue`, and the settings that exist under both."""
     policy = cast(dict[str, Any], routing["policy"])
     queue = cast(dict[str, Any] | None, routing["queue"])
     is_toll = policy["name"] == "toll"
@@ -78,7 +88,7 @@ def changed(routing: Routing, changes: Mapping[str, Any]) -> Routing:
         SettingError: an unknown name, a value out of range, or a setting of a part that is off.
     """
     if not changes:
-        raise SettingError("got no change, expected at least one setting=value")
+        raise SettingError("got no change, expected at least one SETTING=VALUE")
     policy: dict[str, Any] = dict(routing["policy"])
     queue: dict[str, Any] | None = routing["queue"]
     rest = dict(changes)
@@ -90,19 +100,21 @@ def changed(routing: Routing, changes: Mapping[str, Any]) -> Routing:
     for name, value in rest.items():
         if name in QUEUE or name in SWITCHES:
             if queue is None:
-                raise SettingError(f"{name}: there is no queue; set queue=true with it")
+                raise SettingError(
+                    f"{name}: got a value without a queue, expected queue=true with it"
+                )
             queue[name] = _checked(name, value, QUEUE[name]) if name in QUEUE else _on(name, value)
         elif name in OBJECTIVE:
             if policy["name"] != "toll":
                 raise SettingError(
-                    f"{name}: the policy is {policy['name']}; set policy=toll with it"
+                    f"{name}: got a value under {policy['name']}, expected policy=toll with it"
                 )
             policy[name.partition(".")[2]] = _checked(name, value, OBJECTIVE[name])
         else:
             known = ["policy", "queue", *QUEUE, *SWITCHES, *OBJECTIVE]
             near = get_close_matches(name, known, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise SettingError(f"setting {name!r} is not known; {hint}")
+            raise SettingError(f"got the unknown setting {name!r}; {hint}")
     return {"policy": policy, "queue": queue}
 
 

@@ -1,4 +1,4 @@
-"""What the shadows of a running gateway say, as text."""
+"""The shadow reports of a running gateway as text, for `wardrop shadows`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _AGAINST = (("ttft", "ttft_ratio"), ("p99", "ttft_p99_ratio"), ("e2e", "e2e_rati
 
 
 def table(models: list[Figures]) -> str:
-    """Per model a line on trust and cost, then a row per policy.
+    """Per model two lines on trust and cost, then a row per policy.
 
-    Differences from the policy in force are paired, in percent with their 95 % interval; those
-    whose interval holds no 0 carry a star, but only where the simulated clock is trusted.
+    Differences from the policy in force are paired, in percent, with their 95 % interval. A star
+    marks a difference whose interval excludes 0, if the simulated clock is trusted.
     """
     return "\n\n".join(_model(model) for model in models) or "no model yet"
 
@@ -44,8 +44,8 @@ def _model(model: Figures) -> str:
     ]
     if model["assumed_capacities"]:
         lines.append(
-            f"{model['assumed_capacities']} workers did not tell their KV capacity: 16,384 blocks "
-            "are assumed"
+            f"{model['assumed_capacities']} workers did not report their KV capacity; the "
+            "simulation assumes 16,384 blocks"
         )
     heads = "".join(f"{name:>10}" for name, *_ in _COLUMNS)
     against = "".join(f"{'Δ ' + name + ' %':>24}" for name, _ in _AGAINST)

@@ -1,8 +1,8 @@
-"""From what the gateway counts natively to samples; from a metrics page as a fallback.
+"""Samples from the counters of a gateway, or from a metrics page as a fallback.
 
-`Telemetry.take` eats one `Gateway.sample()` and gives the sample over the last `span_s`; nothing of
+`Telemetry.take` takes one `Gateway.sample()` and returns the sample over the last `span_s`; none of
 it runs per request. `PageTelemetry` makes the same samples from the differences between two reads
-of a Prometheus text page, for when the gateway's own outcomes have gone stale.
+of a Prometheus text page, for the time in which the gateway's own outcomes are stale.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from wardrop.control.regime import knee_utilisation
 from wardrop.control.sample import Sample
 
 _WORK_S = 10.0
-"""Memory of the mean work of a request."""
+"""Time constant, in seconds, of the mean work of a request."""
 _LOAD_S = 1.0
-"""Stretch over which load is told: shorter than that of outcomes, so that a surge shows soon."""
+"""Stretch of the load in seconds: shorter than that of outcomes, so that a surge shows soon."""
 _HORIZONS_S = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-"""Stretches over which load is bounded: a large surge is certain soon, a small one later."""
+"""Stretches over which load is bounded: a large surge is certain early, a small surge later."""
 _ERRORS = 2.5
 """Standard errors of a count of arrivals between its bounds and itself."""
 
 
 @dataclass
 class _Slice:
-    """What one look brought."""
+    """The outcomes of one poll."""
 
     end_s: float
     span_s: float
@@ -42,10 +42,10 @@ class _Slice:
 
 @dataclass
 class Telemetry:
-    """A sliding window over looks.
+    """A sliding window over polls.
 
     Attributes:
-        span_s: length of the window.
+        span_s: length of the window in seconds.
     """
 
     span_s: float = 2.0
@@ -58,11 +58,11 @@ class Telemetry:
     _last_s: float | None = None
     _outcome_s: float | None = None
 
-    def take(self, told: dict[str, Any]) -> Sample | None:
-        """The sample with one more look; None for the first, which has no difference."""
-        now_s = float(told["now_s"])
-        pools = [p for p in cast(list[Any], told["pools"]) if p["role"] != "decode"]
-        outcomes: dict[str, Any] = told["outcomes"]
+    def take(self, polled: dict[str, Any]) -> Sample | None:
+        """The sample with one more poll; None for the first poll, which has no difference."""
+        now_s = float(polled["now_s"])
+        pools = [p for p in cast(list[Any], polled["pools"]) if p["role"] != "decode"]
+        outcomes: dict[str, Any] = polled["outcomes"]
         offered_s, booked = self._differences(pools)
         span_s = 0.0 if self._last_s is None else now_s - self._last_s
         self._last_s = now_s
@@ -72,7 +72,7 @@ class Telemetry:
         if booked:
             share = min(1.0, span_s / _WORK_S) if self._work_s else 1.0
             step_s = max((p["step_s"] for p in pools), default=0.0)
-            # A curve may be wild for a moment; no step takes longer than the time between tokens.
+            # A curve may be wrong for a moment, but no step exceeds the time between tokens.
             itl_s = _mean([s.itl for s in self._within(now_s, self.span_s)])
             step_s = min(step_s, itl_s) if itl_s else step_s
             self._work_s += share * (offered_s / booked + step_s - self._work_s)
@@ -110,7 +110,7 @@ class Telemetry:
         return offered_s, booked
 
     def _within(self, now_s: float, span_s: float) -> list[_Slice]:
-        """The slices of the last `span_s`, the newest at least."""
+        """The slices of the last `span_s`, at least the newest."""
         found = [s for s in self._slices if s.end_s > now_s - span_s + 1e-9]
         return found or list(self._slices)[-1:]
 
@@ -120,9 +120,9 @@ class Telemetry:
         ttft_s = sorted(x for s in slices for x in s.ttft_s)
         backlog_s = slices[-1].backlog_s
         stale_s = 0.0 if self._outcome_s is None else now_s - self._outcome_s
-        # Requests in flight without any outcome are no stale feed while the books show their wait.
+        # Requests in flight without an outcome are no stale feed while the bookings show a wait.
         age_s = 0.0 if backlog_s > 0.0 else stale_s
-        # Whatever arrives is work, as far as the mean knows it, also what waits unbooked.
+        # Every arrival counts as mean work, whether it is booked or still waits.
         per_arrival = self._work_s / max(1, workers)
         knee = self._knee_at()
         utilisation, least, most = 0.0, 0.0, math.inf
@@ -136,8 +136,8 @@ class Telemetry:
             most = min(most, load * (came + _ERRORS * math.sqrt(came + 1)))
             if horizon_s == _LOAD_S:
                 utilisation = load * came
-        # With few arrivals no stretch is short enough to be certain: the longest is then believed,
-        # or a few long prompts would look like overload for ever.
+        # With few arrivals no stretch is certain, so the longest one bounds the load. Otherwise a
+        # few long prompts would look like overload for ever.
         most = min(most, per_arrival * came / recent_s)
         return Sample(
             requests=len(ttft_s),
@@ -161,7 +161,7 @@ class Telemetry:
         )
 
     def _knee_at(self) -> float:
-        """Utilisation at the knee, worked out anew when the mean work has moved by 5 %."""
+        """Utilisation at the knee, computed again when the mean work has changed by 5 %."""
         known_s, knee = self._knee
         if self._work_s > 0.0 and abs(self._work_s - known_s) > 0.05 * known_s:
             knee = knee_utilisation(self._work_s)
@@ -170,7 +170,7 @@ class Telemetry:
 
 
 def _engine_s(pool: dict[str, Any]) -> float:
-    """Prefill that waits inside engines, by their own reports; nothing where those are old."""
+    """Prefill seconds that wait inside engines, as the engines report; 0 if the report is old."""
     age_s = pool["engine_age_s"]
     return float(pool["engine_queued_s"]) if age_s is not None and age_s < 2.0 else 0.0
 
@@ -193,14 +193,14 @@ _NAMES = {
 class PageTelemetry:
     """Samples from two reads of a Prometheus text page of a Dynamo frontend or of a gateway.
 
-    Coarser than the gateway's own: p99 is the upper edge of a bucket, and nothing is known of
-    backlog or knee.
+    These samples are coarser than the gateway's own: p99 is the upper edge of a bucket, and backlog
+    and knee are unknown.
     """
 
     _last: tuple[float, dict[str, dict[float, float]], dict[str, tuple[float, float]]] | None = None
 
     def take(self, now_s: float, page: str) -> Sample | None:
-        """The sample since the last read; None for the first, or where nothing ended."""
+        """The sample since the last read; None for the first read, or if no request ended."""
         buckets, sums = _histograms(page)
         last, self._last = self._last, (now_s, buckets, sums)
         if last is None or now_s <= last[0]:

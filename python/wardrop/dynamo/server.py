@@ -23,7 +23,7 @@ from wardrop.config import Config, ConfigError
 from wardrop.control.audit import AuditLog
 from wardrop.control.calibrator import Calibrator
 from wardrop.control.door import Door
-from wardrop.control.run import Watcher
+from wardrop.control.loop import ControlLoop
 from wardrop.dynamo.block_dump import dump_blocks
 from wardrop.dynamo.discovery.backends import choose_source, dynamo_environment
 from wardrop.dynamo.discovery.frontend_source import FrontendSource
@@ -199,10 +199,10 @@ class Server:
             admin = Admin(gateway, door, control.admin_port, control.receipts)
             await admin.start()
         page = partial(read_page, control.prometheus) if control.prometheus else None
-        watcher = Watcher(gateway, door, control.controller, page, moves=control.moves)
-        parts.append(watcher.run(control.period_ms / 1000))
+        loop = ControlLoop(gateway, door, control.controller, page, moves=control.moves)
+        parts.append(loop.run(control.period_ms / 1000))
         if config.shadows.calibrate:
-            calibrator = Calibrator(gateway, door, lambda: watcher.controller.on_trial)
+            calibrator = Calibrator(gateway, door, lambda: loop.controller.on_trial)
             parts.append(calibrator.run(config.shadows.tick_s))
         curves = SavedCurves(gateway, Path(control.curves_file)) if control.curves_file else None
         if curves is not None:

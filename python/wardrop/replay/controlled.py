@@ -22,8 +22,8 @@ from wardrop._core import WatchedFleet
 from wardrop.control.audit import Record
 from wardrop.control.controller import Settings
 from wardrop.control.door import Door
+from wardrop.control.loop import ControlLoop
 from wardrop.control.moves import DEFAULT_MOVES, MOVES
-from wardrop.control.run import Watcher
 from wardrop.control.sample import Sample
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.workload import ReplayError, Workload
@@ -49,7 +49,7 @@ class ControlledRun:
 
     Attributes:
         door: by which the fleet is changed.
-        watcher: who looks and decides.
+        loop: who looks and decides.
         audit: every record, oldest first.
 
     Raises:
@@ -90,7 +90,7 @@ class ControlledRun:
         self._native = WatchedFleet(workload.native, fleet.to_json(seed), routers)
         self.door = Door(self._native, self, clock=self._clock)
         acts = bool(parameters.get("acts", True))
-        self.watcher = Watcher(
+        self.loop = ControlLoop(
             self, self.door, acts, settings=settings, moves=names, clock=self._clock
         )
 
@@ -102,7 +102,7 @@ class ControlledRun:
             if not self._native.advance(self._now_s):
                 return False
             told: dict[str, Any] = json.loads(self._native.sample())
-            sample = self.watcher.take(self._now_s, told)
+            sample = self.loop.take(self._now_s, told)
             if sample is not None and self._on_sample is not None:
                 self._on_sample(self._now_s, sample)
         return True

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wardrop.control import curves
-from wardrop.control.curves import Curved
+from wardrop.control.curves import CurveSource
 
 log = logging.getLogger("wardrop.control")
 
@@ -31,7 +31,7 @@ class SavedCurves:
         path: The file.
     """
 
-    def __init__(self, gateway: Curved, path: Path) -> None:
+    def __init__(self, gateway: CurveSource, path: Path) -> None:
         self._gateway = gateway
         self._path = path
         self._pending: list[dict[str, Any]] = []

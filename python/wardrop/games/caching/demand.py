@@ -12,7 +12,6 @@ that holds it.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -20,7 +19,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from wardrop.games.caching.equilibria import settle
+from wardrop.games.caching.equilibria import cost_ratio, settle
 from wardrop.games.caching.frequency import TieredCache, placement_of
 from wardrop.games.caching.game import Placement, PlacementGame, empty_placement
 from wardrop.games.caching.optimum import optimal_placement
@@ -152,10 +151,10 @@ class PlacementVerdict:
     """Where the hottest blocks should live. Costs: seconds of delay per second of service.
 
     Attributes:
-        today_cost: of LRU with KVBM's rule, at its snapshot of median cost.
-        equilibrium_cost: of the selfish placement that best response reaches from today's.
-        optimum_cost: exact, in the same room.
-        nothing_cost: if none of these blocks were kept anywhere.
+        today_cost: cost of LRU with KVBM's rule, at the snapshot of median cost.
+        equilibrium_cost: cost of the selfish placement that best response reaches from today's.
+        optimum_cost: exact least cost in the same room.
+        nothing_cost: cost if no worker kept any of the hottest blocks.
         replication: (copies, cost) if each of the hottest eighth of the blocks had that many
             copies, room found by dropping the coldest.
         converged: best response came to rest.
@@ -171,18 +170,12 @@ class PlacementVerdict:
     @property
     def price_of_today(self) -> float:
         """Today ÷ optimum in the same room, ≥ 1; 1 if neither costs anything."""
-        return _ratio(self.today_cost, self.optimum_cost)
+        return cost_ratio(self.today_cost, self.optimum_cost)
 
     @property
     def price_of_selfishness(self) -> float:
         """Equilibrium ÷ optimum: a lower bound on the price of anarchy, from one equilibrium."""
-        return _ratio(self.equilibrium_cost, self.optimum_cost)
-
-
-def _ratio(cost: float, least: float) -> float:
-    if least > 0:
-        return cost / least
-    return 1.0 if cost <= 0 else math.inf
+        return cost_ratio(self.equilibrium_cost, self.optimum_cost)
 
 
 def judge_placement(game: PlacementGame, replay: Replay) -> PlacementVerdict:

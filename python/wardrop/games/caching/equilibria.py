@@ -27,8 +27,8 @@ class PlacementReport:
 
     Attributes:
         optimum_cost: least social cost.
-        best_equilibrium_cost: of the cheapest pure equilibrium; nan if none exists.
-        worst_equilibrium_cost: of the dearest; nan if none exists.
+        best_equilibrium_cost: cost of the cheapest pure equilibrium; nan if none exists.
+        worst_equilibrium_cost: cost of the dearest pure equilibrium; nan if none exists.
         equilibria: how many pure equilibria (product over independent objects).
     """
 
@@ -39,13 +39,24 @@ class PlacementReport:
 
     @property
     def price_of_anarchy(self) -> float:
-        """Worst equilibrium ÷ optimum."""
-        return self.worst_equilibrium_cost / self.optimum_cost
+        """Worst equilibrium ÷ optimum; see `cost_ratio` for an optimum of 0."""
+        return cost_ratio(self.worst_equilibrium_cost, self.optimum_cost)
 
     @property
     def price_of_stability(self) -> float:
-        """Best equilibrium ÷ optimum."""
-        return self.best_equilibrium_cost / self.optimum_cost
+        """Best equilibrium ÷ optimum; see `cost_ratio` for an optimum of 0."""
+        return cost_ratio(self.best_equilibrium_cost, self.optimum_cost)
+
+
+def cost_ratio(cost: float, optimum_cost: float) -> float:
+    """A social cost over the optimum, ≥ 1.
+
+    Where the optimum costs nothing, everything fits: a cost of 0 is then as good as the optimum and
+    gives 1, and any other cost gives infinity. A nan cost (no equilibrium) stays nan.
+    """
+    if optimum_cost > 0 or math.isnan(cost):
+        return cost / optimum_cost if optimum_cost > 0 else cost
+    return 1.0 if cost <= 0 else math.inf
 
 
 def single_object(game: PlacementGame, index: int) -> PlacementGame:

@@ -1,7 +1,8 @@
-"""The controller in a running gateway: a loop that looks, decides and acts through the door.
+"""The controller in a running gateway: a loop that polls, decides and acts through the door.
 
-Four times a second by default: one native call brings what was counted meanwhile, one pure step
-decides, and what comes of it goes through the same audited door as a change by hand.
+The loop runs four times a second by default. One native call returns the outcomes since the last
+poll, one pure step of the controller decides, and its action goes through the same audited door as
+a change by hand.
 """
 
 from __future__ import annotations
@@ -28,34 +29,34 @@ _PAGE_EVERY_S = 5.0
 Page = Callable[[], Awaitable[str]]
 
 
-class Sampled(Protocol):
-    """The part of a gateway that a controller polls and tells."""
+class SampleSource(Protocol):
+    """The part of a gateway that the loop polls, and that shows the loop's gauges."""
 
     def sample(self) -> str:
-        """Outcomes since the last call and the pools' state."""
+        """JSON of the outcomes since the last call and of the state of the pools."""
         ...
 
     def set_gauges(self, gauges_json: str, /) -> None:
-        """Figures for the metrics page."""
+        """Set gauges of the metrics page, given as a JSON object of numbers."""
         ...
 
 
-class Watcher:
-    """Samples, the controller, and its actions; `acts` False only tells the regime.
+class ControlLoop:
+    """Feeds samples to the controller and carries out its actions.
 
     Args:
-        gateway: what is polled.
-        door: by which it is changed.
-        acts: carry changes out.
-        page: reads a metrics page, the fallback when the gateway's own outcomes are stale.
-        moves: names of `MOVES`: what may be moved. Those whose setting does not exist are left out.
-        settings: see `Settings`; by default with the moves named.
-        clock: seconds, monotonic.
+        gateway: source of samples.
+        door: the way by which settings change.
+        acts: whether changes are carried out; False only reports the regime.
+        page: reads a metrics page, the fallback when the outcomes of the gateway are stale.
+        moves: names of `MOVES` that the controller may use; a move without its setting is left out.
+        settings: settings of the controller; by default those with the named moves.
+        clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        gateway: Sampled,
+        gateway: SampleSource,
         door: Door,
         acts: bool,
         page: Page | None = None,
@@ -71,7 +72,6 @@ class Watcher:
         self._telemetry = Telemetry()
         self._fallback = PageTelemetry()
         self._on_trial: int | None = None
-        self._by_hand: Record | None = None
         self._counts = {"change": 0, "kept": 0, "rolled_back": 0}
         self.from_page = 0
         self._clock = clock
@@ -81,20 +81,20 @@ class Watcher:
         door.on_change = self._changed_by_hand
 
     async def run(self, period_s: float) -> None:
-        """Look until cancelled; an error in a look is told and survived."""
-        told = False
+        """Poll until cancelled; an error is logged once and the loop goes on."""
+        is_logged = False
         while True:
             await asyncio.sleep(period_s)
             try:
-                await self.look()
-                told = False
+                await self.poll()
+                is_logged = False
             except (ValueError, KeyError, TypeError, OSError) as error:
-                if not told:
-                    log.error("the controller's look failed: %r; it goes on looking", error)
-                told = True
+                if not is_logged:
+                    log.error("a poll of the controller failed: %r; polling goes on", error)
+                is_logged = True
 
-    async def look(self) -> None:
-        """One look, one step, at most one action."""
+    async def poll(self) -> None:
+        """One poll, one step of the controller, at most one action."""
         now_s = self._clock()
         sample = self._telemetry.take(json.loads(self._gateway.sample()))
         max_age_s = self.controller.settings.regime.max_age_s
@@ -103,9 +103,9 @@ class Watcher:
         if sample is not None:
             self._step(now_s, sample)
 
-    def take(self, now_s: float, looked: dict[str, Any]) -> Sample | None:
-        """One look that was taken elsewhere, one step, at most one action; the sample it gave."""
-        sample = self._telemetry.take(looked)
+    def take(self, now_s: float, polled: dict[str, Any]) -> Sample | None:
+        """One step on what the caller polled, at most one action; returns the sample."""
+        sample = self._telemetry.take(polled)
         if sample is not None:
             self._step(now_s, sample)
         return sample
@@ -129,7 +129,7 @@ class Watcher:
             )
             if record.event == "kept":
                 self._on_trial = None
-        self._tell(sample)
+        self._publish(sample)
 
     async def _from_page(self, now_s: float) -> Sample | None:
         assert self._page is not None
@@ -159,7 +159,7 @@ class Watcher:
             self._on_trial = None
 
     def _changed_by_hand(self, record: Record) -> None:
-        """Told by the door; a roll-back by hand frees the setting, a change is put on trial."""
+        """Called by the door: a roll-back by hand frees the setting, a change goes on trial."""
         before, after = _by_name(record, record.before), _by_name(record, record.after)
         if record.event == "rolled_back":
             self.controller.rolled_back_by_hand(after)
@@ -170,7 +170,7 @@ class Watcher:
         if not self._acts:
             self.controller.rolled_back_by_hand({})
 
-    def _tell(self, sample: Sample) -> None:
+    def _publish(self, sample: Sample) -> None:
         detector = self.controller.detector
         figures: dict[str, float] = {
             "regime": int(detector.regime),
