@@ -1,70 +1,68 @@
-//! The errors of the core: values, no prose beyond what names got, expected and the way out.
+//! Errors of the core, with the received values, the expected values and a remedy.
 
 use crate::hash::EngineHash;
 use crate::request::RequestId;
 use crate::worker::WorkerId;
 
-/// Everything that can go wrong in the core. Each is expected trouble: the state stays consistent.
+/// Every error of the core. After an error the state is consistent.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No registered worker is available and allowed.
+    /// No registered worker is both available and allowed.
     #[error(
         "no worker can take the request: {registered} registered, {available} available, {allowed} of them allowed; \
          add a worker, make one available or widen `allowed`"
     )]
     NoWorker {
-        /// Workers known to the router.
+        /// Registered workers.
         registered: usize,
-        /// Those that take requests.
+        /// Registered workers that take requests.
         available: usize,
-        /// Those of them that the request allows.
+        /// Available workers that the request allows.
         allowed: usize,
     },
     /// The worker was never added, or was removed.
     #[error("worker {0} is not registered; add it first")]
     UnknownWorker(WorkerId),
-    /// The worker is registered already.
+    /// A worker with this id is registered.
     #[error("worker {0} is registered already; remove it first")]
     WorkerExists(WorkerId),
-    /// No more workers fit.
+    /// The limit of workers is reached.
     #[error("the limit of {limit} workers is reached; raise max_workers or remove some")]
     TooManyWorkers {
-        /// The limit in force.
+        /// Highest number of workers.
         limit: usize,
     },
-    /// No booking has this id: never booked, released, expired, or its worker is gone.
+    /// No booking has this id: never booked, released, expired, or its worker left.
     #[error(
-        "request {0:?} is not booked: never booked, already released, expired, or its worker was removed"
+        "request {0:?} is not booked: it was never booked, was released, expired, or its worker was removed; book it first"
     )]
     UnknownRequest(RequestId),
     /// A booking with this id is open.
     #[error("request {0:?} is booked already; release it first or use another id")]
     RequestExists(RequestId),
-    /// No more bookings fit.
+    /// The limit of open bookings is reached.
     #[error("the limit of {limit} open bookings is reached; release some or raise max_bookings")]
     TooManyBookings {
-        /// The limit in force.
+        /// Highest number of open bookings.
         limit: usize,
     },
-    /// A stored event names a parent that this worker does not hold.
-    #[error(
-        "worker {worker} stored blocks below {parent:?}, which is not known of it; resynchronise its feed"
-    )]
+    /// A stored event refers to a parent that the worker does not hold.
+    #[error("worker {worker} stored blocks below {parent:?}, which it does not hold; resynchronise its feed")]
     UnknownParent {
-        /// Whose event it was.
+        /// Worker of the event.
         worker: WorkerId,
-        /// The parent that is not known.
+        /// Engine hash of the missing parent.
         parent: EngineHash,
     },
-    /// A removed event names blocks that this worker does not hold. The known ones were removed.
+    /// A removed event refers to blocks that the worker does not hold. The held blocks were removed.
     #[error(
-        "worker {worker} removed {unknown} blocks that it was not known to hold (the others were removed)"
+        "worker {worker} removed {unknown} blocks that it does not hold (the others were removed); resynchronise its feed if this grows"
     )]
     UnknownBlocks {
-        /// Whose event it was.
+        /// Worker of the event.
         worker: WorkerId,
-        /// How many blocks were not known.
+        /// Number of blocks that the worker does not hold.
         unknown: usize,
     },
     /// A worker used one engine hash for two different blocks.
@@ -72,31 +70,31 @@ pub enum Error {
         "worker {worker} stored {engine:?} again as a different block; check hash seeds and resynchronise"
     )]
     ConflictingBlock {
-        /// Whose event it was.
+        /// Worker of the event.
         worker: WorkerId,
-        /// The hash with two meanings.
+        /// The engine hash with two meanings.
         engine: EngineHash,
     },
-    /// The index is at its limit and nothing in it may go: all of it was used of late, or is gone on from.
+    /// The index is at its budget, and every block is in recent use or has children.
     #[error(
-        "the index is at its limit ({limit_blocks} blocks, or its bytes) and nothing in it may go; raise index_max_blocks or \
+        "the index is at its limit ({limit_blocks} blocks, or its bytes) and can evict nothing; raise index_max_blocks or \
          index_max_bytes"
     )]
     IndexFull {
-        /// The limit in force.
+        /// Highest number of distinct blocks.
         limit_blocks: u64,
     },
-    /// Bytes that are no index that this router can take over.
+    /// The bytes are no index that this router can restore.
     #[error(transparent)]
     Image(#[from] crate::index::ImageError),
     /// A parameter is out of range.
     #[error("{field} = {got}: expected {expected}")]
     Parameter {
-        /// Its name.
+        /// Name of the parameter.
         field: &'static str,
-        /// What was given.
+        /// Received value.
         got: String,
-        /// What is accepted.
+        /// Accepted values.
         expected: &'static str,
     },
     /// No policy has this name.
@@ -104,15 +102,15 @@ pub enum Error {
     UnknownPolicy {
         /// Names of the known policies.
         known: &'static [&'static str],
-        /// The name that was given.
+        /// Received name.
         got: String,
     },
-    /// The parameters of a policy can not be read.
+    /// The parameters of a policy cannot be read.
     #[error("policy {policy}: {reason}")]
     PolicyParameters {
-        /// The policy.
+        /// Name of the policy.
         policy: String,
-        /// What is wrong with them.
+        /// Description of the fault.
         reason: String,
     },
 }

@@ -1,14 +1,14 @@
-//! KV events: what an engine says about its cache.
+//! KV events: reports of an engine about its cache.
 
 use serde::{Deserialize, Serialize};
 
 use crate::hash::{EngineHash, LocalHash};
 
-/// Where a worker keeps a block.
+/// Memory in which a worker holds a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
-    /// GPU memory: the prefix can be used at once.
+    /// GPU memory: the engine uses the prefix at once.
     #[default]
     Device,
     /// Host memory.
@@ -18,7 +18,7 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// Every tier, nearest first.
+    /// All tiers, nearest first.
     pub const ALL: [Self; 3] = [Self::Device, Self::Host, Self::Disk];
 
     /// Position in [`Tier::ALL`].
@@ -27,37 +27,37 @@ impl Tier {
     }
 }
 
-/// One block that was stored.
+/// A block in a stored event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StoredBlock {
-    /// The name under which the engine will remove it.
+    /// Hash by which the engine will refer to the block.
     pub engine_hash: EngineHash,
-    /// The hash of its content.
+    /// Hash of the content of the block.
     pub local_hash: LocalHash,
 }
 
 /// A change of one worker's cache.
 ///
-/// Engines store the same block more than once and remove each copy: copies are counted per
-/// (worker, tier, block), and a block is held while its count is above zero. While a worker holds a block, it calls it by one
-/// engine hash, and means only that block by it.
+/// Engines store a block more than once and remove each copy. So copies count per (worker, tier, block), and
+/// a worker holds a block while its count is above zero. While a worker holds a block, it uses one engine
+/// hash for it, and that hash means no other block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvEvent {
-    /// A chain of blocks was stored below `parent` (`None`: from the start of a prompt).
+    /// The worker stored a chain of blocks below `parent`; `None`: from the start of a prompt.
     Stored {
-        /// The block before the first one, as this engine names it.
+        /// Engine hash of the block before the first one.
         parent: Option<EngineHash>,
-        /// The blocks, in prompt order.
+        /// Stored blocks, in prompt order.
         blocks: Vec<StoredBlock>,
-        /// Where they lie.
+        /// Memory of the blocks.
         tier: Tier,
     },
-    /// One copy of each of these blocks is gone.
+    /// The worker removed one copy of each of these blocks.
     Removed {
-        /// The blocks, as this engine names them, in any order.
+        /// Engine hashes of the blocks, in any order.
         blocks: Vec<EngineHash>,
-        /// Where they lay.
+        /// Memory of the removed copies.
         tier: Tier,
     },
     /// The worker holds nothing any more, in any tier.

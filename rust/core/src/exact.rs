@@ -1,13 +1,14 @@
-//! Counts as floats, exactly, and cheap where several are converted at a time; floats as keys, in their order.
+//! Exact conversions of counts to floats that vectorise well, and floats as ordered keys.
 
-/// A count below 2³¹: the conversion of signed numbers is one instruction, that of unsigned ones five.
+/// Converts a count below 2³¹. As a signed number it takes one instruction; an unsigned number takes five.
 #[inline(always)]
 pub fn small_f64(count: u32) -> f64 {
     debug_assert!(count < 1 << 31, "a count of blocks or requests must be below 2³¹");
     f64::from(count.cast_signed())
 }
 
-/// A count below 2⁵². Its bits are then those of 2⁵² + count, which needs no conversion at all.
+/// Converts a count below 2⁵². The bits of 2⁵² + count contain the count, so no conversion instruction is
+/// needed.
 #[inline(always)]
 pub fn large_f64(count: u64) -> f64 {
     const TWO_52: f64 = 4_503_599_627_370_496.0;
@@ -18,7 +19,7 @@ pub fn large_f64(count: u64) -> f64 {
     f64::from_bits(count | TWO_52.to_bits()) - TWO_52
 }
 
-/// Finite numbers in their order, as bits.
+/// Maps a finite number to an integer of the same order.
 pub fn ordered(value: f64) -> u64 {
     let bits = value.to_bits();
     if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }

@@ -1,4 +1,4 @@
-//! Who is registered: worker ids to dense slots, and which slots take requests.
+//! The registered workers: worker ids to dense slots, and the slots that take requests.
 
 use rustc_hash::FxHashMap;
 
@@ -6,19 +6,23 @@ use crate::error::Error;
 use crate::index::Slot;
 use crate::worker::{WorkerId, WorkerSpec};
 
-/// The registered workers. Slots of workers that left are given to those that come.
+/// Registered workers. A new worker reuses the slot of a worker that left.
 #[derive(Clone, Debug, Default)]
 pub struct Fleet {
+    /// Slot of each registered worker.
     slot_of: FxHashMap<WorkerId, Slot>,
+    /// Worker of each slot; outdated for free slots.
     ids: Vec<WorkerId>,
+    /// Reported sizes by slot.
     specs: Vec<WorkerSpec>,
-    /// Bit per slot: registered and available.
+    /// Bit per slot: the worker is registered and takes requests.
     available: Vec<u64>,
+    /// Slots that a new worker may take.
     free: Vec<Slot>,
 }
 
 impl Fleet {
-    /// Register a worker, available.
+    /// Registers a worker as available, in a free slot.
     pub fn add(&mut self, id: WorkerId, spec: WorkerSpec, workers_max: usize) -> Result<Slot, Error> {
         if self.slot_of.contains_key(&id) {
             return Err(Error::WorkerExists(id));
@@ -39,24 +43,24 @@ impl Fleet {
         Ok(slot)
     }
 
-    /// Forget a worker. Nobody else gets its slot before [`Fleet::free`].
+    /// Forgets a worker. No other worker gets its slot before [`Fleet::free`].
     pub fn remove(&mut self, id: WorkerId) -> Result<Slot, Error> {
         let slot = self.slot_of.remove(&id).ok_or(Error::UnknownWorker(id))?;
         self.set_available(slot, false);
         Ok(slot)
     }
 
-    /// Nothing is left of the worker that was in `slot`.
+    /// Releases a slot, once the index holds nothing of its former worker.
     pub fn free(&mut self, slot: Slot) {
         self.free.push(slot);
     }
 
-    /// The slot of a worker.
+    /// Slot of a worker.
     pub fn slot(&self, id: WorkerId) -> Result<Slot, Error> {
         self.slot_of.get(&id).copied().ok_or(Error::UnknownWorker(id))
     }
 
-    /// Whether the worker in `slot` takes requests.
+    /// Sets whether the worker in `slot` takes requests.
     pub fn set_available(&mut self, slot: Slot, available: bool) {
         let (at, bit) = (slot.index() / 64, 1 << (slot.index() % 64));
         if available {
@@ -76,32 +80,32 @@ impl Fleet {
         &self.available
     }
 
-    /// How many take requests.
+    /// Number of workers that take requests.
     pub fn available_len(&self) -> usize {
         self.available.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Registered workers.
+    /// Number of registered workers.
     pub fn len(&self) -> usize {
         self.slot_of.len()
     }
 
-    /// Slots ever used: every column has this length.
+    /// Number of slots ever used, which is the length of every column.
     pub const fn slots(&self) -> usize {
         self.ids.len()
     }
 
-    /// Who is in each slot; stale for slots that nobody has.
+    /// Worker of each slot; outdated for free slots.
     pub fn ids(&self) -> &[WorkerId] {
         &self.ids
     }
 
-    /// What the worker in `slot` said of its size.
+    /// Size that the worker in `slot` reported.
     pub fn spec(&self, slot: Slot) -> &WorkerSpec {
         &self.specs[slot.index()]
     }
 
-    /// Registered workers with their slots, in id order.
+    /// Registered workers with their slots, by worker id.
     pub fn sorted(&self) -> Vec<(WorkerId, Slot)> {
         let mut workers: Vec<_> = self.slot_of.iter().map(|(&id, &slot)| (id, slot)).collect();
         workers.sort_unstable();

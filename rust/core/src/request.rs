@@ -1,4 +1,4 @@
-//! A request to place, and where it goes.
+//! A request to route, and the decision about it.
 
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
@@ -7,35 +7,35 @@ use crate::hash::{LocalHash, SequenceHash};
 use crate::index::Prompt;
 use crate::worker::WorkerId;
 
-/// A request's identity among the open bookings. Who calls maps its own ids.
+/// Id of a request among the open bookings. The caller maps its own ids to these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RequestId(pub u64);
 
-/// One request to place.
+/// One request to route.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RouteRequest<'a> {
-    /// Books under this id when given; without it the decision leaves no trace.
+    /// Id of the booking; `None`: the decision books nothing.
     pub request_id: Option<RequestId>,
-    /// Local hashes of the prompt's full blocks; empty when the prompt is not known (then only load counts).
+    /// Local hashes of the prompt's full blocks. Empty when the prompt is unknown; then only the load counts.
     pub local_hashes: &'a [LocalHash],
-    /// Sequence hashes of the same blocks, where the caller has them: a long match is then a few comparisons. May be empty.
+    /// Sequence hashes of the same blocks, or empty. With them a long match takes a few comparisons.
     pub sequence_hashes: &'a [SequenceHash],
-    /// Tokens of the prompt.
+    /// Tokens of the prompt (ISL).
     pub input_tokens: u32,
-    /// Expected tokens of the answer.
+    /// Expected tokens of the answer (OSL).
     pub expected_output_tokens: Option<u32>,
-    /// Only these workers; ids that are not registered are ignored.
+    /// Candidates; unregistered ids are ignored. `None`: all workers.
     pub allowed: Option<&'a [WorkerId]>,
-    /// Whether the answer comes in one piece, so that no first token is reported. The prefill then counts as over when it is
-    /// expected to be.
+    /// Whether the answer arrives in one piece, so that no first token is reported. The prefill then counts as done at the
+    /// expected time.
     pub is_unstreamed: bool,
-    /// Fill [`Decision::candidates`].
+    /// Whether to fill [`Decision::candidates`].
     pub explain: bool,
 }
 
 impl<'a> RouteRequest<'a> {
-    /// Its prompt.
+    /// The prompt of the request.
     pub(crate) const fn prompt(&self) -> Prompt<'a> {
         Prompt {
             locals: self.local_hashes,
@@ -44,45 +44,46 @@ impl<'a> RouteRequest<'a> {
     }
 }
 
-/// The stages of a decision, in their order; [`Stage::Pick`] ends with the booking.
+/// Stages of a decision, in order; [`Stage::Pick`] ends with the booking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Which candidate holds how much of the prompt.
+    /// Overlap of the prompt on every candidate.
     Match,
-    /// What each candidate costs.
+    /// Cost of every candidate.
     Price,
-    /// The choice and its booking.
+    /// Choice of a candidate, and the booking.
     Pick,
 }
 
-/// Where a request goes, and why.
+/// The chosen worker, and the reasons.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Decision {
-    /// The chosen worker.
+    /// Chosen worker.
     pub worker: WorkerId,
-    /// Leading blocks of the prompt in its device memory.
+    /// Leading blocks of the prompt in the device memory of the chosen worker.
     pub overlap_blocks: u32,
-    /// Its cost, in the unit of the policy.
+    /// Cost of the chosen worker, in the unit of the policy.
     pub cost: f64,
-    /// Every candidate with its parts, when asked for.
+    /// Every candidate with the parts of its cost. Empty unless the request asked for it.
     pub candidates: Vec<Candidate>,
 }
 
-/// Parts of one cost at most.
+/// Highest number of parts of a cost.
 const PARTS_MAX: usize = 6;
 
-/// The parts of a cost by name, in the unit of the policy: their sum is the cost. Empty where a rule adds nothing up.
+/// Named parts of a cost, in the unit of the policy. Their sum is the cost. Empty for a policy whose cost is
+/// no sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Parts([Option<(&'static str, f64)>; PARTS_MAX]);
 
 impl Parts {
-    /// At most six.
+    /// The given parts, at most six.
     pub fn new<const N: usize>(parts: [(&'static str, f64); N]) -> Self {
         const { assert!(N <= PARTS_MAX, "a cost must have at most six parts") };
         Self(std::array::from_fn(|i| parts.get(i).copied()))
     }
 
-    /// Each with its name.
+    /// Every part with its name.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
         self.0.iter().flatten().copied()
     }
@@ -109,27 +110,27 @@ pub(crate) struct Choice {
     pub candidates: Vec<Candidate>,
 }
 
-/// One candidate of a decision, as it was priced.
+/// A candidate of a decision, as the policy priced it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Candidate {
-    /// Who.
+    /// Id of the candidate.
     pub worker: WorkerId,
-    /// Its cost.
+    /// Cost, in the unit of the policy.
     pub cost: f64,
-    /// Leading prompt blocks in device memory.
+    /// Leading blocks of the prompt in device memory.
     pub device_blocks: u32,
-    /// Further blocks in host memory.
+    /// Blocks after the device blocks, in host memory.
     pub host_blocks: u32,
-    /// Further blocks on disk.
+    /// Blocks after the host blocks, on disk.
     pub disk_blocks: u32,
-    /// Uncached prompt tokens that waited there for a first token.
+    /// Uncached prompt tokens of requests that waited for their first token on the candidate.
     pub prefill_tokens: u64,
-    /// Distinct blocks in flight there.
+    /// Distinct blocks in flight on the candidate.
     pub decode_blocks: u64,
-    /// Leading prompt blocks in flight there.
+    /// Leading blocks of the prompt in flight on the candidate.
     pub shared_blocks: u32,
-    /// Requests in flight there.
+    /// Requests in flight on the candidate.
     pub active_requests: u32,
-    /// What the cost is made of.
+    /// Parts of the cost.
     pub parts: Parts,
 }

@@ -1,21 +1,22 @@
-//! The one source of randomness: seeded, so that equal calls give equal answers.
+//! The only source of randomness: a seeded generator, so that equal calls give equal answers.
 //!
-//! `SplitMix64` (Steele, Lea and Flood, OOPSLA 2014): 64 bits of state, equidistributed, far more than the ties and
-//! samples of a router need.
+//! `SplitMix64` (Steele, Lea and Flood, OOPSLA 2014): 64 bits of state, equidistributed, more than enough for
+//! the ties and samples of a router.
 
-/// A small seeded generator.
+/// Seeded generator of random numbers.
 #[derive(Clone, Debug)]
 pub struct Rng {
+    /// State of the generator.
     state: u64,
 }
 
 impl Rng {
-    /// A generator that always gives the same numbers for the same seed.
+    /// Generator that gives the same numbers for the same seed.
     pub const fn new(seed: u64) -> Self {
         Self { state: seed }
     }
 
-    /// The next 64 random bits.
+    /// Next 64 random bits.
     pub const fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.state;
@@ -24,13 +25,13 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Uniform in `0..n`; `n` must be above 0. The bias is below n / 2⁶⁴.
+    /// Uniform number in `0..n`, for `n` above 0. The bias is below n / 2⁶⁴.
     pub fn below(&mut self, n: usize) -> usize {
         debug_assert!(n > 0, "n must be above 0");
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
     }
 
-    /// Uniform in [0, 1).
+    /// Uniform number in [0, 1).
     pub const fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }

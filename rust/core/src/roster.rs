@@ -1,7 +1,8 @@
-//! Which slots take requests and who is in them: what readers without a lock need of the fleet.
+//! Roster: a copy of the fleet that matches read without a lock.
 //!
-//! A copy of [`crate::fleet::Fleet`] in words that never move, as a whole under one [`seqlock`]. Its version is the generation of
-//! the router: a match of one generation says nothing of the workers of another, since slots are used again.
+//! It copies [`crate::fleet::Fleet`] into words that never move, all under one [`seqlock`]. The version of
+//! the seqlock gives the generation of the router. A match of one generation is invalid in another, because
+//! slots are reused.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,15 +12,19 @@ use crate::index::arena::{Arena, get, set};
 use crate::index::seqlock::{self, Stamp};
 use crate::worker::WorkerId;
 
-/// Times that a reader tries.
-const TRIES: usize = 64;
+/// Attempts of a reader before it gives up.
+const READ_ATTEMPTS: usize = 64;
 
-/// See the module.
+/// Available slots and worker ids, as readers see them.
 #[derive(Debug)]
 pub struct Roster {
+    /// Version of the seqlock over the whole roster.
     version: AtomicU64,
+    /// Slots ever used.
     slots: AtomicU64,
+    /// Bit per slot: the worker takes requests.
     available: Arena<1>,
+    /// Worker ids by slot: instance and rank.
     ids: Arena<2>,
 }
 
@@ -35,17 +40,17 @@ impl Default for Roster {
 }
 
 impl Roster {
-    /// How often the fleet changed, for who holds the lock under which it changes.
+    /// Number of changes of the fleet. The caller must hold the lock under which the fleet changes.
     pub fn generation(&self) -> u64 {
         get(&self.version) / 2
     }
 
-    /// Slots in use.
+    /// Slots ever used.
     pub fn slots(&self) -> usize {
         self.slots.load(Ordering::Acquire) as usize
     }
 
-    /// Takes over what became of one slot. One caller at a time.
+    /// Copies the state of one slot. One caller at a time.
     pub fn publish(&self, fleet: &Fleet, slot: Slot) {
         let slots = fleet.slots() as u32;
         self.available.reserve(slots.div_ceil(64));
@@ -63,9 +68,10 @@ impl Roster {
         seqlock::end_write(&self.version, false);
     }
 
-    /// Slots in use and a stamp of them, with who of them takes requests in `active`. `None`: the fleet is being changed.
+    /// Copies the available slots into `active`; the number of slots, and a stamp of this state. `None`: the
+    /// fleet was changing in every attempt.
     pub fn read(&self, active: &mut Vec<u64>) -> Option<(usize, Stamp)> {
-        for _ in 0..TRIES {
+        for _ in 0..READ_ATTEMPTS {
             if let Some(stamp) = seqlock::begin_read(&self.version) {
                 let slots = self.slots.load(Ordering::Acquire) as usize;
                 let words = 0..slots.div_ceil(64) as u32;
@@ -80,13 +86,13 @@ impl Roster {
         None
     }
 
-    /// Who is in a slot that was in use. To be believed if the stamp is valid afterwards.
+    /// Worker of a used slot. Valid only if the stamp is valid afterwards.
     pub fn id(&self, slot: Slot) -> WorkerId {
         let words = self.ids.unit(slot.0);
         WorkerId::new(get(&words[0]), get(&words[1]) as u32)
     }
 
-    /// Whether nothing changed since the stamp was taken.
+    /// Whether the fleet is unchanged since the stamp was taken.
     pub fn is_valid(&self, stamp: Stamp) -> bool {
         seqlock::is_valid(&self.version, stamp)
     }

@@ -1,4 +1,4 @@
-//! What the router knows, copied out for people and metrics.
+//! Snapshot: a copy of a router's state for people and metrics.
 
 use serde::Serialize;
 
@@ -7,39 +7,39 @@ use crate::index::Refusal;
 use crate::predicted::PredictedSize;
 use crate::worker::{WorkerId, WorkerSpec};
 
-/// The state of a router at one moment.
+/// State of a router at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Snapshot {
     /// Every registered worker, by id.
     pub workers: Vec<WorkerSnapshot>,
     /// Name of the policy in force.
     pub policy: String,
-    /// Bookings that are open.
+    /// Open bookings.
     pub bookings: usize,
     /// Size of the index.
     pub index: IndexSize,
-    /// What is predicted beside the index.
+    /// Size of the predicted caches.
     pub predicted: PredictedSize,
-    /// What happened since the router was made.
+    /// Counts since the router was made.
     pub counters: Counters,
 }
 
-/// One worker's load and cache.
+/// Load and cache of one worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct WorkerSnapshot {
-    /// Who it is.
+    /// Id of the worker.
     pub worker: WorkerId,
-    /// What it said of its size.
+    /// Sizes that the worker reported.
     pub spec: WorkerSpec,
-    /// Whether it takes requests.
+    /// Whether the worker takes requests.
     pub available: bool,
-    /// Uncached prompt tokens of its requests that wait for their first token.
+    /// Uncached prompt tokens of its requests before their first token.
     pub prefill_tokens: u64,
     /// Distinct blocks of its requests in flight.
     pub decode_blocks: u64,
     /// Requests in flight.
     pub active_requests: u32,
-    /// Blocks it is known to hold, per tier: device, host, disk.
+    /// Blocks that the worker holds: device, host, disk.
     pub held_blocks: [u64; 3],
 }
 
@@ -50,11 +50,11 @@ pub struct IndexSize {
     pub blocks: u64,
     /// (worker, tier, block) triples.
     pub holdings: u64,
-    /// Bytes of its own structures, estimated from their capacities.
+    /// Bytes of the structures, from their capacities.
     pub bytes: u64,
 }
 
-/// Counts since the start. They only grow.
+/// Counts since the router was made. They only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Decisions made.
@@ -71,30 +71,31 @@ pub struct Counters {
     pub dropped_with_worker: u64,
     /// Bookings refused because of the limit.
     pub bookings_refused: u64,
-    /// Events applied without complaint.
+    /// Events applied without an error.
     pub events_applied: u64,
-    /// Blocks in stored events that were applied.
+    /// Blocks of applied stored events.
     pub blocks_stored: u64,
-    /// Blocks in removed events that were applied.
+    /// Blocks of applied removed events.
     pub blocks_removed: u64,
-    /// Events for workers that are not registered.
+    /// Events of unregistered workers.
     pub unknown_worker: u64,
-    /// Stored events below an unknown parent.
+    /// Stored events whose parent the worker did not hold.
     pub unknown_parent: u64,
-    /// Removals of blocks that were not held.
+    /// Removed blocks that the worker did not hold.
     pub unknown_block: u64,
     /// Stored events that gave an engine hash a second meaning.
     pub conflicting_block: u64,
     /// Stored events refused because the index was full.
     pub index_full: u64,
-    /// Distinct blocks that went because the index's budget was full.
+    /// Distinct blocks that the index evicted to keep its budget.
     pub blocks_evicted: u64,
-    /// Matches that a writer was in the way of all the time: their answer ends there.
+    /// Matches that ended early because a writer interfered in every attempt. Their overlaps are true, but
+    /// may be short.
     pub reads_given_up: u64,
 }
 
 impl Counters {
-    /// These, with what `events` says of events.
+    /// These counts, with the counts of events from `events`.
     pub(crate) fn with_events(self, events: &Self) -> Self {
         Self {
             routed: self.routed,
@@ -108,6 +109,7 @@ impl Counters {
         }
     }
 
+    /// Counts one event by its outcome.
     pub(crate) fn count_event(&mut self, event: &KvEvent, outcome: Result<(), Refusal>) {
         match outcome {
             Ok(()) => self.events_applied += 1,

@@ -1,4 +1,6 @@
-//! How blocks are hashed: Dynamo's way, or under a key. A property of a router and of every feed and prompt that meets it.
+//! Choice of the local hash: Dynamo's hash, or one under a secret key.
+//!
+//! A router, its feeds and its prompts must all use the same mode and block size.
 
 use std::sync::Arc;
 
@@ -8,13 +10,13 @@ use xxhash_rust::xxh3::{xxh3_64_with_secret, xxh3_64_with_seed};
 use super::keyed::{BlockKeys, HashKey, scope_constant};
 use super::{HashScope, LocalHash, SEEDED_BYTES_MAX, SequenceHash, next_sequence_hash, with_bytes};
 
-/// Which hash of a block's tokens.
+/// Function that hashes the tokens of a block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HashMode {
-    /// Dynamo's XXH3-64, bit for bit: needed where a feed carries hashes and no tokens.
+    /// Dynamo's XXH3-64, bit for bit. Feeds that carry hashes without tokens need it.
     #[default]
     Xxh3,
-    /// Under a secret key ([`super::keyed`]): where every feed carries tokens.
+    /// Hash under a secret key ([`super::keyed`]). Every feed must carry tokens.
     Keyed(HashKey),
 }
 
@@ -23,18 +25,19 @@ pub enum HashMode {
 pub struct BlockHasher {
     mode: HashMode,
     block_size: u32,
+    /// Keys of a keyed hasher.
     keys: Option<Arc<BlockKeys>>,
 }
 
 impl PartialEq for BlockHasher {
-    /// Whether their hashes agree.
+    /// Whether both hashers give the same hashes.
     fn eq(&self, other: &Self) -> bool {
         (self.block_size, &self.mode) == (other.block_size, &other.mode)
     }
 }
 
 impl BlockHasher {
-    /// For blocks of so many tokens, at least 1.
+    /// Hasher for blocks of `block_size` tokens, at least 1.
     pub fn new(mode: HashMode, block_size: u32) -> Self {
         let keys = match &mode {
             HashMode::Xxh3 => None,
@@ -52,12 +55,12 @@ impl BlockHasher {
         self.block_size
     }
 
-    /// Whether its hashes are under a key, so that no others may be mixed with them.
+    /// Whether the hashes depend on a key. They must not be mixed with other hashes.
     pub const fn is_keyed(&self) -> bool {
         matches!(self.mode, HashMode::Keyed(_))
     }
 
-    /// The same, for one adapter and namespace.
+    /// The hasher of one scope: one adapter and one namespace.
     pub fn scoped(&self, scope: &HashScope<'_>) -> ScopedHasher {
         let form = match (&self.mode, &self.keys) {
             (HashMode::Keyed(key), Some(keys)) => Form::Keyed {
@@ -86,6 +89,7 @@ impl BlockHasher {
     }
 }
 
+/// Prepared state of the hash function.
 #[derive(Clone, Debug)]
 enum Form {
     Seeded(u64),
@@ -106,14 +110,15 @@ impl ScopedHasher {
         self.block_size
     }
 
-    /// Append the local hashes of the full blocks of `tokens`.
+    /// Appends the local hashes of the full blocks of `tokens`. O(tokens).
     pub fn locals_into(&self, tokens: &[u32], locals: &mut Vec<LocalHash>) {
         self.each(tokens, |local| locals.push(local));
     }
 
-    /// Append local and sequence hashes of the full blocks of `tokens`, which follow those that are there already.
+    /// Appends local and sequence hashes of the full blocks of `tokens`, which follow the blocks already
+    /// hashed.
     ///
-    /// One pass: the chain of a block is computed while the next block is read.
+    /// One pass: the processor computes the sequence hash of a block while it reads the next block.
     pub fn extend(&self, tokens: &[u32], locals: &mut Vec<LocalHash>, sequence: &mut Vec<SequenceHash>) {
         let mut previous = sequence.last().copied();
         self.each(tokens, |local| {
@@ -124,7 +129,7 @@ impl ScopedHasher {
         });
     }
 
-    /// One loop for each form: the choice stays out of it.
+    /// Calls `take` with each local hash. Each form has a loop of its own, so the loops contain no choice.
     #[inline]
     fn each(&self, tokens: &[u32], mut take: impl FnMut(LocalHash)) {
         let blocks = tokens.chunks_exact(self.block_size as usize);

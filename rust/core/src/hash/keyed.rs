@@ -1,4 +1,4 @@
-//! Local hashes under a secret key: for feeds that carry token ids, so that nobody has to agree with Dynamo's hash.
+//! Local hashes under a secret key, for feeds that carry token ids and so need not agree with Dynamo's hash.
 //!
 //! ```text
 //! w_j     = token_2j + 2³²·token_2j+1                      the block as 64-bit words, padded with 0 to 2m words
@@ -6,33 +6,35 @@
 //! local   = high half of (a·N_low + b·N_high + c_scope mod 2¹²⁸)                       strongly universal
 //! ```
 //!
-//! `k`, `a`, `b` come from the key and the block size, `c` from the key, the adapter and the namespace, all through
-//! SipHash-2-4.
+//! SipHash-2-4 derives `k`, `a` and `b` from the key and the block size, and `c` from the key, the adapter
+//! and the namespace.
 //!
-//! **Bound.** For two blocks that were chosen without knowledge of the key, NH collides with probability ≤ 2⁻⁶⁴ (Black et
-//! al., UMAC, 1999, theorem 1) and the last step with ≤ 2⁻⁶⁴ (Dietzfelbinger 1996), so two different blocks, or the same
-//! block in two scopes, share a hash with probability ≤ 2⁻⁶³ plus the advantage against `SipHash`. Among n blocks: below
-//! n²/2⁶⁴, 5·10⁻⁵ for 3·10⁷ of them. The hashes never leave the process; who watches where requests go learns less than them, but
-//! the bound is not proved against that. A collision costs a placement, never an answer.
+//! **Bound.** Take two blocks that were chosen without knowledge of the key. NH collides with probability ≤
+//! 2⁻⁶⁴ (Black et al., UMAC, 1999, theorem 1), and the last step with ≤ 2⁻⁶⁴ (Dietzfelbinger, 1996). So two
+//! different blocks, or one block in two scopes, share a hash with probability ≤ 2⁻⁶³ plus the advantage
+//! against `SipHash`. Among n blocks the probability of a collision is below n²/2⁶⁴: 5·10⁻⁵ for n = 3·10⁷.
 //!
-//! 4 multiplications per 16 tokens and 4 at the end: as fast as XXH3-64 of such a block.
+//! The hashes never leave the process. An observer of the placements learns less than the hashes, but the
+//! bound is not proved against such an observer. A collision costs a placement, never a wrong answer.
+//!
+//! Cost: 4 multiplications per 16 tokens and 4 at the end, as fast as XXH3-64 of the same block.
 
 use std::fmt;
 
 use super::siphash::siphash;
 use super::{HashScope, LocalHash};
 
-/// A secret of 128 bits. It is never shown: `Debug` prints no byte of it.
+/// Secret of 128 bits. `Debug` prints none of its bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HashKey([u8; 16]);
 
 impl HashKey {
-    /// From random bytes. They must be secret and of the whole 128 bits: the bound stands on them.
+    /// Key of secret random bytes. All 128 bits must be random, because the bound depends on it.
     pub const fn new(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// 64 bits that name the key without revealing it: to tell whether stored hashes are under this key.
+    /// 64 bits that identify the key without revealing it, to tell whether stored hashes use this key.
     pub fn fingerprint(&self) -> u64 {
         siphash(&self.0, b"wardrop key fingerprint")
     }
@@ -44,16 +46,19 @@ impl fmt::Debug for HashKey {
     }
 }
 
-/// Words of the block in pairs, with their keys.
+/// Keys for blocks of one size.
 #[derive(Clone, Debug)]
 pub struct BlockKeys {
+    /// Key words `k`, in pairs.
     words: Box<[[u64; 2]]>,
+    /// Factor `a` of the last step.
     low: u128,
+    /// Factor `b` of the last step.
     high: u128,
 }
 
 impl BlockKeys {
-    /// The keys of blocks of so many tokens.
+    /// Keys for blocks of `block_size` tokens.
     pub fn new(key: &HashKey, block_size: u32) -> Self {
         let derived = |at: u64| {
             let mut input = [0; 24];
@@ -73,7 +78,7 @@ impl BlockKeys {
         }
     }
 
-    /// The hash of one block in the scope of `constant`.
+    /// Hash of one block, with the constant of its scope.
     #[inline]
     pub fn hash(&self, block: &[u32], constant: u128) -> LocalHash {
         let sum = if block.len().is_multiple_of(16) {
@@ -89,7 +94,8 @@ impl BlockKeys {
         LocalHash((mixed >> 64) as u64)
     }
 
-    /// Four independent products at a time; the usual sizes are all of this kind.
+    /// NH of a block whose size is a multiple of 16, as the usual sizes are: four independent products per
+    /// step.
     #[inline]
     fn sum_of_sixteens(&self, block: &[u32]) -> u128 {
         let (fours, _) = block.as_chunks::<4>().0.as_chunks::<4>();
@@ -101,25 +107,28 @@ impl BlockKeys {
         })
     }
 
+    /// NH of a block of any size.
     #[inline(never)]
     fn sum_of_any(&self, block: &[u32]) -> u128 {
         let (quads, rest) = block.as_chunks::<4>();
         let mut last = [0; 4];
         last[..rest.len()].copy_from_slice(rest);
         let padded = quads.iter().chain(std::iter::once(&last));
-        // Without a rest there is no key for the padding, and the pairs end before it.
+        // A block without a remainder has no key for the padding, so `zip` ends before it.
         padded
             .zip(&self.words)
             .fold(0u128, |sum, (&quad, &keys)| sum.wrapping_add(product(quad, keys)))
     }
 }
 
+/// Product of one pair of words, each added to its key.
 #[inline]
 fn product(quad: [u32; 4], [first, second]: [u64; 2]) -> u128 {
     let [low, high] = words(quad);
     u128::from(low.wrapping_add(first)) * u128::from(high.wrapping_add(second))
 }
 
+/// The four tokens as two words.
 #[cfg(target_endian = "little")]
 fn words(quad: [u32; 4]) -> [u64; 2] {
     bytemuck::cast(quad)
@@ -133,7 +142,7 @@ fn words([a, b, c, d]: [u32; 4]) -> [u64; 2] {
     ]
 }
 
-/// `c` of a scope: an own one for every (adapter, namespace).
+/// Constant `c` of a scope, different for every (adapter, namespace).
 pub fn scope_constant(key: &HashKey, scope: &HashScope<'_>) -> u128 {
     let lora_name = scope.lora_name.unwrap_or_default();
     let namespace = scope.cache_namespace.unwrap_or_default();

@@ -7,10 +7,13 @@
 //! sequence_i = XXH3-64(little-endian (sequence_{i−1}, local_i), seed 1337)
 //! ```
 //!
-//! An empty name counts as none. Found by experiment against `dynamo.llm.compute_block_hash_for_seq` (1.6.1), which the
-//! tests keep comparing with. These hashes are not keyed: who can choose prompts can look for collisions in 64 bits,
-//! and the worst a collision does is a placement on a worker without the prefix. [`keyed`] closes that for feeds that carry
-//! tokens.
+//! An empty name counts as no name. The formulas come from experiments with
+//! `dynamo.llm.compute_block_hash_for_seq` (Dynamo 1.6.1), and the tests compare with that function. Cost:
+//! O(tokens).
+//!
+//! These hashes have no key, so somebody who chooses prompts can search for collisions in 64 bits. A
+//! collision can at worst place a request on a worker without its prefix. [`keyed`] prevents this for feeds
+//! that carry tokens.
 
 mod hasher;
 pub mod keyed;
@@ -24,25 +27,25 @@ pub use prefix::PromptHashes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Seed of every hash that has to agree with Dynamo's.
+/// Seed of every hash that must agree with Dynamo's.
 pub const SEED: u64 = 1337;
 
-/// Inputs longer than this are hashed with a secret derived from the seed, which is worth deriving once.
+/// XXH3 hashes longer inputs with a secret derived from the seed; [`BlockHasher::scoped`] derives it once.
 const SEEDED_BYTES_MAX: usize = 240;
 
-/// Hash of one block's content.
+/// Hash of the content of one block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 #[repr(transparent)]
 pub struct LocalHash(pub u64);
 
-/// Hash of a block and of everything before it.
+/// Hash of a block and of all blocks before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 #[repr(transparent)]
 pub struct SequenceHash(pub u64);
 
-/// The name an engine gives to a block. Opaque: its scheme is the engine's own.
+/// Hash by which an engine identifies a block. It is opaque, because each engine computes it in its own way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 #[repr(transparent)]
@@ -53,7 +56,7 @@ pub struct EngineHash(pub u64);
 pub struct HashScope<'a> {
     /// Name of the `LoRA` adapter.
     pub lora_name: Option<&'a str>,
-    /// Tenant or cache salt.
+    /// Name of the tenant, or the request's cache salt.
     pub cache_namespace: Option<&'a str>,
 }
 
@@ -69,13 +72,15 @@ impl HashScope<'_> {
     }
 }
 
-/// Local hashes of the full blocks of `tokens`, as Dynamo has them; a partial last block is ignored. O(tokens).
+/// Local hashes of the full blocks of `tokens`, equal to Dynamo's. A partial last block is ignored.
+/// O(tokens).
 ///
-/// `block_size` 0 gives none.
+/// A `block_size` of 0 gives no hashes.
 pub fn local_hashes(tokens: &[u32], block_size: u32, scope: &HashScope<'_>) -> Vec<LocalHash> {
     BlockHasher::new(HashMode::Xxh3, block_size).local_hashes(tokens, scope)
 }
 
+/// Passes the little-endian bytes of a block to `hash`.
 #[cfg(target_endian = "little")]
 fn with_bytes(block: &[u32], hash: impl FnOnce(&[u8]) -> u64) -> u64 {
     hash(bytemuck::cast_slice(block))
@@ -91,7 +96,7 @@ fn with_bytes(block: &[u32], hash: impl FnOnce(&[u8]) -> u64) -> u64 {
     )
 }
 
-/// The sequence hash of a block whose predecessor has `parent` (`None`: first block).
+/// Sequence hash of a block whose predecessor has the sequence hash `parent`; `None` for the first block.
 #[inline]
 pub fn next_sequence_hash(parent: Option<SequenceHash>, local: LocalHash) -> SequenceHash {
     let Some(parent) = parent else {
@@ -103,7 +108,7 @@ pub fn next_sequence_hash(parent: Option<SequenceHash>, local: LocalHash) -> Seq
     SequenceHash(xxh3_64_with_seed(&bytes, SEED))
 }
 
-/// Sequence hashes of a chain of blocks from the start of a prompt. O(blocks).
+/// Sequence hashes of consecutive blocks from the start of a prompt. O(blocks).
 pub fn sequence_hashes(locals: &[LocalHash]) -> Vec<SequenceHash> {
     let mut previous = None;
     locals
@@ -116,7 +121,7 @@ pub fn sequence_hashes(locals: &[LocalHash]) -> Vec<SequenceHash> {
         .collect()
 }
 
-/// 64 bits that stand for a text, such as a request's id. Two of n texts are equal with a chance below n² / 2⁶⁵.
+/// 64-bit hash of a text such as a request id. Among n texts, a collision has a probability below n² / 2⁶⁵.
 pub fn text_id(text: &str) -> u64 {
     xxh3_64_with_seed(text.as_bytes(), 0)
 }

@@ -1,20 +1,24 @@
-//! A prompt that grows: what was hashed once is not hashed again.
+//! Hashes of a growing prompt, without hashing any block twice.
 
 use super::{BlockHasher, HashScope, LocalHash, ScopedHasher, SequenceHash};
 
-/// The hashes of a prompt so far. Appending costs O(new tokens) however long the prompt is.
+/// Hashes of a prompt so far. Appending costs O(new tokens), regardless of the length of the prompt.
 #[derive(Clone, Debug)]
 pub struct PromptHashes {
+    /// Hasher of the prompt.
     hasher: BlockHasher,
+    /// Hasher of the prompt's scope.
     scoped: ScopedHasher,
+    /// Local hashes of the full blocks.
     locals: Vec<LocalHash>,
+    /// Sequence hashes of the full blocks.
     sequence: Vec<SequenceHash>,
-    /// Tokens behind the last full block: less than a block.
+    /// Tokens after the last full block: fewer than a block.
     tail: Vec<u32>,
 }
 
 impl PromptHashes {
-    /// An empty prompt in this scope.
+    /// An empty prompt in a scope.
     pub fn new(hasher: &BlockHasher, scope: &HashScope<'_>) -> Self {
         Self {
             scoped: hasher.scoped(scope),
@@ -25,7 +29,7 @@ impl PromptHashes {
         }
     }
 
-    /// Append tokens.
+    /// Appends tokens.
     pub fn extend(&mut self, mut tokens: &[u32]) {
         let size = self.scoped.block_size() as usize;
         if !self.tail.is_empty() {
@@ -44,22 +48,22 @@ impl PromptHashes {
             .extend_from_slice(&tokens[tokens.len() - tokens.len() % size..]);
     }
 
-    /// How its blocks are hashed.
+    /// Hasher of the prompt.
     pub const fn hasher(&self) -> &BlockHasher {
         &self.hasher
     }
 
-    /// Local hashes of its full blocks.
+    /// Local hashes of the full blocks.
     pub fn locals(&self) -> &[LocalHash] {
         &self.locals
     }
 
-    /// Sequence hashes of the same blocks.
+    /// Sequence hashes of the full blocks.
     pub fn sequence(&self) -> &[SequenceHash] {
         &self.sequence
     }
 
-    /// Tokens so far.
+    /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.locals.len() * self.scoped.block_size() as usize + self.tail.len()
     }

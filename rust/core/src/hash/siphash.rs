@@ -1,11 +1,11 @@
-//! SipHash-2-4, the keyed function that every secret here is derived with.
+//! SipHash-2-4: the keyed function that derives every secret of [`super::keyed`].
 //!
-//! Source: Aumasson and Bernstein, "`SipHash`: a fast short-input PRF" (2012), with its test vectors.
+//! Source: Aumasson and Bernstein, "`SipHash`: a fast short-input PRF" (2012), whose test vectors the tests
+//! use.
 
-/// SipHash-2-4 of `bytes` under a key of 128 bits. O(bytes).
+/// SipHash-2-4 of `bytes` under a 128-bit key. O(bytes).
 pub fn siphash(key: &[u8; 16], bytes: &[u8]) -> u64 {
-    let half =
-        |at: usize| u64::from_le_bytes(key[at..at + 8].try_into().expect("half a key must be 8 bytes"));
+    let half = |at: usize| u64::from_le_bytes(key[at..at + 8].try_into().expect("half a key has 8 bytes"));
     let (k0, k1) = (half(0), half(8));
     let mut state = [
         k0 ^ 0x736f_6d65_7073_6575,
@@ -16,11 +16,11 @@ pub fn siphash(key: &[u8; 16], bytes: &[u8]) -> u64 {
     let words = bytes.chunks_exact(8);
     let mut last = [0; 8];
     last[..words.remainder().len()].copy_from_slice(words.remainder());
-    last[7] = bytes.len() as u8; // the length modulo 256, as the paper has it
+    last[7] = bytes.len() as u8; // the length modulo 256, as the paper defines it
     for word in words {
         absorb(
             &mut state,
-            u64::from_le_bytes(word.try_into().expect("a word must be 8 bytes")),
+            u64::from_le_bytes(word.try_into().expect("a word has 8 bytes")),
         );
     }
     absorb(&mut state, u64::from_le_bytes(last));
@@ -29,6 +29,7 @@ pub fn siphash(key: &[u8; 16], bytes: &[u8]) -> u64 {
     state[0] ^ state[1] ^ state[2] ^ state[3]
 }
 
+/// Compression: two rounds per word.
 fn absorb(state: &mut [u64; 4], word: u64) {
     state[3] ^= word;
     round(state);
@@ -36,6 +37,7 @@ fn absorb(state: &mut [u64; 4], word: u64) {
     state[0] ^= word;
 }
 
+/// One round.
 fn round([v0, v1, v2, v3]: &mut [u64; 4]) {
     *v0 = v0.wrapping_add(*v1);
     *v1 = v1.rotate_left(13) ^ *v0;
@@ -54,7 +56,7 @@ mod tests {
     use super::siphash;
 
     #[test]
-    fn the_papers_vectors_come_out() {
+    fn siphash_equals_the_papers_test_vectors() {
         let key = std::array::from_fn(|at| at as u8);
         let input: Vec<u8> = (0..15).collect();
         assert_eq!(siphash(&key, &input), 0xa129_ca61_49be_45e5);

@@ -1,7 +1,8 @@
-//! Blocks in flight: per worker the union of its requests' blocks, and how much of it a new prompt shares.
+//! Blocks in flight: per worker the union of its requests' blocks, and the part that a new prompt shares.
 //!
-//! Requests cover leading blocks of paths, so a request is remembered as one end per frame, not as a count per block: booking
-//! 1,024 blocks touches 16 frames. What a worker has of a frame is everything before its furthest end there.
+//! Requests cover leading blocks of paths. So the structure stores one end per request and frame instead of a
+//! count per block: booking 1,024 blocks touches 16 frames. In each frame a worker has all blocks before its
+//! furthest end.
 
 use crate::event::Tier;
 use crate::index::frame::BlockId;
@@ -11,37 +12,40 @@ use crate::index::slots::low_bits;
 use crate::index::tree_allocator::TreeAllocator;
 use crate::index::{Prompt, Scratch, Slot};
 
-/// Frames with more full holders beside the booking worker are not extended.
+/// Highest number of other full holders of a frame that a booking may extend, as for stores in the index.
 const EXTEND_HOLDERS_MAX: u32 = 1;
 
-/// See the module.
+/// Blocks in flight on every worker; the module describes it.
 #[derive(Debug, Default)]
 pub struct ActiveBlocks {
+    /// Tree of the prompts in flight; its holders are the workers.
     paths: PathTree,
+    /// The right to write the tree.
     allocator: TreeAllocator,
-    /// Per (frame, slot): bit i: some request's blocks here end with block i.
+    /// Per (frame, slot): bit i is set while the blocks of some request end at block i of the frame.
     ends: Map<(u32, Slot), u64>,
-    /// Requests beyond the first that end at a block, per (block, slot).
+    /// Number of requests beyond the first that end at a block, per (block, slot).
     same_end: Map<(BlockId, Slot), u32>,
 }
 
-/// The blocks of one request: the last one in every frame that it runs through.
+/// Blocks of one request: the last block of the request in every frame.
 pub type RequestPath = Box<[BlockId]>;
 
 impl ActiveBlocks {
-    /// Leading blocks of the prompt in flight, per slot. As [`PathTree::overlap`].
+    /// Leading blocks of the prompt in flight, per slot, as [`PathTree::overlap`].
     pub fn shared(&self, prompt: &Prompt<'_>, slots: &[u64], depth: &mut [u32], scratch: &mut Scratch) {
         if self.allocator.blocks() > 0 {
             let read = self.paths.overlap(prompt, slots, depth, scratch);
-            read.expect("nobody writes what is borrowed");
+            read.expect("a shared borrow excludes writers");
         } else {
             depth.fill(0);
         }
     }
 
-    /// Put a request's blocks in flight on a worker: its path, and how many of the blocks are new there.
+    /// Puts the blocks of a request in flight on a worker; its path, and the number of blocks that are new
+    /// there.
     ///
-    /// With no block id left (4 · 10⁹ blocks in flight) the rest of the prompt is not counted.
+    /// Beyond 4 · 10⁹ blocks in flight no block id is left; the rest of the prompt then does not count.
     pub fn add(&mut self, slot: Slot, prompt: &Prompt<'_>) -> (RequestPath, u64) {
         let mut path: Vec<BlockId> = Vec::with_capacity(prompt.locals.len() / 64 + 2);
         let mut done = 0;
@@ -69,6 +73,7 @@ impl ActiveBlocks {
         (path.into_boxed_slice(), added)
     }
 
+    /// Adds one end of a request; the number of blocks that are new on the worker.
     fn add_end(&mut self, slot: Slot, end: BlockId) -> u64 {
         make_room(&mut self.ends);
         let ends = self.ends.entry((end.frame().0, slot)).or_insert(0);
@@ -85,11 +90,12 @@ impl ActiveBlocks {
         u64::from(after - before)
     }
 
-    /// Take a request's blocks out of flight; how many of them no other request of the worker has.
+    /// Takes the blocks of a request out of flight; the number that no other request of the worker has.
     pub fn remove(&mut self, slot: Slot, path: &[BlockId]) -> u64 {
         path.iter().rev().map(|&end| self.remove_end(slot, end)).sum()
     }
 
+    /// Removes one end of a request; the number of blocks that leave the worker.
     fn remove_end(&mut self, slot: Slot, end: BlockId) -> u64 {
         if let Some(more) = self.same_end.get_mut(&(end, slot)) {
             *more -= 1;
@@ -99,7 +105,10 @@ impl ActiveBlocks {
             return 0;
         }
         let key = (end.frame().0, slot);
-        let ends = self.ends.get_mut(&key).expect("a booked end must be known");
+        let ends = self
+            .ends
+            .get_mut(&key)
+            .expect("an end must be added before its removal");
         let before = covered(*ends);
         *ends &= !(1 << end.offset());
         let after = covered(*ends);
@@ -112,11 +121,12 @@ impl ActiveBlocks {
         u64::from(before - after)
     }
 
-    /// Distinct blocks in flight anywhere.
+    /// Distinct blocks in flight on any worker.
     pub const fn blocks(&self) -> u64 {
         self.allocator.blocks()
     }
 
+    /// Makes the worker hold the first `blocks` blocks of a frame.
     fn cover(&mut self, end: BlockId, slot: Slot, blocks: u32) {
         let held = (slot, Tier::Device);
         self.paths
@@ -124,6 +134,7 @@ impl ActiveBlocks {
     }
 }
 
+/// Blocks before the furthest end.
 const fn covered(ends: u64) -> u32 {
     64 - ends.leading_zeros()
 }

@@ -1,7 +1,10 @@
-//! Work in flight per worker: book, prefill done, release.
+//! Load: work in flight per worker, from booking to release.
 //!
-//! Columns by slot, so that a price reads plain slices. A booking adds its uncached prompt tokens until its first token,
-//! its blocks (as a set: blocks shared by two requests of a worker count once) and one request until its release.
+//! The load is kept as columns by slot, so that a price reads plain slices. A booking adds its uncached
+//! prompt tokens until its first token. It adds its blocks and one request until its release. Blocks count as
+//! a set: two requests of a worker that share a block count it once.
+//!
+//! Cost: booking and release O(blocks / 64), everything else O(1).
 
 mod active;
 
@@ -17,16 +20,19 @@ use crate::request::RequestId;
 /// One open booking.
 #[derive(Clone, Debug)]
 struct Booking {
+    /// Worker of the booking.
     slot: Slot,
-    /// Its place among those of the slot.
+    /// Position of the booking in `by_slot[slot]`.
     at: u32,
-    /// Uncached prompt tokens while the first token is awaited, then 0.
+    /// Uncached prompt tokens until the first token, then 0.
     prefill_tokens: u64,
+    /// Blocks of the prompt.
     path: RequestPath,
+    /// Time of expiry, seconds of the caller's clock.
     expires_at_s: f64,
 }
 
-/// The load of every worker.
+/// Load of every worker.
 #[derive(Debug, Default)]
 pub struct Load {
     /// Uncached prompt tokens of requests before their first token, by slot.
@@ -35,16 +41,19 @@ pub struct Load {
     pub decode_blocks: Vec<u64>,
     /// Requests in flight, by slot.
     pub active_requests: Vec<u32>,
+    /// Blocks in flight.
     active: ActiveBlocks,
+    /// Open bookings by request.
     bookings: FxHashMap<RequestId, Booking>,
     /// Open bookings by slot, in no order.
     by_slot: Vec<Vec<RequestId>>,
-    /// Bookings by expiry; those that were released stay here until they come up or are too many.
+    /// Expiry times in order. Released bookings stay until their time comes or until they outnumber the open
+    /// ones.
     by_expiry: VecDeque<(f64, RequestId)>,
 }
 
 impl Load {
-    /// Make room for `slot` in every column.
+    /// Makes room for `slot` in every column.
     pub fn ensure_slot(&mut self, slot: Slot) {
         let len = self.prefill_tokens.len().max(slot.index() + 1);
         self.prefill_tokens.resize(len, 0);
@@ -58,17 +67,18 @@ impl Load {
         self.bookings.len()
     }
 
-    /// Whether nothing is in flight.
+    /// Whether no booking is open.
     pub fn is_empty(&self) -> bool {
         self.bookings.is_empty()
     }
 
-    /// Whether a booking has this id.
+    /// Whether a booking with this id is open.
     pub fn contains(&self, request: RequestId) -> bool {
         self.bookings.contains_key(&request)
     }
 
-    /// Leading blocks of a prompt that are in flight already, per slot. As [`crate::index::path_tree::PathTree::overlap`].
+    /// Leading blocks of a prompt that are in flight, per slot, as
+    /// [`crate::index::path_tree::PathTree::overlap`].
     pub fn shared_blocks(
         &self,
         prompt: &Prompt<'_>,
@@ -79,7 +89,7 @@ impl Load {
         self.active.shared(prompt, slots, depth, scratch);
     }
 
-    /// Open a booking. The id must be free.
+    /// Opens a booking. No open booking may have this id.
     pub fn book(
         &mut self,
         request: RequestId,
@@ -92,7 +102,7 @@ impl Load {
         self.decode_blocks[slot.index()] += added;
         self.prefill_tokens[slot.index()] += prefill_tokens;
         self.active_requests[slot.index()] += 1;
-        // A clock that goes back would break the order: such a booking lives a little longer instead.
+        // The times must stay in order: with a clock that goes back, a booking expires a little later.
         let expires_at_s = self
             .by_expiry
             .back()
@@ -121,21 +131,22 @@ impl Load {
         }
     }
 
-    /// The first token is out: the prompt's tokens no longer wait. `None`: not booked. Twice is harmless.
+    /// Ends the prefill of a booking: its prompt tokens no longer count. `None`: no such booking. A second
+    /// call changes nothing.
     pub fn prefill_done(&mut self, request: RequestId) -> Option<Slot> {
         let booking = self.bookings.get_mut(&request)?;
         self.prefill_tokens[booking.slot.index()] -= std::mem::take(&mut booking.prefill_tokens);
         Some(booking.slot)
     }
 
-    /// The request ended. `None`: not booked.
+    /// Closes a booking. `None`: no such booking.
     pub fn release(&mut self, request: RequestId) -> Option<Slot> {
         let booking = self.bookings.remove(&request)?;
         let slot = booking.slot.index();
         self.by_slot[slot].swap_remove(booking.at as usize);
         if let Some(moved) = self.by_slot[slot].get(booking.at as usize) {
             let moved = self.bookings.get_mut(moved);
-            moved.expect("a listed booking must be open").at = booking.at;
+            moved.expect("a booking in `by_slot` must be open").at = booking.at;
         }
         self.prefill_tokens[slot] -= booking.prefill_tokens;
         self.active_requests[slot] -= 1;
@@ -143,7 +154,7 @@ impl Load {
         Some(booking.slot)
     }
 
-    /// Release what expired at or before `now_s`; how many. O(1) when nothing did.
+    /// Releases the bookings that expired at or before `now_s`; their number. O(1) when none did.
     pub fn expire(&mut self, now_s: f64) -> usize {
         let mut expired = 0;
         while let Some(&(at_s, request)) = self.by_expiry.front() {
@@ -163,7 +174,7 @@ impl Load {
         expired
     }
 
-    /// Drop every booking of a worker; which. O(its bookings).
+    /// Drops every booking of a worker; their ids. O(bookings of the worker).
     pub fn remove_worker(&mut self, slot: Slot) -> Vec<RequestId> {
         let requests = self.by_slot[slot.index()].clone();
         for &request in &requests {
@@ -173,7 +184,7 @@ impl Load {
         requests
     }
 
-    /// Distinct blocks in flight anywhere.
+    /// Distinct blocks in flight on any worker.
     pub const fn blocks_in_flight(&self) -> u64 {
         self.active.blocks()
     }
@@ -198,7 +209,7 @@ mod tests {
         }
     }
 
-    /// Distinct blocks of the open requests of a slot, the slow way.
+    /// Distinct blocks of the open requests of a slot, computed naively.
     fn union(open: &BTreeMap<u64, (usize, Vec<LocalHash>, u64)>, slot: usize) -> HashSet<SequenceHash> {
         open.values()
             .filter(|(on, ..)| *on == slot)
@@ -209,7 +220,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
         #[test]
-        fn the_load_is_the_union_of_what_is_open(
+        fn the_load_is_the_union_of_the_open_bookings(
             steps in proptest::collection::vec((0u64..12, 0..SLOTS, 0usize..4, 0u64..4, 0usize..150, any::<bool>()), 1..80),
         ) {
             let mut load = Load::default();
@@ -250,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn released_bookings_do_not_pile_up() {
+    fn released_bookings_do_not_accumulate() {
         let mut load = Load::default();
         load.ensure_slot(Slot(0));
         for id in 0..10_000 {
@@ -261,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_booking_of_a_reused_id_lives_its_own_time() {
+    fn a_booking_with_a_reused_id_expires_at_its_own_time() {
         let mut load = Load::default();
         load.ensure_slot(Slot(0));
         load.book(RequestId(1), Slot(0), 1, &prompt(&[]), 10.0);

@@ -1,27 +1,27 @@
-//! Whether and how caches are predicted.
+//! Parameters of predicted caches.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// What predictions are for.
+/// Use of predicted caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictedUse {
-    /// Nothing: the index knows what events told. Dynamo's default.
+    /// No prediction: the router knows only what events report. Dynamo's default.
     #[default]
     Off,
-    /// In place of events: a record lives for its time after its request ended.
+    /// In place of events. A record lives for `ttl_s` after its request ended.
     Alone,
-    /// Until events arrive: a record ends soon after its request's first token.
+    /// Beside events. A record ends `settle_s` after the first token of its request.
     Beside,
 }
 
 impl PredictedUse {
-    /// Their names.
+    /// Names of the uses.
     pub const NAMES: [&'static str; 3] = ["off", "alone", "beside"];
 
-    /// By name.
+    /// The use with this name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "off" => Ok(Self::Off),
@@ -36,20 +36,21 @@ impl PredictedUse {
     }
 }
 
-/// How caches are predicted. Validated with the router's configuration.
+/// Parameters of predicted caches, validated with the router's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PredictedConfig {
-    /// What for.
+    /// Use of the predictions.
     pub used: PredictedUse,
-    /// Seconds that a record lives at most, above 0: since its request was routed, or ended where that is told.
+    /// Longest life of a record in seconds, above 0. It starts at routing and again at the reported end of
+    /// the request.
     pub ttl_s: f64,
-    /// Beside events: seconds from the first token to the end of the record, at least 0. The events of a loaded machine were
-    /// up to 1 s late (p99).
+    /// Beside events: seconds from the first token to the end of the record, at least 0. On a loaded machine,
+    /// events arrived up to 1 s late (p99).
     pub settle_s: f64,
-    /// Device blocks of a worker that did not say how many it has, above 0.
+    /// Device blocks of a worker that did not report its capacity, above 0.
     pub capacity_blocks: u64,
-    /// Records at most, above 0.
+    /// Highest number of records, above 0.
     pub max_records: usize,
 }
 
@@ -67,7 +68,7 @@ impl Default for PredictedConfig {
 }
 
 impl PredictedConfig {
-    /// The defaults for this use.
+    /// The defaults for a use.
     pub fn new(used: PredictedUse) -> Self {
         Self {
             used,
@@ -75,35 +76,35 @@ impl PredictedConfig {
         }
     }
 
-    /// With another life of records, seconds.
+    /// Sets the life of records, seconds.
     #[must_use]
     pub const fn with_ttl_s(mut self, ttl_s: f64) -> Self {
         self.ttl_s = ttl_s;
         self
     }
 
-    /// With another time for events to arrive, seconds.
+    /// Sets the time for events to arrive, seconds.
     #[must_use]
     pub const fn with_settle_s(mut self, settle_s: f64) -> Self {
         self.settle_s = settle_s;
         self
     }
 
-    /// With another capacity of workers that do not tell theirs, blocks.
+    /// Sets the capacity of workers that did not report theirs, blocks.
     #[must_use]
     pub const fn with_capacity_blocks(mut self, blocks: u64) -> Self {
         self.capacity_blocks = blocks;
         self
     }
 
-    /// With another limit of records.
+    /// Sets the limit of records.
     #[must_use]
     pub const fn with_max_records(mut self, records: usize) -> Self {
         self.max_records = records;
         self
     }
 
-    /// Refuse what is out of range.
+    /// Checks the range of every parameter.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |field, got: String, expected| Err(Error::Parameter { field, got, expected });
         if !(self.ttl_s > 0.0 && self.ttl_s.is_finite()) {

@@ -1,17 +1,20 @@
-//! What the workers should hold by where requests were sent: the index of fleets without KV events, and beside events the
-//! answer for the time until they arrive.
+//! Predicted caches: what workers should hold, judged by the requests sent to them.
+//!
+//! They serve as the index of fleets without KV events. Beside events, they bridge the time until the events
+//! arrive.
 //!
 //! ```text
-//! routed ─▶ record (worker, prompt) ─▶ overlap of later prompts ─▶ gone: time, capacity, cleared, confirmed by events
+//! routed ─▶ record (worker, prompt) ─▶ overlap of later prompts ─▶ ended: time, capacity, cleared, confirmed by events
 //! ```
 //!
-//! A worker's prediction is the union of its records' prompts. The oldest record goes first when they exceed the worker's KV
-//! capacity: a block stays as long as any younger record has it, which is least recently used at the grain of requests. An
-//! engine evicts the tail of its oldest prompt first, so the prediction is short by at most a part of one prompt.
+//! The prediction for a worker is the union of its records' prompts. When they exceed the KV capacity of the
+//! worker, the oldest record ends first. A block thus stays while any younger record has it: least recently
+//! used, at the grain of requests. An engine evicts the tail of its oldest prompt first, so the prediction
+//! lacks at most a part of one prompt.
 //!
-//! Cost: a record O(blocks / 64), a match O(blocks / 64 + workers), an end O(blocks / 64). Nothing is known of generated
-//! tokens or of requests that did not pass the router. Source of the two uses and of the 120 s: Dynamo 1.6.1's
-//! `--no-router-kv-events` and `--router-predicted-ttl-secs`.
+//! Cost: O(blocks / 64) to add or end a record, O(blocks / 64 + workers) per match. The prediction ignores
+//! generated tokens and requests that bypass the router. Source of both uses and of the 120 s:
+//! `--no-router-kv-events` and `--router-predicted-ttl-secs` of Dynamo 1.6.1.
 
 mod config;
 mod reference;
@@ -28,63 +31,75 @@ use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap, all_slots};
 use crate::load::{ActiveBlocks, RequestPath};
 use crate::request::RequestId;
 
-/// Identity and age of a record: later ones are higher, and a record that was used again gets a new one.
+/// Id and age of a record: a younger record has a higher id. A record that is used again gets a new id.
 type RecordId = u64;
 
 /// One request that was sent to a worker.
 #[derive(Clone, Debug)]
 struct Record {
+    /// Worker of the request.
     slot: Slot,
+    /// Blocks of the prompt.
     path: RequestPath,
+    /// Id of the request until it ends.
     request: Option<RequestId>,
 }
 
-/// The records of one worker.
+/// Records of one worker.
 #[derive(Clone, Debug, Default)]
 struct WorkerRecords {
-    /// By age; those that are gone stay until they come up or are too many.
+    /// Ids by age. Ended records stay until they become the oldest or outnumber the live ones.
     by_age: VecDeque<RecordId>,
-    /// Living records among them.
+    /// Live records.
     records: usize,
-    /// Distinct blocks of the records.
+    /// Distinct blocks of the live records.
     blocks: u64,
+    /// Blocks of the worker's device cache, at least 1.
     capacity_blocks: u64,
 }
 
-/// What is predicted, and what became of it.
+/// Size of the prediction, and counts of ended records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PredictedSize {
-    /// Records now.
+    /// Live records.
     pub records: u64,
-    /// Distinct blocks over all workers now.
+    /// Distinct blocks of the live records, summed over the workers.
     pub blocks: u64,
     /// Records ever made.
     pub inserted: u64,
-    /// Of these, ended by their time.
+    /// Records that ended by their time.
     pub expired: u64,
-    /// Ended to make room: the capacity of their worker, or the limit of records.
+    /// Records that ended to make room: the capacity of their worker, or the limit of records.
     pub evicted: u64,
-    /// Ended with their worker or its cache.
+    /// Records that ended because their worker left or its cache was cleared.
     pub cleared: u64,
 }
 
-/// See the module.
+/// Predicted caches of all workers; the module describes them.
 #[derive(Debug)]
 pub struct Predicted {
+    /// Parameters.
     config: PredictedConfig,
+    /// Blocks of the records, by worker.
     blocks: ActiveBlocks,
+    /// Live records.
     records: FxHashMap<RecordId, Record>,
+    /// Records by slot.
     workers: Vec<WorkerRecords>,
+    /// Records of requests in flight.
     record_of_request: FxHashMap<RequestId, RecordId>,
-    /// Records by the end of their time; the queues share the rule of [`WorkerRecords::by_age`].
+    /// Records by the end of their life. Ended records stay as in [`WorkerRecords::by_age`].
     by_expiry: VecDeque<(f64, RecordId)>,
+    /// Records whose events should arrive, by the time at which the records end.
     settling: VecDeque<(f64, RecordId)>,
+    /// Id of the next record.
     next_id: RecordId,
+    /// Counts; `records` and `blocks` stay 0 here.
     size: PredictedSize,
 }
 
 impl Predicted {
-    /// Nothing predicted. The configuration must be valid.
+    /// An empty prediction. The configuration must be valid.
     pub fn new(config: PredictedConfig) -> Self {
         Self {
             config,
@@ -99,12 +114,12 @@ impl Predicted {
         }
     }
 
-    /// Whether anything is predicted at all.
+    /// Whether predictions are off.
     pub const fn is_off(&self) -> bool {
         matches!(self.config.used, PredictedUse::Off)
     }
 
-    /// What there is and what became of the rest.
+    /// Size of the prediction, and counts of ended records.
     pub fn size(&self) -> PredictedSize {
         PredictedSize {
             records: self.records.len() as u64,
@@ -113,7 +128,7 @@ impl Predicted {
         }
     }
 
-    /// A worker whose device cache has so many blocks, where that is known.
+    /// Adds a worker with a device cache of `capacity_blocks` blocks; `None`: the configured default.
     pub fn add_worker(&mut self, slot: Slot, capacity_blocks: Option<u64>) {
         let len = self.workers.len().max(slot.index() + 1);
         self.workers.resize_with(len, WorkerRecords::default);
@@ -121,7 +136,7 @@ impl Predicted {
             capacity_blocks.unwrap_or(self.config.capacity_blocks).max(1);
     }
 
-    /// Forget what was predicted of a worker. O(its records).
+    /// Ends every record of a worker. O(records of the worker).
     pub fn clear(&mut self, slot: Slot) {
         let Some(worker) = self.workers.get_mut(slot.index()) else {
             return;
@@ -131,7 +146,7 @@ impl Predicted {
         }
     }
 
-    /// Raise `depth[slot]` to the leading blocks of the prompt that are predicted there, for the `slots` given as bits.
+    /// Raises `depth[slot]` to the predicted leading blocks of the prompt, for the slots given as bits.
     pub fn raise_overlap(
         &self,
         prompt: &Prompt<'_>,
@@ -151,7 +166,8 @@ impl Predicted {
         }
     }
 
-    /// As [`Predicted::raise_overlap`] for every slot; what `index` knows of the lower tiers then goes on from there.
+    /// As [`Predicted::raise_overlap`], for every slot and tier: the overlap of the lower tiers follows the
+    /// raised device overlap.
     pub fn raise_overlaps(&self, prompt: &Prompt<'_>, index: &Index, overlaps: &mut [TierOverlap]) {
         let mut depth = vec![0; overlaps.len()];
         let everyone = all_slots(overlaps.len());
@@ -166,7 +182,7 @@ impl Predicted {
         }
     }
 
-    /// A request was sent to a worker.
+    /// Records that a request was sent to a worker.
     pub fn insert(&mut self, slot: Slot, prompt: &Prompt<'_>, request: Option<RequestId>, now_s: f64) {
         if self.is_off() || prompt.locals.is_empty() {
             return;
@@ -190,6 +206,7 @@ impl Predicted {
         self.make_room(slot, id);
     }
 
+    /// Adds a record as the youngest.
     fn insert_record(&mut self, record: Record, now_s: f64) -> RecordId {
         let id = self.next_id;
         self.next_id += 1;
@@ -202,7 +219,8 @@ impl Predicted {
         id
     }
 
-    /// End records, oldest first, until the worker's fit its capacity and all fit the limit; never the newest.
+    /// Ends the oldest records until the worker's fit its capacity and all fit the limit. The newest record
+    /// stays.
     fn make_room(&mut self, slot: Slot, newest: RecordId) {
         loop {
             let worker = &mut self.workers[slot.index()];
@@ -212,8 +230,11 @@ impl Predicted {
             let oldest = worker
                 .by_age
                 .pop_front()
-                .expect("counted blocks must have records");
-            debug_assert!(oldest != newest, "one prompt must fit its worker");
+                .expect("a worker with blocks must have records");
+            debug_assert!(
+                oldest != newest,
+                "one prompt must fit into the capacity of its worker"
+            );
             self.size.evicted += u64::from(self.remove_record(oldest));
         }
         while self.records.len() > self.config.max_records {
@@ -226,7 +247,8 @@ impl Predicted {
         }
     }
 
-    /// The first token of a request is out: beside events, its prediction ends once they have had time to arrive.
+    /// Reacts to the first token of a request. Beside events, its record ends once the events had time to
+    /// arrive.
     pub fn first_token(&mut self, request: RequestId, now_s: f64) {
         if self.config.used != PredictedUse::Beside {
             return;
@@ -241,8 +263,8 @@ impl Predicted {
         }
     }
 
-    /// The request ended. Beside events as its first token, if that was not told; without events its blocks were used just
-    /// now: its record is the youngest again.
+    /// Reacts to the end of a request. Beside events it counts as the first token, if none was reported.
+    /// Without events the request used its blocks just now, so its record becomes the youngest.
     pub fn finished(&mut self, request: RequestId, now_s: f64) {
         if self.config.used == PredictedUse::Beside {
             self.first_token(request, now_s);
@@ -256,7 +278,7 @@ impl Predicted {
         }
     }
 
-    /// End what outlived its time; how many records. O(1) when nothing did.
+    /// Ends the records whose time is over; their number. O(1) when there are none.
     pub fn expire(&mut self, now_s: f64) -> usize {
         let mut ended = 0;
         while let Some(id) =
@@ -268,7 +290,7 @@ impl Predicted {
         ended
     }
 
-    /// Take a record away; whether it was there.
+    /// Ends a record; whether it was live.
     fn remove_record(&mut self, id: RecordId) -> bool {
         let Some(record) = self.records.remove(&id) else {
             return false;
@@ -286,14 +308,15 @@ impl Predicted {
     }
 }
 
-/// What [`Predicted::raise_overlap`] keeps between calls to spare the allocations.
+/// Buffers of [`Predicted::raise_overlap`] that live between calls and spare allocations.
 #[derive(Clone, Debug, Default)]
 pub struct RaiseScratch {
     depth: Vec<u32>,
     walk: Scratch,
 }
 
-/// Put a record in line. A clock that goes back would break the order: such a record lives a little longer instead.
+/// Appends a record to a queue of times. The times must stay in order: with a clock that goes back, a record
+/// lives a little longer.
 fn enqueue(
     line: &mut VecDeque<(f64, RecordId)>,
     at_s: f64,
@@ -307,6 +330,7 @@ fn enqueue(
     }
 }
 
+/// Takes the first record of a queue if its time has come.
 fn pop_due(line: &mut VecDeque<(f64, RecordId)>, now_s: f64) -> Option<RecordId> {
     line.front().filter(|(at_s, _)| *at_s <= now_s)?;
     line.pop_front().map(|(_, id)| id)

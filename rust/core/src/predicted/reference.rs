@@ -1,4 +1,5 @@
-//! The slow, readable prediction: a list of records, searched in full. Tests compare the real one with it.
+//! The slow, readable prediction: a list of records, searched in full. Tests compare
+//! [`Predicted`](super::Predicted) with it.
 
 use std::collections::HashSet;
 
@@ -7,6 +8,7 @@ use crate::hash::{LocalHash, SequenceHash, sequence_hashes};
 use crate::index::Slot;
 use crate::request::RequestId;
 
+/// One request that was sent to a worker.
 #[derive(Clone, Debug)]
 struct Record {
     slot: Slot,
@@ -16,17 +18,17 @@ struct Record {
     expires_at_s: f64,
 }
 
-/// See the module.
+/// Reference implementation of predicted caches.
 #[derive(Clone, Debug)]
 pub struct ReferencePredicted {
     config: PredictedConfig,
     capacities: Vec<u64>,
-    /// Oldest use first.
+    /// Records, least recently used first.
     records: Vec<Record>,
 }
 
 impl ReferencePredicted {
-    /// Nothing predicted of workers with these capacities, by slot.
+    /// An empty prediction for workers with these capacities in blocks, by slot.
     pub const fn new(config: PredictedConfig, capacities: Vec<u64>) -> Self {
         Self {
             config,
@@ -41,12 +43,12 @@ impl ReferencePredicted {
         of_slot.flat_map(|record| record.chain.iter().copied()).collect()
     }
 
-    /// Records.
+    /// Number of records.
     pub const fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether there are none.
+    /// Whether there is no record.
     pub const fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
@@ -58,7 +60,7 @@ impl ReferencePredicted {
         chain.iter().take_while(|hash| held.contains(hash)).count() as u32
     }
 
-    /// A request was sent to a worker.
+    /// Records that a request was sent to a worker.
     pub fn insert(&mut self, slot: Slot, locals: &[LocalHash], request: Option<RequestId>, now_s: f64) {
         let capacity = self.capacities[slot.index()] as usize;
         let mut chain = sequence_hashes(locals);
@@ -96,7 +98,7 @@ impl ReferencePredicted {
         }
     }
 
-    /// The first token of a request is out.
+    /// Reacts to the first token of a request.
     pub fn first_token(&mut self, request: RequestId, now_s: f64) {
         if self.config.used == PredictedUse::Beside {
             let ends_at_s = now_s + self.config.settle_s;
@@ -108,7 +110,7 @@ impl ReferencePredicted {
         }
     }
 
-    /// The request ended.
+    /// Reacts to the end of a request.
     pub fn finished(&mut self, request: RequestId, now_s: f64) {
         if self.config.used == PredictedUse::Beside {
             return self.first_token(request, now_s);
@@ -125,13 +127,13 @@ impl ReferencePredicted {
         }
     }
 
-    /// End what outlived its time.
+    /// Ends the records whose time is over.
     pub fn expire(&mut self, now_s: f64) {
         self.records
             .retain(|record| record.ends_at_s > now_s && record.expires_at_s > now_s);
     }
 
-    /// The worker's cache is empty.
+    /// Ends every record of a worker.
     pub fn clear(&mut self, slot: Slot) {
         self.records.retain(|record| record.slot != slot);
     }
