@@ -22,6 +22,7 @@ pub mod latency;
 pub mod ledger;
 pub mod load;
 mod matched;
+mod overlaps;
 pub mod pick;
 pub mod predicted;
 pub mod price;

@@ -1,142 +1,66 @@
-//! A request matched against its candidates: everything of a decision that does not change with the load.
-
-use std::cell::Cell;
+//! Matching a request against its candidates: the part of a decision that does not change with the load.
+//!
+//! The load of the candidates is here too ([`Columns`]), because a price reads both as columns with one entry
+//! per candidate.
 
 use multiversion::multiversion;
 
 use crate::error::Error;
 use crate::exact::small_f64;
 use crate::fleet::Fleet;
-use crate::index::seqlock::Stamp;
-use crate::index::slots::bits;
-use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap};
+use crate::index::{Index, Slot, TierOverlap};
 use crate::ledger::{ColumnSlices, LatencyView, SharedInputs, Work, WorkerColumns};
 use crate::load::Load;
-use crate::predicted::{Predicted, RaiseScratch};
+use crate::overlaps::{Overlaps, each, zero};
+use crate::predicted::Predicted;
 use crate::request::{Candidate, Parts, RouteRequest};
-use crate::roster::Roster;
 use crate::worker::WorkerId;
 
-/// By slot: what each available worker has of the prompt. Kept between calls to spare the allocations.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Overlaps {
-    /// Of the fleet that was looked at; `None`: it was being changed.
-    stamp: Option<Stamp>,
-    /// The index's count of caches that were emptied at once.
-    clears: u64,
-    slots: usize,
-    active: Vec<u64>,
-    device: Vec<u32>,
-    host: Vec<u32>,
-    disk: Vec<u32>,
-    shared: Vec<u32>,
-    /// Whether `host` and `disk` are all 0, as they are on fleets without lower tiers.
-    lower_is_zero: bool,
-    scratch: Scratch,
-    raise: RaiseScratch,
-}
-
-thread_local! {
-    static KEPT: Cell<Option<Box<Overlaps>>> = const { Cell::new(None) };
-}
-
-impl Overlaps {
-    /// Those that this thread used last.
-    pub fn taken() -> Box<Self> {
-        KEPT.take().unwrap_or_default()
-    }
-
-    /// For this thread's next match.
-    pub fn keep(self: Box<Self>) {
-        KEPT.set(Some(self));
-    }
-
-    /// What the index knows of the prompt: without a lock, whatever is written meanwhile.
-    pub fn look(&mut self, prompt: &Prompt<'_>, roster: &Roster, index: &Index) {
-        self.clears = index.clears();
-        let fleet = roster.read(&mut self.active);
-        self.stamp = fleet.map(|(_, stamp)| stamp);
-        self.slots = fleet.map_or(0, |(slots, _)| slots);
-        self.active.truncate(self.slots.div_ceil(64));
-        // Written for every worker of interest; what stands for the others is not read.
-        self.device.resize(self.slots, 0);
-        index.device_overlap(prompt, &self.active, &mut self.device, &mut self.scratch);
-        if index.any_lower() {
-            index.follow(prompt, &mut self.scratch);
-            zero(&mut self.host, self.slots);
-            zero(&mut self.disk, self.slots);
-            self.lower_is_zero = false;
-            self.look_lower(index);
-        } else if !self.lower_is_zero || self.host.len() != self.slots {
-            zero(&mut self.host, self.slots);
-            zero(&mut self.disk, self.slots);
-            self.lower_is_zero = true;
-        }
-    }
-
-    fn look_lower(&mut self, index: &Index) {
-        for slot in each(&self.active).filter(|&slot| index.has_lower(slot)) {
-            let at = slot.index();
-            [self.host[at], self.disk[at]] = index.lower_overlap(&self.scratch, slot, self.device[at]);
-        }
-    }
-
-    /// Whether the workers looked at are still those of the fleet, and none of their caches was emptied at once.
-    pub fn is_current(&self, roster: &Roster, index: &Index) -> bool {
-        self.clears == index.clears() && self.stamp.is_some_and(|stamp| roster.is_valid(stamp))
-    }
-
-    /// Adds what the router itself knows: what is predicted, and what is in flight. Under its lock.
-    fn add_own(&mut self, prompt: &Prompt<'_>, index: &Index, predicted: &Predicted, load: &Load) {
-        if !predicted.is_off() {
-            predicted.raise_overlap(prompt, &self.active, &mut self.device, &mut self.raise);
-            if !self.lower_is_zero {
-                self.look_lower(index);
-            }
-        }
-        self.shared.resize(self.slots, 0);
-        load.shared_blocks(prompt, &self.active, &mut self.shared, &mut self.scratch);
-    }
-}
-
-fn zero<T: Copy + Default>(column: &mut Vec<T>, len: usize) {
-    column.clear();
-    column.resize(len, T::default());
-}
-
-/// A request matched against every candidate: what of its price does not change with the load. One entry per candidate.
+/// A request matched against every candidate. Columns have one entry per candidate.
 ///
-/// Valid while the generation of the fleet stays. The overlaps age as the caches change.
+/// It is valid in one generation of the router's fleet; the overlaps grow old as the caches change.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Matched {
+    /// Tokens of the prompt.
     pub(crate) input_tokens: u32,
+    /// Full blocks of the prompt.
     pub(crate) request_blocks: u32,
+    /// Expected tokens of the answer.
     pub(crate) expected_output_tokens: Option<u32>,
+    /// Local hash of the first block, or 0: requests with equal prefixes share it.
     pub(crate) prefix_key: u64,
+    /// Generation of the fleet at the time of the match.
     pub(crate) generation: u64,
     /// Whether candidate i is slot i, for every slot.
     pub(crate) everyone: bool,
-    /// Whether no candidate has anything in host memory or on disk.
+    /// Whether no candidate holds blocks in host memory or on disk.
     pub(crate) lower_is_zero: bool,
+    /// Ids of the candidates.
     pub(crate) workers: Vec<WorkerId>,
+    /// Slots of the candidates, in ascending order.
     pub(crate) slots: Vec<Slot>,
+    /// Leading blocks in device memory.
     pub(crate) device_blocks: Vec<u32>,
+    /// Blocks after the device blocks, in host memory.
     pub(crate) host_blocks: Vec<u32>,
+    /// Blocks after the host blocks, on disk.
     pub(crate) disk_blocks: Vec<u32>,
+    /// Leading blocks in flight.
     pub(crate) shared_blocks: Vec<u32>,
-    /// Prompt tokens to compute, and in the cache; exact, as floats since prices think in those. Empty unless asked
-    /// for.
+    /// Prompt tokens that the candidate must compute. Whole numbers, as floats because prices are floats.
+    /// Empty until [`Matched::fill_work`].
     pub(crate) new_tokens: Vec<f64>,
+    /// Prompt tokens that the candidate finds in its cache; otherwise as `new_tokens`.
     pub(crate) cached_tokens: Vec<f64>,
 }
 
 impl Matched {
-    /// Dense positions of the candidates, below [`crate::Router::positions`].
+    /// Slots of the candidates.
     pub fn positions(&self) -> impl Iterator<Item = usize> + Clone + '_ {
         self.slots.iter().map(|slot| slot.index())
     }
 
-    /// Dense position of candidate `i`.
+    /// Slot of candidate `i`.
     pub fn position(&self, i: usize) -> usize {
         self.slots[i].index()
     }
@@ -149,20 +73,21 @@ impl Matched {
         }
     }
 
-    /// Prompt tokens to compute on the candidate that holds most. Only after [`Matched::fill_work`].
+    /// Prompt tokens to compute on the candidate with the largest overlap. Only after [`Matched::fill_work`].
     pub fn least_tokens(&self) -> u64 {
         let least = self.new_tokens.iter().copied().reduce(f64::min);
         least.map_or(0, |tokens| tokens as u64)
     }
 
-    /// In a pool that does not prefill nobody computes or finds anything.
+    /// Sets the work of a pool without prefill: no candidate computes or finds any token.
     pub(crate) fn fill_no_work(&mut self) {
         zero(&mut self.new_tokens, self.slots.len());
         zero(&mut self.cached_tokens, self.slots.len());
     }
 
-    /// Puts down what each candidate would compute and find: `tokens_of_block[tier]` of the prompt for each block
-    /// that it has; `in_time`: that it will have, see [`Matched::overlap_in_time`].
+    /// Sets the work of each candidate, from the prompt tokens that one block per tier saves.
+    ///
+    /// `in_time`: count the blocks that the candidate will have, as in [`Matched::overlap_in_time`].
     pub(crate) fn fill_work(&mut self, tokens_of_block: [f64; 3], in_time: bool) {
         self.new_tokens.resize(self.slots.len(), 0.0);
         self.cached_tokens.resize(self.slots.len(), 0.0);
@@ -170,8 +95,11 @@ impl Matched {
         if self.lower_is_zero {
             let device = &self.device_blocks;
             work_of_device(
-                (device, if in_time { &self.shared_blocks } else { device }),
-                (input_tokens, tokens_of_block[0]),
+                [device, if in_time { &self.shared_blocks } else { device }],
+                PromptTokens {
+                    input: input_tokens,
+                    per_block: tokens_of_block[0],
+                },
                 &mut self.new_tokens,
                 &mut self.cached_tokens,
             );
@@ -188,22 +116,22 @@ impl Matched {
         }
     }
 
-    /// Blocks that candidate `i` would add to those in flight there.
+    /// Blocks that candidate `i` would add to the blocks in flight.
     pub fn new_blocks(&self, i: usize) -> u64 {
         u64::from(self.request_blocks - self.shared_blocks[i])
     }
 
-    /// The router's generation that it was matched in.
+    /// Generation of the fleet at the time of the match.
     pub const fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// What candidate `i` holds of the prompt, per tier.
+    /// Blocks that candidate `i` holds, per tier.
     pub(crate) fn overlap(&self, i: usize) -> TierOverlap {
         [self.device_blocks[i], self.host_blocks[i], self.disk_blocks[i]]
     }
 
-    /// What candidate `i` will hold of the prompt, per tier, once the prompts in flight there are computed.
+    /// Blocks that candidate `i` will hold, per tier, once the prompts in flight are computed.
     pub(crate) fn overlap_in_time(&self, i: usize) -> TierOverlap {
         let [device, host, disk] = self.overlap(i);
         let sooner = self.shared_blocks[i].saturating_sub(device);
@@ -214,8 +142,8 @@ impl Matched {
         ]
     }
 
-    /// Complete a match against the available workers, all or the allowed ones. `overlaps` must have looked at this
-    /// fleet.
+    /// Completes a match with the candidates: all available workers, or the allowed ones of them. `overlaps`
+    /// must be current.
     pub(crate) fn fill(
         &mut self,
         request: &RouteRequest<'_>,
@@ -223,7 +151,7 @@ impl Matched {
         (fleet, index, predicted, load): (&Fleet, &Index, &Predicted, &Load),
         generation: u64,
     ) -> Result<(), Error> {
-        overlaps.add_own(&request.prompt(), index, predicted, load);
+        overlaps.add_router_state(&request.prompt(), index, predicted, load);
         self.input_tokens = request.input_tokens;
         self.request_blocks = request.local_hashes.len() as u32;
         self.expected_output_tokens = request.expected_output_tokens;
@@ -233,13 +161,13 @@ impl Matched {
         if request.allowed.is_none() && fleet.available_len() == fleet.slots() {
             self.take_everyone(overlaps, fleet, generation);
         } else {
-            self.choose(fleet, request.allowed);
+            self.select(fleet, request.allowed);
             self.everyone = false;
-            take(&mut self.workers, fleet.ids(), &self.slots);
-            take(&mut self.device_blocks, &overlaps.device, &self.slots);
-            take(&mut self.host_blocks, &overlaps.host, &self.slots);
-            take(&mut self.disk_blocks, &overlaps.disk, &self.slots);
-            take(&mut self.shared_blocks, &overlaps.shared, &self.slots);
+            gather(&mut self.workers, fleet.ids(), &self.slots);
+            gather(&mut self.device_blocks, &overlaps.device, &self.slots);
+            gather(&mut self.host_blocks, &overlaps.host, &self.slots);
+            gather(&mut self.disk_blocks, &overlaps.disk, &self.slots);
+            gather(&mut self.shared_blocks, &overlaps.shared, &self.slots);
             self.lower_is_zero = overlaps.lower_is_zero;
         }
         self.generation = generation;
@@ -254,6 +182,7 @@ impl Matched {
         Ok(())
     }
 
+    /// Takes every slot as a candidate. The columns swap places instead of being copied.
     fn take_everyone(&mut self, overlaps: &mut Overlaps, fleet: &Fleet, generation: u64) {
         if !self.everyone || self.generation != generation {
             self.workers.clear();
@@ -272,7 +201,8 @@ impl Matched {
         }
     }
 
-    fn choose(&mut self, fleet: &Fleet, allowed: Option<&[WorkerId]>) {
+    /// Selects the available candidates among the allowed workers.
+    fn select(&mut self, fleet: &Fleet, allowed: Option<&[WorkerId]>) {
         self.slots.clear();
         match allowed {
             None => self.slots.extend(each(fleet.available())),
@@ -286,7 +216,7 @@ impl Matched {
     }
 }
 
-/// Prompt tokens that a worker with so many blocks finds, a whole number.
+/// Prompt tokens that `blocks` save, rounded to a whole number.
 pub(crate) fn cached_tokens_of(blocks: TierOverlap, tokens_of_block: [f64; 3]) -> f64 {
     let parts = blocks.iter().zip(tokens_of_block);
     parts
@@ -295,11 +225,21 @@ pub(crate) fn cached_tokens_of(blocks: TierOverlap, tokens_of_block: [f64; 3]) -
         .round()
 }
 
-/// As above where all is in device memory, of which every block saves whole tokens: the more of two columns of blocks.
+/// Tokens of a prompt, whole numbers.
+#[derive(Clone, Copy)]
+struct PromptTokens {
+    /// All tokens of the prompt.
+    input: f64,
+    /// Tokens that one block in device memory saves.
+    per_block: f64,
+}
+
+/// Work of candidates without lower tiers. Each candidate has the larger of two overlaps, and each block
+/// saves whole tokens.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn work_of_device(
-    (device, sooner): (&[u32], &[u32]),
-    (input_tokens, block_tokens): (f64, f64),
+    [device, sooner]: [&[u32]; 2],
+    prompt: PromptTokens,
     new_tokens: &mut [f64],
     cached_tokens: &mut [f64],
 ) {
@@ -308,8 +248,8 @@ fn work_of_device(
         .zip(sooner)
         .map(|(&device, &sooner)| device.max(sooner));
     for ((blocks, new), cached) in blocks.zip(new_tokens).zip(cached_tokens) {
-        let found = (small_f64(blocks) * block_tokens).min(input_tokens);
-        *new = input_tokens - found;
+        let found = (small_f64(blocks) * prompt.per_block).min(prompt.input);
+        *new = prompt.input - found;
         *cached = found;
     }
 }
@@ -351,33 +291,39 @@ pub(crate) struct PoolFigures {
     pub handoff_s_per_token: f64,
 }
 
-/// The load of the candidates of the decision at hand, one entry each; kept between calls to spare the allocations.
+/// Load of the candidates of one decision, one entry each. The buffers live between calls to spare
+/// allocations.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Columns {
-    /// Candidate i is slot i and nothing is pending: the columns of the load serve.
-    straight: bool,
+    /// Whether candidate i is slot i and nothing is pending, so that the columns of the load serve directly.
+    borrows_load: bool,
+    /// Uncached prompt tokens before their first token, pending ones included.
     pub prefill_tokens: Vec<u64>,
+    /// Distinct blocks in flight.
     pub decode_blocks: Vec<u64>,
+    /// Requests in flight, pending ones included.
     pub active_requests: Vec<u32>,
     /// How the candidates stand, where not every slot is one.
     pub worker_columns: WorkerColumns,
-    /// What is pending at the router; zeros where nothing is.
+    /// Pending prefill seconds of each candidate; zeros where nothing is pending.
     pending_prefill_s: Vec<f64>,
+    /// Pending requests of each candidate; zeros where nothing is pending.
     pending_requests: Vec<u32>,
+    /// Cost of each candidate.
     pub costs: Vec<f64>,
 }
 
 impl Columns {
-    /// The load of the candidates now, with what is pending at the router.
+    /// Copies the present load of the candidates and adds the pending load.
     pub fn fill(&mut self, matched: &Matched, load: &Load, pending: Option<&PendingLoad>) {
         self.costs.resize(matched.slots.len(), 0.0);
-        self.straight = matched.everyone && pending.is_none();
-        if self.straight {
+        self.borrows_load = matched.everyone && pending.is_none();
+        if self.borrows_load {
             return;
         }
-        take(&mut self.prefill_tokens, &load.prefill_tokens, &matched.slots);
-        take(&mut self.decode_blocks, &load.decode_blocks, &matched.slots);
-        take(&mut self.active_requests, &load.active_requests, &matched.slots);
+        gather(&mut self.prefill_tokens, &load.prefill_tokens, &matched.slots);
+        gather(&mut self.decode_blocks, &load.decode_blocks, &matched.slots);
+        gather(&mut self.active_requests, &load.active_requests, &matched.slots);
         if let Some(pending) = pending {
             for (i, slot) in matched.slots.iter().enumerate() {
                 self.prefill_tokens[i] += pending.tokens[slot.index()];
@@ -386,16 +332,17 @@ impl Columns {
         }
     }
 
-    /// What a price in seconds needs beyond the load: after [`Columns::fill`] for the same candidates.
+    /// Copies what a price in seconds needs beyond the load. Call [`Columns::fill`] for the same candidates
+    /// first.
     pub fn fill_latency(&mut self, matched: &Matched, all: &ColumnSlices<'_>, pending: Option<&PendingLoad>) {
         if !matched.everyone {
             self.worker_columns.gather(all, matched.positions());
         }
         if let Some(pending) = pending {
-            take(&mut self.pending_prefill_s, &pending.prefill_s, &matched.slots);
-            take(&mut self.pending_requests, &pending.requests, &matched.slots);
+            gather(&mut self.pending_prefill_s, &pending.prefill_s, &matched.slots);
+            gather(&mut self.pending_requests, &pending.requests, &matched.slots);
         } else {
-            // One stroke per decision, and nothing to ask per candidate.
+            // Filling once per decision spares a branch per candidate.
             zero(&mut self.pending_prefill_s, matched.slots.len());
             zero(&mut self.pending_requests, matched.slots.len());
         }
@@ -431,15 +378,15 @@ impl Columns {
         }
     }
 
-    /// Prefill tokens, blocks and requests in flight, one entry per candidate.
+    /// Prefill tokens, decode blocks and active requests, one entry per candidate.
     pub fn loads<'a>(&'a self, load: &'a Load) -> (&'a [u64], &'a [u64], &'a [u32]) {
-        if self.straight {
+        if self.borrows_load {
             return (&load.prefill_tokens, &load.decode_blocks, &load.active_requests);
         }
         (&self.prefill_tokens, &self.decode_blocks, &self.active_requests)
     }
 
-    /// Candidate `i`, with the parts of its cost.
+    /// Candidate `i` with the parts of its cost.
     pub fn candidate(&self, matched: &Matched, load: &Load, parts: Parts, i: usize) -> Candidate {
         let (prefill_tokens, decode_blocks, active_requests) = self.loads(load);
         Candidate {
@@ -457,20 +404,16 @@ impl Columns {
     }
 }
 
+/// Copies a column.
 fn copy<T: Copy>(into: &mut Vec<T>, from: &[T]) {
     into.clear();
     into.extend_from_slice(from);
 }
 
-fn take<T: Copy>(into: &mut Vec<T>, from: &[T], slots: &[Slot]) {
+/// Copies the entries of `slots`.
+fn gather<T: Copy>(into: &mut Vec<T>, from: &[T], slots: &[Slot]) {
     into.clear();
     into.extend(slots.iter().map(|slot| from[slot.index()]));
-}
-
-fn each(words: &[u64]) -> impl Iterator<Item = Slot> + '_ {
-    (0..)
-        .zip(words)
-        .flat_map(|(at, &word)| bits(word).map(move |bit| Slot(at * 64 + bit)))
 }
 
 #[cfg(test)]
@@ -478,7 +421,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_flight_comes_before_the_lower_tiers() {
+    fn blocks_in_flight_replace_blocks_of_the_lower_tiers() {
         let matched = |shared_blocks| Matched {
             device_blocks: vec![2],
             host_blocks: vec![2],

@@ -14,7 +14,8 @@ use super::state::RouterState;
 use crate::error::Error;
 use crate::index::Slot;
 use crate::ledger::{Occupancy, Work};
-use crate::matched::{Matched, Overlaps, PendingLoad};
+use crate::matched::{Matched, PendingLoad};
+use crate::overlaps::Overlaps;
 use crate::request::{Choice, Decision, RouteRequest, Stage};
 
 /// Counts of changes that may give a worker room. A queue compares two readings to skip a pass that could place
@@ -45,8 +46,8 @@ impl Router {
 
     /// What the index and the roster say of a prompt, before the lock. Complete it with [`Decisions::complete_match`].
     pub(crate) fn look_up(&self, request: &RouteRequest<'_>) -> Box<Overlaps> {
-        let mut overlaps = Overlaps::taken();
-        overlaps.look(&request.prompt(), &self.roster, &self.index);
+        let mut overlaps = Overlaps::take_kept();
+        overlaps.read(&request.prompt(), &self.roster, &self.index);
         overlaps
     }
 }
@@ -111,7 +112,7 @@ impl Decisions<'_> {
     ) -> Result<(), Error> {
         let Router { roster, index, .. } = self.router;
         if !overlaps.is_current(roster, index) {
-            overlaps.look(&request.prompt(), roster, index);
+            overlaps.read(&request.prompt(), roster, index);
         }
         let state = (&self.state.fleet, index, &self.state.predicted, &self.state.load);
         matched.fill(request, overlaps, state, roster.generation())?;

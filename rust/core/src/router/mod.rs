@@ -31,7 +31,7 @@ use self::state::RouterState;
 use crate::error::Error;
 use crate::hash::BlockHasher;
 use crate::index::{Budget, Index};
-use crate::matched::Overlaps;
+use crate::overlaps::Overlaps;
 use crate::price::PolicyConfig;
 use crate::request::{Decision, RouteRequest, Stage};
 use crate::roster::Roster;
@@ -184,8 +184,8 @@ impl Router {
         now_s: f64,
         mut mark: impl FnMut(Stage),
     ) -> Result<Decision, Error> {
-        let mut overlaps = Overlaps::taken();
-        overlaps.look(&request.prompt(), &self.roster, &self.index);
+        let mut overlaps = Overlaps::take_kept();
+        overlaps.read(&request.prompt(), &self.roster, &self.index);
         let decision = self.decisions().route(request, &mut overlaps, now_s, &mut mark);
         overlaps.keep();
         decision

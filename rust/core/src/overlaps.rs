@@ -1,0 +1,121 @@
+//! Overlaps: how much of a prompt each worker holds, read without a lock before the decision takes one.
+
+use std::cell::Cell;
+
+use crate::index::seqlock::Stamp;
+use crate::index::slots::bits;
+use crate::index::{Index, Prompt, Scratch, Slot};
+use crate::load::Load;
+use crate::predicted::{Predicted, RaiseScratch};
+use crate::roster::Roster;
+
+/// Overlap of a prompt on each available worker, by slot. Threads keep the buffers between calls to spare
+/// allocations.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overlaps {
+    /// State of the fleet at the time of the read; `None`: the fleet was changing.
+    stamp: Option<Stamp>,
+    /// Count of dropped caches before the read, from [`Index::clears`].
+    clears: u64,
+    /// Slots of the fleet at the time of the read.
+    pub slots: usize,
+    /// Slots of the available workers, as words of bits.
+    active: Vec<u64>,
+    /// Leading blocks in device memory.
+    pub device: Vec<u32>,
+    /// Blocks after the device blocks, in host memory.
+    pub host: Vec<u32>,
+    /// Blocks after the host blocks, on disk.
+    pub disk: Vec<u32>,
+    /// Leading blocks in flight.
+    pub shared: Vec<u32>,
+    /// Whether `host` and `disk` are all 0, as on fleets without lower tiers.
+    pub lower_is_zero: bool,
+    /// Buffers of the index.
+    scratch: Scratch,
+    /// Buffers of the predicted caches.
+    raise: RaiseScratch,
+}
+
+thread_local! {
+    static KEPT: Cell<Option<Box<Overlaps>>> = const { Cell::new(None) };
+}
+
+impl Overlaps {
+    /// The buffers that this thread used last, or new ones.
+    pub fn take_kept() -> Box<Self> {
+        KEPT.take().unwrap_or_default()
+    }
+
+    /// Keeps the buffers for the next match of this thread.
+    pub fn keep(self: Box<Self>) {
+        KEPT.set(Some(self));
+    }
+
+    /// Reads the overlaps from the index, without a lock, regardless of concurrent writes.
+    pub fn read(&mut self, prompt: &Prompt<'_>, roster: &Roster, index: &Index) {
+        self.clears = index.clears();
+        let fleet = roster.read(&mut self.active);
+        self.stamp = fleet.map(|(_, stamp)| stamp);
+        self.slots = fleet.map_or(0, |(slots, _)| slots);
+        self.active.truncate(self.slots.div_ceil(64));
+        // The index writes the entry of every available worker; nobody reads the other entries.
+        self.device.resize(self.slots, 0);
+        index.device_overlap(prompt, &self.active, &mut self.device, &mut self.scratch);
+        if index.any_lower() {
+            index.follow(prompt, &mut self.scratch);
+            zero(&mut self.host, self.slots);
+            zero(&mut self.disk, self.slots);
+            self.lower_is_zero = false;
+            self.read_lower(index);
+        } else if !self.lower_is_zero || self.host.len() != self.slots {
+            zero(&mut self.host, self.slots);
+            zero(&mut self.disk, self.slots);
+            self.lower_is_zero = true;
+        }
+    }
+
+    /// Reads the overlaps of the lower tiers.
+    fn read_lower(&mut self, index: &Index) {
+        for slot in each(&self.active).filter(|&slot| index.has_lower(slot)) {
+            let at = slot.index();
+            [self.host[at], self.disk[at]] = index.lower_overlap(&self.scratch, slot, self.device[at]);
+        }
+    }
+
+    /// Whether the fleet is unchanged since the read, and no cache was dropped.
+    pub fn is_current(&self, roster: &Roster, index: &Index) -> bool {
+        self.clears == index.clears() && self.stamp.is_some_and(|stamp| roster.is_valid(stamp))
+    }
+
+    /// Adds the router's own knowledge, under its lock: predicted caches and blocks in flight.
+    pub fn add_router_state(
+        &mut self,
+        prompt: &Prompt<'_>,
+        index: &Index,
+        predicted: &Predicted,
+        load: &Load,
+    ) {
+        if !predicted.is_off() {
+            predicted.raise_overlap(prompt, &self.active, &mut self.device, &mut self.raise);
+            if !self.lower_is_zero {
+                self.read_lower(index);
+            }
+        }
+        self.shared.resize(self.slots, 0);
+        load.shared_blocks(prompt, &self.active, &mut self.shared, &mut self.scratch);
+    }
+}
+
+/// Makes `column` a column of `len` zeros.
+pub(crate) fn zero<T: Copy + Default>(column: &mut Vec<T>, len: usize) {
+    column.clear();
+    column.resize(len, T::default());
+}
+
+/// Slots of a set, lowest first.
+pub(crate) fn each(words: &[u64]) -> impl Iterator<Item = Slot> + '_ {
+    (0..)
+        .zip(words)
+        .flat_map(|(at, &word)| bits(word).map(move |bit| Slot(at * 64 + bit)))
+}
