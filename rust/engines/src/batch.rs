@@ -1,4 +1,4 @@
-//! One batch of events, as vLLM and `SGLang` write it.
+//! Decoding one batch of events, as vLLM and `SGLang` write it. Cost: O(bytes of the batch).
 
 use wardrop_core::{EngineHash, Tier};
 use xxhash_rust::xxh3::xxh3_64;
@@ -6,61 +6,61 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::msgpack::{Malformed, Reader};
 use crate::{BLOCKS_MAX, EVENTS_MAX, FRAME_BYTES_MAX};
 
-/// A decoded batch.
+/// Decoded batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// When the engine made it, seconds of its clock.
+    /// Time of the batch, seconds of the engine's clock.
     pub at_s: f64,
-    /// The rank it speaks for, where it says.
+    /// Data-parallel rank of the worker, where the batch has one.
     pub dp_rank: Option<u32>,
-    /// In order.
+    /// Events, in order.
     pub events: Vec<Event>,
 }
 
-/// One event.
+/// One event of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Blocks were stored.
+    /// The engine stored blocks.
     Stored(Box<Stored>),
-    /// Blocks were removed.
+    /// The engine removed blocks.
     Removed {
-        /// Their names.
+        /// Hashes by which the engine refers to the blocks.
         hashes: Vec<EngineHash>,
-        /// From where.
+        /// Memory of the blocks.
         tier: Tier,
-        /// The KV cache group, 0 where there is only one.
+        /// KV cache group; 0 for an engine with one group.
         group: u64,
     },
-    /// Everything was removed.
+    /// The engine removed all blocks.
     Cleared,
-    /// Of a type that is not known here.
+    /// An event of an unknown type.
     Other,
 }
 
-/// A stored event.
+/// Fields of a stored event.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stored {
-    /// Names of the blocks.
+    /// Hashes by which the engine refers to the blocks.
     pub hashes: Vec<EngineHash>,
-    /// Name of the block before.
+    /// Engine hash of the block before the first one.
     pub parent: Option<EngineHash>,
     /// Token ids of all blocks.
     pub tokens: Vec<u32>,
     /// Tokens per block.
     pub block_size: u32,
-    /// The adapter.
+    /// Name of the `LoRA` adapter.
     pub lora_name: Option<String>,
-    /// The salt, where it has a field of its own (`SGLang`): then every event of the chain carries it.
+    /// Cache salt, where it has a field of its own (`SGLang`). Every event of the chain then carries it.
     pub cache_salt: Option<String>,
-    /// What else is in each block's key: one text per block, empty for most.
+    /// Further parts of each block's key: one text per block, empty for most blocks.
     pub extra: Vec<String>,
-    /// Where.
+    /// Memory of the blocks.
     pub tier: Tier,
-    /// The KV cache group, 0 where there is only one.
+    /// KV cache group; 0 for an engine with one group.
     pub group: u64,
 }
 
-/// Positions of the fields in the array form.
+/// Names of a stored event's fields in the array form, by position after the tag.
 const STORED_FIELDS: [&str; 11] = [
     "block_hashes",
     "parent_block_hash",
@@ -74,9 +74,12 @@ const STORED_FIELDS: [&str; 11] = [
     "kv_cache_spec_kind",
     "",
 ];
+/// Names of a removed event's fields in the array form, by position after the tag.
 const REMOVED_FIELDS: [&str; 3] = ["block_hashes", "medium", "group_idx"];
 
-/// Decode one payload. Unknown keys, trailing fields and unknown events are stepped over.
+/// Decodes one payload. Skips unknown keys, trailing fields and unknown events.
+///
+/// # Errors [`Malformed`] when the payload is no batch or exceeds a limit.
 pub fn decode_batch(payload: &[u8]) -> Result<Batch, Malformed> {
     if payload.len() > FRAME_BYTES_MAX {
         let (got, most) = (payload.len(), FRAME_BYTES_MAX);
@@ -109,12 +112,13 @@ pub fn decode_batch(payload: &[u8]) -> Result<Batch, Malformed> {
     })
 }
 
+/// Decodes one event, in the array or the map form.
 fn event(reader: &mut Reader<'_>) -> Result<Event, Malformed> {
     if reader.is_map() {
         return map_event(reader);
     }
-    let fields = reader.array()?;
-    if fields == 0 {
+    let len = reader.array()?;
+    if len == 0 {
         return Ok(Event::Other);
     }
     let tag = reader.bytes()?;
@@ -123,45 +127,53 @@ fn event(reader: &mut Reader<'_>) -> Result<Event, Malformed> {
         b"BlockRemoved" => &REMOVED_FIELDS,
         _ => &[],
     };
-    let mut parts = Parts::default();
-    for at in 0..fields - 1 {
-        parts.read(names.get(at).unwrap_or(&"").as_bytes(), reader)?;
+    let mut fields = EventFields::default();
+    for at in 0..len - 1 {
+        fields.read(names.get(at).unwrap_or(&"").as_bytes(), reader)?;
     }
-    parts.finish(tag)
+    fields.finish(tag)
 }
 
+/// Decodes one event in the map form.
 fn map_event(reader: &mut Reader<'_>) -> Result<Event, Malformed> {
     let entries = reader.map()?;
-    let mut parts = Parts::default();
+    let mut fields = EventFields::default();
     let mut tag: &[u8] = b"";
     for _ in 0..entries {
         let key = reader.bytes()?;
         if key == b"type" {
             tag = reader.bytes()?;
         } else {
-            parts.read(key, reader)?;
+            fields.read(key, reader)?;
         }
     }
-    parts.finish(tag)
+    fields.finish(tag)
 }
 
-/// The fields of either event, as they come.
+/// Fields of an event, collected before its type is known: a map may carry its tag last.
 #[derive(Default)]
-struct Parts {
+struct EventFields {
     stored: Stored,
     has_hashes: bool,
     has_tokens: bool,
 }
 
-impl Parts {
+impl EventFields {
+    /// Reads one field by name.
     fn read(&mut self, field: &[u8], reader: &mut Reader<'_>) -> Result<(), Malformed> {
         let stored = &mut self.stored;
         match field {
             b"block_hashes" => {
-                stored.hashes = list(reader, "blocks of an event", BLOCKS_MAX, name)?;
+                stored.hashes = list(reader, "blocks of an event", BLOCKS_MAX, engine_hash)?;
                 self.has_hashes = true;
             }
-            b"parent_block_hash" => stored.parent = if reader.nil()? { None } else { Some(name(reader)?) },
+            b"parent_block_hash" => {
+                stored.parent = if reader.nil()? {
+                    None
+                } else {
+                    Some(engine_hash(reader)?)
+                }
+            }
             b"token_ids" => {
                 stored.tokens = list(reader, "tokens of an event", FRAME_BYTES_MAX, token)?;
                 self.has_tokens = true;
@@ -182,13 +194,20 @@ impl Parts {
                 let none = reader.nil()?;
                 stored.cache_salt = if none { None } else { Some(text(reader.bytes()?)) };
             }
-            b"extra_keys" => stored.extra = if reader.nil()? { Vec::new() } else { extra(reader)? },
+            b"extra_keys" => {
+                stored.extra = if reader.nil()? {
+                    Vec::new()
+                } else {
+                    extra_keys(reader)?
+                }
+            }
             b"group_idx" => stored.group = if reader.nil()? { 0 } else { reader.integer()? },
             _ => reader.skip()?,
         }
         Ok(())
     }
 
+    /// Builds the event of type `tag` from the fields.
     fn finish(self, tag: &[u8]) -> Result<Event, Malformed> {
         match tag {
             b"BlockStored" => {
@@ -216,7 +235,7 @@ impl Parts {
                     });
                 }
                 if let Some(lora_name) = &stored.lora_name {
-                    // The adapter is named in every block's key, too: there it says nothing new.
+                    // Each block's key repeats the adapter, which the event already names.
                     for key in stored.extra.iter_mut().filter(|key| *key == lora_name) {
                         key.clear();
                     }
@@ -239,16 +258,18 @@ impl Parts {
     }
 }
 
-/// A block's name: a 64-bit number, or bytes (32 of them) that are hashed to one.
-fn name(reader: &mut Reader<'_>) -> Result<EngineHash, Malformed> {
+/// Engine hash of a block: a 64-bit number, or bytes (usually 32) reduced to 64 bits by a hash.
+fn engine_hash(reader: &mut Reader<'_>) -> Result<EngineHash, Malformed> {
     if reader.is_bytes() {
         return Ok(EngineHash(xxh3_64(reader.bytes()?)));
     }
     reader.integer().map(EngineHash)
 }
 
-/// An array of at most `most` values. The array says how many, and no array can announce more than the frame has bytes left, so
-/// the memory is a small multiple of the frame.
+/// An array of at most `most` values.
+///
+/// The reader refuses an array that announces more entries than the frame has bytes left. The memory is
+/// therefore a small multiple of the frame.
 fn list<T>(
     reader: &mut Reader<'_>,
     what: &'static str,
@@ -270,7 +291,8 @@ fn list<T>(
     Ok(values)
 }
 
-/// A token id; of a pair the first: where `SGLang` drafts with EAGLE it keys blocks by (token, next token).
+/// Token id. Of a pair the first token counts: with EAGLE drafts, `SGLang` keys blocks by (token, next
+/// token).
 #[inline]
 fn token(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
     if let Some(token) = reader.small() {
@@ -293,6 +315,7 @@ fn token(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
     token_id(reader)
 }
 
+/// Token id of 32 bits.
 fn token_id(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
     u32::try_from(reader.integer()?).map_err(|_| Malformed::Limit {
         what: "a token id",
@@ -301,10 +324,12 @@ fn token_id(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
     })
 }
 
+/// Text of bytes; invalid UTF-8 is replaced.
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Tier of a medium as vLLM and `SGLang` name it. Unknown media count as device memory.
 fn tier(medium: &[u8]) -> Tier {
     match medium {
         b"CPU" | b"CPU_PINNED" | b"CPU_TIER1" => Tier::Host,
@@ -315,18 +340,19 @@ fn tier(medium: &[u8]) -> Tier {
     }
 }
 
-/// One text per block: its extra keys, joined.
-fn extra(reader: &mut Reader<'_>) -> Result<Vec<String>, Malformed> {
+/// One text per block: its extra keys, joined by a separator.
+fn extra_keys(reader: &mut Reader<'_>) -> Result<Vec<String>, Malformed> {
     list(reader, "extra keys of an event", BLOCKS_MAX, |reader| {
         if reader.nil()? {
             Ok(String::new())
         } else {
-            keys(reader)
+            block_keys(reader)
         }
     })
 }
 
-fn keys(reader: &mut Reader<'_>) -> Result<String, Malformed> {
+/// Extra keys of one block.
+fn block_keys(reader: &mut Reader<'_>) -> Result<String, Malformed> {
     let count = if reader.is_array() { reader.array()? } else { 1 };
     let mut joined = String::new();
     for at in 0..count {
@@ -336,7 +362,7 @@ fn keys(reader: &mut Reader<'_>) -> Result<String, Malformed> {
         if reader.is_bytes() {
             joined.push_str(&text(reader.bytes()?));
         } else if reader.is_array() {
-            joined.push_str(&keys_within(reader)?);
+            joined.push_str(&multimodal_key(reader)?);
         } else if !reader.nil()? {
             joined.push_str(&reader.integer()?.to_string());
         }
@@ -344,8 +370,8 @@ fn keys(reader: &mut Reader<'_>) -> Result<String, Malformed> {
     Ok(joined)
 }
 
-/// `[hash, offset]` of a multimodal object.
-fn keys_within(reader: &mut Reader<'_>) -> Result<String, Malformed> {
+/// Extra key `[hash, offset]` of a multimodal object.
+fn multimodal_key(reader: &mut Reader<'_>) -> Result<String, Malformed> {
     let count = reader.array()?;
     let mut joined = String::new();
     for _ in 0..count {
@@ -353,7 +379,7 @@ fn keys_within(reader: &mut Reader<'_>) -> Result<String, Malformed> {
         if reader.is_bytes() {
             joined.push_str(&text(reader.bytes()?));
         } else {
-            reader.skip()?; // where in the block it starts: the same object is the same content
+            reader.skip()?; // the offset: an equal object is equal content wherever it starts
         }
     }
     Ok(joined)

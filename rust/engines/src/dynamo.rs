@@ -1,6 +1,7 @@
-//! Dynamo's event plane on the wire: four frames, an envelope, a typed payload. Pure and total: any bytes give a value or an error.
+//! Dynamo's event plane: four frames, an envelope, a typed payload. Any bytes give a value or an error.
 //!
-//! Frames: topic | publisher (u64 BE) | sequence (u64 BE) | `0x01`, length (u32 BE), msgpack envelope with the payload inside. The caller limits the bytes of a message; what is decoded takes a small
+//! Frames: topic | publisher (u64 BE) | sequence (u64 BE) | body. The body is `0x01`, a length (u32 BE) and a
+//! msgpack envelope with the payload inside. The caller limits the bytes of a message; decoding takes a small
 //! multiple of them.
 
 use std::fmt;
@@ -12,40 +13,45 @@ use wardrop_core::{EngineHash, KvEvent, LocalHash, StoredBlock, Tier, WorkerId};
 
 use crate::{BLOCKS_MAX, EVENTS_MAX};
 
+/// Version byte of the envelope.
 const VERSION: u8 = 1;
+/// Bytes before the envelope: version and length.
 const PREFIX_BYTES: usize = 5;
 
-/// Why a frame was refused.
+/// Reason for refusing a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Not four frames.
-    #[error("not four frames")]
+    /// The message does not have four frames.
+    #[error(
+        "expected four frames: topic, publisher, sequence, envelope; check that the publisher is a Dynamo event plane"
+    )]
     Frames,
-    /// Publisher or sequence are not eight bytes, or the prefix does not fit.
-    #[error("frame lengths do not fit")]
+    /// Publisher or sequence is not eight bytes, or the length prefix is wrong.
+    #[error("expected 8 bytes each for publisher and sequence, and an envelope of the announced length")]
     Length,
-    /// Another version of the envelope.
-    #[error("unknown envelope version")]
+    /// The envelope has another version.
+    #[error("unknown envelope version, expected 1; use a Dynamo release that this version supports")]
     Version,
-    /// The envelope can not be read.
-    #[error("envelope is not msgpack of the expected form")]
+    /// The envelope cannot be read, or contradicts the frames.
+    #[error("the envelope is not the expected msgpack map, or contradicts the frames")]
     Envelope,
-    /// The payload can not be read.
-    #[error("payload is not msgpack of the expected form")]
+    /// The payload cannot be read.
+    #[error("the payload is not msgpack of the form that its topic has")]
     Payload,
 }
 
-/// The payload of a message with who sent it.
+/// Payload of a message, with its sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// Who sent it.
+    /// Id of the sender.
     pub publisher_id: u64,
     /// Position in the publisher's stream of this topic.
     pub sequence: u64,
-    /// The payload, msgpack again.
+    /// Payload, msgpack again.
     pub payload: Vec<u8>,
 }
 
+/// Envelope as msgpack.
 #[derive(Deserialize)]
 struct WireEnvelope {
     publisher_id: u64,
@@ -53,7 +59,9 @@ struct WireEnvelope {
     payload: Blob,
 }
 
-/// Reads the frames of one message.
+/// Decodes the frames of one message.
+///
+/// # Errors [`Malformed`] when the frames do not have the form that the module describes.
 pub fn decode_frames<F: AsRef<[u8]>>(frames: &[F]) -> Result<Envelope, Malformed> {
     let [_, publisher, sequence, body] = frames else {
         return Err(Malformed::Frames);
@@ -89,33 +97,35 @@ pub fn decode_frames<F: AsRef<[u8]>>(frames: &[F]) -> Result<Envelope, Malformed
     })
 }
 
-/// One KV event with the worker it is about.
+/// One KV event with its worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerEvent {
-    /// The worker that it is about.
+    /// Worker of the event.
     pub worker: WorkerId,
     /// Position in the worker's own stream, from 1.
     pub event_id: u64,
-    /// The change; `None` for a tier or owner that is not the worker's own memory.
+    /// Change of the worker's cache; `None` for a tier or an owner other than the worker's own memory.
     pub event: Option<KvEvent>,
 }
 
-/// Reads a `kv-events` payload: a list of events.
+/// Decodes a `kv-events` payload: a list of events.
+///
+/// # Errors [`Malformed::Payload`] when the payload is no such list.
 pub fn decode_kv_events(payload: &[u8]) -> Result<Vec<WorkerEvent>, Malformed> {
     let wire: Bounded<WireEvent, EVENTS_MAX> =
         rmp_serde::from_slice(payload).map_err(|_| Malformed::Payload)?;
     Ok(wire.0.into_iter().map(WireEvent::into_event).collect())
 }
 
-/// Reads what `KvRouter.dump_events()` returns: the same events as JSON.
+/// Decodes the result of `KvRouter.dump_events()`: the same events as JSON.
 ///
-/// # Errors
-/// The JSON error's text.
+/// # Errors The text of the JSON error.
 pub fn decode_dump(json: &str) -> Result<Vec<WorkerEvent>, String> {
     let wire: Vec<WireEvent> = serde_json::from_str(json).map_err(|e| e.to_string())?;
     Ok(wire.into_iter().map(WireEvent::into_event).collect())
 }
 
+/// Event on the wire.
 #[derive(Deserialize)]
 struct WireEvent {
     worker_id: u64,
@@ -126,6 +136,7 @@ struct WireEvent {
     event: WireCacheEvent,
 }
 
+/// Cache event on the wire.
 #[derive(Deserialize)]
 struct WireCacheEvent {
     event_id: u64,
@@ -134,6 +145,7 @@ struct WireCacheEvent {
     dp_rank: u32,
 }
 
+/// Change of a cache on the wire.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum WireData {
@@ -148,6 +160,7 @@ enum WireData {
     Cleared,
 }
 
+/// Stored block on the wire.
 #[derive(Deserialize)]
 struct WireBlock {
     block_hash: Hash64,
@@ -155,6 +168,7 @@ struct WireBlock {
 }
 
 impl WireEvent {
+    /// The event in the words of the core.
     fn into_event(self) -> WorkerEvent {
         let tier = match self.storage_tier.as_deref() {
             None | Some("device") => Some(Tier::Device),
@@ -197,54 +211,56 @@ impl WireEvent {
     }
 }
 
-/// One engine step, as the engine tells it: the load signal nearest to the truth.
+/// One engine step as the engine reports it: the most direct load signal.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct ForwardPass {
-    /// The instance, in decimal.
+    /// Id of the instance, in decimal.
     pub worker_id: String,
-    /// The rank.
+    /// Data-parallel rank.
     #[serde(default)]
     pub dp_rank: u32,
     /// Length of the step in seconds; 0 for a heartbeat.
     #[serde(default)]
     pub wall_time: f64,
-    /// What ran in the step.
+    /// Requests that ran in the step.
     #[serde(default)]
     pub scheduled_requests: StepLoad,
-    /// What waited.
+    /// Requests that waited.
     #[serde(default)]
     pub queued_requests: StepLoad,
 }
 
-/// Requests and tokens of a step or of the queue.
+/// Requests and tokens of a step or of the engine's queue.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct StepLoad {
     /// Requests in prefill.
     pub num_prefill_requests: u64,
-    /// Their new tokens.
+    /// New prompt tokens of the requests in prefill.
     pub sum_prefill_tokens: u64,
-    /// Tokens of theirs that were in the cache before the step.
+    /// Prompt tokens of the requests in prefill that were cached before the step.
     pub sum_prefill_kv_tokens: u64,
     /// Requests in decode.
     pub num_decode_requests: u64,
-    /// Their context tokens.
+    /// Context tokens of the requests in decode.
     pub sum_decode_kv_tokens: u64,
 }
 
 impl ForwardPass {
-    /// The worker that it is about.
+    /// Worker of the step; `None` when the instance id is not a number.
     pub fn worker(&self) -> Option<WorkerId> {
         Some(WorkerId::new(self.worker_id.parse().ok()?, self.dp_rank))
     }
 }
 
-/// Reads a `forward-pass-metrics` payload.
+/// Decodes a `forward-pass-metrics` payload.
+///
+/// # Errors [`Malformed::Payload`] when the payload has another form.
 pub fn decode_forward_pass(payload: &[u8]) -> Result<ForwardPass, Malformed> {
     rmp_serde::from_slice(payload).map_err(|_| Malformed::Payload)
 }
 
-/// A 64-bit hash that some senders write signed.
+/// 64-bit hash that some senders write as a signed number.
 #[derive(Clone, Copy)]
 struct Hash64(u64);
 
@@ -267,7 +283,7 @@ impl<'de> Deserialize<'de> for Hash64 {
     }
 }
 
-/// A list of at most `MOST` entries, whatever it announces.
+/// List of at most `MOST` entries, regardless of the announced length.
 struct Bounded<T, const MOST: usize>(Vec<T>);
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Bounded<T, MOST> {
@@ -311,7 +327,7 @@ impl<'de> Deserialize<'de> for Blob {
                 Ok(Blob(value))
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Blob, A::Error> {
-                // No reservation by the announced length: a short frame may announce a long list.
+                // The announced length reserves nothing: a short frame may announce a long list.
                 let mut bytes = Vec::new();
                 while let Some(byte) = list.next_element::<u64>()? {
                     bytes.push(u8::try_from(byte).map_err(A::Error::custom)?);
@@ -365,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn stored_event_is_read() {
+    fn a_stored_event_is_decoded() {
         let envelope = decode_frames(&frames(5, 9, &stored())).unwrap();
         assert_eq!((envelope.publisher_id, envelope.sequence), (5, 9));
         let events = decode_kv_events(&envelope.payload).unwrap();
@@ -386,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn cleared_is_read_as_word_and_as_map() {
+    fn a_cleared_event_is_decoded_as_text_and_as_map() {
         for data in [json!("cleared"), json!({"cleared": null})] {
             let list = json!([{"worker_id": 1, "event": {"event_id": 1, "data": data}}]);
             let events = decode_kv_events(&rmp_serde::to_vec_named(&list).unwrap()).unwrap();
@@ -395,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_others_is_passed_over() {
+    fn memory_of_other_owners_gives_no_event() {
         let mut list = stored();
         list[0]["residency_domain"] = json!("cache_owner");
         assert_eq!(
@@ -405,14 +421,14 @@ mod tests {
     }
 
     #[test]
-    fn forged_publisher_is_refused() {
+    fn an_envelope_that_contradicts_its_frames_is_refused() {
         let mut wire = frames(5, 9, &stored());
         wire[1] = 6u64.to_be_bytes().to_vec();
         assert_eq!(decode_frames(&wire), Err(Malformed::Envelope));
     }
 
     #[test]
-    fn list_that_announces_four_billion_entries_costs_nothing() {
+    fn a_list_that_announces_four_billion_entries_allocates_nothing() {
         assert_eq!(
             decode_kv_events(&[0xdd, 0xff, 0xff, 0xff, 0xff]),
             Err(Malformed::Payload)

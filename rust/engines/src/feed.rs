@@ -1,4 +1,4 @@
-//! One worker's feed: order, incarnations, and what its events mean for the index.
+//! One worker's feed of KV events: frame order, restarts of the engine, and conversion to the core's events.
 
 use std::sync::Arc;
 
@@ -8,58 +8,68 @@ use wardrop_core::{BlockHasher, HashScope, KvEvent, LocalHash, StoredBlock};
 use crate::batch::{Event, Stored, decode_batch};
 use crate::msgpack::Malformed;
 
-/// Blocks stored under a salt that are remembered: 16 MiB at most.
-const SALTED_MAX: usize = 1 << 18;
+/// Highest number of blocks whose salt is remembered: at most 16 MiB.
+const SALTS_MAX: usize = 1 << 18;
 
-/// What a feed went through.
+/// Counts of a feed since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Frames taken.
     pub frames: u64,
-    /// Sequence numbers that never came.
+    /// Sequence numbers that never arrived.
     pub missed: u64,
-    /// Restarts: the sequence fell back.
+    /// Restarts of the engine: its sequence fell back.
     pub restarts: u64,
-    /// Frames refused.
+    /// Frames refused as malformed.
     pub malformed: u64,
-    /// Events of another block size, KV cache group or type: stepped over.
+    /// Events skipped because of another block size, KV cache group or type.
     pub skipped: u64,
 }
 
-/// What one frame brought.
+/// Events of one frame.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Taken {
-    /// For [`wardrop_core::Router::apply`], in order. A restart begins with [`KvEvent::Cleared`].
+pub struct FrameEvents {
+    /// Events for [`wardrop_core::Router::apply`], in order. After a restart the first one is
+    /// [`KvEvent::Cleared`].
     pub events: Vec<KvEvent>,
     /// Sequence numbers missing before this frame.
     pub missed: u64,
-    /// Whether the engine started anew.
+    /// Whether the engine restarted.
     pub restarted: bool,
 }
 
-/// See the module. State of one (worker, rank).
+/// Feed of one worker; the module describes it.
 #[derive(Clone, Debug, Default)]
 pub struct Feed {
+    /// Sequence number of the last frame.
     last: Option<u64>,
-    /// Salt of blocks whose children inherit it: only the first block of a prompt carries it.
-    salted: FxHashMap<u64, Arc<str>>,
-    /// See [`Counters`].
+    /// Salts of blocks by engine hash. Only the first block of a prompt carries the salt, and its children
+    /// inherit it.
+    salts: FxHashMap<u64, Arc<str>>,
+    /// Counts since the feed began.
     pub counters: Counters,
 }
 
 impl Feed {
-    /// A feed of which nothing was taken yet.
+    /// A feed before its first frame.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Take a frame: its sequence number and its payload. A malformed one changes nothing but a counter; its sequence number
-    /// then counts as missed.
+    /// Takes a frame: its sequence number and its payload.
     ///
-    /// A number at or below the last one is a new incarnation (engines start again at 0 and do not say so): what the worker
-    /// held is gone. The blocks are hashed by `hasher`, which must be the router's own: the frames carry tokens. Blocks
-    /// of another size than its are stepped over.
-    pub fn take(&mut self, hasher: &BlockHasher, sequence: u64, payload: &[u8]) -> Result<Taken, Malformed> {
+    /// A number at or below the last one means a restart: engines start again at 0 and do not report it. The
+    /// worker then holds nothing any more. `hasher` hashes the blocks and must be the router's own, since the
+    /// frames carry tokens. Blocks of another size than the hasher's are skipped.
+    ///
+    /// # Errors [`Malformed`] for a frame that cannot be decoded. Such a frame changes only a counter; its
+    /// sequence number counts as missed later.
+    pub fn take(
+        &mut self,
+        hasher: &BlockHasher,
+        sequence: u64,
+        payload: &[u8],
+    ) -> Result<FrameEvents, Malformed> {
         let batch = decode_batch(payload).inspect_err(|_| self.counters.malformed += 1)?;
         let restarted = self.last.is_some_and(|last| sequence <= last);
         let missed = match self.last {
@@ -70,13 +80,13 @@ impl Feed {
         self.counters.frames += 1;
         self.counters.missed += missed;
         self.counters.restarts += u64::from(restarted);
-        let mut taken = Taken {
+        let mut taken = FrameEvents {
             events: Vec::with_capacity(batch.events.len()),
             missed,
             restarted,
         };
         if restarted {
-            self.salted.clear();
+            self.salts.clear();
             taken.events.push(KvEvent::Cleared);
         }
         for event in batch.events {
@@ -88,6 +98,7 @@ impl Feed {
         Ok(taken)
     }
 
+    /// Converts one event; `None` for a skipped one.
     fn convert(&mut self, hasher: &BlockHasher, event: Event) -> Option<KvEvent> {
         match event {
             Event::Stored(stored) if stored.group == 0 && stored.block_size == hasher.block_size() => {
@@ -99,21 +110,22 @@ impl Feed {
                 group: 0,
             } => Some(KvEvent::Removed { blocks: hashes, tier }),
             Event::Cleared => {
-                self.salted.clear();
+                self.salts.clear();
                 Some(KvEvent::Cleared)
             }
             Event::Stored(_) | Event::Removed { .. } | Event::Other => None,
         }
     }
 
+    /// Hashes the blocks of a stored event under their scope.
     fn stored(&mut self, hasher: &BlockHasher, stored: Stored) -> KvEvent {
-        let told = stored.cache_salt.as_deref().filter(|salt| !salt.is_empty());
-        let salt = told.map_or_else(|| self.salt_of(&stored), |salt| Some(Arc::from(salt)));
-        if let (Some(salt), None) = (&salt, told) {
-            if self.salted.len() + stored.hashes.len() > SALTED_MAX {
-                self.salted.clear();
+        let reported = stored.cache_salt.as_deref().filter(|salt| !salt.is_empty());
+        let salt = reported.map_or_else(|| self.salt_of(&stored), |salt| Some(Arc::from(salt)));
+        if let (Some(salt), None) = (&salt, reported) {
+            if self.salts.len() + stored.hashes.len() > SALTS_MAX {
+                self.salts.clear();
             }
-            self.salted
+            self.salts
                 .extend(stored.hashes.iter().map(|hash| (hash.0, Arc::clone(salt))));
         }
         let lora_name = stored.lora_name.as_deref();
@@ -122,7 +134,7 @@ impl Feed {
             cache_namespace: salt.as_deref(),
         };
         let mut locals = hasher.local_hashes(&stored.tokens, &scope);
-        let first_is_salt = salt.is_some() && told.is_none() && stored.parent.is_none();
+        let first_is_salt = salt.is_some() && reported.is_none() && stored.parent.is_none();
         let size = hasher.block_size() as usize;
         for (at, key) in stored
             .extra
@@ -132,7 +144,7 @@ impl Feed {
             .take(stored.hashes.len())
         {
             if !key.is_empty() && at < locals.len() {
-                // An image, say: a block of its own, which no text prompt equals.
+                // A multimodal object, such as an image: give its block a hash that no text block has.
                 let own = HashScope {
                     lora_name,
                     cache_namespace: Some(key),
@@ -155,10 +167,10 @@ impl Feed {
         }
     }
 
-    /// The salt of a chain as vLLM tells it: in the first block's key, or its parent's.
+    /// Salt of a chain in vLLM's form: in the key of its first block, or inherited from its parent.
     fn salt_of(&self, stored: &Stored) -> Option<Arc<str>> {
         if let Some(parent) = stored.parent {
-            return self.salted.get(&parent.0).cloned();
+            return self.salts.get(&parent.0).cloned();
         }
         let key = stored.extra.first().filter(|key| !key.is_empty())?;
         let own = stored
@@ -177,7 +189,8 @@ mod tests {
 
     use super::*;
 
-    /// `[1.5, [["BlockStored", [7, 8], nil, [1, 2, 3, 4], 2, nil, "GPU"], ["BlockRemoved", [7], "GPU"]], 3]`
+    /// Array form of a batch: `[1.5, [["BlockStored", [7, 8], nil, [1, 2, 3, 4], 2, nil, "GPU"],
+    /// ["BlockRemoved", [7], "GPU"]], 3]`
     const ARRAYS: &[u8] = b"\x93\xcb\x3f\xf8\0\0\0\0\0\0\x92\x97\xabBlockStored\x92\x07\x08\xc0\x94\x01\x02\x03\x04\x02\xc0\xa3GPU\x93\xacBlockRemoved\x91\x07\xa3GPU\x03";
 
     fn hasher(block_size: u32) -> BlockHasher {
@@ -185,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_array_form_is_read() {
+    fn the_array_form_is_decoded() {
         let mut feed = Feed::new();
         let taken = feed.take(&hasher(2), 0, ARRAYS).unwrap();
         let locals = local_hashes(&[1, 2, 3, 4], 2, &HashScope::default());
@@ -206,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sequence_that_falls_back_is_a_new_incarnation() {
+    fn a_sequence_that_falls_back_is_a_restart() {
         let mut feed = Feed::new();
         feed.take(&hasher(2), 4, ARRAYS).unwrap();
         let gap = feed.take(&hasher(2), 7, ARRAYS).unwrap();
@@ -218,14 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn another_block_size_is_stepped_over() {
+    fn events_of_another_block_size_are_skipped() {
         let mut feed = Feed::new();
         assert_eq!(feed.take(&hasher(16), 0, ARRAYS).unwrap().events.len(), 1);
         assert_eq!(feed.counters.skipped, 1);
     }
 
     #[test]
-    fn every_cut_off_frame_is_refused_and_changes_nothing() {
+    fn every_truncated_frame_is_refused_and_changes_nothing() {
         let mut feed = Feed::new();
         for len in 0..ARRAYS.len() - 1 {
             assert!(feed.take(&hasher(2), 1, &ARRAYS[..len]).is_err(), "{len} bytes");

@@ -1,76 +1,79 @@
-//! A reader of msgpack in memory: no allocation, no recursion beyond a limit, no panic.
+//! Reader of msgpack in memory: no allocation, bounded recursion, no panic.
 
-/// Why a frame was refused.
+/// Reason for refusing a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Malformed {
-    /// It ends in the middle of a value.
-    #[error("the frame ends at byte {at}, inside of a value")]
+    /// The frame ends in the middle of a value.
+    #[error("the frame ends at byte {at}, inside a value; expected more bytes")]
     Short {
-        /// Where.
+        /// Position in the frame, bytes.
         at: usize,
     },
     /// A value has another type.
     #[error("byte {at}: expected {expected}, got msgpack marker {marker:#04x}")]
     Type {
-        /// Where.
+        /// Position in the frame, bytes.
         at: usize,
-        /// What the format has there.
+        /// Type that the format requires.
         expected: &'static str,
-        /// The type byte.
+        /// Type byte received.
         marker: u8,
     },
-    /// A limit is passed.
-    #[error("{what}: got {got}, at most {most}")]
+    /// A number exceeds its limit.
+    #[error("{what}: got {got}, expected at most {most}")]
     Limit {
-        /// Of what.
+        /// Name of the number.
         what: &'static str,
-        /// How many there are.
+        /// Value received.
         got: usize,
-        /// How many there may be.
+        /// Highest accepted value.
         most: usize,
     },
-    /// The values contradict each other.
+    /// Two values contradict each other.
     #[error("{what}: got {got}, expected {expected}")]
     Inconsistent {
-        /// What.
+        /// Name of the value.
         what: &'static str,
-        /// The value.
+        /// Value received.
         got: u64,
-        /// What would fit.
+        /// Value that agrees with the rest of the event.
         expected: u64,
     },
     /// An event lacks a field.
-    #[error("an event of type {event} has no {field}")]
+    #[error("an event of type {event} without {field}; expected the field")]
     Missing {
-        /// The event.
+        /// Type of the event.
         event: &'static str,
-        /// The field.
+        /// Name of the missing field.
         field: &'static str,
     },
 }
 
-/// Containers in containers at most.
+/// Highest depth of nested containers.
 const DEPTH_MAX: u32 = 16;
 
-/// See the module.
+/// Reader of msgpack values.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
+    /// The frame.
     bytes: &'a [u8],
+    /// Position of the next value.
     at: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// At the start of `bytes`.
+    /// A reader at the start of `bytes`.
     pub const fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0 }
     }
 
-    /// Bytes that are left: no container can have more entries.
+    /// Number of unread bytes. No container can have more entries.
     pub const fn left(&self) -> usize {
         self.bytes.len() - self.at
     }
 
+    /// The next `count` bytes.
     fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
         let rest = &self.bytes[self.at..];
         let taken = rest
@@ -80,6 +83,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
+    /// The next byte, without reading it.
     fn peek(&self) -> Result<u8, Malformed> {
         self.bytes
             .get(self.at)
@@ -87,7 +91,7 @@ impl<'a> Reader<'a> {
             .ok_or(Malformed::Short { at: self.at })
     }
 
-    /// A big-endian number of 1, 2, 4 or 8 bytes.
+    /// Big-endian number of 1, 2, 4 or 8 bytes.
     fn number(&mut self, bytes: usize) -> Result<u64, Malformed> {
         Ok(match bytes {
             1 => u64::from(self.fixed::<1>()?[0]),
@@ -97,6 +101,7 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// The next N bytes.
     #[inline]
     fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
         let taken = self.bytes[self.at..].first_chunk::<N>();
@@ -105,8 +110,8 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    /// An unsigned number of up to 32 bits, which most values of a frame are; `None`, and nothing is read, when something else
-    /// comes next.
+    /// An unsigned number of up to 32 bits, as most values of a frame are. `None` when another value comes
+    /// next; then nothing is read.
     #[inline]
     pub fn small(&mut self) -> Option<u32> {
         let rest = self.bytes.get(self.at..)?;
@@ -121,6 +126,7 @@ impl<'a> Reader<'a> {
         Some(value)
     }
 
+    /// Error for a value of the wrong type at the current position.
     fn wrong<T>(&self, expected: &'static str) -> Result<T, Malformed> {
         Err(Malformed::Type {
             at: self.at,
@@ -129,14 +135,14 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Step over nil; whether there was one.
+    /// Skips a nil; whether there was one.
     pub fn nil(&mut self) -> Result<bool, Malformed> {
         let nil = self.peek()? == 0xC0;
         self.at += usize::from(nil);
         Ok(nil)
     }
 
-    /// An integer as 64 bits, negative ones in two's complement.
+    /// Integer as 64 bits; negative numbers in two's complement.
     pub fn integer(&mut self) -> Result<u64, Malformed> {
         let marker = self.peek()?;
         let (bytes, signed) = match marker {
@@ -163,7 +169,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A float, or an integer in its place.
+    /// Float, or an integer as a float.
     pub fn float(&mut self) -> Result<f64, Malformed> {
         match self.peek()? {
             0xCA => {
@@ -178,7 +184,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Text or bytes; text that is no UTF-8 is bytes, too.
+    /// Text or bytes. Text need not be UTF-8.
     pub fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let marker = self.peek()?;
         let width = match marker {
@@ -197,16 +203,17 @@ impl<'a> Reader<'a> {
         self.take(len as usize)
     }
 
-    /// The length of an array.
+    /// Length of an array.
     pub fn array(&mut self) -> Result<usize, Malformed> {
         self.container("an array", 0x90, 0xDC, 1)
     }
 
-    /// The entries of a map.
+    /// Number of entries of a map.
     pub fn map(&mut self) -> Result<usize, Malformed> {
         self.container("a map", 0x80, 0xDE, 2)
     }
 
+    /// Length of a container, at most the number of unread bytes.
     fn container(
         &mut self,
         expected: &'static str,
@@ -227,7 +234,7 @@ impl<'a> Reader<'a> {
         } else {
             self.number(width)?
         } as usize;
-        let most = self.left() / values; // each value has a byte at least
+        let most = self.left() / values; // every value has at least one byte
         if len > most {
             return Err(Malformed::Limit {
                 what: "entries of a container",
@@ -256,11 +263,12 @@ impl<'a> Reader<'a> {
         )
     }
 
-    /// Step over any value.
+    /// Skips a value of any type.
     pub fn skip(&mut self) -> Result<(), Malformed> {
         self.skip_within(DEPTH_MAX)
     }
 
+    /// Skips a value with at most `depth` further levels of containers.
     fn skip_within(&mut self, depth: u32) -> Result<(), Malformed> {
         if depth == 0 {
             let most = DEPTH_MAX as usize;
@@ -280,6 +288,7 @@ impl<'a> Reader<'a> {
         (0..values).try_for_each(|_| self.skip_within(depth - 1))
     }
 
+    /// Skips a value that is no container.
     fn skip_scalar(&mut self) -> Result<(), Malformed> {
         if self.is_bytes() {
             return self.bytes().map(|_| ());
