@@ -22,6 +22,11 @@ ENDLESS = ("--seconds", "600", "--workers", "2")
 """For tests that end a demo themselves: a busy machine cannot finish it first."""
 
 
+def _obey_interrupts() -> None:
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Run:
     """A demo in a process of its own, recognisable by a mark that all its children inherit."""
 
@@ -38,6 +43,7 @@ class Run:
                 env={**os.environ, name: value, "TMPDIR": str(self.scratch), "COLUMNS": "200"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                preexec_fn=_obey_interrupts,
             )
 
     def text(self) -> str:
