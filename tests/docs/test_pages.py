@@ -92,3 +92,19 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
 def test_no_line_of_a_page_is_too_long_to_read(page: Path) -> None:
     for number, line in enumerate(page.read_text().splitlines(), 1):
         assert len(line) <= LONGEST_LINE, f"{relative(page)}:{number} has {len(line)} characters"
+
+
+def test_every_page_that_the_code_names_exists() -> None:
+    sources = [
+        file
+        for folder, ends in (("rust", "rs"), ("python", "py*"), ("tests", "py"), ("bench", "py"))
+        for file in (ROOT / folder).rglob(f"*.{ends}")
+        if file.suffix in (".rs", ".py", ".pyi")
+    ]
+    named = {
+        (relative(file), page)
+        for file in sources
+        for page in re.findall(r"\bdocs/[\w/-]+\.md", file.read_text())
+    }
+    assert named
+    assert {pair for pair in named if not (ROOT / pair[1]).exists()} == set()

@@ -1,7 +1,7 @@
 """The pictures of the docs, drawn from fresh runs. Needs matplotlib (the `plot` extra).
 
 Where it stands: outside the games; nothing imports it unless a picture is asked for.
-`wardrop games plots --out docs/games/img` redraws every picture in the docs.
+`wardrop games plots --out docs/explanation/games/img` redraws every picture in the docs.
 """
 
 from __future__ import annotations

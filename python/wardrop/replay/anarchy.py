@@ -1,7 +1,7 @@
 """What routing lost in a run, from the meters that the simulated routers carry.
 
-The four figures and their meaning: `wardrop_core::game` and docs/control.md. Costs are seconds of
-the latency curves that the router had learned by each decision.
+`docs/explanation/control.md` explains the figures. Costs are seconds of the latency curves that the
+router had learned by each decision.
 """
 
 from __future__ import annotations

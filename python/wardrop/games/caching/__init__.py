@@ -1,6 +1,6 @@
 """Γ_KV, the caching game: workers choose which blocks to keep, and in which tier.
 
-See `docs/games/caching.md`.
+See `docs/explanation/games/caching.md`.
 `topology` turns bytes and bandwidths into seconds, `game` is the cost, `equilibria` and `optimum`
 what follows from it, `graphs` the reference graphs with their bounds, `frequency` KVBM's rule,
 `demand` the way from a trace to a verdict, `paradox` the search for a cache that hurts.

@@ -1,6 +1,6 @@
 """The three games together: cache → overlap → routing → pressure → split.
 
-See `docs/games/coupled.md`.
+See `docs/explanation/games/coupled.md`.
 `cache` is Che's approximation, `planner` the rule with its linear theory, `loop` the closed loop,
 `advice` the stability map and the recommendation that a planner can read.
 """

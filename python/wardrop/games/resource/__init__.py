@@ -1,6 +1,6 @@
 """Γ_PD, the resource game: how many workers prefill and how many decode.
 
-See `docs/games/resource.md`.
+See `docs/explanation/games/resource.md`.
 `attainment` is the seam (what a split attains), `queueing` with `pools` and `timing` one
 implementation of it, `game` the generalised Nash problem, `split` the answer.
 """

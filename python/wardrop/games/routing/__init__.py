@@ -1,4 +1,4 @@
-"""Γ_R, the routing game: requests choose workers. See `docs/games/routing.md`.
+"""Γ_R, the routing game: requests choose workers. See `docs/explanation/games/routing.md`.
 
 `latency` and `saturation` hold the delay families, `game` the finite games, `equilibria` and
 `potential` what they lead to, `optimum` and `flow` the exact optimum (dense and large), `nonatomic`

@@ -109,7 +109,7 @@ def solve_flow(game: SparseGame, goal: Literal["social", "potential"] = "social"
     """Exact optimum ('social') or a pure Nash equilibrium ('potential') of a large sparse game.
 
     Measured: 4,096 workers × 10,000 requests × 8 overlaps each in seconds on one core;
-    docs/games/routing.md
+    docs/explanation/games/routing.md
     states time and memory. Error: `gap_seconds`, checked to be below 1e-6 of the objective.
 
     Raises:

@@ -26,7 +26,7 @@
 //!   counted, and its tick does not count for any arm.
 //!
 //! It starts from the price: an arm is only ever suggested instead of what runs, for a significant gain above `min_gain`.
-//! `docs/pricing.md` says why not more. Pure: no clock, no I/O.
+//! `docs/reports/pricing.md` says why not more. Pure: no clock, no I/O.
 
 mod changes;
 mod clock_check;
