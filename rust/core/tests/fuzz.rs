@@ -1,7 +1,8 @@
-//! Differential fuzzing of the index: `make fuzz`, or `FUZZ_SEEDS=… cargo test --test fuzz -- --ignored --nocapture`.
+//! Differential fuzzing of the index: `make fuzz`, or `FUZZ_SEEDS=… cargo test --test fuzz -- --ignored
+//! --nocapture`.
 //!
-//! `FUZZ_SEEDS` streams (default 100,000) from seed `FUZZ_FROM` (default 1,000,000) on, over all cores. A seed that fails is
-//! printed: run it alone with `FUZZ_SEEDS=1 FUZZ_FROM=seed`.
+//! Runs `FUZZ_SEEDS` streams (default 100,000) from seed `FUZZ_FROM` (default 1,000,000) on, over all cores.
+//! A failure prints its seed; `FUZZ_SEEDS=1 FUZZ_FROM=seed` runs that stream alone.
 
 #[path = "index/differential.rs"]
 mod differential;

@@ -1,10 +1,10 @@
-//! Hashes against values that `dynamo.llm.compute_block_hash_for_seq` 1.6.1 gave.
-//! Random inputs are compared with Dynamo itself in `tests/router/test_hashes.py`.
+//! Hashes against values of `dynamo.llm.compute_block_hash_for_seq` 1.6.1. `tests/router/test_hashes.py`
+//! compares random inputs with Dynamo itself.
 
 use proptest::prelude::*;
 use wardrop_core::{BlockHasher, HashKey, HashMode, HashScope, PromptHashes, local_hashes, sequence_hashes};
 
-/// (adapter, namespace, block size, the first two local hashes of [`prompt`])
+/// Adapter, namespace, block size, and the first two local hashes of [`prompt`].
 type Golden = (Option<&'static str>, Option<&'static str>, u32, [u64; 2]);
 
 const GOLDEN: &[Golden] = &[
@@ -135,7 +135,7 @@ fn a_keyed_hash_depends_on_key_scope_and_every_token() {
         assert_eq!(
             hash(&block, scope(Some(""), Some(""))),
             plain,
-            "an empty name is none"
+            "an empty name counts as no name"
         );
     }
 }
@@ -162,7 +162,7 @@ fn keyed_hashes_of_structured_blocks_do_not_collide() {
 }
 
 #[test]
-fn nothing_shows_a_key() {
+fn no_output_shows_a_key() {
     let key = HashKey::new(*b"very secret key!");
     let config = wardrop_core::RouterConfig::new(16).with_hash(HashMode::Keyed(key.clone()));
     let text = format!("{key:?} {config:?}");

@@ -35,7 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Prompts of a family share 70 blocks and what lies between.
+/// Prompts of a family share 70 blocks and the blocks between.
 fn prompt_of(family: u64, len: usize) -> Vec<LocalHash> {
     let local = |at: u64| LocalHash(if at < 70 { family / 2 } else { family });
     (0..len as u64).map(local).collect()
@@ -179,7 +179,7 @@ fn fleet(policy: PolicyConfig, predicted: PredictedConfig, workers: u64) -> Rout
     router
 }
 
-/// A prompt of 64 blocks that all share and two of its own.
+/// A prompt of 64 shared blocks and two blocks of its own.
 fn burst_prompt(of: u64) -> Vec<LocalHash> {
     let own = [LocalHash(1000 + of), LocalHash(5000 + of)];
     (0..64).map(LocalHash).chain(own).collect()
@@ -196,8 +196,9 @@ fn ask(router: &mut Router, id: u64, locals: &[LocalHash], now_s: f64) -> (Worke
     (decision.worker, decision.overlap_blocks)
 }
 
-/// 50 requests with one new prefix meet 8 idle workers before any event: on how many workers the prefix is computed, and
-/// the most requests that one of them got.
+/// 50 requests with one new prefix meet 8 idle workers before any event arrives.
+///
+/// Returns the number of workers that compute the prefix, and the most requests that one worker got.
 fn burst(policy: PolicyConfig, used: PredictedUse) -> (usize, usize) {
     let mut router = fleet(policy, PredictedConfig::new(used), 8);
     let mut per_worker = [0usize; 8];
@@ -229,7 +230,7 @@ fn a_burst_with_one_new_prefix_does_not_scatter_beside_events() {
         assert_eq!(blind, 50, "{policy:?}: without a prediction nobody has anything");
         assert!(
             seeing <= 8,
-            "{policy:?}: {seeing} requests compute what is computed already"
+            "{policy:?}: {seeing} requests compute a prefix that another worker computes already"
         );
     }
 }
@@ -247,7 +248,7 @@ fn stored(locals: &[LocalHash]) -> KvEvent {
 }
 
 #[test]
-fn beside_events_a_prediction_ends_after_the_first_token_and_the_event_goes_on() {
+fn beside_events_the_stored_event_replaces_the_prediction_after_the_first_token() {
     let mut router = fleet(
         PolicyConfig::Dynamo(DynamoConfig::default()),
         PredictedConfig::new(PredictedUse::Beside).with_settle_s(1.0),
@@ -267,7 +268,7 @@ fn beside_events_a_prediction_ends_after_the_first_token_and_the_event_goes_on()
 }
 
 #[test]
-fn without_events_a_session_comes_back_to_its_worker_until_its_time_is_over() {
+fn without_events_a_session_returns_to_its_worker_until_its_record_expires() {
     let mut router = fleet(
         PolicyConfig::Dynamo(DynamoConfig::default()),
         PredictedConfig::new(PredictedUse::Alone).with_ttl_s(120.0),
@@ -304,7 +305,7 @@ fn a_restarted_or_removed_worker_is_predicted_to_hold_nothing() {
 }
 
 #[test]
-fn a_placement_that_somebody_else_made_is_predicted_too() {
+fn a_booking_of_another_placer_is_predicted_too() {
     let router = fleet(
         PolicyConfig::LeastLoaded,
         PredictedConfig::new(PredictedUse::Alone),
@@ -329,7 +330,7 @@ fn a_placement_that_somebody_else_made_is_predicted_too() {
     assert_eq!(
         router.snapshot().workers[1].prefill_tokens,
         66 * 16,
-        "its prefix is there"
+        "the worker must be predicted to hold the prefix"
     );
 }
 

@@ -1,8 +1,9 @@
 //! Readers against a writer at full speed, on real threads.
 //!
-//! Every answer is judged by a log of what each worker held when. Justified: each block counted was held by that worker at some
-//! moment of the read. Complete: what was held all through the read is counted, unless the read gave up. Nobody waits: the
-//! time is bounded, and a read that gave up was counted.
+//! A log of what each worker held at each time judges every answer. Justified: each counted block was held by
+//! that worker at some moment of the read. Complete: every block held during the whole read is counted,
+//! unless the read ended early. Bounded: a read takes bounded time, and the index counts each read that ended
+//! early.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,16 +17,16 @@ use wardrop_core::{
 const WORKERS: usize = 6;
 const FAMILIES: usize = 4;
 const BLOCKS: usize = 150;
-/// Families share so many blocks, respectively: 0, 10, 70 and 130 of the first.
+/// Number of first blocks that each family shares with the first family.
 const SHARED: [usize; FAMILIES] = [BLOCKS, 10, 70, 130];
 
 const NOW: u64 = u64::MAX;
 
-/// What a worker held when, by block.
+/// Times at which a worker held each block.
 struct Log {
-    /// `NOW`: perhaps held. Else: gone since this tick, 0 for never there.
+    /// `NOW`: perhaps held. Else the tick since which the block is gone; 0 if it was never held.
     may: Vec<AtomicU64>,
-    /// Held since this tick, `NOW`: perhaps not.
+    /// Tick since which the block is held; `NOW`: perhaps not held.
     sure: Vec<AtomicU64>,
 }
 
@@ -72,7 +73,7 @@ impl Scene {
         }
     }
 
-    /// Number of a block: families share those of the first one.
+    /// Number of a block: families share the numbers of the first family's blocks.
     fn block(family: usize, at: usize) -> usize {
         if at < SHARED[family] {
             at
@@ -148,12 +149,12 @@ impl Scene {
     }
 }
 
-/// One that changes workers, each of which only it changes.
+/// One thread that changes workers; no other thread changes its workers.
 struct Writer<'a> {
     scene: &'a Scene,
     rng: Rng,
     mine: Vec<usize>,
-    /// Per worker: registered, and its blocks.
+    /// Blocks of each registered worker.
     held: Vec<Option<Vec<bool>>>,
 }
 
@@ -188,7 +189,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Store what is missing of a family, from the first gap on up to `len`.
+    /// Stores the missing blocks of a family, from the first gap up to `len`.
     fn store(&mut self, worker: usize, family: usize, len: usize) {
         let held = self.held[worker].as_ref().expect("it is registered");
         let has = |at: usize| held[Scene::block(family, at)];
@@ -271,7 +272,7 @@ impl Writer<'_> {
     }
 }
 
-/// (reads, writes, reads that gave up)
+/// Runs readers and writers; returns (reads, writes, reads that ended early).
 fn race(time: Duration, readers: usize, writers: usize) -> (u64, u64, u64) {
     let scene = Scene::new();
     std::thread::scope(|scope| {
@@ -319,7 +320,7 @@ fn judge(time: Duration) {
         assert!(given_up <= reads / 100, "a read must seldom give up");
         assert!(
             start.elapsed() < 4 * time + Duration::from_secs(5),
-            "nobody must wait"
+            "a read must not wait for writers"
         );
     }
 }

@@ -1,4 +1,5 @@
-//! Every decoder: generated frames come back, any bytes give an answer. `FUZZ_CASES=…` sets how many are tried.
+//! Every decoder: generated frames decode to their description, and any bytes give an answer. `FUZZ_CASES=…`
+//! sets the number of cases.
 
 mod frame;
 
@@ -19,7 +20,7 @@ fn config() -> ProptestConfig {
     }
 }
 
-/// The batch as it should come back: with the names that this form gives.
+/// The batch as it should decode, with the engine hashes that this form gives.
 fn expected(batch: &Batch, form: Form) -> Batch {
     let rename = |names: &mut Vec<EngineHash>| names.iter_mut().for_each(|name| *name = name_of(*name, form));
     let mut batch = batch.clone();
@@ -36,7 +37,7 @@ fn expected(batch: &Batch, form: Form) -> Batch {
     batch
 }
 
-/// The wire form of Dynamo's events, as its publishers write it.
+/// Dynamo's events in the wire form of its publishers.
 fn encode_dynamo(events: &[WorkerEvent], publisher: u64, sequence: u64) -> Vec<Vec<u8>> {
     let list: Vec<_> = events.iter().map(dynamo_value).collect();
     let payload = rmp_serde::to_vec_named(&list).unwrap();
@@ -50,9 +51,13 @@ fn encode_dynamo(events: &[WorkerEvent], publisher: u64, sequence: u64) -> Vec<V
     vec![b"kv-events".to_vec(), number(publisher), number(sequence), body]
 }
 
-fn dynamo_value(told: &WorkerEvent) -> serde_json::Value {
+fn dynamo_value(reported: &WorkerEvent) -> serde_json::Value {
     let name = |tier| ["device", "host_pinned", "disk"][Tier::index(tier)];
-    let (tier, data) = match told.event.as_ref().expect("every event here is a worker's own") {
+    let (tier, data) = match reported
+        .event
+        .as_ref()
+        .expect("every event here is a worker's own")
+    {
         KvEvent::Stored { parent, blocks, tier } => {
             let block = |block: &StoredBlock| {
                 serde_json::json!({"block_hash": block.engine_hash.0, "tokens_hash": block.local_hash.0,
@@ -72,8 +77,8 @@ fn dynamo_value(told: &WorkerEvent) -> serde_json::Value {
         }
         KvEvent::Cleared => ("device", serde_json::json!("cleared")),
     };
-    serde_json::json!({"worker_id": told.worker.instance, "storage_tier": tier, "residency_domain": "worker",
-        "event": {"event_id": told.event_id, "dp_rank": told.worker.dp_rank, "data": data}})
+    serde_json::json!({"worker_id": reported.worker.instance, "storage_tier": tier, "residency_domain": "worker",
+        "event": {"event_id": reported.event_id, "dp_rank": reported.worker.dp_rank, "data": data}})
 }
 
 fn worker_events() -> impl Strategy<Value = WorkerEvent> {
@@ -147,7 +152,7 @@ proptest! {
     #[test]
     fn any_bytes_give_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         all_decoders(&bytes);
-        // The same behind a good head, so that the inner readers see them.
+        // The same bytes behind a valid head, so that the inner decoders see them.
         let mut framed = b"\x93\xcb\x3f\xf8\0\0\0\0\0\0\x91".to_vec();
         framed.extend_from_slice(&bytes);
         all_decoders(&framed);
@@ -177,7 +182,7 @@ proptest! {
     }
 }
 
-/// A frame as `SGLang` 0.5 writes it: maps, the salt in a field of its own, on every page.
+/// A frame as `SGLang` 0.5 writes it: maps, with the salt in a field of its own, in every event of a chain.
 #[test]
 fn a_salt_in_a_field_of_its_own_goes_into_every_block() {
     let page = |name: u8, parent: &[u8], token: u8| {
@@ -212,9 +217,9 @@ fn locals_of(event: &KvEvent) -> Vec<LocalHash> {
     }
 }
 
-/// With EAGLE `SGLang` writes pairs (token, next token).
+/// With EAGLE, `SGLang` writes pairs (token, next token).
 #[test]
-fn pairs_of_tokens_are_read_as_their_first() {
+fn a_pair_of_tokens_decodes_to_its_first_token() {
     let bytes = b"\x93\xcb\x3f\xf8\0\0\0\0\0\0\x91\x95\xabBlockStored\x91\x07\xc0\x92\x92\x01\x02\x92\x02\x03\x02\xc0";
     let batch = decode_batch(bytes).unwrap();
     let Event::Stored(stored) = &batch.events[0] else {

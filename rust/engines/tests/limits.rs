@@ -1,4 +1,5 @@
-//! What a decoder may allocate, by a counting allocator: a small multiple of the frame, whatever it announces.
+//! Memory of a decoder, measured by a counting allocator: a small multiple of the frame, regardless of
+//! announced lengths.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 use wardrop_engines::dynamo::{decode_frames, decode_kv_events};
 use wardrop_engines::{FRAME_BYTES_MAX, decode_batch};
 
-/// Counts what this thread has allocated and its highest mark.
+/// Allocator that counts the live bytes of each thread and their peak.
 struct Counting;
 
 thread_local! {
@@ -23,16 +24,17 @@ fn count(bytes: isize) {
     });
 }
 
-// SAFETY: everything is passed on to the system's allocator; the counters are plain cells of the thread and allocate nothing.
+// SAFETY: every call goes to the system's allocator; the counters are cells of the thread and allocate
+// nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size().cast_signed());
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(-layout.size().cast_signed());
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of `dealloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -40,7 +42,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Highest mark of `work` above its start, bytes.
+/// Peak of `work` above its start, bytes.
 fn peak_bytes<T>(work: impl FnOnce() -> T) -> usize {
     let before = LIVE.with(Cell::get);
     PEAK.with(|peak| peak.set(before));
@@ -48,7 +50,7 @@ fn peak_bytes<T>(work: impl FnOnce() -> T) -> usize {
     (PEAK.with(Cell::get) - before).cast_unsigned()
 }
 
-/// Bytes that a decoder may take for a frame: the worst is an event of one byte.
+/// Bytes that a decoder may allocate for a frame. The worst case is an event of one byte.
 const fn allowance(frame: usize) -> usize {
     4096 + 64 * frame
 }
@@ -77,7 +79,7 @@ fn check(bytes: &[u8]) {
 
 const HEAD: &[u8] = b"\x93\xcb\x3f\xf8\0\0\0\0\0\0";
 
-/// A frame of the largest size: `head`, then an array that is announced as long as the rest, of `fill`.
+/// A frame of the largest size: `head`, then an array of `fill` bytes as long as the rest.
 fn giant(head: &[u8], fill: u8) -> Vec<u8> {
     let mut bytes = head.to_vec();
     let rest = FRAME_BYTES_MAX - head.len() - 5;
@@ -88,7 +90,7 @@ fn giant(head: &[u8], fill: u8) -> Vec<u8> {
 }
 
 #[test]
-fn the_largest_frames_of_the_smallest_values_take_a_small_multiple() {
+fn the_largest_frames_of_the_smallest_values_take_a_small_multiple_of_their_size() {
     let stored = [HEAD, b"\x91\x81\xacblock_hashes"].concat();
     let tokens = [HEAD, b"\x91\x81\xa9token_ids"].concat();
     let extra = [HEAD, b"\x91\x81\xaaextra_keys"].concat();

@@ -1,4 +1,4 @@
-//! A full index: never over its budget, never more than the truth, and what was used of late stays.
+//! An index at its budget: never above it, never overstating a worker, and keeping recently used blocks.
 
 use proptest::prelude::*;
 use wardrop_core::index::{Budget, Index, Prompt, ReferenceIndex, Refusal, Slot};
@@ -84,12 +84,12 @@ fn depth(index: &Index, of: u64, blocks: u64) -> u32 {
 }
 
 #[test]
-fn what_was_matched_of_late_stays_and_what_was_not_goes() {
+fn the_eviction_keeps_recently_matched_conversations() {
     let index = Index::new(64 * 20);
     for of in 0..20 {
         index.apply(Slot(0), &chain(of, 0, 64)).unwrap();
     }
-    // The first one takes all marks away and one goes; then only those that are matched have one.
+    // The first eviction clears all marks; afterwards only the frames matched since then have one.
     index.apply(Slot(0), &chain(100, 0, 64)).unwrap();
     let matched: Vec<u64> = (0..20)
         .filter(|&of| of >= 10 && depth(&index, of, 64) == 64)
@@ -104,7 +104,7 @@ fn what_was_matched_of_late_stays_and_what_was_not_goes() {
 }
 
 #[test]
-fn a_conversation_goes_from_its_end() {
+fn the_eviction_takes_a_conversation_from_its_end() {
     let index = Index::new(64 * 12);
     index.apply(Slot(0), &chain(1, 0, 64 * 10)).unwrap();
     index.apply(Slot(0), &chain(2, 0, 64 * 4)).unwrap();
@@ -130,7 +130,7 @@ fn evicted_blocks_are_counted() {
 }
 
 #[test]
-fn a_full_index_goes_on_taking_new_conversations() {
+fn a_full_index_still_takes_new_conversations() {
     let bytes = 1 << 20;
     let index = Index::with_budget(Budget {
         blocks: u64::MAX,

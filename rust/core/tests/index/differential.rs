@@ -1,11 +1,11 @@
-//! One stream through the index and through the reference.
+//! Applies one stream to an index and to the reference, and compares their answers.
 
 use wardrop_core::index::{Index, Prompt, ReferenceIndex, Refusal, Slot, TierOverlap};
 use wardrop_core::{KvEvent, WorkerId};
 
 use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream};
 
-/// What is compared with the reference.
+/// An index that can be compared with the reference.
 pub trait Subject {
     fn apply(&mut self, slot: Slot, event: &KvEvent) -> Result<(), Refusal>;
     fn leave(&mut self, slot: Slot);
@@ -36,7 +36,7 @@ impl Subject for Index {
     }
 }
 
-/// An index that is saved and restored into an empty one again and again.
+/// An index that is saved and restored into an empty index at regular intervals.
 pub struct Restarting {
     index: Index,
     applied: u32,
@@ -67,7 +67,7 @@ impl Subject for Restarting {
             let image = self.index.image(1, |_| None);
             restored
                 .restore(&image, 1)
-                .expect("what was saved can be restored");
+                .expect("a saved index can be restored");
             self.index = restored;
         }
         self.index.apply(slot, event)
@@ -89,7 +89,7 @@ impl Subject for Restarting {
     }
 }
 
-/// Run one stream; the first difference, if any.
+/// Runs one stream; returns the first difference, if there is one.
 pub fn differential(seed: u64, steps: usize, subject: &mut impl Subject) -> Result<(), String> {
     let mut stream = Stream::new(seed);
     let mut reference = ReferenceIndex::new();
@@ -133,7 +133,7 @@ pub fn differential(seed: u64, steps: usize, subject: &mut impl Subject) -> Resu
         for slot in SLOTS {
             if subject.held_blocks(slot) != reference.held_blocks(slot) {
                 return Err(format!(
-                    "step {step}: {what:?}: {slot:?} is said to hold other counts"
+                    "step {step}: {what:?}: the block counts of {slot:?} differ"
                 ));
             }
         }

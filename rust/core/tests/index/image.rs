@@ -1,4 +1,5 @@
-//! The index as bytes: what comes back is what went out, and what is damaged or made up is refused without harm.
+//! Saved indexes: a restored index equals the saved one, and damaged or forged bytes are refused without
+//! harm.
 
 use proptest::prelude::*;
 use wardrop_core::index::{ImageError, Index, Prompt};
@@ -41,7 +42,7 @@ fn filled(seed: u64, steps: usize) -> (Stream, Index) {
     (stream, index)
 }
 
-/// With its checksum put right: for damage that a checksum does not see.
+/// The image with a correct checksum, for damage that a checksum would hide.
 fn sealed(mut image: Vec<u8>) -> Vec<u8> {
     if image.len() >= HEADER_BYTES {
         let (length, checksum) = (
@@ -55,7 +56,7 @@ fn sealed(mut image: Vec<u8>) -> Vec<u8> {
 }
 
 #[test]
-fn a_restored_index_goes_on_like_the_saved_one() {
+fn a_restored_index_answers_and_changes_like_the_saved_one() {
     for seed in 0..300 {
         let (mut stream, saved) = filled(seed, 40);
         let image = saved.image(HASHING, |worker| Some(worker.instance + 1));
@@ -118,7 +119,7 @@ fn workers_that_are_not_registered_are_left_out() {
 }
 
 #[test]
-fn what_is_no_image_of_this_router_is_named() {
+fn an_image_that_cannot_be_restored_is_refused_with_its_reason() {
     let (_, saved) = filled(5, 60);
     let image = saved.image(HASHING, |_| None);
     let refused = |image: &[u8], hashing| {
@@ -157,7 +158,7 @@ fn what_is_no_image_of_this_router_is_named() {
 }
 
 #[test]
-fn a_count_beyond_the_bytes_takes_no_memory() {
+fn a_count_beyond_the_bytes_allocates_nothing() {
     for at in [HEADER_BYTES, HEADER_BYTES + 4] {
         let mut image = vec![0; at];
         image[..8].copy_from_slice(b"wdindex\0");

@@ -1,4 +1,4 @@
-//! The index against the map-of-sets reference, over random event streams. `make fuzz` runs many more of them.
+//! The index against the reference over random event streams. `make fuzz` runs many more of them.
 
 mod budget;
 mod differential;
@@ -24,7 +24,7 @@ fn the_index_answers_like_the_reference() {
 }
 
 #[test]
-fn an_index_that_is_restored_now_and_then_answers_like_the_reference() {
+fn an_index_restored_at_intervals_answers_like_the_reference() {
     for seed in 0..SEEDS / 4 {
         if let Err(difference) = differential(seed, 60, &mut Restarting::new()) {
             panic!("seed {seed}: {difference}");
@@ -33,7 +33,7 @@ fn an_index_that_is_restored_now_and_then_answers_like_the_reference() {
     println!("{} streams of 60 steps agree", SEEDS / 4);
 }
 
-/// An index with a fault of which the comparison must hear.
+/// An index with a planted fault, which the comparison must find.
 struct Planted {
     index: Index,
     fault: Fault,
@@ -41,36 +41,36 @@ struct Planted {
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// Copies are not counted: one removal is enough.
-    OneRemovalIsEnough,
-    /// The host tier's removals get lost.
-    HostRemovalsGetLost,
+    /// The index counts no copies: one removal is enough.
+    IgnoresCopies,
+    /// The index ignores removals from the host tier.
+    IgnoresHostRemovals,
     /// A worker that leaves keeps its blocks.
-    LeavingKeepsBlocks,
-    /// A hole is not seen: a worker is credited up to its last block.
-    HolesAreOverlooked,
+    KeepsBlocksOfLeavers,
+    /// The index ignores holes: a worker gets credit up to its last block.
+    IgnoresHoles,
 }
 
 impl Subject for Planted {
     fn apply(&mut self, slot: Slot, event: &KvEvent) -> Result<(), Refusal> {
         match (self.fault, event) {
-            (Fault::OneRemovalIsEnough, KvEvent::Removed { blocks, .. }) if !blocks.is_empty() => {
+            (Fault::IgnoresCopies, KvEvent::Removed { blocks, .. }) if !blocks.is_empty() => {
                 let first = self.index.apply(slot, event);
                 while self.index.apply(slot, event) == Ok(()) {}
                 first
             }
-            (Fault::HostRemovalsGetLost, KvEvent::Removed { tier: Tier::Host, .. }) => Ok(()),
+            (Fault::IgnoresHostRemovals, KvEvent::Removed { tier: Tier::Host, .. }) => Ok(()),
             _ => self.index.apply(slot, event),
         }
     }
     fn leave(&mut self, slot: Slot) {
-        if !matches!(self.fault, Fault::LeavingKeepsBlocks) {
+        if !matches!(self.fault, Fault::KeepsBlocksOfLeavers) {
             self.index.remove_worker(slot);
         }
     }
     fn find_matches(&self, prompt: &Prompt<'_>) -> Vec<TierOverlap> {
         let mut found = self.index.find_matches(prompt, SLOTS_LEN);
-        if matches!(self.fault, Fault::HolesAreOverlooked) {
+        if matches!(self.fault, Fault::IgnoresHoles) {
             for overlap in &mut found {
                 overlap[0] += u32::from(overlap[0] > 0 && (overlap[0] as usize) < prompt.locals.len());
             }
@@ -89,10 +89,10 @@ impl Subject for Planted {
 #[test]
 fn planted_faults_are_caught() {
     for fault in [
-        Fault::OneRemovalIsEnough,
-        Fault::HostRemovalsGetLost,
-        Fault::LeavingKeepsBlocks,
-        Fault::HolesAreOverlooked,
+        Fault::IgnoresCopies,
+        Fault::IgnoresHostRemovals,
+        Fault::KeepsBlocksOfLeavers,
+        Fault::IgnoresHoles,
     ] {
         let caught = |seed: &u64| {
             differential(
@@ -164,7 +164,7 @@ fn a_block_removed_twice_in_one_event_is_gone_once() {
     index.check();
 }
 
-/// So many that the table of names grows often and some names find their lines full.
+/// Enough engine hashes to make their table grow often and to fill some lines.
 #[test]
 fn a_large_index_answers_like_sets() {
     const PROMPTS: u64 = 600;
@@ -246,7 +246,7 @@ fn a_filled_hole_counts_again() {
 }
 
 #[test]
-fn what_nobody_holds_is_freed_at_once() {
+fn blocks_without_a_holder_are_freed_at_once() {
     let index = Index::new(u64::MAX);
     for slot in [0, 1, 299] {
         index.apply(Slot(slot), &chain(200)).unwrap();
@@ -264,7 +264,7 @@ fn what_nobody_holds_is_freed_at_once() {
 }
 
 #[test]
-fn a_full_index_refuses_and_stays_true() {
+fn a_full_index_refuses_a_store_and_stays_consistent() {
     let index = Index::new(100);
     assert_eq!(index.apply(Slot(0), &chain(200)), Err(Refusal::Full));
     assert_eq!((index.blocks(), device(&index, 200, Slot(0))), (100, 100));
@@ -273,7 +273,7 @@ fn a_full_index_refuses_and_stays_true() {
 }
 
 #[test]
-fn lower_tiers_go_on_where_the_nearer_one_ends() {
+fn a_lower_tier_continues_where_the_nearer_tier_ends() {
     let index = Index::new(u64::MAX);
     index.apply(Slot(0), &chain(70)).unwrap();
     let KvEvent::Stored { blocks, .. } = chain(150) else {

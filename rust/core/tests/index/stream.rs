@@ -1,10 +1,11 @@
-//! Random event streams that look like a fleet's: shared prefixes, several names, copies, holes, tiers, restarts.
+//! Random event streams that resemble a fleet's: shared prefixes, several engine hashes per block, copies,
+//! holes, tiers, restarts.
 
 use wardrop_core::index::Slot;
 use wardrop_core::rng::Rng;
 use wardrop_core::{EngineHash, KvEvent, LocalHash, SequenceHash, StoredBlock, Tier, sequence_hashes};
 
-/// Slots in use: around the borders between the forms of a slot set.
+/// Slots in use, on both sides of the borders between the layouts of a holder set.
 pub const SLOTS: [Slot; 12] = [
     Slot(0),
     Slot(1),
@@ -20,10 +21,10 @@ pub const SLOTS: [Slot; 12] = [
     Slot(299),
 ];
 
-/// Every slot below this may be asked for.
+/// Tests ask for every slot below this one.
 pub const SLOTS_LEN: usize = 300;
 
-/// What happens next.
+/// One step of a stream.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// An event of a worker.
@@ -44,7 +45,7 @@ impl Prompt {
     }
 }
 
-/// A generator of steps and of questions.
+/// Generator of steps and of prompts to match.
 pub struct Stream {
     rng: Rng,
     prompts: Vec<Prompt>,
@@ -53,7 +54,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The stream of this seed.
+    /// The stream of a seed.
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let workers = 1 + rng.below(SLOTS.len());
@@ -89,7 +90,8 @@ impl Stream {
         }
     }
 
-    /// What the worker calls a block: most agree, some have a scheme of their own, few contradict themselves.
+    /// Engine hash that a worker uses for a block. Most workers agree, some have a scheme of their own, few
+    /// contradict themselves.
     fn name(&mut self, worker: usize, hash: SequenceHash) -> EngineHash {
         let odd = self.rng.below(400) == 0;
         let salt = if worker % 3 == 2 { worker as u64 } else { 0 };
@@ -158,12 +160,12 @@ impl Stream {
         }
         let mut hashes: Vec<SequenceHash> = places.iter().map(|&at| self.prompts[of].sequence[at]).collect();
         match self.rng.below(8) {
-            // One block twice: two copies, or one too many.
+            // One block twice: two copies, or one removal too many.
             0 if !hashes.is_empty() => {
                 let (from, to) = (self.rng.below(hashes.len()), self.rng.below(hashes.len()));
                 hashes.insert(to, hashes[from]);
             }
-            // Blocks of another prompt between them.
+            // Blocks of another prompt in between.
             1 => {
                 let other = self.rng.below(self.prompts.len());
                 for at in 0..self.prompts[other].sequence.len().min(20) {
@@ -180,7 +182,7 @@ impl Stream {
         }
     }
 
-    /// A prompt to ask for, with its sequence hashes.
+    /// A prompt to match, with its sequence hashes.
     pub fn question(&mut self) -> (&[LocalHash], &[SequenceHash]) {
         let of = self.rng.below(self.prompts.len());
         let prompt = &self.prompts[of];

@@ -1,21 +1,22 @@
-//! Frames made from a description, in every form that engines write, and the description that they should decode to.
+//! Frames generated from a description, in every form that engines write, with the description that they
+//! should decode to.
 
 use proptest::prelude::*;
 use rmp::encode as pack;
 use wardrop_core::{EngineHash, Tier};
 use wardrop_engines::{Batch, Event, Stored};
 
-/// How a frame is written.
+/// Form of a frame.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "four independent choices")]
 pub struct Form {
-    /// Events as maps tagged `type`; else as arrays with the tag first.
+    /// Events as maps tagged `type`; otherwise as arrays with the tag first.
     pub maps: bool,
-    /// Names as 32 bytes; else as 64-bit numbers.
+    /// Engine hashes as 32 bytes; otherwise as 64-bit numbers.
     pub long_names: bool,
-    /// Numbers signed where they do not fit below 2⁶³.
+    /// Numbers of 2⁶³ and above as signed numbers.
     pub signed: bool,
-    /// Fields that nobody knows.
+    /// Adds unknown fields.
     pub extras: bool,
 }
 
@@ -76,7 +77,8 @@ fn stored() -> impl Strategy<Value = Event> {
     )
 }
 
-/// The bytes of a batch in a form. Names of 32 bytes are hashed on the way in, so they come back by [`name_of`].
+/// Bytes of a batch in a form. Engine hashes of 32 bytes are hashed by the decoder; [`name_of`] gives the
+/// result.
 pub fn encode(batch: &Batch, form: Form) -> Vec<u8> {
     let mut out = Vec::new();
     pack::write_array_len(&mut out, 3 + u32::from(form.extras)).unwrap();
@@ -95,7 +97,7 @@ pub fn encode(batch: &Batch, form: Form) -> Vec<u8> {
     out
 }
 
-/// What a name decodes to.
+/// Engine hash that a name decodes to.
 pub fn name_of(name: EngineHash, form: Form) -> EngineHash {
     if form.long_names {
         EngineHash(xxhash_rust::xxh3::xxh3_64(&long(name)))
@@ -122,7 +124,7 @@ fn write_name(out: &mut Vec<u8>, name: EngineHash, form: Form) {
     }
 }
 
-/// A map in a map, floats, text: all to be stepped over.
+/// A map in a map, floats and text, which the decoder must skip.
 fn junk(out: &mut Vec<u8>) {
     pack::write_map_len(out, 2).unwrap();
     pack::write_str(out, "inner").unwrap();
@@ -143,7 +145,7 @@ const fn medium(tier: Tier) -> &'static str {
     }
 }
 
-/// Fields in the order of the array form; each is written by a closure.
+/// Fields in the order of the array form; a closure writes each of them.
 type Field<'a> = (&'static str, Box<dyn Fn(&mut Vec<u8>) + 'a>);
 
 fn encode_event(out: &mut Vec<u8>, event: &Event, form: Form) {
