@@ -2,7 +2,7 @@
 
 /// Converts a count below 2³¹. As a signed number it takes one instruction; an unsigned number takes five.
 #[inline(always)]
-pub fn small_f64(count: u32) -> f64 {
+pub(crate) fn small_f64(count: u32) -> f64 {
     debug_assert!(count < 1 << 31, "a count of blocks or requests must be below 2³¹");
     f64::from(count.cast_signed())
 }
@@ -10,7 +10,7 @@ pub fn small_f64(count: u32) -> f64 {
 /// Converts a count below 2⁵². The bits of 2⁵² + count contain the count, so no conversion instruction is
 /// needed.
 #[inline(always)]
-pub fn large_f64(count: u64) -> f64 {
+pub(crate) fn large_f64(count: u64) -> f64 {
     const TWO_52: f64 = 4_503_599_627_370_496.0;
     debug_assert!(
         count < 1 << 52,
@@ -20,7 +20,7 @@ pub fn large_f64(count: u64) -> f64 {
 }
 
 /// Maps a finite number to an integer of the same order.
-pub fn ordered(value: f64) -> u64 {
+pub(crate) fn ordered(value: f64) -> u64 {
     let bits = value.to_bits();
     if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
 }

@@ -8,7 +8,7 @@ use crate::worker::{WorkerId, WorkerSpec};
 
 /// Registered workers. A new worker reuses the slot of a worker that left.
 #[derive(Clone, Debug, Default)]
-pub struct Fleet {
+pub(crate) struct Fleet {
     /// Slot of each registered worker.
     slot_of: FxHashMap<WorkerId, Slot>,
     /// Worker of each slot; outdated for free slots.
@@ -23,7 +23,7 @@ pub struct Fleet {
 
 impl Fleet {
     /// Registers a worker as available, in a free slot.
-    pub fn add(&mut self, id: WorkerId, spec: WorkerSpec, workers_max: usize) -> Result<Slot, Error> {
+    pub(crate) fn add(&mut self, id: WorkerId, spec: WorkerSpec, workers_max: usize) -> Result<Slot, Error> {
         if self.slot_of.contains_key(&id) {
             return Err(Error::WorkerExists(id));
         }
@@ -44,24 +44,24 @@ impl Fleet {
     }
 
     /// Forgets a worker. No other worker gets its slot before [`Fleet::free`].
-    pub fn remove(&mut self, id: WorkerId) -> Result<Slot, Error> {
+    pub(crate) fn remove(&mut self, id: WorkerId) -> Result<Slot, Error> {
         let slot = self.slot_of.remove(&id).ok_or(Error::UnknownWorker(id))?;
         self.set_available(slot, false);
         Ok(slot)
     }
 
     /// Releases a slot, once the index holds nothing of its former worker.
-    pub fn free(&mut self, slot: Slot) {
+    pub(crate) fn free(&mut self, slot: Slot) {
         self.free.push(slot);
     }
 
     /// Slot of a worker.
-    pub fn slot(&self, id: WorkerId) -> Result<Slot, Error> {
+    pub(crate) fn slot(&self, id: WorkerId) -> Result<Slot, Error> {
         self.slot_of.get(&id).copied().ok_or(Error::UnknownWorker(id))
     }
 
     /// Sets whether the worker in `slot` takes requests.
-    pub fn set_available(&mut self, slot: Slot, available: bool) {
+    pub(crate) fn set_available(&mut self, slot: Slot, available: bool) {
         let (at, bit) = (slot.index() / 64, 1 << (slot.index() % 64));
         if available {
             self.available[at] |= bit;
@@ -71,42 +71,42 @@ impl Fleet {
     }
 
     /// Whether the worker in `slot` takes requests.
-    pub fn is_available(&self, slot: Slot) -> bool {
+    pub(crate) fn is_available(&self, slot: Slot) -> bool {
         self.available[slot.index() / 64] >> (slot.index() % 64) & 1 == 1
     }
 
     /// Slots that take requests, as words of bits.
-    pub fn available(&self) -> &[u64] {
+    pub(crate) fn available(&self) -> &[u64] {
         &self.available
     }
 
     /// Number of workers that take requests.
-    pub fn available_len(&self) -> usize {
+    pub(crate) fn available_len(&self) -> usize {
         self.available.iter().map(|word| word.count_ones() as usize).sum()
     }
 
     /// Number of registered workers.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.slot_of.len()
     }
 
     /// Number of slots ever used, which is the length of every column.
-    pub const fn slots(&self) -> usize {
+    pub(crate) const fn slots(&self) -> usize {
         self.ids.len()
     }
 
     /// Worker of each slot; outdated for free slots.
-    pub fn ids(&self) -> &[WorkerId] {
+    pub(crate) fn ids(&self) -> &[WorkerId] {
         &self.ids
     }
 
     /// Size that the worker in `slot` reported.
-    pub fn spec(&self, slot: Slot) -> &WorkerSpec {
+    pub(crate) fn spec(&self, slot: Slot) -> &WorkerSpec {
         &self.specs[slot.index()]
     }
 
     /// Registered workers with their slots, by worker id.
-    pub fn sorted(&self) -> Vec<(WorkerId, Slot)> {
+    pub(crate) fn sorted(&self) -> Vec<(WorkerId, Slot)> {
         let mut workers: Vec<_> = self.slot_of.iter().map(|(&id, &slot)| (id, slot)).collect();
         workers.sort_unstable();
         workers

@@ -1,18 +1,22 @@
-//! Routing core: what a router must know and decide, free of Python, I/O and clocks.
+//! Routing core: everything that a router must know and decide, free of Python, I/O and clocks.
 //!
 //! ```text
-//! KV event in ─▶ index                        learn where every prefix lives
+//! KV event in ─▶ index                            where every prefix lives
 //! request in  ─▶ match ─▶ price ─▶ pick ─▶ book   one atomic step of `Router::route`
-//! outcome in  ─▶ prefill_done, release        the load follows what the engines do
+//! outcome in  ─▶ prefill_done, release            the load follows the engines
 //! ```
 //!
-//! Time is an argument (`now_s`, seconds of a monotonic clock) and randomness comes from the seed in
+//! Start with [`Router`]: [`Router::apply`] takes a KV event, [`Router::route`] decides about a request, and
+//! [`Router::prefill_done`] and [`Router::release`] report its outcome. `examples/route.rs` shows all four.
+//! [`queue`] holds requests back while every worker is busy; [`price`] has the policies.
+//!
+//! Time is an argument (`now_s`, seconds of a monotonic clock), and randomness comes from the seed in
 //! [`RouterConfig`]: the same calls give the same answers.
 
 pub mod anarchy;
 pub mod control;
-pub mod error;
-pub mod event;
+mod error;
+mod event;
 mod exact;
 mod fleet;
 pub use anarchy as game;
@@ -20,20 +24,20 @@ pub mod hash;
 pub mod index;
 pub mod latency;
 pub mod ledger;
-pub mod load;
+mod load;
 mod matched;
 mod overlaps;
-pub mod pick;
+mod pick;
 pub mod predicted;
 pub mod price;
 pub mod queue;
 pub mod regime;
-pub mod request;
+mod request;
 pub mod rng;
 mod roster;
-pub mod router;
-pub mod snapshot;
-pub mod worker;
+mod router;
+mod snapshot;
+mod worker;
 
 pub use error::Error;
 pub use event::{KvEvent, StoredBlock, Tier};
@@ -45,6 +49,6 @@ pub use index::{ImageError, RestoredWorker, WorkerOverlap};
 pub use predicted::{PredictedConfig, PredictedUse};
 pub use price::{DynamoConfig, Policy, PolicyConfig, View};
 pub use request::{Candidate, Decision, Parts, RequestId, RouteRequest, Stage};
-pub use router::{Router, RouterConfig};
+pub use router::{FleetLoad, Router, RouterConfig};
 pub use snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 pub use worker::{WorkerId, WorkerSpec};

@@ -56,17 +56,17 @@ pub(crate) struct Matched {
 
 impl Matched {
     /// Slots of the candidates.
-    pub fn positions(&self) -> impl Iterator<Item = usize> + Clone + '_ {
+    pub(crate) fn positions(&self) -> impl Iterator<Item = usize> + Clone + '_ {
         self.slots.iter().map(|slot| slot.index())
     }
 
     /// Slot of candidate `i`.
-    pub fn position(&self, i: usize) -> usize {
+    pub(crate) fn position(&self, i: usize) -> usize {
         self.slots[i].index()
     }
 
     /// Prompt tokens that candidate `i` would compute and find. Only after [`Matched::fill_work`].
-    pub fn work(&self, i: usize) -> Work {
+    pub(crate) fn work(&self, i: usize) -> Work {
         Work {
             new_tokens: self.new_tokens[i] as u64,
             cached_tokens: self.cached_tokens[i] as u64,
@@ -74,7 +74,7 @@ impl Matched {
     }
 
     /// Prompt tokens to compute on the candidate with the largest overlap. Only after [`Matched::fill_work`].
-    pub fn least_tokens(&self) -> u64 {
+    pub(crate) fn least_tokens(&self) -> u64 {
         let least = self.new_tokens.iter().copied().reduce(f64::min);
         least.map_or(0, |tokens| tokens as u64)
     }
@@ -117,12 +117,12 @@ impl Matched {
     }
 
     /// Blocks that candidate `i` would add to the blocks in flight.
-    pub fn new_blocks(&self, i: usize) -> u64 {
+    pub(crate) fn new_blocks(&self, i: usize) -> u64 {
         u64::from(self.request_blocks - self.shared_blocks[i])
     }
 
     /// Generation of the fleet at the time of the match.
-    pub const fn generation(&self) -> u64 {
+    pub(crate) const fn generation(&self) -> u64 {
         self.generation
     }
 
@@ -268,14 +268,14 @@ pub(crate) struct PendingLoad {
 
 impl PendingLoad {
     /// Nothing waits for any of `positions` workers.
-    pub fn reset(&mut self, positions: usize) {
+    pub(crate) fn reset(&mut self, positions: usize) {
         zero(&mut self.tokens, positions);
         zero(&mut self.prefill_s, positions);
         zero(&mut self.requests, positions);
     }
 
     /// One more request of `tokens` to compute in `prefill_s` waits for the worker at `position`.
-    pub fn add(&mut self, position: usize, tokens: u64, prefill_s: f64) {
+    pub(crate) fn add(&mut self, position: usize, tokens: u64, prefill_s: f64) {
         self.tokens[position] += tokens;
         self.prefill_s[position] += prefill_s;
         self.requests[position] += 1;
@@ -315,7 +315,7 @@ pub(crate) struct Columns {
 
 impl Columns {
     /// Copies the present load of the candidates and adds the pending load.
-    pub fn fill(&mut self, matched: &Matched, load: &Load, pending: Option<&PendingLoad>) {
+    pub(crate) fn fill(&mut self, matched: &Matched, load: &Load, pending: Option<&PendingLoad>) {
         self.costs.resize(matched.slots.len(), 0.0);
         self.borrows_load = matched.everyone && pending.is_none();
         if self.borrows_load {
@@ -334,7 +334,12 @@ impl Columns {
 
     /// Copies what a price in seconds needs beyond the load. Call [`Columns::fill`] for the same candidates
     /// first.
-    pub fn fill_latency(&mut self, matched: &Matched, all: &ColumnSlices<'_>, pending: Option<&PendingLoad>) {
+    pub(crate) fn fill_latency(
+        &mut self,
+        matched: &Matched,
+        all: &ColumnSlices<'_>,
+        pending: Option<&PendingLoad>,
+    ) {
         if !matched.everyone {
             self.worker_columns.gather(all, matched.positions());
         }
@@ -349,7 +354,7 @@ impl Columns {
     }
 
     /// The candidates for a price in seconds. `all`: how every slot stands.
-    pub fn latency<'a>(
+    pub(crate) fn latency<'a>(
         &'a self,
         matched: &'a Matched,
         (all, load): (ColumnSlices<'a>, &'a Load),
@@ -379,7 +384,7 @@ impl Columns {
     }
 
     /// Prefill tokens, decode blocks and active requests, one entry per candidate.
-    pub fn loads<'a>(&'a self, load: &'a Load) -> (&'a [u64], &'a [u64], &'a [u32]) {
+    pub(crate) fn loads<'a>(&'a self, load: &'a Load) -> (&'a [u64], &'a [u64], &'a [u32]) {
         if self.borrows_load {
             return (&load.prefill_tokens, &load.decode_blocks, &load.active_requests);
         }
@@ -387,7 +392,7 @@ impl Columns {
     }
 
     /// Candidate `i` with the parts of its cost.
-    pub fn candidate(&self, matched: &Matched, load: &Load, parts: Parts, i: usize) -> Candidate {
+    pub(crate) fn candidate(&self, matched: &Matched, load: &Load, parts: Parts, i: usize) -> Candidate {
         let (prefill_tokens, decode_blocks, active_requests) = self.loads(load);
         Candidate {
             worker: matched.workers[i],

@@ -43,17 +43,17 @@ thread_local! {
 
 impl Overlaps {
     /// The buffers that this thread used last, or new ones.
-    pub fn take_kept() -> Box<Self> {
+    pub(crate) fn take_kept() -> Box<Self> {
         KEPT.take().unwrap_or_default()
     }
 
     /// Keeps the buffers for the next match of this thread.
-    pub fn keep(self: Box<Self>) {
+    pub(crate) fn keep(self: Box<Self>) {
         KEPT.set(Some(self));
     }
 
     /// Reads the overlaps from the index, without a lock, regardless of concurrent writes.
-    pub fn read(&mut self, prompt: &Prompt<'_>, roster: &Roster, index: &Index) {
+    pub(crate) fn read(&mut self, prompt: &Prompt<'_>, roster: &Roster, index: &Index) {
         self.clears = index.clears();
         let fleet = roster.read(&mut self.active);
         self.stamp = fleet.map(|(_, stamp)| stamp);
@@ -84,12 +84,12 @@ impl Overlaps {
     }
 
     /// Whether the fleet is unchanged since the read, and no cache was dropped.
-    pub fn is_current(&self, roster: &Roster, index: &Index) -> bool {
+    pub(crate) fn is_current(&self, roster: &Roster, index: &Index) -> bool {
         self.clears == index.clears() && self.stamp.is_some_and(|stamp| roster.is_valid(stamp))
     }
 
     /// Adds the router's own knowledge, under its lock: predicted caches and blocks in flight.
-    pub fn add_router_state(
+    pub(crate) fn add_router_state(
         &mut self,
         prompt: &Prompt<'_>,
         index: &Index,

@@ -17,7 +17,7 @@ const READ_ATTEMPTS: usize = 64;
 
 /// Available slots and worker ids, as readers see them.
 #[derive(Debug)]
-pub struct Roster {
+pub(crate) struct Roster {
     /// Version of the seqlock over the whole roster.
     version: AtomicU64,
     /// Slots ever used.
@@ -41,17 +41,17 @@ impl Default for Roster {
 
 impl Roster {
     /// Number of changes of the fleet. The caller must hold the lock under which the fleet changes.
-    pub fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         get(&self.version) / 2
     }
 
     /// Slots ever used.
-    pub fn slots(&self) -> usize {
+    pub(crate) fn slots(&self) -> usize {
         self.slots.load(Ordering::Acquire) as usize
     }
 
     /// Copies the state of one slot. One caller at a time.
-    pub fn publish(&self, fleet: &Fleet, slot: Slot) {
+    pub(crate) fn publish(&self, fleet: &Fleet, slot: Slot) {
         let slots = fleet.slots() as u32;
         self.available.reserve(slots.div_ceil(64));
         self.ids.reserve(slots);
@@ -70,7 +70,7 @@ impl Roster {
 
     /// Copies the available slots into `active`; the number of slots, and a stamp of this state. `None`: the
     /// fleet was changing in every attempt.
-    pub fn read(&self, active: &mut Vec<u64>) -> Option<(usize, Stamp)> {
+    pub(crate) fn read(&self, active: &mut Vec<u64>) -> Option<(usize, Stamp)> {
         for _ in 0..READ_ATTEMPTS {
             if let Some(stamp) = seqlock::begin_read(&self.version) {
                 let slots = self.slots.load(Ordering::Acquire) as usize;
@@ -87,13 +87,13 @@ impl Roster {
     }
 
     /// Worker of a used slot. Valid only if the stamp is valid afterwards.
-    pub fn id(&self, slot: Slot) -> WorkerId {
+    pub(crate) fn id(&self, slot: Slot) -> WorkerId {
         let words = self.ids.unit(slot.0);
         WorkerId::new(get(&words[0]), get(&words[1]) as u32)
     }
 
     /// Whether the fleet is unchanged since the stamp was taken.
-    pub fn is_valid(&self, stamp: Stamp) -> bool {
+    pub(crate) fn is_valid(&self, stamp: Stamp) -> bool {
         seqlock::is_valid(&self.version, stamp)
     }
 }

@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use proptest::prelude::*;
+use wardrop_core::WorkerId;
 use wardrop_core::latency::{
     FirstToken, FleetCurves, FleetRecord, Learning, PrefillWork, Prior, StepLoad, WorkerCurves,
 };
 use wardrop_core::rng::Rng;
-use wardrop_core::worker::WorkerId;
 
 /// A B200-like truth: 12 ms a pass, 31 µs a token, a little attention.
 fn true_prefill_s(new: u64) -> f64 {

@@ -7,8 +7,8 @@
 use std::borrow::Cow;
 
 use wardrop_core::control::{ControlSnapshot, Routing, RoutingChange};
-use wardrop_core::error::Error;
-use wardrop_core::router::RouterConfig;
+use wardrop_core::Error;
+use wardrop_core::RouterConfig;
 
 use crate::error::SimError;
 use crate::fleet::Fleet;

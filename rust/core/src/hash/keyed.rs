@@ -143,7 +143,7 @@ fn words([a, b, c, d]: [u32; 4]) -> [u64; 2] {
 }
 
 /// Constant `c` of a scope, different for every (adapter, namespace).
-pub fn scope_constant(key: &HashKey, scope: &HashScope<'_>) -> u128 {
+pub(crate) fn scope_constant(key: &HashKey, scope: &HashScope<'_>) -> u128 {
     let lora_name = scope.lora_name.unwrap_or_default();
     let namespace = scope.cache_namespace.unwrap_or_default();
     let mut input = Vec::with_capacity(17 + lora_name.len() + namespace.len());

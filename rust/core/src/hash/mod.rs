@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Seed of every hash that must agree with Dynamo's.
-pub const SEED: u64 = 1337;
+pub(crate) const SEED: u64 = 1337;
 
 /// XXH3 hashes longer inputs with a secret derived from the seed; [`BlockHasher::scoped`] derives it once.
 const SEEDED_BYTES_MAX: usize = 240;
@@ -98,7 +98,7 @@ fn with_bytes(block: &[u32], hash: impl FnOnce(&[u8]) -> u64) -> u64 {
 
 /// Sequence hash of a block whose predecessor has the sequence hash `parent`; `None` for the first block.
 #[inline]
-pub fn next_sequence_hash(parent: Option<SequenceHash>, local: LocalHash) -> SequenceHash {
+pub(crate) fn next_sequence_hash(parent: Option<SequenceHash>, local: LocalHash) -> SequenceHash {
     let Some(parent) = parent else {
         return SequenceHash(local.0);
     };

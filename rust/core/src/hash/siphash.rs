@@ -4,7 +4,7 @@
 //! use.
 
 /// SipHash-2-4 of `bytes` under a 128-bit key. O(bytes).
-pub fn siphash(key: &[u8; 16], bytes: &[u8]) -> u64 {
+pub(super) fn siphash(key: &[u8; 16], bytes: &[u8]) -> u64 {
     let half = |at: usize| u64::from_le_bytes(key[at..at + 8].try_into().expect("half a key has 8 bytes"));
     let (k0, k1) = (half(0), half(8));
     let mut state = [

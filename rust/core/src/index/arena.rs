@@ -20,7 +20,7 @@ struct Segment {
 
 /// Units of `UNIT` words each, addressed by number.
 #[derive(Debug)]
-pub struct Arena<const UNIT: usize> {
+pub(crate) struct Arena<const UNIT: usize> {
     /// Binary logarithm of the units in the first segment.
     base: u32,
     /// The segments; a reader sees a segment once it is complete.
@@ -29,7 +29,7 @@ pub struct Arena<const UNIT: usize> {
 
 impl<const UNIT: usize> Arena<UNIT> {
     /// An empty arena whose first segment will have 2^`base` units.
-    pub fn new(base: u32) -> Self {
+    pub(crate) fn new(base: u32) -> Self {
         Self {
             base,
             segments: (0..=32 - base).map(|_| OnceLock::new()).collect(),
@@ -37,7 +37,7 @@ impl<const UNIT: usize> Arena<UNIT> {
     }
 
     /// Allocates every segment that a unit below `end` needs.
-    pub fn reserve(&self, end: u32) {
+    pub(crate) fn reserve(&self, end: u32) {
         let Some(last) = end.checked_sub(1) else { return };
         // Last segment first: where a segment exists, all segments before it exist.
         for segment in (0..=self.place(last).0).rev() {
@@ -73,7 +73,7 @@ impl<const UNIT: usize> Arena<UNIT> {
 
     /// `words` words from unit `unit` on. The units must be reserved and lie in one segment.
     #[inline]
-    pub fn slice(&self, unit: u32, words: usize) -> &[AtomicU64] {
+    pub(crate) fn slice(&self, unit: u32, words: usize) -> &[AtomicU64] {
         let (segment, at) = self.place(unit);
         let segment = self.segments[segment]
             .get()
@@ -85,7 +85,7 @@ impl<const UNIT: usize> Arena<UNIT> {
     /// The words of `units` units from unit `unit` on, or `None` where they cross a segment. The units must
     /// be reserved.
     #[inline]
-    pub fn run(&self, unit: u32, units: usize) -> Option<&[AtomicU64]> {
+    pub(crate) fn run(&self, unit: u32, units: usize) -> Option<&[AtomicU64]> {
         let (segment, at) = self.place(unit);
         let words = self.segments[segment].get()?;
         (at + units <= 1 << (self.base as usize + segment)).then(|| {
@@ -96,7 +96,7 @@ impl<const UNIT: usize> Arena<UNIT> {
 
     /// The words of a reserved unit. The hottest function of a match: one shift and two bounds checks.
     #[inline(always)]
-    pub fn unit(&self, unit: u32) -> &[AtomicU64; UNIT] {
+    pub(crate) fn unit(&self, unit: u32) -> &[AtomicU64; UNIT] {
         let (segment, at) = self.place(unit);
         let segment = self.segments[segment]
             .get()
@@ -107,42 +107,42 @@ impl<const UNIT: usize> Arena<UNIT> {
 
 /// Low half of a word.
 #[inline]
-pub const fn low(word: u64) -> u32 {
+pub(crate) const fn low(word: u64) -> u32 {
     word as u32
 }
 
 /// High half of a word.
 #[inline]
-pub const fn high(word: u64) -> u32 {
+pub(crate) const fn high(word: u64) -> u32 {
     (word >> 32) as u32
 }
 
 /// Word of two halves.
 #[inline]
-pub const fn pack(low: u32, high: u32) -> u64 {
+pub(crate) const fn pack(low: u32, high: u32) -> u64 {
     low as u64 | (high as u64) << 32
 }
 
 /// Relaxed read, for the only writer, and for readers whose order a seqlock guarantees.
 #[inline]
-pub fn get(word: &AtomicU64) -> u64 {
+pub(crate) fn get(word: &AtomicU64) -> u64 {
     word.load(Ordering::Relaxed)
 }
 
 /// Relaxed write by the only writer, inside a write section of a [`super::seqlock`].
 #[inline]
-pub fn set(word: &AtomicU64, value: u64) {
+pub(crate) fn set(word: &AtomicU64, value: u64) {
     word.store(value, Ordering::Relaxed);
 }
 
 /// Replaces the low half of a word. Only for the only writer.
 #[inline]
-pub fn set_low(word: &AtomicU64, value: u32) {
+pub(crate) fn set_low(word: &AtomicU64, value: u32) {
     set(word, pack(value, high(get(word))));
 }
 
 /// Replaces the high half of a word. Only for the only writer.
 #[inline]
-pub fn set_high(word: &AtomicU64, value: u32) {
+pub(crate) fn set_high(word: &AtomicU64, value: u32) {
     set(word, pack(low(get(word)), value));
 }

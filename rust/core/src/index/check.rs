@@ -22,7 +22,7 @@ impl PathTree {
     }
 
     /// Panics unless every rule of the tree holds. For tests: O(whole tree).
-    pub fn check(&self, allocator: &TreeAllocator) {
+    pub(crate) fn check(&self, allocator: &TreeAllocator) {
         let mut blocks = 0;
         let mut branches: HashMap<BlockId, u32> = HashMap::new();
         for id in self.iter(allocator) {

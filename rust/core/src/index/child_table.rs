@@ -16,7 +16,7 @@ use super::hash_tables::mix;
 use super::seqlock;
 
 /// Headers of all frames, by frame id.
-pub type Headers = Arena<16>;
+pub(super) type Headers = Arena<16>;
 
 /// Buckets of an empty table.
 const BUCKETS_MIN: u64 = 16;
@@ -25,7 +25,7 @@ const CHAIN_MAX: u32 = 4096;
 
 /// Hash table from keys to frames; the module describes it.
 #[derive(Debug)]
-pub struct ChildTable {
+pub(super) struct ChildTable {
     /// Per bucket: low half the id of the first frame plus 1, or 0; high half the filter of [`class_of`]
     /// bits.
     buckets: Arena<1>,
@@ -49,7 +49,7 @@ impl Default for ChildTable {
 
 /// Answer to a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Find {
+pub(super) enum Find {
     /// The frame had this key at the time of the look-up.
     Found(FrameId),
     /// No frame has this key.
@@ -85,7 +85,7 @@ const fn class_of(hash: u64) -> u32 {
 impl ChildTable {
     /// The frame that continues from `parent` with local hash `local`. For readers and the writer.
     #[inline]
-    pub fn find(&self, headers: &Headers, parent: BlockId, local: u64) -> Find {
+    pub(super) fn find(&self, headers: &Headers, parent: BlockId, local: u64) -> Find {
         let Some(splits) = seqlock::begin_read(&self.splits) else {
             return Find::Raced;
         };
@@ -127,7 +127,7 @@ impl ChildTable {
     }
 
     /// Inserts a frame whose key is written. `frames` is the number of frames with it. Only for the writer.
-    pub fn insert(&self, headers: &Headers, id: FrameId, frames: usize) {
+    pub(super) fn insert(&self, headers: &Headers, id: FrameId, frames: usize) {
         let len = get(&self.len);
         if frames as u64 > len && len < u64::from(u32::MAX) {
             self.split(headers, len);
@@ -175,7 +175,7 @@ impl ChildTable {
     }
 
     /// Removes a frame whose key is still the one it was inserted with. Only for the writer.
-    pub fn remove(&self, headers: &Headers, id: FrameId) {
+    pub(super) fn remove(&self, headers: &Headers, id: FrameId) {
         let header = headers.unit(id.0);
         let bucket = &self
             .buckets
@@ -199,12 +199,12 @@ impl ChildTable {
     }
 
     /// Bytes of the buckets.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         get(&self.len) * 8
     }
 
     /// Number of frames in all chains. For tests; only for the writer.
-    pub fn count(&self, headers: &Headers) -> usize {
+    pub(super) fn count(&self, headers: &Headers) -> usize {
         let mut count = 0;
         for bucket in 0..get(&self.len) as u32 {
             let mut link = low(get(&self.buckets.unit(bucket)[0]));

@@ -154,7 +154,7 @@ impl Index {
     }
 
     /// Leading blocks in device memory, per slot, as [`PathTree::overlap`]. Counts a read that ended early.
-    pub fn device_overlap(
+    pub(crate) fn device_overlap(
         &self,
         prompt: &Prompt<'_>,
         slots: &[u64],
@@ -167,12 +167,12 @@ impl Index {
     }
 
     /// Whether any worker holds a block in host memory or on disk.
-    pub fn any_lower(&self) -> bool {
+    pub(crate) fn any_lower(&self) -> bool {
         self.shared.lower_blocks.load(Ordering::Acquire) > 0
     }
 
     /// Whether a worker holds a block in host memory or on disk. The index must have seen an event before.
-    pub fn has_lower(&self, slot: Slot) -> bool {
+    pub(crate) fn has_lower(&self, slot: Slot) -> bool {
         self.any_lower() && get(&self.shared.lower_by_slot.unit(slot.0)[0]) > 0
     }
 
@@ -187,7 +187,7 @@ impl Index {
     /// memory, then on disk.
     ///
     /// O(frames of the prompt).
-    pub fn lower_overlap(&self, scratch: &Scratch, slot: Slot, device: u32) -> [u32; 2] {
+    pub(crate) fn lower_overlap(&self, scratch: &Scratch, slot: Slot, device: u32) -> [u32; 2] {
         if !self.has_lower(slot) {
             return [0; 2];
         }

@@ -10,7 +10,7 @@ use crate::event::Tier;
 
 /// Copies beyond the first, per (block, slot, tier).
 #[derive(Clone, Debug, Default)]
-pub struct Copies {
+pub(super) struct Copies {
     /// Copies beyond the first, at least 1, by [`key`].
     extra: Map<u64, u32>,
 }
@@ -22,14 +22,14 @@ fn key(block: BlockId, slot: Slot, tier: Tier) -> u64 {
 
 impl Copies {
     /// Counts one more copy of a block that the worker holds already.
-    pub fn add(&mut self, block: BlockId, slot: Slot, tier: Tier) {
+    pub(super) fn add(&mut self, block: BlockId, slot: Slot, tier: Tier) {
         make_room(&mut self.extra);
         let count = self.extra.entry(key(block, slot, tier)).or_insert(0);
         *count = count.saturating_add(1);
     }
 
     /// Takes away one of several copies; `false` when the worker holds only one copy.
-    pub fn take(&mut self, block: BlockId, slot: Slot, tier: Tier) -> bool {
+    pub(super) fn take(&mut self, block: BlockId, slot: Slot, tier: Tier) -> bool {
         if self.extra.is_empty() {
             return false;
         }
@@ -44,13 +44,13 @@ impl Copies {
     }
 
     /// Sets the number of copies beyond the first, at least 1.
-    pub fn set(&mut self, block: BlockId, slot: Slot, tier: Tier, extra: u32) {
+    pub(super) fn set(&mut self, block: BlockId, slot: Slot, tier: Tier, extra: u32) {
         make_room(&mut self.extra);
         self.extra.insert(key(block, slot, tier), extra);
     }
 
     /// Every block with further copies, and their number, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (BlockId, Slot, Tier, u32)> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (BlockId, Slot, Tier, u32)> + '_ {
         self.extra.iter().map(|(&key, &extra)| {
             let slot = Slot((key >> 2) as u32 & 0xFFFF);
             let block = BlockId::from_number((key >> 18) as u32);
@@ -59,25 +59,25 @@ impl Copies {
     }
 
     /// Forgets the further copies of a block.
-    pub fn forget(&mut self, block: BlockId, slot: Slot, tier: Tier) {
+    pub(super) fn forget(&mut self, block: BlockId, slot: Slot, tier: Tier) {
         if !self.extra.is_empty() {
             self.extra.remove(&key(block, slot, tier));
         }
     }
 
     /// Number of (block, slot, tier) triples with further copies.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.extra.len()
     }
 
     /// Bytes that one event's blocks in a frame may make the map allocate: the grown map beside the old one.
-    pub fn growth_bytes(&self) -> u64 {
+    pub(super) fn growth_bytes(&self) -> u64 {
         let full = self.extra.len() + FRAME_BLOCKS as usize > self.extra.capacity();
         if full { 2 * self.bytes().max(4096) } else { 0 }
     }
 
     /// Bytes of the map, from its capacity.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.extra.allocation_size() as u64
     }
 }

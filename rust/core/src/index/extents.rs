@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use super::arena::{Arena, get, high, low, pack, set};
 
 /// Words of a unit, the smallest extent: one entry of a list of partial holders.
-pub const UNIT_WORDS: usize = 2;
+pub(super) const UNIT_WORDS: usize = 2;
 /// Binary logarithm of the units in the arena's first segment.
 ///
 /// No extent is larger than this segment, since a list has at most 65,536 partial holders.
@@ -19,7 +19,7 @@ const CLASSES: usize = BASE as usize + 1;
 
 /// Words of all extents. Unit 0 belongs to no extent and means "none".
 #[derive(Debug)]
-pub struct Extents {
+pub(crate) struct Extents {
     arena: Arena<UNIT_WORDS>,
 }
 
@@ -34,7 +34,7 @@ impl Default for Extents {
 impl Extents {
     /// `words` words from unit `at` on.
     #[inline]
-    pub fn words(&self, at: u32, words: usize) -> &[AtomicU64] {
+    pub(crate) fn words(&self, at: u32, words: usize) -> &[AtomicU64] {
         self.arena.slice(at, words)
     }
 }
@@ -45,7 +45,7 @@ impl Extents {
 /// word is its class, and a bit of `starts` says that both words are valid. A reader may still look at a
 /// freed extent, but its section is no longer valid then.
 #[derive(Debug, Default)]
-pub struct ExtentAllocator {
+pub(crate) struct ExtentAllocator {
     /// First free extent of each class, or 0.
     first: [u32; CLASSES],
     /// Bit per unit: a free extent starts there.
@@ -55,7 +55,7 @@ pub struct ExtentAllocator {
 }
 
 /// Size class of the smallest extent with at least `words` words.
-pub const fn class_of(words: usize) -> u32 {
+pub(super) const fn class_of(words: usize) -> u32 {
     words.div_ceil(UNIT_WORDS).next_power_of_two().ilog2()
 }
 
@@ -66,7 +66,7 @@ impl ExtentAllocator {
     }
 
     /// Allocates an extent of 2^`class` units. Its words hold arbitrary values.
-    pub fn allocate(&mut self, extents: &Extents, class: u32) -> u32 {
+    pub(crate) fn allocate(&mut self, extents: &Extents, class: u32) -> u32 {
         if let Some(of) = (class..CLASSES as u32).find(|&of| self.first[of as usize] != 0) {
             let at = self.first[of as usize];
             self.unlink(extents, at, of);
@@ -97,7 +97,7 @@ impl ExtentAllocator {
     }
 
     /// Frees an extent: inside a write section of the frame that had it, or after one.
-    pub fn free(&mut self, extents: &Extents, at: u32, class: u32) {
+    pub(crate) fn free(&mut self, extents: &Extents, at: u32, class: u32) {
         let (mut at, mut class) = (at, class);
         while class + 1 < CLASSES as u32 {
             let half = at ^ 1 << class;
@@ -148,7 +148,7 @@ impl ExtentAllocator {
     }
 
     /// Bytes that an extent of this class may allocate from the system.
-    pub fn growth_bytes(&self, class: u32) -> u64 {
+    pub(crate) fn growth_bytes(&self, class: u32) -> u64 {
         if self.first[class as usize..].iter().any(|&at| at != 0) {
             return 0;
         }
@@ -157,12 +157,12 @@ impl ExtentAllocator {
     }
 
     /// Bytes ever used for extents, and of `starts`.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         u64::from(self.next()) * (UNIT_WORDS * 8) as u64 + self.starts.capacity() as u64 * 8
     }
 
     /// Bytes of the free extents.
-    pub fn free_bytes(&self, extents: &Extents) -> u64 {
+    pub(crate) fn free_bytes(&self, extents: &Extents) -> u64 {
         let mut units = 0;
         for (class, &first) in self.first.iter().enumerate() {
             let mut at = first;

@@ -21,49 +21,49 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Highest number of blocks in a frame: the bits of a holder mask.
-pub const FRAME_BLOCKS: u32 = 64;
+pub(crate) const FRAME_BLOCKS: u32 = 64;
 /// Blocks of a chunk: eight hashes fill one cache line.
-pub const CHUNK_BLOCKS: u32 = 8;
+pub(crate) const CHUNK_BLOCKS: u32 = 8;
 /// Chunks of a full frame.
-pub const CHUNKS: usize = (FRAME_BLOCKS / CHUNK_BLOCKS) as usize;
+pub(crate) const CHUNKS: usize = (FRAME_BLOCKS / CHUNK_BLOCKS) as usize;
 
 /// Place of a block: its frame and its offset there. It stays the same while the block lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BlockId(u32);
+pub(crate) struct BlockId(u32);
 
 impl BlockId {
     /// Virtual block before the first block of every prompt.
-    pub const ROOT: Self = Self(u32::MAX);
+    pub(crate) const ROOT: Self = Self(u32::MAX);
 
     /// The block at `offset` of `frame`.
-    pub const fn new(frame: FrameId, offset: u32) -> Self {
+    pub(crate) const fn new(frame: FrameId, offset: u32) -> Self {
         Self(frame.0 * FRAME_BLOCKS + offset)
     }
 
     /// The block whose [`BlockId::get`] is `number`.
-    pub const fn from_number(number: u32) -> Self {
+    pub(crate) const fn from_number(number: u32) -> Self {
         Self(number)
     }
 
     /// Frame of the block; meaningless for [`BlockId::ROOT`].
-    pub const fn frame(self) -> FrameId {
+    pub(crate) const fn frame(self) -> FrameId {
         FrameId(self.0 / FRAME_BLOCKS)
     }
 
     /// Offset of the block in its frame; meaningless for [`BlockId::ROOT`].
-    pub const fn offset(self) -> u32 {
+    pub(crate) const fn offset(self) -> u32 {
         self.0 % FRAME_BLOCKS
     }
 
     /// The id as a number.
-    pub const fn get(self) -> u32 {
+    pub(crate) const fn get(self) -> u32 {
         self.0
     }
 }
 
 /// Consecutive blocks of one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockRun {
+pub(crate) struct BlockRun {
     /// First block of the run.
     pub first: BlockId,
     /// Blocks of the run: 1 to 64.
@@ -72,80 +72,80 @@ pub struct BlockRun {
 
 impl BlockRun {
     /// Last block of the run.
-    pub const fn last(self) -> BlockId {
+    pub(crate) const fn last(self) -> BlockId {
         BlockId(self.first.0 + self.len - 1)
     }
 }
 
 /// Number of a frame's header in its arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FrameId(pub u32);
+pub(crate) struct FrameId(pub u32);
 
 /// Marks the absence of a frame.
-pub const NONE: FrameId = FrameId(u32::MAX);
+pub(crate) const NONE: FrameId = FrameId(u32::MAX);
 /// Highest number of frames. Block ids have 32 bits, and the highest id is the root's.
-pub const FRAMES_MAX: u32 = u32::MAX / FRAME_BLOCKS;
+pub(crate) const FRAMES_MAX: u32 = u32::MAX / FRAME_BLOCKS;
 
 /// Header of a frame; the module describes its words.
-pub type Header = [AtomicU64; 16];
+pub(crate) type Header = [AtomicU64; 16];
 
 /// Seqlock version. The identity half counts how often the frame lost blocks.
-pub const VERSION: usize = 0;
+pub(crate) const VERSION: usize = 0;
 /// Low half: parent block. High half: a child at the last block, or [`NONE`].
 ///
 /// Most prompts go on through this child, without a look-up in the child table.
-pub const LINKS: usize = 1;
+pub(crate) const LINKS: usize = 1;
 /// Local hash of the first block: together with the parent, the key of the child table.
-pub const FIRST_LOCAL: usize = 2;
+pub(crate) const FIRST_LOCAL: usize = 2;
 /// Sequence hash of the last block, valid with [`HAS_END_SEQUENCE`].
-pub const END_SEQUENCE: usize = 3;
+pub(crate) const END_SEQUENCE: usize = 3;
 /// First of the four words of the device holders. [`LEN_AND_FLAGS`] and [`NEXT_IN_BUCKET`] use their two
 /// spare halves.
-pub const DEVICE_HOLDERS: usize = 4;
+pub(crate) const DEVICE_HOLDERS: usize = 4;
 /// Low half: number of blocks in the lowest eight bits, then the flags below. High half: part of the holders.
-pub const LEN_AND_FLAGS: usize = DEVICE_HOLDERS + 2;
+pub(crate) const LEN_AND_FLAGS: usize = DEVICE_HOLDERS + 2;
 /// High half: number of the next frame in the bucket of the child table, plus 1, or 0.
-pub const NEXT_IN_BUCKET: usize = DEVICE_HOLDERS + 3;
+pub(crate) const NEXT_IN_BUCKET: usize = DEVICE_HOLDERS + 3;
 /// First of the four words with the ids of the frame's chunks.
-pub const CHUNK_IDS: usize = 8;
+pub(crate) const CHUNK_IDS: usize = 8;
 /// Bit i is set while block i has a child.
-pub const CHILD_BITS: usize = 12;
+pub(crate) const CHILD_BITS: usize = 12;
 /// Sequence hash of the parent block, valid with [`HAS_PARENT_SEQUENCE`].
-pub const PARENT_SEQUENCE: usize = 13;
+pub(crate) const PARENT_SEQUENCE: usize = 13;
 /// In a free frame: the id of the frame freed before it. No reader looks at this word.
-pub const NEXT_FREE: usize = PARENT_SEQUENCE;
+pub(crate) const NEXT_FREE: usize = PARENT_SEQUENCE;
 /// Extent with the holders in host memory (four words) and on disk (four words), or 0 where there are none.
-pub const LOWER_HOLDERS: usize = 14;
+pub(crate) const LOWER_HOLDERS: usize = 14;
 /// Word for the owner of the tree. The index keeps here which blocks have a common engine hash.
-pub const OWNER_WORD: usize = 15;
+pub(crate) const OWNER_WORD: usize = 15;
 
 /// The sequence hash of the last block is known.
-pub const HAS_END_SEQUENCE: u32 = 1 << 8;
+pub(crate) const HAS_END_SEQUENCE: u32 = 1 << 8;
 /// The sequence hash of the parent block is known; false for frames at the root.
-pub const HAS_PARENT_SEQUENCE: u32 = 1 << 9;
+pub(crate) const HAS_PARENT_SEQUENCE: u32 = 1 << 9;
 /// A worker stored the frame or a prompt matched it since the eviction clock last passed.
 ///
 /// Readers write no other bit, and write this one only while it is clear.
-pub const RECENTLY_USED: u32 = 1 << 10;
+pub(crate) const RECENTLY_USED: u32 = 1 << 10;
 
 /// Size class of the extent behind [`LOWER_HOLDERS`]: eight words.
-pub const LOWER_CLASS: u32 = 2;
+pub(crate) const LOWER_CLASS: u32 = 2;
 
 /// Blocks of a frame, from its word [`LEN_AND_FLAGS`]. 0 means that the frame is free.
 #[inline]
-pub const fn len_of(shape: u64) -> u32 {
+pub(crate) const fn len_of(shape: u64) -> u32 {
     shape as u32 & 0xFF
 }
 
 /// Whether the sequence hash of the last block is known.
 #[inline]
-pub const fn has_end(shape: u64) -> bool {
+pub(crate) const fn has_end(shape: u64) -> bool {
     shape as u32 & HAS_END_SEQUENCE != 0
 }
 
 /// Marks a frame as recently used. Readers call it too: a lost mark costs at most a premature eviction.
 #[inline]
-pub fn mark_used(header: &Header, shape: u64) {
+pub(crate) fn mark_used(header: &Header, shape: u64) {
     if shape as u32 & RECENTLY_USED == 0 {
         header[LEN_AND_FLAGS].fetch_or(u64::from(RECENTLY_USED), Ordering::Relaxed);
     }

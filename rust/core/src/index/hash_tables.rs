@@ -12,17 +12,17 @@ use super::frame::FrameId;
 
 /// Mixes two words to a hash by a 128-bit product, as wyhash does.
 #[inline]
-pub const fn mix(a: u64, b: u64) -> u64 {
+pub(crate) const fn mix(a: u64, b: u64) -> u64 {
     let product = ((a ^ 0x9E37_79B9_7F4A_7C15) as u128) * ((b ^ 0xD6E8_FEB8_6659_FD93) as u128);
     (product as u64) ^ ((product >> 64) as u64)
 }
 
 /// Map that callers pass to [`make_room`] before every insertion.
-pub type Map<K, V> = HashMap<K, V, FxBuildHasher>;
+pub(crate) type Map<K, V> = HashMap<K, V, FxBuildHasher>;
 
 /// Makes room for one more entry. Without it, a map under churn takes twice the memory for the same number of
 /// entries.
-pub fn make_room<K: Hash + Eq, V>(map: &mut Map<K, V>) {
+pub(crate) fn make_room<K: Hash + Eq, V>(map: &mut Map<K, V>) {
     if map.len() < map.capacity() {
         return;
     }
@@ -60,7 +60,7 @@ fn make_table_room<T: Copy>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) 
 
 /// Set of the frames in which one worker holds blocks.
 #[derive(Clone, Debug, Default)]
-pub struct FrameSet {
+pub(crate) struct FrameSet {
     table: HashTable<FrameId>,
 }
 
@@ -70,7 +70,7 @@ fn hash(id: FrameId) -> u64 {
 
 impl FrameSet {
     /// Adds a frame; adding it twice changes nothing.
-    pub fn insert(&mut self, id: FrameId) {
+    pub(crate) fn insert(&mut self, id: FrameId) {
         make_table_room(&mut self.table, |&id| hash(id));
         self.table
             .entry(hash(id), |&other| other == id, |&other| hash(other))
@@ -78,29 +78,29 @@ impl FrameSet {
     }
 
     /// Removes a frame; a missing frame changes nothing.
-    pub fn remove(&mut self, id: FrameId) {
+    pub(crate) fn remove(&mut self, id: FrameId) {
         if let Ok(entry) = self.table.find_entry(hash(id), |&other| other == id) {
             entry.remove();
         }
     }
 
     /// Whether the set has no frame.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
 
     /// The frames, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = FrameId> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = FrameId> + '_ {
         self.table.iter().copied()
     }
 
     /// Bytes of the table, from its capacity.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.table.allocation_size()
     }
 
     /// Bytes that one more insertion may allocate: the grown table beside the old one.
-    pub fn growth_bytes(&mut self) -> u64 {
+    pub(crate) fn growth_bytes(&mut self) -> u64 {
         if make_table_room(&mut self.table, |&id| hash(id)) {
             0
         } else {

@@ -36,7 +36,7 @@ enum FullLayout {
 
 /// Copy of a frame's holder words. A slot is a full holder, a partial holder, or holds nothing of the frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Holders {
+pub(crate) struct Holders {
     full: [u64; 2],
     /// Layout, list length, and size class and length of the partial list.
     shape: u32,
@@ -56,7 +56,7 @@ const LEN_SHIFT: u32 = 11;
 impl Holders {
     /// Copies the words. A reader may use the copy only if its section is valid.
     #[inline]
-    pub fn of(words: &[AtomicU64]) -> Self {
+    pub(crate) fn of(words: &[AtomicU64]) -> Self {
         Self {
             full: [get(&words[0]), get(&words[1])],
             shape: high(get(&words[2])),
@@ -75,7 +75,7 @@ impl Holders {
 
     /// Number of partial holders.
     #[inline]
-    pub const fn partial_len(&self) -> usize {
+    pub(crate) const fn partial_len(&self) -> usize {
         (self.shape >> LEN_SHIFT) as usize
     }
 
@@ -100,7 +100,7 @@ impl Holders {
     }
 
     /// Partial holders with their masks, by slot.
-    pub fn partials<'a>(&self, extents: &'a Extents) -> impl Iterator<Item = (Slot, u64)> + 'a {
+    pub(crate) fn partials<'a>(&self, extents: &'a Extents) -> impl Iterator<Item = (Slot, u64)> + 'a {
         let partial_words = self.partial_words(extents).chunks_exact(2);
         partial_words.map(|entry| (Slot(get(&entry[0]) as u32), get(&entry[1])))
     }
@@ -121,7 +121,7 @@ impl Holders {
     }
 
     /// Whether there is no full holder.
-    pub fn full_is_empty(&self, extents: &Extents) -> bool {
+    pub(crate) fn full_is_empty(&self, extents: &Extents) -> bool {
         match self.layout() {
             FullLayout::Bitmap => self.full[0] == 0,
             FullLayout::List(len) => len == 0,
@@ -130,12 +130,12 @@ impl Holders {
     }
 
     /// Whether nobody holds any block.
-    pub fn is_empty(&self, extents: &Extents) -> bool {
+    pub(crate) fn is_empty(&self, extents: &Extents) -> bool {
         self.partial_len() == 0 && self.full_is_empty(extents)
     }
 
     /// Number of full holders.
-    pub fn full_len(&self, extents: &Extents) -> u32 {
+    pub(crate) fn full_len(&self, extents: &Extents) -> u32 {
         match self.layout() {
             FullLayout::Bitmap => self.full[0].count_ones(),
             FullLayout::List(len) => len,
@@ -148,7 +148,7 @@ impl Holders {
     }
 
     /// Whether `slot` is a full holder.
-    pub fn is_full(&self, extents: &Extents, slot: Slot) -> bool {
+    pub(crate) fn is_full(&self, extents: &Extents, slot: Slot) -> bool {
         let bit = slot.index() % 64;
         match self.layout() {
             FullLayout::Bitmap => slot.index() < 64 && self.full[0] >> bit & 1 == 1,
@@ -160,12 +160,12 @@ impl Holders {
     }
 
     /// Whether there are more than `limit` full holders besides `slot`.
-    pub fn exceeds_beside(&self, extents: &Extents, slot: Slot, limit: u32) -> bool {
+    pub(crate) fn exceeds_beside(&self, extents: &Extents, slot: Slot, limit: u32) -> bool {
         self.full_len(extents) - u32::from(self.is_full(extents, slot)) > limit
     }
 
     /// The full holders, sorted unless they are a list.
-    pub fn full_slots(&self, extents: &Extents) -> Vec<Slot> {
+    pub(crate) fn full_slots(&self, extents: &Extents) -> Vec<Slot> {
         match self.layout() {
             FullLayout::Bitmap => bits(self.full[0]).map(Slot).collect(),
             FullLayout::List(len) => (0..len).map(|at| Slot(u32::from(self.list_slot(at)))).collect(),
@@ -177,7 +177,7 @@ impl Holders {
     }
 
     /// Blocks that `slot` holds of a frame of `len` blocks, as bits.
-    pub fn mask(&self, extents: &Extents, slot: Slot, len: u32) -> u64 {
+    pub(crate) fn mask(&self, extents: &Extents, slot: Slot, len: u32) -> u64 {
         if self.is_full(extents, slot) {
             return low_bits(len);
         }
@@ -187,7 +187,7 @@ impl Holders {
     }
 
     /// Blocks of a frame of `len` blocks that anybody holds, as bits.
-    pub fn union(&self, extents: &Extents, len: u32) -> u64 {
+    pub(crate) fn union(&self, extents: &Extents, len: u32) -> u64 {
         if !self.full_is_empty(extents) {
             return low_bits(len);
         }
@@ -241,7 +241,7 @@ impl Holders {
     /// range; `keep` then has no meaning. Calling it again for the same frame overwrites the results. O(words
     /// + slots that leave + partial holders).
     #[inline]
-    pub fn filter_active(
+    pub(crate) fn filter_active(
         &self,
         extents: &Extents,
         (active, keep): (&[u64], &mut [u64]),
@@ -290,7 +290,7 @@ pub(super) fn write_depth(word: u64, value: u32, depth: &mut [u32]) {
 }
 
 /// Write access to the holders of one frame, inside a write section of the frame's seqlock.
-pub struct HoldersMut<'a> {
+pub(crate) struct HoldersMut<'a> {
     /// The four words.
     pub words: &'a [AtomicU64],
     /// Words of all extents.
@@ -311,7 +311,7 @@ impl HoldersMut<'_> {
     }
 
     /// Makes `slot` hold exactly `mask` of a frame of `len` blocks.
-    pub fn set_mask(&mut self, slot: Slot, mask: u64, len: u32) {
+    pub(crate) fn set_mask(&mut self, slot: Slot, mask: u64, len: u32) {
         let current = self.current();
         if mask == low_bits(len) {
             if !current.is_full(self.extents, slot) {
@@ -477,7 +477,7 @@ impl HoldersMut<'_> {
     }
 
     /// Updates the holders of a frame that grew from `old_len` blocks: full holders now hold its first part.
-    pub fn grown(&mut self, old_len: u32) {
+    pub(crate) fn grown(&mut self, old_len: u32) {
         let current = self.current();
         let full = current.full_slots(self.extents);
         if full.is_empty() {
@@ -492,7 +492,7 @@ impl HoldersMut<'_> {
     }
 
     /// Updates the holders of a frame that shrank to `new_len` blocks, behind which nobody held any block.
-    pub fn shrunk(&mut self, new_len: u32) {
+    pub(crate) fn shrunk(&mut self, new_len: u32) {
         let whole = low_bits(new_len);
         let current = self.current();
         let grown: Vec<Slot> = current
@@ -506,7 +506,7 @@ impl HoldersMut<'_> {
     }
 
     /// Removes all holders and frees their extents.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.set_full(&[]);
         let current = self.current();
         if current.partial_len() > 0 {

@@ -9,7 +9,7 @@ use super::arena::{get, low, set};
 /// Freed ids form a list: each freed unit stores the id freed before it in one of its own words, so the list
 /// takes no memory.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct IdAllocator {
+pub(super) struct IdAllocator {
     /// Every id handed out so far is below this one.
     pub(super) end: u32,
     /// Ids below `end` that are free.

@@ -36,7 +36,7 @@ impl PathTree {
     }
 
     /// Makes `slot` hold exactly `mask` of a frame in a tier.
-    pub fn set_mask(
+    pub(crate) fn set_mask(
         &self,
         allocator: &mut TreeAllocator,
         id: FrameId,
@@ -86,7 +86,7 @@ impl PathTree {
     ///
     /// The blocks extend the frame of `after` when they fit behind its end and `extend` allows it; otherwise
     /// they start a new frame. The caller must give the run a holder. `None`: no frame id is left.
-    pub fn add(
+    pub(crate) fn add(
         &self,
         allocator: &mut TreeAllocator,
         after: BlockId,
@@ -252,7 +252,7 @@ impl PathTree {
     /// Computes the sequence hash of a shrunk frame's last block again.
     ///
     /// A shrinking frame drops this hash. Computing it pays off once a worker stores the whole frame again.
-    pub fn refresh_end(&self, id: FrameId) {
+    pub(crate) fn refresh_end(&self, id: FrameId) {
         let header = self.header(id);
         let shape = get(&header[LEN_AND_FLAGS]);
         if !has_end(shape) {
@@ -267,7 +267,7 @@ impl PathTree {
     /// does the same for the parent's frame.
     ///
     /// `dropped` receives each frame with the offsets of its blocks as bits, before they go.
-    pub fn free_dead(
+    pub(crate) fn free_dead(
         &self,
         allocator: &mut TreeAllocator,
         id: FrameId,

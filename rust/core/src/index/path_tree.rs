@@ -39,7 +39,7 @@ pub struct Prompt<'a> {
 
 /// Consecutive blocks of a prompt that match one frame from its first block on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PromptRange {
+pub(crate) struct PromptRange {
     /// Position of the first block in the prompt.
     pub start: u32,
     /// Blocks of the range: 1 to 64.
@@ -48,14 +48,14 @@ pub struct PromptRange {
 
 impl PromptRange {
     /// Position in the prompt after the last block.
-    pub const fn end(self) -> u32 {
+    pub(crate) const fn end(self) -> u32 {
         self.start + self.len
     }
 }
 
 /// The tree as readers see it; the module describes it.
 #[derive(Debug)]
-pub struct PathTree {
+pub(crate) struct PathTree {
     /// Headers of the frames.
     pub(super) headers: Headers,
     /// Local hashes in chunks of eight; the frames' headers hold the ids of their chunks.
@@ -80,13 +80,13 @@ impl Default for PathTree {
 impl PathTree {
     /// Header of a frame.
     #[inline]
-    pub fn header(&self, id: FrameId) -> &Header {
+    pub(crate) fn header(&self, id: FrameId) -> &Header {
         self.headers.unit(id.0)
     }
 
     /// Id of the chunk with the block at `offset`.
     #[inline]
-    pub fn chunk(header: &Header, offset: u32) -> u32 {
+    pub(crate) fn chunk(header: &Header, offset: u32) -> u32 {
         let chunk = offset / CHUNK_BLOCKS;
         // Acquire: a reader follows this id before it knows that its section is valid.
         let word = header[CHUNK_IDS + (chunk / 2) as usize].load(Ordering::Acquire);
@@ -98,22 +98,22 @@ impl PathTree {
     }
 
     /// Blocks of a frame: 1 to 64 while the frame is in the tree.
-    pub fn len(&self, id: FrameId) -> u32 {
+    pub(crate) fn len(&self, id: FrameId) -> u32 {
         len_of(get(&self.header(id)[LEN_AND_FLAGS]))
     }
 
     /// Block before the first block of a frame.
-    pub fn parent(&self, id: FrameId) -> BlockId {
+    pub(crate) fn parent(&self, id: FrameId) -> BlockId {
         BlockId::from_number(low(get(&self.header(id)[LINKS])))
     }
 
     /// Word of a frame that the owner of the tree may use; 0 in a new frame.
-    pub fn owner_word(&self, id: FrameId) -> &AtomicU64 {
+    pub(crate) fn owner_word(&self, id: FrameId) -> &AtomicU64 {
         &self.header(id)[OWNER_WORD]
     }
 
     /// Bytes that the structures of the tree use.
-    pub fn bytes(&self, allocator: &TreeAllocator) -> u64 {
+    pub(crate) fn bytes(&self, allocator: &TreeAllocator) -> u64 {
         u64::from(allocator.frames.end) * size_of::<Header>() as u64
             + u64::from(allocator.chunks.end) * 64
             + allocator.extent_allocator.bytes()
@@ -132,7 +132,7 @@ impl PathTree {
     /// and without bounds checks, which is most of the work of a match. The chunks of a frame that was
     /// written at once are adjacent and are looked up once.
     #[inline]
-    pub fn equal<T>(
+    pub(crate) fn equal<T>(
         column: &Arena<8>,
         header: &Header,
         offset: u32,
@@ -242,7 +242,7 @@ impl PathTree {
     }
 
     /// Holders of a frame in a tier; `None` for a lower tier without holders.
-    pub fn holders(&self, id: FrameId, tier: Tier) -> Option<Holders> {
+    pub(crate) fn holders(&self, id: FrameId, tier: Tier) -> Option<Holders> {
         self.holder_words(id, tier).map(Holders::of)
     }
 
@@ -259,7 +259,7 @@ impl PathTree {
     }
 
     /// Blocks of a frame that a slot holds in a tier, as bits.
-    pub fn mask(&self, id: FrameId, slot: Slot, tier: Tier) -> u64 {
+    pub(crate) fn mask(&self, id: FrameId, slot: Slot, tier: Tier) -> u64 {
         let holders = self.holders(id, tier);
         holders.map_or(0, |holders| holders.mask(&self.extents, slot, self.len(id)))
     }
@@ -267,7 +267,7 @@ impl PathTree {
     /// Whether any tier of a frame has more than `limit` full holders besides `slot`.
     ///
     /// Extending the frame would make all of them partial holders.
-    pub fn has_full_beside(&self, id: FrameId, slot: Slot, limit: u32) -> bool {
+    pub(crate) fn has_full_beside(&self, id: FrameId, slot: Slot, limit: u32) -> bool {
         Tier::ALL.into_iter().any(|tier| {
             let holders = self.holders(id, tier);
             holders.is_some_and(|holders| holders.exceeds_beside(&self.extents, slot, limit))
@@ -275,7 +275,7 @@ impl PathTree {
     }
 
     /// Blocks of a frame that a slot holds in any tier, as bits.
-    pub fn mask_any(&self, id: FrameId, slot: Slot) -> u64 {
+    pub(crate) fn mask_any(&self, id: FrameId, slot: Slot) -> u64 {
         let device = self.mask(id, slot, Tier::Device);
         if Self::lower_word(self.header(id)) == 0 {
             return device;
@@ -294,7 +294,13 @@ impl PathTree {
     }
 
     /// Highest number of bytes that one more holder of a frame may allocate.
-    pub fn holder_growth_bytes(&self, allocator: &TreeAllocator, id: FrameId, tier: Tier, slot: Slot) -> u64 {
+    pub(crate) fn holder_growth_bytes(
+        &self,
+        allocator: &TreeAllocator,
+        id: FrameId,
+        tier: Tier,
+        slot: Slot,
+    ) -> u64 {
         let lower = if tier == Tier::Device {
             0
         } else {
@@ -310,7 +316,7 @@ impl PathTree {
 
     /// The frame that continues from `parent` with `local`. Only for the writer, since the look-up may race
     /// with a write.
-    pub fn child(&self, parent: BlockId, local: u64) -> Option<FrameId> {
+    pub(crate) fn child(&self, parent: BlockId, local: u64) -> Option<FrameId> {
         if parent != BlockId::ROOT {
             let header = self.header(parent.frame());
             if get(&header[CHILD_BITS]) >> parent.offset() & 1 == 0 {
@@ -333,7 +339,7 @@ impl PathTree {
 
     /// The longest run of blocks after `after` that equals the start of `locals` and lies in one frame. Only
     /// for the writer.
-    pub fn step(&self, after: BlockId, locals: &[LocalHash]) -> Option<BlockRun> {
+    pub(crate) fn step(&self, after: BlockId, locals: &[LocalHash]) -> Option<BlockRun> {
         let first = locals.first()?.0;
         let goes_on = after != BlockId::ROOT && after.offset() + 1 < self.len(after.frame()) && {
             let header = self.header(after.frame());
@@ -358,7 +364,7 @@ impl PathTree {
     /// last question.
     ///
     /// A used frame loses its mark, so the next question can succeed.
-    pub fn is_cold_leaf(&self, id: FrameId) -> bool {
+    pub(crate) fn is_cold_leaf(&self, id: FrameId) -> bool {
         let header = self.header(id);
         let shape = get(&header[LEN_AND_FLAGS]);
         if len_of(shape) == 0 || get(&header[CHILD_BITS]) != 0 {
@@ -372,7 +378,7 @@ impl PathTree {
     }
 
     /// Every frame in the tree, by id. Only for the writer.
-    pub fn iter(&self, allocator: &TreeAllocator) -> impl Iterator<Item = FrameId> {
+    pub(crate) fn iter(&self, allocator: &TreeAllocator) -> impl Iterator<Item = FrameId> {
         (0..allocator.frames.end)
             .map(FrameId)
             .filter(|&id| self.len(id) > 0)

@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// An atomic word. The loom models implement this trait, so they run the code of this file.
-pub trait Word {
+pub(crate) trait Word {
     /// Atomic load.
     fn load(&self, order: Ordering) -> u64;
     /// Atomic store.
@@ -41,11 +41,11 @@ impl Word for AtomicU64 {
 
 /// An even version word, as a reader saw it at the start of its section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp(u64);
+pub(crate) struct Stamp(u64);
 
 /// Starts a read section; `None` while a write section is open.
 #[inline]
-pub fn begin_read<W: Word>(version: &W) -> Option<Stamp> {
+pub(crate) fn begin_read<W: Word>(version: &W) -> Option<Stamp> {
     // Acquire: the reads of the section must not move before this load.
     let now = version.load(Ordering::Acquire);
     (now & 1 == 0).then_some(Stamp(now))
@@ -53,21 +53,21 @@ pub fn begin_read<W: Word>(version: &W) -> Option<Stamp> {
 
 /// Whether all reads since `stamp` belong to one state of the data.
 #[inline]
-pub fn is_valid<W: Word>(version: &W, stamp: Stamp) -> bool {
+pub(crate) fn is_valid<W: Word>(version: &W, stamp: Stamp) -> bool {
     W::fence(Ordering::Acquire);
     version.load(Ordering::Relaxed) == stamp.0
 }
 
 /// Whether the data still described the same thing at the last read, changed or not.
 #[inline]
-pub fn has_same_identity<W: Word>(version: &W, stamp: Stamp) -> bool {
+pub(crate) fn has_same_identity<W: Word>(version: &W, stamp: Stamp) -> bool {
     W::fence(Ordering::Acquire);
     version.load(Ordering::Relaxed) >> 32 == stamp.0 >> 32
 }
 
 /// Starts a write section. One writer at a time.
 #[inline]
-pub fn begin_write<W: Word>(version: &W) {
+pub(crate) fn begin_write<W: Word>(version: &W) {
     let now = version.load(Ordering::Relaxed);
     debug_assert!(now & 1 == 0, "a write must end before the next");
     // The fence keeps the section's writes after the odd version; a release store would not.
@@ -78,7 +78,7 @@ pub fn begin_write<W: Word>(version: &W) {
 /// Ends a write section. `replaced` says that the data now describes another thing, which changes the
 /// identity.
 #[inline]
-pub fn end_write<W: Word>(version: &W, replaced: bool) {
+pub(crate) fn end_write<W: Word>(version: &W, replaced: bool) {
     let now = version.load(Ordering::Relaxed);
     let count = (now as u32).wrapping_add(1);
     let identity = ((now >> 32) as u32).wrapping_add(u32::from(replaced));

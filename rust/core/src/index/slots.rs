@@ -2,13 +2,13 @@
 
 /// Word with the lowest `len` bits set; all bits for `len` of 64 or more.
 #[inline]
-pub const fn low_bits(len: u32) -> u64 {
+pub(crate) const fn low_bits(len: u32) -> u64 {
     if len >= 64 { u64::MAX } else { (1 << len) - 1 }
 }
 
 /// Positions of the set bits, lowest first.
 #[inline]
-pub fn bits(mut word: u64) -> impl Iterator<Item = u32> + Clone {
+pub(crate) fn bits(mut word: u64) -> impl Iterator<Item = u32> + Clone {
     std::iter::from_fn(move || {
         (word != 0).then(|| {
             let bit = word.trailing_zeros();

@@ -10,7 +10,7 @@ use super::id_allocator::IdAllocator;
 /// A mutable borrow of it is the right to write the tree: every writing function of
 /// [`PathTree`](super::path_tree::PathTree) takes one, so the compiler admits one writer at a time.
 #[derive(Debug, Default)]
-pub struct TreeAllocator {
+pub(crate) struct TreeAllocator {
     /// Ids of frames.
     pub(super) frames: IdAllocator,
     /// Ids of chunks of hashes.
@@ -25,17 +25,17 @@ pub struct TreeAllocator {
 
 impl TreeAllocator {
     /// Distinct blocks in the tree.
-    pub const fn blocks(&self) -> u64 {
+    pub(crate) const fn blocks(&self) -> u64 {
         self.blocks
     }
 
     /// Frames in the tree.
-    pub fn frames_len(&self) -> usize {
+    pub(crate) fn frames_len(&self) -> usize {
         self.frames.live() as usize
     }
 
     /// Bytes that a new frame of `blocks` blocks may allocate, with the room for its engine hashes.
-    pub fn growth_bytes(&self, blocks: usize) -> u64 {
+    pub(crate) fn growth_bytes(&self, blocks: usize) -> u64 {
         let chunks = blocks
             .div_ceil(CHUNK_BLOCKS as usize)
             .saturating_sub(self.chunks.free_len as usize);
@@ -44,7 +44,7 @@ impl TreeAllocator {
     }
 
     /// Bytes that one more child may make the sibling counts allocate: the grown map beside the old one.
-    pub fn sibling_growth_bytes(&self) -> u64 {
+    pub(crate) fn sibling_growth_bytes(&self) -> u64 {
         let full = self.siblings.len() == self.siblings.capacity();
         if full {
             2 * self.siblings.allocation_size().max(64) as u64
@@ -54,7 +54,7 @@ impl TreeAllocator {
     }
 
     /// Chunks ever used. An arena beside the local hashes must reserve this many units.
-    pub const fn chunks(&self) -> u32 {
+    pub(crate) const fn chunks(&self) -> u32 {
         self.chunks.end
     }
 

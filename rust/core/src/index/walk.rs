@@ -33,7 +33,7 @@ const WALK_ATTEMPTS: usize = 16;
 
 /// A read met the writer in every attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Raced;
+pub(crate) struct Raced;
 
 /// Reason why a walk ended early.
 enum Interruption {
@@ -46,7 +46,7 @@ enum Interruption {
 
 /// Copy of a frame's first cache line, from one valid section.
 #[derive(Clone, Copy)]
-pub struct FrameView<'a> {
+pub(super) struct FrameView<'a> {
     /// Header that the copy is from.
     header: &'a Header,
     /// Start of the section; later checks compare with it.
@@ -139,7 +139,7 @@ impl PathTree {
     ///
     /// `slots` are the slots of interest, as words of bits. `depth` must cover all of them; only their
     /// entries are written. `Err`: the depths are true, but end where the writer was.
-    pub fn overlap(
+    pub(crate) fn overlap(
         &self,
         prompt: &Prompt<'_>,
         slots: &[u64],
@@ -176,7 +176,7 @@ impl PathTree {
     }
 
     /// Records the path of a prompt, for [`PathTree::tier_run`].
-    pub fn follow(&self, prompt: &Prompt<'_>, scratch: &mut Scratch) -> Result<(), Raced> {
+    pub(crate) fn follow(&self, prompt: &Prompt<'_>, scratch: &mut Scratch) -> Result<(), Raced> {
         for _ in 0..WALK_ATTEMPTS {
             scratch.trail.clear();
             match self.walk(prompt, &mut Trail(&mut scratch.trail)) {
@@ -191,7 +191,7 @@ impl PathTree {
 
     /// Number of blocks that `slot` holds in `tier` without a hole, from block `from` on, along the path
     /// followed last.
-    pub fn tier_run(&self, scratch: &Scratch, slot: Slot, tier: Tier, from: u32) -> u32 {
+    pub(crate) fn tier_run(&self, scratch: &Scratch, slot: Slot, tier: Tier, from: u32) -> u32 {
         let mut reached = from;
         let beyond = |step: &&PathStep| step.range.end() > from;
         for step in scratch.trail.iter().filter(beyond) {

@@ -6,7 +6,7 @@ use super::hash_tables::FrameSet;
 
 /// Blocks of one worker.
 #[derive(Clone, Debug, Default)]
-pub struct WorkerBlocks {
+pub(super) struct WorkerBlocks {
     /// Frames in which the worker holds at least one block, in any tier.
     pub frames: FrameSet,
     /// Distinct blocks that the worker holds: device, host, disk.

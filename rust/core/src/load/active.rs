@@ -17,7 +17,7 @@ const EXTEND_HOLDERS_MAX: u32 = 1;
 
 /// Blocks in flight on every worker; the module describes it.
 #[derive(Debug, Default)]
-pub struct ActiveBlocks {
+pub(crate) struct ActiveBlocks {
     /// Tree of the prompts in flight; its holders are the workers.
     paths: PathTree,
     /// The right to write the tree.
@@ -29,11 +29,17 @@ pub struct ActiveBlocks {
 }
 
 /// Blocks of one request: the last block of the request in every frame.
-pub type RequestPath = Box<[BlockId]>;
+pub(crate) type RequestPath = Box<[BlockId]>;
 
 impl ActiveBlocks {
     /// Leading blocks of the prompt in flight, per slot, as [`PathTree::overlap`].
-    pub fn shared(&self, prompt: &Prompt<'_>, slots: &[u64], depth: &mut [u32], scratch: &mut Scratch) {
+    pub(crate) fn shared(
+        &self,
+        prompt: &Prompt<'_>,
+        slots: &[u64],
+        depth: &mut [u32],
+        scratch: &mut Scratch,
+    ) {
         if self.allocator.blocks() > 0 {
             let read = self.paths.overlap(prompt, slots, depth, scratch);
             read.expect("a shared borrow excludes writers");
@@ -46,7 +52,7 @@ impl ActiveBlocks {
     /// there.
     ///
     /// Beyond 4 · 10⁹ blocks in flight no block id is left; the rest of the prompt then does not count.
-    pub fn add(&mut self, slot: Slot, prompt: &Prompt<'_>) -> (RequestPath, u64) {
+    pub(crate) fn add(&mut self, slot: Slot, prompt: &Prompt<'_>) -> (RequestPath, u64) {
         let mut path: Vec<BlockId> = Vec::with_capacity(prompt.locals.len() / 64 + 2);
         let mut done = 0;
         while done < prompt.locals.len() {
@@ -91,7 +97,7 @@ impl ActiveBlocks {
     }
 
     /// Takes the blocks of a request out of flight; the number that no other request of the worker has.
-    pub fn remove(&mut self, slot: Slot, path: &[BlockId]) -> u64 {
+    pub(crate) fn remove(&mut self, slot: Slot, path: &[BlockId]) -> u64 {
         path.iter().rev().map(|&end| self.remove_end(slot, end)).sum()
     }
 
@@ -122,7 +128,8 @@ impl ActiveBlocks {
     }
 
     /// Distinct blocks in flight on any worker.
-    pub const fn blocks(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) const fn blocks(&self) -> u64 {
         self.allocator.blocks()
     }
 

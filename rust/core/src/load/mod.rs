@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-pub use active::{ActiveBlocks, RequestPath};
+pub(crate) use active::{ActiveBlocks, RequestPath};
 
 use crate::index::{Prompt, Scratch, Slot};
 use crate::request::RequestId;
@@ -34,7 +34,7 @@ struct Booking {
 
 /// Load of every worker.
 #[derive(Debug, Default)]
-pub struct Load {
+pub(crate) struct Load {
     /// Uncached prompt tokens of requests before their first token, by slot.
     pub prefill_tokens: Vec<u64>,
     /// Distinct blocks of requests in flight, by slot.
@@ -54,7 +54,7 @@ pub struct Load {
 
 impl Load {
     /// Makes room for `slot` in every column.
-    pub fn ensure_slot(&mut self, slot: Slot) {
+    pub(crate) fn ensure_slot(&mut self, slot: Slot) {
         let len = self.prefill_tokens.len().max(slot.index() + 1);
         self.prefill_tokens.resize(len, 0);
         self.decode_blocks.resize(len, 0);
@@ -63,23 +63,18 @@ impl Load {
     }
 
     /// Open bookings.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bookings.len()
     }
 
-    /// Whether no booking is open.
-    pub fn is_empty(&self) -> bool {
-        self.bookings.is_empty()
-    }
-
     /// Whether a booking with this id is open.
-    pub fn contains(&self, request: RequestId) -> bool {
+    pub(crate) fn contains(&self, request: RequestId) -> bool {
         self.bookings.contains_key(&request)
     }
 
     /// Leading blocks of a prompt that are in flight, per slot, as
     /// [`crate::index::path_tree::PathTree::overlap`].
-    pub fn shared_blocks(
+    pub(crate) fn shared_blocks(
         &self,
         prompt: &Prompt<'_>,
         slots: &[u64],
@@ -90,7 +85,7 @@ impl Load {
     }
 
     /// Opens a booking. No open booking may have this id.
-    pub fn book(
+    pub(crate) fn book(
         &mut self,
         request: RequestId,
         slot: Slot,
@@ -133,14 +128,14 @@ impl Load {
 
     /// Ends the prefill of a booking: its prompt tokens no longer count. `None`: no such booking. A second
     /// call changes nothing.
-    pub fn prefill_done(&mut self, request: RequestId) -> Option<Slot> {
+    pub(crate) fn prefill_done(&mut self, request: RequestId) -> Option<Slot> {
         let booking = self.bookings.get_mut(&request)?;
         self.prefill_tokens[booking.slot.index()] -= std::mem::take(&mut booking.prefill_tokens);
         Some(booking.slot)
     }
 
     /// Closes a booking. `None`: no such booking.
-    pub fn release(&mut self, request: RequestId) -> Option<Slot> {
+    pub(crate) fn release(&mut self, request: RequestId) -> Option<Slot> {
         let booking = self.bookings.remove(&request)?;
         let slot = booking.slot.index();
         self.by_slot[slot].swap_remove(booking.at as usize);
@@ -155,7 +150,7 @@ impl Load {
     }
 
     /// Releases the bookings that expired at or before `now_s`; their number. O(1) when none did.
-    pub fn expire(&mut self, now_s: f64) -> usize {
+    pub(crate) fn expire(&mut self, now_s: f64) -> usize {
         let mut expired = 0;
         while let Some(&(at_s, request)) = self.by_expiry.front() {
             if at_s > now_s {
@@ -175,7 +170,7 @@ impl Load {
     }
 
     /// Drops every booking of a worker; their ids. O(bookings of the worker).
-    pub fn remove_worker(&mut self, slot: Slot) -> Vec<RequestId> {
+    pub(crate) fn remove_worker(&mut self, slot: Slot) -> Vec<RequestId> {
         let requests = self.by_slot[slot.index()].clone();
         for &request in &requests {
             self.release(request);
@@ -185,7 +180,8 @@ impl Load {
     }
 
     /// Distinct blocks in flight on any worker.
-    pub const fn blocks_in_flight(&self) -> u64 {
+    #[cfg(test)]
+    const fn blocks_in_flight(&self) -> u64 {
         self.active.blocks()
     }
 }

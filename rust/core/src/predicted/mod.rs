@@ -115,7 +115,7 @@ impl Predicted {
     }
 
     /// Whether predictions are off.
-    pub const fn is_off(&self) -> bool {
+    pub(crate) const fn is_off(&self) -> bool {
         matches!(self.config.used, PredictedUse::Off)
     }
 
@@ -168,7 +168,7 @@ impl Predicted {
 
     /// As [`Predicted::raise_overlap`], for every slot and tier: the overlap of the lower tiers follows the
     /// raised device overlap.
-    pub fn raise_overlaps(&self, prompt: &Prompt<'_>, index: &Index, overlaps: &mut [TierOverlap]) {
+    pub(crate) fn raise_overlaps(&self, prompt: &Prompt<'_>, index: &Index, overlaps: &mut [TierOverlap]) {
         let mut depth = vec![0; overlaps.len()];
         let everyone = all_slots(overlaps.len());
         self.raise_overlap(prompt, &everyone, &mut depth, &mut RaiseScratch::default());

@@ -25,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use self::config::RouterConfig;
 pub(crate) use self::decisions::{Decisions, RoomChanges};
-pub use self::inspect::{FleetLoad, MAX_KEPT};
+pub use self::inspect::FleetLoad;
 use self::pricing::Pricing;
 use self::state::RouterState;
 use crate::error::Error;

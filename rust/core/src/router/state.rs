@@ -36,7 +36,7 @@ pub(super) struct RouterState {
     pub(super) columns: Columns,
     /// Whether booked decisions are recorded.
     pub(super) keeps_placements: bool,
-    /// Recorded decisions, oldest first, at most [`super::MAX_KEPT`].
+    /// Recorded decisions, oldest first, at most [`super::inspect::MAX_KEPT`].
     pub(super) kept: Vec<RecordedDecision>,
 }
 

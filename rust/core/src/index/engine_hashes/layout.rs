@@ -7,21 +7,21 @@ use super::super::frame::{BlockId, CHUNK_BLOCKS};
 
 /// Binary logarithm of the number of shards. Each shard grows alone, so no insertion waits for the growth of
 /// the whole table.
-pub const SHARD_BITS: u32 = 6;
+pub(super) const SHARD_BITS: u32 = 6;
 /// Number of shards.
-pub const SHARDS: usize = 1 << SHARD_BITS;
+pub(super) const SHARDS: usize = 1 << SHARD_BITS;
 
 /// Entries of a line.
-pub const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Lines after its home line in which an entry may lie.
-pub const PROBE_LINES: u32 = 3;
+pub(super) const PROBE_LINES: u32 = 3;
 /// Lines of a page.
-pub const PAGE_LINES: u32 = 256;
+pub(super) const PAGE_LINES: u32 = 256;
 
 /// One cache line of entries; 0 marks a free lane.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
-pub struct Line(pub [u32; LANES]);
+pub(super) struct Line(pub [u32; LANES]);
 
 const fn min(a: u32, b: u32) -> u32 {
     if a < b { a } else { b }
@@ -29,16 +29,16 @@ const fn min(a: u32, b: u32) -> u32 {
 
 /// Eight adjacent blocks of a frame. Their engine hashes share a cache line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockGroup(pub u32);
+pub(crate) struct BlockGroup(pub u32);
 
 impl BlockGroup {
     /// Group of a block.
-    pub const fn of(block: BlockId) -> Self {
+    pub(crate) const fn of(block: BlockId) -> Self {
         Self(block.get() / CHUNK_BLOCKS)
     }
 
     /// Block of the group at position `at`, below 8.
-    pub const fn block(self, at: u32) -> BlockId {
+    pub(crate) const fn block(self, at: u32) -> BlockId {
         BlockId::from_number(self.0 * CHUNK_BLOCKS + at)
     }
 }
@@ -46,13 +46,13 @@ impl BlockGroup {
 /// Lines in pages of 256. The last page is as long as needed, so growth moves little and leaves no holes in
 /// the allocator.
 #[derive(Clone, Debug, Default)]
-pub struct Lines {
+pub(super) struct Lines {
     pages: Vec<Box<[Line]>>,
 }
 
 impl Lines {
     /// Makes sure that every line below `end` exists.
-    pub fn reserve(&mut self, end: u32) {
+    pub(super) fn reserve(&mut self, end: u32) {
         let mut have = self.pages.last().map_or(0, |last| last.len());
         have += self.pages.len().saturating_sub(1) * PAGE_LINES as usize;
         let end = end as usize;
@@ -70,19 +70,19 @@ impl Lines {
     }
 
     #[inline]
-    pub fn get(&self, line: u32) -> &Line {
+    pub(super) fn get(&self, line: u32) -> &Line {
         &self.pages[(line / PAGE_LINES) as usize][(line % PAGE_LINES) as usize]
     }
 
     #[inline]
-    pub fn get_mut(&mut self, line: u32) -> &mut Line {
+    pub(super) fn get_mut(&mut self, line: u32) -> &mut Line {
         &mut self.pages[(line / PAGE_LINES) as usize][(line % PAGE_LINES) as usize]
     }
 }
 
 /// Lanes of a line for which `is` holds, as bits.
 #[inline]
-pub fn lanes(line: &Line, is: impl Fn(u32) -> bool) -> u32 {
+pub(super) fn lanes(line: &Line, is: impl Fn(u32) -> bool) -> u32 {
     let mut lanes = 0;
     for lane in 0..LANES {
         lanes |= u32::from(is(line.0[lane])) << lane;
@@ -91,13 +91,13 @@ pub fn lanes(line: &Line, is: impl Fn(u32) -> bool) -> u32 {
 }
 
 #[inline]
-pub fn free_lanes(line: &Line) -> u32 {
+pub(super) fn free_lanes(line: &Line) -> u32 {
     lanes(line, |entry| entry == 0)
 }
 
 /// Division of an entry's 32 bits, and the number of key bits that a shard can restore.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EntryLayout {
+pub(super) struct EntryLayout {
     /// Number of home lines; [`PROBE_LINES`] more lines follow. 0 in an empty shard.
     pub home_lines: u32,
     /// Low bits of an entry: number of its group plus 1. The remaining bits are the tag: the low bits of the
@@ -111,7 +111,7 @@ impl EntryLayout {
     /// Layout with the longest prefix that an entry determines.
     ///
     /// An entry may lie in four lines, so the line gives two bits less than it otherwise would.
-    pub fn new(home_lines: u32, group_bits: u32) -> Self {
+    pub(super) fn new(home_lines: u32, group_bits: u32) -> Self {
         Self {
             home_lines,
             group_bits,
@@ -127,7 +127,7 @@ impl EntryLayout {
     /// Keys spread evenly, so the limit on the whole table makes the shards grow, and a shard with more names
     /// than others stays. Churn therefore makes nothing grow. The limit is 81 to 91 % of the lanes, different
     /// for each shard, so that the shards do not all grow at once.
-    pub const fn limits(home_lines: u32, of: usize) -> (u32, u64) {
+    pub(super) const fn limits(home_lines: u32, of: usize) -> (u32, u64) {
         let lanes = home_lines as u64 * LANES as u64;
         (
             (lanes - lanes / 20) as u32,
@@ -137,36 +137,36 @@ impl EntryLayout {
 
     /// Prefix of a key.
     #[inline]
-    pub const fn prefix(self, key: u64) -> u64 {
+    pub(super) const fn prefix(self, key: u64) -> u64 {
         (key << SHARD_BITS >> 1).wrapping_shr(63 - self.key_bits)
     }
 
     /// Home line of a prefix: the prefix scaled to the number of lines.
     #[inline]
-    pub const fn home(self, prefix: u64) -> u32 {
+    pub(super) const fn home(self, prefix: u64) -> u32 {
         (prefix.wrapping_mul(self.home_lines as u64)).wrapping_shr(self.key_bits) as u32
     }
 
     /// Tag of a prefix.
     #[inline]
-    pub const fn tag(self, prefix: u64) -> u32 {
+    pub(super) const fn tag(self, prefix: u64) -> u32 {
         (prefix as u32) & u32::MAX.wrapping_shr(self.group_bits)
     }
 
     /// Entry for a prefix and a group.
     #[inline]
-    pub const fn entry(self, prefix: u64, group: BlockGroup) -> u32 {
+    pub(super) const fn entry(self, prefix: u64, group: BlockGroup) -> u32 {
         self.tag(prefix).wrapping_shl(self.group_bits) | (group.0 + 1)
     }
 
     /// Group of an entry.
     #[inline]
-    pub const fn group(self, entry: u32) -> BlockGroup {
+    pub(super) const fn group(self, entry: u32) -> BlockGroup {
         BlockGroup((entry & !u32::MAX.wrapping_shl(self.group_bits)) - 1)
     }
 
     /// Smallest prefix whose home is this line or a later one.
-    pub const fn first_of(self, line: u32) -> u64 {
+    pub(super) const fn first_of(self, line: u32) -> u64 {
         ((line as u64) << self.key_bits).div_ceil(self.home_lines as u64)
     }
 
@@ -174,7 +174,7 @@ impl EntryLayout {
     ///
     /// Only one prefix with the entry's tag can lie in that line, so the entry determines it.
     #[inline]
-    pub const fn prefix_of(self, entry: u32, next_first: u64) -> u64 {
+    pub(super) const fn prefix_of(self, entry: u32, next_first: u64) -> u64 {
         let (last, tag) = (next_first - 1, (entry.wrapping_shr(self.group_bits)) as u64);
         last - (last.wrapping_sub(tag) & u32::MAX.wrapping_shr(self.group_bits) as u64)
     }

@@ -8,8 +8,8 @@ mod layout;
 mod shard;
 mod table;
 
-pub use layout::BlockGroup;
-pub use table::EngineHashTable;
+pub(super) use layout::BlockGroup;
+pub(super) use table::EngineHashTable;
 
 use super::Slot;
 use super::frame::{BlockId, FRAME_BLOCKS};
@@ -17,7 +17,7 @@ use super::hash_tables::{Map, make_room};
 
 /// Blocks by the hashes that engines use; the module describes it.
 #[derive(Clone, Debug, Default)]
-pub struct EngineHashes {
+pub(super) struct EngineHashes {
     /// Common engine hashes, which all workers share.
     pub common: EngineHashTable,
     /// Blocks by slot and alias.
@@ -28,22 +28,22 @@ pub struct EngineHashes {
 
 impl EngineHashes {
     /// Whether any worker has an alias.
-    pub fn has_aliases(&self) -> bool {
+    pub(super) fn has_aliases(&self) -> bool {
         !self.by_alias.is_empty()
     }
 
     /// Block that this worker alone means by an engine hash.
-    pub fn aliased(&self, slot: Slot, engine_hash: u64) -> Option<BlockId> {
+    pub(super) fn aliased(&self, slot: Slot, engine_hash: u64) -> Option<BlockId> {
         self.by_alias.get(&(slot, engine_hash)).copied()
     }
 
     /// Engine hash that this worker alone uses for the block.
-    pub fn alias(&self, slot: Slot, block: BlockId) -> Option<u64> {
+    pub(super) fn alias(&self, slot: Slot, block: BlockId) -> Option<u64> {
         self.alias_of.get(&(slot, block)).copied()
     }
 
     /// Records an engine hash that this worker alone uses for a block.
-    pub fn insert_alias(&mut self, slot: Slot, engine_hash: u64, block: BlockId) {
+    pub(super) fn insert_alias(&mut self, slot: Slot, engine_hash: u64, block: BlockId) {
         make_room(&mut self.by_alias);
         make_room(&mut self.alias_of);
         self.by_alias.insert((slot, engine_hash), block);
@@ -51,14 +51,14 @@ impl EngineHashes {
     }
 
     /// Forgets the alias of a block on this worker, if there is one.
-    pub fn remove_alias(&mut self, slot: Slot, block: BlockId) {
+    pub(super) fn remove_alias(&mut self, slot: Slot, block: BlockId) {
         if let Some(engine_hash) = self.alias_of.remove(&(slot, block)) {
             self.by_alias.remove(&(slot, engine_hash));
         }
     }
 
     /// Every alias, in no order.
-    pub fn aliases(&self) -> impl Iterator<Item = (Slot, BlockId, u64)> + '_ {
+    pub(super) fn aliases(&self) -> impl Iterator<Item = (Slot, BlockId, u64)> + '_ {
         self.alias_of
             .iter()
             .map(|(&(slot, block), &engine_hash)| (slot, block, engine_hash))
@@ -66,7 +66,7 @@ impl EngineHashes {
 
     /// Bytes that one event's blocks in a frame may make the alias maps allocate: the grown maps beside the
     /// old ones.
-    pub fn alias_growth_bytes(&self) -> u64 {
+    pub(super) fn alias_growth_bytes(&self) -> u64 {
         let is_full = |len: usize, capacity: usize| len + FRAME_BLOCKS as usize > capacity;
         let full = is_full(self.by_alias.len(), self.by_alias.capacity())
             || is_full(self.alias_of.len(), self.alias_of.capacity());
@@ -74,7 +74,7 @@ impl EngineHashes {
     }
 
     /// Bytes of the alias maps, from their capacities.
-    pub fn alias_bytes(&self) -> u64 {
+    pub(super) fn alias_bytes(&self) -> u64 {
         (self.by_alias.allocation_size() + self.alias_of.allocation_size()) as u64
     }
 }

@@ -18,7 +18,7 @@ const GROUP_BITS_MAX: u32 = 30;
 /// layout can hold more.
 const LINE_BITS_MIN: u32 = 5;
 /// Bytes of a stash entry, with its share of the tree's nodes.
-pub const STASHED_BYTES: u64 = 24;
+pub(super) const STASHED_BYTES: u64 = 24;
 /// Below this number of home lines a shard grows by one half. Growth by one eighth would save nothing there.
 const SMALL_HOME_LINES: u32 = 64;
 /// Smallest number of lines that an entry must move ahead so that growth can work in place. Lines before that
@@ -38,7 +38,7 @@ struct Limits {
 
 /// A shard; the module describes it.
 #[derive(Clone, Debug, Default)]
-pub struct Shard {
+pub(super) struct Shard {
     /// Present layout of the entries.
     pub layout: EntryLayout,
     /// Names in the shard.
@@ -55,7 +55,7 @@ impl Shard {
     /// Block with an engine hash; else the line and lane for its entry, or `None` when all its lines are
     /// full.
     #[inline]
-    pub fn find(
+    pub(super) fn find(
         &self,
         prefix: u64,
         block_in: impl Fn(BlockGroup) -> Option<BlockId>,
@@ -90,7 +90,7 @@ impl Shard {
 
     /// Reads the line `beyond` lines after a key's home, if the lines before it look full.
     #[inline]
-    pub fn prefetch(&self, key: u64, beyond: u32) -> u32 {
+    pub(super) fn prefetch(&self, key: u64, beyond: u32) -> u32 {
         if self.layout.home_lines == 0 {
             return 0;
         }
@@ -105,7 +105,7 @@ impl Shard {
 
     /// A group that may have the engine hash, without comparing.
     #[inline]
-    pub fn guess_group(&self, key: u64) -> Option<BlockGroup> {
+    pub(super) fn guess_group(&self, key: u64) -> Option<BlockGroup> {
         let layout = self.layout;
         if layout.home_lines == 0 {
             return None;
@@ -130,7 +130,7 @@ impl Shard {
 
     /// Inserts an entry at a free lane found by [`Shard::find`], or into the stash.
     #[inline]
-    pub fn put(&mut self, free: Option<(u32, usize)>, prefix: u64, group: BlockGroup) {
+    pub(super) fn put(&mut self, free: Option<(u32, usize)>, prefix: u64, group: BlockGroup) {
         self.len += 1;
         if let Some((line, lane)) = free {
             self.lines.get_mut(line).0[lane] = self.layout.entry(prefix, group);
@@ -140,7 +140,7 @@ impl Shard {
     }
 
     /// Removes an entry; `false` when it is not in the shard.
-    pub fn remove(&mut self, key: u64, group: BlockGroup) -> bool {
+    pub(super) fn remove(&mut self, key: u64, group: BlockGroup) -> bool {
         let layout = self.layout;
         if layout.home_lines == 0 {
             return false;
@@ -215,7 +215,7 @@ impl Shard {
     /// Whether `more` names fit into the present layout, with `all` names in the whole table and groups up to
     /// `highest_group`.
     #[inline]
-    pub const fn has_room(&self, more: u32, all: u64, highest_group: u32) -> bool {
+    pub(super) const fn has_room(&self, more: u32, all: u64, highest_group: u32) -> bool {
         let Limits {
             len,
             all: all_max,
@@ -225,7 +225,7 @@ impl Shard {
     }
 
     /// Layout for these numbers: the present one if it suffices.
-    pub fn layout_for(&self, more: u32, of: usize, all: u64, highest_group: u32) -> EntryLayout {
+    pub(super) fn layout_for(&self, more: u32, of: usize, all: u64, highest_group: u32) -> EntryLayout {
         let old = self.layout;
         let mut home_lines = old.home_lines.max(1);
         let fits = |home_lines| {
@@ -261,7 +261,7 @@ impl Shard {
 
     /// Changes the layout. `keys_in` is asked only where the new layout needs more key bits than the entries
     /// hold.
-    pub fn rebuild<H: Iterator<Item = u64>>(
+    pub(super) fn rebuild<H: Iterator<Item = u64>>(
         &mut self,
         layout: EntryLayout,
         of: usize,
@@ -363,7 +363,7 @@ impl Shard {
     }
 
     /// Highest number of bytes that `more` names may allocate, growth as in [`Shard::layout_for`] included.
-    pub fn growth_bytes(&self, more: u32, of: usize, all: u64, highest_group: u32) -> u64 {
+    pub(super) fn growth_bytes(&self, more: u32, of: usize, all: u64, highest_group: u32) -> u64 {
         let stash = u64::from(more) * STASHED_BYTES;
         if self.has_room(more, all, 0) {
             return stash;
@@ -383,7 +383,7 @@ impl Shard {
     }
 
     /// Bytes of the lines and the stash.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         let lines = if self.layout.home_lines == 0 {
             0
         } else {

@@ -34,7 +34,7 @@ const fn shard_of(key: u64) -> usize {
 
 /// Table of common engine hashes; the module describes it.
 #[derive(Clone, Debug)]
-pub struct EngineHashTable {
+pub(crate) struct EngineHashTable {
     /// The shards, by the first bits of the key.
     shards: Vec<Shard>,
     /// Highest group number since the table was last empty.
@@ -59,7 +59,7 @@ impl Default for EngineHashTable {
 impl EngineHashTable {
     /// Block with this engine hash. `block_in` compares the engine hashes of a group.
     #[inline]
-    pub fn find(
+    pub(crate) fn find(
         &self,
         engine_hash: u64,
         block_in: impl Fn(BlockGroup) -> Option<BlockId>,
@@ -72,7 +72,7 @@ impl EngineHashTable {
     /// Reads the lines that look-ups of these engine hashes will need. The reads are independent, so their
     /// cache misses overlap.
     #[inline]
-    pub fn prefetch(&self, names: &(impl Iterator<Item = u64> + Clone)) {
+    pub(crate) fn prefetch(&self, names: &(impl Iterator<Item = u64> + Clone)) {
         // A small table lies in a cache anyway: prefetching more lines costs more than it saves.
         let lines = if self.exceeds_caches() { PROBE_LINES } else { 1 };
         for beyond in 0..lines {
@@ -85,7 +85,7 @@ impl EngineHashTable {
 
     /// A group that may have this engine hash, without comparing.
     #[inline]
-    pub fn guess_group(&self, engine_hash: u64) -> Option<BlockGroup> {
+    pub(crate) fn guess_group(&self, engine_hash: u64) -> Option<BlockGroup> {
         let key = key_of(engine_hash);
         self.shards[shard_of(key)].guess_group(key)
     }
@@ -94,7 +94,7 @@ impl EngineHashTable {
     ///
     /// `engine_hashes_in` lists the engine hashes of a group that the table already has.
     #[inline]
-    pub fn insert<N: Iterator<Item = u64>>(
+    pub(crate) fn insert<N: Iterator<Item = u64>>(
         &mut self,
         engine_hash: u64,
         group: BlockGroup,
@@ -130,7 +130,7 @@ impl EngineHashTable {
     }
 
     /// Removes an engine hash; `false` when the table does not have it.
-    pub fn remove(&mut self, engine_hash: u64, group: BlockGroup) -> bool {
+    pub(crate) fn remove(&mut self, engine_hash: u64, group: BlockGroup) -> bool {
         let key = key_of(engine_hash);
         let shard = &mut self.shards[shard_of(key)];
         let before = shard.bytes();
@@ -148,22 +148,22 @@ impl EngineHashTable {
 
     /// Whether the table exceeds the caches. Its entries then have so few key bits that one comparison in ten
     /// fails.
-    pub const fn exceeds_caches(&self) -> bool {
+    pub(crate) const fn exceeds_caches(&self) -> bool {
         self.len >= 1 << 23
     }
 
     /// Number of entries.
-    pub const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
     /// Bytes of the lines and the stashes.
-    pub const fn bytes(&self) -> u64 {
+    pub(crate) const fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Highest number of bytes that these engine hashes may allocate, the growth of shards included.
-    pub fn growth_bytes(&self, names: impl Iterator<Item = u64>) -> u64 {
+    pub(crate) fn growth_bytes(&self, names: impl Iterator<Item = u64>) -> u64 {
         let mut more = [0; SHARDS];
         let mut all = self.len as u64;
         for engine_hash in names {

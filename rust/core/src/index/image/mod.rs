@@ -27,7 +27,7 @@ use crate::worker::WorkerId;
 /// First bytes of every image.
 const MAGIC: &[u8; 8] = b"wdindex\0";
 /// Version of the format.
-pub const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 /// Bytes before the body: magic, version, hashing, length, checksum.
 const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 8;
 /// Parent number of a frame at the root.
