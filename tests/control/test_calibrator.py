@@ -132,7 +132,7 @@ def test_models_must_agree_and_a_policy_that_is_no_price_is_left_alone(native, d
     planted.models = [planted.model, {"model": "n", "note": "no worker yet"}]
     door.change({"policy": "dynamo"}, HAND, "")
     assert calibrator.poll() is None
-    assert "only the price" in calibrator.reason
+    assert "only toll is calibrated" in calibrator.reason
     door.roll_back(HAND, "")
     assert calibrator.poll() is not None
 
@@ -185,7 +185,7 @@ def test_a_candidate_that_was_rolled_back_waits_longer_each_time(native, door, b
         assert record is not None
         door.roll_back(by, "harm")
         assert calibrator.poll() is None
-        assert "not again yet" in calibrator.reason
+        assert "paused after a roll-back" in calibrator.reason
         clock.now_s += pause_s - 1
         assert calibrator.poll() is None
         clock.now_s += most_s - least_s + 1

@@ -96,5 +96,5 @@ def test_history_and_records_are_bounded(door) -> None:
     assert all(len(record.reason) <= 500 for record in door.records())
     for _ in range(256):
         door.roll_back("hand", "")
-    with pytest.raises(SettingError, match="no change"):
+    with pytest.raises(SettingError, match="without a change in force"):
         door.roll_back("hand", "")

@@ -193,7 +193,7 @@ def knee_load(loads: NDArray[np.float64], latencies: NDArray[np.float64]) -> flo
     if loads.size < 3:
         return None
     if not (np.diff(loads) > 0).all():
-        raise ValueError(f"got loads {loads[:8].tolist()}; expected rising loads")
+        raise ValueError(f"got loads {loads[:8].tolist()}; expected loads that rise")
     slopes = np.diff(latencies) / np.diff(loads)
     bends = np.diff(slopes) / (0.5 * (loads[2:] - loads[:-2]))
     best = int(np.argmax(bends))

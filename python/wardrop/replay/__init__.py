@@ -1,4 +1,4 @@
-"""Replay: a simulated fleet behind the production router, traces in, comparisons out.
+"""Replay: traces through the production router, in front of a simulated fleet.
 
 from wardrop.replay import Fleet, load, simulate
 result = simulate(load("trace.jsonl.gz"), Fleet(workers=8), "dynamo")

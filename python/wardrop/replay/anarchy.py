@@ -1,7 +1,7 @@
-"""What routing lost in a run, from the meters that the simulated routers carry.
+"""The price of anarchy of a run, from the estimates that the simulated routers make.
 
-`docs/explanation/control.md` explains the figures. Costs are seconds of the latency curves that the
-router had learned by each decision.
+docs/how-to/read-the-price-of-anarchy.md explains the figures. Costs are seconds by the latency
+curves that the router has learned by each decision.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 POA_WINDOW = 64
-"""Decisions per window where nothing else is asked for, as in the gateway."""
+"""Default number of decisions per window, as in the gateway."""
 
 Report = dict[str, float]
 
 
 def read_reports(raw: Sequence[Any]) -> tuple[Report | None, ...]:
-    """The simulator's reports as plain numbers, one per pool."""
+    """The estimates of the simulator as plain numbers, one per pool; None without a measurement."""
     return tuple(
         None if one is None else {name: float(value) for name, value in one.items()} for one in raw
     )
@@ -25,14 +25,16 @@ def read_reports(raw: Sequence[Any]) -> tuple[Report | None, ...]:
 def combined(pools: Sequence[Report | None]) -> Report:
     """The figures of a run over all its pools.
 
-    Seconds of different pools add up, so ratios are ratios of sums. The interval of a split is the
-    pools' own ones weighted by their optimum: as wide as if both erred together.
+    Seconds of different pools add up, so ratios are ratios of sums. The interval of a split fleet
+    is the mean of the pools' intervals, weighted by their optimum. It is as wide as if both pools
+    erred together.
 
     Returns:
         `poa` with `poa_low` and `poa_high`, `poa_paper` and `poa_square` (weighted alike),
         `regret_mean_s` (sum over the legs of a request), and as shares of the actual social cost
-        `poa_cache`, `poa_load` (what another placement would have saved) and `poa_split` (what
-        none could); `model_error` of predicted first tokens. Empty when nothing was measured.
+        `poa_cache` and `poa_load`, the cost that another placement would have saved, and
+        `poa_split`, the cost that no placement could save. Last, `model_error` of predicted first
+        tokens. Empty where nothing was measured.
     """
     kept = [pool for pool in pools if pool is not None]
     if not kept:

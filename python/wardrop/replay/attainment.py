@@ -1,7 +1,7 @@
-"""The simulator as the resource game's source: what a prefill/decode split attains.
+"""The simulator as an evaluator of prefill/decode splits, for the resource game.
 
-`wardrop.games.resource` asks which share of requests stays within its limits, for so many prefill
-and so many decode workers; here a replay of a workload answers, behind the production router.
+`wardrop.games.resource` needs the share of requests within their limits, by the numbers of prefill
+and decode workers. Here a replay behind the production router gives this share.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from wardrop.slo import Slo
 
 @dataclass(frozen=True)
 class SimulatedAttainment:
-    """An `AttainmentSource` by simulation: each split is simulated once, equal ones are equal.
+    """An `AttainmentSource` by simulation; each split is simulated once and remembered.
 
     Attributes:
-        workload: what comes in.
+        workload: the requests.
         slo: limits of a request.
-        policy: who decides in both pools.
-        fleet: engine, links, load and feed; its worker counts are replaced.
-        seed: of the simulation.
+        policy: routing policy of both pools.
+        fleet: engine, links, load and feed; its numbers of workers are replaced.
+        seed: seed of the simulation.
     """
 
     workload: Workload
@@ -46,7 +46,8 @@ class SimulatedAttainment:
             decode_workers: at least 1.
 
         Returns:
-            Shares of all requests (a failed one attains nothing), goodput per second of arrivals.
+            Shares of all requests, where a failed request attains nothing, and goodput per second
+            of arrivals.
 
         Raises:
             ValueError: a pool without a worker, or a workload out of range.
@@ -64,7 +65,7 @@ class SimulatedAttainment:
         done = result.complete
         itl_ms = result.itl_ms
         ttft = done & (result.ttft_ms <= self.slo.ttft_s * 1e3)
-        # A one-token answer has no time between tokens: it keeps the limit.
+        # An answer of one token has no time between tokens, so it is within the limit.
         itl = done & (np.isnan(itl_ms) | (itl_ms <= self.slo.itl_s * 1e3))
         span_s = float(np.nanmax(result.arrival_ms) - np.nanmin(result.arrival_ms)) / 1e3
         both = ttft & itl

@@ -1,6 +1,6 @@
 """Charts as inline SVG: lines with bands, distributions, heat maps.
 
-No script, no font, no file beside the page.
+The charts need no script, no font and no other file.
 """
 
 from __future__ import annotations
@@ -24,12 +24,18 @@ COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"),
     *("#56b4e9", "#7f4fc9", "#8c6d31", "#4d4d4d", "#b5121b"),
 )
-"""Okabe and Ito's set, told apart by most colour-blind readers, with four more."""
+"""The colours of Okabe and Ito, which most colour-blind readers tell apart, and four more."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: points (x, middle, low, high)."""
+    """One curve.
+
+    Attributes:
+        name: label of the curve.
+        points: (x, mean, smallest, largest) of each point.
+        colour: CSS colour.
+    """
 
     name: str
     points: Sequence[tuple[float, float, float, float]]
@@ -41,9 +47,9 @@ class Axis:
     """A scale with its ticks.
 
     Attributes:
-        label: what, with its unit.
-        log: logarithmic; values must then be above 0.
-        zero: whether 0 belongs to a linear scale.
+        label: quantity and unit.
+        log: whether the scale is logarithmic; values must then be above 0.
+        zero: whether a linear scale includes 0.
     """
 
     label: str
@@ -75,7 +81,7 @@ def _nice_step(span: float, count: int) -> float:
 
 
 def _marks(ratio: float) -> tuple[float, ...]:
-    """Ticks per decade: few where decades are many."""
+    """Ticks per decade: fewer ticks for more decades."""
     if ratio > 500:
         return (1,)
     return (1, 2, 5) if ratio > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
@@ -151,9 +157,10 @@ def _svg(parts: Sequence[str], title: str, height: float = HEIGHT) -> str:
 
 
 def lines(title: str, curves: Sequence[Line], x_axis: Axis, y_axis: Axis) -> str:
-    """Curves over load.
+    """Curves over load as SVG.
 
-    A band from least to most, a line through the means, a dot for each with its figures on hover.
+    A band spans smallest to largest, a line joins the means, and each dot shows its figures on
+    hover.
     """
     xs = sorted({point[0] for curve in curves for point in curve.points})
     ys = [value for curve in curves for point in curve.points for value in point[1:]]
@@ -179,7 +186,7 @@ def lines(title: str, curves: Sequence[Line], x_axis: Axis, y_axis: Axis) -> str
 
 
 def distribution(title: str, curves: Sequence[Line], x_axis: Axis) -> str:
-    """Cumulative distributions: points are (x, percent of requests at or below it, –, –)."""
+    """Cumulative distributions as SVG; a point is (x, percent of requests at or below x, –, –)."""
     xs = [point[0] for curve in curves for point in curve.points]
     x = _scale(xs, x_axis, _LEFT, WIDTH - _LEFT - _RIGHT)
     y_axis = Axis("% of requests")
@@ -213,12 +220,12 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def heat(title: str, rows: NDArray[np.float64], top: float, end_s: float) -> str:
-    """Workers downwards, time to the right.
+    """A heat map as SVG: workers downwards, time to the right.
 
     Args:
-        title: what.
+        title: label of the picture.
         rows: (times, workers) values.
-        top: the value that is darkest; the scale is its square root.
+        top: value of the darkest colour; the colour scale is a square root.
         end_s: time at the right edge.
     """
     workers = rows.shape[1]
@@ -245,7 +252,7 @@ _STANDALONE = (
 
 
 def standalone(svg: str, curves: Sequence[Line]) -> str:
-    """A chart as a file of its own: with its style, a white ground and a legend below."""
+    """A chart as a separate SVG file: with style, white background and a legend below."""
     rows = -(-len(curves) // 4)
     height = HEIGHT + 18 * rows + 6
     legend: list[str] = []

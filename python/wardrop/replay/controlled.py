@@ -1,8 +1,8 @@
-"""A replay with the controller of `wardrop.control` in it: the very same one as in a gateway.
+"""Replay with a controller: the controller of `wardrop.control`, unchanged, in a simulation.
 
-Every 250 ms of simulated time it looks at what the simulated fleet's routers and queues tell (the
-same fields as a gateway's), steps once, and what it decides goes through the same audited door.
-Nothing of it reads a clock, so equal arguments give an equal run.
+Every 250 ms of simulated time the loop polls the routers and queues of the simulated fleet, which
+report the same fields as a gateway. The controller takes one step, and its action goes through the
+same audited door. No part reads a clock, so equal arguments give an equal run.
 
     run = ControlledRun(workload, fleet, Policy.parse("toll+queue+controller"))
     run.advance(60.0)
@@ -29,32 +29,32 @@ from wardrop.replay.fleet import Fleet
 from wardrop.replay.workload import ReplayError, Workload
 
 PERIOD_S = 0.25
-"""Simulated seconds between two looks, as in a gateway."""
+"""Simulated seconds between two polls, as in a gateway."""
 
 _PARAMETERS = ("acts", "moves", "period_ms")
 
 
 class ControlledRun:
-    """One cell that stops for looks and changes.
+    """One simulation that stops for polls and changes.
 
     Args:
-        workload: what comes in.
-        fleet: what serves it.
-        routers: the simulator's form of policy and queue, one per pool.
-        seed: of ties, samples and losses.
-        parameters: of the controller: `acts` (false: it only tells the regime), `moves` (names of
-            `wardrop.control.moves.MOVES` with `|` between), `period_ms`.
-        on_sample: told each sample that the controller sees.
-        settings: of the controller, instead of those that `moves` stands for.
+        workload: the requests.
+        fleet: the simulated fleet.
+        routers: JSON of policy and queue for the simulator, one per pool.
+        seed: seed of ties, samples and losses.
+        parameters: parameters of the controller: `acts` (false: it only reports the regime),
+            `moves` (names of `wardrop.control.moves.MOVES` with `|` between), `period_ms`.
+        on_sample: called with the time and each sample that the controller sees.
+        settings: settings of the controller; by default those with the named moves.
 
     Attributes:
-        door: by which the fleet is changed.
-        loop: who looks and decides.
+        door: the way by which settings of the fleet change.
+        loop: feeds samples to the controller.
         audit: every record, oldest first.
 
     Raises:
         ReplayError: an unknown parameter, or one out of range.
-        ValueError: as from `wardrop.replay.simulate`.
+        ValueError: a field of the fleet or the policy is out of range or unknown.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ControlledRun:
             raise ReplayError(f"controller: got period_ms={period_ms}; expected 1 to 60,000")
         self.audit: list[Record] = []
         self._period_s = float(period_ms) / 1e3
-        self._looks = 0
+        self._polls = 0
         self._now_s = 0.0
         self._on_sample = on_sample
         self._native = WatchedFleet(workload.native, fleet.to_json(seed), routers)
@@ -95,32 +95,32 @@ class ControlledRun:
         )
 
     def advance(self, until_s: float = math.inf) -> bool:
-        """Let simulated time pass, looking and acting; False when nothing is left to happen."""
+        """Let simulated time pass, polling and acting; False once no event is left."""
         while self._now_s < until_s:
-            self._looks += 1
-            self._now_s = self._looks * self._period_s
+            self._polls += 1
+            self._now_s = self._polls * self._period_s
             if not self._native.advance(self._now_s):
                 return False
-            told: dict[str, Any] = json.loads(self._native.sample())
-            sample = self.loop.take(self._now_s, told)
+            polled: dict[str, Any] = json.loads(self._native.sample())
+            sample = self.loop.take(self._now_s, polled)
             if sample is not None and self._on_sample is not None:
                 self._on_sample(self._now_s, sample)
         return True
 
     def finish(self) -> dict[str, Any]:
-        """What the run left behind, as `simulate_fleet` has it; once."""
+        """The raw arrays of the run, as from `simulate_fleet`; may be called once."""
         return self._native.finish()
 
     def write(self, record: Record) -> None:
-        """The door's log: every record is kept."""
+        """Take one record of the door; every record is kept."""
         self.audit.append(record)
 
     def sample(self) -> str:
-        """One look, as JSON."""
+        """One poll, as JSON."""
         return self._native.sample()
 
     def set_gauges(self, gauges_json: str, /) -> None:
-        """Nobody reads a simulated metrics page."""
+        """Ignore gauges: a simulation has no metrics page."""
 
     def _clock(self) -> float:
         return self._now_s

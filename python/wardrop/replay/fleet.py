@@ -1,4 +1,4 @@
-"""What is simulated: engines, pools, links, feeds and faults, as plain frozen dataclasses."""
+"""The simulated fleet: engines, pools, links, feeds and faults, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from wardrop.timing import POLYNOMIAL, SimulatedTiming
 
 @dataclass(frozen=True)
 class Tier:
-    """Memory below the device.
+    """One tier of memory below the device.
 
     Attributes:
-        num_blocks: KV blocks it holds.
-        read_bytes_per_s: bandwidth back to the device.
-        latency_ms: time to the first byte.
-        promote_at: uses that a block must have had to be kept here (KVBM: 2).
+        num_blocks: capacity in KV blocks.
+        read_bytes_per_s: bandwidth to the device, bytes per second.
+        latency_ms: time to the first byte, ms.
+        promote_at: uses that a block needs to enter the tier (KVBM: 2).
     """
 
     num_blocks: int
@@ -28,9 +28,9 @@ class Tier:
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine.
+    """The engine of a worker; the defaults are those of Dynamo's mock workers.
 
-    the defaults are Dynamo's mocker's. See `EngineSpec` in `rust/core/src/sim/config.rs`.
+    `EngineSpec` of the simulator crate describes every field.
     """
 
     block_size: int = 64
@@ -51,9 +51,12 @@ class Engine:
 
 @dataclass(frozen=True)
 class Transfer:
-    """KV between prefill and decode workers.
+    """The links that carry KV blocks between prefill and decode workers.
 
-    each worker's link in and out carries one transfer at a time.
+    Attributes:
+        bandwidth_bytes_per_s: bandwidth of a worker's link, bytes per second.
+        latency_ms: time to the first byte, ms.
+        contention: whether a worker's link carries one transfer at a time, per direction.
     """
 
     bandwidth_bytes_per_s: float = 64e9
@@ -63,14 +66,14 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong at `at_ms`.
+    """A fault of one worker.
 
     Attributes:
-        at_ms: when.
+        at_ms: time of the fault, ms.
         worker: index over the fleet, prefill workers first.
-        what: `crash` (value: ms until discovery drops it), `hang` (value: ms), `speed` (value:
-            factor from now on) or `join` (a worker whose first fault this is was absent until
-            then).
+        what: `crash` (value: ms until discovery drops the worker), `hang` (value: ms), `speed`
+            (value: factor from then on) or `join`. A worker whose first fault is `join` is absent
+            before it.
         value: see `what`.
     """
 
@@ -80,7 +83,7 @@ class Fault:
     value: float = 0.0
 
     def to_native(self) -> dict[str, Any]:
-        """The simulator's form."""
+        """The form that the simulator reads."""
         names = {"crash": "detect_ms", "hang": "for_ms", "speed": "factor"}
         row: dict[str, Any] = {"at_ms": self.at_ms, "worker": self.worker, "what": self.what}
         if self.what in names:
@@ -90,25 +93,26 @@ class Fault:
 
 @dataclass(frozen=True)
 class Fleet:
-    """A fleet of `workers` aggregated workers, or of `prefill` and `decode` ones.
+    """A fleet of aggregated workers, or of prefill and decode workers.
 
     Attributes:
         workers: aggregated workers; 0 in a split fleet.
         prefill: prefill workers.
         decode: decode workers.
         engine: every worker's engine.
-        decode_engine: the decode workers' engine, if it differs.
-        speeds: one factor per worker, prefill first; all 1 when empty.
-        transfer: KV movement in a split fleet.
-        feed_delay_ms: age of a KV event when the router hears it.
+        decode_engine: the decode workers' engine; None for the same engine.
+        speeds: speed factor of each worker, prefill workers first; empty for 1 everywhere.
+        transfer: links of a split fleet.
+        feed_delay_ms: age of a KV event when it reaches the router, ms.
         feed_loss: share of KV events that are lost.
-        metrics: workers report every iteration (forward-pass metrics), and the router learns.
-        metrics_delay_ms: age of such a report when the router hears it.
-        metrics_loss: share of them that are lost.
-        faults: what goes wrong.
-        retry_ms: until a request whose worker died is tried again.
-        sample_ms: between samples of the workers' state; 0 takes none.
-        rate: load; every gap of the workload is divided by it.
+        metrics: whether workers report every iteration (forward-pass metrics) and the router learns
+            its latency curves from the reports.
+        metrics_delay_ms: age of a report when it reaches the router, ms.
+        metrics_loss: share of reports that are lost.
+        faults: faults of workers.
+        retry_ms: pause before a request whose worker died is routed again, ms.
+        sample_ms: time between samples of the workers' state, ms; 0 takes no samples.
+        rate: load factor; every gap between arrivals is divided by it.
         concurrency: requests in flight (closed loop), or None for the workload's own arrivals.
         anarchy_window: decisions per window of the price of anarchy (`Result.anarchy`); 0: none.
     """
@@ -134,25 +138,25 @@ class Fleet:
 
     @classmethod
     def split(cls, prefill: int, decode: int, **fields: Any) -> Fleet:
-        """A prefill/decode split."""
+        """A fleet of `prefill` prefill workers and `decode` decode workers."""
         return cls(workers=0, prefill=prefill, decode=decode, **fields)
 
     @property
     def size(self) -> int:
-        """All workers."""
+        """Number of workers."""
         return self.workers or self.prefill + self.decode
 
     @property
     def is_split(self) -> bool:
-        """Whether prefill and decode are apart."""
+        """Whether prefill and decode run on different workers."""
         return not self.workers
 
     def with_load(self, *, rate: float = 1.0, concurrency: int | None = None) -> Fleet:
-        """The same fleet under another load."""
+        """The same fleet under another load; see the attributes `rate` and `concurrency`."""
         return replace(self, rate=rate, concurrency=concurrency)
 
     def to_json(self, seed: int) -> str:
-        """The simulator's form."""
+        """The form that the simulator reads."""
         speeds = list(self.speeds) or [1.0] * self.size
         pools = (
             [

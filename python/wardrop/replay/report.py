@@ -1,4 +1,4 @@
-"""The comparison as one HTML page that needs nothing beside it."""
+"""The comparison of policies as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _CURVES = (
     ("load_spread", "Spread of prefill work over workers", "std ÷ mean", False),
 )
 _POA_CURVES = (
-    ("poa", "Price of anarchy: what routing lost, 1 is nothing", "actual ÷ optimum", False),
+    ("poa", "Price of anarchy: 1 is the optimum", "actual ÷ optimum", False),
     ("poa_paper", "The paper's estimator: N/m on equal workers", "actual ÷ matched", True),
-    ("poa_cache", "Of the cost: prefill that another placement saves", "share", False),
-    ("poa_load", "Of the cost: waiting that another placement saves", "share", False),
+    ("poa_cache", "Share of the cost: prefill that another placement saves", "share", False),
+    ("poa_load", "Share of the cost: waiting that another placement saves", "share", False),
 )
 
 _HEAD = (
@@ -62,12 +62,12 @@ def _over_load(cells: Sequence[Cell], figure: str, colours: Mapping[str, str]) -
 
 
 def _ratio(values: Sequence[float]) -> float:
-    """Largest over smallest; 1 where a logarithm makes no sense."""
+    """Largest over smallest value; 1 if a value is not above 0."""
     return max(values) / min(values) if values and min(values) > 0 else 1.0
 
 
 def curves_over_load(cells: Sequence[Cell], figure: str) -> list[Line]:
-    """A figure of every policy over load: mean, least and most over seeds."""
+    """A figure of every policy over load: mean, smallest and largest value over seeds."""
     return _over_load(cells, figure, _colours(cells))
 
 
@@ -89,7 +89,7 @@ def _distributions(cells: Sequence[Cell], colours: Mapping[str, str], key: str, 
     for name, colour in colours.items():
         kept = [cell.curves for cell in cells if cell.policy == name and cell.curves.get(key)]
         if kept:
-            # Percentiles averaged over seeds: equal numbers of requests stand behind each.
+            # Percentiles may be averaged over seeds: every seed has equally many requests.
             middle = np.mean(np.asarray([curve[key] for curve in kept], dtype=float), axis=0)
             points = [(max(float(at), 1e-4), float(i), 0.0, 0.0) for i, at in enumerate(middle)]
             curves.append(Line(name, points, colour))
@@ -99,7 +99,7 @@ def _distributions(cells: Sequence[Cell], colours: Mapping[str, str], key: str, 
 def _heat_maps(cells: Sequence[Cell], colours: Mapping[str, str]) -> str:
     first = {cell.policy: cell.curves for cell in reversed(cells) if cell.curves.get("heat")}
     if not first:
-        return "<p>No samples of the workers were taken.</p>"
+        return "<p>The simulations took no samples of the workers.</p>"
     rows = {name: np.asarray(curves["heat"], dtype=float) for name, curves in first.items()}
     top = max(float(values.max()) for values in rows.values())
     figures = [
@@ -114,7 +114,7 @@ def _heat_maps(cells: Sequence[Cell], colours: Mapping[str, str]) -> str:
 
 
 def _tabs(cells: Sequence[Cell], colours: Mapping[str, str], unit: str) -> str:
-    """One tab per load, chosen by radio buttons: no script."""
+    """One tab per load, chosen by radio buttons, without a script."""
     loads = list(dict.fromkeys(cell.load for cell in cells))
     heads: list[str] = []
     bodies: list[str] = []
@@ -158,10 +158,10 @@ def _table(cells: Sequence[Cell], unit: str) -> str:
 
 
 def verdict(cells: Sequence[Cell], figure: str, unit: str) -> list[str]:
-    """One sentence per load: the best policy, and whether the seeds tell it from the next."""
+    """One sentence per load: the best policy, and whether the second differs beyond the seeds."""
     grouped = groups(cells)
     higher = figure in HIGHER_IS_BETTER
-    said: list[str] = []
+    sentences: list[str] = []
     for load in dict.fromkeys(at for at, _ in grouped):
         rows = {
             policy: mean_and_range(members, figure)
@@ -176,11 +176,11 @@ def verdict(cells: Sequence[Cell], figure: str, unit: str) -> list[str]:
         gap = abs(b[0] / a[0] - 1) * 100 if a[0] else 0.0
         head = f"load {load:g}: {order[0]}, {a[0]:.3g} {unit}"
         rest = f"{order[1]} is {gap:.1f} % behind" if apart else "no clear winner: seeds overlap"
-        said.append(f"{head}; {rest}")
-    return said
+        sentences.append(f"{head}; {rest}")
+    return sentences
 
 
-def _said(cells: Sequence[Cell]) -> str:
+def _verdicts(cells: Sequence[Cell]) -> str:
     parts: list[str] = []
     for figure, title, unit in (
         ("ttft_mean_s", "Lowest mean time to first token", "s"),
@@ -193,7 +193,13 @@ def _said(cells: Sequence[Cell]) -> str:
 
 
 def html(setting: Mapping[str, Any], cells: Sequence[Cell], slo: Slo) -> str:
-    """The page as text."""
+    """The page as text.
+
+    Args:
+        setting: facts about the sweep, name and value.
+        cells: the simulations.
+        slo: limits of goodput.
+    """
     colours = _colours(cells)
     closed = bool(setting.get("closed_loop"))
     unit = "in flight" if closed else "load ×"
@@ -213,8 +219,8 @@ def html(setting: Mapping[str, Any], cells: Sequence[Cell], slo: Slo) -> str:
         f"{_HEAD}<title>Wardrop replay: {trace}</title><style>{style}</style><main>"
         f"<h1>Routing policies on {trace}</h1>"
         "<p>A simulated fleet behind the production router. Lines are means over seeds; bands "
-        "reach from the least to the most.</p>"
-        f'<div class="facts">{facts}</div>{_said(cells)}<div class="legend">{legend}</div>'
+        "span the smallest to the largest value.</p>"
+        f'<div class="facts">{facts}</div>{_verdicts(cells)}<div class="legend">{legend}</div>'
         f"<h2>Over load</h2><p>Goodput counts requests with a first token within {limits}.</p>"
         f"{_load_charts(cells, colours, closed)}"
         f"<h2>At one load</h2>{_tabs(cells, colours, unit)}"
@@ -223,5 +229,5 @@ def html(setting: Mapping[str, Any], cells: Sequence[Cell], slo: Slo) -> str:
 
 
 def write_html(path: Path, setting: Mapping[str, Any], cells: Sequence[Cell], slo: Slo) -> None:
-    """Write the page."""
+    """Write the page of `html` to a file."""
     path.write_text(html(setting, cells, slo), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One cell: a workload, a fleet, a policy, a seed; out come arrays, and figures made from them."""
+"""One simulation: from a workload, a fleet, a policy and a seed to arrays and summary figures."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from wardrop.replay.workload import Workload
 from wardrop.slo import Slo
 
 COMPLETE = 1
+"""Value of `Result.end` for a request that received all its tokens."""
+
+_NO_WORKER = 0xFFFFFFFF
+"""Value of `Result.worker` and `Result.decode_worker` for a request without a worker."""
 
 _TIMES = ("arrival_ms", "admit_ms", "first_token_ms", "end_ms")
 _ADDITIONS = ("queue", "predicted", "controller")
@@ -29,19 +33,18 @@ _COUNTS = ("worker", "decode_worker", "cached_tokens", "expected_tokens", "preem
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy of the core by name, with its parameters.
+    """A routing policy by name, with its parameters and additions.
 
     Attributes:
-        name: as in `wardrop.Router(policy=…)`.
-        parameters: its keyword parameters.
-        decode: name of the policy of the decode pool of a split fleet; by default the same one.
-        decode_parameters: its parameters.
-        queue: late binding in front of the policy, with these parameters of the queue; None
-            without it.
-        predicted: what is predicted of caches by where requests went, as `wardrop.Router` has it:
-            used (off, alone, beside), ttl_s, settle_s, capacity_blocks, max_records; None: off.
-        controller: the controller of `wardrop.control` beside it, with these parameters of
-            `wardrop.replay.controlled.ControlledRun`; None without it.
+        name: name as in `wardrop.Router(policy=…)`.
+        parameters: parameters of the policy.
+        decode: name of the decode pool's policy in a split fleet; None for the same policy.
+        decode_parameters: parameters of the decode pool's policy; None for the same parameters.
+        queue: parameters of the queue for late binding; None without a queue.
+        predicted: parameters of the predicted cache contents, as in `wardrop.Router`: used (off,
+            alone, beside), ttl_s, settle_s, capacity_blocks, max_records. None: off.
+        controller: parameters of `wardrop.replay.controlled.ControlledRun`; None without a
+            controller.
     """
 
     name: str
@@ -54,7 +57,7 @@ class Policy:
 
     @property
     def label(self) -> str:
-        """`name` or `name(parameter=value, …)`, then what stands beside it, as it is parsed."""
+        """The policy and its additions as text that `parse` reads."""
         calls = [Call(self.name, self.parameters)]
         for name in _ADDITIONS:
             parameters: dict[str, Any] | None = getattr(self, name)
@@ -93,7 +96,7 @@ class Policy:
         )
 
     def routers(self, fleet: Fleet, seed: int) -> str:
-        """The simulator's form: one router per pool."""
+        """JSON for the simulator: one router per pool."""
         first = {
             "policy": self.name,
             "parameters": self.parameters,
@@ -117,37 +120,38 @@ class Policy:
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell left behind.
+    """The result of one simulation.
 
-    Arrays have one entry per request unless said otherwise; times in ms, NaN where never reached.
+    Arrays have one entry per request unless a shape is given. Times are in ms, NaN where the
+    request never got so far.
 
     Attributes:
-        arrival_ms: reached the router.
-        admit_ms: first scheduled by the prefilling engine.
-        first_token_ms: first token.
-        end_ms: last token.
-        worker: prefilling (or only) worker.
-        decode_worker: decoding worker of a split.
+        arrival_ms: time of arrival at the router.
+        admit_ms: time at which the prefill engine first schedules the request.
+        first_token_ms: time of the first token.
+        end_ms: time of the last token.
+        worker: index of the prefill (or only) worker.
+        decode_worker: index of the decode worker in a split fleet.
         cached_tokens: prompt tokens found in the worker's cache.
-        expected_tokens: prompt tokens that the router expected there.
-        preemptions: times it started over.
-        retries: times it was sent elsewhere after a failure.
+        expected_tokens: prompt tokens that the router expected in the worker's cache.
+        preemptions: number of restarts after a preemption.
+        retries: number of times that the request went to another worker after a failure.
         end: 1 complete, 2 rejected, 3 failed, 0 open.
-        input_tokens: prompt length.
-        output_tokens: answer length.
-        gap_ms: (buckets,) middles of the histogram of token gaps.
-        gap_counts: (buckets,) counts.
-        sample_ms: (samples,) when workers were looked at.
+        input_tokens: prompt length in tokens.
+        output_tokens: answer length in tokens.
+        gap_ms: (buckets,) middles of the histogram of gaps between tokens.
+        gap_counts: (buckets,) counts of the histogram.
+        sample_ms: (samples,) times at which the workers were sampled.
         running: (samples, workers) running sequences.
         waiting: (samples, workers) sequences waiting in the engine.
-        active_blocks: (samples, workers) KV blocks held.
+        active_blocks: (samples, workers) KV blocks in use.
         totals: counters of the run.
-        anarchy: per pool what routing lost (`Fleet.anarchy_window`), or None where nothing was
-            measured; see `wardrop.replay.anarchy`.
-        regimes: per pool (time in s, regime, smoothed p99 TTFT in s, baseline in s) of each change,
-            for policies that have regimes.
-        audit: what the controller did and saw, where there was one: its records, oldest first,
-            their times in seconds of the run.
+        anarchy: per pool the price of anarchy and its parts (`Fleet.anarchy_window`), or None where
+            nothing was measured; see `wardrop.replay.anarchy`.
+        regimes: per pool the changes of regime: (time in s, regime, smoothed p99 TTFT in s,
+            baseline in s). Empty for policies without regimes.
+        audit: records of the controller, oldest first, with times in seconds of the run; empty
+            without a controller.
     """
 
     arrival_ms: NDArray[np.float64]
@@ -176,22 +180,22 @@ class Result:
 
     @property
     def complete(self) -> NDArray[np.bool_]:
-        """Which requests got all their tokens."""
+        """(requests,) whether a request received all its tokens."""
         return self.end == COMPLETE
 
     @property
     def ttft_ms(self) -> NDArray[np.float64]:
-        """Time to first token, NaN without one."""
+        """(requests,) time to first token in ms; NaN for an incomplete request."""
         return np.where(self.complete, self.first_token_ms - self.arrival_ms, np.nan)
 
     @property
     def e2e_ms(self) -> NDArray[np.float64]:
-        """Time to last token, NaN without one."""
+        """(requests,) time to last token in ms; NaN for an incomplete request."""
         return np.where(self.complete, self.end_ms - self.arrival_ms, np.nan)
 
     @property
     def itl_ms(self) -> NDArray[np.float64]:
-        """A request's mean time between tokens, NaN below two tokens."""
+        """(requests,) mean time between tokens in ms; NaN below two tokens."""
         gaps = self.output_tokens.astype(np.float64) - 1
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(
@@ -199,7 +203,7 @@ class Result:
             )
 
     def gap_percentile(self, percent: float) -> float:
-        """Percentile of the time between two tokens, ms, from the histogram (1.1 % buckets)."""
+        """Percentile of the gaps between tokens in ms, from the histogram with 1.1 % buckets."""
         total = self.gap_counts.sum(dtype=np.float64)
         if total == 0:
             return float("nan")
@@ -211,17 +215,19 @@ class Result:
         return float(self.gap_ms[min(at, self.gap_ms.size - 1)])
 
     def summary(self, slo: Slo | None = None) -> dict[str, float]:
-        """Figures of the cell.
+        """Summary figures of the simulation.
+
+        Args:
+            slo: limits of goodput; the defaults of `Slo` if None.
 
         Returns:
             Seconds for TTFT and E2E (mean, p50, p90, p99), ms for ITL over all token gaps (mean,
             p50, p99), `reuse` (share of prompt tokens found in caches), `requests_per_s` and
             `output_tokens_per_s` over the whole run, `goodput_per_s` (requests within `slo` per
             second of arrivals) and `attainment` (their share), `load_spread` (coefficient of
-            variation over workers of prompt tokens computed), `completed`, `failed`, `preemptions`;
-            with a controller how many `changes` it made, of them `changes_kept` and
-            `changes_rolled_back`; where it was measured, what `wardrop.replay.anarchy.combined`
-            says.
+            variation over workers of prompt tokens computed), `completed`, `failed`, `preemptions`.
+            With a controller also `changes`, `changes_kept` and `changes_rolled_back`. With
+            `Fleet.anarchy_window` also the figures of `wardrop.replay.anarchy.combined`.
         """
         slo = slo or Slo()
         done = self.complete
@@ -269,7 +275,7 @@ class Result:
         return figures | combined(self.anarchy)
 
     def _load_spread(self) -> float:
-        placed = self.worker != 0xFFFFFFFF
+        placed = self.worker != _NO_WORKER
         work = (self.input_tokens - np.minimum(self.cached_tokens, self.input_tokens))[
             placed
         ].astype(np.float64)
@@ -278,7 +284,7 @@ class Result:
             if self.running.size
             else int(self.worker[placed].max(initial=0)) + 1
         )
-        if (self.decode_worker != 0xFFFFFFFF).any():
+        if (self.decode_worker != _NO_WORKER).any():
             workers = int(self.worker[placed].max(initial=0)) + 1
         per_worker = np.bincount(
             self.worker[placed].astype(np.int64), weights=work, minlength=workers
@@ -304,14 +310,14 @@ class Result:
 def simulate(workload: Workload, fleet: Fleet, policy: Policy | str, *, seed: int = 0) -> Result:
     """Replay a workload over a simulated fleet behind the production router.
 
-    Deterministic: equal arguments give equal bytes. The interpreter is free for the whole run, with
-    a controller between its looks.
+    Equal arguments give equal results, byte for byte. The run releases the GIL; with a controller,
+    it takes the GIL for each poll.
 
     Args:
-        workload: what comes in.
-        fleet: what serves it.
-        policy: who decides; text as in `Policy.parse`.
-        seed: of ties, samples and losses.
+        workload: the requests.
+        fleet: the simulated fleet.
+        policy: the routing policy, or its text as `Policy.parse` reads it.
+        seed: seed of ties, samples and losses.
 
     Raises:
         ValueError: a field is out of range, or the policy is not known; the text names it.
@@ -329,7 +335,7 @@ def simulate(workload: Workload, fleet: Fleet, policy: Policy | str, *, seed: in
 def result_of(
     workload: Workload, fleet: Fleet, raw: dict[str, Any], audit: Sequence[Record] = ()
 ) -> Result:
-    """The result of a run from what the simulator left behind."""
+    """The result of a run, from the raw arrays that the simulator returns."""
     shape = (-1, fleet.size)
 
     def times(name: str) -> NDArray[np.float64]:

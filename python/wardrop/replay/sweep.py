@@ -1,8 +1,8 @@
-"""Many cells: policies × loads × seeds, on every core, resumable.
+"""Sweeps: simulations of policies × loads × seeds, on all cores, resumable.
 
-A cell is one simulation. Its figures go to a JSON-lines file as soon as they are known; a sweep
-that finds its cells there does not run them again. One seed is one workload shift: under every
-policy the same requests come at the same moments, so policies are compared in pairs.
+A cell is one simulation. Its figures go to a JSON-lines file as soon as they are known, and a sweep
+does not run a cell again that it finds in the file. Under every policy, equal seeds give the same
+requests at the same times, so policies are compared in pairs.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Cell:
     Attributes:
         policy: label of the policy.
         load: rate factor, or requests in flight in a closed loop.
-        seed: which repetition.
-        figures: as from `Result.summary`.
-        curves: percentiles 0–100 of TTFT (s) and ITL (ms), and the heat map of busy workers.
+        seed: seed of the repetition.
+        figures: figures by name, as from `Result.summary`.
+        curves: percentiles 0 to 100 of TTFT (s) and ITL (ms), and the load of workers over time.
     """
 
     policy: str
@@ -49,15 +49,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep runs.
+    """The simulations of a sweep.
 
     Attributes:
-        workload: seed → workload. Repetitions differ in it (ticks spread anew, a generator's seed)
-            and in the routers' seed.
-        fleet: at load 1.
-        policies: who decides.
+        workload: makes the workload of a seed. Repetitions differ in the workload (new spread of
+            ticks, new draws of a generator) and in the seed of the routers.
+        fleet: the fleet at load 1.
+        policies: the policies to compare.
         loads: rate factors, or requests in flight.
-        seeds: repetitions.
+        seeds: one repetition per seed.
         closed: whether `loads` are requests in flight.
         slo: limits for goodput.
     """
@@ -80,7 +80,7 @@ class Plan:
         ]
 
     def fingerprint(self, workload: Workload) -> str:
-        """Changes when anything that a cell depends on does."""
+        """A hash of everything that a cell depends on, except its policy, load and seed."""
         head = hashlib.sha256(self.fleet.to_json(0).encode())
         head.update(
             json.dumps([asdict(self.slo), self.closed, workload.name, len(workload)]).encode()
@@ -113,8 +113,7 @@ def _curves(result: Result) -> dict[str, Any]:
         itl = result.itl_ms[~np.isnan(result.itl_ms)]
         curves["itl_ms"] = np.percentile(itl, percents).round(4).tolist() if itl.size else []
     if result.sample_ms.size:
-        # Mean number of sequences in the engine (running and waiting) per worker and stretch of
-        # time.
+        # Mean sequences in the engine (running and waiting), per worker and stretch of time.
         load = (result.running + result.waiting).astype(float)
         columns = min(_HEAT_COLUMNS, load.shape[0])
         parts: list[NDArray[np.int64]] = np.array_split(np.arange(int(load.shape[0])), columns)
@@ -148,8 +147,8 @@ def sweep(
     """Run every cell of a plan.
 
     Args:
-        plan: what to run.
-        resume: JSON-lines file of finished cells; read first, appended to.
+        plan: the simulations.
+        resume: JSON-lines file of finished cells; it is read first, then appended to.
         threads: simulations at once; all cores by default.
         progress: called with (finished, all) after each cell.
 
@@ -157,11 +156,11 @@ def sweep(
         Cells in the order of `Plan.keys`.
 
     Raises:
-        ReplayError: nothing to run.
+        ReplayError: the plan has no policy, no load or no seed.
         ValueError: a policy or field is not known; cells finished before it stay in `resume`.
     """
     if not plan.policies or not plan.loads or not plan.seeds:
-        raise ReplayError("a sweep needs at least one policy, one load and one seed")
+        raise ReplayError("got an empty plan; expected at least one policy, one load and one seed")
     workloads = {seed: plan.workload(seed) for seed in plan.seeds}
     fingerprints = {seed: plan.fingerprint(workload) for seed, workload in workloads.items()}
     done = _read(resume, fingerprints) if resume else {}
@@ -204,7 +203,7 @@ def _parallel(
         running: set[Future[Cell]] = set()
 
         def feed() -> None:
-            # A few at a time, so that an error or an interrupt ends the sweep soon.
+            # Only a few cells are submitted at a time, so that an error ends the sweep soon.
             for p, load, seed in queue:
                 running.add(
                     pool.submit(run_cell, plan, workloads[seed], plan.policies[p], load, seed)
@@ -222,6 +221,6 @@ def _parallel(
 
 
 def mean_and_range(cells: Sequence[Cell], figure: str) -> tuple[float, float, float]:
-    """Mean, least and most of a figure over cells (usually seeds)."""
+    """Mean, smallest and largest value of a figure over cells."""
     values = np.asarray([cell.figures[figure] for cell in cells], dtype=float)
     return float(values.mean()), float(values.min()), float(values.max())

@@ -1,10 +1,9 @@
-"""A policy's best parameters, found on one part of a trace and scored on another.
+"""Tuning: the best parameters of a policy on one part of a trace, scored on another part.
 
-Cyclic coordinate search over a grid: every parameter in turn tries its values with the others held,
-    and keeps the one with the
-lowest cost; until a whole round changes nothing. The cost is the geometric mean of a figure over
-loads and seeds, relative to the policy's own defaults: below 1 is better. What counts is the score
-on the part that was not searched.
+The method is a cyclic coordinate search over a grid. Each parameter in turn tries its values while
+the others are fixed, and keeps the value with the lowest cost, until a whole round changes nothing.
+The cost is the geometric mean of a figure over loads and seeds, relative to the defaults of the
+policy: below 1 is better. Only the score on the held-out part is unbiased.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "sticky": {"keep_share": [0.5, 0.7, 0.8, 0.9], "min_share": [0.0, 0.1, 0.3, 0.5]},
     "chwbl": {"load_factor": [1.1, 1.25, 1.5, 2.0], "prefix_blocks": [1, 4, 16, 64]},
 }
-"""Values that `tune` tries by default, per policy."""
+"""Values that `tune` tries by default, by policy and parameter."""
 
 OBJECTIVES = {
     "ttft": "ttft_mean_s",
@@ -43,13 +42,13 @@ OBJECTIVES = {
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        policy: the best parameters.
-        searched: its cost on the part searched, relative to the defaults.
-        held_out: its cost on the other part, relative to the defaults: the honest figure.
-        tried: how many parameter sets were simulated.
+        policy: the policy with the best parameters.
+        searched: cost on the searched part, relative to the defaults.
+        held_out: cost on the held-out part, relative to the defaults. Only this figure is unbiased.
+        tried: number of parameter sets simulated.
         cells: cells of the held-out part, defaults first.
     """
 
@@ -63,7 +62,7 @@ class Tuned:
 def relative_cost(cells: Sequence[Cell], base: Sequence[Cell], objective: str) -> float:
     """Geometric mean of the objective's ratio, paired by load and seed.
 
-    goodput is inverted, so lower is better.
+    The ratio of goodput is inverted, so that lower is better for every objective.
     """
     figure = OBJECTIVES[objective]
     ratios = np.asarray(
@@ -88,15 +87,15 @@ def tune(
     """Search a policy's parameters.
 
     Args:
-        plan: with exactly one policy, whose parameters are where the search starts.
+        plan: a plan with exactly one policy, at whose parameters the search starts.
         objective: a key of `OBJECTIVES`.
-        split: share of the trace that is searched; the rest is held out.
-        grid: values per parameter; by default those of `GRIDS`.
-        rounds: rounds of the coordinate search at most.
-        progress: told each improvement.
+        split: share of the trace for the search; the rest is held out.
+        grid: values by parameter; by default the entry of `GRIDS`.
+        rounds: most rounds of the coordinate search.
+        progress: called with a line of text for each improvement.
 
     Raises:
-        ReplayError: not one policy, no grid for it, or an unknown objective.
+        ReplayError: not exactly one policy, no grid for the policy, or an unknown objective.
     """
     if len(plan.policies) != 1:
         raise ReplayError(f"got {len(plan.policies)} policies to tune; expected one")
@@ -105,7 +104,9 @@ def tune(
     start = plan.policies[0]
     values = grid or GRIDS.get(start.name)
     if not values:
-        raise ReplayError(f"policy {start.name!r} has no grid; those with one: {', '.join(GRIDS)}")
+        raise ReplayError(
+            f"got policy {start.name!r}, which has no grid; expected one of {', '.join(GRIDS)}"
+        )
 
     def first(seed: int) -> Workload:
         return plan.workload(seed).part(0.0, split)
@@ -125,7 +126,7 @@ def tune(
                     continue
                 cost = relative_cost(sweep(replace(searched, policies=[rival])), base, objective)
                 tried += 1
-                # A gain below half a percent is noise: it does not move the search.
+                # A gain below half a percent counts as noise.
                 if cost < best_cost * 0.995:
                     best, best_cost = rival, cost
                     if progress:

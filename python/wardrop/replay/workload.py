@@ -1,8 +1,7 @@
-"""Requests as columns: what the simulator replays.
+"""Workloads: requests as columns, as the simulator replays them.
 
-A workload names prompts by block ids, never by text: an id stands for one block of the trace *and
-    everything before
-it*. Times are milliseconds, lengths tokens.
+A workload names prompts by block ids, never by text. An id stands for one block of the trace *and
+everything before the block*. Times are in milliseconds, lengths in tokens.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ class ReplayError(InputError):
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in the order in which they are released.
+    """Requests in order of release.
 
     Attributes:
-        name: where it came from.
+        name: name of the trace or generator.
         arrival_ms: (n,) float64, not falling; ignored for later turns of a session and in a closed
             loop.
         input_tokens: (n,) uint32, at least 1.
         output_tokens: (n,) uint32, at least 1.
         block_start: (n + 1,) uint64, offsets into `blocks`.
-        blocks: uint32, dense ids.
-        block_size: tokens per id.
-        after: (n,) uint32, index of the request that must end first, or 2^32 − 1.
-        think_ms: (n,) float64, pause after that end.
+        blocks: uint32, dense block ids of all prompts, one prompt after the other.
+        block_size: tokens per block id.
+        after: (n,) uint32, index of the request that must end first, or `NO_PREDECESSOR`.
+        think_ms: (n,) float64, pause after the end of the request in `after`.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Workload:
 
     @cached_property
     def native(self) -> SimWorkload:
-        """The checked form that every cell of a sweep shares.
+        """The checked native form, which all simulations of a sweep share.
 
         Raises:
             ValueError: a column is out of range; the text names it.
@@ -79,10 +78,13 @@ class Workload:
         return float(roots[-1] - roots[0]) / 1e3 if roots.size else 0.0
 
     def part(self, start: float, stop: float) -> Workload:
-        """The requests from share `start` to share `stop` of the whole, the clock set to zero.
+        """The requests from share `start` to share `stop`, with the first arrival at 0.
 
-        Sessions that straddle the cut lose their earlier turns: the first turn kept starts at its
-            recorded time.
+        A session across the cut loses its earlier turns: its first kept turn starts at the recorded
+        time.
+
+        Raises:
+            ReplayError: the shares are not in order, or no request is left.
         """
         if not 0.0 <= start < stop <= 1.0:
             raise ReplayError(f"got part {start} to {stop}; expected 0 ≤ start < stop ≤ 1")
@@ -93,7 +95,7 @@ class Workload:
         after = self.after[rows].astype(np.int64) - first
         kept = (self.after[rows] != NO_PREDECESSOR) & (after >= 0)
         arrival = self.arrival_ms[rows].copy()
-        # A turn whose predecessor was cut off becomes a root; roots must not fall.
+        # A turn without its predecessor waits for no request; such arrivals must not fall.
         roots = ~kept
         arrival[roots] = np.maximum.accumulate(arrival[roots])
         arrival -= arrival[roots][0]
@@ -111,7 +113,7 @@ class Workload:
         )
 
     def ideal_reuse(self) -> float:
-        """Share of prompt tokens that one infinite cache would have, in trace order. O(blocks)."""
+        """Share of prompt tokens found in one unlimited cache, in trace order. O(blocks)."""
         seen = np.zeros(int(self.blocks.max(initial=0)) + 1, dtype=bool)
         hit = 0
         for i in range(len(self)):
@@ -134,18 +136,18 @@ def from_lists(
     after: NDArray[np.int64] | None = None,
     think_ms: NDArray[np.float64] | None = None,
 ) -> Workload:
-    """Build a workload from raw ids of any size: they become dense ones.
+    """Build a workload from block ids of any size, which become dense ids.
 
     Args:
-        name: where it came from.
-        arrival_ms: (n,) release times.
+        name: name of the trace or generator.
+        arrival_ms: (n,) release times in ms.
         input_tokens: (n,) prompt lengths.
         output_tokens: (n,) answer lengths; 0 counts as 1, since an engine always samples once.
-        ids: all prompts' ids, one after the other.
-        id_counts: (n,) how many belong to each.
+        ids: block ids of all prompts, one prompt after the other.
+        id_counts: (n,) number of ids of each prompt.
         block_size: tokens per id.
-        after: (n,) predecessor or −1; none by default.
-        think_ms: (n,) pauses; 0 by default.
+        after: (n,) index of the predecessor, or −1; no predecessors by default.
+        think_ms: (n,) pauses in ms; 0 by default.
     """
     n = arrival_ms.size
     _, dense = np.unique(ids, return_inverse=True)
