@@ -1,1 +1,1 @@
-"""The paper's experiments, again and further: one command each."""
+"""The experiments of the paper, repeated and extended: one command each."""

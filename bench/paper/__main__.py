@@ -1,7 +1,7 @@
-"""`python -m bench.paper poa|regimes|guard|adaptive|sweep|winnable|live`: run one, draw it.
+"""`python -m bench.paper poa|regimes|guard|adaptive|sweep|winnable|live`: run and draw one.
 
 Needs `WARDROP_SHARED` (timing tables and traces). Figures go to bench/results/paper/*.json,
-pictures to docs/reports/paper/img/*.png; `--draw` only draws what was run before.
+pictures to docs/reports/paper/img/*.png; `--draw` draws the figures of an earlier run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="only draw the last figures")
     options = parser.parse_args()
     if options.experiment == "live":
-        # It moves itself into a private network first, which must happen before threads start.
+        # `live` moves into a private network namespace, which must happen before threads start.
         from bench.paper import live
 
         found = read("live") if options.draw else live.run(options.seconds)

@@ -1,4 +1,4 @@
-"""Static against adaptive through a load that goes over the knee and back."""
+"""Static and adaptive policies through a load that goes over the knee and back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def places() -> dict[str, tuple[Fleet, tuple[float, ...], dict[str, Any]]]:
 
 
 def policies(base_s: float) -> dict[str, Policy]:
-    """Static rules, the paper's switch at its own and at lower thresholds, and ours."""
+    """Static policies, the paper's controller at two sets of thresholds, and this router's."""
     return {
         "dynamo": Policy("dynamo"),
         "dynamo τ 0.7": Policy("dynamo", {"router_temperature": 0.7}),
@@ -55,7 +55,7 @@ def policies(base_s: float) -> dict[str, Policy]:
 
 
 def run(seeds: int) -> dict[str, Any]:
-    """Every place, policy and seed, all of one seed on the same requests."""
+    """Every place, policy and seed; equal seeds use the same requests."""
     found: dict[str, Any] = {"phase_s": PHASE_S, "seeds": seeds, "places": {}}
     for place, (fleet, rates, shape) in places().items():
         rows: list[dict[str, Any]] = []
@@ -94,7 +94,7 @@ def run(seeds: int) -> dict[str, Any]:
 
 
 def ratios(rows: list[dict[str, Any]], key: str) -> dict[str, tuple[float, float, float]]:
-    """Per policy the geometric mean, least and most over seeds of its figure over dynamo's."""
+    """Per policy, its figure over dynamo's: geometric mean, smallest and largest over seeds."""
     base = {row["seed"]: row[key] for row in rows if row["policy"] == "dynamo"}
     found: dict[str, tuple[float, float, float]] = {}
     for label in dict.fromkeys(row["policy"] for row in rows):
@@ -109,7 +109,7 @@ def _policy(label: str) -> str:
 
 
 def draw(found: dict[str, Any]) -> None:
-    """Ratios to dynamo over the knee: mean and p99 of TTFT, and the index."""
+    """Ratios to dynamo: mean and p99 TTFT over the knee, and E2E of the whole run."""
     keys = {
         "over_ttft_mean_s": "mean TTFT over the knee",
         "over_ttft_p99_s": "p99 TTFT over the knee",

@@ -1,4 +1,4 @@
-"""Pictures: one style for all of them."""
+"""One style for all pictures of the paper's experiments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = {
 
 
 def colour(policy: str) -> str:
-    """A policy's colour, whatever its parameters."""
+    """A policy's colour, regardless of its parameters."""
     name, _, rest = policy.partition("+")
     return COLOURS.get(name.partition("(")[0] + ("+queue" if rest else ""), "#333333")
 

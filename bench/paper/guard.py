@@ -1,8 +1,8 @@
-"""Does the guard keep what is good and take back what is harm, while the queue moves by itself?
+"""Does the guard keep good changes and roll back harmful ones, while the queue moves by itself?
 
-Changes by hand with a known effect, planted at second 60 into runs whose load is steady, over
-capacity (the queue grows whatever one does), about to surge or about to fall; judged by the
-forecast and by plain before against after.
+Changes by hand with a known effect are made at second 60. The load is steady, over capacity (the
+queue grows regardless of the change), about to surge or about to fall. The guard judges by its
+forecast, and for comparison by the figures before and after alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def fleet() -> Fleet:
 
 
 def judged(kind: str, load: str, seed: int, forecasts: bool) -> tuple[str, float, str]:
-    """What became of the planted change, seconds until then, and why."""
+    """The outcome of the planted change, the seconds until the outcome, and its reason."""
     start, change = PLANTED[kind]
     rates = [LOW_PER_S + at * (OVER_PER_S[start] - LOW_PER_S) for at in LOADS[load]]
     lengths = (CHANGE_S + 10.0, AFTER_S)
@@ -97,7 +97,7 @@ def run(seeds: int) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any]) -> None:
-    """Share of right verdicts, by what was planted, load and guard."""
+    """Share of right verdicts, by planted change, load and guard."""
     figure, grid = axes(1, len(PLANTED), width=3.6, height=2.6)
     for axis, kind in zip(grid[0], PLANTED, strict=True):
         right = "rolled_back" if kind == HARM else "kept"

@@ -46,7 +46,7 @@ def rows(count: int, seed: int) -> list[Row]:
 
 
 def gauges(url: str) -> dict[str, float]:
-    """The gateway's own figures of what its routing lost, by pool."""
+    """The gateway's gauges of the price of anarchy, by pool."""
     with urlopen(f"{url}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     found: dict[str, float] = {}
@@ -60,7 +60,7 @@ def gauges(url: str) -> dict[str, float]:
 
 
 def run(seconds: float) -> dict[str, Any]:
-    """Every arm with cold workers, each number in flight for `seconds`."""
+    """Every arm with new workers; each number of requests in flight lasts `seconds`."""
     namespace.enter()
     found: list[dict[str, Any]] = []
     version = "none"

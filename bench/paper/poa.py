@@ -1,4 +1,4 @@
-"""PoA-hat and `poa` over requests in flight, in the paper's closed loop."""
+"""The paper's estimator and `poa` over requests in flight, in the paper's closed loop."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _point(
         for leg, pool in zip(("prefill", "decode"), result.anarchy, strict=True):
             for key in ("poa", "poa_paper", "poa_square"):
                 figures[f"{leg}_{key}"] = pool[key] if pool else float("nan")
-        # The first fill of the loop is a burst of its own: what comes after it is the steady state.
+        # The first fill of the loop is a burst; the requests after it show the steady state.
         late = result.ttft_ms[flight:] / 1e3
         figures["steady_ttft_p99_s"] = float(np.nanpercentile(late, 99))
         figures["steady_ttft_mean_s"] = float(np.nanmean(late))
@@ -84,7 +84,7 @@ def _point(
 
 
 def draw(found: dict[str, Any]) -> None:
-    """One column per fleet: the paper's estimator, ours, TTFT and ITL tails."""
+    """One column per fleet: the paper's estimator, `poa`, and the tails of TTFT and ITL."""
     figure, grid = axes(3, len(PAPER_FLEETS))
     for column, name in enumerate(PAPER_FLEETS):
         for policy in ("dynamo", "paper", "toll", "toll+queue"):

@@ -1,4 +1,4 @@
-"""How soon overload is noticed, and how often without cause: looks of 250 ms against 5 s polls."""
+"""Delay and false alarms of overload detection: polls of 250 ms against polls of 5 s."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Changes = list[tuple[float, str]]
 
 
 def fleet() -> Fleet:
-    """Two prefill and five decode workers: room for about 29 of these prompts a second."""
+    """Two prefill and five decode workers: capacity for about 29 of the prompts per second."""
     return replace(split("70B", 2, 5), anarchy_window=0)
 
 
@@ -45,7 +45,7 @@ def baseline_s(seed: int) -> float:
 
 
 def watched(workload: Workload, seed: int) -> tuple[Result, list[tuple[float, Sample]]]:
-    """A run with `wardrop.control`'s controller in it that only watches, and what it saw."""
+    """A run with the controller of `wardrop.control` that changes nothing, and its samples."""
     seen: list[tuple[float, Sample]] = []
     policy, where = Policy("dynamo"), fleet()
     run = ControlledRun(
@@ -61,19 +61,19 @@ def watched(workload: Workload, seed: int) -> tuple[Result, list[tuple[float, Sa
 
 
 def ours(result: Result) -> Changes:
-    """Changes of `wardrop.control`'s detector in a watched run."""
+    """Changes of regime by the detector of `wardrop.control` in a run."""
     return [(r.at_s, str(r.after).lower()) for r in result.audit if r.event == "regime"]
 
 
 def polled(workload: Any, seed: int, base_s: float, settings: dict[str, Any]) -> Changes:
-    """Changes of the paper's detector; its weights are level, so that it only watches."""
+    """Changes of regime by the paper's detector; equal weights keep the routing as it is."""
     policy: Policy = paper_policy(base_s, **FLAT, **settings)
     result = simulate(workload, fleet(), policy, seed=seed)
     return [(at_s, to) for at_s, to, _, _ in result.regimes[1]]
 
 
 def judged(changes: Changes, over_s: float, clear_s: float) -> dict[str, Any]:
-    """Delays after the overload's start and end, and alarms outside of it."""
+    """Delays after the start and the end of the overload, and alarms outside of the overload."""
     up = [at for at, to in changes if to != "below" and over_s <= at <= clear_s]
     full = [at for at, to in changes if to == "saturated" and over_s <= at <= clear_s]
     back = [at for at, to in changes if to == "below" and at > over_s]
@@ -96,7 +96,7 @@ def run(seeds: int) -> dict[str, Any]:
             workload = phased(rates, PHASE_S, seed, **SHAPE)
             result, seen = watched(workload, seed)
             ttft = result.ttft_ms / 1e3
-            # The backlog is gone when a first token is as soon as before.
+            # The backlog is gone once the TTFT is back at its value before the overload.
             late = result.first_token_ms[ttft > 3 * base_s] / 1e3
             clear_s = float(late.max()) if late.size else 3 * PHASE_S
             arms = {name: polled(workload, seed, base_s, s) for name, s in DETECTORS.items()}
@@ -118,12 +118,12 @@ def run(seeds: int) -> dict[str, Any]:
                 row["saturated"] = sum(to == "saturated" for _, to in changes)
                 found["steady"].append(row)
     write("regimes", found)
-    tell(found)
+    show(found)
     return found
 
 
-def tell(found: dict[str, Any]) -> None:
-    """Least, mean and most over seeds of every delay, and alarms."""
+def show(found: dict[str, Any]) -> None:
+    """Print the smallest, mean and largest delay over seeds, and the alarms."""
     for ramp in RAMPS:
         for name in (*DETECTORS, OURS):
             rows = [r for r in found["rows"] if r["detector"] == name and r["ramp"] == ramp]
@@ -144,7 +144,7 @@ def tell(found: dict[str, Any]) -> None:
 
 
 def draw(found: dict[str, Any]) -> None:
-    """One ramp: the tail, and what each detector says."""
+    """One ramp: the tail of the TTFT, and the regime by each detector."""
     levels = {"below": 0, "transition": 1, "saturated": 2}
     figure, grid = axes(2, 1, width=8.0, height=2.4)
     at_s, p99 = zip(*found["trace"], strict=True)

@@ -1,4 +1,4 @@
-"""Fleets, workloads and files that the experiments share."""
+"""Fleets, workloads and result files shared by the experiments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def timing(model: str) -> SimulatedTiming:
 
 
 def split(model: str, prefill: int, decode: int, **fields: Any) -> Fleet:
-    """A split fleet at a model's timing, its routing measured in the paper's windows."""
+    """A split fleet at a model's timing, with the price of anarchy in the paper's windows."""
     engine = Engine(timing=timing(model))
     return Fleet.split(prefill, decode, engine=engine, anarchy_window=PAPER_WINDOW, **fields)
 
@@ -79,14 +79,14 @@ def phased(
 
 
 def write(name: str, found: dict[str, Any]) -> None:
-    """Keep an experiment's figures as JSON."""
+    """Write an experiment's figures as JSON."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_rounded(found), indent=1, sort_keys=True)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def read(name: str) -> dict[str, Any]:
-    """The figures of an experiment that ran."""
+    """Read the figures of an earlier run."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return found
 

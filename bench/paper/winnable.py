@@ -1,4 +1,4 @@
-"""The index and the policies where routing has something to win: traces, splits, mixed lengths."""
+"""The price of anarchy where routing matters: traces, split fleets, mixed prompt lengths."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MORE = ("poa_split", "model_error")
 
 
 def places() -> dict[str, tuple[Callable[[int], Workload], Fleet, str]]:
-    """Workload by seed, fleet, and where it stands."""
+    """By name: the workload of a seed, the fleet, and the load (below or over the knee)."""
     traces = SHARED / "traces"
     conversation = load(traces / "mooncake_conversation_0_30min.jsonl.gz").part(0, 0.4)
     code = load(traces / "claude_code_dev48.jsonl.zst").part(0, 0.4)
@@ -39,7 +39,7 @@ def places() -> dict[str, tuple[Callable[[int], Workload], Fleet, str]]:
         return spread(conversation, seed)
 
     def agents(seed: int) -> Workload:
-        # As recorded, then with the conversations begun anew: ties alone make no other run of it.
+        # As recorded, then with new start times: a new seed for ties alone would give the same run.
         return restart(code, seed) if seed else code
 
     def mixed(seed: int) -> Workload:
@@ -90,7 +90,7 @@ def _colour(label: str) -> str:
 
 
 def draw(found: dict[str, Any]) -> None:
-    """What routing loses, by its parts, beside the mean TTFT."""
+    """The price of anarchy by its parts, and the mean TTFT."""
     rows = found["rows"]
     names = list(dict.fromkeys(row["place"] for row in rows))
     figure, grid = axes(2, len(names), width=2.2, height=2.6)

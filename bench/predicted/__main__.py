@@ -1,8 +1,8 @@
 """Predicted caches in the simulated fleet: `python -m bench.predicted --timing TABLE.npz`.
 
-Every so often a burst of requests shares a prefix that nobody has seen, and KV events come late:
-what `predicted(used=beside)` is for. Each policy with and without it, at each delay and load, in
-pairs (equal seeds, equal workloads). Writes `bench/results/predicted.json` and prints its rows.
+Bursts of requests share a new prefix, and KV events come late: `predicted(used=beside)` is made for
+this case. Each policy runs with and without prediction, at each delay and load, in pairs (equal
+seeds, equal workloads). Writes `bench/results/predicted.json` and prints its rows.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def new_prefixes(
     block_size: int = 64,
     seed: int = 0,
 ) -> Workload:
-    """Bursts of requests, each with a new prefix of `prefix` tokens and `own` tokens of its own."""
+    """Bursts with a new prefix of `prefix` tokens; each request adds `own` tokens of its own."""
     rng = np.random.default_rng(seed)
     head, tail = prefix // block_size, own // block_size
     arrivals, ids, next_id = [], [], 0

@@ -1,1 +1,1 @@
-"""Judging the toll and the queue against every static rule, tuned per cell."""
+"""The toll and the queue against every static rule, tuned per cell."""

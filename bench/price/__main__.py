@@ -1,8 +1,8 @@
-"""`python -m bench.price`: run what is missing, then print the tables. Resumable.
+"""`python -m bench.price`: run missing simulations, then print the tables. Resumable.
 
 Static rules are tuned for every cell and metric on seed 0 over the whole grid; the winners, three
-well-known defaults and ours are then judged on all seeds. `knees` measures where each fleet's knee
-is; `export` writes the means of every cell.
+well-known defaults and this router's policies are then judged on all seeds. `knees` measures the
+knee of each fleet; `export` writes the means of every cell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is judged: fleets, traces, loads."""
+"""The cells of the comparison: fleets, traces and loads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Family:
     Attributes:
         trace: `conversation` or `claude_code`.
         shape: `aggregated`, `split` (half and half) or `unequal` (a quarter at half speed).
-        workers: in all.
+        workers: number of workers.
         num_blocks: KV blocks of 64 tokens per worker.
     """
 
@@ -38,7 +38,7 @@ class Family:
     num_blocks: int
 
     def fleet(self, rate: float) -> Fleet:
-        """The fleet, with the 70B's B200 timing; the trace's gaps are divided by `rate`."""
+        """The fleet at the B200 timing of the 70B model; gaps are divided by `rate`."""
         timing = load_timing(SHARED / "timing" / "llama70b_tp4_b200.npz")
         engine = Engine(timing=timing, num_blocks=self.num_blocks)
         if self.shape == "split":
@@ -72,12 +72,12 @@ class Cell:
 
     @property
     def place(self) -> str:
-        """`below` the knee, at the `knee`, or `over` it."""
+        """`below`, `knee` or `over`: the load against the knee."""
         return "below" if self.load < 1 else "knee" if self.load == 1 else "over"
 
     @property
     def name(self) -> str:
-        """One word."""
+        """Name of the cell, in one word."""
         f = self.family
         return f"{f.trace}/{f.shape}/{f.workers}/{f.num_blocks}/{self.load:g}"
 
@@ -87,7 +87,7 @@ class Cell:
 
 
 def families() -> list[Family]:
-    """All of them, 8 workers first."""
+    """All families, those with 8 workers first."""
     caches = {"conversation": (4096, 16384), "claude_code": (8192, 32768)}
     rows: list[Family] = []
     for workers in (8, 32):
@@ -105,7 +105,7 @@ def families() -> list[Family]:
 
 
 def cells() -> list[Cell]:
-    """All settings: 30 % of the knee to past it."""
+    """All cells, from 30 % of the knee to beyond the knee."""
     return [
         Cell(family, share)
         for family in families()
@@ -122,7 +122,7 @@ def knees() -> dict[Family, float]:
 
 @cache
 def trace(name: str) -> Workload:
-    """A trace of the shared folder, as recorded."""
+    """A recorded trace."""
     files = {
         "conversation": "mooncake_conversation_0_30min.jsonl.gz",
         "claude_code": "claude_code_dev48.jsonl.zst",
@@ -132,7 +132,7 @@ def trace(name: str) -> Workload:
 
 @cache
 def workload(name: str, seed: int) -> Workload:
-    """The trace as it might have been: another draw of what its making left to chance.
+    """Another draw of the trace: what chance decided when it was made is drawn again.
 
     `conversation` comes in ticks of three seconds, which are spread anew. `claude_code` is 48
     conversations that start at uniform times over 600 s, drawn anew; seed 0 is as recorded.
@@ -143,7 +143,7 @@ def workload(name: str, seed: int) -> Workload:
 
 
 def restarted(recorded: Workload, seed: int, over_s: float) -> Workload:
-    """Conversations (requests with one first block) start anew, uniform in `over_s`."""
+    """Conversations (requests with one first block) start at new times, uniform in `over_s`."""
     first = recorded.blocks[recorded.block_start[:-1].astype(np.int64)]
     _, conversation = np.unique(first, return_inverse=True)
     count = int(conversation.max()) + 1

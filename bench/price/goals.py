@@ -1,4 +1,4 @@
-"""The goals, line by line: wanted, seen, met or missed."""
+"""The goals as a table: wanted, measured, met or missed."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ ALONE_MEAN, ALONE_WORST = 1.00, 1.15
 
 
 def loaded(cell: Cell) -> bool:
-    """At the knee or over it, on 8 workers, aggregated: where every policy has run."""
+    """Cells at or over the knee on 8 aggregated workers, where every policy has run."""
     return cell.place != "below" and eight(cell)
 
 
 def calm(cell: Cell) -> bool:
-    """Below the knee, on the same fleets."""
+    """Cells below the knee on the fleets of `loaded`."""
     return cell.place == "below" and eight(cell)
 
 
 def eight(cell: Cell) -> bool:
-    """8 workers, equal or not, each of which prefills and decodes."""
+    """Cells on 8 aggregated workers, of equal or unequal speed."""
     return cell.family.workers == 8 and cell.family.shape != "split"
 
 
@@ -44,7 +44,7 @@ def line(what: str, wanted: float, seen: float) -> str:
 
 
 def lines(runs: Runs, seeds: int) -> Iterator[str]:
-    """Every goal of which something has run."""
+    """Every goal with at least one measured cell."""
 
     def found(policy: str, metric: str, among: Callable[[Cell], bool]) -> dict[Cell, float]:
         return ratios(runs, policy, metric, seeds, among)
@@ -74,5 +74,5 @@ def lines(runs: Runs, seeds: int) -> Iterator[str]:
 
 
 def goals(runs: Runs, seeds: int) -> str:
-    """Markdown."""
+    """The table as Markdown."""
     return "\n".join(["| goal | wanted | seen | |", "|---|---|---|---|", *lines(runs, seeds), ""])

@@ -1,4 +1,4 @@
-"""Who is judged, and the static rules that are the bar."""
+"""The policies that are judged, and the static rules that they are compared with."""
 
 from __future__ import annotations
 

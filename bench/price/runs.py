@@ -1,4 +1,4 @@
-"""Simulations and their figures, kept as JSON lines so that a run can be broken off."""
+"""Simulations and their figures as JSON lines, so that an interrupted run can go on."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def figures(cell: Cell, policy: str, seed: int) -> dict[str, float]:
 
 @dataclass
 class Runs:
-    """What has been simulated.
+    """The finished simulations.
 
     Attributes:
-        path: JSON lines, appended to. Where an exported .json of that name lies beside them, its
-            static rules count as run: they do not depend on our price.
-        minutes: stop simulating after so long.
+        path: JSON-lines file, appended to. Static rules in an exported .json file of the same name
+            count as run, because they do not depend on the price.
+        minutes: minutes after which no further simulation begins.
         found: the figures.
-        grid_done: names of cells whose grid ran before, where only its winners were kept.
+        grid_done: names of cells whose whole grid ran before; only its winners are stored.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class Runs:
                 self.found[cell, row["policy"], row["seed"]] = row["figures"]
 
     def run(self, cell: Cell, policies: Iterable[str], seeds: Iterable[int]) -> None:
-        """Simulate what is missing, while there is time."""
+        """Run the missing simulations, within `minutes`."""
         for policy in policies:
             for seed in seeds:
                 if self.path.suffix == ".json":
@@ -101,7 +101,7 @@ class Runs:
                     file.write(json.dumps(row) + "\n")
 
     def tuned(self, cell: Cell, policies: Iterable[str], seed: int = 0) -> dict[str, str]:
-        """Per metric the best of `policies` on one seed; those that have not run are left out."""
+        """Per metric the best of `policies` on one seed, among the policies that have run."""
         ran = [policy for policy in policies if (cell, policy, seed) in self.found]
         return {
             metric: min(ran, key=lambda policy: self.found[cell, policy, seed][metric])
@@ -117,9 +117,10 @@ class Runs:
                     self.found[cell, policy, int(seed)] = dict(zip(names, values, strict=True))
 
     def export(self, path: Path) -> None:
-        """What the tables need in one compact file, to five digits; `Runs` reads it, no more.
+        """Write the figures of the tables in one compact file, to five digits.
 
-        Of the grid only what won or is well known is kept, and which cells it was run in whole.
+        Of the grid, the file holds the winners, the well-known rules, and the names of the cells
+        whose whole grid has run.
         """
         names = list(METRICS)
         kept: dict[str, dict[str, dict[int, list[float]]]] = {}
@@ -135,17 +136,17 @@ class Runs:
         path.write_text(f"{head}{text}\n}}}}\n", encoding="utf-8")
 
     def is_tuned(self, cell: Cell) -> bool:
-        """Whether the whole grid has run here on seed 0."""
+        """Whether the whole grid has run in the cell on seed 0."""
         grid = [*DEFAULTS, *GRID]
         return cell.name in self.grid_done or all((cell, rule, 0) in self.found for rule in grid)
 
     def contenders(self, cell: Cell) -> list[str]:
-        """The static rules judged on all seeds: each metric's best on seed 0, and `KNOWN`."""
+        """The static rules judged on all seeds: the best of each metric on seed 0, and `KNOWN`."""
         best = self.tuned(cell, [*DEFAULTS, *GRID]).values()
         return list(dict.fromkeys([*KNOWN, *best]))
 
     def mean(self, cell: Cell, policy: str, metric: str, seeds: int) -> float | None:
-        """Mean over the seeds; None unless all ran."""
+        """Mean over the seeds; None unless every seed has run."""
         rows = [self.found.get((cell, policy, seed)) for seed in range(seeds)]
         values = [row[metric] for row in rows if row is not None]
         return float(np.mean(values)) if len(values) == seeds else None

@@ -1,4 +1,4 @@
-"""The judgement: ours against the best static rule of the same cell, one metric at a time."""
+"""The comparison with the best static rule of the same cell, one metric at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = [*OURS, *KNOWN]
 
 
 def bar(runs: Runs, cell: Cell, metric: str, seeds: int) -> float | None:
-    """The best static rule here: of those that won on seed 0 and the well-known, on all seeds."""
+    """The best static rule of a cell on all seeds, among winners on seed 0 and `KNOWN`."""
     if not runs.is_tuned(cell):
         return None
     values = [runs.mean(cell, policy, metric, seeds) for policy in runs.contenders(cell)]
@@ -24,7 +24,7 @@ def bar(runs: Runs, cell: Cell, metric: str, seeds: int) -> float | None:
 def ratios(
     runs: Runs, policy: str, metric: str, seeds: int, among: Callable[[Cell], bool]
 ) -> dict[Cell, float]:
-    """Ours ÷ the bar, per cell where both ran on all seeds; below 1 ours is better."""
+    """Policy ÷ best static rule, per cell where both ran on all seeds; below 1 is better."""
     found: dict[Cell, float] = {}
     for cell in filter(among, cells()):
         ours, best = runs.mean(cell, policy, metric, seeds), bar(runs, cell, metric, seeds)
@@ -34,7 +34,7 @@ def ratios(
 
 
 def missing(runs: Runs, seeds: int) -> dict[str, list[str]]:
-    """By name of a group: who of `OURS` lacks a cell of it."""
+    """By name of a group: the policies of `OURS` that lack a cell of the group."""
     found: dict[str, list[str]] = {}
     for name, among in GROUPS.items():
         here = list(filter(among, cells()))
@@ -45,7 +45,7 @@ def missing(runs: Runs, seeds: int) -> dict[str, list[str]]:
 
 
 def row(runs: Runs, policy: str, seeds: int, among: Callable[[Cell], bool]) -> str:
-    """Cells, then geometric mean and worst cell per metric."""
+    """A row: number of cells, then geometric mean and worst cell per metric."""
     found = {
         metric: list(ratios(runs, policy, metric, seeds, among).values()) for metric in METRICS
     }
@@ -59,14 +59,14 @@ def row(runs: Runs, policy: str, seeds: int, among: Callable[[Cell], bool]) -> s
 
 
 def loaded(workers: int, *shapes: str) -> Callable[[Cell], bool]:
-    """At the knee and over, on fleets of this size and these shapes."""
+    """Cells at and over the knee, on fleets of one size and some shapes."""
     return lambda cell: (
         cell.place != "below" and cell.family.workers == workers and cell.family.shape in shapes
     )
 
 
 def calm(workers: int) -> Callable[[Cell], bool]:
-    """Below the knee, on fleets of this size."""
+    """Cells below the knee, on fleets of one size."""
     return lambda cell: cell.place == "below" and cell.family.workers == workers
 
 
@@ -100,7 +100,7 @@ def tables(runs: Runs, seeds: int) -> str:
 
 
 def worst(runs: Runs, policy: str, seeds: int, count: int = 6) -> str:
-    """The cells where a policy does worst, per metric."""
+    """The worst cells of a policy, per metric."""
     lines: list[str] = []
     for metric in METRICS:
         found = ratios(runs, policy, metric, seeds, lambda _: True)

@@ -1,11 +1,11 @@
-"""The simulator beside `dynamo.replay`: same trace, same engine arguments, same timing.
+"""The simulator against `dynamo.replay`: same trace, same engine arguments, same timing.
 
 `python bench/replay/against_dynamo.py --dynamo .venv-142/bin/python [--trace FILE] [--table FILE]`
 
-Runs Dynamo's replay (1.4.2: later releases moved it) in its own interpreter, round robin and its KV
-router, and ours with `round_robin` and `dynamo`; prints mean, median and tail of both, their ratio,
-the wall seconds that Dynamo prints, and our CPU seconds. Without a trace it generates one, so that
-it needs nothing beside it.
+Runs Dynamo's replay (1.4.2: later releases moved the module) in an interpreter of its own, with
+round robin and with Dynamo's KV router. Runs this simulator with `round_robin` and `dynamo`. Prints
+mean, median and tail of both, their ratio, the wall seconds that Dynamo reports, and the CPU
+seconds of this simulator. Without a trace, a generated one is used.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ KV_BYTES_PER_TOKEN = 131_072
 
 @dataclass(frozen=True)
 class Setting:
-    """What both simulate.
+    """The setting of both simulators.
 
     Attributes:
-        trace: Mooncake rows, plain.
+        trace: a plain Mooncake file.
         workers: aggregated workers, or (prefill, decode) of a split.
         num_blocks: KV blocks per worker.
         block_size: tokens per KV block.
         table: timing table, or None for the mocker's polynomial.
-        speedup: gaps are divided by it.
-        prefill_answers: our prefill workers keep a prompt until they have generated its answer,
-            as Dynamo's do.
+        speedup: divisor of every gap between arrivals.
+        prefill_answers: whether prefill workers keep a prompt until its answer is generated, as
+            Dynamo's prefill workers do.
     """
 
     trace: Path
@@ -54,7 +54,7 @@ class Setting:
 
 
 def dynamo(python: Path, setting: Setting, mode: str) -> tuple[dict[str, Any], list[Any], float]:
-    """Run Dynamo's replay: its report, its rows, and the seconds that it says it took."""
+    """Run Dynamo's replay; returns its report, its rows, and the wall seconds that it reports."""
     engine: dict[str, Any] = {
         "block_size": setting.block_size,
         "num_gpu_blocks": setting.num_blocks,
@@ -73,7 +73,7 @@ def dynamo(python: Path, setting: Setting, mode: str) -> tuple[dict[str, Any], l
             link = {
                 "kv_transfer_bandwidth": BANDWIDTH_GBPS,
                 "kv_bytes_per_token": KV_BYTES_PER_TOKEN,
-                # Its default sends the whole prompt, whatever the receiver holds.
+                # Dynamo's default sends the whole prompt, regardless of the receiver's cache.
                 "kv_transfer_timing_mode": "destination_missing",
             }
             for role, count in zip(("prefill", "decode"), setting.workers, strict=True):
@@ -93,7 +93,7 @@ def dynamo(python: Path, setting: Setting, mode: str) -> tuple[dict[str, Any], l
 
 
 def ours(workload: Workload, setting: Setting, policy: str, seed: int) -> tuple[Result, float]:
-    """Run our simulator; the result and its CPU seconds."""
+    """Run this simulator; returns the result and the CPU seconds."""
     timing = load_timing(setting.table)
     engine = Engine(
         block_size=setting.block_size,
@@ -102,7 +102,7 @@ def ours(workload: Workload, setting: Setting, policy: str, seed: int) -> tuple[
         kv_bytes_per_token=KV_BYTES_PER_TOKEN,
     )
     if isinstance(setting.workers, tuple):
-        # What 1.4.2 does, and real engines do not: see docs/reports/simulator-validation.md.
+        # Dynamo 1.4.2 does so, real engines do not: see docs/reports/simulator-validation.md.
         engine = replace(engine, prefill_answers=setting.prefill_answers)
         link = Transfer(BANDWIDTH_GBPS * 1e9, 0.0, contention=False)
         fleet = Fleet.split(*setting.workers, engine=engine, transfer=link)
@@ -130,7 +130,7 @@ FIGURES = (
 def identical(rows: Sequence[dict[str, Any]], result: Result) -> float:
     """Share of requests whose TTFT, E2E (to 0.01 ms), reuse and place in time agree in both.
 
-    Requests are matched by arrival, lengths and TTFT: Dynamo's rows carry ids of their own.
+    Requests are matched by arrival, lengths and TTFT: Dynamo's rows carry other ids.
     """
 
     def key(arrival: float, tokens: int, output: int, ttft: float) -> tuple[float, int, int, float]:

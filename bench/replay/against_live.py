@@ -1,12 +1,12 @@
-"""The simulator beside the live stack: real Dynamo, mock workers, and the same requests.
+"""The simulator against the live stack: real Dynamo, mock workers, and the same requests.
 
 `python bench/replay/against_live.py [--workers 4] [--rate 2,5] [--seconds 30] [--json OUT]`
 
-Each arm of the demo (Dynamo's round robin, its KV router, Wardrop) is started cold in a network of
-its own and driven in real time with the demo's conversations; then the same turns, with the same
-think times, engine arguments and timing table, go through the simulator under `round_robin`,
-`dynamo` and Wardrop's policy. Printed side by side; docs/reports/simulator-validation.md says
-what differs and why.
+Each arm of the demo (Dynamo's round robin, its KV router, Wardrop) starts with empty caches in a
+network namespace of its own and is driven in real time with the demo's conversations. Then the same
+turns go through the simulator under `round_robin`, `dynamo` and Wardrop's policy, with the same
+think times, engine arguments and timing table. docs/reports/simulator-validation.md explains the
+differences.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ JITTER_MS = 2.0
 
 @dataclass(frozen=True)
 class Figures:
-    """One run in numbers: live or simulated.
+    """Figures of one run, live or simulated.
 
     Attributes:
-        requests: answered.
-        failed: sent and not answered in full.
-        ttft_mean_ms, ttft_p50_ms, ttft_p95_ms, ttft_p99_ms: sent to first token.
-        itl_mean_ms: over all gaps between tokens.
-        cached_share: of prompt tokens, by the engines' own count.
-        output_tokens_per_s: from the first request sent to the last answer.
-        late_p99_ms: how late the load driver was; 0 when simulated.
+        requests: number of complete answers.
+        failed: number of incomplete answers.
+        ttft_mean_ms, ttft_p50_ms, ttft_p95_ms, ttft_p99_ms: time from sending to the first token.
+        itl_mean_ms: mean over all gaps between tokens.
+        cached_share: share of prompt tokens in caches, as the engines count.
+        output_tokens_per_s: rate from the first request to the end of the last answer.
+        late_p99_ms: lateness of the load driver; 0 when simulated.
     """
 
     requests: int
@@ -65,7 +65,7 @@ class Figures:
 
 
 def workload_of(turns: Sequence[Turn], block_size: int) -> Workload:
-    """The demo's turns for the simulator: a block is named by its content and all before it."""
+    """The demo's turns for the simulator: an id stands for a block and everything before."""
     names: dict[tuple[int, bytes], int] = {}
     ids: list[int] = []
     counts: list[int] = []
@@ -79,7 +79,7 @@ def workload_of(turns: Sequence[Turn], block_size: int) -> Workload:
         counts.append(blocks)
     follows = np.asarray([-1 if turn.follows is None else turn.follows for turn in turns])
     times_ms = np.asarray([turn.time_s * 1e3 for turn in turns])
-    # Conversations lie one after the other; the simulator wants first turns by arrival.
+    # Turns are grouped by conversation; the simulator needs first turns in order of arrival.
     roots = [i for i in np.argsort(times_ms, kind="stable") if follows[i] < 0]
     children: dict[int, list[int]] = {}
     for i, parent in enumerate(follows.tolist()):
@@ -144,11 +144,10 @@ def live(arm: Arm, plan: Plan, policy: str) -> Figures:
 def simulated(
     workload: Workload, plan: Plan, table: Path, policy: str, repeats: int
 ) -> list[Figures]:
-    """The same through the simulator, `repeats` times.
+    """Simulate the same requests, `repeats` times.
 
-    Each repetition breaks ties anew and moves departures by up to `JITTER_MS`, which is what
-    differs between two live runs: turns wait for answers, so a moment may change an order, that a
-    worker, and that a cache.
+    Each repetition has other ties and moves departures by up to `JITTER_MS`, as between two live
+    runs. Turns wait for answers, so a small shift may change an order, a worker and a cache.
     """
     spec = plan.spec
     timing = load_timing(table)
@@ -206,13 +205,13 @@ def _figures(
 
 @dataclass(frozen=True)
 class Pair:
-    """One arm: what was measured, and every repetition of what was simulated."""
+    """One arm: the live figures, and the figures of every simulated repetition."""
 
     live: Figures
     simulated: list[Figures]
 
     def spread(self, name: str) -> tuple[float, float, float, float]:
-        """A figure: live, and mean, least and most of the simulated ones."""
+        """A figure: live, then mean, smallest and largest of the simulations."""
         values = [getattr(figures, name) for figures in self.simulated]
         return getattr(self.live, name), float(np.mean(values)), min(values), max(values)
 

@@ -64,7 +64,7 @@ def matrix(cells: list[Cell], figure: str, label: str, digits: int, unit: str) -
         for load in loads:
             mean, low, high = found[load, policy]
             text = f"{mean:,.{digits}f}"
-            # More digits than the seeds agree on say nothing.
+            # Digits beyond the agreement of the seeds carry no information.
             if high > low:
                 text += f" ± {(high - low) / 2:,.{digits}f}"
             texts.append(f"**{text}**" if mean == leads[load] else text)

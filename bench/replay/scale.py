@@ -1,10 +1,11 @@
-"""Simulated requests per second of one core, over length and workers, beside Dynamo's.
+"""Simulated requests per second of one core, over length and workers, against Dynamo's.
 
 `python bench/replay/scale.py [--dynamo .venv-142/bin/python] [--json OUT] [--full]`
 
-Load: the paper's (five templates of 128 tokens, 32 out), closed loop, 8 requests in flight per
-worker. All in CPU time, so that a busy machine does not hurt: ours of the one thread that
-simulates, Dynamo's of its process, without its start. On the same machine, in the same run.
+The load is that of the paper (five templates of 128 tokens, answers of 32), in a closed loop with 8
+requests in flight per worker. All times are CPU times, which a busy machine does not disturb: of
+the one thread that simulates here, and of Dynamo's process without its start. Both run on the
+same machine in the same run.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def cell(requests: int, workers: int, policy: str) -> dict[str, Any]:
 
 
 def _dynamo_once(python: Path, requests: int, workers: int, mode: str) -> tuple[float, float]:
-    """Wall seconds that it says its simulation took, and CPU seconds of its whole process."""
+    """Wall seconds of Dynamo's simulation as it reports, and CPU seconds of its whole process."""
     with tempfile.TemporaryDirectory() as folder:
         command = [str(python), "-m", "dynamo.replay", "--replay-mode", "offline"]
         command += ["--input-tokens", "128", "--output-tokens", "32"]
@@ -67,7 +68,7 @@ def _dynamo_once(python: Path, requests: int, workers: int, mode: str) -> tuple[
 def dynamo(python: Path, requests: int, workers: int, mode: str) -> dict[str, Any]:
     """The same load through Dynamo's replay: prompts of the same length, in a closed loop.
 
-    Two runs, one four times as long: the difference has no interpreter start in it.
+    Two runs, one four times as long: their difference excludes the interpreter's start.
     """
     _, short_s = _dynamo_once(python, requests // 4, workers, mode)
     wall_s, cpu_s = _dynamo_once(python, requests, workers, mode)

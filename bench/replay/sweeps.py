@@ -1,11 +1,11 @@
-"""Every sweep behind docs/reports/replay.md: both traces, aggregated and split, and weak affinity.
+"""The sweeps behind docs/reports/replay.md: both traces, aggregated and split, and weak affinity.
 
 `python bench/replay/sweeps.py OUT [--shared ../shared] [--arm NAME …] [--policy NAME …]`
 
-Resumable: finished cells lie in OUT/ARM.jsonl and are not run again; `--policy` runs only these, so
-that a change of one policy costs only its cells (delete its lines first). When an arm has all its
-cells, OUT/ARM.json is written, which `pictures.py` reads. Arms whose trace is missing are skipped,
-loudly. CPU time of the whole: about a quarter of an hour of one core.
+Resumable: finished cells are in OUT/ARM.jsonl and are not run again. `--policy` runs only the named
+policies, so that a change of one policy costs only its cells (delete its lines first). Once an arm
+has all its cells, OUT/ARM.json is written for `pictures.py`. Arms without their trace are skipped
+with a message. CPU time of all arms: about a quarter of an hour of one core.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Arm:
     """One sweep.
 
     Attributes:
-        workload: seed → requests.
-        fleet: what serves them.
+        workload: makes the requests of a seed.
+        fleet: the simulated fleet.
         loads: rate factors, requests in flight, or values of `vary`.
         closed: whether `loads` are requests in flight.
-        vary: (fleet, value) → fleet, where the x axis is not the load.
-        unit: of the x axis.
-        policies: who decides.
+        vary: makes the fleet of a value, where the x axis is not the load.
+        unit: unit of the x axis.
+        policies: the policies to compare.
     """
 
     workload: Callable[[int], Workload]
@@ -56,7 +56,7 @@ class Arm:
 
 
 def arms(shared: Path) -> dict[str, Arm]:
-    """All of them, by name."""
+    """All arms, by name."""
     timing = load_timing(shared / "timing/llama70b_tp4_b200.npz")
     engine = Engine(timing=timing)
     eight = Fleet(workers=8, engine=engine)
@@ -130,7 +130,7 @@ def arms(shared: Path) -> dict[str, Arm]:
 
 
 def run(arm: Arm, names: tuple[str, ...], store: Path, threads: int) -> list[Cell]:
-    """The arm's cells under these policies, those in `store` first."""
+    """Run the missing cells of an arm under some policies; returns all its cells."""
     policies = [Policy.parse(name) for name in names]
     made: dict[int, Workload] = {}
 
