@@ -146,7 +146,7 @@ def check_routed(stack: Stack, arm: Arm, requests: int) -> dict[str, float]:
     decided, abstained = total("wardrop_decisions_total"), total("wardrop_abstentions_total")
     if decided < requests or abstained:
         raise RuntimeError(f"of {requests} requests Wardrop decided {decided}, left {abstained}")
-    return {"decisions": decided, "handovers": total("wardrop_handovers_total")}
+    return {"decisions": decided, "handovers": total("wardrop_token_id_handovers_total")}
 
 
 def check_answer(stack: Stack) -> None:

@@ -52,14 +52,14 @@ def rows(seconds: float, per_s: float, paced: bool) -> list[Row]:
 
 
 def page(stack: Stack) -> dict[str, float]:
-    """Sums of the shadows' counters, by name and reason."""
+    """Sums of the shadows' counters, by name and result."""
     with urlopen(f"{stack.url}/metrics", timeout=30) as response:
         text = response.read().decode()
     found: dict[str, float] = {}
     for name, labels, value in re.findall(r"^(wardrop_shadow\w+)\{(.*)\} (\S+)$", text, re.M):
-        reason = re.search(r'reason="(\w+)"', labels)
+        result = re.search(r'result="(\w+)"', labels)
         if "policy=" not in labels:
-            key = name.removeprefix("wardrop_shadow_") + (f"_{reason[1]}" if reason else "")
+            key = name.removeprefix("wardrop_shadow_") + (f"_{result[1]}" if result else "")
             found[key] = found.get(key, 0.0) + float(value)
     return found
 

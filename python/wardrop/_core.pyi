@@ -919,7 +919,9 @@ class Gateway:
         """
 
     def set_gauges(self, gauges_json: str, /) -> None:
-        """Put `{name: number}` on the metrics page as `wardrop_control{reason=name}`.
+        """Put `{name: number}` on the metrics page as `wardrop_control_state{quantity=name}`.
+
+        A name `setting_X` becomes `wardrop_control_setting{setting=X}`.
 
         Raises:
             ValueError: not such an object, or more than 64 names.

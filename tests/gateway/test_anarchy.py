@@ -33,16 +33,16 @@ def test_price_of_anarchy_is_measured_live_with_its_parts_and_errors(upstream, s
     assert 1.0 <= low <= poa <= high
     # 64 requests on 3 workers: the paper's figure is about 21 whatever the router does.
     assert 10 < running.metric("price_of_anarchy_paper") < 200
-    assert running.metric("price_of_anarchy_square", reason="median") >= 0.99
+    assert running.metric("price_of_anarchy_square", statistic="median") >= 0.99
     assert running.metric("regret_mean_seconds") >= 0.0
     parts = [
-        running.metric("price_of_anarchy_loss_ratio", reason=part)
+        running.metric("price_of_anarchy_loss_ratio", source=part)
         for part in ("cache", "load", "split")
     ]
     assert all(-1.0 < part < 1.0 for part in parts)
     for kind in ("ttft", "itl"):
-        assert running.metric("model_error_ratio", reason=kind) > 0.0
-        assert running.metric("model_bias_ratio", reason=kind) > 0.0
+        assert running.metric("model_error_ratio", latency=kind) > 0.0
+        assert running.metric("model_bias_ratio", latency=kind) > 0.0
     assert running.metric("price_of_anarchy_decisions") == 140
     assert 0.0 < running.metric("price_of_anarchy_cpu_seconds") < 0.1
 

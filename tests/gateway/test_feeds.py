@@ -227,7 +227,7 @@ def test_feed_may_only_touch_its_own_worker(serve, publish):
     publisher.stored(1, 1, None, 11)
     wait_until(lambda: held(running, 1) == 1)
     assert held(running, 2) == 0
-    assert running.metric("kv_events_total", reason="foreign") == 1
+    assert running.metric("kv_events_total", result="foreign") == 1
 
 
 def test_worker_whose_heartbeats_stop_is_not_chosen_until_they_return(upstream, serve, publish):

@@ -38,8 +38,8 @@ def restored(serve, publisher, data, dump_follows=True, publishers=None, workers
     return running, json.loads(report)
 
 
-def judged(running, reason):
-    return running.metric("index_restored_workers_total", reason=reason)
+def judged(running, result):
+    return running.metric("index_restored_workers_total", result=result)
 
 
 def test_next_event_proves_what_was_restored(serve, saved):

@@ -24,8 +24,8 @@ def ask(running, prompt=PROMPT):
     return headers["x-wardrop-worker"], int(headers["x-wardrop-overlap-blocks"])
 
 
-def ended(running, reason):
-    return running.metric("predicted_records_total", reason=reason, worker_type="aggregated")
+def ended(running, result):
+    return running.metric("predicted_records_total", result=result, worker_type="aggregated")
 
 
 def test_without_events_a_prompt_comes_back_to_where_it_was(serve):

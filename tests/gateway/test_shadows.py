@@ -111,21 +111,21 @@ def test_figures_of_every_policy_appear_with_differences_cost_and_trust(upstream
     names = ["in_force", "round_robin", "toll+queue", "toll"]
     assert [arm["name"] for arm in told["arms"]] == names
     for name in names:
-        for reason in ("ttft", "itl", "e2e"):
-            assert running.metric("shadow_seconds", policy=name, reason=reason) > 0, (name, reason)
-        assert 0 <= running.metric("shadow_share_ratio", policy=name, reason="reuse") <= 1
-        assert 0 < running.metric("shadow_share_ratio", policy=name, reason="goodput") <= 1
+        for statistic in ("ttft", "itl", "e2e"):
+            assert running.metric("shadow_seconds", policy=name, statistic=statistic) > 0, (name, statistic)
+        assert 0 <= running.metric("shadow_share_ratio", policy=name, statistic="reuse") <= 1
+        assert 0 < running.metric("shadow_share_ratio", policy=name, statistic="goodput") <= 1
         if name != "in_force":
             low, value, high = (
-                running.metric(f"shadow_difference_ratio{end}", policy=name, reason="ttft")
+                running.metric(f"shadow_difference_ratio{end}", policy=name, statistic="ttft")
                 for end in ("_low", "", "_high")
             )
             assert low <= value <= high
     # Simulated seconds are those of the engine: they are learned from it.
     assert 0.8 < running.metric("shadow_clock_ratio", model="m") < 1.25
     assert running.metric("shadow_trusted", model="m") == 1
-    assert running.metric("shadow_requests_total", reason="fed") > 60
-    assert running.metric("shadow_requests_total", reason="dropped") == 0
+    assert running.metric("shadow_requests_total", result="fed") > 60
+    assert running.metric("shadow_requests_total", result="dropped") == 0
     assert 0 < running.metric("shadow_cpu_seconds_total", model="m") < 1.0
     assert 0.4 < running.metric("shadow_age_seconds", model="m") < 5.0
     assert told["has_goodput"]
@@ -189,10 +189,10 @@ def test_what_does_not_fit_is_dropped_and_counted_and_no_request_waits_for_it(up
         prompts = [[CANARY, i, *range(20)] for i in range(400)]
         answers = list(clients.map(running.complete, prompts))
     assert {status for status, _, _ in answers} == {200}
-    dropped = running.metric("shadow_requests_total", reason="dropped")
+    dropped = running.metric("shadow_requests_total", result="dropped")
     assert dropped > 50
-    wait_until(lambda: running.metric("shadow_requests_total", reason="fed") > 0, "some were fed")
-    fed = running.metric("shadow_requests_total", reason="fed")
+    wait_until(lambda: running.metric("shadow_requests_total", result="fed") > 0, "some were fed")
+    fed = running.metric("shadow_requests_total", result="fed")
     assert dropped + fed + report(running)["waiting"] <= 400
     # The ticks that they were in say nothing.
     wait_until(

@@ -78,7 +78,7 @@ def test_tenant_is_the_last_name_that_is_not_empty(upstream, serve, engines):
     answer = conn.getresponse()
     assert (answer.status, json.loads(answer.read())["error"]["code"]) == (429, "tenant_queue_full")
     conn.close()
-    assert running.metric("queue_refused_total", reason="tenant_requests") == 1
+    assert running.metric("queue_refused_total", limit="tenant_requests") == 1
     engines.finish(threads)
 
 
@@ -90,7 +90,7 @@ def test_bytes_of_one_tenant_are_bounded(serve, engines):
     status, headers, body = running.complete(list(range(64)), headers={"x-tenant-id": "a"})
     assert (status, "retry-after" in headers) == (429, True)
     assert json.loads(body)["error"]["code"] == "tenant_queue_full"
-    assert running.metric("queue_refused_total", reason="tenant_bytes") == 1
+    assert running.metric("queue_refused_total", limit="tenant_bytes") == 1
     threads += background(running, 1, answers, {"x-tenant-id": "b"})
     waits(running, 2)
     engines.finish(threads)
@@ -130,7 +130,7 @@ def test_deadline_that_passes_while_a_request_waits_is_refused_at_once(
         status, headers, body = hasty[0]
         assert (status, json.loads(body)["error"]["code"]) == (429, "deadline_hopeless")
         assert int(headers["retry-after"]) >= 1
-        assert running.metric("queue_refused_total", reason="deadline") == 1
+        assert running.metric("queue_refused_total", limit="deadline") == 1
         assert running.metric("queue_requests") == 1, "the patient one waits on"
         assert len(upstream.seen) == 1
     else:

@@ -66,7 +66,7 @@ class Router:
 
         def handed() -> bool:
             assert self.post("/v1/completions", probe).status == 200
-            return self.metrics().total("wardrop_handovers_total") > 0
+            return self.metrics().total("wardrop_token_id_handovers_total") > 0
 
         wait_until(handed, "a handover")
         return self

@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def gauge(router: Router, name: str) -> float:
-    return router.metrics().total("wardrop_control", reason=name)
+    return router.metrics().total("wardrop_control_state", quantity=name)
 
 
 def test_regime_goes_up_within_a_ramp_and_comes_back_and_changes_are_audited(tmp_path: Path):

@@ -33,8 +33,8 @@ def overlap(answer: Answer) -> int:
     return int(answer.headers["x-wardrop-overlap-blocks"])
 
 
-def judged(router: Router, reason: str) -> float:
-    return router.metrics().total("wardrop_index_restored_workers_total", reason=reason)
+def judged(router: Router, result: str) -> float:
+    return router.metrics().total("wardrop_index_restored_workers_total", result=result)
 
 
 @pytest.fixture(scope="module")

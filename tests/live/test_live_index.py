@@ -50,12 +50,12 @@ def test_live_index_is_told_with_its_interval_and_its_errors_within_its_share_of
         assert 1.0 <= of("price_of_anarchy_low") <= poa <= of("price_of_anarchy_high") < 20
         assert of("price_of_anarchy_paper") > 2 * poa, "64 on 3 workers: the N/m artefact"
         for kind in ("ttft", "itl"):
-            error = of("model_error_ratio", reason=kind)
-            print(f"{kind}: error {error:.2f}, bias {of('model_bias_ratio', reason=kind):.2f}")
+            error = of("model_error_ratio", latency=kind)
+            print(f"{kind}: error {error:.2f}, bias {of('model_bias_ratio', latency=kind):.2f}")
             assert 0.0 < error < 5.0
         spent_s = of("price_of_anarchy_cpu_seconds")
         print(f"poa {poa:.3f}; {1e3 * spent_s:.1f} ms of CPU in {elapsed_s:.1f} s")
         # The share, and the credit that is spent before it binds.
         assert 0.0 < spent_s < 0.012 * elapsed_s + 0.03
-        feeds = metrics.total("wardrop_kv_events_total", reason="applied")
+        feeds = metrics.total("wardrop_kv_events_total", result="applied")
         assert feeds > 0, "the index must have stood on real events"

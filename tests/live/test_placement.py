@@ -86,7 +86,7 @@ def test_text_prompts_are_handed_over_and_hit_the_same_blocks(router: Router):
         "max_tokens": 2,
         "nvext": {"extra_fields": ["worker_id"]},
     }
-    handed = router.metrics().total("wardrop_handovers_total")
+    handed = router.metrics().total("wardrop_token_id_handovers_total")
     first = router.post("/v1/chat/completions", chat)
     wait_until(
         lambda: cached_tokens(router.post("/v1/chat/completions", chat)) > 64, "a cached answer"
@@ -94,7 +94,7 @@ def test_text_prompts_are_handed_over_and_hit_the_same_blocks(router: Router):
     second = router.post("/v1/chat/completions", chat)
     assert instance(first) == instance(second)
     assert int(second.headers["x-wardrop-overlap-blocks"]) * 16 == cached_tokens(second)
-    assert router.metrics().total("wardrop_handovers_total") >= handed + 3
+    assert router.metrics().total("wardrop_token_id_handovers_total") >= handed + 3
     assert router.metrics().total("wardrop_prompt_length_mismatches_total") == 0
 
 
@@ -155,7 +155,7 @@ def test_other_template_is_found_out_and_the_request_still_served(
         file.write_text(json.dumps(changed))
         with running(fleet, "--upstream", fleet.frontends[0].url) as router:
             router.await_handover()  # of plain text, whose ids are equal
-            handed = router.metrics().total("wardrop_handovers_total")
+            handed = router.metrics().total("wardrop_token_id_handovers_total")
             body = {
                 "model": "tiny",
                 "messages": [{"role": "user", "content": "one two"}],
@@ -165,7 +165,7 @@ def test_other_template_is_found_out_and_the_request_still_served(
                 answer = router.post("/v1/chat/completions", body)
                 assert answer.status == 200
                 assert "x-wardrop-worker" in answer.headers, "our ids are still a hint"
-            assert router.metrics().total("wardrop_handovers_total") == handed
+            assert router.metrics().total("wardrop_token_id_handovers_total") == handed
             theirs = get(fleet.frontends[0].url, "/v1/models")
             assert theirs.status == 200
 
@@ -188,7 +188,7 @@ def test_metrics_follow_the_conventions(router: Router):
         assert name in ours, f"{name} is missing of {sorted(ours)}"
     stages = metrics.by("wardrop_decision_seconds_count", "stage")
     assert {"tokenise", "hash"} <= {stage for stage, count in stages.items() if count > 0}
-    assert metrics.total("wardrop_kv_events_total", reason="applied") > 0
+    assert metrics.total("wardrop_kv_events_total", result="applied") > 0
     assert metrics.total("wardrop_requests_total", code="200") > 0
     wait_until(lambda: router.metrics().total("wardrop_worker_load") == 0, "no load when idle")
     prompts = ("one two three", "tell me about")

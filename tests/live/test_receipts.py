@@ -30,7 +30,7 @@ def test_receipt_tells_both_legs_and_the_engines_own_word_of_the_cache():
         prompt = random.Random(5).choices(range(300, 7000), k=32 * spec.block_size)
         first = router.complete_and_learn(prompt)
         wait_until(
-            lambda: 'reason="regime"' in router.metrics().text, "the controller's first look"
+            lambda: 'quantity="regime"' in router.metrics().text, "the controller's first look"
         )
         body = {
             "model": spec.model_name,

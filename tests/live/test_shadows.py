@@ -29,7 +29,7 @@ SLOWER = 3.0
 
 def difference(router: Router, policy: str, end: str = "") -> float:
     page = router.metrics()
-    return page.total(f"wardrop_shadow_difference_ratio{end}", policy=policy, reason="ttft")
+    return page.total(f"wardrop_shadow_difference_ratio{end}", policy=policy, statistic="ttft")
 
 
 def told(url: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def test_a_bad_policy_in_force_is_seen_and_wrong_curves_are_not_believed():
         page = router.metrics()
         share = page.total("wardrop_shadow_cpu_seconds_total") / (time.monotonic() - started_s)
         assert share < 0.05, f"{share} of a core"
-        assert page.total("wardrop_shadow_requests_total", reason="dropped") == 0
+        assert page.total("wardrop_shadow_requests_total", result="dropped") == 0
         model = told(url)
         assert model["assumed_capacities"] == 0, "Dynamo tells the size of the caches"
 
@@ -163,6 +163,6 @@ def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
         model = told(url)
         assert model["policies"][1]["is_adoptable"], "it differs in nothing but kappa"
         assert set(model["suggested"].values()) == {None}
-        assert router.metrics().total("wardrop_control", reason="calibrator_adopted_total") == 0
+        assert router.metrics().total("wardrop_control_state", quantity="calibrator_adopted_total") == 0
         assert "calibrator_adopted_total" in router.metrics().text
         assert ask(url, "/v1/settings")["settings"]["kappa"] == 0.0

@@ -18,7 +18,8 @@ _WATCHED = {
     "poa_high": "wardrop_price_of_anarchy_high",
     "waiting": "wardrop_queue_requests",
 }
-_CONTROL = re.compile(r'wardrop_control\{reason="(\w+)".*\} (\S+)')
+_STATE = re.compile(r'wardrop_control_state\{quantity="(\w+)".*\} (\S+)')
+_SETTING = re.compile(r'wardrop_control_setting\{.*setting="(\w+)".*\} (\S+)')
 
 
 @dataclass
@@ -55,7 +56,8 @@ def series_reader(url: str, series: Series) -> Callable[[dict[str, Any]], None]:
         except OSError:
             return
         found = {name: _total(page, metric) for name, metric in _WATCHED.items()}
-        found |= {name: float(value) for name, value in _CONTROL.findall(page)}
+        found |= {name: float(value) for name, value in _STATE.findall(page)}
+        found |= {f"setting_{name}": float(value) for name, value in _SETTING.findall(page)}
         for name, value in found.items():
             values = series.values.setdefault(name, [float("nan")] * len(series.time_s))
             values.append(value)

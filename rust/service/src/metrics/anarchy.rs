@@ -23,12 +23,13 @@ pub(super) struct AnarchyGauges {
 }
 
 const POOL: &[&str] = &["model", "worker_type"];
-const POOL_REASON: &[&str] = &["model", "worker_type", "reason"];
 
 impl AnarchyGauges {
     pub fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         let of_pool = |name: &str, help: &str| builder.gauges(name, help, POOL);
-        let by_reason = |name: &str, help: &str| builder.gauges(name, help, POOL_REASON);
+        let with_label = |name: &str, label: &str, help: &str| {
+            builder.gauges(name, help, &["model", "worker_type", label])
+        };
         Ok(Self {
             poa: of_pool(
                 "price_of_anarchy",
@@ -42,28 +43,32 @@ impl AnarchyGauges {
                 "price_of_anarchy_high",
                 "97.5 % point of its bootstrap interval over windows",
             )?,
-            loss: by_reason(
+            loss: with_label(
                 "price_of_anarchy_loss_ratio",
+                "source",
                 "Share of the placements' cost: prefill computed again (cache) and waiting (load) that another placement would have saved; what none could save (split)",
             )?,
             paper: of_pool(
                 "price_of_anarchy_paper",
                 "The paper's estimator on costs frozen at a window's start: about requests over workers, whatever the router does",
             )?,
-            square: by_reason(
+            square: with_label(
                 "price_of_anarchy_square",
-                "The same on windows of as many arrivals as workers: ratio of sums, median, p90, largest (reason)",
+                "statistic",
+                "The paper's estimator on windows of as many arrivals as workers: ratio of sums, median, p90, largest",
             )?,
             regret: of_pool(
                 "regret_mean_seconds",
                 "Mean cost of the chosen worker over the cheapest at that moment",
             )?,
-            error: by_reason(
+            error: with_label(
                 "model_error_ratio",
+                "latency",
                 "Mean absolute error of the predicted time to first token (ttft) and between tokens (itl), as a share of the observed",
             )?,
-            bias: by_reason(
+            bias: with_label(
                 "model_bias_ratio",
+                "latency",
                 "Predicted over observed, sums: above 1 the curves are too slow (ttft, itl)",
             )?,
             windows: of_pool(
@@ -109,8 +114,8 @@ impl AnarchyGauges {
         let pool = |gauges: &GaugeVec, value: f64| {
             gauges.with_label_values(&[model, worker_type]).set(value);
         };
-        let reason = |gauges: &GaugeVec, reason: &str, value: f64| {
-            gauges.with_label_values(&[model, worker_type, reason]).set(value);
+        let labelled = |gauges: &GaugeVec, label: &str, value: f64| {
+            gauges.with_label_values(&[model, worker_type, label]).set(value);
         };
         let meter = &report.meter;
         pool(&self.poa, meter.poa);
@@ -120,19 +125,19 @@ impl AnarchyGauges {
         }
         let loss = &meter.loss;
         let total_s = (loss.free_s + loss.split_s + loss.cache_s + loss.load_s).max(f64::MIN_POSITIVE);
-        reason(&self.loss, "cache", loss.cache_s / total_s);
-        reason(&self.loss, "load", loss.load_s / total_s);
-        reason(&self.loss, "split", loss.split_s / total_s);
+        labelled(&self.loss, "cache", loss.cache_s / total_s);
+        labelled(&self.loss, "load", loss.load_s / total_s);
+        labelled(&self.loss, "split", loss.split_s / total_s);
         pool(&self.paper, meter.poa_paper);
-        reason(&self.square, "sums", meter.poa_square);
-        reason(&self.square, "median", meter.poa_square_median);
-        reason(&self.square, "p90", meter.poa_square_p90);
-        reason(&self.square, "largest", meter.poa_square_max);
+        labelled(&self.square, "sums", meter.poa_square);
+        labelled(&self.square, "median", meter.poa_square_median);
+        labelled(&self.square, "p90", meter.poa_square_p90);
+        labelled(&self.square, "largest", meter.poa_square_max);
         pool(&self.regret, meter.regret_mean_s);
         let known = |name: &str, error: &ModelError| {
             if error.samples > 0 {
-                reason(&self.error, name, error.mean_absolute_share);
-                reason(&self.bias, name, error.bias);
+                labelled(&self.error, name, error.mean_absolute_share);
+                labelled(&self.bias, name, error.bias);
             }
         };
         known("ttft", &meter.model_error);

@@ -55,8 +55,10 @@ pub(crate) struct Metrics {
     pub queue_placed: IntCounterVec,
     /// Requests that the queue refused, by the bound that they met.
     pub queue_refused: IntCounterVec,
-    /// What the control plane says of itself, by name.
-    pub control: GaugeVec,
+    /// State of the control plane, by quantity.
+    pub control_state: GaugeVec,
+    /// Settings in force, by name.
+    pub control_setting: GaugeVec,
     anarchy: AnarchyGauges,
     predicted: PredictedMetrics,
     queue_requests: GaugeVec,
@@ -67,7 +69,7 @@ pub(crate) struct Metrics {
     worker_blocks: GaugeVec,
     heartbeat_age: GaugeVec,
     event_age: GaugeVec,
-    quarantined: GaugeVec,
+    unavailable: GaugeVec,
     resync: GaugeVec,
     cpu: Gauge,
     /// Figures are set anew for each page, one page at a time.
@@ -132,7 +134,7 @@ impl Metrics {
                 "Requests placed on a worker",
                 &["model", "worker_type"],
             )?,
-            handovers: builder.counter("handovers_total", "Prompts handed over as token ids")?,
+            handovers: builder.counter("token_id_handovers_total", "Prompts handed over as token ids")?,
             abstentions: builder.counters(
                 "abstentions_total",
                 "Requests left to Dynamo's own router",
@@ -171,11 +173,11 @@ impl Metrics {
                 "Prompt tokens of placed requests",
                 &["model"],
             )?,
-            events: builder.counters("kv_events_total", "KV events by what became of them", &["reason"])?,
+            events: builder.counters("kv_events_total", "KV events, by what the service did with them", &["result"])?,
             restored: builder.counters(
                 "index_restored_workers_total",
                 "Workers of a saved index: taken over; restarted since (not taken over); and of those taken over, by their first event exact, outrun, restarted",
-                &["reason"],
+                &["result"],
             )?,
             malformed: builder.counters(
                 "feed_malformed_total",
@@ -205,13 +207,18 @@ impl Metrics {
             )?,
             queue_refused: builder.counters(
                 "queue_refused_total",
-                "Requests refused by the queue, by the bound they met: requests, bytes, tenant_requests, tenant_bytes, deadline",
-                &["model", "worker_type", "reason"],
+                "Requests refused by the queue, by the limit they met: requests, bytes, tenant_requests, tenant_bytes, deadline",
+                &["model", "worker_type", "limit"],
             )?,
-            control: builder.gauges(
-                "control",
-                "State of the control plane by name (reason): regime, settings in force, changes made",
-                &["reason"],
+            control_state: builder.gauges(
+                "control_state",
+                "State of the control plane: regime, counts of looks and changes",
+                &["quantity"],
+            )?,
+            control_setting: builder.gauges(
+                "control_setting",
+                "Settings in force, as the control plane reports them",
+                &["setting"],
             )?,
             anarchy: AnarchyGauges::new(&builder)?,
             predicted: PredictedMetrics::new(&builder)?,
@@ -227,8 +234,8 @@ impl Metrics {
             )?,
             worker_load: builder.gauges(
                 "worker_load",
-                "Work in flight on a worker: prefill tokens, decode blocks, active requests (reason)",
-                &["model", "worker_id", "dp_rank", "worker_type", "reason"],
+                "Work in flight on a worker: prefill tokens, decode blocks, active requests",
+                &["model", "worker_id", "dp_rank", "worker_type", "quantity"],
             )?,
             worker_up: builder.gauges(
                 "worker_available",
@@ -255,8 +262,8 @@ impl Metrics {
                 "Since the worker's last KV event",
                 &["model", "worker_id", "dp_rank", "worker_type"],
             )?,
-            quarantined: builder.gauges(
-                "workers_quarantined",
+            unavailable: builder.gauges(
+                "workers_unavailable",
                 "Workers that may not be chosen",
                 &["model", "worker_type"],
             )?,
@@ -295,7 +302,7 @@ impl Metrics {
             &self.worker_blocks,
             &self.heartbeat_age,
             &self.event_age,
-            &self.quarantined,
+            &self.unavailable,
             &self.resync,
         ] {
             gauges.reset();
@@ -329,7 +336,7 @@ impl Metrics {
             return;
         }
         let count = |take: fn(&WorkerReport) -> bool| workers.iter().filter(|w| take(w)).count() as f64;
-        self.quarantined
+        self.unavailable
             .with_label_values(&[model, role.name()])
             .set(count(|w| !w.available));
         self.resync
@@ -413,8 +420,14 @@ mod tests {
             "router_id",
             "stage",
             "reason",
+            "result",
+            "limit",
+            "quantity",
+            "setting",
+            "statistic",
+            "latency",
+            "source",
             "policy",
-            "code",
             "le",
         ];
         for line in text.lines().filter(|line| !line.starts_with('#')) {

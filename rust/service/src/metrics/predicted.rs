@@ -28,7 +28,7 @@ impl PredictedMetrics {
             ever: builder.counters(
                 "predicted_records_total",
                 "Records of predicted caches: inserted; and ended by their time (expired), to make room (evicted), with their worker or its cache (cleared)",
-                &["model", "worker_type", "reason"],
+                &["model", "worker_type", "result"],
             )?,
         })
     }
@@ -46,13 +46,13 @@ impl PredictedMetrics {
         self.blocks
             .with_label_values(&[model, role])
             .set(size.blocks as f64);
-        for (reason, count) in [
+        for (result, count) in [
             ("inserted", size.inserted),
             ("expired", size.expired),
             ("evicted", size.evicted),
             ("cleared", size.cleared),
         ] {
-            let counter = self.ever.with_label_values(&[model, role, reason]);
+            let counter = self.ever.with_label_values(&[model, role, result]);
             counter.inc_by(count);
         }
     }

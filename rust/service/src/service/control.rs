@@ -12,6 +12,8 @@ use crate::pool::{PoolCurves, WorkerPool};
 
 /// Gauges that a controller may have.
 const MAX_GAUGES: usize = 64;
+/// Start of the names of gauges that hold a setting.
+const SETTING_PREFIX: &str = "setting_";
 
 impl Service {
     /// Policy and queue in force, as JSON.
@@ -96,7 +98,8 @@ impl Service {
             .restore_curves(&record)?)
     }
 
-    /// Puts figures of the control plane on the metrics page, `{name: number}`; those not named stay.
+    /// Puts figures of the control plane on the metrics page, `{name: number}`. A name `setting_X` holds the setting X. Figures of other
+    /// names stay as they are.
     ///
     /// # Errors
     /// No object of numbers, or more names than there may be.
@@ -117,7 +120,11 @@ impl Service {
             if name == "regime" {
                 self.receipts.set_regime(value);
             }
-            self.metrics.control.with_label_values(&[&name]).set(value);
+            let (gauges, label) = match name.strip_prefix(SETTING_PREFIX) {
+                Some(setting) => (&self.metrics.control_setting, setting),
+                None => (&self.metrics.control_state, name.as_str()),
+            };
+            gauges.with_label_values(&[label]).set(value);
         }
         Ok(())
     }

@@ -22,17 +22,17 @@ pub(super) struct ShadowMetrics {
 }
 
 const MODEL: &[&str] = &["model"];
-const POLICY_REASON: &[&str] = &["model", "policy", "reason"];
+const POLICY_STATISTIC: &[&str] = &["model", "policy", "statistic"];
 
 impl ShadowMetrics {
     pub(super) fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         let of_model = |name: &str, help: &str| builder.gauges(name, help, MODEL);
-        let of_policy = |name: &str, help: &str| builder.gauges(name, help, POLICY_REASON);
+        let of_policy = |name: &str, help: &str| builder.gauges(name, help, POLICY_STATISTIC);
         Ok(Self {
             requests: builder.counters(
                 "shadow_requests_total",
                 "Requests by what the shadows made of them: simulated (fed), no room for them (dropped), not looked at to keep the share of a core (passed_over)",
-                &["model", "reason"],
+                &["model", "result"],
             )?,
             cpu: builder.keep(CounterVec::new(
                 Opts::new("shadow_cpu_seconds_total", "CPU time of the shadows"),
@@ -69,8 +69,8 @@ impl ShadowMetrics {
     }
 
     /// Counts requests by what became of them.
-    pub fn count(&self, model: &str, reason: &str, more: u64) {
-        self.requests.with_label_values(&[model, reason]).inc_by(more);
+    pub fn count(&self, model: &str, result: &str, more: u64) {
+        self.requests.with_label_values(&[model, result]).inc_by(more);
     }
 
     /// Counts CPU seconds of a model's shadows.
@@ -114,8 +114,8 @@ impl ShadowMetrics {
     }
 
     fn set_arm(&self, model: &str, arm: &ArmReport, has_goodput: bool) {
-        let set = |gauges: &GaugeVec, reason: &str, value: f64| {
-            let labels = [model, arm.name.as_str(), reason];
+        let set = |gauges: &GaugeVec, statistic: &str, value: f64| {
+            let labels = [model, arm.name.as_str(), statistic];
             gauges.with_label_values(&labels).set(value);
         };
         let goodput = |figure: Option<Estimate>| figure.filter(|_| has_goodput);
@@ -127,9 +127,9 @@ impl ShadowMetrics {
         ];
         let shares = [("reuse", arm.cached_share), ("goodput", goodput(arm.goodput))];
         for (gauges, figures) in [(&self.seconds, &seconds[..]), (&self.shares, &shares[..])] {
-            for (reason, figure) in figures {
+            for (statistic, figure) in figures {
                 if let Some(figure) = figure {
-                    set(gauges, reason, figure.value);
+                    set(gauges, statistic, figure.value);
                 }
             }
         }
@@ -141,11 +141,11 @@ impl ShadowMetrics {
             ("reuse", arm.cached_share_ratio),
             ("goodput", goodput(arm.goodput_ratio)),
         ];
-        for (reason, ratio) in ratios {
+        for (statistic, ratio) in ratios {
             if let Some(ratio) = ratio {
-                set(&self.difference, reason, ratio.value - 1.0);
-                set(&self.low, reason, ratio.low - 1.0);
-                set(&self.high, reason, ratio.high - 1.0);
+                set(&self.difference, statistic, ratio.value - 1.0);
+                set(&self.low, statistic, ratio.low - 1.0);
+                set(&self.high, statistic, ratio.high - 1.0);
             }
         }
     }
