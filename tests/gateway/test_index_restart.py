@@ -196,6 +196,6 @@ def test_index_of_another_block_size_is_refused(serve, saved):
     running.gateway.upsert_model(json.dumps({"name": "m", "block_size": 8}))
     worker = {"model": "m", "role": "aggregated", "instance": 1}
     running.gateway.upsert_worker(json.dumps(worker))
-    with pytest.raises(ValueError, match="hashed in another way"):
+    with pytest.raises(ValueError, match="another block size, mode or key"):
         running.gateway.restore_index("m", "aggregated", data, [77], True)
     assert held(running) == 0

@@ -210,7 +210,7 @@ def test_without_shadows_there_is_no_thread_no_figure_and_no_word(serve):
     assert "wardrop_shadow" not in running.gateway.metrics()
     assert "wardrop-shadows" not in own_threads() - before
     beside = serve(workers=(1, 2), **bounds(shadow("toll")))
-    assert "wardrop-shadows" in own_threads()
+    wait_until(lambda: "wardrop-shadows" in own_threads(), "the thread")
     beside.gateway.stop()
     assert "wardrop-shadows" not in own_threads() - before
 
