@@ -6,7 +6,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use wardrop_gateway::{Gateway as Native, GatewayConfig};
-use wardrop_service::{Service, ServiceError};
+use wardrop_service::{PoolName, Service, ServiceError};
 
 fn raise(error: &ServiceError) -> PyErr {
     match error {
@@ -146,7 +146,7 @@ impl Gateway {
         py.detach(|| {
             self.native
                 .service()
-                .restore_index((model, role), data, &publishers, dump_follows)
+                .restore_index(PoolName { model, role }, data, &publishers, dump_follows)
         })
         .map_err(|error| raise(&error))
     }

@@ -30,4 +30,4 @@ pub use models::Model;
 pub use pool::{Booking, Leg, Role, WorkerPool};
 pub use prompt::{Abstention, DryRunError, Endpoint, Prompt, TokenIdSource};
 pub use request::{ActiveRequest, Answer, PlaceHints, Placed, Prepared, Refusal, Unplaced, Usage};
-pub use service::{FeedReport, ModelReport, Service};
+pub use service::{FeedReport, ModelReport, PoolName, Service};

@@ -11,7 +11,7 @@ use wardrop_core::predicted::PredictedConfig;
 use wardrop_core::queue::QueueConfig;
 use wardrop_core::{PolicyConfig, Router, RouterConfig};
 
-pub(crate) use self::shadows::{IN_FORCE, Rule, router};
+pub(crate) use self::shadows::{IN_FORCE, router};
 pub use self::shadows::{ShadowOptions, ShadowPolicy};
 use crate::ServiceError;
 

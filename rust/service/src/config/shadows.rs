@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use wardrop_core::PolicyConfig;
+use wardrop_core::control::Routing;
 use wardrop_core::queue::QueueConfig;
 use wardrop_sim::shadow::{ArmSpec, ShadowConfig, ShadowFleets};
 use wardrop_sim::{EngineSpec, FleetSpec, RouterSpec};
@@ -76,17 +77,17 @@ impl Default for ShadowOptions {
     }
 }
 
-/// A policy and the queue before it, as one pool runs them.
-pub(crate) type Rule = (PolicyConfig, Option<QueueConfig>);
-
 impl ShadowPolicy {
     /// What it runs beside this queue in force.
-    pub(crate) fn rule(&self, in_force: Option<QueueConfig>) -> Result<Rule, ServiceError> {
+    pub(crate) fn routing(&self, in_force: Option<QueueConfig>) -> Result<Routing, ServiceError> {
         let refused = |error: &dyn std::fmt::Display| {
             ServiceError::Config(format!("shadows: queue of {:?}: {error}", self.name))
         };
         let Some(given) = &self.queue else {
-            return Ok((self.policy.clone(), None));
+            return Ok(Routing {
+                policy: self.policy.clone(),
+                queue: None,
+            });
         };
         let base = serde_json::to_value(in_force.unwrap_or_default()).map_err(|error| refused(&error))?;
         let Value::Object(mut fields) = base else {
@@ -96,13 +97,16 @@ impl ShadowPolicy {
         let queue: QueueConfig =
             serde_json::from_value(Value::Object(fields)).map_err(|error| refused(&error))?;
         queue.validate().map_err(|error| refused(&error))?;
-        Ok((self.policy.clone(), Some(queue)))
+        Ok(Routing {
+            policy: self.policy.clone(),
+            queue: Some(queue),
+        })
     }
 }
 
-/// The simulator's form of a rule.
-pub(crate) fn router(rule: &Rule, seed: u64) -> RouterSpec {
-    let mut parameters = match serde_json::to_value(&rule.0) {
+/// The simulator's form of a policy and its queue.
+pub(crate) fn router(routing: &Routing, seed: u64) -> RouterSpec {
+    let mut parameters = match serde_json::to_value(&routing.policy) {
         Ok(Value::Object(fields)) => fields,
         _ => Map::new(),
     };
@@ -113,7 +117,7 @@ pub(crate) fn router(rule: &Rule, seed: u64) -> RouterSpec {
     RouterSpec {
         policy,
         parameters,
-        queue: rule.1,
+        queue: routing.queue,
         predicted: None,
         seed,
     }
@@ -136,16 +140,16 @@ impl ShadowOptions {
         }
     }
 
-    /// Names for arms with the given rules, one router per pool.
-    pub(crate) fn arms(&self, rules: &[Rule], pools: usize) -> Vec<ArmSpec> {
+    /// Names for arms with the given policies and queues, one router per pool.
+    pub(crate) fn arms(&self, routings: &[Routing], pools: usize) -> Vec<ArmSpec> {
         let names = std::iter::once(IN_FORCE).chain(self.policies.iter().map(|arm| arm.name.as_str()));
-        let arm = |(index, (name, rule)): (usize, (&str, &Rule))| ArmSpec {
+        let arm = |(index, (name, routing)): (usize, (&str, &Routing))| ArmSpec {
             name: name.to_owned(),
             routers: (0..pools)
-                .map(|pool| router(rule, (index * 2 + pool) as u64))
+                .map(|pool| router(routing, (index * 2 + pool) as u64))
                 .collect(),
         };
-        names.zip(rules).enumerate().map(arm).collect()
+        names.zip(routings).enumerate().map(arm).collect()
     }
 
     /// Checks everything, by making shadows of a fleet of one.
@@ -177,12 +181,15 @@ impl ShadowOptions {
         if self.max_events == 0 || self.max_events > 1 << 24 || self.max_blocks == 0 {
             return refused("max_events must be 1 to 2^24 and max_blocks at least 1".into());
         }
-        let mut rules = vec![(PolicyConfig::default(), None)];
+        let mut routings = vec![Routing {
+            policy: PolicyConfig::default(),
+            queue: None,
+        }];
         for arm in &self.policies {
-            rules.push(arm.rule(None)?);
+            routings.push(arm.routing(None)?);
         }
         let fleet = FleetSpec::aggregated(1, EngineSpec::default());
-        let built = ShadowFleets::new(self.config(fleet, self.arms(&rules, 1)));
+        let built = ShadowFleets::new(self.config(fleet, self.arms(&routings, 1)));
         built.map_err(|error| ServiceError::Config(format!("shadows: {error}")))?;
         Ok(())
     }
@@ -237,12 +244,12 @@ mod tests {
             backlog_s: 0.25,
             ..QueueConfig::default()
         };
-        let (_, queue) = made.policies[0].rule(Some(in_force)).unwrap();
+        let queue = made.policies[0].routing(Some(in_force)).unwrap().queue;
         assert_eq!(
             queue.map(|queue| (queue.kappa, queue.backlog_s)),
             Some((30.0, 0.25))
         );
-        let (_, queue) = made.policies[0].rule(None).unwrap();
+        let queue = made.policies[0].routing(None).unwrap().queue;
         assert_eq!(queue.map(|queue| queue.backlog_s), Some(1.0));
     }
 
@@ -250,7 +257,11 @@ mod tests {
     fn every_policy_survives_the_way_into_the_simulator() {
         for name in PolicyConfig::NAMES {
             let policy = PolicyConfig::from_name(name, &Map::new()).unwrap();
-            assert_eq!(router(&(policy.clone(), None), 0).policy().unwrap(), policy);
+            let routing = Routing {
+                policy: policy.clone(),
+                queue: None,
+            };
+            assert_eq!(router(&routing, 0).policy().unwrap(), policy);
         }
     }
 }

@@ -14,7 +14,7 @@ use super::zmtp::{Subscriber, ZmtpError};
 use crate::config::FeedOptions;
 use crate::metrics::Metrics;
 use crate::models::Models;
-use crate::pool::{Role, WorkerPool};
+use crate::pool::{EventSource, Role, WorkerPool};
 use crate::{Clock, ServiceError};
 use wardrop_engines::dynamo::{Malformed, decode_forward_pass, decode_frames, decode_kv_events};
 
@@ -337,7 +337,10 @@ impl FeedTask {
         };
         match self.subscription.topic {
             Topic::KvEvents => {
-                let source = (envelope.publisher_id, owner);
+                let source = EventSource {
+                    publisher: envelope.publisher_id,
+                    owner,
+                };
                 let counts = pool.apply(decode_kv_events(&envelope.payload)?, source, now_s);
                 let events = &self.context.metrics.events;
                 for (name, count) in [
@@ -352,7 +355,7 @@ impl FeedTask {
                     }
                 }
                 let restored = &self.context.metrics.restored;
-                for (name, count) in ["exact", "outrun", "restarted"].into_iter().zip(counts.judged) {
+                for (name, count) in ["exact", "outrun", "restarted"].into_iter().zip(counts.restored) {
                     if count > 0 {
                         restored.with_label_values(&[name]).inc_by(count);
                     }

@@ -21,7 +21,7 @@ const FLAG_COMMAND: u8 = 4;
 
 /// What ended or disturbed a subscription.
 #[derive(Debug, thiserror::Error)]
-pub enum ZmtpError {
+pub(crate) enum ZmtpError {
     /// The socket failed or was closed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -37,7 +37,7 @@ pub enum ZmtpError {
 }
 
 /// A connected SUB socket.
-pub struct Subscriber {
+pub(crate) struct Subscriber {
     stream: BufReader<TcpStream>,
     frame_limit_bytes: usize,
 }

@@ -58,7 +58,7 @@ struct Open {
 
 /// The figures of one pool.
 #[derive(Clone, Debug)]
-pub struct AnarchyReport {
+pub(crate) struct AnarchyReport {
     /// The estimators and the error of predicted times to first token.
     pub meter: MeterReport,
     /// Error of the predicted time between tokens.

@@ -13,7 +13,7 @@ use super::{Role, WorkerPool};
 
 /// Learned curves of a pool.
 #[derive(Clone, Debug, Serialize)]
-pub struct PoolCurves {
+pub(crate) struct PoolCurves {
     /// The model.
     pub model: String,
     /// What its workers do.

@@ -18,7 +18,7 @@ const KEPT_BLOCKS_LIMIT: usize = 200_000;
 
 /// What to do with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// In order: apply it.
     Apply,
     /// Seen before: drop it.
@@ -31,7 +31,7 @@ pub enum Step {
 
 /// What a worker's first event said of what a saved index told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum RestoreVerdict {
     /// It was the next one: exact.
     Exact,
     /// Events in between are missing.
@@ -42,11 +42,11 @@ pub enum Verdict {
 
 /// Where one worker's event stream stands.
 #[derive(Debug, Default)]
-pub struct EventCursor {
+pub(crate) struct EventCursor {
     last_id: Option<u64>,
     /// The index holds all that the worker holds.
     synced: bool,
-    kept: Option<Kept>,
+    kept: Option<BufferedEvents>,
     /// What the index holds is from a file, and no event or dump has said yet whether it is true.
     restored: Option<Restored>,
     /// Holes seen.
@@ -66,7 +66,7 @@ struct Restored {
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct BufferedEvents {
     events: Vec<KvEvent>,
     blocks: usize,
     overflowed: bool,
@@ -113,7 +113,7 @@ impl EventCursor {
 
     /// The first event after a restore, with what it says of what was restored. Its feed's `publisher` is another one when
     /// the worker started anew.
-    pub fn judge(&mut self, event_id: u64, same_publisher: bool) -> Option<(Verdict, Step)> {
+    pub fn check_restored(&mut self, event_id: u64, same_publisher: bool) -> Option<(RestoreVerdict, Step)> {
         let restored = self.restored.take()?;
         let last = self.last_id.unwrap_or(1);
         if !same_publisher || event_id <= last {
@@ -122,16 +122,16 @@ impl EventCursor {
             let step = self.advance(event_id);
             debug_assert_eq!(step, Step::Apply, "a stream without a past has no holes");
             self.incarnations += 1;
-            return Some((Verdict::Restarted, Step::NewIncarnation));
+            return Some((RestoreVerdict::Restarted, Step::NewIncarnation));
         }
         if self.last_id.is_some() && event_id == last + 1 {
             self.synced = true;
             self.last_id = Some(event_id);
-            return Some((Verdict::Exact, Step::Apply));
+            return Some((RestoreVerdict::Exact, Step::Apply));
         }
         let step = self.advance(event_id);
         let step = if restored.dump_follows { step } else { Step::Forget };
-        Some((Verdict::Outrun, step))
+        Some((RestoreVerdict::Outrun, step))
     }
 
     /// Takes note of an event's id.
@@ -190,7 +190,7 @@ impl EventCursor {
     /// A dump of this worker's blocks arrived. The events to apply to an empty worker, in order.
     pub fn load_dump(&mut self, dump: Vec<KvEvent>) -> Vec<KvEvent> {
         let kept = self.kept.take().unwrap_or_default();
-        let mut held = Held::default();
+        let mut held = HeldBlocks::default();
         let mut out = Vec::with_capacity(dump.len() + kept.events.len());
         for event in dump.into_iter().chain(kept.events) {
             held.apply(event, &mut out);
@@ -206,9 +206,9 @@ impl EventCursor {
 
 /// The set of blocks a worker holds, while a dump is joined with live events.
 #[derive(Default)]
-struct Held(HashSet<(Tier, EngineHash)>);
+struct HeldBlocks(HashSet<(Tier, EngineHash)>);
 
-impl Held {
+impl HeldBlocks {
     /// Adds to `out` what `event` changes: stores of blocks that are held and removals of those that are not change nothing.
     fn apply(&mut self, event: KvEvent, out: &mut Vec<KvEvent>) {
         match event {
@@ -349,28 +349,37 @@ mod tests {
     #[test]
     fn next_event_proves_what_was_restored() {
         let mut cursor = restored(true);
-        assert_eq!(cursor.judge(41, true), Some((Verdict::Exact, Step::Apply)));
+        assert_eq!(
+            cursor.check_restored(41, true),
+            Some((RestoreVerdict::Exact, Step::Apply))
+        );
         assert!(cursor.is_synced() && !cursor.is_restored());
-        assert_eq!(cursor.judge(42, true), None, "it is judged once");
+        assert_eq!(cursor.check_restored(42, true), None, "it is judged once");
         assert_eq!(cursor.advance(42), Step::Apply);
     }
 
     #[test]
     fn later_event_asks_for_a_dump_or_forgets_where_none_can_come() {
         let mut cursor = restored(true);
-        assert_eq!(cursor.judge(44, true), Some((Verdict::Outrun, Step::Apply)));
+        assert_eq!(
+            cursor.check_restored(44, true),
+            Some((RestoreVerdict::Outrun, Step::Apply))
+        );
         assert!(cursor.needs_resync());
         assert_eq!(cursor.lost_events, 3);
         let mut cursor = restored(false);
-        assert_eq!(cursor.judge(44, true), Some((Verdict::Outrun, Step::Forget)));
+        assert_eq!(
+            cursor.check_restored(44, true),
+            Some((RestoreVerdict::Outrun, Step::Forget))
+        );
     }
 
     #[test]
     fn lower_equal_or_other_publishers_event_is_a_restart_that_starts_empty() {
         for (event_id, same_publisher) in [(1, true), (40, true), (41, false), (1, false)] {
             let mut cursor = restored(true);
-            let judged = cursor.judge(event_id, same_publisher);
-            assert_eq!(judged, Some((Verdict::Restarted, Step::NewIncarnation)));
+            let checked = cursor.check_restored(event_id, same_publisher);
+            assert_eq!(checked, Some((RestoreVerdict::Restarted, Step::NewIncarnation)));
             assert_eq!(
                 (cursor.is_synced(), cursor.last_id()),
                 (event_id == 1, Some(event_id))
@@ -383,12 +392,15 @@ mod tests {
     fn worker_that_had_told_nothing_is_proved_by_a_dump_only() {
         let mut cursor = EventCursor::default();
         cursor.restore(None, true);
-        assert_eq!(cursor.judge(2, true), Some((Verdict::Outrun, Step::Apply)));
+        assert_eq!(
+            cursor.check_restored(2, true),
+            Some((RestoreVerdict::Outrun, Step::Apply))
+        );
         assert!(cursor.needs_resync());
         cursor.restore(None, true);
         assert_eq!(
-            cursor.judge(1, true),
-            Some((Verdict::Restarted, Step::NewIncarnation))
+            cursor.check_restored(1, true),
+            Some((RestoreVerdict::Restarted, Step::NewIncarnation))
         );
         cursor.restore(None, true);
         cursor.load_dump(Vec::new());

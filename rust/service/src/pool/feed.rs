@@ -6,13 +6,30 @@ use wardrop_core::latency::Pass;
 use wardrop_core::ledger::EngineQueue;
 use wardrop_core::{KvEvent, Router, WorkerId};
 
-use super::cursor::{Step, Verdict};
+use super::cursor::{RestoreVerdict, Step};
 use super::{State, WorkerPool};
 use wardrop_engines::dynamo::{ForwardPass, WorkerEvent};
 
+/// The feed that events come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EventSource {
+    /// Identity of the publisher.
+    pub publisher: u64,
+    /// Instance that the feed belongs to, when that is known.
+    pub owner: Option<u64>,
+}
+
+/// One event with its place in the publisher's stream.
+struct PublishedEvent {
+    publisher: u64,
+    event_id: u64,
+    /// `None` for an event about other memory than the worker's own.
+    event: Option<KvEvent>,
+}
+
 /// What became of a list of events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ApplyCounts {
+pub(crate) struct ApplyCounts {
     /// Applied by the router.
     pub applied: u64,
     /// Refused by the router: unknown parents, unknown blocks.
@@ -24,17 +41,12 @@ pub struct ApplyCounts {
     /// Not about a worker's own memory.
     pub passed_over: u64,
     /// Workers whose restored blocks this proved, found too old, and found to be of a past incarnation.
-    pub judged: [u64; 3],
+    pub restored: [u64; 3],
 }
 
 impl WorkerPool {
-    /// Applies events of a publisher's feed; `owner` is the instance that the feed belongs to, when that is known.
-    pub fn apply(
-        &self,
-        events: Vec<WorkerEvent>,
-        (publisher, owner): (u64, Option<u64>),
-        now_s: f64,
-    ) -> ApplyCounts {
+    /// Applies events of one feed, in order. Events of workers that are unknown, or that are not the feed's own, are counted as foreign.
+    pub fn apply(&self, events: Vec<WorkerEvent>, source: EventSource, now_s: f64) -> ApplyCounts {
         let mut counts = ApplyCounts::default();
         let mut state = self.state.lock();
         for WorkerEvent {
@@ -43,11 +55,18 @@ impl WorkerPool {
             event,
         } in events
         {
-            if owner.is_some_and(|owner| owner != worker.instance) || !state.workers.contains_key(&worker) {
+            if source.owner.is_some_and(|owner| owner != worker.instance)
+                || !state.workers.contains_key(&worker)
+            {
                 counts.foreign += 1;
                 continue;
             }
-            state.apply(worker, (publisher, event_id), event, now_s, &mut counts);
+            let event = PublishedEvent {
+                publisher: source.publisher,
+                event_id,
+                event,
+            };
+            state.apply(worker, event, now_s, &mut counts);
             state.review(worker, now_s, self.options);
         }
         counts
@@ -135,23 +154,21 @@ impl WorkerPool {
 }
 
 impl State {
-    fn apply(
-        &mut self,
-        id: WorkerId,
-        (publisher, event_id): (u64, u64),
-        event: Option<KvEvent>,
-        now_s: f64,
-        counts: &mut ApplyCounts,
-    ) {
+    fn apply(&mut self, id: WorkerId, published: PublishedEvent, now_s: f64, counts: &mut ApplyCounts) {
+        let PublishedEvent {
+            publisher,
+            event_id,
+            event,
+        } = published;
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
         worker.health.event(now_s);
         let same_publisher = worker.position.publisher() == Some(publisher);
-        let step = match worker.cursor.judge(event_id, same_publisher) {
+        let step = match worker.cursor.check_restored(event_id, same_publisher) {
             Some((verdict, step)) => {
-                counts.judged[verdict as usize] += 1;
-                if verdict != Verdict::Exact {
+                counts.restored[verdict as usize] += 1;
+                if verdict != RestoreVerdict::Exact {
                     tracing::info!(
                         worker_id = id.instance,
                         dp_rank = id.dp_rank,

@@ -6,7 +6,7 @@ const GRACE_S: f64 = 0.25;
 /// Why a worker is not chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Its heartbeats stopped.
     Silent,
     /// A request that was pinned to it failed.
@@ -15,7 +15,7 @@ pub enum Fault {
 
 /// Limits of [`Health`].
 #[derive(Clone, Copy, Debug)]
-pub struct HealthOptions {
+pub(crate) struct HealthOptions {
     /// Silence of a worker that had heartbeats before, seconds.
     pub silence_s: f64,
     /// Time after which a failed worker without heartbeats is tried again, seconds.
@@ -24,7 +24,7 @@ pub struct HealthOptions {
 
 /// Signs of life and failures of one worker. Times are seconds of one monotonic clock.
 #[derive(Debug, Default)]
-pub struct Health {
+pub(crate) struct Health {
     heartbeat_s: Option<f64>,
     event_s: Option<f64>,
     failed_s: Option<f64>,

@@ -19,7 +19,7 @@ const MAX_RANKS: u32 = 1024;
 /// A worker as discovery tells it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WorkerUpsert {
+pub(crate) struct WorkerUpsert {
     /// The model that it serves.
     pub model: String,
     /// What it does.
@@ -49,7 +49,7 @@ fn one() -> u32 {
 
 /// One registered worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Member {
+pub(crate) struct Member {
     /// Blocks of its KV cache, where it told.
     pub total_kv_blocks: Option<u64>,
     /// Sequences that it runs at once, where it told.

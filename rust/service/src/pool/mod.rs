@@ -34,6 +34,7 @@ pub use self::booking::{Booking, Leg};
 pub(crate) use self::control::PoolCurves;
 use self::cursor::EventCursor;
 pub(crate) use self::explanation::Explanation;
+pub(crate) use self::feed::EventSource;
 pub(crate) use self::health::HealthOptions;
 use self::health::{Fault, Health};
 pub(crate) use self::members::{Member, WorkerUpsert};
@@ -283,7 +284,7 @@ impl WorkerPool {
 
 /// A decision with what the pin needs to know.
 #[derive(Debug)]
-pub struct Placement {
+pub(crate) struct Placement {
     /// What the router decided.
     pub decision: Decision,
     /// The instance has several ranks, so that the rank has to be pinned too.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the index holds of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coverage {
+pub(crate) enum Coverage {
     /// Perhaps not all.
     Partial,
     /// All, by a dump: no event has told yet how far its feed is.
@@ -20,9 +20,18 @@ pub enum Coverage {
 const PARTIAL: u64 = 0;
 const DUMPED: u64 = u64::MAX;
 
+/// How far the index is in one worker's feed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SavedPosition {
+    /// Last event that the index holds; `None` after a dump that no event followed.
+    pub event_id: Option<u64>,
+    /// Publisher of the feed.
+    pub publisher: u64,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
-pub struct FeedPosition {
+pub(crate) struct FeedPosition {
     /// [`PARTIAL`], [`DUMPED`], or one more than the last event's id.
     word: AtomicU64,
     /// Whose feed it is; 0 before it is known.
@@ -67,15 +76,13 @@ impl FeedPosition {
     }
 
     /// How far the index is, if it holds all, and whose feed it is by.
-    pub fn get(&self) -> Option<(Option<u64>, u64)> {
+    pub fn get(&self) -> Option<SavedPosition> {
         let word = self.word.load(Ordering::Acquire);
         let publisher = self.publisher()?;
         let is_whole = word != PARTIAL && word == self.word.load(Ordering::Acquire);
-        is_whole.then(|| {
-            (
-                Some(word).filter(|&word| word != DUMPED).map(|word| word - 1),
-                publisher,
-            )
+        is_whole.then(|| SavedPosition {
+            event_id: Some(word).filter(|&word| word != DUMPED).map(|word| word - 1),
+            publisher,
         })
     }
 }
@@ -84,17 +91,22 @@ impl FeedPosition {
 mod tests {
     use super::*;
 
+    #[allow(clippy::unnecessary_wraps, reason = "compared with an option")]
+    fn at(event_id: Option<u64>, publisher: u64) -> Option<SavedPosition> {
+        Some(SavedPosition { event_id, publisher })
+    }
+
     #[test]
     fn position_is_told_only_while_it_is_known() {
         let position = FeedPosition::default();
         position.set(Coverage::UpTo(7));
         assert_eq!(position.get(), None, "whose is not known");
         position.record(3, Coverage::UpTo(7));
-        assert_eq!(position.get(), Some((Some(7), 3)));
+        assert_eq!(position.get(), at(Some(7), 3));
         position.record(3, Coverage::Partial);
         assert_eq!(position.get(), None);
         position.record(4, Coverage::UpTo(0));
-        assert_eq!(position.get(), Some((Some(0), 4)));
+        assert_eq!(position.get(), at(Some(0), 4));
         position.forget();
         assert_eq!((position.get(), position.publisher()), (None, Some(4)));
     }
@@ -106,6 +118,6 @@ mod tests {
         position.followed(4);
         assert_eq!(position.get(), None);
         position.set(Coverage::Dumped);
-        assert_eq!(position.get(), Some((None, 3)));
+        assert_eq!(position.get(), at(None, 3));
     }
 }

@@ -15,7 +15,7 @@ use crate::Clock;
 
 /// Why a request may not wait.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum QueueError {
+pub(crate) enum QueueError {
     /// A bound of the queue was met.
     Refused {
         /// Which.
@@ -133,7 +133,7 @@ impl PoolQueue {
 
 /// A place in the queue. Dropped while it waits, it takes its request out; dropped with an answer that nobody took, it
 /// gives the booking back.
-pub struct QueueEntry {
+pub(crate) struct QueueEntry {
     pool: Arc<WorkerPool>,
     id: RequestId,
     receiver: PlacementReceiver,

@@ -24,7 +24,7 @@ pub(super) struct Audit {
 /// One worker in a status report.
 #[derive(Debug, Serialize)]
 #[allow(clippy::struct_excessive_bools, reason = "each is told by itself")]
-pub struct WorkerReport {
+pub(crate) struct WorkerReport {
     pub instance: u64,
     pub dp_rank: u32,
     pub available: bool,

@@ -12,7 +12,7 @@ use super::saved::SavedPool;
 
 /// What became of a saved pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct RestoreReport {
+pub(crate) struct RestoreReport {
     /// Workers whose blocks were taken over, until their first event or a dump tells more.
     pub taken_over: usize,
     /// Workers that are here but started anew since: their feed has another publisher. They start empty.
@@ -43,9 +43,9 @@ impl WorkerPool {
         }
         let publishers = RefCell::new(BTreeMap::new());
         let image = self.router.save_index(|id| {
-            let (event_id, publisher) = positions.get(&id)?.get()?;
-            publishers.borrow_mut().insert(id, publisher);
-            event_id
+            let position = positions.get(&id)?.get()?;
+            publishers.borrow_mut().insert(id, position.publisher);
+            position.event_id
         });
         Some(SavedPool {
             model: self.model.to_string(),

@@ -24,7 +24,7 @@ const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
 
 /// Why bytes are no saved fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SavedError {
+pub(crate) enum SavedError {
     /// They do not begin as one.
     #[error("not an index file of wardrop: its first bytes are others")]
     Magic,
@@ -57,7 +57,7 @@ pub enum SavedError {
 
 /// One pool's index.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SavedPool {
+pub(crate) struct SavedPool {
     /// The model.
     pub model: String,
     /// What its workers do.
@@ -72,7 +72,7 @@ pub struct SavedPool {
 
 /// The indices of all pools.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SavedFleet {
+pub(crate) struct SavedFleet {
     /// When, seconds since 1970.
     pub saved_at_s: u64,
     /// Each once.

@@ -9,7 +9,7 @@ use super::template::ChatTemplate;
 use super::tokenise::Shape;
 
 /// Messages and tools ready for the template.
-pub struct Conversation {
+pub(crate) struct Conversation {
     /// `messages`, normalised.
     pub messages: Vec<Value>,
     /// `tools`, normalised; empty when there are none.

@@ -32,14 +32,14 @@ pub trait TokenIdSource: Send + Sync + 'static {
 
 /// What the check found, per shape.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct HandoverReport {
+pub(crate) struct HandoverReport {
     /// Every shape with its samples.
     pub shapes: Vec<ShapeReport>,
 }
 
 /// The samples of one shape.
 #[derive(Clone, Debug, Serialize)]
-pub struct ShapeReport {
+pub(crate) struct ShapeReport {
     /// Name of the shape.
     pub shape: &'static str,
     /// Samples that Dynamo answered.

@@ -17,7 +17,7 @@ const SHORTEST_CACHED_BYTES: usize = 48;
 const ENTRY_BYTES: usize = 96;
 
 /// Where a tokeniser may be cut, and the segments it saw lately.
-pub struct Segments {
+pub(crate) struct Segments {
     marks: AhoCorasick,
     mark_ids: Vec<u32>,
     cache: Mutex<Generations>,
@@ -33,7 +33,7 @@ struct Generations {
 }
 
 /// A tokeniser that failed.
-pub struct EncodeError;
+pub(crate) struct EncodeError;
 
 impl Segments {
     /// `None` when the tokeniser has special tokens that reach beyond themselves, or none, or fails the check.

@@ -14,7 +14,7 @@ const TOOL_USE: &str = "tool_use";
 
 /// A compiled template with the special tokens that it may name.
 #[derive(Debug)]
-pub struct ChatTemplate {
+pub(crate) struct ChatTemplate {
     env: Environment<'static>,
     bos: Option<String>,
     eos: Option<String>,

@@ -16,7 +16,7 @@ use crate::ServiceError;
 
 /// Parts of a prompt whose rendering has to equal Dynamo's before our ids replace its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shape(u8);
+pub(crate) struct Shape(u8);
 
 impl Shape {
     /// Text of the completions endpoint: the tokeniser alone.
@@ -61,7 +61,7 @@ impl BitOrAssign for Shape {
 }
 
 /// Text to token ids for one model.
-pub struct Prompter {
+pub(crate) struct Prompter {
     tokenizer: Tokenizer,
     segments: Option<Segments>,
     template: Option<ChatTemplate>,

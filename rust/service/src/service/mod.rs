@@ -29,6 +29,7 @@ use crate::shadows::{ShadowSources, ShadowThread, Shadows};
 use crate::tenants::Tenants;
 use crate::{Clock, ServiceError};
 
+pub use self::saved_state::PoolName;
 pub use self::status::{FeedReport, ModelReport};
 
 /// The routing service of one process.

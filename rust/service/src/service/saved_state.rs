@@ -26,6 +26,15 @@ struct PoolSummary {
     whole: usize,
 }
 
+/// The workers of one model in one role.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolName<'a> {
+    /// Name of the model.
+    pub model: &'a str,
+    /// `aggregated`, `prefill` or `decode`.
+    pub role: &'a str,
+}
+
 impl Service {
     /// Who holds which blocks in every pool, with where the workers' feeds stand. Events of a pool wait while it is written.
     pub fn save_index(&self) -> Vec<u8> {
@@ -62,12 +71,13 @@ impl Service {
     /// What is wrong with the bytes; an unknown model; a pool whose index is not empty any more. The index is as it was then.
     pub fn restore_index(
         &self,
-        (model, role): (&str, &str),
+        pool: PoolName<'_>,
         bytes: &[u8],
         publishers: &[u64],
         dump_follows: bool,
     ) -> Result<String, ServiceError> {
-        let (registered, role) = (self.model(model)?, parse_role(role)?);
+        let model = pool.model;
+        let (registered, role) = (self.model(model)?, parse_role(pool.role)?);
         let fleet = read(bytes)?;
         let saved = fleet
             .pools

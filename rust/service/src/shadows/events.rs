@@ -46,6 +46,13 @@ pub(super) enum Admission {
     PassedOver,
 }
 
+/// Times between which arrivals found no room, seconds on the service's clock.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct LostArrivals {
+    pub first_s: f64,
+    pub last_s: f64,
+}
+
 /// The sending side.
 pub(super) struct EventQueue {
     events: SyncSender<Event>,
@@ -61,14 +68,14 @@ pub(super) struct EventQueue {
 impl EventQueue {
     pub fn new(max_events: usize) -> (Self, Receiver<Event>) {
         let (events, receiver) = sync_channel(max_events);
-        let feed = Self {
+        let queue = Self {
             events,
             next_id: AtomicU64::new(0),
             blocks: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             lost: [AtomicU64::new(f64::INFINITY.to_bits()), AtomicU64::new(0)],
         };
-        (feed, receiver)
+        (queue, receiver)
     }
 
     /// Tells of an arrival; its id when it is on its way.
@@ -124,11 +131,14 @@ impl EventQueue {
     }
 
     /// First and last time of the arrivals that were lost since the last call.
-    pub fn take_lost(&self) -> Option<(f64, f64)> {
+    pub fn take_lost(&self) -> Option<LostArrivals> {
         let first = self.lost[0].swap(f64::INFINITY.to_bits(), Ordering::Relaxed);
         let last = self.lost[1].swap(0, Ordering::Relaxed);
         let (first_s, last_s) = (f64::from_bits(first), f64::from_bits(last));
-        first_s.is_finite().then_some((first_s, last_s.max(first_s)))
+        first_s.is_finite().then_some(LostArrivals {
+            first_s,
+            last_s: last_s.max(first_s),
+        })
     }
 }
 
@@ -138,11 +148,11 @@ mod tests {
 
     #[test]
     fn arrivals_beyond_the_room_are_counted_and_their_times_known() {
-        let (feed, receiver) = EventQueue::new(2);
+        let (queue, receiver) = EventQueue::new(2);
         let model: Arc<str> = Arc::from("m");
         let sequence = [SequenceHash(7), SequenceHash(8)];
         let sent: Vec<Admission> = (0..4)
-            .map(|i| feed.arrived(&model, 10.0 + f64::from(i), 8, &sequence).1)
+            .map(|i| queue.arrived(&model, 10.0 + f64::from(i), 8, &sequence).1)
             .collect();
         assert_eq!(
             sent,
@@ -153,24 +163,28 @@ mod tests {
                 Admission::Dropped
             ]
         );
-        assert_eq!(feed.take_lost(), Some((12.0, 13.0)));
-        assert_eq!(feed.take_lost(), None);
+        let lost = LostArrivals {
+            first_s: 12.0,
+            last_s: 13.0,
+        };
+        assert_eq!(queue.take_lost(), Some(lost));
+        assert_eq!(queue.take_lost(), None);
         while let Ok(event) = receiver.try_recv() {
-            feed.received(&event);
+            queue.received(&event);
         }
-        assert_eq!(feed.blocks.load(Ordering::Relaxed), 0);
-        assert_eq!(feed.arrived(&model, 20.0, 8, &sequence).1, Admission::Yes);
-        feed.set_closed(true);
-        assert_eq!(feed.arrived(&model, 21.0, 8, &sequence).1, Admission::PassedOver);
-        assert_eq!(feed.take_lost(), None);
+        assert_eq!(queue.blocks.load(Ordering::Relaxed), 0);
+        assert_eq!(queue.arrived(&model, 20.0, 8, &sequence).1, Admission::Yes);
+        queue.set_closed(true);
+        assert_eq!(queue.arrived(&model, 21.0, 8, &sequence).1, Admission::PassedOver);
+        assert_eq!(queue.take_lost(), None);
     }
 
     #[test]
     fn hashes_under_way_are_bounded() {
-        let (feed, _receiver) = EventQueue::new(1_000);
+        let (queue, _receiver) = EventQueue::new(1_000);
         let model: Arc<str> = Arc::from("m");
         let long = vec![SequenceHash(1); MAX_BLOCKS / 2];
-        let sent: Vec<Admission> = (0..3).map(|_| feed.arrived(&model, 1.0, 1, &long).1).collect();
+        let sent: Vec<Admission> = (0..3).map(|_| queue.arrived(&model, 1.0, 1, &long).1).collect();
         assert_eq!(sent, [Admission::Yes, Admission::Yes, Admission::Dropped]);
     }
 }

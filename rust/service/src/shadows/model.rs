@@ -9,9 +9,9 @@ use wardrop_core::{PolicyConfig, WorkerId};
 use wardrop_sim::shadow::{ArmReport, Arrival, Change, Figure, Observed, ShadowCounts, ShadowFleets};
 use wardrop_sim::{EngineSpec, FleetSpec, PoolSpec, Role as SimRole, SimError, Timing};
 
-use super::events::Event;
+use super::events::{Event, LostArrivals};
 use super::report::{ModelShadowReport, ShadowArm};
-use crate::config::{IN_FORCE, Rule, ShadowOptions, router};
+use crate::config::{IN_FORCE, ShadowOptions, router};
 use crate::models::Model;
 use crate::pool::{Member, Role};
 
@@ -28,11 +28,11 @@ pub(super) struct ModelShadows {
     shadowed: Option<Shadowed>,
     note: Option<String>,
     cpu_s: f64,
-    /// CPU seconds that were not told yet.
-    fresh_cpu_s: f64,
+    /// CPU seconds that no report holds yet.
+    unreported_cpu_s: f64,
     /// Counts that the previous report already covered.
-    told: ShadowCounts,
-    /// Arrivals without shadows to see them, not told yet.
+    reported: ShadowCounts,
+    /// Arrivals without shadows to see them, in no report yet.
     unseen: u64,
     mean_blocks: Option<f64>,
 }
@@ -42,14 +42,21 @@ struct Shadowed {
     roles: &'static [Role],
     block_size: u32,
     members: Vec<BTreeMap<WorkerId, Member>>,
-    rules: Vec<Rule>,
+    routings: Vec<Routing>,
     has_goodput: bool,
-    limits: Option<(f64, f64)>,
+    limits: Option<GoodputLimits>,
 }
 
-/// Requests by what became of them since they were last told.
+/// Limits that a request of goodput meets, seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct GoodputLimits {
+    ttft_s: f64,
+    itl_s: f64,
+}
+
+/// Requests by what became of them since the last report.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Fresh {
+pub(super) struct NewCounts {
     pub fed: u64,
     pub dropped: u64,
     pub passed_over: u64,
@@ -83,12 +90,12 @@ fn is_same(now: &Member, before: &Member) -> bool {
 }
 
 /// An arm may be adopted when it differs from what is in force in the objective of `toll` and κ only.
-fn is_adoptable(arm: &Rule, in_force: &Rule) -> bool {
+fn is_adoptable(arm: &Routing, in_force: &Routing) -> bool {
     let both_toll = matches!(
-        (&arm.0, &in_force.0),
+        (&arm.policy, &in_force.policy),
         (PolicyConfig::Toll(_), PolicyConfig::Toll(_))
     );
-    let same_queue = match (arm.1, in_force.1) {
+    let same_queue = match (arm.queue, in_force.queue) {
         (None, None) => true,
         (Some(arm), Some(ours)) => {
             arm == QueueConfig {
@@ -117,8 +124,8 @@ impl ModelShadows {
             shadowed: None,
             note: Some("no worker yet".into()),
             cpu_s: 0.0,
-            fresh_cpu_s: 0.0,
-            told: ShadowCounts::default(),
+            unreported_cpu_s: 0.0,
+            reported: ShadowCounts::default(),
             unseen: 0,
             mean_blocks: None,
         }
@@ -176,7 +183,8 @@ impl ModelShadows {
     }
 
     /// Arrivals between two times were lost on the way.
-    pub fn lost(&mut self, (first_s, last_s): (f64, f64), tick_s: f64) {
+    pub fn lost(&mut self, lost: LostArrivals, tick_s: f64) {
+        let LostArrivals { first_s, last_s } = lost;
         if let Some(shadowed) = &mut self.shadowed {
             let ticks = ((last_s - first_s) / tick_s).ceil().min(1_024.0) as u32;
             (0..=ticks).for_each(|tick| {
@@ -210,21 +218,21 @@ impl ModelShadows {
         let roles = model.roles();
         let block_size = model.spec.block_size;
         let members: Vec<_> = roles.iter().map(|role| model.pool(*role).members()).collect();
-        let rules = rules(routing, options);
-        if let Some(reason) = unfit(&members, block_size, rules.len(), options) {
+        let routings = arm_routings(routing, options);
+        if let Some(reason) = unfit(&members, block_size, routings.len(), options) {
             self.shadowed = None;
             self.note = Some(reason);
             return Ok(());
         }
         let is_other = |now: &Shadowed| now.roles != roles || now.block_size != block_size;
         if self.shadowed.as_ref().is_none_or(is_other) {
-            self.told = ShadowCounts::default();
+            self.reported = ShadowCounts::default();
             self.mean_blocks = None;
-            self.shadowed = Some(Shadowed::new(roles, block_size, members, rules, options)?);
+            self.shadowed = Some(Shadowed::new(roles, block_size, members, routings, options)?);
             self.note = None;
         } else if let Some(shadowed) = &mut self.shadowed {
             shadowed.follow_members(members, now_s)?;
-            shadowed.follow_rules(rules, now_s)?;
+            shadowed.follow_routings(routings, now_s)?;
         }
         if let Some(shadowed) = &mut self.shadowed {
             shadowed.set_limits(limits(routing, options));
@@ -255,7 +263,7 @@ impl ModelShadows {
     /// CPU seconds that went into these shadows, of which they may have `share`.
     pub fn charge(&mut self, cpu_s: f64, share: f64, now_s: f64) {
         self.cpu_s += cpu_s;
-        self.fresh_cpu_s += cpu_s;
+        self.unreported_cpu_s += cpu_s;
         if let Some(shadowed) = &mut self.shadowed {
             shadowed.fleets.set_cpu_share(share);
             shadowed.fleets.charge(cpu_s, now_s);
@@ -263,20 +271,20 @@ impl ModelShadows {
     }
 
     /// What became of requests, and what it cost, since the last call.
-    pub fn fresh(&mut self) -> Fresh {
-        let mut fresh = Fresh {
+    pub fn take_new_counts(&mut self) -> NewCounts {
+        let mut new = NewCounts {
             passed_over: std::mem::take(&mut self.unseen),
-            cpu_s: std::mem::take(&mut self.fresh_cpu_s),
-            ..Fresh::default()
+            cpu_s: std::mem::take(&mut self.unreported_cpu_s),
+            ..NewCounts::default()
         };
         if let Some(shadowed) = &self.shadowed {
             let now = shadowed.fleets.counts();
-            let before = std::mem::replace(&mut self.told, now);
-            fresh.fed = now.simulated - before.simulated;
-            fresh.dropped = now.dropped - before.dropped;
-            fresh.passed_over += now.passed_over - before.passed_over;
+            let before = std::mem::replace(&mut self.reported, now);
+            new.fed = now.simulated - before.simulated;
+            new.dropped = now.dropped - before.dropped;
+            new.passed_over += now.passed_over - before.passed_over;
         }
-        fresh
+        new
     }
 
     /// Everything that is known. O(arms · window).
@@ -328,30 +336,35 @@ impl ModelShadows {
 }
 
 /// What each arm runs: the first what is in force.
-fn rules(routing: &Routing, options: &ShadowOptions) -> Vec<Rule> {
+fn arm_routings(in_force: &Routing, options: &ShadowOptions) -> Vec<Routing> {
     let shadows = options.policies.iter().map(|arm| {
         // Checked at the start beside a default queue; one in force can only be as good.
-        arm.rule(routing.queue).unwrap_or((arm.policy.clone(), None))
+        arm.routing(in_force.queue).unwrap_or(Routing {
+            policy: arm.policy.clone(),
+            queue: None,
+        })
     });
-    std::iter::once((routing.policy.clone(), routing.queue))
-        .chain(shadows)
-        .collect()
+    std::iter::once(in_force.clone()).chain(shadows).collect()
 }
 
 /// Limits of goodput: as given, else those of the objective in force where goodput counts in it.
-fn limits(routing: &Routing, options: &ShadowOptions) -> Option<(f64, f64)> {
+fn limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
     if options.ttft_slo_s > 0.0 {
-        return Some((options.ttft_slo_s, options.itl_slo_s));
+        return Some(GoodputLimits {
+            ttft_s: options.ttft_slo_s,
+            itl_s: options.itl_slo_s,
+        });
     }
     match &routing.policy {
-        PolicyConfig::Toll(objective) if objective.goodput > 0.0 => {
-            Some((objective.ttft_slo_s, objective.itl_slo_s))
-        }
+        PolicyConfig::Toll(objective) if objective.goodput > 0.0 => Some(GoodputLimits {
+            ttft_s: objective.ttft_slo_s,
+            itl_s: objective.itl_slo_s,
+        }),
         _ => None,
     }
 }
 
-/// Explanation there can be no shadows of this fleet now.
+/// Why there can be no shadows of this fleet now.
 fn unfit(
     members: &[BTreeMap<WorkerId, Member>],
     block_size: u32,
@@ -380,7 +393,7 @@ impl Shadowed {
         roles: &'static [Role],
         block_size: u32,
         members: Vec<BTreeMap<WorkerId, Member>>,
-        rules: Vec<Rule>,
+        routings: Vec<Routing>,
         options: &ShadowOptions,
     ) -> Result<Self, SimError> {
         let mut first = Vec::new();
@@ -403,14 +416,14 @@ impl Shadowed {
             pools,
             ..FleetSpec::default()
         };
-        let arms = options.arms(&rules, roles.len());
+        let arms = options.arms(&routings, roles.len());
         let fleets = ShadowFleets::new(options.config(fleet, arms))?.with_members(&first);
         let mut shadowed = Self {
             fleets,
             roles,
             block_size,
             members: vec![BTreeMap::new(); roles.len()],
-            rules,
+            routings,
             has_goodput: false,
             limits: None,
         };
@@ -455,38 +468,38 @@ impl Shadowed {
         Ok(())
     }
 
-    fn follow_rules(&mut self, rules: Vec<Rule>, now_s: f64) -> Result<(), SimError> {
-        for (arm, (now, before)) in rules.iter().zip(&self.rules).enumerate() {
+    fn follow_routings(&mut self, routings: Vec<Routing>, now_s: f64) -> Result<(), SimError> {
+        for (arm, (now, before)) in routings.iter().zip(&self.routings).enumerate() {
             if now != before {
                 let pools = 0..self.roles.len();
                 let routers = pools.map(|pool| router(now, (arm * 2 + pool) as u64)).collect();
                 self.fleets.change(now_s, Change::Routers { arm, routers })?;
             }
         }
-        self.rules = rules;
+        self.routings = routings;
         Ok(())
     }
 
-    fn set_limits(&mut self, limits: Option<(f64, f64)>) {
+    fn set_limits(&mut self, limits: Option<GoodputLimits>) {
         self.has_goodput = limits.is_some();
         if self.limits != limits {
             self.limits = limits;
-            if let Some((ttft_s, itl_s)) = limits {
-                self.fleets.set_limits(ttft_s, itl_s);
+            if let Some(limits) = limits {
+                self.fleets.set_limits(limits.ttft_s, limits.itl_s);
             }
         }
     }
 
     fn arms(&self, options: &ShadowOptions) -> Vec<ShadowArm> {
         let names = std::iter::once(IN_FORCE).chain(options.policies.iter().map(|arm| arm.name.as_str()));
-        let arm = |(name, rule): (&str, &Rule)| ShadowArm {
+        let arm = |(name, routing): (&str, &Routing)| ShadowArm {
             name: name.to_owned(),
-            policy: rule.0.clone(),
-            queue: rule.1,
-            is_adoptable: is_adoptable(rule, &self.rules[0]),
+            policy: routing.policy.clone(),
+            queue: routing.queue,
+            is_adoptable: is_adoptable(routing, &self.routings[0]),
             does_harm: false,
         };
-        names.zip(&self.rules).map(arm).collect()
+        names.zip(&self.routings).map(arm).collect()
     }
 }
 
@@ -496,39 +509,42 @@ mod tests {
 
     use super::*;
 
-    fn rule(policy: serde_json::Value, kappa: Option<f64>) -> Rule {
+    fn routing(policy: serde_json::Value, kappa: Option<f64>) -> Routing {
         let queue = kappa.map(|kappa| QueueConfig {
             kappa,
             ..QueueConfig::default()
         });
-        (serde_json::from_value(policy).unwrap(), queue)
+        Routing {
+            policy: serde_json::from_value(policy).unwrap(),
+            queue,
+        }
     }
 
     #[test]
     fn only_another_objective_or_kappa_of_the_price_in_force_may_be_adopted() {
         let toll = || json!({"name": "toll"});
-        let in_force = rule(toll(), Some(10.0));
-        assert!(is_adoptable(&rule(toll(), Some(30.0)), &in_force));
+        let in_force = routing(toll(), Some(10.0));
+        assert!(is_adoptable(&routing(toll(), Some(30.0)), &in_force));
         assert!(is_adoptable(
-            &rule(json!({"name": "toll", "e2e": 1.0}), Some(10.0)),
+            &routing(json!({"name": "toll", "e2e": 1.0}), Some(10.0)),
             &in_force
         ));
         assert!(!is_adoptable(&in_force, &in_force), "nothing would change");
         assert!(
-            !is_adoptable(&rule(toll(), None), &in_force),
+            !is_adoptable(&routing(toll(), None), &in_force),
             "the queue is no weight"
         );
         assert!(!is_adoptable(
-            &rule(json!({"name": "sticky"}), Some(10.0)),
+            &routing(json!({"name": "sticky"}), Some(10.0)),
             &in_force
         ));
-        let other = rule(json!({"name": "dynamo"}), None);
+        let other = routing(json!({"name": "dynamo"}), None);
         assert!(
-            !is_adoptable(&rule(toll(), None), &other),
+            !is_adoptable(&routing(toll(), None), &other),
             "it starts from the price"
         );
-        let mut roomier = rule(toll(), Some(30.0));
-        roomier.1.as_mut().unwrap().backlog_s = 0.5;
+        let mut roomier = routing(toll(), Some(30.0));
+        roomier.queue.as_mut().unwrap().backlog_s = 0.5;
         assert!(!is_adoptable(&roomier, &in_force));
     }
 

@@ -11,7 +11,7 @@ use crate::pool::Role;
 
 /// Everything of one model.
 #[derive(Clone, Debug, Serialize)]
-pub struct ModelShadowReport {
+pub(crate) struct ModelShadowReport {
     /// The model.
     pub model: String,
     /// The pools that are shadowed together: one aggregated, or prefill and decode.
@@ -41,7 +41,7 @@ pub struct ModelShadowReport {
 
 /// What an arm runs.
 #[derive(Clone, Debug, Serialize)]
-pub struct ShadowArm {
+pub(crate) struct ShadowArm {
     /// As configured; `in_force` for the first.
     pub name: String,
     /// Its policy.

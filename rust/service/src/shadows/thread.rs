@@ -206,11 +206,11 @@ impl Worker<'_> {
     fn publish(&mut self, now_s: f64) {
         let metrics = &self.shadows.metrics;
         for model in self.models.values_mut() {
-            let fresh = model.fresh();
-            metrics.count(&model.model, "fed", fresh.fed);
-            metrics.count(&model.model, "dropped", fresh.dropped);
-            metrics.count(&model.model, "passed_over", fresh.passed_over);
-            metrics.count_cpu(&model.model, fresh.cpu_s);
+            let new = model.take_new_counts();
+            metrics.count(&model.model, "fed", new.fed);
+            metrics.count(&model.model, "dropped", new.dropped);
+            metrics.count(&model.model, "passed_over", new.passed_over);
+            metrics.count_cpu(&model.model, new.cpu_s);
         }
         let models = self.models.values();
         let reports: Vec<ModelShadowReport> = models
