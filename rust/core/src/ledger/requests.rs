@@ -178,13 +178,9 @@ impl Ledger {
     }
 
     /// Requests in flight.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.requests.len()
-    }
-
-    /// Whether nothing is in flight.
-    pub fn is_empty(&self) -> bool {
-        self.requests.is_empty()
     }
 
     fn assume_first_token(&mut self, request: RequestId, now_s: f64) -> bool {

@@ -11,27 +11,27 @@ use crate::regime::{Regime, RegimeController, RegimeSettings};
 use crate::rng::Rng;
 
 /// Parameters of [`Paper`] and of its controller. The defaults are the paper's, where it gives them:
-/// [`crate::regime`] has the meaning of [A] and [O].
+/// [`crate::regime`] has the meaning of (A) and (O).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PaperConfig {
-    /// Temperature τ below the knee, in transition, and saturated [A].
+    /// Temperature τ below the knee, in transition, and saturated (A).
     pub temperatures: [f64; 3],
-    /// Overlap weight ω in each regime [A]. Dynamo maps the paper's `overlap_score_weight` onto `prefill_load_scale`.
+    /// Overlap weight ω in each regime (A). Dynamo maps the paper's `overlap_score_weight` onto `prefill_load_scale`.
     pub overlap_weights: [f64; 3],
-    /// Multiples of the baseline p99 TTFT at which transition and saturated begin: 1.0 s and 10.0 s over 74 ms [O].
+    /// Multiples of the baseline p99 TTFT at which transition and saturated begin: 1.0 s and 10.0 s over 74 ms (O).
     pub enter: [f64; 2],
-    /// Seconds between polls [A].
+    /// Seconds between polls (A).
     pub poll_s: f64,
-    /// Weight of a new poll in the smoothed p99 [O].
+    /// Weight of a new poll in the smoothed p99 (O).
     pub smoothing: f64,
-    /// Share of its threshold below which a regime is left [O].
+    /// Share of its threshold below which a regime is left (O).
     pub leave_share: f64,
-    /// Polls in a row that a change needs [A the count, O its meaning].
+    /// Polls in a row that a change needs (A: the count, O: its meaning).
     pub in_a_row: u32,
-    /// Shortest stay in a regime, seconds [O].
+    /// Shortest stay in a regime, seconds (O).
     pub dwell_s: f64,
-    /// The model's baseline p99 TTFT, seconds. Learned when absent [O].
+    /// The model's baseline p99 TTFT, seconds. Learned when absent (O).
     pub baseline_s: Option<f64>,
 }
 

@@ -16,7 +16,7 @@
 //! Every term is ≥ 0, in seconds, and a function of one candidate alone, so it can be tested and explained alone. On
 //! an idle fleet all but the first two terms vanish, and the price is cache affinity. The busier the fleet, the more
 //! the price avoids congestion. It has no threshold, no switch and no noise. Only the weights come from the user's
-//! [`Objective`](super::Objective). Source: the study in `docs/reports/pricing.md`.
+//! [`Objective`]. Source: the study in `docs/reports/pricing.md`.
 
 use multiversion::multiversion;
 

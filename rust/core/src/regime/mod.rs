@@ -5,18 +5,18 @@
 //! replaces the parameters of its policy when the regime changes. The controller knows no price and no router. No
 //! clock, bounded memory, O(1) per first token and per poll.
 //!
-//! Source of each rule (`[A]` the paper's author, `[R]` a reader of the full text, `[O]` our choice):
+//! Source of each rule ((A) the paper's author, (R) a reader of the full text, (O) our choice):
 //!
-//! * [A] A poll every 5 s, an EWMA of the 99th percentile of TTFT, three regimes by two thresholds, a change after
+//! * (A) A poll every 5 s, an EWMA of the 99th percentile of TTFT, three regimes by two thresholds, a change after
 //!   three polls.
-//! * [A] Thresholds are multiples of the model's own baseline TTFT. The paper gives them for one model, 340B: 1.0 s
-//!   and 10.0 s. [R] Its p99 below the knee is 74 ms. [O] So the multiples are 13.5 and 135.
-//! * [O] The EWMA factor is 0.3. A change needs three polls in a row *on one side of the present regime*, up and down
+//! * (A) Thresholds are multiples of the model's own baseline TTFT. The paper gives them for one model, 340B: 1.0 s
+//!   and 10.0 s. (R) Its p99 below the knee is 74 ms. (O) So the multiples are 13.5 and 135.
+//! * (O) The EWMA factor is 0.3. A change needs three polls in a row *on one side of the present regime*, up and down
 //!   alike, and enters the mildest regime of the three. A regime is left below 0.8 of its threshold, and lasts at
 //!   least 30 s.
-//! * [O] A baseline that is not given is the lowest EWMA seen. Below the knee it rises by a hundredth of the way per
+//! * (O) A baseline that is not given is the lowest EWMA seen. Below the knee it rises by a hundredth of the way per
 //!   poll.
-//! * [O] A poll without a first token changes nothing. After six of them everything but the baseline is forgotten, so
+//! * (O) A poll without a first token changes nothing. After six of them everything but the baseline is forgotten, so
 //!   no regime outlives its traffic.
 
 mod tail;

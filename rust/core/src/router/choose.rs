@@ -14,8 +14,8 @@ impl RouterState {
     /// Prices every candidate of a match and picks one. `priced` is called in between.
     ///
     /// When no candidate has a finite cost, the least loaded one is chosen and the cost is infinite: a wrong figure
-    /// of a worker, such as 0 KV blocks, must cost quality, not the request. [`Counters::unpriced`] counts these
-    /// decisions.
+    /// of a worker, such as 0 KV blocks, must cost quality, not the request. [`Counters::unpriced`](crate::snapshot::Counters::unpriced)
+    /// counts these decisions.
     pub(super) fn choose(
         &mut self,
         matched: &Matched,
