@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -129,15 +129,15 @@ def _parameter(setting: Setting) -> str:
 
 def _option(setting: Setting) -> inspect.Parameter:
     """The flag of a setting, with its default in the help text."""
-    kinds: dict[Any, str] = {int: "INT", float: "FLOAT"}
     switch = setting.kind is bool
     several = isinstance(setting.default, tuple | dict)
     names = f"--{setting.flag}/--no-{setting.flag}" if switch else f"--{setting.flag}"
-    text = f"{setting.summary} [default: {setting.default_text}]"
+    default = setting.default_text
+    text = setting.summary if default == "none" else f"{setting.summary} [default: {default}]"
     option: Any = typer.Option(
         names,
         help=text,
-        metavar=None if switch else kinds.get(setting.kind, "TEXT"),
+        metavar=None if switch else _metavar(setting.kind),
         show_default=False,
         rich_help_panel=_panel(setting.stage),
     )
@@ -148,6 +148,14 @@ def _option(setting: Setting) -> inspect.Parameter:
         default=None,
         annotation=Annotated[kind, option],
     )
+
+
+def _metavar(kind: object) -> str:
+    """The placeholder for a value: the choices, or the name of the type."""
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    names: dict[Any, str] = {int: "INT", float: "FLOAT"}
+    return names.get(kind, "TEXT")
 
 
 def _panel(stage: str) -> str:
