@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 # Without Dynamo's dump nothing but the file can fill the index before the first event.
-ALONE = "--no-bootstrap"
+ALONE = ("--no-bootstrap",)
 PROMPT_BLOCKS = 32
 
 
