@@ -13,10 +13,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from wardrop.charts import PlotMissingError
 from wardrop.config import check_policy
 from wardrop.demo.comparison import Routers, run_comparison
 from wardrop.demo.output import Targets, show_comparison
-from wardrop.demo.picture import PlotMissingError
 from wardrop.demo.plan import Options, make_plan
 from wardrop.demo.ramp.output import show_ramp
 from wardrop.demo.ramp.profile import Profile

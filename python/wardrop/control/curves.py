@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wardrop.charts import new_figure
+
 UNITS = {
     "prefill": {
         "formula": "p0 + p1·n + p2·n²/2 + p3·n·c seconds; n new tokens behind c cached ones",
@@ -73,16 +75,13 @@ def plot(pools: list[dict[str, Any]], path: Path) -> None:
     """Prefill against new tokens, a decode step against its batch: one line per worker.
 
     Raises:
-        RuntimeError: matplotlib is not installed, or there is no worker.
+        PlotMissingError: matplotlib is not installed.
+        RuntimeError: there is no worker.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RuntimeError("pictures need matplotlib: pip install 'wardrop[plot]'") from None
     workers = [(pool, worker) for pool in pools for worker in pool["workers"]]
     if not workers:
         raise RuntimeError("got no worker; expected at least one worker with curves")
-    figure: Any = Figure(figsize=(11, 4.4), layout="constrained")
+    figure: Any = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2)
     tokens, batch = np.linspace(1, 16_384, 200), np.linspace(1, 128, 200)
     for place, (pool, worker) in enumerate(workers):

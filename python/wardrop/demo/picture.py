@@ -15,11 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from wardrop.charts import new_figure, styled
 from wardrop.demo.figures import Curves, common_time_s
-
-
-class PlotMissingError(RuntimeError):
-    """matplotlib is not installed; the text says how to install it."""
 
 
 @dataclass(frozen=True)
@@ -105,18 +102,9 @@ def _figure(
     title: str | None,
     note: str | None,
 ) -> Any:
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PlotMissingError(
-            "a picture needs matplotlib; run: pip install 'wardrop[plot]'"
-        ) from error
     # The style gives each theme its own ids in the SVG: one page contains both pictures.
-    style: Any = _style(theme)
-    context: Any = mpl
-    with context.rc_context(style):
-        figure: Any = Figure(figsize=(12.5, 10.6 if title else 9.7), layout="constrained")
+    with styled(_style(theme)):
+        figure: Any = new_figure(12.5, 10.6 if title else 9.7)
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, hspace=0.03, wspace=0.03)
         top, bottom = figure.subfigures(2, 1, height_ratios=(2.25, 1))
         for part in (top, bottom):

@@ -1,6 +1,6 @@
-"""The pictures of the docs, drawn from fresh runs. Needs matplotlib (the `plot` extra).
+"""The pictures of the documentation, drawn from new runs. Needs matplotlib (the extra `plot`).
 
-Where it stands: outside the games; nothing imports it unless a picture is asked for.
+Where it stands: outside the games, imported only to draw a picture.
 `wardrop games plots --out docs/explanation/games/img` redraws every picture in the docs.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from wardrop.charts import new_figure
 from wardrop.games.caching.demand import FleetCaches, game_of, judge_placement, replay_caches
 from wardrop.games.caching.equilibria import analyse_placement
 from wardrop.games.caching.graphs import (
@@ -25,7 +26,6 @@ from wardrop.games.caching.topology import Topology
 from wardrop.games.coupled.advice import advise, example_fleet, rest_point
 from wardrop.games.coupled.loop import run_loop
 from wardrop.games.coupled.planner import Planner
-from wardrop.games.errors import GameError
 from wardrop.games.resource.attainment import Attainment
 from wardrop.games.resource.queueing import Engine, QueueingSource
 from wardrop.games.resource.split import SplitChoice, choose_split, every_split
@@ -40,17 +40,9 @@ _INK, _WARM, _COOL, _SOFT = "#222222", "#c2410c", "#1d4ed8", "#9ca3af"
 
 
 def _canvas(columns: int = 1, width: float = 6.4) -> tuple[Any, Any]:
-    """A figure and its axes, in the docs' style."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise GameError(
-            "got no matplotlib; expected it for a picture. Install the extra: wardrop[plot]"
-        ) from error
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, columns, figsize=(width, 3.4), layout="constrained")
+    """A figure and its axes, in the style of the documentation."""
+    figure = new_figure(width, 3.4)
+    axes = figure.subplots(1, columns)
     for axis in np.atleast_1d(axes):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#e5e7eb", linewidth=0.8)
@@ -59,11 +51,8 @@ def _canvas(columns: int = 1, width: float = 6.4) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot as plt
-
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
 
 
 def plot_poa(path: Path) -> None:
@@ -125,7 +114,7 @@ def plot_graphs(path: Path) -> None:
 
 
 def plot_placement(path: Path) -> None:
-    """Today's placement, equilibrium and optimum as HBM grows, on a generated workload."""
+    """Cost of today's placement, the equilibrium and the optimum over HBM, on a generated trace."""
     figure, axis = _canvas()
     trace = generate_trace(Workload(rate_rps=8.0, seconds=150.0, families=40), seed=1)
     rooms = (50, 100, 150, 200, 300)
@@ -150,7 +139,7 @@ def plot_placement(path: Path) -> None:
 
 
 def plot_split(splits: Mapping[int, Attainment], choice: SplitChoice, path: Path) -> None:
-    """Attainment of each split that was run, with the chosen one marked."""
+    """Attainment of each evaluated split, with the chosen split marked."""
     figure, axis = _canvas()
     prefill = list(splits)
     total = choice.prefill_workers + choice.decode_workers
@@ -172,14 +161,14 @@ def plot_split(splits: Mapping[int, Attainment], choice: SplitChoice, path: Path
 
 
 def plot_example_split(path: Path) -> None:
-    """The split curve of the docs' generated workload, every split run."""
+    """The split curve of a generated workload, with every split evaluated."""
     trace = generate_trace(Workload(rate_rps=24.0, seconds=60.0, input_mean=3_000), seed=1)
     source = QueueingSource(trace, Engine(builtin_timing()), Slo(0.5, 0.016))
     plot_split(every_split(source, 8), choose_split(source, 8), path)
 
 
 def plot_loop(path: Path) -> None:
-    """The prefill pool over time at 90 s delay: a naive gain, and the recommended one."""
+    """The prefill pool over time at 90 s delay, under a naive and the recommended gain."""
     figure, axes = _canvas(2, 8.2)
     fleet = example_fleet()
     rest = rest_point(fleet)

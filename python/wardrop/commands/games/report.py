@@ -15,6 +15,7 @@ from typing import ParamSpec, cast
 
 import typer
 
+from wardrop.charts import PlotMissingError
 from wardrop.errors import InputError
 
 P = ParamSpec("P")
@@ -78,13 +79,13 @@ def bar(share: float, width: int = 40) -> str:
 
 
 def exits_cleanly(command: Callable[P, None]) -> Callable[P, None]:
-    """Wrap a command so that an `InputError` is one line on stderr and exit code 2."""
+    """Wrap a command: bad input or a missing extra is one line on stderr and exit code 2."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except InputError as error:
+        except (InputError, PlotMissingError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
 

@@ -13,9 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from wardrop.charts import new_figure
 from wardrop.demo.machine import footnote
 from wardrop.demo.output import MAX_LATENESS_MS, Targets
-from wardrop.demo.picture import LIGHT, PlotMissingError
+from wardrop.demo.picture import LIGHT
 from wardrop.demo.ramp.figures import GOODPUT, RampResult
 from wardrop.demo.ramp.profile import PHASES, Profile
 from wardrop.demo.ramp.run import RampPlan, ramp_json
@@ -84,11 +85,7 @@ def draw(profile: Profile, results: Sequence[RampResult], path: Path, note: str)
     Raises:
         PlotMissingError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PlotMissingError("pictures need matplotlib: pip install 'wardrop[plot]'") from error
-    figure: Any = Figure(figsize=(12.5, 14), layout="constrained")
+    figure: Any = new_figure(12.5, 14)
     axes: Any = figure.subplots(6, 1, sharex=True, height_ratios=(0.7, 1.6, 1.6, 1, 1, 1))
     figure.suptitle("Load across the knee and back", fontsize=16, fontweight="bold")
     times, rates = profile.times()
