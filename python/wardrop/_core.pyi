@@ -221,8 +221,8 @@ class Router:
     Any number of threads may call it, with the GIL or on a free-threaded build. Each call sees all
     of a call that returned before it began. Matching takes no lock and waits for no `apply`. It may
     see a part of an `apply` that runs at the same time (docs/explanation/prefix-index.md). Choosing
-    and booking are one step. The GIL is released where work grows with the prompt or the fleet. Times are
-    seconds of one monotonic clock; None reads `time.monotonic()`.
+    and booking are one step. The GIL is released where work grows with the prompt or the fleet.
+    Times are seconds of one monotonic clock; None reads `time.monotonic()`.
 
     Args:
         block_size: tokens per KV block.

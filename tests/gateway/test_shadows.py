@@ -112,7 +112,10 @@ def test_figures_of_every_policy_appear_with_differences_cost_and_trust(upstream
     assert [arm["name"] for arm in told["arms"]] == names
     for name in names:
         for statistic in ("ttft", "itl", "e2e"):
-            assert running.metric("shadow_seconds", policy=name, statistic=statistic) > 0, (name, statistic)
+            assert running.metric("shadow_seconds", policy=name, statistic=statistic) > 0, (
+                name,
+                statistic,
+            )
         assert 0 <= running.metric("shadow_share_ratio", policy=name, statistic="reuse") <= 1
         assert 0 < running.metric("shadow_share_ratio", policy=name, statistic="goodput") <= 1
         if name != "in_force":

@@ -163,6 +163,9 @@ def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
         model = told(url)
         assert model["policies"][1]["is_adoptable"], "it differs in nothing but kappa"
         assert set(model["suggested"].values()) == {None}
-        assert router.metrics().total("wardrop_control_state", quantity="calibrator_adopted_total") == 0
+        assert (
+            router.metrics().total("wardrop_control_state", quantity="calibrator_adopted_total")
+            == 0
+        )
         assert "calibrator_adopted_total" in router.metrics().text
         assert ask(url, "/v1/settings")["settings"]["kappa"] == 0.0
