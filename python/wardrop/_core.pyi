@@ -1,4 +1,7 @@
-"""The native core. Every class here is frozen: it changes only through its methods."""
+"""Native core of Wardrop: router, decoders, simulator, price of anarchy, gateway and load driver.
+
+Every class is frozen: its state changes only through its methods. Every class is thread-safe.
+"""
 
 import os
 from array import array
@@ -37,15 +40,18 @@ __version__: str
 # ---- router
 
 _Worker: TypeAlias = int | tuple[int, int]
-"""An instance (its rank 0), or (instance, dp_rank)."""
+"""A worker: an instance id, which stands for rank 0, or a pair (instance id, dp_rank)."""
 
 _Tokens: TypeAlias = Sequence[int] | NDArray[Any] | array[int] | bytes | bytearray | memoryview
-"""Token ids. A contiguous buffer of unsigned 32-bit ints (`numpy.uint32`, `array('I')`, a
-memoryview of them) and bytes of little-endian 32-bit ids are read in place; other integer arrays
-are converted with a range check (a copy); lists and tuples are read one by one."""
+"""Token ids, each below 2^32.
+
+A contiguous buffer of unsigned 32-bit integers (`numpy.uint32`, `array('I')` or a memoryview) is
+read in place, and so are bytes of little-endian 32-bit ids. Another integer array is copied with a
+range check. A list or tuple is read element by element.
+"""
 
 _Hashes: TypeAlias = Sequence[int] | NDArray[np.uint64] | NDArray[np.int64]
-"""64-bit hashes; negative ones are the same bits as signed numbers, as Dynamo writes them."""
+"""64-bit hashes. A negative number is the signed form of the same bits, as Dynamo writes it."""
 
 def block_hashes(
     tokens: _Tokens,
@@ -56,28 +62,43 @@ def block_hashes(
 ) -> list[int]:
     """Local hashes of the full blocks of a prompt, equal to Dynamo's.
 
-    XXH3-64 over the little-endian ids of each block, seed 1337 (+ the hashes of the adapter's name
-    and of the namespace). A partial last block has none. Equals
-    `dynamo.llm.compute_block_hash_for_seq` of Dynamo 1.6.1.
+    A local hash is XXH3-64 over the little-endian 32-bit ids of the block. The seed is 1337 plus
+    the hashes of the adapter's name and of the namespace. A partial last block has no hash. Source:
+    `dynamo.llm.compute_block_hash_for_seq` of Dynamo 1.6.1. The cost is O(tokens).
+
+    Args:
+        tokens: token ids of the prompt.
+        block_size: tokens per KV block, at least 1.
+        lora_name: adapter of the prompt.
+        cache_namespace: tenant or salt of the prompt.
+
+    Returns:
+        One hash per full block: `len(tokens) // block_size` hashes.
 
     Raises:
-        TypeError: `tokens` is nothing of the kind.
-        ValueError: an id out of range, or `block_size` 0.
+        TypeError: `tokens` is not a buffer or sequence of integers.
+        ValueError: a token id is out of range, or `block_size` is 0.
     """
 
 def sequence_hashes(local_hashes: _Hashes) -> list[int]:
-    """Hashes of each block and all before it.
+    """Sequence hashes of a prompt: each stands for a block and all blocks before it.
 
-    The first is the local hash, each further one XXH3-64 over (the one before, the local hash),
-    seed 1337.
+    The first sequence hash is the first local hash. Each further one is XXH3-64 with seed 1337 over
+    the previous sequence hash and the block's local hash, both little-endian.
+
+    Args:
+        local_hashes: local hashes of the prompt's blocks, in order.
+
+    Returns:
+        One hash per local hash.
     """
 
 @final
 class Prefix:
-    """The hashes of a prompt that grows: what was hashed once is not hashed again.
+    """Hashes of a prompt that grows. Every token is hashed once.
 
-    `Router.route`, `book` and `find_matches` take one in place of tokens. This constructor is for
-    routers with Dynamo's hash; `Router.prefix` makes one for its router, whatever its hash.
+    `Router.route`, `Router.book` and `Router.find_matches` take a `Prefix` in place of tokens. This
+    constructor hashes as Dynamo does. `Router.prefix` hashes as its router does, also under a key.
 
     Args:
         block_size: tokens per KV block.
@@ -92,39 +113,54 @@ class Prefix:
         cls, block_size: int, *, lora_name: str | None = None, cache_namespace: str | None = None
     ) -> Prefix: ...
     def extend(self, tokens: _Tokens) -> None:
-        """Append tokens: O(new tokens). Errors as `block_hashes`."""
+        """Append tokens. The cost is O(new tokens).
+
+        Raises:
+            TypeError: `tokens` is not a buffer or sequence of integers.
+            ValueError: a token id is out of range.
+        """
 
     def copy(self) -> Prefix:
-        """One that grows on its own: for another branch of the session."""
+        """An independent copy, for another branch of the session."""
 
     @property
     def tokens(self) -> int:
-        """Tokens so far."""
+        """Number of tokens so far."""
 
     @property
     def blocks(self) -> int:
-        """Full blocks among them."""
+        """Number of full blocks so far."""
 
     @property
-    def block_size(self) -> int: ...
+    def block_size(self) -> int:
+        """Tokens per KV block."""
+
     def block_hashes(self) -> list[int]:
-        """Local hashes of the full blocks. ValueError when they are under a router's key."""
+        """Local hashes of the full blocks.
+
+        Raises:
+            ValueError: the hashes are made with a router's secret key.
+        """
 
 @final
 class Stored:
-    """Blocks that a worker stored, in prompt order.
+    """KV event: a worker stored consecutive blocks of a prompt.
+
+    Give either `tokens` with `block_size`, or `local_hashes`.
 
     Args:
-        block_hashes: the engine's names of the blocks, under which it will remove them.
-        tokens: their ids, with `block_size`; or
-        local_hashes: their local hashes.
-        parent: the engine's name of the block before the first one; None at the start of a prompt.
-        tier: device, host or disk.
-        lora_name: adapter of these tokens.
-        cache_namespace: tenant or salt of these tokens.
+        block_hashes: engine hashes of the blocks, in prompt order. A later `Removed` names them.
+        tokens: token ids of the blocks.
+        block_size: tokens per block, needed with `tokens`.
+        local_hashes: local hashes of the blocks, in prompt order.
+        parent: engine hash of the block before the first one; None at the start of a prompt.
+        tier: memory of the blocks: "device", "host" or "disk".
+        lora_name: adapter of the tokens.
+        cache_namespace: tenant or salt of the tokens.
 
     Raises:
-        ValueError: as many names as blocks are needed; an unknown tier.
+        ValueError: the number of engine hashes differs from the number of blocks, or the tier is
+            unknown.
     """
 
     def __new__(
@@ -142,13 +178,21 @@ class Stored:
 
 @final
 class Removed:
-    """One copy of each of these blocks is gone, in any order."""
+    """KV event: a worker removed one copy of each named block.
+
+    Args:
+        block_hashes: engine hashes of the blocks, in any order.
+        tier: memory of the blocks: "device", "host" or "disk".
+
+    Raises:
+        ValueError: the tier is unknown.
+    """
 
     def __new__(cls, block_hashes: _Hashes, *, tier: str = "device") -> Removed: ...
 
 @final
 class Cleared:
-    """The worker holds nothing any more, in any tier."""
+    """KV event: a worker removed all its blocks, in every tier."""
 
     def __new__(cls) -> Cleared: ...
 
@@ -157,101 +201,117 @@ class Candidate:
     """One candidate of an explained decision, as it was priced."""
 
     @property
-    def worker(self) -> tuple[int, int]: ...
+    def worker(self) -> tuple[int, int]:
+        """Worker as (instance, dp_rank)."""
+
     @property
-    def cost(self) -> float: ...
+    def cost(self) -> float:
+        """Cost in the unit of the policy. Lower is better."""
+
     @property
     def device_blocks(self) -> int:
-        """Leading blocks of the prompt in device memory."""
+        """Leading blocks of the prompt that the worker holds in device memory."""
 
     @property
     def host_blocks(self) -> int:
-        """Further blocks in host memory."""
+        """Blocks after the device prefix that the worker holds in host memory."""
 
     @property
     def disk_blocks(self) -> int:
-        """Further blocks on disk."""
+        """Blocks after the host prefix that the worker holds on disk."""
 
     @property
     def prefill_tokens(self) -> int:
-        """Uncached prompt tokens that wait there for a first token."""
+        """Uncached prompt tokens of the worker's requests that wait for their first token."""
 
     @property
     def decode_blocks(self) -> int:
-        """Distinct blocks of the requests in flight there."""
+        """Distinct blocks of the worker's requests in flight."""
 
     @property
     def shared_blocks(self) -> int:
-        """Leading blocks of this prompt among them."""
+        """Leading blocks of this prompt among the worker's `decode_blocks`."""
 
     @property
-    def active_requests(self) -> int: ...
+    def active_requests(self) -> int:
+        """Number of the worker's requests in flight."""
+
     @property
     def parts(self) -> dict[str, float]:
-        """What the cost is the sum of, by name, in the unit of the policy.
+        """Summands of the cost by name, in the unit of the policy.
 
-        `toll`: its weighted terms in seconds. `dynamo`: blocks to prefill, in flight, and for
-        requests in flight. Empty for rules that add nothing up.
+        `toll` has its weighted terms in seconds. `dynamo` has the blocks to prefill, the blocks in
+        flight, and the term for requests in flight. A policy whose cost is not a sum has no parts.
         """
 
 @final
 class Decision:
-    """Where a request goes."""
+    """Worker chosen for a request."""
 
     @property
     def worker(self) -> tuple[int, int]:
-        """(instance, dp_rank)."""
+        """Chosen worker as (instance, dp_rank)."""
 
     @property
     def overlap_blocks(self) -> int:
-        """Leading blocks of the prompt in its device memory."""
+        """Leading blocks of the prompt that the worker holds in device memory."""
 
     @property
     def cost(self) -> float:
-        """In the unit of the policy; the lowest of the candidates unless a temperature is set."""
+        """Cost of the worker in the unit of the policy.
+
+        It is the lowest cost of all candidates, unless the policy has a temperature above 0.
+        """
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Every candidate, with `explain=True`; else empty."""
+        """All candidates if `explain` was True, otherwise an empty list."""
 
 @final
 class Router:
-    """Routes the requests of one pool of workers: applies their KV events, prices, picks, books.
+    """Router of one pool of workers: applies KV events, matches, prices, picks and books.
 
-    Any number of threads may call it, with the GIL or on a free-threaded build. Each call sees all
-    of a call that returned before it began. Matching takes no lock and waits for no `apply`. It may
-    see a part of an `apply` that runs at the same time (docs/explanation/prefix-index.md). Choosing
-    and booking are one step. The GIL is released where work grows with the prompt or the fleet.
-    Times are seconds of one monotonic clock; None reads `time.monotonic()`.
+    Any number of threads may call it, with the GIL or on a free-threaded build. A call sees the
+    effects of every call that returned before it began. Matching takes no lock and does not wait
+    for `apply`. It may see a part of an `apply` that runs at the same time
+    (docs/explanation/prefix-index.md). Choosing and booking are one step. The GIL is released where
+    work grows with the prompt or the fleet.
+
+    Times are seconds of one monotonic clock. The time None stands for `time.monotonic()`.
 
     Args:
-        block_size: tokens per KV block.
-        policy: round_robin, least_loaded, power_of_two, dynamo, paper, lmetric, two_tier, sticky,
-            chwbl, toll.
-        seed: of ties and samples: equal calls give equal answers.
-        tracks_prefill: False for the decode pool of a split.
-        tracks_decode: False for the prefill pool of a split.
-        booking_ttl_s: until a booking that nobody released ends.
-        max_bookings: open bookings at most.
-        max_workers: workers at most, up to 65,536.
-        index_max_blocks: distinct blocks in the index at most. At the limit, what was neither
-            stored nor matched for longest goes; counted as `blocks_evicted`.
-        index_max_bytes: bytes of the index at most, at least 1 MiB; the same rule. None: no limit.
-        predicted: what is predicted of caches by where booked requests went. "off": nothing, as
-            Dynamo by default; "alone": for fleets without events, until `predicted_ttl_s` after a
-            request's end; "beside": until events arrive, `predicted_settle_s` after its first
-            token, `predicted_ttl_s` at most. Counted in `snapshot()["predicted"]`.
-        hash: "xxh3" is Dynamo's, bit for bit, and needed for its events, which carry no tokens.
-            "keyed": under a secret key, so that nobody can make prompts that collide: 2⁻⁶³ per
-            pair of blocks. Every prompt and event must then come as tokens (`wardrop.engines`,
-            `Stored(tokens=…)`); hashes from elsewhere are refused.
-        hash_key: 16 secret random bytes, to share hashes between routers; None draws them.
-        predicted_capacity_blocks: what a worker without `total_kv_blocks` is taken to hold: the
-            blocks of its oldest requests go first.
-        **parameters: of the policy, by name.
+        block_size: tokens per KV block, at least 1.
+        policy: "round_robin", "least_loaded", "power_of_two", "dynamo", "paper", "lmetric",
+            "two_tier", "sticky", "chwbl" or "toll".
+        seed: seed of ties and samples. Equal calls give equal answers.
+        tracks_prefill: whether to track prefill tokens. False for the decode pool of a split fleet.
+        tracks_decode: whether to track decode blocks. False for the prefill pool of a split fleet.
+        booking_ttl_s: age in seconds at which a booking without a release ends.
+        max_bookings: largest number of open bookings.
+        max_workers: largest number of workers, at most 65,536.
+        index_max_blocks: largest number of distinct blocks in the index. At the limit, the block
+            that was neither stored nor matched for longest is evicted. `snapshot()` counts
+            evictions as `blocks_evicted`.
+        index_max_bytes: largest size of the index in bytes, at least 1 MiB, with the same eviction.
+            None sets no limit.
+        predicted: prediction of caches from booked requests. "off" predicts nothing, as Dynamo
+            does by default. "alone" is for fleets without KV events: a prediction lasts
+            `predicted_ttl_s` after the request's end. "beside" is for fleets with KV events: a
+            prediction lasts `predicted_settle_s` after the first token, and at most
+            `predicted_ttl_s`. `snapshot()["predicted"]` counts predictions.
+        hash: "xxh3" is Dynamo's hash, bit for bit. Dynamo's events need it, because they carry no
+            tokens. "keyed" uses a secret key, so that a client cannot construct prompts that
+            collide; two blocks collide with probability 2⁻⁶³. Prompts and events must then come as
+            tokens (`EngineFeed`, `Stored(tokens=…)`), and hashes from elsewhere are refused.
+        hash_key: 16 secret random bytes that several routers share. None draws a key.
+        predicted_ttl_s: see `predicted`.
+        predicted_settle_s: see `predicted`.
+        predicted_capacity_blocks: assumed cache of a worker without `total_kv_blocks`, in blocks.
+            The blocks of its oldest requests are dropped first.
+        **parameters: parameters of the policy, by name.
 
     Raises:
-        ValueError: a parameter is unknown or out of range; the text says what is expected.
+        ValueError: a parameter is unknown or out of range. The text names it and the valid range.
     """
 
     def __new__(
@@ -276,10 +336,12 @@ class Router:
         **parameters: Any,
     ) -> Router: ...
     @property
-    def block_size(self) -> int: ...
+    def block_size(self) -> int:
+        """Tokens per KV block."""
+
     @property
     def workers(self) -> list[tuple[int, int]]:
-        """Registered workers, in order."""
+        """Registered workers as (instance, dp_rank), in ascending order."""
 
     def add_worker(
         self,
@@ -289,37 +351,60 @@ class Router:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
     ) -> None:
-        """Register a worker: available, idle, with an empty cache.
+        """Register a worker as available and idle, with an empty cache.
+
+        Args:
+            worker: the worker.
+            total_kv_blocks: capacity of its device memory, in blocks.
+            max_num_seqs: number of sequences that its engine runs at the same time.
+            max_num_batched_tokens: number of tokens that one iteration of its engine computes.
 
         Raises:
-            ValueError: it is registered already.
-            RuntimeError: the limit of workers is reached.
+            ValueError: the worker is already registered.
+            RuntimeError: the router has `max_workers` workers.
         """
 
     def remove_worker(self, worker: _Worker) -> None:
-        """Forget a worker, its blocks and its bookings. KeyError when it is not registered."""
+        """Remove a worker with its blocks and bookings.
+
+        Raises:
+            KeyError: the worker is not registered.
+        """
 
     def set_available(self, worker: _Worker, available: bool) -> None:
-        """Whether a worker takes requests; its blocks and bookings stay. KeyError as above."""
+        """Set whether a worker takes new requests. Its blocks and bookings stay.
+
+        Raises:
+            KeyError: the worker is not registered.
+        """
 
     def apply(
         self, worker: _Worker, event: Stored | Removed | Cleared | Mapping[str, Any] | str
     ) -> None:
         """Apply one KV event of a worker.
 
-        `event` may be a dict of Dynamo's event plane: `{"stored": {"parent_hash", "blocks":
-        [{"block_hash", "tokens_hash"}]}}`, `{"removed": {"block_hashes"}}`, `{"cleared": ...}` or
-        the text "cleared", with an optional "storage_tier".
+        Args:
+            worker: the worker that published the event.
+            event: the event, or a dict of Dynamo's event plane: `{"stored": {"parent_hash",
+                "blocks": [{"block_hash", "tokens_hash"}]}}`, `{"removed": {"block_hashes"}}`, or
+                `{"cleared": ...}`, each with an optional "storage_tier". The text "cleared" stands
+                for a cleared event.
 
         Raises:
             KeyError: the worker is not registered.
-            ValueError: an unknown parent, a removal of blocks that are not held (the others are
-                removed), one name for two blocks. The feed may go on; the snapshot counts them.
+            ValueError: the parent is unknown, a removed block is not held, or one engine hash names
+                two blocks. The other blocks of the event are applied. `snapshot()` counts refused
+                events, and the feed may continue.
             RuntimeError: the index is full.
         """
 
     def prefix(self, *, lora_name: str | None = None, cache_namespace: str | None = None) -> Prefix:
-        """An empty prompt that grows, hashed as this router's prompts are."""
+        """An empty `Prefix` that hashes as this router does.
+
+        Args:
+            lora_name: adapter of the prompt.
+            cache_namespace: tenant or salt of the prompt.
+        """
 
     def find_matches(
         self,
@@ -329,9 +414,22 @@ class Router:
         lora_name: str | None = None,
         cache_namespace: str | None = None,
     ) -> dict[tuple[int, int], tuple[int, int, int]]:
-        """Overlap per worker that holds anything.
+        """Overlap of a prompt with every worker's cache.
 
-        (device, host, disk) blocks, each going on where the one before ends.
+        Args:
+            tokens: token ids of the prompt, or a `Prefix`.
+            hashes: local hashes of the prompt, in place of `tokens`.
+            lora_name: adapter of the prompt.
+            cache_namespace: tenant or salt of the prompt.
+
+        Returns:
+            By worker (instance, dp_rank), the blocks in device memory, in host memory and on disk.
+            Host blocks continue the device prefix, and disk blocks continue the host prefix. A
+            worker without overlap is absent.
+
+        Raises:
+            ValueError: `tokens` and `hashes` are both given, or a token id is out of range.
+            TypeError: an argument has another type.
         """
 
     def route(
@@ -349,27 +447,30 @@ class Router:
         explain: bool = False,
         now_s: float | None = None,
     ) -> Decision:
-        """Choose a worker and, when there is a `request_id`, book the request there: one step.
+        """Choose a worker and, if a `request_id` is given, book the request there in the same step.
 
         Args:
-            tokens: the prompt, or a `Prefix` of it; or
-            hashes: its local hashes; or neither, then only load counts.
-            request_id: text, or an int; free again after `release`.
-            allowed: only these workers; unknown ones are ignored.
+            tokens: token ids of the prompt, or a `Prefix`.
+            hashes: local hashes of the prompt, in place of `tokens`. Without either, only load
+                determines the choice.
+            request_id: id of the booking. It may be used again after `release`.
+            allowed: the only workers that may be chosen. Unknown workers are ignored.
             lora_name: adapter of the prompt.
             cache_namespace: tenant or salt of the prompt.
-            input_tokens: length of the prompt; default: of `tokens`, or of the blocks of `hashes`.
-            expected_output_tokens: for policies that price the answer.
-            streamed: False where the answer comes in one piece, so that nobody will call
-                `prefill_done`: its prefill counts as over when it is expected to be.
-            explain: fill `Decision.candidates`.
-            now_s: seconds.
+            input_tokens: prompt tokens. The default is the length of `tokens`, or of the blocks of
+                `hashes`.
+            expected_output_tokens: expected answer tokens, for policies that price the answer.
+            streamed: whether `prefill_done` will report the first token. If False, the prefill
+                counts as done at its expected time.
+            explain: whether to fill `Decision.candidates`.
+            now_s: time of the decision, in seconds.
 
         Raises:
-            LookupError: no worker is available and allowed.
-            ValueError: the id is booked already; tokens and hashes both; an id out of range.
-            RuntimeError: the limit of open bookings is reached.
-            TypeError: an argument of another type.
+            LookupError: no allowed worker is available.
+            ValueError: the id is already booked, `tokens` and `hashes` are both given, or a token
+                id is out of range.
+            RuntimeError: the router has `max_bookings` open bookings.
+            TypeError: an argument has another type.
         """
 
     def book(
@@ -386,10 +487,27 @@ class Router:
         streamed: bool = True,
         now_s: float | None = None,
     ) -> None:
-        """Book a placement that somebody else made. Arguments and errors as `route`."""
+        """Book a request on a worker that the caller chose.
+
+        The other arguments are those of `route`.
+
+        Raises:
+            KeyError: the worker is not registered.
+            ValueError: the id is already booked, `tokens` and `hashes` are both given, or a token
+                id is out of range.
+            RuntimeError: the router has `max_bookings` open bookings.
+            TypeError: an argument has another type.
+        """
 
     def prefill_done(self, request_id: str | int, *, now_s: float | None = None) -> tuple[int, int]:
-        """The first token of a request is out. Its worker. KeyError when it is not booked."""
+        """Report the first token of a request.
+
+        Returns:
+            The request's worker as (instance, dp_rank).
+
+        Raises:
+            KeyError: the request is not booked.
+        """
 
     def release(
         self,
@@ -399,16 +517,34 @@ class Router:
         cached_tokens: int | None = None,
         now_s: float | None = None,
     ) -> tuple[int, int]:
-        """The request ended, well or not; its worker. KeyError when it is not booked.
+        """End the booking of a request, regardless of its outcome. The router learns from it.
 
-        What it told teaches the latency curves.
+        Args:
+            request_id: id of the booking.
+            output_tokens: tokens of the answer, if known.
+            cached_tokens: prompt tokens that the engine found in its cache, if known.
+            now_s: time of the end, in seconds.
+
+        Returns:
+            The request's worker as (instance, dp_rank).
+
+        Raises:
+            KeyError: the request is not booked.
         """
 
     def expire(self, *, now_s: float | None = None) -> int:
-        """End the bookings that outlived their time (`route` does it, too); how many."""
+        """End the bookings older than `booking_ttl_s`. `route` also does this.
+
+        Returns:
+            The number of bookings that ended.
+        """
 
     def set_policy(self, policy: str, **parameters: Any) -> None:
-        """Put another policy in force, as a whole. ValueError as in the constructor."""
+        """Replace the policy and all its parameters. Caches, bookings and curves stay.
+
+        Raises:
+            ValueError: the policy or a parameter is unknown, or a parameter is out of range.
+        """
 
     def save_index(
         self,
@@ -416,113 +552,137 @@ class Router:
         *,
         positions: Mapping[tuple[int, int], int] | None = None,
     ) -> int:
-        """Write the index to a file, for a restart: who holds which blocks; its bytes.
+        """Write the blocks of every worker to a file, for a restart.
 
-        The file is put in place as a whole. Its form is versioned and checksummed. Bookings,
-        predictions and curves are not in it. Events wait meanwhile, decisions do not.
+        The file replaces an older one atomically. It has a version and a checksum. It holds no
+        bookings, predictions or curves. Calls of `apply` wait meanwhile, and decisions do not.
 
         Args:
-            path: where; an old file there is replaced.
-            positions: by (instance, dp_rank), where the worker's feed stands, for instance its last
-                sequence number; handed back by `load_index`.
+            path: path of the file.
+            positions: position of each worker's feed by (instance, dp_rank), for instance its last
+                sequence number. `load_index` returns it.
+
+        Returns:
+            The size of the file in bytes.
 
         Raises:
-            OSError: the file could not be written; an old one is as before.
+            OSError: the file cannot be written. An older file stays unchanged.
         """
 
     def load_index(
         self, path: str | os.PathLike[str]
     ) -> dict[tuple[int, int], tuple[tuple[int, int, int], int | None]]:
-        """Take over what `save_index` wrote, of those of its workers that are registered.
+        """Read the file of `save_index`. Only registered workers take their blocks over.
 
-        Load before the first event. What is loaded is of the incarnation that was saved: where a
-        feed does not go on right behind the position that it was saved with, or started anew,
-        apply `Cleared` to its worker, and then its dump, where there is one. A restored block that
-        is stale costs a cache miss, never a request.
+        Call it before the first event. The loaded blocks belong to the incarnation that was saved.
+        If a feed has restarted, or does not continue at its saved position, apply `Cleared` to the
+        worker and then its dump, if there is one. A stale block costs a cache miss, never a
+        request.
+
+        Args:
+            path: path of the file.
 
         Returns:
-            By (instance, dp_rank): blocks in device memory, host memory and on disk, and the
-            position that was given.
+            By (instance, dp_rank): the blocks in device memory, in host memory and on disk, and the
+            saved position.
 
         Raises:
-            OSError: the file could not be read.
-            ValueError: it is no saved index, damaged, of another version, or hashed in another way
-                (block size, mode, key). The router is as before.
-            RuntimeError: the index is not empty, or the file's is larger than its limit.
+            OSError: the file cannot be read.
+            ValueError: the file is not a saved index, is damaged, or has another version, block
+                size, hash or key. The router is unchanged.
+            RuntimeError: the index is not empty, or the saved index exceeds its limit.
         """
 
     def snapshot(self) -> dict[str, Any]:
-        """Load and blocks of every worker, size of the index, counters: plain data."""
+        """Load and blocks of every worker, size of the index, and counters, as plain data."""
 
 # ---- engines
 
 @final
 class EngineFeed:
-    """The KV events of one worker as vLLM or SGLang publish them over ZMQ.
+    """KV events of one worker, as vLLM and SGLang publish them over ZMQ.
 
-    A message has three frames: topic, sequence (8 bytes, big-endian), payload (msgpack, both the
-    map and the array form). A sequence at or below the last one is a restart: the worker starts
-    empty. Salts and adapters go into the block hashes, so that `Router.route(..., lora_name=...,
-    cache_namespace=...)` finds them.
-
-    The blocks are hashed as the router hashes its prompts, by Dynamo's hash or under its key.
+    A message has three frames: topic, sequence number (8 bytes, big-endian) and payload (msgpack,
+    in map or array form). A sequence number that does not rise is a restart: the worker's blocks
+    are cleared. Adapters and salts are part of the block hashes, so that `Router.route` finds them
+    by `lora_name` and `cache_namespace`. Blocks are hashed as the router hashes its prompts.
 
     Args:
-        block_size: tokens per block, as in the router; events of other sizes are stepped over.
+        block_size: tokens per KV block, equal to the router's. Events with another block size are
+            skipped.
     """
 
     def __new__(cls, block_size: int) -> EngineFeed: ...
     def apply(
         self, router: Router, worker: _Worker, sequence: int, payload: bytes
     ) -> tuple[int, int]:
-        """Apply one message to a router without holding the GIL.
+        """Apply one message to a router. The GIL is released meanwhile.
+
+        Args:
+            router: router of the worker's pool.
+            worker: worker that published the message.
+            sequence: sequence number of the message.
+            payload: msgpack payload of the message.
 
         Returns:
-            (events applied, events that the router refused and counted).
+            The number of applied events, and the number of events that the router refused.
 
         Raises:
-            ValueError: the payload is malformed or above 8 MiB, or the router has blocks of another
-                size; nothing was applied.
+            ValueError: the payload is malformed or larger than 8 MiB, or the router has another
+                block size. No event was applied.
             KeyError: the worker is not registered.
         """
 
     @property
     def counters(self) -> dict[str, int]:
-        """frames, missed (sequence numbers), restarts, malformed, skipped (events)."""
+        """Counts since the start.
+
+        `frames` counts messages, `missed` counts missing sequence numbers, `restarts` counts
+        sequence numbers that did not rise, `malformed` counts unreadable payloads, and `skipped`
+        counts events with another block size or of another kind.
+        """
 
 def decode_engine_batch(payload: bytes) -> dict[str, Any]:
-    """One payload of vLLM or SGLang (msgpack, map or array form), decoded.
+    """Decode one payload of vLLM or SGLang.
+
+    Args:
+        payload: msgpack in map or array form.
 
     Returns:
-        `at_s` (seconds of the engine's clock), `dp_rank` or None, and `events`: dicts of a `type`:
-        stored (block_hashes, parent, tokens, block_size, lora_name, tier, group), removed
-        (block_hashes, tier, group), cleared, other. Names of 32 bytes are hashed to 64 bits.
+        `at_s` (seconds of the engine's clock), `dp_rank` (or None) and `events`. An event is a dict
+        with a `type`: "stored" (with block_hashes, parent, tokens, block_size, lora_name, tier and
+        group), "removed" (with block_hashes, tier and group), "cleared" or "other". Engine hashes
+        of 32 bytes are hashed to 64 bits.
 
     Raises:
-        ValueError: malformed or above 8 MiB; the text says where, and repeats no content.
+        ValueError: the payload is malformed or larger than 8 MiB. The text names the position and
+            repeats no content.
     """
 
 def apply_dynamo_message(router: Router, frames: Sequence[bytes]) -> tuple[int, int, int]:
-    """Apply one message of Dynamo's event plane, topic `kv-events`, without holding the GIL.
+    """Apply one message of Dynamo's event plane, topic `kv-events`. The GIL is released meanwhile.
 
     Args:
-        router: one with Dynamo's hash.
-        frames: topic, publisher, sequence, body.
+        router: a router with Dynamo's hash.
+        frames: the frames topic, publisher, sequence number and body.
 
     Returns:
-        Events applied, refused and counted by the router, and passed over: of workers that the
-        router does not know, or of memory that is not a worker's own.
+        The numbers of applied, refused and ignored events. An event is ignored if the router does
+        not know its worker, or if its memory is shared by several workers.
 
     Raises:
-        ValueError: malformed or above 8 MiB (nothing was applied), or the router hashes under a
-            key.
+        ValueError: the message is malformed or larger than 8 MiB, and no event was applied; or the
+            router hashes with a secret key.
     """
 
 # ---- load driver
 
 @type_check_only
 class DriveProgress(TypedDict):
-    """Where a run stands."""
+    """Progress of a run: seconds since the start, counts of requests, and quantiles of the TTFT.
+
+    The quantiles are None before the first token.
+    """
 
     elapsed_s: float
     planned: int
@@ -536,25 +696,26 @@ class DriveProgress(TypedDict):
 
 @final
 class Drive:
-    """Sends requests over HTTP on a thread of its own and records when their tokens came.
+    """Load driver: sends requests over HTTP from its own thread, and records when tokens arrive.
 
-    Open loop (no `concurrency`): a request leaves at its time, however far the server lags. Closed
-    loop: `concurrency` requests in flight, times ignored.
+    In an open loop (`concurrency` is None), each request is sent at its time, regardless of the
+    server. In a closed loop, `concurrency` requests are in flight, and times are ignored.
 
     Args:
-        url: `http://host:port/path`.
-        requests: (seconds, index of the request to follow or None, JSON body). Without one to
-            follow the seconds count from the start; with one, from its end (think time), and the
-            request is not sent when that one failed.
-        duration_s: nothing leaves after this.
-        timeout_s: one answer, from sent to its last byte.
-        concurrency: None, or at least 1.
-        max_in_flight: open loop: what would exceed this is shed and counted.
-        headers: further headers of every request.
+        url: URL of the form `http://host:port/path`.
+        requests: per request, its time in seconds, the index of its predecessor or None, and its
+            JSON body. The time counts from the start, or from the predecessor's end. A request is
+            not sent if its predecessor failed.
+        duration_s: seconds from the start after which no request is sent.
+        timeout_s: largest time from sending a request to the last byte of its answer, in seconds.
+        concurrency: number of requests in flight, at least 1, or None for an open loop.
+        max_in_flight: largest number of requests in flight in an open loop. Further requests are
+            shed and counted.
+        headers: further headers of every request, as pairs of name and value.
 
     Raises:
-        ValueError: a plan that can not be driven.
-        RuntimeError: no thread, or no runtime, could be started.
+        ValueError: the plan cannot be executed. The text names the field.
+        RuntimeError: the thread cannot be started.
     """
 
     def __new__(
@@ -569,36 +730,51 @@ class Drive:
         headers: Sequence[tuple[str, str]] | None = None,
     ) -> Drive: ...
     def progress(self) -> DriveProgress:
-        """Where the run stands; cheap."""
+        """Progress of the run. The cost does not grow with the run."""
 
     def stop(self) -> None:
-        """Send nothing more, break off what is in flight."""
+        """Send no further request, and abort the requests in flight."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait at most so long; whether the run is over."""
+        """Wait for the end of the run, for at most `timeout_s` seconds.
+
+        Returns:
+            Whether the run has ended.
+        """
 
     def report(self) -> str:
-        """JSON of a run that is over: `{"report": columns, "first_error": text or null}`.
+        """Report of a run that has ended.
 
-        Column i is request i; times in seconds since the start. `outcome` is one of unsent, shed,
-        ok, refused (status not 2xx, or an error event), broken, timeout, stopped. The driver's own
-        faults: `lateness_*` (sent − due) and `loop_lag_*` (its timer's delay; both have the 1 ms
-        grain of the timer).
+        Returns:
+            JSON `{"report": columns, "first_error": text or null}`. Entry i of a column belongs to
+            request i, and times are seconds since the start. `outcome` is "unsent", "shed", "ok",
+            "refused" (a status other than 2xx, or an error event), "broken", "timeout" or
+            "stopped". `lateness_*` is the time of sending minus the due time. `loop_lag_*` is the
+            delay of the driver's timer. Both have the 1 ms resolution of the timer.
 
         Raises:
-            RuntimeError: the run goes on, or its thread was lost.
+            RuntimeError: the run has not ended, or its thread died.
         """
 
 # ---- simulator
 
 @final
 class SimWorkload:
-    """A checked workload of the simulator.
+    """Workload of the simulator, checked once. Columns are contiguous arrays.
 
-    Columns are contiguous arrays; see `wardrop.replay.Workload`.
+    Args:
+        arrival_ms: float64, arrival times in milliseconds, never falling.
+        input_tokens: uint32, prompt tokens, at least 1.
+        output_tokens: uint32, answer tokens, at least 1.
+        block_start: uint64, one entry more than requests. The prompt of request i has the ids
+            `blocks[block_start[i]:block_start[i + 1]]`.
+        blocks: uint32, block ids of all prompts. An id stands for a block and all before it.
+        block_size: tokens per block of the trace.
+        after: uint32, index of the request that must end first, or 2^32 − 1.
+        think_ms: float64, milliseconds from the end of `after` to the arrival.
 
     Raises:
-        ValueError: a column has the wrong type, length or range; the text names it.
+        ValueError: a column has the wrong type, length or range. The text names the column.
     """
 
     def __new__(
@@ -617,96 +793,132 @@ class SimWorkload:
         """Number of requests."""
 
 def simulate_fleet(workload: SimWorkload, fleet: str, routers: str) -> dict[str, Any]:
-    """Run one cell of a replay; releases the interpreter.
+    """Simulate a workload on a fleet. The GIL is released meanwhile.
+
+    The result depends on nothing but the arguments.
 
     Args:
-        workload: what comes in.
-        fleet: JSON, as `wardrop.replay.Fleet.to_json` makes it.
-        routers: JSON list with one `{"policy", "parameters", "seed"}` per pool.
+        workload: the requests.
+        fleet: JSON of the fleet, as `wardrop.replay.Fleet.to_json` writes it.
+        routers: JSON list with one `{"policy", "parameters", "queue", "predicted", "seed"}` per
+            pool. Only "policy" is required.
 
     Returns:
-        Little-endian columns as bytes (float64: `arrival_ms`, `admit_ms`, `first_token_ms`,
-        `end_ms`, `sample_ms`, `gap_ms`; uint64: `gap_counts`; uint8: `end`; uint32: the rest),
-        and `totals`, a dict of numbers.
+        Columns as little-endian bytes, and `totals`, a dict of numbers. float64: `arrival_ms`,
+        `admit_ms`, `first_token_ms`, `end_ms`, `sample_ms`, `gap_ms`. uint64: `gap_counts`. uint8:
+        `end`. uint32: all other columns. Times are milliseconds of simulated time, and NaN if a
+        request never reached the point.
 
     Raises:
-        ValueError: a field is unknown or out of range.
-        RuntimeError: the router refused something that a fleet must be able to do.
+        ValueError: a field is unknown or out of range. The text names the field.
+        RuntimeError: the router refused a call that every fleet needs.
     """
 
 @final
 class WatchedFleet:
-    """A replay that stops for a controller's looks and changes; see `wardrop.replay.controlled`.
+    """Simulated fleet that a controller observes and changes during the run.
 
-    Without a change the run is that of `simulate_fleet`, bit for bit. It has the part of `Gateway`
-    that a controller needs: `sample`, `routing` and `set_routing` take and give the same JSON.
+    Without a change the result equals that of `simulate_fleet`, bit for bit. `sample`, `routing`
+    and `set_routing` have the same JSON as in `Gateway`. `wardrop.replay.controlled` uses it.
     """
 
     def __new__(cls, workload: SimWorkload, fleet: str, routers: str) -> WatchedFleet:
-        """A fleet at time 0; arguments and errors as of `simulate_fleet`."""
-
-    def advance(self, until_s: float) -> bool:
-        """Let simulated time pass up to `until_s`; False when nothing is left to happen.
+        """A fleet at time 0. The arguments are those of `simulate_fleet`.
 
         Raises:
-            RuntimeError: the router refused something that a fleet must be able to do.
+            ValueError: a field is unknown or out of range. The text names the field.
+        """
+
+    def advance(self, until_s: float) -> bool:
+        """Run the fleet up to `until_s` seconds of simulated time.
+
+        Returns:
+            False if no further event can follow.
+
+        Raises:
+            RuntimeError: the router refused a call that every fleet needs.
         """
 
     def sample(self) -> str:
-        """JSON of the outcomes since the last call and of every pool's state now."""
+        """JSON of the outcomes since the last call, and of the current state of every pool."""
 
     def routing(self) -> str:
-        """JSON of policy and queue in force."""
+        """JSON of the policy and the queue in force."""
 
     def set_routing(self, change_json: str, /) -> str:
-        """Change them now in every pool, all or nothing; JSON of what is then in force.
+        """Change the policy or the queue of every pool at once.
+
+        Args:
+            change_json: `policy` (name and parameters), `queue` (parameters, or null for none), or
+                both. An absent key keeps its value.
+
+        Returns:
+            JSON of the policy and the queue in force.
 
         Raises:
-            ValueError: a key is unknown or a value out of range; nothing has changed.
+            ValueError: a key is unknown or a value is out of range. The fleet is unchanged.
         """
 
     def finish(self) -> dict[str, Any]:
-        """What the run left behind, as from `simulate_fleet`; the fleet is gone then.
+        """End the run and return its results, as `simulate_fleet` does.
 
         Raises:
-            RuntimeError: it was taken before.
+            RuntimeError: the run has already ended.
         """
 
-# ---- game
+# ---- price of anarchy
 
 def assign(costs: NDArray[np.float64]) -> tuple[list[int | None], float]:
-    """Exact assignment of rows to columns, each at most once, min(rows, columns) pairs.
+    """Exact linear assignment of requests to workers, each at most once.
+
+    The result minimises `Σ costs[i, column_of[i]]` over min(requests, workers) pairs. The worst
+    case is O(n²·m) for n ≤ m. Source: Jonker and Volgenant, Computing 38, 1987.
 
     Args:
-        costs: (requests, workers) finite float64, C order.
+        costs: finite float64 of shape (requests, workers), in C order.
 
     Returns:
-        The column of each row (None for rows left over) and the least total cost.
+        The column of each row, None for an unmatched row; and the least total cost, in the unit of
+        `costs`.
 
     Raises:
-        ValueError: not two dimensions, or a cost that is not finite.
+        ValueError: `costs` does not have two dimensions, or a cost is not finite.
     """
 
 def assign_congested(
     costs: NDArray[np.float64], marginals: NDArray[np.float64]
 ) -> tuple[list[int], float]:
-    """Exact assignment of every row to some column under convex congestion.
+    """Exact assignment of every request to a worker under convex congestion.
+
+    The result minimises `Σ_i costs[i, j_i] + Σ_j k_j·ℓ_j(k_j)`, where k_j requests are assigned to
+    worker j. It is a min-cost flow with workers as nodes (Ahuja, Magnanti and Orlin, Network Flows,
+    1993).
 
     Args:
-        costs: (requests, workers) own costs.
-        marginals: (workers, slots) with slots ≥ requests: `k·ℓ_j(k) − (k−1)·ℓ_j(k−1)` for
-            k = 1, 2, …; must not fall along a row.
+        costs: own costs, finite float64 of shape (requests, workers), in C order.
+        marginals: float64 of shape (workers, slots) with at least as many slots as requests. Entry
+            (j, k − 1) is `k·ℓ_j(k) − (k−1)·ℓ_j(k−1)`, in the unit of `costs`. A row must not fall.
 
     Returns:
-        The worker of each request and the least social cost.
+        The worker of each request, and the least social cost.
 
     Raises:
-        ValueError: a wrong shape, a cost that is not finite, or marginals that fall.
+        ValueError: a shape is wrong, a value is not finite, or a row of marginals falls.
     """
 
 @final
 class AnarchyMeter:
-    """Price-of-anarchy estimates over sliding windows of placements; all costs in seconds."""
+    """Price of anarchy over sliding windows of routing decisions. All costs are seconds.
+
+    Args:
+        window_requests: number of decisions that closes a window.
+        window_s: age in seconds that closes a window, counted from its first decision.
+        keep_windows: number of solved windows that the report covers.
+        max_pending: number of closed windows that may wait to be solved. Further windows are
+            dropped and counted.
+        resamples: number of bootstrap resamples. Below 40 there is no confidence interval.
+        seed: seed of the bootstrap.
+    """
 
     def __new__(
         cls,
@@ -727,214 +939,290 @@ class AnarchyMeter:
         wait_s: Sequence[float],
         peer_decode_s: Sequence[float],
     ) -> None:
-        """Note one decision, with what each worker would have cost.
+        """Record one decision. The lists have one entry per worker, in the same order.
 
-        Per worker: its own prefill and decode, what waits ahead, and what one more request in the
-        batch adds to another's decode.
+        Args:
+            at_s: time of the decision, in seconds.
+            chosen: position of the chosen worker in the lists.
+            prefill_s: seconds to prefill the request's uncached tokens.
+            decode_s: seconds to decode the whole answer.
+            wait_s: seconds of prefill queued before the request.
+            peer_decode_s: seconds that one more request adds to another request's whole decode.
 
         Raises:
-            ValueError: lists of unequal length, or a cost that is negative or not finite.
+            ValueError: the lists have unequal lengths, the choice is out of range, or a cost is
+                negative or not finite.
         """
 
     def record_outcome(self, predicted_s: float, observed_s: float) -> None:
-        """What a prediction made at decision time turned out to be."""
+        """Record a time predicted at the decision, and the time measured for it, in seconds."""
 
     def solve(self) -> bool:
-        """Solve the oldest closed window; False when none waits. Releases the interpreter."""
+        """Solve the oldest closed window. The GIL is released meanwhile.
+
+        Returns:
+            False if no window waits.
+        """
 
     def finish(self) -> None:
-        """Close the open window and solve everything."""
+        """Close the open window and solve all closed ones. The GIL is released meanwhile."""
 
     def report(self) -> dict[str, Any] | None:
-        """The figures over the kept windows; None before the first.
+        """Estimators over the kept windows; None before the first window is solved.
 
-        `poa` (≥ 1) with `poa_interval`, `poa_paper`, `poa_square` (ratio of sums; `_median`,
-        `_p90`, `_max`), `regret_mean_s`, the split `free_s`, `split_s`, `cache_s`, `load_s`, and
-        the model's error.
+        * `poa`: price of anarchy, `Σ actual / Σ optimum` under convex congestion, at least 1;
+          `poa_interval` is its 95 % bootstrap interval (low, high), or None.
+        * `poa_paper`: the paper's ratio on costs with frozen waiting; `poa_square` is the same over
+          windows with as many decisions as workers, as a ratio of sums, with `poa_square_median`,
+          `poa_square_p90` and `poa_square_max` over windows.
+        * `regret_mean_s`: mean cost of the chosen worker minus the cheapest one.
+        * `free_s`, `split_s`, `cache_s`, `load_s`: the social cost by cause, in seconds.
+        * `model_samples`, `model_error`, `model_bias`: number of compared predictions, their mean
+          relative error, and `Σ predicted / Σ observed`.
+        * `windows`, `requests`, `dropped_windows`, `refused_decisions`: counts.
         """
 
 # ---- gateway
 
 @final
 class Gateway:
-    """The native data plane: HTTP in, decision, HTTP out, on threads of its own.
+    """HTTP gateway: request in, decision, answer out, on native threads.
 
-    No Python runs between a request's first byte and its last. Every call is short, thread-safe and
-    releases the interpreter. Calls take and give JSON; unknown keys are refused.
+    No Python runs between the first and the last byte of a request. Every call is short, and the
+    GIL is released meanwhile. Arguments and results are JSON, and unknown keys are refused.
     """
 
     def __new__(cls, config_json: str = "{}") -> Gateway:
-        """A gateway that is configured but does not listen yet; its feeds may be filled before.
+        """A configured gateway that does not listen yet. Its feeds may be filled before it starts.
 
         Args:
-            config_json: `listen` ("host:port", port 0 takes a free one), `upstreams`
+            config_json: `listen` ("host:port"; port 0 takes a free one), `upstreams`
                 (["http://host:port"]), `worker_threads`, `router_id`, `log` (a filter such as
-                "info"), and the groups `limits`, `upstream`, `routing`, `prompt`, `feed`.
+                "info"), and the groups `limits`, `upstream`, `routing`, `prompt` and `feed`.
 
         Raises:
-            ValueError: a key is unknown or a value out of range; the text names it.
+            ValueError: a key is unknown or a value is out of range. The text names the key.
         """
 
     def start(self) -> int:
-        """Serve; returns the bound port.
+        """Start to serve.
+
+        Returns:
+            The port that the gateway listens on.
 
         Raises:
-            RuntimeError: the address is taken, or the gateway runs already.
+            RuntimeError: the address is in use, or the gateway already serves.
         """
 
     def set_upstreams(self, urls: list[str], /) -> None:
-        """Replace the upstream frontends; those that stay keep their connections."""
-
-    def upsert_model(self, model_json: str, /) -> None:
-        """Register a model or change it.
-
-        Its tokeniser and template are checked against Dynamo's dry run in the background; ids are
-        handed over only for prompt shapes without a difference. The same model again is free.
-
-        Args:
-            model_json: `name`, `block_size`, `folder` (with tokenizer.json), `context_length`,
-                `loras` (adapters that run on it).
+        """Replace the upstream frontends. Upstreams that stay keep their connections.
 
         Raises:
-            ValueError: not such an object, or the folder can not be read.
+            ValueError: a URL is not of the form `http://host:port`.
+        """
+
+    def upsert_model(self, model_json: str, /) -> None:
+        """Register a model, or change it. An unchanged model has no effect.
+
+        The gateway compares its tokeniser and template with Dynamo's dry run in the background.
+        It hands over token ids only for prompt shapes without a difference.
+
+        Args:
+            model_json: `name`, `block_size`, `folder` (with tokenizer.json), `context_length` and
+                `loras` (adapters of the model).
+
+        Raises:
+            ValueError: a key is missing or wrong, or the folder cannot be read.
         """
 
     def recheck_model(self, name: str, /) -> None:
-        """Check the template again, for example after it changed upstream."""
+        """Compare a model's template with Dynamo's again, for example after a change upstream."""
 
     def remove_model(self, name: str, /) -> bool:
-        """Forget a model with its workers and feeds; whether it was known."""
+        """Remove a model with its workers and feeds.
+
+        Returns:
+            Whether the model was registered.
+        """
 
     def upsert_worker(self, worker_json: str, /) -> None:
-        """Add an instance with its ranks, or take over new figures. The same again is free.
+        """Register an instance with its ranks, or change it. An unchanged one has no effect.
 
         Args:
-            worker_json: `model`, `role` ("aggregated", "prefill", "decode"), `instance`,
-                `dp_start`, `dp_size`, `total_kv_blocks`, `max_num_seqs`, `max_num_batched_tokens`.
+            worker_json: `model`, `role` ("aggregated", "prefill" or "decode"), `instance`,
+                `dp_start`, `dp_size`, `total_kv_blocks`, `max_num_seqs` and
+                `max_num_batched_tokens`.
+
+        Raises:
+            ValueError: a key is missing or wrong, or the model is not registered.
         """
 
     def remove_worker(self, model: str, role: str, instance: int) -> bool:
-        """Forget an instance, its blocks and its bookings; whether it was known."""
+        """Remove an instance with its blocks and bookings.
+
+        Returns:
+            Whether the instance was registered.
+        """
 
     def subscribe(self, subscription_json: str, /) -> None:
-        """Follow a publisher of Dynamo's event plane. The same subscription again is free.
+        """Follow a publisher of Dynamo's event plane. A known subscription has no effect.
 
         Args:
             subscription_json: `endpoint` ("tcp://host:port"), `topic` ("kv-events",
-                "forward-pass-metrics", "kv_metrics"), `model`, `role`, `publisher_id`, and
-                `instance` when known: the feed may then touch only that one.
+                "forward-pass-metrics" or "kv_metrics"), `model`, `role`, `publisher_id`, and
+                optionally `instance`, which restricts the feed to one instance.
+
+        Raises:
+            ValueError: a key is missing or wrong, or the pool is not registered.
         """
 
     def unsubscribe(self, publisher_id: int, /) -> bool:
-        """Leave a feed; whether it was followed."""
-
-    def load_dump(self, model: str, role: str, dump_json: str) -> int:
-        """Fill the index of workers whose events are not known from their first one.
-
-        Live events since the subscription are joined with the dump, each block counted once, so
-        subscribe first, then take the dump.
-
-        Args:
-            model: its name.
-            role: of the workers.
-            dump_json: what `KvRouter.dump_events()` returns.
+        """Stop following a publisher.
 
         Returns:
-            Workers that were filled; synchronised ones keep their live state.
+            Whether the publisher was followed.
+        """
+
+    def load_dump(self, model: str, role: str, dump_json: str) -> int:
+        """Fill the index of workers whose first events the gateway missed.
+
+        Subscribe first, and take the dump afterwards. Live events since the subscription are merged
+        with the dump, and each block counts once.
+
+        Args:
+            model: name of the model.
+            role: role of the workers.
+            dump_json: the result of `KvRouter.dump_events()`.
+
+        Returns:
+            The number of workers that were filled. Synchronised workers keep their live state.
+
+        Raises:
+            ValueError: the dump is malformed, or the pool is not registered.
         """
 
     def status(self) -> str:
-        """JSON: upstreams, models with workers, handover and health, feeds with their freshness."""
+        """JSON of upstreams, models with workers, handover and health, and feeds with their age."""
 
     def metrics(self) -> str:
-        """The text of `GET /metrics`."""
+        """Text of `GET /metrics`, in Prometheus format."""
 
     def routing(self) -> str:
         """JSON of the policy and the queue in force: `{"policy": {"name": …}, "queue": …}`."""
 
     def set_routing(self, change_json: str, /) -> str:
-        """Change the policy or the queue of every pool, all or nothing; what is in force then.
+        """Change the policy or the queue of every pool at once.
 
         Args:
-            change_json: `policy` (name and all its parameters), `queue` (its parameters, or null
-                for none); what is not named stays. Without a queue those who wait are placed.
+            change_json: `policy` (name and all parameters), `queue` (parameters, or null for none),
+                or both. An absent key keeps its value. Without a queue, all waiting requests are
+                placed at once.
+
+        Returns:
+            JSON of the policy and the queue in force.
 
         Raises:
-            ValueError: a name is unknown or a value out of range; nothing has changed.
+            ValueError: a name is unknown or a value is out of range. The gateway is unchanged.
         """
 
     def sample(self) -> str:
-        """JSON of the outcomes since the last call and of every pool's state, for one poller."""
+        """JSON of the outcomes since the last call, and of every pool's state, for one caller."""
 
     def shadows(self) -> str | None:
-        """JSON of what the shadows of every model say; None where the gateway has none."""
+        """JSON of the reports of every model's shadow fleets; None without shadow fleets."""
 
     def curves(self) -> str:
-        """JSON of the learned latency curves: per pool the workers' coefficients and a record."""
+        """JSON of the learned latency curves: per pool, every worker's coefficients and a record.
+
+        `restore_curves` takes the record.
+        """
 
     def restore_curves(self, model: str, role: str, record_json: str) -> int:
-        """Take over a record of `curves`: the fleet's, and of workers known by their id; how many.
+        """Restore the curves of a pool and of its workers from a record of `curves`.
+
+        Args:
+            model: name of the model.
+            role: role of the pool.
+            record_json: the record.
+
+        Returns:
+            The number of workers whose curves were restored, by their id.
 
         Raises:
-            ValueError: no such pool, another version, or values that no curve can have.
+            ValueError: the pool is not registered, the record has another version, or a value is
+                impossible for a curve.
         """
 
     def save_index(self) -> bytes:
-        """Who holds which blocks in every pool, and where the workers' feeds stand.
+        """Blocks of every worker in every pool, and positions of the workers' feeds.
 
-        Versioned and checksummed; hashes only. Events wait meanwhile, decisions do not.
+        The bytes have a version and a checksum, and hold hashes only. Events wait meanwhile, and
+        decisions do not.
         """
 
     @staticmethod
     def saved_index(data: bytes, /) -> str:
-        """JSON of what `save_index` put into these bytes: `saved_at_s` (unix time) and `pools`.
+        """JSON of the contents of `save_index`: `saved_at_s` (Unix time) and `pools`.
 
         Raises:
-            ValueError: they are damaged, cut off, of another version, or something else.
+            ValueError: the bytes are damaged, truncated, of another version, or no saved index.
         """
 
     def restore_index(
         self, model: str, role: str, data: bytes, publishers: list[int], dump_follows: bool
     ) -> str:
-        """Take over what was saved of one pool, before its first feed of KV events is followed.
+        """Restore the saved index of one pool. Call it before the pool's first feed is followed.
 
-        A worker that is not registered, whose feed's publisher is not among `publishers`, or of
-        which some events were missing starts empty. What is taken over stands until the worker's
-        first event or a dump: the next event proves it; a later one, or another incarnation's,
-        refutes it.
+        A worker starts empty if it is not registered, if its publisher is not in `publishers`, or
+        if some of its events were missing. Restored blocks are provisional until the worker's first
+        event or a dump. The event right after the saved position confirms them. A later event, or
+        an event of another incarnation, drops them.
 
         Args:
-            model: its name.
-            role: of the workers.
-            data: from `save_index`.
-            publishers: those of the pool's feeds of KV events now.
-            dump_follows: blocks of workers whose events are missing will be read again, so that
-                they need not be forgotten at once.
+            model: name of the model.
+            role: role of the pool.
+            data: bytes of `save_index`.
+            publishers: ids of the publishers of the pool's current feeds of KV events.
+            dump_follows: whether a dump will follow. Blocks of workers with missing events are then
+                kept until the dump.
 
         Returns:
-            JSON: `taken_over`, `restarted`, `not_known`, `gone` workers, and `blocks`.
+            JSON: the numbers of workers that are `taken_over`, `restarted`, `not_known` and `gone`,
+            and the number of `blocks`.
 
         Raises:
-            ValueError: what is wrong with the bytes, or the pool's index is not empty any more.
+            ValueError: the bytes are damaged or of another version, or the pool's index is not
+                empty.
         """
 
     def set_gauges(self, gauges_json: str, /) -> None:
-        """Put `{name: number}` on the metrics page as `wardrop_control_state{quantity=name}`.
+        """Publish numbers of the control plane on the metrics page.
 
-        A name `setting_X` becomes `wardrop_control_setting{setting=X}`.
+        A name X becomes `wardrop_control_state{quantity="X"}`, and a name `setting_X` becomes
+        `wardrop_control_setting{setting="X"}`.
+
+        Args:
+            gauges_json: an object `{name: number}` with at most 64 names.
 
         Raises:
-            ValueError: not such an object, or more than 64 names.
+            ValueError: the text is not such an object, or it has more than 64 names.
         """
 
     def receipt(self, request_id: str, /) -> str | None:
-        """JSON of why a request (its `x-request-id`) went where it went, and what came of it.
+        """JSON of a request's decision and outcome, by its `x-request-id`.
 
-        None when it is not kept: only the last `routing.receipts` are, none by default.
+        The gateway keeps the receipts of the last `routing.receipts` requests, none by default.
+
+        Returns:
+            The receipt, or None if it is not kept.
         """
 
     def drain(self, timeout_s: float) -> bool:
-        """Take no new requests and wait for those in flight; whether all ended in time."""
+        """Refuse new requests, and wait at most `timeout_s` seconds for the requests in flight.
+
+        Returns:
+            Whether all requests ended in time.
+        """
 
     def stop(self) -> None:
-        """Stop at once. A second call does nothing."""
+        """Stop at once. A second call has no effect."""

@@ -204,7 +204,7 @@ def test_shadows_are_printed_as_a_table_and_as_json(tmp_path):
         native.upsert_worker(json.dumps(WORKER))
         wait_until(lambda: "in_force" in run(shadows_command.app, ["--url", url]).output)
         table = run(shadows_command.app, ["--url", url]).output
-        assert "m (aggregated), 1 workers: in doubt: too few whole ticks yet" in table
+        assert "m (aggregated), 1 workers: in doubt: too few complete ticks yet" in table
         assert "did not report their KV capacity" in table
         assert "sticky" in table
         (model,) = json.loads(run(shadows_command.app, ["--url", url, "--json"]).output)

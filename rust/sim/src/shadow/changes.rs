@@ -1,46 +1,52 @@
-//! What changes in the fleet that is shadowed: kept until simulated time has come to it, so that every arm sees it at the moment
-//! at which production did.
+//! Changes of the production fleet, kept until simulated time reaches them.
+//!
+//! Every arm therefore sees a change at the moment at which production made it.
 
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-use super::Arm;
-use crate::{EngineSpec, RouterSpec, SimError, Timing};
 use wardrop_core::WorkerId;
 
-/// Changes that wait for their time; beyond it the oldest is made early.
+use super::fleets::Arm;
+use crate::error::SimError;
+use crate::spec::{EngineSpec, RouterSpec};
+use crate::timing::Timing;
+
+/// Number of changes that can wait. Beyond it, the oldest change is applied early.
 const MAX_WAITING: usize = 4_096;
 
-/// One change of the fleet.
+/// One change of the production fleet.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// A worker joined a pool (by its index), with an empty cache.
+    /// A worker joined a pool with an empty cache.
     Join {
-        /// The pool.
+        /// Index of the pool.
         pool: usize,
-        /// The worker.
+        /// Id of the worker.
         worker: WorkerId,
-        /// Its engine.
+        /// Engine of the worker.
         engine: Box<EngineSpec>,
     },
-    /// A worker left.
+    /// A worker left a pool.
     Leave {
-        /// The pool.
+        /// Index of the pool.
         pool: usize,
-        /// The worker.
+        /// Id of the worker.
         worker: WorkerId,
     },
-    /// An arm, by its index, runs another policy or queue from now on, one router per pool, and comparisons start over. The first
-    /// one does when production does.
+    /// An arm has other policies or queues from now on, and all comparisons start again.
+    ///
+    /// Arm 0 runs what production runs, so it changes when production does.
     Routers {
-        /// The arm.
+        /// Index of the arm.
         arm: usize,
-        /// Its routers.
+        /// One router per pool.
         routers: Vec<RouterSpec>,
     },
 }
 
+/// The error for a policy or queue that cannot be built.
 fn unknown(error: &wardrop_core::Error) -> SimError {
     SimError::Config {
         field: "routers",
@@ -50,7 +56,7 @@ fn unknown(error: &wardrop_core::Error) -> SimError {
 }
 
 impl Change {
-    /// Whether it can be made, before it waits for its time.
+    /// Checks the change before it waits for its time.
     pub(super) fn check(&self) -> Result<(), SimError> {
         match self {
             Self::Join { engine, .. } => engine.validate(),
@@ -64,41 +70,49 @@ impl Change {
     }
 }
 
-/// Where each worker stands in the arms' fleets, and what waits to be changed.
+/// A change that waits for its time.
+#[derive(Debug)]
+pub(super) struct TimedChange {
+    /// Time of the change in production, in seconds.
+    pub at_s: f64,
+    pub change: Change,
+}
+
+/// Index of each worker in the arms' fleets, and the changes that wait.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    waiting: VecDeque<(f64, Change)>,
-    /// (pool, worker) → index over all pools, the same in every arm.
+    waiting: VecDeque<TimedChange>,
+    /// Index over all pools of each (pool, worker); it is the same in every arm.
     members: FxHashMap<(usize, WorkerId), usize>,
 }
 
 impl Changes {
-    /// Names for the workers that the fleets begin with, by pool.
+    /// Names the workers that the fleets start with, by pool.
     pub fn name(&mut self, members: &[Vec<WorkerId>]) {
         let pools = members.iter().enumerate();
         let named = pools.flat_map(|(pool, workers)| workers.iter().map(move |worker| (pool, *worker)));
         self.members = named.zip(0..).collect();
     }
 
-    /// Keeps a change; one that must be made now because too many wait comes back.
+    /// Keeps a change. Returns the oldest change if too many wait, to be applied now.
     pub fn push(&mut self, at_s: f64, change: Change) -> Option<Change> {
-        self.waiting.push_back((at_s, change));
+        self.waiting.push_back(TimedChange { at_s, change });
         if self.waiting.len() <= MAX_WAITING {
             return None;
         }
-        self.waiting.pop_front().map(|(_, oldest)| oldest)
+        self.waiting.pop_front().map(|oldest| oldest.change)
     }
 
-    /// The next change not after `until_s`, with its time.
-    pub fn pop_until(&mut self, until_s: f64) -> Option<(f64, Change)> {
-        if self.waiting.front()?.0 > until_s {
+    /// The next change, if its time is not after `until_s`.
+    pub fn pop_until(&mut self, until_s: f64) -> Option<TimedChange> {
+        if self.waiting.front()?.at_s > until_s {
             return None;
         }
         self.waiting.pop_front()
     }
 
-    /// Makes a change in every arm. True when comparisons start over.
-    pub fn make(&mut self, change: Change, arms: &mut [Arm]) -> Result<bool, SimError> {
+    /// Applies a change to the arms. Returns true if comparisons start again.
+    pub fn apply(&mut self, change: Change, arms: &mut [Arm]) -> Result<bool, SimError> {
         match change {
             Change::Join { pool, worker, engine } => {
                 if self.members.contains_key(&(pool, worker)) {
@@ -129,7 +143,7 @@ impl Changes {
         }
     }
 
-    /// Another timing for one worker in every arm; nothing where it is not known (yet).
+    /// Changes the timing of one worker in every arm. An unknown worker is ignored.
     pub fn set_timing(&self, pool: usize, worker: WorkerId, timing: &Timing, arms: &mut [Arm]) {
         if let Some(&index) = self.members.get(&(pool, worker)) {
             for arm in arms {

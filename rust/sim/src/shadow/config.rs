@@ -1,56 +1,57 @@
-//! What shadow fleets are made of, and its bounds.
+//! Configuration of shadow fleets: arms, ticks, trust, bounds and limits of goodput.
 
 use serde::Deserialize;
 
-use crate::{FleetSpec, RouterSpec, SimError};
+use crate::error::{SimError, out_of_range};
+use crate::spec::{FleetSpec, RouterSpec};
 
-/// One shadow.
+/// One arm: a shadow fleet under its own routers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArmSpec {
-    /// For reports and metrics.
+    /// Unique name, used in reports and metrics.
     pub name: String,
     /// One router per pool of the fleet.
     pub routers: Vec<RouterSpec>,
 }
 
-/// See [`super::ShadowFleets`].
+/// Configuration of [`super::ShadowFleets`].
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShadowConfig {
-    /// The fleet as it is: pools, engines, timing. No faults, closed loop or samples.
+    /// The production fleet: pools, engines, timing. Faults, a closed loop and samples are not allowed.
     pub fleet: FleetSpec,
-    /// The first runs what production runs.
+    /// Arms, 1 to 16. The first arm runs what production runs.
     pub arms: Vec<ArmSpec>,
-    /// Length of a tick, s.
+    /// Length of a tick, in seconds.
     pub tick_s: f64,
-    /// Ticks that a comparison rests on.
+    /// Number of ticks that a comparison covers.
     pub window_ticks: usize,
-    /// Neighbouring ticks that form one batch: what is paired is their sums, since ticks next to each other are alike.
+    /// Number of neighbouring ticks whose sums form one batch. Neighbouring ticks are correlated, batches much less.
     pub batch_ticks: usize,
-    /// Ticks after a start that do not count: caches have to fill.
+    /// Number of ticks after a start that do not count, because caches still fill.
     pub warm_ticks: usize,
-    /// A request that some arm has not ended by then spoils its tick, s.
+    /// Age in seconds at which a tick is dropped if some arm has not ended all its requests.
     pub settle_s: f64,
-    /// The shadow fleets runs this much behind, s: by then most answers' lengths are known.
+    /// Seconds by which the simulation follows production. Most answer lengths are known by then.
     pub lag_s: f64,
-    /// Share of one core, in (0, 1].
+    /// Share of one core that the simulation may use, in (0, 1].
     pub cpu_share: f64,
-    /// Simulated ÷ measured TTFT of the first arm, and its inverse, at most.
+    /// Largest trusted ratio of simulated to measured TTFT of the first arm, and of its inverse; at least 1.
     pub clock_bound: f64,
-    /// Measured requests that the clock check needs.
+    /// Number of measured requests that the clock check needs.
     pub clock_least: u64,
-    /// Gain below which nothing is suggested: 0.02 is 2 %.
+    /// Smallest gain that leads to a suggestion; 0.02 is 2 %.
     pub min_gain: f64,
-    /// Requests in flight per arm.
+    /// Largest number of requests in flight per arm.
     pub max_open: usize,
-    /// Requests that wait for their time.
+    /// Largest number of requests that wait to be simulated.
     pub max_waiting: usize,
-    /// Blocks of theirs.
+    /// Largest number of prompt blocks of all waiting requests.
     pub max_waiting_blocks: usize,
-    /// Goodput: time to first token at most, s.
+    /// Time to first token of a request that counts as good, in seconds, at most.
     pub ttft_slo_s: f64,
-    /// Goodput: mean time between a request's tokens at most, s.
+    /// Mean time between tokens of a request that counts as good, in seconds, at most.
     pub itl_slo_s: f64,
 }
 
@@ -78,23 +79,15 @@ impl Default for ShadowConfig {
     }
 }
 
-/// More arms than anyone can read.
+/// Largest number of arms. Every arm costs a whole simulation.
 const MAX_ARMS: usize = 16;
-/// Ticks in a window.
+/// Largest number of ticks in a window.
 const MAX_TICKS: usize = 1_024;
-
-fn out_of_range(field: &'static str, got: impl std::fmt::Display, need: &'static str) -> SimError {
-    SimError::Config {
-        field,
-        got: got.to_string(),
-        need,
-    }
-}
 
 impl ShadowConfig {
     pub(super) fn validate(&self) -> Result<(), SimError> {
         if self.arms.is_empty() || self.arms.len() > MAX_ARMS {
-            return Err(out_of_range("arms", self.arms.len(), "1 to 16"));
+            return Err(out_of_range("arms", self.arms.len(), "1 to 16 arms"));
         }
         if self.fleet.pools.is_empty() {
             return Err(out_of_range(
@@ -108,11 +101,15 @@ impl ShadowConfig {
                 return Err(out_of_range(
                     "arm.routers",
                     arm.routers.len(),
-                    "one per pool of the fleet",
+                    "one router per pool of the fleet",
                 ));
             }
             if self.arms[..i].iter().any(|other| other.name == arm.name) {
-                return Err(out_of_range("arm.name", &arm.name, "a name of its own"));
+                return Err(out_of_range(
+                    "arm.name",
+                    &arm.name,
+                    "different from every other arm's name",
+                ));
             }
         }
         let above_zero = [

@@ -1,37 +1,42 @@
-//! A share of one core, kept as an account: time passing pays in, work draws on it.
+//! CPU budget: a share of one core, kept as an account that time fills and work empties.
 //!
-//! Overdrawn by more than [`BURST_S`]' worth the shadow fleets stops where it is until the account is level again; so over any span `t`
-//! from a level account, work is at most `share · (t + BURST_S)` plus one step.
+//! If the account is overdrawn by more than `share · BURST_S`, the simulation rests until the account is back at 0. Over
+//! any span `t` that begins at 0, work is therefore at most `share · (t + BURST_S)` plus one step.
 
-/// Seconds' worth of share that may be saved up, or owed before a rest: short, so that nothing else waits long for the core.
+/// Seconds of share that the account can save, or owe before a rest. A small value keeps other work from waiting long.
 const BURST_S: f64 = 2.0;
-/// Time constant of the reported share, s.
+/// Time constant of the reported share, in seconds.
 const REPORT_S: f64 = 60.0;
 
+/// See the module documentation.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct CpuBudget {
+    /// Share of one core, in (0, 1].
     share: f64,
-    /// Seconds of work in hand.
+    /// Seconds of work that the account covers; negative if it is overdrawn.
     balance_s: f64,
-    at_s: Option<f64>,
+    /// Time of the last charge.
+    charged_s: Option<f64>,
     resting: bool,
+    /// Share of one core used recently.
     recent: f64,
 }
 
-impl Budget {
+impl CpuBudget {
     pub const fn new(share: f64) -> Self {
         Self {
             share,
             balance_s: 0.0,
-            at_s: None,
+            charged_s: None,
             resting: false,
             recent: 0.0,
         }
     }
 
+    /// Charges `busy_s` seconds of work since the last charge.
     pub fn charge(&mut self, busy_s: f64, now_s: f64) {
-        let span_s = self.at_s.map_or(0.0, |at_s| (now_s - at_s).max(0.0));
-        self.at_s = Some(self.at_s.map_or(now_s, |at_s| at_s.max(now_s)));
+        let span_s = self.charged_s.map_or(0.0, |last_s| (now_s - last_s).max(0.0));
+        self.charged_s = Some(self.charged_s.map_or(now_s, |last_s| last_s.max(now_s)));
         let burst_s = self.share * BURST_S;
         let busy_s = busy_s.max(0.0);
         self.balance_s = (self.balance_s + self.share * span_s - busy_s).min(burst_s);
@@ -54,7 +59,7 @@ impl Budget {
         self.share = share;
     }
 
-    /// Share of one core used of late.
+    /// Share of one core used recently: a mean with a time constant of 60 s.
     pub const fn recent(&self) -> f64 {
         self.recent
     }
@@ -66,7 +71,7 @@ mod tests {
 
     #[test]
     fn work_never_exceeds_its_share_by_more_than_the_burst_and_a_step() {
-        let mut budget = Budget::new(0.05);
+        let mut budget = CpuBudget::new(0.05);
         let (mut worked_s, mut rests) = (0.0, 0);
         for second in 0..2_000 {
             let busy_s = if budget.resting() { 0.0 } else { 0.4 };
@@ -81,14 +86,14 @@ mod tests {
         }
         assert!(
             worked_s > 0.9 * 0.05 * 2_000.0,
-            "it must use what it has, used {worked_s}"
+            "the work must use the budget, used {worked_s} s"
         );
         assert!(rests > 1_000);
     }
 
     #[test]
     fn light_work_never_rests() {
-        let mut budget = Budget::new(0.05);
+        let mut budget = CpuBudget::new(0.05);
         for second in 0..500 {
             budget.charge(0.01, f64::from(second));
             assert!(!budget.resting());

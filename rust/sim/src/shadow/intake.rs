@@ -1,15 +1,15 @@
-//! Arrivals that wait for their time, so that what is learned of them meanwhile still counts.
+//! Arrivals that wait to be simulated, so that outcomes measured meanwhile are known by then.
 
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-/// A request as it came.
+/// A request at its arrival in production.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival<'a> {
-    /// For [`super::ShadowFleets::outcome`].
+    /// Id that [`super::ShadowFleets::outcome`] refers to.
     pub id: u64,
-    /// When, s of the caller's monotonic clock.
+    /// Arrival, in seconds of the caller's monotonic clock.
     pub at_s: f64,
     /// Prompt tokens.
     pub input_tokens: u32,
@@ -17,47 +17,64 @@ pub struct Arrival<'a> {
     pub sequence_hashes: &'a [u64],
 }
 
-/// What was measured of a request.
+/// What production measured for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Observed {
-    /// Time to its first token, s.
+    /// Time to first token, in seconds.
     pub ttft_s: Option<f64>,
-    /// Tokens of its answer.
+    /// Tokens of the answer.
     pub output_tokens: Option<u32>,
 }
 
-/// An arrival with what is known when its time has come.
+/// An arrival whose time has come, with everything known of it by then.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct DueArrival {
     pub id: u64,
     pub at_s: f64,
     pub input_tokens: u32,
-    /// Known, or the mean of late.
+    /// Measured answer length, or the recent mean if the answer is still running.
     pub output_tokens: u32,
     pub ttft_s: Option<f64>,
+    /// Whether the request failed in production.
     pub withdrawn: bool,
     pub sequence_hashes: Box<[u64]>,
 }
 
+/// An arrival that waits.
+#[derive(Debug)]
+struct WaitingArrival {
+    id: u64,
+    at_s: f64,
+    input_tokens: u32,
+    sequence_hashes: Box<[u64]>,
+}
+
+/// What is known of an arrival that waits.
 #[derive(Debug, Default)]
 struct Known {
     observed: Observed,
     withdrawn: bool,
 }
 
-/// Weight of the newest answer in the mean length.
+/// Weight of the newest answer in the recent mean length.
 const MEAN_WEIGHT: f64 = 0.01;
-/// Answer length before any was seen, tokens.
-const GUESSED_TOKENS: f64 = 256.0;
+/// Assumed answer length before any answer has ended, in tokens.
+const INITIAL_MEAN_TOKENS: f64 = 256.0;
 
+/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Intake {
-    queue: VecDeque<(u64, f64, u32, Box<[u64]>)>,
+    /// Waiting arrivals in order of time.
+    queue: VecDeque<WaitingArrival>,
+    /// What is known of each waiting arrival, by its id.
     known: FxHashMap<u64, Known>,
+    /// Number of blocks of all waiting arrivals.
     blocks: usize,
     max_waiting: usize,
     max_blocks: usize,
+    /// Recent mean of answer lengths, in tokens.
     mean_tokens: f64,
+    /// Latest arrival time.
     newest_s: f64,
 }
 
@@ -69,7 +86,7 @@ impl Intake {
             blocks: 0,
             max_waiting,
             max_blocks,
-            mean_tokens: GUESSED_TOKENS,
+            mean_tokens: INITIAL_MEAN_TOKENS,
             newest_s: f64::NEG_INFINITY,
         }
     }
@@ -78,31 +95,31 @@ impl Intake {
         self.queue.len()
     }
 
-    /// Whether a prompt of so many blocks finds no room.
+    /// Whether there is no room for a prompt of `blocks` blocks.
     pub fn is_full(&self, blocks: usize) -> bool {
         self.queue.len() >= self.max_waiting || self.blocks + blocks > self.max_blocks
     }
 
-    /// False when there is no room, its id already waits, or its time is no number.
+    /// Adds an arrival. Returns false if there is no room, the id already waits, or the time is not finite.
     pub fn push(&mut self, arrival: &Arrival<'_>) -> bool {
         let blocks = arrival.sequence_hashes.len();
         if self.is_full(blocks) || !arrival.at_s.is_finite() || self.known.contains_key(&arrival.id) {
             return false;
         }
-        // Threads may tell of arrivals a moment out of order.
+        // Threads report arrivals slightly out of order, but the queue must be ordered by time.
         self.newest_s = self.newest_s.max(arrival.at_s);
         self.blocks += blocks;
         self.known.insert(arrival.id, Known::default());
-        self.queue.push_back((
-            arrival.id,
-            self.newest_s,
-            arrival.input_tokens,
-            arrival.sequence_hashes.into(),
-        ));
+        self.queue.push_back(WaitingArrival {
+            id: arrival.id,
+            at_s: self.newest_s,
+            input_tokens: arrival.input_tokens,
+            sequence_hashes: arrival.sequence_hashes.into(),
+        });
         true
     }
 
-    /// Keeps what waiting requests brought; whether it was for one of them.
+    /// Records what was measured for a request. Returns true if the request still waits.
     pub fn outcome(&mut self, id: u64, observed: Observed) -> bool {
         if let Some(tokens) = observed.output_tokens {
             self.mean_tokens += MEAN_WEIGHT * (f64::from(tokens) - self.mean_tokens);
@@ -115,35 +132,40 @@ impl Intake {
         true
     }
 
-    /// A waiting request is not to be simulated.
+    /// Marks a waiting request as failed in production, so that it is not simulated.
     pub fn withdraw(&mut self, id: u64) {
         if let Some(known) = self.known.get_mut(&id) {
             known.withdrawn = true;
         }
     }
 
-    /// When the next one came.
+    /// Time of the next arrival, in seconds.
     pub fn next_s(&self) -> Option<f64> {
-        self.queue.front().map(|(_, at_s, _, _)| *at_s)
+        self.queue.front().map(|arrival| arrival.at_s)
     }
 
-    /// The next arrival not after `until_s`.
-    pub fn pop_until(&mut self, until_s: f64) -> Option<Waiting> {
-        if self.queue.front()?.1 > until_s {
+    /// The next arrival, if its time is not after `until_s`.
+    pub fn pop_until(&mut self, until_s: f64) -> Option<DueArrival> {
+        if self.next_s()? > until_s {
             return None;
         }
-        let (id, at_s, input_tokens, sequence_hashes) = self.queue.pop_front()?;
+        let WaitingArrival {
+            id,
+            at_s,
+            input_tokens,
+            sequence_hashes,
+        } = self.queue.pop_front()?;
         self.blocks -= sequence_hashes.len();
         let Known {
             observed: known,
             withdrawn,
         } = self.known.remove(&id).unwrap_or_default();
-        let guess = self.mean_tokens.round().max(1.0) as u32;
-        Some(Waiting {
+        let mean_tokens = self.mean_tokens.round().max(1.0) as u32;
+        Some(DueArrival {
             id,
             at_s,
             input_tokens,
-            output_tokens: known.output_tokens.unwrap_or(guess).max(1),
+            output_tokens: known.output_tokens.unwrap_or(mean_tokens).max(1),
             ttft_s: known.ttft_s,
             withdrawn,
             sequence_hashes,

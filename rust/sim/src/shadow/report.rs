@@ -1,29 +1,32 @@
-//! What the shadows say, and whether to believe them.
+//! Report of shadow fleets: figures per arm, ratios to the first arm, trust, and the arm to adopt.
 
 use serde::Serialize;
 
-use super::estimate::{Estimate, Pair, jackknife, mean, ratio};
-use super::histogram::{Tail, bin_error};
-use super::ticks::{Lost, Sums, Tick};
-use super::{ShadowCounts, ShadowFleets};
+use super::estimate::{BatchSums, Estimate, jackknife, mean, ratio};
+use super::fleets::{ShadowCounts, ShadowFleets};
+use super::histogram::{Histogram, bin_error};
+use super::ticks::{LostTicks, Sums, Tick};
 
-/// A figure that arms are compared by.
+/// Level of a suggestion over all arms together.
+const SUGGESTION_LEVEL: f64 = 0.05;
+
+/// A figure by which arms are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
-    /// Mean time to first token, s.
+    /// Mean time to first token, in seconds.
     Ttft,
-    /// Mean time between tokens, s.
+    /// Mean time between tokens, in seconds.
     Itl,
-    /// Mean time to last token, s.
+    /// Mean time to last token, in seconds.
     E2e,
     /// Share of prompt tokens found in caches.
     CachedShare,
-    /// Share of requests within both limits.
+    /// Share of requests within both limits of goodput.
     Goodput,
 }
 
 impl Figure {
-    /// By its name in reports.
+    /// The figure with this name in reports.
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "ttft" => Self::Ttft,
@@ -35,13 +38,17 @@ impl Figure {
         })
     }
 
-    const fn pair(self, sums: &Sums) -> Pair {
-        match self {
+    const fn sums(self, sums: &Sums) -> BatchSums {
+        let (numerator, denominator) = match self {
             Self::Ttft => (sums.ttft_s, sums.complete),
             Self::Itl => (sums.decode_s, sums.gaps),
             Self::E2e => (sums.e2e_s, sums.complete),
             Self::CachedShare => (sums.cached_tokens, sums.input_tokens),
             Self::Goodput => (sums.good, sums.complete + sums.refused),
+        };
+        BatchSums {
+            numerator,
+            denominator,
         }
     }
 
@@ -50,93 +57,95 @@ impl Figure {
     }
 }
 
-/// One arm over the window. A figure without data, or with fewer than four batches, is `None`.
+/// Figures of one arm over the window. A figure without data, or with fewer than four batches, is `None`.
+///
+/// A ratio is the arm's figure divided by the first arm's figure, paired by batch. The first arm has no ratios.
 #[derive(Clone, Debug, Serialize)]
 pub struct ArmReport {
-    /// As configured.
+    /// Name of the arm.
     pub name: String,
-    /// Requests of the window that it completed.
+    /// Number of requests of the window that the arm completed.
     pub completed: u64,
-    /// … that it refused.
+    /// Number of requests of the window that the arm refused.
     pub refused: u64,
-    /// In flight now.
+    /// Number of requests in flight now.
     pub open: usize,
-    /// Mean time to first token, s.
+    /// Mean time to first token, in seconds.
     pub ttft_s: Option<Estimate>,
-    /// 99 % point of the time to first token, s, to 1 %; of at least 100 requests.
+    /// 99 % quantile of the time to first token, in seconds, exact to 1 %. It needs at least 100 requests.
     pub ttft_p99_s: Option<Estimate>,
-    /// Mean time between tokens, s.
+    /// Mean time between tokens, in seconds.
     pub itl_s: Option<Estimate>,
-    /// Mean time to last token, s.
+    /// Mean time to last token, in seconds.
     pub e2e_s: Option<Estimate>,
     /// Share of prompt tokens found in caches.
     pub cached_share: Option<Estimate>,
-    /// Share of requests within both limits.
+    /// Share of requests within both limits of goodput.
     pub goodput: Option<Estimate>,
-    /// Mean TTFT ÷ the first arm's, paired.
+    /// Ratio of the mean times to first token.
     pub ttft_ratio: Option<Estimate>,
-    /// 99 % point of TTFT ÷ the first arm's, paired.
+    /// Ratio of the 99 % quantiles of the time to first token.
     pub ttft_p99_ratio: Option<Estimate>,
-    /// Mean time between tokens ÷ the first arm's, paired.
+    /// Ratio of the mean times between tokens.
     pub itl_ratio: Option<Estimate>,
-    /// Mean E2E ÷ the first arm's, paired.
+    /// Ratio of the mean times to last token.
     pub e2e_ratio: Option<Estimate>,
-    /// Share of prompt tokens found in caches ÷ the first arm's, paired.
+    /// Ratio of the shares of prompt tokens found in caches.
     pub cached_share_ratio: Option<Estimate>,
-    /// Goodput ÷ the first arm's, paired.
+    /// Ratio of the goodputs.
     pub goodput_ratio: Option<Estimate>,
 }
 
-/// Whether the shadows may be believed.
+/// Whether the figures can be trusted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Trust {
-    /// They may.
+    /// Whether the figures can be trusted.
     pub trusted: bool,
-    /// Mean simulated TTFT of the first arm ÷ mean measured one, of the requests of the window that were measured.
+    /// Mean simulated TTFT of the first arm divided by the mean measured TTFT of the same requests.
     pub clock_ratio: Option<f64>,
-    /// How far it, or its inverse, may be above 1.
+    /// Largest trusted value of `clock_ratio` and of its inverse.
     pub clock_bound: f64,
-    /// Measured requests in the window.
+    /// Number of measured requests in the window.
     pub measured: u64,
-    /// Why not.
+    /// Why the figures cannot be trusted; `None` if they can.
     pub reason: Option<&'static str>,
 }
 
-/// Everything at once.
+/// Report of all arms.
 #[derive(Clone, Debug, Serialize)]
 pub struct ShadowReport {
-    /// In the order of the configuration: the first is what runs.
+    /// Reports of the arms, in the order of the configuration. The first arm runs what production runs.
     pub arms: Vec<ArmReport>,
-    /// Whether to believe it.
+    /// Whether the figures can be trusted.
     pub trust: Trust,
-    /// Ticks behind the figures.
+    /// Number of ticks that the figures cover.
     pub ticks: usize,
-    /// … of so many at most.
+    /// Largest number of ticks that the figures can cover.
     pub window_ticks: usize,
-    /// Ticks that do not count.
-    pub lost_ticks: Lost,
-    /// Since the start.
+    /// Number of ticks that do not count, by cause.
+    pub lost_ticks: LostTicks,
+    /// Counts of requests since the start.
     pub counts: ShadowCounts,
-    /// Requests that wait for their time.
+    /// Number of requests that wait to be simulated.
     pub waiting: usize,
-    /// Share of one core used of late.
+    /// Share of one core used recently.
     pub busy_share: f64,
-    /// What it may use.
+    /// Share of one core that the simulation may use.
     pub cpu_share: f64,
-    /// Stopped for now, because it used more.
+    /// Whether the simulation rests because it used more than its share.
     pub resting: bool,
-    /// Requests are taken in; else it works off what it has, and passes them over.
+    /// Whether arrivals are taken. Otherwise the simulation is behind and passes arrivals over.
     pub taking: bool,
-    /// Simulated up to here, s of the caller's clock; 0 before the first request.
+    /// Time up to which production is simulated, in seconds of the caller's clock; 0 before the first request.
     pub reached_s: f64,
-    /// Goodput: time to first token at most, s.
+    /// Largest time to first token of a request that counts as good, in seconds.
     pub ttft_slo_s: f64,
-    /// Goodput: mean time between a request's tokens at most, s.
+    /// Largest mean time between tokens of a request that counts as good, in seconds.
     pub itl_slo_s: f64,
 }
 
 impl ShadowFleets {
-    /// What each arm would have given over the window. O(arms · window).
+    /// The report over the window. O(arms · window).
     pub fn report(&self) -> ShadowReport {
         ShadowReport {
             arms: (0..self.arms.len()).map(|arm| self.arm_report(arm)).collect(),
@@ -156,20 +165,17 @@ impl ShadowFleets {
         }
     }
 
-    /// The arm to run instead of the first: the best in `figure` among those whose gain is trusted, above `min_gain` and
-    /// significant at 5 % over all arms together (Bonferroni). None: stay.
-    pub fn suggest(&self, figure: Figure) -> Option<&str> {
-        self.suggest_among(figure, |_| true)
-    }
-
-    /// The same among the arms, by their index, that `may` be adopted. The test is over all of them all the same.
-    pub fn suggest_among(&self, figure: Figure, may: impl Fn(usize) -> bool) -> Option<&str> {
+    /// The arm to run instead of the first one: the best in `figure` among the arms that `may_adopt` accepts.
+    ///
+    /// The report must be trusted, and the arm's gain must exceed `min_gain` and be significant at 5 % over all arms
+    /// together (Bonferroni). The correction counts every arm, also one that `may_adopt` rejects. `None` means to stay.
+    pub fn suggest_among(&self, figure: Figure, may_adopt: impl Fn(usize) -> bool) -> Option<&str> {
         if !self.trust().trusted {
             return None;
         }
         let rivals = self.arms.len() - 1;
         let mut best: Option<(f64, usize)> = None;
-        for arm in (1..self.arms.len()).filter(|arm| may(*arm)) {
+        for arm in (1..self.arms.len()).filter(|arm| may_adopt(*arm)) {
             let Some(found) = self.ratio(arm, figure) else {
                 continue;
             };
@@ -178,17 +184,20 @@ impl ShadowFleets {
             } else {
                 found.value
             };
-            let sure = found.p < 0.05 / rivals as f64;
-            if sure && cost < 1.0 - self.config.min_gain && best.is_none_or(|(least, _)| cost < least) {
+            let is_significant = found.p < SUGGESTION_LEVEL / rivals as f64;
+            if is_significant
+                && cost < 1.0 - self.config.min_gain
+                && best.is_none_or(|(least, _)| cost < least)
+            {
                 best = Some((cost, arm));
             }
         }
         best.map(|(_, arm)| self.arms[arm].name.as_str())
     }
 
-    fn batches(&self, arm: usize, figure: Figure) -> Vec<Pair> {
+    /// Sums of the figure over each batch of the window. The oldest ticks are left out if they do not fill a batch.
+    fn batches(&self, arm: usize, figure: Figure) -> Vec<BatchSums> {
         let ticks: Vec<&Tick> = self.ticks.window.iter().collect();
-        // The oldest ticks are left out when they do not fill a batch.
         ticks
             .rchunks_exact(self.config.batch_ticks)
             .map(|batch| {
@@ -196,7 +205,7 @@ impl ShadowFleets {
                 for tick in batch {
                     sums.merge(&tick.arms[arm]);
                 }
-                figure.pair(&sums)
+                figure.sums(&sums)
             })
             .collect()
     }
@@ -205,18 +214,18 @@ impl ShadowFleets {
         ratio(&self.batches(arm, figure), &self.batches(0, figure))
     }
 
-    /// The window without one of its batches, or whole.
+    /// 99 % quantile of the TTFT over the window, in seconds, without the batch `without` if it is given.
     fn p99_s(&self, arm: usize, without: Option<usize>) -> Option<f64> {
         let ticks: Vec<&Tick> = self.ticks.window.iter().collect();
         let batches = ticks.rchunks_exact(self.config.batch_ticks).enumerate();
         let kept = batches.filter(|(batch, _)| Some(*batch) != without);
-        Tail::p99_s(kept.flat_map(|(_, batch)| batch).map(|tick| &tick.tails[arm]))
+        Histogram::p99_s(kept.flat_map(|(_, batch)| batch).map(|tick| &tick.ttft[arm]))
     }
 
-    /// An arm's 99 % point of TTFT, over another arm's where that is given.
-    fn p99(&self, arm: usize, over: Option<usize>) -> Option<Estimate> {
+    /// 99 % quantile of an arm's TTFT, divided by the quantile of the arm `base` if it is given.
+    fn p99(&self, arm: usize, base: Option<usize>) -> Option<Estimate> {
         let log = |without| {
-            let base_s = over.map_or(Some(1.0), |over| self.p99_s(over, without))?;
+            let base_s = base.map_or(Some(1.0), |base| self.p99_s(base, without))?;
             Some((self.p99_s(arm, without)? / base_s).ln())
         };
         let batches = self.ticks.window.len() / self.config.batch_ticks;
@@ -265,7 +274,7 @@ impl ShadowFleets {
         let bound = self.config.clock_bound;
         let least_ticks = 4 * self.config.batch_ticks;
         let reason = if window.len() < least_ticks {
-            Some("too few whole ticks yet")
+            Some("too few complete ticks yet")
         } else if measured < self.config.clock_least {
             Some("too few measured requests to check the clock")
         } else if clock_ratio.is_none_or(|ratio| ratio > bound || ratio < 1.0 / bound) {
