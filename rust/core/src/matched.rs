@@ -303,8 +303,8 @@ pub(crate) struct Columns {
     pub decode_blocks: Vec<u64>,
     /// Requests in flight, pending ones included.
     pub active_requests: Vec<u32>,
-    /// How the candidates stand, where not every slot is one.
-    pub worker_columns: WorkerColumns,
+    /// Ledger columns of the candidates, filled when not every slot is a candidate.
+    pub per_worker: WorkerColumns,
     /// Pending prefill seconds of each candidate; zeros where nothing is pending.
     pending_prefill_s: Vec<f64>,
     /// Pending requests of each candidate; zeros where nothing is pending.
@@ -341,7 +341,7 @@ impl Columns {
         pending: Option<&PendingLoad>,
     ) {
         if !matched.everyone {
-            self.worker_columns.gather(all, matched.positions());
+            self.per_worker.gather(all, matched.positions());
         }
         if let Some(pending) = pending {
             gather(&mut self.pending_prefill_s, &pending.prefill_s, &matched.slots);
@@ -367,7 +367,7 @@ impl Columns {
             columns: if matched.everyone {
                 all
             } else {
-                self.worker_columns.slices()
+                self.per_worker.slices()
             },
             new_tokens: &matched.new_tokens,
             cached_tokens: &matched.cached_tokens,

@@ -6,9 +6,9 @@
 
 use std::borrow::Cow;
 
-use wardrop_core::control::{ControlSnapshot, Routing, RoutingChange};
 use wardrop_core::Error;
 use wardrop_core::RouterConfig;
+use wardrop_core::control::{ControlSnapshot, Routing, RoutingChange};
 
 use crate::error::SimError;
 use crate::fleet::Fleet;
