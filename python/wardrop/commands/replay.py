@@ -136,7 +136,7 @@ def replay(
         str,
         typer.Option(
             envvar="WARDROP_REPLAY_POLICY",
-            help="Policies, name or name(parameter=value,…), with commas between.",
+            help="Policies: NAME or NAME(parameter=value,…), with commas between.",
         ),
     ] = "round_robin,least_loaded,dynamo",
     workers: Annotated[int, typer.Option(min=1, help="Aggregated workers.")] = 8,
@@ -177,23 +177,21 @@ def replay(
         typer.Option(min=0.001, help="KV link of a split fleet, gigabytes per second and worker."),
     ] = 64.0,
     feed_delay_ms: Annotated[
-        float, typer.Option(min=0, help="Age of KV events when the router hears them.")
+        float, typer.Option(min=0, help="Age of KV events when they reach the router.")
     ] = 0.0,
     feed_loss: Annotated[
         float, typer.Option(min=0, max=1, help="Share of KV events that are lost.")
     ] = 0.0,
     metrics: Annotated[
-        bool, typer.Option(help="Workers report every iteration, and the router learns from it.")
+        bool, typer.Option(help="Workers report every iteration, and the router learns its curves.")
     ] = False,
     metrics_delay_ms: Annotated[
-        float, typer.Option(min=0, help="Age of those reports when the router hears them.")
+        float, typer.Option(min=0, help="Age of a worker's report when it reaches the router.")
     ] = 0.0,
     metrics_loss: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of those reports that are lost.")
+        float, typer.Option(min=0, max=1, help="Share of the workers' reports that are lost.")
     ] = 0.0,
-    poa: Annotated[
-        bool, typer.Option(help="Measure what routing lost: the price of anarchy and its parts.")
-    ] = False,
+    poa: Annotated[bool, typer.Option(help="Measure the price of anarchy and its parts.")] = False,
     ttft_slo_s: Annotated[
         float, typer.Option(min=0, help="Goodput: limit of the time to first token.")
     ] = 2.0,
@@ -222,11 +220,11 @@ def replay(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Keep finished cells here and skip those found (JSON lines)."),
+        typer.Option(help="JSON-lines file of finished simulations, which are not run again."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Simulations at once; 0: all cores.")] = 0,
 ) -> None:
-    """Replay TRACE through the production router, simulated workers behind it."""
+    """Replay TRACE through the production router, in front of simulated workers."""
     try:
         engine = Engine(
             block_size=block_size,

@@ -1,4 +1,4 @@
-"""What the games raise: each message says what was got, what was expected, and what to do."""
+"""The errors of the games; each text names received, expected and what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from wardrop.errors import InputError
 
 
 class GameError(InputError):
-    """An input that no game can be built from; the message says how to mend it."""
+    """Input from which no game can be built; the text says how to correct the input."""
 
 
 class NotConvexError(GameError):

@@ -22,7 +22,7 @@ class Trace:
     """Requests in order of arrival.
 
     Attributes:
-        name: where it came from.
+        name: name of the file or generator.
         arrival_s: (requests,) seconds from the first arrival, non-decreasing.
         input_tokens: (requests,) ISL.
         output_tokens: (requests,) OSL, ≥ 1.
@@ -39,7 +39,7 @@ class Trace:
 
     @property
     def requests(self) -> int:
-        """How many requests."""
+        """Number of requests."""
         return self.arrival_s.size
 
     @property
@@ -53,7 +53,7 @@ class Trace:
         return replace(self, arrival_s=self.arrival_s / factor)
 
     def first(self, requests: int) -> Trace:
-        """Only the first so many requests."""
+        """The first `requests` requests only."""
         require(requests > 0, requests, "at least one request")
         return Trace(
             self.name,
@@ -113,7 +113,7 @@ class Workload:
 
 
 def generate_trace(workload: Workload, seed: int) -> Trace:
-    """A trace from a generated workload; same seed, same trace. Ours; needs no files."""
+    """A trace of a generated workload; equal seeds give equal traces. Needs no files. Ours [O]."""
     require(workload.rate_rps > 0 and workload.seconds > 0, workload, "rate and seconds > 0")
     generator = np.random.default_rng(seed)
     count = max(1, int(workload.rate_rps * workload.seconds))

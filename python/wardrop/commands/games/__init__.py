@@ -39,8 +39,8 @@ built-in table of Llama-3.1-70B, TP 4, on B200 is used.
 
 **Environment.** Each flag reads a variable, named in its help; a flag wins over its variable.
 
-**Exit codes.** 0: answered. 2: the input can not be used; stderr says what was got, what was
-expected and what to do.
+**Exit codes.** 0: answered. 2: bad input; stderr names received, expected and what to
+do.
 
 **Examples**
 

@@ -1,4 +1,4 @@
-"""`wardrop games coupled`: does the planner's loop oscillate, and what should it be told?"""
+"""`wardrop games coupled`: does the planner's loop oscillate, and which settings prevent it?"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ P = ParamSpec("P")
 
 @dataclass
 class Report:
-    """What a command found.
+    """The result of a command.
 
     Attributes:
         title: one line.

@@ -1,4 +1,4 @@
-"""`wardrop games routing`: what selfish routing loses on one instance."""
+"""`wardrop games routing`: the loss of selfish routing on one instance."""
 
 from __future__ import annotations
 

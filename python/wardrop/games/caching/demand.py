@@ -1,4 +1,4 @@
-"""From a trace to Γ_KV: who wants what, what today costs, what replication would save.
+"""From a trace to Γ_KV: the demand for blocks, today's cost, and the gain of replication.
 
 Where it stands: the end of the caching game; `wardrop games caching --trace` prints it. The trace
 is replayed over a fleet of `TieredCache`s under a routing rule; the hottest blocks become the
@@ -33,7 +33,7 @@ Spread: TypeAlias = Literal["round_robin", "affinity"]
 
 @dataclass(frozen=True)
 class FleetCaches:
-    """What the fleet's caches are.
+    """The caches of a fleet.
 
     Attributes:
         topology: where the workers are.

@@ -23,13 +23,13 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class PlacementReport:
-    """What selfish placement loses. Costs: seconds of delay per second.
+    """The loss of selfish placement. Costs are seconds of delay per second.
 
     Attributes:
         optimum_cost: least social cost.
         best_equilibrium_cost: cost of the cheapest pure equilibrium; nan if none exists.
         worst_equilibrium_cost: cost of the dearest pure equilibrium; nan if none exists.
-        equilibria: how many pure equilibria (product over independent objects).
+        equilibria: number of pure equilibria (product over independent objects).
     """
 
     optimum_cost: float
@@ -60,7 +60,7 @@ def cost_ratio(cost: float, optimum_cost: float) -> float:
 
 
 def single_object(game: PlacementGame, index: int) -> PlacementGame:
-    """The game of one object alone: what an uncapacitated game falls into."""
+    """The game of one object alone: a game without capacity limits is the sum over objects."""
     origin = np.broadcast_to(as_floats(game.origin), (game.objects,))
     return replace(game, demand=as_floats(game.demand)[:, [index]], origin=origin[[index]])
 
@@ -131,7 +131,7 @@ class Settled:
 
     Attributes:
         placement: (workers, objects).
-        converged: nobody gains by changing its row.
+        converged: whether no worker gains by changing its row.
         rounds: passes over all workers.
     """
 
@@ -143,7 +143,7 @@ class Settled:
 def settle(
     game: PlacementGame, start: Placement | None = None, seed: int | None = None, rounds: int = 200
 ) -> Settled:
-    """Workers in turn (shuffled by `seed`) take their best row until nobody changes.
+    """Workers in turn (shuffled by `seed`) take their best row until no worker changes.
 
     Pure equilibria always exist without limits (Chun et al. 2004, by construction) and for binary
     preferences (Etesami and Başar 2017); elsewhere the dynamics may not rest, which is reported.

@@ -91,6 +91,6 @@ def _touch(tier: OrderedDict[int, None], block: int, room: int) -> None:
 
 
 def placement_of(caches: Sequence[TieredCache], objects: Sequence[int]) -> Placement:
-    """What the caches hold of the given blocks now: (workers, objects), as `game.Placement`."""
+    """The present placement of the given blocks: (workers, objects), as `game.Placement`."""
     rows = [[cache.tier_of(block) for block in objects] for cache in caches]
     return np.array(rows, dtype=np.int8).reshape(len(caches), len(objects))

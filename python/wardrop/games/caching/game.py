@@ -28,7 +28,7 @@ Placement: TypeAlias = NDArray[np.int8]
 
 @dataclass(frozen=True)
 class PlacementGame:
-    """Who keeps what.
+    """The placement of objects on workers.
 
     Attributes:
         demand: (workers, objects) w_io, requests per second of worker i for object o, ≥ 0.
@@ -111,7 +111,7 @@ class PlacementGame:
         return float(self.costs(placement).sum())
 
     def gains(self, placement: Placement, worker: int) -> Floats:
-        """What keeping object o in tier t would save the worker: (objects, tiers), of any sign."""
+        """(objects, tiers) savings of the worker from object o in tier t, of any sign."""
         others = placement.copy()
         others[worker] = 0
         away = self.access(others)[worker]
@@ -146,5 +146,5 @@ class PlacementGame:
 
 
 def empty_placement(game: PlacementGame) -> Placement:
-    """Nobody keeps anything: (workers, objects) zeros."""
+    """The placement without any object: (workers, objects) zeros."""
     return np.zeros((game.workers, game.objects), dtype=np.int8)

@@ -1,4 +1,4 @@
-"""The graphs with a known price of anarchy, and those bounds.
+"""Graphs with a known price of anarchy, and their bounds.
 
 Where it stands: beside `game.py`, for reference games. `basic_game` is the basic game of Chun,
 Chaudhuri, Wee, Barreno, Papadimitriou and Kubiatowicz (PODC 2004): one object, unit demand, one

@@ -22,7 +22,7 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a block weighs.
+    """The size of a block.
 
     Attributes:
         layers: transformer layers.
@@ -51,7 +51,7 @@ class Link:
     setup_seconds: float = 0.0
 
     def seconds(self, size_bytes: float) -> float:
-        """Time to move so many bytes, seconds."""
+        """Time to move a number of bytes, seconds."""
         return self.setup_seconds + size_bytes / self.bytes_per_second
 
 

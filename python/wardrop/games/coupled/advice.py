@@ -1,4 +1,4 @@
-"""When does the loop oscillate, what stops it, and what should a planner be told?
+"""When does the loop oscillate, and which planner settings prevent it?
 
 Where it stands: the answer of the coupled games; `wardrop games coupled` prints it. A map of gain
 against delay, each cell a run of the loop; the linear theory's critical gain beside it; and a
@@ -118,7 +118,7 @@ def stability_map(
 
 @dataclass(frozen=True)
 class Advice:
-    """What to tell a planner. All fields are plain numbers, strings and lists: it exports as JSON.
+    """Settings for a planner. All fields are plain numbers, strings and lists: it exports as JSON.
 
     Attributes:
         prefill_workers: recommended size.

@@ -68,7 +68,7 @@ class Fleet:
 
 @dataclass
 class State:
-    """What the loop remembers. Arrays have one column per prefill worker.
+    """The state of the loop. Arrays have one column per prefill worker.
 
     Invariant: flows, overlap and backlog_s have `prefill` columns; 1 ≤ prefill ≤ workers − 1.
     """
@@ -94,7 +94,7 @@ class State:
 
 @dataclass(frozen=True)
 class History:
-    """What happened, one entry a tick.
+    """The history of a run, one entry per tick.
 
     Attributes:
         time_s: seconds.
@@ -144,7 +144,7 @@ def initial_state(fleet: Fleet, prefill: int) -> State:
 
 
 def service_seconds(fleet: Fleet, overlap: Floats) -> Floats:
-    """(families, workers) seconds to prefill what is not cached."""
+    """(families, workers) seconds to prefill the uncached tokens."""
     tokens = fleet.private_tokens + as_floats(fleet.prefix_tokens)[:, None] * (1.0 - overlap)
     timing = fleet.timing
     return as_floats(np.interp(tokens, timing.prefill_tokens, timing.prefill_s))

@@ -1,8 +1,8 @@
 """Γ_PD, the resource game: how many workers prefill and how many decode.
 
 See `docs/explanation/games/resource.md`.
-`attainment` is the seam (what a split attains), `queueing` with `pools` and `timing` one
-implementation of it, `game` the generalised Nash problem, `split` the answer.
+`attainment` is the interface to an evaluator of splits, and `queueing` with `pools` one evaluator.
+`game` is the generalised Nash problem, and `split` chooses the split.
 """
 
 from wardrop.games.resource.attainment import (

@@ -14,7 +14,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Attainment:
-    """What a split of workers attains on a workload.
+    """The attainment of a split of workers on a workload.
 
     Attributes:
         ttft: share of requests within the TTFT limit, 0 to 1: U_P.
@@ -34,7 +34,7 @@ class Attainment:
 
 
 class AttainmentSource(Protocol):
-    """What the resource game asks of a fleet, real or simulated."""
+    """The interface of the resource game to a fleet, real or simulated."""
 
     def attainment(self, prefill_workers: int, decode_workers: int) -> Attainment:
         """Attainment of a split; the same split must give the same answer."""
@@ -43,10 +43,10 @@ class AttainmentSource(Protocol):
 
 @dataclass(frozen=True)
 class FromCallable:
-    """Any function of (prefill_workers, decode_workers), remembered so each split is paid for once.
+    """Any function of (prefill_workers, decode_workers); each split is evaluated once.
 
     Attributes:
-        evaluate: say, a run of the discrete-event simulator.
+        evaluate: the function, for example a run of the discrete-event simulator.
     """
 
     evaluate: Callable[[int, int], Attainment]
@@ -55,7 +55,7 @@ class FromCallable:
     )
 
     def attainment(self, prefill_workers: int, decode_workers: int) -> Attainment:
-        """The callable's answer."""
+        """The attainment that the function returns."""
         key = (prefill_workers, decode_workers)
         if key not in self._seen:
             self._seen[key] = self.evaluate(*key)
@@ -63,5 +63,5 @@ class FromCallable:
 
     @property
     def evaluations(self) -> int:
-        """How many distinct splits were evaluated."""
+        """Number of distinct splits evaluated."""
         return len(self._seen)

@@ -80,7 +80,7 @@ class DecodeWorker:
 
     @property
     def booked_tokens(self) -> float:
-        """Active and waiting KV tokens: what a dispatcher balances."""
+        """Active and waiting KV tokens, which a dispatcher balances."""
         return self.kv_tokens + self.waiting_tokens
 
     def add(self, request: int, input_tokens: int, output_tokens: int, now_s: float) -> None:

@@ -27,7 +27,7 @@ from wardrop.timing import TimingCurves
 
 @dataclass(frozen=True)
 class Engine:
-    """What one worker can do.
+    """The speed and the capacity of one worker.
 
     Attributes:
         timing: its two curves.

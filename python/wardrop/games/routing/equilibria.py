@@ -110,7 +110,7 @@ def deviation_costs(game: FiniteGame, profile: Profiles, player: int) -> Floats:
 
 
 def best_response(game: FiniteGame, start: Profiles, rounds: int = 1_000) -> Dynamics:
-    """Players in turn move to their cheapest worker until nobody gains.
+    """Players in turn move to their cheapest worker until no player gains.
 
     Converges for every game with an exact potential (Monderer and Shapley 1996); for others it may
     cycle, which is detected by a profile that comes back at the end of a pass.

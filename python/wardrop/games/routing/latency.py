@@ -62,7 +62,7 @@ def as_floats(value: ArrayLike) -> Floats:
 
 
 def require(holds: bool, got: object, expected: str) -> None:
-    """Raise `GameError` with what was got and what was expected unless `holds`."""
+    """Raise `GameError` with received and expected unless `holds`."""
     if not holds:
         raise GameError(f"got {got}; expected {expected}")
 

@@ -95,7 +95,7 @@ def social_cost(game: NonatomicGame, flows: Floats) -> float:
 
 
 def equilibrium(game: NonatomicGame, gap: float = 1e-10, sweeps: int = 2_000) -> Flow:
-    """Wardrop equilibrium: nobody can lower its cost by moving; unique loads if ℓ is increasing.
+    """Wardrop equilibrium: no request gains by moving; unique loads if ℓ is increasing.
 
     Args:
         game: rates below capacity.

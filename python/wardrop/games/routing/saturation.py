@@ -123,8 +123,8 @@ class Saturating:
 class Table:
     """Measured delays: piecewise linear between points, the last slope beyond them.
 
-    Source: ours. Feed it a timing table or what a fleet reported. One curve for all workers (use
-    `Mixed` for several).
+    Source: ours. The points come from a timing table or from the reports of a fleet. One
+    curve for all workers (`Mixed` takes several).
 
     Attributes:
         load: (points,) strictly increasing, first ≥ 0; below the first the first delay holds.
@@ -255,7 +255,7 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Marginal:
-    """m(x) = ℓ(x) + x·ℓ′(x): what one more unit costs everybody. Source: Pigou 1920.
+    """m(x) = ℓ(x) + x·ℓ′(x): the cost of one more unit to all. Source: Pigou 1920.
 
     Its integral is x·ℓ(x), so minimising the potential of the marginal game minimises social cost:
     the system optimum is the equilibrium of travellers who pay m (Beckmann, McGuire and Winsten
