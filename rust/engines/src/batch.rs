@@ -79,7 +79,8 @@ const REMOVED_FIELDS: [&str; 3] = ["block_hashes", "medium", "group_idx"];
 
 /// Decodes one payload. Skips unknown keys, trailing fields and unknown events.
 ///
-/// # Errors [`Malformed`] when the payload is no batch or exceeds a limit.
+/// # Errors
+/// [`Malformed`] when the payload is no batch or exceeds a limit.
 pub fn decode_batch(payload: &[u8]) -> Result<Batch, Malformed> {
     if payload.len() > FRAME_BYTES_MAX {
         let (got, most) = (payload.len(), FRAME_BYTES_MAX);

@@ -61,7 +61,8 @@ struct WireEnvelope {
 
 /// Decodes the frames of one message.
 ///
-/// # Errors [`Malformed`] when the frames do not have the form that the module describes.
+/// # Errors
+/// [`Malformed`] when the frames do not have the form that the module describes.
 pub fn decode_frames<F: AsRef<[u8]>>(frames: &[F]) -> Result<Envelope, Malformed> {
     let [_, publisher, sequence, body] = frames else {
         return Err(Malformed::Frames);
@@ -110,7 +111,8 @@ pub struct WorkerEvent {
 
 /// Decodes a `kv-events` payload: a list of events.
 ///
-/// # Errors [`Malformed::Payload`] when the payload is no such list.
+/// # Errors
+/// [`Malformed::Payload`] when the payload is no such list.
 pub fn decode_kv_events(payload: &[u8]) -> Result<Vec<WorkerEvent>, Malformed> {
     let wire: Bounded<WireEvent, EVENTS_MAX> =
         rmp_serde::from_slice(payload).map_err(|_| Malformed::Payload)?;
@@ -119,7 +121,8 @@ pub fn decode_kv_events(payload: &[u8]) -> Result<Vec<WorkerEvent>, Malformed> {
 
 /// Decodes the result of `KvRouter.dump_events()`: the same events as JSON.
 ///
-/// # Errors The text of the JSON error.
+/// # Errors
+/// The text of the JSON error.
 pub fn decode_dump(json: &str) -> Result<Vec<WorkerEvent>, String> {
     let wire: Vec<WireEvent> = serde_json::from_str(json).map_err(|e| e.to_string())?;
     Ok(wire.into_iter().map(WireEvent::into_event).collect())
@@ -255,7 +258,8 @@ impl ForwardPass {
 
 /// Decodes a `forward-pass-metrics` payload.
 ///
-/// # Errors [`Malformed::Payload`] when the payload has another form.
+/// # Errors
+/// [`Malformed::Payload`] when the payload has another form.
 pub fn decode_forward_pass(payload: &[u8]) -> Result<ForwardPass, Malformed> {
     rmp_serde::from_slice(payload).map_err(|_| Malformed::Payload)
 }

@@ -62,7 +62,8 @@ impl Feed {
     /// worker then holds nothing any more. `hasher` hashes the blocks and must be the router's own, since the
     /// frames carry tokens. Blocks of another size than the hasher's are skipped.
     ///
-    /// # Errors [`Malformed`] for a frame that cannot be decoded. Such a frame changes only a counter; its
+    /// # Errors
+    /// [`Malformed`] for a frame that cannot be decoded. Such a frame changes only a counter; its
     /// sequence number counts as missed later.
     pub fn take(
         &mut self,

@@ -13,7 +13,7 @@
 //! * `evict`, `image`, `check`, `reference`: the memory budget, saving, the rules of the structure, and the
 //!   slow index that tests compare with.
 //!
-//! Costs stand in `concurrent`; `docs/explanation/index.md` tells why the index has this form.
+//! Costs stand in `concurrent`; `docs/explanation/prefix-index.md` tells why the index has this form.
 
 pub(crate) mod arena;
 mod budget;
