@@ -4,8 +4,8 @@ Every setting exists in four sources under one name. The field `limits.body_byte
 `--limits-body-bytes`, the variable `WARDROP_LIMITS_BODY_BYTES` and the YAML key
 `limits: {body_bytes: …}`. Settings that users meet first have a shorter flag and variable.
 
-Files: `fields` declares and checks settings; `http`, `routing`, `dynamo` and `control` hold the
-stages; `config` is the whole; `sources` reads flags, variables and YAML; `native` asks the native
+Files: `fields` declares and checks settings. `http`, `routing`, `dynamo` and `control` hold the
+stages, and `config` joins them. `sources` reads flags, variables and YAML. `native` asks the native
 module.
 """
 

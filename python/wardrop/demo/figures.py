@@ -208,8 +208,8 @@ def _stays(
 ) -> dict[str, list[tuple[Floats, Floats]]]:
     """Begins and ends of the requests on each worker, by pool.
 
-    In a split fleet a request is on its prefill worker up to the first token, and on its decode
-    worker from the first token on.
+    In a split fleet a request is on its prefill worker up to the first token, and then on its
+    decode worker.
     """
     sent, first, end = (_column(columns, n, rows) for n in ("sent_s", "first_token_s", "end_s"))
     decoded = np.array(columns["worker_id"], dtype=object)[rows]

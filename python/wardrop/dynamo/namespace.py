@@ -7,8 +7,8 @@ namespace and reach each other.
 There are two ways in:
 
 * `python -m wardrop.dynamo.namespace -- COMMAND…` (or `enter_or_reexec`) leaves the current
-  network, brings `lo` up by ioctl, without an `ip` binary, and then becomes the command. It works
-  for root, and for other users through a user namespace.
+  network, brings `lo` up and then becomes the command. It uses ioctl and needs no `ip` binary. It
+  works for root, and for other users through a user namespace.
 * `enter()` moves the calling thread; threads and children that start afterwards are inside too. The
   kernel lets only a process with one thread enter a user namespace. Users other than root must
   therefore call it before any other thread starts.
