@@ -1,4 +1,4 @@
-//! The HTTP door: takes an OpenAI request, asks the routing service for workers, and forwards the request to a stock frontend.
+//! The HTTP door: takes an `OpenAI` request, asks the routing service for workers, and forwards the request to a frontend.
 //!
 //! ```text
 //! client ─▶ proxy (limits, intake) ─▶ wardrop_service (prompt, decision) ─▶ upstream (dynamo.frontend, worker pinned) ─▶ client

@@ -127,7 +127,7 @@ pub(crate) struct Feeds {
     context: Arc<FeedContext>,
     /// The event loop that reads the feeds.
     runtime: Handle,
-    feeds: Mutex<BTreeMap<u64, Feed>>,
+    by_publisher: Mutex<BTreeMap<u64, Feed>>,
 }
 
 impl Feeds {
@@ -136,7 +136,7 @@ impl Feeds {
         Self {
             context: Arc::new(context),
             runtime,
-            feeds: Mutex::default(),
+            by_publisher: Mutex::default(),
         }
     }
 
@@ -155,7 +155,7 @@ impl Feeds {
                 subscription.endpoint
             )));
         }
-        let mut feeds = self.feeds.lock();
+        let mut feeds = self.by_publisher.lock();
         if let Some(known) = feeds.get(&subscription.publisher_id) {
             if known.subscription == subscription {
                 return Ok(());
@@ -193,7 +193,7 @@ impl Feeds {
 
     /// Leaves a feed; whether it was followed.
     pub fn unsubscribe(&self, publisher_id: u64) -> bool {
-        let feed = self.feeds.lock().remove(&publisher_id);
+        let feed = self.by_publisher.lock().remove(&publisher_id);
         if let Some(feed) = &feed {
             feed.task.abort();
         }
@@ -202,7 +202,7 @@ impl Feeds {
 
     /// Leaves the feeds of a model.
     pub fn leave_model(&self, model: &str) {
-        self.feeds.lock().retain(|_, feed| {
+        self.by_publisher.lock().retain(|_, feed| {
             let keep = feed.subscription.model != model;
             if !keep {
                 feed.task.abort();
@@ -213,7 +213,7 @@ impl Feeds {
 
     /// All feeds for a status report.
     pub fn report(&self, now_s: f64) -> Vec<FeedReport> {
-        let feeds = self.feeds.lock();
+        let feeds = self.by_publisher.lock();
         feeds
             .values()
             .map(|feed| {

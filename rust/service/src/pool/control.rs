@@ -80,7 +80,7 @@ impl WorkerPool {
     }
 
     /// The learned curves; `None` without workers.
-    pub fn curves(&self) -> Option<PoolCurves> {
+    pub(crate) fn curves(&self) -> Option<PoolCurves> {
         let state = self.state.lock();
         (!state.workers.is_empty()).then(|| PoolCurves {
             model: self.model.to_string(),

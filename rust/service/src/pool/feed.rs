@@ -46,7 +46,7 @@ pub(crate) struct ApplyCounts {
 
 impl WorkerPool {
     /// Applies events of one feed, in order. Events of workers that are unknown, or that are not the feed's own, are counted as foreign.
-    pub fn apply(&self, events: Vec<WorkerEvent>, source: EventSource, now_s: f64) -> ApplyCounts {
+    pub(crate) fn apply(&self, events: Vec<WorkerEvent>, source: EventSource, now_s: f64) -> ApplyCounts {
         let mut counts = ApplyCounts::default();
         let mut state = self.state.lock();
         for WorkerEvent {
@@ -115,7 +115,7 @@ impl WorkerPool {
     /// Replaces the blocks of every worker whose stream is not known from its start by those in the dump.
     ///
     /// Workers that are synced keep what they have: their live state is newer than any dump. Returns (workers replaced, events).
-    pub fn load_dump(&self, dump: Vec<WorkerEvent>) -> (usize, ApplyCounts) {
+    pub(crate) fn load_dump(&self, dump: Vec<WorkerEvent>) -> (usize, ApplyCounts) {
         let mut counts = ApplyCounts::default();
         let mut per_worker: BTreeMap<WorkerId, Vec<KvEvent>> = BTreeMap::new();
         for WorkerEvent { worker, event, .. } in dump {

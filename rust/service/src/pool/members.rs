@@ -64,7 +64,7 @@ pub(crate) struct Member {
 
 impl WorkerPool {
     /// Every registered worker. O(workers).
-    pub fn members(&self) -> BTreeMap<WorkerId, Member> {
+    pub(crate) fn members(&self) -> BTreeMap<WorkerId, Member> {
         let state = self.state.lock();
         let views = state.router.curves();
         let curves: BTreeMap<WorkerId, Prior> = views
@@ -109,7 +109,7 @@ impl WorkerPool {
     }
 
     /// Adds an instance with its ranks, or takes over its new figures. A known worker keeps blocks, load and health.
-    pub fn upsert(&self, upsert: &WorkerUpsert) -> Result<(), ServiceError> {
+    pub(crate) fn upsert(&self, upsert: &WorkerUpsert) -> Result<(), ServiceError> {
         if upsert.dp_size == 0 || upsert.dp_size > MAX_RANKS || upsert.dp_start > u32::MAX - MAX_RANKS {
             return Err(ServiceError::Config(format!(
                 "dp_size must be 1 to {MAX_RANKS}, got {} (dp_start {})",

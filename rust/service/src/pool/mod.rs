@@ -110,7 +110,7 @@ struct Worker {
 
 impl WorkerPool {
     /// An empty pool.
-    pub fn new(
+    pub(crate) fn new(
         model: Arc<str>,
         role: Role,
         config: RouterConfig,
@@ -135,7 +135,11 @@ impl WorkerPool {
     }
 
     /// Chooses and books as soon as the chosen worker has room.
-    pub fn wait(self: &Arc<Self>, request: QueuedRequest, clock: Clock) -> Result<QueueEntry, QueueError> {
+    pub(crate) fn wait(
+        self: &Arc<Self>,
+        request: QueuedRequest,
+        clock: Clock,
+    ) -> Result<QueueEntry, QueueError> {
         let mut guard = self.lock();
         let state = &mut *guard;
         let queue = state.queue.as_mut().ok_or(QueueError::Off)?;
@@ -174,7 +178,7 @@ impl WorkerPool {
     }
 
     /// Chooses and books, one atomic step; `mark` is told the end of each stage.
-    pub fn route(
+    pub(crate) fn route(
         &self,
         request: &RouteRequest<'_>,
         now_s: f64,

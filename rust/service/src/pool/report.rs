@@ -74,12 +74,12 @@ impl WorkerPool {
     }
 
     /// What routing loses here, once there is something to tell.
-    pub fn anarchy(&self) -> Option<AnarchyReport> {
+    pub(crate) fn anarchy(&self) -> Option<AnarchyReport> {
         self.anarchy.report()
     }
 
     /// All workers for a status report.
-    pub fn report(&self, now_s: f64) -> Vec<WorkerReport> {
+    pub(crate) fn report(&self, now_s: f64) -> Vec<WorkerReport> {
         let state = self.state.lock();
         let snapshot = state.router.snapshot();
         let loads = snapshot.workers.iter().map(|worker| (worker.worker, worker));

@@ -29,7 +29,7 @@ impl WorkerPool {
     /// Who holds which blocks, with where each feed stands and whose it is; `None` without workers.
     ///
     /// Events wait while the index is written, decisions do not.
-    pub fn save(&self) -> Option<SavedPool> {
+    pub(crate) fn save(&self) -> Option<SavedPool> {
         let positions: BTreeMap<WorkerId, _> = {
             let state = self.state.lock();
             let positions = state
@@ -61,7 +61,7 @@ impl WorkerPool {
     ///
     /// # Errors
     /// What is wrong with the image; the index is empty then, as before.
-    pub fn restore(
+    pub(crate) fn restore(
         &self,
         saved: &SavedPool,
         publishers: &BTreeSet<u64>,
