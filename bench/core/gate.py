@@ -2,8 +2,8 @@
 
 Counts do not depend on what else the machine does, so they show a regression that timings on a busy
 machine hide. valgrind's callgrind counts inside one function of `rust/core/benches/counts.rs`;
-without valgrind the gate says so and checks nothing. A new baseline: `make gate RECORD=--record`,
-with the reason in the commit.
+without valgrind the gate says so and checks nothing. `make gate RECORD=--record` records a new
+baseline; the commit gives the reason.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 BASELINE = Path(__file__).with_name("counts.json")
-TOLERANCE = 0.06  # what the layout of unrelated code moves, seen up to 4 %
+TOLERANCE = 0.06  # the layout of unrelated code moves counts by up to 4 %
 OTHER_COMPILER_TOLERANCE = 0.15
 
 
@@ -34,22 +34,22 @@ def instructions(program: str, case: str) -> int:
     """Instructions inside the measured function."""
     command = ["valgrind", "--tool=callgrind", "--toggle-collect=*counts*measured*"]
     command += ["--callgrind-out-file=/dev/null", program, case]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    found = re.search(r"Collected : (\d+)", told)
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    found = re.search(r"Collected : (\d+)", output)
     if found is None or int(found[1]) == 0:
-        raise SystemExit(f"callgrind counted nothing for {case}:\n{told}")
+        raise SystemExit(f"callgrind counted nothing for {case}:\n{output}")
     return int(found[1])
 
 
 def compiler() -> str:
-    """Version of the compiler that made the program."""
+    """Version of the compiler that built the program."""
     return subprocess.run(
         ["rustc", "--version"], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
 def compare(counts: dict[str, int], baseline: dict[str, Any]) -> bool:
-    """Print every case; whether one is worse than the tolerance allows."""
+    """Print every case, and return whether one exceeds the tolerance."""
     tolerance = TOLERANCE
     if baseline["compiler"] != compiler():
         tolerance = OTHER_COMPILER_TOLERANCE
@@ -81,7 +81,7 @@ def main() -> None:
         return
     baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     if baseline and baseline["machine"] != platform.machine() and not arguments.record:
-        print(f"SKIPPED: the baseline is of {baseline['machine']}, this is {platform.machine()}")
+        print(f"SKIPPED: the baseline is from {baseline['machine']}, this machine is {platform.machine()}")
         return
     program = built()
     cases = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()

@@ -81,7 +81,9 @@ pub fn local_hashes(tokens: &[u32], block_size: u32, scope: &HashScope<'_>) -> V
 }
 
 /// Passes the little-endian bytes of a block to `hash`.
+// Always inline: out of line, XXH3 of a block of 16 tokens takes 80 instructions instead of 59 (`make gate`).
 #[cfg(target_endian = "little")]
+#[inline(always)]
 fn with_bytes(block: &[u32], hash: impl FnOnce(&[u8]) -> u64) -> u64 {
     hash(bytemuck::cast_slice(block))
 }
