@@ -17,7 +17,9 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug)]
 pub struct FleetCurves {
     learning: Learning,
+    /// Learns from the outcomes of every worker. A worker that joins starts here.
     fleet: WorkerCurves,
+    /// Curves and service clock by position. `None` where no worker is.
     workers: Vec<Option<(WorkerCurves, ServiceClock)>>,
     /// By position: the load of the last step report that was learned from.
     pub(super) filters: FxHashMap<usize, LoadFilter>,
@@ -40,7 +42,7 @@ pub struct CurveView {
     pub step_error: f64,
 }
 
-/// All curves as plain numbers, for a file.
+/// All curves as plain numbers, for a file. A record of another version is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FleetRecord {
@@ -50,6 +52,7 @@ pub struct FleetRecord {
     workers: Vec<(WorkerId, CurveRecord)>,
 }
 
+/// The curves of one worker, or of the fleet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CurveRecord {

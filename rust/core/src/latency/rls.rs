@@ -47,8 +47,12 @@ impl Default for Learning {
 /// The coefficients of one curve, with the covariance of their errors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rls<const N: usize> {
+    /// The coefficients θ. Invariant: each is finite and ≥ 0.
     theta: [f64; N],
+    /// Covariance P of the errors of θ. Invariant: symmetric, with a diagonal ≥ 0.
     covariance: [[f64; N]; N],
+    /// The coefficients at the start. A curve that shrank to 0 restarts there. The ceiling of the covariance is never
+    /// below the ceiling at these coefficients.
     prior: [f64; N],
     learning: Learning,
     /// Running mean of the clipped relative residual's size.
@@ -107,6 +111,12 @@ impl<const N: usize> Rls<N> {
 
     /// Learns from one sample `y` at `x`. Samples that are not finite or not above 0 are ignored.
     ///
+    /// With z = x/(θ·x), e the clipped relative residual, λ the forgetting factor and σ the noise:
+    ///
+    /// ```text
+    /// k = P·z / (λ·σ² + zᵀ·P·z),   θ ← max(θ + k·e, 0),   P ← (P − k·(P·z)ᵀ) / λ
+    /// ```
+    ///
     /// A curve that shrank to 0 has no relative errors to learn from. It restarts at its prior, scaled to the sample.
     pub fn observe(&mut self, x: &[f64; N], y: f64) {
         let predicted = self.predict(x);
@@ -142,6 +152,7 @@ impl<const N: usize> Rls<N> {
         self.bound_covariance();
     }
 
+    /// Starts again at the prior, scaled so that it predicts `y` at `x`.
     fn restart(&mut self, x: &[f64; N], y: f64) {
         let scale = y / dot(&self.prior, x);
         if scale.is_finite() && scale > 0.0 {
@@ -250,6 +261,7 @@ impl<const N: usize> Rls<N> {
     }
 }
 
+/// Σ aᵢ·bᵢ, in order: another order would change the last bits of every prediction.
 #[inline]
 fn dot<const N: usize>(a: &[f64; N], b: &[f64; N]) -> f64 {
     let mut sum = 0.0;

@@ -17,11 +17,15 @@ const DEFAULT_CHUNK_TOKENS: u64 = 8192;
 /// One request in flight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OpenRequest {
+    /// Worker that the request is booked on.
     pub slot: Slot,
+    /// What the worker has to compute of the prompt, as of the booking.
     pub work: Work,
     /// Expected prefill seconds, as of the booking.
     pub prefill_s: f64,
+    /// When the request was booked, seconds.
     pub booked_at_s: f64,
+    /// When the booking expires, seconds.
     pub expires_at_s: f64,
     /// When the first token was expected, as of the booking.
     pub due_s: f64,
@@ -73,6 +77,7 @@ pub(super) struct WorkerAccount {
     pub kv_tokens: f64,
     /// Time up to which the integrals are complete.
     at_s: f64,
+    /// Integrals of the load up to `at_s`.
     pub integrals: Integrals,
     /// Arriving requests.
     pub arrivals: Rate,
@@ -84,7 +89,9 @@ pub(super) struct WorkerAccount {
     pub chunk_tokens: u64,
     /// Sequences that run at once. The maximum when unknown.
     pub max_requests: u32,
+    /// Blocks that a stored block evicts.
     pub evictions: EvictionRate,
+    /// Prompts that wait in the engine, by its reports.
     pub queue: PromptQueue,
     /// Expected first tokens in order of booking. Requests whose first token came stay until they reach the front, or
     /// until they are too many.

@@ -1,7 +1,8 @@
 //! The latency of a candidate for one request: one formula, for one candidate and for thousands.
 //!
 //! Stands between `match ─▶ price`: the columns of the workers, the match and the load go in, [`LatencyEstimate`]
-//! comes out, and a price in seconds is a function of it. `docs/explanation/price.md` has the model. O(1) per candidate.
+//! comes out, and a price in seconds is a function of it. `docs/explanation/price.md` has the model. O(1) per
+//! candidate.
 
 use super::columns::{ColumnSlices, WorkerRow};
 use super::{MAX_UTILISATION, OWN_SHARE};

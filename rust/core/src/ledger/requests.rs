@@ -1,4 +1,13 @@
 //! The life of a request in the ledger: booked, first token, end or expiry.
+//!
+//! ```text
+//! book ─▶ prefill_done ─▶ release        a streamed answer
+//! book ─▶ expire (due) ─▶ release        an unstreamed answer: its first token counts as come when it is due
+//! book ─▶ expire                         a booking whose end is never reported
+//! book, prefill_done ─▶ answer_began     a pool that only decodes: steps count from the first token on
+//! ```
+//!
+//! The prefill curve learns at the first token, the step curve at the end. Both learn nothing from guesses.
 
 use rustc_hash::FxHashMap;
 
@@ -12,14 +21,19 @@ use crate::request::RequestId;
 /// A placed request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewBooking {
+    /// Id of the request.
     pub request: RequestId,
+    /// Worker that it is booked on.
     pub slot: Slot,
+    /// What the worker has to compute of the prompt.
     pub work: Work,
     /// Distinct prompt tokens in flight on the worker, with this request.
     pub kv_tokens: f64,
     /// Whether the answer comes in one piece, so that no first token is reported.
     pub is_unstreamed: bool,
+    /// Time of the booking, seconds.
     pub now_s: f64,
+    /// When the booking expires, seconds.
     pub expires_at_s: f64,
 }
 
@@ -183,6 +197,8 @@ impl Ledger {
         self.requests.len()
     }
 
+    /// Ends the prefill of an unstreamed request that is due. Returns false for a request that ended or whose prefill
+    /// is over.
     fn assume_first_token(&mut self, request: RequestId, now_s: f64) -> bool {
         let open = self.requests.get_mut(&request);
         let Some(open) = open.filter(|open| open.is_prefilling()) else {
@@ -194,6 +210,7 @@ impl Ledger {
         true
     }
 
+    /// Removes a request that ended or expired.
     fn end(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         if let Some(open) = self.requests.remove(&request) {
             self.close(&open, kv_tokens, outcome, now_s);

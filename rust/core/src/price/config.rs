@@ -12,33 +12,37 @@ use crate::error::Error;
 use crate::regime::{Regime, RegimeController};
 
 /// A policy by name, with its parameters. [`PolicyConfig::build`] validates them.
+///
+/// The serialised form has the name in `name` and the parameters beside it. An absent parameter has its default, and
+/// an unknown one is refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PolicyConfig {
-    /// See [`RoundRobin`].
+    /// [`RoundRobin`]: each candidate in turn.
     RoundRobin,
-    /// See [`LeastLoaded`].
+    /// [`LeastLoaded`]: the fewest requests in flight. The default.
     #[default]
     LeastLoaded,
-    /// See [`PowerOfTwo`].
+    /// [`PowerOfTwo`]: the less loaded of two random candidates.
     PowerOfTwo,
-    /// See [`Dynamo`].
+    /// [`Dynamo`]: NVIDIA Dynamo's own cost.
     Dynamo(DynamoConfig),
-    /// See [`Paper`].
+    /// [`Paper`]: Dynamo's cost with parameters by regime, chosen by a controller.
     Paper(PaperConfig),
-    /// See [`Lmetric`].
+    /// [`Lmetric`]: new prefill tokens times batch size.
     Lmetric,
-    /// See [`TwoTier`].
+    /// [`TwoTier`]: the longest match when it is long enough, else the least loaded.
     TwoTier(TwoTierConfig),
-    /// See [`Sticky`].
+    /// [`Sticky`]: the least prefill among the workers with nearly the best overlap.
     Sticky(StickyConfig),
-    /// See [`Chwbl`].
+    /// [`Chwbl`]: consistent hashing with bounded loads.
     Chwbl(ChwblConfig),
-    /// See [`Toll`].
+    /// [`Toll`]: the request's own time and the delay that it causes to others, weighted by an objective.
     Toll(Objective),
 }
 
+/// The parameters of a policy without any. It refuses every name.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoParameters {}
@@ -120,6 +124,7 @@ impl PolicyConfig {
     }
 }
 
+/// Reads the parameters of the policy `name`.
 fn read<T: DeserializeOwned>(name: &str, parameters: &Map<String, Value>) -> Result<T, Error> {
     serde_json::from_value(Value::Object(parameters.clone())).map_err(|error| Error::PolicyParameters {
         policy: name.to_owned(),

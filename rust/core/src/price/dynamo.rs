@@ -102,6 +102,7 @@ impl Dynamo {
         }
     }
 
+    /// Whether the credit of a cached block depends on the prefill backlog.
     fn decays(&self, view: &View<'_>) -> bool {
         view.tracks_prefill && self.config.overlap_score_credit_decay > 0.0
     }
@@ -138,6 +139,7 @@ impl Dynamo {
         }
     }
 
+    /// Factor of the credit of candidate `i`, above 0 and at most 1: see the formula of [`Dynamo`].
     fn decay(&self, view: &View<'_>, i: usize, lowest_prefill_tokens: u64) -> f64 {
         let excess_tokens = view.prefill_tokens[i] - lowest_prefill_tokens;
         let excess_blocks = excess_tokens as f64 / f64::from(view.block_size);
@@ -228,6 +230,7 @@ fn price_plain(view: &View<'_>, config: &DynamoConfig, costs: &mut [f64]) {
     }
 }
 
+/// Writes `cost(i)` for every candidate. One loop per form of the cost, so that no loop has a branch.
 #[inline(always)]
 fn fill(costs: &mut [f64], cost: impl Fn(usize) -> f64) {
     for (i, slot) in costs.iter_mut().enumerate() {

@@ -138,10 +138,12 @@ impl Objective {
 }
 
 impl TollWeights {
+    /// The mixture with a share of another goal's weights.
     fn mixed(&self, other: &Self, share: f64) -> Self {
         Self::mixture(&[*self, *other], &[1.0 - share, share])
     }
 
+    /// The sum of the weights of the goals, each times its share.
     fn mixture(goals: &[Self], shares: &[f64]) -> Self {
         let sum = |part: fn(&Self) -> f64| {
             goals

@@ -100,6 +100,7 @@ impl PaperConfig {
         })
     }
 
+    /// Checks the parameters of the controller. [`Dynamo::new`] checks the others.
     fn check(&self) -> Result<(), Error> {
         let bad = |field, got: String, expected| Err(Error::Parameter { field, got, expected });
         let [transition, saturated] = self.enter;

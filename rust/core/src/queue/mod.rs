@@ -223,6 +223,7 @@ impl LateQueue {
         std::mem::take(&mut self.too_late)
     }
 
+    /// Adds an accepted request to every list.
     fn insert(&mut self, entry: Entry) {
         let id = entry.request.id;
         self.order
@@ -240,6 +241,7 @@ impl LateQueue {
         self.entries.insert(id, entry);
     }
 
+    /// Takes a request out of every list. Only `ages` keeps it until it reaches the front.
     fn remove(&mut self, id: RequestId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
         self.order.remove(entry.start_s, entry.key_s, id);
@@ -273,6 +275,7 @@ impl LateQueue {
         }
     }
 
+    /// Counts a refusal.
     fn refuse(&mut self, limit: Limit) -> Offer {
         self.stats.refused[limit as usize] += 1;
         Offer::Refused {
@@ -332,6 +335,7 @@ fn match_and_estimate(
     Ok((matched, best))
 }
 
+/// The best of every candidate. O(candidates).
 fn best(decisions: &Decisions<'_>, matched: &Matched, now_s: f64) -> Best {
     let mut best = Best {
         prefill_s: f64::INFINITY,

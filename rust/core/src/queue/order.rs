@@ -81,6 +81,7 @@ impl Order {
         }
     }
 
+    /// Inserts a request into the window by its key.
     fn push(&mut self, key_s: f64, id: RequestId) {
         let at = self
             .window

@@ -12,9 +12,13 @@ const RETRY_S: std::ops::RangeInclusive<f64> = 1.0..=60.0;
 /// Running means over placed requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
+    /// Requests placed since the start.
     placed: u64,
+    /// When the last request was placed, seconds.
     last_s: f64,
+    /// Running mean of the gaps between placements, seconds. 0 before the first placement.
     gap_s: f64,
+    /// Running mean of wait and own prefill, seconds.
     mean_s: f64,
 }
 

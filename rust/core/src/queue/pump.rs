@@ -1,4 +1,14 @@
 //! Placing what can be placed: passes over the window, each under one lock of the router's state.
+//!
+//! ```text
+//! pump ─▶ drop missed deadlines ─▶ place overdue requests at once
+//!      ─▶ nothing can have changed since the last pass? place the new arrivals that find room
+//!         else passes, each up to one placement, until a pass places nothing
+//!      ─▶ nothing placed and a window of requests waits? place the lowest key at once
+//! ```
+//!
+//! A pass starts again after each placement, since the placement changes every price. A pass ends early when no
+//! worker with room is left that no request of the pass has chosen: the requests behind could only add to a backlog.
 
 use super::LateQueue;
 use super::request::{Cause, Dispatch, Entry, Limit};
@@ -302,7 +312,8 @@ impl LateQueue {
         Ok(!is_fresh)
     }
 
-    /// Places a request by price alone, regardless of room.
+    /// Places a request by price alone, regardless of room. The next pump makes a whole pass, since the placement
+    /// changed the load that the blocked requests saw.
     fn place_at_once(&mut self, turn: &mut Turn<'_>, id: RequestId, cause: Cause) -> Result<(), Error> {
         self.last_pass = None;
         self.pending.reset(turn.decisions.positions());

@@ -139,10 +139,13 @@ pub enum Offer {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub request: QueuedRequest,
+    /// The match, made again when the fleet changed or before an old match is acted on.
     pub matched: Matched,
     /// Tokens to compute on the worker that holds most of the prompt.
     pub least_tokens: u64,
+    /// When the match was made, seconds.
     pub matched_at_s: f64,
+    /// When the request was offered, seconds.
     pub arrived_s: f64,
     /// Place in the queue, seconds: the arrival, moved by priority and fairness.
     pub start_s: f64,

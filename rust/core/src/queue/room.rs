@@ -47,8 +47,9 @@ impl RoomRule {
 
     /// Whether a worker takes a prompt now.
     ///
-    /// Small prompts that fit into one engine pass delay no other prompt, and an engine that gets them one by one computes
-    /// half-empty passes. A prompt that does not fit waits: the next one to go is chosen when the pass is over.
+    /// Small prompts that fit into one engine pass delay no other prompt, and an engine that gets them one by one
+    /// computes half-empty passes. A prompt that does not fit waits: the next one to go is chosen when the pass is
+    /// over.
     pub fn admits(&self, worker: &Occupancy, demand: Demand) -> bool {
         let shares_pass = self.may_share(demand.prefill_tokens, worker.chunk_tokens)
             && worker.prefill_tokens + demand.prefill_tokens <= worker.chunk_tokens;

@@ -100,12 +100,15 @@ pub struct RegimeController {
     next_s: Option<f64>,
     /// TTFT since the last poll.
     seen: TailHistogram,
+    /// EWMA of the polled p99, seconds. `None` before the first poll with a first token, and after six polls without.
     smoothed_s: Option<f64>,
+    /// Baseline TTFT, seconds: given, or learned.
     baseline_s: Option<f64>,
     /// Polls in a row above (positive) or below (negative) the present regime, and the mildest regime among them.
     streak: (i32, Regime),
     /// Polls in a row without a first token.
     empty: u32,
+    /// Changes so far, oldest first. Invariant: at most 1,024.
     changes: VecDeque<RegimeChange>,
 }
 
@@ -166,6 +169,7 @@ impl RegimeController {
         self.next_s = Some(next_s);
     }
 
+    /// One poll: smooths the p99 since the last poll, and changes the regime when enough polls in a row ask for it.
     fn poll(&mut self, at_s: f64) {
         let Some(p99_s) = self.seen.take_p99_s() else {
             self.empty += 1;
@@ -204,6 +208,7 @@ impl RegimeController {
         }
     }
 
+    /// Lowers a learned baseline to the smoothed p99 at once, and raises it slowly while below the knee.
     fn learn_baseline(&mut self, smoothed_s: f64) {
         if self.settings.baseline_s.is_some() {
             return;
@@ -221,6 +226,7 @@ impl RegimeController {
         });
     }
 
+    /// The regime of a smoothed p99. The threshold of the present regime is lower by `leave_share`: hysteresis.
     fn verdict(&self, smoothed_s: f64) -> Regime {
         let baseline_s = self.baseline_s.unwrap_or(smoothed_s);
         let reaches = |regime: Regime, multiple: f64| {
@@ -241,6 +247,7 @@ impl RegimeController {
         }
     }
 
+    /// Changes the regime and records the change.
     fn enter(&mut self, to: Regime, at_s: f64) {
         if to == self.regime {
             return;

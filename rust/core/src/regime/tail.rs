@@ -3,7 +3,9 @@
 /// Counts per 1/64 of a decade from 0.1 ms to 1,000 s. A percentile is right within 2 %.
 #[derive(Clone, Debug)]
 pub(super) struct TailHistogram {
+    /// Values by bucket: bucket i holds values from `LOWEST_S`·10^(i/64) on.
     counts: Vec<u32>,
+    /// Sum of the counts.
     total: u32,
 }
 

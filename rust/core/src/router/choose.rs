@@ -38,7 +38,8 @@ impl RouterState {
         }
     }
 
-    /// The candidate with the fewest requests in flight. Ties are broken at random.
+    /// The candidate with the fewest requests in flight, pending requests included. Ties are broken at random, so that
+    /// requests without a booking spread too.
     fn least_loaded(&mut self, matched: &Matched, now_s: f64) -> usize {
         let mut requests = vec![0.0; matched.workers.len()];
         let mut rng = self.rng.clone();
@@ -69,6 +70,9 @@ impl RouterState {
     }
 
     /// Writes the cost of every candidate into the columns.
+    ///
+    /// A poll of the regime and a rebase of the rates that are due at `now_s` come first, so that the price is as of
+    /// `now_s` regardless of when the last outcome came.
     fn price(&mut self, matched: &Matched, pending: Option<&PendingLoad>, now_s: f64) {
         self.pricing.advance(now_s);
         self.columns.fill(matched, &self.load, pending);
@@ -124,7 +128,7 @@ impl RouterState {
         }
     }
 
-    /// Every candidate as it was just priced. Empty unless `explain`.
+    /// Every candidate as it was just priced. Empty unless `explain`: the copy costs an allocation per decision.
     fn candidates(&self, matched: &Matched, explain: bool, now_s: f64) -> Vec<Candidate> {
         if !explain {
             return Vec::new();

@@ -39,9 +39,29 @@ use crate::worker::{WorkerId, WorkerSpec};
 
 /// Routes the requests of one pool of workers. The crate's page shows the flow.
 ///
-/// Any number of threads share it. A match of a prompt takes no lock and waits for no writer. KV events are applied
-/// one at a time under the lock of the index. Price, pick and booking are one step under the lock of the state. With
-/// one thread the same calls give the same answers.
+/// Any number of threads share it. A match of a prompt takes no lock and waits for no writer. KV events are applied one
+/// at a time under the lock of the index. Price, pick and booking are one step under the lock of the state. With one
+/// thread the same calls give the same answers.
+///
+/// ```
+/// use wardrop_core::{RequestId, RouteRequest, Router, RouterConfig, WorkerId, WorkerSpec};
+///
+/// let router = Router::new(RouterConfig::new(16))?;
+/// router.add_worker(WorkerId::new(1, 0), WorkerSpec::default())?;
+/// router.add_worker(WorkerId::new(2, 0), WorkerSpec::default())?;
+/// let request = |id| RouteRequest {
+///     request_id: Some(RequestId(id)),
+///     input_tokens: 100,
+///     ..RouteRequest::default()
+/// };
+/// let first = router.route(&request(1), 0.0)?;
+/// let second = router.route(&request(2), 0.1)?;
+/// assert_ne!(first.worker, second.worker); // least loaded is the default policy
+/// router.prefill_done(RequestId(1), 0.5)?; // its first token came
+/// router.release(RequestId(1), 2.0)?; // its answer ended
+/// assert_eq!(router.snapshot().bookings, 1);
+/// # Ok::<(), wardrop_core::Error>(())
+/// ```
 pub struct Router {
     config: RouterConfig,
     hasher: BlockHasher,

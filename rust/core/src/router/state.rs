@@ -21,14 +21,23 @@ use crate::worker::WorkerId;
 
 /// Everything of a router that changes under its lock.
 pub(super) struct RouterState {
+    /// The configuration that the router was made with. Its policy is the first one: [`RouterState::pricing`] holds the
+    /// policy in force.
     pub(super) config: RouterConfig,
     pub(super) pricing: Pricing,
+    /// The only source of randomness: random ties, samples of the pick, and policies that draw candidates.
     pub(super) rng: Rng,
+    /// Registered workers. Every change is published to the roster, which readers without the lock see.
     pub(super) fleet: Fleet,
+    /// Blocks that are predicted from where requests were sent.
     pub(super) predicted: Predicted,
+    /// Bookings in tokens and blocks. It decides which requests are booked: the ledger follows it.
     pub(super) load: Load,
+    /// Bookings in seconds, with the latency curves.
     pub(super) ledger: Ledger,
     pub(super) counters: Counters,
+    /// What may have given a worker room. It changes under the same lock as the room, so that a queue that read it
+    /// before a pass cannot miss a change.
     pub(super) room_changes: RoomChanges,
     /// The match of the last immediate decision, kept to spare the allocations.
     pub(super) matched: Matched,
