@@ -7,7 +7,7 @@ use super::state::RouterState;
 use crate::ledger::{LatencyView, Work};
 use crate::matched::{Matched, PendingLoad, PoolFigures};
 use crate::pick::pick;
-use crate::price::{LeastLoaded, Policy, View};
+use crate::price::View;
 use crate::request::{Candidate, Choice, Decision, RouteRequest};
 
 impl RouterState {
@@ -29,7 +29,7 @@ impl RouterState {
         let costs = &self.columns.costs;
         let (chosen, cost) = match pick(costs, self.pricing.policy().temperature(), &mut self.rng) {
             Some(chosen) => (chosen, costs[chosen]),
-            None => (self.least_loaded(matched, now_s), f64::INFINITY),
+            None => (self.least_loaded(), f64::INFINITY),
         };
         Choice {
             chosen,
@@ -40,10 +40,13 @@ impl RouterState {
 
     /// The candidate with the fewest requests in flight, pending requests included. Ties are broken at random, so that
     /// requests without a booking spread too.
-    fn least_loaded(&mut self, matched: &Matched, now_s: f64) -> usize {
-        let mut requests = vec![0.0; matched.workers.len()];
-        let mut rng = self.rng.clone();
-        LeastLoaded.price(&self.view(matched, now_s), &mut rng, &mut requests);
+    #[cold]
+    fn least_loaded(&mut self) -> usize {
+        let (_, _, requests) = self.columns.loads(&self.load);
+        let requests: Vec<f64> = requests[..self.columns.costs.len()]
+            .iter()
+            .map(|&requests| f64::from(requests))
+            .collect();
         pick(&requests, 0.0, &mut self.rng).unwrap_or(0)
     }
 

@@ -63,7 +63,7 @@ impl Decisions<'_> {
     ) -> Result<Decision, Error> {
         self.state.expire(now_s);
         self.state.check(request)?;
-        let mut matched = std::mem::take(&mut self.state.matched);
+        let mut matched = self.state.matched.take().unwrap_or_default();
         let found = self.fill_match(request, overlaps, &mut matched);
         mark(Stage::Match);
         let decision = found.map(|()| {
@@ -72,7 +72,7 @@ impl Decisions<'_> {
                 .choose(&matched, None, request.explain, now_s, || mark(Stage::Price));
             self.state.commit(request, &matched, choice, now_s)
         });
-        self.state.matched = matched;
+        self.state.matched = Some(matched);
         if decision.is_ok() {
             mark(Stage::Pick);
         }

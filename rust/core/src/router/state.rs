@@ -39,8 +39,9 @@ pub(super) struct RouterState {
     /// What may have given a worker room. It changes under the same lock as the room, so that a queue that read it
     /// before a pass cannot miss a change.
     pub(super) room_changes: RoomChanges,
-    /// The match of the last immediate decision, kept to spare the allocations.
-    pub(super) matched: Matched,
+    /// The match of the last immediate decision, kept to spare the allocations. It is boxed, since a decision takes it out
+    /// and puts it back.
+    pub(super) matched: Option<Box<Matched>>,
     /// The columns of the last decision, kept to spare the allocations.
     pub(super) columns: Columns,
     /// Whether booked decisions are recorded.
@@ -61,7 +62,7 @@ impl RouterState {
             ledger: Ledger::new(&config.curves, Learning::default()),
             counters: Counters::default(),
             room_changes: RoomChanges::default(),
-            matched: Matched::default(),
+            matched: None,
             columns: Columns::default(),
             keeps_placements: false,
             kept: Vec::new(),
