@@ -83,8 +83,8 @@ def door(native):
 
 
 def test_what_is_proven_goes_through_the_door_with_its_evidence(native, door):
-    told: list[str] = []
-    door.on_change = lambda record: told.append(record.by)
+    changed_by: list[str] = []
+    door.on_change = lambda record: changed_by.append(record.by)
     planted = Planted(native)
     record = Calibrator(planted, door).poll()
     assert record is not None
@@ -98,7 +98,7 @@ def test_what_is_proven_goes_through_the_door_with_its_evidence(native, door):
     assert record.evidence["clock_ratio"] == 1.05
     assert "shadow k30: ttft 0.800 of the policy in force" in record.reason
     assert door.settings()["kappa"] == 30.0
-    assert told == ["calibrator"], "the guard must hear of it"
+    assert changed_by == ["calibrator"], "the guard must hear of it"
     assert planted.gauges["calibrator_adopted_total"] == 1
     assert door.roll_back(HAND, "").of == record.number
     assert door.settings()["kappa"] == 10.0

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.control.test_telemetry import told
+from tests.control.test_telemetry import native_sample
 
 from wardrop.control import (
     AuditLog,
@@ -211,7 +211,9 @@ def test_few_long_prompts_at_moderate_load_do_not_hold_a_regime_for_ever() -> No
     for i in range(1, 2400):
         came = int(rng.poisson(0.5 if i > 400 else 2.0))
         booked += came
-        sample = telemetry.take(told(0.25 * i, booked, 0.6 * booked, arrivals=came, ttft_s=[0.7]))
+        sample = telemetry.take(
+            native_sample(0.25 * i, booked, 0.6 * booked, arrivals=came, ttft_s=[0.7])
+        )
         if sample is not None:
             held_s += 0.25 * (detector.step(0.25 * i, sample) > Regime.BELOW and i > 800)
     assert held_s < 60.0, f"{held_s} of 400 s above below"

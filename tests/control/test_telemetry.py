@@ -5,7 +5,7 @@ import pytest
 from wardrop.control.telemetry import PageTelemetry, Telemetry
 
 
-def told(now_s: float, booked: int = 0, work_s: float = 0.0, **changes):
+def native_sample(now_s: float, booked: int = 0, work_s: float = 0.0, **changes):
     pool = {
         "model": "m",
         "role": "aggregated",
@@ -35,8 +35,8 @@ def told(now_s: float, booked: int = 0, work_s: float = 0.0, **changes):
 
 def test_utilisation_is_work_that_arrived_per_worker_second() -> None:
     telemetry = Telemetry()
-    assert telemetry.take(told(0.0)) is None
-    sample = telemetry.take(told(1.0, 10, 1.0, arrivals=10, ttft_s=[0.1] * 9 + [0.7]))
+    assert telemetry.take(native_sample(0.0)) is None
+    sample = telemetry.take(native_sample(1.0, 10, 1.0, arrivals=10, ttft_s=[0.1] * 9 + [0.7]))
     assert sample is not None
     assert sample.utilisation == pytest.approx(0.5)
     assert (sample.requests, sample.arrivals_per_s, sample.ttft_p99_s) == (10, 10.0, 0.7)
@@ -46,11 +46,11 @@ def test_utilisation_is_work_that_arrived_per_worker_second() -> None:
 
 def test_surge_shows_at_once_though_nothing_of_it_was_booked() -> None:
     telemetry = Telemetry()
-    telemetry.take(told(0.0))
+    telemetry.take(native_sample(0.0))
     for i in range(1, 9):
-        telemetry.take(told(i * 0.25, 5 * i, 0.5 * i, arrivals=5))
+        telemetry.take(native_sample(i * 0.25, 5 * i, 0.5 * i, arrivals=5))
     sample = telemetry.take(
-        told(2.25, 40, 4.0, arrivals=100, waiting=95, waiting_prefill_s=9.5, in_flight=5)
+        native_sample(2.25, 40, 4.0, arrivals=100, waiting=95, waiting_prefill_s=9.5, in_flight=5)
     )
     assert sample is not None
     assert sample.backlog_s == pytest.approx(4.75)
@@ -60,9 +60,9 @@ def test_surge_shows_at_once_though_nothing_of_it_was_booked() -> None:
 
 def test_load_is_bounded_by_how_many_arrivals_it_was_counted_from() -> None:
     telemetry = Telemetry()
-    telemetry.take(told(0.0))
+    telemetry.take(native_sample(0.0))
     wide, narrow = (
-        [telemetry.take(told(i * 0.25, 5 * i, 0.5 * i, arrivals=5)) for i in span][-1]
+        [telemetry.take(native_sample(i * 0.25, 5 * i, 0.5 * i, arrivals=5)) for i in span][-1]
         for span in (range(1, 3), range(3, 40))
     )
     assert wide is not None
@@ -75,12 +75,12 @@ def test_load_is_bounded_by_how_many_arrivals_it_was_counted_from() -> None:
 
 def test_load_that_fell_is_certain_within_a_second_or_two() -> None:
     telemetry = Telemetry()
-    telemetry.take(told(0.0))
+    telemetry.take(native_sample(0.0))
     for i in range(1, 40):
-        telemetry.take(told(i * 0.25, 20 * i, 0.5 * i, arrivals=20))
+        telemetry.take(native_sample(i * 0.25, 20 * i, 0.5 * i, arrivals=20))
     for i in range(40, 46):
         sample = telemetry.take(
-            told(i * 0.25, 780 + 2 * (i - 39), 19.5 + 0.05 * (i - 39), arrivals=2)
+            native_sample(i * 0.25, 780 + 2 * (i - 39), 19.5 + 0.05 * (i - 39), arrivals=2)
         )
     assert sample is not None
     assert 0.0 < sample.knee_most < 0.6
@@ -88,11 +88,11 @@ def test_load_that_fell_is_certain_within_a_second_or_two() -> None:
 
 def test_wild_curve_is_no_load() -> None:
     telemetry = Telemetry()
-    telemetry.take(told(0.0))
+    telemetry.take(native_sample(0.0))
     calm = {"arrivals": 5, "itl_sum_s": 0.05, "itl_answers": 5, "e2e_answers": 5}
     for i in range(1, 20):
-        sample = telemetry.take(told(i * 0.25, 5 * i, 0.25 * i, **calm, step_s=0.01))
-    wild = telemetry.take(told(5.0, 100, 5.0, **calm, step_s=45.0))
+        sample = telemetry.take(native_sample(i * 0.25, 5 * i, 0.25 * i, **calm, step_s=0.01))
+    wild = telemetry.take(native_sample(5.0, 100, 5.0, **calm, step_s=45.0))
     assert sample is not None
     assert wild is not None
     assert wild.knee_share < 1.5 * sample.knee_share
@@ -100,20 +100,20 @@ def test_wild_curve_is_no_load() -> None:
 
 def test_engines_own_queue_counts_where_the_router_does_not_know_it_unless_stale() -> None:
     telemetry = Telemetry()
-    telemetry.take(told(0.0))
-    sample = telemetry.take(told(1.0, engine_queued_s=6.0, in_flight=3))
+    telemetry.take(native_sample(0.0))
+    sample = telemetry.take(native_sample(1.0, engine_queued_s=6.0, in_flight=3))
     assert sample is not None
     assert sample.backlog_s == pytest.approx(3.0)
-    stale = telemetry.take(told(2.0, engine_queued_s=6.0, engine_age_s=30.0, in_flight=3))
+    stale = telemetry.take(native_sample(2.0, engine_queued_s=6.0, engine_age_s=30.0, in_flight=3))
     assert stale is not None
     assert stale.backlog_s == 0.0
 
 
 def test_outcomes_that_stop_coming_while_requests_are_out_grow_old() -> None:
     telemetry = Telemetry()
-    telemetry.take(told(0.0))
-    telemetry.take(told(1.0, ttft_s=[0.1], arrivals=1))
-    sample = telemetry.take(told(9.0, in_flight=4))
+    telemetry.take(native_sample(0.0))
+    telemetry.take(native_sample(1.0, ttft_s=[0.1], arrivals=1))
+    sample = telemetry.take(native_sample(9.0, in_flight=4))
     assert sample is not None
     assert sample.age_s == pytest.approx(8.0)
 

@@ -1,4 +1,4 @@
-"""Engines that answer when they are told to, and clients that wait for them."""
+"""Engines that answer on demand, and clients that wait for their answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PERMIT_TIMEOUT_S = 20
 
 
 class Engines:
-    """Answers when it is told to: each request's first token waits for a permit."""
+    """Answers on demand: each request's first token waits for a permit."""
 
     def __init__(self) -> None:
         self.permits = threading.Semaphore(0)
@@ -41,7 +41,7 @@ def background(
 ) -> list[threading.Thread]:
     """Clients that ask at once, each with a thread; what they get is appended to `answers`.
 
-    Without `stream` nobody tells the first token: the prefill counts as over when it is expected
+    Without `stream` the first token is not reported: the prefill counts as over when it is expected
     to be, and the worker has room again.
     """
 

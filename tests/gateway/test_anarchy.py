@@ -31,7 +31,7 @@ def test_price_of_anarchy_is_measured_live_with_its_parts_and_errors(upstream, s
     wait_until(lambda: running.metric("price_of_anarchy_windows") >= 2)
     low, poa, high = (running.metric(f"price_of_anarchy{x}") for x in ("_low", "", "_high"))
     assert 1.0 <= low <= poa <= high
-    # 64 requests on 3 workers: the paper's figure is about 21 whatever the router does.
+    # 64 requests on 3 workers: the paper's figure is about 21 regardless of the router.
     assert 10 < running.metric("price_of_anarchy_paper") < 200
     assert running.metric("price_of_anarchy_square", statistic="median") >= 0.99
     assert running.metric("regret_mean_seconds") >= 0.0

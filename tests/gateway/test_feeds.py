@@ -20,7 +20,7 @@ FPM = "forward-pass-metrics"
 class Publisher:
     """An XPUB socket that speaks Dynamo's envelope and sees its subscribers come.
 
-    ZeroMQ drops messages that nobody subscribes to yet, and a subscription travels after the
+    ZeroMQ drops messages without a subscriber, and a subscription travels after the
     connection stands. XPUB hands the subscription to the test as a message of its own.
     """
 
@@ -124,7 +124,7 @@ def kv(serve, publish):
 
 
 def listens(endpoint: str) -> bool:
-    """Whether somebody accepts connections at a `tcp://` endpoint."""
+    """Whether a process accepts connections at a `tcp://` endpoint."""
     host, _, port = endpoint.removeprefix("tcp://").partition(":")
     try:
         socket.create_connection((host, int(port)), timeout=1).close()

@@ -48,7 +48,7 @@ def test_next_event_proves_what_was_restored(serve, saved):
     assert report == {
         "taken_over": 1,
         "restarted": 0,
-        "not_known": 1,  # worker 2 never told anything
+        "not_known": 1,  # worker 2 never published an event
         "gone": 0,
         "blocks": 3,
     }
@@ -100,7 +100,7 @@ def test_worker_that_began_anew_under_its_old_feed_is_not_credited(serve, saved,
 
 def test_worker_with_another_publisher_began_anew_and_starts_empty(serve, saved, publish):  # noqa: F811
     _, data = saved
-    # It has told just as much as the old one: by its event ids alone it would pass for the same.
+    # The new publisher has sent as many events as the old one: by its event ids alone it would pass for the same.
     again = publish(78, KV)
     running, report = restored(serve, again, data)
     assert (report["restarted"], report["taken_over"]) == (1, 0)

@@ -39,7 +39,7 @@ def test_without_events_a_prompt_comes_back_to_where_it_was(serve):
     assert running.metric("predicted_blocks", worker_type="aggregated") == 9
     assert running.metric("predicted_records") >= 1
     assert ended(running, "inserted") == 7
-    assert running.workers()[1]["held_blocks"] == [0, 0, 0], "no event told any of it"
+    assert running.workers()[1]["held_blocks"] == [0, 0, 0], "no event reported these blocks"
 
 
 def test_off_by_default_and_then_nothing_is_remembered_or_told(serve):

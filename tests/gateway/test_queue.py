@@ -90,7 +90,7 @@ def test_lost_end_cannot_wedge_the_queue(upstream, serve, engines):
     running = start(serve, backlog_s=1e-9, max_wait_s=0.5)
     answers: list = []
     threads = background(running, 3, answers)
-    # Nobody answers: those that wait are sent by their age.
+    # No engine answers: waiting requests are placed by their age.
     wait_until(lambda: len(upstream.seen) == 3)
     assert running.metric("queue_placed_total", reason="age") == 2
     engines.finish(threads)

@@ -94,7 +94,7 @@ def test_worker_that_leaves_while_requests_wait_for_it_wedges_nobody(upstream, s
     threads = background(running, 3, answers)
     waits(running, 2)
     running.gateway.remove_worker("m", "aggregated", 1)
-    # Nobody may be chosen: after their longest wait they go to Dynamo without a pin.
+    # No worker is left: after the longest wait the requests go to Dynamo without a pin.
     wait_until(lambda: len(upstream.seen) == 3)
     assert upstream.seen[2].header("x-dynamo-worker-instance-id") is None
     engines.finish(threads)

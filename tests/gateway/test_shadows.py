@@ -107,9 +107,9 @@ def test_figures_of_every_policy_appear_with_differences_cost_and_trust(upstream
     with Stream(running, 12):
         wait_until(whole(running), "a whole window")
         wait_until(lambda: report(running)["trust"]["trusted"], "trust")
-        told, page = report(running), running.gateway.metrics()
+        shadows, page = report(running), running.gateway.metrics()
     names = ["in_force", "round_robin", "toll+queue", "toll"]
-    assert [arm["name"] for arm in told["arms"]] == names
+    assert [arm["name"] for arm in shadows["arms"]] == names
     for name in names:
         for statistic in ("ttft", "itl", "e2e"):
             assert running.metric("shadow_seconds", policy=name, statistic=statistic) > 0, (
@@ -131,14 +131,14 @@ def test_figures_of_every_policy_appear_with_differences_cost_and_trust(upstream
     assert running.metric("shadow_requests_total", result="dropped") == 0
     assert 0 < running.metric("shadow_cpu_seconds_total", model="m") < 1.0
     assert 0.4 < running.metric("shadow_age_seconds", model="m") < 5.0
-    assert told["has_goodput"]
-    assert told["assumed_capacities"] == 6
+    assert shadows["has_goodput"]
+    assert shadows["assumed_capacities"] == 6
     # The policy in force beside itself: no difference beyond the interval, and none of any size.
-    same = told["arms"][3]["ttft_ratio"]
+    same = shadows["arms"][3]["ttft_ratio"]
     assert same["low"] <= 1.0 <= same["high"] or abs(same["value"] - 1) < 0.05, same
     # No queue is in force, so a shadow with one differs in more than the calibrator may move.
-    assert [policy["is_adoptable"] for policy in told["policies"]] == [False] * 4
-    assert str(CANARY) not in json.dumps(told) + page
+    assert [policy["is_adoptable"] for policy in shadows["policies"]] == [False] * 4
+    assert str(CANARY) not in json.dumps(shadows) + page
 
 
 def test_shadows_follow_policy_and_workers_while_the_gateway_runs(upstream, serve):
@@ -152,9 +152,9 @@ def test_shadows_follow_policy_and_workers_while_the_gateway_runs(upstream, serv
         running.gateway.set_routing(json.dumps(change))
         wait_until(lambda: report(running)["policies"][0]["policy"]["name"] == "toll", "the change")
         wait_until(lambda: report(running)["ticks"] < 3, "comparisons that start over")
-        told = report(running)
-        assert told["policies"][2]["queue"]["backlog_s"] == 0.5, "not named: as in force"
-        assert [policy["is_adoptable"] for policy in told["policies"]] == [False, False, True]
+        shadows = report(running)
+        assert shadows["policies"][2]["queue"]["backlog_s"] == 0.5, "not named: as in force"
+        assert [policy["is_adoptable"] for policy in shadows["policies"]] == [False, False, True]
         for instance in (7, 8):
             worker = {"model": "m", "role": "aggregated", "instance": instance}
             running.gateway.upsert_worker(json.dumps(worker | {"total_kv_blocks": 99}))
@@ -162,9 +162,9 @@ def test_shadows_follow_policy_and_workers_while_the_gateway_runs(upstream, serv
         wait_until(lambda: report(running)["workers"] == 3, "three workers")
         assert report(running)["assumed_capacities"] == 1
         wait_until(whole(running), "a whole window after it")
-        told = report(running)
-        assert told["arms"][1]["refused"] == 0
-        assert told["counts"]["dropped"] == 0
+        shadows = report(running)
+        assert shadows["arms"][1]["refused"] == 0
+        assert shadows["counts"]["dropped"] == 0
         for instance in (2, 7, 8):
             running.gateway.remove_worker("m", "aggregated", instance)
         wait_until(lambda: report(running)["note"] == "no worker yet", "no shadows without workers")
@@ -178,10 +178,10 @@ def test_both_legs_of_a_split_are_shadowed_together(upstream, serve):
         running.gateway.upsert_worker(json.dumps(worker))
     with Stream(running, 20):
         wait_until(whole(running), "a whole window")
-        told = report(running)
-    assert (told["roles"], told["workers"]) == (["prefill", "decode"], 5)
-    assert told["arms"][2]["completed"] > 50
-    assert told["arms"][2]["itl_s"]["value"] > 0
+        shadows = report(running)
+    assert (shadows["roles"], shadows["workers"]) == (["prefill", "decode"], 5)
+    assert shadows["arms"][2]["completed"] > 50
+    assert shadows["arms"][2]["itl_s"]["value"] > 0
 
 
 def test_what_does_not_fit_is_dropped_and_counted_and_no_request_waits_for_it(upstream, serve):
@@ -224,22 +224,22 @@ def test_the_clock_is_doubted_where_engines_are_slow_in_a_way_that_no_curve_know
     with Stream(running, 12):
         wait_until(whole(running), "a whole window")
         wait_until(lambda: report(running)["trust"]["measured"] >= 50, "measured requests")
-        told = report(running)
+        shadows = report(running)
     assert engine.stalled > 5, "the fault must have fired"
-    assert not told["trust"]["trusted"]
-    assert told["trust"]["clock_ratio"] < 0.8
-    assert "differ too much" in told["trust"]["reason"]
+    assert not shadows["trust"]["trusted"]
+    assert shadows["trust"]["clock_ratio"] < 0.8
+    assert "differ too much" in shadows["trust"]["reason"]
     assert running.metric("shadow_trusted", model="m") == 0
-    assert set(told["suggested"].values()) == {None}
+    assert set(shadows["suggested"].values()) == {None}
 
 
 def test_answers_in_one_piece_leave_the_clock_unchecked(serve):
     running = serve(workers=(1, 2, 3), **bounds(shadow("toll")))
     with Stream(running, 30, stream=False):
         wait_until(whole(running), "a whole window")
-        told = report(running)
-    assert (told["trust"]["measured"], told["trust"]["trusted"]) == (0, False)
-    assert "too few measured" in told["trust"]["reason"]
+        shadows = report(running)
+    assert (shadows["trust"]["measured"], shadows["trust"]["trusted"]) == (0, False)
+    assert "too few measured" in shadows["trust"]["reason"]
 
 
 def test_requests_that_failed_are_no_load_in_the_shadows(upstream, serve):

@@ -63,7 +63,7 @@ def test_tenant_is_the_last_name_that_is_not_empty(upstream, serve, engines):
     wait_until(lambda: len(upstream.seen) == 1)
     threads += background(running, 1, answers, {"x-tenant-id": "a"})
     waits(running, 1)
-    # The same tenant as for the cache's namespace, whatever stands before it.
+    # The same tenant as for the cache's namespace, regardless of the values before it.
     conn = http.client.HTTPConnection("127.0.0.1", running.port)
     body = json.dumps({"model": "m", "prompt": list(range(8))})
     conn.putrequest("POST", "/v1/completions")
@@ -142,7 +142,7 @@ def test_deadline_that_passes_while_a_request_waits_is_refused_at_once(
 
 
 class Streams:
-    """Sends the first event of each answer at once; ends it when it is told to."""
+    """Sends the first event of each answer at once; ends the answer on demand."""
 
     def __init__(self) -> None:
         self.permits = threading.Semaphore(0)

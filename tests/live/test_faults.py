@@ -28,7 +28,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 class Load:
-    """Clients that send one completion after another until told to stop."""
+    """Clients that send one completion after another until the test stops them."""
 
     def __init__(self, router: Router, clients: int, max_tokens: int = 20) -> None:
         self.answers: list[tuple[float, float, Answer | Exception]] = []
@@ -273,7 +273,7 @@ def test_slow_discovery_store_is_survived(fleet: Fleet):
     with running(fleet) as router:
         garbage = fleet.store / "v1" / "mdc" / "garbage"
         garbage.write_text(json.dumps({"type": "Model", "card_json": 3, "instance_id": "x"}))
-        wait_until(lambda: "mdc/garbage" in router.log, "the bad entry to be told")
+        wait_until(lambda: "mdc/garbage" in router.log, "the bad entry to be logged")
         assert router.complete("one two").status == 200
 
 

@@ -118,7 +118,7 @@ def test_worker_that_restarted_meanwhile_is_not_credited(fleet: Fleet, tmp_path:
         for tokens, worker in placed:
             answer = router.complete(tokens)
             if worker == was:
-                assert overlap(answer) == 0, "what the dead one held is nobody's"
+                assert overlap(answer) == 0, "the blocks of the dead worker belong to no worker"
             else:
                 assert (instance(answer), overlap(answer) > 0) == (worker, True)
     assert any(worker == was for _, worker in placed), "the dead one must have held something"

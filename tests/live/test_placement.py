@@ -1,4 +1,4 @@
-"""Where requests go: prefixes, pins, splits, abstentions, and the counters that tell of it."""
+"""Where requests go: prefixes, pins, splits, abstentions, and the counters of each."""
 
 from __future__ import annotations
 

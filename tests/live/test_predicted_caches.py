@@ -1,4 +1,4 @@
-"""`wardrop dynamo --predicted alone` in front of a real Dynamo that tells it no events."""
+"""`wardrop dynamo --predicted alone` in front of a real Dynamo without KV events."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def difference(router: Router, policy: str, end: str = "") -> float:
     return page.total(f"wardrop_shadow_difference_ratio{end}", policy=policy, statistic="ttft")
 
 
-def told(url: str) -> dict[str, Any]:
+def shadow_report(url: str) -> dict[str, Any]:
     """Of the one model; nothing before the shadows know of it.
 
     Not asked a hundred times a second: that takes the core that the engines need.
@@ -88,9 +88,9 @@ def test_a_bad_policy_in_force_is_seen_and_wrong_curves_are_not_believed():
     with Fleet(spec) as fleet, running(fleet, *flags) as router, Load(router, 32, 4, 8) as load:
         load.rate = 16.0
         started_s = time.monotonic()
-        wait_until(lambda: told(url).get("ticks") == 20, "a whole window", 90)
-        wait_until(lambda: told(url)["trust"]["trusted"], "trust", 60)
-        print(json.dumps(told(url)["trust"]))
+        wait_until(lambda: shadow_report(url).get("ticks") == 20, "a whole window", 90)
+        wait_until(lambda: shadow_report(url)["trust"]["trusted"], "trust", 60)
+        print(json.dumps(shadow_report(url)["trust"]))
         print(CliRunner().invoke(shadows_command.app, ["--url", url]).output)
         low, value, high = (difference(router, "toll", end) for end in ("_low", "", "_high"))
         assert low <= value <= high < 0, "toll finds the caches that round robin misses"
@@ -102,18 +102,18 @@ def test_a_bad_policy_in_force_is_seen_and_wrong_curves_are_not_believed():
         share = page.total("wardrop_shadow_cpu_seconds_total") / (time.monotonic() - started_s)
         assert share < 0.05, f"{share} of a core"
         assert page.total("wardrop_shadow_requests_total", result="dropped") == 0
-        model = told(url)
-        assert model["assumed_capacities"] == 0, "Dynamo tells the size of the caches"
+        model = shadow_report(url)
+        assert model["assumed_capacities"] == 0, "Dynamo reports the size of the caches"
 
         pools = slowed(ask(url, "/v1/curves")["pools"])
         with Planted(url, pools) as planted:
-            wait_until(lambda: not told(url)["trust"]["trusted"], "doubt", 60)
+            wait_until(lambda: not shadow_report(url)["trust"]["trusted"], "doubt", 60)
         assert planted.times > 10, "the fault must have fired"
-        trust = told(url)["trust"]
+        trust = shadow_report(url)["trust"]
         assert trust["clock_ratio"] > 1.25, trust
         assert "differ too much" in trust["reason"]
         # Learned again, believed again.
-        wait_until(lambda: told(url)["trust"]["trusted"], "trust", 90)
+        wait_until(lambda: shadow_report(url)["trust"]["trusted"], "trust", 90)
 
 
 def test_both_legs_of_a_split_are_shadowed_together_and_their_clock_is_checked():
@@ -124,8 +124,8 @@ def test_both_legs_of_a_split_are_shadowed_together_and_their_clock_is_checked()
     spec = FleetSpec(prefill=2, decode=2, process_per_worker=False, blocks=1100)
     with Fleet(spec) as fleet, running(fleet, *flags) as router, Load(router, 32, 4, 8) as load:
         load.rate = 12.0
-        wait_until(lambda: told(url).get("ticks") == 20, "a whole window", 90)
-        model = told(url)
+        wait_until(lambda: shadow_report(url).get("ticks") == 20, "a whole window", 90)
+        model = shadow_report(url)
         print(json.dumps(model["trust"]))
         print(CliRunner().invoke(shadows_command.app, ["--url", url]).output)
         assert (model["roles"], model["workers"]) == (["prefill", "decode"], 4)
@@ -151,7 +151,7 @@ def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
 
         def seen() -> bool:
             load.rate = 15.0 + 0.05 * (time.monotonic() - started_s)
-            model = told(url)
+            model = shadow_report(url)
             if model.get("ticks") != 20:
                 return False
             arm, policy = model["arms"][1], model["policies"][1]
@@ -160,7 +160,7 @@ def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
 
         wait_until(seen, "short prompts that overtake long ones", 150)
         print(CliRunner().invoke(shadows_command.app, ["--url", url]).output)
-        model = told(url)
+        model = shadow_report(url)
         assert model["policies"][1]["is_adoptable"], "it differs in nothing but kappa"
         assert set(model["suggested"].values()) == {None}
         assert (

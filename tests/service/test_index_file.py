@@ -55,7 +55,7 @@ def test_file_is_written_whole_and_read_back(gateway, tmp_path, caplog):
     assert "restored 1 workers with 0 blocks" in caplog.messages[-1]
     before = path.stat().st_mtime_ns
     asyncio.run(again.save())
-    assert path.stat().st_mtime_ns > before, "decode workers tell no events: nothing to wait for"
+    assert path.stat().st_mtime_ns > before, "decode workers publish no events: nothing to wait for"
     assert not warnings(caplog)
 
 
