@@ -98,9 +98,7 @@ def test_guard_tells_growth_from_harm(harm) -> None:
                 end = found
         verdicts[forecasts] = end
     assert verdicts[True] is (Verdict.KEEP if harm == 1.0 else Verdict.ROLL_BACK)
-    assert verdicts[False] is Verdict.ROLL_BACK, (
-        "a comparison of before and after cannot distinguish them"
-    )
+    assert verdicts[False] is Verdict.ROLL_BACK, "before and after cannot distinguish them"
 
 
 def test_series_is_bounded_and_has_straight_lines_between() -> None:

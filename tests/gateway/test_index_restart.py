@@ -100,7 +100,7 @@ def test_worker_that_began_anew_under_its_old_feed_is_not_credited(serve, saved,
 
 def test_worker_with_another_publisher_began_anew_and_starts_empty(serve, saved, publish):  # noqa: F811
     _, data = saved
-    # The new publisher has sent as many events as the old one: by its event ids alone it would pass for the same.
+    # The new publisher has sent as many events as the old one: event ids cannot distinguish them.
     again = publish(78, KV)
     running, report = restored(serve, again, data)
     assert (report["restarted"], report["taken_over"]) == (1, 0)
