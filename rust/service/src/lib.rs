@@ -28,6 +28,6 @@ pub use clock::Clock;
 pub use error::ServiceError;
 pub use models::Model;
 pub use pool::{Booking, Leg, Role, WorkerPool};
-pub use prompt::{Abstention, DryRunError, Endpoint, Prompt, TokenIdSource};
+pub use prompt::{Abstention, DryRunError, Endpoint, TokenIdSource};
 pub use request::{ActiveRequest, Answer, PlaceHints, Placed, Prepared, Refusal, Unplaced, Usage};
 pub use service::{FeedReport, ModelReport, PoolName, Service};

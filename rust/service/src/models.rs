@@ -48,17 +48,17 @@ pub struct Model {
 
 impl Model {
     /// The workers in one role.
-    pub fn pool(&self, role: Role) -> &Arc<WorkerPool> {
+    pub(crate) fn pool(&self, role: Role) -> &Arc<WorkerPool> {
         &self.pools[role as usize]
     }
 
     /// All three pools.
-    pub fn pools(&self) -> &[Arc<WorkerPool>; 3] {
+    pub(crate) fn pools(&self) -> &[Arc<WorkerPool>; 3] {
         &self.pools
     }
 
     /// Prefill and decode run on different workers.
-    pub fn is_split(&self) -> bool {
+    pub(crate) fn is_split(&self) -> bool {
         self.pool(Role::Prefill).size() > 0 && self.pool(Role::Decode).size() > 0
     }
 

@@ -66,12 +66,12 @@ impl Booking {
     }
 
     /// The same, to take from.
-    pub fn legs_mut(&mut self) -> impl Iterator<Item = &mut Leg> {
+    pub(crate) fn legs_mut(&mut self) -> impl Iterator<Item = &mut Leg> {
         self.legs.iter_mut().flatten()
     }
 
     /// The first token is here, `ttft_s` after the request: prompts are processed, prefill workers are free again.
-    pub fn prefill_done(&mut self, ttft_s: f64) {
+    pub(crate) fn prefill_done(&mut self, ttft_s: f64) {
         if self.prefilled {
             return;
         }
@@ -96,7 +96,7 @@ impl Booking {
     }
 
     /// What the answer told; the workers' curves learn from it when the booking ends.
-    pub fn set_outcome(&mut self, outcome: Outcome) {
+    pub(crate) fn set_outcome(&mut self, outcome: Outcome) {
         self.outcome = outcome;
     }
 

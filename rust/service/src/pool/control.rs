@@ -26,13 +26,13 @@ pub(crate) struct PoolCurves {
 
 impl WorkerPool {
     /// Puts another policy in force. Its parameters were checked before.
-    pub fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
+    pub(crate) fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
         self.state.lock().router.set_policy(policy)
     }
 
     /// Puts late binding in front of the router, changes its configuration, or takes it away: then all who wait are placed
     /// at once.
-    pub fn set_queue(&self, config: Option<QueueConfig>, now_s: f64) -> Result<(), Error> {
+    pub(crate) fn set_queue(&self, config: Option<QueueConfig>, now_s: f64) -> Result<(), Error> {
         let mut guard = self.lock();
         let state = &mut *guard;
         let longest_s = config.map_or(0.0, |config| config.max_wait_s);
@@ -55,13 +55,13 @@ impl WorkerPool {
     }
 
     /// Longest wait in the queue, seconds; `None` without a queue. Read without the lock.
-    pub fn longest_wait_s(&self) -> Option<f64> {
+    pub(crate) fn longest_wait_s(&self) -> Option<f64> {
         let longest_s = f64::from_bits(self.longest_wait_bits.load(Ordering::Relaxed));
         (longest_s > 0.0).then_some(longest_s)
     }
 
     /// How busy the pool is; `None` without workers. O(workers).
-    pub fn pulse(&self, now_s: f64) -> Option<PoolSnapshot> {
+    pub(crate) fn pulse(&self, now_s: f64) -> Option<PoolSnapshot> {
         let state = self.state.lock();
         if state.workers.is_empty() {
             return None;
@@ -91,7 +91,7 @@ impl WorkerPool {
     }
 
     /// Takes over learned curves: the fleet's, and those of workers that are known; how many those were.
-    pub fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
+    pub(crate) fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
         self.state.lock().router.restore_curves(record)
     }
 }

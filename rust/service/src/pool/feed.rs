@@ -73,7 +73,7 @@ impl WorkerPool {
     }
 
     /// Takes note of an engine step or heartbeat; whether the worker is known and the feed's own.
-    pub fn forward_pass(&self, step: ForwardPass, owner: Option<u64>, now_s: f64) -> bool {
+    pub(crate) fn forward_pass(&self, step: ForwardPass, owner: Option<u64>, now_s: f64) -> bool {
         let Some(worker) = step.worker() else { return false };
         if owner.is_some_and(|owner| owner != worker.instance) {
             return false;
@@ -94,7 +94,7 @@ impl WorkerPool {
     }
 
     /// A feed of KV events of an instance is followed.
-    pub fn feed_followed(&self, instance: u64, publisher: u64) {
+    pub(crate) fn feed_followed(&self, instance: u64, publisher: u64) {
         for (id, worker) in &self.state.lock().workers {
             if id.instance == instance {
                 worker.position.followed(publisher);
@@ -103,7 +103,7 @@ impl WorkerPool {
     }
 
     /// The feed of an instance (or of any, when unknown) was disconnected: events may be missing.
-    pub fn feed_interrupted(&self, owner: Option<u64>) {
+    pub(crate) fn feed_interrupted(&self, owner: Option<u64>) {
         for (id, worker) in &mut self.state.lock().workers {
             if owner.is_none_or(|owner| owner == id.instance) {
                 worker.cursor.miss(0);

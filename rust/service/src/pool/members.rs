@@ -88,18 +88,18 @@ impl WorkerPool {
 
 impl WorkerPool {
     /// The worker's instance has several ranks.
-    pub fn has_several_ranks(&self, worker: WorkerId) -> bool {
+    pub(crate) fn has_several_ranks(&self, worker: WorkerId) -> bool {
         let state = self.state.lock();
         state.workers.get(&worker).is_some_and(|known| known.ranks > 1)
     }
 
     /// Workers registered.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.size.load(Ordering::Relaxed)
     }
 
     /// Workers that may be chosen now.
-    pub fn routable(&self) -> usize {
+    pub(crate) fn routable(&self) -> usize {
         self.state
             .lock()
             .workers
@@ -139,7 +139,7 @@ impl WorkerPool {
     }
 
     /// Forgets an instance with its ranks; whether it was known.
-    pub fn remove(&self, instance: u64) -> Result<bool, ServiceError> {
+    pub(crate) fn remove(&self, instance: u64) -> Result<bool, ServiceError> {
         let mut state = self.state.lock();
         let gone = state.ranks_of(instance);
         for id in &gone {

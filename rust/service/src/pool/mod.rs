@@ -173,7 +173,7 @@ impl WorkerPool {
     }
 
     /// Counts and state of the queue, where there is one.
-    pub fn queue_stats(&self) -> Option<QueueStats> {
+    pub(crate) fn queue_stats(&self) -> Option<QueueStats> {
         self.state.lock().queue.as_ref().map(PoolQueue::stats)
     }
 
@@ -196,12 +196,12 @@ impl WorkerPool {
     }
 
     /// Books a placement that the client made.
-    pub fn book(&self, request: &RouteRequest<'_>, worker: WorkerId, now_s: f64) -> Result<(), Error> {
+    pub(crate) fn book(&self, request: &RouteRequest<'_>, worker: WorkerId, now_s: f64) -> Result<(), Error> {
         self.router.book(request, worker, now_s)
     }
 
     /// The prompt of a booked request was processed. A booking that is gone already needs nothing.
-    pub fn prefill_done(&self, request: RequestId, now_s: f64) {
+    pub(crate) fn prefill_done(&self, request: RequestId, now_s: f64) {
         let mut state = self.lock();
         let _ = state.router.prefill_done(request, now_s);
         state.pump(now_s);
@@ -213,12 +213,12 @@ impl WorkerPool {
     }
 
     /// A first token came, `ttft_s` after its request: for a policy of this pool that adapts to what it sees.
-    pub fn observe_first_token(&self, ttft_s: f64, now_s: f64) {
+    pub(crate) fn observe_first_token(&self, ttft_s: f64, now_s: f64) {
         self.router.observe_first_token(ttft_s, now_s);
     }
 
     /// A booked request is over. A booking that is gone already needs nothing.
-    pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) {
+    pub(crate) fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) {
         let mut state = self.lock();
         let _ = state.router.finish(request, outcome, now_s);
         state.pump(now_s);
@@ -230,7 +230,7 @@ impl WorkerPool {
     }
 
     /// A request that was pinned to the worker failed: it is not chosen until it is seen alive.
-    pub fn fail(&self, worker: WorkerId, now_s: f64) {
+    pub(crate) fn fail(&self, worker: WorkerId, now_s: f64) {
         let mut state = self.state.lock();
         if let Some(known) = state.workers.get_mut(&worker) {
             known.health.fail(now_s);
@@ -239,7 +239,7 @@ impl WorkerPool {
     }
 
     /// The connection to an instance's own feed broke: none of its ranks is chosen until it is seen alive.
-    pub fn lost(&self, instance: u64, now_s: f64) {
+    pub(crate) fn lost(&self, instance: u64, now_s: f64) {
         let mut state = self.state.lock();
         for id in state.ranks_of(instance) {
             if let Some(known) = state.workers.get_mut(&id) {
@@ -250,7 +250,7 @@ impl WorkerPool {
     }
 
     /// A failure that the worker was blamed for was not its own.
-    pub fn withdraw_failure(&self, worker: WorkerId, now_s: f64) {
+    pub(crate) fn withdraw_failure(&self, worker: WorkerId, now_s: f64) {
         let mut state = self.state.lock();
         if let Some(known) = state.workers.get_mut(&worker) {
             known.health.withdraw_failure();
@@ -268,7 +268,7 @@ impl WorkerPool {
     }
 
     /// Looks for silence and for bookings past their time; how many of the latter ended.
-    pub fn sweep(&self, now_s: f64) -> usize {
+    pub(crate) fn sweep(&self, now_s: f64) -> usize {
         let mut state = self.lock();
         let ids: Vec<WorkerId> = state.workers.keys().copied().collect();
         for id in ids {
@@ -281,7 +281,7 @@ impl WorkerPool {
     }
 
     /// Works on what routing lost of late, within its share of a core; may take as long as one window does.
-    pub fn solve_anarchy(&self, now_s: f64) {
+    pub(crate) fn solve_anarchy(&self, now_s: f64) {
         self.anarchy.solve(now_s);
     }
 }

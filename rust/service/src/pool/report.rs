@@ -54,7 +54,7 @@ pub(crate) struct WorkerReport {
 
 impl WorkerPool {
     /// Compares predicted with reported cached tokens of a finished request.
-    pub fn audit(&self, worker: WorkerId, predicted_tokens: u64, reported_tokens: u64) {
+    pub(crate) fn audit(&self, worker: WorkerId, predicted_tokens: u64, reported_tokens: u64) {
         if let Some(known) = self.state.lock().workers.get_mut(&worker) {
             known.audit.requests += 1;
             known.audit.predicted_tokens += predicted_tokens;
@@ -64,12 +64,12 @@ impl WorkerPool {
     }
 
     /// What is predicted of caches; `None` when nothing is.
-    pub fn predicted(&self) -> Option<PredictedSize> {
+    pub(crate) fn predicted(&self) -> Option<PredictedSize> {
         self.router.predicted()
     }
 
     /// The router's own view.
-    pub fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         self.router.snapshot()
     }
 

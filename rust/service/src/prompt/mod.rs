@@ -16,8 +16,7 @@ mod tokenise;
 pub use self::body::Endpoint;
 pub use self::handover::{DryRunError, TokenIdSource};
 pub(crate) use self::handover::{HandoverReport, check as check_handover};
-pub use self::prepare::Prompt;
-pub(crate) use self::prepare::{PromptRequest, PromptTarget, is_heavy};
+pub(crate) use self::prepare::{Prompt, PromptRequest, PromptTarget, is_heavy};
 pub(crate) use self::tokenise::Prompter;
 
 /// Explanation the gateway leaves the choice to Dynamo. Each has a counter.

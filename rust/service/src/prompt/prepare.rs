@@ -18,7 +18,7 @@ use crate::config::PromptOptions;
 const MAX_BYTES_PER_TOKEN: u64 = 64;
 
 /// A prompt as a decision needs it.
-pub struct Prompt {
+pub(crate) struct Prompt {
     /// Local hashes of the full blocks.
     pub hashes: Vec<LocalHash>,
     /// Sequence hashes of the same blocks.
@@ -65,7 +65,7 @@ impl Prompt {
 
 /// Nanoseconds per stage.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Timing {
+pub(crate) struct Timing {
     /// Template and tokeniser.
     pub tokenise_ns: u64,
     /// Block hashes.
