@@ -165,6 +165,7 @@ impl ChildTable {
         self.buckets.reserve(len as u32 + 1);
         let mut link = low(get(&self.buckets.unit(from)[0]));
         seqlock::begin_write(&self.splits);
+        // Readers that find a frame missing check `splits` before they believe it.
         self.buckets.unit(from)[0].store(0, Ordering::Release);
         self.len.store(len + 1, Ordering::Release);
         while let Some(id) = link.checked_sub(1) {

@@ -30,6 +30,7 @@ impl Copies {
 
     /// Takes away one of several copies; `false` when the worker holds only one copy.
     pub(super) fn take(&mut self, block: BlockId, slot: Slot, tier: Tier) -> bool {
+        // Most fleets have no further copies; then no look-up is made.
         if self.extra.is_empty() {
             return false;
         }

@@ -69,6 +69,7 @@ impl ExtentAllocator {
     pub(crate) fn allocate(&mut self, extents: &Extents, class: u32) -> u32 {
         if let Some(of) = (class..CLASSES as u32).find(|&of| self.first[of as usize] != 0) {
             let at = self.first[of as usize];
+            // A larger extent serves: its unused halves become free extents of the smaller classes.
             self.unlink(extents, at, of);
             for half in class..of {
                 self.link(extents, at + (1 << half), half);

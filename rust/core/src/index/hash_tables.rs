@@ -27,6 +27,7 @@ pub(crate) fn make_room<K: Hash + Eq, V>(map: &mut Map<K, V>) {
         return;
     }
     let buckets = map.allocation_size() / (size_of::<(K, V)>() + 1);
+    // Full of tombstones: rebuild at the same size.
     if let Some(room) = room_without_marks(map.len(), buckets) {
         let mut anew = Map::with_capacity_and_hasher(room, FxBuildHasher);
         anew.extend(map.drain());

@@ -46,6 +46,7 @@ impl PathTree {
         let header = self.header(id);
         let len = self.len(id);
         seqlock::begin_write(&header[VERSION]);
+        // The first holder in a lower tier: allocate empty holder words for both lower tiers.
         if tier != Tier::Device && get(&header[LOWER_HOLDERS]) == 0 && mask != 0 {
             let at = allocator.extent_allocator.allocate(&self.extents, LOWER_CLASS);
             for word in self.extents.words(at, 8) {
@@ -276,10 +277,12 @@ impl PathTree {
         let mut id = id;
         loop {
             let (header, len) = (self.header(id), self.len(id));
+            // The frame ends after its last live block; a hole before it stays.
             let new_len = 64 - self.live_blocks(id).leading_zeros();
             if new_len == len {
                 return;
             }
+            // The owner forgets its data about the blocks while their chunks still belong to the frame.
             dropped(id, low_bits(len) & !low_bits(new_len));
             allocator.blocks -= u64::from(len - new_len);
             seqlock::begin_write(&header[VERSION]);
@@ -299,6 +302,7 @@ impl PathTree {
             if new_len == 0 {
                 self.drop_empty_lower(allocator, id);
             }
+            // The frame lost blocks: the new identity stops readers that went on from one of them.
             seqlock::end_write(&header[VERSION], true);
             if new_len > 0 {
                 return;

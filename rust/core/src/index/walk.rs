@@ -152,6 +152,7 @@ impl PathTree {
         let Scratch { active, keep, .. } = scratch;
         keep.clear();
         keep.resize(slots.len(), 0);
+        // Each attempt starts from the root, since a replaced frame makes the whole path untrue.
         for _ in 0..WALK_ATTEMPTS {
             active.clear();
             active.extend_from_slice(slots);
@@ -266,6 +267,7 @@ impl PathTree {
                 return Ok(None);
             }
             at = BlockId::new(id, common - 1);
+            // The direct link leads on only from the last block of a frame.
             next = if common == len_of(view.shape) {
                 view.next
             } else {
@@ -317,6 +319,7 @@ impl PathTree {
             };
             visitor.examine(self, &view, range);
             if seqlock::is_valid(&view.header[VERSION], view.stamp) {
+                // Only a frame that was really matched counts as used.
                 mark_used(view.header, view.shape);
                 return Ok(Some((id, view, common)));
             }

@@ -135,6 +135,7 @@ impl Writer {
     /// Block that this worker means by an engine hash, whether or not it still holds the block.
     fn resolve(&self, shared: &Shared, slot: Slot, engine_hash: u64) -> Option<BlockId> {
         let aliases = self.engine_hashes.has_aliases();
+        // An alias comes first: for this worker the hash means that block, regardless of other workers.
         if aliases && let Some(block) = self.engine_hashes.aliased(slot, engine_hash) {
             return Some(block);
         }
@@ -297,11 +298,13 @@ impl Writer {
             PathTree::equal(&shared.engine_hashes, header, offset, blocks, engine_hash) == blocks.len()
         };
         let all_named = get(shared.paths.owner_word(id)) & range == range;
+        // Usual case: another worker stored these blocks under the same hashes, so comparing suffices.
         if all_named && !self.engine_hashes.has_aliases() && all_common() {
             return Ok(blocks.len() as u32);
         }
         if blocks.len() >= PREFETCH_MIN {
             let hashes = blocks.iter().map(|block| block.engine_hash.0);
+            // A large table has few key bits per entry, so the groups themselves must be read too.
             if self.engine_hashes.common.exceeds_caches() {
                 self.prefetch_blocks(shared, hashes);
             } else {

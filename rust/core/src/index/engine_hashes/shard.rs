@@ -76,6 +76,7 @@ impl Shard {
                     return Ok(block);
                 }
             }
+            // A line with a free lane ends the search: no entry lies beyond it.
             if free != 0 {
                 return Err(Some((at, free.trailing_zeros() as usize)));
             }
@@ -205,6 +206,7 @@ impl Shard {
             if let Some(lane) = line.0.iter().position(fits) {
                 return Some((from, lane));
             }
+            // No entry lies beyond a line with a free lane.
             if free_lanes(line) != 0 {
                 return None;
             }
@@ -302,6 +304,7 @@ impl Shard {
             }
             return;
         }
+        // Equal prefixes of one group need their full keys: fetch the keys of the group once for all of them.
         all.sort_unstable();
         for equal in all.chunk_by(|one, other| one == other) {
             let (prefix, group) = (u64::from(equal[0].0), BlockGroup(equal[0].1));
