@@ -19,18 +19,18 @@ URL = "http://127.0.0.1:8000"
 SPEC = FleetSpec(workers=2, speedup_ratio=100)
 
 
-def await_ready() -> None:
-    """Return when the router may choose both workers."""
-    line = "wardrop_worker_available{"
+def await_total(metric: str, total: float) -> None:
+    """Return when the series of a metric of the router add up to `total`."""
     for _ in range(600):
         try:
             page = urlopen(f"{URL}/metrics", timeout=5).read().decode()
-            if sum(row.startswith(line) and row.endswith(" 1") for row in page.splitlines()) == 2:
+            rows = [row for row in page.splitlines() if row.startswith(metric + "{")]
+            if sum(float(row.rpartition(" ")[2]) for row in rows) >= total:
                 return
         except URLError:
             pass
         time.sleep(0.1)
-    raise TimeoutError("the router saw no two workers within 60 s")
+    raise TimeoutError(f"{metric}: expected {total:g}, not within 60 s")
 
 
 def ask(turn: str, tokens: list[int]) -> None:
@@ -53,16 +53,16 @@ def ask(turn: str, tokens: list[int]) -> None:
 if __name__ == "__main__":
     enter_or_reexec()  # a private network where the kernel allows one
     with Fleet(SPEC) as fleet:
-        command = [sys.executable, "-m", "wardrop", "dynamo", "--policy", "toll"]
+        command = [sys.executable, "-m", "wardrop", "dynamo", "--policy", "dynamo"]
         environment = dict(os.environ) | fleet.dynamo_environment
         environment["WARDROP_ROUTING_EXPLAIN_HEADERS"] = "true"
         with Path("router.log").open("w") as log:
             router = subprocess.Popen(command, env=environment, stderr=log)
         try:
-            await_ready()
+            await_total("wardrop_worker_available", 2)
             first = list(range(1000, 1512))  # 512 tokens: 32 blocks of 16
             ask("first turn", first)
-            time.sleep(1)  # the worker publishes its KV events
+            await_total("wardrop_worker_held_blocks", 32)  # the worker published its KV events
             ask("second turn", first + list(range(2000, 2128)))
         finally:
             router.terminate()
