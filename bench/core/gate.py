@@ -81,9 +81,8 @@ def main() -> None:
         return
     baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     if baseline and baseline["machine"] != platform.machine() and not arguments.record:
-        print(
-            f"SKIPPED: the baseline is from {baseline['machine']}, this machine is {platform.machine()}"
-        )
+        machines = f"baseline from {baseline['machine']}, this machine {platform.machine()}"
+        print(f"SKIPPED: {machines}")
         return
     program = built()
     cases = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
