@@ -82,7 +82,7 @@ def door(native):
     return Door(native)
 
 
-def test_what_is_proven_goes_through_the_door_with_its_evidence(native, door):
+def test_a_proven_candidate_goes_through_the_door_with_its_evidence(native, door):
     changed_by: list[str] = []
     door.on_change = lambda record: changed_by.append(record.by)
     planted = Planted(native)
@@ -124,7 +124,7 @@ def test_without_proof_nothing_moves(native, door, plant, says):
     assert door.records() == []
 
 
-def test_models_must_agree_and_a_policy_that_is_no_price_is_left_alone(native, door):
+def test_models_must_agree_and_only_toll_is_calibrated(native, door):
     planted = Planted(native)
     planted.models = [planted.model, planted.model | {"suggested": {"ttft": "e2e"}}]
     calibrator = Calibrator(planted, door)
@@ -143,7 +143,7 @@ def test_a_change_on_trial_is_waited_for(native, door):
     assert "on trial" in calibrator.reason
 
 
-def test_what_a_person_changed_is_left_alone_until_it_is_rolled_back(native, door):
+def test_a_change_by_hand_is_left_alone_until_its_roll_back(native, door):
     planted = Planted(native)
     calibrator = Calibrator(planted, door)
     door.change({"kappa": 5}, HAND, "mine")
@@ -155,7 +155,7 @@ def test_what_a_person_changed_is_left_alone_until_it_is_rolled_back(native, doo
     assert record.setting == "kappa"
 
 
-def test_the_goal_is_the_persons_and_does_not_drift_with_what_was_adopted(native, door):
+def test_the_goal_is_set_by_hand_and_does_not_drift_with_adoptions(native, door):
     planted = Planted(native)
     planted.model["suggested"] = {"ttft": "e2e", "e2e": "k30", "itl": None, "goodput": None}
     calibrator = Calibrator(planted, door)
@@ -194,7 +194,7 @@ def test_a_candidate_that_was_rolled_back_waits_longer_each_time(native, door, b
     assert planted.gauges["calibrator_rolled_back_total"] == 2
 
 
-def test_the_guard_judges_what_was_adopted_and_takes_harm_back(native, door):
+def test_the_guard_judges_an_adoption_and_rolls_harm_back(native, door):
     planted = Planted(native)
     loop = ControlLoop(planted, door, acts=True)
     controller = loop.controller

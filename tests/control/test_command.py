@@ -6,7 +6,7 @@ from wardrop.commands.audit import app
 from wardrop.control import AuditLog, Record
 
 
-def test_audit_prints_what_happened_and_why(tmp_path) -> None:
+def test_audit_prints_events_with_reasons(tmp_path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
     log.write(Record(1.0, "change", "kappa", 10.0, 20.0, "regime saturated"))
     log.write(Record(9.0, "rolled_back", "kappa", 20.0, 10.0, "e2e_mean_s went from 2 to 4"))

@@ -1,4 +1,4 @@
-"""The controller, step by step: regimes without latching, changes that must prove themselves."""
+"""The controller: regimes that do not latch, and changes that must prove harmless."""
 
 from dataclasses import replace
 
@@ -60,7 +60,7 @@ def test_one_bad_sample_changes_nothing_and_the_edge_does_not_flap() -> None:
     assert changes <= 1
 
 
-def test_stale_samples_are_not_looked_at_and_silence_leads_back_to_below() -> None:
+def test_stale_samples_are_ignored_and_silence_leads_back_to_below() -> None:
     detector = RegimeDetector(RegimeSettings(dwell_s=1.0))
     assert feed(detector, 0.0, [at(0.2)] * 10 + [at(9.0)] * 20)[-1] is Regime.SATURATED
     stale = [at(0.2, age_s=60.0)] * 20
@@ -194,7 +194,7 @@ def test_wait_that_no_outcome_shows_yet_is_seen_within_a_second() -> None:
     assert seen[3] is not Regime.BELOW
 
 
-def test_load_over_the_knee_is_a_regime_whatever_the_outcomes_say() -> None:
+def test_load_over_the_knee_is_a_regime_regardless_of_outcomes() -> None:
     detector = RegimeDetector(RegimeSettings(dwell_s=1.0))
     light, heavy = (at(0.2, knee_least=x - 0.1, knee_most=x + 0.1) for x in (0.5, 1.3))
     up = feed(detector, 0.0, [light] * 10 + [heavy] * 20)
@@ -224,7 +224,7 @@ def test_knee_by_the_curves_is_about_one_and_lower_for_long_requests() -> None:
     assert 0.8 < long <= short < 1.1
 
 
-def test_audit_survives_a_torn_line_and_stays_bounded(tmp_path) -> None:
+def test_audit_survives_an_incomplete_line_and_stays_bounded(tmp_path) -> None:
     controller = Controller()
     run(controller, 60, loaded)
     records = list(controller.records())

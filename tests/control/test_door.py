@@ -1,4 +1,4 @@
-"""The audited door: bounded, all or nothing, with the way back."""
+"""The audited door: changes are bounded, all or nothing, and can be rolled back."""
 
 import json
 
@@ -20,7 +20,7 @@ def door(gateway, tmp_path):
     return Door(gateway, AuditLog(tmp_path / "audit.jsonl"))
 
 
-def test_change_is_in_force_and_recorded_with_who_and_why(gateway, door, tmp_path) -> None:
+def test_change_is_in_force_and_recorded_with_author_and_reason(gateway, door, tmp_path) -> None:
     record = door.change({"kappa": 20}, "hand", "short prompts first", {"p99_s": 1.5})
     assert json.loads(gateway.routing())["queue"]["kappa"] == 20
     (written,) = read_audit(tmp_path / "audit.jsonl")
@@ -74,7 +74,7 @@ def test_nonsense_is_refused_and_changes_nothing(gateway, door, changes, text) -
     assert door.records() == []
 
 
-def test_roll_back_undoes_the_youngest_first_and_says_of_what(gateway, door) -> None:
+def test_roll_back_undoes_the_youngest_first_and_refers_to_its_change(gateway, door) -> None:
     begin = gateway.routing()
     first = door.change({"kappa": 20}, "hand", "")
     second = door.change({"queue": False, "policy": "toll"}, "controller", "")

@@ -1,4 +1,4 @@
-"""What would have come without a change: a queue that stays, grows, drains or meets a surge."""
+"""The forecast without a change: a queue that stays, grows, drains or meets a surge."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_forecast_follows_what_comes_without_a_change(case) -> None:
+def test_forecast_follows_the_course_without_a_change(case) -> None:
     load_of, speed = CASES[case]
     seen, queue = fluid(load_of, 60.0, speed=speed)
     before = [s for s in seen if 10 < s.at_s <= 30]

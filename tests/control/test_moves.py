@@ -1,4 +1,4 @@
-"""Steps of what may be moved: bounded, one at a time, and back to where the user put it."""
+"""Moves: bounded steps, one at a time, and back to the value that the user set."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_every_move_is_bounded_and_leads_back_to_the_users_own_value():
         assert move.next(move.start, CALM) is None
 
 
-def test_what_does_not_exist_or_has_no_effect_is_not_moved():
+def test_a_setting_that_does_not_exist_or_has_no_effect_is_not_moved():
     assert list(moves_of(MOVES, NOW)) == ["kappa", "objective.ttft", "max_requests"]
     alone = NOW | {"objective.e2e": 0.0}
     assert "objective.ttft" not in moves_of(MOVES, alone)
@@ -55,12 +55,12 @@ def test_what_does_not_exist_or_has_no_effect_is_not_moved():
     assert moves_of(["kappa"], NOW | {"kappa": 30.0}) == {}
 
 
-def test_objective_gives_the_first_token_at_most_three_times_what_the_others_weigh():
+def test_objective_weighs_ttft_at_most_three_times_all_others():
     steps = walk(moves_of(["objective"], NOW)["objective.ttft"], FULL)
     assert steps == [1.0, 3.0, 7.0]
 
 
-def test_admission_lets_in_as_many_as_the_bound_is_worth_by_halves():
+def test_admission_falls_to_the_queue_of_the_bound_by_at_most_half():
     move = Admission(4096.0)
     assert move.next(4096.0, State(Regime.SATURATED, 29.0, 400)) is None
     assert move.next(4096.0, State(Regime.SATURATED, 40.0, 400)) == 300.0
@@ -70,7 +70,7 @@ def test_admission_lets_in_as_many_as_the_bound_is_worth_by_halves():
     assert move.next(16.0, State(Regime.TRANSITION)) == 32.0
 
 
-def test_ladder_refuses_what_is_no_ladder():
+def test_ladder_refuses_values_that_do_not_rise_and_positions_outside():
     with pytest.raises(ValueError, match="positions"):
         Ladder((1.0, 2.0), (0, 0, 2))
     with pytest.raises(ValueError, match="rising"):

@@ -1,4 +1,4 @@
-"""From native counts, and from a metrics page, to the controller's samples."""
+"""Samples of the controller, from native counts and from a metrics page."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_surge_shows_at_once_though_nothing_of_it_was_booked() -> None:
     assert sample.age_s == 0.0
 
 
-def test_load_is_bounded_by_how_many_arrivals_it_was_counted_from() -> None:
+def test_bounds_of_the_load_follow_from_the_number_of_arrivals() -> None:
     telemetry = Telemetry()
     telemetry.take(native_sample(0.0))
     wide, narrow = (
@@ -109,7 +109,7 @@ def test_engines_own_queue_counts_where_the_router_does_not_know_it_unless_stale
     assert stale.backlog_s == 0.0
 
 
-def test_outcomes_that_stop_coming_while_requests_are_out_grow_old() -> None:
+def test_a_sample_ages_while_requests_in_flight_have_no_outcomes() -> None:
     telemetry = Telemetry()
     telemetry.take(native_sample(0.0))
     telemetry.take(native_sample(1.0, ttft_s=[0.1], arrivals=1))

@@ -1,4 +1,4 @@
-"""Where the games' tests find the shared traces, and how they skip when those are missing."""
+"""Where the tests find the recorded traces. A test that needs them is skipped without them."""
 
 import os
 from pathlib import Path
@@ -12,5 +12,5 @@ REPO = Path(__file__).resolve().parents[2]
 def shared() -> Path:
     root = Path(os.environ.get("WARDROP_SHARED", REPO.parent / "shared"))
     if not (root / "traces").is_dir():
-        pytest.skip(f"SHARED TRACES MISSING: no {root}/traces; set WARDROP_SHARED to run this test")
+        pytest.skip(f"no recorded traces in {root}/traces; set WARDROP_SHARED")
     return root

@@ -71,7 +71,7 @@ def test_costs_of_a_wrong_shape_are_refused_with_a_reason() -> None:
         assign_congested(np.zeros((3, 1)), np.array([[3.0, 2.0, 1.0]]))
 
 
-def test_meter_tells_the_papers_artefact_from_a_real_loss() -> None:
+def test_meter_separates_the_papers_artefact_from_a_real_loss() -> None:
     def run(spread: bool) -> dict[str, float]:
         meter = AnarchyMeter(window_requests=40)
         for i in range(400):

@@ -1,4 +1,4 @@
-"""Our simulator beside Dynamo's replay 1.4.2, request by request.
+"""The simulator against Dynamo's replay 1.4.2, request by request.
 
 Needs `.venv-142` (`make .make/dynamo-1.4.2`) or WARDROP_DYNAMO_142, a Python with ai-dynamo 1.4.2.
 """

@@ -1,4 +1,4 @@
-"""The simulator beside real Dynamo with mock workers, in real time.
+"""The simulator against real Dynamo with mock workers, in real time.
 
 Tolerances. What differs between two live runs (ties, departures a moment apart, and all that
 follows from them) is in the range of twenty simulated repetitions; live may lie outside of it by

@@ -82,7 +82,7 @@ def test_every_trial_ends_under_the_number_of_its_change():
             assert end.reason
 
 
-def test_admission_refuses_only_when_the_wait_is_hopeless_and_opens_again():
+def test_admission_refuses_only_beyond_the_bound_and_opens_again():
     asked = "toll+queue(kappa=10)+controller(moves=admission)"
     result = simulate(OVER, FLEET, asked, seed=3)
     limits = [r.after for r in result.audit if r.event == "change"]
@@ -93,7 +93,7 @@ def test_admission_refuses_only_when_the_wait_is_hopeless_and_opens_again():
     assert [r for r in calm.audit if r.event == "change"] == []
 
 
-def test_objective_moves_to_the_first_token_only_where_the_user_wants_something_else_too():
+def test_objective_moves_to_ttft_only_if_it_has_other_parts():
     mixed = simulate(OVER, FLEET, "toll(ttft=0,e2e=1)+queue+controller(moves=objective)", seed=3)
     assert changes(mixed.audit, "objective.ttft")[0] == 1.0
     pure = simulate(OVER, FLEET, "toll+queue+controller(moves=objective)", seed=3)
@@ -102,7 +102,7 @@ def test_objective_moves_to_the_first_token_only_where_the_user_wants_something_
     assert changes(other.audit, "objective.ttft") == []
 
 
-def test_room_moves_only_where_it_is_looked_at():
+def test_room_moves_only_with_shared_passes():
     alone = "toll+queue(share_passes=false)+controller(moves=room)"
     assert changes(simulate(OVER, FLEET, alone, seed=3).audit, "backlog_s") == []
     shared = "toll+queue+controller(moves=room)"
@@ -165,7 +165,7 @@ def test_good_change_under_a_growing_queue_is_kept_by_the_forecast_alone():
         ("toll+queue+control", "controller"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name(policy, text):
+def test_an_unknown_parameter_is_refused_by_name(policy, text):
     with pytest.raises(InputError, match=text):
         simulate(OVER, FLEET, policy)
 

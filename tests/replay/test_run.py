@@ -1,4 +1,4 @@
-"""A cell: the same bytes for the same seed, sane figures, errors that name their cause."""
+"""A simulation: equal bytes for equal seeds, sane figures, errors that name their cause."""
 
 import numpy as np
 import pytest

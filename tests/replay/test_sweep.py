@@ -1,4 +1,4 @@
-"""Sweeps resume, reports stand alone, tuning is scored where it did not look."""
+"""Sweeps resume, reports are self-contained, tuning is scored on held-out requests."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def test_a_sweep_gives_its_cells_in_order_and_does_not_depend_on_threads():
     ]
 
 
-def test_a_sweep_takes_up_where_it_was_cut_and_runs_no_cell_twice(tmp_path, monkeypatch):
+def test_an_interrupted_sweep_goes_on_and_runs_no_cell_twice(tmp_path, monkeypatch):
     path = tmp_path / "cells.jsonl"
     whole = sweep(plan(), resume=path)
     lines = path.read_text().splitlines()
@@ -56,7 +56,7 @@ def test_a_sweep_takes_up_where_it_was_cut_and_runs_no_cell_twice(tmp_path, monk
     assert [c.figures for c in again] == [c.figures for c in whole]
 
 
-def test_cells_of_another_fleet_are_not_taken_for_ours(tmp_path):
+def test_cells_of_another_workload_are_run_again(tmp_path):
     path = tmp_path / "cells.jsonl"
     sweep(plan(policies=("round_robin",), loads=(1.0,), seeds=(0,)), resume=path)
     other = plan(policies=("round_robin",), loads=(1.0,), seeds=(0,), requests=130)
@@ -71,7 +71,7 @@ def test_an_empty_sweep_and_an_unknown_policy_are_errors():
         sweep(plan(policies=("nothing",)))
 
 
-def test_the_report_needs_nothing_beside_it_and_escapes_names():
+def test_the_report_is_self_contained_and_escapes_names():
     cells = sweep(plan())
     page = html({"trace": "<script>", "closed_loop": False}, cells, Slo())
     assert "<script>" not in page
@@ -179,7 +179,7 @@ def test_the_command_writes_all_three_forms(tmp_path):
         ["paper", "--part", "0.9:0.1"],
     ],
 )
-def test_the_command_says_what_is_wrong_and_exits_with_2(arguments):
+def test_the_command_names_bad_input_and_exits_with_2(arguments):
     ran = CliRunner().invoke(app, arguments)
     assert ran.exit_code == 2
     assert "wardrop replay" in ran.output

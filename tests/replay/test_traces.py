@@ -156,7 +156,7 @@ def test_a_list_is_one_value():
     assert half > 2 * (workload.arrival_ms[-1] - workload.arrival_ms[200])
 
 
-def test_a_part_starts_its_own_clock_and_forgets_cut_turns():
+def test_a_part_starts_at_0_and_drops_turns_before_the_cut():
     workload = generate("agents(sessions=30)", 0).part(0.5, 1.0)
     workload.native  # noqa: B018 - building it checks every column
     assert workload.arrival_ms[workload.after == 2**32 - 1][0] == 0

@@ -2,8 +2,8 @@
 
 Where it stands: the reference for every placement. Binary y says which worker keeps which object in
 which tier; x routes each demand to one source. For fixed y the x are integral on their own, so only
-y is declared integer. The relaxation is the usual tight one of facility location (x ≤ y, one row each), so HiGHS
-proves optimality quickly; the proof (gap 0) is checked, never assumed.
+y is declared integer. The relaxation is the usual tight one of facility location (x ≤ y, one row
+each), so HiGHS proves optimality quickly; the proof (gap 0) is checked, never assumed.
 """
 
 from __future__ import annotations
