@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from wardrop.replay import Engine, Fleet, Policy, ReplayError, Workload, affine, simulate
+from wardrop.calls import CallError
+from wardrop.replay import Engine, Fleet, Policy, Workload, affine, simulate
 from wardrop.replay.generate import prefixes
 
 TIMING = affine(
@@ -35,7 +36,7 @@ def test_queue_is_parsed_labelled_and_refused_when_misspelt() -> None:
     assert policy.queue == {"kappa": 30}
     assert policy.label == "toll(itl=1,ttft=0)+queue(kappa=30)"
     assert Policy.parse("dynamo+queue").queue == {}
-    with pytest.raises(ReplayError, match="expected queue"):
+    with pytest.raises(CallError, match=r"expected each of queue"):
         Policy.parse("toll+cue")
     with pytest.raises(ValueError, match="kapa"):
         simulate(workload(), fleet(1), Policy.parse("toll+queue(kapa=1)"))
