@@ -131,7 +131,7 @@ def test_the_scope_of_a_prefix_is_given_where_it_is_made() -> None:
 
 
 def test_a_feed_of_another_block_size_than_the_routers_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected 16, as in the router"):
+    with pytest.raises(ValueError, match="expected 16, the router's"):
         EngineFeed(32).apply(router(), 1, 0, frame(TOKENS, NAMES))
 
 

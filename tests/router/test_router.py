@@ -111,7 +111,7 @@ def test_bookings_end_by_themselves() -> None:
         (lambda r: r.remove_worker(9), KeyError, "worker 9/0 is not registered"),
         (lambda r: r.route(), LookupError, None),
         (lambda r: r.route([1], hashes=[1]), ValueError, "expected one of them"),
-        (lambda r: r.route([1], request_id=1.5), TypeError, "request_id is a float"),
+        (lambda r: r.route([1], request_id=1.5), TypeError, "request_id of type float"),
         (lambda r: r.route([1], now_s=float("nan")), ValueError, "finite"),
         (lambda r: r.apply(1, {"stord": {}}), ValueError, "none of the keys"),
         (lambda r: r.apply(1, 3), TypeError, "expected Stored"),

@@ -51,10 +51,10 @@ def test_every_form_of_tokens_gives_the_same_hashes(
         (np.array([1.0]), TypeError, "format"),
         (np.zeros((2, 2), dtype=np.uint32), ValueError, "2 dimensions"),
         (b"12345", ValueError, "multiple of 4"),
-        ("text", TypeError, "tokens are a str"),
+        ("text", TypeError, "tokens of type str"),
         (None, TypeError, "NoneType"),
-        ({1: 2}, TypeError, "tokens are a dict"),
-        (7, TypeError, "tokens are a int"),
+        ({1: 2}, TypeError, "tokens of type dict"),
+        (7, TypeError, "tokens of type int"),
     ],
 )
 def test_what_is_no_token_is_refused_with_its_place(

@@ -19,7 +19,6 @@ mod error;
 mod event;
 mod exact;
 mod fleet;
-pub use anarchy as game;
 pub mod hash;
 pub mod index;
 pub mod latency;

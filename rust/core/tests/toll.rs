@@ -419,42 +419,42 @@ fn recorded_decision_has_the_seconds_from_before_its_booking() {
     let router = router(3);
     router.route(&ask(&hashes(7, 100), 7), 0.0).unwrap();
     assert!(
-        router.take_placements().is_empty(),
+        router.take_decisions().is_empty(),
         "nothing is kept unless asked for"
     );
     router.release(RequestId(7), 0.0).unwrap();
-    router.keep_placements(true);
+    router.record_decisions(true);
     let first = router.route(&ask(&hashes(1, 100), 1), 0.0).unwrap().worker;
     let second = router
         .route(&ask(&hashes(1_000_000, 100), 2), 0.1)
         .unwrap()
         .worker;
     assert_ne!(first, second);
-    let kept = router.take_placements();
+    let kept = router.take_decisions();
     assert_eq!([kept[0].request, kept[1].request], [RequestId(1), RequestId(2)]);
     assert!(
-        kept[0].placement.wait_s.iter().all(|wait_s| wait_s.abs() < 1e-9),
+        kept[0].costs.wait_s.iter().all(|wait_s| wait_s.abs() < 1e-9),
         "{kept:?}"
     );
     assert_eq!(
-        (kept[0].placement.prefill_s.len(), kept[0].peer_decode_s.len()),
+        (kept[0].costs.prefill_s.len(), kept[0].peer_decode_s.len()),
         (3, 3)
     );
     assert!(kept[0].step_s > 0.0);
-    let waiting: Vec<usize> = (0..3).filter(|&j| kept[1].placement.wait_s[j] > 1e-9).collect();
+    let waiting: Vec<usize> = (0..3).filter(|&j| kept[1].costs.wait_s[j] > 1e-9).collect();
     assert_eq!(waiting, [first.instance as usize]);
-    assert!(kept[1].placement.regret_s() < 1e-9);
-    assert!(router.take_placements().is_empty());
+    assert!(kept[1].costs.regret_s() < 1e-9);
+    assert!(router.take_decisions().is_empty());
 }
 
 #[test]
 fn recorded_decisions_that_are_not_taken_are_bounded() {
     let router = router(2);
-    router.keep_placements(true);
+    router.record_decisions(true);
     for i in 0..1000 {
         router.route(&ask(&hashes(i, 4), i + 1), 0.0).unwrap();
     }
-    assert_eq!(router.take_placements().len(), 256);
+    assert_eq!(router.take_decisions().len(), 256);
 }
 
 /// Cost of recording a decision for the price of anarchy. Run with `--release -- --ignored --nocapture`.
@@ -467,11 +467,11 @@ fn cost_of_keeping_a_decision() {
         let mut best_ns = [f64::INFINITY; 2];
         for _ in 0..2000 {
             for keep in [false, true] {
-                router.keep_placements(keep);
+                router.record_decisions(keep);
                 let started = std::time::Instant::now();
                 for i in 0..20 {
                     router.route(&ask(&prompt, i + 1), 0.0).unwrap();
-                    drop(router.take_placements());
+                    drop(router.take_decisions());
                 }
                 let best = &mut best_ns[usize::from(keep)];
                 *best = best.min(started.elapsed().as_nanos() as f64 / 20.0);

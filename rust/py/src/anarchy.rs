@@ -1,4 +1,4 @@
-//! Bindings of the exact assignments and of the price-of-anarchy meter.
+//! Bindings of the exact assignments and of the meter of the price of anarchy.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -21,7 +21,7 @@ fn raise(error: &Error) -> PyErr {
 fn matrix(py: Python<'_>, costs: &PyBuffer<f64>) -> PyResult<CostMatrix> {
     let &[rows, columns] = costs.shape() else {
         let text = format!(
-            "costs has {} dimensions: expected 2, requests × workers",
+            "got costs with {} dimensions: expected 2, requests × workers",
             costs.dimensions()
         );
         return Err(PyValueError::new_err(text));
@@ -46,10 +46,10 @@ pub fn assign_congested(
 ) -> PyResult<(Vec<usize>, f64)> {
     let costs = matrix(py, &costs)?;
     let marginals = matrix(py, &marginals)?;
-    // A worker is asked for one slot more than it fills; the last is never taken.
+    // The solver also asks for the slot after the last one, which no request can take.
     if marginals.rows() != costs.columns() || marginals.columns() < costs.rows() {
         let text = format!(
-            "marginals is {} × {}: expected {} workers × at least {} slots",
+            "got marginals of {} × {}: expected {} workers × at least {} slots",
             marginals.rows(),
             marginals.columns(),
             costs.columns(),
@@ -65,7 +65,7 @@ pub fn assign_congested(
     Ok((found.worker_of, total))
 }
 
-/// Sliding price-of-anarchy estimates; see `_core.pyi`.
+/// Price of anarchy over sliding windows; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct AnarchyMeter {
     native: Mutex<Meter>,

@@ -1,11 +1,11 @@
-//! What a decision looks like in Python, and plain data to Python objects.
+//! Bindings of decisions and candidates, and conversion of plain data to Python objects.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::Value;
 use wardrop_core::WorkerId;
 
-/// Where a request goes; see `_core.pyi`.
+/// Worker chosen for a request; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Decision(pub wardrop_core::Decision);
 
@@ -109,7 +109,7 @@ impl Candidate {
     }
 }
 
-/// Plain data as dicts, lists, numbers and text.
+/// Converts JSON data to dicts, lists, numbers and text.
 pub fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
     Ok(match value {
         Value::Null => py.None().into_bound(py),

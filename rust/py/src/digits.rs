@@ -1,11 +1,12 @@
-//! Ints of a list read from where `CPython` keeps them, without a call per int: a third of the time of the C API.
+//! Fast reading of a list of ints: directly from `CPython`'s memory, in a third of the time of the C API.
 //!
-//! The stable ABI promises nothing of an int's inside, so this is used only where the interpreter is one whose layout is known
-//! (`CPython` 3.11 to 3.14, 64 bits, no debug or free-threaded build) *and* a probe of ints of every form reads right; else,
-//! and for every item that is not a plain int of at most two digits, the C API reads.
+//! The stable ABI does not fix the layout of an int. The module therefore reads memory only if two conditions hold: the
+//! interpreter has a known layout (`CPython` 3.11 to 3.14, 64 bits, neither a debug nor a free-threaded build), and a
+//! probe with ints of every form reads correctly. Otherwise the C API reads the list. The C API also reads every item
+//! that is not a plain int of at most two digits.
 //!
 //! ```text
-//! int   16: 3.11 signed number of digits; 3.12+ digits · 8 + sign (0, 1 for zero, 2), 4 for immortal ones
+//! int   16: 3.11 signed number of digits; 3.12+ digits · 8 + sign (0, 1 for zero, 2), 4 for immortal ints
 //!       24: digits of 30 bits, lowest first
 //! list  24: pointer to the items
 //! ```
@@ -22,19 +23,19 @@ const ITEMS_AT: usize = 24;
 const DIGIT_BITS: u32 = 30;
 const IMMORTAL: usize = 4;
 
-/// How this interpreter writes an int's size.
+/// Encoding of an int's size in this interpreter.
 #[derive(Clone, Copy)]
 pub struct Layout {
-    /// The size words of the ints of one and of two digits, and of 0.
+    /// Size word of an int with one digit. The next fields are those of two digits and of 0.
     one: usize,
     two: usize,
     zero: usize,
-    /// Bits of the size word that say nothing of the value.
+    /// Bits of the size word that do not depend on the value.
     ignored: usize,
 }
 
 impl Layout {
-    /// The layout of this interpreter; `None` where it is not known. Found out once.
+    /// The layout of this interpreter, or `None` if it is unknown. It is determined once.
     pub fn get(py: Python<'_>) -> Option<Self> {
         static LAYOUT: PyOnceLock<Option<Layout>> = PyOnceLock::new();
         *LAYOUT.get_or_init(py, || Self::find(py).unwrap_or_default())
@@ -76,7 +77,7 @@ impl Layout {
         Ok(layout.reads_right(py)?.then_some(layout))
     }
 
-    /// Whether a list of ints of every form reads as the C API reads it.
+    /// Whether a list with ints of every form reads as the C API reads it.
     fn reads_right(self, py: Python<'_>) -> PyResult<bool> {
         let small = [
             0,
@@ -114,11 +115,10 @@ impl Layout {
         Ok(right && values.len() == small.len())
     }
 
-    /// Append the leading items that are plain ints of 32 bits; the others are left to the C API.
+    /// Appends the leading items that are plain ints of 32 bits. The C API has to read the remaining items.
     pub fn read(self, list: &Bound<'_, PyList>, values: &mut Vec<u32>) {
         let len = list.len();
-        // SAFETY: no Python code runs and the GIL is held until the last item is read, so the list keeps its items; there
-        // are `len` of them.
+        // SAFETY: the GIL is held and no Python code runs until the last item is read, so the list keeps its `len` items.
         let items = unsafe { std::slice::from_raw_parts(items(list), len) };
         for &item in items {
             // SAFETY: the list owns the item.
@@ -133,8 +133,8 @@ impl Layout {
     /// `item` must be alive.
     #[inline]
     unsafe fn value(self, item: *mut ffi::PyObject) -> Option<u32> {
-        // SAFETY: alive; an object of this very type (not of a subclass) is an int, and ints have a size word; those with one
-        // digit or more have it behind, and two where the size says so.
+        // SAFETY: the item is alive. An object of exactly this type, not of a subclass, is an int and has a size word. The
+        // size word gives the number of digits that follow it.
         unsafe {
             if ffi::Py_TYPE(item) != &raw mut ffi::PyLong_Type {
                 return None;
@@ -154,7 +154,7 @@ impl Layout {
 }
 
 /// # Safety
-/// The pointer is good while no item is added or removed; an empty list may have none.
+/// The pointer is valid until an item is added or removed. The pointer of an empty list may be null.
 unsafe fn items(list: &Bound<'_, PyList>) -> *const *mut ffi::PyObject {
     // SAFETY: the layout was checked: the items' pointer follows the object's header.
     let items = unsafe {

@@ -15,10 +15,10 @@ fn raise(error: &DriveError) -> PyErr {
     }
 }
 
-/// (seconds, index of the request to follow or None, body)
+/// A request of the plan: its time in seconds, the index of its predecessor or None, and its body.
 type Row<'py> = (f64, Option<usize>, Bound<'py, PyBytes>);
 
-/// A load run in progress; see `_core.pyi`.
+/// A run of the load driver; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Drive {
     native: Native,
@@ -86,7 +86,7 @@ impl Drive {
 
     fn wait(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
         let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|_| {
-            PyValueError::new_err(format!("timeout_s: got {timeout_s}, expected seconds from 0 up"))
+            PyValueError::new_err(format!("got timeout_s {timeout_s}: expected at least 0 seconds"))
         })?;
         Ok(py.detach(|| self.native.wait(timeout)))
     }

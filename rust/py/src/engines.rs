@@ -1,4 +1,4 @@
-//! `wardrop.engines`: the feeds of vLLM and `SGLang`, and Dynamo's event plane.
+//! Bindings of `wardrop.engines`: feeds of vLLM and `SGLang`, and Dynamo's event plane.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use wardrop_engines::{Event, FRAME_BYTES_MAX, Feed, dynamo};
 use crate::error::raise;
 use crate::router::{Router, Worker, mixed};
 
-/// The feed of one worker; see `_core.pyi`.
+/// The feed of one worker; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct EngineFeed {
     feed: Mutex<Feed>,
@@ -44,7 +44,7 @@ impl EngineFeed {
         let hasher = router.hasher();
         if hasher.block_size() != self.block_size {
             let text = format!(
-                "the feed has blocks of {} tokens: expected {}, as in the router",
+                "got a feed with blocks of {} tokens: expected {}, the router's block size",
                 self.block_size,
                 hasher.block_size()
             );
@@ -97,7 +97,7 @@ fn numbers(names: &[EngineHash]) -> Vec<u64> {
     names.iter().map(|name| name.0).collect()
 }
 
-/// The events of one payload of vLLM or `SGLang`; see `_core.pyi`.
+/// The events of one payload of vLLM or `SGLang`; `_core.pyi` documents it.
 #[pyfunction]
 pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bound<'py, PyDict>> {
     let batch = py
@@ -135,7 +135,7 @@ pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bou
     Ok(dict)
 }
 
-/// Apply one message of Dynamo's event plane; see `_core.pyi`.
+/// Applies one message of Dynamo's event plane; `_core.pyi` documents it.
 #[pyfunction]
 #[allow(
     clippy::needless_pass_by_value,
@@ -149,7 +149,7 @@ pub fn apply_dynamo_message(
     let router = router.get();
     let bytes: usize = frames.iter().map(|frame| frame.len()).sum();
     if bytes > FRAME_BYTES_MAX {
-        let text = format!("bytes of a message: got {bytes}, at most {FRAME_BYTES_MAX}");
+        let text = format!("got a message of {bytes} bytes: expected at most {FRAME_BYTES_MAX}");
         return Err(PyValueError::new_err(text));
     }
     if router.hasher().is_keyed() {

@@ -1,11 +1,13 @@
-//! The one map from core errors to exceptions.
+//! The only map from core errors to Python exceptions.
 
 use pyo3::exceptions::{PyKeyError, PyLookupError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use wardrop_core::{Error, ImageError};
 
-/// As an exception: `KeyError` for what is not there, `LookupError` when nobody can serve, `RuntimeError` for a limit that
-/// is reached, else `ValueError`. The text says got, expected and what to do.
+/// The exception for a core error, with the error's own text.
+///
+/// An unknown worker or request is a `KeyError`, a request without an available worker a `LookupError`, and a reached
+/// limit a `RuntimeError`. Every other error is a `ValueError`.
 pub fn raise(error: &Error) -> PyErr {
     let text = error.to_string();
     match error {

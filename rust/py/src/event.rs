@@ -1,4 +1,4 @@
-//! KV events from Python: typed, or as the dicts that Dynamo's event plane and dumps carry.
+//! Bindings of KV events: classes, and the dicts of Dynamo's event plane and dumps.
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -9,7 +9,7 @@ use crate::hashes::{Hashes, hash, sized};
 use crate::router::mixed;
 use crate::tokens::Tokens;
 
-/// Blocks that a worker stored; see `_core.pyi`.
+/// KV event of stored blocks; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Stored {
     names: Vec<u64>,
@@ -18,11 +18,11 @@ pub struct Stored {
     content: Content,
 }
 
-/// What the stored blocks hold.
+/// Content of the stored blocks.
 enum Content {
-    /// Hashes of Dynamo's kind.
+    /// Local hashes under Dynamo's hash.
     Hashes(Vec<LocalHash>),
-    /// Tokens: hashed when the event meets its router, which may have a key of its own.
+    /// Tokens. They are hashed when a router applies the event, because the router may have a secret key.
     Tokens {
         tokens: Vec<u32>,
         block_size: u32,
@@ -31,11 +31,11 @@ enum Content {
     },
 }
 
-/// Blocks that a worker removed; see `_core.pyi`.
+/// KV event of removed blocks; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Removed(KvEvent);
 
-/// A worker's cache is empty; see `_core.pyi`.
+/// KV event of a cleared cache; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Cleared;
 
@@ -93,7 +93,8 @@ impl Stored {
         };
         if block_hashes.0.len() != expected {
             let got = block_hashes.0.len();
-            let text = format!("{got} block_hashes for {expected} full blocks: expected one for each");
+            let text =
+                format!("got {got} block_hashes for {expected} full blocks: expected one for each block");
             return Err(PyValueError::new_err(text));
         }
         Ok(Self {
@@ -113,8 +114,9 @@ impl Stored {
             Content::Hashes(locals) => locals,
             Content::Tokens { block_size, .. } if *block_size != hasher.block_size() => {
                 let (got, expected) = (block_size, hasher.block_size());
-                let text =
-                    format!("the event has blocks of {got} tokens: expected {expected}, as in the router");
+                let text = format!(
+                    "got an event with blocks of {got} tokens: expected {expected}, the router's block size"
+                );
                 return Err(PyValueError::new_err(text));
             }
             Content::Tokens {
@@ -166,7 +168,7 @@ impl Cleared {
     }
 }
 
-/// The event in `value`: one of the classes here, or a dict. Its blocks are hashed as the router's prompts.
+/// The KV event of a Python object: an object of one of the event classes, or a dict. `hasher` hashes its tokens.
 pub fn event_from(py: Python<'_>, value: &Bound<'_, PyAny>, hasher: &BlockHasher) -> PyResult<KvEvent> {
     if let Ok(stored) = value.cast::<Stored>() {
         return stored.get().event(py, hasher);
@@ -179,7 +181,7 @@ pub fn event_from(py: Python<'_>, value: &Bound<'_, PyAny>, hasher: &BlockHasher
     }
     let Ok(dict) = value.cast::<PyDict>() else {
         let name = value.get_type().name()?;
-        let text = format!("the event is a {name}; expected Stored, Removed, Cleared or a dict");
+        let text = format!("got an event of type {name}: expected Stored, Removed, Cleared or a dict");
         return Err(PyTypeError::new_err(text));
     };
     let event = from_dict(dict)?;
@@ -226,6 +228,6 @@ fn from_dict(dict: &Bound<'_, PyDict>) -> PyResult<KvEvent> {
         return Ok(KvEvent::Cleared);
     }
     Err(PyValueError::new_err(
-        "the event has none of the keys stored, removed, cleared",
+        "got an event without the keys stored, removed and cleared: expected exactly one of them",
     ))
 }

@@ -1,4 +1,4 @@
-//! Bindings of the gateway: every call releases the GIL, because the gateway's own threads may hold a lock for a moment.
+//! Bindings of the gateway. Every call releases the GIL, because a thread of the gateway may hold a lock it waits for.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn raise(error: &ServiceError) -> PyErr {
     }
 }
 
-/// The native data plane; see `_core.pyi`.
+/// The HTTP gateway; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Gateway {
     native: Native,

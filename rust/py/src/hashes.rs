@@ -1,4 +1,4 @@
-//! Block hashes: `block_hashes`, `sequence_hashes`, and hashes as arguments.
+//! Bindings of `block_hashes` and `sequence_hashes`, and hashes as arguments.
 
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -7,10 +7,10 @@ use wardrop_core::{HashScope, LocalHash};
 
 use crate::tokens::{HashColumn, Tokens};
 
-/// Inputs from this many tokens on are worth giving the GIL away: 0.7 µs to hash them, and to give it away takes 0.1.
+/// Number of tokens from which the GIL is released. Hashing them takes 0.7 µs, and releasing the GIL takes 0.1 µs.
 const DETACH_TOKENS: usize = 4096;
 
-/// Run `work` without the GIL when the input is large.
+/// Runs `work` without the GIL if the input has at least [`DETACH_TOKENS`] tokens.
 pub fn sized<T: Send>(py: Python<'_>, tokens: usize, work: impl FnOnce() -> T + Send) -> T {
     if tokens >= DETACH_TOKENS {
         py.detach(work)
@@ -19,7 +19,7 @@ pub fn sized<T: Send>(py: Python<'_>, tokens: usize, work: impl FnOnce() -> T + 
     }
 }
 
-/// Unsigned 64-bit hashes from ints of either sign, as Dynamo writes them, or from a buffer of 64-bit ints.
+/// 64-bit hashes from ints of either sign, as Dynamo writes them, or from a buffer of 64-bit integers.
 pub struct Hashes(pub Vec<u64>);
 
 impl<'py> FromPyObject<'_, 'py> for Hashes {
@@ -30,7 +30,7 @@ impl<'py> FromPyObject<'_, 'py> for Hashes {
         if let Ok(buffer) = PyUntypedBuffer::get(&value) {
             if buffer.dimensions() > 1 {
                 let text = format!(
-                    "hashes have {} dimensions; expected 1: flatten them",
+                    "got hashes with {} dimensions: expected 1, so flatten them",
                     buffer.dimensions()
                 );
                 return Err(PyValueError::new_err(text));
@@ -44,7 +44,7 @@ impl<'py> FromPyObject<'_, 'py> for Hashes {
                 ));
             }
             let format = buffer.format().to_string_lossy();
-            let text = format!("hashes are a buffer of format {format:?}; expected 64-bit integers");
+            let text = format!("got hashes in a buffer of format {format:?}: expected 64-bit integers");
             return Err(PyTypeError::new_err(text));
         }
         value
@@ -68,7 +68,7 @@ impl<'py> FromPyObject<'_, 'py> for HashColumn {
     }
 }
 
-/// One hash: 0 to 2⁶⁴ − 1, or the same bits as a signed number.
+/// One hash: an int from 0 to 2⁶⁴ − 1, or the signed form of the same bits.
 pub fn hash(value: &Bound<'_, PyAny>) -> PyResult<u64> {
     if let Ok(hash) = value.extract::<u64>() {
         return Ok(hash);
@@ -77,11 +77,11 @@ pub fn hash(value: &Bound<'_, PyAny>) -> PyResult<u64> {
         return Ok(hash.cast_unsigned());
     }
     Err(PyValueError::new_err(
-        "a hash is no 64-bit integer; expected -2**63 to 2**64 - 1",
+        "got a hash beyond 64 bits: expected an int from -2**63 to 2**64 - 1",
     ))
 }
 
-/// Local hashes of the full blocks of `tokens`; see `_core.pyi`.
+/// Local hashes of the full blocks of `tokens`; `_core.pyi` documents it.
 #[pyfunction]
 #[pyo3(signature = (tokens, block_size, *, lora_name=None, cache_namespace=None))]
 pub fn block_hashes(
@@ -106,7 +106,7 @@ pub fn block_hashes(
     Ok(hashes.into_iter().map(|hash| hash.0).collect())
 }
 
-/// Sequence hashes of a chain of local hashes; see `_core.pyi`.
+/// Sequence hashes of consecutive local hashes; `_core.pyi` documents it.
 #[pyfunction]
 #[allow(
     clippy::needless_pass_by_value,
@@ -118,7 +118,7 @@ pub fn sequence_hashes(py: Python<'_>, local_hashes: Hashes) -> Vec<u64> {
     hashes.into_iter().map(|hash| hash.0).collect()
 }
 
-/// As local hashes.
+/// Marks numbers as local hashes.
 pub fn locals(hashes: Vec<u64>) -> Vec<LocalHash> {
     hashes.into_iter().map(LocalHash).collect()
 }

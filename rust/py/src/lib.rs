@@ -1,4 +1,5 @@
-//! Python bindings: convert, release the GIL where work grows with the input, call, map the error. Nothing else.
+//! Python bindings of all crates. A binding converts its arguments, releases the GIL where work grows with the input,
+//! calls the crate, and maps the error.
 
 mod anarchy;
 mod decision;

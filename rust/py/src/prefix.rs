@@ -1,4 +1,4 @@
-//! `wardrop.Prefix`: a prompt that grows, hashed once.
+//! Binding of `wardrop.Prefix`: hashes of a prompt that grows.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,12 +9,12 @@ use wardrop_core::{BlockHasher, HashMode, HashScope, PromptHashes};
 use crate::hashes::sized;
 use crate::tokens::Tokens;
 
-/// The hashes of a prompt so far; see `_core.pyi`.
+/// Hashes of a prompt that grows; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Prefix(Mutex<Arc<PromptHashes>>);
 
 impl Prefix {
-    /// An empty prompt for prompts of this hasher.
+    /// An empty prompt that `hasher` hashes.
     pub fn empty(hasher: &BlockHasher, scope: &HashScope<'_>) -> Self {
         Self(Mutex::new(Arc::new(PromptHashes::new(hasher, scope))))
     }
@@ -23,7 +23,7 @@ impl Prefix {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The prompt as it is now, whatever is appended later.
+    /// The hashes of the prompt at this moment. Later appends do not change them.
     pub fn now(&self) -> Arc<PromptHashes> {
         Arc::clone(&self.lock())
     }
@@ -47,7 +47,7 @@ impl Prefix {
     fn extend(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<()> {
         let tokens = Tokens::new(tokens)?;
         let tokens = tokens.as_slice();
-        // Copied first only while a call of another thread reads it.
+        // The hashes are copied only if a call of another thread reads them at this moment.
         sized(py, tokens.len(), || {
             Arc::make_mut(&mut self.lock()).extend(tokens);
         });
@@ -77,7 +77,8 @@ impl Prefix {
         let hashes = self.now();
         if hashes.hasher().is_keyed() {
             return Err(PyValueError::new_err(
-                "hashes under a router's key stay inside: pass the Prefix itself to route, find_matches or book",
+                "got a Prefix that is hashed with a router's secret key, which stays inside the router: \
+                 pass the Prefix itself to route, find_matches or book",
             ));
         }
         Ok(hashes.locals().iter().map(|hash| hash.0).collect())

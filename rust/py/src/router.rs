@@ -1,4 +1,4 @@
-//! `wardrop.Router`: the core's router for Python threads.
+//! Binding of `wardrop.Router`.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -27,7 +27,7 @@ use crate::hashes::sized;
 use crate::prefix::Prefix;
 use crate::tokens::{HashColumn, Tokens};
 
-/// A worker as Python writes it: an instance, or (instance, rank).
+/// A worker argument: an instance id, or a pair (instance, dp_rank).
 #[derive(Clone, Copy)]
 pub struct Worker(pub WorkerId);
 
@@ -48,7 +48,7 @@ impl<'py> FromPyObject<'_, 'py> for Worker {
     }
 }
 
-/// A request's name: text is hashed to the 64 bits that the core knows it by, an int is taken as it is.
+/// A request id argument. Text is hashed to 64 bits; an int is the id itself.
 fn request_id(value: &Bound<'_, PyAny>) -> PyResult<RequestId> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(RequestId(wardrop_core::hash::text_id(text.to_str()?)));
@@ -59,23 +59,23 @@ fn request_id(value: &Bound<'_, PyAny>) -> PyResult<RequestId> {
             .name()
             .map_or_else(|_| "?".to_owned(), |name| name.to_string());
         PyTypeError::new_err(format!(
-            "request_id is a {name}; expected a str or an int from 0 to 2**64 - 1"
+            "got request_id of type {name}: expected a str or an int from 0 to 2**64 - 1"
         ))
     })
 }
 
-/// `time.monotonic()`, unless the caller brings its own clock.
+/// The caller's time, or `time.monotonic()` without one.
 fn seconds(py: Python<'_>, now_s: Option<f64>) -> PyResult<f64> {
     match now_s {
         Some(now_s) if now_s.is_finite() => Ok(now_s),
         Some(now_s) => Err(PyValueError::new_err(format!(
-            "now_s = {now_s}: expected finite seconds"
+            "got now_s {now_s}: expected a finite number of seconds"
         ))),
         None => monotonic_s(py),
     }
 }
 
-/// `time.monotonic()` without a call of Python: its clock is that of [`Instant`], so one reading of both tells how they differ.
+/// `time.monotonic()` without a Python call. It reads the clock of [`Instant`], so one reading of both gives the offset.
 fn monotonic_s(py: Python<'_>) -> PyResult<f64> {
     static START: PyOnceLock<(Instant, f64)> = PyOnceLock::new();
     let (start, start_s) = START.get_or_try_init(py, || {
@@ -96,13 +96,13 @@ fn parameters(py: Python<'_>, parameters: Option<&Bound<'_, PyDict>>) -> PyResul
     serde_json::from_str(&text).map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
-/// The prompt of a call: its hashes and its length.
+/// The prompt argument of a call: its hashes and its length.
 struct Prompt {
     locals: HashColumn,
     input_tokens: u32,
 }
 
-/// The mode of the `hash` argument; without a key of its own a router draws one.
+/// The hash mode of the `hash` and `hash_key` arguments. Without a key, the router draws one.
 fn hash_mode(py: Python<'_>, hash: &str, key: Option<[u8; 16]>) -> PyResult<HashMode> {
     match (hash, key) {
         ("xxh3", None) => Ok(HashMode::Xxh3),
@@ -120,7 +120,7 @@ fn hash_mode(py: Python<'_>, hash: &str, key: Option<[u8; 16]>) -> PyResult<Hash
     }
 }
 
-/// The error for hashes that are not of the router's key.
+/// The error for hashes that do not come from the router's secret key.
 pub fn mixed(what: &str) -> PyErr {
     PyValueError::new_err(format!(
         "{what} given to a router that hashes under its own key: it would match nothing; give tokens or a Prefix of \
@@ -128,17 +128,17 @@ pub fn mixed(what: &str) -> PyErr {
     ))
 }
 
-/// In [`sized`], to match a block takes as long as so many tokens.
+/// Cost of matching one block, in units of hashing one token, for [`sized`].
 const TOKENS_PER_BLOCK: usize = 2;
-/// To match and book one.
+/// Cost of matching and booking one block, in units of hashing one token.
 const TOKENS_PER_BOOKED_BLOCK: usize = 64;
-/// To price a worker.
+/// Cost of pricing one worker, in units of hashing one token.
 const TOKENS_PER_WORKER: usize = 4;
 
-/// By worker: blocks per tier, and where its feed stood.
+/// Restored blocks per tier and saved position of the feed, by worker.
 type Restored = HashMap<(u64, u32), ((u64, u64, u64), Option<u64>)>;
 
-/// Puts a file in place as a whole: who reads it sees the old one or the new one.
+/// Writes a file atomically: a reader sees either the old content or the new one.
 fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
@@ -152,7 +152,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     write().inspect_err(|_| drop(std::fs::remove_file(&beside)))
 }
 
-/// Routes the requests of one pool of workers; see `_core.pyi`.
+/// Router of one pool of workers; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Router {
     core: Core,
@@ -160,7 +160,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// Run `work` on so many blocks without the GIL when it takes long: the prompt is long or the workers are many.
+    /// Runs `work` without the GIL if the prompt is long or the workers are many.
     fn sized<T: Send>(
         &self,
         py: Python<'_>,

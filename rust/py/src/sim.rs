@@ -1,4 +1,4 @@
-//! Bindings of the simulator: columns in, columns out, both as raw bytes that numpy reads without a copy.
+//! Bindings of the simulator. Workload and results are columns of raw bytes, which numpy reads without a copy.
 
 use std::sync::Arc;
 
@@ -22,11 +22,13 @@ fn column<T: Element>(py: Python<'_>, name: &str, column: &Bound<'_, PyAny>) -> 
     PyBuffer::<T>::get(column)
         .and_then(|buffer| buffer.to_vec(py))
         .map_err(|error| {
-            PyValueError::new_err(format!("{name}: need a contiguous array of its type: {error}"))
+            PyValueError::new_err(format!(
+                "{name} is not usable: expected a contiguous array of the documented type: {error}"
+            ))
         })
 }
 
-/// A validated workload; see `_core.pyi`.
+/// A checked workload; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct SimWorkload {
     pub(crate) native: Arc<Workload>,
@@ -69,7 +71,7 @@ impl SimWorkload {
     }
 }
 
-/// The fleet, with the queues that its routers ask for, and one configuration per pool.
+/// The fleet with the queues of its routers, and one router configuration per pool.
 pub fn specs(fleet: &str, routers: &str) -> PyResult<(FleetSpec, Vec<RouterConfig>)> {
     let mut spec: FleetSpec =
         serde_json::from_str(fleet).map_err(|error| PyValueError::new_err(format!("fleet: {error}")))?;
@@ -88,7 +90,7 @@ pub fn specs(fleet: &str, routers: &str) -> PyResult<(FleetSpec, Vec<RouterConfi
     Ok((spec, routers))
 }
 
-/// Run one cell. Releases the interpreter for the whole run.
+/// Simulates a workload without the GIL; `_core.pyi` documents it.
 #[pyfunction]
 #[pyo3(signature = (workload, fleet, routers))]
 pub fn simulate_fleet<'py>(
@@ -180,7 +182,7 @@ pub fn pack<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDi
     Ok(dict)
 }
 
-/// When, to which regime, on which smoothed p99 over which baseline, seconds.
+/// A change of regime as (time, new regime, smoothed p99, baseline); times are seconds.
 fn change(change: &RegimeChange) -> (f64, &'static str, f64, f64) {
     (
         change.at_s,

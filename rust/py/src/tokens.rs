@@ -1,8 +1,9 @@
-//! Token ids and hashes from whatever Python has: buffers without a copy, lists without an iterator.
+//! Token ids and hashes from Python objects: buffers without a copy, lists without an iterator.
 //!
-//! With [`crate::digits`] the module with `unsafe`: it reads memory that a buffer export pins. While a view lives its exporter can neither free
-//! nor resize it, but another Python thread may write to it. That is the caller's race, as with every function that releases
-//! the GIL over a buffer (hashlib, numpy): the ids read are then undefined, each of them still a `u32`.
+//! This module and [`crate::digits`] are the only ones with `unsafe`. It reads memory that a buffer export pins. While a
+//! view lives, its exporter can neither free nor resize the memory, but another Python thread may write to it. Such a
+//! race is the caller's, as with every function that releases the GIL over a buffer (hashlib, numpy). The ids are then
+//! undefined, but each is still a valid `u32`.
 #![allow(unsafe_code)]
 
 use std::ops::Deref;
@@ -20,11 +21,11 @@ use crate::digits::Layout;
 const ACCEPTED: &str = "a list of ints, a contiguous buffer of 32-bit unsigned ints (numpy.uint32, array('I'), memoryview), \
      bytes or bytearray of little-endian 32-bit ids, or an integer array that converts";
 
-/// Token ids, borrowed where the memory allows it.
+/// Token ids, borrowed if the memory layout allows it.
 pub enum Tokens {
-    /// A view on a buffer of u32.
+    /// A view of a buffer of `u32`.
     View(PyBuffer<u32>),
-    /// A view on bytes that are aligned little-endian u32.
+    /// A view of aligned bytes of little-endian `u32`.
     Bytes(PyBuffer<u8>),
     /// A copy.
     Owned(Vec<u32>),
@@ -42,7 +43,10 @@ impl Tokens {
         }
     }
 
-    /// Read `value`. Errors: `TypeError` for another type, `ValueError` for an id out of range or a wrong shape.
+    /// Reads `value`.
+    ///
+    /// # Errors
+    /// `TypeError` for another type, and `ValueError` for an id out of range or a wrong shape.
     pub fn new(value: &Bound<'_, PyAny>) -> PyResult<Self> {
         if let Ok(list) = value.cast::<PyList>() {
             return read_list(list).map(Self::Owned);
@@ -52,7 +56,7 @@ impl Tokens {
         };
         if buffer.dimensions() > 1 {
             let text = format!(
-                "tokens have {} dimensions; expected 1: flatten them",
+                "got tokens with {} dimensions: expected 1, so flatten them",
                 buffer.dimensions()
             );
             return Err(PyValueError::new_err(text));
@@ -90,14 +94,15 @@ impl Tokens {
         }
         let format = buffer.format().to_string_lossy();
         Err(PyTypeError::new_err(format!(
-            "tokens are a buffer of format {format:?}; expected {ACCEPTED}"
+            "got tokens in a buffer of format {format:?}: expected {ACCEPTED}"
         )))
     }
 
     fn from_bytes(py: Python<'_>, bytes: &PyBuffer<u8>, value: &Bound<'_, PyAny>) -> PyResult<Self> {
         let len = bytes.item_count();
         if !len.is_multiple_of(4) {
-            let text = format!("tokens are {len} bytes; expected a multiple of 4: little-endian 32-bit ids");
+            let text =
+                format!("got tokens of {len} bytes: expected a multiple of 4, little-endian 32-bit ids");
             return Err(PyValueError::new_err(text));
         }
         let aligned = bytes.buf_ptr().cast::<u32>().is_aligned();
@@ -110,20 +115,20 @@ impl Tokens {
     }
 }
 
-/// Local hashes, borrowed where the memory allows it.
+/// Local hashes, borrowed if the memory layout allows it.
 pub enum HashColumn {
-    /// A view on a buffer of 64-bit hashes.
+    /// A view of a buffer of unsigned 64-bit hashes.
     View(PyBuffer<u64>),
-    /// The same, signed.
+    /// A view of a buffer of signed 64-bit hashes.
     SignedView(PyBuffer<i64>),
     /// A copy.
     Owned(Vec<LocalHash>),
-    /// Of a prompt that grows; it is not changed while somebody reads it.
+    /// The hashes of a `Prefix`, which do not change while they are shared.
     Known(Arc<PromptHashes>),
 }
 
 impl HashColumn {
-    /// The sequence hashes of the same blocks, where they are known.
+    /// The sequence hashes of the same blocks, or an empty slice if they are unknown.
     pub fn sequence(&self) -> &[SequenceHash] {
         match self {
             Self::Known(prompt) => prompt.sequence(),
@@ -131,7 +136,7 @@ impl HashColumn {
         }
     }
 
-    /// A view on `value`, if it is a contiguous buffer of 64-bit integers.
+    /// A view of `value`, if it is a contiguous buffer of 64-bit integers.
     pub fn view(value: &Bound<'_, PyAny>) -> Option<Self> {
         if let Ok(view) = PyBuffer::<u64>::get(value) {
             return usable(&view).then_some(Self::View(view));
@@ -181,8 +186,8 @@ fn convert<T: Copy + TryInto<u32> + std::fmt::Display>(ids: &[T]) -> PyResult<To
 }
 
 fn out_of_range(at: usize) -> PyErr {
-    // The id itself stays out of the text: no prompt in a log.
-    PyValueError::new_err(format!("token {at} is out of range; expected 0 to 4294967295"))
+    // The text does not contain the id, because no part of a prompt may reach a log.
+    PyValueError::new_err(format!("got token {at} out of range: expected 0 to 4294967295"))
 }
 
 fn from_iterable(value: &Bound<'_, PyAny>) -> PyResult<Tokens> {
@@ -191,7 +196,7 @@ fn from_iterable(value: &Bound<'_, PyAny>) -> PyResult<Tokens> {
             .get_type()
             .name()
             .map_or_else(|_| "?".to_owned(), |name| name.to_string());
-        PyTypeError::new_err(format!("tokens are a {name}; expected {ACCEPTED}"))
+        PyTypeError::new_err(format!("got tokens of type {name}: expected {ACCEPTED}"))
     };
     if value.hasattr("__len__")? && !value.hasattr("keys")? && value.extract::<&str>().is_err() {
         let list = value
@@ -204,15 +209,15 @@ fn from_iterable(value: &Bound<'_, PyAny>) -> PyResult<Tokens> {
     Err(wrong())
 }
 
-/// Read a list of ints: directly where the interpreter is known, from the first odd item on through the C API.
+/// Reads a list of ints: directly if the interpreter's layout is known, and by the C API from the first other item on.
 fn read_list(list: &Bound<'_, PyList>) -> PyResult<Vec<u32>> {
     let mut values = Vec::with_capacity(list.len());
     if let Some(layout) = Layout::get(list.py()) {
         layout.read(list, &mut values);
     }
     for at in values.len()..list.len() {
-        // SAFETY: the list is alive; the item is borrowed only until the next line, and the GIL is held. A list that shrank
-        // meanwhile gives null, which is an error.
+        // SAFETY: the list is alive, the GIL is held, and the item is borrowed only until the next line. A list that has
+        // shrunk gives null, which is an error.
         let value = unsafe {
             let item = ffi::PyList_GetItem(list.as_ptr(), at.cast_signed());
             if item.is_null() {

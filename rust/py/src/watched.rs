@@ -1,4 +1,4 @@
-//! Bindings of a simulated fleet that a controller looks at and changes as it runs.
+//! Bindings of a simulated fleet that a controller observes and changes during the run.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +10,7 @@ use wardrop_sim::{ChangeError, WatchedFleet as Native};
 
 use crate::sim::{SimWorkload, pack, raise, specs};
 
-/// See `_core.pyi`.
+/// A watched fleet; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct WatchedFleet {
     native: Mutex<Option<Native>>,
@@ -23,7 +23,8 @@ impl WatchedFleet {
 
     fn with<T>(&self, act: impl FnOnce(&mut Native) -> PyResult<T>) -> PyResult<T> {
         let mut guard = self.lock();
-        let over = || PyRuntimeError::new_err("the run is over: its result was taken");
+        let over =
+            || PyRuntimeError::new_err("the run has ended and its result was taken: build a new fleet");
         act(guard.as_mut().ok_or_else(over)?)
     }
 }
@@ -84,7 +85,8 @@ impl WatchedFleet {
     }
 
     fn finish<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let over = || PyRuntimeError::new_err("the run is over: its result was taken");
+        let over =
+            || PyRuntimeError::new_err("the run has ended and its result was taken: build a new fleet");
         let native = self.lock().take().ok_or_else(over)?;
         let outcome = py.detach(|| native.finish()).map_err(|error| raise(&error))?;
         pack(py, &outcome)

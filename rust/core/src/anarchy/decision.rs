@@ -63,7 +63,7 @@ pub struct RecordedDecision {
     /// Id of the booked request.
     pub request: RequestId,
     /// Cost of every candidate just before the booking.
-    pub placement: DecisionCosts,
+    pub costs: DecisionCosts,
     /// Seconds that one more request in the batch adds to another request's whole decode, per candidate.
     pub peer_decode_s: Vec<f64>,
     /// Seconds of one decode step of the chosen worker with this request in its batch.

@@ -23,7 +23,7 @@ mod window;
 pub use assignment::{Assignment, assign};
 pub use calibration::{Calibration, ModelError};
 pub use congestion::{CongestedAssignment, assign_congested};
-pub use decision::{DecisionCosts, DecisionCosts as Placement, RecordedDecision, RecordedDecision as Placed};
+pub use decision::{DecisionCosts, RecordedDecision};
 pub use matrix::CostMatrix;
 pub use meter::{ConfidenceInterval, Meter, MeterConfig, MeterReport, SolvedWindow, WindowTask};
 pub use window::{FrozenCosts, Loss, Window, WindowEstimate, WindowWorker};

@@ -12,7 +12,7 @@ use crate::request::RequestId;
 use crate::snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 use crate::worker::WorkerId;
 
-/// Largest number of decisions that are kept for [`Router::take_placements`].
+/// Largest number of decisions that are kept for [`Router::take_decisions`].
 pub const MAX_KEPT: usize = 256;
 
 /// Sums over the workers that take requests, and what was booked since the start.
@@ -107,18 +107,18 @@ impl Router {
         sum
     }
 
-    /// Starts or stops keeping booked decisions for [`Router::take_placements`]. Keeping a decision is O(candidates).
+    /// Starts or stops keeping booked decisions for [`Router::take_decisions`]. Keeping a decision is O(candidates).
     /// Once [`MAX_KEPT`] are kept, further ones are dropped.
-    pub fn keep_placements(&self, keep: bool) {
-        if self.keeps_placements.swap(keep, Ordering::Relaxed) != keep {
-            self.state().keeps_placements = keep;
+    pub fn record_decisions(&self, keep: bool) {
+        if self.records_decisions.swap(keep, Ordering::Relaxed) != keep {
+            self.state().records_decisions = keep;
         }
     }
 
     /// The decisions kept since the last call, oldest first. Empty while keeping is stopped: decisions kept before
     /// that are returned once it is started again.
-    pub fn take_placements(&self) -> Vec<RecordedDecision> {
-        if !self.keeps_placements.load(Ordering::Relaxed) {
+    pub fn take_decisions(&self) -> Vec<RecordedDecision> {
+        if !self.records_decisions.load(Ordering::Relaxed) {
             return Vec::new();
         }
         std::mem::take(&mut self.state().kept)

@@ -67,8 +67,8 @@ pub struct Router {
     hasher: BlockHasher,
     index: Index,
     roster: Roster,
-    /// A copy of [`RouterState::keeps_placements`] that is read without the lock.
-    keeps_placements: AtomicBool,
+    /// A copy of [`RouterState::records_decisions`] that is read without the lock.
+    records_decisions: AtomicBool,
     /// Whether the policy needs the eviction rate of each cache. If so, every stored or removed event locks the state
     /// briefly.
     counts_evictions: AtomicBool,
@@ -93,7 +93,7 @@ impl Router {
                 bytes: config.index_max_bytes,
             }),
             roster: Roster::default(),
-            keeps_placements: AtomicBool::new(false),
+            records_decisions: AtomicBool::new(false),
             counts_evictions: AtomicBool::new(state.pricing.policy().needs_latency()),
             state: Mutex::new(state),
             #[cfg(test)]

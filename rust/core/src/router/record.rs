@@ -16,12 +16,12 @@ impl RouterState {
         chosen: usize,
         now_s: f64,
     ) {
-        if self.keeps_placements
+        if self.records_decisions
             && self.kept.len() < MAX_KEPT
             && let Some(id) = request.request_id
         {
-            let placed = self.recorded(id, matched, chosen, now_s);
-            self.kept.push(placed);
+            let decision = self.recorded(id, matched, chosen, now_s);
+            self.kept.push(decision);
         }
     }
 
@@ -37,7 +37,7 @@ impl RouterState {
         let output_tokens = self.output_tokens(matched);
         let block_tokens = f64::from(self.config.block_size);
         let count = matched.slots.len();
-        let mut placement = DecisionCosts {
+        let mut costs = DecisionCosts {
             at_s: now_s,
             chosen,
             prefill_s: Vec::with_capacity(count),
@@ -56,9 +56,9 @@ impl RouterState {
                 kv_tokens_with: kv_tokens + matched.new_blocks(i) as f64 * block_tokens,
             };
             let found = self.ledger.estimate(slot, &inputs, output_tokens, now_s);
-            placement.prefill_s.push(found.prefill_s);
-            placement.decode_s.push(output_tokens * found.step_with_s);
-            placement.wait_s.push(found.wait_s);
+            costs.prefill_s.push(found.prefill_s);
+            costs.decode_s.push(output_tokens * found.step_with_s);
+            costs.wait_s.push(found.wait_s);
             peer_decode_s.push(output_tokens * (found.step_with_s - found.step_s).max(0.0));
             if i == chosen {
                 step_s = found.step_with_s;
@@ -66,7 +66,7 @@ impl RouterState {
         }
         RecordedDecision {
             request,
-            placement,
+            costs,
             peer_decode_s,
             step_s,
             generation: matched.generation,

@@ -45,7 +45,7 @@ pub(super) struct RouterState {
     /// The columns of the last decision, kept to spare the allocations.
     pub(super) columns: Columns,
     /// Whether booked decisions are recorded.
-    pub(super) keeps_placements: bool,
+    pub(super) records_decisions: bool,
     /// Recorded decisions, oldest first, at most [`super::inspect::MAX_KEPT`].
     pub(super) kept: Vec<RecordedDecision>,
 }
@@ -64,7 +64,7 @@ impl RouterState {
             room_changes: RoomChanges::default(),
             matched: None,
             columns: Columns::default(),
-            keeps_placements: false,
+            records_decisions: false,
             kept: Vec::new(),
             config: config.clone(),
         })

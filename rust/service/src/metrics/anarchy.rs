@@ -1,7 +1,7 @@
 //! What routing loses, as gauges: the estimators side by side, each under its own name.
 
 use prometheus::GaugeVec;
-use wardrop_core::game::ModelError;
+use wardrop_core::anarchy::ModelError;
 
 use super::MetricBuilder;
 use crate::pool::AnarchyReport;

@@ -1,4 +1,4 @@
-//! The live price of anarchy of one pool: placements in, gauges out, at a bounded share of a core.
+//! The live price of anarchy of one pool: decisions in, gauges out, at a bounded share of a core.
 //!
 //! Recording is O(workers) per decision; solving happens on a thread of its own, one window after another. Both are charged
 //! to one account that is paid off at [`BUDGET_SHARE`] of a core: while it is overdrawn no decision is recorded, and the open
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use wardrop_core::RequestId;
-use wardrop_core::game::{Calibration, Meter, MeterConfig, MeterReport, ModelError, Placed};
+use wardrop_core::anarchy::{Calibration, Meter, MeterConfig, MeterReport, ModelError, RecordedDecision};
 
 /// Share of one core that recording and solving may take.
 pub const BUDGET_SHARE: f64 = 0.01;
@@ -96,29 +96,29 @@ impl AnarchyMeter {
     }
 
     /// Takes decisions in, oldest first.
-    pub fn record(&self, placed: &[Placed]) {
-        if placed.is_empty() {
+    pub fn record(&self, decisions: &[RecordedDecision]) {
+        if decisions.is_empty() {
             return;
         }
         let started = Instant::now();
         let mut state = self.state.lock();
         let mut kept = Duration::ZERO;
-        for one in placed {
-            let workers = one.placement.prefill_s.len();
+        for one in decisions {
+            let workers = one.costs.prefill_s.len();
             kept += KEEP_ONCE + KEEP_PER_WORKER * u32::try_from(workers).unwrap_or(u32::MAX);
             if one.generation != state.generation {
                 state.meter.cut();
                 state.generation = one.generation;
             }
-            if state.meter.record(&one.placement, &one.peer_decode_s).is_err() {
+            if state.meter.record(&one.costs, &one.peer_decode_s).is_err() {
                 continue;
             }
             self.recorded.fetch_add(1, Ordering::Relaxed);
             if state.open.len() < MAX_OPEN {
-                let chosen = one.placement.chosen;
+                let chosen = one.costs.chosen;
                 let open = Open {
-                    sent_s: one.placement.at_s,
-                    first_token_s: one.placement.wait_s[chosen] + one.placement.prefill_s[chosen],
+                    sent_s: one.costs.at_s,
+                    first_token_s: one.costs.wait_s[chosen] + one.costs.prefill_s[chosen],
                     step_s: one.step_s,
                     first_s: None,
                 };
@@ -214,12 +214,12 @@ impl AnarchyMeter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wardrop_core::game::Placement;
+    use wardrop_core::anarchy::DecisionCosts;
 
-    fn placed(number: u64, workers: usize, generation: u64) -> Placed {
-        Placed {
+    fn decision(number: u64, workers: usize, generation: u64) -> RecordedDecision {
+        RecordedDecision {
             request: RequestId(number),
-            placement: Placement {
+            costs: DecisionCosts {
                 at_s: number as f64 * 1e-3,
                 chosen: number as usize % workers,
                 prefill_s: vec![0.1; workers],
@@ -237,7 +237,7 @@ mod tests {
         let index = AnarchyMeter::new();
         let mut number = 0;
         while index.wants(64) {
-            index.record(&[placed(number, 64, 0)]);
+            index.record(&[decision(number, 64, 0)]);
             number += 1;
             assert!(number < 1_000_000, "recording must be charged for");
         }
@@ -255,7 +255,7 @@ mod tests {
     fn other_candidates_are_not_mixed_into_a_window() {
         let index = AnarchyMeter::new();
         for number in 0..20 {
-            index.record(&[placed(number, 4, number / 10)]);
+            index.record(&[decision(number, 4, number / 10)]);
         }
         index.solve(0.0);
         let report = index.report().unwrap();
@@ -266,7 +266,7 @@ mod tests {
     fn predictions_are_compared_with_what_came() {
         let index = AnarchyMeter::new();
         for number in 0..64 {
-            index.record(&[placed(number, 2, 0)]);
+            index.record(&[decision(number, 2, 0)]);
             let sent_s = number as f64 * 1e-3;
             index.first_token(RequestId(number), sent_s + 0.2);
             index.finish(RequestId(number), Some(11), sent_s + 0.2 + 0.2);

@@ -162,14 +162,14 @@ impl WorkerPool {
     /// The state, for what may place requests; to be given back by [`WorkerPool::unlock`].
     fn lock(&self) -> MutexGuard<'_, State> {
         let state = self.state.lock();
-        self.router.keep_placements(self.anarchy.wants(self.size()));
+        self.router.record_decisions(self.anarchy.wants(self.size()));
         state
     }
 
     /// Unlocks, and tells the price-of-anarchy meter what was placed.
     fn unlock(&self, state: MutexGuard<'_, State>) {
         drop(state);
-        self.anarchy.record(&self.router.take_placements());
+        self.anarchy.record(&self.router.take_decisions());
     }
 
     /// Counts and state of the queue, where there is one.
@@ -184,9 +184,9 @@ impl WorkerPool {
         now_s: f64,
         mark: impl FnMut(Stage),
     ) -> Result<Placement, Error> {
-        self.router.keep_placements(self.anarchy.wants(self.size()));
+        self.router.record_decisions(self.anarchy.wants(self.size()));
         let decision = self.router.route_marked(request, now_s, mark)?;
-        self.anarchy.record(&self.router.take_placements());
+        self.anarchy.record(&self.router.take_decisions());
         let state = self.state.lock();
         let ranks = state.workers.get(&decision.worker).map(|worker| worker.ranks);
         Ok(Placement {

@@ -56,11 +56,11 @@ impl Fleet<'_> {
         else {
             return Ok(());
         };
-        for decision in pool.router.take_placements() {
+        for decision in pool.router.take_decisions() {
             if std::mem::replace(generation, decision.generation) != decision.generation {
                 meter.cut();
             }
-            let costs = &decision.placement;
+            let costs = &decision.costs;
             // The report counts refused decisions.
             if meter.record(costs, &decision.peer_decode_s).is_err() {
                 continue;

@@ -174,7 +174,7 @@ impl<'a> Fleet<'a> {
         let mut pool_of = Vec::new();
         for (index, (pool, config)) in spec.pools.iter().zip(routers).enumerate() {
             let router = Router::new(config.clone()).map_err(router_refused("a router configuration"))?;
-            router.keep_placements(spec.anarchy_window > 0);
+            router.record_decisions(spec.anarchy_window > 0);
             pools.push(Pool {
                 router,
                 queue: queue(&spec, index)?,
