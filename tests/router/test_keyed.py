@@ -124,7 +124,7 @@ def test_the_scope_of_a_prefix_is_given_where_it_is_made() -> None:
     fleet = router()
     with pytest.raises(ValueError, match="where the Prefix is made"):
         fleet.route(fleet.prefix(), lora_name="a")
-    with pytest.raises(ValueError, match="under a router's key"):
+    with pytest.raises(ValueError, match="a router's secret key"):
         router(hash="keyed").prefix().block_hashes()
     with pytest.raises(ValueError, match="block_size = 0"):
         wardrop.Prefix(0)

@@ -43,11 +43,11 @@ def test_every_form_of_tokens_gives_the_same_hashes(
 @pytest.mark.parametrize(
     ("tokens", "error", "says"),
     [
-        ([1, 2, -1], ValueError, "token 2 is out of range"),
-        ([2**32], ValueError, "token 0 is out of range"),
-        ([2**80], ValueError, "token 0 is out of range"),
+        ([1, 2, -1], ValueError, "token 2 out of range"),
+        ([2**32], ValueError, "token 0 out of range"),
+        ([2**80], ValueError, "token 0 out of range"),
         ([1, "2"], TypeError, "token 1 is not an int"),
-        (np.array([1, -5]), ValueError, "token 1 is out of range"),
+        (np.array([1, -5]), ValueError, "token 1 out of range"),
         (np.array([1.0]), TypeError, "format"),
         (np.zeros((2, 2), dtype=np.uint32), ValueError, "2 dimensions"),
         (b"12345", ValueError, "multiple of 4"),

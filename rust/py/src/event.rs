@@ -228,6 +228,6 @@ fn from_dict(dict: &Bound<'_, PyDict>) -> PyResult<KvEvent> {
         return Ok(KvEvent::Cleared);
     }
     Err(PyValueError::new_err(
-        "got an event without the keys stored, removed and cleared: expected exactly one of them",
+        "got an event with none of the keys stored, removed, cleared: expected one of them",
     ))
 }

@@ -77,7 +77,7 @@ pub fn hash(value: &Bound<'_, PyAny>) -> PyResult<u64> {
         return Ok(hash.cast_unsigned());
     }
     Err(PyValueError::new_err(
-        "got a hash beyond 64 bits: expected an int from -2**63 to 2**64 - 1",
+        "got a hash that is no 64-bit integer: expected -2**63 to 2**64 - 1",
     ))
 }
 
