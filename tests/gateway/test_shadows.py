@@ -261,7 +261,7 @@ def test_requests_that_failed_are_no_load_in_the_shadows(upstream, serve):
         ({"policies": [shadow("tolll")]}, "tolll"),
         ({"policies": [shadow("toll")], "cpu_share": 0}, "cpu_share"),
         ({"policies": [shadow("toll")], "ttft_slo_s": 1}, "go together"),
-        ({"policies": [shadow("toll"), shadow("toll")]}, "name of its own"),
+        ({"policies": [shadow("toll"), shadow("toll")]}, "different from every other"),
     ],
 )
 def test_shadows_that_can_not_be_are_refused_at_the_start(shadows, says):

@@ -71,7 +71,7 @@ def test_harmful_change_by_hand_is_rolled_back_by_the_guard_which_says_why():
         before: dict[str, Any] = ask(url, "/v1/settings")["settings"]
         harm = {"policy": "round_robin"}
         change = ask(url, "/v1/settings", {"changes": harm, "reason": "planted"})
-        with pytest.raises(AdminError, match="already"):
+        with pytest.raises(AdminError, match="the values in force"):
             ask(url, "/v1/settings", {"changes": harm})
         assert ask(url, "/v1/settings")["settings"]["policy"] == "round_robin"
 
