@@ -115,7 +115,7 @@ def test_bookings_end_by_themselves() -> None:
         (lambda r: r.route([1], now_s=float("nan")), ValueError, "finite"),
         (lambda r: r.apply(1, {"stord": {}}), ValueError, "none of the keys"),
         (lambda r: r.apply(1, 3), TypeError, "expected Stored"),
-        (lambda r: r.apply(1, wardrop.Removed([5])), ValueError, "not known to hold"),
+        (lambda r: r.apply(1, wardrop.Removed([5])), ValueError, "does not hold"),
         (
             lambda r: r.apply(1, wardrop.Stored([1], local_hashes=[1], parent=7)),
             ValueError,
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_saved_index_is_refused(tmp_path: Path) -> None:
     for damaged, reason in [
         (image[:-3], "cut off"),
         (image[:-1] + b"\xff", "checksum"),
-        (b"\x00" * 100, "first bytes"),
+        (b"\x00" * 100, "not a saved index"),
         (image[:8] + b"\x09" + image[9:], "version 9"),
     ]:
         path.write_bytes(damaged)
