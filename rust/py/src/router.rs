@@ -27,7 +27,7 @@ use crate::hashes::sized;
 use crate::prefix::Prefix;
 use crate::tokens::{HashColumn, Tokens};
 
-/// A worker argument: an instance id, or a pair (instance, dp_rank).
+/// A worker argument: an instance id, or a pair `(instance, dp_rank)`.
 #[derive(Clone, Copy)]
 pub struct Worker(pub WorkerId);
 
