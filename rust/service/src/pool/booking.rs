@@ -1,4 +1,4 @@
-//! A request's claim on one or two workers. It ends when it is dropped, whatever happened.
+//! Booking of one request on one or two workers. Dropping the booking releases it, regardless of how the request ended.
 
 use std::sync::Arc;
 
@@ -8,31 +8,36 @@ use wardrop_core::{RequestId, WorkerId};
 use super::{Explanation, Role, WorkerPool};
 use crate::Clock;
 
-/// The claim on one worker.
+/// Part of a booking on one worker.
 pub struct Leg {
-    /// The worker's pool.
+    /// Pool of the worker.
     pub pool: Arc<WorkerPool>,
-    /// The worker.
+    /// Booked worker.
     pub worker: WorkerId,
-    /// Leading blocks that it was predicted to hold.
+    /// Leading prompt blocks that the index predicted on the worker.
     pub overlap_blocks: u32,
-    /// Pin the rank too.
+    /// Whether the door pins the rank as well as the instance.
     pub pin_rank: bool,
-    /// How it came about, when decisions are explained.
+    /// Costs behind the decision; `None` when receipts are off or a receipt took the explanation over.
     pub(crate) explanation: Option<Box<Explanation>>,
 }
 
-/// The claims of one request. Prefill and decode legs of a split are separate bookings with the same id.
+/// Booking of one request: one leg, or a prefill leg and a decode leg in a split.
+///
+/// Each leg is a booking in its own pool, with the same id in both pools.
 pub struct Booking {
     id: RequestId,
+    /// Legs in booking order.
     legs: [Option<Leg>; 2],
     clock: Clock,
+    /// Whether the first token was reported.
     prefilled: bool,
+    /// Outcome for the workers' curves, used when the booking ends.
     outcome: Outcome,
 }
 
 impl Booking {
-    /// A booking without legs, for a request with this id.
+    /// Creates a booking without legs.
     pub(crate) fn new(id: RequestId, clock: Clock) -> Self {
         Self {
             id,
@@ -43,34 +48,36 @@ impl Booking {
         }
     }
 
-    /// Takes over a claim that a pool booked under this id: the only leg, or prefill and then decode of a split.
+    /// Adds a leg that a pool booked under this id. In a split the prefill leg comes before the decode leg.
     pub(crate) fn add(&mut self, leg: Leg) {
         let [first, second] = &mut self.legs;
         if first.is_none() {
             *first = Some(leg);
             return;
         }
-        // The prefill leg's worker processes the prompt: on the decode worker it is no load that waits for a first token.
+        // The prefill worker processes the prompt, so the prompt is no prefill load on the decode worker.
         leg.pool.prefill_done(self.id, self.clock.now_s());
         *second = Some(leg);
     }
 
-    /// Id under which the workers' pools know this booking.
+    /// Id of the booking in the pools of its workers.
     pub(crate) fn id(&self) -> RequestId {
         self.id
     }
 
-    /// The legs that are there.
+    /// Legs in booking order.
     pub fn legs(&self) -> impl Iterator<Item = &Leg> {
         self.legs.iter().flatten()
     }
 
-    /// The same, to take from.
+    /// Mutable legs in booking order.
     pub(crate) fn legs_mut(&mut self) -> impl Iterator<Item = &mut Leg> {
         self.legs.iter_mut().flatten()
     }
 
-    /// The first token is here, `ttft_s` after the request: prompts are processed, prefill workers are free again.
+    /// Reports the first token, `ttft_s` seconds after the request.
+    ///
+    /// A prefill leg ends here, because its worker has done its part. Repeated calls do nothing.
     pub(crate) fn prefill_done(&mut self, ttft_s: f64) {
         if self.prefilled {
             return;
@@ -95,12 +102,12 @@ impl Booking {
         }
     }
 
-    /// What the answer told; the workers' curves learn from it when the booking ends.
+    /// Sets the outcome of the request. The workers' curves learn from it when the booking ends.
     pub(crate) fn set_outcome(&mut self, outcome: Outcome) {
         self.outcome = outcome;
     }
 
-    /// Every worker of this booking failed the request.
+    /// Reports a failure of the request on every worker of the booking.
     pub fn fail(&self) {
         let now_s = self.clock.now_s();
         for leg in self.legs() {
@@ -108,7 +115,7 @@ impl Booking {
         }
     }
 
-    /// The failure was not the workers' after all.
+    /// Withdraws the reported failure, because no worker caused it.
     pub fn withdraw_failure(&self) {
         let now_s = self.clock.now_s();
         for leg in self.legs() {

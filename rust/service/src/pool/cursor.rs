@@ -1,11 +1,16 @@
-//! Order of one worker's KV events: continuity, incarnations, and joining in mid-stream without counting a block twice.
+//! Order of one worker's KV events: gaps, incarnations, and a join in mid-stream that counts no block twice.
 //!
-//! Event ids grow by one per worker. A hole means lost events; an id that falls back means a new incarnation. After a join in
-//! mid-stream, or a hole, live events stay visible but are kept as well, until a dump of the whole index arrives: the dump plus the kept
-//! events, applied as a *set*, is the truth, because the kept ones reach back to before the dump was taken.
+//! Event ids of one worker grow by one. A gap means lost events. A lower id means a new incarnation of the worker,
+//! which starts with an empty cache.
 //!
-//! What a saved index told of a worker stands until its first event or dump: the next id proves it, a later one or a lower one
-//! refutes it.
+//! After a gap or a join in mid-stream, the router still applies live events. The cursor also keeps a copy of each event
+//! until a dump of the worker's blocks arrives. The kept events begin before the dump was taken, so dump and kept events
+//! overlap. The cursor therefore joins both as a *set* of blocks: a second store of a block changes nothing.
+//!
+//! Blocks from a saved index stay valid until the worker's first event or dump. The next event id confirms the blocks.
+//! A later id shows lost events; a lower id shows a restart.
+//!
+//! Complexity: O(1) per event id, O(blocks) per kept event and per dump. Memory is bounded by [`KEPT_BLOCKS_LIMIT`].
 
 use std::collections::HashSet;
 
@@ -13,77 +18,86 @@ use wardrop_core::{EngineHash, KvEvent, StoredBlock, Tier};
 
 use super::position::Coverage;
 
-/// Blocks that are kept per worker while it waits for a dump. Above it the dump has to be asked for again.
+/// Limit of blocks in kept events per worker. Above the limit the cursor drops the events and needs a second dump.
 const KEPT_BLOCKS_LIMIT: usize = 200_000;
 
-/// What to do with an event.
+/// Action for one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// In order: apply it.
+    /// The event is usable: apply it.
     Apply,
-    /// Seen before: drop it.
+    /// The event has the id of the last event: drop it.
     Duplicate,
-    /// The worker started again: forget what it held, then apply it.
+    /// The worker restarted: clear its blocks in the index, then apply the event.
     NewIncarnation,
-    /// Events after the saved index are missing and nobody will tell them: forget what it held, then apply it.
+    /// Events after the saved index are lost and no dump follows: clear the worker's blocks, then apply the event.
     Forget,
 }
 
-/// What a worker's first event said of what a saved index told.
+/// Result of the check of restored blocks against the worker's first event.
+///
+/// The discriminant is the position in `ApplyCounts::restored`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RestoreVerdict {
-    /// It was the next one: exact.
+    /// The event has the next id, so the restored blocks are exact.
     Exact,
-    /// Events in between are missing.
+    /// Events between the saved index and this event are lost.
     Outrun,
-    /// The worker started anew.
+    /// The worker restarted after the index was saved.
     Restarted,
 }
 
-/// Where one worker's event stream stands.
+/// Position in one worker's event stream, and whether the index is complete for the worker.
 #[derive(Debug, Default)]
 pub(crate) struct EventCursor {
+    /// Id of the last event; `None` before the first event.
     last_id: Option<u64>,
-    /// The index holds all that the worker holds.
+    /// Whether the index holds every block that the worker holds.
     synced: bool,
+    /// Events since the gap or join; `Some` exactly while the worker needs a dump.
     kept: Option<BufferedEvents>,
-    /// What the index holds is from a file, and no event or dump has said yet whether it is true.
+    /// Set while the index holds blocks from a file that no event or dump has confirmed.
     restored: Option<Restored>,
-    /// Holes seen.
+    /// Number of gaps in the event ids.
     pub gaps: u64,
-    /// Events in those holes.
+    /// Number of events lost in gaps.
     pub lost_events: u64,
-    /// Events dropped as seen before.
+    /// Number of events dropped as duplicates.
     pub duplicates: u64,
-    /// Restarts seen.
+    /// Number of restarts of the worker that the event stream showed.
     pub incarnations: u64,
 }
 
+/// State of blocks from a saved index before their check.
 #[derive(Clone, Copy, Debug)]
 struct Restored {
-    /// What is missing can be read again.
+    /// Whether a dump can replace the blocks when events are lost.
     dump_follows: bool,
 }
 
+/// Copies of live events for the join with a dump.
 #[derive(Debug, Default)]
 struct BufferedEvents {
+    /// Events in their order of arrival.
     events: Vec<KvEvent>,
+    /// Blocks in all events, dropped events included.
     blocks: usize,
+    /// Whether the limit was exceeded, so that `events` is incomplete and the next dump is not enough.
     overflowed: bool,
 }
 
 impl EventCursor {
-    /// The last event id seen.
+    /// Id of the last event; `None` before the first event.
     pub fn last_id(&self) -> Option<u64> {
         self.last_id
     }
 
-    /// The index holds all that the worker holds.
+    /// Whether the index holds every block that the worker holds.
     pub fn is_synced(&self) -> bool {
         self.synced
     }
 
-    /// What the index holds of this worker.
+    /// How much of the worker's cache the index holds.
     pub fn coverage(&self) -> Coverage {
         match self.last_id {
             _ if !self.synced => Coverage::Partial,
@@ -92,12 +106,14 @@ impl EventCursor {
         }
     }
 
-    /// Events are known to be missing: a dump is needed.
+    /// Whether events are missing, so that the worker needs a dump.
     pub fn needs_resync(&self) -> bool {
         self.kept.is_some()
     }
 
-    /// The index holds what a file told of this worker, whose feed stood at `last_id` then, where that was known.
+    /// Resets the cursor for blocks from a saved index.
+    ///
+    /// `last_id` is the last event id in the saved index; `None` when only a dump filled the index.
     pub fn restore(&mut self, last_id: Option<u64>, dump_follows: bool) {
         *self = Self {
             last_id,
@@ -106,19 +122,20 @@ impl EventCursor {
         };
     }
 
-    /// What the index holds is from a file, and nothing has proved it yet.
+    /// Whether the index holds blocks from a file that no event or dump has confirmed.
     pub fn is_restored(&self) -> bool {
         self.restored.is_some()
     }
 
-    /// The first event after a restore, with what it says of what was restored. Its feed's `publisher` is another one when
-    /// the worker started anew.
+    /// Checks restored blocks against the worker's first event, and advances the cursor. `None` when no check is due.
+    ///
+    /// A restarted worker publishes under a new publisher id, so a different publisher also means a restart.
     pub fn check_restored(&mut self, event_id: u64, same_publisher: bool) -> Option<(RestoreVerdict, Step)> {
         let restored = self.restored.take()?;
         let last = self.last_id.unwrap_or(1);
         if !same_publisher || event_id <= last {
             self.last_id = None;
-            // Joined in mid-stream: what it told before is missing.
+            // The new incarnation may have published before this event; without a last id `advance` treats that as a join.
             let step = self.advance(event_id);
             debug_assert_eq!(step, Step::Apply, "a stream without a past has no holes");
             self.incarnations += 1;
@@ -134,7 +151,7 @@ impl EventCursor {
         Some((RestoreVerdict::Outrun, step))
     }
 
-    /// Takes note of an event's id.
+    /// Advances to an event id and returns the action for the event. O(1).
     pub fn advance(&mut self, event_id: u64) -> Step {
         match self.last_id {
             Some(last) if event_id == last => {
@@ -160,7 +177,9 @@ impl EventCursor {
         Step::Apply
     }
 
-    /// Something may have been missed, for example while the feed was disconnected.
+    /// Marks the stream as incomplete and begins to keep events.
+    ///
+    /// `lost_events` is 0 when the number of lost events is unknown, for example after a disconnect.
     pub fn miss(&mut self, lost_events: u64) {
         if lost_events > 0 {
             self.gaps += 1;
@@ -171,7 +190,7 @@ impl EventCursor {
         self.kept.get_or_insert_default();
     }
 
-    /// Keeps an event for the dump, while one is waited for.
+    /// Keeps a copy of an event while the worker needs a dump.
     pub fn keep(&mut self, event: &KvEvent) {
         let Some(kept) = &mut self.kept else { return };
         kept.blocks += match event {
@@ -187,7 +206,7 @@ impl EventCursor {
         }
     }
 
-    /// A dump of this worker's blocks arrived. The events to apply to an empty worker, in order.
+    /// Joins a dump of the worker's blocks with the kept events. Returns the events to apply to an empty worker, in order.
     pub fn load_dump(&mut self, dump: Vec<KvEvent>) -> Vec<KvEvent> {
         let kept = self.kept.take().unwrap_or_default();
         let mut held = HeldBlocks::default();
@@ -198,6 +217,7 @@ impl EventCursor {
         self.synced = true;
         self.restored = None;
         if kept.overflowed {
+            // The dropped events may be newer than the dump, so the worker needs a second dump.
             self.miss(0);
         }
         out
@@ -209,7 +229,10 @@ impl EventCursor {
 struct HeldBlocks(HashSet<(Tier, EngineHash)>);
 
 impl HeldBlocks {
-    /// Adds to `out` what `event` changes: stores of blocks that are held and removals of those that are not change nothing.
+    /// Appends the effective part of `event` to `out`.
+    ///
+    /// A store of a held block and a removal of an absent block have no effect. A held block in the middle of a store
+    /// splits the store in two, because each store is one chain of new blocks below a parent.
     fn apply(&mut self, event: KvEvent, out: &mut Vec<KvEvent>) {
         match event {
             KvEvent::Stored { parent, blocks, tier } => {
@@ -424,7 +447,7 @@ mod tests {
         assert!(cursor.needs_resync());
     }
 
-    /// Blocks held after `events`, counted; a second copy of a block would show as 2.
+    /// Counts the copies of each block after `events`; a block that is stored twice counts 2.
     fn count(events: &[KvEvent]) -> std::collections::BTreeMap<u64, i32> {
         let mut held = std::collections::BTreeMap::new();
         for event in events {
@@ -447,7 +470,7 @@ mod tests {
     }
 
     proptest! {
-        /// A dump taken anywhere inside the kept stretch joins to the same blocks, each once.
+        /// A dump from any point of the kept events joins to the same blocks, each counted once.
         #[test]
         fn any_overlap_of_dump_and_live_events_joins_exactly(ops in prop::collection::vec((any::<bool>(), 0u64..12), 1..60), from in 0usize..60, taken in 0usize..60) {
             // The true stream: a block is stored only while absent and removed only while present.

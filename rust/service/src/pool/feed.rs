@@ -1,4 +1,7 @@
-//! What the event streams of workers tell: blocks, engine steps, gaps, dumps.
+//! Event streams of a pool's workers: KV events, engine steps, interruptions and dumps.
+//!
+//! A feed task decodes a message and calls the pool. The pool orders the events with the worker's cursor and passes them to
+//! the router. The event is applied before the feed position moves, see [`FeedPosition`](super::position::FeedPosition).
 
 use std::collections::BTreeMap;
 
@@ -10,12 +13,12 @@ use super::cursor::{RestoreVerdict, Step};
 use super::{State, WorkerPool};
 use wardrop_engines::dynamo::{ForwardPass, WorkerEvent};
 
-/// The feed that events come from.
+/// Origin of a list of events.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EventSource {
-    /// Identity of the publisher.
+    /// Id of the publisher, never 0.
     pub publisher: u64,
-    /// Instance that the feed belongs to, when that is known.
+    /// Instance that the feed belongs to. `None` accepts events of every instance.
     pub owner: Option<u64>,
 }
 
@@ -23,29 +26,31 @@ pub(crate) struct EventSource {
 struct PublishedEvent {
     publisher: u64,
     event_id: u64,
-    /// `None` for an event about other memory than the worker's own.
+    /// Change of the worker's cache; `None` for an event about memory that is not the worker's own.
     event: Option<KvEvent>,
 }
 
-/// What became of a list of events.
+/// Counts of events by their result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ApplyCounts {
-    /// Applied by the router.
+    /// Events that the router applied.
     pub applied: u64,
-    /// Refused by the router: unknown parents, unknown blocks.
+    /// Events that the router refused, for example with an unknown parent or block.
     pub refused: u64,
-    /// For workers that are not registered or not this feed's.
+    /// Events of workers that are not registered or do not belong to the feed's instance.
     pub foreign: u64,
-    /// Seen before.
+    /// Events dropped as duplicates.
     pub duplicates: u64,
-    /// Not about a worker's own memory.
+    /// Events about memory that is not the worker's own.
     pub passed_over: u64,
-    /// Workers whose restored blocks this proved, found too old, and found to be of a past incarnation.
+    /// Workers with restored blocks by [`RestoreVerdict`]: exact, outrun, restarted.
     pub restored: [u64; 3],
 }
 
 impl WorkerPool {
-    /// Applies events of one feed, in order. Events of workers that are unknown, or that are not the feed's own, are counted as foreign.
+    /// Applies events of one feed in order. O(blocks in the events).
+    ///
+    /// Events of unknown workers, and of workers outside the feed's instance, are counted as foreign.
     pub(crate) fn apply(&self, events: Vec<WorkerEvent>, source: EventSource, now_s: f64) -> ApplyCounts {
         let mut counts = ApplyCounts::default();
         let mut state = self.state.lock();
@@ -72,7 +77,7 @@ impl WorkerPool {
         counts
     }
 
-    /// Takes note of an engine step or heartbeat; whether the worker is known and the feed's own.
+    /// Records an engine step or heartbeat. Returns whether the worker is registered and belongs to instance `owner`.
     pub(crate) fn forward_pass(&self, step: ForwardPass, owner: Option<u64>, now_s: f64) -> bool {
         let Some(worker) = step.worker() else { return false };
         if owner.is_some_and(|owner| owner != worker.instance) {
@@ -93,7 +98,7 @@ impl WorkerPool {
         true
     }
 
-    /// A feed of KV events of an instance is followed.
+    /// Sets the publisher of an instance's KV events, before the first event arrives.
     pub(crate) fn feed_followed(&self, instance: u64, publisher: u64) {
         for (id, worker) in &self.state.lock().workers {
             if id.instance == instance {
@@ -102,7 +107,7 @@ impl WorkerPool {
         }
     }
 
-    /// The feed of an instance (or of any, when unknown) was disconnected: events may be missing.
+    /// Marks the streams of an instance as incomplete after a disconnect; `None` marks every worker of the pool.
     pub(crate) fn feed_interrupted(&self, owner: Option<u64>) {
         for (id, worker) in &mut self.state.lock().workers {
             if owner.is_none_or(|owner| owner == id.instance) {
@@ -112,9 +117,10 @@ impl WorkerPool {
         }
     }
 
-    /// Replaces the blocks of every worker whose stream is not known from its start by those in the dump.
+    /// Replaces the blocks of every worker that is not synced by the blocks in the dump.
     ///
-    /// Workers that are synced keep what they have: their live state is newer than any dump. Returns (workers replaced, events).
+    /// Synced workers keep their blocks, because live events are newer than any dump. Returns the number of replaced
+    /// workers and the counts of events.
     pub(crate) fn load_dump(&self, dump: Vec<WorkerEvent>) -> (usize, ApplyCounts) {
         let mut counts = ApplyCounts::default();
         let mut per_worker: BTreeMap<WorkerId, Vec<KvEvent>> = BTreeMap::new();
@@ -154,6 +160,7 @@ impl WorkerPool {
 }
 
 impl State {
+    /// Applies one event of a registered worker and records the new feed position.
     fn apply(&mut self, id: WorkerId, published: PublishedEvent, now_s: f64, counts: &mut ApplyCounts) {
         let PublishedEvent {
             publisher,
@@ -173,7 +180,7 @@ impl State {
                         worker_id = id.instance,
                         dp_rank = id.dp_rank,
                         ?verdict,
-                        "saved blocks of a worker do not hold"
+                        "restored blocks of a worker are out of date"
                     );
                 }
                 step
@@ -205,7 +212,7 @@ impl State {
     }
 }
 
-/// An engine's report of one of its steps teaches the curves.
+/// Updates the worker's latency curves from one reported engine step.
 fn teach(router: &Router, worker: WorkerId, step: &ForwardPass) {
     let ran = &step.scheduled_requests;
     let pass = Pass {
@@ -219,7 +226,7 @@ fn teach(router: &Router, worker: WorkerId, step: &ForwardPass) {
     router.update_curves(worker, |curves, position| curves.pass(position, &pass));
 }
 
-/// What an engine says waits in it.
+/// Converts the reported engine queue; counts above `u32::MAX` saturate.
 fn waiting(step: &ForwardPass) -> EngineQueue {
     let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     EngineQueue {

@@ -1,83 +1,90 @@
-//! Whether a worker may be chosen: silence and failures take it out, a sign of life brings it back.
+//! Health of a worker: silence and failures make a worker unavailable, a later sign of life makes it available again.
+//!
+//! Heartbeats and KV events are signs of life. Silence counts only for workers that sent a heartbeat before.
 
-/// A sign of life this soon after a failure may have been under way before it.
+/// Seconds after a failure in which signs of life are ignored, because a worker may have sent them before it failed.
 const GRACE_S: f64 = 0.25;
 
-/// Why a worker is not chosen.
+/// Reason why a worker is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Fault {
-    /// Its heartbeats stopped.
+    /// The worker's heartbeats stopped.
     Silent,
-    /// A request that was pinned to it failed.
+    /// A request on the worker failed, or the connection to its feed broke.
     Failed,
 }
 
-/// Limits of [`Health`].
+/// Time limits of [`Health`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HealthOptions {
-    /// Silence of a worker that had heartbeats before, seconds.
+    /// Seconds without a heartbeat after which a worker is silent.
     pub silence_s: f64,
-    /// Time after which a failed worker without heartbeats is tried again, seconds.
+    /// Seconds after which a failed worker that never sent a heartbeat becomes available again.
     pub quarantine_s: f64,
 }
 
 /// Signs of life and failures of one worker. Times are seconds of one monotonic clock.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
+    /// Time of the last heartbeat.
     heartbeat_s: Option<f64>,
+    /// Time of the last KV event.
     event_s: Option<f64>,
+    /// Time of the last failure; `None` after a sign of life.
     failed_s: Option<f64>,
-    /// Requests that failed on it.
+    /// Number of failures, withdrawn failures included.
     pub failures: u64,
 }
 
 impl Health {
-    /// A heartbeat arrived.
+    /// Records a heartbeat.
     pub fn heartbeat(&mut self, now_s: f64) {
         self.heartbeat_s = Some(now_s);
         self.forgive(now_s);
     }
 
-    /// A KV event arrived.
+    /// Records a KV event.
     pub fn event(&mut self, now_s: f64) {
         self.event_s = Some(now_s);
         self.forgive(now_s);
     }
 
-    /// A pinned request failed in a way that the worker explains.
+    /// Records a failure that the worker probably caused.
     pub fn fail(&mut self, now_s: f64) {
         self.failures += 1;
         self.failed_s = Some(now_s);
     }
 
-    /// The last failure was not the worker's own.
+    /// Withdraws the last failure, because the worker did not cause it.
     pub fn withdraw_failure(&mut self) {
         self.failed_s = None;
     }
 
+    /// Clears the last failure unless the grace period still runs.
     fn forgive(&mut self, now_s: f64) {
         if self.failed_s.is_some_and(|failed| now_s > failed + GRACE_S) {
             self.failed_s = None;
         }
     }
 
-    /// What keeps the worker from being chosen, if anything.
+    /// Reason why the worker is unavailable at `now_s`; `None` for an available worker.
     pub fn fault(&self, now_s: f64, options: HealthOptions) -> Option<Fault> {
         if self.heartbeat_s.is_some_and(|at| now_s - at > options.silence_s) {
             return Some(Fault::Silent);
         }
         let failed = self.failed_s?;
+        // With heartbeats the next heartbeat clears the failure; without them only time can.
         let waits = self.heartbeat_s.is_some() || now_s - failed <= options.quarantine_s;
         waits.then_some(Fault::Failed)
     }
 
-    /// Seconds since the last heartbeat.
+    /// Seconds since the last heartbeat; `None` before the first.
     pub fn heartbeat_age_s(&self, now_s: f64) -> Option<f64> {
         self.heartbeat_s.map(|at| now_s - at)
     }
 
-    /// Seconds since the last KV event.
+    /// Seconds since the last KV event; `None` before the first.
     pub fn event_age_s(&self, now_s: f64) -> Option<f64> {
         self.event_s.map(|at| now_s - at)
     }

@@ -1,4 +1,13 @@
-//! The workers of one model in one role: their router, their health, their event streams.
+//! A pool: the workers of one model in one role, with their router, health and event streams.
+//!
+//! ```text
+//! request ─▶ WorkerPool::route (now) or WorkerPool::wait (queue) ─▶ Router: choose and book ─▶ Placement
+//! feed ─▶ WorkerPool::apply ─▶ EventCursor (order) ─▶ Router: index of blocks
+//! answer ─▶ WorkerPool::prefill_done, finish ─▶ Router: load ─▶ queue: next request
+//! ```
+//!
+//! The router has locks of its own, so a decision without a queue takes the pool's lock only to read the rank count.
+//! The pool's lock guards the queue, worker health and the order of events.
 
 mod anarchy;
 mod booking;
@@ -46,23 +55,23 @@ pub(crate) use self::report::WorkerReport;
 pub(crate) use self::saved::SavedFleet;
 use crate::Clock;
 
-/// What the workers of a pool do.
+/// Part of a request that the workers of a pool process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Prefill and decode.
+    /// Workers that run prefill and decode of a request.
     Aggregated,
-    /// Prefill only.
+    /// Workers that run only the prefill.
     Prefill,
-    /// Decode only.
+    /// Workers that run only the decode.
     Decode,
 }
 
 impl Role {
-    /// Every role.
+    /// Every role, in the order of the discriminants, which saved index files store.
     pub const ALL: [Self; 3] = [Self::Aggregated, Self::Prefill, Self::Decode];
 
-    /// Value of the `worker_type` label.
+    /// Name of the role in metric labels (`worker_type`), JSON and control calls.
     pub fn name(self) -> &'static str {
         match self {
             Self::Aggregated => "aggregated",
@@ -74,42 +83,54 @@ impl Role {
 
 /// The workers of one model in one role.
 pub struct WorkerPool {
-    /// The model's name.
+    /// Name of the model that every worker of the pool serves.
     pub model: Arc<str>,
-    /// What its workers do.
+    /// Role of every worker in the pool.
     pub role: Role,
     options: HealthOptions,
-    /// Shared with the state: decisions do not wait for those who write there.
+    /// Same router as in `state`. Decisions use this handle, so they do not wait for the pool's lock.
     router: Arc<Router>,
     state: Mutex<State>,
     anarchy: AnarchyMeter,
-    /// Workers registered, read without the lock.
+    /// Number of registered workers, kept outside `state` so that readers need no lock.
     size: AtomicUsize,
-    /// Seconds, as bits; 0 without a queue.
+    /// Longest wait in the queue, in seconds, as the bits of an `f64`; 0 without a queue.
     longest_wait_bits: AtomicU64,
 }
 
+/// State behind the pool's lock.
 struct State {
     router: Arc<Router>,
-    /// Late binding, when it is on.
+    /// Queue in front of the router; `None` while late binding is off.
     queue: Option<PoolQueue>,
     workers: BTreeMap<WorkerId, Worker>,
 }
 
+/// One registered worker: one rank of an instance.
 struct Worker {
     spec: WorkerSpec,
+    /// Number of ranks of the worker's instance, at least 1.
     ranks: u32,
+    /// Availability that the router knows. It follows `fault`: a worker with a fault is not available.
     available: bool,
+    /// Result of the last health review.
     fault: Option<Fault>,
     health: Health,
+    /// Order of the worker's KV events.
     cursor: EventCursor,
+    /// Position of the worker's feed in the index, shared with the code that saves the index.
     position: Arc<FeedPosition>,
+    /// Last engine step that the worker reported.
     forward_pass: Option<ForwardPass>,
+    /// Error of the predicted cached tokens.
     audit: Audit,
 }
 
 impl WorkerPool {
-    /// An empty pool.
+    /// Creates a pool without workers and without a queue.
+    ///
+    /// # Errors
+    /// The router refuses `config`.
     pub(crate) fn new(
         model: Arc<str>,
         role: Role,
@@ -134,7 +155,10 @@ impl WorkerPool {
         })
     }
 
-    /// Chooses and books as soon as the chosen worker has room.
+    /// Puts a request into the queue, which books a worker as soon as the worker has room.
+    ///
+    /// # Errors
+    /// The pool has no queue, or the queue or the router refuses the request.
     pub(crate) fn wait(
         self: &Arc<Self>,
         request: QueuedRequest,
@@ -149,7 +173,7 @@ impl WorkerPool {
         Ok(QueueEntry::new(self.clone(), id, receiver, clock))
     }
 
-    /// Works on the queue, where there is one.
+    /// Runs `work` on the queue under the pool's lock; does nothing without a queue.
     fn with_queue(&self, work: impl FnOnce(&mut PoolQueue, &Router)) {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -159,25 +183,30 @@ impl WorkerPool {
         self.unlock(guard);
     }
 
-    /// The state, for what may place requests; to be given back by [`WorkerPool::unlock`].
+    /// Locks the state for a call that may place requests. The caller releases the guard with [`WorkerPool::unlock`].
     fn lock(&self) -> MutexGuard<'_, State> {
         let state = self.state.lock();
         self.router.record_decisions(self.anarchy.wants(self.size()));
         state
     }
 
-    /// Unlocks, and tells the price-of-anarchy meter what was placed.
+    /// Unlocks the state and records the new placements in the price-of-anarchy meter.
     fn unlock(&self, state: MutexGuard<'_, State>) {
         drop(state);
         self.anarchy.record(&self.router.take_decisions());
     }
 
-    /// Counts and state of the queue, where there is one.
+    /// Counts and state of the queue; `None` without a queue.
     pub(crate) fn queue_stats(&self) -> Option<QueueStats> {
         self.state.lock().queue.as_ref().map(PoolQueue::stats)
     }
 
-    /// Chooses and books, one atomic step; `mark` is told the end of each stage.
+    /// Chooses a worker and books it in one atomic step. O(prompt blocks + workers).
+    ///
+    /// The router calls `mark` at the end of each stage of the decision.
+    ///
+    /// # Errors
+    /// No worker is available, or the router refuses the request.
     pub(crate) fn route(
         &self,
         request: &RouteRequest<'_>,
@@ -195,29 +224,32 @@ impl WorkerPool {
         })
     }
 
-    /// Books a placement that the client made.
+    /// Books the worker that the client chose, without a decision.
+    ///
+    /// # Errors
+    /// The router does not know the worker.
     pub(crate) fn book(&self, request: &RouteRequest<'_>, worker: WorkerId, now_s: f64) -> Result<(), Error> {
         self.router.book(request, worker, now_s)
     }
 
-    /// The prompt of a booked request was processed. A booking that is gone already needs nothing.
+    /// Removes the prompt of a booked request from the load. A booking that expired before is ignored.
     pub(crate) fn prefill_done(&self, request: RequestId, now_s: f64) {
         let mut state = self.lock();
         let _ = state.router.prefill_done(request, now_s);
         state.pump(now_s);
         self.unlock(state);
-        // On a decode worker nothing waits for a first token: its prefill ends with its booking.
+        // A decode worker runs no prefill, so its first token says nothing about the predicted TTFT.
         if self.role != Role::Decode {
             self.anarchy.first_token(request, now_s);
         }
     }
 
-    /// A first token came, `ttft_s` after its request: for a policy of this pool that adapts to what it sees.
+    /// Reports an observed TTFT, in seconds, to a policy that adapts to observations.
     pub(crate) fn observe_first_token(&self, ttft_s: f64, now_s: f64) {
         self.router.observe_first_token(ttft_s, now_s);
     }
 
-    /// A booked request is over. A booking that is gone already needs nothing.
+    /// Releases a booking; the worker's curves learn from `outcome`. A booking that expired before is ignored.
     pub(crate) fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) {
         let mut state = self.lock();
         let _ = state.router.finish(request, outcome, now_s);
@@ -229,7 +261,7 @@ impl WorkerPool {
         self.anarchy.finish(request, outcome.output_tokens, now_s);
     }
 
-    /// A request that was pinned to the worker failed: it is not chosen until it is seen alive.
+    /// Records a failed request of the worker. The router skips the worker until a later sign of life.
     pub(crate) fn fail(&self, worker: WorkerId, now_s: f64) {
         let mut state = self.state.lock();
         if let Some(known) = state.workers.get_mut(&worker) {
@@ -238,7 +270,7 @@ impl WorkerPool {
         state.review(worker, now_s, self.options);
     }
 
-    /// The connection to an instance's own feed broke: none of its ranks is chosen until it is seen alive.
+    /// Records a broken connection to an instance's feed. The router skips each rank until a later sign of life.
     pub(crate) fn lost(&self, instance: u64, now_s: f64) {
         let mut state = self.state.lock();
         for id in state.ranks_of(instance) {
@@ -249,7 +281,7 @@ impl WorkerPool {
         }
     }
 
-    /// A failure that the worker was blamed for was not its own.
+    /// Withdraws the last failure of a worker, because the worker did not cause the failure.
     pub(crate) fn withdraw_failure(&self, worker: WorkerId, now_s: f64) {
         let mut state = self.state.lock();
         if let Some(known) = state.workers.get_mut(&worker) {
@@ -258,7 +290,7 @@ impl WorkerPool {
         state.review(worker, now_s, self.options);
     }
 
-    /// The worker's heartbeats stopped.
+    /// Whether the worker's heartbeats stopped. False for a worker that never sent a heartbeat.
     pub fn is_silent(&self, worker: WorkerId) -> bool {
         self.state
             .lock()
@@ -267,7 +299,7 @@ impl WorkerPool {
             .is_some_and(|known| known.fault == Some(Fault::Silent))
     }
 
-    /// Looks for silence and for bookings past their time; how many of the latter ended.
+    /// Reviews the health of every worker and ends expired bookings. Returns the number of expired bookings. O(workers).
     pub(crate) fn sweep(&self, now_s: f64) -> usize {
         let mut state = self.lock();
         let ids: Vec<WorkerId> = state.workers.keys().copied().collect();
@@ -280,30 +312,30 @@ impl WorkerPool {
         expired
     }
 
-    /// Works on what routing lost of late, within its share of a core; may take as long as one window does.
+    /// Solves closed windows of the price-of-anarchy meter within its CPU budget. Blocks for as long as one window takes.
     pub(crate) fn solve_anarchy(&self, now_s: f64) {
         self.anarchy.solve(now_s);
     }
 }
 
-/// A decision with what the pin needs to know.
+/// A decision, with the facts that pinning the request needs.
 #[derive(Debug)]
 pub(crate) struct Placement {
-    /// What the router decided.
+    /// Decision of the router, already booked.
     pub decision: Decision,
-    /// The instance has several ranks, so that the rank has to be pinned too.
+    /// Whether the instance has several ranks. Then the door pins the rank as well as the instance.
     pub several_ranks: bool,
 }
 
 impl State {
-    /// Something ended or changed: place those that wait for it.
+    /// Places queued requests after a change of load or of workers.
     fn pump(&mut self, now_s: f64) {
         if let Some(queue) = &mut self.queue {
             queue.pump(&self.router, now_s);
         }
     }
 
-    /// Brings the router's view of a worker in line with its health.
+    /// Evaluates a worker's health and updates its availability in the router.
     fn review(&mut self, id: WorkerId, now_s: f64, options: HealthOptions) {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;

@@ -1,50 +1,54 @@
-//! Where a worker's feed stands in the index: read by who saves the index, without the pool's lock.
+//! Position of a worker's feed in the index, readable without the pool's lock while the index is saved.
 //!
-//! An image of the index is taken under the index's own lock, which those who apply events take inside the pool's: to ask the pool
-//! there could wait for ever. So each event is applied first and told here after. A reader under the index's lock sees a position
-//! that is exact or one event too low, and one too low costs a dump after the restart, never a wrong block.
+//! Saving holds the index's lock. Applying an event takes the pool's lock first and the index's lock second. A save that
+//! asked for the pool's lock could therefore deadlock, so positions are atomics.
+//!
+//! The pool applies each event before it moves the position. A reader under the index's lock sees the exact position, or a
+//! position one event too low. A low position costs one dump after a restart, and never a wrong block.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the index holds of a worker.
+/// Part of a worker's cache that the index holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Coverage {
-    /// Perhaps not all.
+    /// The index may lack blocks.
     Partial,
-    /// All, by a dump: no event has told yet how far its feed is.
+    /// The index holds a complete dump, and no event has given the feed's event id yet.
     Dumped,
-    /// All up to the event of this id.
+    /// The index holds every block up to the event with this id.
     UpTo(u64),
 }
 
+/// Word for [`Coverage::Partial`].
 const PARTIAL: u64 = 0;
+/// Word for [`Coverage::Dumped`].
 const DUMPED: u64 = u64::MAX;
 
-/// How far the index is in one worker's feed.
+/// Last event of one worker that a complete index holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SavedPosition {
-    /// Last event that the index holds; `None` after a dump that no event followed.
+    /// Id of the last event in the index; `None` after a dump that no event followed.
     pub event_id: Option<u64>,
-    /// Publisher of the feed.
+    /// Id of the feed's publisher.
     pub publisher: u64,
 }
 
-/// See the module.
+/// Coverage and publisher of one worker's feed, as two atomics. The module text gives the protocol.
 #[derive(Debug, Default)]
 pub(crate) struct FeedPosition {
-    /// [`PARTIAL`], [`DUMPED`], or one more than the last event's id.
+    /// [`PARTIAL`], [`DUMPED`], or the id of the last event plus 1.
     word: AtomicU64,
-    /// Whose feed it is; 0 before it is known.
+    /// Id of the feed's publisher; 0 while it is unknown.
     publisher: AtomicU64,
 }
 
 impl FeedPosition {
-    /// The index is not known to hold all any more.
+    /// Marks the index as incomplete for this worker.
     pub fn forget(&self) {
         self.set(Coverage::Partial);
     }
 
-    /// What the index holds of this worker now.
+    /// Sets the coverage after a dump or an event.
     pub fn set(&self, coverage: Coverage) {
         let word = match coverage {
             Coverage::Partial => PARTIAL,
@@ -54,7 +58,9 @@ impl FeedPosition {
         self.word.store(word, Ordering::Release);
     }
 
-    /// The same, by an event of this publisher.
+    /// Sets coverage and publisher after an event.
+    ///
+    /// A change of publisher first stores partial coverage, so that no reader pairs the new publisher with an old event id.
     pub fn record(&self, publisher: u64, coverage: Coverage) {
         if self.publisher.load(Ordering::Relaxed) != publisher {
             self.forget();
@@ -63,19 +69,21 @@ impl FeedPosition {
         self.set(coverage);
     }
 
-    /// A feed of this publisher is followed: whose it is where no event has said so.
+    /// Sets the publisher of a new subscription, unless a publisher is known already.
     pub fn followed(&self, publisher: u64) {
         let _ = self
             .publisher
             .compare_exchange(0, publisher, Ordering::Release, Ordering::Relaxed);
     }
 
-    /// Whose feed it is.
+    /// Id of the feed's publisher; `None` while it is unknown.
     pub fn publisher(&self) -> Option<u64> {
         Some(self.publisher.load(Ordering::Acquire)).filter(|&publisher| publisher != 0)
     }
 
-    /// How far the index is, if it holds all, and whose feed it is by.
+    /// Position of a complete index; `None` for partial coverage or an unknown publisher.
+    ///
+    /// The word is read before and after the publisher. A change between the reads gives `None`.
     pub fn get(&self) -> Option<SavedPosition> {
         let word = self.word.load(Ordering::Acquire);
         let publisher = self.publisher()?;

@@ -1,7 +1,7 @@
-//! Requests that wait for a worker: the core's queue with a wake-up for each of them.
+//! Requests that wait for a worker: the core's queue, with one wake-up channel per request.
 //!
-//! All of it runs under the pool's lock. A request whose task is gone when its turn comes gives its booking back at once, so
-//! no client that left holds a place; and a task that is dropped while it waits takes its request out ([`QueueEntry`]).
+//! Every function of [`PoolQueue`] runs under the pool's lock. A client may leave at any time. A task that is dropped while
+//! its request waits removes the request ([`QueueEntry`]). A booking for a task that is gone is released at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,32 +13,35 @@ use wardrop_core::{Error, RequestId, Router};
 use super::WorkerPool;
 use crate::Clock;
 
-/// Why a request may not wait.
+/// Reason why a request does not wait in the queue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum QueueError {
-    /// A bound of the queue was met.
+    /// The request exceeds a limit of the queue.
     Refused {
-        /// Which.
+        /// Limit that the request exceeds.
         limit: Limit,
-        /// When another try makes sense.
+        /// Seconds until another try makes sense.
         retry_after_s: f64,
     },
     /// The pool has no queue.
     Off,
-    /// Nobody is available.
+    /// No worker is available.
     NoWorker,
     /// The router refused the request.
     RouterRefused,
 }
 
+/// Sender that wakes the task of a waiting request.
 type Wake = oneshot::Sender<Result<Dispatch, QueueError>>;
-/// Where the answer comes.
+/// Receiver of the placement of a waiting request.
 pub(super) type PlacementReceiver = oneshot::Receiver<Result<Dispatch, QueueError>>;
 
 /// The queue of one pool.
 pub(super) struct PoolQueue {
     queue: LateQueue,
+    /// Wake-up of every request in `queue`.
     wakes: HashMap<RequestId, Wake>,
+    /// Buffer of one pump; empty between pumps.
     placed: Vec<Dispatch>,
 }
 
@@ -51,7 +54,10 @@ impl PoolQueue {
         })
     }
 
-    /// Takes a request in and pumps: when there is room the answer is there at once.
+    /// Adds a request and pumps, so that a request finds its placement at once when a worker has room.
+    ///
+    /// # Errors
+    /// The queue or the router refuses the request.
     pub fn offer(
         &mut self,
         router: &Router,
@@ -73,7 +79,9 @@ impl PoolQueue {
         Ok(receiver)
     }
 
-    /// Places what can be placed and wakes it. Without a worker everybody waits for the next pump.
+    /// Places every request that a worker has room for, and wakes its task.
+    ///
+    /// A booking that is released frees room, so the loop pumps again. Without a worker all requests stay in the queue.
     pub fn pump(&mut self, router: &Router, now_s: f64) {
         loop {
             let outcome = self.queue.pump(router, now_s, &mut self.placed);
@@ -92,7 +100,7 @@ impl PoolQueue {
         }
     }
 
-    /// Tells those whose deadline cannot be met any more.
+    /// Refuses every request whose deadline cannot be met any more.
     fn give_up(&mut self) {
         for id in self.queue.take_too_late() {
             let refused = QueueError::Refused {
@@ -105,7 +113,7 @@ impl PoolQueue {
         }
     }
 
-    /// Places everybody now. Who can not be placed, for want of a worker, loses its wait.
+    /// Places every request now, regardless of room. Without a worker the requests end when the queue is dropped.
     pub fn flush(&mut self, router: &Router, now_s: f64) {
         let at_once = QueueConfig {
             max_wait_s: f64::MIN_POSITIVE,
@@ -116,28 +124,32 @@ impl PoolQueue {
         }
     }
 
-    /// The request's task ended. True when it still waited.
+    /// Removes a request whose task ended. Returns whether the request still waited.
     fn cancel(&mut self, id: RequestId) -> bool {
         self.wakes.remove(&id);
         self.queue.cancel(id)
     }
 
+    /// Counts and state of the queue.
     pub fn stats(&self) -> QueueStats {
         self.queue.stats()
     }
 
+    /// Changes the configuration; waiting requests stay in the queue.
     pub fn set_config(&mut self, config: QueueConfig) -> Result<(), Error> {
         self.queue.set_config(config)
     }
 }
 
-/// A place in the queue. Dropped while it waits, it takes its request out; dropped with an answer that nobody took, it
-/// gives the booking back.
+/// A request's place in the queue.
+///
+/// Dropping the entry removes a waiting request, and releases a booking that no task received.
 pub(crate) struct QueueEntry {
     pool: Arc<WorkerPool>,
     id: RequestId,
     receiver: PlacementReceiver,
     clock: Clock,
+    /// Whether the task received the answer and so owns the booking.
     taken: bool,
 }
 
@@ -157,10 +169,9 @@ impl QueueEntry {
         }
     }
 
-    /// Waits for the worker. `None` when the pool is gone.
+    /// Waits for the placement. `None` when the queue was removed.
     ///
-    /// # Errors
-    /// Its deadline cannot be met any more.
+    /// The inner error reports that the request's deadline cannot be met any more.
     pub async fn placed(mut self) -> Option<Result<Dispatch, QueueError>> {
         let answer = (&mut self.receiver).await.ok();
         self.taken = answer.is_some();
@@ -175,7 +186,7 @@ impl Drop for QueueEntry {
         }
         let now_s = self.clock.now_s();
         self.pool.with_queue(|queue, router| {
-            // Placed in the meantime: the answer lies in the channel.
+            // The request was placed meanwhile, and its booking is still in the channel.
             if !queue.cancel(self.id) && matches!(self.receiver.try_recv(), Ok(Ok(_))) {
                 let _ = router.release(self.id, now_s);
             }

@@ -1,4 +1,4 @@
-//! Workers as a status report tells them.
+//! Workers of a pool in the status report, and the comparison of predicted with reported cached tokens.
 
 use std::collections::BTreeMap;
 
@@ -11,49 +11,67 @@ use super::anarchy::AnarchyReport;
 use super::health::Fault;
 use wardrop_engines::dynamo::ForwardPass;
 
-/// Predicted against reported cached tokens, summed over finished requests.
+/// Sums of predicted and reported cached tokens over finished requests of one worker.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Audit {
+    /// Requests with a reported count.
     requests: u64,
     predicted_tokens: u64,
     reported_tokens: u64,
-    /// Σ |predicted − reported|.
+    /// Σ |predicted − reported|, in tokens.
     absolute_error_tokens: u64,
 }
 
-/// One worker in a status report.
+/// One worker in a status report. The field names are the JSON keys.
 #[derive(Debug, Serialize)]
-#[allow(clippy::struct_excessive_bools, reason = "each is told by itself")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a JSON key of its own")]
 pub(crate) struct WorkerReport {
     pub instance: u64,
     pub dp_rank: u32,
+    /// Whether the router may choose the worker.
     pub available: bool,
+    /// Reason why the worker is unavailable.
     pub fault: Option<Fault>,
+    /// Failed requests and lost connections since the worker was registered.
     pub failures: u64,
+    /// Whether the index holds every block that the worker holds.
     pub synced: bool,
-    /// Its blocks are from a saved index, and nothing has proved them yet.
+    /// Whether the worker's blocks come from a saved index that no event or dump has confirmed.
     pub restored: bool,
+    /// Whether events are missing, so that the worker needs a dump.
     pub needs_resync: bool,
     pub last_event_id: Option<u64>,
+    /// Gaps in the worker's event ids.
     pub event_gaps: u64,
+    /// Events lost in gaps.
     pub events_lost: u64,
     pub event_duplicates: u64,
+    /// Restarts of the worker that its events showed.
     pub incarnations: u64,
+    /// Seconds since the last KV event; `None` before the first.
     pub event_age_s: Option<f64>,
+    /// Seconds since the last heartbeat; `None` before the first.
     pub heartbeat_age_s: Option<f64>,
+    /// Booked prompt tokens whose prefill is not done.
     pub prefill_tokens: u64,
+    /// KV blocks that booked requests hold.
     pub decode_blocks: u64,
+    /// Booked requests.
     pub active_requests: u32,
+    /// Blocks in the index, by memory tier.
     pub held_blocks: [u64; 3],
+    /// Finished requests with a reported count of cached tokens.
     pub audited_requests: u64,
     pub predicted_cached_tokens: u64,
     pub reported_cached_tokens: u64,
+    /// Σ |predicted − reported| cached tokens over the audited requests.
     pub cached_tokens_absolute_error: u64,
+    /// Last engine step that the worker reported.
     pub forward_pass: Option<ForwardPass>,
 }
 
 impl WorkerPool {
-    /// Compares predicted with reported cached tokens of a finished request.
+    /// Adds predicted and reported cached tokens of one finished request to the worker's sums.
     pub(crate) fn audit(&self, worker: WorkerId, predicted_tokens: u64, reported_tokens: u64) {
         if let Some(known) = self.state.lock().workers.get_mut(&worker) {
             known.audit.requests += 1;
@@ -63,22 +81,22 @@ impl WorkerPool {
         }
     }
 
-    /// What is predicted of caches; `None` when nothing is.
+    /// Size of the predicted index; `None` when prediction is off.
     pub(crate) fn predicted(&self) -> Option<PredictedSize> {
         self.router.predicted()
     }
 
-    /// The router's own view.
+    /// Snapshot of the router: policy, bookings, index and load.
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.router.snapshot()
     }
 
-    /// What routing loses here, once there is something to tell.
+    /// Price-of-anarchy figures of the pool; `None` before the first solved window.
     pub(crate) fn anarchy(&self) -> Option<AnarchyReport> {
         self.anarchy.report()
     }
 
-    /// All workers for a status report.
+    /// Reports all workers of the pool. O(workers).
     pub(crate) fn report(&self, now_s: f64) -> Vec<WorkerReport> {
         let state = self.state.lock();
         let snapshot = state.router.snapshot();
