@@ -1,4 +1,4 @@
-//! What came of the requests of the last moments, for a controller that polls from another thread.
+//! Outcomes of recent requests, for a controller that polls from another thread.
 
 use parking_lot::Mutex;
 use wardrop_core::control::OutcomeWindow;
@@ -13,22 +13,22 @@ impl Outcomes {
         self.0.lock().arrivals += 1;
     }
 
-    /// Its first token came.
+    /// Records the TTFT of a request, in seconds.
     pub fn first_token(&self, ttft_s: f64) {
         self.0.lock().first_token(ttft_s);
     }
 
-    /// Its answer ended.
+    /// Records a complete answer: end-to-end time and mean ITL, in seconds.
     pub fn ended(&self, e2e_s: f64, itl_s: Option<f64>) {
         self.0.lock().ended(e2e_s, itl_s);
     }
 
-    /// Its answer broke off.
+    /// Counts an answer that broke off.
     pub fn broke(&self) {
         self.0.lock().broken += 1;
     }
 
-    /// The queue refused it.
+    /// Counts a request that the queue refused.
     pub fn refused(&self) {
         self.0.lock().refused += 1;
     }

@@ -10,7 +10,7 @@ use super::WorkerPool;
 use super::position::Coverage;
 use super::saved::SavedPool;
 
-/// What became of a saved pool.
+/// Result of the restore of a saved pool, in workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct RestoreReport {
     /// Workers whose blocks were taken over, until their first event or a dump tells more.
@@ -19,7 +19,7 @@ pub(crate) struct RestoreReport {
     pub restarted: usize,
     /// Workers that are here, but were not known as a whole, or how far and no dump follows. They start empty.
     pub not_known: usize,
-    /// Workers that are not here.
+    /// Saved workers that are not registered now.
     pub gone: usize,
     /// (worker, tier, block) triples that were taken over.
     pub blocks: u64,

@@ -25,13 +25,13 @@ const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
 /// Why bytes are no saved fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SavedError {
-    /// They do not begin as one.
+    /// The bytes do not begin with the magic of an index file.
     #[error("not an index file of wardrop: its first bytes are others")]
     Magic,
-    /// Of another version.
+    /// The file has a version that this program does not read.
     #[error("an index file of version {got}; this program reads version {VERSION}")]
     Version {
-        /// Which.
+        /// Version of the file.
         got: u32,
     },
     /// The end is missing, or something follows.
@@ -42,7 +42,7 @@ pub(crate) enum SavedError {
         /// Bytes that there are.
         got: u64,
     },
-    /// The bytes changed.
+    /// The body does not match its checksum.
     #[error("an index file whose checksum is wrong: it is damaged")]
     Checksum,
     /// It breaks a rule of its form.
@@ -73,7 +73,7 @@ pub(crate) struct SavedPool {
 /// The indices of all pools.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SavedFleet {
-    /// When, seconds since 1970.
+    /// Time of the save, in seconds since 1970.
     pub saved_at_s: u64,
     /// Each once.
     pub pools: Vec<SavedPool>,
