@@ -1,27 +1,27 @@
 //! Errors of the service's control calls.
 
-/// What a control call can fail with.
+/// Error of a control call of the service.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServiceError {
-    /// A value that was handed in is wrong.
+    /// A value from the caller is invalid; the text names the value and the accepted values.
     #[error("{0}")]
     Config(String),
     /// The model is not registered.
     #[error("model {0:?} is not registered: call upsert_model first")]
     UnknownModel(String),
-    /// The core refused.
+    /// The router core refused the call.
     #[error(transparent)]
     Core(#[from] wardrop_core::Error),
-    /// The operating system refused.
+    /// A call to the operating system failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was tried.
+        /// Action that failed.
         what: String,
-        /// Explanation it failed.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A call that needs another state of the service.
+    /// The service is in a state that does not allow the call.
     #[error("{0}")]
     State(String),
 }

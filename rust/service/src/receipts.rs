@@ -1,8 +1,9 @@
-//! The receipt of a decision, by request id: who the candidates were and what each would have cost, how much better the chosen
-//! one was, in which regime, how long the request waited, and what came of it.
+//! Receipts of routing decisions, found by request id.
 //!
-//! The last so many are kept, in memory; off (0) unless asked for. Nothing of a prompt is in one. Off, a request pays a branch;
-//! on, the copy of its candidates and one lock: `cost_of_a_receipt` below.
+//! A receipt lists the candidates with their costs, the margin of the chosen worker, the regime, the wait and the outcome.
+//! The service keeps a configured number of recent receipts in memory; the default 0 turns receipts off.
+//! A receipt holds no text and no token of a prompt. With receipts off, a request pays one branch.
+//! With receipts on, a request pays the copy of its candidates and one lock; the test `cost_of_a_receipt` measures it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,52 +17,55 @@ use wardrop_core::{Candidate, WorkerId};
 
 use crate::pool::{Booking, Explanation, Leg, Role};
 
-/// Candidates that are kept of one leg, the cheapest, and the chosen one with them.
+/// Maximum number of candidates in one leg: the cheapest workers, always including the chosen worker.
 const MAX_CANDIDATES: usize = 32;
-/// Legs of one request: two of a split, and once more after a failure.
+/// Maximum number of legs in one receipt: prefill and decode, and both again after a retry.
 const MAX_LEGS: usize = 4;
-/// A longer request id has no receipt.
+/// Maximum length of a request id, in bytes; a request with a longer id has no receipt.
 const MAX_ID_BYTES: usize = 128;
 const REGIMES: [&str; 3] = ["below", "transition", "saturated"];
 const NO_REGIME: u8 = u8::MAX;
 
-/// One leg.
+/// Placement of one request on one worker of one pool.
 #[derive(Clone, Debug, Serialize)]
 struct LegReceipt {
     role: Role,
     worker: WorkerId,
+    /// Cost of the chosen worker, in the unit of the policy.
     cost: f64,
-    /// How much dearer the next one was; `None` without another.
+    /// Cost of the cheapest other candidate minus the cost of the chosen worker; `None` without another candidate.
     margin: Option<f64>,
     overlap_blocks: u32,
+    /// Time in the router's queue, in seconds.
     waited_s: f64,
     cause: &'static str,
     /// Cheapest first, at most [`MAX_CANDIDATES`].
     candidates: Vec<Candidate>,
+    /// Number of candidates before the list was shortened.
     candidates_in_all: usize,
 }
 
-/// What came of it.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct ReceiptOutcome {
     /// `finished`, `broken`, `client_left`, `error` (the upstream's), or `refused` (ours).
     pub how: &'static str,
-    /// Status that the door answered, in the door's protocol.
+    /// Status of the answer to the client, in the protocol of the door.
     pub status: u16,
-    /// First byte, seconds after the whole request was here.
+    /// Time from the receipt of the whole request to the first byte of the answer, in seconds.
     pub ttft_s: Option<f64>,
-    /// Last byte.
+    /// Time from the receipt of the whole request to the last byte of the answer, in seconds.
     pub e2e_s: Option<f64>,
     /// Tokens of the answer.
     pub output_tokens: Option<u32>,
     /// Cached prompt tokens, as the engine reported them.
     pub cached_tokens: Option<u64>,
-    /// Cached prompt tokens, as they were predicted.
+    /// Cached prompt tokens that the router predicted.
     pub predicted_cached_tokens: u64,
 }
 
 impl ReceiptOutcome {
-    /// The gateway answered itself.
+    /// Outcome of a request that the gateway refused without an upstream.
     pub fn refused(status: u16) -> Self {
         Self {
             how: "refused",
@@ -70,7 +74,7 @@ impl ReceiptOutcome {
         }
     }
 
-    /// The upstream answered with an error.
+    /// Outcome of a request that the upstream answered with an error.
     pub fn error(status: u16, after: Duration) -> Self {
         Self {
             how: "error",
@@ -84,20 +88,20 @@ impl ReceiptOutcome {
 #[derive(Clone, Debug, Serialize)]
 struct Receipt {
     request_id: String,
-    /// Seconds since 1970.
+    /// Time of the decision, in seconds since the Unix epoch.
     at_s: f64,
     model: String,
     input_tokens: u32,
     blocks: usize,
-    /// The fleet's regime then, when the control plane tells it.
+    /// Regime of the fleet at the decision; `None` when the control plane reports no regime.
     regime: Option<&'static str>,
     routing: Routing,
     /// Seconds in the queue, over all legs.
     queued_s: f64,
-    /// Why there was no decision.
+    /// Reason of the abstention; `None` when the router placed the request.
     abstained: Option<&'static str>,
     legs: Vec<LegReceipt>,
-    /// `None` while it runs.
+    /// Outcome of the request; `None` while the request is in flight.
     outcome: Option<ReceiptOutcome>,
 }
 
@@ -116,7 +120,7 @@ pub(crate) struct ReceiptRequest<'a> {
 pub(crate) struct OpenReceipt(Mutex<Receipt>);
 
 impl OpenReceipt {
-    /// A decision was made.
+    /// Adds the legs of a decision to the receipt.
     pub fn placed(&self, booking: &mut Booking) {
         let receipt = &mut *self.0.lock();
         for leg in booking.legs_mut() {
@@ -128,12 +132,12 @@ impl OpenReceipt {
         }
     }
 
-    /// Dynamo decides.
+    /// Records that the service left the choice to Dynamo, and the reason.
     pub fn abstained(&self, reason: &'static str) {
         self.0.lock().abstained = Some(reason);
     }
 
-    /// The answer's status is known; it is no stream that could tell more.
+    /// Records the outcome of the request.
     pub fn ended(&self, ending: ReceiptOutcome) {
         self.0.lock().outcome = Some(ending);
     }
@@ -166,7 +170,7 @@ fn leg_receipt(leg: &Leg, explanation: Explanation) -> LegReceipt {
     }
 }
 
-/// The last receipts.
+/// The recent receipts, at most `limit` of them.
 pub(crate) struct Receipts {
     limit: usize,
     regime: AtomicU8,
@@ -176,12 +180,12 @@ pub(crate) struct Receipts {
 #[derive(Default)]
 struct Kept {
     by_id: HashMap<String, Arc<OpenReceipt>>,
-    /// Oldest first.
+    /// Receipts in the order of their opening, oldest first.
     ids: VecDeque<(String, Arc<OpenReceipt>)>,
 }
 
 impl Receipts {
-    /// Keeps the last `limit`; 0 keeps none.
+    /// Creates a store of the most recent `limit` receipts; 0 turns receipts off.
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -195,12 +199,14 @@ impl Receipts {
         self.limit > 0
     }
 
-    /// The control plane tells the fleet's regime: 0 below, 1 transition, 2 saturated.
+    /// Sets the regime of the fleet, as the control plane reports it: 0 below, 1 transition, 2 saturated.
     pub fn set_regime(&self, regime: f64) {
         self.regime.store(regime as u8, Ordering::Relaxed);
     }
 
-    /// A receipt for a request; `None` when they are off. One of the same id is replaced.
+    /// Opens a receipt and replaces an earlier receipt of the same id.
+    ///
+    /// Returns `None` when receipts are off or the request id is too long.
     pub fn open(
         &self,
         request_id: &str,
@@ -244,7 +250,7 @@ impl Receipts {
         open
     }
 
-    /// The receipt of a request as JSON, while it is kept.
+    /// Returns the receipt of a request as JSON; `None` when the store holds no receipt with this id.
     pub fn find(&self, request_id: &str) -> Option<String> {
         let open = self.kept.lock().by_id.get(request_id)?.clone();
         let receipt = open.0.lock().clone();
@@ -308,7 +314,7 @@ mod tests {
             .collect();
         let routing = RoutingOptions::default().start();
         let rounds = 200_000;
-        // CPU, not time: a busy machine is no reason.
+        // CPU time, because a busy machine distorts wall time.
         let spent_ns = || -> f64 {
             let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
             text.split_whitespace().next().unwrap().parse().unwrap()

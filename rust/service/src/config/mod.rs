@@ -15,11 +15,11 @@ pub(crate) use self::shadows::{IN_FORCE, router};
 pub use self::shadows::{ShadowOptions, ShadowPolicy};
 use crate::ServiceError;
 
-/// Tenants with a weight of their own at most.
+/// Maximum number of tenants with a configured weight.
 const MAX_TENANT_WEIGHTS: usize = 1024;
-/// Points of a timing table, of each kind.
+/// Maximum number of points of each kind in a timing table.
 const MAX_TIMING_POINTS: usize = 50_000;
-/// Receipts that may be kept; each takes up to 5 kB.
+/// Maximum number of receipts; each takes up to 5 kB.
 const MAX_RECEIPTS: usize = 65_536;
 
 /// Settings of one service. A door reads the groups from its own configuration and hands them over.
@@ -57,23 +57,23 @@ pub struct RoutingOptions {
     pub policy: PolicyConfig,
     /// Seed of the tie breaker.
     pub seed: u64,
-    /// Life of a booking whose request never ends.
+    /// Maximum age of a booking whose request never ends, in seconds; positive.
     pub booking_ttl_s: f64,
-    /// Late binding in front of the policy; without it every request is placed at once.
+    /// Queue in front of the policy; `None` places every request at once.
     pub queue: Option<QueueConfig>,
-    /// What is predicted of caches by where requests were sent, in pools that prefill.
+    /// Prediction of caches from recent placements, in pools that prefill.
     pub predicted: PredictedConfig,
-    /// Seconds to move the KV of one prompt token from a prefill to a decode worker; 0 where it is not known.
+    /// Transfer time of the KV of one prompt token from prefill to decode worker, in seconds; 0 when unknown.
     pub handoff_s_per_token: f64,
-    /// Points of a timing table that the latency curves of every pool start from; without any, from figures of a usual model.
+    /// Points of a timing table from which the latency curves of every pool start; empty uses the default curves.
     pub timing: TimingPoints,
-    /// Weights of tenants in a fair queue; every other tenant has 1.
+    /// Weights of tenants in a fair queue, 0.001 to 1000; an unlisted tenant has weight 1.
     pub tenant_weights: BTreeMap<String, f64>,
-    /// Receipts of decisions that are kept; 0 keeps none.
+    /// Number of recent receipts that the service keeps; 0 turns receipts off.
     pub receipts: usize,
     /// Take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients.
     pub queue_hints: bool,
-    /// Pass on worker pins that clients send; else they are refused with 400.
+    /// Forward worker pins from clients; otherwise the gateway refuses a request with a pin with status 400.
     pub allow_client_pins: bool,
     /// Add `x-wardrop-worker` and `x-wardrop-overlap-blocks` to answers.
     pub explain_headers: bool,
@@ -90,7 +90,7 @@ pub struct TimingPoints {
 }
 
 impl TimingPoints {
-    /// Where curves start by them.
+    /// Initial latency curves: a fit of the points, or the defaults without points.
     pub fn prior(&self) -> Prior {
         if self.prefill.is_empty() && self.step.is_empty() {
             return Prior::default();
@@ -122,7 +122,7 @@ impl TimingPoints {
 }
 
 impl RoutingOptions {
-    /// What of it may change while the gateway runs, as it begins.
+    /// Initial values of the settings that may change while the gateway runs.
     pub fn start(&self) -> Routing {
         Routing {
             policy: self.policy.clone(),
@@ -139,9 +139,9 @@ pub struct PromptOptions {
     pub handover: bool,
     /// Prompts with more bytes than this are tokenised off the serving threads.
     pub inline_bytes: usize,
-    /// Memory per model for tokenised segments of conversations; 0 turns that off.
+    /// Memory per model for tokenised segments of conversations, in bytes; 0 turns the cache off.
     pub segment_cache_bytes: usize,
-    /// Longest wait for a tokeniser thread before the request is routed without its prompt.
+    /// Maximum wait for a tokeniser thread, in milliseconds; then the request is routed without its prompt.
     pub tokenise_timeout_ms: u64,
 }
 
@@ -149,13 +149,13 @@ pub struct PromptOptions {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FeedOptions {
-    /// Largest frame that is read.
+    /// Maximum size of a feed frame, in bytes; at least 1.
     pub frame_bytes: usize,
-    /// A worker whose heartbeats stopped for this long is not chosen.
+    /// Time without heartbeats after which a worker is not chosen, in milliseconds.
     pub silence_ms: u64,
-    /// A worker without heartbeats that failed a request is tried again after this long.
+    /// Time until a failed worker without heartbeats is tried again, in milliseconds.
     pub quarantine_ms: u64,
-    /// Feeds that may be open.
+    /// Maximum number of open feeds; at least 1.
     pub max_feeds: usize,
 }
 
@@ -244,7 +244,7 @@ impl ServiceConfig {
             )));
         }
         self.routing.timing.check()?;
-        // Refused now, not with the first model.
+        // A trial router reports an invalid value at the start instead of with the first model.
         let router = RouterConfig::new(1).with_handoff_s_per_token(self.routing.handoff_s_per_token);
         Router::new(router).map_err(|error| ServiceError::Config(format!("routing: {error}")))?;
         Router::new(RouterConfig::new(1).with_predicted(self.routing.predicted))

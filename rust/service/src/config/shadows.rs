@@ -1,4 +1,4 @@
-//! Which policies run in the shadows, and within which bounds.
+//! Options of the shadows: their policies and their limits of CPU time and memory.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -10,51 +10,51 @@ use wardrop_sim::{EngineSpec, FleetSpec, RouterSpec};
 
 use crate::ServiceError;
 
-/// Name of the arm that runs what production runs.
+/// Name of the arm that runs the policy in force.
 pub(crate) const IN_FORCE: &str = "in_force";
-/// Longest name of a shadow: it is the value of a label.
+/// Maximum length of a shadow's name, in bytes; the name is a metric label value.
 const MAX_NAME: usize = 120;
 
 /// Requests of a model that may wait to be simulated: three minutes at 1,400 a second.
 const MAX_WAITING: usize = 1 << 18;
-/// Blocks of theirs: 64 MiB.
+/// Maximum number of block hashes of the waiting requests: 64 MiB.
 const MAX_WAITING_BLOCKS: usize = 1 << 23;
 
 /// Shadow fleets; see the module `shadows`. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShadowOptions {
-    /// What runs beside the policy in force, 1 to 15.
+    /// Policies that run beside the policy in force, 1 to 15.
     pub policies: Vec<ShadowPolicy>,
-    /// Share of one core that all of it may take.
+    /// Share of one core that all shadows together may use.
     pub cpu_share: f64,
-    /// Requests are compared in groups that arrived within this, s.
+    /// Length of a tick, in seconds; a comparison groups requests by the tick of their arrival.
     pub tick_s: f64,
-    /// Ticks that a comparison rests on.
+    /// Number of ticks in a comparison.
     pub window_ticks: usize,
-    /// Ticks after a start that do not count: caches have to fill.
+    /// Number of ticks after a start that do not count, because the caches have to fill.
     pub warm_ticks: usize,
-    /// The shadows run this much behind, s: by then most answers' lengths are known.
+    /// Delay of the simulation, in seconds; by then the lengths of most answers are known.
     pub lag_s: f64,
-    /// Goodput: time to first token at most, s; 0 takes that of the objective in force, where it has one.
+    /// TTFT limit of goodput, in seconds; 0 takes the limit of the objective in force.
     pub ttft_slo_s: f64,
-    /// Goodput: mean time between tokens at most, s; 0 likewise.
+    /// Mean ITL limit of goodput, in seconds; 0 takes the limit of the objective in force.
     pub itl_slo_s: f64,
-    /// Arrivals and outcomes that may wait for the shadows' thread.
+    /// Maximum number of events in the queue to the shadow thread, 1 to 2^24.
     pub max_events: usize,
-    /// KV blocks of all workers in all shadows together: their memory. A larger fleet has no shadows.
+    /// Maximum number of KV blocks of all workers in all arms; a larger fleet has no shadows.
     pub max_blocks: u64,
 }
 
-/// One shadow.
+/// Name, policy and queue of one shadow.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShadowPolicy {
-    /// For reports and the label `policy`.
+    /// Name in reports and in the label `policy`.
     pub name: String,
-    /// Its policy.
+    /// Policy of the shadow.
     pub policy: PolicyConfig,
-    /// Late binding in front of it: what is not named here is as in the queue in force, or at its default.
+    /// Queue in front of the policy. Omitted fields come from the queue in force, or from the defaults without one.
     #[serde(default)]
     pub queue: Option<Map<String, Value>>,
 }
@@ -78,7 +78,7 @@ impl Default for ShadowOptions {
 }
 
 impl ShadowPolicy {
-    /// What it runs beside this queue in force.
+    /// Policy and queue of the shadow, given the queue in force.
     pub(crate) fn routing(&self, in_force: Option<QueueConfig>) -> Result<Routing, ServiceError> {
         let refused = |error: &dyn std::fmt::Display| {
             ServiceError::Config(format!("shadows: queue of {:?}: {error}", self.name))
@@ -124,7 +124,7 @@ pub(crate) fn router(routing: &Routing, seed: u64) -> RouterSpec {
 }
 
 impl ShadowOptions {
-    /// The core's form, around a fleet.
+    /// Configuration of the shadow fleets for the simulator.
     pub(crate) fn config(&self, fleet: FleetSpec, arms: Vec<ArmSpec>) -> ShadowConfig {
         ShadowConfig {
             fleet,
@@ -152,10 +152,10 @@ impl ShadowOptions {
         names.zip(routings).enumerate().map(arm).collect()
     }
 
-    /// Checks everything, by making shadows of a fleet of one.
+    /// Checks all options by building shadows of a fleet with one worker.
     ///
     /// # Errors
-    /// [`ServiceError::Config`] names the key or the shadow, what was got and what is expected.
+    /// [`ServiceError::Config`] names the key or the shadow, the value received and the values expected.
     pub fn check(&self) -> Result<(), ServiceError> {
         let refused = |text: String| Err(ServiceError::Config(format!("shadows: {text}")));
         if self.policies.is_empty() {

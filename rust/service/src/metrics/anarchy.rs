@@ -1,4 +1,4 @@
-//! What routing loses, as gauges: the estimators side by side, each under its own name.
+//! Gauges of the price of anarchy: one gauge per estimator, labelled by model and worker type.
 
 use prometheus::GaugeVec;
 use wardrop_core::anarchy::ModelError;
@@ -33,15 +33,15 @@ impl AnarchyGauges {
         Ok(Self {
             poa: of_pool(
                 "price_of_anarchy",
-                "Cost in seconds of the placements of late over that of the exact optimum, under congestion; 1 is optimal",
+                "Cost of recent placements divided by the cost of the exact optimum, under congestion; 1 is optimal",
             )?,
             low: of_pool(
                 "price_of_anarchy_low",
-                "2.5 % point of its bootstrap interval over windows",
+                "2.5 % point of the bootstrap interval of price_of_anarchy over windows",
             )?,
             high: of_pool(
                 "price_of_anarchy_high",
-                "97.5 % point of its bootstrap interval over windows",
+                "97.5 % point of the bootstrap interval of price_of_anarchy over windows",
             )?,
             loss: with_label(
                 "price_of_anarchy_loss_ratio",
@@ -50,7 +50,7 @@ impl AnarchyGauges {
             )?,
             paper: of_pool(
                 "price_of_anarchy_paper",
-                "The paper's estimator on costs frozen at a window's start: about requests over workers, whatever the router does",
+                "The paper's estimator on costs frozen at a window's start: about requests over workers, regardless of the router",
             )?,
             square: with_label(
                 "price_of_anarchy_square",
@@ -59,7 +59,7 @@ impl AnarchyGauges {
             )?,
             regret: of_pool(
                 "regret_mean_seconds",
-                "Mean cost of the chosen worker over the cheapest at that moment",
+                "Mean cost of the chosen worker minus the cost of the cheapest worker at the decision, in seconds",
             )?,
             error: with_label(
                 "model_error_ratio",

@@ -27,9 +27,9 @@ pub(crate) struct Metrics {
     pub abstentions: IntCounterVec,
     /// Time of a decision's stages.
     pub stages: Stages,
-    /// First byte of the answer's body.
+    /// Time from the whole request to the first byte of the answer's body, in seconds.
     pub ttft: HistogramVec,
-    /// Between pieces of a streamed answer.
+    /// Time between two pieces of a streamed answer, in seconds.
     pub itl: HistogramVec,
     /// Predicted cached tokens of finished requests.
     pub predicted_tokens: IntCounterVec,
@@ -37,23 +37,23 @@ pub(crate) struct Metrics {
     pub reported_tokens: IntCounterVec,
     /// Prompt tokens of placed requests.
     pub input_tokens: IntCounterVec,
-    /// Events applied, refused, foreign, seen before.
+    /// KV events, by result: applied, refused, foreign or already seen.
     pub events: IntCounterVec,
-    /// Workers of a saved index, by what became of what it told of them.
+    /// Workers of a saved index, by result of the restore.
     pub restored: IntCounterVec,
     /// Feed messages that were refused.
     pub malformed: IntCounterVec,
     /// Feed connections that were lost.
     pub reconnects: IntCounterVec,
-    /// Bookings that ended by their age.
+    /// Bookings that expired by age.
     pub expired_bookings: IntCounter,
-    /// Prompt lengths that Dynamo reported other than we counted.
+    /// Prompts whose length as reported by Dynamo differs from the service's count.
     pub length_mismatches: IntCounter,
     /// Time in the queue of requests that were placed from it.
     pub queue_time: HistogramVec,
     /// Requests placed from the queue, by reason.
     pub queue_placed: IntCounterVec,
-    /// Requests that the queue refused, by the bound that they met.
+    /// Requests that the queue refused, by the limit that refused them.
     pub queue_refused: IntCounterVec,
     /// State of the control plane, by quantity.
     pub control_state: GaugeVec,
@@ -72,7 +72,7 @@ pub(crate) struct Metrics {
     unavailable: GaugeVec,
     resync: GaugeVec,
     cpu: Gauge,
-    /// Figures are set anew for each page, one page at a time.
+    /// Lock of the rendering: each page resets the gauges, so two pages must not render at once.
     rendering: Mutex<()>,
 }
 
@@ -148,13 +148,13 @@ impl Metrics {
             )?),
             ttft: builder.histograms(
                 "time_to_first_token_seconds",
-                "From the whole request to the first byte of the answer's body",
+                "Time from the whole request to the first byte of the answer's body",
                 &["model"],
                 TTFT_BUCKETS_S,
             )?,
             itl: builder.histograms(
                 "inter_token_latency_seconds",
-                "Between pieces of a streamed answer",
+                "Time between pieces of a streamed answer",
                 &["model"],
                 ITL_BUCKETS_S,
             )?,
@@ -189,10 +189,10 @@ impl Metrics {
                 "Feed connections that were lost",
                 &["reason"],
             )?,
-            expired_bookings: builder.counter("bookings_expired_total", "Bookings that ended by their age")?,
+            expired_bookings: builder.counter("bookings_expired_total", "Bookings that expired by age")?,
             length_mismatches: builder.counter(
                 "prompt_length_mismatches_total",
-                "Prompts whose length Dynamo reported other than it was counted here",
+                "Prompts whose length as reported by Dynamo differs from the service's count",
             )?,
             queue_time: builder.histograms(
                 "queue_seconds",
@@ -244,7 +244,7 @@ impl Metrics {
             )?,
             worker_gaps: builder.gauges(
                 "worker_event_gaps",
-                "Holes seen in the worker's KV events",
+                "Gaps in the sequence of the worker's KV events",
                 &["model", "worker_id", "dp_rank", "worker_type"],
             )?,
             worker_blocks: builder.gauges(
@@ -254,12 +254,12 @@ impl Metrics {
             )?,
             heartbeat_age: builder.gauges(
                 "worker_heartbeat_age_seconds",
-                "Since the worker's last heartbeat",
+                "Time since the worker's last heartbeat",
                 &["model", "worker_id", "dp_rank", "worker_type"],
             )?,
             event_age: builder.gauges(
                 "worker_event_age_seconds",
-                "Since the worker's last KV event",
+                "Time since the worker's last KV event",
                 &["model", "worker_id", "dp_rank", "worker_type"],
             )?,
             unavailable: builder.gauges(

@@ -1,11 +1,11 @@
-//! Size of what is predicted of caches, on the metrics page.
+//! Metrics of the predicted caches: records and blocks per pool.
 
 use prometheus::{GaugeVec, IntCounterVec};
 use wardrop_core::predicted::PredictedSize;
 
 use super::MetricBuilder;
 
-/// See the module.
+/// Gauges and counters of the predicted caches.
 pub(super) struct PredictedMetrics {
     records: GaugeVec,
     blocks: GaugeVec,

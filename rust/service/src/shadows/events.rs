@@ -1,7 +1,7 @@
-//! From the requests' path to the shadows' thread: a bounded queue that nobody waits for.
+//! Bounded event queue from the request path to the shadow thread. The sender never waits.
 //!
-//! An arrival costs its sender a copy of the prompt's block hashes and one push; when there is no room it is counted and
-//! forgotten, and its time is noted, because the shadows must know that they did not see everything then.
+//! An arrival costs its sender a copy of the prompt's block hashes and one push.
+//! A full queue drops the arrival, counts it and records its time, because the shadows must discard the affected ticks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,13 +9,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use wardrop_core::SequenceHash;
 
-/// Block hashes that may wait: 8 MiB of them.
+/// Maximum number of block hashes in the queue: 8 MiB.
 const MAX_BLOCKS: usize = 1 << 20;
 
-/// What the shadows are told: hashes, lengths, times. No token, no text.
+/// Event for the shadows: hashes, lengths and times, without tokens or text.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A request came.
+    /// A request arrived.
     Arrived {
         id: u64,
         model: Arc<str>,
@@ -23,45 +23,45 @@ pub(super) enum Event {
         input_tokens: u32,
         hashes: Box<[u64]>,
     },
-    /// Its first token came.
+    /// The first token of a request arrived.
     FirstToken { id: u64, model: Arc<str>, ttft_s: f64 },
-    /// Its last one.
+    /// The last token of a request arrived.
     Ended {
         id: u64,
         model: Arc<str>,
         output_tokens: u32,
     },
-    /// It failed, and was no load.
+    /// A request failed; the shadows withdraw it because it caused no load.
     Failed { id: u64, model: Arc<str> },
 }
 
-/// What became of an arrival.
+/// Result of sending an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// It is on its way.
+    /// The arrival is in the queue.
     Yes,
-    /// There was no room.
+    /// The queue was full.
     Dropped,
-    /// The shadows take nothing in at the moment.
+    /// The shadows accept no arrivals now, to keep their share of a core.
     PassedOver,
 }
 
-/// Times between which arrivals found no room, seconds on the service's clock.
+/// Interval that contains all dropped arrivals, in seconds on the service's clock; `first_s <= last_s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct LostArrivals {
     pub first_s: f64,
     pub last_s: f64,
 }
 
-/// The sending side.
+/// Sending side of the event queue.
 pub(super) struct EventQueue {
     events: SyncSender<Event>,
     next_id: AtomicU64,
-    /// Hashes under way.
+    /// Number of block hashes in the queue.
     blocks: AtomicUsize,
-    /// Nothing is taken in: the shadows work off what they have.
+    /// Whether the queue refuses arrivals while the shadows work off their backlog.
     closed: AtomicBool,
-    /// Arrivals lost since the last look: first and last time, as bits.
+    /// First and last time of the arrivals dropped since the last `take_lost`, as the bits of seconds.
     lost: [AtomicU64; 2],
 }
 
@@ -78,7 +78,7 @@ impl EventQueue {
         (queue, receiver)
     }
 
-    /// Tells of an arrival; its id when it is on its way.
+    /// Sends an arrival without waiting. Returns the new request id and the result. O(blocks).
     pub fn arrived(
         &self,
         model: &Arc<str>,
@@ -106,31 +106,31 @@ impl EventQueue {
             return (id, Admission::Yes);
         }
         self.blocks.fetch_sub(sequence.len(), Ordering::Relaxed);
-        // Times are positive: their bits are in the order of the numbers.
+        // The bits of non-negative floats sort like the floats, so integer atomics find the minimum and the maximum.
         let bits = at_s.max(0.0).to_bits();
         self.lost[0].fetch_min(bits, Ordering::Relaxed);
         self.lost[1].fetch_max(bits, Ordering::Relaxed);
         (id, Admission::Dropped)
     }
 
-    /// Tells what came of an arrival. Without room a measurement is missing, and nothing else.
+    /// Sends an outcome without waiting. A full queue loses one measurement and nothing else.
     pub fn report(&self, event: Event) {
         let _ = self.events.try_send(event);
     }
 
-    /// An event was taken out of the queue.
+    /// Frees the space of an event that the shadow thread received.
     pub fn received(&self, event: &Event) {
         if let Event::Arrived { hashes, .. } = event {
             self.blocks.fetch_sub(hashes.len(), Ordering::Relaxed);
         }
     }
 
-    /// Opens or closes the way for arrivals.
+    /// Sets whether the queue refuses arrivals.
     pub fn set_closed(&self, closed: bool) {
         self.closed.store(closed, Ordering::Relaxed);
     }
 
-    /// First and last time of the arrivals that were lost since the last call.
+    /// Returns the interval of the arrivals dropped since the last call, and resets it.
     pub fn take_lost(&self) -> Option<LostArrivals> {
         let first = self.lost[0].swap(f64::INFINITY.to_bits(), Ordering::Relaxed);
         let last = self.lost[1].swap(0, Ordering::Relaxed);

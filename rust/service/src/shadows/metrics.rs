@@ -1,4 +1,4 @@
-//! What other policies would have given, on the metrics page: nothing of it while there are no shadows.
+//! Metrics of the shadow fleets; the figures are absent while a model has no shadows.
 
 use prometheus::{CounterVec, GaugeVec, IntCounterVec, Opts};
 use wardrop_sim::shadow::{ArmReport, Estimate};
@@ -6,7 +6,7 @@ use wardrop_sim::shadow::{ArmReport, Estimate};
 use super::report::ModelShadowReport;
 use crate::metrics::MetricBuilder;
 
-/// The shadows' part of the page.
+/// Metrics of the shadow fleets, labelled by model, policy and statistic.
 pub(super) struct ShadowMetrics {
     requests: IntCounterVec,
     cpu: CounterVec,
@@ -31,7 +31,7 @@ impl ShadowMetrics {
         Ok(Self {
             requests: builder.counters(
                 "shadow_requests_total",
-                "Requests by what the shadows made of them: simulated (fed), no room for them (dropped), not looked at to keep the share of a core (passed_over)",
+                "Requests by result in the shadows: simulated (fed), queue full (dropped), skipped to keep the share of a core (passed_over)",
                 &["model", "result"],
             )?,
             cpu: builder.keep(CounterVec::new(
@@ -40,18 +40,18 @@ impl ShadowMetrics {
             )?)?,
             seconds: of_policy(
                 "shadow_seconds",
-                "What a policy would have given: mean and p99 time to first token (ttft, ttft_p99), mean time between tokens (itl) and to the last one (e2e)",
+                "Simulated latency of a policy: mean and p99 time to first token (ttft, ttft_p99), mean time between tokens (itl), end-to-end time (e2e)",
             )?,
             shares: of_policy(
                 "shadow_share_ratio",
-                "What a policy would have given: share of prompt tokens from caches (reuse) and of requests within both limits (goodput)",
+                "Simulated shares of a policy: prompt tokens from caches (reuse), requests within both limits (goodput)",
             )?,
             difference: of_policy(
                 "shadow_difference_ratio",
                 "Paired difference from the policy in force as a share of its figure: -0.2 is 20 % less",
             )?,
-            low: of_policy("shadow_difference_ratio_low", "2.5 % point of its interval")?,
-            high: of_policy("shadow_difference_ratio_high", "97.5 % point of its interval")?,
+            low: of_policy("shadow_difference_ratio_low", "2.5 % point of the interval of shadow_difference_ratio")?,
+            high: of_policy("shadow_difference_ratio_high", "97.5 % point of the interval of shadow_difference_ratio")?,
             trusted: of_model(
                 "shadow_trusted",
                 "1 when the simulated clock agrees with what was measured, 0 in doubt",
@@ -60,15 +60,15 @@ impl ShadowMetrics {
                 "shadow_clock_ratio",
                 "Simulated over measured time to first token, of the same requests under the policy in force",
             )?,
-            ticks: of_model("shadow_ticks", "Ticks behind the figures")?,
+            ticks: of_model("shadow_ticks", "Number of ticks in the shadow figures")?,
             age: of_model(
                 "shadow_age_seconds",
-                "From the last simulated moment to now: the lag, and more while the share of a core is used up",
+                "Time from the last simulated moment to now: the lag, and more while the share of a core is used up",
             )?,
         })
     }
 
-    /// Counts requests by what became of them.
+    /// Adds `more` requests with this result.
     pub fn count(&self, model: &str, result: &str, more: u64) {
         self.requests.with_label_values(&[model, result]).inc_by(more);
     }

@@ -1,4 +1,4 @@
-//! Shadow fleets beside the live traffic: what other policies would have made of the same requests.
+//! Shadow fleets: simulations of other policies on the live requests.
 //!
 //! ```text
 //! request ─▶ arrived (hashes, length, time) ─▶ bounded queue ─▶ a thread of its own ─▶ wardrop_sim::shadow, one per model
@@ -7,8 +7,9 @@
 //!                                             metrics page, admin API ◀── reports
 //! ```
 //!
-//! The requests' path pays for one copy of its block hashes and one push, and waits for nothing. No token and no text goes this
-//! way. The thread keeps its own CPU time within a share of one core, see [`wardrop_sim::shadow`].
+//! The request path pays for one copy of the block hashes and one push, and never waits.
+//! The events carry no token and no text.
+//! The shadow thread keeps its CPU time within a share of one core, see [`wardrop_sim::shadow`].
 
 mod events;
 mod metrics;
@@ -30,7 +31,7 @@ use crate::ServiceError;
 use crate::config::ShadowOptions;
 use crate::metrics::MetricBuilder;
 
-/// The shadows as the requests' path, the metrics page and the admin API see them.
+/// Entry point to the shadows for the request path, the metrics page and the admin API.
 pub(crate) struct Shadows {
     options: ShadowOptions,
     events: Arc<EventQueue>,
@@ -40,7 +41,7 @@ pub(crate) struct Shadows {
     metrics: ShadowMetrics,
 }
 
-/// A request that the shadows were told of.
+/// A request in the shadows' event queue, to which its outcome is reported.
 pub(crate) struct ShadowedRequest {
     id: u64,
     model: Arc<str>,
@@ -48,10 +49,10 @@ pub(crate) struct ShadowedRequest {
 }
 
 impl Shadows {
-    /// Shadows whose thread does not run yet.
+    /// Creates the shadows without starting their thread.
     ///
     /// # Errors
-    /// What is wrong with the options.
+    /// [`ServiceError::Config`] names the invalid option or metric.
     pub fn new(options: &ShadowOptions, builder: &MetricBuilder) -> Result<Self, ServiceError> {
         options.check()?;
         let (events, receiver) = EventQueue::new(options.max_events);
@@ -65,7 +66,9 @@ impl Shadows {
         })
     }
 
-    /// A request arrived at `at_s` on the service's clock. `None` when the shadows do not simulate it.
+    /// Sends a request that arrived at `at_s`, in seconds on the service's clock.
+    ///
+    /// Returns `None` when the shadows do not simulate the request.
     pub fn arrived(
         &self,
         model: &Arc<str>,
@@ -101,7 +104,7 @@ impl Shadows {
 }
 
 impl ShadowedRequest {
-    /// Its first token came.
+    /// Reports the first token, `ttft_s` seconds after the arrival.
     pub fn first_token(&self, ttft_s: f64) {
         self.events.report(Event::FirstToken {
             id: self.id,
@@ -110,7 +113,7 @@ impl ShadowedRequest {
         });
     }
 
-    /// Its answer is whole, with so many tokens where that is known.
+    /// Reports the end of the answer; does nothing when the number of output tokens is unknown.
     pub fn ended(&self, output_tokens: Option<u32>) {
         if let Some(output_tokens) = output_tokens {
             self.events.report(Event::Ended {
@@ -121,7 +124,7 @@ impl ShadowedRequest {
         }
     }
 
-    /// It was answered with an error: no worker had to do with it for long.
+    /// Reports an error answer; the shadows withdraw the request because it caused little load.
     pub fn failed(&self) {
         self.events.report(Event::Failed {
             id: self.id,

@@ -1,4 +1,4 @@
-//! The shadows of one model: made when it has workers, and kept like the fleet that they shadow.
+//! The shadows of one model: built when the model has workers, then updated with workers, curves, policy and limits.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,24 +15,24 @@ use crate::config::{IN_FORCE, ShadowOptions, router};
 use crate::models::Model;
 use crate::pool::{Member, Role};
 
-/// Weight of the newest request in the mean size.
+/// Weight of the newest request in the exponential mean of the prompt size.
 const MEAN_WEIGHT: f64 = 0.01;
-/// A cost this much higher is harm: the guard's tolerance.
+/// Ratio to the policy in force above which a higher cost counts as harm; equals the guard's tolerance.
 const HARM: f64 = 1.10;
-/// Figures that a suggestion may be for.
+/// Names of the figures for which a report suggests an arm.
 const FIGURES: [&str; 5] = ["ttft", "itl", "e2e", "cached_share", "goodput"];
 
-/// See the module.
+/// Shadow fleets of one model, with the counts that no report covers yet.
 pub(super) struct ModelShadows {
     pub model: Arc<str>,
     shadowed: Option<Shadowed>,
     note: Option<String>,
     cpu_s: f64,
-    /// CPU seconds that no report holds yet.
+    /// CPU time that no report covers yet, in seconds.
     unreported_cpu_s: f64,
     /// Counts that the previous report already covered.
     reported: ShadowCounts,
-    /// Arrivals without shadows to see them, in no report yet.
+    /// Number of arrivals without shadows that no report covers yet.
     unseen: u64,
     mean_blocks: Option<f64>,
 }
@@ -47,14 +47,14 @@ struct Shadowed {
     limits: Option<GoodputLimits>,
 }
 
-/// Limits that a request of goodput meets, seconds.
+/// Limits of goodput, in seconds; a request counts when it meets both.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct GoodputLimits {
     ttft_s: f64,
     itl_s: f64,
 }
 
-/// Requests by what became of them since the last report.
+/// Numbers of requests by result, and CPU time, since the last report.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct NewCounts {
     pub fed: u64,
@@ -64,7 +64,7 @@ pub(super) struct NewCounts {
     pub cpu_s: f64,
 }
 
-/// The engine of a worker as far as it is known; the rest as the simulator has it.
+/// Engine of a worker from its reported values; unreported values are the simulator's defaults.
 fn engine(member: &Member, block_size: u32) -> EngineSpec {
     let known = EngineSpec::default();
     let blocks = member.total_kv_blocks.filter(|blocks| *blocks > 0);
@@ -83,13 +83,13 @@ fn engine(member: &Member, block_size: u32) -> EngineSpec {
     }
 }
 
-/// The same worker as before, whatever its curves have learned since.
+/// Whether two members are the same worker, regardless of their learned curves.
 fn is_same(now: &Member, before: &Member) -> bool {
     let curves = now.curves;
     Member { curves, ..*before } == *now
 }
 
-/// An arm may be adopted when it differs from what is in force in the objective of `toll` and κ only.
+/// Whether an arm differs from the routing in force only in the `toll` objective and κ.
 fn is_adoptable(arm: &Routing, in_force: &Routing) -> bool {
     let both_toll = matches!(
         (&arm.policy, &in_force.policy),
@@ -108,7 +108,7 @@ fn is_adoptable(arm: &Routing, in_force: &Routing) -> bool {
     both_toll && same_queue && arm != in_force
 }
 
-/// What wins in one figure may lose in another: significantly, and by more than the guard would let pass.
+/// Whether an arm makes a latency figure significantly worse, by more than the guard's tolerance.
 fn does_harm(arm: &ArmReport) -> bool {
     let costs = [arm.ttft_ratio, arm.ttft_p99_ratio, arm.itl_ratio, arm.e2e_ratio];
     costs
@@ -131,13 +131,13 @@ impl ModelShadows {
         }
     }
 
-    /// Whether arrivals are worth sending.
+    /// Whether the shadows accept arrivals.
     pub fn takes(&self) -> bool {
         let shadowed = self.shadowed.as_ref();
         shadowed.is_some_and(|shadowed| shadowed.fleets.takes())
     }
 
-    /// Takes an event in.
+    /// Applies an event; without shadows it only counts arrivals.
     pub fn take(&mut self, event: Event) {
         let Some(shadowed) = &mut self.shadowed else {
             self.unseen += u64::from(matches!(event, Event::Arrived { .. }));
@@ -182,7 +182,7 @@ impl ModelShadows {
         }
     }
 
-    /// Arrivals between two times were lost on the way.
+    /// Marks all ticks in the interval of dropped arrivals as incomplete.
     pub fn lost(&mut self, lost: LostArrivals, tick_s: f64) {
         let LostArrivals { first_s, last_s } = lost;
         if let Some(shadowed) = &mut self.shadowed {
@@ -203,7 +203,7 @@ impl ModelShadows {
     }
 
     fn broke(&mut self, error: &SimError) {
-        tracing::error!(model = %self.model, %error, "the shadows broke; they start anew");
+        tracing::error!(model = %self.model, %error, "the shadows failed and restart");
         self.shadowed = None;
         self.note = Some(format!("broke: {error}"));
     }
@@ -240,7 +240,7 @@ impl ModelShadows {
         Ok(())
     }
 
-    /// Simulates a little; whether there is more to do now.
+    /// Simulates one step. Returns `false` without shadows or after an error.
     pub fn advance(&mut self, now_s: f64) -> bool {
         let Some(shadowed) = &mut self.shadowed else {
             return false;
@@ -260,7 +260,7 @@ impl ModelShadows {
         shadowed.is_some_and(|shadowed| shadowed.fleets.is_due(now_s))
     }
 
-    /// CPU seconds that went into these shadows, of which they may have `share`.
+    /// Charges `cpu_s` seconds of CPU time against `share` of one core.
     pub fn charge(&mut self, cpu_s: f64, share: f64, now_s: f64) {
         self.cpu_s += cpu_s;
         self.unreported_cpu_s += cpu_s;
@@ -270,7 +270,7 @@ impl ModelShadows {
         }
     }
 
-    /// What became of requests, and what it cost, since the last call.
+    /// Returns the counts of requests and the CPU time since the last call, and resets them.
     pub fn take_new_counts(&mut self) -> NewCounts {
         let mut new = NewCounts {
             passed_over: std::mem::take(&mut self.unseen),
@@ -287,7 +287,7 @@ impl ModelShadows {
         new
     }
 
-    /// Everything that is known. O(arms · window).
+    /// Builds the report of this model. O(arms · window).
     pub fn report(&self, options: &ShadowOptions, now_s: f64) -> ModelShadowReport {
         let mut report = ModelShadowReport {
             model: self.model.to_string(),
@@ -335,10 +335,10 @@ impl ModelShadows {
     }
 }
 
-/// What each arm runs: the first what is in force.
+/// Policy and queue of each arm; the first arm runs the routing in force.
 fn arm_routings(in_force: &Routing, options: &ShadowOptions) -> Vec<Routing> {
     let shadows = options.policies.iter().map(|arm| {
-        // Checked at the start beside a default queue; one in force can only be as good.
+        // The start checks each arm with the default queue, so a valid queue in force rarely fails here.
         arm.routing(in_force.queue).unwrap_or(Routing {
             policy: arm.policy.clone(),
             queue: None,
@@ -347,7 +347,7 @@ fn arm_routings(in_force: &Routing, options: &ShadowOptions) -> Vec<Routing> {
     std::iter::once(in_force.clone()).chain(shadows).collect()
 }
 
-/// Limits of goodput: as given, else those of the objective in force where goodput counts in it.
+/// Limits of goodput: the configured limits, else the limits of a `toll` objective with a goodput weight.
 fn limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
     if options.ttft_slo_s > 0.0 {
         return Some(GoodputLimits {
@@ -364,7 +364,7 @@ fn limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
     }
 }
 
-/// Why there can be no shadows of this fleet now.
+/// Reason why this fleet can have no shadows; `None` when it can.
 fn unfit(
     members: &[BTreeMap<WorkerId, Member>],
     block_size: u32,

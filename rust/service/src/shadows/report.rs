@@ -1,4 +1,4 @@
-//! What the shadows of one model say, for the metrics page and the admin API.
+//! Report on the shadows of one model, for the metrics page and the admin API.
 
 use std::collections::BTreeMap;
 
@@ -9,47 +9,47 @@ use wardrop_sim::shadow::ShadowReport;
 
 use crate::pool::Role;
 
-/// Everything of one model.
+/// Report on the shadows of one model.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ModelShadowReport {
-    /// The model.
+    /// Name of the model.
     pub model: String,
-    /// The pools that are shadowed together: one aggregated, or prefill and decode.
+    /// Roles of the shadowed pools: aggregated alone, or prefill and decode together.
     pub roles: Vec<Role>,
-    /// Workers in them.
+    /// Number of workers in the shadowed pools.
     pub workers: usize,
-    /// … of which did not tell the size of their KV cache: 16,384 blocks are assumed.
+    /// Number of workers that did not report the size of their KV cache; the shadows assume 16,384 blocks.
     pub assumed_capacities: usize,
-    /// Explanation there are no shadows, while there are none.
+    /// Reason why the model has no shadows; `None` while shadows run.
     pub note: Option<String>,
-    /// Seconds from the last simulated moment to now.
+    /// Time from the last simulated moment to now, in seconds; `None` before the first simulated moment.
     pub age_s: Option<f64>,
-    /// CPU seconds spent since the start.
+    /// CPU time that the shadows used since the start, in seconds.
     pub cpu_s: f64,
-    /// Limits of goodput are set: it means something.
+    /// Whether limits of goodput are set; without limits the goodput figures have no meaning.
     pub has_goodput: bool,
-    /// Requests of the mean size of late, prompt and answer, that the smallest worker's cache holds.
+    /// Number of prompts of the recent mean size that fit into the KV cache of the smallest worker.
     pub requests_per_cache: Option<f64>,
-    /// What each arm runs, in the order of `arms`.
+    /// Policy and queue of each arm, in the order of `arms`.
     pub policies: Vec<ShadowArm>,
-    /// By figure: the adoptable arm that is significantly better than what is in force, and does no harm.
+    /// Suggested arm by figure: an adoptable arm that is significantly better than the policy in force and does no harm.
     pub suggested: BTreeMap<&'static str, Option<String>>,
-    /// Figures of the arms, whether to believe them, and counts.
+    /// Figures of the arms, the trust in them and the counts of requests; `None` without shadows.
     #[serde(flatten)]
     pub fleets: Option<ShadowReport>,
 }
 
-/// What an arm runs.
+/// Policy and queue of one arm.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ShadowArm {
-    /// As configured; `in_force` for the first.
+    /// Configured name of the arm; `in_force` for the first arm.
     pub name: String,
-    /// Its policy.
+    /// Policy of the arm.
     pub policy: PolicyConfig,
-    /// Its queue.
+    /// Queue of the arm; `None` when the arm places every request at once.
     pub queue: Option<QueueConfig>,
-    /// It differs from what is in force in nothing but the objective of `toll` and κ: the calibrator may adopt it.
+    /// Whether the calibrator may adopt the arm: it differs from the routing in force only in the `toll` objective and κ.
     pub is_adoptable: bool,
-    /// Mean or p99 of the first token, time between tokens or end to end would be significantly worse, by more than 10 %.
+    /// Whether mean TTFT, p99 TTFT, ITL or end-to-end time is significantly worse, by more than 10 %.
     pub does_harm: bool,
 }

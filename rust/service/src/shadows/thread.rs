@@ -1,4 +1,4 @@
-//! The thread that simulates: it looks ten times a second, and never works more than its share.
+//! The shadow thread: it reads the event queue ten times a second and stays within its share of a core.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,12 +18,12 @@ use crate::metrics::THREAD_PREFIX;
 use crate::models::Models;
 use crate::{Clock, ServiceError};
 
-/// Time between two looks at the queue.
+/// Time between two reads of the event queue.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Time between two looks at the fleet, and between two reports, s.
+/// Time between two updates from the fleet, and between two reports, in seconds.
 const FOLLOW_EVERY_S: f64 = 1.0;
 
-/// Everything that the thread reads and writes.
+/// Shared state that the shadow thread reads and writes.
 pub(crate) struct ShadowSources {
     /// Options, arrivals and reports of the shadows.
     pub shadows: Arc<Shadows>,
@@ -35,7 +35,7 @@ pub(crate) struct ShadowSources {
     pub clock: Clock,
 }
 
-/// The running thread; it ends when this is stopped or dropped.
+/// Handle of the shadow thread; the thread ends on `stop` or on drop.
 pub(crate) struct ShadowThread {
     stop: SyncSender<()>,
     thread: Option<JoinHandle<()>>,
@@ -58,7 +58,7 @@ impl ShadowThread {
                 let whole = catch_unwind(AssertUnwindSafe(|| run(&sources, &receiver, &stopped)));
                 if whole.is_err() {
                     tracing::error!(
-                        "the shadows' thread broke: there are none until the service is started again"
+                        "the shadow thread panicked; shadows stay off until the service restarts"
                     );
                     sources.shadows.events.set_closed(true);
                     *sources.shadows.reports.lock() = Arc::from([]);
@@ -74,7 +74,7 @@ impl ShadowThread {
         })
     }
 
-    /// Ends the thread; at the latest after the step that it is at.
+    /// Ends the thread after its current step, and waits for the end.
     pub fn stop(&mut self) {
         let _ = self.stop.try_send(());
         if let Some(thread) = self.thread.take() {
@@ -89,7 +89,7 @@ impl Drop for ShadowThread {
     }
 }
 
-/// CPU seconds of the calling thread; where there is no `/proc`, time that passed, which is no less.
+/// CPU time of the calling thread. Without `/proc` it measures elapsed time, an upper bound.
 struct CpuClock {
     since: Instant,
     last_s: f64,
@@ -105,7 +105,7 @@ impl CpuClock {
         clock
     }
 
-    /// Seconds since the last call.
+    /// Returns the seconds since the last call.
     fn lap(&mut self) -> f64 {
         let now_s = std::fs::read_to_string("/proc/thread-self/schedstat")
             .ok()
@@ -138,7 +138,7 @@ fn run(sources: &ShadowSources, events: &Receiver<Event>, stopped: &Receiver<()>
 
 impl Worker<'_> {
     fn look(&mut self, events: &Receiver<Event>) {
-        // What comes in while this is emptied waits for the next look.
+        // The bound leaves events that arrive during this loop to the next read.
         for _ in 0..self.shadows.options.max_events {
             let Ok(event) = events.try_recv() else { break };
             self.shadows.events.received(&event);
@@ -173,7 +173,7 @@ impl Worker<'_> {
         self.shadows.options.cpu_share / self.models.len().max(1) as f64
     }
 
-    /// What was not simulating is everybody's, then each model's shadows have their own account.
+    /// Simulates all models. Each model pays an equal part of the common CPU time, and its own simulation.
     fn simulate(&mut self, now_s: f64) {
         let share = self.share();
         let common_s = self.cpu.lap() / self.models.len().max(1) as f64;
