@@ -123,8 +123,9 @@ class Fleet:
     def __enter__(self) -> Self:
         try:
             return self.start()
-        except BaseException:
-            self.stop(keep_logs=True)
+        except BaseException as error:
+            # An interrupt is no failure: it leaves no logs to look at.
+            self.stop(keep_logs=isinstance(error, Exception))
             raise
 
     def __exit__(
