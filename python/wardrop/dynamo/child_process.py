@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
@@ -17,6 +19,31 @@ _TAIL_BYTES = 4096
 def bound_to_parent(command: Sequence[str]) -> list[str]:
     """A command line that runs `command` and ends it when this process ends."""
     return [sys.executable, "-IS", str(_DIE_WITH_PARENT), str(os.getpid()), *command]
+
+
+@contextmanager
+def signals_deferred() -> Generator[None]:
+    """Hold SIGINT and SIGTERM back until the block ends.
+
+    An interrupt between the start of a child and the moment at which its owner knows the child
+    would leave a process that nothing stops. Outside the main thread the block does nothing:
+    Python delivers signals to the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda got, _frame: caught.append(got))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for got in caught:
+            signal.raise_signal(got)
 
 
 class ChildProcess:

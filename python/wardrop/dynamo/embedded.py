@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from wardrop.dynamo.child_process import ChildProcess, stop_all
+from wardrop.dynamo.child_process import ChildProcess, signals_deferred, stop_all
 from wardrop.dynamo.discovery.fleet_view import Role
 from wardrop.dynamo.fleet_commands import (
     dynamo_environment,
@@ -212,9 +212,10 @@ class Fleet:
         port = port or free_port()
         command = frontend_command(self.spec.python, mode, port, arguments)
         name = f"frontend-{len(self.frontends)}-{mode}"
-        child = ChildProcess(name, command, self.environment, self.home / f"{name}.log")
-        frontend = Frontend(mode, port, child)
-        self.frontends.append(frontend)
+        with signals_deferred():
+            child = ChildProcess(name, command, self.environment, self.home / f"{name}.log")
+            frontend = Frontend(mode, port, child)
+            self.frontends.append(frontend)
         self._await(
             lambda: self._serves(frontend),
             f"frontend at {frontend.url} to serve {self.spec.model_name!r}",
@@ -243,11 +244,11 @@ class Fleet:
         name = f"worker-{len(self.workers)}-{role}"
         # System port 0 takes a free port. Without a system port, an offline frontend looks for the
         # files of the model card on the hub.
-        child = ChildProcess(
-            name, command, self.environment | {"DYN_SYSTEM_PORT": "0"}, self.home / f"{name}.log"
-        )
-        worker = WorkerProcess(role, count, child)
-        self.workers.append(worker)
+        environment = self.environment | {"DYN_SYSTEM_PORT": "0"}
+        with signals_deferred():
+            child = ChildProcess(name, command, environment, self.home / f"{name}.log")
+            worker = WorkerProcess(role, count, child)
+            self.workers.append(worker)
         return worker
 
     def _await_workers(self, starting: Sequence[ChildProcess]) -> None:

@@ -227,7 +227,7 @@ mod tests {
             ),
             (
                 r#"[{"name": "x", "policy": {"name": "toll"}}, {"name": "x", "policy": {"name": "dynamo"}}]"#,
-                "name of its own",
+                "different from every other",
             ),
         ];
         for (policies, says) in bad {
