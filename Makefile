@@ -56,6 +56,11 @@ $(STAMPS)/release: $(STAMPS)/toolchain requirements/release.txt
 	$(SHIP)/bin/python -m pip install --quiet -r requirements/release.txt
 	@touch $@
 
+$(STAMPS)/servers: .ci/servers
+	@mkdir -p $(STAMPS)
+	bash .ci/servers
+	@touch $@
+
 # Dynamo's older line, for the compatibility leg only.
 $(STAMPS)/dynamo-1.4.2: $(STAMPS)/toolchain
 	test -x .venv-142/bin/python || $(PYTHON) -m venv .venv-142
@@ -71,12 +76,12 @@ demo: setup ## real Dynamo + 8 mock workers: round robin, Dynamo's KV router, Wa
 # ---- tests and lints ------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup ## Rust and Python tests, live Dynamo included
+test: setup $(STAMPS)/servers ## Rust and Python tests, live Dynamo included
 	cargo test --release --locked --workspace --exclude wardrop-py --quiet
 	$(PY) -m pytest $(PYTEST_FLAGS)
 
 .PHONY: test-all
-test-all: setup lint $(STAMPS)/dynamo-1.4.2 ## everything: heavy suites, Dynamo 1.4.2, lints
+test-all: setup lint $(STAMPS)/servers $(STAMPS)/dynamo-1.4.2 ## everything: heavy suites, Dynamo 1.4.2, lints
 	cargo test --release --locked --workspace --exclude wardrop-py --quiet -- --include-ignored
 	$(PY) -m pytest -m "heavy or not heavy" --timeout 1800 $(PYTEST_FLAGS)
 
