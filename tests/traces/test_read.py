@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
 
+from wardrop.replay.traces import workload_of
 from wardrop.traces import (
     TraceError,
     TraceFile,
@@ -16,6 +18,7 @@ from wardrop.traces import (
     read_trace,
     spread_evenly,
 )
+from wardrop.workload.recorded import turns_of_trace
 
 ROWS = [
     {"timestamp": 1000, "input_length": 130, "output_length": 5, "hash_ids": [7, 8, 9]},
@@ -88,14 +91,22 @@ def test_an_azure_trace_is_sorted_and_has_no_block_ids(tmp_path: Path) -> None:
     ("row", "expected"),
     [
         ({"timestamp": 1, "input_length": 2, "hash_ids": [1]}, "'output_length' is missing"),
-        ({**ROWS[0], "hash_ids": []}, "at least one id"),
-        ({**ROWS[0], "hash_ids": [-1]}, "hash_ids .*whole numbers"),
-        ({**ROWS[0], "hash_ids": 5}, "hash_ids 5; expected a list"),
-        ({**ROWS[0], "input_length": "many"}, "input_length 'many'; expected a whole number"),
-        ({**ROWS[0], "input_length": 0}, "at least 1"),
-        ({**ROWS[0], "timestamp": "now"}, "timestamp 'now'; expected a number"),
-        ({**ROWS[0], "session_id": [1]}, "session_id"),
-        ([1], "not a JSON object"),
+        ({**ROWS[0], "hash_ids": []}, "hash_ids: got \\[\\], expected a list of length >= 1"),
+        ({**ROWS[0], "hash_ids": [2**64]}, "hash_ids: got 18446744073709551616, .* 64 bits"),
+        ({**ROWS[0], "hash_ids": [-(2**63) - 1]}, "hash_ids: got -9.*, expected .* 64 bits"),
+        ({**ROWS[0], "hash_ids": ["x"]}, "hash_ids: got 'x', expected .* 64 bits"),
+        ({**ROWS[0], "hash_ids": [1, {}]}, r"hash_ids\[1\]: got an object, expected"),
+        ({**ROWS[0], "hash_ids": 5}, "hash_ids: got 5, expected a list"),
+        ({**ROWS[0], "input_length": "many"}, "input_length: got 'many', expected a number"),
+        ({**ROWS[0], "input_length": 0}, "input_length: got 0, expected a whole number from 1"),
+        ({**ROWS[0], "input_length": 1.5}, "input_length: got 1.5, expected a whole number"),
+        ({**ROWS[0], "input_length": 2**32}, "input_length: got 4294967296, expected"),
+        ({**ROWS[0], "output_length": True}, "output_length: got True, expected a number"),
+        ({**ROWS[0], "delay": "x"}, "delay: got 'x', expected a number"),
+        ({**ROWS[0], "delay": -1}, "delay: got -1, expected a number >= 0"),
+        ({**ROWS[0], "timestamp": "now"}, "timestamp: got 'now', expected a number"),
+        ({**ROWS[0], "session_id": [1]}, "session_id: got"),
+        ([1], "expected an object"),
     ],
 )
 def test_a_bad_mooncake_row_is_named_by_its_line(
@@ -109,7 +120,10 @@ def test_a_bad_mooncake_row_is_named_by_its_line(
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([{"event_type": "request_end", "request": {}}], "jsonl:1: field 'replay' is missing"),
+        (
+            [{"event_type": "request_end", "request": {}}],
+            "jsonl:1: request: field 'request_received_ms' is missing",
+        ),
         ([dynamo_event(1, 16, [1]), dynamo_event(2, 16, [1], 32)], r"block sizes \[16, 32\]"),
         ([{"event_type": "request_start"}], "no request_end event"),
         ([{"a": 1}], r"jsonl:1: got a row with the keys \['a'\]"),
@@ -123,8 +137,15 @@ def test_a_bad_dynamo_trace_is_an_error(tmp_path: Path, rows: list[object], expe
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (f"{AZURE}2023-11-16 18:17:04,many,8\n", "csv:2: .*expected a time"),
-        (f"{AZURE}2023-11-16 18:17:04,1\n", "csv:2: .*expected a time"),
+        (
+            f"{AZURE}2023-11-16 18:17:04,many,8\n",
+            "csv:2: ContextTokens: got 'many', expected a whole",
+        ),
+        (f"{AZURE}2023-11-16 18:17:04,1.5,8\n", "csv:2: ContextTokens: got 1.5, expected"),
+        (f"{AZURE}2023-11-16 18:17:04,1\n", "csv:2: field 'GeneratedTokens' is missing"),
+        (f"{AZURE}yesterday,1,1\n", "csv:2: TIMESTAMP: got 'yesterday', expected a time"),
+        (f"{AZURE}2023-11-16 18:17:04+99:00,1,1\n", "csv:2: TIMESTAMP: got"),
+        (f"{AZURE}2023-13-16 18:17:04,1,1\n", "csv:2: TIMESTAMP: got"),
         ("a,b\n1,2\n", "columns a, b; expected TIMESTAMP"),
         (AZURE, "no rows"),
     ],
@@ -140,13 +161,68 @@ def test_a_missing_empty_or_broken_file_is_an_error(tmp_path: Path) -> None:
         read_trace(tmp_path / "none.jsonl")
     with pytest.raises(TraceError, match="no rows"):
         read_trace(written(tmp_path / "t.jsonl", []))
-    for name, raw in (("t.jsonl.gz", b"no gzip"), ("t.jsonl.zst", b"no"), ("u.jsonl", b"\xff{")):
+    damaged = gzip.compress(b"x" * 5000)[:20] + b"\0" * 9
+    for name, raw in (("t.jsonl.gz", b"no gzip"), ("t.jsonl.zst", b"no"), ("u.jsonl.gz", damaged)):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(TraceError, match="cannot read"):
             read_trace(tmp_path / name)
-    (tmp_path / "t.jsonl").write_text("{")
-    with pytest.raises(TraceError, match="jsonl:1 is not JSON"):
-        read_trace(tmp_path / "t.jsonl")
+    for raw in (b"{", b"\xff{", b'{"hash_ids": "\xff"}'):
+        (tmp_path / "t.jsonl").write_bytes(raw)
+        with pytest.raises(TraceError, match=r"jsonl:1( is not JSON|: )"):
+            read_trace(tmp_path / "t.jsonl")
+    for depth in (5_000, 1_000_000):
+        (tmp_path / "t.jsonl").write_text('{"hash_ids": [1], "x": ' + "[" * depth)
+        with pytest.raises(TraceError, match="jsonl:1"):
+            read_trace(tmp_path / "t.jsonl")
+
+
+def test_a_line_without_an_end_is_read_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wardrop.traces.read.MAX_LINE_BYTES", 100)
+    path = written(tmp_path / "t.jsonl", [ROWS[0], {**ROWS[1], "note": "x" * 100}])
+    with pytest.raises(TraceError, match=r"jsonl:2: got a line of more than 100 bytes"):
+        read_trace(path)
+
+
+def test_a_block_id_may_use_all_64_bits(tmp_path: Path) -> None:
+    large = [2**63 + 1, 2**63 + 2, 2**64 - 1, -1, -(2**63), 2**62, 7]
+    row = {"timestamp": 0, "input_length": 64 * len(large), "output_length": 4, "hash_ids": large}
+    twin = {**row, "hash_ids": [*large[:-1], 8]}
+    texts = {**row, "hash_ids": [str(block) for block in large]}
+    trace = read_trace(written(tmp_path / "t.jsonl", [row, twin, texts]))
+    assert trace.rows[0].hash_ids == trace.rows[2].hash_ids == tuple(large)
+    first, second, third = np.split(workload_of(trace).blocks, 3)
+    assert first.tolist() == third.tolist()
+    assert (first[:-1] == second[:-1]).all()
+    assert len(set(first.tolist()) | set(second.tolist())) == len(large) + 1
+    turns = turns_of_trace(trace, seconds=10)
+    assert turns[0].tokens.tolist() == turns[2].tokens.tolist()
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
+def test_azure_times_do_not_depend_on_the_zone_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    texts = [
+        "2024-03-10 06:59:59.5",  # an hour that New York skips lies between these rows
+        "2024-03-10 07:00:00.009930+00:00",
+        "2024-03-10 07:00:01+00:00",
+        "2024-03-10T07:00:02.0099300Z",
+        "2024-03-10 12:30:03.5+0530",
+        "2024-03-10 03:00:04-04",
+        "2024-03-10 07:00:05 UTC",
+    ]
+    try:
+        (tmp_path / "t.csv").write_text(AZURE + "".join(f"{text},100,10\n" for text in texts))
+        trace = read_trace(tmp_path / "t.csv")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    expected = [0, 0.50993, 1.5, 2.50993, 4, 4.5, 5.5]
+    assert trace.arrival_s() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_block_size_follows_from_lengths_and_counts() -> None:

@@ -16,7 +16,7 @@ from wardrop.replay.workload import NO_PREDECESSOR, ReplayError, Workload, from_
 from wardrop.traces import TraceError, TraceFile, TraceRow, read_trace
 
 _FIRST_OWN_ID = 1 << 62
-"""Ids from here on name blocks that no other request shares."""
+"""Ids from here on name blocks that no other request shares. Ids of a trace stay below it."""
 
 
 def load(
@@ -54,12 +54,13 @@ def workload_of(trace: TraceFile, block_size: int | None = None) -> Workload:
     size = block_size or trace.tokens_per_block()
     after = _predecessors(rows)
     inputs = np.asarray([row.input_tokens for row in rows])
+    small = _small_ids(rows)
     ids: list[int] = []
     counts: list[int] = []
     own_id = _FIRST_OWN_ID
     for row in rows:
         own = max(-(-row.input_tokens // size) - len(row.hash_ids), 0)
-        ids.extend(row.hash_ids)
+        ids.extend([small[block] for block in row.hash_ids] if small else row.hash_ids)
         ids.extend(range(own_id, own_id + own))
         own_id += own
         counts.append(len(row.hash_ids) + own)
@@ -74,6 +75,19 @@ def workload_of(trace: TraceFile, block_size: int | None = None) -> Workload:
         after,
         np.asarray([row.delay_ms for row in rows]),
     )
+
+
+def _small_ids(rows: Sequence[TraceRow]) -> dict[int, int]:
+    """A small id for each block id, where one of them is negative or too large for the arrays.
+
+    An id is a name: hashes use all 64 bits, signed or unsigned. Empty where every id fits as it is.
+    """
+    low = min((min(row.hash_ids) for row in rows if row.hash_ids), default=0)
+    high = max((max(row.hash_ids) for row in rows if row.hash_ids), default=0)
+    if low >= 0 and high < _FIRST_OWN_ID:
+        return {}
+    every = sorted({block for row in rows for block in row.hash_ids})
+    return {block: number for number, block in enumerate(every)}
 
 
 def _predecessors(rows: Sequence[TraceRow]) -> NDArray[np.int64]:

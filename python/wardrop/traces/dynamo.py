@@ -10,10 +10,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from wardrop.traces.fields import Line
+import msgspec
+
+from wardrop.decoding import DecodeError, decode_json
+from wardrop.traces.fields import MAX_LINE_BYTES, FloatOrInt, Line, block_id, whole
 from wardrop.traces.rows import TraceError, TraceFile, TraceRow
 
-_MAX_HASH = 2**64 - 1
+
+class _Replay(msgspec.Struct):
+    """What a replay needs of a request: lengths and names, no text."""
+
+    trace_block_size: FloatOrInt
+    input_length: FloatOrInt
+    input_sequence_hashes: list[int | str]
+
+
+class _Request(msgspec.Struct):
+    """A request at its end."""
+
+    request_received_ms: float
+    replay: _Replay
+    output_tokens: FloatOrInt | None = None
+
+
+class _Event(msgspec.Struct):
+    """An event of any type. Only the request of `request_end` is decoded further."""
+
+    event_type: str | None = None
+    request: msgspec.Raw = msgspec.Raw()
+
+
+class _Row(_Event):
+    """A row: an event, or an object with an event below `event`."""
+
+    event: _Event | None = None
+
+
+_ROW = msgspec.json.Decoder(_Row)
+_REQUEST = msgspec.json.Decoder(_Request)
 
 
 def parse_dynamo(name: str, lines: Iterable[Line], limit: int | None) -> TraceFile:
@@ -28,18 +62,21 @@ def parse_dynamo(name: str, lines: Iterable[Line], limit: int | None) -> TraceFi
     sizes: set[int] = set()
     found: list[tuple[float, int, int, list[int]]] = []
     for line in lines:
-        event = line.inner("event") if "event" in line.values else line
-        if event.values.get("event_type") != "request_end":
+        request = _ended_request(line)
+        if request is None:
             continue
-        request = event.inner("request")
-        replay = request.inner("replay")
-        sizes.add(replay.whole("trace_block_size", 1))
+        replay = request.replay
+        sizes.add(whole(line, "replay.trace_block_size", replay.trace_block_size, 1))
+        hashes = [
+            block_id(line, "replay.input_sequence_hashes", each)
+            for each in replay.input_sequence_hashes
+        ]
         found.append(
             (
-                request.number("request_received_ms"),
-                replay.whole("input_length", 1),
-                request.whole("output_tokens") if request.values.get("output_tokens") else 1,
-                replay.whole_list("input_sequence_hashes", _MAX_HASH),
+                request.request_received_ms,
+                whole(line, "replay.input_length", replay.input_length, 1),
+                max(1, whole(line, "output_tokens", request.output_tokens or 0)),
+                hashes,
             )
         )
         if limit is not None and len(found) >= limit:
@@ -55,3 +92,17 @@ def parse_dynamo(name: str, lines: Iterable[Line], limit: int | None) -> TraceFi
         for at, tokens, output, hashes in found
     )
     return TraceFile(name, rows, sizes.pop())
+
+
+def _ended_request(line: Line) -> _Request | None:
+    """The request of a row with a `request_end` event; None for any other row."""
+    row = line.decode(_ROW)
+    event = row.event or row
+    if event.event_type != "request_end":
+        return None
+    if not bytes(event.request):
+        raise TraceError(f"{line.place}: field 'request' is missing")
+    try:
+        return decode_json(_REQUEST, bytes(event.request), f"{line.place}: request", MAX_LINE_BYTES)
+    except DecodeError as error:
+        raise TraceError(str(error)) from None

@@ -1,15 +1,28 @@
-"""Typed access to the fields of one row, with errors that name the line."""
+"""One row of a trace as text, and the checks that a type alone cannot express."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar
 
+import msgspec
+
+from wardrop.decoding import DecodeError, decode_json, shown
 from wardrop.traces.rows import TraceError
 
-MAX_ID = 2**63 - 1
-"""Largest block id: ids are kept as signed 64-bit integers."""
+T = TypeVar("T")
+
+FloatOrInt = int | float
+"""A number that must be whole: `whole` checks it."""
+
+MAX_LINE_BYTES = 64 << 20
+"""Largest row that is read. A prompt of a million tokens has a row of about 1 MB."""
+
+_FIRST_ID, _LAST_ID = -(2**63), 2**64 - 1
+_MAX_ID_CHARACTERS = 32
+_MAX_WHOLE = 2**32 - 1
+"""Largest length in tokens, as the simulator keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,73 +31,61 @@ class Line:
 
     Attributes:
         place: `FILE:LINE`, for errors.
-        values: fields of the row, by name.
+        text: the row.
     """
 
     place: str
-    values: dict[str, object]
+    text: bytes
 
-    def error(self, name: str, expected: str) -> TraceError:
-        """The error for a field that is missing or not as expected."""
-        if name not in self.values:
-            return TraceError(f"{self.place}: field {name!r} is missing; expected {expected}")
-        value = repr(self.values[name])
-        short = value if len(value) <= 60 else value[:57] + "…"
-        return TraceError(f"{self.place}: got {name} {short}; expected {expected}")
-
-    def whole(self, name: str, least: int = 0) -> int:
-        """A whole number of at least `least`.
+    def decode(self, decoder: msgspec.json.Decoder[T]) -> T:
+        """The row as a struct.
 
         Raises:
-            TraceError: the field is missing or anything else.
+            TraceError: the row is no JSON, or a field is missing or not as expected.
         """
-        value = self.values.get(name)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.error(name, f"a whole number of at least {least}")
-        return value
-
-    def number(self, name: str) -> float:
-        """A finite number.
-
-        Raises:
-            TraceError: the field is missing or anything else.
-        """
-        value = self.values.get(name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise self.error(name, "a number of milliseconds")
-        return float(value)
-
-    def whole_list(self, name: str, most: int = MAX_ID) -> list[int]:
-        """A list of whole numbers from 0 to `most`; numbers written as text are accepted.
-
-        Raises:
-            TraceError: the field is missing or anything else.
-        """
-        value = self.values.get(name)
-        expected = f"a list of whole numbers from 0 to {most}"
-        if not isinstance(value, list):
-            raise self.error(name, expected)
         try:
-            ids = [int(cast(int, item)) for item in cast(list[object], value)]
-        except (TypeError, ValueError) as error:
-            raise self.error(name, expected) from error
-        if ids and not 0 <= min(ids) <= max(ids) <= most:
-            raise self.error(name, expected)
-        return ids
+            return decode_json(decoder, self.text, self.place, MAX_LINE_BYTES)
+        except DecodeError as error:
+            raise TraceError(str(error)) from None
 
-    def inner(self, name: str) -> Line:
-        """The object below a field.
+    def error(self, name: str, value: object, expected: str) -> TraceError:
+        """The error for a field whose value is not as expected."""
+        return TraceError(f"{self.place}: {name}: got {shown(value)}, expected {expected}")
 
-        Raises:
-            TraceError: the field is missing or not an object.
-        """
-        value = self.values.get(name)
-        if not isinstance(value, dict):
-            raise self.error(name, "an object")
-        return Line(self.place, cast(dict[str, object], value))
+
+def whole(line: Line, name: str, value: FloatOrInt, least: int = 0) -> int:
+    """A length in tokens as an integer; `512.0` is 512.
+
+    Args:
+        line: the row, for the error.
+        name: the field, for the error.
+        value: the received number.
+        least: smallest length that is accepted.
+
+    Raises:
+        TraceError: the number has a fraction, is negative, or is below `least`.
+    """
+    if value != int(value) or not least <= value <= _MAX_WHOLE:
+        raise line.error(name, value, f"a whole number from {least} to {_MAX_WHOLE}")
+    return int(value)
+
+
+def block_id(line: Line, name: str, value: int | str) -> int:
+    """The id of a block; a number written as text is accepted.
+
+    Args:
+        line: the row, for the error.
+        name: the field, for the error.
+        value: the received id.
+
+    Raises:
+        TraceError: the id is no integer of 64 bits, signed or unsigned.
+    """
+    number = value if isinstance(value, int) else None
+    # A longer text is no 64-bit number, and `int` is slow on very many digits.
+    if isinstance(value, str) and len(value) <= _MAX_ID_CHARACTERS:
+        with contextlib.suppress(ValueError):
+            number = int(value)
+    if number is None or not _FIRST_ID <= number <= _LAST_ID:
+        raise line.error(name, value, "whole numbers of 64 bits, signed or unsigned")
+    return number

@@ -9,17 +9,18 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
-import json
-from collections.abc import Generator, Iterable, Iterator
+import zlib
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
+import msgspec
 import zstandard
 
 from wardrop.traces.azure import parse_azure
 from wardrop.traces.dynamo import parse_dynamo
-from wardrop.traces.fields import Line
+from wardrop.traces.fields import MAX_LINE_BYTES, Line
 from wardrop.traces.mooncake import parse_mooncake
 from wardrop.traces.rows import TraceError, TraceFile
 
@@ -41,12 +42,13 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> TraceFile:
     if not path.is_file():
         raise TraceError(f"no trace at {path}; expected a .jsonl or .csv file, plain, .gz or .zst")
     try:
-        with _open_text(path) as text:
+        with _open(path) as file:
+            lines = _lines(path.name, file)
             if ".csv" in path.suffixes:
-                trace = parse_azure(path.name, text, limit)
+                trace = parse_azure(path.name, lines, limit)
             else:
-                trace = _json_trace(path.name, text, limit)
-    except (OSError, EOFError, UnicodeDecodeError, zstandard.ZstdError) as error:
+                trace = _json_trace(path.name, lines, limit)
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, zstandard.ZstdError) as error:
         raise TraceError(f"cannot read the trace {path}: {error}") from error
     if not trace.rows:
         raise TraceError(f"{path.name} has no rows; expected at least one request")
@@ -54,44 +56,49 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> TraceFile:
 
 
 @contextmanager
-def _open_text(path: Path) -> Generator[Iterator[str]]:
+def _open(path: Path) -> Generator[BinaryIO]:
     with path.open("rb") as raw:
         if path.suffix == ".gz":
-            with gzip.open(raw, "rt", encoding="utf-8") as text:
-                yield iter(text)
+            with gzip.open(raw, "rb") as file:
+                yield cast(BinaryIO, file)
         elif path.suffix == ".zst":
             decoder = zstandard.ZstdDecompressor(max_window_size=_LONG_WINDOW)
-            yield iter(io.TextIOWrapper(decoder.stream_reader(raw), encoding="utf-8"))
+            yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, decoder.stream_reader(raw))))
         else:
-            yield iter(io.TextIOWrapper(raw, encoding="utf-8"))
+            yield raw
 
 
-def _json_trace(name: str, text: Iterable[str], limit: int | None) -> TraceFile:
-    lines = _json_lines(name, text)
+def _lines(name: str, file: BinaryIO) -> Iterator[Line]:
+    """The lines that are not blank, each with its number. A line is read up to a limit."""
+    for number in itertools.count(1):
+        text = file.readline(MAX_LINE_BYTES + 1)
+        if not text:
+            return
+        if len(text) > MAX_LINE_BYTES:
+            raise TraceError(
+                f"{name}:{number}: got a line of more than {MAX_LINE_BYTES} bytes, expected a "
+                "trace with one request a line"
+            )
+        if text.strip():
+            yield Line(f"{name}:{number}", text)
+
+
+_KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _json_trace(name: str, lines: Iterator[Line], limit: int | None) -> TraceFile:
     first = next(lines, None)
     if first is None:
         return TraceFile(name, ())
+    keys = first.decode(_KEYS)
     lines = itertools.chain([first], lines)
-    event = first.values.get("event", first.values)
-    if isinstance(event, dict) and "event_type" in event:
+    event = keys.get("event")
+    if "event_type" in keys or (event is not None and b'"event_type"' in bytes(event)):
         return parse_dynamo(name, lines, limit)
-    if "hash_ids" in first.values:
+    if "hash_ids" in keys:
         return parse_mooncake(name, itertools.islice(lines, limit))
     raise TraceError(
-        f"{first.place}: got a row with the keys {sorted(first.values)[:8]}; expected the keys of "
+        f"{first.place}: got a row with the keys {sorted(keys)[:8]}; expected the keys of "
         "a Mooncake row (timestamp, input_length, output_length, hash_ids) or of a Dynamo "
         "request_end event"
     )
-
-
-def _json_lines(name: str, text: Iterable[str]) -> Iterator[Line]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            row: object = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise TraceError(f"{name}:{number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise TraceError(f"{name}:{number} is not a JSON object; expected one object a line")
-        yield Line(f"{name}:{number}", cast(dict[str, object], row))

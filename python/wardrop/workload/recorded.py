@@ -81,7 +81,9 @@ class _BlockTokens:
 
     def _block(self, block: int) -> Tokens:
         if block not in self._blocks:
-            self._blocks[block] = self._draw([self._seed, 3, block], self._block_size)
+            # A seed has no sign; a signed id and its unsigned form are one name.
+            seed = [self._seed, 3, block % 2**64]
+            self._blocks[block] = self._draw(seed, self._block_size)
         return self._blocks[block]
 
     def _draw(self, seed: list[int], count: int) -> Tokens:
