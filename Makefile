@@ -124,6 +124,10 @@ fuzz: setup ## differential fuzzing of the index (FUZZ_SEEDS=100000) and of ever
 	FUZZ_SEEDS=$${FUZZ_SEEDS:-100000} cargo test --release --locked -p wardrop-core --test fuzz -- --ignored --nocapture
 	FUZZ_CASES=$${FUZZ_CASES:-200000} cargo test --release --locked -p wardrop-engines --test decoders -- --nocapture
 
+.PHONY: chaos
+chaos: setup ## random faults on a real Dynamo under traffic; CHAOS_SECONDS=600, CHAOS_SEED=1, CHAOS_RATE=8
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-600} $(PY) -m tests.chaos
+
 # ---- pages ----------------------------------------------------------------------------------------------------------
 
 $(STAMPS)/docs: $(STAMPS)/venv

@@ -1,0 +1,155 @@
+"""A TCP proxy on the loopback that can be cut, silenced and slowed while connections are open.
+
+The kernel of a test machine may lack `netem`. This proxy stands between two processes and does what
+a broken network does: a reset, a half-open connection, a slow path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+_CHUNK_BYTES = 16_384
+_RESET = struct.pack("ii", 1, 0)  # linger for 0 s: close() sends RST instead of FIN
+
+
+class Tap(Protocol):
+    """An observer of one connection's bytes, in both directions."""
+
+    def sent(self, data: bytes) -> None:
+        """Bytes from the client towards the target."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes from the target towards the client."""
+
+
+@dataclass(eq=False)
+class Link:
+    """One proxied connection: the client's side, the target's side, and an optional observer."""
+
+    client: asyncio.StreamWriter
+    target: asyncio.StreamWriter
+    tap: Tap | None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Close both sides with RST."""
+        for writer in (self.client, self.target):
+            raw = writer.get_extra_info("socket")
+            if raw is not None and not writer.is_closing():
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            writer.transport.abort()
+
+
+class SeverableProxy:
+    """Forwards connections to a target until it is told to misbehave.
+
+    Args:
+        target: Host and port behind the proxy.
+        tap: Makes an observer for each connection.
+
+    Attributes:
+        cuts: Connections that were reset.
+        swallowed_bytes: Bytes that arrived while the proxy was silent.
+        slowed_bytes: Bytes that were delayed.
+    """
+
+    def __init__(self, target: tuple[str, int], tap: Callable[[], Tap] | None = None) -> None:
+        self.target = target
+        self.port = 0
+        self.cuts = 0
+        self.swallowed_bytes = 0
+        self.slowed_bytes = 0
+        self.bytes_per_s: float | None = None
+        self._tap = tap
+        self._links: set[Link] = set()
+        self._loud = asyncio.Event()
+        self._loud.set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> SeverableProxy:
+        """Listen on a free port of the loopback."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def stop(self) -> None:
+        """Close the listener and every connection."""
+        if self._server is not None:
+            self._server.close()
+        for link in list(self._links):
+            link.reset()
+            for task in link.tasks:
+                task.cancel()
+        while self._links:
+            await asyncio.sleep(0)
+
+    @property
+    def open_links(self) -> int:
+        """Connections that are open now."""
+        return len(self._links)
+
+    def cut(self) -> int:
+        """Reset every open connection; return their number."""
+        links = list(self._links)
+        for link in links:
+            link.reset()
+        self.cuts += len(links)
+        return len(links)
+
+    def silence(self) -> None:
+        """Accept connections and bytes, forward nothing, close nothing."""
+        self._loud.clear()
+
+    def resume(self) -> None:
+        """Forward again, beginning with the bytes that arrived during the silence."""
+        self._loud.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        link = Link(writer, far_writer, self._tap() if self._tap else None)
+        self._links.add(link)
+        tap = link.tap
+        link.tasks = [
+            asyncio.create_task(self._pump(reader, far_writer, tap.sent if tap else None)),
+            asyncio.create_task(self._pump(far_reader, writer, tap.received if tap else None)),
+        ]
+        try:
+            await asyncio.gather(*link.tasks)
+        except (OSError, asyncio.CancelledError):
+            link.reset()
+            for task in link.tasks:
+                task.cancel()
+        finally:
+            self._links.discard(link)
+            for side in (writer, far_writer):
+                if not side.is_closing():
+                    side.close()
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        seen: Callable[[bytes], None] | None,
+    ) -> None:
+        while data := await reader.read(_CHUNK_BYTES):
+            if not self._loud.is_set():
+                self.swallowed_bytes += len(data)
+                await self._loud.wait()
+            if self.bytes_per_s is not None:
+                self.slowed_bytes += len(data)
+                await asyncio.sleep(len(data) / self.bytes_per_s)
+            if seen is not None:
+                seen(data)
+            writer.write(data)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
