@@ -638,8 +638,9 @@ class EngineFeed:
         """Counts since the start.
 
         `frames` counts messages, `missed` counts missing sequence numbers, `restarts` counts
-        sequence numbers that did not rise, `malformed` counts unreadable payloads, and `skipped`
-        counts events with another block size or of another kind.
+        sequence numbers that did not rise, and `malformed` counts unreadable payloads. `skipped`
+        counts events with another block size, kind of KV cache group or type, and events of an
+        adapter without a name. `unusable` counts events with an unusable field.
         """
 
 def decode_engine_batch(payload: bytes) -> dict[str, Any]:
@@ -649,10 +650,11 @@ def decode_engine_batch(payload: bytes) -> dict[str, Any]:
         payload: msgpack in map or array form.
 
     Returns:
-        `at_s` (seconds of the engine's clock), `dp_rank` (or None) and `events`. An event is a dict
-        with a `type`: "stored" (with block_hashes, parent, tokens, block_size, lora_name, tier and
-        group), "removed" (with block_hashes, tier and group), "cleared" or "other". Engine hashes
-        of 32 bytes are hashed to 64 bits.
+        `at_s` (seconds of the engine's clock, or None), `dp_rank` (or None) and `events`. An event
+        is a dict with a `type`: "stored" (with block_hashes, parent, tokens, block_size, lora_name,
+        numbered_adapter, tier, group and group_kind), "removed" (with block_hashes, tier and
+        group), "cleared", "other" or "unusable" (with a reason). Engine hashes of 32 bytes are
+        hashed to 64 bits.
 
     Raises:
         ValueError: the payload is malformed or larger than 8 MiB. The text names the position and

@@ -111,14 +111,7 @@ impl Counters {
 
     /// Counts one event by its outcome.
     pub(crate) fn count_event(&mut self, event: &KvEvent, outcome: Result<(), Refusal>) {
-        match outcome {
-            Ok(()) => self.events_applied += 1,
-            Err(Refusal::UnknownParent) => self.unknown_parent += 1,
-            Err(Refusal::UnknownBlocks(unknown)) => self.unknown_block += unknown as u64,
-            Err(Refusal::ConflictingBlock(_)) => self.conflicting_block += 1,
-            Err(Refusal::Full) => self.index_full += 1,
-            Err(Refusal::UnknownWorker) => self.unknown_worker += 1,
-        }
+        self.count_outcome(outcome);
         match (event, outcome) {
             (KvEvent::Stored { blocks, .. }, Ok(())) => self.blocks_stored += blocks.len() as u64,
             (KvEvent::Removed { blocks, .. }, Ok(())) => self.blocks_removed += blocks.len() as u64,
@@ -126,6 +119,18 @@ impl Counters {
                 self.blocks_removed += (blocks.len() - unknown) as u64;
             }
             _ => {}
+        }
+    }
+
+    /// Counts one event by its outcome.
+    pub(crate) fn count_outcome(&mut self, outcome: Result<(), Refusal>) {
+        match outcome {
+            Ok(()) => self.events_applied += 1,
+            Err(Refusal::UnknownParent) => self.unknown_parent += 1,
+            Err(Refusal::UnknownBlocks(unknown)) => self.unknown_block += unknown as u64,
+            Err(Refusal::ConflictingBlock(_)) => self.conflicting_block += 1,
+            Err(Refusal::Full) => self.index_full += 1,
+            Err(Refusal::UnknownWorker) => self.unknown_worker += 1,
         }
     }
 }

@@ -83,8 +83,8 @@ fn main() {
     let start = processor_s();
     for (sequence, payload) in (0..).zip(&frames) {
         let taken = feed.take(&hasher, sequence, payload).expect("the frame is valid");
-        for event in &taken.events {
-            router.apply(worker, event).expect("the parent is held");
+        for change in &taken.changes {
+            change.apply(&router, worker).expect("the parent is held");
         }
     }
     let seconds = processor_s() - start;

@@ -1,4 +1,7 @@
 //! Decoding one batch of events, as vLLM and `SGLang` write it. Cost: O(bytes of the batch).
+//!
+//! The decoder judges each event alone. An event with an unusable field becomes [`Event::Unusable`], and the
+//! other events of the batch stay usable. Only a batch whose outer form is broken is refused as a whole.
 
 use wardrop_core::{EngineHash, Tier};
 use xxhash_rust::xxh3::xxh3_64;
@@ -9,8 +12,8 @@ use crate::{BLOCKS_MAX, EVENTS_MAX, FRAME_BYTES_MAX};
 /// Decoded batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// Time of the batch, seconds of the engine's clock.
-    pub at_s: f64,
+    /// Time of the batch, seconds of the engine's clock; `None` where the batch has no finite time.
+    pub at_s: Option<f64>,
     /// Data-parallel rank of the worker, where the batch has one.
     pub dp_rank: Option<u32>,
     /// Events, in order.
@@ -35,6 +38,32 @@ pub enum Event {
     Cleared,
     /// An event of an unknown type.
     Other,
+    /// A stored or removed event with a field that cannot be used.
+    Unusable(Malformed),
+}
+
+/// Kind of a KV cache group, as far as the index needs it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GroupKind {
+    /// The event does not name a kind. Engines with one group name none.
+    #[default]
+    Unnamed,
+    /// Attention over the whole prompt: a stored block makes the prefix reusable.
+    Attention,
+    /// Another kind, such as a sliding window or Mamba: its blocks alone make no prefix reusable.
+    Other,
+}
+
+/// Adapter of a stored event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Adapter {
+    /// The blocks belong to the base model.
+    #[default]
+    Base,
+    /// The blocks belong to the adapter with this name.
+    Named(String),
+    /// The blocks belong to an adapter that has only a number, which no request names.
+    Numbered,
 }
 
 /// Fields of a stored event.
@@ -44,12 +73,12 @@ pub struct Stored {
     pub hashes: Vec<EngineHash>,
     /// Engine hash of the block before the first one.
     pub parent: Option<EngineHash>,
-    /// Token ids of all blocks.
+    /// Token ids of all blocks. Empty for a copy: blocks that the engine announced before, now in `tier` too.
     pub tokens: Vec<u32>,
-    /// Tokens per block.
+    /// Tokens per block; 0 where a copy has no block size.
     pub block_size: u32,
-    /// Name of the `LoRA` adapter.
-    pub lora_name: Option<String>,
+    /// `LoRA` adapter of the blocks.
+    pub adapter: Adapter,
     /// Cache salt, where it has a field of its own (`SGLang`). Every event of the chain then carries it.
     pub cache_salt: Option<String>,
     /// Further parts of each block's key: one text per block, empty for most blocks.
@@ -58,6 +87,15 @@ pub struct Stored {
     pub tier: Tier,
     /// KV cache group; 0 for an engine with one group.
     pub group: u64,
+    /// Kind of the KV cache group.
+    pub kind: GroupKind,
+}
+
+impl Stored {
+    /// Whether the event announces copies of known blocks in another memory.
+    pub const fn is_copy(&self) -> bool {
+        self.tokens.is_empty()
+    }
 }
 
 /// Names of a stored event's fields in the array form, by position after the tag.
@@ -77,10 +115,11 @@ const STORED_FIELDS: [&str; 11] = [
 /// Names of a removed event's fields in the array form, by position after the tag.
 const REMOVED_FIELDS: [&str; 3] = ["block_hashes", "medium", "group_idx"];
 
-/// Decodes one payload. Skips unknown keys, trailing fields and unknown events.
+/// Decodes one payload: an array `[time, events, rank]`, or a map with the keys `ts`, `events` and
+/// `data_parallel_rank` or `attn_dp_rank`. Skips unknown keys, trailing fields and unknown events.
 ///
 /// # Errors
-/// [`Malformed`] when the payload is no batch or exceeds a limit.
+/// [`Malformed`] when the payload is no batch or exceeds a limit. A single unusable event is no error.
 pub fn decode_batch(payload: &[u8]) -> Result<Batch, Malformed> {
     if payload.len() > FRAME_BYTES_MAX {
         let (got, most) = (payload.len(), FRAME_BYTES_MAX);
@@ -91,6 +130,9 @@ pub fn decode_batch(payload: &[u8]) -> Result<Batch, Malformed> {
         });
     }
     let mut reader = Reader::new(payload);
+    if reader.is_map() {
+        return map_batch(&mut reader);
+    }
     let fields = reader.array()?;
     if fields < 2 {
         return Err(Malformed::Inconsistent {
@@ -99,18 +141,82 @@ pub fn decode_batch(payload: &[u8]) -> Result<Batch, Malformed> {
             expected: 2,
         });
     }
-    let at_s = reader.float()?;
-    let events = list(&mut reader, "events of a batch", EVENTS_MAX, event)?;
-    let dp_rank = if fields > 2 && !reader.nil()? {
-        u32::try_from(reader.integer()?).ok()
-    } else {
-        None
-    };
+    let at_s = time(&mut reader)?;
+    let events = events(&mut reader)?;
+    let dp_rank = if fields > 2 { rank(&mut reader)? } else { None };
     Ok(Batch {
         at_s,
         dp_rank,
         events,
     })
+}
+
+/// Decodes a batch in the map form.
+fn map_batch(reader: &mut Reader<'_>) -> Result<Batch, Malformed> {
+    let mut batch = Batch::default();
+    let mut has_events = false;
+    for _ in 0..reader.map()? {
+        if !reader.is_bytes() {
+            reader.skip()?;
+            reader.skip()?;
+            continue;
+        }
+        match reader.bytes()? {
+            b"ts" => batch.at_s = time(reader)?,
+            b"events" => {
+                batch.events = events(reader)?;
+                has_events = true;
+            }
+            b"data_parallel_rank" | b"attn_dp_rank" => batch.dp_rank = rank(reader)?,
+            _ => reader.skip()?,
+        }
+    }
+    if has_events {
+        Ok(batch)
+    } else {
+        Err(Malformed::Missing {
+            event: "batch",
+            field: "events",
+        })
+    }
+}
+
+/// Events of a batch.
+fn events(reader: &mut Reader<'_>) -> Result<Vec<Event>, Malformed> {
+    list(reader, "events of a batch", EVENTS_MAX, |reader| {
+        let start = reader.clone();
+        event(reader).or_else(|malformed| {
+            *reader = start;
+            reader.skip()?;
+            Ok(Event::Unusable(malformed))
+        })
+    })
+}
+
+/// Time of a batch; `None` for a value that is no finite number.
+fn time(reader: &mut Reader<'_>) -> Result<Option<f64>, Malformed> {
+    let at_s = lenient(reader, Reader::float)?;
+    Ok(at_s.filter(|at_s| at_s.is_finite()))
+}
+
+/// Rank of a batch; `None` for a value that is no rank.
+fn rank(reader: &mut Reader<'_>) -> Result<Option<u32>, Malformed> {
+    let rank = lenient(reader, Reader::integer)?;
+    Ok(rank.and_then(|rank| u32::try_from(rank).ok()))
+}
+
+/// Reads a value with `read`, or skips it and returns `None` if it has another type.
+fn lenient<'a, T>(
+    reader: &mut Reader<'a>,
+    read: impl FnOnce(&mut Reader<'a>) -> Result<T, Malformed>,
+) -> Result<Option<T>, Malformed> {
+    let start = reader.clone();
+    if let Ok(value) = read(reader) {
+        return Ok(Some(value));
+    }
+    *reader = start;
+    reader.skip()?;
+    Ok(None)
 }
 
 /// Decodes one event, in the array or the map form.
@@ -120,6 +226,12 @@ fn event(reader: &mut Reader<'_>) -> Result<Event, Malformed> {
     }
     let len = reader.array()?;
     if len == 0 {
+        return Ok(Event::Other);
+    }
+    if !reader.is_bytes() {
+        for _ in 0..len {
+            reader.skip()?;
+        }
         return Ok(Event::Other);
     }
     let tag = reader.bytes()?;
@@ -141,6 +253,11 @@ fn map_event(reader: &mut Reader<'_>) -> Result<Event, Malformed> {
     let mut fields = EventFields::default();
     let mut tag: &[u8] = b"";
     for _ in 0..entries {
+        if !reader.is_bytes() {
+            reader.skip()?;
+            reader.skip()?;
+            continue;
+        }
         let key = reader.bytes()?;
         if key == b"type" {
             tag = reader.bytes()?;
@@ -157,6 +274,8 @@ struct EventFields {
     stored: Stored,
     has_hashes: bool,
     has_tokens: bool,
+    /// Whether the event has a number of an adapter.
+    has_lora_id: bool,
 }
 
 impl EventFields {
@@ -176,10 +295,17 @@ impl EventFields {
                 }
             }
             b"token_ids" => {
-                stored.tokens = list(reader, "tokens of an event", FRAME_BYTES_MAX, token)?;
+                stored.tokens = if reader.nil()? {
+                    Vec::new()
+                } else {
+                    list(reader, "tokens of an event", FRAME_BYTES_MAX, token)?
+                };
                 self.has_tokens = true;
             }
-            b"block_size" => stored.block_size = u32::try_from(reader.integer()?).unwrap_or(u32::MAX),
+            b"block_size" => {
+                let size = if reader.nil()? { 0 } else { reader.integer()? };
+                stored.block_size = u32::try_from(size).unwrap_or(u32::MAX);
+            }
             b"medium" => {
                 stored.tier = if reader.nil()? {
                     Tier::Device
@@ -187,9 +313,18 @@ impl EventFields {
                     tier(reader.bytes()?)
                 }
             }
+            b"lora_id" => {
+                self.has_lora_id = !reader.nil()?;
+                if self.has_lora_id {
+                    reader.skip()?;
+                }
+            }
             b"lora_name" => {
-                let none = reader.nil()?;
-                stored.lora_name = if none { None } else { Some(text(reader.bytes()?)) };
+                stored.adapter = if reader.nil()? {
+                    Adapter::Base
+                } else {
+                    Adapter::Named(text(reader.bytes()?))
+                };
             }
             b"cache_salt" => {
                 let none = reader.nil()?;
@@ -203,6 +338,13 @@ impl EventFields {
                 }
             }
             b"group_idx" => stored.group = if reader.nil()? { 0 } else { reader.integer()? },
+            b"kv_cache_spec_kind" => {
+                stored.kind = if reader.nil()? {
+                    GroupKind::Unnamed
+                } else {
+                    group_kind(reader.bytes()?)
+                }
+            }
             _ => reader.skip()?,
         }
         Ok(())
@@ -211,38 +353,7 @@ impl EventFields {
     /// Builds the event of type `tag` from the fields.
     fn finish(self, tag: &[u8]) -> Result<Event, Malformed> {
         match tag {
-            b"BlockStored" => {
-                let event = "BlockStored";
-                if !self.has_hashes {
-                    return Err(Malformed::Missing {
-                        event,
-                        field: "block_hashes",
-                    });
-                }
-                if !self.has_tokens {
-                    return Err(Malformed::Missing {
-                        event,
-                        field: "token_ids",
-                    });
-                }
-                let mut stored = self.stored;
-                let expected = stored.hashes.len() as u64 * u64::from(stored.block_size);
-                if stored.tokens.len() as u64 != expected {
-                    let got = stored.tokens.len() as u64;
-                    return Err(Malformed::Inconsistent {
-                        what: "tokens of a stored event",
-                        got,
-                        expected,
-                    });
-                }
-                if let Some(lora_name) = &stored.lora_name {
-                    // Each block's key repeats the adapter, which the event already names.
-                    for key in stored.extra.iter_mut().filter(|key| *key == lora_name) {
-                        key.clear();
-                    }
-                }
-                Ok(Event::Stored(Box::new(stored)))
-            }
+            b"BlockStored" => self.finish_stored(),
             b"BlockRemoved" if !self.has_hashes => Err(Malformed::Missing {
                 event: "BlockRemoved",
                 field: "block_hashes",
@@ -256,6 +367,56 @@ impl EventFields {
             b"AllBlocksCleared" => Ok(Event::Cleared),
             _ => Ok(Event::Other),
         }
+    }
+}
+
+impl EventFields {
+    /// Builds a stored event.
+    fn finish_stored(self) -> Result<Event, Malformed> {
+        let missing = |field| Malformed::Missing {
+            event: "BlockStored",
+            field,
+        };
+        let mut stored = self.stored;
+        if self.has_lora_id && stored.adapter == Adapter::Base {
+            stored.adapter = Adapter::Numbered;
+        }
+        if !self.has_hashes {
+            return Err(missing("block_hashes"));
+        }
+        if !self.has_tokens {
+            return Err(missing("token_ids"));
+        }
+        if stored.kind == GroupKind::Other {
+            // Such a group reports the tokens of its whole span beside fewer hashes, which the index does not read.
+            stored.tokens = Vec::new();
+            return Ok(Event::Stored(Box::new(stored)));
+        }
+        let expected = stored.hashes.len() as u64 * u64::from(stored.block_size);
+        let got = stored.tokens.len() as u64;
+        if got != expected && !stored.is_copy() {
+            return Err(Malformed::Inconsistent {
+                what: "tokens of a stored event",
+                got,
+                expected,
+            });
+        }
+        if let Adapter::Named(lora_name) = &stored.adapter {
+            // Each block's key repeats the adapter, which the event already names.
+            for key in stored.extra.iter_mut().filter(|key| *key == lora_name) {
+                key.clear();
+            }
+        }
+        Ok(Event::Stored(Box::new(stored)))
+    }
+}
+
+/// Kind of a KV cache group as vLLM names it. Kinds that this version does not know count as other kinds.
+fn group_kind(name: &[u8]) -> GroupKind {
+    match name {
+        b"full_attention" | b"mla_attention" | b"sink_full_attention" => GroupKind::Attention,
+        b"" => GroupKind::Unnamed,
+        _ => GroupKind::Other,
     }
 }
 
@@ -316,7 +477,7 @@ fn token(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
     token_id(reader)
 }
 
-/// Token id of 32 bits.
+/// Token id of 32 bits. A negative number, which engines use for tokens without an id, exceeds the limit.
 fn token_id(reader: &mut Reader<'_>) -> Result<u32, Malformed> {
     u32::try_from(reader.integer()?).map_err(|_| Malformed::Limit {
         what: "a token id",

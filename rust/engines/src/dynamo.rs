@@ -2,15 +2,16 @@
 //!
 //! Frames: topic | publisher (u64 BE) | sequence (u64 BE) | body. The body is `0x01`, a length (u32 BE) and a
 //! msgpack envelope with the payload inside. The caller limits the bytes of a message; decoding takes a small
-//! multiple of them.
+//! multiple of them. The decoder judges each event of a list alone, so one odd event costs only itself.
 
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use wardrop_core::{EngineHash, KvEvent, LocalHash, StoredBlock, Tier, WorkerId};
 
+use crate::msgpack::{self, Reader};
 use crate::{BLOCKS_MAX, EVENTS_MAX};
 
 /// Version byte of the envelope.
@@ -109,14 +110,68 @@ pub struct WorkerEvent {
     pub event: Option<KvEvent>,
 }
 
-/// Decodes a `kv-events` payload: a list of events.
+/// Events of one `kv-events` payload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KvEvents {
+    /// Readable events, in order.
+    pub events: Vec<WorkerEvent>,
+    /// Events that cannot be read. Their changes of the cache are unknown.
+    pub unreadable: usize,
+}
+
+/// Decodes a `kv-events` payload: a list of events. O(bytes).
+///
+/// An event of an unknown type is an event without a change. Any other event that does not have the expected form
+/// is counted and left out, so the worker's event ids show a gap.
 ///
 /// # Errors
-/// [`Malformed::Payload`] when the payload is no such list.
-pub fn decode_kv_events(payload: &[u8]) -> Result<Vec<WorkerEvent>, Malformed> {
-    let wire: Bounded<WireEvent, EVENTS_MAX> =
-        rmp_serde::from_slice(payload).map_err(|_| Malformed::Payload)?;
-    Ok(wire.0.into_iter().map(WireEvent::into_event).collect())
+/// [`Malformed::Payload`] when the payload is no list, or longer than [`EVENTS_MAX`].
+pub fn decode_kv_events(payload: &[u8]) -> Result<KvEvents, Malformed> {
+    if let Ok(wire) = rmp_serde::from_slice::<Bounded<WireEvent, EVENTS_MAX>>(payload) {
+        return Ok(KvEvents {
+            events: wire.0.into_iter().map(WireEvent::into_event).collect(),
+            unreadable: 0,
+        });
+    }
+    decode_one_by_one(payload).map_err(|_| Malformed::Payload)
+}
+
+/// Decodes a list in which at least one event has an unexpected form.
+fn decode_one_by_one(payload: &[u8]) -> Result<KvEvents, msgpack::Malformed> {
+    let mut reader = Reader::new(payload);
+    let count = reader.array()?;
+    if count > EVENTS_MAX {
+        return Err(msgpack::Malformed::Limit {
+            what: "events of a list",
+            got: count,
+            most: EVENTS_MAX,
+        });
+    }
+    let mut decoded = KvEvents::default();
+    for _ in 0..count {
+        let from = payload.len() - reader.left();
+        reader.skip()?;
+        let bytes = &payload[from..payload.len() - reader.left()];
+        if let Ok(event) = rmp_serde::from_slice::<WireEvent>(bytes) {
+            decoded.events.push(event.into_event());
+        } else if let Some(event) = without_change(bytes) {
+            decoded.events.push(event);
+        } else {
+            decoded.unreadable += 1;
+        }
+    }
+    Ok(decoded)
+}
+
+/// Decodes an event of an unknown type; `None` when the type is known or the event cannot be read.
+fn without_change(bytes: &[u8]) -> Option<WorkerEvent> {
+    let head: WireEventHead = rmp_serde::from_slice(bytes).ok()?;
+    let is_known = matches!(head.event.data.0.as_str(), "stored" | "removed" | "cleared");
+    (!is_known).then(|| WorkerEvent {
+        worker: WorkerId::new(head.worker_id, head.event.dp_rank),
+        event_id: head.event.event_id,
+        event: None,
+    })
 }
 
 /// Decodes the result of `KvRouter.dump_events()`: the same events as JSON.
@@ -146,6 +201,51 @@ struct WireCacheEvent {
     data: WireData,
     #[serde(default)]
     dp_rank: u32,
+}
+
+/// Event on the wire, without the content of its change.
+#[derive(Deserialize)]
+struct WireEventHead {
+    worker_id: u64,
+    event: WireCacheEventHead,
+}
+
+/// Cache event on the wire, without the content of its change.
+#[derive(Deserialize)]
+struct WireCacheEventHead {
+    event_id: u64,
+    data: ChangeName,
+    #[serde(default)]
+    dp_rank: u32,
+}
+
+/// Name of a change: a text, or the only key of a map.
+struct ChangeName(String);
+
+impl<'de> Deserialize<'de> for ChangeName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameVisitor;
+        impl<'de> Visitor<'de> for NameVisitor {
+            type Value = ChangeName;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a map with one key")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<ChangeName, E> {
+                Ok(ChangeName(name.to_owned()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ChangeName, A::Error> {
+                let name = map
+                    .next_key()?
+                    .ok_or_else(|| A::Error::invalid_length(0, &self))?;
+                map.next_value::<IgnoredAny>()?;
+                if map.next_key::<IgnoredAny>()?.is_some() {
+                    return Err(A::Error::invalid_length(2, &self));
+                }
+                Ok(ChangeName(name))
+            }
+        }
+        deserializer.deserialize_any(NameVisitor)
+    }
 }
 
 /// Change of a cache on the wire.
@@ -388,7 +488,7 @@ mod tests {
     fn a_stored_event_is_decoded() {
         let envelope = decode_frames(&frames(5, 9, &stored())).unwrap();
         assert_eq!((envelope.publisher_id, envelope.sequence), (5, 9));
-        let events = decode_kv_events(&envelope.payload).unwrap();
+        let events = decode_kv_events(&envelope.payload).unwrap().events;
         assert_eq!(events[0].worker, WorkerId::new(7, 1));
         assert_eq!(events[0].event_id, 3);
         let block = StoredBlock {
@@ -409,7 +509,9 @@ mod tests {
     fn a_cleared_event_is_decoded_as_text_and_as_map() {
         for data in [json!("cleared"), json!({"cleared": null})] {
             let list = json!([{"worker_id": 1, "event": {"event_id": 1, "data": data}}]);
-            let events = decode_kv_events(&rmp_serde::to_vec_named(&list).unwrap()).unwrap();
+            let events = decode_kv_events(&rmp_serde::to_vec_named(&list).unwrap())
+                .unwrap()
+                .events;
             assert_eq!(events[0].event, Some(KvEvent::Cleared));
         }
     }
@@ -419,9 +521,28 @@ mod tests {
         let mut list = stored();
         list[0]["residency_domain"] = json!("cache_owner");
         assert_eq!(
-            decode_kv_events(&rmp_serde::to_vec_named(&list).unwrap()).unwrap()[0].event,
+            decode_kv_events(&rmp_serde::to_vec_named(&list).unwrap())
+                .unwrap()
+                .events[0]
+                .event,
             None
         );
+    }
+
+    #[test]
+    fn an_odd_event_costs_only_itself() {
+        let stored = stored();
+        let mut list = json!([{"worker_id": 7, "event": {"event_id": 2, "data": {"moved": [1.5]}}}, "text",
+            {"worker_id": 7, "event": {"event_id": 3, "data": {"removed": {"block_hashes": [0.5]}}}},
+            {"worker_id": 7, "event": {"event_id": 4, "data": {"stored": null, "removed": null}}}]);
+        list.as_array_mut().unwrap().push(stored[0].clone());
+        let decoded = decode_kv_events(&rmp_serde::to_vec_named(&list).unwrap()).unwrap();
+        assert_eq!(decoded.unreadable, 3);
+        let [unknown, known] = &decoded.events[..] else {
+            panic!("two events are readable");
+        };
+        assert_eq!((unknown.event_id, &unknown.event), (2, &None));
+        assert!(matches!(known.event, Some(KvEvent::Stored { .. })));
     }
 
     #[test]

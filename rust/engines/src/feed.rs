@@ -3,13 +3,18 @@
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use wardrop_core::{BlockHasher, HashScope, KvEvent, LocalHash, StoredBlock};
+use wardrop_core::{
+    BlockHasher, EngineHash, Error, HashScope, KvEvent, LocalHash, Router, StoredBlock, Tier, WorkerId,
+};
 
-use crate::batch::{Event, Stored, decode_batch};
+use crate::batch::{Adapter, Event, GroupKind, Stored, decode_batch};
 use crate::msgpack::Malformed;
 
 /// Highest number of blocks whose salt is remembered: at most 16 MiB.
 const SALTS_MAX: usize = 1 << 18;
+
+/// Highest number of KV cache groups whose kind is remembered. Engines have fewer than ten.
+const GROUPS_MAX: usize = 64;
 
 /// Counts of a feed since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,16 +27,44 @@ pub struct Counters {
     pub restarts: u64,
     /// Frames refused as malformed.
     pub malformed: u64,
-    /// Events skipped because of another block size, KV cache group or type.
+    /// Events skipped because of another block size, KV cache group, type, or an adapter without a name.
     pub skipped: u64,
+    /// Events skipped because a field could not be used.
+    pub unusable: u64,
+}
+
+/// One change of a worker's cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheChange {
+    /// An event for [`Router::apply`].
+    Event(KvEvent),
+    /// Blocks that the worker holds, now in another memory too, for [`Router::copy_blocks`].
+    Copied {
+        /// Hashes by which the engine refers to the blocks.
+        blocks: Vec<EngineHash>,
+        /// Memory of the copies.
+        tier: Tier,
+    },
+}
+
+impl CacheChange {
+    /// Applies the change to the index of a router. O(blocks of the change).
+    ///
+    /// # Errors
+    /// As [`Router::apply`].
+    pub fn apply(&self, router: &Router, worker: WorkerId) -> Result<(), Error> {
+        match self {
+            Self::Event(event) => router.apply(worker, event),
+            Self::Copied { blocks, tier } => router.copy_blocks(worker, blocks, *tier),
+        }
+    }
 }
 
 /// Events of one frame.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FrameEvents {
-    /// Events for [`wardrop_core::Router::apply`], in order. After a restart the first one is
-    /// [`KvEvent::Cleared`].
-    pub events: Vec<KvEvent>,
+    /// Changes of the worker's cache, in order. After a restart the first one is [`KvEvent::Cleared`].
+    pub changes: Vec<CacheChange>,
     /// Sequence numbers missing before this frame.
     pub missed: u64,
     /// Whether the engine restarted.
@@ -46,6 +79,8 @@ pub struct Feed {
     /// Salts of blocks by engine hash. Only the first block of a prompt carries the salt, and its children
     /// inherit it.
     salts: FxHashMap<u64, Arc<str>>,
+    /// Whether each KV cache group is an attention group, as stored events report it. A removed event has no kind.
+    groups: FxHashMap<u64, bool>,
     /// Counts since the feed began.
     pub counters: Counters,
 }
@@ -82,39 +117,73 @@ impl Feed {
         self.counters.missed += missed;
         self.counters.restarts += u64::from(restarted);
         let mut taken = FrameEvents {
-            events: Vec::with_capacity(batch.events.len()),
+            changes: Vec::with_capacity(batch.events.len()),
             missed,
             restarted,
         };
         if restarted {
             self.salts.clear();
-            taken.events.push(KvEvent::Cleared);
+            self.groups.clear();
+            taken.changes.push(CacheChange::Event(KvEvent::Cleared));
         }
         for event in batch.events {
+            if let Event::Unusable(_) = event {
+                self.counters.unusable += 1;
+                continue;
+            }
             match self.convert(hasher, event) {
-                Some(event) => taken.events.push(event),
+                Some(change) => taken.changes.push(change),
                 None => self.counters.skipped += 1,
             }
         }
         Ok(taken)
     }
 
-    /// Converts one event; `None` for a skipped one.
-    fn convert(&mut self, hasher: &BlockHasher, event: Event) -> Option<KvEvent> {
-        match event {
-            Event::Stored(stored) if stored.group == 0 && stored.block_size == hasher.block_size() => {
-                Some(self.stored(hasher, *stored))
+    /// Whether the index holds the blocks of a KV cache group. Only attention over the whole prompt makes a
+    /// prefix reusable.
+    ///
+    /// A named kind is remembered for the removed events of the group. While no kind was named, group 0 counts.
+    fn is_indexed(&mut self, group: u64, kind: GroupKind) -> bool {
+        let is_attention = match kind {
+            GroupKind::Unnamed => {
+                let unnamed = group == 0 && self.groups.is_empty();
+                return self.groups.get(&group).copied().unwrap_or(unnamed);
             }
-            Event::Removed {
-                hashes,
-                tier,
-                group: 0,
-            } => Some(KvEvent::Removed { blocks: hashes, tier }),
+            GroupKind::Attention => true,
+            GroupKind::Other => false,
+        };
+        if self.groups.len() >= GROUPS_MAX && !self.groups.contains_key(&group) {
+            return false; // without a remembered kind, its removed events have none
+        }
+        self.groups.insert(group, is_attention);
+        is_attention
+    }
+
+    /// Converts one event; `None` for a skipped one.
+    fn convert(&mut self, hasher: &BlockHasher, event: Event) -> Option<CacheChange> {
+        match event {
+            Event::Stored(stored) => {
+                if !self.is_indexed(stored.group, stored.kind) || stored.adapter == Adapter::Numbered {
+                    return None;
+                }
+                if stored.is_copy() {
+                    return Some(CacheChange::Copied {
+                        blocks: stored.hashes,
+                        tier: stored.tier,
+                    });
+                }
+                let has_size = stored.block_size == hasher.block_size();
+                has_size.then(|| CacheChange::Event(self.stored(hasher, *stored)))
+            }
+            Event::Removed { hashes, tier, group } => {
+                let is_indexed = self.is_indexed(group, GroupKind::Unnamed);
+                is_indexed.then_some(CacheChange::Event(KvEvent::Removed { blocks: hashes, tier }))
+            }
             Event::Cleared => {
                 self.salts.clear();
-                Some(KvEvent::Cleared)
+                Some(CacheChange::Event(KvEvent::Cleared))
             }
-            Event::Stored(_) | Event::Removed { .. } | Event::Other => None,
+            Event::Other | Event::Unusable(_) => None,
         }
     }
 
@@ -129,7 +198,10 @@ impl Feed {
             self.salts
                 .extend(stored.hashes.iter().map(|hash| (hash.0, Arc::clone(salt))));
         }
-        let lora_name = stored.lora_name.as_deref();
+        let lora_name = match &stored.adapter {
+            Adapter::Named(name) => Some(name.as_str()),
+            Adapter::Base | Adapter::Numbered => None,
+        };
         let scope = HashScope {
             lora_name,
             cache_namespace: salt.as_deref(),
@@ -174,10 +246,10 @@ impl Feed {
             return self.salts.get(&parent.0).cloned();
         }
         let key = stored.extra.first().filter(|key| !key.is_empty())?;
-        let own = stored
-            .lora_name
-            .as_ref()
-            .and_then(|lora| key.strip_prefix(lora.as_str()));
+        let own = match &stored.adapter {
+            Adapter::Named(lora_name) => key.strip_prefix(lora_name.as_str()),
+            Adapter::Base | Adapter::Numbered => None,
+        };
         let salt = own.map_or(key.as_str(), |rest| rest.trim_start_matches('\u{1f}'));
         Some(Arc::from(salt.strip_prefix("dynamo-cache-salt:").unwrap_or(salt)))
     }
@@ -186,7 +258,7 @@ impl Feed {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use wardrop_core::{EngineHash, HashKey, HashMode, Tier, local_hashes};
+    use wardrop_core::{HashKey, HashMode, local_hashes};
 
     use super::*;
 
@@ -216,7 +288,7 @@ mod tests {
             blocks: vec![EngineHash(7)],
             tier: Tier::Device,
         };
-        assert_eq!(taken.events, [stored, removed]);
+        assert_eq!(taken.changes, [stored, removed].map(CacheChange::Event));
     }
 
     #[test]
@@ -227,14 +299,14 @@ mod tests {
         assert_eq!((gap.missed, gap.restarted), (2, false));
         let again = feed.take(&hasher(2), 0, ARRAYS).unwrap();
         assert_eq!((again.missed, again.restarted), (0, true));
-        assert_eq!(again.events[0], KvEvent::Cleared);
+        assert_eq!(again.changes[0], CacheChange::Event(KvEvent::Cleared));
         assert_eq!((feed.counters.missed, feed.counters.restarts), (2, 1));
     }
 
     #[test]
     fn events_of_another_block_size_are_skipped() {
         let mut feed = Feed::new();
-        assert_eq!(feed.take(&hasher(16), 0, ARRAYS).unwrap().events.len(), 1);
+        assert_eq!(feed.take(&hasher(16), 0, ARRAYS).unwrap().changes.len(), 1);
         assert_eq!(feed.counters.skipped, 1);
     }
 
@@ -255,7 +327,7 @@ mod tests {
     fn a_keyed_router_gets_keyed_hashes_of_the_same_tokens() {
         let keyed = BlockHasher::new(HashMode::Keyed(HashKey::new([9; 16])), 2);
         let taken = Feed::new().take(&keyed, 0, ARRAYS).unwrap();
-        let KvEvent::Stored { blocks, .. } = &taken.events[0] else {
+        let CacheChange::Event(KvEvent::Stored { blocks, .. }) = &taken.changes[0] else {
             panic!("the first event stores");
         };
         let expected = keyed.local_hashes(&[1, 2, 3, 4], &HashScope::default());

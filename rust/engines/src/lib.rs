@@ -16,8 +16,8 @@ pub mod dynamo;
 mod feed;
 mod msgpack;
 
-pub use batch::{Batch, Event, Stored, decode_batch};
-pub use feed::{Counters, Feed, FrameEvents};
+pub use batch::{Adapter, Batch, Event, GroupKind, Stored, decode_batch};
+pub use feed::{CacheChange, Counters, Feed, FrameEvents};
 pub use msgpack::Malformed;
 
 /// Highest number of bytes in a frame.

@@ -1,4 +1,4 @@
-//! Reader of msgpack in memory: no allocation, bounded recursion, no panic.
+//! Reader of msgpack in memory: no allocation, no recursion, no panic.
 
 /// Reason for refusing a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,9 +49,6 @@ pub enum Malformed {
         field: &'static str,
     },
 }
-
-/// Highest depth of nested containers.
-const DEPTH_MAX: u32 = 16;
 
 /// Reader of msgpack values.
 #[derive(Clone, Debug)]
@@ -263,29 +260,26 @@ impl<'a> Reader<'a> {
         )
     }
 
-    /// Skips a value of any type.
+    /// Skips a value of any type and depth. O(bytes of the value), without recursion.
     pub fn skip(&mut self) -> Result<(), Malformed> {
-        self.skip_within(DEPTH_MAX)
-    }
-
-    /// Skips a value with at most `depth` further levels of containers.
-    fn skip_within(&mut self, depth: u32) -> Result<(), Malformed> {
-        if depth == 0 {
-            let most = DEPTH_MAX as usize;
-            return Err(Malformed::Limit {
-                what: "containers in containers",
-                got: most + 1,
-                most,
-            });
+        let mut values = 1_usize;
+        while values > 0 {
+            values -= 1;
+            let inner = if self.is_map() {
+                self.map()? * 2
+            } else if self.is_array() {
+                self.array()?
+            } else {
+                self.skip_scalar()?;
+                0
+            };
+            // Each value has at least one byte, so a larger sum cannot be right.
+            values += inner;
+            if values > self.left() {
+                return Err(Malformed::Short { at: self.bytes.len() });
+            }
         }
-        let values = if self.is_map() {
-            self.map()? * 2
-        } else if self.is_array() {
-            self.array()?
-        } else {
-            return self.skip_scalar();
-        };
-        (0..values).try_for_each(|_| self.skip_within(depth - 1))
+        Ok(())
     }
 
     /// Skips a value that is no container.

@@ -6,8 +6,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyDict, PyList};
-use wardrop_core::{EngineHash, KvEvent, Tier};
-use wardrop_engines::{Event, FRAME_BYTES_MAX, Feed, dynamo};
+use wardrop_core::{EngineHash, Tier};
+use wardrop_engines::{Adapter, CacheChange, Event, FRAME_BYTES_MAX, Feed, GroupKind, dynamo};
 
 use crate::error::raise;
 use crate::router::{Router, Worker, mixed};
@@ -55,7 +55,7 @@ impl EngineFeed {
             let taken = feed
                 .take(hasher, sequence, payload)
                 .map_err(|error| PyValueError::new_err(error.to_string()))?;
-            apply_all(router, worker, &taken.events)
+            apply_all(router, worker, &taken.changes)
         })
     }
 
@@ -68,21 +68,22 @@ impl EngineFeed {
         dict.set_item("restarts", counters.restarts)?;
         dict.set_item("malformed", counters.malformed)?;
         dict.set_item("skipped", counters.skipped)?;
+        dict.set_item("unusable", counters.unusable)?;
         Ok(dict)
     }
 }
 
-fn apply_all(router: &Router, worker: Worker, events: &[KvEvent]) -> PyResult<(usize, usize)> {
+fn apply_all(router: &Router, worker: Worker, changes: &[CacheChange]) -> PyResult<(usize, usize)> {
     let core = router.core();
     let mut refused = 0;
-    for event in events {
-        match core.apply(worker.0, event) {
+    for change in changes {
+        match change.apply(core, worker.0) {
             Ok(()) => {}
             Err(error @ wardrop_core::Error::UnknownWorker(_)) => return Err(raise(&error)),
             Err(_) => refused += 1, // the router counted it, by reason
         }
     }
-    Ok((events.len() - refused, refused))
+    Ok((changes.len() - refused, refused))
 }
 
 const fn tier_name(tier: Tier) -> &'static str {
@@ -113,7 +114,18 @@ pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bou
                 dict.set_item("parent", stored.parent.map(|name| name.0))?;
                 dict.set_item("tokens", &stored.tokens)?;
                 dict.set_item("block_size", stored.block_size)?;
-                dict.set_item("lora_name", stored.lora_name.as_deref())?;
+                let lora_name = match &stored.adapter {
+                    Adapter::Named(name) => Some(name.as_str()),
+                    Adapter::Base | Adapter::Numbered => None,
+                };
+                dict.set_item("lora_name", lora_name)?;
+                dict.set_item("numbered_adapter", stored.adapter == Adapter::Numbered)?;
+                let kind = match stored.kind {
+                    GroupKind::Unnamed => None,
+                    GroupKind::Attention => Some("attention"),
+                    GroupKind::Other => Some("other"),
+                };
+                dict.set_item("group_kind", kind)?;
                 dict.set_item("tier", tier_name(stored.tier))?;
                 dict.set_item("group", stored.group)?;
             }
@@ -125,6 +137,10 @@ pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bou
             }
             Event::Cleared => dict.set_item("type", "cleared")?,
             Event::Other => dict.set_item("type", "other")?,
+            Event::Unusable(malformed) => {
+                dict.set_item("type", "unusable")?;
+                dict.set_item("reason", malformed.to_string())?;
+            }
         }
         events.append(dict)?;
     }
@@ -158,11 +174,11 @@ pub fn apply_dynamo_message(
     py.detach(|| {
         let refuse = |error: dynamo::Malformed| PyValueError::new_err(error.to_string());
         let envelope = dynamo::decode_frames(&frames).map_err(refuse)?;
-        let events = dynamo::decode_kv_events(&envelope.payload).map_err(refuse)?;
+        let decoded = dynamo::decode_kv_events(&envelope.payload).map_err(refuse)?;
         let core = router.core();
-        let (mut applied, mut refused, mut foreign) = (0, 0, 0);
-        for told in &events {
-            match told.event.as_ref().map(|event| core.apply(told.worker, event)) {
+        let (mut applied, mut refused, mut foreign) = (0, decoded.unreadable, 0);
+        for of in &decoded.events {
+            match of.event.as_ref().map(|event| core.apply(of.worker, event)) {
                 Some(Ok(())) => applied += 1,
                 Some(Err(wardrop_core::Error::UnknownWorker(_))) | None => foreign += 1,
                 Some(Err(_)) => refused += 1, // the router counted it, by reason

@@ -18,6 +18,7 @@ use super::walk::{Raced, Scratch};
 use super::writer::Writer;
 use super::{Refusal, Slot, TierOverlap};
 use crate::event::{KvEvent, Tier};
+use crate::hash::EngineHash;
 use crate::snapshot::Counters;
 use crate::worker::WorkerId;
 
@@ -129,6 +130,26 @@ impl Index {
         };
         let outcome = writer.apply(&self.shared, slot, event, self.budget);
         writer.counters.count_event(event, outcome);
+        outcome
+    }
+
+    /// Adds and counts copies, in `tier`, of blocks that a registered worker holds. Unknown blocks are skipped.
+    pub fn copy_from(&self, worker: WorkerId, blocks: &[EngineHash], tier: Tier) -> Result<(), Refusal> {
+        let writer = &mut *self.write();
+        let Some(&slot) = writer.slot_of.get(&worker) else {
+            writer.counters.unknown_worker += 1;
+            return Err(Refusal::UnknownWorker);
+        };
+        let copied = writer.copy(&self.shared, (slot, tier), blocks, self.budget);
+        let outcome = match copied {
+            Ok(0) => Ok(()),
+            Ok(unknown) => Err(Refusal::UnknownBlocks(unknown)),
+            Err(refusal) => Err(refusal),
+        };
+        writer.counters.count_outcome(outcome);
+        if let Ok(unknown) = copied {
+            writer.counters.blocks_stored += (blocks.len() - unknown) as u64;
+        }
         outcome
     }
 

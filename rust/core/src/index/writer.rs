@@ -219,6 +219,41 @@ impl Writer {
         Ok(())
     }
 
+    /// Counts one more copy, in `tier`, of each block that the worker holds in any tier. Returns the number of
+    /// blocks that the worker does not hold.
+    ///
+    /// Engines announce copies in another memory by engine hash alone, without tokens.
+    pub(super) fn copy(
+        &mut self,
+        shared: &Shared,
+        (slot, tier): (Slot, Tier),
+        hashes: &[EngineHash],
+        budget: Budget,
+    ) -> Result<usize, Refusal> {
+        self.ensure_slot(shared, slot);
+        let mut unknown = 0;
+        for &engine_hash in hashes {
+            // `hold` compares engine hashes only, so the block needs no content here.
+            let stored = [StoredBlock {
+                engine_hash,
+                local_hash: LocalHash(0),
+            }];
+            let Some(block) = self.find_held(shared, slot, engine_hash) else {
+                unknown += 1;
+                continue;
+            };
+            if !self.evict_for_holder(shared, (slot, tier), block, &stored, budget) {
+                return Err(Refusal::Full);
+            }
+            // The eviction may have freed this very block.
+            match self.find_held(shared, slot, engine_hash) {
+                Some(block) => self.hold(shared, (slot, tier), block, &stored)?,
+                None => unknown += 1,
+            }
+        }
+        Ok(unknown)
+    }
+
     /// Adds the first blocks of a chain to the tree, as many as fit into one frame and into the budget.
     fn add(
         &mut self,

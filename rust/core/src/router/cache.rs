@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Router;
 use crate::error::Error;
 use crate::event::{KvEvent, Tier};
-use crate::hash::{HashMode, LocalHash};
+use crate::hash::{EngineHash, HashMode, LocalHash};
 use crate::index::{Prompt, Refusal, RestoredWorker, Slot, TierOverlap, WorkerOverlap};
 use crate::predicted::PredictedUse;
 use crate::worker::WorkerId;
@@ -34,6 +34,19 @@ impl Router {
             self.count_evictions(id, event);
         }
         outcome.map_err(|refusal| event_error(id, event, refusal, self.config.index_max_blocks))
+    }
+
+    /// Adds copies, in `tier`, of blocks that a worker holds in any tier. O(blocks).
+    ///
+    /// Engines with an offload connector announce such copies by engine hash alone. Unknown blocks are skipped.
+    ///
+    /// # Errors
+    /// [`Error::UnknownWorker`], [`Error::UnknownBlocks`], [`Error::ConflictingBlock`], [`Error::IndexFull`].
+    pub fn copy_blocks(&self, id: WorkerId, blocks: &[EngineHash], tier: Tier) -> Result<(), Error> {
+        let outcome = self.index.copy_from(id, blocks, tier);
+        // `event_error` reads the event only for a missing parent, and copies have none.
+        let without_parent = KvEvent::Cleared;
+        outcome.map_err(|refusal| event_error(id, &without_parent, refusal, self.config.index_max_blocks))
     }
 
     /// Counts what a KV event says of how much a worker's cache evicts.

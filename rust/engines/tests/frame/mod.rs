@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use rmp::encode as pack;
 use wardrop_core::{EngineHash, Tier};
-use wardrop_engines::{Batch, Event, Stored};
+use wardrop_engines::{Adapter, Batch, Event, GroupKind, Stored};
 
 /// Form of a frame.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ pub fn forms() -> impl Strategy<Value = Form> {
 pub fn batches() -> impl Strategy<Value = Batch> {
     let events = prop::collection::vec(events(), 0..6);
     (0.0..1e9, prop::option::of(0u32..100), events).prop_map(|(at_s, dp_rank, events)| Batch {
-        at_s,
+        at_s: Some(at_s),
         dp_rank,
         events,
     })
@@ -58,23 +58,47 @@ fn events() -> impl Strategy<Value = Event> {
 }
 
 fn stored() -> impl Strategy<Value = Event> {
-    let lora = prop::option::of("[a-z]{1,8}");
+    let adapter = prop_oneof![
+        2 => Just(Adapter::Base),
+        1 => "[a-z]{1,8}".prop_map(Adapter::Named),
+        1 => Just(Adapter::Numbered),
+    ];
+    let kinds = prop_oneof![
+        Just(GroupKind::Unnamed),
+        Just(GroupKind::Attention),
+        Just(GroupKind::Other)
+    ];
     let parent = prop::option::of(any::<u64>().prop_map(EngineHash));
-    (names(), parent, 1u32..5, any::<u32>(), lora, tiers(), 0u64..3).prop_map(
-        |(hashes, parent, block_size, seed, lora_name, tier, group)| {
-            let tokens = 0..hashes.len() as u32 * block_size;
-            Event::Stored(Box::new(Stored {
-                tokens: tokens.map(|at| seed.wrapping_mul(2 * at + 1)).collect(),
-                hashes,
-                parent,
-                block_size,
-                lora_name,
-                tier,
-                group,
-                ..Stored::default()
-            }))
-        },
+    (
+        names(),
+        parent,
+        1u32..5,
+        any::<u32>(),
+        adapter,
+        (tiers(), kinds),
+        0u64..3,
     )
+        .prop_map(
+            |(hashes, parent, block_size, seed, adapter, (tier, kind), group)| {
+                let tokens = 0..hashes.len() as u32 * block_size;
+                Event::Stored(Box::new(Stored {
+                    // The decoder drops the tokens of other kinds of groups.
+                    tokens: if kind == GroupKind::Other {
+                        Vec::new()
+                    } else {
+                        tokens.map(|at| seed.wrapping_mul(2 * at + 1)).collect()
+                    },
+                    hashes,
+                    parent,
+                    block_size,
+                    adapter,
+                    tier,
+                    group,
+                    kind,
+                    ..Stored::default()
+                }))
+            },
+        )
 }
 
 /// Bytes of a batch in a form. Engine hashes of 32 bytes are hashed by the decoder; [`name_of`] gives the
@@ -82,7 +106,7 @@ fn stored() -> impl Strategy<Value = Event> {
 pub fn encode(batch: &Batch, form: Form) -> Vec<u8> {
     let mut out = Vec::new();
     pack::write_array_len(&mut out, 3 + u32::from(form.extras)).unwrap();
-    pack::write_f64(&mut out, batch.at_s).unwrap();
+    pack::write_f64(&mut out, batch.at_s.expect("generated batches have a time")).unwrap();
     pack::write_array_len(&mut out, batch.events.len() as u32).unwrap();
     for event in &batch.events {
         encode_event(&mut out, event, form);
@@ -155,7 +179,7 @@ fn encode_event(out: &mut Vec<u8>, event: &Event, form: Form) {
             ("BlockRemoved", removed_fields(hashes, *tier, *group, form))
         }
         Event::Cleared => ("AllBlocksCleared", vec![]),
-        Event::Other => ("BlockDreamt", vec![("dream", Box::new(junk))]),
+        Event::Other | Event::Unusable(_) => ("BlockDreamt", vec![("dream", Box::new(junk))]),
     };
     let extras = u32::from(form.extras);
     let known = fields.len() as u32 + 1;
@@ -176,17 +200,12 @@ fn encode_event(out: &mut Vec<u8>, event: &Event, form: Form) {
             junk(out);
         }
     } else {
-        let pads = if form.extras && matches!(event, Event::Stored(_)) {
-            2
-        } else {
-            0
-        };
-        pack::write_array_len(out, known + pads + extras).unwrap();
+        pack::write_array_len(out, known + extras).unwrap();
         pack::write_str(out, tag).unwrap();
         for (_, write) in &fields {
             write(out);
         }
-        (0..pads + extras).for_each(|_| junk(out));
+        (0..extras).for_each(|_| junk(out));
     }
 }
 
@@ -236,17 +255,34 @@ fn stored_fields(stored: &Stored, form: Form) -> Vec<Field<'_>> {
             "block_size",
             Box::new(|out| write_number(out, u64::from(stored.block_size))),
         ),
-        ("lora_id", Box::new(|out| pack::write_nil(out).unwrap())),
+        (
+            "lora_id",
+            Box::new(|out| match stored.adapter {
+                Adapter::Base => pack::write_nil(out).unwrap(),
+                Adapter::Named(_) | Adapter::Numbered => write_number(out, 3),
+            }),
+        ),
         (
             "medium",
             Box::new(move |out| text(out, Some(medium(stored.tier)))),
         ),
         (
             "lora_name",
-            Box::new(move |out| text(out, stored.lora_name.as_deref())),
+            Box::new(move |out| match &stored.adapter {
+                Adapter::Named(name) => text(out, Some(name)),
+                Adapter::Base | Adapter::Numbered => text(out, None),
+            }),
         ),
         ("extra_keys", Box::new(|out| pack::write_nil(out).unwrap())),
         ("group_idx", Box::new(|out| write_number(out, stored.group))),
+        (
+            "kv_cache_spec_kind",
+            Box::new(move |out| match stored.kind {
+                GroupKind::Unnamed => text(out, None),
+                GroupKind::Attention => text(out, Some("mla_attention")),
+                GroupKind::Other => text(out, Some("sliding_window")),
+            }),
+        ),
     ]
 }
 

@@ -341,7 +341,9 @@ impl FeedTask {
                     publisher: envelope.publisher_id,
                     owner,
                 };
-                let counts = pool.apply(decode_kv_events(&envelope.payload)?, source, now_s);
+                let decoded = decode_kv_events(&envelope.payload)?;
+                let unreadable = decoded.unreadable as u64;
+                let counts = pool.apply(decoded.events, source, now_s);
                 let events = &self.context.metrics.events;
                 for (name, count) in [
                     ("applied", counts.applied),
@@ -349,6 +351,7 @@ impl FeedTask {
                     ("foreign", counts.foreign),
                     ("duplicate", counts.duplicates),
                     ("passed_over", counts.passed_over),
+                    ("unreadable", unreadable),
                 ] {
                     if count > 0 {
                         events.with_label_values(&[name]).inc_by(count);
