@@ -266,3 +266,75 @@ proptest! {
         prop_assert!(curves.step_s(5.0, 1e4) >= step && curves.step_s(4.0, 2e4) >= step);
     }
 }
+
+/// Four workers, of which only the first serves; then the errors of the second's prefill and step curve.
+fn errors_of_an_idle_worker(lead: bool) -> (f64, f64) {
+    let mut rng = Rng::new(9);
+    let mut curves = FleetCurves::new(&Prior::default(), Learning::default());
+    (0..4).for_each(|position| curves.add(position));
+    for _ in 0..60 {
+        let new = length(&mut rng);
+        let work = PrefillWork::of(new, 0);
+        curves.prefill_pass(0, &work, noisy(&mut rng, 0.05 * true_prefill_s(new)));
+        let load = StepLoad {
+            batch: 1.0 + 60.0 * rng.unit(),
+            kv_tokens: 2e5 * rng.unit(),
+        };
+        let seconds = 0.05 * true_step_s(load.batch, load.kv_tokens);
+        curves.step(0, load, noisy(&mut rng, seconds));
+        if lead {
+            curves.lead_followers();
+        }
+    }
+    let step_s = curves.of(1).step_s(20.0, 1e5);
+    (
+        prefill_error(curves.of(1), 0.05),
+        (step_s / (0.05 * true_step_s(20.0, 1e5)) - 1.0).abs(),
+    )
+}
+
+#[test]
+fn an_idle_worker_is_priced_as_the_others_proved_to_be() {
+    let (prefill, step) = errors_of_an_idle_worker(true);
+    assert!(
+        prefill < 0.15 && step < 0.15,
+        "prefill {prefill:.2}, step {step:.2}"
+    );
+    let (prefill, step) = errors_of_an_idle_worker(false);
+    assert!(
+        prefill > 5.0 && step > 5.0,
+        "the control keeps its prior: {prefill:.2}, {step:.2}"
+    );
+}
+
+#[test]
+fn a_worker_with_outcomes_of_its_own_follows_the_fleet_no_longer() {
+    let mut rng = Rng::new(11);
+    let mut curves = FleetCurves::new(&Prior::default(), Learning::default());
+    (0..2).for_each(|position| curves.add(position));
+    for _ in 0..200 {
+        for (position, factor) in [(0, 1.0), (1, 4.0)] {
+            let new = length(&mut rng);
+            let seconds = noisy(&mut rng, factor * true_prefill_s(new));
+            curves.prefill_pass(position, &PrefillWork::of(new, 0), seconds);
+            curves.step(position, StepLoad::default(), factor * true_step_s(0.0, 0.0));
+            curves.lead_followers();
+        }
+    }
+    assert!(prefill_error(curves.of(0), 1.0) < 0.1);
+    assert!(prefill_error(curves.of(1), 4.0) < 0.1);
+    assert!(curves.lead_followers().is_empty());
+}
+
+#[test]
+fn a_worker_that_left_follows_no_more() {
+    let mut rng = Rng::new(12);
+    let mut curves = FleetCurves::new(&Prior::default(), Learning::default());
+    (0..3).for_each(|position| curves.add(position));
+    curves.remove(1);
+    for _ in 0..20 {
+        let new = length(&mut rng);
+        curves.prefill_pass(0, &PrefillWork::of(new, 0), 0.05 * true_prefill_s(new));
+    }
+    assert_eq!(curves.lead_followers(), [0, 2], "worker 0 has no step yet");
+}

@@ -68,6 +68,23 @@ impl Prior {
     }
 }
 
+impl Prior {
+    /// Seconds of a prefill pass of `work`.
+    pub(super) fn prefill_at(&self, work: &PrefillWork) -> f64 {
+        work.basis()
+            .iter()
+            .zip(&self.prefill)
+            .map(|(x, theta)| x * theta)
+            .sum()
+    }
+
+    /// Seconds of a decode step at `load`.
+    pub(super) fn step_at(&self, load: StepLoad) -> f64 {
+        let basis = step_basis(load.batch, load.kv_tokens);
+        basis.iter().zip(&self.step).map(|(x, theta)| x * theta).sum()
+    }
+}
+
 fn floored<const N: usize>(fitted: [f64; N], default: [f64; N]) -> [f64; N] {
     std::array::from_fn(|i| fitted[i].max(1e-3 * default[i]))
 }
@@ -137,6 +154,18 @@ impl WorkerCurves {
             prefill: Rls::new(prior.prefill, learning),
             step: Rls::new(prior.step, learning),
         }
+    }
+
+    /// Restarts each curve without a sample at `fleet`. Returns whether there is one.
+    pub(super) fn follow(&mut self, fleet: &Prior, learning: Learning) -> bool {
+        let (prefill, step) = (self.prefill.samples() == 0, self.step.samples() == 0);
+        if prefill {
+            self.prefill = Rls::new(fleet.prefill, learning);
+        }
+        if step {
+            self.step = Rls::new(fleet.step, learning);
+        }
+        prefill || step
     }
 
     /// Seconds to prefill `new_tokens` behind `cached_tokens`. 0 for no new token.

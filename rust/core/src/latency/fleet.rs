@@ -1,4 +1,8 @@
-//! The curves of every worker of a pool, and the curves of the fleet, which are the prior of a worker that joins.
+//! The curves of every worker of a pool, and the curves of the fleet, which learn from every worker.
+//!
+//! A curve without a sample of its own follows the curve of the fleet. A worker that is idle while the others learn is
+//! thus priced as an average worker, not by the prior of its first day. Otherwise the first worker with outcomes looks
+//! faster than all idle ones, by as much as the prior is too slow, and takes the traffic of a cold fleet alone.
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -21,6 +25,10 @@ pub struct FleetCurves {
     fleet: WorkerCurves,
     /// Curves and service clock by position. `None` where no worker is.
     workers: Vec<Option<(WorkerCurves, ServiceClock)>>,
+    /// Positions of the workers of which at least one curve has no sample yet.
+    followers: Vec<usize>,
+    /// The curves of the fleet as its followers have them.
+    followed: Prior,
     /// By position: the load of the last step report that was learned from.
     pub(super) filters: FxHashMap<usize, LoadFilter>,
 }
@@ -67,6 +75,8 @@ impl FleetCurves {
             learning,
             fleet: WorkerCurves::new(prior, learning),
             workers: Vec::new(),
+            followers: Vec::new(),
+            followed: *prior,
             filters: FxHashMap::default(),
         }
     }
@@ -79,10 +89,30 @@ impl FleetCurves {
         }
         let curves = WorkerCurves::new(&self.fleet.coefficients(), self.learning);
         self.workers[position] = Some((curves, ServiceClock::default()));
+        if !self.followers.contains(&position) {
+            self.followers.push(position);
+        }
+    }
+
+    /// Positions of the workers that follow the curves of the fleet, where these have moved since the last call by so
+    /// much that the followers moved too. None where they have not. O(followers) then, else O(1).
+    pub fn lead_followers(&mut self) -> &[usize] {
+        let fleet = self.fleet.coefficients();
+        if self.followers.is_empty() || !has_moved(&self.followed, &fleet) {
+            return &[];
+        }
+        self.followed = fleet;
+        let (workers, learning) = (&mut self.workers, self.learning);
+        self.followers.retain(|&position| match &mut workers[position] {
+            Some((curves, _)) => curves.follow(&fleet, learning),
+            None => false,
+        });
+        &self.followers
     }
 
     /// Drops the curves of a worker.
     pub fn remove(&mut self, position: usize) {
+        self.followers.retain(|&follower| follower != position);
         if let Some(worker) = self.workers.get_mut(position) {
             *worker = None;
         }
@@ -109,6 +139,7 @@ impl FleetCurves {
             return;
         };
         if let Some((work, seconds)) = clock.first_token(first) {
+            curves.follow(&self.fleet.coefficients(), self.learning);
             curves.observe_prefill(&work, seconds);
             self.fleet.observe_prefill(&work, seconds);
         }
@@ -117,6 +148,7 @@ impl FleetCurves {
     /// Learns from one engine pass of known prefill work, as from forward-pass metrics.
     pub fn prefill_pass(&mut self, position: usize, work: &PrefillWork, seconds: f64) {
         if let Some(Some((curves, _))) = self.workers.get_mut(position) {
+            curves.follow(&self.fleet.coefficients(), self.learning);
             curves.observe_prefill(work, seconds);
             self.fleet.observe_prefill(work, seconds);
         }
@@ -125,6 +157,7 @@ impl FleetCurves {
     /// Learns from a decode step, or from the mean token gap of a finished request, at the load of its decode.
     pub fn step(&mut self, position: usize, load: StepLoad, seconds: f64) {
         if let Some(Some((curves, _))) = self.workers.get_mut(position) {
+            curves.follow(&self.fleet.coefficients(), self.learning);
             curves.observe_step(load, seconds);
             self.fleet.observe_step(load, seconds);
         }
@@ -201,4 +234,21 @@ impl FleetCurves {
         }
         Ok(restored)
     }
+}
+
+/// Relative move of a prediction of the fleet from which its followers are brought up to date.
+///
+/// At each sample of the fleet the followers would cost O(workers) under the lock of the decision. With this share, a
+/// fleet that is ten times faster than its prior brings them up to date about 50 times in all.
+const FOLLOW_SHARE: f64 = 0.05;
+
+/// Whether the predictions of two fleets differ by more than [`FOLLOW_SHARE`], at a usual prompt or step.
+fn has_moved(then: &Prior, now: &Prior) -> bool {
+    let prompt = PrefillWork::of(2_000, 2_000);
+    let step = StepLoad {
+        batch: 16.0,
+        kv_tokens: 64_000.0,
+    };
+    let differ = |then: f64, now: f64| (now - then).abs() > FOLLOW_SHARE * then;
+    differ(then.prefill_at(&prompt), now.prefill_at(&prompt)) || differ(then.step_at(step), now.step_at(step))
 }

@@ -182,7 +182,16 @@ impl Ledger {
     pub fn update_curves<T>(&mut self, slot: Slot, update: impl FnOnce(&mut FleetCurves, usize) -> T) -> T {
         let updated = update(&mut self.curves, slot.index());
         self.write_row(slot);
+        self.write_followers();
         updated
+    }
+
+    /// Rewrites the rows of the workers whose curves follow the curves of the fleet, where these moved.
+    fn write_followers(&mut self) {
+        let moved = self.curves.lead_followers().to_vec();
+        for position in moved {
+            self.write_row(Slot(position as u32));
+        }
     }
 
     /// Restores learned curves. As [`FleetCurves::restore`].

@@ -126,6 +126,7 @@ impl Ledger {
                 shared_s,
             };
             self.curves.first_token(slot.index(), &first);
+            self.write_followers();
         }
         self.write_row(slot);
         Some(now_s - booked_at_s)
@@ -245,6 +246,7 @@ impl Ledger {
             let written_tokens = 0.5 * self.output_tokens.value();
             if let Some((load, step_s)) = mean_step(account, first, tokens, written_tokens, now_s) {
                 self.curves.step(open.slot.index(), load, step_s);
+                self.write_followers();
             }
         }
     }
