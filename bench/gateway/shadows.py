@@ -143,7 +143,7 @@ def main() -> None:
     for number in range(options.rounds):
         order = arms if number % 2 == 0 else list(reversed(arms))
         for arm in order:
-            flags = ("--policy", "toll", "--admin-port", "-1", *ARMS[arm], *share)
+            flags = ("--policy", "toll", "--no-queue", "--admin-port", "-1", *ARMS[arm], *share)
             with running(WARDROP, SPEC, gateway_flags=flags) as stack:
                 for name, (load, paced) in loads.items():
                     figures = measure(stack, load, seconds, paced)

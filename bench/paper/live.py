@@ -22,8 +22,8 @@ OUTPUT_TOKENS = 32
 ARMS = {
     "Dynamo, round robin": (ROUND_ROBIN, ()),
     "Dynamo, KV router": (DYNAMO_KV, ()),
-    "Wardrop, paper": (WARDROP, ("--policy", "paper")),
-    "Wardrop, toll": (WARDROP, ("--policy", "toll")),
+    "Wardrop, paper": (WARDROP, ("--policy", "paper", "--no-queue")),
+    "Wardrop, toll": (WARDROP, ("--policy", "toll", "--no-queue")),
 }
 MODEL = "mock-70b"
 

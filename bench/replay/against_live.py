@@ -112,7 +112,7 @@ def live(arm: Arm, plan: Plan, policy: str) -> Figures:
     rows: list[Row] = [
         (turn.time_s, turn.follows, completion_body(MODEL, turn)) for turn in plan.turns
     ]
-    flags = ("--policy", policy) if arm.gateway else ()
+    flags = ("--policy", policy, "--no-queue") if arm.gateway else ()
     with running(arm, plan.spec, flags) as stack:
         driven = drive(
             f"{stack.url}/v1/completions",

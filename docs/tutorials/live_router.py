@@ -53,7 +53,7 @@ def ask(turn: str, tokens: list[int]) -> None:
 if __name__ == "__main__":
     enter_or_reexec()  # a private network where the kernel allows one
     with Fleet(SPEC) as fleet:
-        command = [sys.executable, "-m", "wardrop", "dynamo", "--policy", "dynamo"]
+        command = [sys.executable, "-m", "wardrop", "dynamo"]
         environment = dict(os.environ) | fleet.dynamo_environment
         environment["WARDROP_ROUTING_EXPLAIN_HEADERS"] = "true"
         with Path("router.log").open("w") as log:

@@ -63,17 +63,19 @@ FAIR = "routing: {queue: true, queue_parameters: {fair: 1}, "
         ("predicted: {ttl_s: 0}", "predicted.ttl_s: got 0.0, expected 0.001"),
         ("predicted: {capacity_blocks: 0}", "predicted.capacity_blocks: got 0, expected 1"),
         ("predicted: {ttl: 1}", "'ttl' is not known; did you mean 'ttl_s'?"),
-        ("routing: {queue_parameters: {kappa: 5}}", "got kappa without a queue; add --queue"),
+        (
+            "routing: {queue: false, queue_parameters: {kappa: 5}}",
+            "got kappa without a queue; leave out --no-queue",
+        ),
         (
             "routing: {queue: true, queue_parameters: {share_passes: 2}}",
             "share_passes: got 2, expected 0 (off) or 1 (on)",
         ),
-        ("routing: {tenant_weights: {a: 1}}", "add --queue --queue-parameters fair=1"),
+        ("routing: {tenant_weights: {a: 1}}", "add --queue-parameters fair=1"),
         (FAIR + "tenant_weights: {a: 0}}", "routing.tenant_weights: a: got 0, expected 0.001"),
         (FAIR + "tenant_weights: {'': 1}}", "got the tenant '', expected a name of 1 to 128"),
         (FAIR + "tenant_weights: {a: .inf}}", "expected names with numbers"),
         ("control: {receipts: -1}", "control.receipts: got -1, expected 0 to 65536"),
-        ("control: {receipts: 9, admin_port: -1}", "leave one of the two out"),
         ("index: {interval_s: 0.01}", "index.interval_s: got 0.01, expected 0.1 to 86400"),
     ],
 )
@@ -116,6 +118,21 @@ def test_gateway_gets_its_own_part():
     assert part["upstreams"] == ["http://u:1"]
     assert part["routing"]["policy"] == {"name": "p", "x": 1.0}
     assert "dynamo" not in part
+
+
+def test_without_flags_the_price_the_queue_and_receipts_are_on():
+    routing = json.loads(Config().gateway_json([]))["routing"]
+    assert routing["policy"] == {"name": "toll"}
+    assert routing["queue"] == {}
+    assert routing["receipts"] == 1000
+    plain = load({"routing.policy": "dynamo", "routing.queue": "false"}, {})
+    routing = json.loads(plain.gateway_json([]))["routing"]
+    assert (routing["policy"], routing["queue"]) == ({"name": "dynamo"}, None)
+
+
+def test_a_router_without_an_admin_port_keeps_no_receipts():
+    closed = load({"control.admin_port": "-1"}, {})
+    assert json.loads(closed.gateway_json([]))["routing"]["receipts"] == 0
 
 
 def test_options_of_cache_tenants_and_receipts_reach_the_gateway():

@@ -16,6 +16,12 @@ from wardrop.dynamo.child_process import ChildProcess
 from wardrop.dynamo.embedded import Fleet
 from wardrop.dynamo.ports import free_port
 
+SPREADING = ("--policy", "dynamo", "--no-queue")
+"""Flags of a router that spreads requests without a shared prefix over an idle fleet.
+
+Without load, `toll` sends each of them to the worker with the fastest learned curves.
+"""
+
 
 class Router:
     """A running router; `url` is its public address."""

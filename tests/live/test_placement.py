@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from tests.live.client import get
-from tests.live.router import Router, cached_tokens, instance, running, served_by
+from tests.live.router import SPREADING, Router, cached_tokens, instance, running, served_by
 from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec, split_fleet
+from wardrop.dynamo.ports import free_port
 
 pytestmark = pytest.mark.live
 
@@ -25,14 +26,15 @@ def fleet(private_network: None) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def router(fleet: Fleet) -> Iterator[Router]:
-    with running(fleet) as router:
+    with running(fleet, *SPREADING) as router:
         router.await_handover()
         yield router
 
 
 @pytest.fixture(scope="module")
 def split(private_network: None) -> Iterator[Router]:
-    with Fleet(split_fleet("2x2", FleetSpec(speedup_ratio=20))) as fleet, running(fleet) as router:
+    spec = split_fleet("2x2", FleetSpec(speedup_ratio=20))
+    with Fleet(spec) as fleet, running(fleet, *SPREADING) as router:
         router.await_handover()
         yield router
 
@@ -56,6 +58,20 @@ def test_second_turn_goes_where_the_first_left_its_blocks(router: Router):
         assert served_by(second) == (holder, holder)
         assert cached_tokens(second) == blocks * 16
         assert int(second.headers["x-wardrop-overlap-blocks"]) * 16 == cached_tokens(second)
+
+
+def test_a_router_without_flags_prices_queues_and_keeps_receipts(fleet: Fleet):
+    port = free_port()
+    with running(fleet, "--admin-port", str(port)) as router:
+        first = router.complete_and_learn(conversation(300, 1))
+        second = router.complete(conversation(300, 2))
+        assert instance(second) == instance(first)
+        assert "x-wardrop-queue-ms" in second.headers
+        settings = get(f"http://127.0.0.1:{port}", "/v1/settings").json()["settings"]
+        assert settings["policy"] == "toll"
+        request_id = second.headers["x-request-id"]
+        receipt = get(f"http://127.0.0.1:{port}", f"/v1/receipts/{request_id}")
+        assert receipt.status == 200
 
 
 def test_prediction_equals_what_the_engine_reports(router: Router):

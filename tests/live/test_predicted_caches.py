@@ -6,7 +6,7 @@ import random
 
 import pytest
 from tests.live.client import Answer
-from tests.live.router import Router, cached_tokens, running
+from tests.live.router import SPREADING, Router, cached_tokens, running
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec
 
@@ -42,7 +42,7 @@ def test_prefixes_are_found_again_without_any_event():
         turns, of_turn = 4, 8 * BLOCKS * fleet.spec.block_size
         found = {}
         for used in ("off", "alone"):
-            with running(fleet, *without, "--predicted", used) as router:
+            with running(fleet, *SPREADING, *without, "--predicted", used) as router:
                 cached, blocks = conversation(router, turns, seed=len(used))
                 metrics = router.metrics()
                 assert metrics.total("wardrop_kv_events_total") == 0, "the cut must hold"

@@ -80,7 +80,7 @@ class Planted:
 def test_a_bad_policy_in_force_is_seen_and_wrong_curves_are_not_believed():
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    flags = ["--policy", "round_robin", "--admin-port", str(port)]
+    flags = ["--policy", "round_robin", "--no-queue", "--admin-port", str(port)]
     flags += ["--shadows", "toll;round_robin;toll+queue(kappa=30)"]
     flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5"]
     # Eight heads of 250 blocks: a worker holds four of them, so it matters who gets whom.
@@ -119,7 +119,8 @@ def test_a_bad_policy_in_force_is_seen_and_wrong_curves_are_not_believed():
 def test_both_legs_of_a_split_are_shadowed_together_and_their_clock_is_checked():
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    flags = ["--policy", "toll", "--admin-port", str(port), "--shadows", "round_robin;toll"]
+    flags = ["--policy", "toll", "--no-queue", "--admin-port", str(port)]
+    flags += ["--shadows", "round_robin;toll"]
     flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5"]
     spec = FleetSpec(prefill=2, decode=2, process_per_worker=False, blocks=1100)
     with Fleet(spec) as fleet, running(fleet, *flags) as router, Load(router, 32, 4, 8) as load:

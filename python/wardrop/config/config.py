@@ -48,7 +48,7 @@ class Config:
         }
         routing["queue"] = queue if routing["queue"] else None
         routing["predicted"] = asdict(self.predicted)
-        routing["receipts"] = self.control.receipts
+        routing["receipts"] = self.control.receipts if self.control.admin_port >= 0 else 0
         routing["timing"] = dict(timing or {})
         return json.dumps(
             {

@@ -39,7 +39,10 @@ class Control:
     )
     period_ms: int = setting(250, "time between two samples of the controller")
     receipts: int = setting(
-        0, "decisions whose receipt GET /v1/receipts/ID returns; 0 keeps none", "receipts"
+        1_000,
+        "recent decisions whose receipt GET /v1/receipts/ID returns; 0 keeps none, and neither "
+        "does a router without an admin port",
+        "receipts",
     )
     prometheus: str = setting(
         "",
@@ -51,11 +54,6 @@ class Control:
         require_within("control.admin_port", self.admin_port, -1, 65535)
         require_within("control.period_ms", self.period_ms, 50, 10_000)
         require_within("control.receipts", self.receipts, 0, 65_536)
-        if self.receipts and self.admin_port < 0:
-            raise ConfigError(
-                "control.receipts: got receipts with --admin-port -1, where nobody can read them; "
-                "leave one of the two out"
-            )
         unknown = [name for name in self.moves if name not in CONTROLLER_MOVES]
         if unknown:
             raise ConfigError(

@@ -21,11 +21,11 @@ _MAX_TENANT_CHARACTERS = 128
 class Routing:
     """The choice of a worker."""
 
-    policy: str = setting("dynamo", "name of the policy", "policy")
+    policy: str = setting("toll", "name of the policy; dynamo is Dynamo's own cost", "policy")
     parameters: dict[str, float] = setting(  # noqa: RUF009  (a field, as the others)
         {}, "parameters of the policy, name=number,…", "policy-parameters"
     )
-    queue: bool = setting(False, "let requests wait in the router for room at a worker", "queue")
+    queue: bool = setting(True, "let requests wait in the router for room at a worker", "queue")
     queue_parameters: dict[str, float] = setting(  # noqa: RUF009  (a field, as the others)
         {}, "parameters of the queue, name=number,… (kappa, backlog_s, …)", "queue-parameters"
     )
@@ -49,7 +49,7 @@ class Routing:
 
     def __post_init__(self) -> None:
         if not self.policy:
-            raise ConfigError("routing.policy: got an empty name, expected one such as 'dynamo'")
+            raise ConfigError("routing.policy: got an empty name, expected one such as 'toll'")
         require_within("routing.seed", self.seed, 0, 2**64 - 1)
         require_within("routing.booking_ttl_s", self.booking_ttl_s, 1e-3, 1e9)
         require_within("routing.handoff_s_per_token", self.handoff_s_per_token, 0, 1)
@@ -57,7 +57,7 @@ class Routing:
         if self.queue_parameters and not self.queue:
             raise ConfigError(
                 f"routing.queue_parameters: got {', '.join(self.queue_parameters)} without a "
-                "queue; add --queue, or leave the parameters out"
+                "queue; leave out --no-queue, or the parameters"
             )
         for name in SWITCHES:
             if (value := self.queue_parameters.get(name, 0)) not in (0, 1):
@@ -67,7 +67,7 @@ class Routing:
         if self.tenant_weights and not (self.queue and self.queue_parameters.get("fair")):
             raise ConfigError(
                 "routing.tenant_weights: got weights, but only a fair queue uses them; "
-                "add --queue --queue-parameters fair=1"
+                "add --queue-parameters fair=1, and leave out --no-queue"
             )
 
 

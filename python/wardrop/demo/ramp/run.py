@@ -44,7 +44,7 @@ RAMP_ARMS = (
     RampArm(
         Arm("dynamo_wspt", "Dynamo KV + queue, wspt", "kv", gateway=False), (*_QUEUE_FLAGS, "wspt")
     ),
-    RampArm(Arm("toll", "toll", "kv", gateway=True), gateway=("--policy", "toll")),
+    RampArm(Arm("toll", "toll", "kv", gateway=True), gateway=("--policy", "toll", "--no-queue")),
     RampArm(Arm("toll_queue", "toll + queue", "kv", gateway=True), gateway=_TOLL_QUEUE_FLAGS),
 )
 
