@@ -186,3 +186,35 @@ def serve(upstream: Upstream) -> Iterator[Callable[..., Running]]:
     yield start
     for gateway in running:
         gateway.stop()
+
+
+@pytest.fixture
+def early_upstream() -> Iterator[Callable[[bytes], str]]:
+    """Upstreams that answer after the first bytes of a request, and read no more."""
+    listeners: list[socket.socket] = []
+    stop = threading.Event()
+
+    def answer(conn: socket.socket, head: bytes) -> None:
+        with conn:
+            conn.recv(100)
+            conn.sendall(head)
+            stop.wait()
+
+    def accept(listener: socket.socket, head: bytes) -> None:
+        while not stop.is_set():
+            try:
+                conn, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(conn, head), daemon=True).start()
+
+    def start(head: bytes) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+        threading.Thread(target=accept, args=(listener, head), daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    stop.set()
+    for listener in listeners:
+        listener.close()

@@ -24,10 +24,10 @@ def test_status_headers_and_body_pass_unchanged(upstream, serve):
     body = bytes(range(256)) * 300
     head = b"HTTP/1.1 418 I'm a teapot\r\nx-thing: a\r\nx-thing: b\r\ncontent-length: %d\r\n\r\n"
     upstream.script = lambda seen, conn: head % len(body) + body
-    status, headers, got = serve().request("PUT", "/any/path?q=1&r=%20", b"payload")
+    status, headers, got = serve().request("PUT", "/v1/files/path?q=1&r=%20", b"payload")
     assert (status, got) == (418, body)
     assert headers["x-thing"] in ("a", "b", "a, b")
-    assert upstream.seen[0].head.startswith(b"PUT /any/path?q=1&r=%20 HTTP/1.1\r\n")
+    assert upstream.seen[0].head.startswith(b"PUT /v1/files/path?q=1&r=%20 HTTP/1.1\r\n")
     assert upstream.seen[0].body == b"payload"
 
 
@@ -36,7 +36,9 @@ def test_chunks_and_trailers_of_an_answer_survive(upstream, serve):
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n"
         b"3\r\nabc\r\n4;ext=1\r\ndefg\r\n0\r\nx-sum: 7\r\n\r\n"
     )
-    got = raw(serve().port, b"GET /x HTTP/1.1\r\nhost: a\r\nte: trailers\r\n\r\n", b"\r\n\r\n")
+    got = raw(
+        serve().port, b"GET /v1/models HTTP/1.1\r\nhost: a\r\nte: trailers\r\n\r\n", b"\r\n\r\n"
+    )
     got_body = got.partition(b"\r\n\r\n")[2]
     assert b"".join(line for line in got_body.split(b"\r\n")[1::2]).startswith(b"abcdefg")
     assert b"x-sum: 7" in got
@@ -47,7 +49,7 @@ def test_answer_without_length_ends_with_the_connection(upstream, serve):
         conn.sendall(b"HTTP/1.0 200 OK\r\ncontent-type: text/plain\r\n\r\nuntil the end")
 
     upstream.script = script
-    assert serve().request("GET", "/x")[2] == b"until the end"
+    assert serve().request("GET", "/v1/models")[2] == b"until the end"
 
 
 def test_body_of_unknown_length_is_relayed_as_it_comes(upstream, serve):

@@ -90,13 +90,19 @@ def test_responses_and_embeddings_answer_as_dynamo_does(router: Router):
         assert (ours.status, shape(ours.json())) == (theirs.status, shape(theirs.json())), path
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/models", "/openapi.json", "/no/such/route", "/busy_threshold"]
-)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny", "/v1/files"])
 def test_route_without_a_prompt_passes_byte_for_byte(router: Router, path: str):
     theirs, ours = get(router.fleet.frontends[0].url, path), get(router.url, path)
     assert (ours.status, ours.body) == (theirs.status, theirs.body)
     assert ours.headers.get("content-type") == theirs.headers.get("content-type")
+
+
+@pytest.mark.parametrize("path", ["/busy_threshold", "/openapi.json"])
+def test_control_route_of_dynamo_is_out_of_reach(router: Router, path: str):
+    theirs, ours = get(router.fleet.frontends[0].url, path), get(router.url, path)
+    assert theirs.status == 200
+    assert ours.status == 404
+    assert ours.json()["error"]["code"] == "route_not_public"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from wardrop.config.config import Config
 from wardrop.config.control import CONTROLLER_MOVES, Control, IndexFile, Log, Shadows
 from wardrop.config.dynamo import Discovery, Dynamo, FrontendMode
 from wardrop.config.fields import ConfigError
-from wardrop.config.http import Http, Limits, Upstream
+from wardrop.config.http import Http, Limits, Routes, Upstream
 from wardrop.config.native import check_gateway, check_policy
 from wardrop.config.routing import Feed, Predicted, PredictedUse, Prompt, Routing
 from wardrop.config.sources import Setting, load, settings
@@ -34,6 +34,7 @@ __all__ = [
     "Predicted",
     "PredictedUse",
     "Prompt",
+    "Routes",
     "Routing",
     "Setting",
     "Shadows",

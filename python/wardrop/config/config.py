@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from wardrop.config.control import Control, IndexFile, Log, Shadows
 from wardrop.config.dynamo import Dynamo
-from wardrop.config.http import Http, Limits, Upstream
+from wardrop.config.http import Http, Limits, Routes, Upstream
 from wardrop.config.routing import SWITCHES, Feed, Predicted, Prompt, Routing
 
 
@@ -18,6 +18,7 @@ class Config:
 
     http: Http = field(default_factory=Http)
     limits: Limits = field(default_factory=Limits)
+    routes: Routes = field(default_factory=Routes)
     upstream: Upstream = field(default_factory=Upstream)
     routing: Routing = field(default_factory=Routing)
     predicted: Predicted = field(default_factory=Predicted)
@@ -57,6 +58,7 @@ class Config:
                 "worker_threads": self.http.worker_threads,
                 "router_id": self.http.router_id,
                 "limits": asdict(self.limits),
+                "routes": asdict(self.routes),
                 "upstream": asdict(self.upstream),
                 "routing": routing,
                 "prompt": asdict(self.prompt),

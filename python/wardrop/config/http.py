@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wardrop.config.fields import require_positive, require_within, setting
+from wardrop.config.fields import ConfigError, require_positive, require_within, setting
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,43 @@ class Http:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for a client, each with the HTTP status of its refusal."""
+    """Limits for clients, each with the HTTP status of its refusal.
+
+    At start the gateway lowers a limit that does not fit the descriptors, the memory or the
+    threads of the process, and logs the value in force.
+    """
 
     body_bytes: int = setting(64 << 20, "largest request body (413 above)")
+    all_bodies_bytes: int = setting(512 << 20, "all request bodies in memory together (503 above)")
     header_bytes: int = setting(64 << 10, "all header names and values together (431 above)")
     concurrent_requests: int = setting(4096, "requests in flight (429 above)")
-    connections: int = setting(8192, "open client connections")
-    read_timeout_ms: int = setting(30_000, "time to send the whole body (408 after)")
+    connections: int = setting(8192, "open client connections; the longest idle closes above")
+    read_timeout_ms: int = setting(30_000, "time to send a head, and to send a body (408 after)")
+    write_timeout_ms: int = setting(30_000, "time without a byte read by a client that must read")
+    idle_timeout_ms: int = setting(300_000, "time for which an unused connection stays open")
 
     def __post_init__(self) -> None:
         require_positive("limits", self)
+        for name in ("read_timeout_ms", "write_timeout_ms", "idle_timeout_ms"):
+            require_within(f"limits.{name}", getattr(self, name), 1, 86_400_000)
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Routes of the public port, beside the routes of the OpenAI and Anthropic APIs."""
+
+    extra: tuple[str, ...] = setting(
+        (), "further path to forward, such as /engine/stats; a final /* covers all paths below"
+    )
+    metrics: bool = setting(True, "serve /metrics on the public port")
+
+    def __post_init__(self) -> None:
+        for path in self.extra:
+            if not path.startswith("/") or "*" in path.removesuffix("/*"):
+                raise ConfigError(
+                    f"routes.extra: got {path!r}, expected a path that starts with /, "
+                    "with /* at its end for all paths below"
+                )
 
 
 @dataclass(frozen=True)
@@ -43,6 +70,7 @@ class Upstream:
     first_byte_timeout_ms: int = setting(600_000, "time to the first byte (504 after)")
     idle_timeout_ms: int = setting(120_000, "longest silence inside an answer")
     idle_connections: int = setting(512, "idle connections kept per frontend and thread")
+    all_idle_connections: int = setting(1024, "idle connections kept over all frontends")
     idle_connection_ttl_ms: int = setting(30_000, "age up to which an idle connection is reused")
     retry_after_ms: int = setting(1_000, "time for which a frontend that refused is tried last")
 

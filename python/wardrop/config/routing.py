@@ -105,12 +105,14 @@ class Prompt:
         True, "pass token ids to the frontend where they are proven equal to Dynamo's"
     )
     inline_bytes: int = setting(16 << 10, "longer prompts are tokenised off the serving threads")
+    tokenise_threads: int = setting(2, "threads for longer prompts; large ones leave one free")
     tokenise_timeout_ms: int = setting(
         5_000, "wait for the tokeniser; after it the request is routed by load"
     )
 
     def __post_init__(self) -> None:
         require_within("prompt.inline_bytes", self.inline_bytes, 0, 2**40)
+        require_within("prompt.tokenise_threads", self.tokenise_threads, 1, 64)
         require_within("prompt.tokenise_timeout_ms", self.tokenise_timeout_ms, 1, 2**31)
 
 

@@ -4,6 +4,10 @@ use serde::Deserialize;
 use wardrop_service::config::{FeedOptions, PromptOptions, RoutingOptions, ServiceConfig, ShadowOptions};
 
 use crate::ServiceError;
+use crate::proxy::routes;
+
+/// Longest deadline, milliseconds: a day. A clock can add it to any time without overflow.
+const MAX_TIMEOUT_MS: u64 = 86_400_000;
 
 /// The whole configuration. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
@@ -19,6 +23,8 @@ pub struct GatewayConfig {
     pub router_id: String,
     /// Limits on what clients may send.
     pub limits: Limits,
+    /// Routes of upstreams that clients may use.
+    pub routes: RouteOptions,
     /// How upstreams are reached.
     pub upstream: UpstreamOptions,
     /// How a decision is made.
@@ -33,20 +39,36 @@ pub struct GatewayConfig {
     pub log: Option<String>,
 }
 
-/// Limits on what one client may send. The gateway answers each violation with a status of its own.
+/// Limits on what clients may send and hold. The gateway answers each violation with a status of its own.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Largest request body that is read for a decision (413 above it).
+    /// Largest request body, in bytes (413 above it).
     pub body_bytes: usize,
+    /// Sum of all request bodies in memory, in bytes (503 with `Retry-After` above it). A quarter is kept for bodies up to 1 MiB.
+    pub all_bodies_bytes: usize,
     /// Sum of all header names and values (431 above it).
     pub header_bytes: usize,
     /// Requests in flight (429 with `Retry-After` above it).
     pub concurrent_requests: usize,
-    /// Open client connections (not accepted above it).
+    /// Open client connections. Above it the connection that is idle longest closes; without an idle one, the new client gets 503.
     pub connections: usize,
-    /// Time to send the whole body (408 after it).
+    /// Time to send a head, and time to send a body, in milliseconds (408 after it).
     pub read_timeout_ms: u64,
+    /// Time in which a client takes no byte of its answer, in milliseconds; then its connection closes.
+    pub write_timeout_ms: u64,
+    /// Time after which an unused client connection closes, in milliseconds.
+    pub idle_timeout_ms: u64,
+}
+
+/// Routes of upstreams that clients may use.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RouteOptions {
+    /// Paths beside the `OpenAI` and Anthropic routes; a final `/*` covers all paths below.
+    pub extra: Vec<String>,
+    /// Serve `/metrics` on the public port.
+    pub metrics: bool,
 }
 
 /// How upstreams are reached.
@@ -61,6 +83,8 @@ pub struct UpstreamOptions {
     pub idle_timeout_ms: u64,
     /// Idle connections kept per upstream and thread.
     pub idle_connections: usize,
+    /// Idle connections kept over all upstreams and threads.
+    pub all_idle_connections: usize,
     /// Age after which an idle connection is not used again.
     pub idle_connection_ttl_ms: u64,
     /// Time for which an upstream that refused a connection is tried only after all others.
@@ -75,6 +99,7 @@ impl Default for GatewayConfig {
             worker_threads: 2,
             router_id: "wardrop-0".into(),
             limits: Limits::default(),
+            routes: RouteOptions::default(),
             upstream: UpstreamOptions::default(),
             routing: RoutingOptions::default(),
             prompt: PromptOptions::default(),
@@ -89,10 +114,22 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 64 << 20,
+            all_bodies_bytes: 512 << 20,
             header_bytes: 64 << 10,
             concurrent_requests: 4096,
             connections: 8192,
             read_timeout_ms: 30_000,
+            write_timeout_ms: 30_000,
+            idle_timeout_ms: 300_000,
+        }
+    }
+}
+
+impl Default for RouteOptions {
+    fn default() -> Self {
+        Self {
+            extra: Vec::new(),
+            metrics: true,
         }
     }
 }
@@ -104,6 +141,7 @@ impl Default for UpstreamOptions {
             first_byte_timeout_ms: 600_000,
             idle_timeout_ms: 120_000,
             idle_connections: 512,
+            all_idle_connections: 1024,
             idle_connection_ttl_ms: 30_000,
             retry_after_ms: 1_000,
         }
@@ -137,14 +175,36 @@ impl GatewayConfig {
         let positive = [
             ("worker_threads", self.worker_threads),
             ("limits.body_bytes", self.limits.body_bytes),
+            ("limits.all_bodies_bytes", self.limits.all_bodies_bytes),
             ("limits.header_bytes", self.limits.header_bytes),
             ("limits.concurrent_requests", self.limits.concurrent_requests),
             ("limits.connections", self.limits.connections),
+            (
+                "upstream.all_idle_connections",
+                self.upstream.all_idle_connections,
+            ),
         ];
         for (name, value) in positive {
             if value == 0 {
                 return Err(ServiceError::Config(format!("{name} must be at least 1, got 0")));
             }
+        }
+        let times = [
+            ("limits.read_timeout_ms", self.limits.read_timeout_ms),
+            ("limits.write_timeout_ms", self.limits.write_timeout_ms),
+            ("limits.idle_timeout_ms", self.limits.idle_timeout_ms),
+        ];
+        for (name, value) in times {
+            if !(1..=MAX_TIMEOUT_MS).contains(&value) {
+                return Err(ServiceError::Config(format!(
+                    "{name} must be 1 to {MAX_TIMEOUT_MS}, got {value}"
+                )));
+            }
+        }
+        if let Some(entry) = self.routes.extra.iter().find(|entry| !routes::is_entry(entry)) {
+            return Err(ServiceError::Config(format!(
+                "routes.extra: got {entry:?}, expected a path that starts with /, with /* at its end for all paths below"
+            )));
         }
         if self.worker_threads > 256 {
             return Err(ServiceError::Config(format!(
@@ -172,6 +232,15 @@ mod tests {
     fn zero_limit_is_refused_with_its_name() {
         let error = GatewayConfig::from_json(r#"{"limits": {"body_bytes": 0}}"#).unwrap_err();
         assert!(error.to_string().contains("limits.body_bytes"));
+    }
+
+    #[test]
+    fn route_that_is_no_path_is_refused() {
+        let error = GatewayConfig::from_json(r#"{"routes": {"extra": ["busy"]}}"#).unwrap_err();
+        assert!(
+            error.to_string().contains("routes.extra: got \"busy\""),
+            "{error}"
+        );
     }
 
     #[test]

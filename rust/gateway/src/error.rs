@@ -22,6 +22,20 @@ pub enum Refusal {
         /// Limit in requests.
         limit: usize,
     },
+    /// The bodies of all requests together are at their limit.
+    BodiesFull {
+        /// Limit in bytes.
+        limit_bytes: usize,
+    },
+    /// All places for client connections are taken.
+    ConnectionsFull {
+        /// Limit in connections.
+        limit: usize,
+    },
+    /// The public port does not serve this route.
+    RouteNotPublic,
+    /// The gateway failed at this request.
+    Internal,
     /// The queue is full.
     QueueFull {
         /// Seconds until another try makes sense.
@@ -37,7 +51,7 @@ pub enum Refusal {
         /// Seconds until another try makes sense.
         retry_after_s: u32,
     },
-    /// The client did not send its body in time.
+    /// The client did not send its head or its body in time.
     ReadTimeout {
         /// Limit in milliseconds.
         limit_ms: u64,
@@ -88,7 +102,13 @@ impl Refusal {
             | Self::DeadlineHopeless { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::ReadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyBroken | Self::ClientPin => StatusCode::BAD_REQUEST,
-            Self::UpstreamDown | Self::NoWorker | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RouteNotPublic => StatusCode::NOT_FOUND,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::BodiesFull { .. }
+            | Self::ConnectionsFull { .. }
+            | Self::UpstreamDown
+            | Self::NoWorker
+            | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
             Self::FirstByteTimeout { .. } | Self::StreamStalled { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -100,6 +120,10 @@ impl Refusal {
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::HeadersTooLarge { .. } => "headers_too_large",
             Self::Busy { .. } => "too_many_requests",
+            Self::BodiesFull { .. } => "bodies_full",
+            Self::ConnectionsFull { .. } => "too_many_connections",
+            Self::RouteNotPublic => "route_not_public",
+            Self::Internal => "internal_error",
             Self::QueueFull { .. } => "queue_full",
             Self::TenantFull { .. } => "tenant_queue_full",
             Self::DeadlineHopeless { .. } => "deadline_hopeless",
@@ -121,7 +145,12 @@ impl Refusal {
             Self::QueueFull { retry_after_s }
             | Self::TenantFull { retry_after_s }
             | Self::DeadlineHopeless { retry_after_s } => Some(retry_after_s),
-            Self::Busy { .. } | Self::UpstreamDown | Self::NoWorker | Self::Draining => Some(1),
+            Self::Busy { .. }
+            | Self::BodiesFull { .. }
+            | Self::ConnectionsFull { .. }
+            | Self::UpstreamDown
+            | Self::NoWorker
+            | Self::Draining => Some(1),
             _ => None,
         }
     }
@@ -137,6 +166,16 @@ impl Refusal {
             Self::Busy { limit } => {
                 format!("The gateway already serves {limit} requests, its limit. Try again shortly.")
             }
+            Self::BodiesFull { limit_bytes } => {
+                format!("The bodies of all requests together reach {limit_bytes} bytes, the gateway's limit. Try again shortly, or send a shorter prompt.")
+            }
+            Self::ConnectionsFull { limit } => {
+                format!("The gateway already has {limit} client connections, its limit. Try again shortly.")
+            }
+            Self::RouteNotPublic => {
+                "The gateway does not serve this route. It serves the OpenAI and Anthropic routes, and routes listed in routes.extra.".into()
+            }
+            Self::Internal => "The gateway failed at this request. Other requests are not affected.".into(),
             Self::QueueFull { retry_after_s } => {
                 format!("Too many requests wait already. Try again in {retry_after_s} s.")
             }
@@ -147,7 +186,7 @@ impl Refusal {
                 format!("The first token cannot be there by the deadline. Try again in {retry_after_s} s, or with a later one.")
             }
             Self::ReadTimeout { limit_ms } => {
-                format!("The request body did not arrive within {limit_ms} ms.")
+                format!("The request did not arrive within {limit_ms} ms.")
             }
             Self::BodyBroken => "The request body ended early.".into(),
             Self::ClientPin => {
@@ -179,6 +218,22 @@ impl Refusal {
         Bytes::from(value.to_string())
     }
 
+    /// The whole answer as bytes, for a connection on which no request was read. The connection closes after it.
+    pub fn raw_answer(self) -> Vec<u8> {
+        let (status, body) = (self.status(), self.body());
+        let retry = self
+            .retry_after_s()
+            .map(|seconds| format!("retry-after: {seconds}\r\n"))
+            .unwrap_or_default();
+        let mut out = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{retry}connection: close\r\n\r\n",
+            body.len()
+        )
+        .into_bytes();
+        out.extend_from_slice(&body);
+        out
+    }
+
     /// The same as the last event of a server-sent stream.
     pub fn sse_event(self) -> Bytes {
         let mut out = b"data: ".to_vec();
@@ -199,6 +254,14 @@ mod tests {
         assert_eq!(value["error"]["code"], "body_too_large");
         assert_eq!(value["error"]["type"], "invalid_request_error");
         assert_eq!(refusal.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
+
+    #[test]
+    fn raw_answer_is_a_whole_message() {
+        let raw = String::from_utf8(Refusal::ConnectionsFull { limit: 7 }.raw_answer()).unwrap();
+        let (head, body) = raw.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{head}");
+        assert!(head.contains("retry-after: 1") && head.contains(&format!("content-length: {}", body.len())));
     }
 
     #[test]

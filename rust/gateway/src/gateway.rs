@@ -13,7 +13,8 @@ use wardrop_service::{FeedReport, ModelReport, Service};
 use crate::ServiceError;
 use crate::config::GatewayConfig;
 use crate::metrics::HttpMetrics;
-use crate::proxy::{Server, Shared};
+use crate::proxy::{BodyBudget, Server, Shared, hide_panic_texts};
+use crate::resources::{Lowered, Resources};
 use crate::upstream::{UpstreamDryRun, UpstreamSet};
 
 /// A routing service and its HTTP door, before and after the door opens.
@@ -28,10 +29,20 @@ struct Status {
     draining: bool,
     in_flight: usize,
     connections: usize,
+    limits: LimitStatus,
+    resources: Resources,
     ready: bool,
     upstreams: Vec<UpstreamStatus>,
     models: Vec<ModelReport>,
     feeds: Vec<FeedReport>,
+}
+
+/// Limits in force, which fit the resources of the process.
+#[derive(Serialize)]
+struct LimitStatus {
+    connections: usize,
+    concurrent_requests: usize,
+    all_bodies_bytes: usize,
 }
 
 #[derive(Serialize)]
@@ -46,22 +57,55 @@ impl Gateway {
     ///
     /// # Errors
     /// What is wrong with the configuration.
-    pub fn new(config: GatewayConfig) -> Result<Self, ServiceError> {
+    pub fn new(mut config: GatewayConfig) -> Result<Self, ServiceError> {
         if let Some(filter) = &config.log {
             init_logging(filter)?;
+        }
+        hide_panic_texts();
+        let resources = Resources::raise_and_read();
+        for lowered in resources.fit(&mut config) {
+            let Lowered {
+                setting,
+                from,
+                to,
+                cause,
+            } = lowered;
+            tracing::warn!(
+                setting,
+                configured = from,
+                in_force = to,
+                cause,
+                "a limit does not fit the process"
+            );
         }
         let upstreams = Arc::new(UpstreamSet::default());
         upstreams.replace(&config.upstreams)?;
         let service = Service::new(config.service())?;
         let metrics = HttpMetrics::new(service.metric_builder())
             .map_err(|error| ServiceError::Config(format!("metrics of the gateway: {error}")))?;
+        let limits = [
+            ("limits.connections", config.limits.connections),
+            ("limits.concurrent_requests", config.limits.concurrent_requests),
+            ("limits.all_bodies_bytes", config.limits.all_bodies_bytes),
+            (
+                "upstream.all_idle_connections",
+                config.upstream.all_idle_connections,
+            ),
+            ("worker_threads", config.worker_threads),
+        ];
+        for (setting, value) in limits {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            metrics.limits.with_label_values(&[setting]).set(value);
+        }
         let since_1970 = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
         let shared = Arc::new(Shared {
             service,
+            bodies: BodyBudget::new(config.limits.all_bodies_bytes),
             config,
-            metrics,
+            resources,
+            metrics: Arc::new(metrics),
             upstreams,
             nonce: since_1970.as_nanos() as u64 ^ (u64::from(std::process::id()) << 40),
             in_flight: AtomicUsize::new(0),
@@ -141,6 +185,12 @@ impl Gateway {
             draining,
             in_flight: shared.in_flight.load(Ordering::Relaxed),
             connections: shared.connections.load(Ordering::Relaxed),
+            limits: LimitStatus {
+                connections: shared.config.limits.connections,
+                concurrent_requests: shared.config.limits.concurrent_requests,
+                all_bodies_bytes: shared.config.limits.all_bodies_bytes,
+            },
+            resources: shared.resources,
             ready: !draining && models.iter().any(ModelReport::is_routable),
             upstreams: shared
                 .upstreams

@@ -11,9 +11,10 @@ mod error;
 mod gateway;
 mod metrics;
 mod proxy;
+mod resources;
 mod upstream;
 
-pub use config::{GatewayConfig, Limits, UpstreamOptions};
+pub use config::{GatewayConfig, Limits, RouteOptions, UpstreamOptions};
 pub use error::Refusal;
 pub use gateway::Gateway;
 use wardrop_service::ServiceError;

@@ -1,6 +1,6 @@
 //! Metrics of the HTTP door, on the same page as those of the service.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use wardrop_service::metrics::MetricBuilder;
 
 /// Counters of requests, refusals, retries and broken answers.
@@ -17,6 +17,20 @@ pub struct HttpMetrics {
     pub disconnects: IntCounter,
     /// Requests in flight.
     pub in_flight: IntGauge,
+    /// Open client connections.
+    pub connections: IntGauge,
+    /// Bytes of request bodies in memory.
+    pub body_bytes: IntGauge,
+    /// Limits in force, by setting.
+    pub limits: IntGaugeVec,
+    /// Clients that were silent or did not read for too long, by what was awaited.
+    pub client_timeouts: IntCounterVec,
+    /// Idle connections that were closed for new clients.
+    pub evictions: IntCounter,
+    /// Connections that the operating system did not give.
+    pub accept_errors: IntCounter,
+    /// Panics that were caught, by part.
+    pub panics: IntCounterVec,
 }
 
 impl HttpMetrics {
@@ -47,6 +61,33 @@ impl HttpMetrics {
                 "Clients that left before the end of their answer",
             )?,
             in_flight: builder.gauge("requests_in_flight", "Requests in flight")?,
+            connections: builder.gauge("client_connections", "Open client connections")?,
+            body_bytes: builder.gauge("request_body_bytes", "Bytes of request bodies in memory")?,
+            limits: builder.keep(IntGaugeVec::new(
+                Opts::new(
+                    "limit",
+                    "Limit in force; it is below the setting where the process lacks a resource",
+                ),
+                &["setting"],
+            )?)?,
+            client_timeouts: builder.counters(
+                "client_timeouts_total",
+                "Client connections that missed a deadline, by what was awaited",
+                &["wait"],
+            )?,
+            evictions: builder.counter(
+                "client_evictions_total",
+                "Idle client connections that were closed to make room for new clients",
+            )?,
+            accept_errors: builder.counter(
+                "accept_errors_total",
+                "Client connections that the operating system did not give, for example without free descriptors",
+            )?,
+            panics: builder.counters(
+                "panics_total",
+                "Panics that were caught, by the part that went on",
+                &["part"],
+            )?,
         })
     }
 }

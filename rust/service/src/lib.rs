@@ -18,6 +18,7 @@ mod models;
 mod outcomes;
 mod pool;
 mod prompt;
+mod prompt_pool;
 mod receipts;
 mod request;
 mod service;

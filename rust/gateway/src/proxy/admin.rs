@@ -17,7 +17,7 @@ pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<G
     match path {
         "/live" => Some(json(StatusCode::OK, &serde_json::json!({"status": "live"}))),
         "/ready" | "/health" => Some(state(shared)),
-        "/metrics" => {
+        "/metrics" if shared.config.routes.metrics => {
             let text = shared.render_metrics();
             let mut response = Response::new(GatewayBody::own(Bytes::from(text)));
             response.headers_mut().insert(

@@ -11,6 +11,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 use wardrop_service::{Answer, Usage};
 
+use super::client_state::RequestGuard;
 use super::shared::Shared;
 use super::usage::UsageScan;
 use crate::error::Refusal;
@@ -45,7 +46,11 @@ impl Drop for InFlight {
 }
 
 /// Body of an answer: bytes of the gateway, or a body that is relayed from an upstream.
-pub struct GatewayBody(Inner);
+pub struct GatewayBody {
+    inner: Inner,
+    /// The connection is serving the request until the body is dropped.
+    guard: Option<RequestGuard>,
+}
 
 enum Inner {
     Own(Option<Bytes>),
@@ -67,7 +72,10 @@ struct Relay {
 impl GatewayBody {
     /// A body of bytes that the gateway holds.
     pub fn own(bytes: Bytes) -> Self {
-        Self(Inner::Own(Some(bytes)))
+        Self {
+            inner: Inner::Own(Some(bytes)),
+            guard: None,
+        }
     }
 
     /// A body that is relayed piece by piece.
@@ -89,11 +97,37 @@ impl GatewayBody {
             is_events,
             ended: false,
         };
-        Self(Inner::Relay(Box::new(relay)))
+        Self {
+            inner: Inner::Relay(Box::new(relay)),
+            guard: None,
+        }
+    }
+
+    /// The same body; it keeps the connection marked as serving a request, and waits while the client does not read.
+    pub fn guarded(self, guard: RequestGuard) -> Self {
+        Self {
+            guard: Some(guard),
+            ..self
+        }
     }
 }
 
 impl Relay {
+    /// A panic costs this answer only.
+    fn poll_caught(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.poll(cx)));
+        polled.unwrap_or_else(|_| {
+            self.shared.metrics.panics.with_label_values(&["answer"]).inc();
+            self.end_early(Refusal::Internal, WireError::Malformed("state of an answer"))
+        })
+    }
+
+    /// The client takes no bytes, so silence says nothing about the upstream.
+    fn client_waits(&mut self) {
+        self.last = Instant::now();
+        self.look = None;
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         if self.ended {
             return Poll::Ready(None);
@@ -224,23 +258,34 @@ impl Body for GatewayBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
-        match &mut self.0 {
+        let this = &mut *self;
+        match &mut this.inner {
             Inner::Own(bytes) => {
                 Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b))))
             }
-            Inner::Relay(relay) => relay.poll(cx),
+            // Without this wait hyper would queue up to 400 kB for each client that does not read.
+            Inner::Relay(relay)
+                if this
+                    .guard
+                    .as_ref()
+                    .is_some_and(|guard| guard.client().must_wait(cx.waker())) =>
+            {
+                relay.client_waits();
+                Poll::Pending
+            }
+            Inner::Relay(relay) => relay.poll_caught(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.inner {
             Inner::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Inner::Relay(relay) => relay.ended || relay.body.is_finished(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.inner {
             Inner::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Inner::Relay(relay) => relay.body.size_hint(),
         }

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use hyper::Method;
 use hyper::body::Incoming;
+use hyper::{HeaderMap, Method, StatusCode};
 
 use wardrop_service::Booking;
 
 use super::shared::Thread;
 use crate::error::Refusal;
-use crate::upstream::{Connection, RelayBody, ResponseHead, SendError};
+use crate::upstream::{BodyLimits, Connection, ExchangeError, Outgoing, RelayBody, ResponseHead, SendError};
 
 /// Interval between two checks of the workers while a request has no answer.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -24,6 +24,28 @@ pub enum Failed {
     WorkerSilent,
 }
 
+/// An upstream's answer up to the end of its head.
+pub struct Begun {
+    /// Connection on which the body follows.
+    pub connection: Connection,
+    /// Status and fields.
+    pub head: ResponseHead,
+    /// The rest of the request, when the upstream answered before it had read everything.
+    pub outgoing: Option<Outgoing>,
+}
+
+impl Begun {
+    /// The answer with its body.
+    pub fn into_body(self, thread: &Thread) -> (StatusCode, HeaderMap, RelayBody) {
+        RelayBody::new(
+            self.connection,
+            self.head,
+            self.outgoing,
+            thread.connections.clone(),
+        )
+    }
+}
+
 /// Sends a request whose body is in memory. When the upstream had closed the idle connection, a new one is tried once.
 pub async fn exchange(
     thread: &Thread,
@@ -31,27 +53,30 @@ pub async fn exchange(
     head: &BytesMut,
     body: &[Bytes],
     booking: Option<&Booking>,
-) -> Result<(Connection, ResponseHead), Failed> {
+) -> Result<Begun, Failed> {
     let mut fresh = false;
     loop {
         let connection = thread.connections.checkout(fresh).await;
         let mut connection = connection.ok_or(Failed::Refused(Refusal::UpstreamDown))?;
-        let sent = connection.send(&mut head.clone(), body).await;
-        let answer = match sent {
-            // An upstream may answer and close before it has read the whole body: its answer counts.
-            Ok(()) | Err(SendError::Upstream(_)) => {
-                await_head(thread, &mut connection, method, booking).await
+        let mut outgoing = Some(Outgoing::held(head.clone(), body));
+        let exchange = connection.exchange(&mut outgoing, method);
+        match watched(thread, exchange, booking).await {
+            Ok(Ok(head)) => {
+                return Ok(Begun {
+                    connection,
+                    head,
+                    outgoing,
+                });
             }
-            Err(_) => return Err(Failed::Refused(Refusal::BodyBroken)),
-        };
-        match answer {
-            Ok(answer) => return Ok((connection, answer)),
-            Err(Waited::Broken) if connection.was_reused() && !fresh => fresh = true,
-            Err(Waited::Broken) => return Err(Failed::Refused(Refusal::UpstreamBroken)),
-            Err(Waited::TooLong(limit_ms)) => {
-                return Err(Failed::Refused(Refusal::FirstByteTimeout { limit_ms }));
+            Ok(Err(error)) if connection.was_reused() && !fresh => {
+                tracing::debug!(%error, "an idle connection of the upstream is gone");
+                fresh = true;
             }
-            Err(Waited::WorkerSilent) => return Err(Failed::WorkerSilent),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no answer from the upstream");
+                return Err(Failed::Refused(Refusal::UpstreamBroken));
+            }
+            Err(waited) => return Err(waited.into()),
         }
     }
 }
@@ -60,24 +85,37 @@ pub async fn exchange(
 pub async fn exchange_streamed(
     thread: &Thread,
     method: &Method,
-    mut head: BytesMut,
+    head: BytesMut,
     body: Incoming,
-) -> Result<(Connection, ResponseHead), Refusal> {
+) -> Result<Begun, Refusal> {
     let mut connection = thread
         .connections
         .checkout(true)
         .await
         .ok_or(Refusal::UpstreamDown)?;
-    let limit_bytes = thread.shared.config.limits.body_bytes;
-    match connection.send_streamed(&mut head, body, limit_bytes).await {
-        Ok(()) | Err(SendError::Upstream(_)) => {}
-        Err(SendError::TooLarge) => return Err(Refusal::BodyTooLarge { limit_bytes }),
-        Err(SendError::Client) => return Err(Refusal::BodyBroken),
-    }
-    match await_head(thread, &mut connection, method, None).await {
-        Ok(answer) => Ok((connection, answer)),
+    let limits = &thread.shared.config.limits;
+    let (limit_bytes, limit_ms) = (limits.body_bytes, limits.read_timeout_ms);
+    let body_limits = BodyLimits {
+        bytes: limit_bytes,
+        wait: Duration::from_millis(limit_ms),
+    };
+    let mut outgoing = Some(Outgoing::streamed(head, body, body_limits));
+    let exchange = connection.exchange(&mut outgoing, method);
+    match watched(thread, exchange, None).await {
+        Ok(Ok(head)) => Ok(Begun {
+            connection,
+            head,
+            outgoing,
+        }),
+        Ok(Err(ExchangeError::Client(SendError::TooLarge))) => Err(Refusal::BodyTooLarge { limit_bytes }),
+        Ok(Err(ExchangeError::Client(SendError::ClientTimeout))) => Err(Refusal::ReadTimeout { limit_ms }),
+        Ok(Err(ExchangeError::Client(_))) => Err(Refusal::BodyBroken),
+        Ok(Err(ExchangeError::Upstream(error))) => {
+            tracing::debug!(%error, "no answer from the upstream");
+            Err(Refusal::UpstreamBroken)
+        }
         Err(Waited::TooLong(limit_ms)) => Err(Refusal::FirstByteTimeout { limit_ms }),
-        Err(_) => Err(Refusal::UpstreamBroken),
+        Err(Waited::WorkerSilent) => Err(Refusal::UpstreamBroken),
     }
 }
 
@@ -91,30 +129,23 @@ pub async fn first_piece(
     match watched(thread, next, booking).await {
         Ok(None) => Ok(None),
         Ok(Some(Ok(frame))) => Ok(frame.into_data().ok()),
-        Ok(Some(Err(_))) | Err(Waited::Broken) => Err(Failed::Refused(Refusal::UpstreamBroken)),
-        Err(Waited::TooLong(limit_ms)) => Err(Failed::Refused(Refusal::FirstByteTimeout { limit_ms })),
-        Err(Waited::WorkerSilent) => Err(Failed::WorkerSilent),
+        Ok(Some(Err(_))) => Err(Failed::Refused(Refusal::UpstreamBroken)),
+        Err(waited) => Err(waited.into()),
     }
 }
 
 enum Waited {
-    Broken,
     TooLong(u64),
     WorkerSilent,
 }
 
-async fn await_head(
-    thread: &Thread,
-    connection: &mut Connection,
-    method: &Method,
-    booking: Option<&Booking>,
-) -> Result<ResponseHead, Waited> {
-    watched(thread, connection.read_head(method), booking)
-        .await?
-        .map_err(|error| {
-            tracing::debug!(%error, "no answer from the upstream");
-            Waited::Broken
-        })
+impl From<Waited> for Failed {
+    fn from(waited: Waited) -> Self {
+        match waited {
+            Waited::TooLong(limit_ms) => Self::Refused(Refusal::FirstByteTimeout { limit_ms }),
+            Waited::WorkerSilent => Self::WorkerSilent,
+        }
+    }
 }
 
 /// Waits for the first byte, and checks at an interval whether the booked workers are still alive.

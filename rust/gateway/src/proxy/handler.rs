@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
@@ -15,12 +15,19 @@ use wardrop_service::{Abstention, ActiveRequest, Answer, Booking, Endpoint, Plac
 
 use super::admin;
 use super::body::{GatewayBody, InFlight};
+use super::client_state::RequestGuard;
 use super::exchange::{Failed, exchange, exchange_streamed, first_piece};
+use super::guard::catch_panic;
+use super::intake::HeldBody;
 use super::shared::{Shared, Thread};
-use super::{intake, pins};
+use super::{intake, pins, routes};
 use crate::error::Refusal;
 use crate::upstream::{RelayBody, write_head};
 
+/// Longest body, bytes, that hyper finds complete in its buffer after a refusal, so that the connection can go on.
+const SHORT_BODY_BYTES: u64 = 8 << 10;
+/// Says that the connection ends after this answer.
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Header of an answer: milliseconds that the request waited in the queue.
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-wardrop-queue-ms");
@@ -36,35 +43,50 @@ const TENANT: &str = "x-tenant-id";
 const PRIORITY: &str = "x-wardrop-priority";
 const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
 
-/// Serves one request. Every outcome is an answer; nothing panics or closes the connection silently.
-pub async fn handle(thread: Arc<Thread>, request: Request<Incoming>) -> Response<GatewayBody> {
-    if let Some(own) = admin::answer(&thread.shared, request.method(), request.uri().path()) {
-        return own;
-    }
+/// Serves one request. Every outcome is an answer: also a panic, which costs this request alone.
+pub async fn handle(
+    thread: Arc<Thread>,
+    request: Request<Incoming>,
+    guard: RequestGuard,
+) -> Response<GatewayBody> {
     let metrics = &thread.shared.metrics;
-    match serve(&thread, request).await {
-        Ok(response) => {
-            metrics
-                .requests
-                .with_label_values(&[response.status().as_str()])
-                .inc();
-            response
-        }
-        Err(refusal) => {
-            metrics.refusals.with_label_values(&[refusal.code()]).inc();
-            metrics
-                .requests
-                .with_label_values(&[refusal.status().as_str()])
-                .inc();
-            admin::refuse(refusal)
-        }
+    if let Some(own) = admin::answer(&thread.shared, request.method(), request.uri().path()) {
+        return own.map(|body| body.guarded(guard));
     }
+    let length = request.body().size_hint().exact();
+    let is_long = length.is_none_or(|bytes| bytes > SHORT_BODY_BYTES);
+    let served = catch_panic(serve(&thread, request)).await;
+    let served = served.unwrap_or_else(|_| {
+        metrics.panics.with_label_values(&["request"]).inc();
+        Err(Refusal::Internal)
+    });
+    let response = served.unwrap_or_else(|refusal| {
+        metrics.refusals.with_label_values(&[refusal.code()]).inc();
+        let mut response = admin::refuse(refusal);
+        if is_long || matches!(refusal, Refusal::ReadTimeout { .. } | Refusal::BodyBroken) {
+            // The body is not read to its end, so no next request can be found behind it.
+            response.headers_mut().insert(CONNECTION, CLOSE);
+        }
+        response
+    });
+    metrics
+        .requests
+        .with_label_values(&[response.status().as_str()])
+        .inc();
+    response.map(|body| body.guarded(guard))
 }
 
 async fn serve(thread: &Arc<Thread>, request: Request<Incoming>) -> Result<Response<GatewayBody>, Refusal> {
     let shared = &thread.shared;
     if shared.draining.load(Ordering::Relaxed) {
         return Err(Refusal::Draining);
+    }
+    if !routes::is_public(
+        request.method(),
+        request.uri().path(),
+        &shared.config.routes.extra,
+    ) {
+        return Err(Refusal::RouteNotPublic);
     }
     let place = InFlight::enter(shared)?;
     intake::check_headers(request.headers(), &shared.config.limits)?;
@@ -82,8 +104,8 @@ async fn serve(thread: &Arc<Thread>, request: Request<Incoming>) -> Result<Respo
     let mut response = match endpoint {
         None => pass_through(thread, &parts, body, place).await?,
         Some(endpoint) => {
-            let bytes = intake::read_body(body, &shared.config.limits).await?;
-            place_and_forward(thread, &parts, endpoint, bytes, has_pin, place).await?
+            let body = intake::read_body(body, &shared.config.limits, &shared.bodies).await?;
+            place_and_forward(thread, &parts, endpoint, body, has_pin, place).await?
         }
     };
     if !response.headers().contains_key(REQUEST_ID) {
@@ -112,7 +134,7 @@ async fn pass_through(
 ) -> Result<Response<GatewayBody>, Refusal> {
     let mut head = BytesMut::with_capacity(1024);
     write_head(&mut head, &parts.method, &parts.uri, &parts.headers, None);
-    let (connection, answer) = if body.is_end_stream() {
+    let begun = if body.is_end_stream() {
         exchange(thread, &parts.method, &head, &[], None)
             .await
             .map_err(|failed| match failed {
@@ -122,7 +144,10 @@ async fn pass_through(
     } else {
         exchange_streamed(thread, &parts.method, head, body).await?
     };
-    let (status, headers, body) = RelayBody::new(connection, answer, thread.connections.clone());
+    let (status, mut headers, body) = begun.into_body(thread);
+    if body.reads_client() {
+        headers.insert(CONNECTION, CLOSE);
+    }
     Ok(relay(thread, status, headers, body, place, None))
 }
 
@@ -131,14 +156,15 @@ async fn place_and_forward(
     thread: &Arc<Thread>,
     parts: &Parts,
     endpoint: Endpoint,
-    bytes: Bytes,
+    body: HeldBody,
     has_pin: bool,
     place: InFlight,
 ) -> Result<Response<GatewayBody>, Refusal> {
     let shared = &thread.shared;
+    let bytes = &body.bytes;
     let service = &shared.service;
     let started = Instant::now();
-    let mut request = match service.prepare(endpoint, &bytes, tenant(&parts.headers)).await {
+    let mut request = match service.prepare(endpoint, bytes, tenant(&parts.headers)).await {
         Ok(prepared) => Some(service.begin(prepared, request_id(&parts.headers), started)),
         Err(Abstention::ClientPin) if !shared.config.routing.allow_client_pins => {
             return Err(Refusal::ClientPin);
@@ -167,7 +193,7 @@ async fn place_and_forward(
         parts,
         pieces: match &spliced {
             Some(spliced) => spliced,
-            None => std::slice::from_ref(&bytes),
+            None => std::slice::from_ref(bytes),
         },
         is_pinned: !has_pin,
     };
@@ -317,8 +343,8 @@ impl Outbound<'_> {
         head: &BytesMut,
         booking: Option<&Booking>,
     ) -> Result<Tried, Failed> {
-        let (connection, answer) = exchange(thread, &self.parts.method, head, self.pieces, booking).await?;
-        let (status, headers, mut body) = RelayBody::new(connection, answer, thread.connections.clone());
+        let begun = exchange(thread, &self.parts.method, head, self.pieces, booking).await?;
+        let (status, headers, mut body) = begun.into_body(thread);
         if status.is_server_error() || status == StatusCode::BAD_REQUEST {
             let (response, bytes) = read_error(thread, status, headers, body)
                 .await

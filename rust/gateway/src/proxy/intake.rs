@@ -1,5 +1,6 @@
 //! What a client may send: header size, body size and time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -7,12 +8,16 @@ use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::{Body, Incoming};
 
+use super::body_budget::{BodyBudget, BodyPermit};
 use crate::config::Limits;
 use crate::error::Refusal;
 
-/// Longest time and most bytes spent on the rest of a refused body, so that the client can read the answer.
-const DRAIN_TIME: Duration = Duration::from_secs(2);
-const DRAIN_FACTOR: usize = 4;
+/// A request body in memory, charged to the sum of all bodies until it is dropped.
+pub struct HeldBody {
+    /// The whole body.
+    pub bytes: Bytes,
+    _permit: BodyPermit,
+}
 
 /// Whether the headers are within the limit.
 pub fn check_headers(headers: &HeaderMap, limits: &Limits) -> Result<(), Refusal> {
@@ -29,14 +34,19 @@ pub fn check_headers(headers: &HeaderMap, limits: &Limits) -> Result<(), Refusal
 }
 
 /// Reads a whole body within its limits, without a copy when it came in one piece.
-pub async fn read_body(mut body: Incoming, limits: &Limits) -> Result<Bytes, Refusal> {
+///
+/// After a refusal the client may still send. Its connection closes once the client has read the answer, see `client_io`.
+pub async fn read_body(
+    mut body: Incoming,
+    limits: &Limits,
+    budget: &Arc<BodyBudget>,
+) -> Result<HeldBody, Refusal> {
     let limit_bytes = limits.body_bytes;
     let announced = body.size_hint();
     if announced.lower() > limit_bytes as u64 {
-        drain(body, limit_bytes).await;
         return Err(Refusal::BodyTooLarge { limit_bytes });
     }
-    let time = Duration::from_millis(limits.read_timeout_ms);
+    let mut permit = budget.admit(usize::try_from(announced.lower()).unwrap_or(usize::MAX))?;
     let read = async {
         let mut first: Option<Bytes> = None;
         let mut all = BytesMut::new();
@@ -49,6 +59,7 @@ pub async fn read_body(mut body: Incoming, limits: &Limits) -> Result<Bytes, Ref
             if total > limit_bytes {
                 return Err(Refusal::BodyTooLarge { limit_bytes });
             }
+            permit.grow(data.len())?;
             match first.take() {
                 None if all.is_empty() => first = Some(data),
                 None => all.extend_from_slice(&data),
@@ -62,31 +73,14 @@ pub async fn read_body(mut body: Incoming, limits: &Limits) -> Result<Bytes, Ref
         }
         Ok(first.unwrap_or_else(|| all.freeze()))
     };
-    match tokio::time::timeout(time, read).await {
-        Ok(Err(refusal @ Refusal::BodyTooLarge { .. })) => {
-            drain(body, limit_bytes).await;
-            Err(refusal)
-        }
-        Ok(done) => done,
-        Err(_) => Err(Refusal::ReadTimeout {
-            limit_ms: limits.read_timeout_ms,
+    let limit_ms = limits.read_timeout_ms;
+    match tokio::time::timeout(Duration::from_millis(limit_ms), read).await {
+        Ok(bytes) => Ok(HeldBody {
+            bytes: bytes?,
+            _permit: permit,
         }),
+        Err(_) => Err(Refusal::ReadTimeout { limit_ms }),
     }
-}
-
-/// Reads and drops the rest of a body. A client that still writes does not read, and a reset would discard the answer.
-async fn drain(mut body: Incoming, limit_bytes: usize) {
-    let most = limit_bytes.saturating_mul(DRAIN_FACTOR);
-    let read = async {
-        let mut total = 0usize;
-        while let Some(Ok(frame)) = body.frame().await {
-            total = total.saturating_add(frame.data_ref().map_or(0, Bytes::len));
-            if total > most {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(DRAIN_TIME, read).await;
 }
 
 #[cfg(test)]

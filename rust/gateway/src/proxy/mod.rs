@@ -1,14 +1,23 @@
 //! A request's way through the gateway: limits → prompt → decision → upstream → relay.
 
+mod accept;
 mod admin;
 mod body;
+mod body_budget;
+mod client_io;
+mod client_state;
+mod connection;
 mod exchange;
+mod guard;
 mod handler;
 mod intake;
 mod pins;
+pub(crate) mod routes;
 mod server;
 mod shared;
 mod usage;
 
+pub use body_budget::BodyBudget;
+pub use guard::hide_panic_texts;
 pub use server::Server;
 pub use shared::Shared;

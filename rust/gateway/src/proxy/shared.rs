@@ -5,20 +5,27 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use wardrop_service::Service;
 
+use super::body_budget::BodyBudget;
+use super::client_state::IdleConnections;
 use crate::config::GatewayConfig;
 use crate::metrics::HttpMetrics;
+use crate::resources::Resources;
 use crate::upstream::{ConnectionPool, UpstreamSet};
 
 /// State of the HTTP door, on top of the routing service.
 pub struct Shared {
     /// The routing service.
     pub service: Arc<Service>,
-    /// Configuration, fixed for the life of the gateway.
+    /// Configuration, fixed for the life of the gateway. Its limits fit the resources of the process.
     pub config: GatewayConfig,
+    /// What the operating system gives to the process.
+    pub resources: Resources,
     /// Metrics of the door.
-    pub metrics: HttpMetrics,
+    pub metrics: Arc<HttpMetrics>,
     /// Frontends that requests go to.
     pub upstreams: Arc<UpstreamSet>,
+    /// Bytes of all request bodies in memory.
+    pub bodies: Arc<BodyBudget>,
     /// Makes request ids of this process unlike those of another.
     pub nonce: u64,
     /// Requests in flight.
@@ -32,10 +39,15 @@ pub struct Shared {
 impl Shared {
     /// The metrics page: the service's part with the door's.
     pub fn render_metrics(&self) -> String {
-        let in_flight = self.in_flight.load(Ordering::Relaxed);
-        self.metrics
+        let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let metrics = &self.metrics;
+        metrics
             .in_flight
-            .set(i64::try_from(in_flight).unwrap_or(i64::MAX));
+            .set(whole(self.in_flight.load(Ordering::Relaxed)));
+        metrics
+            .connections
+            .set(whole(self.connections.load(Ordering::Relaxed)));
+        metrics.body_bytes.set(whole(self.bodies.used_bytes()));
         self.service.render_metrics()
     }
 }
@@ -46,4 +58,6 @@ pub struct Thread {
     pub shared: Arc<Shared>,
     /// This thread's upstream connections.
     pub connections: Arc<ConnectionPool>,
+    /// This thread's client connections that wait for a request.
+    pub idle: Arc<IdleConnections>,
 }

@@ -1,24 +1,22 @@
 //! One connection to an upstream: write a request, read the head of its answer, relay the body.
 
 use std::fmt::Write as _;
-use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http_body_util::BodyExt;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
-};
+use hyper::body::{Body, Frame, SizeHint};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, StatusCode, Uri};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use super::fields::{has_token, is_per_connection, remove_per_connection, tokens};
 use super::framing::{Chunk, Decoded, Framing, WireError};
-use super::pool::ConnectionPool;
+use super::outgoing::{Outgoing, SendError};
+use super::pool::{ConnectionPool, IdlePlace};
 
 /// Read buffer of a connection, bytes. A burst of tokens fits into one read; a long body is relayed in pieces of this size.
 const READ_BYTES: usize = 16 << 10;
@@ -37,7 +35,11 @@ pub struct Connection {
     pub(super) upstream: u64,
     /// Requests that this connection carried before.
     pub(super) served: u32,
+    /// A request was not written completely, so the connection cannot carry another one.
+    is_spent: bool,
     pub(super) idle_since: Instant,
+    /// Its place among the idle connections of all pools, while it is idle.
+    pub(super) idle_place: Option<IdlePlace>,
 }
 
 /// Status, fields and body framing of an answer.
@@ -51,18 +53,15 @@ pub struct ResponseHead {
     keep_alive: bool,
 }
 
-/// Why a request could not be sent.
+/// Why an exchange ended without the head of an answer.
 #[derive(Debug, thiserror::Error)]
-pub enum SendError {
-    /// The client's body broke off.
-    #[error("the client's body ended early")]
-    Client,
-    /// The client's body is larger than the limit.
-    #[error("the client's body is too large")]
-    TooLarge,
-    /// The upstream's socket failed.
+pub enum ExchangeError {
+    /// The client's body broke off, is late or is too large.
     #[error(transparent)]
-    Upstream(#[from] std::io::Error),
+    Client(SendError),
+    /// The upstream closed the connection or sent no HTTP.
+    #[error(transparent)]
+    Upstream(#[from] WireError),
 }
 
 /// Writes request line and fields. `length` replaces the client's framing: `Some(n)` a length, `None` keeps it.
@@ -73,13 +72,16 @@ pub fn write_head(
     headers: &HeaderMap,
     length: Option<usize>,
 ) {
+    // A client that gives both framings means the chunked one (RFC 9112 §6.3).
+    let is_chunked = headers.contains_key(TRANSFER_ENCODING);
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
     out.extend_from_slice(method.as_str().as_bytes());
     out.extend_from_slice(b" ");
     out.extend_from_slice(path.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     for (name, value) in headers {
-        if is_per_connection(name) || (*name == CONTENT_LENGTH && length.is_some()) {
+        let is_length = *name == CONTENT_LENGTH && (length.is_some() || is_chunked);
+        if is_length || is_per_connection(headers, name) {
             continue;
         }
         out.extend_from_slice(name.as_str().as_bytes());
@@ -92,16 +94,6 @@ pub fn write_head(
     }
 }
 
-fn is_per_connection(name: &HeaderName) -> bool {
-    *name == CONNECTION
-        || *name == TRANSFER_ENCODING
-        || *name == UPGRADE
-        || *name == EXPECT
-        || *name == TE
-        || name.as_str() == "keep-alive"
-        || name.as_str() == "proxy-connection"
-}
-
 impl Connection {
     pub(super) fn new(stream: TcpStream, upstream: u64) -> Self {
         Self {
@@ -109,7 +101,9 @@ impl Connection {
             buffer: BytesMut::with_capacity(READ_BYTES),
             upstream,
             served: 0,
+            is_spent: false,
             idle_since: Instant::now(),
+            idle_place: None,
         }
     }
 
@@ -124,95 +118,62 @@ impl Connection {
         matches!(self.stream.try_read(&mut probe), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
     }
 
-    /// Writes head and body pieces with as few system calls as the kernel allows.
-    pub async fn send(&mut self, head: &mut BytesMut, body: &[Bytes]) -> Result<(), SendError> {
-        head.extend_from_slice(b"\r\n");
-        let mut head_left: &[u8] = head;
-        let mut first = 0;
-        let mut offset = 0;
-        loop {
-            let mut slices = [IoSlice::new(&[]); 8];
-            let mut used = 0;
-            if !head_left.is_empty() {
-                slices[0] = IoSlice::new(head_left);
-                used = 1;
-            }
-            for (index, piece) in body.iter().enumerate().skip(first).take(8 - used) {
-                slices[used] = IoSlice::new(if index == first { &piece[offset..] } else { piece });
-                used += 1;
-            }
-            if used == 0 {
-                return Ok(());
-            }
-            let mut wrote = self.stream.write_vectored(&slices[..used]).await?;
-            if wrote == 0 && (!head_left.is_empty() || body[first..].iter().any(|p| !p.is_empty())) {
-                return Err(SendError::Upstream(std::io::ErrorKind::WriteZero.into()));
-            }
-            let from_head = wrote.min(head_left.len());
-            head_left = &head_left[from_head..];
-            wrote -= from_head;
-            while first < body.len() && wrote >= body[first].len() - offset {
-                wrote -= body[first].len() - offset;
-                first += 1;
-                offset = 0;
-            }
-            offset += wrote;
-        }
-    }
-
-    /// Relays the client's body as it comes, with the client's length or chunked; at most `limit_bytes`.
-    pub async fn send_streamed(
+    /// Writes the request and reads the head of its answer at the same time, passing over 1xx answers.
+    ///
+    /// `outgoing` is empty after the last byte of the request. An answer may come before: the rest is written while the answer is
+    /// relayed.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Client`] when the client's body fails, [`ExchangeError::Upstream`] when no answer comes.
+    pub async fn exchange(
         &mut self,
-        head: &mut BytesMut,
-        mut body: Incoming,
-        limit_bytes: usize,
-    ) -> Result<(), SendError> {
-        let exact = body.size_hint().exact();
-        if exact.is_none() {
-            head.extend_from_slice(b"transfer-encoding: chunked\r\n");
-        }
-        head.extend_from_slice(b"\r\n");
-        self.stream.write_all(head).await?;
-        let mut total = 0usize;
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| SendError::Client)?;
-            let Ok(data) = frame.into_data() else { continue };
-            total = total.saturating_add(data.len());
-            if total > limit_bytes {
-                return Err(SendError::TooLarge);
-            }
-            if exact.is_some() {
-                self.stream.write_all(&data).await?;
-            } else if !data.is_empty() {
-                let mut chunk = BytesMut::with_capacity(data.len() + 20);
-                write!(chunk, "{:x}\r\n", data.len()).expect("writing to memory must succeed");
-                chunk.extend_from_slice(&data);
-                chunk.extend_from_slice(b"\r\n");
-                self.stream.write_all(&chunk).await?;
-            }
-        }
-        if exact.is_none() {
-            self.stream.write_all(b"0\r\n\r\n").await?;
-        }
-        Ok(())
+        outgoing: &mut Option<Outgoing>,
+        method: &Method,
+    ) -> Result<ResponseHead, ExchangeError> {
+        std::future::poll_fn(|cx| self.poll_exchange(outgoing, method, cx)).await
     }
 
-    /// Reads the head of the answer, passing over 1xx answers.
-    pub async fn read_head(&mut self, method: &Method) -> Result<ResponseHead, WireError> {
+    fn poll_exchange(
+        &mut self,
+        outgoing: &mut Option<Outgoing>,
+        method: &Method,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseHead, ExchangeError>> {
+        self.poll_write(outgoing, cx).map_err(ExchangeError::Client)?;
         loop {
             if !self.buffer.is_empty()
                 && let Some(head) = parse_head(&mut self.buffer, method)?
             {
-                return Ok(head);
+                return Poll::Ready(Ok(head));
             }
             if self.buffer.len() > HEAD_LIMIT_BYTES {
-                return Err(WireError::Malformed("head: too large"));
+                return Poll::Ready(Err(WireError::Malformed("head: too large").into()));
             }
-            let read = std::future::poll_fn(|cx| self.poll_fill(cx)).await?;
+            let read = ready!(self.poll_fill(cx)).map_err(WireError::from)?;
             if read == 0 {
-                return Err(WireError::Truncated);
+                return Poll::Ready(Err(WireError::Truncated.into()));
             }
         }
+    }
+
+    /// Writes what the upstream takes. An upstream that takes no more may still answer, so only a failure of the client is an error.
+    fn poll_write(&mut self, outgoing: &mut Option<Outgoing>, cx: &mut Context<'_>) -> Result<(), SendError> {
+        let Some(sending) = outgoing else { return Ok(()) };
+        match sending.poll_send(&mut self.stream, cx) {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(SendError::Upstream(error))) => {
+                tracing::debug!(%error, "the upstream stopped reading a request");
+                self.is_spent = true;
+            }
+            Poll::Ready(Err(error)) => {
+                self.is_spent = true;
+                *outgoing = None;
+                return Err(error);
+            }
+        }
+        *outgoing = None;
+        Ok(())
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
@@ -266,48 +227,68 @@ fn finish_head(
     http_10: bool,
     method: &Method,
 ) -> Result<ResponseHead, WireError> {
-    let has = |name: &HeaderName, token: &str| {
-        headers.get_all(name).iter().any(|value| {
-            value
-                .to_str()
-                .is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case(token)))
-        })
-    };
-    let chunked = has(&TRANSFER_ENCODING, "chunked");
-    let keep_alive = if http_10 {
-        has(&CONNECTION, "keep-alive")
-    } else {
-        !has(&CONNECTION, "close")
-    };
-    let bodiless = *method == Method::HEAD
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED
-        || status.is_informational();
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        // The gateway forwards no `Upgrade`, so no upstream has a reason to switch.
+        return Err(WireError::Malformed("status: switching protocols"));
+    }
+    let has_close = has_token(&headers, &CONNECTION, "close");
+    let mut keep_alive = !has_close && (!http_10 || has_token(&headers, &CONNECTION, "keep-alive"));
+    let bodiless =
+        *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let framing = if bodiless {
         Framing::Length(0)
-    } else if chunked {
-        Framing::Chunked(Chunk::Size)
-    } else if let Some(length) = headers.get(CONTENT_LENGTH) {
-        let length = length.to_str().ok().and_then(|v| v.trim().parse().ok());
-        Framing::Length(length.ok_or(WireError::Malformed("content-length"))?)
+    } else if headers.contains_key(TRANSFER_ENCODING) {
+        // The coding wins over a length (RFC 9112 §6.3), and a sender of both is not trusted with a second answer.
+        keep_alive &= headers.remove(CONTENT_LENGTH).is_none();
+        transfer_framing(&headers)?
     } else {
-        Framing::UntilClose
+        match content_length(&headers)? {
+            Some(length) => {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+                Framing::Length(length)
+            }
+            None => Framing::UntilClose,
+        }
     };
-    let keep_alive = keep_alive && !matches!(framing, Framing::UntilClose);
-    let dropped: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_per_connection(name))
-        .cloned()
-        .collect();
-    for name in dropped {
-        headers.remove(name);
+    if matches!(framing, Framing::UntilClose) {
+        keep_alive = false;
     }
+    remove_per_connection(&mut headers);
     Ok(ResponseHead {
         status,
         headers,
         framing,
         keep_alive,
     })
+}
+
+/// How a body with a transfer coding ends. The gateway decodes `chunked` alone, since it asks for no other coding.
+fn transfer_framing(headers: &HeaderMap) -> Result<Framing, WireError> {
+    let mut codings = tokens(headers, &TRANSFER_ENCODING);
+    match (codings.next(), codings.next()) {
+        (Some(coding), None) if coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked(Chunk::Size)),
+        _ => Err(WireError::Malformed("transfer-encoding")),
+    }
+}
+
+/// The length of a body. Equal repetitions count as one (RFC 9112 §6.3); different lengths make the message unreadable.
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, WireError> {
+    let mut length = None;
+    for value in headers.get_all(CONTENT_LENGTH) {
+        let text = value
+            .to_str()
+            .map_err(|_| WireError::Malformed("content-length"))?;
+        for part in text.split(',').map(str::trim) {
+            let is_number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+            let number = part.parse::<u64>().ok().filter(|_| is_number);
+            let number = number.ok_or(WireError::Malformed("content-length"))?;
+            if length.is_some_and(|known| known != number) {
+                return Err(WireError::Malformed("content-length: two values"));
+            }
+            length = Some(number);
+        }
+    }
+    Ok(length)
 }
 
 /// The body of an answer, read from the connection as the client takes it.
@@ -321,21 +302,31 @@ pub struct RelayBody {
     pool: Arc<ConnectionPool>,
     /// A piece that was inspected and given back; it goes out first.
     held: Option<Bytes>,
+    /// The rest of the request, when the answer began before its end.
+    outgoing: Option<Outgoing>,
 }
 
 impl RelayBody {
-    /// The body that follows `head` on its connection.
+    /// The body that follows `head` on its connection, with the rest of its request.
+    ///
+    /// An error answer ends the request (RFC 9112 §9.5): nothing more of it is written.
     pub fn new(
-        connection: Connection,
+        mut connection: Connection,
         head: ResponseHead,
+        mut outgoing: Option<Outgoing>,
         pool: Arc<ConnectionPool>,
     ) -> (StatusCode, HeaderMap, Self) {
+        let is_error = head.status.is_client_error() || head.status.is_server_error();
+        if is_error && outgoing.take().is_some() {
+            connection.is_spent = true;
+        }
         let body = Self {
             connection: Some(connection),
             framing: head.framing,
             keep_alive: head.keep_alive,
             pool,
             held: None,
+            outgoing,
         };
         (head.status, head.headers, body)
     }
@@ -349,6 +340,11 @@ impl RelayBody {
             let Some(connection) = &mut self.connection else {
                 return Poll::Ready(None);
             };
+            if let Err(error) = connection.poll_write(&mut self.outgoing, cx) {
+                tracing::debug!(%error, "the request broke off during its answer");
+                self.connection = None;
+                return Poll::Ready(Some(Err(WireError::Truncated)));
+            }
             match self.framing.decode(&mut connection.buffer) {
                 Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Ok(Decoded::Trailers(trailers)) => {
@@ -382,6 +378,11 @@ impl RelayBody {
         }
     }
 
+    /// Whether the answer began before the client's body was read to its end.
+    pub fn reads_client(&self) -> bool {
+        self.outgoing.as_ref().is_some_and(Outgoing::reads_client)
+    }
+
     /// Gives a piece back, so that it is the next one again.
     pub fn hold(&mut self, piece: Bytes) {
         self.held = Some(piece);
@@ -403,6 +404,8 @@ impl RelayBody {
     fn recycle(&mut self) {
         if let Some(connection) = self.connection.take()
             && self.keep_alive
+            && self.outgoing.is_none()
+            && !connection.is_spent
             && connection.buffer.is_empty()
         {
             self.pool.put(connection);
@@ -435,5 +438,54 @@ impl Body for RelayBody {
 
     fn size_hint(&self) -> SizeHint {
         self.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head_of(text: &str) -> Result<ResponseHead, WireError> {
+        let mut buffer = BytesMut::from(text);
+        Ok(parse_head(&mut buffer, &Method::GET)?.expect("the head must be whole"))
+    }
+
+    #[test]
+    fn chunked_wins_over_a_length_and_the_length_is_dropped() {
+        let head =
+            head_of("HTTP/1.1 200 OK\r\ncontent-length: 30\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+        assert!(matches!(head.framing, Framing::Chunked(_)));
+        assert!(!head.headers.contains_key(CONTENT_LENGTH));
+        assert!(!head.keep_alive);
+    }
+
+    #[test]
+    fn equal_lengths_are_one_and_different_lengths_are_refused() {
+        let head = head_of("HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 3, 3\r\n\r\n").unwrap();
+        assert!(matches!(head.framing, Framing::Length(3)));
+        assert_eq!(head.headers.get_all(CONTENT_LENGTH).iter().count(), 1);
+        for lengths in ["3, 4", "-1", "+3", "", "3,", "99999999999999999999"] {
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {lengths}\r\n\r\n");
+            assert!(head_of(&answer).is_err(), "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn codings_that_the_gateway_cannot_decode_are_refused() {
+        for coding in ["gzip, chunked", "chunked, chunked", "identity", ""] {
+            let answer = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {coding}\r\n\r\n");
+            assert!(head_of(&answer).is_err(), "{coding:?}");
+        }
+        assert!(head_of("HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_request_with_both_framings_goes_on_with_one() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("3"));
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        let mut out = BytesMut::new();
+        write_head(&mut out, &Method::POST, &Uri::from_static("/x"), &headers, None);
+        assert_eq!(&out[..], b"POST /x HTTP/1.1\r\n");
     }
 }

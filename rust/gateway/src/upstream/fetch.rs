@@ -8,7 +8,7 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{HeaderMap, Method, Uri};
 use std::sync::Arc;
 
-use super::{ConnectionPool, RelayBody, write_head};
+use super::{ConnectionPool, Outgoing, RelayBody, write_head};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -33,12 +33,9 @@ pub async fn post_json(
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let mut head = BytesMut::with_capacity(256);
         write_head(&mut head, &Method::POST, &uri, &headers, Some(body.len()));
-        connection
-            .send(&mut head, &[Bytes::from(body)])
-            .await
-            .map_err(|e| e.to_string())?;
+        let mut outgoing = Some(Outgoing::held(head, &[Bytes::from(body)]));
         let answer = connection
-            .read_head(&Method::POST)
+            .exchange(&mut outgoing, &Method::POST)
             .await
             .map_err(|e| e.to_string())?;
         let once = Arc::new(ConnectionPool::new(
@@ -46,7 +43,7 @@ pub async fn post_json(
             crate::config::UpstreamOptions::default(),
             0,
         ));
-        let (status, _, body) = RelayBody::new(connection, answer, once);
+        let (status, _, body) = RelayBody::new(connection, answer, outgoing, once);
         let body = Limited::new(body, limit_bytes)
             .collect()
             .await

@@ -6,11 +6,15 @@
 mod connection;
 mod dry_run;
 mod fetch;
+mod fields;
 mod framing;
+mod outgoing;
 mod pool;
+mod resolver;
 
-pub use connection::{Connection, RelayBody, ResponseHead, SendError, write_head};
+pub use connection::{Connection, ExchangeError, RelayBody, ResponseHead, write_head};
 pub use dry_run::UpstreamDryRun;
 use fetch::post_json;
 pub use framing::WireError;
+pub use outgoing::{BodyLimits, Outgoing, SendError};
 pub use pool::{ConnectionPool, UpstreamSet};

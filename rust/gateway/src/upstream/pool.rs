@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use super::connection::Connection;
+use super::resolver::Addresses;
 use crate::ServiceError;
 use crate::config::UpstreamOptions;
 
@@ -19,6 +20,7 @@ pub struct Upstream {
     id: u64,
     host: String,
     port: u16,
+    addresses: Addresses,
     /// Time on [`UpstreamSet::now_ms`], milliseconds, until which this upstream is tried after all others.
     down_until_ms: AtomicU64,
     failures: AtomicU64,
@@ -29,6 +31,8 @@ pub struct Upstream {
 pub struct UpstreamSet {
     list: ArcSwap<Vec<Arc<Upstream>>>,
     next_id: AtomicU64,
+    /// Idle connections over all pools of this set.
+    idle: AtomicUsize,
     started: Instant,
 }
 
@@ -53,6 +57,7 @@ impl Default for UpstreamSet {
         Self {
             list: ArcSwap::default(),
             next_id: AtomicU64::new(1),
+            idle: AtomicUsize::new(0),
             started: Instant::now(),
         }
     }
@@ -69,14 +74,21 @@ impl UpstreamSet {
         for url in urls {
             let (host, port) = parse_url(url)?;
             let known = old.iter().find(|u| u.host == host && u.port == port);
-            list.push(known.cloned().unwrap_or_else(|| {
-                Arc::new(Upstream {
-                    id: self.next_id.fetch_add(1, Ordering::Relaxed),
-                    host,
-                    port,
-                    down_until_ms: AtomicU64::new(0),
-                    failures: AtomicU64::new(0),
-                })
+            if let Some(known) = known {
+                list.push(known.clone());
+                continue;
+            }
+            let addresses = Addresses::follow(&host, port).map_err(|source| ServiceError::Io {
+                what: format!("starting the resolver of {host}"),
+                source,
+            })?;
+            list.push(Arc::new(Upstream {
+                id: self.next_id.fetch_add(1, Ordering::Relaxed),
+                host,
+                port,
+                addresses,
+                down_until_ms: AtomicU64::new(0),
+                failures: AtomicU64::new(0),
             }));
         }
         self.list.store(Arc::new(list));
@@ -110,6 +122,23 @@ fn parse_url(url: &str) -> Result<(String, u16), ServiceError> {
     }
     let host = uri.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_string();
     Ok((host, uri.port_u16().unwrap_or(80)))
+}
+
+/// One of `upstream.all_idle_connections` places; dropping it frees the place.
+#[derive(Debug)]
+pub(super) struct IdlePlace(Arc<UpstreamSet>);
+
+impl IdlePlace {
+    fn take(set: &Arc<UpstreamSet>, limit: usize) -> Option<Self> {
+        let place = Self(set.clone());
+        (set.idle.fetch_add(1, Ordering::Relaxed) < limit).then_some(place)
+    }
+}
+
+impl Drop for IdlePlace {
+    fn drop(&mut self) {
+        self.0.idle.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Idle connections of one serving thread.
@@ -155,13 +184,17 @@ impl ConnectionPool {
 
     async fn connect(&self, upstream: &Upstream) -> Option<Connection> {
         let limit = Duration::from_millis(self.options.connect_timeout_ms);
-        let target = (upstream.host.as_str(), upstream.port);
-        if let Ok(Ok(stream)) = tokio::time::timeout(limit, TcpStream::connect(target)).await {
+        let connect = async {
+            let addresses = upstream.addresses.get(limit).await;
+            TcpStream::connect(addresses.as_slice()).await
+        };
+        if let Ok(Ok(stream)) = tokio::time::timeout(limit, connect).await {
             // With Nagle's algorithm the second small write of a request would wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
             upstream.down_until_ms.store(0, Ordering::Relaxed);
             return Some(Connection::new(stream, upstream.id));
         }
+        upstream.addresses.refresh();
         upstream.failures.fetch_add(1, Ordering::Relaxed);
         let until = self.set.now_ms() + self.options.retry_after_ms;
         upstream.down_until_ms.store(until, Ordering::Relaxed);
@@ -171,7 +204,8 @@ impl ConnectionPool {
     fn take_idle(&self, upstream: u64) -> Option<Connection> {
         let ttl = Duration::from_millis(self.options.idle_connection_ttl_ms);
         loop {
-            let connection = self.idle.lock().get_mut(&upstream)?.pop()?;
+            let mut connection = self.idle.lock().get_mut(&upstream)?.pop()?;
+            connection.idle_place = None;
             if connection.idle_since.elapsed() < ttl && connection.is_alive() {
                 return Some(connection);
             }
@@ -185,7 +219,10 @@ impl ConnectionPool {
         let mut idle = self.idle.lock();
         let list = idle.entry(connection.upstream).or_default();
         if list.len() < self.options.idle_connections {
-            list.push(connection);
+            connection.idle_place = IdlePlace::take(&self.set, self.options.all_idle_connections);
+            if connection.idle_place.is_some() {
+                list.push(connection);
+            }
         }
     }
 
@@ -221,6 +258,38 @@ mod tests {
         set.replace(&["http://b:2/".into()]).unwrap();
         assert_eq!(set.list()[0].id, before);
         assert_eq!(set.list()[0].authority(), "b:2");
+    }
+
+    #[test]
+    fn idle_connections_are_bounded_over_all_pools() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let set = Arc::new(UpstreamSet::default());
+            set.replace(&[format!("http://{}", live.local_addr().unwrap())])
+                .unwrap();
+            let options = UpstreamOptions {
+                all_idle_connections: 3,
+                ..UpstreamOptions::default()
+            };
+            let pools = [0, 1].map(|offset| ConnectionPool::new(set.clone(), options.clone(), offset));
+            for pool in &pools {
+                let mut busy = Vec::new();
+                for _ in 0..2 {
+                    busy.push(pool.checkout(true).await.unwrap());
+                }
+                busy.into_iter().for_each(|connection| pool.put(connection));
+            }
+            assert_eq!(set.idle.load(Ordering::Relaxed), 3);
+            let taken = pools[0].checkout(false).await.unwrap();
+            assert!(taken.was_reused());
+            assert_eq!(set.idle.load(Ordering::Relaxed), 2);
+            drop(pools);
+            assert_eq!(set.idle.load(Ordering::Relaxed), 0);
+        });
     }
 
     #[test]

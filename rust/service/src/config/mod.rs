@@ -141,6 +141,8 @@ pub struct PromptOptions {
     pub inline_bytes: usize,
     /// Memory per model for tokenised segments of conversations, in bytes; 0 turns the cache off.
     pub segment_cache_bytes: usize,
+    /// Threads that tokenise long prompts, 1 to 64. Large prompts leave one of them to smaller prompts.
+    pub tokenise_threads: usize,
     /// Maximum wait for a tokeniser thread, in milliseconds; then the request is routed without its prompt.
     pub tokenise_timeout_ms: u64,
 }
@@ -184,6 +186,7 @@ impl Default for PromptOptions {
             handover: true,
             inline_bytes: 16 << 10,
             segment_cache_bytes: 64 << 20,
+            tokenise_threads: 2,
             tokenise_timeout_ms: 5_000,
         }
     }
@@ -213,6 +216,12 @@ impl ServiceConfig {
             if value == 0 {
                 return Err(ServiceError::Config(format!("{name} must be at least 1, got 0")));
             }
+        }
+        if !(1..=64).contains(&self.prompt.tokenise_threads) {
+            return Err(ServiceError::Config(format!(
+                "prompt.tokenise_threads must be 1 to 64, got {}",
+                self.prompt.tokenise_threads
+            )));
         }
         if !(self.routing.booking_ttl_s.is_finite() && self.routing.booking_ttl_s > 0.0) {
             return Err(ServiceError::Config(format!(

@@ -1,7 +1,6 @@
 //! From a request body, or from token ids, to a prompt of a registered model.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,10 +8,8 @@ use wardrop_core::HashScope;
 
 use crate::models::Model;
 use crate::prompt::{Abstention, Endpoint, Prompt, PromptRequest, is_heavy};
+use crate::prompt_pool::PoolError;
 use crate::service::Service;
-
-/// Prompts that wait for a tokeniser thread at most. Beyond them a request is placed without its prompt.
-const HEAVY_LIMIT: usize = 64;
 
 /// A prompt with the model that it is for.
 pub struct Prepared {
@@ -23,7 +20,7 @@ pub struct Prepared {
 impl Service {
     /// Finds out the tokens of a request body and hashes its blocks. `tenant` is the cache namespace that a header names.
     ///
-    /// A long body is tokenised on the blocking threads of the caller's runtime, so that it holds up no other request.
+    /// A long body is tokenised on the threads of the prompt pool, so that it holds up no other request.
     ///
     /// # Errors
     /// Why the engine's own router has to choose the worker. The service does not count this reason: the door may refuse instead.
@@ -35,20 +32,15 @@ impl Service {
     ) -> Result<Prepared, Abstention> {
         let options = &self.config.prompt;
         let prepared = if is_heavy(bytes, options) {
-            if self.heavy_prompts.fetch_add(1, Ordering::Relaxed) >= HEAVY_LIMIT {
-                self.heavy_prompts.fetch_sub(1, Ordering::Relaxed);
-                return Err(Abstention::TokeniseTimeout);
-            }
             let (service, bytes, tenant) = (self.clone(), bytes.clone(), tenant.map(str::to_owned));
-            let work = tokio::task::spawn_blocking(move || {
-                let prepared = service.read_prompt(endpoint, &bytes, tenant.as_deref());
-                service.heavy_prompts.fetch_sub(1, Ordering::Relaxed);
-                prepared
+            let work = self.prompts.run(bytes.len(), move || {
+                service.read_prompt(endpoint, &bytes, tenant.as_deref())
             });
+            // A client that leaves drops this future, and with it the prompt that waits.
             match tokio::time::timeout(Duration::from_millis(options.tokenise_timeout_ms), work).await {
                 Ok(Ok(prepared)) => prepared,
-                Ok(Err(_)) => Err(Abstention::TokeniserError),
-                Err(_) => Err(Abstention::TokeniseTimeout),
+                Ok(Err(PoolError::Failed)) => Err(Abstention::TokeniserError),
+                Ok(Err(PoolError::Full)) | Err(_) => Err(Abstention::TokeniseTimeout),
             }
         } else {
             self.read_prompt(endpoint, bytes, tenant)

@@ -9,7 +9,7 @@ mod saved_state;
 mod status;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -24,6 +24,7 @@ use crate::models::{Model, ModelSpec, Models};
 use crate::outcomes::Outcomes;
 use crate::pool::{Role, WorkerUpsert};
 use crate::prompt::Abstention;
+use crate::prompt_pool::PromptPool;
 use crate::receipts::Receipts;
 use crate::shadows::{ShadowSources, ShadowThread, Shadows};
 use crate::tenants::Tenants;
@@ -52,8 +53,8 @@ pub struct Service {
     pub(crate) receipts: Receipts,
     /// Time base of all routers.
     pub(crate) clock: Clock,
-    /// Prompts that are prepared off the serving threads now.
-    pub(crate) heavy_prompts: AtomicUsize,
+    /// Threads that turn long prompts into tokens.
+    pub(crate) prompts: PromptPool,
     next_request: AtomicU64,
     feeds: Feeds,
     background: Background,
@@ -94,6 +95,7 @@ impl Service {
             clock,
             options: config.feed.clone(),
         };
+        let prompts = PromptPool::start(config.prompt.tokenise_threads, metrics.builder())?;
         Ok(Arc::new(Self {
             feeds: Feeds::new(feeds, background.runtime()),
             tenants: Tenants::new(&config.routing.tenant_weights),
@@ -104,7 +106,7 @@ impl Service {
             outcomes: Outcomes::default(),
             shadows,
             clock,
-            heavy_prompts: AtomicUsize::new(0),
+            prompts,
             next_request: AtomicU64::new(1),
             background,
             shadow_thread: Mutex::new(shadow_thread),

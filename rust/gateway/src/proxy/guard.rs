@@ -1,0 +1,94 @@
+//! Panics stay where they happen: in one request, or in one run of a thread's work that starts again.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+use std::task::Poll;
+use std::time::Duration;
+
+use prometheus::IntCounterVec;
+use wardrop_service::metrics::THREAD_PREFIX;
+
+/// Pause between a panic of a thread's work and its next run.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+/// A future panicked.
+#[derive(Debug)]
+pub struct Panicked;
+
+/// Drives a future and turns its panic into an error.
+pub async fn catch_panic<F: Future>(future: F) -> Result<F::Output, Panicked> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(
+        |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(polled) => polled.map(Ok),
+            Err(_) => Poll::Ready(Err(Panicked)),
+        },
+    )
+    .await
+}
+
+/// Runs a thread's work until it returns. After a panic the work starts again, and `panics` counts the panic under `part`.
+pub fn supervise(part: &str, panics: &IntCounterVec, mut work: impl FnMut()) {
+    while catch_unwind(AssertUnwindSafe(&mut work)).is_err() {
+        panics.with_label_values(&[part]).inc();
+        tracing::error!(part, "a thread panicked and starts again");
+        std::thread::sleep(RESTART_PAUSE);
+    }
+}
+
+/// Has panics on threads of this process that Wardrop started logged by their place alone.
+///
+/// The text of a panic can quote data: a wrong slice of a string quotes the string. Prompts must not reach the log.
+pub fn hide_panic_texts() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or_default();
+            if !name.starts_with(THREAD_PREFIX) {
+                return previous(panic);
+            }
+            let place = panic
+                .location()
+                .map(|at| format!("{}:{}", at.file(), at.line()))
+                .unwrap_or_default();
+            tracing::error!(thread = name, place, "a panic was caught");
+        }));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus::Opts;
+
+    fn counters() -> IntCounterVec {
+        IntCounterVec::new(Opts::new("panics", "help"), &["part"]).unwrap()
+    }
+
+    #[test]
+    fn a_future_that_panics_later_is_an_error() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let late = async {
+                tokio::task::yield_now().await;
+                assert!(std::hint::black_box(false), "planted");
+            };
+            assert!(catch_panic(late).await.is_err());
+            assert_eq!(catch_panic(async { 7 }).await.unwrap(), 7);
+        });
+    }
+
+    #[test]
+    fn work_that_panics_runs_again_and_is_counted() {
+        let panics = counters();
+        let mut runs = 0;
+        supervise("accept", &panics, || {
+            runs += 1;
+            assert!(runs > 2, "planted");
+        });
+        assert_eq!(runs, 3);
+        assert_eq!(panics.with_label_values(&["accept"]).get(), 2);
+    }
+}
