@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.chaos.mirror import StoreMirror
-from tests.chaos.phantom import Phantom
+from tests.chaos.phantom import INSTANCE, Phantom
 from tests.chaos.recorder import Recording
 from tests.chaos.severable import SeverableProxy
 from tests.live.client import Metrics, get
@@ -64,6 +64,8 @@ class Arena:
             self.phantom = Phantom(self.mirror)
             self.phantom.register()
             await self._start_router()
+            self._keeping = asyncio.create_task(self.phantom.keep_alive())
+            await self._known(str(INSTANCE))
             self._sampling = asyncio.create_task(self._sample())
         except BaseException:
             await asyncio.to_thread(self.fleet.stop)
@@ -72,6 +74,7 @@ class Arena:
 
     async def __aexit__(self, *_: object) -> None:
         self._sampling.cancel()
+        self._keeping.cancel()
         await asyncio.to_thread(self.router.stop, 10.0)
         for proxy in self.upstreams:
             await proxy.stop()
@@ -155,10 +158,20 @@ class Arena:
         """Start a worker in the place of a dead one, and wait until the router may choose it."""
         self.workers[at] = await asyncio.to_thread(self.fleet.add_worker)
         (instance,) = self.workers[at].instances
+        await self._known(str(instance))
+
+    async def _known(self, instance: str) -> None:
+        """Wait until the router knows a worker."""
         deadline_s = time.monotonic() + DEADLINE_S
-        while str(instance) not in await self._known_workers():
+        while instance not in await self._known_workers():
+            if self.router.exit_code is not None:
+                raise OSError("the router has ended")
             assert time.monotonic() < deadline_s, f"the router does not know worker {instance}"
             await asyncio.sleep(0.1)
+
+    async def knows(self, instance: int) -> bool:
+        """Whether the router knows a worker now."""
+        return str(instance) in await self._known_workers()
 
     async def _known_workers(self) -> dict[str, float]:
         try:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.severable import SeverableProxy
 
@@ -58,13 +58,19 @@ class StoreMirror:
         path.write_bytes(content)
         return path
 
-    def entries(self, bucket: str) -> Iterator[dict[str, object]]:
-        """Entries of a bucket of the source."""
-        for path in sorted((self.source / "v1" / bucket).glob("*")):
-            try:
-                yield json.loads(path.read_bytes())
-            except (OSError, ValueError):
-                continue
+    def latest(self, bucket: str, without: str) -> dict[str, Any]:
+        """The entry of the source that was renewed last, which is a living worker's.
+
+        Args:
+            bucket: Bucket.
+            without: Name of an entry that does not count.
+        """
+        found = [
+            (path.stat().st_mtime_ns, path)
+            for path in (self.source / "v1" / bucket).glob("[!.]*")
+            if path.name != without
+        ]
+        return json.loads(max(found)[1].read_bytes())
 
     def hide(self) -> None:
         """Take the copy's folder away."""

@@ -1,13 +1,17 @@
-"""A scripted engine: it registers in the router's store, publishes KV events, and takes no traffic.
+"""A scripted engine: it registers in the store, publishes KV events, and takes no traffic.
 
 Its model has a name of its own, so no client asks for it. The test knows exactly which blocks each
-of its lives holds, and compares them with what the router believes.
+of its lives holds, and compares them with what the router believes. Frontends list the model, since
+the router takes no worker that no frontend serves; only the router's copy of the store has the
+feed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
+import os
 import struct
 import time
 from typing import Any
@@ -19,6 +23,8 @@ from tests.chaos.mirror import StoreMirror
 
 MODEL = "phantom"
 INSTANCE = 0x5EED
+_NAME = f"dynamo%2Fphantom%2Fgenerate%2F{INSTANCE:x}"
+_KEEP_ALIVE_S = 2.0
 _ENDPOINT = {"namespace": "dynamo", "component": "phantom", "name": "generate"}
 
 
@@ -106,8 +112,11 @@ class Phantom:
         self._lives += 1
         self.held = set()
         self.life = Life(0xFA0000 + self._lives)
-        self._mirror.put("mdc", f"phantom-{INSTANCE:x}", json.dumps(self.card(MODEL)).encode())
-        self._mirror.put("instances", f"phantom-{INSTANCE:x}", json.dumps(self.address()).encode())
+        for bucket, entry in (("mdc", self.card(MODEL)), ("instances", self.address())):
+            path = self._mirror.source / "v1" / bucket / _NAME
+            temporary = path.with_name(f".{path.name}")
+            temporary.write_text(json.dumps(entry))
+            temporary.replace(path)
         publisher = self.life.publisher_id
         scope = {"kind": "endpoint", "endpoint": _ENDPOINT}
         worker = {"worker_id": INSTANCE, "dp_rank": 0}
@@ -133,7 +142,7 @@ class Phantom:
 
     def card(self, model: str, instance: int = INSTANCE) -> dict[str, Any]:
         """A model card under another name, made from a real one."""
-        card: dict[str, Any] = copy.deepcopy(next(iter(self._mirror.entries("mdc"))))
+        card: dict[str, Any] = copy.deepcopy(self._mirror.latest("mdc", without=_NAME))
         card.update(component="phantom", endpoint="generate", instance_id=instance)
         inner = card["card_json"]
         inner.update(display_name=model, slug=model)
@@ -149,6 +158,16 @@ class Phantom:
             "instance_id": instance,
             "transport": {"tcp": f"127.0.0.1:9/{instance:x}/dynamo/phantom/generate"},
         }
+
+    async def keep_alive(self) -> None:
+        """Renew the entries' times, as a living worker does; without it Dynamo deletes them."""
+        while True:
+            for bucket in ("mdc", "instances"):
+                try:
+                    os.utime(self._mirror.source / "v1" / bucket / _NAME)
+                except OSError:
+                    continue
+            await asyncio.sleep(_KEEP_ALIVE_S)
 
     def close(self) -> None:
         """End the present life."""
