@@ -20,6 +20,7 @@ from bench.reliability.crowds import large_prompts, slow_clients
 from bench.reliability.door import DOORS
 from bench.reliability.feeds import invented_ranks, many_workers, same_id_restart, silent_feed
 from bench.reliability.process_faults import kill_frontend, kill_worker, stop_frontend, stop_worker
+from bench.reliability.text import tables
 
 from wardrop.dynamo.namespace import enter_or_reexec
 
@@ -45,8 +46,12 @@ def main() -> None:
     options.add_argument("--only", default=",".join(FAULTS), help="faults, with commas")
     options.add_argument("--doors", default=",".join(DOORS), help="doors, with commas")
     options.add_argument("--rounds", type=int, default=1)
+    options.add_argument("--table", action="store_true", help="only print the tables")
     options.add_argument("--json", type=Path, default=RESULT)
     chosen = options.parse_args()
+    if chosen.table:
+        print("\n".join(tables(json.loads(chosen.json.read_text()))))
+        return
     enter_or_reexec()
     result: dict[str, Any] = {}
     if chosen.json.exists():
