@@ -43,7 +43,8 @@ def test_split_pins_prefill_and_decode(upstream, serve):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"{not json", "unparsable"),
+        (b'{"model":"m","prompt":[-1]}', "unparsable"),
+        (b'{"model":"m","prompt":[' + b"1," * 5000 + b"1]}", "too_long"),
         (b'{"model":"other","prompt":[1]}', "unknown_model"),
         (b'{"model":"m","prompt":[[1],[2]]}', "batch"),
         (b'{"model":"m","prompt":"text without a tokeniser"}', "no_tokeniser"),
@@ -73,6 +74,37 @@ def test_client_pins_are_refused_unless_allowed(upstream, serve):
     assert status == 400
     assert json.loads(body)["error"]["code"] == "client_pin_refused"
     assert not upstream.seen
+
+
+ROUTES = ("chat/completions", "completions", "responses", "messages", "embeddings")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_body_that_may_hide_a_pin_is_refused_on_every_route(upstream, serve, route):
+    """Dynamo takes an array for `nvext`, and on some routes the last of two equal keys."""
+    running = serve()
+    for body in (
+        b'{"model":"m","prompt":[1],"nvext":[null,null,null,2]}',
+        b'{"model":"m","model":"m","nvext":{"decode_worker_id":2}}',
+        b'{"model":"m","nvext":{},"nvext":{"decode_worker_id":2}}',
+        b'{"model":"m","nvext":{},"nve\\u0078t":{"decode_worker_id":2}}',
+        b'{"model":"m","nvext":{"dp_rank":null,"dp_rank":2}}',
+        b'[{"nvext":{"decode_worker_id":2}}]',
+        b'{"model":"m","nvext":{"decode_worker_id":2}',
+    ):
+        status, _, answer = running.request("POST", f"/v1/{route}", body)
+        assert (status, json.loads(answer)["error"]["code"]) == (400, "unreadable_body"), body
+    pinned = b'{"model":"m","nvext":{"decode\\u005fworker_id":2}}'
+    status, _, answer = running.request("POST", f"/v1/{route}", pinned)
+    assert (status, json.loads(answer)["error"]["code"]) == (400, "client_pin_refused")
+    assert not upstream.seen
+
+
+def test_unreadable_body_is_left_to_dynamo_where_clients_may_pin(upstream, serve):
+    running = serve(routing={"allow_client_pins": True})
+    assert running.request("POST", "/v1/completions", b"{not json")[0] == 200
+    assert upstream.seen[0].body == b"{not json"
+    assert running.metric("abstentions_total", reason="unreadable") == 1
 
 
 def test_allowed_client_pin_passes_and_is_booked(upstream, serve):

@@ -60,6 +60,8 @@ pub enum Refusal {
     BodyBroken,
     /// The client pinned a worker, and client pins are switched off.
     ClientPin,
+    /// The body may carry a pin in a form that cannot be read, and client pins are switched off.
+    UnreadableBody,
     /// No upstream accepts connections.
     UpstreamDown,
     /// The model has no worker, and Dynamo has closed its routes.
@@ -101,7 +103,7 @@ impl Refusal {
             | Self::TenantFull { .. }
             | Self::DeadlineHopeless { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::ReadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyBroken | Self::ClientPin => StatusCode::BAD_REQUEST,
+            Self::BodyBroken | Self::ClientPin | Self::UnreadableBody => StatusCode::BAD_REQUEST,
             Self::RouteNotPublic => StatusCode::NOT_FOUND,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BodiesFull { .. }
@@ -130,6 +132,7 @@ impl Refusal {
             Self::ReadTimeout { .. } => "read_timeout",
             Self::BodyBroken => "body_broken",
             Self::ClientPin => "client_pin_refused",
+            Self::UnreadableBody => "unreadable_body",
             Self::UpstreamDown => "upstream_down",
             Self::NoWorker => "no_worker",
             Self::UpstreamBroken => "upstream_broken",
@@ -191,6 +194,9 @@ impl Refusal {
             Self::BodyBroken => "The request body ended early.".into(),
             Self::ClientPin => {
                 "The request chooses a worker (by header or nvext). The gateway does that; leave it out, or allow client pins in its configuration.".into()
+            }
+            Self::UnreadableBody => {
+                "The request body cannot be read, so it may hide the choice of a worker. Send one JSON object, name each key once, and make `nvext` an object or leave it out.".into()
             }
             Self::UpstreamDown => "No upstream frontend accepts connections.".into(),
             Self::NoWorker => "No worker serves this model now. Try again when one has joined.".into(),

@@ -154,17 +154,17 @@ impl Gateway {
     pub fn upsert_model(&self, json: &str) -> Result<(), ServiceError> {
         let service = &self.shared.service;
         if let Some(model) = service.upsert_model(json)? {
-            service.check_template(model, self.dry_run());
+            service.check_template(&model, self.dry_run());
         }
         Ok(())
     }
 
-    /// Checks a model's template again, for example after its template changed upstream.
+    /// Compares a model's token ids with Dynamo's again, for example after its template changed upstream.
     ///
     /// # Errors
     /// [`ServiceError::UnknownModel`] when the model is not registered.
     pub fn recheck_model(&self, name: &str) -> Result<(), ServiceError> {
-        self.shared.service.recheck_template(name, self.dry_run())
+        self.shared.service.recheck_template(name)
     }
 
     fn dry_run(&self) -> UpstreamDryRun {

@@ -1,10 +1,14 @@
 //! Models by name: their workers, their prompter, and the adapters that run on them.
+//!
+//! Files are read before any lock is taken: a tokeniser of 35 MB takes seconds, and no other model waits for it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use dynamo_tokenizers::SharedTokenizerCache;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use wardrop_core::RouterConfig;
@@ -14,9 +18,9 @@ use wardrop_core::predicted::PredictedConfig;
 use crate::ServiceError;
 use crate::config::ServiceConfig;
 use crate::pool::{HealthOptions, Role, WorkerPool};
-use crate::prompt::{HandoverReport, PromptTarget, Prompter};
+use crate::prompt::{CardOptions, HandoverReport, PrefixCache, PromptTarget, Prompter};
 
-/// A model as discovery tells it.
+/// A model as discovery reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ModelSpec {
@@ -33,6 +37,24 @@ pub(crate) struct ModelSpec {
     /// Names of adapters that run on this model and are asked for by their own name.
     #[serde(default)]
     pub loras: Vec<String>,
+    /// Checksums of the model cards of all workers. Another set has the files read and the token ids compared again.
+    #[serde(default)]
+    pub checksums: Vec<String>,
+    /// Properties of the model card that change prompts.
+    #[serde(default)]
+    pub card: CardOptions,
+}
+
+impl ModelSpec {
+    /// The prompts of both models come from the same files.
+    fn has_files_of(&self, other: &Self) -> bool {
+        (&self.folder, &self.checksums, &self.card) == (&other.folder, &other.checksums, &other.card)
+    }
+
+    /// The workers have different cards, so the prompt depends on the worker that Dynamo chooses.
+    pub fn is_of_two_minds(&self) -> bool {
+        self.checksums.len() > 1
+    }
 }
 
 /// A registered model.
@@ -41,8 +63,8 @@ pub struct Model {
     pub(crate) spec: ModelSpec,
     /// Tokeniser and template.
     pub(crate) prompter: Option<Arc<Prompter>>,
-    /// Result of the check against Dynamo's own ids.
-    pub(crate) handover: Mutex<Option<HandoverReport>>,
+    /// Result of the last comparison with Dynamo's own ids.
+    pub(crate) handover: Arc<Mutex<Option<HandoverReport>>>,
     pools: [Arc<WorkerPool>; 3],
 }
 
@@ -87,6 +109,15 @@ impl Model {
 pub(crate) struct Models {
     models: ArcSwap<HashMap<String, Named>>,
     change: Mutex<()>,
+    prefix_cache: OnceLock<SharedTokenizerCache>,
+    next_namespace: AtomicU64,
+}
+
+/// A model's prompter, ready before the model is registered.
+pub(crate) struct LoadedPrompter {
+    prompter: Option<Arc<Prompter>>,
+    /// The prompter has not been compared with Dynamo.
+    is_new: bool,
 }
 
 #[derive(Clone)]
@@ -116,12 +147,48 @@ impl Models {
         all
     }
 
-    /// Registers a model, or changes it. One with the same block size keeps its workers and their blocks.
+    /// Reads the files of a model, unless the registered model has read the same files. Takes seconds for a large tokeniser.
+    pub fn load_prompter(&self, spec: &ModelSpec, config: &ServiceConfig) -> LoadedPrompter {
+        let known = self.find(&spec.name).filter(|(_, lora)| lora.is_none());
+        let same = known.filter(|(known, _)| known.spec.has_files_of(spec));
+        if let Some((known, _)) = same {
+            return LoadedPrompter {
+                prompter: known.prompter.clone(),
+                is_new: false,
+            };
+        }
+        let Some(folder) = &spec.folder else {
+            return LoadedPrompter {
+                prompter: None,
+                is_new: false,
+            };
+        };
+        let limit_bytes = config.prompt.segment_cache_bytes;
+        let shared = self
+            .prefix_cache
+            .get_or_init(|| SharedTokenizerCache::new(limit_bytes));
+        let cache = PrefixCache {
+            shared: shared.clone(),
+            namespace: self.next_namespace.fetch_add(1, Ordering::Relaxed),
+        };
+        let prompter = Prompter::from_folder(folder, &spec.name, &spec.card, &cache);
+        for problem in prompter.problems() {
+            tracing::warn!(model = %spec.name, problem, "prompts of this model are routed by load");
+        }
+        let is_comparable = prompter.has_tokeniser() && !spec.is_of_two_minds();
+        LoadedPrompter {
+            prompter: Some(Arc::new(prompter)),
+            is_new: is_comparable,
+        }
+    }
+
+    /// Registers a model, or changes it. A model with the same block size keeps its workers and their blocks.
     ///
-    /// Returns the model, and whether its prompter is new and has to be checked.
+    /// Returns the model, and whether its prompter is new and has to be compared with Dynamo.
     pub fn upsert(
         &self,
         spec: ModelSpec,
+        loaded: LoadedPrompter,
         config: &ServiceConfig,
         routing: &Routing,
     ) -> Result<(Arc<Model>, bool), ServiceError> {
@@ -135,29 +202,18 @@ impl Models {
         {
             return Ok((old.clone(), false));
         }
-        let same_folder = old.as_ref().filter(|old| old.spec.folder == spec.folder);
-        let (prompter, is_new) = match (same_folder, &spec.folder) {
-            (Some(old), _) => (old.prompter.clone(), false),
-            (None, Some(folder)) => (
-                Some(Arc::new(Prompter::from_folder(
-                    folder,
-                    config.prompt.segment_cache_bytes,
-                )?)),
-                true,
-            ),
-            (None, None) => (None, false),
-        };
+        let LoadedPrompter { prompter, is_new } = loaded;
         let pools = match old.as_ref().filter(|old| old.spec.block_size == spec.block_size) {
             Some(old) => old.pools.clone(),
             None => new_pools(&spec, config, routing)?,
         };
         let handover = old
-            .filter(|_| !is_new)
-            .and_then(|old| old.handover.lock().clone());
+            .filter(|old| old.spec.has_files_of(&spec))
+            .map_or_else(Arc::default, |old| old.handover.clone());
         let model = Arc::new(Model {
             spec,
             prompter,
-            handover: Mutex::new(handover),
+            handover,
             pools,
         });
         let mut models = HashMap::clone(&self.models.load());
@@ -206,7 +262,7 @@ fn new_pools(
     };
     let curves = config.routing.timing.prior();
     let pool = |role: Role| -> Result<Arc<WorkerPool>, ServiceError> {
-        // Nothing is priced by what a decode worker holds of a prompt, and its events do not tell it.
+        // No price depends on the blocks of a decode worker, and its events do not report them.
         let predicted = match role {
             Role::Decode => PredictedConfig::default(),
             Role::Aggregated | Role::Prefill => config.routing.predicted,

@@ -169,6 +169,9 @@ async fn place_and_forward(
         Err(Abstention::ClientPin) if !shared.config.routing.allow_client_pins => {
             return Err(Refusal::ClientPin);
         }
+        Err(Abstention::Unreadable) if !shared.config.routing.allow_client_pins => {
+            return Err(Refusal::UnreadableBody);
+        }
         Err(reason) => {
             service.count_abstention(reason);
             None

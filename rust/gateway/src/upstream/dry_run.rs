@@ -13,6 +13,7 @@ const ANSWER_LIMIT_BYTES: usize = 4 << 20;
 
 /// Source of dry-run token ids that asks any upstream.
 pub struct UpstreamDryRun {
+    upstreams: Arc<UpstreamSet>,
     connections: ConnectionPool,
 }
 
@@ -20,7 +21,8 @@ impl UpstreamDryRun {
     /// A source with a connection pool of its own.
     pub fn new(upstreams: Arc<UpstreamSet>, options: UpstreamOptions) -> Self {
         Self {
-            connections: ConnectionPool::new(upstreams, options, 0),
+            connections: ConnectionPool::new(upstreams.clone(), options, 0),
+            upstreams,
         }
     }
 }
@@ -37,6 +39,10 @@ impl TokenIdSource for UpstreamDryRun {
             return Err(DryRunError::Unavailable(format!("dry run answered {status}")));
         }
         read_ids(&answer).map_err(DryRunError::Unavailable)
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.upstreams.incarnation()
     }
 }
 

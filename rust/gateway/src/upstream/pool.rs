@@ -33,6 +33,8 @@ pub struct UpstreamSet {
     next_id: AtomicU64,
     /// Idle connections over all pools of this set.
     idle: AtomicUsize,
+    /// Changes of the list, and changes of an upstream between up and down.
+    incarnation: AtomicU64,
     started: Instant,
 }
 
@@ -58,6 +60,7 @@ impl Default for UpstreamSet {
             list: ArcSwap::default(),
             next_id: AtomicU64::new(1),
             idle: AtomicUsize::new(0),
+            incarnation: AtomicU64::new(0),
             started: Instant::now(),
         }
     }
@@ -91,8 +94,17 @@ impl UpstreamSet {
                 failures: AtomicU64::new(0),
             }));
         }
+        let ids = |list: &[Arc<Upstream>]| list.iter().map(|u| u.id).collect::<Vec<_>>();
+        if ids(&list) != ids(&old) {
+            self.incarnation.fetch_add(1, Ordering::Relaxed);
+        }
         self.list.store(Arc::new(list));
         Ok(())
+    }
+
+    /// A number that changes when an upstream joined, left, or may have restarted.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::Relaxed)
     }
 
     /// The current list.
@@ -191,13 +203,17 @@ impl ConnectionPool {
         if let Ok(Ok(stream)) = tokio::time::timeout(limit, connect).await {
             // With Nagle's algorithm the second small write of a request would wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
-            upstream.down_until_ms.store(0, Ordering::Relaxed);
+            if upstream.down_until_ms.swap(0, Ordering::Relaxed) != 0 {
+                self.set.incarnation.fetch_add(1, Ordering::Relaxed);
+            }
             return Some(Connection::new(stream, upstream.id));
         }
         upstream.addresses.refresh();
         upstream.failures.fetch_add(1, Ordering::Relaxed);
         let until = self.set.now_ms() + self.options.retry_after_ms;
-        upstream.down_until_ms.store(until, Ordering::Relaxed);
+        if upstream.down_until_ms.swap(until, Ordering::Relaxed) == 0 {
+            self.set.incarnation.fetch_add(1, Ordering::Relaxed);
+        }
         None
     }
 

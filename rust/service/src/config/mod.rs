@@ -135,11 +135,11 @@ impl RoutingOptions {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromptOptions {
-    /// Hand token ids over to Dynamo (`nvext.token_data`) for prompt shapes where our ids proved equal to its own.
+    /// Hand token ids over to Dynamo (`nvext.token_data`) while dry runs show the same ids.
     pub handover: bool,
     /// Prompts with more bytes than this are tokenised off the serving threads.
     pub inline_bytes: usize,
-    /// Memory per model for tokenised segments of conversations, in bytes; 0 turns the cache off.
+    /// Memory for the token ids of prefixes, for all models together, in bytes; 0 turns the cache off.
     pub segment_cache_bytes: usize,
     /// Threads that tokenise long prompts, 1 to 64. Large prompts leave one of them to smaller prompts.
     pub tokenise_threads: usize,

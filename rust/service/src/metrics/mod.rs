@@ -23,6 +23,8 @@ pub(crate) struct Metrics {
     pub decisions: IntCounterVec,
     /// Prompts handed over as token ids.
     pub handovers: IntCounter,
+    /// Comparisons of token ids that ended a handover.
+    pub handover_differences: IntCounter,
     /// Requests left to Dynamo, by reason.
     pub abstentions: IntCounterVec,
     /// Time of a decision's stages.
@@ -135,6 +137,10 @@ impl Metrics {
                 &["model", "worker_type"],
             )?,
             handovers: builder.counter("token_id_handovers_total", "Prompts handed over as token ids")?,
+            handover_differences: builder.counter(
+                "token_id_differences_total",
+                "Comparisons with Dynamo's own token ids that ended the handover of a model",
+            )?,
             abstentions: builder.counters(
                 "abstentions_total",
                 "Requests left to Dynamo's own router",

@@ -1,4 +1,7 @@
 //! The top level of a request body, split but not decoded, and the one change that is ever made to it.
+//!
+//! A body that cannot be split is refused, because it might carry a pin in a form that only the engine's frontend reads: serde takes
+//! an array for an object, and some routes of Dynamo take the last of two equal keys.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -18,27 +21,31 @@ pub enum Endpoint {
     Completions,
     /// `/v1/responses`
     Responses,
+    /// `/v1/messages`, Anthropic's API
+    Messages,
     /// `/v1/embeddings`
     Embeddings,
 }
 
 impl Endpoint {
-    /// Path of the endpoint in `OpenAI`'s API.
+    /// Path of the endpoint.
     pub fn path(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Responses => "/v1/responses",
+            Self::Messages => "/v1/messages",
             Self::Embeddings => "/v1/embeddings",
         }
     }
 
-    /// The endpoint at a path of `OpenAI`'s API.
+    /// The endpoint at a path.
     pub fn from_path(path: &str) -> Option<Self> {
         match path {
             "/v1/chat/completions" => Some(Self::Chat),
             "/v1/completions" => Some(Self::Completions),
             "/v1/responses" => Some(Self::Responses),
+            "/v1/messages" => Some(Self::Messages),
             "/v1/embeddings" => Some(Self::Embeddings),
             _ => None,
         }
@@ -62,8 +69,6 @@ pub struct RequestBody<'a> {
     #[serde(borrow, deserialize_with = "present")]
     pub tools: Option<&'a RawValue>,
     #[serde(borrow, deserialize_with = "present")]
-    pub tool_choice: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
     pub nvext: Option<&'a RawValue>,
     #[serde(borrow, deserialize_with = "present")]
     pub cache_salt: Option<&'a RawValue>,
@@ -73,33 +78,6 @@ pub struct RequestBody<'a> {
     pub prompt_embeds: Option<&'a RawValue>,
     #[serde(borrow, deserialize_with = "present")]
     pub previous_response_id: Option<&'a RawValue>,
-    // Fields that can change how Dynamo renders or tokenises, so that our ids are at best a hint.
-    #[serde(borrow, deserialize_with = "present")]
-    pub chat_template: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub chat_template_args: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub chat_template_kwargs: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub documents: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub add_generation_prompt: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub continue_final_message: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub add_special_tokens: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub reasoning_effort: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub thinking: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub response_format: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub functions: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub truncate_prompt_tokens: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub mm_processor_kwargs: Option<&'a RawValue>,
 }
 
 /// What matters in the client's own `nvext`.
@@ -126,16 +104,15 @@ pub struct ClientNvext<'a> {
     pub dp_rank: Option<&'a RawValue>,
     #[serde(borrow, deserialize_with = "present")]
     pub prefill_dp_rank: Option<&'a RawValue>,
-    #[serde(borrow)]
-    pub agent_hints: Option<AgentHints<'a>>,
+    #[serde(borrow, deserialize_with = "present")]
+    pub agent_hints: Option<&'a RawValue>,
 }
 
 /// `nvext.agent_hints`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct AgentHints<'a> {
-    #[serde(borrow)]
-    pub osl: Option<&'a RawValue>,
+struct AgentHints {
+    osl: Option<u32>,
 }
 
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
@@ -160,29 +137,29 @@ pub fn text(field: Option<&RawValue>) -> Option<Cow<'_, str>> {
 }
 
 impl<'a> RequestBody<'a> {
-    /// Splits the top level.
+    /// Splits the top level. O(bytes).
     ///
     /// # Errors
-    /// [`Abstention::Unparsable`]: not a JSON object, or a key twice. Dynamo gives the client its answer.
+    /// [`Abstention::Unreadable`]: not a JSON object, or one of the known keys twice.
     pub fn parse(body: &'a [u8]) -> Result<Self, Abstention> {
-        let text = std::str::from_utf8(body).map_err(|_| Abstention::Unparsable)?;
+        let text = std::str::from_utf8(body).map_err(|_| Abstention::Unreadable)?;
         if !text.trim_start().starts_with('{') {
-            return Err(Abstention::Unparsable);
+            return Err(Abstention::Unreadable);
         }
-        serde_json::from_str(text).map_err(|_| Abstention::Unparsable)
+        serde_json::from_str(text).map_err(|_| Abstention::Unreadable)
     }
 
     /// The client's `nvext`; the default when there is none.
     ///
     /// # Errors
-    /// [`Abstention::Unparsable`] when it is not an object.
+    /// [`Abstention::Unreadable`] when it is not an object, or has one of the known keys twice.
     pub fn client_nvext(&self) -> Result<ClientNvext<'a>, Abstention> {
         match self.nvext {
             Some(raw) if raw.get() != "null" => {
                 if !raw.get().starts_with('{') {
-                    return Err(Abstention::Unparsable);
+                    return Err(Abstention::Unreadable);
                 }
-                serde_json::from_str(raw.get()).map_err(|_| Abstention::Unparsable)
+                serde_json::from_str(raw.get()).map_err(|_| Abstention::Unreadable)
             }
             _ => Ok(ClientNvext::default()),
         }
@@ -191,31 +168,6 @@ impl<'a> RequestBody<'a> {
     /// Whether the client asked for a stream.
     pub fn is_streamed(&self) -> bool {
         self.stream.is_some_and(|raw| raw.get() == "true")
-    }
-
-    /// Some field is set that changes rendering in ways we do not follow.
-    pub fn has_rendering_options(&self) -> bool {
-        let automatic = self
-            .tool_choice
-            .is_none_or(|raw| matches!(raw.get(), "null" | "\"auto\""));
-        !automatic
-            || [
-                self.chat_template,
-                self.chat_template_args,
-                self.chat_template_kwargs,
-                self.documents,
-                self.add_generation_prompt,
-                self.continue_final_message,
-                self.add_special_tokens,
-                self.reasoning_effort,
-                self.thinking,
-                self.response_format,
-                self.functions,
-                self.truncate_prompt_tokens,
-                self.mm_processor_kwargs,
-            ]
-            .into_iter()
-            .any(is_set)
     }
 }
 
@@ -231,6 +183,12 @@ impl ClientNvext<'_> {
         ]
         .into_iter()
         .any(is_set)
+    }
+
+    /// Tokens of the answer that the client expects, when a hint says so.
+    pub fn expected_output_tokens(&self) -> Option<u32> {
+        let hints: AgentHints = serde_json::from_str(self.agent_hints?.get()).ok()?;
+        hints.osl
     }
 
     /// The client asked where Dynamo would route.
@@ -318,8 +276,34 @@ mod tests {
     }
 
     #[test]
-    fn key_given_twice_is_left_to_dynamo() {
-        assert!(RequestBody::parse(br#"{"model":"a","model":"b"}"#).is_err());
+    fn body_that_may_hide_a_pin_is_unreadable() {
+        let bodies: [&[u8]; 6] = [
+            br#"{"model":"a","model":"b","nvext":{"decode_worker_id":5}}"#,
+            br#"{"nvext":{},"nvext":{"decode_worker_id":5}}"#,
+            br#"{"nvext":{},"nve\u0078t":{"decode_worker_id":5}}"#,
+            br#"[null,{"decode_worker_id":5}]"#,
+            b"{\"nvext\":{\"decode_worker_id\":5}",
+            b"\xff{}",
+        ];
+        for body in bodies {
+            assert_eq!(RequestBody::parse(body).err(), Some(Abstention::Unreadable));
+        }
+        let nvexts = [
+            "[null,null,null,5]",
+            "5",
+            r#""x""#,
+            r#"{"dp_rank":null,"dp_rank":5}"#,
+            r#"{"dp_rank":null,"dp_r\u0061nk":5}"#,
+        ];
+        for nvext in nvexts {
+            let body = format!(r#"{{"model":"m","nvext":{nvext}}}"#);
+            let parsed = RequestBody::parse(body.as_bytes()).unwrap();
+            assert_eq!(
+                parsed.client_nvext().err(),
+                Some(Abstention::Unreadable),
+                "{nvext}"
+            );
+        }
     }
 
     #[test]
@@ -331,9 +315,11 @@ mod tests {
 
     #[test]
     fn pins_in_nvext_are_seen() {
-        let body = br#"{"nvext":{"decode_worker_id":5}}"#;
-        let parsed = RequestBody::parse(body).unwrap();
-        assert!(parsed.client_nvext().unwrap().has_pin());
+        for nvext in [r#"{"decode_worker_id":5}"#, r#"{"decode\u005fworker_id":5}"#] {
+            let body = format!(r#"{{"nvext":{nvext}}}"#);
+            let parsed = RequestBody::parse(body.as_bytes()).unwrap();
+            assert!(parsed.client_nvext().unwrap().has_pin());
+        }
     }
 
     fn json_value() -> impl Strategy<Value = Value> {

@@ -1,243 +1,303 @@
-//! A conversation in the form that Dynamo gives its templates, and the shape of it.
+//! A chat request in Dynamo's own types, ready for the renderer.
+//!
+//! The body is decoded by `dynamo-protocols`, so a template sees the messages, tools and calls that it sees in Dynamo: known keys
+//! in the typed order, unknown keys and `null` left out. Conversations of other endpoints become a [`ChatRequest`] too.
 
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use std::collections::HashMap;
+
+use dynamo_protocols::types::{
+    ChatCompletionRequestMessage, ChatCompletionRequestToolMessageContent,
+    ChatCompletionRequestToolMessageContentPart, ChatCompletionRequestUserMessageContent,
+    ChatCompletionRequestUserMessageContentPart, ChatCompletionToolChoiceOption, CreateChatCompletionRequest,
+};
+use dynamo_renderer::{OAIChatLikeRequest, TextInput, may_be_fix_tool_schema};
+use minijinja::Value;
+use serde::Deserialize;
 
 use super::Abstention;
 use super::body::{self, RequestBody};
-use super::template::ChatTemplate;
-use super::tokenise::Shape;
+use super::card::CardOptions;
+use super::reasoning::{self, ThinkingWishes};
+use super::shape::Shape;
 
-/// Messages and tools ready for the template.
-pub(crate) struct Conversation {
-    /// `messages`, normalised.
-    pub messages: Vec<Value>,
-    /// `tools`, normalised; empty when there are none.
-    pub tools: Vec<Value>,
-    /// What in it has to be proven equal to Dynamo's rendering before ids are handed over.
-    pub shape: Shape,
+/// A mark that no conversation contains: it shows where the last message ends in the rendered text.
+const END_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+
+/// The fields of a chat request that decide its prompt.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ChatRequest {
+    #[serde(flatten)]
+    inner: CreateChatCompletionRequest,
+    #[serde(default)]
+    add_generation_prompt: Option<bool>,
+    #[serde(default)]
+    continue_final_message: Option<bool>,
+    #[serde(default, alias = "chat_template_kwargs")]
+    chat_template_args: Option<HashMap<String, serde_json::Value>>,
+    #[serde(default)]
+    thinking: Option<serde_json::Value>,
 }
 
-/// Reads `messages` and `tools` of a chat request.
-pub fn from_chat(request: &RequestBody<'_>, template: &ChatTemplate) -> Result<Conversation, Abstention> {
-    let raw = request.messages.ok_or(Abstention::Unparsable)?;
-    let messages: Vec<Map<String, Value>> =
-        serde_json::from_str(raw.get()).map_err(|_| Abstention::Unparsable)?;
-    let mut shape = if request.has_rendering_options() {
-        Shape::UNPROVEN
-    } else {
-        Shape::PLAIN
-    };
-    let messages = messages
-        .into_iter()
-        .map(|message| normalise_message(message, template, &mut shape))
-        .collect::<Result<_, _>>()?;
-    let tools = normalise_tools(request.tools)?;
-    if !tools.is_empty() {
-        shape |= Shape::TOOLS;
+impl ChatRequest {
+    /// Decodes the body of a chat request.
+    ///
+    /// # Errors
+    /// [`Abstention::Unparsable`]: Dynamo refuses the body too, and gives the client its answer.
+    pub fn from_chat(bytes: &[u8]) -> Result<Self, Abstention> {
+        serde_json::from_slice(bytes).map_err(|_| Abstention::Unparsable)
     }
-    Ok(Conversation {
-        messages,
-        tools,
-        shape,
-    })
-}
 
-/// Reads `input` and `instructions` of a responses request, when they are plain text. Dynamo turns it into a conversation in
-/// more steps than we follow, so the ids are a hint.
-pub fn from_responses(request: &RequestBody<'_>) -> Result<Conversation, Abstention> {
-    if body::is_set(request.previous_response_id) {
-        return Err(Abstention::ResponsesItems);
+    /// Reads `input` and `instructions` of a responses request, when they are plain text.
+    ///
+    /// # Errors
+    /// [`Abstention::ResponsesItems`] for input that Dynamo converts in steps which no published crate contains.
+    pub fn from_responses(request: &RequestBody<'_>) -> Result<Self, Abstention> {
+        if body::is_set(request.previous_response_id) || body::is_set(request.tools) {
+            return Err(Abstention::ResponsesItems);
+        }
+        let input = body::text(request.input).ok_or(Abstention::ResponsesItems)?;
+        let mut messages = Vec::with_capacity(2);
+        if let Some(instructions) = body::text(request.instructions) {
+            messages.push(serde_json::json!({"role": "system", "content": instructions}));
+        }
+        messages.push(serde_json::json!({"role": "user", "content": input}));
+        let messages = serde_json::from_value(messages.into()).map_err(|_| Abstention::Unparsable)?;
+        Ok(Self::from_inner(CreateChatCompletionRequest {
+            messages,
+            ..Default::default()
+        }))
     }
-    let input = body::text(request.input).ok_or(Abstention::ResponsesItems)?;
-    let mut messages = Vec::with_capacity(2);
-    if let Some(instructions) = body::text(request.instructions) {
-        messages.push(serde_json::json!({"role": "system", "content": instructions}));
-    }
-    messages.push(serde_json::json!({"role": "user", "content": input}));
-    let tools = if body::is_set(request.tools) {
-        return Err(Abstention::ResponsesItems);
-    } else {
-        Vec::new()
-    };
-    Ok(Conversation {
-        messages,
-        tools,
-        shape: Shape::UNPROVEN,
-    })
-}
 
-fn normalise_message(
-    mut message: Map<String, Value>,
-    template: &ChatTemplate,
-    shape: &mut Shape,
-) -> Result<Value, Abstention> {
-    for key in message.keys() {
-        match key.as_str() {
-            "role" | "content" => {}
-            "tool_calls" | "tool_call_id" => *shape |= Shape::TOOL_CALLS,
-            _ => *shape |= Shape::UNPROVEN,
+    /// A request with the defaults of every field beside the typed request.
+    pub fn from_inner(inner: CreateChatCompletionRequest) -> Self {
+        Self {
+            inner,
+            ..Self::default()
         }
     }
-    match message.get("role").and_then(Value::as_str) {
-        Some("system" | "user" | "assistant") => {}
-        Some("tool") => *shape |= Shape::TOOL_CALLS,
-        _ => *shape |= Shape::UNPROVEN,
+
+    /// The same request with arguments for the template.
+    pub fn with_template_arguments(self, arguments: HashMap<String, serde_json::Value>) -> Self {
+        Self {
+            chat_template_args: Some(arguments),
+            ..self
+        }
     }
-    // Dynamo's typed messages leave a null content out, and a template prints nothing for what is not there.
-    if message.get("content").is_some_and(Value::is_null) {
-        message.shift_remove("content");
+
+    /// Resolves the wishes about thinking, as Dynamo does before it renders.
+    ///
+    /// # Errors
+    /// [`Abstention::Unparsable`] for a wish that Dynamo refuses.
+    pub fn resolve_thinking(&mut self, card: &CardOptions) -> Result<(), Abstention> {
+        let effort = self.inner.reasoning_effort.as_ref();
+        let wishes = ThinkingWishes {
+            thinking: self.thinking.as_ref(),
+            effort: effort.and_then(|effort| serde_json::to_value(effort).ok()),
+            default_mode: card.default_thinking_mode.as_deref(),
+        };
+        reasoning::resolve(&wishes, &mut self.chat_template_args)
     }
-    match message.get_mut("content") {
-        Some(content) if content.is_array() => {
-            *shape |= Shape::PARTS;
-            let joined = join_text_parts(content)?;
-            if !template.wants_content_parts {
-                *content = Value::String(joined);
+
+    /// The last message stays open, so that the model goes on with it.
+    pub fn continues_last_message(&self) -> bool {
+        self.continue_final_message == Some(true)
+    }
+
+    /// Images, audio or video are in the conversation.
+    pub fn has_media(&self) -> bool {
+        self.inner.messages.iter().any(|message| match message {
+            ChatCompletionRequestMessage::User(user) => match &user.content {
+                ChatCompletionRequestUserMessageContent::Array(parts) => parts
+                    .iter()
+                    .any(|part| !matches!(part, ChatCompletionRequestUserMessageContentPart::Text(_))),
+                ChatCompletionRequestUserMessageContent::Text(_) => false,
+            },
+            ChatCompletionRequestMessage::Tool(tool) => match &tool.content {
+                ChatCompletionRequestToolMessageContent::Array(parts) => parts
+                    .iter()
+                    .any(|part| !matches!(part, ChatCompletionRequestToolMessageContentPart::Text(_))),
+                ChatCompletionRequestToolMessageContent::Text(_) => false,
+            },
+            ChatCompletionRequestMessage::Assistant(assistant) => assistant.audio.is_some(),
+            _ => false,
+        })
+    }
+
+    /// The kinds of content that a template treats differently.
+    pub fn shape(&self, card: &CardOptions) -> Shape {
+        let mut shape = Shape::PLAIN;
+        let mut has_calls = false;
+        for message in &self.inner.messages {
+            match message {
+                ChatCompletionRequestMessage::User(user) => {
+                    if matches!(user.content, ChatCompletionRequestUserMessageContent::Array(_)) {
+                        shape |= Shape::PARTS;
+                    }
+                }
+                ChatCompletionRequestMessage::Assistant(assistant) => {
+                    has_calls |= assistant.tool_calls.is_some();
+                    #[allow(deprecated, reason = "clients still send it")]
+                    let has_legacy_call = assistant.function_call.is_some();
+                    has_calls |= has_legacy_call;
+                }
+                ChatCompletionRequestMessage::Tool(_) | ChatCompletionRequestMessage::Function(_) => {
+                    has_calls = true;
+                }
+                ChatCompletionRequestMessage::System(_) | ChatCompletionRequestMessage::Developer(_) => {}
             }
         }
-        Some(content) if content.is_string() => {
-            if template.wants_content_parts {
-                *content = serde_json::json!([{"type": "text", "text": content.take()}]);
-            }
+        if has_calls {
+            shape |= Shape::TOOL_CALLS;
         }
-        None => *shape |= Shape::TOOL_CALLS,
-        Some(_) => return Err(Abstention::Unparsable),
-    }
-    if !template.keeps_argument_strings {
-        decode_arguments(&mut message);
-    }
-    Ok(Value::Object(message))
-}
-
-/// Text-only parts are joined by line breaks; anything else is no text.
-fn join_text_parts(content: &Value) -> Result<String, Abstention> {
-    let parts = content.as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut texts = Vec::with_capacity(parts.len());
-    for part in parts {
-        if part.get("type").and_then(Value::as_str) != Some("text") {
-            return Err(Abstention::Multimodal);
+        if self.inner.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
+            shape |= Shape::TOOLS;
         }
-        texts.push(
-            part.get("text")
-                .and_then(Value::as_str)
-                .ok_or(Abstention::Unparsable)?,
-        );
-    }
-    if texts.is_empty() {
-        return Err(Abstention::Multimodal);
-    }
-    Ok(texts.join("\n"))
-}
-
-fn decode_arguments(message: &mut Map<String, Value>) {
-    let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) else {
-        return;
-    };
-    for call in calls {
-        if let Some(arguments) = call.get_mut("function").and_then(|f| f.get_mut("arguments"))
-            && let Some(text) = arguments.as_str()
-            && let Ok(decoded) = serde_json::from_str::<Value>(text)
-        {
-            *arguments = decoded;
+        let has_options = self.chat_template_args.is_some()
+            || self.add_generation_prompt.is_some()
+            || self.continue_final_message.is_some()
+            || self.inner.response_format.is_some()
+            || !matches!(
+                self.inner.tool_choice,
+                None | Some(ChatCompletionToolChoiceOption::Auto)
+            );
+        if has_options {
+            shape |= Shape::OPTIONS;
         }
+        if (has_calls && card.decodes_arguments()) || card.has_own_thinking_rules() {
+            shape |= Shape::UNPROVEN;
+        }
+        shape
     }
 }
 
-/// Tools in the order of `OpenAI`'s schema, unknown keys left out, empty schemas completed: what the template sees in Dynamo.
-fn normalise_tools(raw: Option<&RawValue>) -> Result<Vec<Value>, Abstention> {
-    let Some(raw) = raw.filter(|raw| raw.get() != "null") else {
-        return Ok(Vec::new());
-    };
-    let tools: Vec<Value> = serde_json::from_str(raw.get()).map_err(|_| Abstention::Unparsable)?;
-    tools.into_iter().map(normalise_tool).collect()
+/// The request as the renderer asks for it. The answers are those of Dynamo's own chat request.
+impl OAIChatLikeRequest for ChatRequest {
+    fn model(&self) -> String {
+        self.inner.model.clone()
+    }
+
+    fn messages(&self) -> Value {
+        Value::from_serialize(&self.inner.messages)
+    }
+
+    fn typed_messages(&self) -> Option<&[ChatCompletionRequestMessage]> {
+        Some(&self.inner.messages)
+    }
+
+    fn tools(&self) -> Option<Value> {
+        let tools = self.inner.tools.as_ref()?;
+        may_be_fix_tool_schema(serde_json::to_value(tools).ok()?)
+    }
+
+    fn tool_choice(&self) -> Option<Value> {
+        self.inner.tool_choice.as_ref().map(Value::from_serialize)
+    }
+
+    fn response_format(&self) -> Option<Value> {
+        self.inner.response_format.as_ref().map(Value::from_serialize)
+    }
+
+    fn should_add_generation_prompt(&self) -> bool {
+        !self.continues_last_message() && self.add_generation_prompt.unwrap_or(true)
+    }
+
+    fn chat_template_args(&self) -> Option<&HashMap<String, serde_json::Value>> {
+        self.chat_template_args.as_ref()
+    }
+
+    fn extract_text(&self) -> Option<TextInput> {
+        Some(TextInput::Single(String::new()))
+    }
+
+    fn mm_processor_kwargs(&self) -> Option<&serde_json::Value> {
+        self.inner.mm_processor_kwargs.as_ref()
+    }
 }
 
-fn normalise_tool(mut tool: Value) -> Result<Value, Abstention> {
-    let kind = tool
-        .get_mut("type")
-        .map_or_else(|| Value::from("function"), Value::take);
-    let Some(Value::Object(mut function)) = tool.get_mut("function").map(Value::take) else {
-        return Err(Abstention::Unparsable);
-    };
-    let mut ordered = Map::with_capacity(4);
-    for key in ["name", "description", "parameters", "strict"] {
-        if let Some(value) = function.remove(key).filter(|value| !value.is_null()) {
-            ordered.insert(key.into(), value);
-        }
-    }
-    if !ordered.get("description").is_some_and(Value::is_string) {
-        ordered.insert("description".into(), Value::from(""));
-    }
-    if let Some(parameters) = ordered.get_mut("parameters").and_then(Value::as_object_mut) {
-        if !parameters.contains_key("type") {
-            parameters.insert("type".into(), Value::from("object"));
-        }
-        if !parameters.contains_key("properties") {
-            parameters.insert("properties".into(), Value::Object(Map::new()));
-        }
-    }
-    let mut out = Map::with_capacity(2);
-    out.insert("type".into(), kind);
-    out.insert("function".into(), Value::Object(ordered));
-    Ok(Value::Object(out))
+/// A request whose last message ends with a mark, so that the rendered text can be cut there.
+pub(crate) struct MarkedRequest<'a> {
+    request: &'a ChatRequest,
+    messages: Value,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::prompt::template::tests::{CHATML, template};
-
-    fn chat(body: &str) -> Result<Conversation, Abstention> {
-        from_chat(&RequestBody::parse(body.as_bytes()).unwrap(), &template(CHATML))
+impl<'a> MarkedRequest<'a> {
+    /// Puts the mark behind the last text of the last message.
+    ///
+    /// # Errors
+    /// [`Abstention::TemplateError`] where the last message has no text: Dynamo refuses the request.
+    pub fn new(request: &'a ChatRequest) -> Result<Self, Abstention> {
+        let refused = Abstention::TemplateError;
+        let mut messages = serde_json::to_value(&request.inner.messages).map_err(|_| refused)?;
+        let last = messages.as_array_mut().and_then(|list| list.last_mut());
+        let text = match last.and_then(|message| message.get_mut("content")) {
+            Some(serde_json::Value::String(text)) if !text.is_empty() => text,
+            Some(serde_json::Value::Array(parts)) => parts
+                .iter_mut()
+                .rev()
+                .find_map(|part| match part.get_mut("text") {
+                    Some(serde_json::Value::String(text)) if !text.is_empty() => Some(text),
+                    _ => None,
+                })
+                .ok_or(refused)?,
+            _ => return Err(refused),
+        };
+        text.push_str(END_MARK);
+        Ok(Self {
+            request,
+            messages: Value::from_serialize(&messages),
+        })
     }
 
-    #[test]
-    fn text_parts_are_joined_by_line_breaks() {
-        let got = chat(r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}"#).unwrap();
-        assert_eq!(got.messages[0]["content"], "a\nb");
-        assert_eq!(got.shape, Shape::PLAIN | Shape::PARTS);
+    /// The rendered text up to the mark.
+    ///
+    /// # Errors
+    /// [`Abstention::TemplateError`] where the template dropped the mark: Dynamo refuses the request.
+    pub fn cut(text: &str) -> Result<&str, Abstention> {
+        let at = text.rfind(END_MARK.trim_end()).ok_or(Abstention::TemplateError)?;
+        // A template that strips the space of the mark strips the space of the message too.
+        let has_space = text[at..].starts_with(END_MARK);
+        Ok(if has_space {
+            &text[..at]
+        } else {
+            text[..at].trim_end()
+        })
+    }
+}
+
+impl OAIChatLikeRequest for MarkedRequest<'_> {
+    fn model(&self) -> String {
+        self.request.model()
     }
 
-    #[test]
-    fn image_part_abstains() {
-        let got = chat(
-            r#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]}"#,
-        );
-        assert_eq!(got.err(), Some(Abstention::Multimodal));
+    fn messages(&self) -> Value {
+        self.messages.clone()
     }
 
-    #[test]
-    fn unknown_message_key_is_never_proven() {
-        let got = chat(r#"{"messages":[{"role":"user","content":"a","reasoning_content":"r"}]}"#).unwrap();
-        assert!(got.shape.contains(Shape::UNPROVEN));
+    fn tools(&self) -> Option<Value> {
+        self.request.tools()
     }
 
-    #[test]
-    fn rendering_option_is_never_proven() {
-        let got =
-            chat(r#"{"chat_template_kwargs":{"thinking":true},"messages":[{"role":"user","content":"a"}]}"#)
-                .unwrap();
-        assert!(got.shape.contains(Shape::UNPROVEN));
+    fn tool_choice(&self) -> Option<Value> {
+        self.request.tool_choice()
     }
 
-    #[test]
-    fn tool_arguments_are_decoded_for_templates_that_iterate_them() {
-        let got = chat(r#"{"messages":[{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]}]}"#).unwrap();
-        assert_eq!(got.messages[0]["tool_calls"][0]["function"]["arguments"]["a"], 1);
-        assert!(got.shape.contains(Shape::TOOL_CALLS));
+    fn response_format(&self) -> Option<Value> {
+        self.request.response_format()
     }
 
-    #[test]
-    fn tools_are_put_in_schema_order_and_completed() {
-        let got = chat(
-            r#"{"messages":[],"tools":[{"function":{"parameters":{},"name":"f","x":1},"type":"function"}]}"#,
-        )
-        .unwrap();
-        let text = serde_json::to_string(&got.tools).unwrap();
-        assert_eq!(
-            text,
-            r#"[{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":{}},"description":""}}]"#
-        );
+    fn should_add_generation_prompt(&self) -> bool {
+        self.request.should_add_generation_prompt()
+    }
+
+    fn chat_template_args(&self) -> Option<&HashMap<String, serde_json::Value>> {
+        self.request.chat_template_args()
+    }
+
+    fn extract_text(&self) -> Option<TextInput> {
+        self.request.extract_text()
+    }
+
+    fn mm_processor_kwargs(&self) -> Option<&serde_json::Value> {
+        self.request.mm_processor_kwargs()
     }
 }

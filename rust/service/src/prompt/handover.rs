@@ -1,17 +1,37 @@
-//! Are our token ids Dynamo's? Sample prompts go through Dynamo's dry run, and only shapes without a difference are handed over.
+//! Are our token ids Dynamo's? Dry runs decide, and the first difference ends the handover.
+//!
+//! One task per model compares ids: all samples before any handover, again at intervals and when a frontend may have restarted, and
+//! between these times some of the prompts that are handed over. By construction the ids are equal, so a difference means that the
+//! frontend works with other files or another version. No prompt of the model is handed over then until all samples agree again.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep};
 
 use super::Abstention;
-use super::body::{Endpoint, RequestBody};
-use super::chat;
-use super::tokenise::{Prompter, Shape};
+use super::body::Endpoint;
+use super::chat::ChatRequest;
+use super::prompter::{Prompter, Sample};
+use super::samples::samples;
+use super::shape::Shape;
+
+/// Pause while the frontend cannot answer dry runs.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Time between two looks at the incarnation of the frontends.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Time between two comparisons of all samples.
+const RECHECK_EVERY: Duration = Duration::from_mins(1);
 
 /// Why a dry run gave no token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DryRunError {
-    /// The engine's frontend can not answer dry runs now: no workers, another mode, down.
+    /// The engine's frontend cannot answer dry runs now: no workers, another mode, down.
     Unavailable(String),
     /// The engine's frontend refused this sample.
     Refused(String),
@@ -28,13 +48,20 @@ pub trait TokenIdSource: Send + Sync + 'static {
         endpoint: Endpoint,
         body: String,
     ) -> impl Future<Output = Result<Vec<u32>, DryRunError>> + Send;
+
+    /// A number that changes whenever a frontend joined, left or may have restarted.
+    fn incarnation(&self) -> u64;
 }
 
-/// What the check found, per shape.
+/// What the last comparison found, per shape.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct HandoverReport {
     /// Every shape with its samples.
     pub shapes: Vec<ShapeReport>,
+    /// Comparisons of all samples so far.
+    pub checks: u64,
+    /// The first difference, which ended the handover; `None` while ids agree.
+    pub difference: Option<String>,
 }
 
 /// The samples of one shape.
@@ -52,17 +79,183 @@ pub(crate) struct ShapeReport {
     pub note: Option<String>,
 }
 
-/// Compares our ids with Dynamo's on all samples and marks the proven shapes in `prompter`.
+/// What the task tells the model's record after each comparison.
+pub(crate) trait HandoverLog: Send + 'static {
+    /// Takes over a report.
+    fn report(&self, report: HandoverReport);
+    /// Counts a difference.
+    fn differed(&self);
+}
+
+/// Compares ids as long as the prompter lives, see the module's text.
+pub(crate) async fn keep_checked(
+    prompter: Weak<Prompter>,
+    model: String,
+    source: impl TokenIdSource,
+    log: impl HandoverLog,
+) {
+    let Some(watched) = prompter.upgrade() else { return };
+    let Some(sampled) = watched.take_samples() else {
+        return;
+    };
+    let rechecks = watched.rechecks();
+    drop(watched);
+    let mut task = HandoverTask {
+        prompter,
+        model,
+        source,
+        log,
+        sampled,
+        rechecks,
+        report: HandoverReport::default(),
+        waits: false,
+        client_difference: None,
+    };
+    while task.check().await.is_some() && task.watch().await.is_some() {}
+}
+
+struct HandoverTask<S, L> {
+    prompter: Weak<Prompter>,
+    model: String,
+    source: S,
+    log: L,
+    sampled: mpsc::Receiver<Sample>,
+    rechecks: Arc<Notify>,
+    report: HandoverReport,
+    /// The last attempt met a frontend that cannot answer.
+    waits: bool,
+    /// Difference over a prompt of a client, which stays until a frontend restarts: the samples do not cover this prompt.
+    client_difference: Option<String>,
+}
+
+impl<S: TokenIdSource, L: HandoverLog> HandoverTask<S, L> {
+    /// Compares all samples, with as many attempts as the frontend needs. `None` when the model is gone.
+    async fn check(&mut self) -> Option<()> {
+        loop {
+            let incarnation = self.source.incarnation();
+            let prompter = self.prompter.upgrade()?;
+            match compare(&prompter, &self.model, &self.source).await {
+                Ok(shapes) if self.source.incarnation() == incarnation => {
+                    self.conclude(&prompter, shapes);
+                    self.waits = false;
+                    return Some(());
+                }
+                // A frontend came or went meanwhile, so the answers may be of two minds.
+                Ok(_) => {}
+                Err(reason) => {
+                    if !self.waits {
+                        tracing::info!(model = %self.model, %reason, "the comparison of token ids waits for the frontend");
+                    }
+                    self.waits = true;
+                }
+            }
+            drop(prompter);
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn conclude(&mut self, prompter: &Prompter, mut shapes: Vec<ShapeReport>) {
+        let differs = shapes.iter().find(|shape| shape.equal < shape.samples);
+        let difference = differs
+            .map(|shape| {
+                let note = shape.note.as_deref().unwrap_or("no ids here");
+                format!("sample of shape {}: {note}", shape.shape)
+            })
+            .or_else(|| self.client_difference.clone());
+        let mut proven = Shape::default();
+        for (entry, (shape, _)) in shapes.iter_mut().zip(Shape::CHECKED) {
+            entry.handed_over = difference.is_none() && entry.samples > 0;
+            if entry.handed_over {
+                proven |= shape;
+            }
+        }
+        prompter.set_proven(proven);
+        let is_first = self.report.checks == 0;
+        if is_first || self.report.difference != difference {
+            self.announce(difference.as_deref());
+        }
+        if difference.is_some() && self.report.difference.is_none() {
+            self.log.differed();
+        }
+        self.report = HandoverReport {
+            shapes,
+            checks: self.report.checks + 1,
+            difference,
+        };
+        self.log.report(self.report.clone());
+    }
+
+    fn announce(&self, difference: Option<&str>) {
+        match difference {
+            None => tracing::info!(model = %self.model, "token ids equal Dynamo's: handed over"),
+            Some(difference) => tracing::warn!(
+                model = %self.model, difference, "token ids differ from Dynamo's: used as a hint only"
+            ),
+        }
+    }
+
+    /// Compares handed-over prompts until all samples are due again. `None` when the model is gone.
+    async fn watch(&mut self) -> Option<()> {
+        let due = Instant::now() + RECHECK_EVERY;
+        let incarnation = self.source.incarnation();
+        while Instant::now() < due {
+            let is_asked = tokio::select! {
+                sample = self.sampled.recv() => {
+                    self.compare_sample(sample?).await;
+                    false
+                }
+                () = self.rechecks.notified() => true,
+                () = sleep(LOOK_EVERY) => false,
+            };
+            if is_asked {
+                self.client_difference = None;
+                return Some(());
+            }
+            if self.source.incarnation() != incarnation {
+                // Another frontend may have other files, so nothing is handed over until it agreed.
+                self.client_difference = None;
+                self.prompter.upgrade()?.set_proven(Shape::default());
+                return Some(());
+            }
+        }
+        Some(())
+    }
+
+    async fn compare_sample(&mut self, sample: Sample) {
+        let Some(body) = dry_run_body(&sample.body) else {
+            return;
+        };
+        let Ok(theirs) = self.source.token_ids(sample.endpoint, body).await else {
+            return;
+        };
+        let Some(difference) = difference(&sample.tokens, &theirs) else {
+            return;
+        };
+        if let Some(prompter) = self.prompter.upgrade() {
+            prompter.set_proven(Shape::default());
+        }
+        let difference = format!("a prompt of a client: {difference}");
+        self.announce(Some(&difference));
+        self.log.differed();
+        self.client_difference = Some(difference.clone());
+        self.report.difference = Some(difference);
+        for shape in &mut self.report.shapes {
+            shape.handed_over = false;
+        }
+        self.log.report(self.report.clone());
+    }
+}
+
+/// Compares our ids with Dynamo's on all samples.
 ///
 /// # Errors
 /// A text when Dynamo does not answer dry runs (yet): no workers, not in kv mode, down.
-pub async fn check(
+async fn compare(
     prompter: &Prompter,
     model: &str,
     source: &impl TokenIdSource,
-) -> Result<HandoverReport, String> {
-    let mut report = HandoverReport::default();
-    let mut proven = Shape::default();
+) -> Result<Vec<ShapeReport>, String> {
+    let mut shapes = Vec::with_capacity(Shape::CHECKED.len());
     for (shape, name) in Shape::CHECKED {
         let mut entry = ShapeReport {
             shape: name,
@@ -77,9 +270,9 @@ pub async fn check(
             } else {
                 Endpoint::Chat
             };
-            let mut body = sample.clone();
-            body["nvext"] = json!({"annotations": ["query_instance_id:"]});
-            let theirs = match source.token_ids(endpoint, body.to_string()).await {
+            let text = sample.to_string();
+            let body = dry_run_body(text.as_bytes()).ok_or("a sample is no JSON object")?;
+            let theirs = match source.token_ids(endpoint, body).await {
                 Ok(ids) => ids,
                 Err(DryRunError::Refused(note)) => {
                     entry.note = Some(note);
@@ -88,123 +281,59 @@ pub async fn check(
                 Err(DryRunError::Unavailable(reason)) => return Err(reason),
             };
             entry.samples += 1;
-            match our_ids(prompter, shape, &sample) {
-                Ok(ids) if ids == theirs => entry.equal += 1,
-                Ok(ids) => {
-                    let first = ids.iter().zip(&theirs).position(|(a, b)| a != b);
-                    entry.note = Some(format!(
-                        "{} ids here, {} there, first difference at {first:?}",
-                        ids.len(),
-                        theirs.len()
-                    ));
-                }
-                Err(reason) => entry.note = Some(format!("not rendered here: {}", reason.name())),
+            match our_ids(prompter, endpoint, &sample, text.as_bytes()) {
+                Ok(ids) => match difference(&ids, &theirs) {
+                    None => entry.equal += 1,
+                    Some(difference) => entry.note = Some(difference),
+                },
+                Err(reason) => entry.note = Some(format!("no ids here: {}", reason.name())),
             }
         }
-        entry.handed_over = entry.samples > 0 && entry.equal == entry.samples;
-        if entry.handed_over {
-            proven |= shape;
-        }
-        report.shapes.push(entry);
+        shapes.push(entry);
     }
-    prompter.set_proven(proven);
-    Ok(report)
+    Ok(shapes)
 }
 
-fn our_ids(prompter: &Prompter, shape: Shape, sample: &Value) -> Result<Vec<u32>, Abstention> {
-    if shape == Shape::TEXT {
+/// Where two lists of ids differ, in words without ids; `None` for equal lists.
+fn difference(ours: &[u32], theirs: &[u32]) -> Option<String> {
+    if ours == theirs {
+        return None;
+    }
+    let shared = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
+    Some(format!(
+        "{} ids here, {} there, the first {shared} are equal",
+        ours.len(),
+        theirs.len()
+    ))
+}
+
+fn our_ids(
+    prompter: &Prompter,
+    endpoint: Endpoint,
+    sample: &Value,
+    body: &[u8],
+) -> Result<Vec<u32>, Abstention> {
+    if endpoint == Endpoint::Completions {
         return prompter.encode(sample["prompt"].as_str().unwrap_or_default());
     }
-    let text = sample.to_string();
-    let request = RequestBody::parse(text.as_bytes())?;
-    let template = prompter.template().ok_or(Abstention::NoTokeniser)?;
-    let conversation = chat::from_chat(&request, template)?;
-    prompter.encode(&prompter.render(&conversation)?)
+    let (ids, _) = prompter.encode_chat(ChatRequest::from_chat(body)?)?;
+    Ok(ids)
 }
 
-fn samples(shape: Shape, model: &str) -> Vec<Value> {
-    let unicode = "Grüße aus Köln, 世界! 🚀\u{200d}🧪\n\n\tTabs,  double  spaces, «quotes» and 1234567890.";
-    let code = "def f(x):\n    return {'a': [x ** 2, 3.5e-7], \"b\": None}  # comment\n";
-    let markup = " <s>[INST] <|im_start|>system\nnot a real turn<|im_end|> </s> <|endoftext|> {{ jinja }} ";
-    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
-    let chat = |messages: Vec<Value>| json!({"model": model, "messages": messages, "max_tokens": 1});
-    let tools = json!([
-        {"type": "function", "function": {"name": "weather", "description": "It's <b>the</b> weather & more",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "Ort, z. B. Köln"},
-                "days": {"type": "integer", "minimum": 1, "default": 3}, "exact": {"type": "boolean", "default": true},
-                "items": {"type": "array", "items": {"type": "number"}}}, "required": ["city"]}}},
-        {"type": "function", "function": {"name": "now", "parameters": {}}},
-    ]);
-    match shape {
-        Shape::TEXT => [
-            "Hello, world",
-            unicode,
-            code,
-            markup,
-            " leading and trailing ",
-            "a",
-        ]
-        .iter()
-        .map(|text| json!({"model": model, "prompt": text, "max_tokens": 1}))
-        .collect(),
-        Shape::PLAIN => vec![
-            chat(vec![turn("user", "Hello, world")]),
-            chat(vec![turn("system", "You are terse."), turn("user", unicode)]),
-            chat(vec![
-                turn("system", code),
-                turn("user", "one"),
-                turn("assistant", "two\n"),
-                turn("user", markup),
-            ]),
-            chat(vec![
-                turn("user", "  padded  "),
-                turn("assistant", ""),
-                turn("user", "again"),
-            ]),
-            chat(vec![
-                turn("user", "first"),
-                turn("assistant", unicode),
-                turn("user", code),
-                turn("assistant", "ok"),
-                turn("user", "?"),
-            ]),
-        ],
-        Shape::PARTS => vec![
-            chat(vec![
-                json!({"role": "user", "content": [{"type": "text", "text": "only"}]}),
-            ]),
-            chat(vec![
-                json!({"role": "system", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": unicode}]}),
-                json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": ""}, {"type": "text", "text": code}]}),
-            ]),
-        ],
-        Shape::TOOLS => {
-            let mut plain = chat(vec![
-                turn("system", "Use tools."),
-                turn("user", "Weather in Köln?"),
-            ]);
-            plain["tools"] = tools.clone();
-            let mut bare = chat(vec![turn("user", "Weather?")]);
-            bare["tools"] = json!([tools[1]]);
-            vec![plain, bare]
-        }
-        Shape::TOOL_CALLS => {
-            let call = json!({"id": "call_1", "type": "function", "function": {"name": "weather",
-                "arguments": "{\"city\": \"Köln\", \"days\": 2, \"exact\": false, \"f\": 1.5}"}});
-            let mut with_tools = chat(vec![
-                turn("user", "Weather?"),
-                json!({"role": "assistant", "content": null, "tool_calls": [call]}),
-                json!({"role": "tool", "tool_call_id": "call_1", "content": "{\"sun\": true}"}),
-            ]);
-            with_tools["tools"] = tools;
-            let with_text = chat(vec![
-                turn("user", "Weather?"),
-                json!({"role": "assistant", "content": "Let me see.", "tool_calls": [call]}),
-                json!({"role": "tool", "tool_call_id": "call_1", "content": unicode}),
-                turn("user", "thanks"),
-            ]);
-            vec![with_tools, with_text]
-        }
-        _ => Vec::new(),
-    }
+/// The same request as a dry run that is answered in one piece. Every other field keeps the client's bytes.
+fn dry_run_body(body: &[u8]) -> Option<String> {
+    const ANNOTATIONS: &str = r#"["query_instance_id:"]"#;
+    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(body).ok()?;
+    let mut nvext: BTreeMap<String, Box<RawValue>> = match fields.get("nvext") {
+        Some(raw) if raw.get() != "null" => serde_json::from_str(raw.get()).ok()?,
+        _ => BTreeMap::new(),
+    };
+    nvext.insert(
+        "annotations".into(),
+        RawValue::from_string(ANNOTATIONS.into()).ok()?,
+    );
+    fields.insert("nvext".into(), to_raw_value(&nvext).ok()?);
+    fields.insert("stream".into(), to_raw_value(&false).ok()?);
+    fields.remove("stream_options");
+    serde_json::to_string(&fields).ok()
 }

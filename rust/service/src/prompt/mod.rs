@@ -1,29 +1,42 @@
-//! From a request body to the prompt's tokens, or the reason why they can not be known.
+//! From a request body to the prompt's tokens, or the reason why they cannot be known.
 //!
-//! The body is read lazily: only the top level is split, and only the fields that decide the prompt are looked into. What the
-//! gateway forwards are the client's own bytes; when our token ids proved equal to Dynamo's, `nvext.token_data` is spliced in.
+//! A body passes through the types, templates and tokenisers from which Dynamo 1.6.1 is built, so the ids equal Dynamo's. What the
+//! gateway forwards are the client's own bytes. While dry runs show the same ids, `nvext.token_data` is spliced in.
+//!
+//! ```text
+//! bytes ─▶ body (split, pins) ─▶ chat | anthropic (typed) ─▶ template ─▶ tokenise ─▶ prepare (hashes, splice)
+//!                                                     handover (dry runs) ─▶ prompter (proven shapes) ─▶ prepare
+//! ```
 
+mod anthropic;
 mod body;
+mod card;
 mod chat;
 mod handover;
-mod jinja;
 mod prepare;
-mod segments;
-mod strings;
+mod prompter;
+mod reasoning;
+mod samples;
+mod shape;
 mod template;
+mod token_list;
 mod tokenise;
 
 pub use self::body::Endpoint;
+pub(crate) use self::card::CardOptions;
 pub use self::handover::{DryRunError, TokenIdSource};
-pub(crate) use self::handover::{HandoverReport, check as check_handover};
+pub(crate) use self::handover::{HandoverLog, HandoverReport, keep_checked};
 pub(crate) use self::prepare::{Prompt, PromptRequest, PromptTarget, is_heavy};
-pub(crate) use self::tokenise::Prompter;
+pub(crate) use self::prompter::Prompter;
+pub(crate) use self::tokenise::PrefixCache;
 
-/// Explanation the gateway leaves the choice to Dynamo. Each has a counter.
+/// Reason why the gateway leaves the choice to Dynamo. Each reason has a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Abstention {
-    /// The body is not a JSON object that we understand; Dynamo judges it.
+    /// The body is no request of its endpoint, so Dynamo refuses it.
     Unparsable,
+    /// The body may carry a pin in a form that cannot be read.
+    Unreadable,
     /// The model is not registered here.
     UnknownModel,
     /// No tokeniser or template in the model's folder.
@@ -32,7 +45,7 @@ pub enum Abstention {
     TemplateError,
     /// The tokeniser failed.
     TokeniserError,
-    /// Images, audio or video: the engine sees other tokens than we do.
+    /// Images, audio or video: the engine sees other tokens than this service.
     Multimodal,
     /// Embeddings in place of a prompt.
     PromptEmbeds,
@@ -48,7 +61,7 @@ pub enum Abstention {
     Embeddings,
     /// Input items of the responses API beyond plain text.
     ResponsesItems,
-    /// The prompt can not fit the model's context.
+    /// The prompt cannot fit the model's context.
     TooLong,
     /// Tokenising took longer than allowed.
     TokeniseTimeout,
@@ -60,8 +73,9 @@ pub enum Abstention {
 
 impl Abstention {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Unparsable,
+        Self::Unreadable,
         Self::UnknownModel,
         Self::NoTokeniser,
         Self::TemplateError,
@@ -84,6 +98,7 @@ impl Abstention {
     pub fn name(self) -> &'static str {
         match self {
             Self::Unparsable => "unparsable",
+            Self::Unreadable => "unreadable",
             Self::UnknownModel => "unknown_model",
             Self::NoTokeniser => "no_tokeniser",
             Self::TemplateError => "template_error",

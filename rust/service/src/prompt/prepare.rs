@@ -9,9 +9,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use wardrop_core::{HashScope, LocalHash, SequenceHash, local_hashes, sequence_hashes};
 
+use super::Abstention;
+use super::anthropic::from_messages;
 use super::body::{self, ClientNvext, Endpoint, RequestBody, splice_token_data};
-use super::tokenise::{Prompter, Shape};
-use super::{Abstention, chat};
+use super::chat::ChatRequest;
+use super::prompter::Prompter;
+use super::shape::Shape;
+use super::token_list::{PromptList, token_ids};
 use crate::config::PromptOptions;
 
 /// No tokeniser packs more bytes than this into a token on average, so a longer text can not fit the context.
@@ -85,6 +89,13 @@ pub(crate) struct PromptTarget<'a> {
     pub prompter: Option<&'a Prompter>,
 }
 
+impl PromptTarget<'_> {
+    /// The context takes fewer tokens than the prompt has.
+    pub fn is_too_long(&self, tokens: usize) -> bool {
+        self.context_length.is_some_and(|limit| tokens as u64 > limit)
+    }
+}
+
 /// A request body that is split, with the name of the model that it asks for.
 pub(crate) struct PromptRequest<'a> {
     endpoint: Endpoint,
@@ -98,7 +109,8 @@ impl<'a> PromptRequest<'a> {
     /// Splits a body and finds the model's name.
     ///
     /// # Errors
-    /// The reason to leave the choice to Dynamo; [`Abstention::ClientPin`] only when `nvext` chooses a worker.
+    /// The reason to leave the choice to Dynamo. Two reasons are for the door to refuse, unless clients may pin:
+    /// [`Abstention::ClientPin`] when `nvext` chooses a worker, and [`Abstention::Unreadable`] when that cannot be excluded.
     pub fn read(endpoint: Endpoint, bytes: &'a Bytes) -> Result<Self, Abstention> {
         let request = RequestBody::parse(bytes)?;
         let nvext = request.client_nvext()?;
@@ -141,7 +153,10 @@ impl<'a> PromptRequest<'a> {
     ) -> Result<Prompt, Abstention> {
         let (request, nvext) = (&self.body, &self.nvext);
         let started = Instant::now();
-        let prompt = tokenise(self.endpoint, request, nvext, target)?;
+        let prompt = self.tokenise(target)?;
+        if target.is_too_long(prompt.tokens.len()) {
+            return Err(Abstention::TooLong);
+        }
         let tokenise_ns = started.elapsed().as_nanos() as u64;
         let salt = tenant
             .map(Cow::Borrowed)
@@ -153,16 +168,20 @@ impl<'a> PromptRequest<'a> {
         };
         let mut prepared = Prompt::from_tokens(&prompt.tokens, target.block_size, &scope)?;
         prepared.timing.tokenise_ns = tokenise_ns;
-        let is_proven = || {
-            target
-                .prompter
-                .is_some_and(|prompter| prompter.is_proven(prompt.shape))
-        };
-        if prompt.is_ours && options.handover && !body::is_set(nvext.annotations) && is_proven() {
+        let prompter = target
+            .prompter
+            .filter(|prompter| prompter.is_proven(prompt.shape));
+        if let Some(prompter) = prompter
+            && prompt.is_ours
+            && options.handover
+            && !body::is_set(nvext.annotations)
+        {
             prepared.spliced = splice_token_data(self.bytes, request, &prompt.tokens);
+            if prepared.spliced.is_some() {
+                prompter.sample(self.endpoint, self.bytes, &prompt.tokens);
+            }
         }
-        let expected = nvext.agent_hints.as_ref().and_then(|hints| hints.osl);
-        prepared.expected_output_tokens = expected.and_then(|raw| raw.get().parse().ok());
+        prepared.expected_output_tokens = nvext.expected_output_tokens();
         prepared.is_streamed = request.is_streamed();
         Ok(prepared)
     }
@@ -180,91 +199,78 @@ struct PromptTokens {
     shape: Shape,
 }
 
-fn tokenise(
-    endpoint: Endpoint,
-    request: &RequestBody<'_>,
-    nvext: &ClientNvext<'_>,
-    target: &PromptTarget<'_>,
-) -> Result<PromptTokens, Abstention> {
-    if body::is_set(request.prompt_embeds) {
-        return Err(Abstention::PromptEmbeds);
-    }
-    let from_client = |tokens| PromptTokens {
-        tokens,
-        is_ours: false,
-        shape: Shape::UNPROVEN,
-    };
-    if body::is_set(nvext.token_data) {
-        let raw = nvext.token_data.ok_or(Abstention::Unparsable)?;
-        return Ok(from_client(token_ids(raw.get())?));
-    }
-    let prompter = || target.prompter.ok_or(Abstention::NoTokeniser);
-    match endpoint {
-        Endpoint::Completions => {
-            let raw = request.prompt.ok_or(Abstention::Unparsable)?.get();
-            if raw.starts_with('"') {
-                let text = body::text(request.prompt).ok_or(Abstention::Unparsable)?;
-                return encode_text(&text, request, prompter()?, target);
-            }
-            match PromptList::read(raw)? {
-                PromptList::Tokens(tokens) => Ok(from_client(tokens)),
-                PromptList::Text(text) => {
-                    // A list with one text: Dynamo does not take token data for it.
-                    let prompt = encode_text(&text, request, prompter()?, target)?;
-                    Ok(PromptTokens {
-                        shape: Shape::UNPROVEN,
-                        ..prompt
-                    })
-                }
-            }
+impl PromptTokens {
+    fn from_client(tokens: Vec<u32>) -> Self {
+        Self {
+            tokens,
+            is_ours: false,
+            shape: Shape::UNPROVEN,
         }
-        Endpoint::Chat | Endpoint::Responses => {
-            let prompter = prompter()?;
-            let template = prompter.template().ok_or(Abstention::NoTokeniser)?;
-            let length = request
-                .messages
-                .or(request.input)
-                .map_or(0, |raw| raw.get().len());
-            check_length(length, target)?;
-            let mut conversation = if endpoint == Endpoint::Chat {
-                chat::from_chat(request, template)?
-            } else {
-                chat::from_responses(request)?
-            };
-            if body::is_set(nvext.use_raw_prompt) {
-                conversation.shape |= Shape::UNPROVEN;
-            }
-            let text = prompter.render(&conversation)?;
-            Ok(PromptTokens {
-                tokens: prompter.encode(&text)?,
-                is_ours: true,
-                shape: conversation.shape,
-            })
+    }
+
+    fn ours(tokens: Vec<u32>, shape: Shape) -> Self {
+        Self {
+            tokens,
+            is_ours: true,
+            shape,
         }
-        Endpoint::Embeddings => Err(Abstention::Embeddings),
     }
 }
 
-fn encode_text(
-    text: &str,
-    request: &RequestBody<'_>,
-    prompter: &Prompter,
-    target: &PromptTarget<'_>,
-) -> Result<PromptTokens, Abstention> {
-    check_length(text.len(), target)?;
-    let shape = if request.has_rendering_options() {
-        Shape::UNPROVEN
-    } else {
-        Shape::TEXT
-    };
-    Ok(PromptTokens {
-        tokens: prompter.encode(text)?,
-        is_ours: true,
-        shape,
-    })
+impl PromptRequest<'_> {
+    fn tokenise(&self, target: &PromptTarget<'_>) -> Result<PromptTokens, Abstention> {
+        if body::is_set(self.body.prompt_embeds) {
+            return Err(Abstention::PromptEmbeds);
+        }
+        if body::is_set(self.nvext.token_data) {
+            let raw = self.nvext.token_data.ok_or(Abstention::Unparsable)?;
+            return token_ids(raw.get(), target.context_length).map(PromptTokens::from_client);
+        }
+        let prompter = || target.prompter.ok_or(Abstention::NoTokeniser);
+        let conversation = match self.endpoint {
+            Endpoint::Completions => return self.tokenise_text(target),
+            Endpoint::Embeddings => return Err(Abstention::Embeddings),
+            Endpoint::Chat | Endpoint::Responses | Endpoint::Messages => {
+                let prompter = prompter()?;
+                let raw = self.body.messages.or(self.body.input);
+                check_length(raw.map_or(0, |raw| raw.get().len()), target)?;
+                let request = match self.endpoint {
+                    Endpoint::Responses => ChatRequest::from_responses(&self.body)?,
+                    Endpoint::Messages => from_messages(self.bytes)?,
+                    _ => ChatRequest::from_chat(self.bytes)?,
+                };
+                prompter.encode_chat(request)?
+            }
+        };
+        let (tokens, mut shape) = conversation;
+        if self.endpoint != Endpoint::Chat {
+            // The dry run of the engine's frontend covers chat and completions only.
+            shape |= Shape::UNPROVEN;
+        }
+        Ok(PromptTokens::ours(tokens, shape))
+    }
+
+    /// The prompt of a completions request, to which no template applies.
+    fn tokenise_text(&self, target: &PromptTarget<'_>) -> Result<PromptTokens, Abstention> {
+        let raw = self.body.prompt.ok_or(Abstention::Unparsable)?.get();
+        let prompter = || target.prompter.ok_or(Abstention::NoTokeniser);
+        if raw.starts_with('"') {
+            let text = body::text(self.body.prompt).ok_or(Abstention::Unparsable)?;
+            check_length(text.len(), target)?;
+            return Ok(PromptTokens::ours(prompter()?.encode(&text)?, Shape::TEXT));
+        }
+        match PromptList::read(raw, target.context_length)? {
+            PromptList::Tokens(tokens) => Ok(PromptTokens::from_client(tokens)),
+            PromptList::Text(text) => {
+                check_length(text.len(), target)?;
+                // Dynamo takes no token data for a list with one text.
+                Ok(PromptTokens::ours(prompter()?.encode(&text)?, Shape::UNPROVEN))
+            }
+        }
+    }
 }
 
-/// A text that can not fit the context is not tokenised: Dynamo refuses it, and megabytes of it would take seconds.
+/// A text that cannot fit the context is not tokenised: Dynamo refuses it, and megabytes of it would take seconds.
 fn check_length(bytes: usize, target: &PromptTarget<'_>) -> Result<(), Abstention> {
     let limit = target
         .context_length
@@ -273,39 +279,6 @@ fn check_length(bytes: usize, target: &PromptTarget<'_>) -> Result<(), Abstentio
         Err(Abstention::TooLong)
     } else {
         Ok(())
-    }
-}
-
-fn token_ids(raw: &str) -> Result<Vec<u32>, Abstention> {
-    serde_json::from_str(raw).map_err(|_| Abstention::Unparsable)
-}
-
-enum PromptList {
-    Tokens(Vec<u32>),
-    Text(String),
-}
-
-impl PromptList {
-    /// `[ids]`, `[[ids]]` or `["text"]`; several prompts abstain.
-    fn read(raw: &str) -> Result<Self, Abstention> {
-        let inner = raw.strip_prefix('[').ok_or(Abstention::Unparsable)?.trim_start();
-        if inner.starts_with('"') {
-            let mut texts: Vec<String> = serde_json::from_str(raw).map_err(|_| Abstention::Unparsable)?;
-            return if texts.len() == 1 {
-                Ok(Self::Text(texts.remove(0)))
-            } else {
-                Err(Abstention::Batch)
-            };
-        }
-        if inner.starts_with('[') {
-            let mut lists: Vec<Vec<u32>> = serde_json::from_str(raw).map_err(|_| Abstention::Unparsable)?;
-            return if lists.len() == 1 {
-                Ok(Self::Tokens(lists.remove(0)))
-            } else {
-                Err(Abstention::Batch)
-            };
-        }
-        token_ids(raw).map(Self::Tokens)
     }
 }
 
@@ -388,7 +361,17 @@ mod tests {
     #[test]
     fn what_can_not_be_known_abstains_with_its_reason() {
         let cases = [
-            (Endpoint::Completions, "{", Abstention::Unparsable),
+            (Endpoint::Completions, "{", Abstention::Unreadable),
+            (
+                Endpoint::Embeddings,
+                r#"{"model":"m","input":"a","nvext":[null,null,null,5]}"#,
+                Abstention::Unreadable,
+            ),
+            (
+                Endpoint::Messages,
+                r#"{"model":"m","messages":[],"nvext":{"dp_rank":5}}"#,
+                Abstention::ClientPin,
+            ),
             (
                 Endpoint::Completions,
                 r#"{"model":"x","prompt":[1]}"#,
@@ -443,6 +426,21 @@ mod tests {
         for (endpoint, body, expected) in cases {
             assert_eq!(reason(endpoint, body), expected, "{body}");
         }
+    }
+
+    #[test]
+    fn prompt_beyond_the_context_is_not_booked() {
+        let ids = vec!["7"; 65].join(",");
+        for body in [
+            format!(r#"{{"model":"m","prompt":[{ids}]}}"#),
+            format!(r#"{{"model":"m","prompt":[[{ids}]]}}"#),
+            format!(r#"{{"model":"m","prompt":"x","nvext":{{"token_data":[{ids}]}}}}"#),
+        ] {
+            assert_eq!(reason(Endpoint::Completions, &body), Abstention::TooLong);
+        }
+        let ids = vec!["7"; 64].join(",");
+        let body = format!(r#"{{"model":"m","prompt":[{ids}]}}"#);
+        assert_eq!(run(Endpoint::Completions, &body, None).unwrap().input_tokens, 64);
     }
 
     #[test]

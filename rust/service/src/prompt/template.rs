@@ -1,240 +1,143 @@
-//! A model's chat template, as its folder brings it, and the rendering of one conversation.
+//! The chat template of a model, found and rendered as Dynamo finds and renders it.
+//!
+//! The renderer is the crate `dynamo-renderer` of the same version as in Dynamo 1.6.1. This module only chooses the files, in
+//! Dynamo's order: a native format of the model family, else the operator's template, `chat_template.jinja`,
+//! `chat_template.json`, and at last the field of `tokenizer_config.json`.
 
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use minijinja::value::Serde;
-use minijinja::{Environment, Value, context};
-use serde::Deserialize;
+use dynamo_renderer::{
+    ChatTemplate, ContextMixins, OAIPromptFormatter, PromptFormatter, RenderedPrompt, deepseek_formatter_for,
+    kimi_k3_formatter_for,
+};
+use serde_json::Value;
 
-use super::jinja;
-use crate::ServiceError;
+use super::Abstention;
+use super::card::CardOptions;
+use super::chat::{ChatRequest, MarkedRequest};
 
-const DEFAULT: &str = "default";
-const TOOL_USE: &str = "tool_use";
-
-/// A compiled template with the special tokens that it may name.
-#[derive(Debug)]
-pub(crate) struct ChatTemplate {
-    env: Environment<'static>,
-    bos: Option<String>,
-    eos: Option<String>,
-    unk: Option<String>,
-    /// The template prints `arguments` itself when they are a string; else they are decoded before it sees them.
-    pub keeps_argument_strings: bool,
-    /// The template only takes content as a list of parts.
-    pub wants_content_parts: bool,
+/// Renders conversations of one model.
+pub(crate) struct Renderer {
+    formatter: Arc<dyn OAIPromptFormatter>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct TokenizerConfig {
-    bos_token: Option<SpecialToken>,
-    eos_token: Option<SpecialToken>,
-    unk_token: Option<SpecialToken>,
-    chat_template: Option<TemplateField>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum SpecialToken {
-    Text(String),
-    Added { content: String },
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum TemplateField {
-    One(String),
-    Named(Vec<NamedTemplate>),
-}
-
-#[derive(Debug, Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
-}
-
-impl SpecialToken {
-    fn into_text(self) -> String {
-        match self {
-            Self::Text(text) | Self::Added { content: text } => text,
-        }
-    }
-}
-
-impl ChatTemplate {
-    /// Reads `chat_template.jinja`, or the `chat_template` of `tokenizer_config.json`; `None` when the model has neither.
+impl Renderer {
+    /// Finds the template of a model in its folder; `None` when the model has none.
     ///
     /// # Errors
-    /// [`ServiceError::Config`] when a file is there and can not be read as a template.
-    pub fn from_folder(folder: &Path) -> Result<Option<Self>, ServiceError> {
-        let wrong =
-            |what: &str, why: String| ServiceError::Config(format!("{}: {why}", folder.join(what).display()));
-        let config: TokenizerConfig = match std::fs::read(folder.join("tokenizer_config.json")) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|e| wrong("tokenizer_config.json", e.to_string()))?
-            }
-            Err(_) => TokenizerConfig::default(),
-        };
-        let sources = match std::fs::read_to_string(folder.join("chat_template.jinja")) {
-            Ok(source) => vec![(DEFAULT.to_string(), source)],
-            Err(_) => match config.chat_template {
+    /// A text that names the file and the fault.
+    pub fn from_folder(folder: &Path, name: &str, card: &CardOptions) -> Result<Option<Self>, String> {
+        let formatter = match native_formatter(folder, name, card) {
+            Some(formatter) => formatter,
+            None => match template_of(folder, card)? {
+                Some(template) => compile(template, card)?,
                 None => return Ok(None),
-                Some(TemplateField::One(source)) => vec![(DEFAULT.to_string(), source)],
-                Some(TemplateField::Named(list)) => list
-                    .into_iter()
-                    .map(|named| (named.name, named.template))
-                    .collect(),
             },
         };
-        Self::new(
-            sources,
-            [config.bos_token, config.eos_token, config.unk_token].map(|t| t.map(SpecialToken::into_text)),
-        )
-        .map(Some)
-        .map_err(|e| wrong("chat template", format!("{e:#}")))
+        let PromptFormatter::OAI(formatter) = formatter;
+        Ok(Some(Self { formatter }))
     }
 
-    fn new(
-        sources: Vec<(String, String)>,
-        [bos, eos, unk]: [Option<String>; 3],
-    ) -> Result<Self, minijinja::Error> {
-        let mut env = jinja::environment();
-        for (name, source) in sources {
-            env.add_template_owned(name, jinja::adapt_source(&source))?;
+    /// Text of a conversation.
+    ///
+    /// # Errors
+    /// [`Abstention::TemplateError`] where the template refuses the conversation.
+    pub fn render(&self, request: &ChatRequest) -> Result<RenderedPrompt, Abstention> {
+        if !request.continues_last_message() {
+            return self
+                .formatter
+                .render_prompt(request)
+                .map_err(|_| Abstention::TemplateError);
         }
-        env.get_template(DEFAULT)?;
-        let mut template = Self {
-            env,
-            bos,
-            eos,
-            unk,
-            keeps_argument_strings: false,
-            wants_content_parts: false,
-        };
-        template.keeps_argument_strings = template.probe_argument_strings();
-        template.wants_content_parts = template.probe_content_parts();
-        Ok(template)
-    }
-
-    /// Renders a conversation up to the point where the assistant speaks. `tools` is a non-empty list or undefined.
-    pub fn render(&self, messages: Value, tools: Value) -> Result<String, minijinja::Error> {
-        let has_tools = tools.len().is_some_and(|n| n > 0);
-        let name = if has_tools && self.env.get_template(TOOL_USE).is_ok() {
-            TOOL_USE
-        } else {
-            DEFAULT
-        };
-        let tools = if tools.is_undefined() {
-            Value::from(())
-        } else {
-            tools
-        };
-        let ctx = context! {
-            messages => messages,
-            tools => tools,
-            bos_token => self.bos.as_deref(),
-            eos_token => self.eos.as_deref(),
-            unk_token => self.unk.as_deref(),
-            add_generation_prompt => true,
-        };
-        self.env.get_template(name)?.render(ctx)
-    }
-
-    /// Templates that branch on `arguments is string` print the string as the model wrote it.
-    fn probe_argument_strings(&self) -> bool {
-        const ARGUMENTS: &str = r#"{"probe": "value"}"#;
-        let named = self
-            .env
-            .templates()
-            .any(|(_, t)| t.source().contains("arguments is string"));
-        if !named {
-            return false;
+        let rendered = self
+            .formatter
+            .render_prompt(&MarkedRequest::new(request)?)
+            .map_err(|_| Abstention::TemplateError)?;
+        if rendered.segments().is_some() {
+            // A cut inside the segments of a native format is Dynamo's own step.
+            return Err(Abstention::TemplateError);
         }
-        let messages = serde_json::json!([
-            {"role": "user", "content": "u"},
-            {"role": "assistant", "content": "", "tool_calls": [
-                {"id": "c", "type": "function", "function": {"name": "probe", "arguments": ARGUMENTS}}]},
-            {"role": "tool", "tool_call_id": "c", "content": "r"},
-        ]);
-        self.render(Value::from(Serde(&messages)), Value::UNDEFINED)
-            .is_ok_and(|text| text.contains(ARGUMENTS))
-    }
-
-    fn probe_content_parts(&self) -> bool {
-        const PROBE: &str = "content probe";
-        let shows = |content: serde_json::Value| {
-            let messages = serde_json::json!([{"role": "user", "content": content}]);
-            self.render(Value::from(Serde(&messages)), Value::UNDEFINED)
-                .is_ok_and(|text| text.contains(PROBE))
-        };
-        !shows(PROBE.into()) && shows(serde_json::json!([{"type": "text", "text": PROBE}]))
+        MarkedRequest::cut(rendered.as_str()).map(|text| RenderedPrompt::text(text.to_owned()))
     }
 }
 
-#[cfg(test)]
-pub mod tests {
-    use super::*;
-    use serde_json::json;
+/// The format of a model family that is written in Rust, because the family publishes no template.
+fn native_formatter(folder: &Path, name: &str, card: &CardOptions) -> Option<PromptFormatter> {
+    let config = read(&folder.join("config.json")).ok().flatten();
+    let config: Option<Value> = config.and_then(|text| serde_json::from_str(&text).ok());
+    let family = config.as_ref().and_then(|config| config["model_type"].as_str());
+    // Without a family in the configuration the renderer goes by the model's name.
+    let family = family.map(str::to_lowercase).filter(|family| !family.is_empty());
+    let name = name.to_lowercase();
+    kimi_k3_formatter_for(&family, &name, card.exclude_tools_when_tool_choice_none)
+        .or_else(|| deepseek_formatter_for(&family, &name))
+}
 
-    pub const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+fn compile(config: Value, card: &CardOptions) -> Result<PromptFormatter, String> {
+    let config: ChatTemplate =
+        serde_json::from_value(config).map_err(|error| format!("tokenizer_config.json: {error}"))?;
+    let context = card.prompt_context.as_deref();
+    let context = context.map_or_else(ContextMixins::default, ContextMixins::new);
+    PromptFormatter::from_parts(config, context, card.exclude_tools_when_tool_choice_none)
+        .map_err(|error| format!("chat template: {error:#}"))
+}
 
-    pub fn template(source: &str) -> ChatTemplate {
-        ChatTemplate::new(
-            vec![(DEFAULT.into(), source.into())],
-            [None, Some("</s>".into()), None],
-        )
-        .unwrap()
+/// `tokenizer_config.json` with the template that is in force as its `chat_template`.
+fn template_of(folder: &Path, card: &CardOptions) -> Result<Option<Value>, String> {
+    let place = folder.join("tokenizer_config.json");
+    let mut config: Value = match read(&place)? {
+        Some(text) => parse(&place, &text)?,
+        // Dynamo reads no other template file of a model without this file.
+        None => return Ok(None),
+    };
+    if !config.is_object() {
+        return Err(format!("{}: got no JSON object, expected one", place.display()));
     }
-
-    #[allow(clippy::needless_pass_by_value, reason = "called with literals")]
-    fn value(json: serde_json::Value) -> Value {
-        Value::from(Serde(&json))
+    if let Some(template) = separate_template(folder, card)? {
+        config["chat_template"] = template;
     }
+    Ok((!config["chat_template"].is_null()).then_some(config))
+}
 
-    #[test]
-    fn conversation_ends_where_the_assistant_speaks() {
-        let text = template(CHATML).render(
-            value(json!([{"role": "user", "content": "hi"}])),
-            Value::UNDEFINED,
-        );
-        assert_eq!(
-            text.unwrap(),
-            "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-        );
+/// The template in a file of its own.
+fn separate_template(folder: &Path, card: &CardOptions) -> Result<Option<Value>, String> {
+    let places = card
+        .chat_template_file
+        .iter()
+        .cloned()
+        .chain(["chat_template.jinja", "chat_template.json"].map(|name| folder.join(name)));
+    for place in places {
+        let Some(text) = read(&place)? else { continue };
+        return separate(&place, text).map(Some);
     }
+    Ok(None)
+}
 
-    #[test]
-    fn named_tool_template_is_taken_when_there_are_tools() {
-        let named = vec![
-            ("default".into(), "plain".into()),
-            ("tool_use".into(), "tools {{ tools|length }}".into()),
-        ];
-        let template = ChatTemplate::new(named, [None, None, None]).unwrap();
-        assert_eq!(
-            template.render(value(json!([])), Value::UNDEFINED).unwrap(),
-            "plain"
-        );
-        assert_eq!(
-            template.render(value(json!([])), value(json!([{}]))).unwrap(),
-            "tools 1"
-        );
+fn separate(place: &PathBuf, text: String) -> Result<Value, String> {
+    if place.extension().is_none_or(|extension| extension != "json") {
+        return Ok(Value::String(text));
     }
-
-    #[test]
-    fn special_tokens_are_known_to_the_template() {
-        assert_eq!(
-            template("{{ eos_token }}")
-                .render(value(json!([])), Value::UNDEFINED)
-                .unwrap(),
-            "</s>"
-        );
+    let mut wrapper = parse(place, &text)?;
+    match wrapper.get_mut("chat_template") {
+        Some(template) => Ok(template.take()),
+        None => Err(format!(
+            "{}: got no field chat_template, expected the template in it",
+            place.display()
+        )),
     }
+}
 
-    #[test]
-    fn template_for_parts_only_is_recognised() {
-        let source = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}";
-        assert!(template(source).wants_content_parts);
-        assert!(!template(CHATML).wants_content_parts);
+fn parse(place: &Path, text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("{}: {error}", place.display()))
+}
+
+/// Text of a file; `None` when the file does not exist.
+fn read(place: &Path) -> Result<Option<String>, String> {
+    match std::fs::read_to_string(place) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{}: {error}", place.display())),
     }
 }

@@ -1,132 +1,162 @@
-//! A model's tokeniser and template together, and which shapes of prompt they were proven for.
+//! The tokeniser of a model, loaded as Dynamo loads it.
+//!
+//! The implementations and the exact prefix cache are those of the crate `dynamo-tokenizers`, in the version of Dynamo 1.6.1. The
+//! cache keeps the ids of a text up to each special token, so the old turns of a conversation are tokenised once.
 
-use std::ops::{BitOr, BitOrAssign};
-use std::path::Path;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use minijinja::Value;
-use minijinja::value::Serde;
-use tokenizers::Tokenizer;
+use dynamo_renderer::RenderedPrompt;
+use dynamo_tokenizers::traits::Tokenizer;
+use dynamo_tokenizers::{
+    CachedTokenizer, FastTokenizer, HuggingFaceTokenizer, SharedTokenizerCache, TikTokenTokenizer,
+};
 
 use super::Abstention;
-use super::chat::Conversation;
-use super::segments::Segments;
-use super::template::ChatTemplate;
-use crate::ServiceError;
-
-/// Parts of a prompt whose rendering has to equal Dynamo's before our ids replace its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Shape(u8);
-
-impl Shape {
-    /// Text of the completions endpoint: the tokeniser alone.
-    pub const TEXT: Self = Self(1);
-    /// System, user and assistant messages with text.
-    pub const PLAIN: Self = Self(2);
-    /// Content as a list of text parts.
-    pub const PARTS: Self = Self(4);
-    /// Tool definitions.
-    pub const TOOLS: Self = Self(8);
-    /// Tool calls and their results in the conversation.
-    pub const TOOL_CALLS: Self = Self(16);
-    /// Something that no sample covers.
-    pub const UNPROVEN: Self = Self(128);
-
-    /// The shapes that are checked, with their names.
-    pub const CHECKED: [(Self, &'static str); 5] = [
-        (Self::TEXT, "text"),
-        (Self::PLAIN, "plain"),
-        (Self::PARTS, "parts"),
-        (Self::TOOLS, "tools"),
-        (Self::TOOL_CALLS, "tool_calls"),
-    ];
-
-    /// All of `other` is in `self`.
-    pub fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-}
-
-impl BitOr for Shape {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitOrAssign for Shape {
-    fn bitor_assign(&mut self, other: Self) {
-        self.0 |= other.0;
-    }
-}
+use super::card::Backend;
 
 /// Text to token ids for one model.
-pub(crate) struct Prompter {
-    tokenizer: Tokenizer,
-    segments: Option<Segments>,
-    template: Option<ChatTemplate>,
-    proven: AtomicU8,
+pub(crate) struct Tokeniser {
+    tokenizer: Arc<dyn Tokenizer>,
 }
 
-impl Prompter {
-    /// Reads `tokenizer.json` and the chat template of a model folder.
+/// The prefix cache of all models, and the part of it that one tokeniser owns.
+#[derive(Clone)]
+pub(crate) struct PrefixCache {
+    /// Shared storage; its limit holds for all models together.
+    pub shared: SharedTokenizerCache,
+    /// Never used twice: files under one name may change.
+    pub namespace: u64,
+}
+
+enum TokeniserFile {
+    HuggingFace(PathBuf),
+    Tiktoken(PathBuf),
+}
+
+impl Tokeniser {
+    /// Finds and loads the tokeniser in a model folder; `None` when the folder has none.
     ///
     /// # Errors
-    /// [`ServiceError::Config`] with the file and the reason.
-    pub fn from_folder(folder: &Path, cache_bytes: usize) -> Result<Self, ServiceError> {
-        let file = folder.join("tokenizer.json");
-        let mut tokenizer = Tokenizer::from_file(&file)
-            .map_err(|e| ServiceError::Config(format!("{}: {e}", file.display())))?;
-        // A file may carry the truncation and padding of its training run; a prompt is never cut here.
-        let _ = tokenizer.with_truncation(None);
-        tokenizer.with_padding(None);
-        Ok(Self {
-            segments: Segments::of(&tokenizer, cache_bytes),
-            tokenizer,
-            template: ChatTemplate::from_folder(folder)?,
-            proven: AtomicU8::new(0),
-        })
+    /// A text that names the file and the fault.
+    pub fn from_folder(folder: &Path, backend: Backend, cache: &PrefixCache) -> Result<Option<Self>, String> {
+        let Some(file) = TokeniserFile::find(folder)? else {
+            return Ok(None);
+        };
+        let (tokenizer, marks) = file.load(backend)?;
+        if cache.shared.max_memory_bytes() == 0 {
+            return Ok(Some(Self { tokenizer }));
+        }
+        let namespace = cache.namespace.to_le_bytes();
+        let cached =
+            CachedTokenizer::new_with_cache(tokenizer.clone(), marks, cache.shared.clone(), &namespace);
+        let tokenizer = match cached {
+            Ok(cached) => Arc::new(cached.with_extend(true)),
+            // A tokeniser that cannot be cut at special tokens works without the cache.
+            Err(_) => tokenizer,
+        };
+        Ok(Some(Self { tokenizer }))
     }
 
-    /// The chat template.
-    pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+    /// Ids of a rendered prompt, without special tokens around it.
+    ///
+    /// # Errors
+    /// [`Abstention::TokeniserError`].
+    pub fn encode_prompt(&self, prompt: &RenderedPrompt) -> Result<Vec<u32>, Abstention> {
+        let Some(segments) = prompt.encode_segments() else {
+            return self.encode(prompt.as_str());
+        };
+        let encoding = self.tokenizer.encode_segments(&segments);
+        encoding
+            .map(|encoding| encoding.token_ids().to_vec())
+            .map_err(|_| Abstention::TokeniserError)
     }
 
     /// Ids of a text, without special tokens around it.
+    ///
+    /// # Errors
+    /// [`Abstention::TokeniserError`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Abstention> {
-        if let Some(segments) = &self.segments {
-            return segments
-                .encode(&self.tokenizer, text)
-                .map_err(|_| Abstention::TokeniserError);
-        }
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
-            .map_err(|_| Abstention::TokeniserError)?;
-        Ok(encoding.get_ids().to_vec())
-    }
-
-    /// Text of a conversation.
-    pub fn render(&self, conversation: &Conversation) -> Result<String, Abstention> {
-        let template = self.template.as_ref().ok_or(Abstention::NoTokeniser)?;
-        let tools = if conversation.tools.is_empty() {
-            Value::UNDEFINED
+        // Tokenisers disagree about U+0000, so Dynamo removes it.
+        let encoding = if text.contains('\0') {
+            self.tokenizer.encode(&text.replace('\0', ""))
         } else {
-            Value::from(Serde(&conversation.tools))
+            self.tokenizer.encode(text)
         };
-        template
-            .render(Value::from(Serde(&conversation.messages)), tools)
-            .map_err(|_| Abstention::TemplateError)
+        encoding
+            .map(|encoding| encoding.token_ids().to_vec())
+            .map_err(|_| Abstention::TokeniserError)
+    }
+}
+
+impl TokeniserFile {
+    fn find(folder: &Path) -> Result<Option<Self>, String> {
+        let huggingface = folder.join("tokenizer.json");
+        if huggingface.exists() {
+            return Ok(Some(Self::HuggingFace(huggingface)));
+        }
+        let tiktoken = folder.join("tiktoken.model");
+        if tiktoken.exists() {
+            return Ok(Some(Self::Tiktoken(tiktoken)));
+        }
+        let unreadable = |error: std::io::Error| format!("{}: {error}", folder.display());
+        let mut found = None;
+        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+            let place = entry.map_err(unreadable)?.path();
+            if place.extension().is_some_and(|extension| extension == "tiktoken")
+                && found.replace(place).is_some()
+            {
+                return Err(format!(
+                    "{}: got several .tiktoken files, expected one",
+                    folder.display()
+                ));
+            }
+        }
+        Ok(found.map(Self::Tiktoken))
     }
 
-    /// Whether ids of this shape may replace Dynamo's.
-    pub fn is_proven(&self, shape: Shape) -> bool {
-        Shape(self.proven.load(Ordering::Relaxed)).contains(shape)
+    /// The tokeniser, and the special tokens behind which a text can be cut.
+    fn load(self, backend: Backend) -> Result<(Arc<dyn Tokenizer>, Vec<String>), String> {
+        match self {
+            Self::HuggingFace(place) => load_huggingface(&place, backend),
+            Self::Tiktoken(place) => {
+                let wrong = |why: String| format!("{}: {why}", place.display());
+                let path = place
+                    .to_str()
+                    .ok_or_else(|| wrong("the path is not UTF-8".into()))?;
+                let tokenizer =
+                    TikTokenTokenizer::from_file_auto(path).map_err(|error| wrong(format!("{error:#}")))?;
+                let marks = tokenizer.special_tokens().to_vec();
+                Ok((Arc::new(tokenizer), marks))
+            }
+        }
     }
+}
 
-    /// Replaces the set of proven shapes.
-    pub fn set_proven(&self, shapes: Shape) {
-        self.proven.store(shapes.0, Ordering::Relaxed);
+fn load_huggingface(place: &Path, backend: Backend) -> Result<(Arc<dyn Tokenizer>, Vec<String>), String> {
+    let wrong = |why: String| format!("{}: {why}", place.display());
+    let mut tokenizer = tokenizers::Tokenizer::from_file(place).map_err(|error| wrong(error.to_string()))?;
+    if let Some(folder) = place.parent() {
+        dynamo_tokenizers::hf::merge_special_tokens_from_config(&mut tokenizer, folder);
     }
+    // A file may carry the truncation and padding of its training run; a prompt is never cut here.
+    tokenizer
+        .with_truncation(None)
+        .map_err(|error| wrong(error.to_string()))?;
+    tokenizer.with_padding(None);
+    let added = tokenizer.get_added_tokens_decoder();
+    let mut marks: Vec<String> = added
+        .values()
+        .filter(|token| token.special)
+        .map(|token| token.content.clone())
+        .collect();
+    marks.sort();
+    marks.dedup();
+    if backend == Backend::Fastokens
+        && let Some(path) = place.to_str()
+        && let Ok(fast) = FastTokenizer::from_file(path)
+    {
+        return Ok((Arc::new(fast), marks));
+    }
+    Ok((Arc::new(HuggingFaceTokenizer::from_tokenizer(tokenizer)), marks))
 }

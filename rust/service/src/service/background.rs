@@ -11,16 +11,13 @@ use tokio::sync::watch;
 use super::Service;
 use crate::metrics::{Metrics, THREAD_PREFIX};
 use crate::models::{Model, Models};
-use crate::prompt::{TokenIdSource, check_handover};
+use crate::prompt::{HandoverLog, HandoverReport, TokenIdSource, keep_checked};
 use crate::{Clock, ServiceError};
 
 /// Threads for slow work of the event loop.
 const BLOCKING_THREADS: usize = 2;
 /// Time between two sweeps over the pools: silence of workers, expired bookings, queues.
 const SWEEP_EVERY: Duration = Duration::from_millis(200);
-/// Pause between attempts of a template check while the engine's frontend can not answer.
-const CHECK_PAUSE: Duration = Duration::from_secs(1);
-const CHECK_ATTEMPTS: u32 = 600;
 
 /// The running background thread.
 pub(super) struct Background {
@@ -107,54 +104,44 @@ fn solve_anarchy(models: &Models, clock: Clock) {
 }
 
 impl Service {
-    /// Compares the template and tokeniser of a model with the engine's frontend in the background, until the frontend answers or the
-    /// model is gone. Token ids are handed over only for prompt shapes without a difference.
-    pub fn check_template(&self, model: Arc<Model>, source: impl TokenIdSource) {
-        let models = self.models.clone();
-        self.background
-            .runtime
-            .spawn(check_template(models, model, source));
+    /// Compares the token ids of a model with those of the engine's frontend, in the background and as long as the model has these
+    /// files. Token ids are handed over only while no comparison showed a difference.
+    pub fn check_template(&self, model: &Model, source: impl TokenIdSource) {
+        let Some(prompter) = &model.prompter else { return };
+        let log = ModelLog {
+            report: model.handover.clone(),
+            metrics: self.metrics.clone(),
+        };
+        let (prompter, name) = (Arc::downgrade(prompter), model.spec.name.clone());
+        let task = keep_checked(prompter, name, source, log);
+        self.background.runtime.spawn(task);
     }
 
-    /// Checks the template of a registered model again, for example after the template changed upstream.
+    /// Compares the token ids of a registered model again, for example after its template changed upstream. Nothing is handed over
+    /// until the comparison ends.
     ///
     /// # Errors
     /// [`ServiceError::UnknownModel`] when the model is not registered.
-    pub fn recheck_template(&self, name: &str, source: impl TokenIdSource) -> Result<(), ServiceError> {
-        self.check_template(self.model(name)?, source);
+    pub fn recheck_template(&self, name: &str) -> Result<(), ServiceError> {
+        if let Some(prompter) = &self.model(name)?.prompter {
+            prompter.recheck();
+        }
         Ok(())
     }
 }
 
-async fn check_template(models: Arc<Models>, model: Arc<Model>, source: impl TokenIdSource) {
-    let Some(prompter) = model.prompter.clone() else {
-        return;
-    };
-    for attempt in 0..CHECK_ATTEMPTS {
-        let current = models.find(&model.spec.name).map(|(current, _)| current);
-        let Some(current) =
-            current.filter(|c| c.prompter.as_ref().is_some_and(|p| Arc::ptr_eq(p, &prompter)))
-        else {
-            return;
-        };
-        match check_handover(&prompter, &model.spec.name, &source).await {
-            Ok(report) => {
-                for shape in &report.shapes {
-                    if shape.handed_over {
-                        tracing::info!(model = %model.spec.name, shape = shape.shape, samples = shape.samples, "token ids equal Dynamo's: handed over");
-                    } else {
-                        tracing::warn!(model = %model.spec.name, shape = shape.shape, samples = shape.samples, equal = shape.equal, note = shape.note.as_deref(), "token ids differ from Dynamo's: used as a hint only");
-                    }
-                }
-                *current.handover.lock() = Some(report);
-                return;
-            }
-            Err(reason) => {
-                if attempt == 0 {
-                    tracing::info!(model = %model.spec.name, %reason, "template check waits for Dynamo");
-                }
-                tokio::time::sleep(CHECK_PAUSE).await;
-            }
-        }
+/// Where the comparisons of a model's token ids are reported.
+struct ModelLog {
+    report: Arc<Mutex<Option<HandoverReport>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl HandoverLog for ModelLog {
+    fn report(&self, report: HandoverReport) {
+        *self.report.lock() = Some(report);
+    }
+
+    fn differed(&self) {
+        self.metrics.handover_differences.inc();
     }
 }

@@ -118,12 +118,14 @@ impl Service {
     /// engine's frontend, see [`Service::check_template`].
     ///
     /// # Errors
-    /// [`ServiceError::Config`] for JSON that is no model, or for a folder whose tokeniser or template can not be read.
+    /// [`ServiceError::Config`] for JSON that is no model. A tokeniser or template that cannot be read is no error: the model is
+    /// registered, its prompts are routed by load, and its report names the problem.
     pub fn upsert_model(&self, json: &str) -> Result<Option<Arc<Model>>, ServiceError> {
         let spec: ModelSpec = parse("model", json)?;
+        let prompter = self.models.load_prompter(&spec, &self.config);
         // The lock is held until the model is registered: a change of the routing meanwhile would miss the model.
         let routing = self.routing.lock();
-        let (model, is_new) = self.models.upsert(spec, &self.config, &routing)?;
+        let (model, is_new) = self.models.upsert(spec, prompter, &self.config, &routing)?;
         drop(routing);
         Ok(Some(model).filter(|_| is_new && self.config.prompt.handover))
     }

@@ -20,6 +20,7 @@ pub struct ModelReport {
     handover_enabled: bool,
     /// `None` until Dynamo answered the check.
     handover: Option<HandoverReport>,
+    problems: Vec<String>,
     pools: Vec<PoolReport>,
 }
 
@@ -79,8 +80,9 @@ impl Service {
             block_size: model.spec.block_size,
             context_length: model.spec.context_length,
             loras: model.spec.loras.clone(),
-            has_tokeniser: prompter.is_some(),
-            has_template: prompter.is_some_and(|prompter| prompter.template().is_some()),
+            has_tokeniser: prompter.is_some_and(|prompter| prompter.has_tokeniser()),
+            has_template: prompter.is_some_and(|prompter| prompter.has_template()),
+            problems: prompter.map_or_else(Vec::new, |prompter| prompter.problems().to_vec()),
             handover_enabled: self.config.prompt.handover,
             handover: model.handover.lock().clone(),
             pools: Role::ALL.into_iter().filter_map(pool_report).collect(),

@@ -1,0 +1,164 @@
+//! All that turns the requests of one model into token ids, and what is proven about the ids.
+//!
+//! A file that cannot be read costs the knowledge of prompts and nothing else: the model is still served and routed by load.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+
+use super::Abstention;
+use super::body::Endpoint;
+use super::card::CardOptions;
+use super::chat::ChatRequest;
+use super::shape::Shape;
+use super::template::Renderer;
+use super::tokenise::{PrefixCache, Tokeniser};
+
+/// Tokeniser and template of one model.
+pub(crate) struct Prompter {
+    tokeniser: Option<Tokeniser>,
+    renderer: Option<Renderer>,
+    card: CardOptions,
+    problems: Vec<String>,
+    proven: AtomicU8,
+    handovers: AtomicU64,
+    samples: mpsc::Sender<Sample>,
+    sampled: Mutex<Option<mpsc::Receiver<Sample>>>,
+    recheck: Arc<Notify>,
+}
+
+/// A request whose ids were handed over, for a comparison with Dynamo's own ids.
+pub(crate) struct Sample {
+    /// Where the request goes.
+    pub endpoint: Endpoint,
+    /// The client's body.
+    pub body: Bytes,
+    /// The ids that replaced Dynamo's.
+    pub tokens: Vec<u32>,
+}
+
+/// Of the handed-over prompts after the first ones, one in so many is compared.
+const SAMPLE_EVERY: u64 = 256;
+
+impl Prompter {
+    /// Reads the tokeniser and the template in a model folder. A fault in a file becomes one of [`Prompter::problems`].
+    pub fn from_folder(folder: &Path, name: &str, card: &CardOptions, cache: &PrefixCache) -> Self {
+        let mut problems = Vec::new();
+        let tokeniser = guarded(|| Tokeniser::from_folder(folder, card.tokenizer_backend, cache));
+        let renderer = guarded(|| Renderer::from_folder(folder, name, card));
+        let (samples, sampled) = mpsc::channel(1);
+        Self {
+            tokeniser: keep(tokeniser, &mut problems),
+            renderer: keep(renderer, &mut problems),
+            card: card.clone(),
+            problems,
+            proven: AtomicU8::new(0),
+            handovers: AtomicU64::new(0),
+            samples,
+            sampled: Mutex::new(Some(sampled)),
+            recheck: Arc::default(),
+        }
+    }
+
+    /// The samples of handed-over prompts. Only the first call gets them.
+    pub fn take_samples(&self) -> Option<mpsc::Receiver<Sample>> {
+        self.sampled.lock().take()
+    }
+
+    /// Has some of the handed-over prompts compared. While a comparison runs, further samples are dropped.
+    pub fn sample(&self, endpoint: Endpoint, body: &Bytes, tokens: &[u32]) {
+        let number = self.handovers.fetch_add(1, Ordering::Relaxed) + 1;
+        if !number.is_power_of_two() && !number.is_multiple_of(SAMPLE_EVERY) {
+            return;
+        }
+        if let Ok(slot) = self.samples.try_reserve() {
+            slot.send(Sample {
+                endpoint,
+                body: body.clone(),
+                tokens: tokens.to_vec(),
+            });
+        }
+    }
+
+    /// What is wrong with the files, in words.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// The model has a tokeniser that works.
+    pub fn has_tokeniser(&self) -> bool {
+        self.tokeniser.is_some()
+    }
+
+    /// The model has a chat template that works.
+    pub fn has_template(&self) -> bool {
+        self.renderer.is_some()
+    }
+
+    /// Ends the handover until all samples are compared again.
+    pub fn recheck(&self) {
+        self.set_proven(Shape::default());
+        self.recheck.notify_one();
+    }
+
+    /// Where [`Prompter::recheck`] is announced.
+    pub fn rechecks(&self) -> Arc<Notify> {
+        self.recheck.clone()
+    }
+
+    /// Ids of a text of the completions endpoint.
+    ///
+    /// # Errors
+    /// The reason why the ids are not known.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Abstention> {
+        let tokeniser = self.tokeniser.as_ref().ok_or(Abstention::NoTokeniser)?;
+        catch_unwind(AssertUnwindSafe(|| tokeniser.encode(text))).unwrap_or(Err(Abstention::TokeniserError))
+    }
+
+    /// Ids of a conversation, and the kinds of content in it.
+    ///
+    /// # Errors
+    /// The reason why the ids are not known.
+    pub fn encode_chat(&self, mut request: ChatRequest) -> Result<(Vec<u32>, Shape), Abstention> {
+        let tokeniser = self.tokeniser.as_ref().ok_or(Abstention::NoTokeniser)?;
+        let renderer = self.renderer.as_ref().ok_or(Abstention::NoTokeniser)?;
+        if request.has_media() {
+            return Err(Abstention::Multimodal);
+        }
+        let shape = request.shape(&self.card);
+        request.resolve_thinking(&self.card)?;
+        let tokens = catch_unwind(AssertUnwindSafe(|| {
+            let prompt = renderer.render(&request)?;
+            tokeniser.encode_prompt(&prompt)
+        }));
+        Ok((tokens.unwrap_or(Err(Abstention::TokeniserError))?, shape))
+    }
+
+    /// Whether ids of this shape may replace Dynamo's.
+    pub fn is_proven(&self, shape: Shape) -> bool {
+        Shape::from_bits(self.proven.load(Ordering::Acquire)).contains(shape)
+    }
+
+    /// Replaces the set of proven shapes. The empty set ends the handover at once.
+    pub fn set_proven(&self, shapes: Shape) {
+        self.proven.store(shapes.bits(), Ordering::Release);
+    }
+}
+
+/// A panic of a foreign crate over a malformed file is a problem of this file.
+fn guarded<T>(load: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(load))
+        .unwrap_or_else(|_| Err("the files of the model cannot be read: their reader panicked".into()))
+}
+
+fn keep<T>(found: Result<Option<T>, String>, problems: &mut Vec<String>) -> Option<T> {
+    found.unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    })
+}
