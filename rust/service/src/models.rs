@@ -107,7 +107,7 @@ impl Model {
 /// Models by the names that clients use.
 #[derive(Default)]
 pub(crate) struct Models {
-    models: ArcSwap<HashMap<String, Named>>,
+    by_name: ArcSwap<HashMap<String, Named>>,
     change: Mutex<()>,
     prefix_cache: OnceLock<SharedTokenizerCache>,
     next_namespace: AtomicU64,
@@ -129,7 +129,7 @@ struct Named {
 impl Models {
     /// The model behind a name, and the adapter when the name is one.
     pub fn find(&self, name: &str) -> Option<(Arc<Model>, Option<Arc<str>>)> {
-        self.models
+        self.by_name
             .load()
             .get(name)
             .map(|named| (named.model.clone(), named.lora.clone()))
@@ -137,7 +137,7 @@ impl Models {
 
     /// Every model once, by name.
     pub fn all(&self) -> Vec<Arc<Model>> {
-        let models = self.models.load();
+        let models = self.by_name.load();
         let mut all: Vec<_> = models
             .values()
             .filter(|named| named.lora.is_none())
@@ -216,7 +216,7 @@ impl Models {
             handover,
             pools,
         });
-        let mut models = HashMap::clone(&self.models.load());
+        let mut models = HashMap::clone(&self.by_name.load());
         models.retain(|_, named| named.model.spec.name != model.spec.name);
         for lora in &model.spec.loras {
             models.insert(
@@ -234,18 +234,18 @@ impl Models {
                 lora: None,
             },
         );
-        self.models.store(Arc::new(models));
+        self.by_name.store(Arc::new(models));
         Ok((model, is_new))
     }
 
     /// Forgets a model with its adapters and workers; whether it was known.
     pub fn remove(&self, name: &str) -> bool {
         let _change = self.change.lock();
-        let mut models = HashMap::clone(&self.models.load());
+        let mut models = HashMap::clone(&self.by_name.load());
         let before = models.len();
         models.retain(|_, named| named.model.spec.name != name);
         let found = models.len() < before;
-        self.models.store(Arc::new(models));
+        self.by_name.store(Arc::new(models));
         found
     }
 }

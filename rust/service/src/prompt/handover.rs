@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Time between two looks at the incarnation of the frontends.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Time between two comparisons of all samples.
-const RECHECK_EVERY: Duration = Duration::from_mins(1);
+const RECHECK_EVERY: Duration = Duration::from_secs(60);
 
 /// Why a dry run gave no token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]

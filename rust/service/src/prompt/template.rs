@@ -5,7 +5,7 @@
 //! `chat_template.json`, and at last the field of `tokenizer_config.json`.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use dynamo_renderer::{
@@ -115,7 +115,7 @@ fn separate_template(folder: &Path, card: &CardOptions) -> Result<Option<Value>,
     Ok(None)
 }
 
-fn separate(place: &PathBuf, text: String) -> Result<Value, String> {
+fn separate(place: &Path, text: String) -> Result<Value, String> {
     if place.extension().is_none_or(|extension| extension != "json") {
         return Ok(Value::String(text));
     }
