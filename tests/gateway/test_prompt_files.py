@@ -1,6 +1,7 @@
 """A file that cannot be read costs the knowledge of prompts; the model is still served."""
 
 import json
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,25 @@ def test_prompt_longer_than_the_context_is_not_booked(upstream, serve, tmp_path)
     assert running.request("POST", "/v1/chat/completions", json.dumps(CHAT).encode())[0] == 200
     assert running.metric("abstentions_total", reason="too_long") == 1
     assert running.metric("decisions_total", model="m", worker_type="aggregated") == 0
+
+
+def test_tiktoken_model_and_its_special_tokens_are_read(upstream, serve, tmp_path):
+    ranks = "\n".join(f"{b64encode(bytes([byte])).decode()} {byte}" for byte in range(256))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = {"256": {"content": "<|turn|>", "special": True, **flags}}
+    files = {
+        "tokenizer.json": None,
+        "tiktoken.model": ranks + "\n",
+        "config.json": {"model_type": "kimi_k2"},
+        "tokenizer_config.json": {
+            "added_tokens_decoder": added,
+            "chat_template": "<|turn|>" + TEMPLATE,
+        },
+    }
+    named = {name.replace(".", "__"): content for name, content in files.items()}
+    running = serve(prompt=WITHOUT_DRY_RUNS)
+    report = register(running, write_model(tmp_path, **named))
+    assert (report["has_tokeniser"], report["problems"]) == (True, [])
+    assert running.request("POST", "/v1/chat/completions", json.dumps(CHAT).encode())[0] == 200
+    text = CHAT["messages"][0]["content"]  # type: ignore[index]
+    assert running.metric("input_tokens_total", model="m") == 1 + len(text), "one token a byte"
