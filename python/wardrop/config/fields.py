@@ -36,11 +36,13 @@ def require_within(name: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"{name}: got {value!r}, expected {low:g} to {high:g}")
 
 
-def require_positive(stage: str, values: Any) -> None:
-    """Refuse a stage that has a value below 1 in any of its settings.
+def require_positive(stage: str, values: Any, but: tuple[str, ...] = ()) -> None:
+    """Refuse a stage that has a value below 1 in any of its settings, except those named in `but`.
 
     Raises:
         ConfigError: A value is out of range.
     """
     for item in fields(values):
+        if item.name in but:
+            continue
         require_within(f"{stage}.{item.name}", getattr(values, item.name), 1, 2**40)

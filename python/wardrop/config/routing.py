@@ -121,7 +121,7 @@ class Feed:
     """Reading of event feeds, and the silence after which a worker counts as failed."""
 
     frame_bytes: int = setting(8 << 20, "largest frame that is read")
-    silence_ms: int = setting(3_500, "silence after which a worker is not chosen")
+    silence_ms: int = setting(2_000, "silence after which a worker is not chosen")
     quarantine_ms: int = setting(5_000, "time until a failed worker is tried again")
     max_feeds: int = setting(16_384, "open feeds")
 

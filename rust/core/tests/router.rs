@@ -110,6 +110,36 @@ fn booking_that_is_not_released_expires() {
 }
 
 #[test]
+fn a_renewed_booking_outlives_its_first_expiry_and_no_other() {
+    let router = router(PolicyConfig::LeastLoaded);
+    let hashes = locals(4);
+    for id in 1..=2 {
+        router.route(&request(id, &hashes), 5.0).unwrap();
+    }
+    router.renew(RequestId(1), 500.0);
+    router.renew(RequestId(9), 500.0);
+    assert_eq!(router.expire(605.0), 1);
+    router.prefill_done(RequestId(1), 606.0).unwrap();
+    assert!(router.release(RequestId(2), 606.0).is_err());
+    assert_eq!(router.expire(1099.0), 0);
+    assert_eq!(router.expire(1100.0), 1);
+    for worker in router.snapshot().workers {
+        assert_eq!(worker.active_requests, 0);
+    }
+}
+
+#[test]
+fn renewals_take_bounded_memory() {
+    let router = router(PolicyConfig::LeastLoaded);
+    router.route(&request(1, &locals(4)), 0.0).unwrap();
+    for second in 1..100_000 {
+        router.renew(RequestId(1), f64::from(second));
+    }
+    assert_eq!(router.expire(100_000.0 + 500.0), 0);
+    assert_eq!(router.expire(100_000.0 + 600.0), 1);
+}
+
+#[test]
 fn a_request_is_booked_once() {
     let router = router(PolicyConfig::LeastLoaded);
     router.route(&request(1, &[]), 0.0).unwrap();

@@ -89,6 +89,8 @@ pub struct UpstreamOptions {
     pub idle_connection_ttl_ms: u64,
     /// Time for which an upstream that refused a connection is tried only after all others.
     pub retry_after_ms: u64,
+    /// Time between two probes of the upstreams, where there are several; 0 probes none.
+    pub probe_interval_ms: u64,
 }
 
 impl Default for GatewayConfig {
@@ -144,6 +146,7 @@ impl Default for UpstreamOptions {
             all_idle_connections: 1024,
             idle_connection_ttl_ms: 30_000,
             retry_after_ms: 1_000,
+            probe_interval_ms: 500,
         }
     }
 }

@@ -13,7 +13,7 @@ use wardrop_service::{FeedReport, ModelReport, Service};
 use crate::ServiceError;
 use crate::config::GatewayConfig;
 use crate::metrics::HttpMetrics;
-use crate::proxy::{BodyBudget, Server, Shared, hide_panic_texts};
+use crate::proxy::{BodyBudget, RetryBudget, Server, Shared, hide_panic_texts};
 use crate::resources::{Lowered, Resources};
 use crate::upstream::{UpstreamDryRun, UpstreamSet};
 
@@ -107,6 +107,7 @@ impl Gateway {
             resources,
             metrics: Arc::new(metrics),
             upstreams,
+            retries: RetryBudget::new(),
             nonce: since_1970.as_nanos() as u64 ^ (u64::from(std::process::id()) << 40),
             in_flight: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),

@@ -488,6 +488,7 @@ impl Router {
             output_tokens,
             cached_tokens,
             at_first_token: !self.core.config().tracks_decode,
+            is_refused: false,
         };
         let worker = self.core.finish(request, outcome, now_s).map_err(|e| raise(&e))?;
         Ok((worker.instance, worker.dp_rank))

@@ -56,6 +56,8 @@ pub struct Outcome {
     /// from it. Never set it for requests that were given up, nor for answers that came in one piece after their last
     /// token.
     pub at_first_token: bool,
+    /// Whether the worker refused the request. A refusal is no outcome: neither a curve nor the report rate learns.
+    pub is_refused: bool,
 }
 
 /// What a worker has to do for the prompt of one request.

@@ -94,11 +94,7 @@ impl Ledger {
         self.sweep_due(slot);
         self.write_row(slot);
         self.expiry.push_back((booking.expires_at_s, request));
-        if self.expiry.len() > SLACK + 2 * self.requests.len() {
-            let requests = &self.requests;
-            self.expiry
-                .retain(|&(at_s, request)| expires_at(requests, request, at_s));
-        }
+        self.shrink_expiry();
     }
 
     /// The first token of a request came: its prompt waits no more, and the prefill curve learns. Returns the seconds
@@ -185,6 +181,27 @@ impl Ledger {
         assumed
     }
 
+    /// Moves the expiry of a booking to `expires_at_s`. A request that is not booked is ignored.
+    pub fn renew(&mut self, request: RequestId, expires_at_s: f64) {
+        let Some(open) = self.requests.get_mut(&request) else {
+            return;
+        };
+        // The deque stays in order: with a clock that goes back, a booking expires a little later.
+        let last_s = self.expiry.back().map_or(expires_at_s, |&(last_s, _)| last_s);
+        open.expires_at_s = expires_at_s.max(last_s);
+        self.expiry.push_back((open.expires_at_s, request));
+        self.shrink_expiry();
+    }
+
+    /// Drops the expiries of ended and renewed bookings, when they are more than those in force. O(1) amortised.
+    fn shrink_expiry(&mut self) {
+        if self.expiry.len() > SLACK + 2 * self.requests.len() {
+            let requests = &self.requests;
+            self.expiry
+                .retain(|&(at_s, request)| expires_at(requests, request, at_s));
+        }
+    }
+
     /// Whether a request is booked and waits for its first token.
     pub fn is_prefilling(&self, request: RequestId) -> bool {
         self.requests
@@ -232,7 +249,7 @@ impl Ledger {
         if let Some(tokens) = outcome.output_tokens {
             self.output_tokens.add(f64::from(tokens));
         }
-        if !open.is_unstreamed && open.work.new_tokens > 0 {
+        if !open.is_unstreamed && open.work.new_tokens > 0 && !outcome.is_refused {
             let reported = if open.is_prefilling() { 0.0 } else { 1.0 };
             self.report_rate += (reported - self.report_rate) / REPORT_RATE_WINDOW;
         }

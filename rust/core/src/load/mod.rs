@@ -115,6 +115,21 @@ impl Load {
             },
         );
         assert!(previous.is_none(), "a request must be booked once");
+        self.push_expiry(expires_at_s, request);
+    }
+
+    /// Moves the expiry of a booking to `expires_at_s`. A request that is not booked is ignored.
+    pub(crate) fn renew(&mut self, request: RequestId, expires_at_s: f64) {
+        let last_s = self.by_expiry.back().map_or(expires_at_s, |&(last_s, _)| last_s);
+        if let Some(booking) = self.bookings.get_mut(&request) {
+            booking.expires_at_s = expires_at_s.max(last_s);
+            let expires_at_s = booking.expires_at_s;
+            self.push_expiry(expires_at_s, request);
+        }
+    }
+
+    /// Appends an expiry; drops those of ended and renewed bookings when they are many. O(1) amortised.
+    fn push_expiry(&mut self, expires_at_s: f64, request: RequestId) {
         self.by_expiry.push_back((expires_at_s, request));
         if self.by_expiry.len() > 64 + 2 * self.bookings.len() {
             let bookings = &self.bookings;

@@ -61,6 +61,15 @@ impl Router {
         self.finish(request, Outcome::default(), now_s)
     }
 
+    /// Lets a booking live for another `booking_ttl_s` from `now_s`, because its request is still served. O(1). An unknown
+    /// request is ignored.
+    pub fn renew(&self, request: RequestId, now_s: f64) {
+        let state = &mut *self.state();
+        let expires_at_s = now_s + state.config.booking_ttl_s;
+        state.load.renew(request, expires_at_s);
+        state.ledger.renew(request, expires_at_s);
+    }
+
     /// As [`Router::release`], with an outcome that the latency curves learn from.
     pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) -> Result<WorkerId, Error> {
         let state = &mut *self.state();

@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
-use wardrop_service::{Answer, Usage};
+use wardrop_service::{Answer, Booking, Usage};
 
 use super::client_state::RequestGuard;
+use super::reading::AnswerReading;
 use super::shared::Shared;
-use super::usage::UsageScan;
 use crate::error::Refusal;
 use crate::upstream::{RelayBody, WireError};
 
 /// Interval between two checks of a silent stream.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A permit to be one of the requests in flight; dropping it frees the permit.
 pub struct InFlight {
@@ -62,10 +62,13 @@ struct Relay {
     shared: Arc<Shared>,
     _place: InFlight,
     answer: Option<Answer>,
-    scan: UsageScan,
+    reading: AnswerReading,
+    /// When the last event with data came, or the last byte of an answer that is no stream of events.
     last: Instant,
     look: Option<Pin<Box<Sleep>>>,
     is_events: bool,
+    /// The answer said that it is complete. Bytes may follow, and the client may leave.
+    is_complete: bool,
     ended: bool,
 }
 
@@ -91,10 +94,11 @@ impl GatewayBody {
             shared,
             _place: place,
             answer,
-            scan: UsageScan::default(),
+            reading: AnswerReading::new(is_events),
             last: Instant::now(),
             look: None,
             is_events,
+            is_complete: false,
             ended: false,
         };
         Self {
@@ -144,28 +148,39 @@ impl Relay {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
-                self.shared
-                    .metrics
-                    .broken_streams
-                    .with_label_values(&["upstream_broken"])
-                    .inc();
+                self.count_broken("upstream_broken");
                 self.end_early(Refusal::UpstreamBroken, error)
             }
             Poll::Pending => self.poll_silence(cx),
         }
     }
 
-    /// Records the time of a piece and the usage that it reports.
+    /// Records what a piece shows. Comments and blank lines of a stream are no sign of life of its worker.
     fn note(&mut self, data: &Bytes) {
+        let progress = self.reading.feed(data);
+        if !progress.has_data {
+            return;
+        }
         let now = Instant::now();
-        if let Some(answer) = &mut self.answer {
-            self.scan.feed(data);
-            if self.is_events {
-                self.scan.count_events(data);
-            }
+        self.last = now;
+        if let Some(answer) = self.answer.as_mut().filter(|_| progress.has_token) {
             answer.piece(now);
         }
-        self.last = now;
+        if progress.has_failed {
+            self.count_broken("upstream_error");
+            if let Some(answer) = self.answer.take() {
+                answer.broken();
+            }
+        }
+        if progress.is_complete {
+            self.is_complete = true;
+            self.finish_answer();
+        }
+    }
+
+    fn count_broken(&self, code: &str) {
+        let broken = &self.shared.metrics.broken_streams;
+        broken.with_label_values(&[code]).inc();
     }
 
     /// Called when there is nothing to relay. Checks at an interval whether the silence is too long or the worker is silent.
@@ -182,11 +197,7 @@ impl Relay {
             let limit_ms = self.shared.config.upstream.idle_timeout_ms;
             let stalled = silence >= Duration::from_millis(limit_ms);
             if stalled || self.is_worker_gone(silence) {
-                self.shared
-                    .metrics
-                    .broken_streams
-                    .with_label_values(&["stream_stalled"])
-                    .inc();
+                self.count_broken("stream_stalled");
                 let refusal = Refusal::StreamStalled {
                     limit_ms: silence.as_millis() as u64,
                 };
@@ -195,12 +206,15 @@ impl Relay {
         }
     }
 
+    /// Whether the worker that has to send the next token, or its frontend, went silent. A prefill worker has done its part by the first token.
     fn is_worker_gone(&self, silence: Duration) -> bool {
         if silence < Duration::from_millis(self.shared.config.feed.silence_ms) {
             return false;
         }
         let booking = self.answer.as_ref().and_then(Answer::booking);
-        booking.is_some_and(|booking| booking.legs().any(|leg| leg.pool.is_silent(leg.worker)))
+        let upstream = self.body.upstream();
+        booking.is_some_and(Booking::is_decoder_silent)
+            || upstream.is_some_and(|id| self.shared.upstreams.has_better_than(id))
     }
 
     /// Ends an event stream with an error event. Any other body is cut, so that the client sees that it is incomplete.
@@ -221,17 +235,25 @@ impl Relay {
 
     fn finish(&mut self) {
         self.ended = true;
+        self.finish_answer();
+    }
+
+    /// Hands the outcome of a complete answer to the service, once.
+    fn finish_answer(&mut self) {
         let Some(answer) = self.answer.take() else {
             return;
         };
-        let found = self.scan.found();
-        let output_tokens = found
-            .and_then(|usage| u32::try_from(usage.output_tokens?).ok())
-            .or_else(|| self.scan.tokens_seen());
+        let usage = self.reading.usage().unwrap_or_default();
+        let choices = self.reading.choices();
+        let per_choice = usage
+            .output_tokens
+            .map(|tokens| tokens.div_ceil(u64::from(choices)));
         answer.finished(Usage {
-            cached_tokens: found.map(|usage| usage.cached_tokens),
-            prompt_tokens: found.and_then(|usage| usage.prompt_tokens),
-            output_tokens,
+            cached_tokens: usage.cached_tokens,
+            prompt_tokens: usage.prompt_tokens,
+            output_tokens: per_choice
+                .and_then(|tokens| u32::try_from(tokens).ok())
+                .or_else(|| self.reading.tokens_seen()),
         });
     }
 }
@@ -241,7 +263,7 @@ impl Drop for Relay {
         // hyper drops a body of known length after its last byte, without polling for the end.
         if !self.ended && self.body.is_finished() {
             self.finish();
-        } else if !self.ended {
+        } else if !self.ended && !self.is_complete {
             self.shared.metrics.disconnects.inc();
             if let Some(answer) = self.answer.take() {
                 answer.client_left();

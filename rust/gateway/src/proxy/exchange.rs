@@ -8,12 +8,15 @@ use hyper::{HeaderMap, Method, StatusCode};
 
 use wardrop_service::Booking;
 
+use super::reading;
 use super::shared::Thread;
 use crate::error::Refusal;
 use crate::upstream::{BodyLimits, Connection, ExchangeError, Outgoing, RelayBody, ResponseHead, SendError};
 
 /// Interval between two checks of the workers while a request has no answer.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Largest start of a stream that is held until its first event is whole, in bytes.
+const FIRST_EVENT_BYTES: usize = 1 << 20;
 
 /// Why a request got no answer from an upstream.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub enum Failed {
     Refused(Refusal),
     /// The pinned worker went silent before the first byte.
     WorkerSilent,
+    /// The upstream gives no answers, and another upstream does.
+    UpstreamSilent,
 }
 
 /// An upstream's answer up to the end of its head.
@@ -58,9 +63,11 @@ pub async fn exchange(
     loop {
         let connection = thread.connections.checkout(fresh).await;
         let mut connection = connection.ok_or(Failed::Refused(Refusal::UpstreamDown))?;
+        let upstream = connection.upstream();
         let mut outgoing = Some(Outgoing::held(head.clone(), body));
         let exchange = connection.exchange(&mut outgoing, method);
-        match watched(thread, exchange, booking).await {
+        let waiting = Waiting::new(thread, booking, Some(upstream));
+        match waiting.on(exchange).await {
             Ok(Ok(head)) => {
                 return Ok(Begun {
                     connection,
@@ -101,7 +108,7 @@ pub async fn exchange_streamed(
     };
     let mut outgoing = Some(Outgoing::streamed(head, body, body_limits));
     let exchange = connection.exchange(&mut outgoing, method);
-    match watched(thread, exchange, None).await {
+    match Waiting::new(thread, None, None).on(exchange).await {
         Ok(Ok(head)) => Ok(Begun {
             connection,
             head,
@@ -115,28 +122,45 @@ pub async fn exchange_streamed(
             Err(Refusal::UpstreamBroken)
         }
         Err(Waited::TooLong(limit_ms)) => Err(Refusal::FirstByteTimeout { limit_ms }),
-        Err(Waited::WorkerSilent) => Err(Refusal::UpstreamBroken),
+        Err(Waited::WorkerSilent | Waited::UpstreamSilent) => Err(Refusal::UpstreamBroken),
     }
 }
 
-/// Reads the first piece of a body before any byte goes to the client; `None` when the body is empty.
-pub async fn first_piece(
+/// Reads a stream up to its first whole event with data, before any byte goes to the client. Returns whether this event is an
+/// error. The body keeps what was read.
+///
+/// Comments and blank lines are stepped over: an upstream may send them while no worker has answered.
+pub async fn first_event_fails(
     thread: &Thread,
     body: &mut RelayBody,
     booking: Option<&Booking>,
-) -> Result<Option<Bytes>, Failed> {
-    let next = std::future::poll_fn(|cx| body.poll_piece(cx));
-    match watched(thread, next, booking).await {
-        Ok(None) => Ok(None),
-        Ok(Some(Ok(frame))) => Ok(frame.into_data().ok()),
-        Ok(Some(Err(_))) => Err(Failed::Refused(Refusal::UpstreamBroken)),
-        Err(waited) => Err(waited.into()),
+) -> Result<bool, Failed> {
+    let mut held = BytesMut::new();
+    let waiting = Waiting::new(thread, booking, body.upstream());
+    loop {
+        let next = std::future::poll_fn(|cx| body.poll_piece(cx));
+        let fails = match waiting.on(next).await {
+            Ok(None) => Some(false),
+            Ok(Some(Ok(frame))) => {
+                held.extend_from_slice(&frame.into_data().unwrap_or_default());
+                reading::first_event_fails(&held).or((held.len() > FIRST_EVENT_BYTES).then_some(false))
+            }
+            Ok(Some(Err(_))) => return Err(Failed::Refused(Refusal::UpstreamBroken)),
+            Err(waited) => return Err(waited.into()),
+        };
+        if let Some(fails) = fails {
+            if !held.is_empty() {
+                body.hold(held.freeze());
+            }
+            return Ok(fails);
+        }
     }
 }
 
 enum Waited {
     TooLong(u64),
     WorkerSilent,
+    UpstreamSilent,
 }
 
 impl From<Waited> for Failed {
@@ -144,29 +168,51 @@ impl From<Waited> for Failed {
         match waited {
             Waited::TooLong(limit_ms) => Self::Refused(Refusal::FirstByteTimeout { limit_ms }),
             Waited::WorkerSilent => Self::WorkerSilent,
+            Waited::UpstreamSilent => Self::UpstreamSilent,
         }
     }
 }
 
-/// Waits for the first byte, and checks at an interval whether the booked workers are still alive.
-async fn watched<T>(
-    thread: &Thread,
-    work: impl Future<Output = T>,
-    booking: Option<&Booking>,
-) -> Result<T, Waited> {
-    let limit_ms = thread.shared.config.upstream.first_byte_timeout_ms;
-    let started = Instant::now();
-    let mut work = std::pin::pin!(work);
-    loop {
-        match tokio::time::timeout(LOOK_EVERY, work.as_mut()).await {
-            Ok(done) => return Ok(done),
-            Err(_) if started.elapsed() >= Duration::from_millis(limit_ms) => {
+/// A wait for the first token of one attempt, with the parts whose silence ends it.
+struct Waiting<'a> {
+    thread: &'a Thread,
+    booking: Option<&'a Booking>,
+    /// Id of the upstream that has to answer.
+    upstream: Option<u64>,
+    started: Instant,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(thread: &'a Thread, booking: Option<&'a Booking>, upstream: Option<u64>) -> Self {
+        Self {
+            thread,
+            booking,
+            upstream,
+            started: Instant::now(),
+        }
+    }
+
+    /// Waits for `work`, and checks at an interval whether the upstream and the booked workers are still alive.
+    async fn on<T>(&self, work: impl Future<Output = T>) -> Result<T, Waited> {
+        let shared = &self.thread.shared;
+        let limit_ms = shared.config.upstream.first_byte_timeout_ms;
+        let is_silent = |booking: &Booking| booking.legs().any(|leg| leg.pool.is_silent(leg.worker));
+        let mut work = std::pin::pin!(work);
+        loop {
+            if let Ok(done) = tokio::time::timeout(LOOK_EVERY, work.as_mut()).await {
+                return Ok(done);
+            }
+            if self.started.elapsed() >= Duration::from_millis(limit_ms) {
                 return Err(Waited::TooLong(limit_ms));
             }
-            Err(_) => {
-                if booking.is_some_and(|b| b.legs().any(|leg| leg.pool.is_silent(leg.worker))) {
-                    return Err(Waited::WorkerSilent);
-                }
+            if self.booking.is_some_and(is_silent) {
+                return Err(Waited::WorkerSilent);
+            }
+            if self
+                .upstream
+                .is_some_and(|id| shared.upstreams.has_better_than(id))
+            {
+                return Err(Waited::UpstreamSilent);
             }
         }
     }

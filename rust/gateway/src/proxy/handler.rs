@@ -16,7 +16,7 @@ use wardrop_service::{Abstention, ActiveRequest, Answer, Booking, Endpoint, Plac
 use super::admin;
 use super::body::{GatewayBody, InFlight};
 use super::client_state::RequestGuard;
-use super::exchange::{Failed, exchange, exchange_streamed, first_piece};
+use super::exchange::{Failed, exchange, exchange_streamed, first_event_fails};
 use super::guard::catch_panic;
 use super::intake::HeldBody;
 use super::shared::{Shared, Thread};
@@ -37,8 +37,8 @@ const EXPLAIN_OVERLAP: HeaderName = HeaderName::from_static("x-wardrop-overlap-b
 const ERROR_LIMIT_BYTES: usize = 64 << 10;
 /// Text of Dynamo's answer to a pin on an unknown instance. Errors of the request carry a longer text.
 const UNKNOWN_PIN: &[u8] = b"\"Invalid request\"";
-/// Start of the first event of a stream whose worker failed before its first token.
-const ERROR_EVENTS: [&[u8]; 2] = [b"data: {\"error\"", b"event: error"];
+/// Dynamo's default status of a full fleet, which HTTP does not define.
+const OVERLOADED: u16 = 529;
 const TENANT: &str = "x-tenant-id";
 const PRIORITY: &str = "x-wardrop-priority";
 const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
@@ -139,7 +139,7 @@ async fn pass_through(
             .await
             .map_err(|failed| match failed {
                 Failed::Refused(refusal) => refusal,
-                Failed::WorkerSilent => Refusal::UpstreamBroken,
+                Failed::WorkerSilent | Failed::UpstreamSilent => Refusal::UpstreamBroken,
             })?
     } else {
         exchange_streamed(thread, &parts.method, head, body).await?
@@ -164,6 +164,7 @@ async fn place_and_forward(
     let bytes = &body.bytes;
     let service = &shared.service;
     let started = Instant::now();
+    shared.retries.pay_in();
     let mut request = match service.prepare(endpoint, bytes, tenant(&parts.headers)).await {
         Ok(prepared) => Some(service.begin(prepared, request_id(&parts.headers), started)),
         Err(Abstention::ClientPin) if !shared.config.routing.allow_client_pins => {
@@ -222,7 +223,7 @@ async fn place_and_forward(
             relay(thread, status, headers, body, place, answer)
         }
         Reply::Read(response) => {
-            if let Some(request) = &request {
+            if let Some(request) = &mut request {
                 request.answered_with_error(response.status().as_u16());
             }
             response
@@ -280,10 +281,11 @@ enum Reply {
 }
 
 impl Outbound<'_> {
-    /// Sends the request with its pin, and at most once more, before any byte has gone to the client.
+    /// Sends the request with its pin, and at most once more for each cause, before any byte has gone to the client.
     ///
-    /// The second attempt goes without the pin when the pin explains the failure. When the worker went silent before the
-    /// first byte, the second attempt goes to another worker.
+    /// The second attempt goes without the pin when the pin explains the failure or the refusal. When the worker went silent
+    /// before the first byte, the second attempt goes to another worker; when the upstream did, to another upstream. The
+    /// budget of retries bounds all second attempts.
     async fn forward(
         &self,
         thread: &Arc<Thread>,
@@ -299,8 +301,14 @@ impl Outbound<'_> {
             &self.parts.headers,
             Some(length),
         );
+        let may_retry = |reason: &str| {
+            let may = thread.shared.retries.take();
+            let reason = if may { reason } else { "budget_exhausted" };
+            metrics.retries.with_label_values(&[reason]).inc();
+            may
+        };
         let mut blamed: Option<Booking> = None;
-        let mut was_silent = false;
+        let (mut was_silent, mut has_moved) = (false, false);
         loop {
             let mut head = base.clone();
             let booking = request.as_ref().and_then(|request| request.booking());
@@ -310,11 +318,23 @@ impl Outbound<'_> {
             }
             let is_pinned = pinned.is_some();
             match self.attempt(thread, &head, booking).await {
-                Ok(tried) if is_pinned && tried.fault == Fault::Worker => {
-                    metrics.retries.with_label_values(&["pin_failed"]).inc();
-                    blamed = request.as_mut().and_then(|request| request.take_booking());
-                    if let Some(failed) = &blamed {
-                        failed.fail();
+                Ok(tried) if tried.fault == Fault::Upstream && !has_moved => {
+                    has_moved = true;
+                    if !may_retry("upstream_knows_no_model") {
+                        return Ok(tried.reply);
+                    }
+                }
+                Ok(tried) if is_pinned && matches!(tried.fault, Fault::Worker | Fault::Overload) => {
+                    let is_overload = tried.fault == Fault::Overload;
+                    let mut taken = request.as_mut().and_then(|request| request.take_booking());
+                    match &mut taken {
+                        Some(refused) if is_overload => refused.refuse(),
+                        Some(failed) => failed.fail(),
+                        None => {}
+                    }
+                    blamed = taken.filter(|_| !is_overload);
+                    if !may_retry(if is_overload { "pin_refused" } else { "pin_failed" }) {
+                        return Ok(tried.reply);
                     }
                 }
                 Ok(tried) => {
@@ -324,14 +344,14 @@ impl Outbound<'_> {
                     }
                     return Ok(tried.reply);
                 }
-                Err(Failed::WorkerSilent) if !was_silent => {
+                Err(Failed::WorkerSilent) if !was_silent && may_retry("worker_silent") => {
                     was_silent = true;
-                    metrics.retries.with_label_values(&["worker_silent"]).inc();
                     if let Some(request) = request.as_mut() {
                         request.place_again();
                     }
                 }
-                Err(Failed::WorkerSilent) => return Err(Refusal::UpstreamBroken),
+                Err(Failed::UpstreamSilent) if !has_moved && may_retry("upstream_silent") => has_moved = true,
+                Err(Failed::WorkerSilent | Failed::UpstreamSilent) => return Err(Refusal::UpstreamBroken),
                 Err(Failed::Refused(refusal)) => return Err(refusal),
             }
         }
@@ -347,13 +367,20 @@ impl Outbound<'_> {
         booking: Option<&Booking>,
     ) -> Result<Tried, Failed> {
         let begun = exchange(thread, &self.parts.method, head, self.pieces, booking).await?;
+        let upstream = begun.connection.upstream();
         let (status, headers, mut body) = begun.into_body(thread);
-        if status.is_server_error() || status == StatusCode::BAD_REQUEST {
+        let is_overload = matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ) || status.as_u16() == OVERLOADED;
+        if status.is_server_error() || status == StatusCode::BAD_REQUEST || is_overload {
             let (response, bytes) = read_error(thread, status, headers, body)
                 .await
                 .map_err(Failed::Refused)?;
             let unknown = memchr::memmem::find(&bytes, UNKNOWN_PIN).is_some();
-            let fault = if status.is_server_error() || unknown {
+            let fault = if is_overload {
+                Fault::Overload
+            } else if status.is_server_error() || unknown {
                 Fault::Worker
             } else {
                 Fault::Request
@@ -368,13 +395,16 @@ impl Outbound<'_> {
         } else {
             Fault::Request
         };
-        if is_event_stream(&headers)
-            && let Some(piece) = first_piece(thread, &mut body, booking).await?
+        // The model has workers, so a frontend that does not know the model has not read discovery yet.
+        if status == StatusCode::NOT_FOUND && booking.is_some() && thread.shared.upstreams.distrust(upstream)
         {
-            if ERROR_EVENTS.iter().any(|start| piece.starts_with(start)) {
-                fault = Fault::Worker;
-            }
-            body.hold(piece);
+            fault = Fault::Upstream;
+        }
+        if status.is_success()
+            && is_event_stream(&headers)
+            && first_event_fails(thread, &mut body, booking).await?
+        {
+            fault = Fault::Worker;
         }
         Ok(Tried {
             reply: Reply::Stream(status, headers, body),
@@ -396,6 +426,10 @@ enum Fault {
     Request,
     /// A dead or unknown worker may be the cause.
     Worker,
+    /// The worker or the fleet is full, which is no failure.
+    Overload,
+    /// The upstream does not know a model that has workers.
+    Upstream,
 }
 
 async fn read_error(

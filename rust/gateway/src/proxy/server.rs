@@ -17,7 +17,7 @@ use super::connection::serve_connection;
 use super::guard::supervise;
 use super::shared::{Shared, Thread};
 use crate::ServiceError;
-use crate::upstream::ConnectionPool;
+use crate::upstream::{ConnectionPool, probe_upstreams};
 
 /// Most accepted connections that wait for one serving thread.
 const INBOX: usize = 64;
@@ -73,6 +73,19 @@ impl Server {
             let (inbox, watched) = (Mutex::new(inbox), watched.clone());
             threads.push(spawn(&format!("http-{index}"), shared, move |runtime| {
                 runtime.block_on(serve_thread(&thread, &mut inbox.lock(), watched.clone()));
+            })?);
+        }
+        let every = Duration::from_millis(shared.config.upstream.probe_interval_ms);
+        if !every.is_zero() {
+            let (upstreams, watched) = (shared.upstreams.clone(), watched.clone());
+            threads.push(spawn("probe", shared, move |runtime| {
+                let mut phase = watched.clone();
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = probe_upstreams(upstreams.clone(), every) => {}
+                        _ = phase.wait_for(|phase| *phase == ServerPhase::Stop) => {}
+                    }
+                });
             })?);
         }
         let acceptor = Acceptor::new(listener, serving, shared.clone());

@@ -7,6 +7,7 @@ use wardrop_service::Service;
 
 use super::body_budget::BodyBudget;
 use super::client_state::IdleConnections;
+use super::retries::RetryBudget;
 use crate::config::GatewayConfig;
 use crate::metrics::HttpMetrics;
 use crate::resources::Resources;
@@ -26,6 +27,8 @@ pub struct Shared {
     pub upstreams: Arc<UpstreamSet>,
     /// Bytes of all request bodies in memory.
     pub bodies: Arc<BodyBudget>,
+    /// Second attempts that the traffic pays for.
+    pub retries: RetryBudget,
     /// Makes request ids of this process unlike those of another.
     pub nonce: u64,
     /// Requests in flight.

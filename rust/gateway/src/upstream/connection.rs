@@ -95,6 +95,11 @@ pub fn write_head(
 }
 
 impl Connection {
+    /// Id of the upstream at the other end.
+    pub const fn upstream(&self) -> u64 {
+        self.upstream
+    }
+
     pub(super) fn new(stream: TcpStream, upstream: u64) -> Self {
         Self {
             stream,
@@ -386,6 +391,11 @@ impl RelayBody {
     /// Gives a piece back, so that it is the next one again.
     pub fn hold(&mut self, piece: Bytes) {
         self.held = Some(piece);
+    }
+
+    /// Id of the upstream that sends the body, until its end.
+    pub fn upstream(&self) -> Option<u64> {
+        self.connection.as_ref().map(|connection| connection.upstream)
     }
 
     /// Whether the body has ended.

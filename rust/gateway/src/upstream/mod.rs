@@ -10,6 +10,7 @@ mod fields;
 mod framing;
 mod outgoing;
 mod pool;
+mod probe;
 mod resolver;
 
 pub use connection::{Connection, ExchangeError, RelayBody, ResponseHead, write_head};
@@ -18,3 +19,4 @@ use fetch::post_json;
 pub use framing::WireError;
 pub use outgoing::{BodyLimits, Outgoing, SendError};
 pub use pool::{ConnectionPool, UpstreamSet};
+pub use probe::probe_upstreams;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -24,6 +24,8 @@ pub struct Upstream {
     /// Time on [`UpstreamSet::now_ms`], milliseconds, until which this upstream is tried after all others.
     down_until_ms: AtomicU64,
     failures: AtomicU64,
+    /// The upstream gave no useful answer, and has to give one to a probe before it takes part again.
+    is_distrusted: AtomicBool,
 }
 
 /// All upstreams, shared by all threads and replaced as a whole.
@@ -39,6 +41,18 @@ pub struct UpstreamSet {
 }
 
 impl Upstream {
+    /// Takes the result of a probe.
+    pub(super) fn probed(&self, answers: bool) {
+        if self.is_distrusted.swap(!answers, Ordering::Relaxed) == answers {
+            tracing::info!(upstream = self.authority(), answers, "an upstream was probed");
+        }
+    }
+
+    /// Addresses, as they are resolved now.
+    pub(super) async fn addresses(&self, limit: Duration) -> Vec<std::net::SocketAddr> {
+        self.addresses.get(limit).await.to_vec()
+    }
+
     /// `host:port`.
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -92,6 +106,7 @@ impl UpstreamSet {
                 addresses,
                 down_until_ms: AtomicU64::new(0),
                 failures: AtomicU64::new(0),
+                is_distrusted: AtomicBool::new(false),
             }));
         }
         let ids = |list: &[Arc<Upstream>]| list.iter().map(|u| u.id).collect::<Vec<_>>();
@@ -112,9 +127,31 @@ impl UpstreamSet {
         self.list.load_full()
     }
 
-    /// Whether an upstream takes part in the round robin, since it did not refuse a connection recently.
+    /// Whether an upstream takes part in the round robin: it refused no connection recently, and it answers.
     pub fn is_up(&self, upstream: &Upstream) -> bool {
         upstream.down_until_ms.load(Ordering::Relaxed) <= self.now_ms()
+            && !upstream.is_distrusted.load(Ordering::Relaxed)
+    }
+
+    /// Whether another upstream takes part in the round robin while the one with this id does not answer.
+    pub fn has_better_than(&self, id: u64) -> bool {
+        let list = self.list.load();
+        let distrusted = |upstream: &Upstream| upstream.is_distrusted.load(Ordering::Relaxed);
+        list.iter()
+            .any(|upstream| upstream.id == id && distrusted(upstream))
+            && list
+                .iter()
+                .any(|upstream| upstream.id != id && self.is_up(upstream))
+    }
+
+    /// Keeps an upstream out of the round robin until a probe of it succeeds. Returns whether another upstream takes part.
+    pub fn distrust(&self, id: u64) -> bool {
+        let list = self.list.load();
+        for upstream in list.iter().filter(|upstream| upstream.id == id) {
+            upstream.is_distrusted.store(true, Ordering::Relaxed);
+        }
+        list.iter()
+            .any(|upstream| upstream.id != id && self.is_up(upstream))
     }
 
     fn now_ms(&self) -> u64 {

@@ -196,7 +196,7 @@ impl Default for FeedOptions {
     fn default() -> Self {
         Self {
             frame_bytes: 8 << 20,
-            silence_ms: 3_500,
+            silence_ms: 2_000,
             quarantine_ms: 5_000,
             max_feeds: 16_384,
         }

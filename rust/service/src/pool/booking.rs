@@ -34,7 +34,12 @@ pub struct Booking {
     prefilled: bool,
     /// Outcome for the workers' curves, used when the booking ends.
     outcome: Outcome,
+    /// When the booking was made, or last renewed.
+    renewed_s: f64,
 }
+
+/// Shortest time between two renewals of a booking, seconds.
+const RENEW_EVERY_S: f64 = 60.0;
 
 impl Booking {
     /// Creates a booking without legs.
@@ -45,6 +50,7 @@ impl Booking {
             clock,
             prefilled: false,
             outcome: Outcome::default(),
+            renewed_s: clock.now_s(),
         }
     }
 
@@ -85,6 +91,7 @@ impl Booking {
         self.prefilled = true;
         let now_s = self.clock.now_s();
         for leg in self.legs.iter().flatten() {
+            leg.pool.answered(leg.worker, now_s);
             match leg.pool.role {
                 Role::Prefill => {
                     let outcome = Outcome {
@@ -105,6 +112,34 @@ impl Booking {
     /// Sets the outcome of the request. The workers' curves learn from it when the booking ends.
     pub(crate) fn set_outcome(&mut self, outcome: Outcome) {
         self.outcome = outcome;
+    }
+
+    /// Whether the worker that decodes went silent; the only worker of a request without a split.
+    pub fn is_decoder_silent(&self) -> bool {
+        self.legs()
+            .last()
+            .is_some_and(|leg| leg.pool.is_silent(leg.worker))
+    }
+
+    /// Reports that the request was refused. A refusal is no outcome: the workers' curves learn nothing from the booking.
+    pub fn refuse(&mut self) {
+        self.outcome.is_refused = true;
+        let now_s = self.clock.now_s();
+        for leg in self.legs() {
+            leg.pool.refused(leg.worker, now_s);
+        }
+    }
+
+    /// Keeps the booking open, because the request is still served. At most one call in a minute has an effect.
+    pub(crate) fn renew(&mut self) {
+        let now_s = self.clock.now_s();
+        if now_s - self.renewed_s < RENEW_EVERY_S {
+            return;
+        }
+        self.renewed_s = now_s;
+        for leg in self.legs.iter().flatten() {
+            leg.pool.renew(self.id, now_s);
+        }
     }
 
     /// Reports a failure of the request on every worker of the booking.

@@ -13,6 +13,8 @@ pub(crate) enum Fault {
     Silent,
     /// A request on the worker failed, or the connection to its feed broke.
     Failed,
+    /// The worker refused several requests in a row.
+    Refusing,
 }
 
 /// Time limits of [`Health`].
@@ -35,6 +37,28 @@ pub(crate) struct Health {
     failed_s: Option<f64>,
     /// Number of failures, withdrawn failures included.
     pub failures: u64,
+    refusals: Refusals,
+}
+
+/// Refusals in a row until the worker is skipped.
+const REFUSALS_IN_A_ROW: u32 = 3;
+/// Seconds for which a worker is skipped the first time. Each further time doubles them.
+const FIRST_SKIP_S: f64 = 1.0;
+/// Largest number of seconds for which a worker is skipped.
+const LONGEST_SKIP_S: f64 = 30.0;
+/// Seconds after which a probe that got no answer gives way to another.
+const PROBE_S: f64 = 10.0;
+
+/// Refusals of one worker since its last first token: outlier ejection with half-open probing, as in Envoy and Finagle.
+#[derive(Debug, Default)]
+struct Refusals {
+    in_a_row: u32,
+    /// Times that the worker was skipped.
+    skips: u32,
+    /// The worker is skipped until this time; `None` before enough refusals.
+    until_s: Option<f64>,
+    /// A request was sent to learn whether the worker serves again.
+    is_probed: bool,
 }
 
 impl Health {
@@ -61,6 +85,40 @@ impl Health {
         self.failed_s = None;
     }
 
+    /// Records a refusal.
+    pub fn refused(&mut self, now_s: f64) {
+        let refusals = &mut self.refusals;
+        refusals.in_a_row += 1;
+        // Refusals of requests that were under way when the worker was skipped do not prolong the time.
+        let may_skip = refusals.is_probed || refusals.until_s.is_none_or(|until_s| now_s >= until_s);
+        if refusals.in_a_row >= REFUSALS_IN_A_ROW && may_skip {
+            refusals.is_probed = false;
+            let skip_s = FIRST_SKIP_S * f64::from(1u32 << refusals.skips.min(16));
+            refusals.until_s = Some(now_s + skip_s.min(LONGEST_SKIP_S));
+            refusals.skips += 1;
+        }
+    }
+
+    /// Records a first token: the worker serves.
+    pub fn answered(&mut self) {
+        self.refusals = Refusals::default();
+    }
+
+    /// Whether there is no refusal since the last first token.
+    pub fn is_sound(&self) -> bool {
+        self.refusals.in_a_row == 0
+    }
+
+    /// The worker was chosen. After a time of being skipped, this request is the probe that decides. Returns whether it is.
+    pub fn chosen(&mut self, now_s: f64) -> bool {
+        let is_probe = self.refusals.until_s.is_some_and(|until_s| now_s >= until_s);
+        if is_probe {
+            self.refusals.until_s = Some(now_s + PROBE_S);
+            self.refusals.is_probed = true;
+        }
+        is_probe
+    }
+
     /// Clears the last failure unless the grace period still runs.
     fn forgive(&mut self, now_s: f64) {
         if self.failed_s.is_some_and(|failed| now_s > failed + GRACE_S) {
@@ -73,10 +131,14 @@ impl Health {
         if self.heartbeat_s.is_some_and(|at| now_s - at > options.silence_s) {
             return Some(Fault::Silent);
         }
-        let failed = self.failed_s?;
+        let refuses = self.refusals.until_s.is_some_and(|until_s| now_s < until_s);
+        let refusing = refuses.then_some(Fault::Refusing);
+        let Some(failed) = self.failed_s else {
+            return refusing;
+        };
         // With heartbeats the next heartbeat clears the failure; without them only time can.
         let waits = self.heartbeat_s.is_some() || now_s - failed <= options.quarantine_s;
-        waits.then_some(Fault::Failed)
+        if waits { Some(Fault::Failed) } else { refusing }
     }
 
     /// Seconds since the last heartbeat; `None` before the first.
@@ -136,5 +198,39 @@ mod tests {
         health.fail(1.0);
         assert_eq!(health.fault(5.9, OPTIONS), Some(Fault::Failed));
         assert_eq!(health.fault(6.1, OPTIONS), None);
+    }
+
+    #[test]
+    fn worker_that_refuses_is_skipped_for_longer_each_time_until_it_serves() {
+        let mut health = Health::default();
+        let mut now_s = 10.0;
+        for skip_s in [1.0, 2.0, 4.0] {
+            while health.fault(now_s, OPTIONS).is_none() {
+                health.refused(now_s);
+            }
+            assert_eq!(health.fault(now_s + skip_s - 0.1, OPTIONS), Some(Fault::Refusing));
+            now_s += skip_s + 0.1;
+            assert_eq!(health.fault(now_s, OPTIONS), None, "after {skip_s} s");
+            assert!(health.chosen(now_s));
+            assert_eq!(
+                health.fault(now_s, OPTIONS),
+                Some(Fault::Refusing),
+                "one probe at a time"
+            );
+        }
+        health.answered();
+        assert_eq!(health.fault(now_s, OPTIONS), None);
+        health.refused(now_s);
+        assert_eq!(health.fault(now_s, OPTIONS), None, "one refusal is no row");
+        assert!(!health.chosen(now_s));
+    }
+
+    #[test]
+    fn a_probe_without_an_answer_gives_way_to_another() {
+        let mut health = Health::default();
+        (0..REFUSALS_IN_A_ROW).for_each(|_| health.refused(0.0));
+        assert!(health.chosen(1.5));
+        assert_eq!(health.fault(1.5 + PROBE_S - 0.1, OPTIONS), Some(Fault::Refusing));
+        assert_eq!(health.fault(1.5 + PROBE_S, OPTIONS), None);
     }
 }

@@ -10,7 +10,7 @@ use wardrop_core::{Error, WorkerId, WorkerSpec};
 
 use super::cursor::EventCursor;
 use super::health::Health;
-use super::{Audit, Role, State, Worker, WorkerPool};
+use super::{Audit, QueueError, Role, State, Worker, WorkerPool};
 use crate::ServiceError;
 
 /// Ranks that one instance may have; discovery is believed only so far.
@@ -87,12 +87,6 @@ impl WorkerPool {
 }
 
 impl WorkerPool {
-    /// The worker's instance has several ranks.
-    pub(crate) fn has_several_ranks(&self, worker: WorkerId) -> bool {
-        let state = self.state.lock();
-        state.workers.get(&worker).is_some_and(|known| known.ranks > 1)
-    }
-
     /// Workers registered.
     pub(crate) fn size(&self) -> usize {
         self.size.load(Ordering::Relaxed)
@@ -146,6 +140,9 @@ impl WorkerPool {
             state.remove(*id)?;
         }
         self.size.store(state.workers.len(), Ordering::Relaxed);
+        if let Some(queue) = state.queue.as_mut().filter(|_| self.size() == 0) {
+            queue.end_all(QueueError::NoWorker);
+        }
         Ok(!gone.is_empty())
     }
 }

@@ -98,6 +98,11 @@ pub struct WorkerPool {
     longest_wait_bits: AtomicU64,
 }
 
+/// Largest share of a pool's workers that refusals may make unavailable.
+///
+/// When every worker refuses, the requests are wrong or the fleet is full. To skip workers would then only move load.
+const MAX_SKIPPED_SHARE: f64 = 0.5;
+
 /// State behind the pool's lock.
 struct State {
     router: Arc<Router>,
@@ -173,16 +178,6 @@ impl WorkerPool {
         Ok(QueueEntry::new(self.clone(), id, receiver, clock))
     }
 
-    /// Runs `work` on the queue under the pool's lock; does nothing without a queue.
-    fn with_queue(&self, work: impl FnOnce(&mut PoolQueue, &Router)) {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        if let Some(queue) = &mut state.queue {
-            work(queue, &state.router);
-        }
-        self.unlock(guard);
-    }
-
     /// Locks the state for a call that may place requests. The caller releases the guard with [`WorkerPool::unlock`].
     fn lock(&self) -> MutexGuard<'_, State> {
         let state = self.state.lock();
@@ -216,11 +211,9 @@ impl WorkerPool {
         self.router.record_decisions(self.anarchy.wants(self.size()));
         let decision = self.router.route_marked(request, now_s, mark)?;
         self.anarchy.record(&self.router.take_decisions());
-        let state = self.state.lock();
-        let ranks = state.workers.get(&decision.worker).map(|worker| worker.ranks);
         Ok(Placement {
+            several_ranks: self.chosen(decision.worker, now_s),
             decision,
-            several_ranks: ranks.is_some_and(|ranks| ranks > 1),
         })
     }
 
@@ -281,6 +274,50 @@ impl WorkerPool {
         }
     }
 
+    /// Records a refusal of the worker: an answer without a token, given at once. After several in a row the router skips
+    /// the worker for a while, unless too large a share of the pool is skipped already.
+    pub(crate) fn refused(&self, worker: WorkerId, now_s: f64) {
+        self.with_health(worker, now_s, |health| health.refused(now_s));
+    }
+
+    /// Records a first token of the worker, which ends a row of refusals.
+    pub(crate) fn answered(&self, worker: WorkerId, now_s: f64) {
+        self.with_health(worker, now_s, Health::answered);
+    }
+
+    /// Changes the health of a worker and reviews its availability.
+    fn with_health(&self, worker: WorkerId, now_s: f64, change: impl FnOnce(&mut Health)) {
+        let mut state = self.state.lock();
+        if let Some(known) = state.workers.get_mut(&worker) {
+            let was = known.health.is_sound();
+            change(&mut known.health);
+            if was && known.health.is_sound() {
+                return;
+            }
+        }
+        state.review(worker, now_s, self.options);
+    }
+
+    /// Lets a booking live longer, because its request is still served.
+    pub(crate) fn renew(&self, request: RequestId, now_s: f64) {
+        self.router.renew(request, now_s);
+    }
+
+    /// The worker was chosen for a request. Returns whether its instance has several ranks.
+    ///
+    /// A worker that comes back after refusals gets one request. Until this request has its answer, the router skips it.
+    pub(crate) fn chosen(&self, worker: WorkerId, now_s: f64) -> bool {
+        let mut state = self.state.lock();
+        let Some(known) = state.workers.get_mut(&worker) else {
+            return false;
+        };
+        let several_ranks = known.ranks > 1;
+        if known.health.chosen(now_s) {
+            state.review(worker, now_s, self.options);
+        }
+        several_ranks
+    }
+
     /// Withdraws the last failure of a worker, because the worker did not cause the failure.
     pub(crate) fn withdraw_failure(&self, worker: WorkerId, now_s: f64) {
         let mut state = self.state.lock();
@@ -290,7 +327,7 @@ impl WorkerPool {
         state.review(worker, now_s, self.options);
     }
 
-    /// Whether the worker's heartbeats stopped. False for a worker that never sent a heartbeat.
+    /// Whether the worker's heartbeats stopped, as of the last review. False for a worker that never sent a heartbeat.
     pub fn is_silent(&self, worker: WorkerId) -> bool {
         self.state
             .lock()
@@ -337,10 +374,17 @@ impl State {
 
     /// Evaluates a worker's health and updates its availability in the router.
     fn review(&mut self, id: WorkerId, now_s: f64, options: HealthOptions) {
+        let skipped = self
+            .workers
+            .values()
+            .filter(|worker| worker.fault == Some(Fault::Refusing));
+        let may_skip = (skipped.count() + 1) as f64 <= MAX_SKIPPED_SHARE * self.workers.len() as f64;
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
-        worker.fault = worker.health.fault(now_s, options);
+        let was_skipped = worker.fault == Some(Fault::Refusing);
+        let found = worker.health.fault(now_s, options);
+        worker.fault = found.filter(|&fault| fault != Fault::Refusing || was_skipped || may_skip);
         let available = worker.fault.is_none();
         if available != worker.available {
             worker.available = available;

@@ -124,6 +124,14 @@ impl PoolQueue {
         }
     }
 
+    /// Ends the wait of every request, for a reason that no later pump can change.
+    pub fn end_all(&mut self, reason: QueueError) {
+        for (id, wake) in self.wakes.drain() {
+            self.queue.cancel(id);
+            let _ = wake.send(Err(reason));
+        }
+    }
+
     /// Removes a request whose task ended. Returns whether the request still waited.
     fn cancel(&mut self, id: RequestId) -> bool {
         self.wakes.remove(&id);
@@ -185,12 +193,14 @@ impl Drop for QueueEntry {
             return;
         }
         let now_s = self.clock.now_s();
-        self.pool.with_queue(|queue, router| {
-            // The request was placed meanwhile, and its booking is still in the channel.
-            if !queue.cancel(self.id) && matches!(self.receiver.try_recv(), Ok(Ok(_))) {
-                let _ = router.release(self.id, now_s);
-            }
-            queue.pump(router, now_s);
-        });
+        let mut guard = self.pool.lock();
+        let state = &mut *guard;
+        let waited = state.queue.as_mut().is_some_and(|queue| queue.cancel(self.id));
+        // The request was placed meanwhile, and its booking is still in the channel. The queue may be off by now.
+        if !waited && matches!(self.receiver.try_recv(), Ok(Ok(_))) {
+            let _ = state.router.release(self.id, now_s);
+        }
+        state.pump(now_s);
+        self.pool.unlock(guard);
     }
 }

@@ -20,7 +20,7 @@ pub struct Usage {
     pub cached_tokens: Option<u64>,
     /// Prompt tokens that the engine counted.
     pub prompt_tokens: Option<u64>,
-    /// Tokens of the answer.
+    /// Tokens of one choice of the answer.
     pub output_tokens: Option<u32>,
 }
 
@@ -88,8 +88,14 @@ impl Answer {
         self.booking.as_ref()
     }
 
-    /// A piece of the answer arrived at `now`: the first token of a stream, or a later one.
+    /// A token of the first choice arrived at `now`, or a piece of an answer that is no stream.
     pub fn piece(&mut self, now: Instant) {
+        if !self.is_success() {
+            return;
+        }
+        if let Some(booking) = &mut self.booking {
+            booking.renew();
+        }
         if let Some(pieces) = &mut self.pieces {
             if self.is_streamed {
                 self.histograms.itl.observe((now - pieces.last).as_secs_f64());
@@ -106,8 +112,8 @@ impl Answer {
         if let Some(booking) = self.booking.as_mut().filter(|_| self.is_streamed) {
             booking.prefill_done(ttft_s);
         }
-        self.histograms.ttft.observe(ttft_s);
         if self.is_streamed {
+            self.histograms.ttft.observe(ttft_s);
             self.service.outcomes.first_token(ttft_s);
             if let Some(shadow) = &self.shadow {
                 shadow.first_token(ttft_s);
@@ -115,8 +121,28 @@ impl Answer {
         }
     }
 
+    /// Whether the status is that of work done. Any other answer is a refusal: it has no first token and teaches nothing.
+    fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// A refusal is complete.
+    fn refused(mut self) {
+        if let Some(booking) = &mut self.booking {
+            booking.refuse();
+        }
+        if let Some(shadow) = &self.shadow {
+            shadow.failed();
+        }
+        self.end_receipt("refused");
+    }
+
     /// The answer is complete. The workers' curves learn from `usage` when the booking is released.
     pub fn finished(mut self, usage: Usage) {
+        if !self.is_success() {
+            self.refused();
+            return;
+        }
         // In a split the engine that answers never saw the prompt's prefill: its count says nothing about the prediction.
         let legs = self.booking.as_ref().map_or(0, |booking| booking.legs().count());
         let cached_tokens = usage.cached_tokens.filter(|_| legs <= 1);
@@ -141,7 +167,7 @@ impl Answer {
             booking.set_outcome(Outcome {
                 output_tokens,
                 cached_tokens: cached_tokens.and_then(|tokens| u32::try_from(tokens).ok()),
-                at_first_token: false,
+                ..Outcome::default()
             });
         }
         self.audit(usage);

@@ -153,7 +153,10 @@ impl ActiveRequest {
     }
 
     /// The upstream answered with an error of this status.
-    pub fn answered_with_error(&self, status: u16) {
+    pub fn answered_with_error(&mut self, status: u16) {
+        if let Some(booking) = &mut self.booking {
+            booking.refuse();
+        }
         if let Some(shadow) = &self.shadow {
             shadow.failed();
         }

@@ -250,7 +250,7 @@ impl Service {
             pool: pool.clone(),
             worker: dispatch.worker,
             overlap_blocks: dispatch.overlap_blocks,
-            pin_rank: pool.has_several_ranks(dispatch.worker),
+            pin_rank: pool.chosen(dispatch.worker, self.clock.now_s()),
             explanation: self.receipts.is_on().then(|| {
                 Box::new(Explanation {
                     cost: dispatch.cost,

@@ -57,6 +57,7 @@ impl Fleet<'_> {
             output_tokens: Some(self.state.workload.output_tokens[request as usize]),
             cached_tokens: None,
             at_first_token: role == Role::Prefill,
+            is_refused: false,
         };
         self.pools[at]
             .router

@@ -1,0 +1,77 @@
+//! Probes of the frontends: one that does not answer, or knows no model, takes no part in the round robin.
+//!
+//! A stopped process still accepts connections, so only an answer proves that it lives. A frontend that has just started
+//! answers 404 to every model until it has read discovery, so only a list of models proves that it is useful. With a
+//! single frontend there is no choice, and nothing is probed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::pool::{Upstream, UpstreamSet};
+
+/// Time for the whole answer to a probe.
+const TIMEOUT: Duration = Duration::from_millis(700);
+/// Probes in a row, without a pause, that must all fail before an upstream is distrusted. A busy upstream may miss one.
+const ATTEMPTS: u32 = 2;
+/// Largest part of an answer that is read, in bytes.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+
+/// Probes all upstreams at an interval, without end.
+pub async fn probe_upstreams(set: Arc<UpstreamSet>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let list = set.list();
+        if list.len() < 2 {
+            list.iter().for_each(|upstream| upstream.probed(true));
+            continue;
+        }
+        let probes: Vec<_> = list
+            .iter()
+            .map(|upstream| {
+                let upstream = upstream.clone();
+                tokio::spawn(async move { is_useful(&upstream).await })
+            })
+            .collect();
+        for (upstream, probe) in list.iter().zip(probes) {
+            let answers = probe.await.unwrap_or(false);
+            upstream.probed(answers);
+        }
+    }
+}
+
+/// Whether one of [`ATTEMPTS`] probes finds a useful answer.
+async fn is_useful(upstream: &Upstream) -> bool {
+    for _ in 0..ATTEMPTS {
+        if matches!(
+            tokio::time::timeout(TIMEOUT, lists_models(upstream)).await,
+            Ok(Ok(true))
+        ) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether the upstream lists at least one model.
+async fn lists_models(upstream: &Upstream) -> std::io::Result<bool> {
+    let addresses = upstream.addresses(TIMEOUT).await;
+    let mut stream = TcpStream::connect(addresses.as_slice()).await?;
+    let request = format!(
+        "GET /v1/models HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+        upstream.authority()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    while answer.len() < MAX_ANSWER_BYTES && stream.read_buf(&mut answer).await? > 0 {
+        let is_ok = answer.starts_with(b"HTTP/1.1 200");
+        if answer.len() >= 12 && (!is_ok || memchr::memmem::find(&answer, b"\"id\"").is_some()) {
+            return Ok(is_ok);
+        }
+    }
+    Ok(false)
+}
