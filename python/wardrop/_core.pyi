@@ -1210,6 +1210,19 @@ class Gateway:
             ValueError: the text is not such an object, or it has more than 64 names.
         """
 
+    def set_parts(self, parts_json: str, /) -> None:
+        """Show the states of the control plane's parts in `/health` and on the metrics page.
+
+        The states replace those of the previous call.
+
+        Args:
+            parts_json: an object `{name: {"up": bool, "failures": int, "error": str}}` with at most
+                64 names.
+
+        Raises:
+            ValueError: the text is not such an object, or it has more than 64 names.
+        """
+
     def receipt(self, request_id: str, /) -> str | None:
         """JSON of a request's decision and outcome, by its `x-request-id`.
 

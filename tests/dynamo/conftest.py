@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from wardrop.dynamo.discovery.entries import Entry, decode_entry
+
 
 class Entries:
-    """Builds a store's content."""
+    """Builds a store's content: `snapshot` as JSON values, `content` as the router decodes them."""
 
     def __init__(self) -> None:
         self.snapshot: dict[str, dict[str, dict[str, Any]]] = {
             bucket: {} for bucket in ("instances", "mdc", "event_channels", "event_sources")
         }
 
+    @property
+    def content(self) -> dict[str, dict[str, Entry]]:
+        """The entries, decoded."""
+        return {
+            bucket: {
+                key: decode_entry(bucket, key, json.dumps(entry).encode())
+                for key, entry in items.items()
+            }
+            for bucket, items in self.snapshot.items()
+        }
+
     def worker(self, instance: int, *, component: str = "backend", **changes: Any) -> Entries:
         """Instance and card; `changes` replace card fields, `address` the transport's."""
         address = changes.pop("address", f"127.0.0.1:4000/{instance:x}")
-        place = {"namespace": "dynamo", "component": component, "endpoint": "generate"}
-        key = f"dynamo/{component}/generate/{instance:x}"
+        namespace = changes.pop("namespace", "dynamo")
+        place = {"namespace": namespace, "component": component, "endpoint": "generate"}
+        key = f"{namespace}/{component}/generate/{instance:x}"
         self.snapshot["instances"][key] = {
             "type": "Endpoint",
             "instance_id": instance,
@@ -31,6 +46,7 @@ class Entries:
             "source_path": "/models/tiny",
             "tokenizer": {"hf_tokenizer_json": {"path": "http://h/tokenizer.json"}},
             "context_length": 32768,
+            "model_type": "Chat | Completions",
             "kv_cache_block_size": 16,
             "worker_type": "prefill" if component == "prefill" else "aggregated",
             "runtime_config": {

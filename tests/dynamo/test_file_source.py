@@ -54,12 +54,16 @@ def test_half_written_file_keeps_what_it_said_before(tmp_path, entries):
     card = tmp_path / "v1" / "mdc" / quote("dynamo/backend/generate/1", safe="")
     whole = card.read_text()
     card.write_text(whole[: len(whole) // 2])
-    assert not source._poll()
+    assert source._poll()
+    view = source._view()
+    assert instances(view) == [1]
+    assert "mdc/dynamo/backend/generate/1 is not JSON" in view.problems[0]
     changed = json.loads(whole)
     changed["card_json"]["runtime_config"]["total_kv_blocks"] = 7
     card.write_text(json.dumps(changed))
     assert source._poll()
-    assert source._content()["mdc"]["dynamo/backend/generate/1"] == changed
+    (worker,) = source._view().workers.values()
+    assert worker.total_kv_blocks == 7
 
 
 def test_touched_file_is_no_change(tmp_path, entries):

@@ -68,7 +68,7 @@ class Bench:
         self.served = True
         self.asked = 0
         self.restored: list[tuple[tuple[str, str], list[int], int]] = []
-        actions = Actions(self.folder, self.is_served, self.dump, self.restore)
+        actions = Actions(self.folder, self.served_models, self.dump, self.restore)
         self.sync = GatewaySync(gateway, self.source, actions, interval_s)
 
     async def folder(self, model: Model) -> Path:
@@ -79,9 +79,9 @@ class Bench:
     async def restore(self, pool: tuple[str, str], publishers: list[int]) -> None:
         self.restored.append((pool, publishers, len(self.gateway.calls)))
 
-    async def is_served(self, model: str) -> bool:
+    async def served_models(self) -> set[str]:
         self.asked += 1
-        return self.served
+        return {"tiny", "other"} if self.served else set()
 
     async def dump(self, endpoint: str, block_size: int) -> str:
         self.dumps.append((endpoint, block_size))
@@ -118,7 +118,7 @@ def test_fleet_is_applied_in_order_and_its_blocks_are_read_once(entries):
 
     async def test() -> None:
         view = read_fleet_view(
-            entries.worker(1).worker(2).feed(5).feed(6, "forward-pass-metrics").snapshot
+            entries.worker(1).worker(2).feed(5).feed(6, "forward-pass-metrics").content
         )
         bench.source.queue.put_nowait(view)
         await wait_until_async(lambda: bench.gateway.named("load_dump"))
@@ -131,12 +131,17 @@ def test_fleet_is_applied_in_order_and_its_blocks_are_read_once(entries):
             "block_size": 16,
             "context_length": 32768,
             "loras": [],
+            "checksums": list(view.models["tiny"].checksums),
+            "left_to_dynamo": False,
         }
         assert bench.dumps == [("dynamo.backend.generate", 16)]
         assert bench.gateway.named("load_dump") == [("tiny", "aggregated", "[]")]
         assert bench.sync.view.workers == view.workers
-        # Once, when the workers are known and before any feed is followed.
-        assert bench.restored == [(("tiny", "aggregated"), [5], 3)]
+        # Once, when the workers are known and before any feed of KV events is followed.
+        ((pool, publishers, calls_before),) = bench.restored
+        assert (pool, publishers) == (("tiny", "aggregated"), [5])
+        followed = [json.loads(call[1])["publisher_id"] for call in bench.gateway.calls[3:5]]
+        assert 3 <= calls_before <= 3 + followed.index(5)
 
     bench.run(test)
 
@@ -146,7 +151,7 @@ def test_refused_change_is_tried_again_until_it_holds(entries, caplog):
     bench.gateway.refuse = lambda call: call[0] == "upsert_worker"
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).snapshot))
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).content))
         await wait_until_async(lambda: bench.sync.counters.refused >= 3)
         assert not bench.sync.view.workers
         bench.gateway.refuse = lambda _call: False
@@ -161,7 +166,7 @@ def test_feed_with_a_gap_is_read_again_but_not_faster_than_the_interval(entries)
     bench = Bench(interval_s=0.3)
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).snapshot))
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).content))
         await wait_until_async(lambda: len(bench.dumps) == 1)
         began_s = asyncio.get_running_loop().time()
         bench.gateway.report = status(needs_resync=True)
@@ -177,21 +182,21 @@ def test_failed_dump_is_tried_again(entries):
     bench.dump_fails = True
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).snapshot))
-        await wait_until_async(lambda: bench.sync.counters.dumps_failed >= 2)
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).content))
+        await wait_until_async(lambda: bench.sync.blocks.dumps_failed >= 2)
         bench.dump_fails = False
-        await wait_until_async(lambda: bench.sync.counters.dumps == 1)
+        await wait_until_async(lambda: bench.sync.blocks.dumps == 1)
 
     bench.run(test)
 
 
 def test_model_without_a_folder_is_served_and_its_folder_looked_for_again(entries, monkeypatch):
-    monkeypatch.setattr("wardrop.dynamo.gateway_sync._FOLDER_RETRY_S", 0.02)
+    monkeypatch.setattr("wardrop.dynamo.model_loader._FOLDER_RETRY_S", 0.02)
     bench = Bench()
     bench.folder_fails = True
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).snapshot))
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).content))
         await wait_until_async(lambda: bench.sync.view.workers)
         assert json.loads(bench.gateway.named("upsert_model")[0][0])["folder"] is None
         bench.folder_fails = False
@@ -208,7 +213,7 @@ def test_everything_that_left_is_taken_out(entries):
     bench = Bench()
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).snapshot))
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).content))
         await wait_until_async(lambda: bench.sync.view.feeds)
         bench.source.queue.put_nowait(FleetView())
         await wait_until_async(lambda: not bench.sync.view.models)
@@ -224,7 +229,7 @@ def test_worker_waits_until_a_frontend_serves_its_model(entries):
     bench.served = False
 
     async def test() -> None:
-        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).snapshot))
+        bench.source.queue.put_nowait(read_fleet_view(entries.worker(1).feed(5).content))
         await wait_until_async(lambda: bench.sync.view.models)
         asked = bench.asked
         await wait_until_async(lambda: bench.asked >= asked + 3, "several ticks")
@@ -243,7 +248,7 @@ def test_feed_waits_for_its_own_worker_and_its_blocks_are_then_read(entries):
 
     async def test() -> None:
         entries.worker(1).worker(2).feed(5).source(5, 1).feed(6).source(6, 2)
-        bench.source.queue.put_nowait(read_fleet_view(entries.snapshot))
+        bench.source.queue.put_nowait(read_fleet_view(entries.content))
         await wait_until_async(lambda: len(bench.dumps) == 1)
         assert set(bench.sync.view.feeds) == {5}
         bench.gateway.refuse = lambda _call: False

@@ -33,6 +33,12 @@ class Dynamo:
     etcd_endpoints: tuple[str, ...] = setting(
         (), "by default ETCD_ENDPOINTS, else http://localhost:2379", "etcd-endpoints"
     )
+    namespace: str = setting(
+        "", "the only namespace whose workers are routed; by default DYN_NAMESPACE, else all"
+    )
+    namespace_prefix: str = setting(
+        "", "start of the namespaces that are routed; by default DYN_NAMESPACE_PREFIX"
+    )
     poll_interval_ms: int = setting(200, "shortest time between two polls of discovery")
     event_endpoints: tuple[str, ...] = setting(
         (), "TOPIC@tcp://HOST:PORT, with --discovery frontend", "event-endpoint"
@@ -41,7 +47,7 @@ class Dynamo:
     bootstrap: bool = setting(True, "read the blocks of all workers at start", "bootstrap")
     resync_interval_s: float = setting(10.0, "shortest time between two resyncs of a pool")
     restart_limit: int = setting(
-        10, "restarts of a frontend in ten minutes; one more ends the router"
+        10, "restarts of a frontend in ten minutes; one more ends a router that no frontend answers"
     )
     ready_timeout_s: float = setting(120.0, "time for the frontends to answer at start")
     drain_timeout_s: float = setting(

@@ -86,7 +86,7 @@ class Calibrator:
             try:
                 self.poll()
                 is_logged = False
-            except (ValueError, KeyError, TypeError, OSError) as error:
+            except Exception as error:
                 if not is_logged:
                     log.error("a poll of the calibrator failed: %r; polling goes on", error)
                 is_logged = True

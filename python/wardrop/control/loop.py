@@ -88,7 +88,7 @@ class ControlLoop:
             try:
                 await self.poll()
                 is_logged = False
-            except (ValueError, KeyError, TypeError, OSError) as error:
+            except Exception as error:
                 if not is_logged:
                     log.error("a poll of the controller failed: %r; polling goes on", error)
                 is_logged = True

@@ -11,7 +11,7 @@ from typing import cast
 from urllib.request import urlopen
 
 from wardrop.dynamo.discovery import file_store
-from wardrop.dynamo.discovery.store_reader import JsonObject
+from wardrop.dynamo.discovery.file_store import JsonObject
 
 _TIMEOUT_S = 5.0
 

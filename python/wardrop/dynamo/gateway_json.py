@@ -22,6 +22,8 @@ def model_json(model: Model, folder: Path | None) -> str:
             "block_size": model.block_size,
             "context_length": model.context_length,
             "loras": list(model.loras),
+            "checksums": list(model.checksums),
+            "left_to_dynamo": model.left_to_dynamo,
         }
     )
 

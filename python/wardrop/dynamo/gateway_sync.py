@@ -1,22 +1,24 @@
 """Keeps the gateway's fleet equal to the fleet that discovery reports.
 
-`GatewaySync.follow` applies the changes from one fleet view to the next. `GatewaySync.repair` reads
-the present blocks of pools with new feeds or missing events, and retries what failed. Neither is in
-the path of a request: an error here makes placements worse, and never an answer.
+`GatewaySync.follow` takes over views, and `GatewaySync.repair` applies the changes from the
+gateway's fleet to the newest view and retries what failed. A pass over the changes does no input
+or output: files, frontends and dumps are asked by tasks of their own (`model_loader`,
+`block_recovery`), and a pass uses what they have found so far. Neither is in the path of a request:
+an error here makes placements worse, and never an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol
 
-from wardrop.dynamo.block_dump import DumpError
+from wardrop.dynamo.backoff import Backoff
+from wardrop.dynamo.block_recovery import BlockRecovery, Pool, ReadBlocks, resync_pools
 from wardrop.dynamo.discovery.changes import (
     Change,
     RemoveModel,
@@ -29,20 +31,20 @@ from wardrop.dynamo.discovery.changes import (
 )
 from wardrop.dynamo.discovery.fleet_view import Feed, FleetView, Model, Role, Worker
 from wardrop.dynamo.discovery.source import Source
-from wardrop.dynamo.gateway_json import feed_json, model_json, worker_json
-from wardrop.dynamo.tokenizer_files import TokenizerFilesError
+from wardrop.dynamo.gateway_json import feed_json, worker_json
+from wardrop.dynamo.model_loader import ModelLoader
 
 log = logging.getLogger("wardrop.control")
 
 _REPAIR_INTERVAL_S = 0.25
 _STATUS_INTERVAL_S = 1.0
 """Time between two readings of the gateway's status, which has about 1 MB for 1,000 workers."""
-_FOLDER_RETRY_S = 30.0
+_SERVED_AGE_S = 1.0
+"""Age up to which an answer of the frontends about their models counts."""
+_MAX_REFUSED_RETRY_S = 10.0
 _MAX_WARNINGS = 256
 """Texts remembered so that none is logged twice; beyond it all are forgotten."""
-
-Pool = tuple[str, Role]
-"""Model and role."""
+_MAX_WARNING_CHARACTERS = 500
 
 
 class FleetGateway(Protocol):
@@ -91,8 +93,8 @@ class Actions:
 
     Attributes:
         tokenizer_folder: Finds a local folder with the tokenizer and template of a model.
-        is_served: Says whether a frontend serves a model. A worker that no frontend reaches is not
-            routable, so workers join after it is true.
+        served_models: Names of the models that a frontend serves now. A worker that no frontend
+            reaches is not routable, so a worker joins after its model is among them.
         read_blocks: Reads the blocks on the workers of an endpoint, given its block size, as a JSON
             list of stored events. None where nothing can read them.
         restore_index: Takes over the saved index of a pool, given the publishers of its feeds of KV
@@ -100,8 +102,8 @@ class Actions:
     """
 
     tokenizer_folder: Callable[[Model], Awaitable[Path]]
-    is_served: Callable[[str], Awaitable[bool]]
-    read_blocks: Callable[[str, int], Awaitable[str]] | None = None
+    served_models: Callable[[], Awaitable[set[str]]]
+    read_blocks: ReadBlocks | None = None
     restore_index: Callable[[Pool, list[int]], Awaitable[None]] = _restore_nothing
 
 
@@ -111,22 +113,22 @@ class Counters:
 
     changes: int = 0
     refused: int = 0
-    dumps: int = 0
-    dumps_failed: int = 0
 
 
 @dataclass
-class _Applied:
-    """The fleet that the gateway has."""
+class _Refused:
+    """A change that the gateway refused, and when it is tried again."""
 
-    models: dict[str, Model] = field(default_factory=dict[str, Model])
-    workers: dict[tuple[str, Role, int], Worker] = field(
-        default_factory=dict[tuple[str, Role, int], Worker]
-    )
-    feeds: dict[int, Feed] = field(default_factory=dict[int, Feed])
+    backoff: Backoff
+    retry_s: float = 0.0
 
-    def view(self) -> FleetView:
-        return FleetView(dict(self.models), dict(self.workers), dict(self.feeds))
+
+@dataclass
+class _Served:
+    """The models that frontends serve, with the time of the answer."""
+
+    names: set[str] = field(default_factory=set[str])
+    at_s: float = float("-inf")
 
 
 class GatewaySync:
@@ -146,166 +148,193 @@ class GatewaySync:
         self._gateway = gateway
         self._source = source
         self._actions = actions
-        self._resync_interval_s = resync_interval_s
-        self._restored: set[Pool] = set()
-        self._applied = _Applied()
+        self._wake = asyncio.Event()
+        self._models = ModelLoader(
+            gateway, actions.tokenizer_folder, self._wake.set, self._warn_once
+        )
+        self.blocks = BlockRecovery(
+            gateway, actions.read_blocks, resync_interval_s, self._warn_once
+        )
+        self._workers: dict[tuple[str, Role, int], Worker] = {}
+        self._feeds: dict[int, Feed] = {}
         self._wanted = FleetView()
-        self._unread: dict[Pool, str] = {}
-        self._dumped_s: dict[Pool, float] = {}
-        self._without_folder: dict[str, float] = {}
+        self._restores: dict[Pool, asyncio.Task[None]] = {}
+        self._served = _Served()
+        self._asking: asyncio.Task[None] | None = None
+        self._refused: dict[tuple[object, ...], _Refused] = {}
         self._status_read_s = float("-inf")
         self._warned: set[str] = set()
-        self._lock = asyncio.Lock()
 
     @property
     def view(self) -> FleetView:
         """The fleet that the gateway has now."""
-        return self._applied.view()
+        return FleetView(dict(self._models.registered), dict(self._workers), dict(self._feeds))
 
     async def follow(self) -> None:
-        """Apply views until cancelled."""
+        """Take over views until cancelled."""
         async for view in self._source.views():
             for problem in view.problems:
                 self._warn_once(problem)
             self._wanted = view
-            await self._apply_wanted()
+            self._apply_wanted()
 
     async def repair(self) -> None:
-        """Read blocks of pools that miss events and retry what failed, until cancelled."""
-        while True:
-            await asyncio.sleep(_REPAIR_INTERVAL_S)
-            await self._apply_wanted()
-            await self._retry_folders()
-            for pool, reason in self._pools_to_read().items():
-                await self._read_blocks(pool, reason)
-
-    async def _apply_wanted(self) -> None:
-        async with self._lock:
-            # Asked once per pass and model, so that the workers of a model join together.
-            served: dict[str, bool] = {}
-            for change in diff(self._applied.view(), self._wanted):
+        """Apply what is due, retry what failed, and read missing blocks, until cancelled."""
+        try:
+            while True:
                 try:
-                    if isinstance(change, UpsertWorker):
-                        model = change.worker.model
-                        if model not in served:
-                            served[model] = await self._actions.is_served(model)
-                        if not served[model]:
-                            continue
-                    if isinstance(change, Subscribe) and not self._has_worker(change.feed):
-                        continue
-                    await self._apply(change)
-                    self.counters.changes += 1
-                except (ValueError, RuntimeError) as error:
-                    self.counters.refused += 1
-                    self._warn_once(f"the gateway refused {_name(change)}: {error}")
+                    async with asyncio.timeout(_REPAIR_INTERVAL_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+                self._wake.clear()
+                self._apply_wanted()
+                self._ask_for_resyncs()
+                self.blocks.start_due(self._models.registered, self._endpoints)
+        finally:
+            await self._models.stop()
+            await self.blocks.stop()
+
+    def _apply_wanted(self) -> None:
+        """Apply the changes that can be applied now. No input or output, no waiting."""
+        now_s = time.monotonic()
+        self._models.keep(self._wanted.models.keys())
+        tried: set[tuple[object, ...]] = set()
+        for change in diff(self.view, self._wanted):
+            key = _key(change)
+            tried.add(key)
+            refused = self._refused.get(key)
+            if refused is not None and now_s < refused.retry_s:
+                continue
+            try:
+                if not self._is_due(change, now_s):
+                    continue
+                self._apply(change)
+            except Exception as error:
+                self.counters.refused += 1
+                if refused is None:
+                    refused = _Refused(Backoff(_REPAIR_INTERVAL_S, _MAX_REFUSED_RETRY_S))
+                    self._refused[key] = refused
+                refused.retry_s = now_s + refused.backoff.next_s()
+                self._warn_once(f"the gateway refused {_name(change)}: {error}")
+            else:
+                self._refused.pop(key, None)
+        for key in self._refused.keys() - tried:
+            del self._refused[key]
+
+    def _is_due(self, change: Change, now_s: float) -> bool:
+        """Whether everything that a change depends on is there."""
+        match change:
+            case UpsertWorker(worker):
+                model = self._wanted.models.get(worker.model)
+                registered = self._models.registered.get(worker.model)
+                if model is None or registered is None or registered.block_size != model.block_size:
+                    return False
+                if (worker.model, worker.role, worker.instance) in self._workers:
+                    return True
+                return self._is_served(worker.model, now_s)
+            case Subscribe(feed):
+                return self._has_worker(feed) and self._is_restored(feed)
+            case _:
+                return True
+
+    def _is_served(self, model: str, now_s: float) -> bool:
+        """Whether a frontend served a model a moment ago; asks in the background where unknown."""
+        if now_s - self._served.at_s <= _SERVED_AGE_S:
+            return model in self._served.names
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_frontends(), name="served models")
+        return False
+
+    async def _ask_frontends(self) -> None:
+        try:
+            names = await self._actions.served_models()
+        except Exception as error:
+            self._warn_once(f"no frontend says which models it serves: {error}")
+            return
+        # An answer without a model counts for no time: the model may be listed the next moment.
+        is_whole = {key[0] for key in self._wanted.workers} <= names
+        self._served = _Served(names, time.monotonic() if is_whole else self._moment_s())
+        self._wake.set()
+
+    def _moment_s(self) -> float:
+        """A time whose answer counts for the next pass only."""
+        return time.monotonic() - _SERVED_AGE_S + _REPAIR_INTERVAL_S / 2
 
     def _has_worker(self, feed: Feed) -> bool:
         """Whether a worker of the feed is known: the gateway drops blocks of unknown workers."""
         return any(
             (worker.model, worker.role) == (feed.model, feed.role)
             and feed.instance in (None, worker.instance)
-            for worker in self._applied.workers.values()
+            for worker in self._workers.values()
         )
 
-    async def _apply(self, change: Change) -> None:
-        applied, gateway = self._applied, self._gateway
+    def _is_restored(self, feed: Feed) -> bool:
+        """Whether the saved index of the feed's pool is in the gateway, as far as there is one.
+
+        An applied event cannot be undone, so the saved index must come before the first event.
+        """
+        pool = (feed.model, feed.role)
+        if feed.topic != "kv-events":
+            return True
+        if pool not in self._restores:
+            feeds = [f for f in self._wanted.feeds.values() if (f.model, f.role) == pool]
+            publishers = [f.publisher_id for f in feeds if f.topic == "kv-events"]
+            self._restores[pool] = asyncio.create_task(self._restore(pool, publishers))
+        return self._restores[pool].done()
+
+    async def _restore(self, pool: Pool, publishers: list[int]) -> None:
+        try:
+            await self._actions.restore_index(pool, publishers)
+        except Exception as error:
+            self._warn_once(f"the saved index of {pool[0]}, {pool[1]} is not used: {error}")
+        self._wake.set()
+
+    def _apply(self, change: Change) -> None:
+        gateway = self._gateway
+        if not isinstance(change, UpsertModel):  # wanted at each pass until it is registered
+            self.counters.changes += 1
         match change:
             case Unsubscribe(feed):
-                del applied.feeds[feed.publisher_id]
+                del self._feeds[feed.publisher_id]
                 gateway.unsubscribe(feed.publisher_id)
             case RemoveWorker(worker):
-                del applied.workers[worker.model, worker.role, worker.instance]
+                del self._workers[worker.model, worker.role, worker.instance]
                 gateway.remove_worker(worker.model, worker.role, worker.instance)
                 log.info("%s worker %d of %s left", worker.role, worker.instance, worker.model)
             case RemoveModel(model):
-                del applied.models[model.name]
-                self._without_folder.pop(model.name, None)
-                gateway.remove_model(model.name)
+                self._models.drop(model.name)
                 log.info("model %s left", model.name)
             case UpsertModel(model):
-                await self._upsert_model(model)
-                applied.models[model.name] = model
+                self._models.want(model)
             case UpsertWorker(worker):
                 gateway.upsert_worker(worker_json(worker))
-                applied.workers[worker.model, worker.role, worker.instance] = worker
+                self._workers[worker.model, worker.role, worker.instance] = worker
                 log.info("%s worker %d of %s joined", worker.role, worker.instance, worker.model)
             case Subscribe(feed):
-                await self._restore_index(feed)
                 gateway.subscribe(feed_json(feed))
-                applied.feeds[feed.publisher_id] = feed
+                self._feeds[feed.publisher_id] = feed
                 if feed.topic == "kv-events":
-                    self._unread[feed.model, feed.role] = "a new feed"
+                    self.blocks.ask((feed.model, feed.role), "a new feed")
 
-    async def _restore_index(self, feed: Feed) -> None:
-        """Restore the saved index of the feed's pool, once, before the pool's first event.
-
-        An applied event cannot be undone, so the saved index must come first.
-        """
-        pool = (feed.model, feed.role)
-        if feed.topic != "kv-events" or pool in self._restored:
+    def _ask_for_resyncs(self) -> None:
+        """Have the pools read that miss events. Reads the gateway's status now and then."""
+        now_s = time.monotonic()
+        if self._actions.read_blocks is None or now_s - self._status_read_s < _STATUS_INTERVAL_S:
             return
-        self._restored.add(pool)
-        feeds = [f for f in self._wanted.feeds.values() if (f.model, f.role) == pool]
-        publishers = [f.publisher_id for f in feeds if f.topic == "kv-events"]
-        await self._actions.restore_index(pool, publishers)
+        self._status_read_s = now_s
+        for pool in resync_pools(self._gateway.status()):
+            self.blocks.ask(pool, "events are missing")
 
-    async def _upsert_model(self, model: Model) -> None:
-        try:
-            folder = await self._actions.tokenizer_folder(model)
-            self._without_folder.pop(model.name, None)
-        except TokenizerFilesError as error:
-            folder = None
-            self._without_folder[model.name] = time.monotonic()
-            self._warn_once(f"no tokenizer for {model.name}, text is routed by load only: {error}")
-        self._gateway.upsert_model(model_json(model, folder))
-        log.info("model %s, %d tokens per block, files in %s", model.name, model.block_size, folder)
-
-    async def _retry_folders(self) -> None:
-        now_s = time.monotonic()
-        for name, tried_s in list(self._without_folder.items()):
-            if now_s - tried_s >= _FOLDER_RETRY_S and name in self._applied.models:
-                async with self._lock:
-                    await self._upsert_model(self._applied.models[name])
-
-    def _pools_to_read(self) -> dict[Pool, str]:
-        """Pools whose blocks must be read now, each with the reason."""
-        if self._actions.read_blocks is None:
-            return {}
-        wanted = dict(self._unread)
-        now_s = time.monotonic()
-        if now_s - self._status_read_s >= _STATUS_INTERVAL_S:
-            self._status_read_s = now_s
-            for pool in resync_pools(json.loads(self._gateway.status())):
-                wanted.setdefault(pool, "events are missing")
+    def _endpoints(self, pool: Pool) -> set[str]:
         return {
-            pool: reason
-            for pool, reason in wanted.items()
-            if now_s - self._dumped_s.get(pool, float("-inf")) >= self._resync_interval_s
-        }
-
-    async def _read_blocks(self, pool: Pool, reason: str) -> None:
-        model = self._applied.models.get(pool[0])
-        endpoints = {
             worker.endpoint
-            for worker in self._applied.workers.values()
+            for worker in self._workers.values()
             if (worker.model, worker.role) == pool
         }
-        self._unread.pop(pool, None)
-        if model is None or self._actions.read_blocks is None:
-            return
-        self._dumped_s[pool] = time.monotonic()
-        for endpoint in sorted(endpoints):
-            try:
-                text = await self._actions.read_blocks(endpoint, model.block_size)
-                self._gateway.load_dump(pool[0], pool[1], text)
-                self.counters.dumps += 1
-                log.info("read the blocks of %s (%s, %d bytes)", endpoint, reason, len(text))
-            except (DumpError, ValueError, RuntimeError) as error:
-                self.counters.dumps_failed += 1
-                self._unread[pool] = reason  # read again after the resync interval
-                self._warn_once(f"the blocks of {endpoint} could not be read: {error}")
 
     def _warn_once(self, text: str) -> None:
+        text = text[:_MAX_WARNING_CHARACTERS]
         if len(self._warned) >= _MAX_WARNINGS:
             self._warned.clear()
         if text not in self._warned:
@@ -313,15 +342,15 @@ class GatewaySync:
             log.warning("%s", text)
 
 
-def resync_pools(status: dict[str, Any]) -> set[Pool]:
-    """Pools with a worker that the gateway's status marks with `needs_resync`."""
-    found: set[Pool] = set()
-    for model in cast(list[dict[str, Any]], status.get("models", [])):
-        for pool in cast(list[dict[str, Any]], model.get("pools", [])):
-            workers = cast(list[dict[str, Any]], pool.get("workers", []))
-            if any(worker.get("needs_resync") for worker in workers):
-                found.add((str(model["name"]), cast(Role, pool["role"])))
-    return found
+def _key(change: Change) -> tuple[object, ...]:
+    """The identity of the thing that a change is about."""
+    match change:
+        case UpsertModel(model) | RemoveModel(model):
+            return "model", model.name
+        case UpsertWorker(worker) | RemoveWorker(worker):
+            return "worker", worker.model, worker.role, worker.instance
+        case Subscribe(feed) | Unsubscribe(feed):
+            return "feed", feed.publisher_id
 
 
 def _name(change: Change) -> str:

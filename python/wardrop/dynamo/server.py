@@ -1,8 +1,10 @@
 """One run of `wardrop dynamo`: frontends, gateway and discovery, and their common life.
 
 Start: the supervisor starts frontends; when the first one answers, the gateway listens; discovery
-then fills its fleet. Stop, after SIGTERM or SIGINT: drain the requests in flight, stop the gateway,
-stop the frontends. A second signal cuts the drain short.
+then fills its fleet. While it serves, every part beside the gateway is isolated (`parts`): a part
+that fails starts again, and the gateway serves with the last known fleet. Stop, after SIGTERM or
+SIGINT: drain the requests in flight, stop the gateway, stop the frontends. A second signal cuts the
+drain short.
 """
 
 from __future__ import annotations
@@ -13,10 +15,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from wardrop._core import Gateway
 from wardrop.config import Config, ConfigError
@@ -27,9 +28,11 @@ from wardrop.control.loop import ControlLoop
 from wardrop.dynamo.block_dump import dump_blocks
 from wardrop.dynamo.discovery.backends import choose_source, dynamo_environment
 from wardrop.dynamo.discovery.frontend_source import FrontendSource
-from wardrop.dynamo.frontend_client import models_served, read_page
+from wardrop.dynamo.discovery.scope import choose_scope
+from wardrop.dynamo.frontend_client import models_served, models_served_by_any, read_page
 from wardrop.dynamo.gateway_sync import Actions, GatewaySync
 from wardrop.dynamo.install import dynamo_version
+from wardrop.dynamo.parts import Parts
 from wardrop.dynamo.supervisor import FrontendSpec, Supervisor, SupervisorError
 from wardrop.dynamo.tokenizer_files import tokenizer_folder
 from wardrop.service.admin import Admin
@@ -78,7 +81,13 @@ class Server:
         except ValueError as error:
             raise ConfigError(f"control.timing_table: {error}") from error
         self.config = config
-        self.source = choose_source(config.dynamo, environment)
+        scope = choose_scope(
+            config.dynamo.namespace,
+            config.dynamo.namespace_prefix,
+            frontend_arguments,
+            environment,
+        )
+        self.source = choose_source(config.dynamo, environment, scope)
         self.port: int | None = None
         self._python = config.dynamo.python or sys.executable
         self._environment = dict(environment)
@@ -88,6 +97,7 @@ class Server:
         self._supervisor: Supervisor | None = None
         self._sync: GatewaySync | None = None
         self._index: SavedIndex | None = None
+        self._curves: SavedCurves | None = None
         if not config.dynamo.upstreams:
             version = dynamo_version(self._python)
             log.info("Dynamo %s", version)
@@ -95,13 +105,14 @@ class Server:
                 count=config.dynamo.frontends,
                 mode=config.dynamo.frontend_mode,
                 arguments=tuple(frontend_arguments),
-                environment=dynamo_environment(self.source, environment),
+                environment=dynamo_environment(self.source, environment, scope),
                 restart_limit=config.dynamo.restart_limit,
                 python=self._python,
             )
             self._supervisor = Supervisor(
                 spec, lambda _urls: self._upstreams_changed.set(), self._serves_all
             )
+            self._supervisor.restarted = self.source.frontends_restarted
 
     def request_stop(self) -> None:
         """Drain and stop. A second call cuts the drain short."""
@@ -139,8 +150,7 @@ class Server:
                 await self._serve(gateway, frontends)
                 return 0 if await self._drain(gateway) else 1
             finally:
-                if self._index is not None:
-                    await self._index.save()
+                await self._save_state()
                 await asyncio.to_thread(gateway.stop)
         finally:
             if frontends is not None:
@@ -183,39 +193,65 @@ class Server:
         return gateway
 
     async def _serve(self, gateway: Gateway, frontends: asyncio.Task[None] | None) -> None:
-        """Run the parts until a stop is requested; an error of any part ends all of them."""
+        """Run the parts until a stop is requested, or until no frontend can be kept running."""
         config = self.config
-        parts: list[Coroutine[Any, Any, Any]] = []
+        control = config.control
+        parts = Parts(gateway)
+        runs: dict[str, Callable[[], Awaitable[object]]] = {}
         if config.index.file:
             self._index = SavedIndex(gateway, config.index, self._can_dump)
-            self._index.load()
-            parts.append(self._index.run())
+            parts.attempt("saved_index", self._index.load)
+            runs["saved_index"] = self._index.run
+        if control.curves_file:
+            self._curves = SavedCurves(gateway, Path(control.curves_file))
+            parts.attempt("saved_curves", self._curves.load)
+            runs["saved_curves"] = self._curves.run
         self._sync = self._make_sync(gateway)
-        parts += [self._sync.follow(), self._sync.repair()]
-        control = config.control
+        runs["discovery"] = self._sync.follow
+        runs["fleet"] = self._sync.repair
         door = Door(gateway, AuditLog(Path(control.audit_file)) if control.audit_file else None)
-        admin = None
         if control.admin_port >= 0:
-            admin = Admin(gateway, door, control.admin_port, control.receipts)
-            await admin.start()
+            runs["admin"] = partial(self._serve_admin, gateway, door)
         page = partial(read_page, control.prometheus) if control.prometheus else None
         loop = ControlLoop(gateway, door, control.controller, page, moves=control.moves)
-        parts.append(loop.run(control.period_ms / 1000))
+        runs["control"] = partial(loop.run, control.period_ms / 1000)
         if config.shadows.calibrate:
             calibrator = Calibrator(gateway, door, lambda: loop.controller.on_trial)
-            parts.append(calibrator.run(config.shadows.tick_s))
-        curves = SavedCurves(gateway, Path(control.curves_file)) if control.curves_file else None
-        if curves is not None:
-            curves.load()
-            parts.append(curves.run())
-        parts += [self._forward_upstreams(gateway), self._log_discovery(), self._stop.wait()]
+            runs["calibrator"] = partial(calibrator.run, config.shadows.tick_s)
+        runs["upstreams"] = partial(self._forward_upstreams, gateway)
+        runs["discovery_source"] = partial(self._report_discovery, parts)
+        tasks = [
+            asyncio.create_task(parts.keep(name, run), name=name) for name, run in runs.items()
+        ]
+        stop = asyncio.create_task(self._stop.wait())
         try:
-            await _run_until_first_ends(parts, frontends)
+            ending = {stop, *([frontends] if frontends is not None else [])}
+            done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            if admin is not None:
-                await admin.stop()
-            if curves is not None:
-                curves.save()
+            for task in (*tasks, stop):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve_admin(self, gateway: Gateway, door: Door) -> None:
+        control = self.config.control
+        admin = Admin(gateway, door, control.admin_port, control.receipts)
+        try:
+            await admin.start()
+            await asyncio.Event().wait()
+        finally:
+            await admin.stop()
+
+    async def _save_state(self) -> None:
+        """Write the files that keep state over a restart. A failure costs the file only."""
+        try:
+            if self._curves is not None:
+                self._curves.save()
+            if self._index is not None:
+                await self._index.save()
+        except Exception as error:
+            log.error("state is not saved: %s: %s", type(error).__name__, error)
 
     @property
     def _can_dump(self) -> bool:
@@ -235,17 +271,14 @@ class Server:
 
         actions = Actions(
             tokenizer_folder,
-            self._is_served,
+            self._served_models,
             read_blocks if self._can_dump else None,
             restore_index,
         )
         return GatewaySync(gateway, self.source, actions, self.config.dynamo.resync_interval_s)
 
-    async def _is_served(self, model: str) -> bool:
-        for url in self.upstreams:
-            if model in await models_served(url):
-                return True
-        return False
+    async def _served_models(self) -> set[str]:
+        return await models_served_by_any(self.upstreams)
 
     async def _serves_all(self, url: str) -> bool:
         """Whether a started frontend lists every routed model, which takes it a moment."""
@@ -263,15 +296,17 @@ class Server:
             if urls := self.upstreams:
                 gateway.set_upstreams(urls)
 
-    async def _log_discovery(self) -> None:
-        """Log when discovery fails and when it answers again."""
-        logged: str | None = None
+    async def _report_discovery(self, parts: Parts) -> None:
+        """Log and report when discovery fails and when it answers again."""
+        reported: str | None = None
         while True:
             await asyncio.sleep(_DISCOVERY_POLL_S)
-            if self.source.last_error != logged:
-                logged = self.source.last_error
-                if logged:
-                    log.warning("discovery: %s; the last view stays in force", logged)
+            error = self.source.last_error
+            if error != reported:
+                reported = error
+                parts.report("discovery_source", error)
+                if error:
+                    log.warning("discovery: %s; the last view stays in force", error)
                 else:
                     log.info("discovery answers again")
 
@@ -290,25 +325,6 @@ class Server:
         if not complete:
             log.warning("requests were still in flight after %g s; they are cut off", timeout_s)
         return complete
-
-
-async def _run_until_first_ends(
-    parts: Sequence[Coroutine[Any, Any, Any]], frontends: asyncio.Task[None] | None
-) -> None:
-    """Run coroutines until one of them, or the frontends, ends; then cancel the others.
-
-    An exception of the part that ended is raised.
-    """
-    tasks = [asyncio.create_task(part) for part in parts]
-    ending = {*tasks, *([frontends] if frontends is not None else [])}
-    try:
-        done, _ = await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run_server(config: Config, frontend_arguments: Sequence[str]) -> int:

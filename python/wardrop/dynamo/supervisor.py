@@ -1,8 +1,9 @@
 """Starts stock `dynamo.frontend` processes on loopback ports and keeps them running.
 
-A frontend that ends or stops answering is restarted, with growing pauses and a limit. All of them
-end with this process, even when it is killed. A callback receives the addresses that answer after
-each change.
+A frontend that ends or stops answering is restarted, with growing pauses. A frontend that is silent
+for two seconds loses its place among the addresses, gets it back with its next answer, and is
+killed after half a minute. All frontends end with this process, even when it is killed. A callback
+receives the addresses that answer after each change.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ from dataclasses import dataclass
 import aiohttp
 
 from wardrop.config import ConfigError
+from wardrop.dynamo.backoff import Backoff
 from wardrop.dynamo.child_process import bound_to_parent
 from wardrop.dynamo.ports import free_port
+from wardrop.dynamo.shortage import is_shortage
 
 _RESTART_WINDOW_S = 600.0
 _FIRST_BACKOFF_S = 0.25
 _MAX_BACKOFF_S = 10.0
 _START_PROBE_INTERVAL_S = 0.05
-_PROBE_INTERVAL_S = 5.0
-_PROBE_TIMEOUT_S = 5.0
-_MAX_MISSED_PROBES = 6
-"""A frontend that misses so many probes in a row is killed.
-
-Six probes take at least half a minute. A frontend under full load still answers `/live`.
-"""
+_PROBE_INTERVAL_S = 0.5
+_PROBE_TIMEOUT_S = 1.0
+_SECOND_PROBE_TIMEOUT_S = 0.4
+"""A missed probe is repeated at once. Silence is therefore known after 1.9 s at most."""
+_KILL_AFTER_S = 30.0
+"""A frontend that answers no probe for so long is killed."""
+_MIN_MISSED_PROBES = 6
+"""A frontend is killed after so many missed probes at least: this process may have slept itself."""
 _STOP_TIMEOUT_S = 5.0
 _MAX_LINE_BYTES = 64 << 10
 
@@ -78,7 +82,8 @@ class FrontendSpec:
         mode: `--router-mode` of each.
         arguments: Further flags of each.
         environment: All variables of each.
-        restart_limit: Restarts of one frontend in ten minutes; one more is a `SupervisorError`.
+        restart_limit: Restarts of one frontend in ten minutes. One more is a `SupervisorError`
+            while no frontend answers.
         python: Interpreter with Dynamo.
     """
 
@@ -119,6 +124,8 @@ class FrontendProcess:
     ) -> None:
         self.name = name
         self.restarts = 0
+        self.shortages = 0
+        """Probes and starts that failed because this process or machine lacked a resource."""
         self.url: str | None = None
         """Base address while the frontend answers, else None."""
         self._launch = launch
@@ -138,11 +145,22 @@ class FrontendProcess:
             SupervisorError: The frontend ended more often in ten minutes than the limit allows.
         """
         ended: deque[float] = deque()
+        shortage = Backoff(_FIRST_BACKOFF_S, _MAX_BACKOFF_S)
         limit = self._launch.restart_limit
         try:
             while True:
                 started_s = time.monotonic()
-                code = await self._run_once()
+                try:
+                    code = await self._run_once()
+                except OSError as error:
+                    # No process, descriptor or port is free, or the interpreter is not there now.
+                    # The frontend itself did not fail, so the limit does not count the attempt.
+                    self.shortages += 1
+                    pause_s = shortage.next_s()
+                    log.error("%s cannot start: %s; retry in %.2f s", self.name, error, pause_s)
+                    await asyncio.sleep(pause_s)
+                    continue
+                shortage.reset()
                 now_s = time.monotonic()
                 ended.append(now_s)
                 while ended and ended[0] < now_s - _RESTART_WINDOW_S:
@@ -201,24 +219,51 @@ class FrontendProcess:
             log.info("%s: %s", self.name, line.decode(errors="replace").rstrip())
 
     async def _watch_health(self, process: asyncio.subprocess.Process, url: str) -> None:
-        """Publish the address when the frontend is ready; kill it when it stops answering."""
-        missed = 0
-        timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        """Publish the address while the frontend answers; kill a frontend that stays silent."""
+        missed, silent_since_s = 0, time.monotonic()
+        is_reachable = False
+        async with aiohttp.ClientSession() as session:
             while True:
+                timeout_s = _SECOND_PROBE_TIMEOUT_S if missed == 1 else _PROBE_TIMEOUT_S
                 try:
-                    async with session.get(f"{url}/live") as answer:
-                        await answer.read()
-                    missed = 0
-                    if self.url is None and await self._ready(url):
-                        self._set_url(url)
-                except (aiohttp.ClientError, TimeoutError, OSError):
-                    missed += self.url is not None
-                    if missed >= _MAX_MISSED_PROBES:
-                        log.error("%s does not answer any more; killing it", self.name)
-                        _signal_group(process, signal.SIGKILL)
-                        return
-                await asyncio.sleep(_PROBE_INTERVAL_S if self.url else _START_PROBE_INTERVAL_S)
+                    await self._probe(session, url, timeout_s)
+                except Exception as error:
+                    if is_shortage(error):
+                        # This process has no descriptor left: the frontend was not asked.
+                        self.shortages += 1
+                    elif is_reachable:
+                        missed += 1
+                        if missed == 1:
+                            silent_since_s = time.monotonic()
+                            continue
+                        self._withdraw()
+                        silent_s = time.monotonic() - silent_since_s
+                        if silent_s >= _KILL_AFTER_S and missed >= _MIN_MISSED_PROBES:
+                            log.error("%s does not answer any more; killing it", self.name)
+                            _signal_group(process, signal.SIGKILL)
+                            return
+                else:
+                    if missed > 1:
+                        log.warning("%s answers again", self.name)
+                    missed, is_reachable = 0, self.url is not None
+                await asyncio.sleep(_PROBE_INTERVAL_S if is_reachable else _START_PROBE_INTERVAL_S)
+
+    async def _probe(self, session: aiohttp.ClientSession, url: str, timeout_s: float) -> None:
+        """Ask whether the frontend answers, and publish its address when it is ready.
+
+        Raises:
+            Exception: The frontend does not answer in time, or could not be asked.
+        """
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        async with session.get(f"{url}/live", timeout=timeout) as answer:
+            await answer.read()
+        if self.url is None and await self._ready(url):
+            self._set_url(url)
+
+    def _withdraw(self) -> None:
+        if self.url is not None:
+            log.warning("%s is silent; requests go to other frontends", self.name)
+            self._set_url(None)
 
     def _set_url(self, url: str | None) -> None:
         if url != self.url:
@@ -255,6 +300,9 @@ class Supervisor:
         self, spec: FrontendSpec, changed: Callable[[list[str]], None], ready: Ready
     ) -> None:
         check_arguments(spec.arguments)
+        self.restarted: Callable[[], None] = lambda: None
+        """Called when a frontend has started again."""
+        self._restarts = 0
         self._changed = changed
         launch = Launch(spec.command, spec.environment, spec.restart_limit)
         self.frontends = [
@@ -271,16 +319,33 @@ class Supervisor:
         """Keep all frontends running until cancelled.
 
         Raises:
-            SupervisorError: One of the frontends ended too often.
+            SupervisorError: One of the frontends ended too often, and no frontend answers.
         """
         try:
             async with asyncio.TaskGroup() as group:
                 for frontend in self.frontends:
-                    group.create_task(frontend.run(), name=frontend.name)
+                    group.create_task(self._keep(frontend), name=frontend.name)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
+    async def _keep(self, frontend: FrontendProcess) -> None:
+        """Keep one frontend running: while others answer, its failures end nothing."""
+        while True:
+            try:
+                await frontend.run()
+            except SupervisorError as error:
+                if not self.urls:
+                    raise
+                log.error("%s; it is tried again, the other frontends serve", error)
+            except Exception as error:
+                log.error("%s: %s: %s", frontend.name, type(error).__name__, error)
+            await asyncio.sleep(_MAX_BACKOFF_S)
+
     def _report(self) -> None:
+        restarts = sum(frontend.restarts for frontend in self.frontends)
+        if restarts != self._restarts:
+            self._restarts = restarts
+            self.restarted()
         self._changed(self.urls)
 
 

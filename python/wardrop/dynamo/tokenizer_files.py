@@ -10,15 +10,20 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 
+from wardrop.dynamo.daemon_thread import run_in_thread
 from wardrop.dynamo.discovery.fleet_view import Model
 from wardrop.dynamo.model_folder import cache_root
 
 MAX_FILE_BYTES = 256 << 20
 """A larger file is refused; the largest tokenizers in use are about 35 MB."""
+
+_MAX_FILES = 16
+"""Files of a card that are fetched; a card of Dynamo names at most six."""
 
 _NEEDED = "tokenizer.json"
 _TIMEOUT_S = 60.0
@@ -38,13 +43,13 @@ async def tokenizer_folder(model: Model, root: Path | None = None) -> Path:
     Raises:
         TokenizerFilesError: No place in the card can be read from this machine.
     """
-    if model.source_path and (Path(model.source_path) / _NEEDED).is_file():
+    if model.source_path and await _is_file(Path(model.source_path) / _NEEDED):
         return Path(model.source_path)
-    places = dict(model.files)
+    places = dict(model.files[:_MAX_FILES])
     place = places.get(_NEEDED)
     if place is None:
         raise TokenizerFilesError(f"the card of {model.name!r} names no {_NEEDED}")
-    if Path(place).is_file():
+    if await _is_file(Path(place)):
         return Path(place).parent
     if not place.startswith(("http://", "https://")):
         raise TokenizerFilesError(
@@ -54,28 +59,55 @@ async def tokenizer_folder(model: Model, root: Path | None = None) -> Path:
     return await _fetch(model.name, remote, (root or cache_root()) / "cards")
 
 
-async def _fetch(name: str, urls: dict[str, str], root: Path) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=root))
-    digest = hashlib.sha256()
+async def _is_file(path: Path) -> bool:
+    """Whether a path names a file that can be seen; False for a path that no file can have.
+
+    A thread asks, because a network file system may hang.
+    """
     try:
-        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            for file in sorted(urls):
-                content = await _get(session, urls[file])
-                digest.update(f"{file} {len(content)}\n".encode() + content)
-                (draft / Path(file).name).write_bytes(content)
-        folder = root / digest.hexdigest()[:24]
-        if not folder.exists():
-            draft.chmod(0o755)
-            draft.rename(folder)
-        return folder
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return await run_in_thread(path.is_file)
+    except (OSError, ValueError):
+        return False
+
+
+async def _fetch(name: str, urls: dict[str, str], root: Path) -> Path:
+    try:
+        draft = await run_in_thread(partial(_make_draft, root))
+        try:
+            timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+            digest = hashlib.sha256()
+            async with aiohttp.ClientSession(timeout=timeout) as session:
+                for file in sorted(urls):
+                    content = await _get(session, urls[file])
+                    digest.update(f"{file} {len(content)}\n".encode() + content)
+                    target = draft / Path(file).name
+                    await run_in_thread(partial(target.write_bytes, content))
+            folder = root / digest.hexdigest()[:24]
+            await run_in_thread(partial(_put_in_place, draft, folder))
+            return folder
+        finally:
+            await run_in_thread(partial(shutil.rmtree, draft, ignore_errors=True))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise TokenizerFilesError(
             f"the files of {name!r} cannot be fetched: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _make_draft(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=".draft-", dir=root))
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    if folder.exists():
+        return
+    draft.chmod(0o755)
+    try:
+        draft.rename(folder)
+    except OSError:
+        # Another process may have put the same content in place meanwhile.
+        if not folder.exists():
+            raise
 
 
 async def _get(session: aiohttp.ClientSession, url: str) -> bytes:

@@ -157,6 +157,12 @@ impl Gateway {
             .map_err(|error| raise(&error))
     }
 
+    #[pyo3(signature = (parts_json, /))]
+    fn set_parts(&self, py: Python<'_>, parts_json: &str) -> PyResult<()> {
+        py.detach(|| self.native.service().set_parts(parts_json))
+            .map_err(|error| raise(&error))
+    }
+
     #[pyo3(signature = (request_id, /))]
     fn receipt(&self, py: Python<'_>, request_id: &str) -> Option<String> {
         py.detach(|| self.native.service().receipt(request_id))

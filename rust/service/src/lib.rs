@@ -31,4 +31,4 @@ pub use models::Model;
 pub use pool::{Booking, Leg, Role, WorkerPool};
 pub use prompt::{Abstention, DryRunError, Endpoint, TokenIdSource};
 pub use request::{ActiveRequest, Answer, PlaceHints, Placed, Prepared, Refusal, Unplaced, Usage};
-pub use service::{FeedReport, ModelReport, PoolName, Service};
+pub use service::{FeedReport, ModelReport, PartState, PoolName, Service};

@@ -43,6 +43,9 @@ pub(crate) struct ModelSpec {
     /// Properties of the model card that change prompts.
     #[serde(default)]
     pub card: CardOptions,
+    /// Requests go to the engine's own router unpinned: a pin could name a worker outside the set that this router draws.
+    #[serde(default)]
+    pub left_to_dynamo: bool,
 }
 
 impl ModelSpec {

@@ -23,6 +23,10 @@ class Model:
         loras: Adapters that every worker of the model has. Clients name an adapter as a model.
         source_path: Folder or hub name with which the worker was started.
         files: Pairs of a file name and its path or URL, from the model card.
+        checksums: Texts that change exactly when a file of the model changes, one for each set of
+            files that its workers have; empty when unknown.
+        left_to_dynamo: Whether requests go to Dynamo unpinned, because Dynamo draws one of several
+            worker sets for each request.
     """
 
     name: str
@@ -31,6 +35,8 @@ class Model:
     loras: tuple[str, ...] = ()
     source_path: str | None = None
     files: tuple[tuple[str, str], ...] = ()
+    checksums: tuple[str, ...] = ()
+    left_to_dynamo: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ class Source(Protocol):
         """Why the last reading failed; None after a reading that succeeded."""
         ...
 
+    def frontends_restarted(self) -> None:
+        """Tell the backend that a frontend started again, without memory of earlier views."""
+        ...
+
     def views(self) -> AsyncIterator[FleetView]:
         """Views without end. The first view comes at once, even when it is empty."""
         ...

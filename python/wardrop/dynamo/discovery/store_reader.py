@@ -1,89 +1,175 @@
-"""Dynamo's discovery format: the content of a store as a `FleetView`.
+"""The content of a discovery store as a `FleetView`.
 
-Pure: content in, view out. The file store and etcd hold the same keys and entries.
+The file store and etcd hold the same keys and entries. `entries` has their format, `worker_sets`
+the rules by which Dynamo serves with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import cast
 
+from wardrop.dynamo.discovery.entries import (
+    Card,
+    CardEntry,
+    ChannelEntry,
+    Entry,
+    InstanceEntry,
+    SourceEntry,
+    capacity,
+    place_of,
+    role_of,
+)
 from wardrop.dynamo.discovery.fleet_view import TOPICS, Feed, FleetView, Model, Role, Worker
+from wardrop.dynamo.discovery.scope import Scope
+from wardrop.dynamo.discovery.worker_sets import Member, SetKey, WorkerSets
 
-JsonObject = dict[str, object]
-
-StoreContent = Mapping[str, Mapping[str, JsonObject]]
+StoreContent = Mapping[str, Mapping[str, Entry]]
 """Entries of a store by bucket and key."""
 
-BUCKETS = ("instances", "mdc", "event_channels", "event_sources")
-"""Buckets that the router reads."""
-
-MAX_ENTRY_BYTES = 1 << 20
-"""An entry larger than this is not read; a model card is about 4 kB."""
-
-_ROLES: dict[str, Role] = {"aggregated": "aggregated", "prefill": "prefill", "decode": "decode"}
+_Place = tuple[str, int]
+"""Endpoint and instance."""
 
 
-def read_fleet_view(content: StoreContent) -> FleetView:
-    """The fleet that the content of a discovery store describes.
+class StoreReader:
+    """Reads the contents of one store, one after the other.
 
-    A worker is in the view when both its address (bucket `instances`) and its model card (bucket
-    `mdc`) are in the store. The role of a worker is the card's `worker_type`. A feed belongs to the
-    model and role of the workers on its endpoint. A feed whose endpoint has no worker is left out
-    until a worker appears.
-
-    Cost: linear in the number of entries. An entry that cannot be read becomes a problem of the
-    view and affects no other entry.
+    Args:
+        scope: Namespaces that the frontends see.
     """
-    problems: list[str] = []
-    addresses: dict[tuple[str, int], str] = {}
-    for key, entry in content.get("instances", {}).items():
-        try:
-            addresses[_endpoint(entry), _unsigned(entry, "instance_id")] = _address(entry)
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"instances/{key}: {_reason(error)}")
+
+    def __init__(self, scope: Scope | None = None) -> None:
+        self._scope = scope or Scope()
+        self._sets = WorkerSets()
+
+    def forget_order(self) -> None:
+        """A frontend started again: which configuration a worker set serves with is open."""
+        self._sets.forget_order()
+
+    def read(self, content: StoreContent, problems: tuple[str, ...] = ()) -> FleetView:
+        """The fleet that the content of a store describes.
+
+        A worker is in the view when its address (bucket `instances`) and its model card (bucket
+        `mdc`) are in the store, and a frontend serves with the worker. The role of a worker is the
+        card's `worker_type`. A feed belongs to the model and role of the workers on its endpoint. A
+        feed whose endpoint has no worker is left out until a worker appears.
+
+        Cost: linear in the number of entries. An entry that cannot be used becomes a problem of
+        the view and affects no other entry.
+
+        Args:
+            content: Decoded entries.
+            problems: Texts about entries that could not be decoded.
+        """
+        found = list(problems)
+        addresses = {
+            (entry.endpoint_name, entry.instance_id): entry.address
+            for entry in content.get("instances", {}).values()
+            if isinstance(entry, InstanceEntry) and self._scope.has(entry.namespace)
+        }
+        members: list[Member] = []
+        adapters: dict[str, set[_Place]] = {}
+        for key, entry in sorted(content.get("mdc", {}).items()):
+            if not isinstance(entry, CardEntry):
+                continue
+            at = entry.endpoint_name, entry.instance_id
+            if at not in addresses:
+                continue
+            if entry.card_json.lora is not None:
+                adapters.setdefault(entry.card_json.display_name, set()).add(at)
+                continue
+            try:
+                member = _member(entry, addresses[at])
+            except ValueError as error:
+                found.append(f"{place_of('mdc', key)}: {error}")
+                continue
+            if member is not None:
+                members.append(member)
+        choice = self._sets.choose(members)
+        found += choice.problems
+        models, workers = _models(choice.members, choice.left_to_dynamo, found)
+        models = _with_adapters(models, workers, adapters, found)
+        feeds = _feeds(content, workers, found)
+        return FleetView(models, workers, feeds, tuple(found))
+
+
+def read_fleet_view(content: StoreContent, scope: Scope | None = None) -> FleetView:
+    """The fleet that one content of a store describes, without the memory of an earlier one."""
+    return StoreReader(scope).read(content)
+
+
+def _member(entry: CardEntry, address: str) -> Member | None:
+    card, endpoint = entry.card_json, entry.endpoint_name
+    role = role_of(card, endpoint)
+    if role is None:
+        return None
+    runtime = card.runtime
+    worker = Worker(
+        model=card.display_name,
+        role=role,
+        instance=entry.instance_id,
+        endpoint=endpoint,
+        address=address,
+        dp_start=runtime.data_parallel_start_rank or 0,
+        dp_size=runtime.data_parallel_size or 1,
+        total_kv_blocks=capacity(runtime.total_kv_blocks),
+        max_num_seqs=capacity(runtime.max_num_seqs),
+        max_num_batched_tokens=capacity(runtime.max_num_batched_tokens),
+    )
+    kind = card.model_type if isinstance(card.model_type, str) else ""
+    key = SetKey(card.display_name, entry.namespace, endpoint, kind, role)
+    return Member(key, worker, card, card.checksum)
+
+
+def _models(
+    members: list[Member], left_to_dynamo: frozenset[str], problems: list[str]
+) -> tuple[dict[str, Model], dict[tuple[str, Role, int], Worker]]:
+    """Models and workers. The card of a worker that requests enter at describes its model."""
     models: dict[str, Model] = {}
     workers: dict[tuple[str, Role, int], Worker] = {}
-    adapters: dict[str, set[tuple[str, int]]] = {}
-    for key, entry in sorted(content.get("mdc", {}).items()):
-        try:
-            endpoint, instance = _endpoint(entry), _unsigned(entry, "instance_id")
-            if (endpoint, instance) not in addresses:
-                continue
-            card = _object(entry["card_json"], "card_json")
-            if isinstance(card.get("lora"), dict):
-                adapters.setdefault(str(card["display_name"]), set()).add((endpoint, instance))
-                continue
-            model = _model(card)
-            worker = _worker(card, model.name, endpoint, instance, addresses[endpoint, instance])
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"mdc/{key}: {_reason(error)}")
-            continue
-        known = models.setdefault(model.name, model)
-        if known.block_size != model.block_size:
+    checksums: dict[str, set[str]] = {}
+    for member in members:
+        checksums.setdefault(member.worker.model, set()).add(member.card.prompt_checksum)
+    for member in sorted(members, key=lambda member: not member.serves):
+        worker, card = member.worker, member.card
+        model = models.setdefault(
+            worker.model,
+            _model(card, checksums[worker.model], worker.model in left_to_dynamo),
+        )
+        if model.block_size != card.kv_cache_block_size:
             problems.append(
-                f"mdc/{key}: block size {model.block_size} of model {model.name!r} differs from "
-                f"{known.block_size} of another worker; this worker is left out"
+                f"{worker.endpoint}, instance {worker.instance}: block size "
+                f"{card.kv_cache_block_size} of model {worker.model!r} differs from "
+                f"{model.block_size} of another worker; this worker is left out"
             )
             continue
         workers[worker.model, worker.role, worker.instance] = worker
-    models = _with_adapters(models, workers, adapters, problems)
-    feeds = _feeds(content, workers, problems)
-    return FleetView(models, workers, feeds, tuple(problems))
+    return models, workers
+
+
+def _model(card: Card, checksums: set[str], left_to_dynamo: bool) -> Model:
+    return Model(
+        name=card.display_name,
+        block_size=card.kv_cache_block_size,
+        context_length=card.context_length or None,
+        source_path=card.source_path or None,
+        files=tuple(card.files),
+        checksums=tuple(sorted(checksums)),
+        left_to_dynamo=left_to_dynamo,
+    )
 
 
 def _with_adapters(
     models: Mapping[str, Model],
     workers: Mapping[tuple[str, Role, int], Worker],
-    adapters: Mapping[str, set[tuple[str, int]]],
+    adapters: Mapping[str, set[_Place]],
     problems: list[str],
 ) -> dict[str, Model]:
     """Each model with the adapters that all of its workers have.
 
     Dynamo routes an adapter that only some workers have: a pin could name a worker without it.
     """
-    places: dict[str, set[tuple[str, int]]] = {}
+    places: dict[str, set[_Place]] = {}
     for worker in workers.values():
         places.setdefault(worker.model, set()).add((worker.endpoint, worker.instance))
     loras: dict[str, list[str]] = {}
@@ -105,142 +191,34 @@ def _feeds(
     content: StoreContent, workers: Mapping[tuple[str, Role, int], Worker], problems: list[str]
 ) -> dict[int, Feed]:
     served: dict[str, tuple[str, Role]] = {}
-    by_instance: dict[tuple[str, int], tuple[str, Role]] = {}
+    by_instance: dict[_Place, tuple[str, Role]] = {}
     for worker in workers.values():
         served.setdefault(worker.endpoint, (worker.model, worker.role))
         by_instance.setdefault((worker.endpoint, worker.instance), (worker.model, worker.role))
-    sources: dict[int, int] = {}
-    for key, entry in content.get("event_sources", {}).items():
-        try:
-            metadata = _object(entry["metadata"], "metadata")
-            worker_of = _object(metadata["worker"], "metadata.worker")
-            sources[_unsigned(entry, "publisher_id")] = _unsigned(worker_of, "worker_id")
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"event_sources/{key}: {_reason(error)}")
+    sources = {
+        entry.publisher_id: entry.metadata.worker.worker_id
+        for entry in content.get("event_sources", {}).values()
+        if isinstance(entry, SourceEntry)
+    }
     feeds: dict[int, Feed] = {}
-    for key, entry in content.get("event_channels", {}).items():
+    for key, entry in _channels(content):
         try:
-            topic = str(entry["topic"])
-            if topic not in TOPICS:
-                continue
-            scope = _object(entry["scope"], "scope")
-            endpoint = _endpoint_name(_object(scope["endpoint"], "scope.endpoint"), "name")
-            publisher = _unsigned(entry, "instance_id")
-            transport = _object(entry["transport"], "transport")
-            if str(transport["kind"]).lower() != "zmq":
-                raise ValueError(
-                    f"got event transport {transport['kind']!r}, expected Zmq; start Dynamo with "
-                    "DYN_EVENT_PLANE=zmq, otherwise the feed is not read and routing is by load"
-                )
-            address = str(_object(transport["config"], "transport.config")["endpoint"])
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"event_channels/{key}: {_reason(error)}")
+            endpoint = entry.endpoint_name(key)
+            address = entry.socket(key)
+        except ValueError as error:
+            problems.append(str(error))
             continue
+        publisher = entry.instance_id
         source = sources.get(publisher)
         owner = by_instance.get((endpoint, source)) if source is not None else None
         owner = owner or served.get(endpoint)
         if owner is not None:
-            feeds[publisher] = Feed(publisher, topic, address, endpoint, *owner, source)
+            feeds[publisher] = Feed(publisher, entry.topic, address, endpoint, *owner, source)
     return feeds
 
 
-def _model(card: JsonObject) -> Model:
-    context = card.get("context_length")
-    return Model(
-        name=str(card["display_name"]),
-        block_size=_positive(card, "kv_cache_block_size"),
-        context_length=context if isinstance(context, int) and context > 0 else None,
-        source_path=str(card["source_path"]) if card.get("source_path") else None,
-        files=tuple(sorted(_files(card))),
-    )
-
-
-def _worker(card: JsonObject, model: str, endpoint: str, instance: int, address: str) -> Worker:
-    kind = card.get("worker_type")
-    if kind is None:
-        # Cards of older workers have no `worker_type`: model type or component names prefill.
-        prefill = "prefill" in str(card.get("model_type", "")).lower() or ".prefill." in endpoint
-        kind = "prefill" if prefill else "aggregated"
-    if str(kind) not in _ROLES:
-        raise ValueError(f"got worker_type {kind!r}, expected one of {', '.join(_ROLES)}")
-    runtime = _object(card.get("runtime_config") or {}, "runtime_config")
-    return Worker(
-        model=model,
-        role=_ROLES[str(kind)],
-        instance=instance,
-        endpoint=endpoint,
-        address=address,
-        dp_start=_natural(runtime, "data_parallel_start_rank") or 0,
-        dp_size=_natural(runtime, "data_parallel_size") or 1,
-        total_kv_blocks=_natural(runtime, "total_kv_blocks"),
-        max_num_seqs=_natural(runtime, "max_num_seqs"),
-        max_num_batched_tokens=_natural(runtime, "max_num_batched_tokens"),
-    )
-
-
-def _files(card: JsonObject) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for part in ("model_info", "tokenizer", "prompt_formatter", "gen_config", "chat_template_file"):
-        kinds = card.get(part)
-        if not isinstance(kinds, dict):
-            continue
-        for kind, place in cast(JsonObject, kinds).items():
-            path = cast(JsonObject, place).get("path") if isinstance(place, dict) else None
-            if isinstance(path, str):
-                found.append((_file_name(kind, path), path))
-    return found
-
-
-def _file_name(kind: str, path: str) -> str:
-    names = {
-        "hf_config_json": "config.json",
-        "hf_tokenizer_json": "tokenizer.json",
-        "hf_tokenizer_config_json": "tokenizer_config.json",
-        "hf_generation_config_json": "generation_config.json",
-        "hf_chat_template_jinja": "chat_template.jinja",
-        "hf_chat_template_json": "chat_template.json",
-    }
-    return names.get(kind) or path.rpartition("/")[2]
-
-
-def _endpoint(entry: JsonObject) -> str:
-    return _endpoint_name(entry, "endpoint")
-
-
-def _endpoint_name(entry: JsonObject, last: str) -> str:
-    return f"{entry['namespace']}.{entry['component']}.{entry[last]}"
-
-
-def _address(entry: JsonObject) -> str:
-    transport = entry.get("transport")
-    if isinstance(transport, dict):
-        return " ".join(str(value) for value in cast(JsonObject, transport).values())
-    return str(transport or "")
-
-
-def _object(value: object, name: str) -> JsonObject:
-    if not isinstance(value, dict):
-        raise TypeError(f"got {type(value).__name__} for {name}, expected an object")
-    return cast(JsonObject, value)
-
-
-def _unsigned(entry: JsonObject, name: str) -> int:
-    value = entry[name]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
-        raise ValueError(f"got {value!r} for {name}, expected an unsigned 64-bit number")
-    return value
-
-
-def _positive(entry: JsonObject, name: str) -> int:
-    value = _unsigned(entry, name)
-    if value == 0:
-        raise ValueError(f"got 0 for {name}, expected at least 1")
-    return value
-
-
-def _natural(entry: JsonObject, name: str) -> int | None:
-    return _unsigned(entry, name) if entry.get(name) is not None else None
-
-
-def _reason(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error)
+def _channels(content: StoreContent) -> Iterator[tuple[str, ChannelEntry]]:
+    """The channels of topics that the router reads, each with its place for errors."""
+    for key, entry in content.get("event_channels", {}).items():
+        if isinstance(entry, ChannelEntry) and entry.topic in TOPICS:
+            yield place_of("event_channels", key), entry

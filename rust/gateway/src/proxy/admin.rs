@@ -46,9 +46,15 @@ fn state(shared: &Shared) -> Response<GatewayBody> {
         StatusCode::SERVICE_UNAVAILABLE
     };
     let in_flight = shared.in_flight.load(Ordering::Relaxed);
+    let control = shared.service.parts();
     json(
         code,
-        &serde_json::json!({"status": status, "routable_workers": routable, "in_flight": in_flight}),
+        &serde_json::json!({
+            "status": status,
+            "routable_workers": routable,
+            "in_flight": in_flight,
+            "control": control,
+        }),
     )
 }
 

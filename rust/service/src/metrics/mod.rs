@@ -4,6 +4,8 @@ mod anarchy;
 mod builder;
 mod predicted;
 
+use std::collections::{BTreeMap, HashMap};
+
 use parking_lot::Mutex;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, Registry, TextEncoder,
@@ -15,6 +17,7 @@ use self::predicted::PredictedMetrics;
 use crate::models::Models;
 use crate::pool::{Role, WorkerReport};
 use crate::prompt::Abstention;
+use crate::service::PartState;
 
 /// Every metric of one gateway.
 pub(crate) struct Metrics {
@@ -33,10 +36,6 @@ pub(crate) struct Metrics {
     pub ttft: HistogramVec,
     /// Time between two pieces of a streamed answer, in seconds.
     pub itl: HistogramVec,
-    /// Predicted cached tokens of finished requests.
-    pub predicted_tokens: IntCounterVec,
-    /// Reported cached tokens of finished requests.
-    pub reported_tokens: IntCounterVec,
     /// Prompt tokens of placed requests.
     pub input_tokens: IntCounterVec,
     /// KV events, by result: applied, refused, foreign or already seen.
@@ -61,6 +60,14 @@ pub(crate) struct Metrics {
     pub control_state: GaugeVec,
     /// Settings in force, by name.
     pub control_setting: GaugeVec,
+    /// 1 for each part of the control plane that works, by name.
+    part_up: GaugeVec,
+    /// Failures of the parts of the control plane, by name.
+    part_failures: IntCounterVec,
+    /// Predicted cached tokens of finished requests. Set from the workers when the page is rendered, so that a series ends with its worker.
+    predicted_tokens: IntCounterVec,
+    /// Reported cached tokens of finished requests, set in the same way.
+    reported_tokens: IntCounterVec,
     anarchy: AnarchyGauges,
     predicted: PredictedMetrics,
     queue_requests: GaugeVec,
@@ -226,6 +233,16 @@ impl Metrics {
                 "Settings in force, as the control plane reports them",
                 &["setting"],
             )?,
+            part_up: builder.gauges(
+                "control_part_up",
+                "1 when the part of the control plane works, 0 while it waits for its next attempt",
+                &["part"],
+            )?,
+            part_failures: builder.counters(
+                "control_part_failures_total",
+                "Failures of a part of the control plane; each is followed by another attempt",
+                &["part"],
+            )?,
             anarchy: AnarchyGauges::new(&builder)?,
             predicted: PredictedMetrics::new(&builder)?,
             queue_requests: builder.gauges(
@@ -313,6 +330,8 @@ impl Metrics {
         ] {
             gauges.reset();
         }
+        self.predicted_tokens.reset();
+        self.reported_tokens.reset();
         for model in models.all() {
             for role in Role::ALL {
                 self.set_workers(&model.spec.name, role, &model.pool(role).report(now_s));
@@ -335,6 +354,39 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&self.builder.registry.gather())
             .unwrap_or_default()
+    }
+
+    /// Takes over the states of the parts of the control plane. A part that is not named any more has no series.
+    pub(crate) fn set_parts(&self, parts: &BTreeMap<String, PartState>) {
+        let _one_at_a_time = self.rendering.lock();
+        self.part_up.reset();
+        self.part_failures.reset();
+        for (name, part) in parts {
+            let labels = [name.as_str()];
+            self.part_up
+                .with_label_values(&labels)
+                .set(f64::from(u8::from(part.up)));
+            self.part_failures
+                .with_label_values(&labels)
+                .inc_by(part.failures);
+        }
+    }
+
+    /// Ends the series of a model and of its roles.
+    pub(crate) fn forget_model(&self, model: &str) {
+        let histograms = [&self.ttft, &self.itl];
+        for histogram in histograms {
+            // A series that no request has made is not there to be removed.
+            let _ = histogram.remove_label_values(&[model]);
+        }
+        let _ = self.input_tokens.remove_label_values(&[model]);
+        for role in Role::ALL {
+            let _ = self.decisions.remove_label_values(&[model, role.name()]);
+            let _ = self.queue_time.remove_label_values(&[model, role.name()]);
+        }
+        let of_model = HashMap::from([("model", model)]);
+        let _ = self.queue_placed.remove(&of_model);
+        let _ = self.queue_refused.remove(&of_model);
     }
 
     fn set_workers(&self, model: &str, role: Role, workers: &[WorkerReport]) {
@@ -366,6 +418,16 @@ impl Metrics {
             }
             if let Some(age) = worker.event_age_s {
                 self.event_age.with_label_values(&labels).set(age);
+            }
+            if worker.audited_requests > 0 {
+                let labels = [model, instance.as_str(), rank.as_str()];
+                let counts = [
+                    (&self.predicted_tokens, worker.predicted_cached_tokens),
+                    (&self.reported_tokens, worker.reported_cached_tokens),
+                ];
+                for (counter, tokens) in counts {
+                    counter.with_label_values(&labels).inc_by(tokens);
+                }
             }
             let load = [
                 ("prefill_tokens", worker.prefill_tokens as f64),
@@ -426,6 +488,7 @@ mod tests {
             "router_id",
             "stage",
             "reason",
+            "part",
             "result",
             "limit",
             "quantity",

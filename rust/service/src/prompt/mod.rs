@@ -65,6 +65,8 @@ pub enum Abstention {
     TooLong,
     /// Tokenising took longer than allowed.
     TokeniseTimeout,
+    /// Dynamo draws one of several worker sets of the model for each request, and a pin cannot choose the set.
+    WorkerSets,
     /// No worker of ours is available.
     NoWorker,
     /// The router refused, for example at its limit of bookings.
@@ -90,6 +92,7 @@ impl Abstention {
         Self::ResponsesItems,
         Self::TooLong,
         Self::TokeniseTimeout,
+        Self::WorkerSets,
         Self::NoWorker,
         Self::RouterRefused,
     ];
@@ -113,6 +116,7 @@ impl Abstention {
             Self::ResponsesItems => "responses_items",
             Self::TooLong => "too_long",
             Self::TokeniseTimeout => "tokenise_timeout",
+            Self::WorkerSets => "worker_sets",
             Self::NoWorker => "no_worker",
             Self::RouterRefused => "router_refused",
         }

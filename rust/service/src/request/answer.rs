@@ -219,16 +219,5 @@ impl Answer {
             return;
         };
         leg.pool.audit(leg.worker, self.predicted_tokens, cached_tokens);
-        let instance = leg.worker.instance.to_string();
-        let rank = leg.worker.dp_rank.to_string();
-        let labels = [&*leg.pool.model, instance.as_str(), rank.as_str()];
-        metrics
-            .predicted_tokens
-            .with_label_values(&labels)
-            .inc_by(self.predicted_tokens);
-        metrics
-            .reported_tokens
-            .with_label_values(&labels)
-            .inc_by(cached_tokens);
     }
 }

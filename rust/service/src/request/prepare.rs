@@ -59,6 +59,7 @@ impl Service {
         tenant: Option<&str>,
     ) -> Result<Prepared, Abstention> {
         let (model, lora) = self.models.find(model).ok_or(Abstention::UnknownModel)?;
+        refuse_worker_sets(&model)?;
         let scope = HashScope {
             lora_name: lora.as_deref(),
             cache_namespace: tenant,
@@ -78,6 +79,7 @@ impl Service {
             .models
             .find(request.model())
             .ok_or(Abstention::UnknownModel)?;
+        refuse_worker_sets(&model)?;
         let target = model.prompt_target(lora.as_deref());
         let prompt = request.prepare(&target, tenant, &self.config.prompt)?;
         Ok(Prepared { model, prompt })
@@ -96,4 +98,12 @@ impl Service {
             .inc_by(u64::from(prepared.prompt.input_tokens));
         prepared
     }
+}
+
+/// Leaves a model to the engine's own router before its prompt costs anything.
+fn refuse_worker_sets(model: &Model) -> Result<(), Abstention> {
+    if model.spec.left_to_dynamo {
+        return Err(Abstention::WorkerSets);
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! What a control plane reads and changes while the gateway runs. All of it is short and off the requests' path.
 
-use serde::Serialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wardrop_core::control::{ControlSnapshot, RoutingChange};
 use wardrop_core::latency::FleetRecord;
@@ -12,8 +14,22 @@ use crate::pool::{PoolCurves, WorkerPool};
 
 /// Gauges that a controller may have.
 const MAX_GAUGES: usize = 64;
+/// Parts that a control plane may have.
+const MAX_PARTS: usize = 64;
 /// Start of the names of gauges that hold a setting.
 const SETTING_PREFIX: &str = "setting_";
+
+/// The state of one part of the control plane, such as discovery or the admin API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartState {
+    /// The part works. A part that failed waits for its next attempt.
+    pub up: bool,
+    /// Failures since the start; never falls.
+    pub failures: u64,
+    /// Text of the last failure; empty before the first.
+    pub error: String,
+}
 
 impl Service {
     /// Policy and queue in force, as JSON.
@@ -127,6 +143,29 @@ impl Service {
             gauges.with_label_values(&[label]).set(value);
         }
         Ok(())
+    }
+
+    /// Takes over the states of the parts of the control plane, `{name: {up, failures, error}}`, for `/health` and the metrics page.
+    /// A part that is not named any more is forgotten.
+    ///
+    /// # Errors
+    /// No such object, or more names than there may be.
+    pub fn set_parts(&self, parts_json: &str) -> Result<(), ServiceError> {
+        let parts: BTreeMap<String, PartState> = parse("object of parts", parts_json)?;
+        if parts.len() > MAX_PARTS {
+            return Err(ServiceError::Config(format!(
+                "{} parts at once, at most {MAX_PARTS}",
+                parts.len()
+            )));
+        }
+        self.metrics.set_parts(&parts);
+        *self.parts.lock() = parts;
+        Ok(())
+    }
+
+    /// The states of the parts of the control plane, as they were reported last; empty without a control plane.
+    pub fn parts(&self) -> BTreeMap<String, PartState> {
+        self.parts.lock().clone()
     }
 
     /// The receipt of a request's decision as JSON; `None` when it is not kept, or none are.

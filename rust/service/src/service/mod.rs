@@ -8,6 +8,7 @@ mod control;
 mod saved_state;
 mod status;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -30,6 +31,7 @@ use crate::shadows::{ShadowSources, ShadowThread, Shadows};
 use crate::tenants::Tenants;
 use crate::{Clock, ServiceError};
 
+pub use self::control::PartState;
 pub use self::saved_state::PoolName;
 pub use self::status::{FeedReport, ModelReport};
 
@@ -56,6 +58,8 @@ pub struct Service {
     /// Threads that turn long prompts into tokens.
     pub(crate) prompts: PromptPool,
     next_request: AtomicU64,
+    /// Parts of the control plane by name, as it reported them last.
+    parts: Mutex<BTreeMap<String, PartState>>,
     feeds: Feeds,
     background: Background,
     shadow_thread: Mutex<Option<ShadowThread>>,
@@ -108,6 +112,7 @@ impl Service {
             clock,
             prompts,
             next_request: AtomicU64::new(1),
+            parts: Mutex::default(),
             background,
             shadow_thread: Mutex::new(shadow_thread),
             config,
@@ -133,7 +138,9 @@ impl Service {
     /// Forgets a model with its workers and feeds; whether it was known.
     pub fn remove_model(&self, name: &str) -> bool {
         self.feeds.leave_model(name);
-        self.models.remove(name)
+        let found = self.models.remove(name);
+        self.metrics.forget_model(name);
+        found
     }
 
     /// Adds a worker instance, or takes over new figures of a registered one.
