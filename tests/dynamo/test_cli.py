@@ -109,9 +109,28 @@ def test_bad_values_are_refused_before_anything_starts():
         (("--", "--http-port", "1"), "use --http-port before `--`"),
         (("--", "--router-mode=kv"), "use --frontend-mode"),
         (("--upstream", "http://h:1", "--", "--migration-limit", "3"), "starts no frontend"),
+        (("--upstream", "http://h:99999"), "got address 'http://h:99999', expected http://HOST"),
+        (("--upstream", "http://h:x"), "expected http://HOST:PORT"),
+        (("--upstream", "http://h:1/path"), "http://h:1/path"),
+        (("--etcd-endpoints", "etcd:2379"), "got address 'etcd:2379'"),
+        (
+            ("--upstream", "http://h:1", "--discovery", "frontend", "--event-endpoint", "x@y"),
+            "dynamo.event_endpoints: got event endpoint 'x@y'",
+        ),
+        (("--http-host", "no host"), "no host"),
+        (("--dynamo-python", "/no/such/python"), "dynamo.python: got '/no/such/python'"),
+        (("--audit-file", "/no/such/folder/a.jsonl"), "control.audit_file: got"),
+        (("--curves-file", "/"), "control.curves_file: got '/', but it is a folder"),
+        (("--index-file", "/no/such/folder/i"), "index.file: got"),
+        (("--index-file", "/tmp/" + "x" * 300), "index.file: got"),
+        (("--timing-table", "/no/such.npz"), "control.timing_table: "),
+        (("--timing-table", "/etc/passwd", "--upstream", "http://h:1"), "control.timing_table: "),
+        (("--config", "/no/such.yaml"), "/no/such.yaml: cannot be read as YAML"),
+        (("--log-level", "loud"), "log.level: got 'loud'"),
+        (("--controller-prometheus", "metrics:9090"), "control.prometheus: got address"),
     ):
         run = wardrop("dynamo", *arguments)
-        assert run.returncode == 2, run.stderr
+        assert run.returncode == 2, (arguments, run.stderr)
         assert says in run.stderr
         assert "Traceback" not in run.stderr
 

@@ -48,6 +48,10 @@ FAIR = "routing: {queue: true, queue_parameters: {fair: 1}, "
         ("http: 3", "expected a mapping, got int"),
         ("[1]", "got list, expected a mapping of stages"),
         ("http: {port: [", "cannot be read as YAML"),
+        ("http: {port: " + "[" * 5000, "cannot be read as YAML"),
+        ("a: " + "x" * (2 << 20), "expected at most 1048576 bytes"),
+        ("http: {host: [1, 2, 3, 4, 5]}", "http.host: got a list of 5 values, expected a text"),
+        ("http: {host: {a: b}}", "http.host: got an object, expected a text"),
         ("routing: {parameters: {a: x}}", "expected names with numbers"),
         ("routing: {booking_ttl_s: .nan}", "got nan"),
         ("prompt: {handover: 1}", "got 1, expected true or false"),
@@ -71,8 +75,13 @@ FAIR = "routing: {queue: true, queue_parameters: {fair: 1}, "
             "routing: {queue: true, queue_parameters: {share_passes: 2}}",
             "share_passes: got 2, expected 0 (off) or 1 (on)",
         ),
+<<<<<<< HEAD
         ("routing: {tenant_weights: {a: 1}}", "add --queue-parameters fair=1"),
         (FAIR + "tenant_weights: {a: 0}}", "routing.tenant_weights: a: got 0, expected 0.001"),
+=======
+        ("routing: {tenant_weights: {a: 1}}", "add --queue --queue-parameters fair=1"),
+        (FAIR + "tenant_weights: {a: 0}}", "routing.tenant_weights: a: got 0.0, expected 0.001"),
+>>>>>>> 89ec2d5 (Decode admin bodies and settings into types, and refuse wrong configurations with code 2)
         (FAIR + "tenant_weights: {'': 1}}", "got the tenant '', expected a name of 1 to 128"),
         (FAIR + "tenant_weights: {a: .inf}}", "expected names with numbers"),
         ("control: {receipts: -1}", "control.receipts: got -1, expected 0 to 65536"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +16,15 @@ import pytest
 from tests.waiting import wait_until, wait_until_async
 
 from wardrop.config import ConfigError
-from wardrop.dynamo.supervisor import FrontendProcess, Launch, SupervisorError, check_arguments
+from wardrop.dynamo import supervisor
+from wardrop.dynamo.supervisor import (
+    FrontendProcess,
+    FrontendSpec,
+    Launch,
+    Supervisor,
+    SupervisorError,
+    check_arguments,
+)
 
 FRONTEND = """
 import http.server, os, sys
@@ -113,7 +123,8 @@ def test_frontend_that_can_not_run_is_given_up_at_the_limit(tmp_path):
 def test_hung_frontend_is_killed_and_started_again(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("wardrop.dynamo.supervisor._PROBE_INTERVAL_S", 0.02)
     monkeypatch.setattr("wardrop.dynamo.supervisor._PROBE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("wardrop.dynamo.supervisor._MAX_MISSED_PROBES", 3)
+    monkeypatch.setattr("wardrop.dynamo.supervisor._SECOND_PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("wardrop.dynamo.supervisor._KILL_AFTER_S", 0.5)
 
     async def run() -> None:
         child = frontend(tmp_path, lambda: None)
@@ -128,6 +139,118 @@ def test_hung_frontend_is_killed_and_started_again(tmp_path, monkeypatch, caplog
 
     asyncio.run(run())
     assert "does not answer any more; killing it" in caplog.text
+
+
+def test_silent_frontend_loses_its_place_and_gets_it_back_with_its_next_answer(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("wardrop.dynamo.supervisor._KILL_AFTER_S", 1e6)
+
+    async def run() -> None:
+        child = frontend(tmp_path, lambda: None)
+        task = asyncio.create_task(child.run())
+        await wait_until_async(lambda: child.url is not None)
+        first, pid = child.url, child.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        await wait_until_async(lambda: child.url is None, "the silence to be noticed")
+        os.kill(pid, signal.SIGCONT)
+        await wait_until_async(lambda: child.url == first, "the same frontend again")
+        assert (child.pid, child.restarts) == (pid, 0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    assert "is silent; requests go to other frontends" in caplog.text
+    assert "answers again" in caplog.text
+
+
+def test_silence_is_known_within_two_seconds():
+    longest_s = (
+        supervisor._PROBE_INTERVAL_S
+        + supervisor._PROBE_TIMEOUT_S
+        + supervisor._SECOND_PROBE_TIMEOUT_S
+    )
+    assert longest_s < 2.0
+
+
+def test_probe_without_a_descriptor_says_nothing_about_the_frontend(tmp_path, monkeypatch):
+    monkeypatch.setattr("wardrop.dynamo.supervisor._PROBE_INTERVAL_S", 0.01)
+    monkeypatch.setattr("wardrop.dynamo.supervisor._KILL_AFTER_S", 0.0)
+
+    async def run() -> None:
+        child = frontend(tmp_path, lambda: None)
+        task = asyncio.create_task(child.run())
+        await wait_until_async(lambda: child.url is not None)
+        url, pid = child.url, child.pid
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Fewer descriptors than are open: every further one is refused with EMFILE.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            await wait_until_async(lambda: child.shortages >= 10, "probes without a descriptor")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert (child.url, child.pid, child.restarts) == (url, pid, 0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_start_without_a_process_or_descriptor_is_tried_again_and_not_counted(
+    tmp_path, monkeypatch, caplog
+):
+    start = asyncio.create_subprocess_exec
+    refusals = 0
+
+    async def refuse_twice(*arguments, **options):
+        nonlocal refusals
+        refusals += 1
+        if refusals <= 2:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_twice)
+
+    async def run() -> None:
+        child = frontend(tmp_path, lambda: None, limit=0)
+        task = asyncio.create_task(child.run())
+        await wait_until_async(lambda: child.url is not None)
+        assert child.shortages == 2
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    assert "cannot start" in caplog.text
+
+
+def test_frontend_over_its_limit_ends_nothing_while_another_answers(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("wardrop.dynamo.supervisor._FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("wardrop.dynamo.supervisor._MAX_BACKOFF_S", 0.01)
+    script = tmp_path / "frontend.py"
+    script.write_text(FRONTEND)
+    spec = FrontendSpec(2, "kv", (), os.environ, restart_limit=0)
+
+    async def run() -> None:
+        several = Supervisor(spec, lambda _urls: None, ready)
+        good = Launch([sys.executable, str(script)], os.environ, 0)
+        bad = Launch([sys.executable, "-c", "raise SystemExit(7)"], os.environ, 0)
+        several.frontends = [
+            FrontendProcess(name, launch, several._report, ready)
+            for name, launch in (("good", good), ("bad", bad))
+        ]
+        monkeypatch.setattr("wardrop.dynamo.supervisor._MAX_BACKOFF_S", 0.01)
+        task = asyncio.create_task(several.frontends[0].run())
+        await wait_until_async(lambda: several.urls)
+        keeping = asyncio.create_task(several._keep(several.frontends[1]))
+        await wait_until_async(lambda: caplog.text.count("the other frontends serve") >= 2)
+        assert not keeping.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        with pytest.raises(SupervisorError, match=r"bad ended 1 times"):
+            await asyncio.wait_for(keeping, 60)
+
+    asyncio.run(run())
 
 
 def test_frontend_dies_with_a_killed_parent(tmp_path):

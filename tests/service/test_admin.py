@@ -87,12 +87,16 @@ def test_pages_of_other_origins_can_not_change_anything(url, gateway):
     ("body", "text"),
     [
         ("{", "not JSON"),
-        ("[]", "JSON object"),
-        ('{"changes": {}}', "1 to 32"),
-        ('{"changes": {"kappa": 1}, "by": "controller"}', "got key 'by'"),
+        ("[]", "expected an object"),
+        ('{"changes": {}}', "changes: got an object, expected an object of length >= 1"),
+        (json.dumps({"changes": {str(n): 1 for n in range(33)}}), "of length <= 32"),
+        ('{"reason": "x"}', "field 'changes' is missing"),
+        ('{"changes": {"kappa": 1}, "by": "controller"}', "got the field 'by'"),
         ('{"changes": {"kappa": 1000}}', "expected 0 to 100"),
         ('{"changes": {"kappa": 1}, "reason": 5}', "expected a text"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 100_000, "expected an object"),
+        ('{"changes": {"kappa": ' + "[" * 100_000, "nested too deeply"),
+        ('{"changes": {"kappa": 1}, "reason": "' + "x" * (2 << 20) + '"}', "expected at most"),
     ],
 )
 def test_bad_bodies_are_refused_with_the_reason(url, body, text):
@@ -233,3 +237,26 @@ def test_curves_outlive_a_restart_and_a_damaged_file_is_left_behind(gateway, tmp
     second.stop()
     file.write_text("{")
     SavedCurves(gateway, file).load()
+
+
+class Broken:
+    """A gateway whose status fails."""
+
+    def __init__(self, gateway):
+        self._gateway = gateway
+
+    def __getattr__(self, name):
+        return getattr(self._gateway, name)
+
+    def status(self):
+        raise RuntimeError("no status now")
+
+
+def test_failure_behind_a_request_costs_that_request_only(gateway, tmp_path):
+    with serving(Broken(gateway), tmp_path) as url:
+        status, answer = send(url, "GET", "/v1/status")
+        assert (status, answer["error"]) == (
+            500,
+            "the request failed: RuntimeError: no status now",
+        )
+        assert send(url, "GET", "/v1/settings")[0] == 200

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
 
-from wardrop.config.fields import ConfigError, require_within, setting
+from wardrop.config.fields import ConfigError, require_address, require_within, setting
 
 FrontendMode = Literal["kv", "direct", "round-robin"]
 Discovery = Literal["auto", "file", "etcd", "frontend"]
@@ -56,9 +56,12 @@ class Dynamo:
 
     def __post_init__(self) -> None:
         for url in (*self.upstreams, *self.etcd_endpoints):
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigError(f"dynamo: got address {url!r}, expected http://HOST:PORT")
+            require_address("dynamo", url)
+        if self.python and not os.access(self.python, os.X_OK):
+            raise ConfigError(
+                f"dynamo.python: got {self.python!r}, which is no program; expected the path of a "
+                "Python interpreter with Dynamo"
+            )
         require_within("dynamo.frontends", self.frontends, 1, 256)
         require_within("dynamo.poll_interval_ms", self.poll_interval_ms, 10, 60_000)
         require_within("dynamo.block_size", self.block_size, 1, 65_536)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from wardrop.decoding import shown
 from wardrop.errors import InputError
 
 
@@ -24,6 +28,49 @@ def setting(default: Any, summary: str, flag: str | None = None) -> Any:
     if isinstance(default, dict):
         return field(default_factory=dict[str, float], metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def require_address(name: str, url: str) -> None:
+    """Refuse an address that is not `http://HOST:PORT` or `https://HOST:PORT`.
+
+    Raises:
+        ConfigError: The scheme, the host or the port is missing or wrong.
+    """
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks it: it must be a number up to 65535.
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"{name}: got address {url!r}, expected http://HOST:PORT")
+
+
+def require_writable(name: str, path: str, appends: bool = False) -> None:
+    """Refuse the name of a file that cannot be written.
+
+    Args:
+        name: Name of the setting.
+        path: The file.
+        appends: Whether the router appends to the file. Otherwise it puts a new file in its place,
+            which needs the folder.
+
+    Raises:
+        ConfigError: The path is a folder, or its folder is missing or cannot be written to.
+    """
+    try:
+        target = Path(path)
+        if target.is_dir():
+            reason = "it is a folder; give the name of a file"
+        elif not target.parent.is_dir():
+            reason = f"its folder {target.parent} does not exist; make it, or give another name"
+        elif not os.access(target if appends and target.exists() else target.parent, os.W_OK):
+            reason = "it cannot be written to"
+        else:
+            return
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise ConfigError(f"{name}: got {shown(path)}, but {reason}")
 
 
 def require_within(name: str, value: float, low: float, high: float) -> None:

@@ -49,6 +49,6 @@ def check_gateway(config: Config) -> None:
         check_policy(name, policy, f"shadows.policies: {shadow['name']}")
     try:
         # The gateway is dropped at once: it does not listen before `start`.
-        _core.Gateway(config.gateway_json([]))
+        _core.Gateway(config.gateway_json(list(config.dynamo.upstreams)))
     except ValueError as error:
         raise ConfigError(str(error)) from error

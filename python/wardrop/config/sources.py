@@ -19,6 +19,7 @@ from wardrop.config.config import Config
 from wardrop.config.fields import ConfigError
 from wardrop.config.values import check_value, parse_text
 
+_MAX_FILE_BYTES = 1 << 20
 _OTHER_VARIABLES = {"WARDROP_SHARED", "WARDROP_PRIVATE_NETWORK", "WARDROP_CONFIG"}
 """Variables of the project that are no settings."""
 
@@ -115,9 +116,15 @@ def load(
 
 def _read_yaml(file: Path, known: Mapping[str, Setting]) -> dict[str, object]:
     try:
-        content: object = yaml.safe_load(file.read_text())
+        with file.open("rb") as opened:
+            text = opened.read(_MAX_FILE_BYTES + 1)
+        if len(text) > _MAX_FILE_BYTES:
+            raise ConfigError(f"{file}: expected at most {_MAX_FILE_BYTES} bytes")
+        content: object = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: cannot be read as YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{file}: cannot be read as YAML: it is nested too deeply") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-import types
-from typing import Any, Literal, Union, cast, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
+
+import msgspec
 
 from wardrop.config.fields import ConfigError
+from wardrop.decoding import shown
 
 _TRUE = ("true", "1", "yes")
 _FALSE = ("false", "0", "no")
@@ -60,34 +62,28 @@ def check_value(kind: object, value: object, source: str) -> object:
     Raises:
         ConfigError: The value has another type.
     """
-    origin = get_origin(kind)
-    if origin is Literal:
-        allowed = get_args(kind)
-        if value not in allowed:
-            raise ConfigError(f"{source}: got {value!r}, expected one of {', '.join(allowed)}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is tuple:
-        items: Any = [value] if isinstance(value, str) else value
-        if isinstance(items, list) and all(
-            isinstance(item, str) for item in cast(list[object], items)
-        ):
-            return tuple(cast(list[str], items))
-        raise ConfigError(f"{source}: got {value!r}, expected a list of texts")
-    if origin is dict:
-        entries = cast(dict[object, object], value) if isinstance(value, dict) else {None: None}
-        for name, number in entries.items():
-            numeric = isinstance(number, int | float) and not isinstance(number, bool)
-            if not isinstance(name, str) or not numeric or not math.isfinite(cast(float, number)):
-                raise ConfigError(f"{source}: got {value!r}, expected names with numbers")
-        return entries
-    plain = not isinstance(kind, types.UnionType) and origin is not Union
-    if plain and (not isinstance(value, cast(type, kind)) or (kind is int and value is True)):
-        raise ConfigError(f"{source}: got {value!r}, expected {_describe(kind)}")
-    return value
+    if get_origin(kind) is tuple and isinstance(value, str):
+        value = [value]
+    try:
+        converted = msgspec.convert(value, type=cast(Any, kind))
+    except msgspec.ValidationError:
+        raise ConfigError(f"{source}: got {shown(value)}, expected {_describe(kind)}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: got a value that is nested too deeply") from None
+    if isinstance(converted, dict):
+        numbers = cast(dict[str, float], converted)
+        if not all(map(math.isfinite, numbers.values())):
+            raise ConfigError(f"{source}: got {shown(value)}, expected {_describe(kind)}")
+        return numbers
+    return cast(object, converted)
 
 
 def _describe(kind: object) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple:
+        return "a list of texts"
+    if get_origin(kind) is dict:
+        return "names with numbers"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return names.get(cast(type, kind), str(kind))

@@ -129,4 +129,7 @@ class Parts:
             name: {"up": state.up, "failures": state.failures, "error": state.error}
             for name, state in self.states.items()
         }
-        self._gateway.set_parts(json.dumps(states))
+        try:
+            self._gateway.set_parts(json.dumps(states))
+        except Exception as error:
+            log.error("the states of the parts are not shown: %s", error)

@@ -37,7 +37,7 @@ from wardrop.dynamo.supervisor import FrontendSpec, Supervisor, SupervisorError
 from wardrop.dynamo.tokenizer_files import tokenizer_folder
 from wardrop.service.admin import Admin
 from wardrop.service.curve_file import SavedCurves
-from wardrop.service.index_file import SavedIndex, unusable
+from wardrop.service.index_file import SavedIndex
 from wardrop.timing import timing_points
 
 log = logging.getLogger("wardrop.control")
@@ -73,12 +73,10 @@ class Server:
                 f"got frontend flags {' '.join(frontend_arguments)!r} with --upstream, which "
                 "starts no frontend; give one or the other"
             )
-        if config.index.file and (reason := unusable(Path(config.index.file))):
-            raise ConfigError(f"index.file: got {config.index.file!r}, but {reason}")
         try:
             table = config.control.timing_table
             self._timing = timing_points(Path(table)) if table else {}
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ConfigError(f"control.timing_table: {error}") from error
         self.config = config
         scope = choose_scope(

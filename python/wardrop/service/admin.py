@@ -22,14 +22,16 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, TypeVar
 
+import msgspec
 from aiohttp import web
 
 from wardrop.control.audit import HAND
 from wardrop.control.curves import UNITS
 from wardrop.control.door import Door
 from wardrop.control.settings import OBJECTIVE, QUEUE, SettingError
+from wardrop.decoding import decode_json
 
 log = logging.getLogger("wardrop.control")
 
@@ -37,7 +39,38 @@ HOST = "127.0.0.1"
 _CURVES_BYTES = 64 << 20
 _BODY_BYTES = 1 << 20
 _MAX_CHANGES = 32
+_STOP_TIMEOUT_S = 1.0
+"""Open connections get so long to end at a stop: a slow client must not hold the router."""
 _LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
+
+T = TypeVar("T")
+
+
+class _Change(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a change: values by setting, and the reason."""
+
+    changes: Annotated[dict[str, Any], msgspec.Meta(min_length=1, max_length=_MAX_CHANGES)]
+    reason: str = ""
+
+
+class _RollBack(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a roll-back: the reason, and the number of the change, by default the latest."""
+
+    reason: str = ""
+    number: int | None = None
+
+
+class _Pool(msgspec.Struct):
+    """Curves of one pool. The gateway decodes the record."""
+
+    model: str
+    role: str
+    record: msgspec.Raw
+
+
+_CHANGE = msgspec.json.Decoder(_Change)
+_ROLL_BACK = msgspec.json.Decoder(_RollBack)
+_POOLS = msgspec.json.Decoder(list[_Pool])
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -101,7 +134,7 @@ class Admin:
                 web.get("/metrics", self._metrics),
             ]
         )
-        self._runner = web.AppRunner(application, access_log=None)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_STOP_TIMEOUT_S)
 
     async def start(self) -> int:
         """Listen and return the port: the configured port, or a free one where that is taken.
@@ -135,19 +168,14 @@ class Admin:
         return web.json_response({"settings": self._door.settings(), "bounds": bounds})
 
     async def _change(self, request: web.Request) -> web.Response:
-        body = await _object(request, {"changes", "reason"})
-        changes = body.get("changes")
-        if not isinstance(changes, dict) or not 1 <= len(cast(Any, changes)) <= _MAX_CHANGES:
-            raise SettingError(f"changes: expected an object of 1 to {_MAX_CHANGES} settings")
-        record = self._door.change(cast(dict[str, Any], changes), HAND, _reason(body))
-        return web.json_response(asdict(record))
+        body = await _decode(request, _CHANGE, _BODY_BYTES)
+        return web.json_response(asdict(self._door.change(body.changes, HAND, body.reason)))
 
     async def _roll_back(self, request: web.Request) -> web.Response:
-        body = await _object(request, {"reason", "number"})
-        number = body.get("number")
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-            raise SettingError(f"number: got {number!r}, expected a whole number")
-        return web.json_response(asdict(self._door.roll_back(HAND, _reason(body), number=number)))
+        body = await _decode(request, _ROLL_BACK, _BODY_BYTES)
+        return web.json_response(
+            asdict(self._door.roll_back(HAND, body.reason, number=body.number))
+        )
 
     async def _audit(self, request: web.Request) -> web.Response:
         text = request.query.get("last", "50")
@@ -160,16 +188,10 @@ class Admin:
         return web.json_response({"units": UNITS, "pools": pools})
 
     async def _restore(self, request: web.Request) -> web.Response:
-        pools: Any = await _json(request, _CURVES_BYTES)
-        if not isinstance(pools, list):
-            raise SettingError("expected a list of {model, role, record}")
         restored = 0
-        for pool in cast(list[Any], pools):
-            try:
-                model, role, record = str(pool["model"]), str(pool["role"]), pool["record"]
-            except (TypeError, KeyError):
-                raise SettingError("expected a list of {model, role, record}") from None
-            restored += self._gateway.restore_curves(model, role, json.dumps(record))
+        for pool in await _decode(request, _POOLS, _CURVES_BYTES):
+            record = bytes(pool.record).decode()
+            restored += self._gateway.restore_curves(pool.model, pool.role, record)
         return web.json_response({"workers": restored})
 
     async def _shadows(self, _request: web.Request) -> web.Response:
@@ -211,38 +233,23 @@ async def _guard(request: web.Request, handler: Answer) -> web.StreamResponse:
         return _refusal(415, "expected content-type: application/json for a change")
     try:
         return await handler(request)
+    except web.HTTPException:
+        raise
     except ValueError as error:
         return _refusal(400, str(error))
+    except Exception as error:
+        # One request may fail, for example because the audit log cannot be written.
+        log.error("%s %s failed: %s: %s", request.method, request.path, type(error).__name__, error)
+        return _refusal(500, f"the request failed: {type(error).__name__}: {error}")
 
 
 def _refusal(status: int, text: str) -> web.Response:
     return web.json_response({"error": text}, status=status)
 
 
-async def _json(request: web.Request, limit_bytes: int) -> Any:
+async def _decode(request: web.Request, decoder: msgspec.json.Decoder[T], limit_bytes: int) -> T:
     if (request.content_length or 0) > limit_bytes:
         raise ValueError(
             f"got a body of {request.content_length} bytes, expected at most {limit_bytes}"
         )
-    try:
-        return json.loads(await request.read() or b"{}")
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"got a body that is not JSON: {error}") from None
-
-
-async def _object(request: web.Request, known: set[str]) -> dict[str, Any]:
-    body = await _json(request, _BODY_BYTES)
-    if not isinstance(body, dict):
-        raise SettingError("expected a JSON object")
-    named = cast(dict[str, Any], body)
-    unknown = sorted(set(named) - known)
-    if unknown:
-        raise SettingError(f"got key {unknown[0]!r}, expected {', '.join(sorted(known))}")
-    return named
-
-
-def _reason(body: dict[str, Any]) -> str:
-    reason = body.get("reason", "")
-    if not isinstance(reason, str):
-        raise SettingError(f"reason: got {reason!r}, expected a text")
-    return reason
+    return decode_json(decoder, await request.read() or b"{}", "body", limit_bytes)

@@ -173,17 +173,6 @@ class SavedIndex:
                 log.warning("the index cannot be saved: %s", error)
 
 
-def unusable(path: Path) -> str | None:
-    """Why a file of this name cannot be written; None when it can."""
-    if path.is_dir():
-        return "it is a folder; give the name of a file"
-    if not path.parent.is_dir():
-        return f"its folder {path.parent} does not exist; make it, or give another name"
-    if not os.access(path.parent, os.W_OK):
-        return f"its folder {path.parent} cannot be written to"
-    return None
-
-
 def _read(path: Path, limit_bytes: int) -> bytes | None:
     """The content of a file; None when it is longer than `limit_bytes`."""
     with path.open("rb") as file:
