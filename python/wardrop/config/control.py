@@ -10,7 +10,6 @@ from wardrop.config.fields import (
     ConfigError,
     require_address,
     require_within,
-    require_writable,
     setting,
 )
 
@@ -59,9 +58,6 @@ class Control:
         require_within("control.admin_port", self.admin_port, -1, 65535)
         require_within("control.period_ms", self.period_ms, 50, 10_000)
         require_within("control.receipts", self.receipts, 0, 65_536)
-        for name in ("audit_file", "curves_file"):
-            if path := getattr(self, name):
-                require_writable(f"control.{name}", path, appends=name == "audit_file")
         unknown = [name for name in self.moves if name not in CONTROLLER_MOVES]
         if unknown:
             raise ConfigError(
@@ -130,8 +126,6 @@ class IndexFile:
     max_age_s: float = setting(3600.0, "age above which a file is not used")
 
     def __post_init__(self) -> None:
-        if self.file:
-            require_writable("index.file", self.file)
         require_within("index.interval_s", self.interval_s, 0.1, 86_400)
         require_within("index.max_bytes", self.max_bytes, 1024, 2**40)
         require_within("index.max_age_s", self.max_age_s, 1, 1e9)

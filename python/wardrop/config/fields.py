@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import field, fields
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from wardrop.decoding import shown
 from wardrop.errors import InputError
 
 
@@ -44,33 +41,6 @@ def require_address(name: str, url: str) -> None:
         usable = False
     if not usable:
         raise ConfigError(f"{name}: got address {url!r}, expected http://HOST:PORT")
-
-
-def require_writable(name: str, path: str, appends: bool = False) -> None:
-    """Refuse the name of a file that cannot be written.
-
-    Args:
-        name: Name of the setting.
-        path: The file.
-        appends: Whether the router appends to the file. Otherwise it puts a new file in its place,
-            which needs the folder.
-
-    Raises:
-        ConfigError: The path is a folder, or its folder is missing or cannot be written to.
-    """
-    try:
-        target = Path(path)
-        if target.is_dir():
-            reason = "it is a folder; give the name of a file"
-        elif not target.parent.is_dir():
-            reason = f"its folder {target.parent} does not exist; make it, or give another name"
-        elif not os.access(target if appends and target.exists() else target.parent, os.W_OK):
-            reason = "it cannot be written to"
-        else:
-            return
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    raise ConfigError(f"{name}: got {shown(path)}, but {reason}")
 
 
 def require_within(name: str, value: float, low: float, high: float) -> None:

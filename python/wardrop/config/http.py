@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from wardrop.config.fields import ConfigError, require_positive, require_within, setting
+
+_HOST = re.compile(r"[A-Za-z0-9._:%\[\]-]+")
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,10 @@ class Http:
     router_id: str = setting("wardrop-0", "label router_id of all metrics", "router-id")
 
     def __post_init__(self) -> None:
+        if not _HOST.fullmatch(self.host):
+            raise ConfigError(
+                f"http.host: got {self.host!r}, expected an address or a name of this machine"
+            )
         require_within("http.port", self.port, 0, 65535)
         require_within("http.worker_threads", self.worker_threads, 1, 256)
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from wardrop._core import Gateway
-from wardrop.config import Config, ConfigError
+from wardrop.config import Config, ConfigError, check_files
 from wardrop.control.audit import AuditLog
 from wardrop.control.calibrator import Calibrator
 from wardrop.control.door import Door
@@ -73,6 +73,7 @@ class Server:
                 f"got frontend flags {' '.join(frontend_arguments)!r} with --upstream, which "
                 "starts no frontend; give one or the other"
             )
+        check_files(config)
         try:
             table = config.control.timing_table
             self._timing = timing_points(Path(table)) if table else {}
