@@ -75,13 +75,8 @@ FAIR = "routing: {queue: true, queue_parameters: {fair: 1}, "
             "routing: {queue: true, queue_parameters: {share_passes: 2}}",
             "share_passes: got 2, expected 0 (off) or 1 (on)",
         ),
-<<<<<<< HEAD
         ("routing: {tenant_weights: {a: 1}}", "add --queue-parameters fair=1"),
-        (FAIR + "tenant_weights: {a: 0}}", "routing.tenant_weights: a: got 0, expected 0.001"),
-=======
-        ("routing: {tenant_weights: {a: 1}}", "add --queue --queue-parameters fair=1"),
         (FAIR + "tenant_weights: {a: 0}}", "routing.tenant_weights: a: got 0.0, expected 0.001"),
->>>>>>> 89ec2d5 (Decode admin bodies and settings into types, and refuse wrong configurations with code 2)
         (FAIR + "tenant_weights: {'': 1}}", "got the tenant '', expected a name of 1 to 128"),
         (FAIR + "tenant_weights: {a: .inf}}", "expected names with numbers"),
         ("control: {receipts: -1}", "control.receipts: got -1, expected 0 to 65536"),
