@@ -75,7 +75,7 @@ pub enum Abstention {
 
 impl Abstention {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Unparsable,
         Self::Unreadable,
         Self::UnknownModel,
