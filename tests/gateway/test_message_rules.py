@@ -142,6 +142,16 @@ def test_client_that_leaves_is_seen_behind_pipelined_bytes(upstream, serve, engi
         assert booked == 0
 
 
+def test_client_that_closes_its_sending_side_counts_as_gone(upstream, serve, engines):
+    running = serve()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=DEADLINE_S) as client:
+        client.sendall(completion())
+        assert engines.arrived.acquire(timeout=DEADLINE_S)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    wait_until(lambda: running.metric("requests_in_flight") == 0)
+
+
 def test_requests_in_one_packet_are_answered_in_order(upstream, serve):
     upstream.script = lambda seen, conn: (
         b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(seen.body), seen.body)
