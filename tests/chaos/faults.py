@@ -199,18 +199,22 @@ class Faults:
         self.violations += judge_blocks(believed, truth)
         return 1
 
+    async def _total(self, name: str) -> float:
+        """Sum of a metric of the router."""
+        return (await self.arena.metrics()).total(name)
+
     async def _garbage_events(self, dice: random.Random) -> int:
         life = self.arena.phantom.life
         if life is None:
             return 0
-        before = (await self.arena.metrics()).total("wardrop_feed_malformed_total")
+        before = await self._total("wardrop_feed_malformed_total")
         for _ in range(20):
             await life.garbage(dice.randbytes(dice.randrange(0, 200)))
         deadline_s = time.monotonic() + 3
         seen = 0.0
         while not seen and time.monotonic() < deadline_s:
             await asyncio.sleep(0.1)
-            seen = (await self.arena.metrics()).total("wardrop_feed_malformed_total") - before
+            seen = await self._total("wardrop_feed_malformed_total") - before
         return int(seen)
 
     async def _flood_of_ranks(self, dice: random.Random) -> int:
@@ -269,6 +273,7 @@ class Faults:
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         open_now = len(os.listdir(f"/proc/{pid}/fd"))
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now + 4, before[1]))
+        errors = await self._total("wardrop_accept_errors_total")
         clients: list[socket.socket] = []
         try:
             for _ in range(40):
@@ -277,12 +282,11 @@ class Faults:
                 client.connect_ex(("127.0.0.1", self._port))
                 clients.append(client)
             await asyncio.sleep(dice.uniform(0.5, 2.0))
-            full = len(os.listdir(f"/proc/{pid}/fd")) >= open_now + 2
         finally:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
             for client in clients:
                 client.close()
-        return int(full)
+        return int(await self._total("wardrop_accept_errors_total") - errors)
 
     async def _clients_abort(self, dice: random.Random) -> int:
         return sum(await asyncio.gather(*(self._abort(dice.randrange(1 << 30)) for _ in range(4))))
