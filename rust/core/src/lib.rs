@@ -14,6 +14,7 @@
 //! [`RouterConfig`]: the same calls give the same answers.
 
 pub mod anarchy;
+mod clock;
 pub mod control;
 mod error;
 mod event;

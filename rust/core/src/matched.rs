@@ -13,7 +13,7 @@ use crate::ledger::{ColumnSlices, LatencyView, SharedInputs, Work, WorkerColumns
 use crate::load::Load;
 use crate::overlaps::{Overlaps, each, zero};
 use crate::predicted::Predicted;
-use crate::request::{Candidate, Parts, RouteRequest};
+use crate::request::{Candidate, MAX_OUTPUT_TOKENS, Parts, RouteRequest};
 use crate::worker::WorkerId;
 
 /// A request matched against every candidate. Columns have one entry per candidate.
@@ -154,7 +154,9 @@ impl Matched {
         overlaps.add_router_state(&request.prompt(), index, predicted, load);
         self.input_tokens = request.input_tokens;
         self.request_blocks = request.local_hashes.len() as u32;
-        self.expected_output_tokens = request.expected_output_tokens;
+        self.expected_output_tokens = request
+            .expected_output_tokens
+            .filter(|&tokens| tokens <= MAX_OUTPUT_TOKENS);
         self.prefix_key = request.local_hashes.first().map_or(0, |hash| hash.0);
         self.new_tokens.clear();
         self.cached_tokens.clear();

@@ -12,6 +12,16 @@ use crate::worker::WorkerId;
 #[serde(transparent)]
 pub struct RequestId(pub u64);
 
+/// Longest prompt that a router takes, tokens: a hundred times the longest context that an engine offers.
+///
+/// With the limit of bookings it keeps every sum of tokens in flight below 2⁵², where counts convert to floats exactly.
+pub(crate) const MAX_INPUT_TOKENS: u32 = 1 << 27;
+
+/// Longest answer that is believed, tokens. A longer one, reported or expected, counts as unknown.
+///
+/// One report of 4·10⁹ tokens would otherwise move the mean answer, and with it every price, for hundreds of requests.
+pub(crate) const MAX_OUTPUT_TOKENS: u32 = 1 << 20;
+
 /// One request to route.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RouteRequest<'a> {
@@ -21,9 +31,9 @@ pub struct RouteRequest<'a> {
     pub local_hashes: &'a [LocalHash],
     /// Sequence hashes of the same blocks, or empty. With them a long match takes a few comparisons.
     pub sequence_hashes: &'a [SequenceHash],
-    /// Tokens of the prompt (ISL).
+    /// Tokens of the prompt (ISL), at most 2²⁷.
     pub input_tokens: u32,
-    /// Expected tokens of the answer (OSL).
+    /// Expected tokens of the answer (OSL). More than 2²⁰ count as unknown.
     pub expected_output_tokens: Option<u32>,
     /// Candidates; unregistered ids are ignored. `None`: all workers.
     pub allowed: Option<&'a [WorkerId]>,

@@ -71,6 +71,8 @@ pub struct Counters {
     pub dropped_with_worker: u64,
     /// Bookings refused because of the limit.
     pub bookings_refused: u64,
+    /// Reports of engines with figures that cannot be true. They teach nothing.
+    pub reports_refused: u64,
     /// Events applied without an error.
     pub events_applied: u64,
     /// Blocks of applied stored events.
@@ -105,6 +107,7 @@ impl Counters {
             expired: self.expired,
             dropped_with_worker: self.dropped_with_worker,
             bookings_refused: self.bookings_refused,
+            reports_refused: self.reports_refused,
             ..*events
         }
     }

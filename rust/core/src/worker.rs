@@ -26,19 +26,36 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// Sizes that a worker reported. All are optional: a policy that needs a missing size returns an error.
+/// Sizes that a worker reported. Each is optional: an unknown size never limits a worker.
+///
+/// A router takes a size outside its range as unknown, since an engine that reports 0 blocks has not measured its
+/// cache yet. Taken literally, such a worker would have no finite price.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerSpec {
-    /// Blocks of the KV cache in device memory.
+    /// Blocks of the KV cache in device memory, 1 to 2⁴⁰.
     pub total_kv_blocks: Option<u64>,
-    /// Highest number of sequences that the engine runs at once.
+    /// Highest number of sequences that the engine runs at once, above 0.
     pub max_num_seqs: Option<u32>,
-    /// Highest number of tokens in one engine step.
+    /// Highest number of tokens in one engine step, above 0.
     pub max_num_batched_tokens: Option<u32>,
 }
 
+/// Largest size of a KV cache that is believed, blocks. With one token per block it is a thousand billion tokens.
+const MAX_KV_BLOCKS: u64 = 1 << 40;
+
 impl WorkerSpec {
+    /// The sizes that can be true. The others become unknown.
+    pub(crate) fn believable(&self) -> Self {
+        Self {
+            total_kv_blocks: self
+                .total_kv_blocks
+                .filter(|blocks| (1..=MAX_KV_BLOCKS).contains(blocks)),
+            max_num_seqs: self.max_num_seqs.filter(|&sequences| sequences > 0),
+            max_num_batched_tokens: self.max_num_batched_tokens.filter(|&tokens| tokens > 0),
+        }
+    }
+
     /// Sets the size of the device KV cache, blocks.
     #[must_use]
     pub const fn with_total_kv_blocks(mut self, blocks: u64) -> Self {

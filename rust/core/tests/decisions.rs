@@ -164,35 +164,3 @@ fn fleet_that_changes_while_a_queue_pumps_does_not_stop_it() {
         );
     });
 }
-
-/// Workers that report no KV memory have no finite price. Requests go to the least loaded one, and are counted.
-#[test]
-fn without_a_finite_price_the_least_loaded_worker_is_chosen_and_counted() {
-    let router =
-        Router::new(RouterConfig::new(BLOCK).with_policy(PolicyConfig::Toll(Objective::default()))).unwrap();
-    for instance in 0..3 {
-        let spec = WorkerSpec::default().with_total_kv_blocks(0);
-        router.add_worker(WorkerId::new(instance, 0), spec).unwrap();
-    }
-    let mut workers = Vec::new();
-    for id in 0..3 {
-        let locals = hashes(id, id, 10);
-        let request = QueuedRequest::new(RequestId(id), locals.into(), 160);
-        let decision = router.route(&request.question(), 0.0).unwrap();
-        assert_eq!(decision.cost, f64::INFINITY);
-        workers.push(decision.worker.instance);
-    }
-    workers.sort_unstable();
-    assert_eq!(workers, [0, 1, 2], "each of three idle workers gets one request");
-    let mut queue = LateQueue::new(QueueConfig {
-        max_wait_s: 1.0,
-        ..QueueConfig::default()
-    })
-    .unwrap();
-    let mut placed = Vec::new();
-    let late = QueuedRequest::new(RequestId(9), hashes(9, 9, 10).into(), 160);
-    queue.offer(&router, late, 0.0).unwrap();
-    queue.pump(&router, 2.0, &mut placed).unwrap();
-    assert_eq!((placed.len(), placed[0].cost), (1, f64::INFINITY));
-    assert_eq!((router.counters().routed, router.counters().unpriced), (4, 4));
-}

@@ -7,45 +7,51 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pyo3::buffer::PyBuffer;
+use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use wardrop_core::Error;
 use wardrop_core::anarchy::{CostMatrix, DecisionCosts, Meter, MeterConfig};
+use wardrop_py_macros::caught;
+
+use crate::buffers::column;
 
 fn raise(error: &Error) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
-fn matrix(py: Python<'_>, costs: &PyBuffer<f64>) -> PyResult<CostMatrix> {
-    let &[rows, columns] = costs.shape() else {
+fn matrix(name: &str, costs: &Bound<'_, PyAny>) -> PyResult<CostMatrix> {
+    let shape = PyUntypedBuffer::get(costs)?;
+    let &[rows, columns] = shape.shape() else {
         let text = format!(
-            "got costs with {} dimensions: expected 2, requests × workers",
-            costs.dimensions()
+            "got {name} with {} dimensions: expected 2, requests × workers",
+            shape.dimensions()
         );
         return Err(PyValueError::new_err(text));
     };
-    CostMatrix::new(rows, columns, costs.to_vec(py)?).map_err(|e| raise(&e))
+    CostMatrix::new(rows, columns, column(name, costs)?).map_err(|e| raise(&e))
 }
 
 /// Exact assignment; see `_core.pyi`.
+#[caught]
 #[pyfunction]
-pub fn assign(py: Python<'_>, costs: PyBuffer<f64>) -> PyResult<(Vec<Option<usize>>, f64)> {
-    let costs = matrix(py, &costs)?;
+pub fn assign(py: Python<'_>, costs: &Bound<'_, PyAny>) -> PyResult<(Vec<Option<usize>>, f64)> {
+    let costs = matrix("costs", costs)?;
     let found = py.detach(|| wardrop_core::anarchy::assign(&costs));
     Ok((found.column_of, found.total))
 }
 
 /// Exact assignment under convex congestion; see `_core.pyi`.
+#[caught]
 #[pyfunction]
 pub fn assign_congested(
     py: Python<'_>,
-    costs: PyBuffer<f64>,
-    marginals: PyBuffer<f64>,
+    costs: &Bound<'_, PyAny>,
+    marginals: &Bound<'_, PyAny>,
 ) -> PyResult<(Vec<usize>, f64)> {
-    let costs = matrix(py, &costs)?;
-    let marginals = matrix(py, &marginals)?;
+    let costs = matrix("costs", costs)?;
+    let marginals = matrix("marginals", marginals)?;
     // The solver also asks for the slot after the last one, which no request can take.
     if marginals.rows() != costs.columns() || marginals.columns() < costs.rows() {
         let text = format!(
@@ -77,6 +83,7 @@ impl AnarchyMeter {
     }
 }
 
+#[caught]
 #[pymethods]
 impl AnarchyMeter {
     #[new]

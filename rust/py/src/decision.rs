@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::Value;
 use wardrop_core::WorkerId;
+use wardrop_py_macros::caught;
 
 /// Worker chosen for a request; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
@@ -18,6 +19,7 @@ const fn pair(worker: WorkerId) -> (u64, u32) {
     (worker.instance, worker.dp_rank)
 }
 
+#[caught]
 #[pymethods]
 impl Decision {
     #[getter]
@@ -41,12 +43,13 @@ impl Decision {
     }
 
     fn __repr__(&self) -> String {
-        let (instance, dp_rank) = self.worker();
+        let (instance, dp_rank) = pair(self.0.worker);
         let (overlap, cost) = (self.0.overlap_blocks, self.0.cost);
         format!("Decision(worker=({instance}, {dp_rank}), overlap_blocks={overlap}, cost={cost})")
     }
 }
 
+#[caught]
 #[pymethods]
 impl Candidate {
     #[getter]
@@ -104,7 +107,7 @@ impl Candidate {
     }
 
     fn __repr__(&self) -> String {
-        let (instance, dp_rank) = self.worker();
+        let (instance, dp_rank) = pair(self.0.worker);
         format!("Candidate(worker=({instance}, {dp_rank}), cost={})", self.0.cost)
     }
 }

@@ -7,6 +7,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use wardrop_drive::{Drive as Native, DriveError, Plan, Planned, Release};
+use wardrop_py_macros::caught;
 
 fn raise(error: &DriveError) -> PyErr {
     match error {
@@ -25,6 +26,7 @@ pub struct Drive {
     report: Mutex<Option<String>>,
 }
 
+#[caught]
 #[pymethods]
 impl Drive {
     #[new]

@@ -8,6 +8,7 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyDict, PyList};
 use wardrop_core::{EngineHash, Tier};
 use wardrop_engines::{Adapter, CacheChange, Event, FRAME_BYTES_MAX, Feed, GroupKind, dynamo};
+use wardrop_py_macros::caught;
 
 use crate::error::raise;
 use crate::router::{Router, Worker, mixed};
@@ -19,6 +20,7 @@ pub struct EngineFeed {
     block_size: u32,
 }
 
+#[caught]
 #[pymethods]
 impl EngineFeed {
     #[new]
@@ -99,6 +101,7 @@ fn numbers(names: &[EngineHash]) -> Vec<u64> {
 }
 
 /// The events of one payload of vLLM or `SGLang`; `_core.pyi` documents it.
+#[caught]
 #[pyfunction]
 pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bound<'py, PyDict>> {
     let batch = py
@@ -152,6 +155,7 @@ pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bou
 }
 
 /// Applies one message of Dynamo's event plane; `_core.pyi` documents it.
+#[caught]
 #[pyfunction]
 #[allow(
     clippy::needless_pass_by_value,

@@ -4,6 +4,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use wardrop_core::{BlockHasher, EngineHash, HashScope, KvEvent, LocalHash, StoredBlock, Tier};
+use wardrop_py_macros::caught;
 
 use crate::hashes::{Hashes, hash, sized};
 use crate::router::mixed;
@@ -50,6 +51,7 @@ fn tier(name: &str) -> PyResult<Tier> {
     }
 }
 
+#[caught]
 #[pymethods]
 impl Stored {
     #[new]
@@ -147,6 +149,7 @@ impl Stored {
     }
 }
 
+#[caught]
 #[pymethods]
 impl Removed {
     #[new]
@@ -160,10 +163,11 @@ impl Removed {
     }
 }
 
+#[caught]
 #[pymethods]
 impl Cleared {
     #[new]
-    const fn new() -> Self {
+    fn new() -> Self {
         Self
     }
 }

@@ -6,6 +6,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use wardrop_gateway::{Gateway as Native, GatewayConfig};
+use wardrop_py_macros::caught;
 use wardrop_service::{PoolName, Service, ServiceError};
 
 fn raise(error: &ServiceError) -> PyErr {
@@ -21,6 +22,7 @@ pub struct Gateway {
     native: Native,
 }
 
+#[caught]
 #[pymethods]
 impl Gateway {
     #[new]

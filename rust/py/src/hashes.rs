@@ -4,7 +4,9 @@ use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use wardrop_core::{HashScope, LocalHash};
+use wardrop_py_macros::caught;
 
+use crate::buffers;
 use crate::tokens::{HashColumn, Tokens};
 
 /// Number of tokens from which the GIL is released. Hashing them takes 0.7 µs, and releasing the GIL takes 0.1 µs.
@@ -22,11 +24,11 @@ pub fn sized<T: Send>(py: Python<'_>, tokens: usize, work: impl FnOnce() -> T + 
 /// 64-bit hashes from ints of either sign, as Dynamo writes them, or from a buffer of 64-bit integers.
 pub struct Hashes(pub Vec<u64>);
 
+#[caught]
 impl<'py> FromPyObject<'_, 'py> for Hashes {
     type Error = PyErr;
 
     fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let py = value.py();
         if let Ok(buffer) = PyUntypedBuffer::get(&value) {
             if buffer.dimensions() > 1 {
                 let text = format!(
@@ -35,13 +37,11 @@ impl<'py> FromPyObject<'_, 'py> for Hashes {
                 );
                 return Err(PyValueError::new_err(text));
             }
-            if let Ok(hashes) = buffer.as_typed::<u64>() {
-                return hashes.to_vec(py).map(Self);
+            if let Some(hashes) = buffers::read::<u64>(&value, &buffer) {
+                return hashes.map(Self);
             }
-            if let Ok(hashes) = buffer.as_typed::<i64>() {
-                return Ok(Self(
-                    hashes.to_vec(py)?.into_iter().map(i64::cast_unsigned).collect(),
-                ));
+            if let Some(hashes) = buffers::read::<i64>(&value, &buffer) {
+                return Ok(Self(hashes?.into_iter().map(i64::cast_unsigned).collect()));
             }
             let format = buffer.format().to_string_lossy();
             let text = format!("got hashes in a buffer of format {format:?}: expected 64-bit integers");
@@ -55,6 +55,7 @@ impl<'py> FromPyObject<'_, 'py> for Hashes {
     }
 }
 
+#[caught]
 impl<'py> FromPyObject<'_, 'py> for HashColumn {
     type Error = PyErr;
 
@@ -82,6 +83,7 @@ pub fn hash(value: &Bound<'_, PyAny>) -> PyResult<u64> {
 }
 
 /// Local hashes of the full blocks of `tokens`; `_core.pyi` documents it.
+#[caught]
 #[pyfunction]
 #[pyo3(signature = (tokens, block_size, *, lora_name=None, cache_namespace=None))]
 pub fn block_hashes(
@@ -107,6 +109,7 @@ pub fn block_hashes(
 }
 
 /// Sequence hashes of consecutive local hashes; `_core.pyi` documents it.
+#[caught]
 #[pyfunction]
 #[allow(
     clippy::needless_pass_by_value,

@@ -1,7 +1,8 @@
 //! Python bindings of all crates. A binding converts its arguments, releases the GIL where work grows with the input,
-//! calls the crate, and maps the error.
+//! calls the crate, and maps the error. Every binding carries the attribute `caught`, so that a panic raises an exception.
 
 mod anarchy;
+mod buffers;
 mod decision;
 mod digits;
 mod drive;
@@ -10,6 +11,7 @@ mod error;
 mod event;
 mod gateway;
 mod hashes;
+mod panics;
 mod prefix;
 mod router;
 mod sim;
@@ -52,7 +54,6 @@ mod _core {
     #[pymodule_export]
     use crate::sim::{SimWorkload, simulate_fleet};
 
-    #[pymodule_export]
     #[pymodule_export]
     use crate::watched::WatchedFleet;
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use wardrop_core::{BlockHasher, HashMode, HashScope, PromptHashes};
+use wardrop_py_macros::caught;
 
 use crate::hashes::sized;
 use crate::tokens::Tokens;
@@ -29,6 +30,7 @@ impl Prefix {
     }
 }
 
+#[caught]
 #[pymethods]
 impl Prefix {
     #[new]

@@ -19,6 +19,7 @@ use wardrop_core::{
     BlockHasher, HashKey, HashMode, HashScope, PolicyConfig, PredictedConfig, PredictedUse, RequestId,
     RestoredWorker, RouteRequest, Router as Core, RouterConfig, WorkerId, WorkerSpec,
 };
+use wardrop_py_macros::caught;
 
 use crate::decision::{Decision, to_python};
 use crate::error::raise;
@@ -31,6 +32,7 @@ use crate::tokens::{HashColumn, Tokens};
 #[derive(Clone, Copy)]
 pub struct Worker(pub WorkerId);
 
+#[caught]
 impl<'py> FromPyObject<'_, 'py> for Worker {
     type Error = PyErr;
 
@@ -263,6 +265,7 @@ impl Router {
     }
 }
 
+#[caught]
 #[pymethods]
 impl Router {
     #[new]

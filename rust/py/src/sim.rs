@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use wardrop_core::RouterConfig;
 use wardrop_core::anarchy::MeterReport;
 use wardrop_core::regime::RegimeChange;
+use wardrop_py_macros::caught;
 use wardrop_sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
+
+use crate::buffers::column;
 
 pub fn raise(error: &SimError) -> PyErr {
     match error {
@@ -18,22 +20,13 @@ pub fn raise(error: &SimError) -> PyErr {
     }
 }
 
-fn column<T: Element>(py: Python<'_>, name: &str, column: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
-    PyBuffer::<T>::get(column)
-        .and_then(|buffer| buffer.to_vec(py))
-        .map_err(|error| {
-            PyValueError::new_err(format!(
-                "{name} is not usable: expected a contiguous array of the documented type: {error}"
-            ))
-        })
-}
-
 /// A checked workload; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct SimWorkload {
     pub(crate) native: Arc<Workload>,
 }
 
+#[caught]
 #[pymethods]
 impl SimWorkload {
     #[new]
@@ -51,14 +44,14 @@ impl SimWorkload {
         think_ms: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let native = Workload {
-            arrival_ms: column(py, "arrival_ms", arrival_ms)?,
-            input_tokens: column(py, "input_tokens", input_tokens)?,
-            output_tokens: column(py, "output_tokens", output_tokens)?,
-            block_start: column(py, "block_start", block_start)?,
-            blocks: column(py, "blocks", blocks)?,
+            arrival_ms: column("arrival_ms", arrival_ms)?,
+            input_tokens: column("input_tokens", input_tokens)?,
+            output_tokens: column("output_tokens", output_tokens)?,
+            block_start: column("block_start", block_start)?,
+            blocks: column("blocks", blocks)?,
             block_size,
-            after: column(py, "after", after)?,
-            think_ms: column(py, "think_ms", think_ms)?,
+            after: column("after", after)?,
+            think_ms: column("think_ms", think_ms)?,
         };
         py.detach(|| native.validate()).map_err(|error| raise(&error))?;
         Ok(Self {
@@ -91,6 +84,7 @@ pub fn specs(fleet: &str, routers: &str) -> PyResult<(FleetSpec, Vec<RouterConfi
 }
 
 /// Simulates a workload without the GIL; `_core.pyi` documents it.
+#[caught]
 #[pyfunction]
 #[pyo3(signature = (workload, fleet, routers))]
 pub fn simulate_fleet<'py>(

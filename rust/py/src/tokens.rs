@@ -13,9 +13,10 @@ use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView};
 use wardrop_core::{LocalHash, PromptHashes, SequenceHash};
 
+use crate::buffers::{self, Number, is_native};
 use crate::digits::Layout;
 
 const ACCEPTED: &str = "a list of ints, a contiguous buffer of 32-bit unsigned ints (numpy.uint32, array('I'), memoryview), \
@@ -64,33 +65,30 @@ impl Tokens {
         if buffer.item_count() == 0 {
             return Ok(Self::Owned(Vec::new())); // without memory there is no alignment to check either
         }
-        Self::from_buffer(value.py(), &buffer, value)
+        Self::from_buffer(&buffer, value)
     }
 
-    fn from_buffer(py: Python<'_>, buffer: &PyUntypedBuffer, value: &Bound<'_, PyAny>) -> PyResult<Self> {
-        if buffer.as_typed::<u32>().is_ok() {
-            let view = PyBuffer::<u32>::get(value)?;
-            let usable = view.is_c_contiguous() && cfg!(target_endian = "little");
-            return if usable {
-                Ok(Self::View(view))
-            } else {
-                view.to_vec(py).map(Self::Owned)
-            };
+    fn from_buffer(buffer: &PyUntypedBuffer, value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if is_native(buffer) && buffer.is_c_contiguous() && buffer.as_typed::<u32>().is_ok() {
+            return Ok(Self::View(PyBuffer::get(value)?));
         }
-        if let Ok(bytes) = buffer.as_typed::<u8>() {
-            return Self::from_bytes(py, bytes, value);
+        if let Some(ids) = buffers::read::<u32>(value, buffer) {
+            return ids.map(Self::Owned);
         }
-        if let Ok(ids) = buffer.as_typed::<i64>() {
-            return convert(&ids.to_vec(py)?);
+        if is_raw(value)
+            && let Ok(bytes) = buffer.as_typed::<u8>()
+        {
+            return Self::from_bytes(bytes, value);
         }
-        if let Ok(ids) = buffer.as_typed::<u64>() {
-            return convert(&ids.to_vec(py)?);
-        }
-        if let Ok(ids) = buffer.as_typed::<i32>() {
-            return convert(&ids.to_vec(py)?);
-        }
-        if let Ok(ids) = buffer.as_typed::<u16>() {
-            return convert(&ids.to_vec(py)?);
+        let converted = convert::<i64>(value, buffer)
+            .or_else(|| convert::<u64>(value, buffer))
+            .or_else(|| convert::<i32>(value, buffer))
+            .or_else(|| convert::<u16>(value, buffer))
+            .or_else(|| convert::<i16>(value, buffer))
+            .or_else(|| convert::<u8>(value, buffer))
+            .or_else(|| convert::<i8>(value, buffer));
+        if let Some(ids) = converted {
+            return ids;
         }
         let format = buffer.format().to_string_lossy();
         Err(PyTypeError::new_err(format!(
@@ -98,7 +96,7 @@ impl Tokens {
         )))
     }
 
-    fn from_bytes(py: Python<'_>, bytes: &PyBuffer<u8>, value: &Bound<'_, PyAny>) -> PyResult<Self> {
+    fn from_bytes(bytes: &PyBuffer<u8>, value: &Bound<'_, PyAny>) -> PyResult<Self> {
         let len = bytes.item_count();
         if !len.is_multiple_of(4) {
             let text =
@@ -109,7 +107,7 @@ impl Tokens {
         if bytes.is_c_contiguous() && aligned && cfg!(target_endian = "little") {
             return Ok(Self::Bytes(PyBuffer::get(value)?));
         }
-        let words = bytes.to_vec(py)?;
+        let words = bytes.to_vec(value.py())?;
         let id = |word: &[u8]| u32::from_le_bytes(word.try_into().expect("a word must have 4 bytes"));
         Ok(Self::Owned(words.chunks_exact(4).map(id).collect()))
     }
@@ -138,6 +136,9 @@ impl HashColumn {
 
     /// A view of `value`, if it is a contiguous buffer of 64-bit integers.
     pub fn view(value: &Bound<'_, PyAny>) -> Option<Self> {
+        if !is_native(&PyUntypedBuffer::get(value).ok()?) {
+            return None;
+        }
         if let Ok(view) = PyBuffer::<u64>::get(value) {
             return usable(&view).then_some(Self::View(view));
         }
@@ -176,13 +177,26 @@ unsafe fn slice<'a>(pointer: *const u32, len: usize) -> &'a [u32] {
     unsafe { std::slice::from_raw_parts(pointer, len) }
 }
 
-fn convert<T: Copy + TryInto<u32> + std::fmt::Display>(ids: &[T]) -> PyResult<Tokens> {
+/// Whether a buffer of bytes is raw memory, whose bytes are little-endian 32-bit ids. An array of 8-bit numbers is not: each
+/// of its items is an id.
+fn is_raw(value: &Bound<'_, PyAny>) -> bool {
+    value.is_instance_of::<PyBytes>()
+        || value.is_instance_of::<PyByteArray>()
+        || value.is_instance_of::<PyMemoryView>()
+}
+
+/// Ids from a buffer of `T`, each checked. `None` for a buffer of another type.
+fn convert<T: Number + TryInto<u32>>(
+    value: &Bound<'_, PyAny>,
+    buffer: &PyUntypedBuffer,
+) -> Option<PyResult<Tokens>> {
+    let ids = match buffers::read::<T>(value, buffer)? {
+        Ok(ids) => ids,
+        Err(error) => return Some(Err(error)),
+    };
     let id = |(at, &id): (usize, &T)| id.try_into().map_err(|_| out_of_range(at));
-    ids.iter()
-        .enumerate()
-        .map(id)
-        .collect::<PyResult<_>>()
-        .map(Tokens::Owned)
+    let checked = ids.iter().enumerate().map(id).collect::<PyResult<_>>();
+    Some(checked.map(Tokens::Owned))
 }
 
 fn out_of_range(at: usize) -> PyErr {

@@ -6,6 +6,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use wardrop_core::control::{ControlSnapshot, Routing};
+use wardrop_py_macros::caught;
 use wardrop_sim::{ChangeError, WatchedFleet as Native};
 
 use crate::sim::{SimWorkload, pack, raise, specs};
@@ -37,6 +38,7 @@ fn routing_json(routing: &Routing) -> PyResult<String> {
     told(serde_json::to_string(routing))
 }
 
+#[caught]
 #[pymethods]
 impl WatchedFleet {
     #[new]

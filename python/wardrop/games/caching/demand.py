@@ -19,12 +19,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from wardrop.games.caching.equilibria import cost_ratio, settle
+from wardrop.games.caching.equilibria import settle
 from wardrop.games.caching.frequency import TieredCache, placement_of
 from wardrop.games.caching.game import Placement, PlacementGame, empty_placement
 from wardrop.games.caching.optimum import optimal_placement
 from wardrop.games.caching.topology import ModelShape, Tier, Topology, default_tiers
 from wardrop.games.errors import GameError
+from wardrop.games.ratio import cost_ratio
 from wardrop.games.routing.latency import Floats, require
 from wardrop.games.trace import Trace
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from wardrop.games.caching.game import Placement, PlacementGame, empty_placement
 from wardrop.games.errors import GameError
+from wardrop.games.ratio import cost_ratio
 from wardrop.games.routing.latency import Floats, as_floats
 
 PROFILE_LIMIT = 400_000
@@ -46,17 +47,6 @@ class PlacementReport:
     def price_of_stability(self) -> float:
         """Best equilibrium ÷ optimum; see `cost_ratio` for an optimum of 0."""
         return cost_ratio(self.best_equilibrium_cost, self.optimum_cost)
-
-
-def cost_ratio(cost: float, optimum_cost: float) -> float:
-    """A social cost over the optimum, ≥ 1.
-
-    Where the optimum costs nothing, everything fits: a cost of 0 is then as good as the optimum and
-    gives 1, and any other cost gives infinity. A nan cost (no equilibrium) stays nan.
-    """
-    if optimum_cost > 0 or math.isnan(cost):
-        return cost / optimum_cost if optimum_cost > 0 else cost
-    return 1.0 if cost <= 0 else math.inf
 
 
 def single_object(game: PlacementGame, index: int) -> PlacementGame:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wardrop.games.ratio import cost_ratio
 from wardrop.games.routing.equilibria import (
     best_response,
     enumerate_equilibria,
@@ -44,14 +45,14 @@ class AnarchyReport:
     def price_of_anarchy(self) -> float:
         """Worst equilibrium ÷ optimum; a lower bound if not exact.
 
-        Source: Koutsoupias and Papadimitriou 1999.
+        `cost_ratio` defines it for an optimum of 0. Source: Koutsoupias and Papadimitriou 1999.
         """
-        return self.worst_equilibrium_cost / self.optimum_cost
+        return cost_ratio(self.worst_equilibrium_cost, self.optimum_cost)
 
     @property
     def price_of_stability(self) -> float:
         """Best equilibrium ÷ optimum (Anshelevich et al. 2004); upper bound if not exact."""
-        return self.best_equilibrium_cost / self.optimum_cost
+        return cost_ratio(self.best_equilibrium_cost, self.optimum_cost)
 
 
 def analyse(game: FiniteGame) -> AnarchyReport:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wardrop.games.errors import GameError
+from wardrop.games.ratio import cost_ratio
 from wardrop.games.routing.bounds import nonatomic_affine, nonatomic_mm1, nonatomic_polynomial
 from wardrop.games.routing.latency import MM1, Affine, Latency, Polynomial
 from wardrop.games.routing.nonatomic import NonatomicGame, equilibrium, optimum, pigou_tolls
@@ -84,8 +85,8 @@ def load_curve(family: str, points: int) -> list[LoadPoint]:
         curve.append(
             LoadPoint(
                 rate,
-                equilibrium(game).social_cost / best.social_cost,
-                equilibrium(charged).social_cost / best.social_cost,
+                cost_ratio(equilibrium(game).social_cost, best.social_cost),
+                cost_ratio(equilibrium(charged).social_cost, best.social_cost),
                 bound_of(family, rate),
             )
         )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from wardrop.games.errors import GameError, NotConvexError
+from wardrop.games.ratio import cost_ratio
 from wardrop.games.routing.latency import Floats, Latency, as_floats, require
 from wardrop.games.routing.saturation import Marginal
 
@@ -139,8 +140,11 @@ def pigou_tolls(game: NonatomicGame, best: Flow | None = None) -> Floats:
 
 
 def price_of_anarchy(game: NonatomicGame) -> float:
-    """Social cost at equilibrium ÷ at the optimum; ≥ 1 up to the solver's gap. Source: standard."""
-    return equilibrium(game).social_cost / optimum(game).social_cost
+    """Social cost at equilibrium ÷ at the optimum; ≥ 1 up to the solver's gap. Source: standard.
+
+    `cost_ratio` defines it for an optimum of 0.
+    """
+    return cost_ratio(equilibrium(game).social_cost, optimum(game).social_cost)
 
 
 def _water_fill(game: NonatomicGame, latency: Latency, gap: float, sweeps: int) -> Flow:
@@ -191,6 +195,9 @@ def fill_class(latency: Latency, fixed: Floats, others: Floats, rate: float) -> 
         low, high = high, high + 2.0 * max(high - float(start.min()), 1e-9)
     at_low, at_high = placed(low), placed(high)
     short, over = float(at_low.sum()) - rate, float(at_high.sum()) - rate
+    if short >= 0:
+        # Workers of constant delay take the whole rate at the lowest level.
+        return at_low * (rate / at_low.sum())
     side = 0
     for step in range(_LEVEL_STEPS):
         secant = low - short * (high - low) / (over - short)

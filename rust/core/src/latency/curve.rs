@@ -14,11 +14,14 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prior {
-    /// p0 to p3, each ≥ 0: s, s/token, s/token², s/token².
+    /// p0 to p3, each from 0 to 10⁶: s, s/token, s/token², s/token².
     pub prefill: [f64; 4],
-    /// d0 to d2, each ≥ 0: s, s/sequence, s/token.
+    /// d0 to d2, each from 0 to 10⁶: s, s/sequence, s/token.
     pub step: [f64; 3],
 }
+
+/// Largest coefficient of a curve: seconds per unit of work. No engine comes near it.
+pub(super) const MAX_COEFFICIENT: f64 = 1e6;
 
 impl Default for Prior {
     /// Figures of a 70B model on one node, right to an order of magnitude. Their wide variance lets a few requests
@@ -37,6 +40,23 @@ pub type PrefillPoint = (f64, f64, f64);
 pub type StepPoint = (f64, f64, f64);
 
 impl Prior {
+    /// Checks every coefficient.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for a coefficient below 0, above 10⁶ or undefined.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let is_usable = |coefficient: &f64| (0.0..=MAX_COEFFICIENT).contains(coefficient);
+        let all = || self.prefill.iter().chain(&self.step);
+        match all().find(|coefficient| !is_usable(coefficient)) {
+            None => Ok(()),
+            Some(coefficient) => Err(Error::Parameter {
+                field: "curves",
+                got: coefficient.to_string(),
+                expected: "coefficients from 0 to 1e6 seconds per unit",
+            }),
+        }
+    }
+
     /// Fits both curves to the points of a timing table, by relative errors. An empty list keeps the default.
     ///
     /// The recursion that learns online sees the points 200 times in their order, without forgetting, so the result

@@ -20,6 +20,28 @@ pub struct Pass {
     pub seconds: f64,
 }
 
+/// Longest pass that is believed, seconds.
+const MAX_PASS_S: f64 = 600.0;
+/// Largest number of sequences in one pass that is believed.
+const MAX_SEQUENCES: u64 = 1 << 20;
+/// Largest number of tokens of new prompt in one pass that is believed.
+const MAX_NEW_TOKENS: u64 = 1 << 27;
+/// Largest number of tokens of context in one pass that is believed.
+const MAX_KV_TOKENS: u64 = 1 << 40;
+
+impl Pass {
+    /// Whether the figures can be true. A pass whose figures cannot teaches nothing.
+    pub fn is_believable(&self) -> bool {
+        self.seconds > 0.0
+            && self.seconds <= MAX_PASS_S
+            && self.prefills <= MAX_SEQUENCES
+            && self.decodes <= MAX_SEQUENCES
+            && self.prefill_tokens <= MAX_NEW_TOKENS
+            && self.prefill_kv_tokens <= MAX_KV_TOKENS
+            && self.decode_kv_tokens <= MAX_KV_TOKENS
+    }
+}
+
 /// Passes on a step report only when its load differs from the last load that was passed on.
 ///
 /// An engine reports a hundred steps a second, nearly all of them at the load of the step before. A curve that
@@ -48,11 +70,11 @@ impl FleetCurves {
     /// Learns from a pass with one kind of work. In a mixed pass the share of each kind is unknown. A pass with
     /// several prompts teaches nothing either, since only the sums of their lengths are reported.
     pub fn pass(&mut self, position: usize, pass: &Pass) {
-        if !(pass.seconds.is_finite() && pass.seconds > 0.0) {
+        if !pass.is_believable() {
             return;
         }
         match (pass.prefills, pass.decodes) {
-            (1, 0) => {
+            (1, 0) if pass.prefill_tokens > 0 => {
                 let work = PrefillWork::of(pass.prefill_tokens, pass.prefill_kv_tokens);
                 self.prefill_pass(position, &work, pass.seconds);
             }

@@ -18,6 +18,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::curve::MAX_COEFFICIENT;
 use crate::error::Error;
 
 /// How fast a curve learns, and how wide its prior is.
@@ -47,7 +48,7 @@ impl Default for Learning {
 /// The coefficients of one curve, with the covariance of their errors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rls<const N: usize> {
-    /// The coefficients θ. Invariant: each is finite and ≥ 0.
+    /// The coefficients θ. Invariant: each is from 0 to [`MAX_COEFFICIENT`].
     theta: [f64; N],
     /// Covariance P of the errors of θ. Invariant: symmetric, with a diagonal ≥ 0.
     covariance: [[f64; N]; N],
@@ -62,6 +63,15 @@ pub(super) struct Rls<const N: usize> {
     samples: u64,
 }
 
+/// Durations that teach a curve, seconds. Nothing that an engine does takes less or more.
+///
+/// Outlier clipping bounds one sample to a share of the present prediction. A curve that shrank to 0 has no such share
+/// and restarts at the sample, so the sample itself needs bounds: 10¹²⁰ s would make every later price infinite.
+const SAMPLE_S: std::ops::RangeInclusive<f64> = 1e-9..=1e5;
+/// Bounds of the factor by which a restart scales the prior.
+const RESTART_SCALE: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
+/// Largest variance of a coefficient in a record. It is above the ceiling of every curve within its bounds.
+const MAX_VARIANCE: f64 = 1e15;
 /// Relative residual up to which no sample is clipped.
 const MIN_CLIP: f64 = 0.3;
 /// Step of the signed residual: a mean over about 10 samples.
@@ -109,7 +119,7 @@ impl<const N: usize> Rls<N> {
         dot(&self.theta, x)
     }
 
-    /// Learns from one sample `y` at `x`. Samples that are not finite or not above 0 are ignored.
+    /// Learns from one sample `y` at `x`. A sample outside [`SAMPLE_S`] is ignored.
     ///
     /// With z = x/(θ·x), e the clipped relative residual, λ the forgetting factor and σ the noise:
     ///
@@ -120,7 +130,7 @@ impl<const N: usize> Rls<N> {
     /// A curve that shrank to 0 has no relative errors to learn from. It restarts at its prior, scaled to the sample.
     pub fn observe(&mut self, x: &[f64; N], y: f64) {
         let predicted = self.predict(x);
-        if !(y.is_finite() && y > 0.0 && predicted.is_finite()) {
+        if !(SAMPLE_S.contains(&y) && predicted.is_finite()) {
             return;
         }
         if predicted <= 0.0 {
@@ -144,7 +154,7 @@ impl<const N: usize> Rls<N> {
         let forgetting = self.learning.forgetting;
         let scale = 1.0 / (forgetting * self.learning.noise.powi(2) + dot(&pz, &z));
         for i in 0..N {
-            self.theta[i] = (self.theta[i] + scale * pz[i] * error).max(0.0);
+            self.theta[i] = (self.theta[i] + scale * pz[i] * error).clamp(0.0, MAX_COEFFICIENT);
             for j in 0..N {
                 self.covariance[i][j] = (self.covariance[i][j] - scale * pz[i] * pz[j]) / forgetting;
             }
@@ -155,9 +165,11 @@ impl<const N: usize> Rls<N> {
     /// Starts again at the prior, scaled so that it predicts `y` at `x`.
     fn restart(&mut self, x: &[f64; N], y: f64) {
         let scale = y / dot(&self.prior, x);
-        if scale.is_finite() && scale > 0.0 {
+        if RESTART_SCALE.contains(&scale) {
             let samples = self.samples + 1;
-            let theta = self.prior.map(|coefficient| scale * coefficient);
+            let theta = self
+                .prior
+                .map(|coefficient| (scale * coefficient).min(MAX_COEFFICIENT));
             *self = Self {
                 prior: self.prior,
                 samples,
@@ -231,20 +243,21 @@ impl<const N: usize> Rls<N> {
                 expected: "N, N and N² numbers",
             });
         }
-        let finite = |values: &[f64]| values.iter().all(|v| v.is_finite());
-        let positive = |values: &[f64]| values.iter().all(|&v| v >= 0.0 && v.is_finite());
+        let finite = |values: &[f64]| values.iter().all(|v| v.abs() <= MAX_VARIANCE);
+        let positive = |values: &[f64]| values.iter().all(|v| (0.0..=MAX_COEFFICIENT).contains(v));
         let diagonal: Vec<f64> = (0..N).map(|i| record.covariance[i * (N + 1)]).collect();
         if !positive(&record.theta)
             || !positive(&record.prior)
-            || !positive(&diagonal)
+            || !diagonal.iter().all(|v| (0.0..=MAX_VARIANCE).contains(v))
             || !finite(&record.covariance)
-            || !record.drift.is_finite()
+            || record.drift.abs() > MAX_COEFFICIENT
+            || record.drift.is_nan()
             || !positive(&[record.residual])
         {
-            let expected = "finite numbers, coefficients and variances ≥ 0";
+            let expected = "coefficients from 0 to 1e6 and variances from 0 to 1e15";
             return Err(Error::Parameter {
                 field: "curve record",
-                got: "negative or undefined numbers".to_owned(),
+                got: "numbers outside their range".to_owned(),
                 expected,
             });
         }

@@ -41,14 +41,14 @@ pub(crate) use requests::NewBooking;
 use crate::error::Error;
 use crate::exact::ordered;
 use crate::index::Slot;
-use crate::latency::{FleetCurves, FleetRecord, Learning, Prior};
+use crate::latency::{FleetCurves, FleetRecord, Learning, Pass, Prior};
 use crate::request::RequestId;
 use crate::worker::{WorkerId, WorkerSpec};
 
 /// What is known of a finished request beyond its times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Tokens of the answer, where known.
+    /// Tokens of the answer, where known. More than 2²⁰ count as unknown.
     pub output_tokens: Option<u32>,
     /// Prompt tokens that the engine found in its cache, where known.
     pub cached_tokens: Option<u32>,
@@ -180,12 +180,11 @@ impl Ledger {
         &self.curves
     }
 
-    /// Lets `update` change the curves of one worker, as from engine metrics.
-    pub fn update_curves<T>(&mut self, slot: Slot, update: impl FnOnce(&mut FleetCurves, usize) -> T) -> T {
-        let updated = update(&mut self.curves, slot.index());
+    /// An engine reported one of its passes.
+    pub fn report_pass(&mut self, slot: Slot, pass: &Pass) {
+        self.curves.pass(slot.index(), pass);
         self.write_row(slot);
         self.write_followers();
-        updated
     }
 
     /// Rewrites the rows of the workers whose curves follow the curves of the fleet, where these moved.

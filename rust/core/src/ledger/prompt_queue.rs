@@ -23,6 +23,22 @@ pub struct EngineQueue {
     pub computed_prompts: u32,
 }
 
+/// Largest backlog of an engine that is believed, tokens.
+const MAX_WAITING_TOKENS: u64 = 1 << 40;
+/// Largest number of prompts in an engine that is believed.
+const MAX_PROMPTS: u32 = 1 << 24;
+
+impl EngineQueue {
+    /// Whether the figures can be true. A router ignores a report whose figures cannot.
+    ///
+    /// Sums over prompts are compared with token limits, so a report near 2⁶⁴ tokens would overflow them.
+    pub(crate) const fn is_believable(&self) -> bool {
+        self.waiting_tokens <= MAX_WAITING_TOKENS
+            && self.waiting_prompts <= MAX_PROMPTS
+            && self.computed_prompts <= MAX_PROMPTS
+    }
+}
+
 /// Prompts before their first token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct WaitingPrompts {

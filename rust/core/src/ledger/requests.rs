@@ -16,7 +16,7 @@ use super::{Ledger, Outcome, REPORT_RATE_WINDOW, Work};
 use crate::exact::ordered;
 use crate::index::Slot;
 use crate::latency::FirstToken;
-use crate::request::RequestId;
+use crate::request::{MAX_OUTPUT_TOKENS, RequestId};
 
 /// A placed request.
 #[derive(Clone, Copy, Debug)]
@@ -246,7 +246,10 @@ impl Ledger {
         account.advance(now_s);
         account.requests = account.requests.saturating_sub(1);
         account.kv_tokens = kv_tokens;
-        if let Some(tokens) = outcome.output_tokens {
+        let output_tokens = outcome
+            .output_tokens
+            .filter(|&tokens| tokens <= MAX_OUTPUT_TOKENS);
+        if let Some(tokens) = output_tokens {
             self.output_tokens.add(f64::from(tokens));
         }
         if !open.is_unstreamed && open.work.new_tokens > 0 && !outcome.is_refused {
@@ -259,7 +262,7 @@ impl Ledger {
         };
         account.decoding = account.decoding.saturating_sub(1);
         // The first token of an unstreamed request is a guess, which teaches nothing of steps.
-        if let Some(tokens) = outcome.output_tokens.filter(|_| !open.is_unstreamed) {
+        if let Some(tokens) = output_tokens.filter(|_| !open.is_unstreamed) {
             let written_tokens = 0.5 * self.output_tokens.value();
             if let Some((load, step_s)) = mean_step(account, first, tokens, written_tokens, now_s) {
                 self.curves.step(open.slot.index(), load, step_s);

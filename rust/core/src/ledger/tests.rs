@@ -2,7 +2,7 @@
 
 use super::account::chunk_token_s;
 use super::*;
-use crate::latency::StepLoad;
+use crate::latency::Pass;
 
 /// Books a request at `at_s` for 600 s.
 fn book(ledger: &mut Ledger, id: u64, work: Work, kv_tokens: f64, at_s: f64) {
@@ -254,11 +254,13 @@ fn row_follows_every_change_of_account_and_curves() {
             }
             _ => {
                 ledger.cache_changed(slot, 64, rng.below(64));
-                let load = StepLoad {
-                    batch: 4.0,
-                    kv_tokens: 1e4,
+                let pass = Pass {
+                    decodes: 1 + rng.below(8) as u64,
+                    decode_kv_tokens: 10_000,
+                    seconds: 0.02,
+                    ..Pass::default()
                 };
-                ledger.update_curves(slot, |curves, at| curves.step(at, load, 0.02));
+                ledger.report_pass(slot, &pass);
                 ledger.expire(now_s);
             }
         }

@@ -4,11 +4,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
+/// Largest κ, patience and head start. Their products with prefill seconds stay finite, so that every key is a number.
+const FACTOR_MAX: f64 = 1e6;
+/// Longest wait, and largest backlog, seconds: 11 days.
+const WAIT_MAX_S: f64 = 1e6;
+
 /// Parameters of [`super::LateQueue`]. [`QueueConfig::validate`] checks them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueueConfig {
-    /// κ, 0 or above. Only a request that arrives within κ·(own prefill seconds − its prefill seconds) overtakes
+    /// κ, 0 to 10⁶. Only a request that arrives within κ·(own prefill seconds − its prefill seconds) overtakes
     /// another. 0 is first come, first served; higher values favour short prompts.
     pub kappa: f64,
     /// Bound on what its own length costs a request, as a multiple of the recent mean of wait and own prefill. 0 sets
@@ -31,7 +36,7 @@ pub struct QueueConfig {
     pub max_bytes_per_tenant: u64,
     /// Tenants with an account of their own. Further tenants share one account.
     pub max_tenants: usize,
-    /// Longest wait, seconds. A request that waited longer is placed at once, regardless of room.
+    /// Longest wait, seconds above 0, at most 10⁶. A request that waited longer is placed at once, regardless of room.
     pub max_wait_s: f64,
     /// Head start per priority level, seconds. 0 ignores priorities.
     pub priority_s: f64,
@@ -71,13 +76,13 @@ impl QueueConfig {
             ("patience", self.patience),
             ("priority_s", self.priority_s),
         ] {
-            if !(value.is_finite() && value >= 0.0) {
-                return refuse(field, value.to_string(), "a finite number, 0 or above");
+            if !(0.0..=FACTOR_MAX).contains(&value) {
+                return refuse(field, value.to_string(), "a number from 0 to 1e6");
             }
         }
         for (field, value) in [("backlog_s", self.backlog_s), ("max_wait_s", self.max_wait_s)] {
-            if !(value.is_finite() && value > 0.0) {
-                return refuse(field, value.to_string(), "finite seconds above 0");
+            if !(value > 0.0 && value <= WAIT_MAX_S) {
+                return refuse(field, value.to_string(), "seconds above 0, at most 1e6");
             }
         }
         let counts = [

@@ -56,6 +56,7 @@ use request::Entry;
 pub use request::{Cause, Dispatch, Limit, Offer, QueuedRequest, Tenant};
 use tenants::Tenants;
 
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::exact::ordered;
 use crate::matched::{Matched, PendingLoad};
@@ -83,18 +84,22 @@ pub struct QueueStats {
     pub waited_s: f64,
 }
 
+/// Ages of requests that left which may be kept beyond twice the waiting requests, before they are swept.
+const AGES_SLACK: usize = 64;
+
 /// A queue in front of one router. The module's page has the rule and its guarantees.
 #[derive(Debug)]
 pub struct LateQueue {
     config: QueueConfig,
     entries: FxHashMap<RequestId, Entry>,
     order: Order,
-    /// Arrivals, oldest first. Requests that left are skipped when they reach the front.
+    /// Arrivals, oldest first. Requests that left are skipped when they reach the front, and swept when they are too
+    /// many. Invariant: at most 64 and twice the waiting requests.
     ages: VecDeque<(f64, RequestId)>,
     tenants: Tenants,
     /// Requests with a deadline, by the latest time of a placement that meets it.
     deadlines: BTreeSet<(u64, RequestId)>,
-    /// Requests dropped for a missed deadline, awaiting `take_too_late`.
+    /// Requests that no placement can serve any more, awaiting `take_too_late`.
     too_late: Vec<RequestId>,
     /// Load of the requests that the present pass left waiting, by the worker that each would choose.
     pending: PendingLoad,
@@ -106,6 +111,8 @@ pub struct LateQueue {
     arrivals: Vec<RequestId>,
     stats: QueueStats,
     pace: Pace,
+    /// Every time that a caller gives passes through it.
+    clock: Clock,
 }
 
 impl LateQueue {
@@ -129,6 +136,7 @@ impl LateQueue {
             arrivals: Vec::new(),
             stats: QueueStats::default(),
             pace: Pace::default(),
+            clock: Clock::default(),
         })
     }
 
@@ -176,11 +184,20 @@ impl LateQueue {
     /// Accepts or refuses a request. An accepted request is placed by the pump that must follow.
     ///
     /// # Errors
-    /// [`Error::NoWorker`] when no candidate is available, [`Error::RequestExists`] for an id that waits or is booked.
+    /// [`Error::NoWorker`] when no candidate is available, [`Error::RequestExists`] for an id that waits or is booked,
+    /// and [`Error::Parameter`] for a prompt that is too long or a deadline that is no number.
     pub fn offer(&mut self, router: &Router, mut request: QueuedRequest, now_s: f64) -> Result<Offer, Error> {
         if self.entries.contains_key(&request.id) || router.is_booked(request.id) {
             return Err(Error::RequestExists(request.id));
         }
+        if let Some(deadline_s) = request.deadline_s.filter(|deadline_s| deadline_s.is_nan()) {
+            return Err(Error::Parameter {
+                field: "deadline_s",
+                got: deadline_s.to_string(),
+                expected: "a number of seconds",
+            });
+        }
+        let now_s = self.clock.read(now_s);
         request.tenant = self
             .tenants
             .account(request.tenant, self.config.max_tenants, now_s);
@@ -218,7 +235,8 @@ impl LateQueue {
         found
     }
 
-    /// Requests that were dropped since the last call because no placement meets their deadline.
+    /// Requests that were dropped since the last call because no placement can serve them: their deadline passed, their
+    /// allowed workers stayed away for `max_wait_s`, or their id was booked elsewhere.
     pub fn take_too_late(&mut self) -> Vec<RequestId> {
         std::mem::take(&mut self.too_late)
     }
@@ -237,8 +255,18 @@ impl LateQueue {
         self.stats.waiting += 1;
         self.stats.bytes += entry.request.bytes;
         self.stats.prefill_s += entry.prefill_s;
-        self.arrivals.push(id);
+        // Beyond the window the next pump makes a whole pass and needs no list of arrivals.
+        if self.arrivals.len() <= self.config.window {
+            self.arrivals.push(id);
+        }
         self.entries.insert(id, entry);
+        if self.ages.len() > AGES_SLACK + 2 * self.entries.len() {
+            // One request that waits long would otherwise keep the age of every later request that came and went.
+            let entries = &self.entries;
+            self.ages.retain(|&(arrived_s, id)| {
+                entries.get(&id).is_some_and(|entry| entry.arrived_s == arrived_s)
+            });
+        }
     }
 
     /// Takes a request out of every list. Only `ages` keeps it until it reaches the front.
@@ -327,8 +355,9 @@ fn match_and_estimate(
 ) -> Result<(Matched, Best), Error> {
     let question = request.question();
     let mut overlaps = router.look_up(&question);
-    let decisions = router.decisions();
-    let found = decisions.complete_match(&question, &mut overlaps);
+    let mut decisions = router.decisions();
+    let checked = decisions.check(&question);
+    let found = checked.and_then(|()| decisions.complete_match(&question, &mut overlaps));
     overlaps.keep();
     let matched = found?;
     let best = best(&decisions, &matched, now_s);

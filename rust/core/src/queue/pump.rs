@@ -60,6 +60,17 @@ impl<'a> Turn<'a> {
     }
 }
 
+/// What became of the match of a waiting request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Match {
+    /// The match is recent, and its candidates are those of the fleet.
+    Kept,
+    /// The request was matched again.
+    Renewed,
+    /// No worker that the request allows takes requests, so that the old match must not be priced.
+    Impossible,
+}
+
 /// The rule of room with what a pass saw of the workers.
 struct Survey {
     rule: RoomRule,
@@ -76,25 +87,38 @@ impl Survey {
 impl LateQueue {
     /// Places what can be placed. Each placed request is booked in `router` and appended to `placed`.
     ///
+    /// A request whose allowed workers all left waits for one of them to come back. It never holds up the requests
+    /// behind it, and is dropped once it waited `max_wait_s`.
+    ///
     /// # Errors
-    /// [`Error::NoWorker`] when no candidate is available, [`Error::TooManyBookings`] when the booking table is full.
+    /// [`Error::NoWorker`] when no worker takes requests, [`Error::TooManyBookings`] when the booking table is full.
     /// Requests that were not placed wait for the next pump.
     pub fn pump(&mut self, router: &Router, now_s: f64, placed: &mut Vec<Dispatch>) -> Result<(), Error> {
         if self.entries.is_empty() {
             self.arrivals.clear();
             return Ok(());
         }
+        let now_s = self.clock.read(now_s);
         self.drop_missed_deadlines(now_s);
         while let Some(id) = self.overdue(now_s) {
-            self.place_at_once(&mut Turn::new(router, now_s, placed), id, Cause::Age)?;
+            let mut turn = Turn::new(router, now_s, placed);
+            if let Some(error) = turn.decisions.without_worker() {
+                return Err(error);
+            }
+            if !self.place_at_once(&mut turn, id, Cause::Age)? {
+                self.drop_unplaceable(id, Limit::Deadline);
+            }
         }
         let before = placed.len();
         self.place_with_room(router, now_s, placed)?;
-        if placed.len() == before
-            && self.entries.len() >= self.config.window
-            && let Some(id) = self.order.window().first().map(|&(_, id)| id)
-        {
-            self.place_at_once(&mut Turn::new(router, now_s, placed), id, Cause::Overflow)?;
+        if placed.len() == before && self.entries.len() >= self.config.window {
+            let window: Vec<RequestId> = self.order.window().iter().map(|&(_, id)| id).collect();
+            let mut turn = Turn::new(router, now_s, placed);
+            for id in window {
+                if self.place_at_once(&mut turn, id, Cause::Overflow)? {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -108,6 +132,9 @@ impl LateQueue {
         placed: &mut Vec<Dispatch>,
     ) -> Result<(), Error> {
         let mut turn = Turn::new(router, now_s, placed);
+        if let Some(error) = turn.decisions.without_worker() {
+            return Err(error);
+        }
         let changes = turn.decisions.room_changes();
         if let Some(last) = self
             .last_pass
@@ -138,10 +165,15 @@ impl LateQueue {
             && last_chance < ordered(now_s)
         {
             self.deadlines.pop_first();
-            if self.remove(id).is_some() {
-                self.stats.refused[Limit::Deadline as usize] += 1;
-                self.too_late.push(id);
-            }
+            self.drop_unplaceable(id, Limit::Deadline);
+        }
+    }
+
+    /// Drops a request that no placement can serve, for the caller to hear of.
+    fn drop_unplaceable(&mut self, id: RequestId, limit: Limit) {
+        if self.remove(id).is_some() {
+            self.stats.refused[limit as usize] += 1;
+            self.too_late.push(id);
         }
     }
 
@@ -179,7 +211,9 @@ impl LateQueue {
             if !self.order.is_in_window(id) {
                 continue;
             }
-            self.refresh(turn, id, f64::INFINITY)?;
+            if self.refresh(turn, id, f64::INFINITY)? == Match::Impossible {
+                continue;
+            }
             let key_s = self.entries[&id].key_s;
             self.pending.reset(turn.decisions.positions());
             for blocked in self.blocked.iter().filter(|blocked| blocked.key_s <= key_s) {
@@ -237,10 +271,12 @@ impl LateQueue {
             && let Some(&(_, id)) = self.order.window().get(at)
         {
             at += 1;
-            self.refresh(turn, id, f64::INFINITY)?;
+            if self.refresh(turn, id, f64::INFINITY)? == Match::Impossible {
+                continue;
+            }
             let mut choice = self.choose(turn, id);
             let mut admitted = self.admits(turn, survey, id, choice.chosen);
-            if admitted && self.refresh(turn, id, FRESH_S)? {
+            if admitted && self.refresh(turn, id, FRESH_S)? == Match::Renewed {
                 choice = self.choose(turn, id);
                 admitted = self.admits(turn, survey, id, choice.chosen);
             }
@@ -297,32 +333,43 @@ impl LateQueue {
         self.blocked.push(blocked);
     }
 
-    /// Matches a waiting request again when the set of workers changed or its match is older than `age_s`. Returns
-    /// whether the match is a new one.
-    fn refresh(&mut self, turn: &Turn<'_>, id: RequestId, age_s: f64) -> Result<bool, Error> {
+    /// Matches a waiting request again when the set of workers changed or its match is older than `age_s`.
+    fn refresh(&mut self, turn: &Turn<'_>, id: RequestId, age_s: f64) -> Result<Match, Error> {
         let Some(entry) = self.entries.get_mut(&id) else {
-            return Ok(false);
+            return Ok(Match::Impossible);
         };
-        let is_fresh = turn.decisions.is_current(&entry.matched) && turn.now_s - entry.matched_at_s <= age_s;
-        if !is_fresh {
-            entry.matched = turn.decisions.match_again(&entry.request.question())?;
-            entry.least_tokens = entry.matched.least_tokens();
-            entry.matched_at_s = turn.now_s;
+        if turn.decisions.is_current(&entry.matched) && turn.now_s - entry.matched_at_s <= age_s {
+            return Ok(Match::Kept);
         }
-        Ok(!is_fresh)
+        match turn.decisions.match_again(&entry.request.question()) {
+            Ok(matched) => {
+                entry.matched = matched;
+                entry.least_tokens = entry.matched.least_tokens();
+                entry.matched_at_s = turn.now_s;
+                Ok(Match::Renewed)
+            }
+            Err(Error::NoWorker { .. }) => Ok(Match::Impossible),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Places a request by price alone, regardless of room. The next pump makes a whole pass, since the placement
-    /// changed the load that the blocked requests saw.
-    fn place_at_once(&mut self, turn: &mut Turn<'_>, id: RequestId, cause: Cause) -> Result<(), Error> {
+    /// Places a request by price alone, regardless of room. Returns false for a request without a candidate. The next
+    /// pump makes a whole pass, since the placement changed the load that the blocked requests saw.
+    fn place_at_once(&mut self, turn: &mut Turn<'_>, id: RequestId, cause: Cause) -> Result<bool, Error> {
         self.last_pass = None;
         self.pending.reset(turn.decisions.positions());
-        self.refresh(turn, id, FRESH_S)?;
+        if self.refresh(turn, id, FRESH_S)? == Match::Impossible {
+            return Ok(false);
+        }
         let choice = self.choose(turn, id);
-        self.place(turn, id, choice, cause)
+        self.place(turn, id, choice, cause)?;
+        Ok(true)
     }
 
     /// Books the choice of a waiting request, which leaves the queue.
+    ///
+    /// A request whose id was booked elsewhere meanwhile is dropped: it would fail again in every later pump and hold
+    /// up the requests behind it.
     fn place(
         &mut self,
         turn: &mut Turn<'_>,
@@ -331,9 +378,17 @@ impl LateQueue {
         cause: Cause,
     ) -> Result<(), Error> {
         let Entry { matched, request, .. } = &self.entries[&id];
-        let decision = turn
+        let placed = turn
             .decisions
-            .place(&request.question(), matched, choice, turn.now_s)?;
+            .place(&request.question(), matched, choice, turn.now_s);
+        let decision = match placed {
+            Ok(decision) => decision,
+            Err(Error::RequestExists(_)) => {
+                self.drop_unplaceable(id, Limit::Requests);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let Some(entry) = self.remove(id) else {
             return Ok(());
         };

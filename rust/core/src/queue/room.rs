@@ -52,7 +52,7 @@ impl RoomRule {
     /// over.
     pub fn admits(&self, worker: &Occupancy, demand: Demand) -> bool {
         let shares_pass = self.may_share(demand.prefill_tokens, worker.chunk_tokens)
-            && worker.prefill_tokens + demand.prefill_tokens <= worker.chunk_tokens;
+            && worker.prefill_tokens.saturating_add(demand.prefill_tokens) <= worker.chunk_tokens;
         let takes_prefill = worker.prefills == 0
             || (shares_pass && worker.backlog_s < self.backlog_s && worker.requests < worker.max_requests);
         let has_memory =

@@ -8,6 +8,9 @@ use rustc_hash::FxHashMap;
 
 use super::request::Tenant;
 
+/// Lowest and highest weight of a tenant. A weight that is not above 0 counts as 1.
+const WEIGHT_RANGE: (f64, f64) = (1e-6, 1e6);
+
 /// What one tenant has waiting.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TenantState {
@@ -55,7 +58,11 @@ impl Tenants {
     pub fn start(&mut self, tenant: Tenant, earliest_s: f64, service_s: f64, weight: f64) -> f64 {
         let state = self.0.entry(tenant).or_default();
         let start_s = earliest_s.max(state.next_start_s);
-        let weight = if weight > 0.0 { weight } else { 1.0 };
+        let weight = if weight > 0.0 {
+            weight.clamp(WEIGHT_RANGE.0, WEIGHT_RANGE.1)
+        } else {
+            1.0
+        };
         state.next_start_s = start_s + service_s / weight;
         start_s
     }

@@ -9,6 +9,11 @@ use crate::price::PolicyConfig;
 /// Smallest limit of the index, bytes: an index of few blocks, with room to work.
 const INDEX_BYTES_MIN: u64 = 1 << 20;
 
+/// Largest limit of open bookings. [`crate::request::MAX_INPUT_TOKENS`] of each still add up to less than 2⁵² tokens.
+const BOOKINGS_MAX: usize = 1 << 24;
+/// Longest life of a booking, seconds: 30 years.
+const TTL_MAX_S: f64 = 1e9;
+
 /// The configuration of a [`Router`](super::Router), which validates it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -24,16 +29,16 @@ pub struct RouterConfig {
     pub tracks_prefill: bool,
     /// Whether this pool decodes. A pool that does not (the prefill leg of a split) prices no answer.
     pub tracks_decode: bool,
-    /// Coefficients at which the latency curves of the fleet start.
+    /// Coefficients at which the latency curves of the fleet start, each 0 to 10⁶.
     pub curves: Prior,
     /// Shares of a block's prefill that a block in host memory, and on disk, saves: each 0 to 1.
     pub reuse_weights: [f64; 2],
     /// Seconds to transfer the KV of one prompt token from a prefill to a decode worker, 0 or above. Only a pool that
     /// does not prefill counts it. 0 (the default) when unknown.
     pub handoff_s_per_token: f64,
-    /// Seconds until a booking that was not released expires, above 0.
+    /// Seconds until a booking that was not released expires, above 0 and at most 10⁹.
     pub booking_ttl_s: f64,
-    /// Largest number of open bookings, above 0.
+    /// Largest number of open bookings, 1 to 2²⁴.
     pub max_bookings: usize,
     /// Largest number of workers, 1 to 65,536.
     pub max_workers: usize,
@@ -178,13 +183,14 @@ impl RouterConfig {
         if self.block_size == 0 {
             return refuse("block_size", "0".to_owned(), "at least 1 token");
         }
-        if !(self.booking_ttl_s > 0.0 && self.booking_ttl_s.is_finite()) {
+        if !(self.booking_ttl_s > 0.0 && self.booking_ttl_s <= TTL_MAX_S) {
             return refuse(
                 "booking_ttl_s",
                 self.booking_ttl_s.to_string(),
-                "a finite number of seconds above 0",
+                "a number of seconds above 0, at most 1e9",
             );
         }
+        self.curves.validate()?;
         if !(self.handoff_s_per_token >= 0.0 && self.handoff_s_per_token.is_finite()) {
             return refuse(
                 "handoff_s_per_token",
@@ -200,8 +206,8 @@ impl RouterConfig {
                 return refuse(field, weight.to_string(), "a share from 0 to 1");
             }
         }
-        if self.max_bookings == 0 {
-            return refuse("max_bookings", "0".to_owned(), "at least 1");
+        if !(1..=BOOKINGS_MAX).contains(&self.max_bookings) {
+            return refuse("max_bookings", self.max_bookings.to_string(), "1 to 16777216");
         }
         if self.index_max_blocks == 0 {
             return refuse("index_max_blocks", "0".to_owned(), "at least 1");

@@ -61,6 +61,7 @@ impl Decisions<'_> {
         now_s: f64,
         mark: &mut impl FnMut(Stage),
     ) -> Result<Decision, Error> {
+        let now_s = self.state.clock.read(now_s);
         self.state.expire(now_s);
         self.state.check(request)?;
         let mut matched = self.state.matched.take().unwrap_or_default();
@@ -155,6 +156,25 @@ impl Decisions<'_> {
         );
         self.state.check(request)?;
         Ok(self.state.commit(request, matched, choice, now_s))
+    }
+
+    /// Refuses a request that could not be booked.
+    ///
+    /// # Errors
+    /// As [`Decisions::place`], and [`Error::Parameter`] for a prompt that is too long.
+    pub fn check(&mut self, request: &RouteRequest<'_>) -> Result<(), Error> {
+        self.state.check(request)
+    }
+
+    /// The error when no worker takes requests. `None` while one does.
+    pub fn without_worker(&self) -> Option<Error> {
+        let fleet = &self.state.fleet;
+        let none = fleet.available().iter().all(|&word| word == 0);
+        none.then(|| Error::NoWorker {
+            registered: fleet.len(),
+            available: 0,
+            allowed: 0,
+        })
     }
 
     /// What may have given a worker room so far.

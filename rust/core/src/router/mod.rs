@@ -19,6 +19,8 @@ mod outcomes;
 mod pricing;
 mod record;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -119,14 +121,14 @@ impl Router {
         &self.hasher
     }
 
-    /// Registers a worker: available, idle, with an empty cache.
+    /// Registers a worker: available, idle, with an empty cache. Sizes of `spec` that cannot be true count as unknown.
     ///
     /// # Errors
     /// [`Error::WorkerExists`] and [`Error::TooManyWorkers`].
     pub fn add_worker(&self, id: WorkerId, spec: WorkerSpec) -> Result<(), Error> {
         let state = &mut *self.state();
         state.room_changes.prefills += 1;
-        let slot = state.fleet.add(id, spec, self.config.max_workers)?;
+        let slot = state.fleet.add(id, spec.believable(), self.config.max_workers)?;
         let spec = state.fleet.spec(slot);
         state.load.ensure_slot(slot);
         state.predicted.add_worker(slot, spec.total_kv_blocks);
@@ -191,7 +193,7 @@ impl Router {
     ///
     /// # Errors
     /// [`Error::NoWorker`], [`Error::RequestExists`], [`Error::TooManyBookings`], and [`Error::Parameter`] for
-    /// sequence hashes of another length than the local hashes.
+    /// sequence hashes of another length than the local hashes, or for a prompt of more than 2²⁷ tokens.
     pub fn route(&self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
         self.route_marked(request, now_s, |_| ())
     }
@@ -213,6 +215,8 @@ impl Router {
 
     /// Ends bookings that outlived their time. Returns how many ended.
     pub fn expire(&self, now_s: f64) -> usize {
-        self.state().expire(now_s)
+        let state = &mut *self.state();
+        let now_s = state.clock.read(now_s);
+        state.expire(now_s)
     }
 }

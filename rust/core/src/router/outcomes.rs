@@ -4,7 +4,7 @@ use super::Router;
 use super::state::RouterState;
 use crate::error::Error;
 use crate::index::Slot;
-use crate::latency::{FleetCurves, FleetRecord};
+use crate::latency::{FleetRecord, Pass};
 use crate::ledger::{EngineQueue, Outcome};
 use crate::request::{RequestId, RouteRequest};
 use crate::worker::WorkerId;
@@ -26,6 +26,7 @@ impl Router {
                 expected,
             });
         }
+        let now_s = state.clock.read(now_s);
         state.expire(now_s);
         state.check(request)?;
         let overlap = state.overlaps_of(&request.prompt(), &self.index)[slot.index()];
@@ -43,6 +44,7 @@ impl Router {
     /// [`Error::UnknownRequest`].
     pub fn prefill_done(&self, request: RequestId, now_s: f64) -> Result<WorkerId, Error> {
         let state = &mut *self.state();
+        let now_s = state.clock.read(now_s);
         state.room_changes.prefills += 1;
         let slot = state
             .load
@@ -71,8 +73,12 @@ impl Router {
     }
 
     /// As [`Router::release`], with an outcome that the latency curves learn from.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`].
     pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) -> Result<WorkerId, Error> {
         let state = &mut *self.state();
+        let now_s = state.clock.read(now_s);
         let slot = state
             .load
             .release(request)
@@ -98,26 +104,32 @@ impl Router {
     pub fn observe_first_token(&self, ttft_s: f64, now_s: f64) {
         let state = &mut *self.state();
         if !state.config.tracks_prefill {
+            let now_s = state.clock.read(now_s);
             state.pricing.first_token(ttft_s, now_s);
         }
     }
 
-    /// Lets `update` change the curves of a worker, from engine metrics. It gets the curves and the position of the
-    /// worker. `None` for an unknown worker.
-    pub fn update_curves<T>(
-        &self,
-        worker: WorkerId,
-        update: impl FnOnce(&mut FleetCurves, usize) -> T,
-    ) -> Option<T> {
+    /// An engine reported one of its passes, which teaches the latency curves. False for an unknown worker, and for a
+    /// report that cannot be true: it changes nothing.
+    pub fn report_pass(&self, worker: WorkerId, pass: &Pass) -> bool {
         let state = &mut *self.state();
-        let slot = state.fleet.slot(worker).ok()?;
-        Some(state.ledger.update_curves(slot, update))
+        if !pass.is_believable() {
+            state.counters.reports_refused += 1;
+            return false;
+        }
+        let slot = state.fleet.slot(worker);
+        slot.map(|slot| state.ledger.report_pass(slot, pass)).is_ok()
     }
 
     /// An engine reported the prompts that wait in it. A queue in front of this router judges the worker's room by
-    /// the report. False for an unknown worker.
+    /// the report. False for an unknown worker, and for a report that cannot be true: it changes nothing.
     pub fn report_engine_queue(&self, worker: WorkerId, queue: EngineQueue, now_s: f64) -> bool {
         let state = &mut *self.state();
+        if !queue.is_believable() {
+            state.counters.reports_refused += 1;
+            return false;
+        }
+        let now_s = state.clock.read(now_s);
         state.room_changes.prefills += 1;
         let slot = state.fleet.slot(worker);
         slot.map(|slot| state.ledger.report_engine_queue(slot, queue, now_s))

@@ -24,6 +24,16 @@ impl Pricing {
         })
     }
 
+    /// A policy of a test.
+    #[cfg(test)]
+    pub fn of(policy: Box<dyn Policy>) -> Self {
+        Self {
+            config: PolicyConfig::default(),
+            policy,
+            controller: None,
+        }
+    }
+
     /// The policy in force.
     pub fn policy(&self) -> &dyn Policy {
         &*self.policy

@@ -6,6 +6,7 @@ use super::RouterConfig;
 use super::decisions::RoomChanges;
 use super::pricing::Pricing;
 use crate::anarchy::RecordedDecision;
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::index::{Index, Prompt, Slot, TierOverlap};
@@ -14,7 +15,7 @@ use crate::ledger::{Ledger, NewBooking, Work};
 use crate::load::Load;
 use crate::matched::{Columns, Matched, cached_tokens_of};
 use crate::predicted::Predicted;
-use crate::request::{RequestId, RouteRequest};
+use crate::request::{MAX_INPUT_TOKENS, RequestId, RouteRequest};
 use crate::rng::Rng;
 use crate::snapshot::Counters;
 use crate::worker::WorkerId;
@@ -25,6 +26,8 @@ pub(super) struct RouterState {
     /// policy in force.
     pub(super) config: RouterConfig,
     pub(super) pricing: Pricing,
+    /// Every time that a caller gives passes through it.
+    pub(super) clock: Clock,
     /// The only source of randomness: random ties, samples of the pick, and policies that draw candidates.
     pub(super) rng: Rng,
     /// Registered workers. Every change is published to the roster, which readers without the lock see.
@@ -55,6 +58,7 @@ impl RouterState {
     pub(super) fn new(config: &RouterConfig) -> Result<Self, Error> {
         Ok(Self {
             pricing: Pricing::new(config.policy.clone())?,
+            clock: Clock::default(),
             rng: Rng::new(config.seed),
             fleet: Fleet::default(),
             predicted: Predicted::new(config.predicted),
@@ -123,6 +127,13 @@ impl RouterState {
                 field: "sequence_hashes",
                 got,
                 expected: "none, or one per local hash",
+            });
+        }
+        if request.input_tokens > MAX_INPUT_TOKENS {
+            return Err(Error::Parameter {
+                field: "input_tokens",
+                got: request.input_tokens.to_string(),
+                expected: "at most 134,217,728 tokens",
             });
         }
         let Some(id) = request.request_id else {

@@ -223,7 +223,7 @@ fn teach(router: &Router, worker: WorkerId, step: &ForwardPass) {
         decode_kv_tokens: ran.sum_decode_kv_tokens,
         seconds: step.wall_time,
     };
-    router.update_curves(worker, |curves, position| curves.pass(position, &pass));
+    router.report_pass(worker, &pass);
 }
 
 /// Converts the reported engine queue; counts above `u32::MAX` saturate.

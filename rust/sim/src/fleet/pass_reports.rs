@@ -42,8 +42,6 @@ impl Fleet<'_> {
     fn learn_pass(&mut self, worker: u32, pass: &Pass) {
         let router = &self.pools[self.pool_of[worker as usize]].router;
         // The report of a worker that has left the router has no effect.
-        router.update_curves(worker_id(worker as usize), |curves, position| {
-            curves.pass(position, pass);
-        });
+        router.report_pass(worker_id(worker as usize), pass);
     }
 }
