@@ -13,6 +13,7 @@ use crate::rng::Rng;
 /// A candidate with an infinite or undefined cost is never picked. O(candidates), no allocation.
 pub fn pick(costs: &[f64], temperature: f64, rng: &mut Rng) -> Option<usize> {
     let lowest = lowest(costs);
+    // A comparison with NaN is false, so an undefined cost is never the lowest.
     if !lowest.is_finite() {
         return None;
     }
@@ -78,6 +79,10 @@ fn lowest(costs: &[f64]) -> f64 {
     lanes.into_iter().fold(rest, less)
 }
 
+/// A sample by the weights `exp(−(cost − lowest) / scale)`. `scale` is above 0, and `lowest` is one of the costs.
+///
+/// The lowest cost has weight 1, so the total is never 0 and no weight overflows. Rounding may leave the sum short of
+/// the sample: the last candidate with a weight then wins, never one without.
 fn softmax(costs: &[f64], lowest: f64, scale: f64, rng: &mut Rng) -> usize {
     let weight = |cost: f64| {
         if cost.is_finite() {

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use proptest::prelude::*;
 use wardrop_core::WorkerId;
 use wardrop_core::latency::{
-    FirstToken, FleetCurves, FleetRecord, Learning, PrefillWork, Prior, StepLoad, WorkerCurves,
+    FirstToken, FleetCurves, FleetRecord, Learning, PrefillPoint, PrefillWork, Prior, StepLoad, StepPoint,
+    WorkerCurves,
 };
 use wardrop_core::rng::Rng;
 
@@ -190,11 +191,11 @@ fn prior_fits_a_table() {
     let lengths = [128.0, 512.0, 1024.0, 4096.0, 8192.0, 32768.0];
     let prefill: Vec<_> = lengths
         .iter()
-        .map(|&n| (n, 0.0, true_prefill_s(n as u64)))
+        .map(|&n| PrefillPoint::from((n, 0.0, true_prefill_s(n as u64))))
         .collect();
     let steps: Vec<_> = [(1.0, 2e3), (8.0, 4e4), (64.0, 1e5), (64.0, 5e5), (256.0, 5e5)]
         .iter()
-        .map(|&(b, k)| (b, k, true_step_s(b, k)))
+        .map(|&(b, k)| StepPoint::from((b, k, true_step_s(b, k))))
         .collect();
     let curves = WorkerCurves::new(&Prior::fit(&prefill, &steps), Learning::default());
     assert!(

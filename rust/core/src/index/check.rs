@@ -1,4 +1,13 @@
 //! Every rule of the path tree as an assertion, for tests.
+//!
+//! The random streams in `tests/index` call it after every few events, so a broken rule is found near its cause and
+//! not by a wrong match much later. The rules:
+//!
+//! * A frame has 1 to 64 blocks, ends with a live block, and is found by its parent and its first local hash.
+//! * Stored sequence hashes equal the hashes computed from the local hashes.
+//! * A holder is full or partial, never both. A partial mask is neither empty nor whole, and the list is sorted.
+//! * A child bit is set exactly where a child is, and the siblings beyond the first child are counted.
+//! * Every frame and every chunk is either used or in its free list, and no write section stays open.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -33,6 +42,7 @@ impl PathTree {
                 "a frame must have at most 64 blocks and its first hash in the header"
             );
             assert!(get(&header[VERSION]) & 1 == 0, "no write section may be open");
+            // Otherwise `free_dead` would have shortened the frame, and its blocks would leak.
             assert_eq!(
                 64 - self.live_blocks(id).leading_zeros(),
                 len,
@@ -48,6 +58,7 @@ impl PathTree {
                     || Some(SequenceHash(get(&header[END_SEQUENCE]))) == self.sequence_in(header, len - 1),
                 "the sequence hash of the last block must be true"
             );
+            // A whole mask in the partial list would hide the holder from the set operations of a match.
             for tier in Tier::ALL {
                 let Some(holders) = self.holders(id, tier) else {
                     continue;
@@ -85,6 +96,7 @@ impl PathTree {
                 Self::free_ids(allocator.frames, |number| &self.headers.unit(number)[NEXT_FREE])
             )
         );
+        // A chunk in both lists would let two frames write the same hashes.
         let chunks: u32 = self
             .iter(allocator)
             .map(|id| self.len(id).div_ceil(CHUNK_BLOCKS))

@@ -20,6 +20,9 @@ use crate::event::{StoredBlock, Tier};
 
 impl Writer {
     /// Evicts until blocks fit behind `after`; how many of `wanted` fit.
+    ///
+    /// Bytes are counted before they are allocated, with the growth of every structure that the blocks touch. The
+    /// budget then holds at every moment, not only afterwards.
     pub(super) fn evict_for_blocks(
         &mut self,
         shared: &Shared,
@@ -113,7 +116,7 @@ impl Writer {
         false
     }
 
-    /// Removes a frame for all its holders.
+    /// Removes a frame for all its holders, with their copies and aliases. O(holders of the frame).
     fn evict(&mut self, shared: &Shared, id: FrameId) {
         let before = self.allocator.blocks();
         for tier in Tier::ALL {

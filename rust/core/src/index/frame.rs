@@ -77,6 +77,22 @@ impl BlockRun {
     }
 }
 
+/// Consecutive blocks of a prompt that match one frame from its first block on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PromptRange {
+    /// Position of the first block in the prompt.
+    pub start: u32,
+    /// Blocks of the range: 1 to 64.
+    pub len: u32,
+}
+
+impl PromptRange {
+    /// Position in the prompt after the last block.
+    pub(crate) const fn end(self) -> u32 {
+        self.start + self.len
+    }
+}
+
 /// Number of a frame's header in its arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct FrameId(pub u32);

@@ -8,7 +8,7 @@
 //! * `frame`, `path_tree`, `holders`: the data. Prompts share a tree of frames of at most 64 blocks, and each
 //!   frame has a set of holders.
 //! * `seqlock`, `walk`: how threads match prompts without a lock while one thread writes.
-//! * `writer`, `path_changes`: how KV events change the tree.
+//! * `writer`, `path_changes`, `holder_changes`: how KV events change the tree.
 //! * `engine_hashes`: which block an engine means by a hash of its own.
 //! * `evict`, `image`, `check`, `reference`: the memory budget, saving, the rules of the structure, and the
 //!   slow index that tests compare with.
@@ -27,6 +27,7 @@ mod extents;
 mod footprint;
 pub(crate) mod frame;
 pub(crate) mod hash_tables;
+mod holder_changes;
 pub(crate) mod holders;
 mod id_allocator;
 mod image;

@@ -14,7 +14,7 @@ use super::frame::{
     LOWER_HOLDERS, NEXT_FREE, NONE, OWNER_WORD, PARENT_SEQUENCE, RECENTLY_USED, VERSION, has_end, len_of,
 };
 use super::hash_tables::make_room;
-use super::holders::HoldersMut;
+use super::holder_changes::HoldersMut;
 use super::path_tree::PathTree;
 use super::seqlock;
 use super::slots::low_bits;
@@ -23,6 +23,7 @@ use crate::event::Tier;
 use crate::hash::{LocalHash, SequenceHash, next_sequence_hash};
 
 impl PathTree {
+    /// Write access to the holders in `words`. Inside a write section.
     fn edit_holders<'a>(
         &'a self,
         allocator: &'a mut TreeAllocator,
@@ -36,6 +37,8 @@ impl PathTree {
     }
 
     /// Makes `slot` hold exactly `mask` of a frame in a tier.
+    ///
+    /// The identity of the frame stays: its blocks are the same, so a match that went on from it remains true.
     pub(crate) fn set_mask(
         &self,
         allocator: &mut TreeAllocator,
@@ -63,7 +66,9 @@ impl PathTree {
         seqlock::end_write(&header[VERSION], false);
     }
 
-    /// Frees the extent of the lower tiers' holders when nobody holds anything there.
+    /// Frees the extent of the lower tiers' holders when nobody holds anything there. Inside a write section.
+    ///
+    /// Fleets without offloading then pay nothing for the two lower tiers.
     fn drop_empty_lower(&self, allocator: &mut TreeAllocator, id: FrameId) {
         let lower = &self.header(id)[LOWER_HOLDERS];
         let empty = |tier| {
@@ -102,6 +107,7 @@ impl PathTree {
         }
         let count = locals.len().min(FRAME_BLOCKS as usize);
         let locals = &locals[..count];
+        // At the root there is no parent's hash: the sequence hash of the first block is its local hash.
         let start = if after == BlockId::ROOT {
             None
         } else {
@@ -112,6 +118,7 @@ impl PathTree {
             .fold(start, |hash, &local| Some(next_sequence_hash(hash, local)));
         let id = self.place(allocator)?;
         let header = self.header(id);
+        // A reader may still be at the former frame of this id, so even a new frame needs a write section.
         seqlock::begin_write(&header[VERSION]);
         set(&header[LINKS], pack(after.get(), NONE.0));
         set(&header[FIRST_LOCAL], locals[0].0);
@@ -122,6 +129,7 @@ impl PathTree {
         set_low(&header[LEN_AND_FLAGS], known | RECENTLY_USED);
         Self::set_len(header, count as u32, end);
         seqlock::end_write(&header[VERSION], false);
+        // The frame becomes reachable only here, when its header is complete.
         self.attach(allocator, id, after);
         allocator.blocks += count as u64;
         Some(BlockRun {
@@ -130,7 +138,7 @@ impl PathTree {
         })
     }
 
-    /// Takes a free frame, or a new one.
+    /// Takes a free frame, or a new one. `None` when no frame id is left.
     fn place(&self, allocator: &mut TreeAllocator) -> Option<FrameId> {
         if let Some(number) = allocator
             .frames
@@ -180,6 +188,7 @@ impl PathTree {
                 } else {
                     pack(low(now), taken)
                 };
+                // Release: a reader that sees the id also sees the memory of its chunk.
                 word.store(value, Ordering::Release);
                 chunk = Some(self.locals.unit(taken));
             }
@@ -188,7 +197,7 @@ impl PathTree {
         }
     }
 
-    /// Frees the chunks that a frame of `new_len` blocks no longer needs.
+    /// Frees the chunks that a frame of `new_len` blocks no longer needs. Inside a write section.
     fn give_chunks(&self, allocator: &mut TreeAllocator, header: &Header, new_len: u32, len: u32) {
         for chunk in new_len.div_ceil(CHUNK_BLOCKS)..len.div_ceil(CHUNK_BLOCKS) {
             let number = Self::chunk(header, chunk * CHUNK_BLOCKS);
@@ -205,11 +214,13 @@ impl PathTree {
         }
         let above = self.header(parent.frame());
         let (bit, branches) = (1 << parent.offset(), get(&above[CHILD_BITS]));
+        // The bit says that a child is there. Only the children beyond the first are counted, and few blocks have any.
         if branches & bit != 0 {
             make_room(&mut allocator.siblings);
             *allocator.siblings.entry(parent).or_insert(0) += 1;
         }
         set(&above[CHILD_BITS], branches | bit);
+        // The first child at the last block gets the direct link: most prompts have no other.
         let is_last = parent.offset() + 1 == self.len(parent.frame());
         if is_last && high(get(&above[LINKS])) == NONE.0 {
             Self::set_next(above, id);
@@ -224,6 +235,8 @@ impl PathTree {
     }
 
     /// Adds blocks behind the end of a frame. Its full holders become partial ones.
+    ///
+    /// The direct link is dropped: it belongs to the last block, and the new last block has no child yet.
     fn extend(&self, allocator: &mut TreeAllocator, id: FrameId, locals: &[LocalHash]) -> BlockRun {
         let header = self.header(id);
         let old_len = self.len(id);
@@ -317,6 +330,8 @@ impl PathTree {
     }
 
     /// Takes an empty frame out of the child table and out of its parent.
+    ///
+    /// A reader may still hold its id. The identity that `free_dead` changed before tells the reader so.
     fn detach(&self, allocator: &mut TreeAllocator, id: FrameId) {
         let parent = self.parent(id);
         self.children.remove(&self.headers, id);

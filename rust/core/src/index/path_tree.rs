@@ -37,22 +37,6 @@ pub struct Prompt<'a> {
     pub sequence: &'a [SequenceHash],
 }
 
-/// Consecutive blocks of a prompt that match one frame from its first block on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PromptRange {
-    /// Position of the first block in the prompt.
-    pub start: u32,
-    /// Blocks of the range: 1 to 64.
-    pub len: u32,
-}
-
-impl PromptRange {
-    /// Position in the prompt after the last block.
-    pub(crate) const fn end(self) -> u32 {
-        self.start + self.len
-    }
-}
-
 /// The tree as readers see it; the module describes it.
 #[derive(Debug)]
 pub(crate) struct PathTree {

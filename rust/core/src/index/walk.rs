@@ -17,11 +17,11 @@ use super::Slot;
 use super::arena::{get, high, low};
 use super::child_table::Find;
 use super::frame::{
-    BlockId, DEVICE_HOLDERS, END_SEQUENCE, FIRST_LOCAL, FrameId, Header, LEN_AND_FLAGS, LINKS, NONE, VERSION,
-    has_end, len_of, mark_used,
+    BlockId, DEVICE_HOLDERS, END_SEQUENCE, FIRST_LOCAL, FrameId, Header, LEN_AND_FLAGS, LINKS, NONE,
+    PromptRange, VERSION, has_end, len_of, mark_used,
 };
 use super::holders::{Holders, write_depth};
-use super::path_tree::{PathTree, Prompt, PromptRange};
+use super::path_tree::{PathTree, Prompt};
 use super::seqlock::{self, Stamp};
 use crate::event::Tier;
 

@@ -100,7 +100,7 @@ impl Writer {
         }
     }
 
-    /// Block with a common engine hash.
+    /// Block with a common engine hash. O(1), one cache miss in a large table.
     pub(super) fn find_common(&self, shared: &Shared, engine_hash: u64) -> Option<BlockId> {
         self.engine_hashes
             .common
@@ -144,6 +144,8 @@ impl Writer {
     }
 
     /// Block that this worker means by an engine hash and holds.
+    ///
+    /// A hash may outlive the holding: the block stays for other workers. For this worker it is then unknown.
     fn find_held(&self, shared: &Shared, slot: Slot, engine_hash: EngineHash) -> Option<BlockId> {
         let block = self.resolve(shared, slot, engine_hash.0)?;
         let held = shared.paths.mask_any(block.frame(), slot) >> block.offset() & 1 == 1;
@@ -169,7 +171,9 @@ impl Writer {
         black_box(hashes.fold(0, |read, engine_hash| read ^ engine_hash));
     }
 
-    /// Stores a chain of blocks below `parent`, run by run.
+    /// Stores a chain of blocks below `parent`, run by run. A run is the part of the chain that lies in one frame.
+    ///
+    /// Blocks before a refused run stay stored: the engine holds them, so the index is right to say so.
     fn store(
         &mut self,
         shared: &Shared,
@@ -255,6 +259,9 @@ impl Writer {
     }
 
     /// Adds the first blocks of a chain to the tree, as many as fit into one frame and into the budget.
+    ///
+    /// A frame with at most one other full holder is extended, since each of them becomes a partial holder. Otherwise
+    /// the blocks start a frame of their own.
     fn add(
         &mut self,
         shared: &Shared,
@@ -300,6 +307,7 @@ impl Writer {
             if before | wanted == low_bits(paths.len(id)) {
                 paths.refresh_end(id);
             }
+            // An engine may store a block that it has. It then removes the block as often as it stored it.
             for again in bits(before & wanted) {
                 self.copies.add(BlockId::new(id, again), slot, tier);
             }
@@ -456,7 +464,7 @@ impl Writer {
         unknown
     }
 
-    /// Removes the collected blocks of one frame.
+    /// Removes the collected blocks of one frame, in one write section.
     fn apply_removal(
         &mut self,
         shared: &Shared,
@@ -484,7 +492,10 @@ impl Writer {
         self.free_dead(shared, id);
     }
 
-    /// Forgets everything that the worker in `slot` holds.
+    /// Forgets everything that the worker in `slot` holds. O(frames of the worker).
+    ///
+    /// The count of clears is odd meanwhile. A match that sees another count than at its start is made again, since it
+    /// may mix blocks from before and after.
     pub(super) fn remove_worker(&mut self, shared: &Shared, slot: Slot) {
         let Some(held) = self.workers.get_mut(slot.index()).map(std::mem::take) else {
             return;

@@ -34,10 +34,81 @@ impl Default for Prior {
     }
 }
 
-/// One point of a timing table: `(new tokens, cached tokens, seconds)`.
-pub type PrefillPoint = (f64, f64, f64);
-/// One point of a timing table: `(sequences, active KV tokens, seconds)`.
-pub type StepPoint = (f64, f64, f64);
+/// One point of a timing table for prefill. Serialised as a list of its three numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(f64, f64, f64)", into = "(f64, f64, f64)")]
+pub struct PrefillPoint {
+    /// Prompt tokens that the pass computes, 0 or above.
+    pub new_tokens: f64,
+    /// Prompt tokens that the cache holds, 0 or above.
+    pub cached_tokens: f64,
+    /// Duration of the pass, seconds above 0.
+    pub seconds: f64,
+}
+
+/// One point of a timing table for decode. Serialised as a list of its three numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(f64, f64, f64)", into = "(f64, f64, f64)")]
+pub struct StepPoint {
+    /// Sequences in the batch, 0 or above.
+    pub sequences: f64,
+    /// Tokens of active KV cache, 0 or above.
+    pub kv_tokens: f64,
+    /// Duration of the step, seconds above 0.
+    pub seconds: f64,
+}
+
+/// Whether a point has two finite counts of at least 0 and a finite duration above 0.
+fn is_usable(counts: [f64; 2], seconds: f64) -> bool {
+    let is_count = |count: f64| count.is_finite() && count >= 0.0;
+    counts.into_iter().all(is_count) && seconds.is_finite() && seconds > 0.0
+}
+
+impl PrefillPoint {
+    /// Whether every number is in its range.
+    pub fn is_usable(&self) -> bool {
+        is_usable([self.new_tokens, self.cached_tokens], self.seconds)
+    }
+}
+
+impl StepPoint {
+    /// Whether every number is in its range.
+    pub fn is_usable(&self) -> bool {
+        is_usable([self.sequences, self.kv_tokens], self.seconds)
+    }
+}
+
+impl From<(f64, f64, f64)> for PrefillPoint {
+    fn from((new_tokens, cached_tokens, seconds): (f64, f64, f64)) -> Self {
+        Self {
+            new_tokens,
+            cached_tokens,
+            seconds,
+        }
+    }
+}
+
+impl From<PrefillPoint> for (f64, f64, f64) {
+    fn from(point: PrefillPoint) -> Self {
+        (point.new_tokens, point.cached_tokens, point.seconds)
+    }
+}
+
+impl From<(f64, f64, f64)> for StepPoint {
+    fn from((sequences, kv_tokens, seconds): (f64, f64, f64)) -> Self {
+        Self {
+            sequences,
+            kv_tokens,
+            seconds,
+        }
+    }
+}
+
+impl From<StepPoint> for (f64, f64, f64) {
+    fn from(point: StepPoint) -> Self {
+        (point.sequences, point.kv_tokens, point.seconds)
+    }
+}
 
 impl Prior {
     /// Checks every coefficient.
@@ -74,11 +145,13 @@ impl Prior {
         let mut long = Rls::new(default.prefill, learning);
         let mut short = Rls::new(default.step, learning);
         for _ in 0..ROUNDS {
-            for &(new, cached, seconds) in prefill {
-                long.observe(&prefill_basis(new, cached), seconds);
+            for point in prefill {
+                let basis = prefill_basis(point.new_tokens, point.cached_tokens);
+                long.observe(&basis, point.seconds);
             }
-            for &(batch, kv, seconds) in step {
-                short.observe(&step_basis(batch, kv), seconds);
+            for point in step {
+                let basis = step_basis(point.sequences, point.kv_tokens);
+                short.observe(&basis, point.seconds);
             }
         }
         Self {

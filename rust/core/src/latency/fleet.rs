@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::{FirstToken, ServiceClock};
 use super::curve::{PrefillWork, Prior, StepLoad, WorkerCurves};
-use super::pass::LoadFilter;
+use super::pass::{LoadFilter, Pass};
 use super::rls::{Learning, RlsRecord};
 use crate::error::Error;
 use crate::worker::WorkerId;
@@ -20,6 +20,7 @@ const VERSION: u32 = 1;
 /// Curves by position. The caller maps its workers to positions and frees a position with [`FleetCurves::remove`].
 #[derive(Clone, Debug)]
 pub struct FleetCurves {
+    /// How fast every curve learns. A restored record takes over this value, not the value that it was made with.
     learning: Learning,
     /// Learns from the outcomes of every worker. A worker that joins starts here.
     fleet: WorkerCurves,
@@ -30,7 +31,7 @@ pub struct FleetCurves {
     /// The curves of the fleet as its followers have them.
     followed: Prior,
     /// By position: the load of the last step report that was learned from.
-    pub(super) filters: FxHashMap<usize, LoadFilter>,
+    filters: FxHashMap<usize, LoadFilter>,
 }
 
 /// One worker's curves, for display.
@@ -54,9 +55,13 @@ pub struct CurveView {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FleetRecord {
+    /// Format of the record. A reader refuses any other.
     version: u32,
+    /// Learning parameters that the curves were learned with, for people.
     learning: Learning,
+    /// Curves of the fleet, where a worker that joins later starts.
     fleet: CurveRecord,
+    /// Curves of each worker. Workers that the reader does not know are skipped.
     workers: Vec<(WorkerId, CurveRecord)>,
 }
 
@@ -133,7 +138,7 @@ impl FleetCurves {
         &self.fleet
     }
 
-    /// Learns from a first token.
+    /// Learns from a first token, once it closes a pass. The curves of the fleet learn from the same sample.
     pub fn first_token(&mut self, position: usize, first: &FirstToken) {
         let Some(Some((curves, clock))) = self.workers.get_mut(position) else {
             return;
@@ -151,6 +156,30 @@ impl FleetCurves {
             curves.follow(&self.fleet.coefficients(), self.learning);
             curves.observe_prefill(work, seconds);
             self.fleet.observe_prefill(work, seconds);
+        }
+    }
+
+    /// Learns from a pass with one kind of work. In a mixed pass the share of each kind is unknown. A pass with
+    /// several prompts teaches nothing either, since only the sums of their lengths are reported.
+    pub fn pass(&mut self, position: usize, pass: &Pass) {
+        if !pass.is_believable() {
+            return;
+        }
+        match (pass.prefills, pass.decodes) {
+            (1, 0) if pass.prefill_tokens > 0 => {
+                let work = PrefillWork::of(pass.prefill_tokens, pass.prefill_kv_tokens);
+                self.prefill_pass(position, &work, pass.seconds);
+            }
+            (0, decodes) if decodes > 0 => {
+                let load = StepLoad {
+                    batch: decodes as f64,
+                    kv_tokens: pass.decode_kv_tokens as f64,
+                };
+                if self.filters.entry(position).or_default().is_new(load) {
+                    self.step(position, load, pass.seconds);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -251,4 +280,60 @@ fn has_moved(then: &Prior, now: &Prior) -> bool {
     };
     let differ = |then: f64, now: f64| (now - then).abs() > FOLLOW_SHARE * then;
     differ(then.prefill_at(&prompt), now.prefill_at(&prompt)) || differ(then.step_at(step), now.step_at(step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    const TRUE: [f64; 3] = [9e-3, 3e-5, 1.1e-8];
+
+    fn step_s(batch: f64, kv_tokens: f64, rng: &mut Rng) -> f64 {
+        (TRUE[0] + TRUE[1] * batch + TRUE[2] * kv_tokens) * (1.0 + 0.1 * (rng.unit() - 0.5))
+    }
+
+    /// Error at a load far from the last one, after `reports` at that one.
+    fn error_after(reports: usize, filtered: bool) -> f64 {
+        let mut curves = FleetCurves::new(&Prior::default(), Learning::default());
+        curves.add(0);
+        let mut rng = Rng::new(5);
+        let mut report = |batch: u64, kv_tokens: u64, curves: &mut FleetCurves| {
+            let seconds = step_s(batch as f64, kv_tokens as f64, &mut rng);
+            if filtered {
+                let pass = Pass {
+                    decodes: batch,
+                    decode_kv_tokens: kv_tokens,
+                    seconds,
+                    ..Pass::default()
+                };
+                curves.pass(0, &pass);
+            } else {
+                let load = StepLoad {
+                    batch: batch as f64,
+                    kv_tokens: kv_tokens as f64,
+                };
+                curves.step(0, load, seconds);
+            }
+        };
+        for i in 0..400u64 {
+            report(1 + i * 7 % 200, (1 + i * 11 % 190) * 5_000, &mut curves);
+        }
+        for _ in 0..reports {
+            report(3, 20_000, &mut curves);
+        }
+        let want = TRUE[0] + TRUE[1] * 150.0 + TRUE[2] * 900_000.0;
+        (curves.of(0).step_s(150.0, 900_000.0) / want - 1.0).abs()
+    }
+
+    #[test]
+    fn hours_at_one_load_do_not_unlearn_the_others() {
+        assert!(error_after(0, true) < 0.05, "{}", error_after(0, true));
+        assert!(error_after(50_000, true) < 0.05, "{}", error_after(50_000, true));
+        let (least, most) = (error_after(0, false), error_after(50_000, false));
+        assert!(
+            most > 2.0 * least && most > 0.1,
+            "the control must unlearn: {least} before, {most} after"
+        );
+    }
 }

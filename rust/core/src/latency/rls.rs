@@ -60,6 +60,7 @@ pub(super) struct Rls<const N: usize> {
     residual: f64,
     /// Running mean of the clipped residual with its sign. Away from 0 it means that the worker changed.
     drift: f64,
+    /// Samples that were learned from, restarts included.
     samples: u64,
 }
 
@@ -141,6 +142,7 @@ impl<const N: usize> Rls<N> {
         for value in &mut z {
             *value /= predicted;
         }
+        // The bound follows the curve's own error, so that a noisy worker is not taken for one that changed.
         let clip = (3.0 * self.residual).max(MIN_CLIP);
         let error = (y / predicted - 1.0).clamp(-clip, clip);
         // A plain mean at first, so that a good prior is recognised soon. Later a mean over about 20 samples.
@@ -159,6 +161,7 @@ impl<const N: usize> Rls<N> {
                 self.covariance[i][j] = (self.covariance[i][j] - scale * pz[i] * pz[j]) / forgetting;
             }
         }
+        // Forgetting grows the covariance in directions that no sample informs. The ceiling ends that.
         self.bound_covariance();
     }
 

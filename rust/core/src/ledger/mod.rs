@@ -80,7 +80,7 @@ pub(crate) struct Booked {
 
 /// Share of a worker's own rate in the mixture with the fleet's mean.
 const OWN_SHARE: f64 = 0.3;
-/// Bound of every utilisation, so that busy periods stay finite.
+/// Bound of every utilisation, so that busy periods stay finite: 1/(1 − ρ) is at most 20.
 const MAX_UTILISATION: f64 = 0.95;
 /// Samples of its curves below which a worker counts as new.
 const KNOWN_SAMPLES: u64 = 4;
@@ -94,7 +94,9 @@ const GUESSED_OUTPUT_TOKENS: f64 = 256.0;
 /// The accounts and curves of every worker of one pool.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
+    /// Latency curves by position. A slot is a position.
     curves: FleetCurves,
+    /// Accounts by slot. Default values where no worker is.
     accounts: Vec<WorkerAccount>,
     /// What a price reads of accounts and curves. Every change of either rewrites the worker's row.
     columns: WorkerColumns,
@@ -102,6 +104,7 @@ pub(crate) struct Ledger {
     warming_up: Vec<Slot>,
     /// Registered workers.
     workers: usize,
+    /// Requests in flight. Invariant: the same ids as the bookings of [`crate::load`].
     requests: FxHashMap<RequestId, OpenRequest>,
     /// Requests by expiry: the order of booking, since every booking lives equally long. Requests that ended stay
     /// until they reach the front, or until they are too many.
@@ -110,15 +113,19 @@ pub(crate) struct Ledger {
     unstreamed: BTreeSet<(u64, RequestId)>,
     /// Fraction of recent streamed requests whose first token was reported.
     report_rate: f64,
+    /// Mean tokens of recent answers: the expected answer of a request that names none.
     output_tokens: RunningMean,
+    /// How often a cached token is wanted again, for the price of an eviction.
     reuse: ReuseRate,
     /// Arriving requests of the whole fleet.
     arrivals: Rate,
     /// Arriving prefill seconds of the whole fleet.
     prefill: Rate,
+    /// What was booked since the start, for forecasts.
     booked: Booked,
+    /// The clock that all rates share.
     clock: DecayClock,
-    /// Weight of the newest time of the clock.
+    /// Weight of the newest time of the clock: e^(age of the base / horizon), at most e²⁰⁰.
     decay_weight: f64,
     /// Time of the last call of [`Ledger::advance`].
     advanced_to_s: f64,

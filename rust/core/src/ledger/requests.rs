@@ -42,6 +42,9 @@ const SLACK: usize = 64;
 
 impl Ledger {
     /// Books a placed request. A second booking of the same request is ignored.
+    ///
+    /// Its first token is due after the backlog ahead of it and its own prefill. Both are stretched by the decode steps
+    /// that share their passes.
     pub(crate) fn book(&mut self, booking: &NewBooking) {
         let NewBooking {
             request,
@@ -61,6 +64,7 @@ impl Ledger {
         account.advance(now_s);
         account.prefill_s += prefill_s;
         let due_s = now_s + account.prefill_s * (1.0 + account.steps_per_prefill(curves));
+        // A prompt without a new token has its first token at once, and an unstreamed answer reports none.
         if work.new_tokens > 0 && !booking.is_unstreamed {
             account.due.push_back((due_s, request));
         }
@@ -104,7 +108,8 @@ impl Ledger {
         let open = open.filter(|open| open.is_prefilling())?;
         let (slot, work, booked_at_s) = (open.slot, open.work, open.booked_at_s);
         let account = &mut self.accounts[slot.index()];
-        // While KV blocks are short a prompt waits for them, which says nothing of prefill.
+        // While KV blocks are short a prompt waits for them, which says nothing of prefill. A prompt without a new token
+        // says nothing either.
         let teaches = account.kv_tokens <= account.kv_capacity_tokens && work.new_tokens > 0;
         let shared_s = if teaches {
             shared_steps_s(account, &self.curves, slot, work)
@@ -228,7 +233,7 @@ impl Ledger {
         true
     }
 
-    /// Removes a request that ended or expired.
+    /// Removes a request that ended or expired, from every list but `expiry`, which is swept.
     fn end(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         if let Some(open) = self.requests.remove(&request) {
             self.close(&open, kv_tokens, outcome, now_s);
@@ -252,6 +257,7 @@ impl Ledger {
         if let Some(tokens) = output_tokens {
             self.output_tokens.add(f64::from(tokens));
         }
+        // A client that reports ends and no first tokens must not make its worker look stalled.
         if !open.is_unstreamed && open.work.new_tokens > 0 && !outcome.is_refused {
             let reported = if open.is_prefilling() { 0.0 } else { 1.0 };
             self.report_rate += (reported - self.report_rate) / REPORT_RATE_WINDOW;
@@ -272,6 +278,8 @@ impl Ledger {
     }
 
     /// Drops expected first tokens that came, or never will.
+    ///
+    /// The front decides how late a worker is, so it must be a request that waits. The others go when they are many.
     fn sweep_due(&mut self, slot: Slot) {
         let requests = &self.requests;
         let waits = |request: RequestId| requests.get(&request).is_some_and(OpenRequest::is_prefilling);

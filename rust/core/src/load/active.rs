@@ -3,6 +3,9 @@
 //! Requests cover leading blocks of paths. So the structure stores one end per request and frame instead of a
 //! count per block: booking 1,024 blocks touches 16 frames. In each frame a worker has all blocks before its
 //! furthest end.
+//!
+//! The set of a worker is a union: a block counts once, regardless of how many requests have it. That is what the
+//! engine's memory holds, since requests share the blocks of a common prefix.
 
 use crate::event::Tier;
 use crate::index::frame::BlockId;
@@ -141,7 +144,7 @@ impl ActiveBlocks {
     }
 }
 
-/// Blocks before the furthest end.
+/// Blocks before the furthest end: a request that ends at a block also has every block before it.
 const fn covered(ends: u64) -> u32 {
     64 - ends.leading_zeros()
 }

@@ -238,6 +238,7 @@ impl Predicted {
             self.size.evicted += u64::from(self.remove_record(oldest));
         }
         while self.records.len() > self.config.max_records {
+            // Ended records may stand before live ones. They end nothing, and the loop goes on to a live one.
             let (_, oldest) = self.by_expiry.pop_front().expect("every record must expire");
             self.size.evicted += u64::from(self.remove_record(oldest));
         }

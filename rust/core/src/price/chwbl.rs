@@ -61,6 +61,7 @@ impl Policy for Chwbl {
             .iter()
             .map(|&requests| u64::from(requests))
             .sum();
+        // The + 1 counts the request itself. A bound above the mean leaves at least one worker below it.
         let bound = (self.config.load_factor * (in_flight + 1) as f64 / view.len() as f64).ceil();
         for (i, cost) in costs.iter_mut().enumerate() {
             let requests = f64::from(view.active_requests[i]);
@@ -68,6 +69,7 @@ impl Policy for Chwbl {
                 requests
             } else if requests < bound {
                 let worker = view.workers[i];
+                // Golden-ratio multiplication spreads neighbouring instance ids over all bits before the generator mixes.
                 let salt = worker.instance.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(worker.dp_rank);
                 Rng::new(view.prefix_key ^ salt).unit()
             } else {

@@ -118,6 +118,7 @@ impl Dynamo {
         let credit = config.overlap_score_credit * decay * f64::from(view.device_blocks[i])
             + config.host_cache_hit_weight * f64::from(view.host_blocks[i])
             + config.disk_cache_hit_weight * f64::from(view.disk_blocks[i]);
+        // A prefill pool has no decode blocks: Dynamo turns their tracking off there.
         let decode = if view.tracks_decode {
             view.union_blocks(i) as f64
         } else {
@@ -213,6 +214,7 @@ fn price_plain(view: &View<'_>, config: &DynamoConfig, costs: &mut [f64]) {
         scale * (raw - credit * small_f64(device[i])).max(0.0)
     };
     let decode_blocks = |i: usize| large_f64(active[i]) + (request_blocks - small_f64(shared[i]));
+    // One loop per role of the pool, chosen once, so that no candidate has a branch.
     match (view.tracks_prefill, view.tracks_decode) {
         (true, true) => fill(costs, |i| prefill_blocks(i) + decode_blocks(i)),
         (true, false) => fill(costs, prefill_blocks),

@@ -4,6 +4,9 @@ use super::{Policy, View};
 use crate::rng::Rng;
 
 /// cost = requests in flight. Caches are ignored.
+///
+/// The default, and the fallback of a decision without any finite cost: it needs no figure that a worker reports. Ties
+/// are broken at random, so that a fleet that starts idle fills evenly.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LeastLoaded;
 

@@ -23,11 +23,17 @@ use crate::router::{Decisions, RoomChanges, Router};
 const FRESH_S: f64 = 0.25;
 
 /// A request that a pass left waiting, with the load that it would put on the worker it would choose.
+///
+/// Requests behind it count that load, so that they do not choose the worker as if nobody waited for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockedRequest {
+    /// Place in the order, seconds.
     key_s: f64,
+    /// Position of the worker that the request would choose.
     position: usize,
+    /// Prompt tokens to compute there.
     tokens: u64,
+    /// Prefill seconds there, by the worker's curve.
     prefill_s: f64,
 }
 
@@ -36,6 +42,7 @@ pub(super) struct BlockedRequest {
 pub(super) struct LastPass {
     /// What had given room so far when the pass began.
     changes: RoomChanges,
+    /// When the pass began, seconds.
     at_s: f64,
     /// Whether a worker lacked memory or sequences. Then the end of any request may give it room.
     saw_full_worker: bool,
@@ -45,8 +52,11 @@ pub(super) struct LastPass {
 
 /// One hold of the router's state, for one pass or one placement.
 struct Turn<'a> {
+    /// The router's state, locked while the turn lives.
     decisions: Decisions<'a>,
+    /// Time of the pump, seconds. All passes of a pump see the same time.
     now_s: f64,
+    /// Placements of the pump so far.
     placed: &'a mut Vec<Dispatch>,
 }
 
@@ -159,7 +169,7 @@ impl LateQueue {
         Ok(())
     }
 
-    /// Drops requests whose first token would miss the deadline on every worker.
+    /// Drops requests whose first token would miss the deadline on every worker. O(log n) per dropped request.
     fn drop_missed_deadlines(&mut self, now_s: f64) {
         while let Some(&(last_chance, id)) = self.deadlines.first()
             && last_chance < ordered(now_s)
@@ -178,6 +188,8 @@ impl LateQueue {
     }
 
     /// The oldest request, if it waited too long.
+    ///
+    /// An age counts only with the arrival of the waiting request: the id may have left and come again.
     fn overdue(&mut self, now_s: f64) -> Option<RequestId> {
         while let Some(&(arrived_s, id)) = self.ages.front() {
             if self
@@ -193,6 +205,9 @@ impl LateQueue {
     }
 
     /// Whether no worker can have got room since the last pass, so that the requests it left waiting wait on.
+    ///
+    /// A first token frees an engine pass, so any change of prefills counts. The end of a request frees memory and a
+    /// sequence, which matters only where a worker lacked one of them. An old pass is not trusted: caches changed.
     fn is_unchanged(&self, last: &LastPass, now: RoomChanges, now_s: f64) -> bool {
         last.may_share
             && self.arrivals.len() <= self.config.window
@@ -242,6 +257,10 @@ impl LateQueue {
         placed
     }
 
+    /// The body of a pass. `survey` keeps what was seen, also when the pass places a request.
+    ///
+    /// A match is made again before it is acted on when it is old. The new match may choose another worker, which must
+    /// have room too.
     fn survey_and_place(&mut self, turn: &mut Turn<'_>, survey: &mut Survey) -> Result<bool, Error> {
         self.pending.reset(turn.decisions.positions());
         self.blocked.clear();

@@ -93,8 +93,9 @@ const MAX_CHANGES: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct RegimeController {
     settings: RegimeSettings,
+    /// The regime as of the last poll.
     regime: Regime,
-    /// When the regime was entered.
+    /// When the regime was entered, seconds. Minus infinity for the first regime, which may be left at once.
     since_s: f64,
     /// When the next poll is due. `None` before the first call.
     next_s: Option<f64>,

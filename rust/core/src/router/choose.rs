@@ -25,7 +25,7 @@ impl RouterState {
         priced: impl FnOnce(),
     ) -> Choice {
         self.price(matched, pending, now_s);
-        priced();
+        priced(); // the caller's clock: the stage of prices ends here
         let costs = &self.columns.costs;
         let (chosen, cost) = match pick(costs, self.pricing.policy().temperature(), &mut self.rng) {
             Some(chosen) => (chosen, costs[chosen]),
@@ -84,6 +84,7 @@ impl RouterState {
             self.columns
                 .fill_latency(matched, &self.ledger.columns(), pending);
         }
+        // Costs and generator leave the state for the call, since the view borrows the rest of it.
         let mut costs = std::mem::take(&mut self.columns.costs);
         let mut rng = self.rng.clone();
         self.pricing
@@ -93,7 +94,7 @@ impl RouterState {
         self.columns.costs = costs;
     }
 
-    /// The view of a price. The columns must have been filled for the same match and time.
+    /// The view of a price: slices, and no copy. The columns must have been filled for the same match and time.
     fn view<'a>(&'a self, matched: &'a Matched, now_s: f64) -> View<'a> {
         let columns = &self.columns;
         let (prefill_tokens, decode_blocks, active_requests) = columns.loads(&self.load);

@@ -10,6 +10,7 @@
 use std::sync::MutexGuard;
 
 use super::Router;
+use super::room_changes::RoomChanges;
 use super::state::RouterState;
 use crate::error::Error;
 use crate::index::Slot;
@@ -17,17 +18,6 @@ use crate::ledger::{Occupancy, Work};
 use crate::matched::{Matched, PendingLoad};
 use crate::overlaps::Overlaps;
 use crate::request::{Choice, Decision, RouteRequest, Stage};
-
-/// Counts of changes that may give a worker room. A queue compares two readings to skip a pass that could place
-/// nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RoomChanges {
-    /// Prompts that stopped waiting on a worker, reports of engine queues, changes of the fleet, of policies and of
-    /// curves.
-    pub prefills: u64,
-    /// Ends of requests. Each gives back KV memory and a sequence.
-    pub releases: u64,
-}
 
 /// The state of a router, locked for the decisions of one moment.
 pub(crate) struct Decisions<'a> {

@@ -18,6 +18,7 @@ mod inspect;
 mod outcomes;
 mod pricing;
 mod record;
+mod room_changes;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -26,9 +27,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use self::config::RouterConfig;
-pub(crate) use self::decisions::{Decisions, RoomChanges};
+pub(crate) use self::decisions::Decisions;
 pub use self::inspect::FleetLoad;
 use self::pricing::Pricing;
+pub(crate) use self::room_changes::RoomChanges;
 use self::state::RouterState;
 use crate::error::Error;
 use crate::hash::BlockHasher;

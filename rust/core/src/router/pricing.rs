@@ -9,8 +9,11 @@ use crate::regime::{RegimeChange, RegimeController};
 
 /// A policy with its controller.
 pub(super) struct Pricing {
+    /// The policy's configuration, from which the policy of another regime is built.
     config: PolicyConfig,
+    /// The policy in force, for the regime of the controller.
     policy: Box<dyn Policy>,
+    /// Chooses the regime. `None` for a policy without regimes.
     controller: Option<RegimeController>,
 }
 
@@ -55,6 +58,7 @@ impl Pricing {
         changes.collect()
     }
 
+    /// Lets the controller take a step, and builds the policy of the new regime when the step changed it.
     fn control(&mut self, step: impl FnOnce(&mut RegimeController)) {
         let Some(controller) = &mut self.controller else {
             return;

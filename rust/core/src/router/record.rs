@@ -1,4 +1,7 @@
 //! Booked decisions as they are recorded for the price of anarchy.
+//!
+//! The meter ([`crate::anarchy`]) compares what was chosen with the best assignment of the same requests. It needs every
+//! candidate's cost in seconds under every policy, also one that prices blocks, so the ledger estimates them here.
 
 use super::inspect::MAX_KEPT;
 use super::state::RouterState;
@@ -9,6 +12,9 @@ use crate::request::{RequestId, RouteRequest};
 
 impl RouterState {
     /// Records what each candidate costs in seconds, when the price of anarchy is measured.
+    ///
+    /// A full list drops the decision: the meter samples, and memory stays bounded when nobody reads. A request without
+    /// an id has no outcome to compare with, so it is not recorded.
     pub(super) fn record(
         &mut self,
         request: &RouteRequest<'_>,
@@ -44,6 +50,7 @@ impl RouterState {
             decode_s: Vec::with_capacity(count),
             wait_s: Vec::with_capacity(count),
         };
+        // The step of each candidate with and without the request, over a whole answer.
         let mut peer_decode_s = Vec::with_capacity(count);
         let mut step_s = 0.0;
         for (i, &slot) in matched.slots.iter().enumerate() {

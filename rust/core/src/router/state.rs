@@ -3,8 +3,8 @@
 //! `choose.rs` has the steps of a decision over it, `record.rs` what is kept for the price of anarchy.
 
 use super::RouterConfig;
-use super::decisions::RoomChanges;
 use super::pricing::Pricing;
+use super::room_changes::RoomChanges;
 use crate::anarchy::RecordedDecision;
 use crate::clock::Clock;
 use crate::error::Error;
@@ -25,6 +25,7 @@ pub(super) struct RouterState {
     /// The configuration that the router was made with. Its policy is the first one: [`RouterState::pricing`] holds the
     /// policy in force.
     pub(super) config: RouterConfig,
+    /// The policy in force, with its controller.
     pub(super) pricing: Pricing,
     /// Every time that a caller gives passes through it.
     pub(super) clock: Clock,
@@ -38,6 +39,7 @@ pub(super) struct RouterState {
     pub(super) load: Load,
     /// Bookings in seconds, with the latency curves.
     pub(super) ledger: Ledger,
+    /// Counts of decisions and bookings. The index counts events.
     pub(super) counters: Counters,
     /// What may have given a worker room. It changes under the same lock as the room, so that a queue that read it
     /// before a pass cannot miss a change.
@@ -95,6 +97,7 @@ impl RouterState {
     /// Returns how many bookings ended.
     pub(super) fn expire(&mut self, now_s: f64) -> usize {
         let expired = self.load.expire(now_s);
+        // The ledger keeps its own expiries of the same bookings. Both use the same times, so they end together.
         let assumed = self.ledger.expire(now_s);
         for &request in &assumed {
             let _ = self.load.prefill_done(request);
@@ -152,6 +155,8 @@ impl RouterState {
     }
 
     /// Opens the booking of a placed request. A request without an id leaves no trace.
+    ///
+    /// The load comes first: the ledger reads the blocks in flight with the request among them.
     pub(super) fn open(&mut self, request: &RouteRequest<'_>, slot: Slot, work: Work, now_s: f64) {
         let Some(id) = request.request_id else {
             return;

@@ -99,19 +99,19 @@ impl TimingPoints {
     }
 
     fn check(&self) -> Result<(), ServiceError> {
-        let all = [("prefill", &self.prefill), ("step", &self.step)];
-        for (name, points) in all {
-            if points.len() > MAX_TIMING_POINTS {
+        let prefill = self.prefill.iter().find(|point| !point.is_usable());
+        let step = self.step.iter().find(|point| !point.is_usable());
+        let all: [(_, _, Option<(f64, f64, f64)>); 2] = [
+            ("prefill", self.prefill.len(), prefill.map(|&point| point.into())),
+            ("step", self.step.len(), step.map(|&point| point.into())),
+        ];
+        for (name, points, wrong) in all {
+            if points > MAX_TIMING_POINTS {
                 return Err(ServiceError::Config(format!(
-                    "routing.timing.{name}: got {} points, at most {MAX_TIMING_POINTS}",
-                    points.len()
+                    "routing.timing.{name}: got {points} points, at most {MAX_TIMING_POINTS}"
                 )));
             }
-            let usable = |&(a, b, s): &(f64, f64, f64)| {
-                let (a_fits, b_fits) = (a.is_finite() && a >= 0.0, b.is_finite() && b >= 0.0);
-                a_fits && b_fits && s.is_finite() && s > 0.0
-            };
-            if let Some(point) = points.iter().find(|&point| !usable(point)) {
+            if let Some(point) = wrong {
                 return Err(ServiceError::Config(format!(
                     "routing.timing.{name}: got the point {point:?}, expected two numbers of 0 or above and seconds above 0"
                 )));

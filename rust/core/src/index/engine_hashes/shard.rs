@@ -90,6 +90,8 @@ impl Shard {
     }
 
     /// Reads the line `beyond` lines after a key's home, if the lines before it look full.
+    ///
+    /// The result has no meaning. The caller combines the results of several calls, so that the compiler keeps the reads.
     #[inline]
     pub(super) fn prefetch(&self, key: u64, beyond: u32) -> u32 {
         if self.layout.home_lines == 0 {
@@ -104,7 +106,7 @@ impl Shard {
         }
     }
 
-    /// A group that may have the engine hash, without comparing.
+    /// A group that may have the engine hash, without comparing. Only for prefetching: a wrong guess costs one read.
     #[inline]
     pub(super) fn guess_group(&self, key: u64) -> Option<BlockGroup> {
         let layout = self.layout;
@@ -177,6 +179,8 @@ impl Shard {
 
     /// Restores the invariant after a full line lost an entry: moves a displaced entry back into it, and so
     /// on with the line that entry left.
+    ///
+    /// Without it a look-up would stop at the free lane and miss the entries behind it.
     fn backfill(&mut self, mut at: u32, mut lane: usize) {
         let layout = self.layout;
         while let Some((from, of)) = self.displaced_over(at) {
@@ -196,7 +200,7 @@ impl Shard {
         }
     }
 
-    /// An entry in a later line that may lie in line `at`.
+    /// An entry in a later line that may lie in line `at`: its home is `at` or before.
     fn displaced_over(&self, at: u32) -> Option<(u32, usize)> {
         let layout = self.layout;
         let limit = layout.first_of(at + 1);

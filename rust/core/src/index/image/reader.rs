@@ -21,7 +21,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next `count` bytes.
+    /// The next `count` bytes. The position moves only when they are there.
     pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], ImageError> {
         let taken = self.bytes[self.at..].get(..count);
         let taken = taken.ok_or_else(|| self.broken("an entry must end within the body"))?;
@@ -36,23 +36,30 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(number))
     }
 
+    /// The next byte. All numbers are little-endian.
     pub(super) fn u8(&mut self) -> Result<u32, ImageError> {
         self.number::<1>().map(|number| number as u32)
     }
 
+    /// The next two bytes, as an index.
     pub(super) fn u16(&mut self) -> Result<usize, ImageError> {
         self.number::<2>().map(|number| number as usize)
     }
 
+    /// The next four bytes.
     pub(super) fn u32(&mut self) -> Result<u32, ImageError> {
         self.number::<4>().map(|number| number as u32)
     }
 
+    /// The next eight bytes.
     pub(super) fn u64(&mut self) -> Result<u64, ImageError> {
         self.number::<8>()
     }
 
     /// A count of entries, each of at least `entry_bytes` bytes.
+    ///
+    /// A count that the remaining bytes cannot fill is refused at once, so that no loop runs for it and no memory is
+    /// reserved.
     pub(super) fn count(&mut self, entry_bytes: usize) -> Result<usize, ImageError> {
         let count = self.u32()? as usize;
         if count.saturating_mul(entry_bytes) > self.bytes.len() - self.at {
@@ -63,6 +70,9 @@ impl<'a> Reader<'a> {
 }
 
 /// Body of an image whose header and checksum are right.
+///
+/// The checks go from cheap to dear, and the hashing comes last: only an undamaged image can say that it was made with
+/// another hash.
 pub(super) fn body(bytes: &[u8], hashing: u64) -> Result<&[u8], ImageError> {
     if bytes.get(..8) != Some(MAGIC) {
         return Err(ImageError::Magic);

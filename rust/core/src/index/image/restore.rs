@@ -1,4 +1,8 @@
 //! Restoring an image into an empty index.
+//!
+//! An image is outside data: its checksum shows damage, and not that its writer was right. Every rule that the index
+//! relies on is therefore checked while it is read, before anything is written that would break it. A refused image
+//! leaves an empty index. O(blocks + holders), under the writer's lock.
 
 use super::super::Slot;
 use super::super::frame::{BlockId, FRAME_BLOCKS, FrameId};
@@ -24,6 +28,9 @@ struct Restore<'a> {
 }
 
 /// Restores the registered workers of an image into an empty index.
+///
+/// Blocks of workers that are not registered here are read, checked and dropped: `free_dead` frees the frames that no
+/// worker holds in the end, children first.
 pub(in crate::index) fn read(
     shared: &Shared,
     writer: &mut Writer,
@@ -72,6 +79,7 @@ impl Restore<'_> {
             let worker = WorkerId::new(self.bytes.u64()?, self.bytes.u32()?);
             let position = Some(self.bytes.u64()?).filter(|&position| position != u64::MAX);
             let slot = writer.slot_of.get(&worker).copied();
+            // Order makes a repeated worker visible without a set of all workers.
             if self
                 .workers
                 .iter()
@@ -140,12 +148,14 @@ impl Restore<'_> {
             ))
         };
         let locals: Vec<LocalHash> = locals.map(local).collect();
+        // Two frames for one path would let a match find either, and see half of the holders.
         if shared.paths.step(parent, &locals).is_some() {
             return Err(self.bytes.broken("a path must be in the image once"));
         }
         if writer.allocator.blocks() + u64::from(len) > self.blocks_max {
             return Err(ImageError::Full);
         }
+        // Never extends the parent's frame: the image has its own frames, and their numbers must stay.
         let added = shared.paths.add(&mut writer.allocator, parent, &locals, false);
         let id = added.ok_or(ImageError::Full)?.first.frame();
         shared.engine_hashes.reserve(writer.allocator.chunks());
@@ -159,7 +169,7 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Reads the common engine hashes of a frame.
+    /// Reads the common engine hashes of a frame. A bit mask says which blocks have one.
     fn hashes(
         &mut self,
         shared: &Shared,
@@ -190,7 +200,7 @@ impl Restore<'_> {
             .ok_or_else(|| self.bytes.broken("a holder must be one of the workers"))
     }
 
-    /// Reads one holder of a frame.
+    /// Reads one holder of a frame. A repeated holder would count its blocks twice.
     fn holder(
         &mut self,
         shared: &Shared,
@@ -218,7 +228,7 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Reads the copies of one block beyond the first.
+    /// Reads the copies of one block beyond the first. Copies of a block that is not held would never be removed.
     fn copies(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
         let block = self.block(shared)?;
         let slot = self.slot()?;
@@ -234,7 +244,7 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Reads one alias.
+    /// Reads one alias: a hash that one worker uses for a block with another common hash.
     fn alias(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
         let block = self.block(shared)?;
         let slot = self.slot()?;

@@ -1,4 +1,8 @@
 //! Writing an image of the index.
+//!
+//! Frame ids and slots mean nothing in another process, so the image numbers frames and workers anew. Frames are
+//! written parents first: a reader then finds the parent of every frame among the frames before it, in one pass.
+//! The module `image` has the layout. O(blocks + holders), under the writer's lock.
 
 use rustc_hash::FxHashMap;
 use xxhash_rust::xxh3::xxh3_64;
@@ -14,6 +18,9 @@ use crate::event::Tier;
 use crate::worker::WorkerId;
 
 /// Writes an image with the registered workers.
+///
+/// The header comes last, since it holds the length and the checksum of the body. Workers are sorted, so that equal
+/// indexes give equal bytes for equal trees.
 pub(in crate::index) fn write(
     shared: &Shared,
     writer: &Writer,
@@ -49,6 +56,9 @@ pub(in crate::index) fn write(
 }
 
 /// Frames with every parent before its children, and the number of each frame in that order.
+///
+/// Each frame walks up to the nearest numbered ancestor, and its path is numbered from there down. Every frame is
+/// pushed once, so the order takes O(frames) without recursion, which a deep path could exhaust.
 fn parents_first(shared: &Shared, writer: &Writer) -> (Vec<FrameId>, Vec<u32>) {
     let (mut order, mut number_of) = (Vec::new(), vec![NONE; writer.allocator.frames_ever()]);
     let mut above = Vec::new();
@@ -71,6 +81,9 @@ fn parents_first(shared: &Shared, writer: &Writer) -> (Vec<FrameId>, Vec<u32>) {
 }
 
 /// Writes one frame: parent, hashes and holders.
+///
+/// A holder whose worker is not registered, such as one that is being removed, is left out. The number of holders is
+/// therefore written after them, into the place kept for it.
 fn write_frame(
     out: &mut Vec<u8>,
     shared: &Shared,
@@ -111,7 +124,8 @@ fn write_frame(
     }
 }
 
-/// Writes the copies beyond the first and the aliases.
+/// Writes the copies beyond the first and the aliases. Both are rare, so they follow the frames instead of taking bytes
+/// in each.
 fn write_copies_and_aliases(
     out: &mut Vec<u8>,
     writer: &Writer,
