@@ -1,10 +1,10 @@
 """The opt-in calibrator: adopts a shadow that proved better, within narrow limits.
 
 The calibrator may change the objective of `toll` and κ, nothing else, and only while `toll` is in
-force. It adopts a candidate under two conditions. Over a whole window of the last 20 ticks, the
-candidate is significantly better in the figure that the objective weighs most (paired, 5 % over all
-shadows together, gain above 2 %). And the simulated clock agrees with the measured clock. The
-simulator decides both (`ShadowFleets::suggest_among`).
+force. It adopts a candidate under two conditions. First, over a whole window of the last 20 ticks,
+the candidate is significantly better in the figure that the objective weighs most. The test is
+paired, at 5 % over all shadows together, and the gain must exceed 2 %. Second, the simulated clock
+agrees with the measured clock. The simulator decides both (`ShadowFleets::suggest_among`).
 
 The change goes through the audited door as `calibrator`. So it is bounded and recorded, it can be
 rolled back, and the guard puts it on trial where the controller acts. The calibrator leaves

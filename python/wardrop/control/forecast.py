@@ -2,8 +2,8 @@
 
 A queue that grows by itself is no harm of a change, and a queue that drains hides harm. So the
 forecast continues the waiting prefill B (seconds per worker) from the moment of the change. It uses
-the arrivals since then and the work per request from before, because a change may spoil the caches,
-and that must not count as load:
+the arrivals since then, and the work per request from before. A change may spoil the caches, and
+the extra work must not count as load:
 
     dB/dt = arrivals · work − g · B/(B + h)
 

@@ -2,8 +2,8 @@
 
 The prediction is the course without the change: `wardrop.control.forecast` continues the queue at
 the load that really arrived. So neither a queue that grows by itself nor a surge counts as harm.
-Where load and queue are unknown, as on a metrics page, the prediction is that all figures stay, and
-only samples at a similar load are judged.
+Where load and queue are unknown, as on a metrics page, the prediction is that all figures stay.
+Only samples at a similar load are then judged.
 
 No figure of `COSTS` may exceed its prediction by more than `tolerance`. Nor may fewer answers end
 (`answers_per_s`), because refusing requests helps all others. A difference counts when it exceeds

@@ -1,7 +1,7 @@
 """The controller in a running gateway: a loop that polls, decides and acts through the door.
 
 The loop runs four times a second by default. One native call returns the outcomes since the last
-poll, one pure step of the controller decides, and its action goes through the same audited door as
+poll, and one pure step of the controller decides. Its action goes through the same audited door as
 a change by hand.
 """
 

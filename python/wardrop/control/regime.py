@@ -2,8 +2,8 @@
 
 Three measures decide. All are *relative*, because absolute thresholds differ for every model:
 
-* the time to first token over the fleet's own baseline at low load, smoothed over seconds, because
-  the tail of a stable fleet varies by its own size from one second to the next;
+* the time to first token over the fleet's own baseline at low load. It is smoothed over seconds,
+  because the tail of a stable fleet varies by its own size from one second to the next;
 * the wait that is already certain (prefill in queue and in flight), which no outcome shows yet;
 * the load over the knee that the learned curves give, as far as the number of arrivals makes the
   load certain. This measure notices a surge within a second: the larger the surge, the sooner.
@@ -203,10 +203,10 @@ def knee_load(loads: NDArray[np.float64], latencies: NDArray[np.float64]) -> flo
 def knee_utilisation(request_s: float, spread: float = 1.0, horizon_s: float = 60.0) -> float:
     """Utilisation at which waiting bends most, for requests of `request_s` prefill seconds.
 
-    Waiting over a horizon T by the time-dependent form of the queue (Akçelik 1991): with x the
-    utilisation, c = 1/`request_s` the capacity and k = (1 + spread²)/2,
-    `T/4 · (x − 1 + √((x − 1)² + 8·k·x/(c·T)))`, which is the stationary queue well below 1 and
-    the fluid queue above. The knee is `knee_load` of this wait.
+    Waiting over a horizon T follows the time-dependent form of the queue (Akçelik 1991):
+    `T/4 · (x − 1 + √((x − 1)² + 8·k·x/(c·T)))`. Here x is the utilisation, c = 1/`request_s` the
+    capacity, and k = (1 + spread²)/2. It is the stationary queue well below 1, and the fluid queue
+    above. The knee is `knee_load` of this wait.
 
     Args:
         request_s: mean prefill seconds of a request, above 0.

@@ -2,7 +2,7 @@
 
 `Telemetry.take` takes one `Gateway.sample()` and returns the sample over the last `span_s`; none of
 it runs per request. `PageTelemetry` makes the same samples from the differences between two reads
-of a Prometheus text page, for the time in which the gateway's own outcomes are stale.
+of a Prometheus text page. It serves while the gateway's own outcomes are stale.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 * `resource` Γ_PD: how many prefill and how many decode workers?
 * `coupled`  the three together with the planner's delay: does the loop oscillate?
 
-The frame is the paper's ("The Price of Anarchy in Disaggregated Inference", arXiv 2606.17081);
-docstrings mark what it states [A], what a reader of it reports [R], what is our own [O], and name
-the source of what is standard. Only numpy and scipy are needed; nothing here touches the router or
-a live fleet.
+The frame is that of the paper "The Price of Anarchy in Disaggregated Inference" (arXiv 2606.17081).
+Docstrings mark what the paper states [A], what a reader of the paper reports [R], and what is our
+own [O]. They name the source of what is standard. The games need numpy and scipy only, and touch
+neither a router nor a live fleet.
 """

@@ -70,8 +70,8 @@ def read_trace(path: Path, spread_ties: bool = True, limit: int | None = None) -
 
     Args:
         path: the file, plain, .gz or .zst.
-        spread_ties: spread requests that share a timestamp evenly until the next one (Mooncake's
-            clock ticks every 3 s, and a whole tick at once would be a burst that never was).
+        spread_ties: spread requests that share a timestamp evenly until the next one. Mooncake's
+            clock ticks every 3 s, and a whole tick at once would be a burst that never was.
         limit: read at most this many rows.
 
     Raises:

@@ -30,11 +30,11 @@ def combined(pools: Sequence[Report | None]) -> Report:
     erred together.
 
     Returns:
-        `poa` with `poa_low` and `poa_high`, `poa_paper` and `poa_square` (weighted alike),
-        `regret_mean_s` (sum over the legs of a request), and as shares of the actual social cost
-        `poa_cache` and `poa_load`, the cost that another placement would have saved, and
-        `poa_split`, the cost that no placement could save. Last, `model_error` of predicted first
-        tokens. Empty where nothing was measured.
+        Figures by name, empty where nothing was measured. `poa` has the bounds `poa_low` and
+        `poa_high`. `poa_paper` and `poa_square` are weighted alike. `regret_mean_s` is the sum over
+        the legs of a request. Three shares of the actual social cost follow. `poa_cache` and
+        `poa_load` are what another placement would have saved. `poa_split` is what no placement
+        could save. `model_error` is that of predicted first tokens.
     """
     kept = [pool for pool in pools if pool is not None]
     if not kept:

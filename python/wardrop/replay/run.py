@@ -221,13 +221,14 @@ class Result:
             slo: limits of goodput; the defaults of `Slo` if None.
 
         Returns:
-            Seconds for TTFT and E2E (mean, p50, p90, p99), ms for ITL over all token gaps (mean,
-            p50, p99), `reuse` (share of prompt tokens found in caches), `requests_per_s` and
-            `output_tokens_per_s` over the whole run, `goodput_per_s` (requests within `slo` per
-            second of arrivals) and `attainment` (their share), `load_spread` (coefficient of
-            variation over workers of prompt tokens computed), `completed`, `failed`, `preemptions`.
-            With a controller also `changes`, `changes_kept` and `changes_rolled_back`. With
-            `Fleet.anarchy_window` also the figures of `wardrop.replay.anarchy.combined`.
+            Figures by name. TTFT and E2E are seconds (mean, p50, p90, p99). ITL is ms over all
+            token gaps (mean, p50, p99). `reuse` is the share of prompt tokens found in caches.
+            `requests_per_s` and `output_tokens_per_s` are over the whole run. `goodput_per_s` is
+            requests within `slo` per second of arrivals, and `attainment` is their share.
+            `load_spread` is the coefficient of variation, over workers, of prompt tokens computed.
+            `completed`, `failed` and `preemptions` are counts. With a controller also `changes`,
+            `changes_kept` and `changes_rolled_back`. With `Fleet.anarchy_window` also the figures
+            of `wardrop.replay.anarchy.combined`.
         """
         slo = slo or Slo()
         done = self.complete

@@ -1,7 +1,7 @@
 """Sweeps: simulations of policies × loads × seeds, on all cores, resumable.
 
-A cell is one simulation. Its figures go to a JSON-lines file as soon as they are known, and a sweep
-does not run a cell again that it finds in the file. Under every policy, equal seeds give the same
+A cell is one simulation. Its figures go to a JSON-lines file as soon as they are known. A sweep
+skips every cell that it finds in the file. Under every policy, equal seeds give the same
 requests at the same times, so policies are compared in pairs.
 """
 

@@ -1,7 +1,8 @@
 """Tuning: the best parameters of a policy on one part of a trace, scored on another part.
 
 The method is a cyclic coordinate search over a grid. Each parameter in turn tries its values while
-the others are fixed, and keeps the value with the lowest cost, until a whole round changes nothing.
+the others are fixed, and keeps the value with the lowest cost. The search ends with a round that
+changes nothing.
 The cost is the geometric mean of a figure over loads and seeds, relative to the defaults of the
 policy: below 1 is better. Only the score on the held-out part is unbiased.
 """

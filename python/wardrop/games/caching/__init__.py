@@ -1,9 +1,14 @@
 """Γ_KV, the caching game: workers choose which blocks to keep, and in which tier.
 
-See `docs/explanation/games/caching.md`.
-`topology` turns bytes and bandwidths into seconds, `game` is the cost, `equilibria` and `optimum`
-what follows from it, `graphs` the reference graphs with their bounds, `frequency` KVBM's rule,
-`demand` the way from a trace to a verdict, `paradox` the search for a cache that hurts.
+`docs/explanation/games/caching.md` explains the game.
+
+* `topology`: seconds from bytes and bandwidths.
+* `game`: the cost of a placement.
+* `equilibria`, `optimum`: what selfish workers reach, and the least cost.
+* `graphs`: reference graphs with published bounds.
+* `frequency`: the rule of KVBM, Dynamo's block manager.
+* `demand`: from a trace to a verdict.
+* `paradox`: the search for a cache that hurts.
 """
 
 from wardrop.games.caching.demand import (

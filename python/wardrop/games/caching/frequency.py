@@ -1,10 +1,10 @@
 """Today's placement: LRU in HBM with KVBM's frequency rule in front of host memory, replayed.
 
 Where it stands: the baseline that equilibrium and optimum are compared with. KVBM (Dynamo's block
-manager) promotes a block from G1 to G2 once its count reaches 2: a count starts at 1, doubles each
-time the block is offered again, and all counts fall by 1 every decay interval and are dropped at 0
-(read from its offload filter, 300 s in an early version; the paper exercised no spill [R]). LRU in
-both tiers is our reading [O].
+manager) promotes a block from G1 to G2 once its count reaches 2. A count starts at 1 and doubles
+each time the block is offered again. All counts fall by 1 every decay interval, and are dropped at
+0. Source: KVBM's offload filter, with an interval of 300 s in an early version. The paper exercised
+no spill [R]. LRU in both tiers is our reading [O].
 """
 
 from __future__ import annotations

@@ -56,9 +56,8 @@ def star_bound() -> float:
 def line_bound(n: int) -> float:
     """1 + √n/2. The order O(√n) is Chun et al. 2004; the constant is ours [O].
 
-    Sketch: at an equilibrium every worker is within α of a replica and replicas are at least α
-    apart,
-    so its cost is at most n(1 + α/2) for α < n and α + n²/2 otherwise, while n workers served by r
+    Sketch: at an equilibrium every worker is within α of a replica, and replicas are at least α
+    apart. So its cost is at most n(1 + α/2) for α < n, and α + n²/2 otherwise. In the optimum, r
     evenly spaced replicas cost about r·α + n²/4r ≥ n√α. A test enumerates n ≤ 11 over a grid of α.
     """
     return 1.0 + 0.5 * math.sqrt(n)

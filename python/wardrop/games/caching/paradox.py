@@ -1,9 +1,9 @@
 """Adding a cache can hurt: an instance found by search, not quoted.
 
 Where it stands: on `equilibria.py`. Ma, Yeh and Huang (MobiHoc 2019) showed that giving a node a
-cache can worsen selfish caching, Braess's paradox for caches. Here small random fleets are
-enumerated twice, with and without one worker's cache, until *every* equilibrium with the cache
-costs more than *every* one without it.
+cache can worsen selfish caching, Braess's paradox for caches. The search enumerates small random
+fleets twice, with and without one worker's cache. It ends when *every* equilibrium with the cache
+costs more than *every* equilibrium without it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """The three games together: cache → overlap → routing → pressure → split.
 
-See `docs/explanation/games/coupled.md`.
-`cache` is Che's approximation, `planner` the rule with its linear theory, `loop` the closed loop,
-`advice` the stability map and the recommendation that a planner can read.
+`docs/explanation/games/coupled.md` explains the loop.
+
+* `cache`: hit rates by Che's approximation.
+* `planner`: the rule of the planner, with its linear theory.
+* `loop`: the closed loop over time.
+* `advice`: the stability map, and a recommendation for a planner.
 """
 
 from wardrop.games.coupled.advice import (

@@ -2,8 +2,8 @@
 
 Where it stands: the Γ_PD end of the loop. The paper's planner moves ±1 worker per 30 s [R]; its
 rule is not known, so this one is ours [O]: it moves in proportion to the log ratio of the two
-pools' pressures. Linearised, x_{k+1} = x_k − κ·x_{k−m} with κ = gain·slope and m the dead time in
-intervals, which is stable if and only if 0 < κ < 2·sin(π/(2(2m + 1))) (Levin and May 1976).
+pools' pressures. Linearised, x_{k+1} = x_k − κ·x_{k−m}, with κ = gain·slope and m the dead time in
+intervals. It is stable if and only if 0 < κ < 2·sin(π/(2(2m + 1))) (Levin and May 1976).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Which split to run: the resource game's answer, checked against its neighbours.
 
 Where it stands: the end of Γ_PD; `wardrop games split` prints it. Curves of the two pools give a
-start (the variational equilibrium); then whole splits are tried around it while goodput rises,
-because what an operator wants is requests that keep *both* limits, and that only a joint run can
-say.
+start, the variational equilibrium. Whole splits around the start are then tried while goodput
+rises. An operator wants requests that keep *both* limits, and only a joint run counts them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,13 @@
-"""Γ_R, the routing game: requests choose workers. See `docs/explanation/games/routing.md`.
+"""Γ_R, the routing game: requests choose workers.
 
-`latency` and `saturation` hold the delay families, `game` the finite games, `equilibria` and
-`potential` what they lead to, `optimum` and `flow` the exact optimum (dense and large), `nonatomic`
-the continuum with its tolls, `anarchy` the ratios and `bounds` the classical limits on them.
+`docs/explanation/games/routing.md` explains the game.
+
+* `latency`, `saturation`: families of delay against load.
+* `game`: the finite games.
+* `equilibria`, `potential`: where selfish requests come to rest, and why.
+* `optimum`, `flow`: the exact optimum, dense for hundreds of requests and sparse for thousands.
+* `nonatomic`: the continuum of requests, with tolls.
+* `anarchy`, `bounds`: the price of anarchy, and its classical limits.
 """
 
 from wardrop.games.routing.anarchy import AnarchyReport, analyse, analyse_large

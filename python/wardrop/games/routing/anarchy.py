@@ -1,8 +1,9 @@
 """Price of anarchy and price of stability, with how exactly each is known.
 
 Where it stands: the answer of Γ_R, for small games by enumeration and for large ones by solver and
-dynamics. A ratio found by dynamics is a *lower* bound on the price of anarchy (a worse equilibrium
-may exist) and an upper bound on the price of stability; the report says which it is.
+dynamics. A ratio found by dynamics is a *lower* bound on the price of anarchy, since a worse
+equilibrium may exist. It is an upper bound on the price of stability. The report says whether its
+ratios are exact.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ integer array (…, players) of worker indices; costs are seconds.
 
 Two games, told apart by what the overlap is:
 
-* `FrozenOverlapGame`: the overlap is what the caches hold at decision time, so a request's cost is
-  a constant of its own plus a delay that counts heads. A congestion game with player-specific
+* `FrozenOverlapGame`: the overlap is what the caches hold at decision time. A request's cost is a
+  constant of its own plus a delay that counts heads: a congestion game with player-specific
   constants.
 * `EndogenousOverlapGame`: a request also shares the prefix of whoever is on the worker now, so it
   matters *who* is there: the paper's positive externality [A].

@@ -1,10 +1,11 @@
 """The social optimum of an atomic game with frozen overlap, exactly.
 
 Where it stands: the dense solver, for up to a few hundred requests; `flow.py` is the sparse one for
-thousands. Slot k of worker j is a column that costs the *marginal* k·ℓ_j(k) − (k−1)·ℓ_j(k−1); when
-n·ℓ_j(n) is convex these rise with k, so a cheapest assignment fills each worker from its first slot
-and its cost is the social cost: the optimum is one linear assignment. With columns that cost ℓ_j(k)
-instead, the same assignment minimises Rosenthal's potential and so *is* a Nash equilibrium.
+thousands. Slot k of worker j is a column that costs the *marginal* k·ℓ_j(k) − (k−1)·ℓ_j(k−1). When
+n·ℓ_j(n) is convex the marginals rise with k, so a cheapest assignment fills each worker from its
+first slot. The cost of the assignment is then the social cost, and the optimum is one linear
+assignment. With columns that cost ℓ_j(k), the same assignment minimises Rosenthal's potential, so
+it is a Nash equilibrium.
 """
 
 from __future__ import annotations

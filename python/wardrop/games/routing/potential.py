@@ -1,9 +1,10 @@
 """Does a game have an exact potential? The Monderer-Shapley test, and the potential itself.
 
-Where it stands: on `equilibria.cost_tensor`; small games only. A finite game has an exact potential
-if and only if, for every two players and every two strategies of each, the deviators' cost changes
-around the 4-cycle sum to zero (Monderer and Shapley 1996, corollary 2.9). The sum around one such
-cycle is the mixed second difference of C_i − C_k, so the test is one tensor operation a pair.
+Where it stands: on `equilibria.cost_tensor`; small games only. Two players with two strategies each
+form a 4-cycle of deviations. A finite game has an exact potential if and only if the deviators'
+cost changes sum to zero around every 4-cycle (Monderer and Shapley 1996, corollary 2.9). The sum
+around a cycle is the mixed second difference of C_i − C_k, so the test is one tensor operation per
+pair.
 """
 
 from __future__ import annotations
