@@ -46,8 +46,8 @@ _Tokens: TypeAlias = Sequence[int] | NDArray[Any] | array[int] | bytes | bytearr
 """Token ids, each below 2^32.
 
 A contiguous buffer of unsigned 32-bit integers (`numpy.uint32`, `array('I')` or a memoryview) is
-read in place, and so are bytes of little-endian 32-bit ids. Another integer array is copied with a
-range check. A list or tuple is read element by element.
+read in place, and so are bytes of little-endian 32-bit ids. Another integer array, of any width and
+in either byte order, is copied with a range check. A list or tuple is read element by element.
 """
 
 _Hashes: TypeAlias = Sequence[int] | NDArray[np.uint64] | NDArray[np.int64]

@@ -1,6 +1,7 @@
 """Token ids in every form, and hashes against Dynamo's own."""
 
 import array
+import ctypes
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wardrop
+from wardrop import _core
 
 FORMS: dict[str, Callable[[list[int]], Any]] = {
     "list": list,
@@ -38,6 +40,55 @@ def test_every_form_of_tokens_gives_the_same_hashes(
     expected = wardrop.block_hashes(ids, block_size)
     assert len(expected) == len(ids) // block_size
     assert wardrop.block_hashes(FORMS[form](ids), block_size) == expected
+
+
+NARROW = ["u1", "i1", "<u2", ">u2", "<i2", ">i2", "<u4", ">u4", "<i4", ">i4", "<u8", ">u8", ">i8"]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("layout", ["plain", "strided", "reversed", "read-only"])
+def test_every_integer_array_is_read_as_its_numbers(dtype: str, layout: str) -> None:
+    ids = np.arange(1, 65).astype(dtype)
+    if layout == "strided":
+        ids = np.repeat(ids, 3)[::3]
+    elif layout == "reversed":
+        ids = ids[::-1]
+    elif layout == "read-only":
+        ids.flags.writeable = False
+    expected = wardrop.block_hashes([int(id_) for id_ in ids], 4)
+    assert wardrop.block_hashes(ids, 4) == expected
+
+
+def test_arrays_of_ctypes_are_read_as_their_numbers() -> None:
+    ids = list(range(1, 65))
+    expected = wardrop.block_hashes(ids, 4)
+    for kind in (ctypes.c_uint32, ctypes.c_int64, ctypes.c_uint16):
+        assert wardrop.block_hashes((kind * 64)(*ids), 4) == expected
+        assert wardrop.block_hashes((kind.__ctype_be__ * 64)(*ids), 4) == expected
+
+
+@pytest.mark.parametrize("dtype", ["<u8", ">u8", "<i8", ">i8"])
+def test_hashes_in_either_byte_order_match(dtype: str) -> None:
+    router = wardrop.Router(4)
+    router.add_worker(1)
+    hashes = np.array(wardrop.block_hashes(range(64), 4), dtype=np.uint64)
+    router.apply(1, wardrop.Stored(list(range(16)), local_hashes=hashes))
+    given = hashes.view(np.int64).astype(dtype) if "i" in dtype else hashes.astype(dtype)
+    assert router.find_matches(hashes=given) == {(1, 0): (16, 0, 0)}
+    assert wardrop.sequence_hashes(given) == wardrop.sequence_hashes(hashes)
+
+
+def test_costs_in_either_byte_order_give_the_same_assignment() -> None:
+    costs = np.array([[3.0, 1.0, 2.0], [1.0, 5.0, 9.0]])
+    assert _core.assign(costs.astype(">f8")) == _core.assign(costs) == ([1, 0], 2.0)
+    marginals = np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    congested = _core.assign_congested(costs, marginals)
+    assert _core.assign_congested(costs.astype(">f8"), marginals.astype(">f8")) == congested
+
+
+def test_a_view_that_claims_more_items_than_any_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected at most 268435456"):
+        wardrop.block_hashes(np.broadcast_to(np.uint64(1), (2**40,)), 4)
 
 
 @pytest.mark.parametrize(

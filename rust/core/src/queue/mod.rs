@@ -355,9 +355,8 @@ fn match_and_estimate(
 ) -> Result<(Matched, Best), Error> {
     let question = request.question();
     let mut overlaps = router.look_up(&question);
-    let mut decisions = router.decisions();
-    let checked = decisions.check(&question);
-    let found = checked.and_then(|()| decisions.complete_match(&question, &mut overlaps));
+    let decisions = router.decisions();
+    let found = decisions.complete_match(&question, &mut overlaps);
     overlaps.keep();
     let matched = found?;
     let best = best(&decisions, &matched, now_s);

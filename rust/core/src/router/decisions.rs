@@ -73,12 +73,13 @@ impl Decisions<'_> {
     /// Matches a request against every candidate, for a queue that prices it several times.
     ///
     /// # Errors
-    /// [`Error::NoWorker`] when no candidate is available.
+    /// [`Error::NoWorker`] when no candidate is available, [`Error::Parameter`] for figures that cannot be true.
     pub fn complete_match(
         &self,
         request: &RouteRequest<'_>,
         overlaps: &mut Overlaps,
     ) -> Result<Matched, Error> {
+        RouterState::check_figures(request)?;
         let mut matched = Matched::default();
         self.fill_match(request, overlaps, &mut matched)?;
         self.state.fill_work(&mut matched);
@@ -146,14 +147,6 @@ impl Decisions<'_> {
         );
         self.state.check(request)?;
         Ok(self.state.commit(request, matched, choice, now_s))
-    }
-
-    /// Refuses a request that could not be booked.
-    ///
-    /// # Errors
-    /// As [`Decisions::place`], and [`Error::Parameter`] for a prompt that is too long.
-    pub fn check(&mut self, request: &RouteRequest<'_>) -> Result<(), Error> {
-        self.state.check(request)
     }
 
     /// The error when no worker takes requests. `None` while one does.

@@ -121,8 +121,8 @@ impl RouterState {
         }
     }
 
-    /// Refuses a request that cannot be booked.
-    pub(super) fn check(&mut self, request: &RouteRequest<'_>) -> Result<(), Error> {
+    /// Refuses a request whose figures cannot be true.
+    pub(super) fn check_figures(request: &RouteRequest<'_>) -> Result<(), Error> {
         let (locals, sequence) = (request.local_hashes.len(), request.sequence_hashes.len());
         if sequence != 0 && sequence != locals {
             let got = format!("{sequence} for {locals} local hashes");
@@ -139,6 +139,12 @@ impl RouterState {
                 expected: "at most 134,217,728 tokens",
             });
         }
+        Ok(())
+    }
+
+    /// Refuses a request that cannot be booked.
+    pub(super) fn check(&mut self, request: &RouteRequest<'_>) -> Result<(), Error> {
+        Self::check_figures(request)?;
         let Some(id) = request.request_id else {
             return Ok(());
         };
