@@ -305,4 +305,28 @@ mod tests {
         assert!(error.abs() < 0.05, "{error}");
         assert_eq!(curve.samples(), 200);
     }
+
+    #[test]
+    fn no_sample_takes_a_restarted_curve_out_of_its_bounds() {
+        let learning = Learning::default();
+        let mut record = Rls::new([1.0, 0.1], learning).record();
+        record.theta = vec![0.0, 0.0];
+        let nothing = Rls::<2>::restore(&record, learning).expect("a fair record");
+        for sample in [1e120, 1e6, 1e-300, f64::INFINITY, f64::NAN, 0.0, -1.0] {
+            let mut curve = nothing;
+            curve.observe(&[1.0, 5.0], sample);
+            assert_eq!(curve.predict(&[1.0, 5.0]), 0.0, "{sample} s teaches nothing");
+        }
+        let mut curve = nothing;
+        curve.observe(&[1.0, 5.0], 100.0);
+        assert!(
+            (curve.predict(&[1.0, 5.0]) - 100.0).abs() < 1e-9,
+            "a fair sample restarts it"
+        );
+        for (at, value) in [(0, 1e127), (1, f64::NAN), (0, -1.0)] {
+            let mut record = Rls::new([1.0, 0.1], learning).record();
+            record.theta[at] = value;
+            assert!(Rls::<2>::restore(&record, learning).is_err(), "{value}");
+        }
+    }
 }
