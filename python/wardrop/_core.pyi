@@ -1085,6 +1085,22 @@ class Gateway:
             Whether the publisher was followed.
         """
 
+    def begin_dump(self, model: str, role: str) -> int:
+        """Begin a dump: keep the events of the workers that need the dump, until it is loaded.
+
+        Call this before the dump is read, so that no event is lost between dump and load.
+
+        Args:
+            model: name of a registered model.
+            role: role of the pool.
+
+        Returns:
+            The number of workers that need the dump.
+
+        Raises:
+            ValueError: the model or the role is unknown.
+        """
+
     def load_dump(self, model: str, role: str, dump_json: str) -> int:
         """Fill the index of workers whose first events the gateway missed.
 

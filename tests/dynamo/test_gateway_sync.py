@@ -123,7 +123,10 @@ def test_fleet_is_applied_in_order_and_its_blocks_are_read_once(entries):
         bench.source.queue.put_nowait(view)
         await wait_until_async(lambda: bench.gateway.named("load_dump"))
         names = [call[0] for call in bench.gateway.calls]
-        assert names == ["upsert_model"] + ["upsert_worker"] * 2 + ["subscribe"] * 2 + ["load_dump"]
+        assert names == ["upsert_model"] + ["upsert_worker"] * 2 + ["subscribe"] * 2 + [
+            "begin_dump",
+            "load_dump",
+        ]
         model = json.loads(bench.gateway.named("upsert_model")[0][0])
         assert model == {
             "name": "tiny",

@@ -60,16 +60,20 @@ def test_next_event_proves_what_was_restored(serve, saved):
     worker = running.workers()[1]
     assert (worker["restored"], worker["synced"], worker["needs_resync"]) == (False, True, False)
     assert judged(running, "exact") == 1
-    assert running.gateway.load_dump("m", "aggregated", "[]") == 1, "only worker 2 needed it"
+    assert running.gateway.begin_dump("m", "aggregated") == 1, "only worker 2 needs it"
+    assert running.gateway.load_dump("m", "aggregated", "[]") == 1
     assert held(running) == 4
 
 
 def test_feed_that_went_on_meanwhile_is_read_again(serve, saved):
     publisher, data = saved
     running, _ = restored(serve, publisher, data)
-    publisher.event(1, 5, {"removed": {"block_hashes": [12]}})
+    publisher.event(1, 5, {"removed": {"block_hashes": [13]}})
     wait_until(lambda: judged(running, "outrun") == 1)
     assert running.workers()[1]["needs_resync"]
+    running.gateway.begin_dump("m", "aggregated")
+    publisher.event(1, 6, {"removed": {"block_hashes": [12]}})
+    wait_until(lambda: running.workers()[1]["last_event_id"] == 6)
     blocks = [{"block_hash": 11, "tokens_hash": 11}, {"block_hash": 12, "tokens_hash": 12}]
     stored = {"parent_hash": None, "blocks": blocks}
     dump = [{"worker_id": 1, "event": {"event_id": 1, "data": {"stored": stored}, "dp_rank": 0}}]
@@ -146,6 +150,7 @@ def test_idle_worker_that_only_a_dump_told_of_is_taken_over_where_another_follow
     blocks = [{"block_hash": 11, "tokens_hash": 11}]
     stored = {"parent_hash": None, "blocks": blocks}
     dump = [{"worker_id": 1, "event": {"event_id": 1, "data": {"stored": stored}, "dp_rank": 0}}]
+    running.gateway.begin_dump("m", "aggregated")
     running.gateway.load_dump("m", "aggregated", json.dumps(dump))
     data = running.gateway.save_index()
     running.gateway.stop()

@@ -38,8 +38,8 @@ class Engine:
         self.feed.apply(self.router, 1, self.sequence, payload)
         self.sequence += 1
 
-    def held(self, **scope: str) -> tuple[int, int, int]:
-        return self.router.find_matches(TOKENS, **scope).get((1, 0), (0, 0, 0))
+    def held(self, lora_name: str | None = None) -> tuple[int, int, int]:
+        return self.router.find_matches(TOKENS, lora_name=lora_name).get((1, 0), (0, 0, 0))
 
 
 @pytest.fixture

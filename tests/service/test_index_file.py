@@ -26,6 +26,7 @@ def gateway():
     made.upsert_worker(json.dumps({"model": "m", "role": "decode", "instance": 2}))
     feed = {"topic": "kv-events", "model": "m", "role": "aggregated", "publisher_id": 77}
     made.subscribe(json.dumps({**feed, "endpoint": "tcp://127.0.0.1:1", "instance": 1}))
+    made.begin_dump("m", "aggregated")
     made.load_dump("m", "aggregated", "[]")  # known as a whole: it holds nothing
     yield made
     made.stop()

@@ -124,6 +124,10 @@ class Feed:
     silence_ms: int = setting(2_000, "silence after which a worker is not chosen")
     quarantine_ms: int = setting(5_000, "time until a failed worker is tried again")
     max_feeds: int = setting(16_384, "open feeds")
+    deadline_ms: int = setting(3_000, "silence after which a feed is reconnected")
+    distrust_ms: int = setting(
+        30_000, "time after which suspect blocks are forgotten when no dump replaces them"
+    )
 
     def __post_init__(self) -> None:
         require_positive("feed", self)

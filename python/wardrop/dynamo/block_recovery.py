@@ -34,6 +34,7 @@ ReadBlocks = Callable[[str, int], Awaitable[str]]
 
 class _Worker(msgspec.Struct):
     needs_resync: bool = False
+    tail_unchecked: bool = False
 
 
 class _Pool(msgspec.Struct):
@@ -54,7 +55,11 @@ _STATUS = msgspec.json.Decoder(_Status)
 
 
 class BlockGateway(Protocol):
-    """The method of `wardrop._core.Gateway` that takes blocks."""
+    """The methods of `wardrop._core.Gateway` that take blocks."""
+
+    def begin_dump(self, model: str, role: str) -> object:
+        """Keep the events that arrive while a dump of a pool is read."""
+        ...
 
     def load_dump(self, model: str, role: str, dump_json: str) -> object:
         """Take over the blocks that a dump lists for the workers of a pool."""
@@ -132,20 +137,27 @@ class BlockRecovery:
         if self._read_blocks is None:
             return
         async with self._places:
-            for endpoint in endpoints:
-                try:
+            lists: list[str] = []
+            try:
+                # Events that arrive while the dump is read are kept, and joined with the dump.
+                await run_in_thread(partial(self._gateway.begin_dump, *pool))
+                for endpoint in endpoints:
                     text = await self._read_blocks(endpoint, block_size)
-                    await run_in_thread(partial(self._gateway.load_dump, *pool, text))
-                    self.dumps += 1
+                    lists.append(text.strip()[1:-1])
                     log.info("read the blocks of %s (%s, %d bytes)", endpoint, reason, len(text))
-                except Exception as error:
-                    self.dumps_failed += 1
-                    self._unread.setdefault(pool, reason)  # read again after the interval
-                    self._warn(f"the blocks of {endpoint} could not be read: {error}")
+                # One list for the pool: a worker that the list does not name holds no block.
+                whole = f"[{','.join(part for part in lists if part.strip())}]"
+                await run_in_thread(partial(self._gateway.load_dump, *pool, whole))
+                self.dumps += 1
+            except Exception as error:
+                self.dumps_failed += 1
+                self._unread.setdefault(pool, reason)  # read again after the interval
+                model, role = pool
+                self._warn(f"the blocks of {role} workers of {model} could not be read: {error}")
 
 
 def resync_pools(status: str) -> set[Pool]:
-    """Pools with a worker that the gateway's status marks with `needs_resync`.
+    """Pools with a worker whose events are missing, or whose end of the stream is unchecked.
 
     Raises:
         DecodeError: The status has another form.
@@ -155,5 +167,5 @@ def resync_pools(status: str) -> set[Pool]:
         (model.name, pool.role)
         for model in decoded.models
         for pool in model.pools
-        if any(worker.needs_resync for worker in pool.workers)
+        if any(worker.needs_resync or worker.tail_unchecked for worker in pool.workers)
     }

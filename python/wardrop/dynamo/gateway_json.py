@@ -54,5 +54,6 @@ def feed_json(feed: Feed) -> str:
             "role": feed.role,
             "publisher_id": feed.publisher_id,
             "instance": feed.instance,
+            "any_publisher": feed.any_publisher,
         }
     )

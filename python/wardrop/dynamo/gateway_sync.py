@@ -74,6 +74,10 @@ class FleetGateway(Protocol):
         """Stop reading a feed."""
         ...
 
+    def begin_dump(self, model: str, role: str) -> object:
+        """Keep the events of the pool's workers that need a dump, before the dump is read."""
+        ...
+
     def load_dump(self, model: str, role: str, dump_json: str) -> object:
         """Take over the blocks that a dump lists for the workers of a pool."""
         ...

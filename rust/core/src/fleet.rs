@@ -105,6 +105,11 @@ impl Fleet {
         &self.specs[slot.index()]
     }
 
+    /// Replaces the reported size of the worker in `slot`.
+    pub(crate) fn set_spec(&mut self, slot: Slot, spec: WorkerSpec) {
+        self.specs[slot.index()] = spec;
+    }
+
     /// Registered workers with their slots, by worker id.
     pub(crate) fn sorted(&self) -> Vec<(WorkerId, Slot)> {
         let mut workers: Vec<_> = self.slot_of.iter().map(|(&id, &slot)| (id, slot)).collect();

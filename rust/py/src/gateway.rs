@@ -84,6 +84,11 @@ impl Gateway {
         py.detach(|| self.native.service().unsubscribe(publisher_id))
     }
 
+    fn begin_dump(&self, py: Python<'_>, model: &str, role: &str) -> PyResult<usize> {
+        py.detach(|| self.native.service().begin_dump(model, role))
+            .map_err(|error| raise(&error))
+    }
+
     fn load_dump(&self, py: Python<'_>, model: &str, role: &str, dump_json: &str) -> PyResult<usize> {
         py.detach(|| self.native.service().load_dump(model, role, dump_json))
             .map_err(|error| raise(&error))

@@ -17,7 +17,7 @@ use wardrop_core::predicted::PredictedConfig;
 
 use crate::ServiceError;
 use crate::config::ServiceConfig;
-use crate::pool::{HealthOptions, Role, WorkerPool};
+use crate::pool::{HealthOptions, Role, TrustOptions, WorkerPool};
 use crate::prompt::{CardOptions, HandoverReport, PrefixCache, PromptTarget, Prompter};
 
 /// A model as discovery reports it.
@@ -262,6 +262,7 @@ fn new_pools(
     let options = HealthOptions {
         silence_s: config.feed.silence_ms as f64 / 1e3,
         quarantine_s: config.feed.quarantine_ms as f64 / 1e3,
+        trust: TrustOptions::new(config.feed.distrust_ms as f64 / 1e3),
     };
     let curves = config.routing.timing.prior();
     let pool = |role: Role| -> Result<Arc<WorkerPool>, ServiceError> {

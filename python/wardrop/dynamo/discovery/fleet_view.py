@@ -80,6 +80,8 @@ class Feed:
         model: Name of the workers' model.
         role: Role of the workers.
         instance: The only worker whose events the feed may carry; None for all of the endpoint.
+        any_publisher: Whether the feed may carry messages of every publisher. The publisher id is
+            then only a name of the feed.
     """
 
     publisher_id: int
@@ -89,6 +91,7 @@ class Feed:
     model: str
     role: Role
     instance: int | None = None
+    any_publisher: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _REQUEST_TIMEOUT_S = 5.0
 _FIRST_SYNTHETIC_PUBLISHER = 1 << 63
-"""First id of publishers that this module numbers; Dynamo's own ids are below 2**53."""
+"""First id of the feeds that this module numbers. An address tells no id of a publisher."""
 _MAX_ANSWER_BYTES = 16 << 20
 """A longer answer of a frontend is refused; 10,000 instances are about 2 MB."""
 _MAX_BACKOFF_S = 5.0
@@ -167,7 +167,7 @@ class FrontendSource:
         workers = [_worker(model.name, instance, split) for instance in instances]
         role: Role = "prefill" if split else "aggregated"
         feeds = {
-            publisher: Feed(publisher, topic, address, "", model.name, role)
+            publisher: Feed(publisher, topic, address, "", model.name, role, any_publisher=True)
             for publisher, (topic, address) in enumerate(
                 self._channels, start=_FIRST_SYNTHETIC_PUBLISHER
             )

@@ -123,6 +123,14 @@ pub struct Occupancy {
 }
 
 impl WorkerAccount {
+    /// Replaces the sizes of the worker; work in flight stays.
+    pub fn set_spec(&mut self, spec: &WorkerSpec, block_size: u32) {
+        let sizes = Self::new(spec, block_size);
+        self.kv_capacity_tokens = sizes.kv_capacity_tokens;
+        self.chunk_tokens = sizes.chunk_tokens;
+        self.max_requests = sizes.max_requests;
+    }
+
     /// An empty account of a worker with this specification.
     pub fn new(spec: &WorkerSpec, block_size: u32) -> Self {
         Self {

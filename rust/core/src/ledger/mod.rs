@@ -169,6 +169,12 @@ impl Ledger {
         self.workers += 1;
     }
 
+    /// Replaces the sizes of a worker; its work in flight and its curves stay.
+    pub fn set_spec(&mut self, slot: Slot, spec: &WorkerSpec, block_size: u32) {
+        self.accounts[slot.index()].set_spec(spec, block_size);
+        self.write_row(slot);
+    }
+
     /// Closes the account of a worker that left. `bookings` are its open requests. O(bookings).
     pub fn remove_worker(&mut self, slot: Slot, bookings: &[RequestId]) {
         for request in bookings {

@@ -140,6 +140,21 @@ impl Router {
         Ok(())
     }
 
+    /// Replaces the reported sizes of a worker, which keeps its blocks, bookings and curves.
+    ///
+    /// # Errors
+    /// [`Error::UnknownWorker`].
+    pub fn set_spec(&self, id: WorkerId, spec: WorkerSpec) -> Result<(), Error> {
+        let state = &mut *self.state();
+        state.room_changes.prefills += 1;
+        let slot = state.fleet.slot(id)?;
+        state.fleet.set_spec(slot, spec);
+        let spec = state.fleet.spec(slot);
+        state.predicted.add_worker(slot, spec.total_kv_blocks);
+        state.ledger.set_spec(slot, spec, self.config.block_size);
+        Ok(())
+    }
+
     /// Removes a worker with its blocks and its bookings. O(blocks + bookings of the worker).
     ///
     /// # Errors

@@ -159,6 +159,11 @@ pub struct FeedOptions {
     pub quarantine_ms: u64,
     /// Maximum number of open feeds; at least 1.
     pub max_feeds: usize,
+    /// Time without a byte after which a feed is reconnected, in milliseconds; at least 1. The service sends a PING after
+    /// a third of this time.
+    pub deadline_ms: u64,
+    /// Time after which suspect blocks of a worker are forgotten when no dump replaces them, in milliseconds.
+    pub distrust_ms: u64,
 }
 
 impl Default for RoutingOptions {
@@ -199,6 +204,8 @@ impl Default for FeedOptions {
             silence_ms: 2_000,
             quarantine_ms: 5_000,
             max_feeds: 16_384,
+            deadline_ms: 3_000,
+            distrust_ms: 30_000,
         }
     }
 }
@@ -212,6 +219,10 @@ impl ServiceConfig {
         for (name, value) in [
             ("feed.frame_bytes", self.feed.frame_bytes),
             ("feed.max_feeds", self.feed.max_feeds),
+            (
+                "feed.deadline_ms",
+                usize::try_from(self.feed.deadline_ms).unwrap_or(usize::MAX),
+            ),
         ] {
             if value == 0 {
                 return Err(ServiceError::Config(format!("{name} must be at least 1, got 0")));

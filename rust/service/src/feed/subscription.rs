@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use super::zmtp::{Subscriber, ZmtpError};
+use super::sequence::{MessageOrder, SequenceWindow};
+use super::zmtp::{Subscriber, SubscriberLimits, ZmtpError};
 use crate::config::FeedOptions;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -20,8 +21,10 @@ use wardrop_engines::dynamo::{Malformed, decode_forward_pass, decode_frames, dec
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Connections in a row whose PING stayed unanswered after which a publisher that never answered is pinged no more.
+const UNANSWERED_MAX: u32 = 2;
 
-/// What a publisher tells.
+/// Kind of messages of a publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Topic {
     /// Changes of KV caches.
@@ -36,8 +39,8 @@ pub enum Topic {
 }
 
 impl Topic {
-    /// Least time between two reads of a feed. Engines tell of every step; to wake for each of them costs more than all else
-    /// that the gateway does for a token.
+    /// Shortest time between two reads of a feed. Engines report each step, and a wake-up for each report costs more than
+    /// all other work of the gateway per token.
     fn pace(self) -> Duration {
         match self {
             Self::KvEvents => Duration::from_millis(2),
@@ -52,15 +55,18 @@ impl Topic {
 pub(crate) struct Subscription {
     /// `tcp://host:port` of the publisher.
     pub endpoint: String,
-    /// What it tells.
+    /// Kind of its messages.
     pub topic: Topic,
-    /// The model it is about.
+    /// Name of the model that the feed is about.
     pub model: String,
-    /// The role of its workers.
+    /// Role of the workers that the feed is about.
     pub role: Role,
-    /// The publisher's identity, which every message must carry.
+    /// Id of the subscription. Every message must carry it as its publisher, unless `any_publisher` is set.
     pub publisher_id: u64,
-    /// The instance that it belongs to, when known: it may then only touch that one.
+    /// Whether messages of every publisher are accepted: the endpoint is known by its address only.
+    #[serde(default)]
+    pub any_publisher: bool,
+    /// Instance of the publisher, when known. Events about another instance are then refused.
     #[serde(default)]
     pub instance: Option<u64>,
 }
@@ -88,6 +94,12 @@ pub struct FeedReport {
     pub malformed: u64,
     /// Connections lost.
     pub reconnects: u64,
+    /// Messages dropped because they arrived twice.
+    pub duplicates: u64,
+    /// Messages lost, by the gaps in the publisher's sequence.
+    pub lost: u64,
+    /// Seconds without a connection; `None` while connected and before the first connection.
+    pub lost_for_s: Option<f64>,
     /// Seconds since the last message; `None` before the first.
     pub age_s: Option<f64>,
 }
@@ -104,13 +116,17 @@ struct FeedState {
     messages: AtomicU64,
     malformed: AtomicU64,
     reconnects: AtomicU64,
+    duplicates: AtomicU64,
+    lost: AtomicU64,
+    /// Time of the loss of the connection, milliseconds on the gateway's clock, +1; 0 while none is lost.
+    lost_since_ms: AtomicU64,
     /// Milliseconds on the gateway's clock, +1; 0 before the first message.
     last_ms: AtomicU64,
     /// The instance whose engine steps this feed reported last.
     last_instance: Mutex<Option<u64>>,
 }
 
-/// What feeds read and write besides their own sockets.
+/// State that feeds share with the rest of the service.
 pub(crate) struct FeedContext {
     /// Models whose workers take the events.
     pub models: Arc<Models>,
@@ -131,7 +147,7 @@ pub(crate) struct Feeds {
 }
 
 impl Feeds {
-    /// No feeds yet; `runtime` is the event loop that reads them.
+    /// Creates an empty set of feeds. `runtime` is the event loop that reads the feeds.
     pub fn new(context: FeedContext, runtime: Handle) -> Self {
         Self {
             context: Arc::new(context),
@@ -140,7 +156,7 @@ impl Feeds {
         }
     }
 
-    /// Follows a feed. The same subscription again changes nothing; another one of the same publisher replaces it.
+    /// Follows a feed. The same subscription again changes nothing; another subscription of the publisher replaces it.
     ///
     /// # Errors
     /// An unknown model, an endpoint that is not TCP, or too many feeds.
@@ -191,11 +207,22 @@ impl Feeds {
         Ok(())
     }
 
-    /// Leaves a feed; whether it was followed.
+    /// Leaves a feed. Returns whether the feed was followed.
+    ///
+    /// Without its feed, the index learns of no removed block, so the blocks of the feed's workers are suspect.
     pub fn unsubscribe(&self, publisher_id: u64) -> bool {
         let feed = self.by_publisher.lock().remove(&publisher_id);
         if let Some(feed) = &feed {
             feed.task.abort();
+            let subscription = &feed.subscription;
+            if subscription.topic == Topic::KvEvents
+                && let Some((model, _)) = self.context.models.find(&subscription.model)
+            {
+                let publisher = (!subscription.any_publisher).then_some(publisher_id);
+                model
+                    .pool(subscription.role)
+                    .feed_ended(subscription.instance, publisher);
+            }
         }
         feed.is_some()
     }
@@ -229,11 +256,19 @@ impl Feeds {
                     messages: feed.state.messages.load(Ordering::Relaxed),
                     malformed: feed.state.malformed.load(Ordering::Relaxed),
                     reconnects: feed.state.reconnects.load(Ordering::Relaxed),
-                    age_s: (last_ms > 0).then(|| now_s - (last_ms - 1) as f64 / 1e3),
+                    duplicates: feed.state.duplicates.load(Ordering::Relaxed),
+                    lost: feed.state.lost.load(Ordering::Relaxed),
+                    lost_for_s: age_s(feed.state.lost_since_ms.load(Ordering::Relaxed), now_s),
+                    age_s: age_s(last_ms, now_s),
                 }
             })
             .collect()
     }
+}
+
+/// Seconds since a time in milliseconds + 1; `None` for 0, which stands for no time.
+fn age_s(since_ms: u64, now_s: f64) -> Option<f64> {
+    (since_ms > 0).then(|| (now_s - (since_ms - 1) as f64 / 1e3).max(0.0))
 }
 
 /// One feed at work.
@@ -244,7 +279,7 @@ struct FeedTask {
 }
 
 impl FeedTask {
-    /// The pool as it is now: a model that is registered anew has another one.
+    /// The present pool of the feed. A model that is registered again has another pool.
     fn pool(&self) -> Option<Arc<WorkerPool>> {
         let (model, _) = self.context.models.find(&self.subscription.model)?;
         Some(model.pool(self.subscription.role).clone())
@@ -252,34 +287,21 @@ impl FeedTask {
 
     async fn follow(self) {
         let mut pause = FIRST_PAUSE;
-        let mut was_connected = false;
+        let mut pings = PingHistory::default();
+        let deadline = Duration::from_millis(self.context.options.deadline_ms);
         loop {
-            let limit = self.context.options.frame_bytes;
-            match Subscriber::connect(&self.subscription.endpoint, limit).await {
-                Ok(subscriber) => {
+            let limits = SubscriberLimits {
+                frame_bytes: self.context.options.frame_bytes,
+                deadline: pings.are_useful().then_some(deadline),
+            };
+            match Subscriber::connect(&self.subscription.endpoint, limits).await {
+                Ok(mut subscriber) => {
                     pause = FIRST_PAUSE;
                     self.state.connected.store(true, Ordering::Relaxed);
-                    if was_connected && self.subscription.topic == Topic::KvEvents {
-                        // What was published in between is lost, and if it was the last for a while no later id shows it.
-                        if let Some(pool) = self.pool() {
-                            pool.feed_interrupted(self.subscription.instance);
-                        }
-                    }
-                    was_connected = true;
-                    let error = self.read(subscriber).await;
-                    self.state.connected.store(false, Ordering::Relaxed);
-                    let last_instance = self.state.last_instance.lock().take();
-                    if let (Some(instance), Some(pool)) = (last_instance, self.pool()) {
-                        // A process that dies closes its sockets: this comes before any lease ends or request fails.
-                        pool.lost(instance, self.context.clock.now_s());
-                    }
-                    self.state.reconnects.fetch_add(1, Ordering::Relaxed);
-                    self.context
-                        .metrics
-                        .reconnects
-                        .with_label_values(&[reason(&error)])
-                        .inc();
-                    tracing::info!(publisher_id = self.subscription.publisher_id, %error, "feed lost, reconnecting");
+                    self.state.lost_since_ms.store(0, Ordering::Relaxed);
+                    let error = self.read(&mut subscriber).await;
+                    pings.record(subscriber.has_pong(), &error);
+                    self.lose(&error);
                 }
                 Err(error) => {
                     tracing::debug!(publisher_id = self.subscription.publisher_id, %error, "feed not reached");
@@ -290,7 +312,42 @@ impl FeedTask {
         }
     }
 
-    async fn read(&self, mut subscriber: Subscriber) -> ZmtpError {
+    /// Records a lost connection. From now on the index may miss events, so the blocks of the feed's workers are suspect
+    /// until a dump replaces them.
+    fn lose(&self, error: &ZmtpError) {
+        let now_s = self.context.clock.now_s();
+        self.state.connected.store(false, Ordering::Relaxed);
+        self.state
+            .lost_since_ms
+            .store((now_s * 1e3) as u64 + 1, Ordering::Relaxed);
+        if self.subscription.topic == Topic::KvEvents {
+            self.interrupt();
+        }
+        let last_instance = self.state.last_instance.lock().take();
+        if let (Some(instance), Some(pool)) = (last_instance, self.pool()) {
+            // A process that dies closes its sockets: this comes before any lease ends or request fails.
+            pool.lost(instance, now_s);
+        }
+        self.state.reconnects.fetch_add(1, Ordering::Relaxed);
+        self.context
+            .metrics
+            .reconnects
+            .with_label_values(&[reason(error)])
+            .inc();
+        tracing::info!(publisher_id = self.subscription.publisher_id, %error, "feed lost, reconnecting");
+    }
+
+    /// Marks the blocks of the feed's workers as suspect.
+    fn interrupt(&self) {
+        if let Some(pool) = self.pool() {
+            let publisher = (!self.subscription.any_publisher).then_some(self.subscription.publisher_id);
+            pool.feed_interrupted(self.subscription.instance, publisher);
+        }
+    }
+
+    async fn read(&self, subscriber: &mut Subscriber) -> ZmtpError {
+        // Sequences of one connection: a publisher that starts anew needs a new connection.
+        let mut window = SequenceWindow::default();
         loop {
             match subscriber.receive().await {
                 Ok(frames) => {
@@ -299,7 +356,7 @@ impl FeedTask {
                     self.state
                         .last_ms
                         .store((now_s * 1e3) as u64 + 1, Ordering::Relaxed);
-                    if let Err(malformed) = self.take(&frames, now_s) {
+                    if let Err(malformed) = self.take(&frames, &mut window, now_s) {
                         self.state.malformed.fetch_add(1, Ordering::Relaxed);
                         self.context
                             .metrics
@@ -326,10 +383,29 @@ impl FeedTask {
         }
     }
 
-    fn take(&self, frames: &[Vec<u8>], now_s: f64) -> Result<(), Malformed> {
+    fn take(&self, frames: &[Vec<u8>], window: &mut SequenceWindow, now_s: f64) -> Result<(), Malformed> {
         let envelope = decode_frames(frames)?;
-        if envelope.publisher_id != self.subscription.publisher_id {
+        if !self.subscription.any_publisher && envelope.publisher_id != self.subscription.publisher_id {
             return Err(Malformed::Envelope);
+        }
+        match window.take(envelope.publisher_id, envelope.sequence) {
+            MessageOrder::Next => {}
+            MessageOrder::Seen => {
+                self.state.duplicates.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+            MessageOrder::Gap(lost) => {
+                self.state.lost.fetch_add(lost, Ordering::Relaxed);
+                self.context
+                    .metrics
+                    .events
+                    .with_label_values(&["lost"])
+                    .inc_by(lost);
+                if self.subscription.topic == Topic::KvEvents {
+                    // The last events of a worker may be among the lost ones, and no later id would show it.
+                    self.interrupt();
+                }
+            }
         }
         let owner = self.subscription.instance;
         let Some(pool) = self.pool() else {
@@ -341,7 +417,10 @@ impl FeedTask {
                     publisher: envelope.publisher_id,
                     owner,
                 };
-                let decoded = decode_kv_events(&envelope.payload)?;
+                let decoded = decode_kv_events(&envelope.payload).inspect_err(|_| self.interrupt())?;
+                if decoded.unreadable > 0 {
+                    self.interrupt();
+                }
                 let unreadable = decoded.unreadable as u64;
                 let counts = pool.apply(decoded.events, source, now_s);
                 let events = &self.context.metrics.events;
@@ -350,6 +429,7 @@ impl FeedTask {
                     ("refused", counts.refused),
                     ("foreign", counts.foreign),
                     ("duplicate", counts.duplicates),
+                    ("superseded", counts.superseded),
                     ("passed_over", counts.passed_over),
                     ("unreadable", unreadable),
                 ] {
@@ -377,12 +457,40 @@ impl FeedTask {
     }
 }
 
+/// Whether a publisher answers PINGs. Old or foreign implementations may not.
+#[derive(Debug, Default)]
+struct PingHistory {
+    /// The publisher answered a PING once.
+    has_answered: bool,
+    /// Connections in a row that ended with an unanswered PING.
+    unanswered: u32,
+}
+
+impl PingHistory {
+    /// Whether silence after a PING proves a lost connection. A half-open connection fails the next handshake, while a
+    /// publisher without PINGs passes it and stays silent again.
+    fn are_useful(&self) -> bool {
+        self.has_answered || self.unanswered < UNANSWERED_MAX
+    }
+
+    /// Records the end of a connection.
+    fn record(&mut self, has_pong: bool, error: &ZmtpError) {
+        self.has_answered |= has_pong;
+        if matches!(error, ZmtpError::Silent) {
+            self.unanswered += 1;
+        } else {
+            self.unanswered = 0;
+        }
+    }
+}
+
 fn reason(error: &ZmtpError) -> &'static str {
     match error {
         ZmtpError::Io(_) => "closed",
         ZmtpError::Handshake => "handshake",
         ZmtpError::TooLarge => "too_large",
         ZmtpError::Timeout => "timeout",
+        ZmtpError::Silent => "silent",
     }
 }
 

@@ -1,15 +1,28 @@
-//! A `ZeroMQ` subscriber (ZMTP 3.0, NULL mechanism, RFC 23) with a bound on every frame.
+//! A `ZeroMQ` subscriber (ZMTP 3.0, NULL mechanism, RFC 23) with a bound on every frame and a deadline on every read.
 //!
 //! Written here because the bound has to hold before memory is taken: the `zeromq` crate reserves what a frame announces.
+//!
+//! A publisher without news sends nothing, so silence alone proves nothing. After a third of the deadline without a byte the
+//! subscriber sends a PING, which every libzmq since 4.2 answers. A connection without any byte for the whole deadline is
+//! lost: a half-open connection and a stopped process look like this. TCP keepalive is the second line of defence, for
+//! publishers that answer no PING.
 
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for the rest of a frame whose first byte has arrived, and for a write.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Idle time before the kernel probes the connection, and time between its probes.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Unanswered probes of the kernel that end a connection.
+const KEEPALIVE_PROBES: u32 = 3;
 const READ_BUFFER_BYTES: usize = 64 << 10;
 /// A frame is read in steps of this size, so that memory follows what arrives, not what is announced.
 const STEP_BYTES: usize = 64 << 10;
@@ -34,28 +47,59 @@ pub(crate) enum ZmtpError {
     /// No answer in time.
     #[error("no answer in time")]
     Timeout,
+    /// No byte within the deadline.
+    #[error("no byte within the deadline, although a PING asked for an answer")]
+    Silent,
+}
+
+/// Limits of one subscription.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SubscriberLimits {
+    /// Largest message, in bytes.
+    pub frame_bytes: usize,
+    /// Time without a byte after which the connection is lost; `None` for a publisher that answers no PING.
+    pub deadline: Option<Duration>,
 }
 
 /// A connected SUB socket.
-pub(crate) struct Subscriber {
-    stream: BufReader<TcpStream>,
-    frame_limit_bytes: usize,
+pub(crate) struct Subscriber<S = TcpStream> {
+    stream: BufReader<S>,
+    limits: SubscriberLimits,
+    /// Whether a PONG arrived on this connection.
+    has_pong: bool,
 }
 
 impl Subscriber {
     /// Connects to `tcp://host:port` and subscribes to everything.
-    pub async fn connect(endpoint: &str, frame_limit_bytes: usize) -> Result<Self, ZmtpError> {
+    pub async fn connect(endpoint: &str, limits: SubscriberLimits) -> Result<Self, ZmtpError> {
         let address = endpoint.strip_prefix("tcp://").ok_or(ZmtpError::Handshake)?;
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
         let stream = stream.map_err(|_| ZmtpError::Timeout)??;
-        let stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE)
+            .with_retries(KEEPALIVE_PROBES);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        Self::greet(stream, limits).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
+    /// Subscribes to everything on a connected stream.
+    pub async fn greet(stream: S, limits: SubscriberLimits) -> Result<Self, ZmtpError> {
         let mut subscriber = Self {
-            stream,
-            frame_limit_bytes,
+            stream: BufReader::with_capacity(READ_BUFFER_BYTES, stream),
+            limits,
+            has_pong: false,
         };
-        let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, subscriber.handshake()).await;
+        let greeted = timeout(HANDSHAKE_TIMEOUT, subscriber.handshake()).await;
         greeted.map_err(|_| ZmtpError::Timeout)??;
         Ok(subscriber)
+    }
+
+    /// Whether the publisher answered a PING on this connection.
+    pub fn has_pong(&self) -> bool {
+        self.has_pong
     }
 
     async fn handshake(&mut self) -> Result<(), ZmtpError> {
@@ -83,7 +127,7 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Nothing that was read ahead is left.
+    /// Whether no byte that was read ahead is left.
     pub fn is_drained(&self) -> bool {
         self.stream.buffer().is_empty()
     }
@@ -93,13 +137,15 @@ impl Subscriber {
         let mut frames = Vec::with_capacity(4);
         let mut total = 0;
         loop {
-            let (flags, body) = self.read_frame().await?;
+            self.await_byte().await?;
+            let frame = timeout(FRAME_TIMEOUT, self.read_frame()).await;
+            let (flags, body) = frame.map_err(|_| ZmtpError::Silent)??;
             if flags & FLAG_COMMAND != 0 {
                 self.answer_command(&body).await?;
                 continue;
             }
             total += body.len();
-            if frames.len() >= MAX_FRAMES || total > self.frame_limit_bytes {
+            if frames.len() >= MAX_FRAMES || total > self.limits.frame_bytes {
                 return Err(ZmtpError::TooLarge);
             }
             frames.push(body);
@@ -109,7 +155,36 @@ impl Subscriber {
         }
     }
 
+    /// Waits for the next byte. Sends a PING after a third of the deadline, and fails at the deadline.
+    async fn await_byte(&mut self) -> Result<(), ZmtpError> {
+        let Some(deadline) = self.limits.deadline else {
+            self.stream.fill_buf().await?;
+            return Ok(());
+        };
+        // Reading into the buffer may be cancelled at any time without losing a byte.
+        if let Ok(read) = timeout(deadline / 3, self.stream.fill_buf()).await {
+            read?;
+            return Ok(());
+        }
+        // A time to live of 0 asks the publisher for no deadline of its own.
+        self.write(&[FLAG_COMMAND, 7, 4, b'P', b'I', b'N', b'G', 0, 0])
+            .await?;
+        let read = timeout(deadline * 2 / 3, self.stream.fill_buf()).await;
+        read.map_err(|_| ZmtpError::Silent)??;
+        Ok(())
+    }
+
+    /// Writes all bytes within [`FRAME_TIMEOUT`].
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), ZmtpError> {
+        let written = timeout(FRAME_TIMEOUT, self.stream.write_all(bytes)).await;
+        written.map_err(|_| ZmtpError::Silent)??;
+        Ok(())
+    }
+
     async fn answer_command(&mut self, body: &[u8]) -> Result<(), ZmtpError> {
+        if body.starts_with(b"\x04PONG") {
+            self.has_pong = true;
+        }
         // PING carries a time to live (2 bytes) and up to 16 bytes of context that go back in the PONG.
         if let Some(rest) = body.strip_prefix(b"\x04PING") {
             let context = rest.get(2..).unwrap_or_default();
@@ -117,7 +192,7 @@ impl Subscriber {
             let mut pong = vec![FLAG_COMMAND, (5 + context.len()) as u8];
             pong.extend_from_slice(b"\x04PONG");
             pong.extend_from_slice(context);
-            self.stream.write_all(&pong).await?;
+            self.write(&pong).await?;
         }
         Ok(())
     }
@@ -130,7 +205,7 @@ impl Subscriber {
             self.stream.read_u64().await?
         };
         let length = usize::try_from(length).map_err(|_| ZmtpError::TooLarge)?;
-        if length > self.frame_limit_bytes {
+        if length > self.limits.frame_bytes {
             return Err(ZmtpError::TooLarge);
         }
         let mut body = Vec::with_capacity(length.min(STEP_BYTES));
@@ -146,7 +221,15 @@ impl Subscriber {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use tokio::net::TcpListener;
+
+    const fn limits(frame_bytes: usize) -> SubscriberLimits {
+        SubscriberLimits {
+            frame_bytes,
+            deadline: Some(Duration::from_millis(300)),
+        }
+    }
 
     /// A publisher that greets, then sends `wire` as it is.
     async fn publisher(wire: Vec<u8>) -> String {
@@ -185,7 +268,7 @@ mod tests {
     fn message_of_several_frames_is_received() {
         run(async {
             let endpoint = publisher(b"\x01\x02ab\x04\x07\x04PING\0\0\x00\x01c".to_vec()).await;
-            let mut subscriber = Subscriber::connect(&endpoint, 100).await.unwrap();
+            let mut subscriber = Subscriber::connect(&endpoint, limits(100)).await.unwrap();
             assert_eq!(
                 subscriber.receive().await.unwrap(),
                 vec![b"ab".to_vec(), b"c".to_vec()]
@@ -197,7 +280,7 @@ mod tests {
     fn announced_giant_is_refused_before_memory_is_taken() {
         run(async {
             let endpoint = publisher(b"\x02\x7f\xff\xff\xff\xff\xff\xff\xff".to_vec()).await;
-            let mut subscriber = Subscriber::connect(&endpoint, 8 << 20).await.unwrap();
+            let mut subscriber = Subscriber::connect(&endpoint, limits(8 << 20)).await.unwrap();
             assert!(matches!(subscriber.receive().await, Err(ZmtpError::TooLarge)));
         });
     }
@@ -213,9 +296,128 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(5)).await;
             });
             assert!(matches!(
-                Subscriber::connect(&endpoint, 100).await,
+                Subscriber::connect(&endpoint, limits(100)).await,
                 Err(ZmtpError::Handshake)
             ));
         });
+    }
+
+    #[test]
+    fn publisher_that_answers_no_ping_is_silent_at_the_deadline() {
+        run(async {
+            let endpoint = publisher(b"\x01\x02ab".to_vec()).await;
+            let mut subscriber = Subscriber::connect(&endpoint, limits(100)).await.unwrap();
+            assert!(matches!(subscriber.receive().await, Err(ZmtpError::Silent)));
+            assert!(!subscriber.has_pong());
+        });
+    }
+
+    #[test]
+    fn idle_publisher_that_answers_pings_stays_connected() {
+        run(async {
+            let (near, mut far) = tokio::io::duplex(4096);
+            let peer = tokio::spawn(async move {
+                let mut greeting = [0u8; 64];
+                far.read_exact(&mut greeting).await.unwrap();
+                far.write_all(&greeting).await.unwrap();
+                far.write_all(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03PUB")
+                    .await
+                    .unwrap();
+                let mut pings = 0;
+                let mut seen = Vec::new();
+                while pings < 3 {
+                    let mut bytes = [0u8; 256];
+                    let read = far.read(&mut bytes).await.unwrap();
+                    seen.extend_from_slice(&bytes[..read]);
+                    while let Some(at) = seen.windows(4).position(|window| window == b"PING") {
+                        seen.drain(..at + 4);
+                        pings += 1;
+                        far.write_all(b"\x04\x05\x04PONG").await.unwrap();
+                    }
+                }
+                far.write_all(b"\0\x01x").await.unwrap();
+                far
+            });
+            let mut subscriber = Subscriber::greet(near, limits(100)).await.unwrap();
+            assert_eq!(subscriber.receive().await.unwrap(), vec![b"x".to_vec()]);
+            assert!(subscriber.has_pong());
+            drop(peer.await.unwrap());
+        });
+    }
+
+    /// Reads every message of `wire` after a valid handshake; the end of the bytes ends the connection.
+    async fn read_all(wire: &[u8], frame_bytes: usize) -> (usize, ZmtpError) {
+        let mut bytes = vec![0; 64];
+        bytes[0] = 0xff;
+        bytes[9] = 0x7f;
+        bytes[10] = 3;
+        bytes[12..16].copy_from_slice(b"NULL");
+        bytes.extend_from_slice(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03PUB");
+        bytes.extend_from_slice(wire);
+        let stream = tokio::io::join(&bytes[..], tokio::io::sink());
+        let mut subscriber = Subscriber::greet(stream, limits(frame_bytes)).await.unwrap();
+        let mut messages = 0;
+        loop {
+            match subscriber.receive().await {
+                Ok(frames) => {
+                    assert!(frames.len() <= MAX_FRAMES);
+                    assert!(frames.iter().map(Vec::len).sum::<usize>() <= frame_bytes);
+                    messages += 1;
+                }
+                Err(error) => return (messages, error),
+            }
+        }
+    }
+
+    /// A frame with its flags and length in the short or the long form.
+    fn frame(more: bool, long: bool, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![u8::from(more) | if long { FLAG_LONG } else { 0 }];
+        if long {
+            bytes.extend_from_slice(&(body.len() as u64).to_be_bytes());
+        } else {
+            bytes.push(body.len() as u8);
+        }
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    fn fuzz() -> ProptestConfig {
+        let cases = std::env::var("FUZZ_CASES").map_or(500, |cases| cases.parse().expect("must be a number"));
+        ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::with_cases(cases)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(fuzz())]
+
+        #[test]
+        fn any_bytes_after_the_handshake_end_in_an_error(wire in prop::collection::vec(any::<u8>(), 0..300)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let (_, error) = runtime.block_on(read_all(&wire, 100));
+            prop_assert!(!matches!(error, ZmtpError::Timeout | ZmtpError::Silent));
+        }
+
+        #[test]
+        fn frames_come_back_until_the_first_changed_byte(
+            messages in prop::collection::vec(prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..12)), 1..4), 0..5),
+            change in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        ) {
+            let mut wire = Vec::new();
+            for message in &messages {
+                for (at, (long, body)) in message.iter().enumerate() {
+                    wire.extend(frame(at + 1 < message.len(), *long, body));
+                }
+            }
+            let whole = wire.len();
+            let is_changed = change.is_some() && whole > 0;
+            if let Some((at, byte)) = change && whole > 0 {
+                wire[at.index(whole)] = byte;
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let (read, _) = runtime.block_on(read_all(&wire, 100));
+            prop_assert!(is_changed || read == messages.len());
+        }
     }
 }

@@ -15,7 +15,7 @@ use self::anarchy::AnarchyGauges;
 pub use self::builder::MetricBuilder;
 use self::predicted::PredictedMetrics;
 use crate::models::Models;
-use crate::pool::{Role, WorkerReport};
+use crate::pool::{Role, Trust, WorkerReport};
 use crate::prompt::Abstention;
 use crate::service::PartState;
 
@@ -80,6 +80,7 @@ pub(crate) struct Metrics {
     event_age: GaugeVec,
     unavailable: GaugeVec,
     resync: GaugeVec,
+    suspect: GaugeVec,
     cpu: Gauge,
     /// Lock of the rendering: each page resets the gauges, so two pages must not render at once.
     rendering: Mutex<()>,
@@ -295,6 +296,11 @@ impl Metrics {
                 "Workers with events known to be missing",
                 &["model", "worker_type"],
             )?,
+            suspect: builder.gauges(
+                "workers_suspect",
+                "Workers whose blocks in the index may be stale",
+                &["model", "worker_type"],
+            )?,
             cpu: builder.float(
                 "router_cpu_seconds_total",
                 "CPU time of the gateway's own threads",
@@ -327,6 +333,7 @@ impl Metrics {
             &self.event_age,
             &self.unavailable,
             &self.resync,
+            &self.suspect,
         ] {
             gauges.reset();
         }
@@ -400,6 +407,9 @@ impl Metrics {
         self.resync
             .with_label_values(&[model, role.name()])
             .set(count(|w| w.needs_resync));
+        self.suspect
+            .with_label_values(&[model, role.name()])
+            .set(count(|w| w.trust == Trust::Suspect));
         for worker in workers {
             let instance = worker.instance.to_string();
             let rank = worker.dp_rank.to_string();

@@ -1,25 +1,36 @@
-//! Order of one worker's KV events: gaps, incarnations, and a join in mid-stream that counts no block twice.
+//! Order of one worker's KV events: publishers, incarnations, gaps, and the join of a dump with live events.
 //!
-//! Event ids of one worker grow by one. A gap means lost events. A lower id means a new incarnation of the worker,
-//! which starts with an empty cache.
+//! Event ids of one worker and publisher grow by one. A gap means lost events. A lower id, or an id of another publisher,
+//! means a new incarnation of the worker, which starts with an empty cache. A former publisher can no longer write.
 //!
-//! After a gap or a join in mid-stream, the router still applies live events. The cursor also keeps a copy of each event
-//! until a dump of the worker's blocks arrives. The kept events begin before the dump was taken, so dump and kept events
-//! overlap. The cursor therefore joins both as a *set* of blocks: a second store of a block changes nothing.
+//! ```text
+//! first event is the first of its life ──▶ Synced ◀── dump joined with every event since its start
+//! join in mid-stream ──▶ Partial            │ gap, lost feed, former publisher, over-prediction
+//!        ▲                                  ▼
+//!        └── blocks forgotten ◀── too long ── Suspect
+//! ```
+//!
+//! [`EventCursor::begin_dump`] precedes the reading of a dump. From then on the cursor keeps a copy of each event. Dump and
+//! kept events overlap, so the cursor joins both as a *set* of blocks: a second store of a block changes nothing. A gap,
+//! an overflow or a new incarnation while the dump is read makes the dump useless, and the worker needs another dump.
 //!
 //! Blocks from a saved index stay valid until the worker's first event or dump. The next event id confirms the blocks.
 //! A later id shows lost events; a lower id shows a restart.
 //!
-//! Complexity: O(1) per event id, O(blocks) per kept event and per dump. Memory is bounded by [`KEPT_BLOCKS_LIMIT`].
+//! Complexity: O(1) per event id, O(blocks) per kept event and per dump. [`KEPT_BLOCKS_LIMIT`] bounds the kept events of a
+//! worker, [`KeptBudget`] those of a pool. Without a dump under way nothing is kept.
 
-use std::collections::HashSet;
+use wardrop_core::KvEvent;
 
-use wardrop_core::{EngineHash, KvEvent, StoredBlock, Tier};
-
+use super::health::TrustOptions;
 use super::position::Coverage;
 
-/// Limit of blocks in kept events per worker. Above the limit the cursor drops the events and needs a second dump.
+/// Limit of blocks in kept events per worker. Above the limit the dump that is being read becomes useless.
 const KEPT_BLOCKS_LIMIT: usize = 200_000;
+/// Limit of blocks in kept events of all workers of a pool: about 100 MB.
+const POOL_KEPT_BLOCKS_LIMIT: usize = 4_000_000;
+/// Highest number of former publishers that a worker remembers.
+const FORMER_PUBLISHERS_LIMIT: usize = 8;
 
 /// Action for one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +39,8 @@ pub(crate) enum Step {
     Apply,
     /// The event has the id of the last event: drop it.
     Duplicate,
+    /// A publisher of a former incarnation sent the event: drop it.
+    Superseded,
     /// The worker restarted: clear its blocks in the index, then apply the event.
     NewIncarnation,
     /// Events after the saved index are lost and no dump follows: clear the worker's blocks, then apply the event.
@@ -47,15 +60,45 @@ pub(crate) enum RestoreVerdict {
     Restarted,
 }
 
-/// Position in one worker's event stream, and whether the index is complete for the worker.
+/// How far the index may be believed about one worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Trust {
+    /// The index holds exactly the blocks that the worker holds.
+    Synced,
+    /// The index may lack blocks; every block in it is held.
+    #[default]
+    Partial,
+    /// The blocks come from a saved index that no event or dump has confirmed.
+    Restored,
+    /// The index may hold blocks that the worker dropped. After `distrust_s` the pool forgets the blocks.
+    Suspect,
+}
+
+/// Position in one worker's event stream, and how far the index may be believed about the worker.
 #[derive(Debug, Default)]
 pub(crate) struct EventCursor {
+    /// Publisher of the current incarnation; `None` before the first event.
+    publisher: Option<u64>,
+    /// Publishers of former incarnations, oldest first. They can no longer write.
+    former: Vec<u64>,
     /// Id of the last event; `None` before the first event.
     last_id: Option<u64>,
-    /// Whether the index holds every block that the worker holds.
-    synced: bool,
-    /// Events since the gap or join; `Some` exactly while the worker needs a dump.
-    kept: Option<BufferedEvents>,
+    trust: Trust,
+    /// Time since which `trust` is [`Trust::Suspect`], as the first review after the change saw it.
+    suspect_since_s: Option<f64>,
+    /// Whether events are missing that only a dump can replace.
+    needs_dump: bool,
+    /// Whether a dump must confirm that the end of the stream is not lost.
+    tail_unchecked: bool,
+    /// Events since the start of a dump; `Some` exactly while a dump is read or loaded.
+    kept: Option<KeptEvents>,
+    /// Set while the pool replaces the worker's blocks. Live events are then kept, and not applied.
+    loading: Option<Loading>,
+    /// Number of replacements of the worker's blocks. A slice of an event belongs to one epoch.
+    epoch: u64,
+    /// Whether a dump gave the worker blocks before its first event.
+    holds_dump: bool,
     /// Set while the index holds blocks from a file that no event or dump has confirmed.
     restored: Option<Restored>,
     /// Number of gaps in the event ids.
@@ -64,8 +107,12 @@ pub(crate) struct EventCursor {
     pub lost_events: u64,
     /// Number of events dropped as duplicates.
     pub duplicates: u64,
+    /// Number of events dropped because a publisher of a former incarnation sent them.
+    pub superseded: u64,
     /// Number of restarts of the worker that the event stream showed.
     pub incarnations: u64,
+    /// Number of times that the pool forgot the worker's blocks because no dump came in time.
+    pub forgotten: u64,
 }
 
 /// State of blocks from a saved index before their check.
@@ -75,15 +122,30 @@ struct Restored {
     dump_follows: bool,
 }
 
+/// A replacement of the worker's blocks that is under way.
+#[derive(Clone, Copy, Debug)]
+struct Loading {
+    /// Trust after the replacement, unless events are lost meanwhile.
+    outcome: Trust,
+}
+
 /// Copies of live events for the join with a dump.
 #[derive(Debug, Default)]
-struct BufferedEvents {
+struct KeptEvents {
     /// Events in their order of arrival.
     events: Vec<KvEvent>,
-    /// Blocks in all events, dropped events included.
+    /// Blocks in `events`, which the pool's budget counts.
     blocks: usize,
-    /// Whether the limit was exceeded, so that `events` is incomplete and the next dump is not enough.
-    overflowed: bool,
+    /// Whether events are missing in `events`, so that the dump cannot be joined.
+    is_broken: bool,
+    /// Time of the start of the dump, as the first review after it saw it.
+    since_s: Option<f64>,
+}
+
+/// Blocks in kept events of all workers of a pool.
+#[derive(Debug, Default)]
+pub(crate) struct KeptBudget {
+    blocks: usize,
 }
 
 impl EventCursor {
@@ -92,15 +154,25 @@ impl EventCursor {
         self.last_id
     }
 
+    /// Publisher of the current incarnation; `None` before the first event.
+    pub fn publisher(&self) -> Option<u64> {
+        self.publisher
+    }
+
+    /// How far the index may be believed about the worker.
+    pub fn trust(&self) -> Trust {
+        self.trust
+    }
+
     /// Whether the index holds every block that the worker holds.
     pub fn is_synced(&self) -> bool {
-        self.synced
+        self.trust == Trust::Synced
     }
 
     /// How much of the worker's cache the index holds.
     pub fn coverage(&self) -> Coverage {
         match self.last_id {
-            _ if !self.synced => Coverage::Partial,
+            _ if !self.is_synced() || self.loading.is_some() => Coverage::Partial,
             None => Coverage::Dumped,
             Some(last_id) => Coverage::UpTo(last_id),
         }
@@ -108,16 +180,24 @@ impl EventCursor {
 
     /// Whether events are missing, so that the worker needs a dump.
     pub fn needs_resync(&self) -> bool {
-        self.kept.is_some()
+        self.needs_dump
+    }
+
+    /// Whether the stream ended and a dump has not confirmed its end yet.
+    pub fn tail_unchecked(&self) -> bool {
+        self.tail_unchecked
     }
 
     /// Resets the cursor for blocks from a saved index.
     ///
     /// `last_id` is the last event id in the saved index; `None` when only a dump filled the index.
-    pub fn restore(&mut self, last_id: Option<u64>, dump_follows: bool) {
+    pub fn restore(&mut self, publisher: u64, last_id: Option<u64>, dump_follows: bool) {
         *self = Self {
+            publisher: Some(publisher),
             last_id,
+            trust: Trust::Restored,
             restored: Some(Restored { dump_follows }),
+            epoch: self.epoch + 1,
             ..Self::default()
         };
     }
@@ -130,54 +210,117 @@ impl EventCursor {
     /// Checks restored blocks against the worker's first event, and advances the cursor. `None` when no check is due.
     ///
     /// A restarted worker publishes under a new publisher id, so a different publisher also means a restart.
-    pub fn check_restored(&mut self, event_id: u64, same_publisher: bool) -> Option<(RestoreVerdict, Step)> {
+    pub fn check_restored(&mut self, publisher: u64, event_id: u64) -> Option<(RestoreVerdict, Step)> {
         let restored = self.restored.take()?;
         let last = self.last_id.unwrap_or(1);
-        if !same_publisher || event_id <= last {
-            self.last_id = None;
-            // The new incarnation may have published before this event; without a last id `advance` treats that as a join.
-            let step = self.advance(event_id);
-            debug_assert_eq!(step, Step::Apply, "a stream without a past has no holes");
-            self.incarnations += 1;
+        if self.publisher != Some(publisher) || event_id <= last {
+            self.begin_incarnation(publisher, event_id);
             return Some((RestoreVerdict::Restarted, Step::NewIncarnation));
         }
         if self.last_id.is_some() && event_id == last + 1 {
-            self.synced = true;
+            self.trust = Trust::Synced;
             self.last_id = Some(event_id);
             return Some((RestoreVerdict::Exact, Step::Apply));
         }
-        let step = self.advance(event_id);
-        let step = if restored.dump_follows { step } else { Step::Forget };
-        Some((RestoreVerdict::Outrun, step))
+        // Without a last id, nothing shows which events are lost.
+        match self.last_id {
+            Some(last) => self.miss(event_id - last - 1),
+            None => self.miss(0),
+        }
+        self.last_id = Some(event_id);
+        if restored.dump_follows {
+            return Some((RestoreVerdict::Outrun, Step::Apply));
+        }
+        Some((RestoreVerdict::Outrun, Step::Forget))
     }
 
-    /// Advances to an event id and returns the action for the event. O(1).
-    pub fn advance(&mut self, event_id: u64) -> Step {
-        match self.last_id {
-            Some(last) if event_id == last => {
-                self.duplicates += 1;
-                return Step::Duplicate;
-            }
-            Some(last) if event_id < last => {
-                self.incarnations += 1;
-                self.last_id = Some(event_id);
-                self.kept = None;
-                self.synced = true;
-                if event_id > 1 {
-                    self.miss(event_id - 1);
-                }
+    /// Advances to an event of `publisher` and returns the action for the event. O(1).
+    ///
+    /// `followed` is the publisher that discovery listed for the worker first. Before the first event it shows whether
+    /// blocks of a dump belong to a former incarnation.
+    pub fn advance(&mut self, publisher: u64, event_id: u64, followed: Option<u64>) -> Step {
+        let Some(current) = self.publisher else {
+            let is_other = followed.is_some_and(|followed| followed != publisher);
+            if self.holds_dump && (is_other || event_id <= 1) {
+                self.begin_incarnation(publisher, event_id);
                 return Step::NewIncarnation;
             }
-            Some(last) if event_id > last + 1 => self.miss(event_id - last - 1),
-            None if event_id <= 1 => self.synced = true,
-            None if !self.synced => self.miss(0),
-            _ => {}
+            self.publisher = Some(publisher);
+            return self.join(event_id);
+        };
+        if current != publisher {
+            if self.former.contains(&publisher) {
+                self.superseded += 1;
+                // Two processes write about one worker, and one of them is not heard.
+                self.suspect();
+                return Step::Superseded;
+            }
+            self.begin_incarnation(publisher, event_id);
+            return Step::NewIncarnation;
+        }
+        let Some(last) = self.last_id else {
+            return self.join(event_id);
+        };
+        if event_id == last {
+            self.duplicates += 1;
+            return Step::Duplicate;
+        }
+        if event_id < last {
+            self.begin_incarnation(publisher, event_id);
+            return Step::NewIncarnation;
+        }
+        if event_id > last + 1 {
+            self.miss(event_id - last - 1);
         }
         self.last_id = Some(event_id);
         Step::Apply
     }
 
-    /// Marks the stream as incomplete and begins to keep events.
+    /// Takes the first event of a stream that has no past.
+    fn join(&mut self, event_id: u64) -> Step {
+        self.last_id = Some(event_id);
+        if event_id <= 1 && self.trust == Trust::Partial {
+            self.trust = Trust::Synced;
+            self.needs_dump = false;
+        } else if !self.is_synced() {
+            self.needs_dump = true;
+        }
+        Step::Apply
+    }
+
+    /// Starts a new incarnation at its first known event. The pool then clears the worker's blocks.
+    fn begin_incarnation(&mut self, publisher: u64, event_id: u64) {
+        if let Some(current) = self.publisher.replace(publisher)
+            && current != publisher
+        {
+            if self.former.len() == FORMER_PUBLISHERS_LIMIT {
+                self.former.remove(0);
+            }
+            self.former.push(current);
+        }
+        self.former.retain(|&former| former != publisher);
+        self.incarnations += 1;
+        self.last_id = Some(event_id);
+        self.holds_dump = false;
+        self.restored = None;
+        self.suspect_since_s = None;
+        // A dump that is being read may hold blocks of the former incarnation.
+        self.break_kept();
+        let is_first = event_id <= 1;
+        self.trust = if is_first { Trust::Synced } else { Trust::Partial };
+        self.needs_dump = !is_first;
+        if !is_first {
+            self.gaps += 1;
+            self.lost_events += event_id - 1;
+        }
+    }
+
+    /// Lets a publisher write again, because discovery lists it as a feed of this worker.
+    pub fn allow(&mut self, publisher: u64) {
+        self.former.retain(|&former| former != publisher);
+    }
+
+    /// Records lost events.
     ///
     /// `lost_events` is 0 when the number of lost events is unknown, for example after a disconnect.
     pub fn miss(&mut self, lost_events: u64) {
@@ -185,223 +328,456 @@ impl EventCursor {
             self.gaps += 1;
             self.lost_events += lost_events;
         }
-        self.synced = false;
-        self.restored = None;
-        self.kept.get_or_insert_default();
+        self.suspect();
     }
 
-    /// Keeps a copy of an event while the worker needs a dump.
-    pub fn keep(&mut self, event: &KvEvent) {
+    /// Marks the blocks as suspect until a dump replaces them. A worker without blocks only needs a dump.
+    pub fn suspect(&mut self) {
+        let holds_blocks = self.last_id.is_some() || self.trust != Trust::Partial;
+        if holds_blocks && self.trust != Trust::Suspect {
+            self.trust = Trust::Suspect;
+            self.suspect_since_s = None;
+        }
+        self.restored = None;
+        self.needs_dump = true;
+        match &mut self.loading {
+            Some(loading) => loading.outcome = Trust::Suspect,
+            None => self.break_kept(),
+        }
+    }
+
+    /// Marks the end of a silent stream as unchecked. Lost events at the end of a stream leave no gap behind.
+    pub fn check_tail(&mut self) {
+        self.tail_unchecked = self.is_synced();
+    }
+
+    /// Reviews the cursor at a moment: drops a dump that did not come within its deadline, and returns whether the
+    /// worker has been suspect for too long, so that the pool must forget its blocks.
+    pub fn review(&mut self, now_s: f64, limits: TrustOptions, budget: &mut KeptBudget) -> bool {
+        if self.loading.is_none()
+            && let Some(kept) = &mut self.kept
+        {
+            let since_s = *kept.since_s.get_or_insert(now_s);
+            if now_s - since_s > limits.dump_deadline_s {
+                self.drop_kept(budget);
+            }
+        }
+        if self.trust != Trust::Suspect || self.loading.is_some() {
+            return false;
+        }
+        now_s - *self.suspect_since_s.get_or_insert(now_s) > limits.distrust_s
+    }
+
+    /// Begins to keep events, before a dump is read. Returns whether the worker takes the dump.
+    pub fn begin_dump(&mut self, budget: &mut KeptBudget) -> bool {
+        if self.loading.is_some() {
+            return false;
+        }
+        self.drop_kept(budget);
+        if self.is_synced() && !self.tail_unchecked {
+            return false;
+        }
+        self.kept = Some(KeptEvents::default());
+        true
+    }
+
+    /// Whether a dump for this worker is being read.
+    pub fn awaits_dump(&self) -> bool {
+        self.kept.is_some() && self.loading.is_none()
+    }
+
+    /// Keeps a copy of an event while a dump is read or blocks are replaced.
+    pub fn keep(&mut self, event: &KvEvent, budget: &mut KeptBudget) {
         let Some(kept) = &mut self.kept else { return };
-        kept.blocks += match event {
-            KvEvent::Stored { blocks, .. } => blocks.len(),
-            KvEvent::Removed { blocks, .. } => blocks.len(),
-            KvEvent::Cleared => 1,
-        };
-        if kept.blocks > KEPT_BLOCKS_LIMIT {
+        if kept.is_broken {
+            return;
+        }
+        let blocks = block_count(event).max(1);
+        let worker_blocks = kept.blocks + blocks;
+        if worker_blocks > KEPT_BLOCKS_LIMIT || budget.blocks + blocks > POOL_KEPT_BLOCKS_LIMIT {
+            if self.loading.is_some() {
+                self.miss(0); // the event reaches neither the index nor the kept events
+            } else {
+                self.break_kept();
+            }
+            self.release_broken(budget);
+            return;
+        }
+        kept.blocks = worker_blocks;
+        budget.blocks += blocks;
+        kept.events.push(event.clone());
+    }
+
+    /// Drops the kept events of a broken dump.
+    fn release_broken(&mut self, budget: &mut KeptBudget) {
+        if let Some(kept) = &mut self.kept
+            && kept.is_broken
+        {
+            budget.blocks -= std::mem::take(&mut kept.blocks);
             kept.events = Vec::new();
-            kept.overflowed = true;
-        } else {
-            kept.events.push(event.clone());
         }
     }
 
-    /// Joins a dump of the worker's blocks with the kept events. Returns the events to apply to an empty worker, in order.
-    pub fn load_dump(&mut self, dump: Vec<KvEvent>) -> Vec<KvEvent> {
-        let kept = self.kept.take().unwrap_or_default();
-        let mut held = HeldBlocks::default();
-        let mut out = Vec::with_capacity(dump.len() + kept.events.len());
-        for event in dump.into_iter().chain(kept.events) {
-            held.apply(event, &mut out);
+    /// Marks the kept events as incomplete.
+    fn break_kept(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.is_broken = true;
         }
-        self.synced = true;
+    }
+
+    /// Ends the keeping of events.
+    pub fn drop_kept(&mut self, budget: &mut KeptBudget) {
+        if let Some(kept) = self.kept.take() {
+            budget.blocks -= kept.blocks;
+        }
+    }
+
+    /// Begins to replace the worker's blocks by a dump. `None` when the dump cannot be joined with the live events.
+    pub fn begin_load(&mut self, has_blocks: bool, budget: &mut KeptBudget) -> Option<u64> {
+        if self.loading.is_some() || self.kept.as_ref().is_none_or(|kept| kept.is_broken) {
+            self.drop_kept(budget);
+            self.needs_dump |= !self.is_synced();
+            return None;
+        }
+        self.holds_dump = has_blocks;
+        Some(self.start_loading(Trust::Synced))
+    }
+
+    /// Begins to clear the worker's blocks, after which `outcome` holds.
+    pub fn begin_clear(&mut self, outcome: Trust, budget: &mut KeptBudget) -> u64 {
+        self.drop_kept(budget);
+        self.kept = Some(KeptEvents::default());
+        self.start_loading(outcome)
+    }
+
+    fn start_loading(&mut self, outcome: Trust) -> u64 {
+        self.epoch += 1;
+        self.loading = Some(Loading { outcome });
+        self.needs_dump = outcome != Trust::Synced;
+        self.tail_unchecked = false;
         self.restored = None;
-        if kept.overflowed {
-            // The dropped events may be newer than the dump, so the worker needs a second dump.
-            self.miss(0);
+        self.trust = outcome;
+        self.suspect_since_s = None;
+        self.epoch
+    }
+
+    /// Whether the pool replaces the worker's blocks now. Live events are then only kept.
+    pub fn is_loading(&self) -> bool {
+        self.loading.is_some()
+    }
+
+    /// Number of replacements of the worker's blocks.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Takes the events that were kept since the last call of this load. `None` ends the load, when there are none.
+    pub fn take_kept(&mut self, budget: &mut KeptBudget) -> Option<Vec<KvEvent>> {
+        if let Some(kept) = &mut self.kept
+            && !kept.events.is_empty()
+        {
+            budget.blocks -= std::mem::take(&mut kept.blocks);
+            return Some(std::mem::take(&mut kept.events));
         }
-        out
+        self.drop_kept(budget);
+        if let Some(loading) = self.loading.take() {
+            self.trust = loading.outcome;
+            self.needs_dump = loading.outcome != Trust::Synced;
+        }
+        None
     }
 }
 
-/// The set of blocks a worker holds, while a dump is joined with live events.
-#[derive(Default)]
-struct HeldBlocks(HashSet<(Tier, EngineHash)>);
-
-impl HeldBlocks {
-    /// Appends the effective part of `event` to `out`.
-    ///
-    /// A store of a held block and a removal of an absent block have no effect. A held block in the middle of a store
-    /// splits the store in two, because each store is one chain of new blocks below a parent.
-    fn apply(&mut self, event: KvEvent, out: &mut Vec<KvEvent>) {
-        match event {
-            KvEvent::Stored { parent, blocks, tier } => {
-                let mut above = parent;
-                let mut run: Vec<StoredBlock> = Vec::new();
-                let mut run_parent = parent;
-                for block in blocks {
-                    if self.0.insert((tier, block.engine_hash)) {
-                        if run.is_empty() {
-                            run_parent = above;
-                        }
-                        run.push(block);
-                    } else if !run.is_empty() {
-                        out.push(KvEvent::Stored {
-                            parent: run_parent,
-                            blocks: std::mem::take(&mut run),
-                            tier,
-                        });
-                    }
-                    above = Some(block.engine_hash);
-                }
-                if !run.is_empty() {
-                    out.push(KvEvent::Stored {
-                        parent: run_parent,
-                        blocks: run,
-                        tier,
-                    });
-                }
-            }
-            KvEvent::Removed { mut blocks, tier } => {
-                blocks.retain(|block| self.0.remove(&(tier, *block)));
-                if !blocks.is_empty() {
-                    out.push(KvEvent::Removed { blocks, tier });
-                }
-            }
-            KvEvent::Cleared => {
-                self.0.clear();
-                out.push(KvEvent::Cleared);
-            }
-        }
+/// Number of blocks in an event.
+pub(super) fn block_count(event: &KvEvent) -> usize {
+    match event {
+        KvEvent::Stored { blocks, .. } => blocks.len(),
+        KvEvent::Removed { blocks, .. } => blocks.len(),
+        KvEvent::Cleared => 0,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-    use wardrop_core::LocalHash;
+    use wardrop_core::{EngineHash, LocalHash, StoredBlock, Tier};
 
-    fn store(parent: Option<u64>, hashes: &[u64]) -> KvEvent {
-        let blocks = hashes
-            .iter()
-            .map(|&h| StoredBlock {
-                engine_hash: EngineHash(h),
-                local_hash: LocalHash(h),
-            })
-            .collect();
+    const PUBLISHER: u64 = 7;
+    const LIMITS: TrustOptions = TrustOptions::new(30.0);
+
+    fn store(hashes: std::ops::Range<u64>) -> KvEvent {
+        let block = |hash| StoredBlock {
+            engine_hash: EngineHash(hash),
+            local_hash: LocalHash(hash),
+        };
         KvEvent::Stored {
-            parent: parent.map(EngineHash),
-            blocks,
+            parent: None,
+            blocks: hashes.map(block).collect(),
             tier: Tier::Device,
         }
     }
 
-    fn remove(hashes: &[u64]) -> KvEvent {
-        KvEvent::Removed {
-            blocks: hashes.iter().map(|&h| EngineHash(h)).collect(),
-            tier: Tier::Device,
-        }
+    fn advance(cursor: &mut EventCursor, event_id: u64) -> Step {
+        cursor.advance(PUBLISHER, event_id, None)
+    }
+
+    /// Loads an empty dump, from its start to its end. Returns whether the cursor took it.
+    fn dump(cursor: &mut EventCursor, budget: &mut KeptBudget) -> bool {
+        cursor.begin_dump(budget);
+        finish(cursor, budget)
+    }
+
+    fn finish(cursor: &mut EventCursor, budget: &mut KeptBudget) -> bool {
+        let taken = cursor.begin_load(false, budget).is_some();
+        while cursor.take_kept(budget).is_some() {}
+        taken
     }
 
     #[test]
     fn stream_from_its_start_is_synced() {
         let mut cursor = EventCursor::default();
-        assert_eq!(cursor.advance(1), Step::Apply);
-        assert_eq!(cursor.advance(2), Step::Apply);
+        assert_eq!(advance(&mut cursor, 1), Step::Apply);
+        assert_eq!(advance(&mut cursor, 2), Step::Apply);
         assert!(cursor.is_synced() && !cursor.needs_resync());
     }
 
     #[test]
-    fn joining_in_mid_stream_needs_a_dump() {
-        let mut cursor = EventCursor::default();
-        assert_eq!(cursor.advance(17), Step::Apply);
-        assert!(cursor.needs_resync());
-        cursor.load_dump(Vec::new());
+    fn joining_in_mid_stream_lacks_blocks_and_a_dump_supplies_them() {
+        let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
+        assert_eq!(advance(&mut cursor, 17), Step::Apply);
+        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Partial, true));
+        assert!(dump(&mut cursor, &mut budget));
         assert!(cursor.is_synced() && !cursor.needs_resync());
         assert_eq!(cursor.gaps, 0);
     }
 
     #[test]
-    fn hole_is_counted_and_needs_a_dump() {
+    fn gap_is_counted_and_makes_the_blocks_suspect() {
         let mut cursor = EventCursor::default();
-        cursor.advance(1);
-        assert_eq!(cursor.advance(4), Step::Apply);
+        advance(&mut cursor, 1);
+        assert_eq!(advance(&mut cursor, 4), Step::Apply);
         assert_eq!((cursor.gaps, cursor.lost_events), (1, 2));
-        assert!(cursor.needs_resync());
+        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Suspect, true));
     }
 
     #[test]
-    fn falling_id_is_a_new_incarnation_that_starts_empty() {
-        let mut cursor = EventCursor::default();
-        cursor.advance(1);
-        cursor.advance(2);
-        assert_eq!(cursor.advance(1), Step::NewIncarnation);
-        assert!(cursor.is_synced());
-        assert_eq!(cursor.advance(1), Step::Duplicate);
-        assert_eq!(cursor.advance(2), Step::Apply);
-    }
-
-    #[test]
-    fn idle_worker_that_was_dumped_may_go_on_at_any_id() {
-        let mut cursor = EventCursor::default();
-        cursor.load_dump(vec![store(None, &[1])]);
-        assert_eq!(cursor.advance(500), Step::Apply);
+    fn gap_that_opens_while_a_dump_is_read_makes_the_dump_useless() {
+        let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
+        advance(&mut cursor, 17);
+        assert!(cursor.begin_dump(&mut budget));
+        advance(&mut cursor, 20);
+        assert!(!finish(&mut cursor, &mut budget));
+        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Suspect, true));
+        assert!(dump(&mut cursor, &mut budget), "the next dump heals it");
         assert!(cursor.is_synced());
     }
 
     #[test]
-    fn block_in_dump_and_in_kept_event_is_counted_once() {
+    fn restart_while_a_dump_is_read_makes_the_dump_useless() {
+        let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
+        advance(&mut cursor, 17);
+        assert!(cursor.begin_dump(&mut budget));
+        assert_eq!(cursor.advance(8, 1, None), Step::NewIncarnation);
+        assert!(!finish(&mut cursor, &mut budget));
+        assert!(cursor.is_synced(), "the new incarnation is known from its start");
+    }
+
+    #[test]
+    fn gap_that_opens_while_blocks_are_loaded_leaves_them_suspect() {
+        let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
+        advance(&mut cursor, 17);
+        cursor.begin_dump(&mut budget);
+        assert!(cursor.begin_load(true, &mut budget).is_some());
+        advance(&mut cursor, 30);
+        cursor.keep(&store(0..2), &mut budget);
+        assert_eq!(cursor.take_kept(&mut budget), Some(vec![store(0..2)]));
+        assert_eq!(cursor.take_kept(&mut budget), None);
+        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Suspect, true));
+    }
+
+    #[test]
+    fn any_first_event_of_another_publisher_is_a_new_incarnation() {
+        for event_id in [1, 2, 3, 9] {
+            let mut cursor = EventCursor::default();
+            advance(&mut cursor, 1);
+            advance(&mut cursor, 2);
+            assert_eq!(
+                cursor.advance(8, event_id, None),
+                Step::NewIncarnation,
+                "{event_id}"
+            );
+            assert_eq!(cursor.is_synced(), event_id == 1);
+            assert_eq!(cursor.advance(8, event_id + 1, None), Step::Apply);
+        }
+    }
+
+    #[test]
+    fn former_publisher_can_no_longer_write_and_its_events_make_the_blocks_suspect() {
         let mut cursor = EventCursor::default();
-        cursor.advance(9);
-        cursor.keep(&store(Some(1), &[2, 3]));
-        let events = cursor.load_dump(vec![store(None, &[1]), store(Some(1), &[2])]);
+        advance(&mut cursor, 1);
+        cursor.advance(8, 1, None);
+        assert_eq!(advance(&mut cursor, 2), Step::Superseded);
+        assert_eq!((cursor.superseded, cursor.trust()), (1, Trust::Suspect));
+        cursor.allow(PUBLISHER);
         assert_eq!(
-            events,
-            vec![store(None, &[1]), store(Some(1), &[2]), store(Some(2), &[3])]
+            advance(&mut cursor, 3),
+            Step::NewIncarnation,
+            "discovery lists it again"
         );
+    }
+
+    #[test]
+    fn former_publishers_are_bounded() {
+        let mut cursor = EventCursor::default();
+        for publisher in 1..100 {
+            cursor.advance(publisher, 1, None);
+            assert!(cursor.former.len() <= FORMER_PUBLISHERS_LIMIT);
+        }
+    }
+
+    #[test]
+    fn falling_id_is_a_new_incarnation() {
+        let mut cursor = EventCursor::default();
+        advance(&mut cursor, 1);
+        advance(&mut cursor, 2);
+        assert_eq!(advance(&mut cursor, 1), Step::NewIncarnation);
+        assert!(cursor.is_synced());
+        assert_eq!(advance(&mut cursor, 1), Step::Duplicate);
+        assert_eq!(advance(&mut cursor, 2), Step::Apply);
+    }
+
+    #[test]
+    fn idle_worker_that_was_dumped_may_go_on_at_any_later_id() {
+        let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
+        cursor.begin_dump(&mut budget);
+        cursor.begin_load(true, &mut budget);
+        assert_eq!(cursor.take_kept(&mut budget), None);
+        assert_eq!(cursor.advance(PUBLISHER, 500, Some(PUBLISHER)), Step::Apply);
+        assert!(cursor.is_synced());
+    }
+
+    #[test]
+    fn dumped_worker_whose_first_event_begins_a_life_restarted_after_the_dump() {
+        for (event_id, followed) in [(1, Some(PUBLISHER)), (5, Some(8))] {
+            let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
+            cursor.begin_dump(&mut budget);
+            cursor.begin_load(true, &mut budget);
+            assert_eq!(cursor.take_kept(&mut budget), None);
+            assert_eq!(
+                cursor.advance(PUBLISHER, event_id, followed),
+                Step::NewIncarnation
+            );
+        }
+    }
+
+    #[test]
+    fn suspect_blocks_are_forgotten_after_the_limit_only() {
+        let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
+        advance(&mut cursor, 1);
+        cursor.miss(0);
+        assert!(!cursor.review(100.0, LIMITS, &mut budget));
+        assert!(!cursor.review(130.0, LIMITS, &mut budget));
+        assert!(cursor.review(130.1, LIMITS, &mut budget));
+        cursor.begin_clear(Trust::Partial, &mut budget);
+        assert_eq!(cursor.take_kept(&mut budget), None);
+        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Partial, true));
+        assert!(!cursor.review(1e6, LIMITS, &mut budget));
+    }
+
+    #[test]
+    fn nothing_is_kept_without_a_dump_and_a_dump_that_hangs_is_given_up() {
+        let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
+        advance(&mut cursor, 17);
+        cursor.keep(&store(0..100), &mut budget);
+        assert_eq!(budget.blocks, 0);
+        cursor.begin_dump(&mut budget);
+        cursor.keep(&store(0..100), &mut budget);
+        assert_eq!(budget.blocks, 100);
+        cursor.review(10.0, LIMITS, &mut budget);
+        cursor.review(10.0 + LIMITS.dump_deadline_s + 0.1, LIMITS, &mut budget);
+        assert_eq!((budget.blocks, cursor.awaits_dump()), (0, false));
+        assert!(
+            !finish(&mut cursor, &mut budget),
+            "a late dump finds no kept events"
+        );
+    }
+
+    #[test]
+    fn kept_events_are_bounded_per_worker_and_in_sum() {
+        let mut budget = KeptBudget::default();
+        let mut cursors: Vec<EventCursor> = (0..30).map(|_| EventCursor::default()).collect();
+        for cursor in &mut cursors {
+            advance(cursor, 9);
+            cursor.begin_dump(&mut budget);
+            for _ in 0..3 {
+                cursor.keep(&store(0..KEPT_BLOCKS_LIMIT as u64 / 2), &mut budget);
+                assert!(budget.blocks <= POOL_KEPT_BLOCKS_LIMIT);
+            }
+            assert!(!finish(cursor, &mut budget), "an incomplete dump is useless");
+            assert_eq!(budget.blocks, 0);
+        }
+        for cursor in &mut cursors {
+            cursor.begin_dump(&mut budget);
+            cursor.keep(&store(0..KEPT_BLOCKS_LIMIT as u64), &mut budget);
+            assert!(budget.blocks <= POOL_KEPT_BLOCKS_LIMIT);
+        }
+        assert_eq!(
+            cursors
+                .iter_mut()
+                .filter_map(|cursor| cursor.begin_load(false, &mut budget))
+                .count(),
+            20
+        );
+    }
+
+    #[test]
+    fn end_of_a_silent_stream_is_checked_by_a_dump_without_a_loss_of_trust() {
+        let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
+        advance(&mut cursor, 1);
+        assert!(!cursor.begin_dump(&mut budget), "nothing is missing");
+        cursor.check_tail();
+        assert!(cursor.is_synced() && cursor.tail_unchecked());
+        assert!(dump(&mut cursor, &mut budget));
+        assert!(cursor.is_synced() && !cursor.tail_unchecked());
     }
 
     fn restored(dump_follows: bool) -> EventCursor {
         let mut cursor = EventCursor::default();
-        cursor.restore(Some(40), dump_follows);
+        cursor.restore(PUBLISHER, Some(40), dump_follows);
         assert!(cursor.is_restored() && !cursor.is_synced() && !cursor.needs_resync());
         cursor
     }
 
     #[test]
-    fn next_event_proves_what_was_restored() {
+    fn next_event_confirms_restored_blocks() {
         let mut cursor = restored(true);
-        assert_eq!(
-            cursor.check_restored(41, true),
-            Some((RestoreVerdict::Exact, Step::Apply))
-        );
+        let checked = cursor.check_restored(PUBLISHER, 41);
+        assert_eq!(checked, Some((RestoreVerdict::Exact, Step::Apply)));
         assert!(cursor.is_synced() && !cursor.is_restored());
-        assert_eq!(cursor.check_restored(42, true), None, "it is judged once");
-        assert_eq!(cursor.advance(42), Step::Apply);
+        assert_eq!(
+            cursor.check_restored(PUBLISHER, 42),
+            None,
+            "the check happens once"
+        );
+        assert_eq!(advance(&mut cursor, 42), Step::Apply);
     }
 
     #[test]
     fn later_event_asks_for_a_dump_or_forgets_where_none_can_come() {
         let mut cursor = restored(true);
-        assert_eq!(
-            cursor.check_restored(44, true),
-            Some((RestoreVerdict::Outrun, Step::Apply))
-        );
+        let checked = cursor.check_restored(PUBLISHER, 44);
+        assert_eq!(checked, Some((RestoreVerdict::Outrun, Step::Apply)));
         assert!(cursor.needs_resync());
         assert_eq!(cursor.lost_events, 3);
-        let mut cursor = restored(false);
-        assert_eq!(
-            cursor.check_restored(44, true),
-            Some((RestoreVerdict::Outrun, Step::Forget))
-        );
+        let checked = restored(false).check_restored(PUBLISHER, 44);
+        assert_eq!(checked, Some((RestoreVerdict::Outrun, Step::Forget)));
     }
 
     #[test]
-    fn lower_equal_or_other_publishers_event_is_a_restart_that_starts_empty() {
-        for (event_id, same_publisher) in [(1, true), (40, true), (41, false), (1, false)] {
+    fn lower_equal_or_other_publishers_event_is_a_restart_of_a_restored_worker() {
+        for (event_id, publisher) in [(1, PUBLISHER), (40, PUBLISHER), (41, 8), (1, 8)] {
             let mut cursor = restored(true);
-            let checked = cursor.check_restored(event_id, same_publisher);
+            let checked = cursor.check_restored(publisher, event_id);
             assert_eq!(checked, Some((RestoreVerdict::Restarted, Step::NewIncarnation)));
             assert_eq!(
                 (cursor.is_synced(), cursor.last_id()),
@@ -412,83 +788,18 @@ mod tests {
     }
 
     #[test]
-    fn worker_that_had_told_nothing_is_proved_by_a_dump_only() {
+    fn restored_worker_without_an_event_id_needs_a_dump() {
+        let mut budget = KeptBudget::default();
         let mut cursor = EventCursor::default();
-        cursor.restore(None, true);
-        assert_eq!(
-            cursor.check_restored(2, true),
-            Some((RestoreVerdict::Outrun, Step::Apply))
-        );
+        cursor.restore(PUBLISHER, None, true);
+        let checked = cursor.check_restored(PUBLISHER, 2);
+        assert_eq!(checked, Some((RestoreVerdict::Outrun, Step::Apply)));
         assert!(cursor.needs_resync());
-        cursor.restore(None, true);
-        assert_eq!(
-            cursor.check_restored(1, true),
-            Some((RestoreVerdict::Restarted, Step::NewIncarnation))
-        );
-        cursor.restore(None, true);
-        cursor.load_dump(Vec::new());
+        cursor.restore(PUBLISHER, None, true);
+        let checked = cursor.check_restored(PUBLISHER, 1);
+        assert_eq!(checked, Some((RestoreVerdict::Restarted, Step::NewIncarnation)));
+        cursor.restore(PUBLISHER, None, true);
+        assert!(dump(&mut cursor, &mut budget));
         assert_eq!(cursor.coverage(), Coverage::Dumped);
-    }
-
-    #[test]
-    fn dump_settles_what_was_restored() {
-        let mut cursor = restored(true);
-        assert_eq!(cursor.load_dump(vec![store(None, &[1])]).len(), 1);
-        assert!(cursor.is_synced() && !cursor.is_restored());
-    }
-
-    #[test]
-    fn overflow_asks_for_another_dump() {
-        let mut cursor = EventCursor::default();
-        cursor.advance(9);
-        let hashes: Vec<u64> = (0..=KEPT_BLOCKS_LIMIT as u64).collect();
-        cursor.keep(&store(None, &hashes));
-        cursor.load_dump(Vec::new());
-        assert!(cursor.needs_resync());
-    }
-
-    /// Counts the copies of each block after `events`; a block that is stored twice counts 2.
-    fn count(events: &[KvEvent]) -> std::collections::BTreeMap<u64, i32> {
-        let mut held = std::collections::BTreeMap::new();
-        for event in events {
-            match event {
-                KvEvent::Stored { blocks, .. } => {
-                    for block in blocks {
-                        *held.entry(block.engine_hash.0).or_insert(0) += 1;
-                    }
-                }
-                KvEvent::Removed { blocks, .. } => {
-                    for block in blocks {
-                        *held.entry(block.0).or_insert(0) -= 1;
-                    }
-                }
-                KvEvent::Cleared => held.clear(),
-            }
-        }
-        held.retain(|_, n| *n != 0);
-        held
-    }
-
-    proptest! {
-        /// A dump from any point of the kept events joins to the same blocks, each counted once.
-        #[test]
-        fn any_overlap_of_dump_and_live_events_joins_exactly(ops in prop::collection::vec((any::<bool>(), 0u64..12), 1..60), from in 0usize..60, taken in 0usize..60) {
-            // The true stream: a block is stored only while absent and removed only while present.
-            let mut held = std::collections::BTreeSet::new();
-            let mut stream = Vec::new();
-            for (add, block) in ops {
-                if add && held.insert(block) { stream.push(store(None, &[block])); }
-                if !add && held.remove(&block) { stream.push(remove(&[block])); }
-            }
-            let from = from % (stream.len() + 1);
-            let taken = from + taken % (stream.len() - from + 1);
-            let dump: Vec<KvEvent> = count(&stream[..taken]).into_keys().map(|b| store(None, &[b])).collect();
-            let mut cursor = EventCursor::default();
-            cursor.miss(0);
-            for event in &stream[from..] { cursor.keep(event); }
-            let joined = count(&cursor.load_dump(dump));
-            prop_assert!(joined.values().all(|&n| n == 1));
-            prop_assert_eq!(joined, count(&stream));
-        }
     }
 }

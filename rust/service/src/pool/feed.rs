@@ -1,16 +1,17 @@
 //! Event streams of a pool's workers: KV events, engine steps, interruptions and dumps.
 //!
 //! A feed task decodes a message and calls the pool. The pool orders the events with the worker's cursor and passes them to
-//! the router. The event is applied before the feed position moves, see [`FeedPosition`](super::position::FeedPosition).
+//! the router. [`super::bulk`] replaces whole caches. The event is applied before the feed position moves, see [`FeedPosition`](super::position::FeedPosition).
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use wardrop_core::latency::Pass;
 use wardrop_core::ledger::EngineQueue;
 use wardrop_core::{KvEvent, Router, WorkerId};
 
-use super::cursor::{RestoreVerdict, Step};
-use super::{State, WorkerPool};
+use super::bulk::{SLICE_BLOCKS, slices};
+use super::cursor::{RestoreVerdict, Step, Trust, block_count};
+use super::{State, Worker, WorkerPool};
 use wardrop_engines::dynamo::{ForwardPass, WorkerEvent};
 
 /// Origin of a list of events.
@@ -41,38 +42,68 @@ pub(crate) struct ApplyCounts {
     pub foreign: u64,
     /// Events dropped as duplicates.
     pub duplicates: u64,
+    /// Events dropped because a publisher of a former incarnation sent them.
+    pub superseded: u64,
     /// Events about memory that is not the worker's own.
     pub passed_over: u64,
     /// Workers with restored blocks by [`RestoreVerdict`]: exact, outrun, restarted.
     pub restored: [u64; 3],
 }
 
+/// The rest of an event whose first slices are applied.
+struct RestOfEvent {
+    worker: WorkerId,
+    publisher: u64,
+    /// Epoch of the worker's cursor at the first slice. Another epoch makes the rest obsolete.
+    epoch: u64,
+    slices: VecDeque<KvEvent>,
+}
+
 impl WorkerPool {
-    /// Applies events of one feed in order. O(blocks in the events).
+    /// Applies events of one feed in order. O(blocks in the events), in slices of at most [`SLICE_BLOCKS`] blocks per lock.
     ///
     /// Events of unknown workers, and of workers outside the feed's instance, are counted as foreign.
     pub(crate) fn apply(&self, events: Vec<WorkerEvent>, source: EventSource, now_s: f64) -> ApplyCounts {
         let mut counts = ApplyCounts::default();
-        let mut state = self.state.lock();
-        for WorkerEvent {
-            worker,
-            event_id,
-            event,
-        } in events
-        {
-            if source.owner.is_some_and(|owner| owner != worker.instance)
-                || !state.workers.contains_key(&worker)
-            {
-                counts.foreign += 1;
-                continue;
+        let mut events = VecDeque::from(events);
+        let mut rest: Option<RestOfEvent> = None;
+        while rest.is_some() || !events.is_empty() {
+            let mut cleared = Vec::new();
+            let mut blocks = 0;
+            let mut state = self.state.lock();
+            while blocks < SLICE_BLOCKS && cleared.is_empty() {
+                if let Some(event) = rest.take() {
+                    blocks += SLICE_BLOCKS;
+                    rest = state.apply_rest(event, &mut counts);
+                    continue;
+                }
+                let Some(WorkerEvent {
+                    worker,
+                    event_id,
+                    event,
+                }) = events.pop_front()
+                else {
+                    break;
+                };
+                if source.owner.is_some_and(|owner| owner != worker.instance)
+                    || !state.workers.contains_key(&worker)
+                {
+                    counts.foreign += 1;
+                    // Many foreign events must not hold the lock for long either.
+                    blocks += 1;
+                    continue;
+                }
+                blocks += event.as_ref().map_or(1, |event| block_count(event).max(1));
+                let event = PublishedEvent {
+                    publisher: source.publisher,
+                    event_id,
+                    event,
+                };
+                rest = state.apply(worker, event, now_s, &mut counts, &mut cleared);
+                state.review(worker, now_s, self.options);
             }
-            let event = PublishedEvent {
-                publisher: source.publisher,
-                event_id,
-                event,
-            };
-            state.apply(worker, event, now_s, &mut counts);
-            state.review(worker, now_s, self.options);
+            drop(state);
+            self.clear_blocks(cleared, &mut counts);
         }
         counts
     }
@@ -100,79 +131,64 @@ impl WorkerPool {
 
     /// Sets the publisher of an instance's KV events, before the first event arrives.
     pub(crate) fn feed_followed(&self, instance: u64, publisher: u64) {
-        for (id, worker) in &self.state.lock().workers {
+        for (id, worker) in &mut self.state.lock().workers {
             if id.instance == instance {
                 worker.position.followed(publisher);
+                worker.cursor.allow(publisher);
             }
         }
     }
 
-    /// Marks the streams of an instance as incomplete after a disconnect; `None` marks every worker of the pool.
-    pub(crate) fn feed_interrupted(&self, owner: Option<u64>) {
+    /// Marks the blocks of workers as suspect after their feed was left. Workers that never had an event are not concerned.
+    pub(crate) fn feed_ended(&self, owner: Option<u64>, publisher: Option<u64>) {
         for (id, worker) in &mut self.state.lock().workers {
-            if owner.is_none_or(|owner| owner == id.instance) {
+            let is_owned = owner.is_none_or(|owner| owner == id.instance);
+            let known = worker.cursor.publisher().or_else(|| worker.position.publisher());
+            if is_owned && known.is_some() && (publisher.is_none() || known == publisher) {
                 worker.cursor.miss(0);
                 worker.position.forget();
             }
         }
     }
 
-    /// Replaces the blocks of every worker that is not synced by the blocks in the dump.
+    /// Marks the blocks of workers as suspect after a feed lost its connection or messages.
     ///
-    /// Synced workers keep their blocks, because live events are newer than any dump. Returns the number of replaced
-    /// workers and the counts of events.
-    pub(crate) fn load_dump(&self, dump: Vec<WorkerEvent>) -> (usize, ApplyCounts) {
-        let mut counts = ApplyCounts::default();
-        let mut per_worker: BTreeMap<WorkerId, Vec<KvEvent>> = BTreeMap::new();
-        for WorkerEvent { worker, event, .. } in dump {
-            match event {
-                Some(event) => per_worker.entry(worker).or_default().push(event),
-                None => counts.passed_over += 1,
+    /// The workers are those of `owner`, or those about which `publisher` sent the last event. `None` stands for every
+    /// instance, and for every publisher. Workers without an event may belong to the feed as well.
+    pub(crate) fn feed_interrupted(&self, owner: Option<u64>, publisher: Option<u64>) {
+        for (id, worker) in &mut self.state.lock().workers {
+            let is_owned = owner.is_none_or(|owner| owner == id.instance);
+            let known = worker.cursor.publisher();
+            let is_published = publisher.is_none() || known.is_none() || known == publisher;
+            if is_owned && is_published {
+                worker.cursor.miss(0);
+                worker.position.forget();
             }
         }
-        let mut state = self.state.lock();
-        let ids: Vec<WorkerId> = state.workers.keys().copied().collect();
-        let mut replaced = 0;
-        for id in ids {
-            let blocks = per_worker.remove(&id).unwrap_or_default();
-            let Some(worker) = state.workers.get_mut(&id) else {
-                continue;
-            };
-            if worker.cursor.is_synced() {
-                continue;
-            }
-            replaced += 1;
-            worker.position.forget();
-            let events = worker.cursor.load_dump(blocks);
-            let (position, coverage) = (worker.position.clone(), worker.cursor.coverage());
-            let _ = state.router.apply(id, &KvEvent::Cleared);
-            for event in events {
-                match state.router.apply(id, &event) {
-                    Ok(()) => counts.applied += 1,
-                    Err(_) => counts.refused += 1,
-                }
-            }
-            position.set(coverage);
-        }
-        counts.foreign += per_worker.len() as u64;
-        (replaced, counts)
     }
 }
 
 impl State {
-    /// Applies one event of a registered worker and records the new feed position.
-    fn apply(&mut self, id: WorkerId, published: PublishedEvent, now_s: f64, counts: &mut ApplyCounts) {
+    /// Applies the first slice of an event of a registered worker. Returns the rest of the event.
+    ///
+    /// A worker whose blocks must be cleared goes into `cleared`; its events are kept until the caller has cleared it.
+    fn apply(
+        &mut self,
+        id: WorkerId,
+        published: PublishedEvent,
+        now_s: f64,
+        counts: &mut ApplyCounts,
+        cleared: &mut Vec<(WorkerId, u64)>,
+    ) -> Option<RestOfEvent> {
         let PublishedEvent {
             publisher,
             event_id,
             event,
         } = published;
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return;
-        };
-        worker.health.event(now_s);
-        let same_publisher = worker.position.publisher() == Some(publisher);
-        let step = match worker.cursor.check_restored(event_id, same_publisher) {
+        let worker = self.workers.get_mut(&id)?;
+        let followed = worker.position.publisher();
+        let cursor = &mut worker.cursor;
+        let step = match cursor.check_restored(publisher, event_id) {
             Some((verdict, step)) => {
                 counts.restored[verdict as usize] += 1;
                 if verdict != RestoreVerdict::Exact {
@@ -185,30 +201,86 @@ impl State {
                 }
                 step
             }
-            None => worker.cursor.advance(event_id),
+            None => cursor.advance(publisher, event_id, followed),
         };
         match step {
             Step::Duplicate => {
                 counts.duplicates += 1;
-                return;
+                return None;
+            }
+            Step::Superseded => {
+                counts.superseded += 1;
+                worker.position.forget();
+                return None;
             }
             Step::NewIncarnation | Step::Forget => {
                 worker.position.forget();
-                let _ = self.router.apply(id, &KvEvent::Cleared);
+                let outcome = if step == Step::Forget {
+                    Trust::Partial
+                } else {
+                    cursor.trust()
+                };
+                cleared.push((id, cursor.begin_clear(outcome, &mut self.kept)));
             }
             Step::Apply => {}
         }
-        match event {
-            None => counts.passed_over += 1,
-            Some(event) => {
-                worker.cursor.keep(&event);
-                match self.router.apply(id, &event) {
-                    Ok(()) => counts.applied += 1,
-                    Err(_) => counts.refused += 1,
-                }
-            }
+        worker.health.event(now_s);
+        let Some(event) = event else {
+            counts.passed_over += 1;
+            worker.record(publisher);
+            return None;
+        };
+        worker.cursor.keep(&event, &mut self.kept);
+        if worker.cursor.is_loading() {
+            worker.record(publisher);
+            return None;
         }
-        worker.position.record(publisher, worker.cursor.coverage());
+        let rest = RestOfEvent {
+            worker: id,
+            publisher,
+            epoch: worker.cursor.epoch(),
+            slices: slices(event),
+        };
+        self.apply_rest(rest, counts)
+    }
+
+    /// Applies the next slice of an event. Returns the rest, unless the worker's blocks were replaced meanwhile.
+    fn apply_rest(&mut self, mut rest: RestOfEvent, counts: &mut ApplyCounts) -> Option<RestOfEvent> {
+        let worker = self.workers.get(&rest.worker)?;
+        if worker.cursor.epoch() != rest.epoch {
+            return None;
+        }
+        let slice = rest.slices.pop_front()?;
+        let outcome = self.router.apply(rest.worker, &slice);
+        if outcome.is_ok() && !rest.slices.is_empty() {
+            return Some(rest);
+        }
+        match outcome {
+            Ok(()) => counts.applied += 1,
+            Err(_) => counts.refused += 1,
+        }
+        if let KvEvent::Removed { .. } = slice
+            && !rest.slices.is_empty()
+        {
+            return Some(rest); // unknown blocks in one slice say nothing of the next
+        }
+        worker.record(rest.publisher);
+        None
+    }
+}
+
+impl Worker {
+    /// Records the position of the worker's feed, after the index holds the event.
+    fn record(&self, publisher: u64) {
+        self.position.record(publisher, self.cursor.coverage());
+    }
+
+    /// Records the position of the worker's feed after a dump or a clear.
+    pub(super) fn finish_load(&self) {
+        match self.cursor.publisher() {
+            Some(publisher) => self.position.record(publisher, self.cursor.coverage()),
+            None => self.position.set(self.cursor.coverage()),
+        }
     }
 }
 

@@ -24,6 +24,30 @@ pub(crate) struct HealthOptions {
     pub silence_s: f64,
     /// Seconds after which a failed worker that never sent a heartbeat becomes available again.
     pub quarantine_s: f64,
+    /// Limits of the trust in the blocks of a worker.
+    pub trust: TrustOptions,
+}
+
+/// Time limits of the trust in the blocks of a worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrustOptions {
+    /// Seconds after which the pool forgets suspect blocks that no dump has replaced.
+    pub distrust_s: f64,
+    /// Seconds after which a dump that was begun and did not arrive is given up.
+    pub dump_deadline_s: f64,
+    /// Seconds without a KV event after which a dump must confirm the end of the stream.
+    pub tail_check_s: f64,
+}
+
+impl TrustOptions {
+    /// Limits with a `distrust_s` from the configuration.
+    pub const fn new(distrust_s: f64) -> Self {
+        Self {
+            distrust_s,
+            dump_deadline_s: 120.0,
+            tail_check_s: 30.0,
+        }
+    }
 }
 
 /// Signs of life and failures of one worker. Times are seconds of one monotonic clock.
@@ -72,6 +96,11 @@ impl Health {
     pub fn event(&mut self, now_s: f64) {
         self.event_s = Some(now_s);
         self.forgive(now_s);
+    }
+
+    /// Time of the last KV event; `None` before the first.
+    pub fn last_event_s(&self) -> Option<f64> {
+        self.event_s
     }
 
     /// Records a failure that the worker probably caused.
@@ -159,6 +188,7 @@ mod tests {
     const OPTIONS: HealthOptions = HealthOptions {
         silence_s: 3.0,
         quarantine_s: 5.0,
+        trust: TrustOptions::new(30.0),
     };
 
     #[test]

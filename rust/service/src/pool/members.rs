@@ -1,4 +1,6 @@
-//! Workers come and go, and what a simulator needs of them: size, life, and how fast they are.
+//! Workers that join, change their sizes and leave, and the view of them that a simulator needs.
+//!
+//! Discovery reports the sizes. This module validates each size once: a size out of bounds is unknown.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,34 +15,56 @@ use super::health::Health;
 use super::{Audit, QueueError, Role, State, Worker, WorkerPool};
 use crate::ServiceError;
 
-/// Ranks that one instance may have; discovery is believed only so far.
+/// Highest number of ranks of one instance. The router limits the ranks of all instances.
 const MAX_RANKS: u32 = 1024;
+/// Highest number of KV blocks of one rank that is believed: 2⁴⁰ blocks of 16 tokens exceed any memory.
+const MAX_KV_BLOCKS: u64 = 1 << 40;
 
-/// A worker as discovery tells it.
+/// A reported size within its bounds; `None` for a size that is missing, 0 or absurd, because it is unknown then.
+fn known_size(reported: Option<u64>, most: u64) -> Option<u64> {
+    reported.filter(|size| (1..=most).contains(size))
+}
+
+/// A worker as discovery reports it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WorkerUpsert {
-    /// The model that it serves.
+    /// Name of the model that the worker serves.
     pub model: String,
-    /// What it does.
+    /// Role of the worker.
     pub role: Role,
-    /// Its instance.
+    /// Id of the instance.
     pub instance: u64,
-    /// Its first rank.
+    /// First rank of the instance.
     #[serde(default)]
     pub dp_start: u32,
-    /// How many ranks it has.
+    /// Number of ranks, 1 to [`MAX_RANKS`].
     #[serde(default = "one")]
     pub dp_size: u32,
-    /// KV blocks of one rank.
+    /// KV blocks of one rank; `None` where unknown.
     #[serde(default)]
     pub total_kv_blocks: Option<u64>,
-    /// Sequences that one rank runs at once.
+    /// Sequences that one rank runs at once; `None` where unknown.
     #[serde(default)]
-    pub max_num_seqs: Option<u32>,
-    /// Tokens of one step of one rank.
+    pub max_num_seqs: Option<u64>,
+    /// Tokens of one step of one rank; `None` where unknown.
     #[serde(default)]
-    pub max_num_batched_tokens: Option<u32>,
+    pub max_num_batched_tokens: Option<u64>,
+}
+
+impl WorkerUpsert {
+    /// The sizes of one rank. A size outside its bounds is unknown, never 0 or infinite.
+    fn spec(&self) -> WorkerSpec {
+        let size_u32 = |size| {
+            let known = known_size(size, u64::from(u32::MAX - 1))?;
+            u32::try_from(known).ok()
+        };
+        let mut spec = WorkerSpec::default();
+        spec.total_kv_blocks = known_size(self.total_kv_blocks, MAX_KV_BLOCKS);
+        spec.max_num_seqs = size_u32(self.max_num_seqs);
+        spec.max_num_batched_tokens = size_u32(self.max_num_batched_tokens);
+        spec
+    }
 }
 
 fn one() -> u32 {
@@ -50,15 +74,15 @@ fn one() -> u32 {
 /// One registered worker.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Member {
-    /// Blocks of its KV cache, where it told.
+    /// Blocks of the KV cache; `None` where unknown.
     pub total_kv_blocks: Option<u64>,
-    /// Sequences that it runs at once, where it told.
+    /// Sequences that the worker runs at once; `None` where unknown.
     pub max_num_seqs: Option<u32>,
-    /// Tokens of one step, where it told.
+    /// Tokens of one step; `None` where unknown.
     pub max_num_batched_tokens: Option<u32>,
-    /// Lives that its events have shown: each begins with an empty cache.
+    /// Restarts that the worker's events showed. Each incarnation begins with an empty cache.
     pub incarnation: u64,
-    /// What its curves have learned.
+    /// Learned latency curves of the worker.
     pub curves: Prior,
 }
 
@@ -87,12 +111,12 @@ impl WorkerPool {
 }
 
 impl WorkerPool {
-    /// Workers registered.
+    /// Number of registered workers.
     pub(crate) fn size(&self) -> usize {
         self.size.load(Ordering::Relaxed)
     }
 
-    /// Workers that may be chosen now.
+    /// Number of workers that the router may choose now.
     pub(crate) fn routable(&self) -> usize {
         self.state
             .lock()
@@ -102,7 +126,10 @@ impl WorkerPool {
             .count()
     }
 
-    /// Adds an instance with its ranks, or takes over its new figures. A known worker keeps blocks, load and health.
+    /// Adds an instance with its ranks, or updates its sizes. A known worker keeps its blocks, load and health.
+    ///
+    /// # Errors
+    /// The number of ranks is out of range, or the router has no room for all of them. Nothing has changed then.
     pub(crate) fn upsert(&self, upsert: &WorkerUpsert) -> Result<(), ServiceError> {
         if upsert.dp_size == 0 || upsert.dp_size > MAX_RANKS || upsert.dp_start > u32::MAX - MAX_RANKS {
             return Err(ServiceError::Config(format!(
@@ -110,29 +137,31 @@ impl WorkerPool {
                 upsert.dp_size, upsert.dp_start
             )));
         }
-        let mut spec = WorkerSpec::default();
-        spec.total_kv_blocks = upsert.total_kv_blocks;
-        spec.max_num_seqs = upsert.max_num_seqs;
-        spec.max_num_batched_tokens = upsert.max_num_batched_tokens;
+        let spec = upsert.spec();
         let ranks = upsert.dp_start..upsert.dp_start + upsert.dp_size;
         let mut state = self.state.lock();
-        let gone: Vec<WorkerId> = state
-            .workers
-            .keys()
-            .filter(|id| id.instance == upsert.instance && !ranks.contains(&id.dp_rank))
+        let known = state.ranks_of(upsert.instance);
+        let gone: Vec<WorkerId> = known
+            .iter()
+            .filter(|id| !ranks.contains(&id.dp_rank))
             .copied()
             .collect();
+        let others = state.workers.len() - known.len();
+        let limit = self.router.config().max_workers;
+        if others + upsert.dp_size as usize > limit {
+            return Err(Error::TooManyWorkers { limit }.into());
+        }
         for id in gone {
             state.remove(id)?;
         }
         for rank in ranks {
-            state.add(WorkerId::new(upsert.instance, rank), spec.clone(), upsert.dp_size)?;
+            state.add(WorkerId::new(upsert.instance, rank), &spec, upsert.dp_size)?;
         }
         self.size.store(state.workers.len(), Ordering::Relaxed);
         Ok(())
     }
 
-    /// Forgets an instance with its ranks; whether it was known.
+    /// Removes an instance with its ranks. Returns whether the instance was registered.
     pub(crate) fn remove(&self, instance: u64) -> Result<bool, ServiceError> {
         let mut state = self.state.lock();
         let gone = state.ranks_of(instance);
@@ -154,21 +183,21 @@ impl State {
         ids.copied().collect()
     }
 
-    fn add(&mut self, id: WorkerId, spec: WorkerSpec, ranks: u32) -> Result<(), Error> {
-        if let Some(worker) = self.workers.get_mut(&id)
-            && worker.spec == spec
-        {
+    /// Adds a worker, or updates the sizes of a known worker, which keeps everything else.
+    fn add(&mut self, id: WorkerId, spec: &WorkerSpec, ranks: u32) -> Result<(), Error> {
+        if let Some(worker) = self.workers.get_mut(&id) {
             worker.ranks = ranks;
+            if worker.spec != *spec {
+                self.router.set_spec(id, spec.clone())?;
+                worker.spec = spec.clone();
+            }
             return Ok(());
-        }
-        if self.workers.contains_key(&id) {
-            self.remove(id)?;
         }
         self.router.add_worker(id, spec.clone())?;
         self.workers.insert(
             id,
             Worker {
-                spec,
+                spec: spec.clone(),
                 ranks,
                 available: true,
                 fault: None,
@@ -176,6 +205,7 @@ impl State {
                 cursor: EventCursor::default(),
                 position: Arc::default(),
                 forward_pass: None,
+                tail_event_s: None,
                 audit: Audit::default(),
             },
         );
@@ -183,8 +213,9 @@ impl State {
     }
 
     fn remove(&mut self, id: WorkerId) -> Result<(), Error> {
-        if let Some(worker) = self.workers.remove(&id) {
+        if let Some(mut worker) = self.workers.remove(&id) {
             worker.position.forget();
+            worker.cursor.drop_kept(&mut self.kept);
         }
         self.router.remove_worker(id)
     }

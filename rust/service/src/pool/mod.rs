@@ -11,12 +11,16 @@
 
 mod anarchy;
 mod booking;
+mod bulk;
 mod control;
 mod cursor;
 mod explanation;
 mod feed;
 mod health;
+mod held_blocks;
 mod members;
+#[cfg(test)]
+mod oracle;
 mod position;
 mod queue;
 mod report;
@@ -41,11 +45,12 @@ use self::anarchy::AnarchyMeter;
 pub(crate) use self::anarchy::AnarchyReport;
 pub use self::booking::{Booking, Leg};
 pub(crate) use self::control::PoolCurves;
-use self::cursor::EventCursor;
+pub(crate) use self::cursor::Trust;
+use self::cursor::{EventCursor, KeptBudget};
 pub(crate) use self::explanation::Explanation;
 pub(crate) use self::feed::EventSource;
-pub(crate) use self::health::HealthOptions;
 use self::health::{Fault, Health};
+pub(crate) use self::health::{HealthOptions, TrustOptions};
 pub(crate) use self::members::{Member, WorkerUpsert};
 use self::position::FeedPosition;
 pub(crate) use self::queue::QueueError;
@@ -109,6 +114,8 @@ struct State {
     /// Queue in front of the router; `None` while late binding is off.
     queue: Option<PoolQueue>,
     workers: BTreeMap<WorkerId, Worker>,
+    /// Blocks in the kept events of all workers.
+    kept: KeptBudget,
 }
 
 /// One registered worker: one rank of an instance.
@@ -127,6 +134,8 @@ struct Worker {
     position: Arc<FeedPosition>,
     /// Last engine step that the worker reported.
     forward_pass: Option<ForwardPass>,
+    /// Time of the last KV event whose successors were looked for, see [`EventCursor::check_tail`].
+    tail_event_s: Option<f64>,
     /// Error of the predicted cached tokens.
     audit: Audit,
 }
@@ -147,6 +156,7 @@ impl WorkerPool {
             router: router.clone(),
             queue: None,
             workers: BTreeMap::new(),
+            kept: KeptBudget::default(),
         };
         Ok(Self {
             model,
@@ -338,6 +348,7 @@ impl WorkerPool {
 
     /// Reviews the health of every worker and ends expired bookings. Returns the number of expired bookings. O(workers).
     pub(crate) fn sweep(&self, now_s: f64) -> usize {
+        self.review_trust(now_s);
         let mut state = self.lock();
         let ids: Vec<WorkerId> = state.workers.keys().copied().collect();
         for id in ids {

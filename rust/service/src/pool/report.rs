@@ -8,6 +8,7 @@ use wardrop_core::{Snapshot, WorkerId};
 
 use super::WorkerPool;
 use super::anarchy::AnarchyReport;
+use super::cursor::Trust;
 use super::health::Fault;
 use wardrop_engines::dynamo::ForwardPass;
 
@@ -20,6 +21,39 @@ pub(super) struct Audit {
     reported_tokens: u64,
     /// Σ |predicted − reported|, in tokens.
     absolute_error_tokens: u64,
+    /// Requests of the current window, of which each had a predicted prefix.
+    #[serde(skip)]
+    window_requests: u32,
+    /// Predicted tokens of the window.
+    #[serde(skip)]
+    window_predicted_tokens: u64,
+    /// Σ max(predicted − reported, 0) of the window, in tokens.
+    #[serde(skip)]
+    window_excess_tokens: u64,
+}
+
+/// Requests with a predicted prefix after which the excess is judged.
+const AUDIT_WINDOW: u32 = 8;
+
+impl Audit {
+    /// Adds a request to the window. Returns whether the window is full and the engine found less than half of the predicted
+    /// tokens. Evictions between decision and prefill explain single misses, not most of them.
+    fn over_predicts(&mut self, predicted_tokens: u64, reported_tokens: u64) -> bool {
+        if predicted_tokens == 0 {
+            return false;
+        }
+        self.window_requests += 1;
+        self.window_predicted_tokens += predicted_tokens;
+        self.window_excess_tokens += predicted_tokens.saturating_sub(reported_tokens);
+        if self.window_requests < AUDIT_WINDOW {
+            return false;
+        }
+        let excess = self.window_excess_tokens * 2 > self.window_predicted_tokens;
+        self.window_requests = 0;
+        self.window_predicted_tokens = 0;
+        self.window_excess_tokens = 0;
+        excess
+    }
 }
 
 /// One worker in a status report. The field names are the JSON keys.
@@ -36,16 +70,24 @@ pub(crate) struct WorkerReport {
     pub failures: u64,
     /// Whether the index holds every block that the worker holds.
     pub synced: bool,
+    /// How far the index may be believed about the worker.
+    pub trust: Trust,
     /// Whether the worker's blocks come from a saved index that no event or dump has confirmed.
     pub restored: bool,
     /// Whether events are missing, so that the worker needs a dump.
     pub needs_resync: bool,
+    /// Whether the worker's events ended, and a dump must confirm that none of them is lost.
+    pub tail_unchecked: bool,
     pub last_event_id: Option<u64>,
     /// Gaps in the worker's event ids.
     pub event_gaps: u64,
     /// Events lost in gaps.
     pub events_lost: u64,
     pub event_duplicates: u64,
+    /// Events of a publisher of a former incarnation.
+    pub events_superseded: u64,
+    /// Times that the worker's suspect blocks were forgotten, because no dump replaced them.
+    pub forgotten: u64,
     /// Restarts of the worker that its events showed.
     pub incarnations: u64,
     /// Seconds since the last KV event; `None` before the first.
@@ -78,6 +120,15 @@ impl WorkerPool {
             known.audit.predicted_tokens += predicted_tokens;
             known.audit.reported_tokens += reported_tokens;
             known.audit.absolute_error_tokens += predicted_tokens.abs_diff(reported_tokens);
+            if known.audit.over_predicts(predicted_tokens, reported_tokens) {
+                tracing::info!(
+                    worker_id = worker.instance,
+                    dp_rank = worker.dp_rank,
+                    "the engine finds far fewer cached tokens than the index predicts; the worker's blocks are suspect"
+                );
+                known.cursor.suspect();
+                known.position.forget();
+            }
         }
     }
 
@@ -114,12 +165,16 @@ impl WorkerPool {
                     fault: worker.fault,
                     failures: worker.health.failures,
                     synced: worker.cursor.is_synced(),
+                    trust: worker.cursor.trust(),
                     restored: worker.cursor.is_restored(),
                     needs_resync: worker.cursor.needs_resync(),
+                    tail_unchecked: worker.cursor.tail_unchecked(),
                     last_event_id: worker.cursor.last_id(),
                     event_gaps: worker.cursor.gaps,
                     events_lost: worker.cursor.lost_events,
                     event_duplicates: worker.cursor.duplicates,
+                    events_superseded: worker.cursor.superseded,
+                    forgotten: worker.cursor.forgotten,
                     incarnations: worker.cursor.incarnations,
                     event_age_s: worker.health.event_age_s(now_s),
                     heartbeat_age_s: worker.health.heartbeat_age_s(now_s),

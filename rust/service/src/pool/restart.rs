@@ -82,7 +82,7 @@ impl WorkerPool {
             let publisher = saved.publishers.get(&found.worker);
             let is_known = publisher.is_some() && (found.position.is_some() || dump_follows);
             if let Some(&publisher) = publisher.filter(|&id| is_known && publishers.contains(id)) {
-                worker.cursor.restore(found.position, dump_follows);
+                worker.cursor.restore(publisher, found.position, dump_follows);
                 let coverage = found.position.map_or(Coverage::Dumped, Coverage::UpTo);
                 worker.position.record(publisher, coverage);
                 report.taken_over += 1;

@@ -79,7 +79,17 @@ impl Service {
         Some(json(&*shadows.reports()))
     }
 
-    /// Fills the index of workers whose events are not known from their start; returns how many workers that were.
+    /// Begins a dump: from now on the pool keeps the events of workers that need the dump. Returns the number of the workers.
+    ///
+    /// Call this before the dump is read, so that no event between dump and load is lost.
+    ///
+    /// # Errors
+    /// An unknown model or role.
+    pub fn begin_dump(&self, model: &str, role: &str) -> Result<usize, ServiceError> {
+        Ok(self.model(model)?.pool(parse_role(role)?).begin_dump())
+    }
+
+    /// Replaces the blocks of workers for which [`Service::begin_dump`] began a dump. Returns the number of the workers.
     ///
     /// # Errors
     /// An unknown model or role, or JSON that is no list of events.
