@@ -234,10 +234,10 @@ mod tests {
     fn worker_that_refuses_is_skipped_for_longer_each_time_until_it_serves() {
         let mut health = Health::default();
         let mut now_s = 10.0;
+        (1..REFUSALS_IN_A_ROW).for_each(|_| health.refused(now_s));
         for skip_s in [1.0, 2.0, 4.0] {
-            while health.fault(now_s, OPTIONS).is_none() {
-                health.refused(now_s);
-            }
+            // At first the last refusal of a row, later that of a probe. Requests that were under way refuse too.
+            (0..5).for_each(|_| health.refused(now_s));
             assert_eq!(health.fault(now_s + skip_s - 0.1, OPTIONS), Some(Fault::Refusing));
             now_s += skip_s + 0.1;
             assert_eq!(health.fault(now_s, OPTIONS), None, "after {skip_s} s");
