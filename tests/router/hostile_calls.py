@@ -33,7 +33,7 @@ WORKLOAD = {
     "block_start": np.array([0, 4, 8], dtype=np.uint64),
     "blocks": np.arange(8, dtype=np.uint32),
     "block_size": 16,
-    "after": np.array([-1, -1], dtype=np.int64),
+    "after": np.full(2, 2**32 - 1, dtype=np.uint32),
     "think_ms": np.zeros(2),
 }
 
