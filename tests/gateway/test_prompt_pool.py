@@ -85,7 +85,7 @@ def test_name_of_an_upstream_is_resolved_beside_the_prompts(upstream, serve):
 
 
 @pytest.mark.heavy
-def test_two_prompts_of_44_mb_beside_small_requests(upstream, serve, record_property):
+def test_two_prompts_of_44_mb_beside_small_requests(upstream, serve, capsys):
     running = with_tokeniser(serve(prompt=WAIT_FOR_EVER))
     clients = large_ones_run(running, [prompt(44 * 10**6)] * 2)
     took_s = []
@@ -95,7 +95,8 @@ def test_two_prompts_of_44_mb_beside_small_requests(upstream, serve, record_prop
         assert running.request("POST", "/v1/completions", prompt(size))[0] == 200
         took_s.append(time.monotonic() - started_s)
     took_s.sort()
-    record_property("p99_ms", took_s[int(len(took_s) * 0.99)] * 1e3)
+    with capsys.disabled():
+        print(f"p50 {took_s[200] * 1e3:.1f} ms, p99 {took_s[396] * 1e3:.1f} ms of small requests")
     assert took_s[-1] < 5, (
         "the stall beside prompts of 44 MB in a router without such a pool is 51 s"
     )

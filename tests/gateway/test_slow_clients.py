@@ -154,7 +154,8 @@ def test_announced_bytes_that_never_come_take_no_memory(upstream, serve):
     for client in clients:
         client.sendall(head % (8 << 20))
     wait_until(lambda: running.metric("requests_in_flight") == 20)
-    assert running.request("POST", "/v1/completions", b" " * (4 << 20))[0] == 200
+    large = b'{"model":"m","prompt":"%s"}' % (b"x" * (4 << 20))
+    assert running.request("POST", "/v1/completions", large)[0] == 200
     for client in clients:
         client.close()
 
