@@ -162,7 +162,7 @@ impl PoolShared {
             return Err(PoolError::Full);
         }
         jobs.live += 1;
-        self.waiting.set(jobs.live as i64);
+        self.waiting.set(i64::try_from(jobs.live).unwrap_or(i64::MAX));
         jobs.push(bytes, work.clone());
         drop(jobs);
         self.changed.notify_one();
@@ -186,7 +186,7 @@ impl PoolShared {
             };
             jobs.started_bytes = jobs.started_bytes.saturating_add(job.bytes as u64);
             jobs.live -= 1;
-            self.waiting.set(jobs.live as i64);
+            self.waiting.set(i64::try_from(jobs.live).unwrap_or(i64::MAX));
             jobs.large_running += usize::from(job.is_large());
             drop(jobs);
             // A panic drops the sender of the answer, which the caller sees as a failure.
@@ -267,7 +267,9 @@ impl Drop for Claim<'_> {
         let work = self.work.lock().take();
         if work.is_some() {
             jobs.live -= 1;
-            self.shared.waiting.set(jobs.live as i64);
+            self.shared
+                .waiting
+                .set(i64::try_from(jobs.live).unwrap_or(i64::MAX));
             self.shared.abandoned.inc();
         }
         drop(jobs);

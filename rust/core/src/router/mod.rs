@@ -127,7 +127,10 @@ impl Router {
     ///
     /// # Errors
     /// [`Error::WorkerExists`] and [`Error::TooManyWorkers`].
-    #[allow(clippy::needless_pass_by_value, reason = "the router takes the description over")]
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "the router takes the description over"
+    )]
     pub fn add_worker(&self, id: WorkerId, spec: WorkerSpec) -> Result<(), Error> {
         let state = &mut *self.state();
         state.room_changes.prefills += 1;

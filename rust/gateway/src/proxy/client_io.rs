@@ -266,14 +266,10 @@ impl AsyncWrite for ClientIo {
 #[cfg(target_os = "linux")]
 pub async fn client_end(stream: &TcpStream) {
     // The priority interest of tokio reports urgent data and the closed state, but not ordinary bytes.
-    loop {
-        match stream.ready(Interest::PRIORITY).await {
-            Ok(ready) if !ready.is_read_closed() => {
-                // Urgent data has no meaning in HTTP. Its readiness stays set, so the wait cannot go on.
-                return std::future::pending().await;
-            }
-            _ => return,
-        }
+    let ready = stream.ready(Interest::PRIORITY).await;
+    if ready.is_ok_and(|ready| !ready.is_read_closed()) {
+        // Urgent data has no meaning in HTTP. Its readiness stays set, so the wait cannot go on.
+        std::future::pending::<()>().await;
     }
 }
 

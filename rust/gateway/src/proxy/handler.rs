@@ -275,6 +275,10 @@ struct Outbound<'a> {
     is_pinned: bool,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one lives at a time, on the way from an attempt to its answer"
+)]
 enum Reply {
     Stream(StatusCode, HeaderMap, RelayBody),
     Read(Response<GatewayBody>),

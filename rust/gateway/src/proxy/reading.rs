@@ -38,6 +38,10 @@ pub struct ReportedUsage {
 
 /// What one piece of an answer showed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "four facts that are independent of one another"
+)]
 pub struct Progress {
     /// The piece ended an event with data, or the answer is no stream of events.
     pub has_data: bool,
@@ -190,22 +194,7 @@ impl Seen {
                 index
             }
             Index::None if is_plain => 0,
-            _ => match serde_json::from_slice::<Chunk<'_>>(event.data) {
-                Ok(chunk) => {
-                    let kind = chunk.kind.as_deref().unwrap_or_default();
-                    let is_error = event.name == b"error" || kind == "error" || kind == "response.failed";
-                    progress.has_failed |= is_error || chunk.error.is_some();
-                    progress.is_complete |= matches!(
-                        kind,
-                        "message_stop" | "response.completed" | "response.failed" | "response.incomplete"
-                    );
-                    self.take(&chunk)
-                }
-                Err(_) => {
-                    progress.has_failed |= event.name == b"error";
-                    0
-                }
-            },
+            _ => self.decode(event, progress),
         };
         if progress.has_failed {
             choice = u32::MAX;
@@ -214,6 +203,22 @@ impl Seen {
             self.token_events = self.token_events.saturating_add(1);
             progress.has_token = true;
         }
+    }
+
+    /// Decodes an event. Returns the lowest choice that it names.
+    fn decode(&mut self, event: Event<'_>, progress: &mut Progress) -> u32 {
+        let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(event.data) else {
+            progress.has_failed |= event.name == b"error";
+            return 0;
+        };
+        let kind = chunk.kind.as_deref().unwrap_or_default();
+        let is_error = event.name == b"error" || kind == "error" || kind == "response.failed";
+        progress.has_failed |= is_error || chunk.error.is_some();
+        progress.is_complete |= matches!(
+            kind,
+            "message_stop" | "response.completed" | "response.failed" | "response.incomplete"
+        );
+        self.take(&chunk)
     }
 
     /// Takes over usage and choices. Returns the lowest choice of the chunk; an event without choices is of the first.

@@ -334,7 +334,9 @@ mod tests {
                 for _ in 0..2 {
                     busy.push(pool.checkout(true).await.unwrap());
                 }
-                busy.into_iter().for_each(|connection| pool.put(connection));
+                for connection in busy {
+                    pool.put(connection);
+                }
             }
             assert_eq!(set.idle.load(Ordering::Relaxed), 3);
             let taken = pools[0].checkout(false).await.unwrap();

@@ -101,9 +101,17 @@ impl TimingPoints {
     fn check(&self) -> Result<(), ServiceError> {
         let prefill = self.prefill.iter().find(|point| !point.is_usable());
         let step = self.step.iter().find(|point| !point.is_usable());
-        let all: [(_, _, Option<(f64, f64, f64)>); 2] = [
-            ("prefill", self.prefill.len(), prefill.map(|&point| point.into())),
-            ("step", self.step.len(), step.map(|&point| point.into())),
+        let all = [
+            (
+                "prefill",
+                self.prefill.len(),
+                prefill.map(|&point| <(f64, f64, f64)>::from(point)),
+            ),
+            (
+                "step",
+                self.step.len(),
+                step.map(|&point| <(f64, f64, f64)>::from(point)),
+            ),
         ];
         for (name, points, wrong) in all {
             if points > MAX_TIMING_POINTS {

@@ -30,6 +30,7 @@ pub(crate) struct HealthOptions {
 
 /// Time limits of the trust in the blocks of a worker.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_field_names, reason = "the unit comes last")]
 pub(crate) struct TrustOptions {
     /// Seconds after which the pool forgets suspect blocks that no dump has replaced.
     pub distrust_s: f64,
