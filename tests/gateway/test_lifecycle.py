@@ -146,7 +146,7 @@ for path, body in (
     ("completions", {{"model": "m", "prompt": [{CANARY_TOKEN}], "cache_salt": "{CANARY_TEXT}"}}),
     ("completions", {{"model": "m", "prompt": "{CANARY_TEXT}"}}),
     ("chat/completions", {{"model": "m", "messages": [turn]}}),
-    ("chat/completions", "{CANARY_TEXT} is not json"),
+    ("chat/completions", "{CANARY_TEXT} is not json"),  # 400: it may hide a pin
 ):
     conn = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     data = body if isinstance(body, str) else json.dumps(body)

@@ -126,7 +126,6 @@ def test_allowed_client_pin_passes_and_is_booked(upstream, serve):
     [
         answer("400 Bad Request", INVALID),
         answer("500 Internal Server Error", b'{"message":"x"}'),
-        answer("503 Service Unavailable", b"{}"),
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         b'20\r\ndata: {"error":{"code":503}}   \n\r\n0\r\n\r\n',
     ],
@@ -144,6 +143,50 @@ def test_failed_pin_is_taken_back_once_and_the_worker_left_alone(upstream, serve
     assert running.metric("retries_total", reason="pin_failed") == 1
     running.complete([1, 2, 3, 4])
     assert upstream.seen[-1].header(WORKER) is None, "a failed worker must not be chosen"
+
+
+OVERLOADS = ("429 Too Many Requests", "503 Service Unavailable", "529 Site Is Overloaded")
+
+
+@pytest.mark.parametrize("status", OVERLOADS)
+def test_refusal_of_a_full_worker_is_retried_without_blame(upstream, serve, status):
+    def script(seen, conn):
+        return answer(status, b"{}") if seen.header(WORKER) else answer("200 OK", b'{"fine":1}')
+
+    upstream.script = script
+    running = serve(workers=(1,))
+    assert running.complete([1, 2, 3, 4])[0] == 200
+    assert [seen.header(WORKER) for seen in upstream.seen] == ["1", None]
+    assert running.workers()[1]["available"] is True
+    assert running.metric("retries_total", reason="pin_refused") == 1
+
+
+def test_second_attempts_are_a_share_of_the_traffic(upstream, serve):
+    upstream.script = lambda seen, conn: answer("529 Site Is Overloaded", b"{}")
+    running = serve(workers=(1,))
+    requests = 60
+    for number in range(requests):
+        assert running.complete([number])[0] == 529
+    retried = running.metric("retries_total", reason="pin_refused")
+    assert running.metric("retries_total", reason="budget_exhausted") > 0
+    assert retried + requests == len(upstream.seen)
+    assert retried < requests / 2
+
+
+def test_worker_that_refuses_at_once_attracts_no_traffic(upstream, serve):
+    def script(seen, conn):
+        return (
+            answer("404 Not Found", b"{}")
+            if seen.header(WORKER) == "1"
+            else answer("200 OK", b"{}")
+        )
+
+    upstream.script = script
+    running = serve(workers=(1, 2, 3), routing={"policy": {"name": "least_loaded"}})
+    statuses = [running.complete([number])[0] for number in range(60)]
+    assert statuses.count(404) <= 10
+    assert running.workers()[1]["fault"] == "refusing"
+    assert running.metric("time_to_first_token_seconds_count") == 0
 
 
 def test_error_that_the_request_causes_does_not_blame_the_worker(upstream, serve):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.live.client import Answer, get, stream
-from tests.live.router import Router, cached_tokens, instance, running, served_by
+from tests.live.router import SPREADING, Router, cached_tokens, instance, running, served_by
 from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec
@@ -252,10 +252,10 @@ def test_killed_frontend_is_replaced_and_requests_go_on(fleet: Fleet):
 
 def test_new_router_knows_the_blocks_that_the_workers_hold(fleet: Fleet):
     prompts = {n: [1000 + (n * 977 + i * 31) % 7000 for i in range(160)] for n in range(8)}
-    with running(fleet) as first:
+    with running(fleet, *SPREADING) as first:
         holders = {n: instance(first.complete(prompt)) for n, prompt in prompts.items()}
     assert len(set(holders.values())) == 3
-    with running(fleet) as second:
+    with running(fleet, *SPREADING) as second:
         wait_until(
             lambda: second.metrics().total("wardrop_worker_held_blocks") >= 8 * 9, "the bootstrap"
         )

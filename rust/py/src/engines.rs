@@ -154,19 +154,32 @@ pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bou
     Ok(dict)
 }
 
+/// Largest number of frames of one message; Dynamo sends four.
+const FRAMES_MAX: usize = 64;
+
+/// The frames of a message. The iterable's own claim of its length is not believed.
+fn frames_of(frames: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedBytes>> {
+    let mut read = Vec::new();
+    for frame in frames.try_iter()? {
+        if read.len() == FRAMES_MAX {
+            let text = format!("got more than {FRAMES_MAX} frames: expected the frames of one message");
+            return Err(PyValueError::new_err(text));
+        }
+        read.push(frame?.extract()?);
+    }
+    Ok(read)
+}
+
 /// Applies one message of Dynamo's event plane; `_core.pyi` documents it.
 #[caught]
 #[pyfunction]
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "arguments of Python calls arrive by value"
-)]
 pub fn apply_dynamo_message(
     py: Python<'_>,
     router: &Bound<'_, Router>,
-    frames: Vec<PyBackedBytes>,
+    frames: &Bound<'_, PyAny>,
 ) -> PyResult<(usize, usize, usize)> {
     let router = router.get();
+    let frames = frames_of(frames)?;
     let bytes: usize = frames.iter().map(|frame| frame.len()).sum();
     if bytes > FRAME_BYTES_MAX {
         let text = format!("got a message of {bytes} bytes: expected at most {FRAME_BYTES_MAX}");

@@ -140,7 +140,8 @@ pub async fn first_event_fails(
     loop {
         let next = std::future::poll_fn(|cx| body.poll_piece(cx));
         let fails = match waiting.on(next).await {
-            Ok(None) => Some(false),
+            // The end of the body ends its last event.
+            Ok(None) => Some(reading::first_event_fails(&[&held[..], b"\n\n"].concat()).unwrap_or(false)),
             Ok(Some(Ok(frame))) => {
                 held.extend_from_slice(&frame.into_data().unwrap_or_default());
                 reading::first_event_fails(&held).or((held.len() > FIRST_EVENT_BYTES).then_some(false))

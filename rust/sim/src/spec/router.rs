@@ -8,7 +8,7 @@ use super::fleet::Role;
 
 /// Age at which a booking expires, in seconds. Simulated requests can wait for hours beyond saturation, so bookings end
 /// with their requests and never by age.
-const BOOKING_TTL_S: f64 = 1e12;
+const BOOKING_TTL_S: f64 = 1e9;
 
 /// Policy, queue and cache prediction of one pool's router, in the form of configuration files.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -51,7 +51,7 @@ impl RouterSpec {
             .with_seed(self.seed)
             .with_predicted(self.predicted.unwrap_or_default())
             .with_booking_ttl_s(BOOKING_TTL_S)
-            .with_max_bookings(usize::MAX >> 1)
+            .with_max_bookings(1 << 24)
             .with_prefill_tracking(role != Role::Decode)
             .with_decode_tracking(role != Role::Prefill))
     }

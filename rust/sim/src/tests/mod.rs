@@ -56,7 +56,7 @@ pub(crate) fn router(policy: PolicyConfig, seed: u64) -> RouterConfig {
     RouterConfig::new(16)
         .with_policy(policy)
         .with_seed(seed)
-        .with_booking_ttl_s(1e12)
+        .with_booking_ttl_s(1e9)
 }
 
 fn run(spec: &FleetSpec, workload: &Workload) -> Outcome {
