@@ -4,7 +4,7 @@
 //! begin (lock) ─▶ clear ─▶ join dump + kept events ─▶ slice (lock) … slice (lock) ─▶ kept events since ─▶ … ─▶ end (lock)
 //! ```
 //!
-//! Decisions take the pool's lock briefly. A slice of [`SLICE_BLOCKS`] blocks holds the lock for about 0.1 ms. While the
+//! Decisions take the pool's lock briefly. A slice of [`SLICE_BLOCKS`] blocks holds the lock once. While the
 //! blocks of a worker are replaced, its live events are kept in order and applied at the end. An epoch number in the cursor
 //! ends a replacement that a later one, a restart or a removal of the worker overtakes.
 //!
