@@ -52,9 +52,13 @@ class StoreMirror:
             await proxy.stop()
 
     def put(self, bucket: str, name: str, content: bytes) -> Path:
-        """Write an entry that the source does not have."""
+        """Write an entry that the source does not have.
+
+        Raises:
+            FileNotFoundError: The copy's folder is away.
+        """
         path = self.root / "v1" / bucket / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
         return path
 
@@ -103,6 +107,8 @@ class StoreMirror:
             except (OSError, ValueError):
                 continue
         for relative in self._copied.keys() - seen:
+            if not (self.root / "v1").is_dir():
+                return  # the copy's folder is away with the entry in it
             (self.root / relative).unlink(missing_ok=True)
             del self._copied[relative]
             proxy = self.feeds.pop(relative.name, None)
@@ -110,7 +116,7 @@ class StoreMirror:
                 await proxy.stop()
 
     async def _put_copy(self, source: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(exist_ok=True)  # an error while the copy's folder is away
         content: bytes | None = None
         if "event_channels" in source.parts:
             content = await self._through_proxy(source)

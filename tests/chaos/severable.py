@@ -147,6 +147,8 @@ class SeverableProxy:
             if self.bytes_per_s is not None:
                 self.slowed_bytes += len(data)
                 await asyncio.sleep(len(data) / self.bytes_per_s)
+            if writer.is_closing():
+                return  # the connection was cut while the bytes waited here
             if seen is not None:
                 seen(data)
             writer.write(data)

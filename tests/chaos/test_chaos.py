@@ -8,7 +8,7 @@ import os
 import pytest
 from tests.chaos.run import Settings, run
 
-pytestmark = [pytest.mark.live, pytest.mark.heavy, pytest.mark.usefixtures("private_network")]
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("private_network")]
 
 
 @pytest.mark.timeout(600)

@@ -6,7 +6,11 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
+from wardrop.dynamo.discovery import file_source
 from wardrop.dynamo.discovery.file_source import FileSource
+from wardrop.dynamo.discovery.file_store import entry_files
 
 
 def write(root: Path, entries) -> None:
@@ -84,3 +88,26 @@ def test_missing_store_is_reported_and_gives_an_empty_view(tmp_path):
     view = asyncio.run(first())
     assert not view.workers
     assert "does not exist" in (source.last_error or "")
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_store_that_goes_away_during_a_poll_leaves_the_last_view_in_force(
+    tmp_path, entries, monkeypatch, comes_back
+):
+    write(tmp_path, entries.worker(1).worker(2))
+    source = FileSource(tmp_path, 0.01)
+    assert source._poll()
+
+    def walk_a_moved_folder(base: Path):
+        away = tmp_path / "away"
+        if (tmp_path / "v1").exists():
+            (tmp_path / "v1").rename(away)
+        found = list(entry_files(base))
+        if comes_back:
+            away.rename(tmp_path / "v1")
+        return found
+
+    monkeypatch.setattr(file_source, "entry_files", walk_a_moved_folder)
+    assert not source._poll()
+    assert instances(source._view()) == [1, 2]
+    assert "the last view stays in force" in str(source.last_error)

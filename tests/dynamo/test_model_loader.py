@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,6 +158,51 @@ def test_equal_files_are_looked_for_once():
         bench.folders["m"] = Path("/new")
         bench.loader.want(Model("m", 16, checksums=("2",)))
         await wait_until_async(lambda: ("m", "/new") in bench.calls, "the files of another card")
+        await bench.loader.stop()
+
+    asyncio.run(run())
+
+
+def test_few_of_many_models_are_inside_the_gateway_at_one_time():
+    async def run() -> None:
+        bench = Bench()
+        inside, most = 0, 0
+        lock = threading.Lock()
+
+        def refuses(_model: dict) -> bool:
+            nonlocal inside, most
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.001)  # the time of a reading, in which another call may enter
+            with lock:
+                inside -= 1
+            return False
+
+        bench.refuses = refuses
+        for number in range(60):
+            bench.loader.want(Model(f"m{number}", 16))
+        await wait_until_async(lambda: len(bench.loader.registered) == 60)
+        assert 1 <= most <= model_loader._CALLS_AT_ONCE
+        await bench.loader.stop()
+
+    asyncio.run(run())
+
+
+def test_a_model_beyond_the_limit_is_refused_and_the_others_stay(monkeypatch):
+    monkeypatch.setattr(model_loader, "MAX_MODELS", 2)
+
+    async def run() -> None:
+        bench = Bench()
+        bench.loader.want(Model("a", 16))
+        bench.loader.want(Model("b", 16))
+        with pytest.raises(ValueError, match="one more model than the 2"):
+            bench.loader.want(Model("c", 16))
+        bench.loader.want(Model("a", 32))  # a change of a known model needs no room
+        await wait_until_async(lambda: set(bench.loader.registered) == {"a", "b"})
+        bench.loader.drop("b")
+        bench.loader.want(Model("c", 16))
+        await wait_until_async(lambda: "c" in bench.loader.registered)
         await bench.loader.stop()
 
     asyncio.run(run())

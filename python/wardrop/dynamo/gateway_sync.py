@@ -134,6 +134,10 @@ class _Served:
     names: set[str] = field(default_factory=set[str])
     at_s: float = float("-inf")
 
+    def has(self, model: str, now_s: float) -> bool:
+        """Whether a recent answer names a model."""
+        return model in self.names and now_s - self.at_s <= _SERVED_AGE_S
+
 
 class GatewaySync:
     """Applies fleet views to a gateway.
@@ -244,9 +248,11 @@ class GatewaySync:
 
     def _is_served(self, model: str, now_s: float) -> bool:
         """Whether a frontend served a model a moment ago; asks in the background where unknown."""
-        if now_s - self._served.at_s <= _SERVED_AGE_S:
-            return model in self._served.names
-        if self._asking is None or self._asking.done():
+        if self._served.has(model, now_s):
+            return True
+        # A model that the answer lacks may be listed the next moment.
+        is_due = now_s - self._served.at_s >= _REPAIR_INTERVAL_S / 2
+        if is_due and (self._asking is None or self._asking.done()):
             self._asking = asyncio.create_task(self._ask_frontends(), name="served models")
         return False
 
@@ -256,14 +262,8 @@ class GatewaySync:
         except Exception as error:
             self._warn_once(f"no frontend says which models it serves: {error}")
             return
-        # An answer without a model counts for no time: the model may be listed the next moment.
-        is_whole = {key[0] for key in self._wanted.workers} <= names
-        self._served = _Served(names, time.monotonic() if is_whole else self._moment_s())
+        self._served = _Served(names, time.monotonic())
         self._wake.set()
-
-    def _moment_s(self) -> float:
-        """A time whose answer counts for the next pass only."""
-        return time.monotonic() - _SERVED_AGE_S + _REPAIR_INTERVAL_S / 2
 
     def _has_worker(self, feed: Feed) -> bool:
         """Whether a worker of the feed is known: the gateway drops blocks of unknown workers."""

@@ -2,6 +2,7 @@
 
 Where it stands: `GatewaySync` names the models, this module does what takes time. Each model has a
 task of its own, so a metadata server that hangs delays no other model, and no worker that leaves.
+A few models at a time are inside the gateway, so a flood of models leaves processors to the rest.
 A model whose files cannot be found or read is registered without them: its workers take requests by
 load, and the files are tried again with growing pauses.
 """
@@ -30,6 +31,10 @@ _FOLDER_RETRY_S = 30.0
 _MAX_FOLDER_RETRY_S = 600.0
 _REGISTER_RETRY_S = 0.25
 _MAX_REGISTER_RETRY_S = 30.0
+_CALLS_AT_ONCE = 4
+"""Models that the gateway reads at one time: a reading is processor time, and each has a thread."""
+MAX_MODELS = 1024
+"""Most models that are registered or on their way. The gateway refuses more than this, too."""
 
 
 class ModelGateway(Protocol):
@@ -93,11 +98,21 @@ class ModelLoader:
         self._found: dict[str, _Found] = {}
         # Calls into the gateway for one model come one after the other, in the order of the asking.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._calls = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._removals: set[asyncio.Task[None]] = set()
 
     def want(self, model: Model) -> None:
-        """Register a model with these properties, in the background."""
+        """Register a model with these properties, in the background.
+
+        Raises:
+            ValueError: There are as many models as there may be.
+        """
         job = self._jobs.get(model.name)
+        if job is None and len(self._jobs) >= MAX_MODELS:
+            raise ValueError(
+                f"got one more model than the {MAX_MODELS} that one router serves; take models out "
+                "of the fleet, or give each group of models a router of its own"
+            )
         if job is not None and job.model == model:
             return
         if job is not None:
@@ -212,7 +227,7 @@ class ModelLoader:
         A cancelled call goes on in its thread; this method ends after the thread has ended.
         """
         text = model_json(model, folder)
-        async with self._lock(model.name):
+        async with self._lock(model.name), self._calls:
             call = asyncio.ensure_future(run_in_thread(partial(self._gateway.upsert_model, text)))
             try:
                 await asyncio.shield(call)

@@ -21,6 +21,9 @@ pub enum ServiceError {
         /// Error of the operating system.
         source: std::io::Error,
     },
+    /// The call would exceed a limit; the text names the limit and the way out.
+    #[error("{0}")]
+    Limit(String),
     /// The service is in a state that does not allow the call.
     #[error("{0}")]
     State(String),

@@ -4,11 +4,9 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use dynamo_tokenizers::SharedTokenizerCache;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use wardrop_core::RouterConfig;
@@ -18,7 +16,7 @@ use wardrop_core::predicted::PredictedConfig;
 use crate::ServiceError;
 use crate::config::ServiceConfig;
 use crate::pool::{HealthOptions, Role, TrustOptions, WorkerPool};
-use crate::prompt::{CardOptions, HandoverReport, PrefixCache, PromptTarget, Prompter};
+use crate::prompt::{CardOptions, HandoverReport, PromptTarget, Prompter, SharedTokenisers, TokeniserFiles};
 
 /// A model as discovery reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -107,13 +105,17 @@ impl Model {
     }
 }
 
+/// Most models at one time: ten times a large fleet's. A model takes about 100 kB without its tokeniser.
+const MAX_MODELS: usize = 1024;
+/// Most adapters of one model.
+const MAX_ADAPTERS: usize = 4096;
+
 /// Models by the names that clients use.
 #[derive(Default)]
 pub(crate) struct Models {
     by_name: ArcSwap<HashMap<String, Named>>,
     change: Mutex<()>,
-    prefix_cache: OnceLock<SharedTokenizerCache>,
-    next_namespace: AtomicU64,
+    tokenisers: OnceLock<SharedTokenisers>,
 }
 
 /// A model's prompter, ready before the model is registered.
@@ -138,6 +140,12 @@ impl Models {
             .map(|named| (named.model.clone(), named.lora.clone()))
     }
 
+    /// Whether a registered model has a worker in some role.
+    pub fn has_worker(&self, name: &str) -> bool {
+        self.find(name)
+            .is_some_and(|(model, _)| model.pools().iter().any(|pool| pool.size() > 0))
+    }
+
     /// Every model once, by name.
     pub fn all(&self) -> Vec<Arc<Model>> {
         let models = self.by_name.load();
@@ -148,6 +156,33 @@ impl Models {
             .collect();
         all.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
         all
+    }
+
+    /// Refuses a model beyond the limits, before its files are read.
+    ///
+    /// # Errors
+    /// [`ServiceError::Limit`].
+    pub fn admit(&self, spec: &ModelSpec) -> Result<(), ServiceError> {
+        if spec.loras.len() > MAX_ADAPTERS {
+            return Err(ServiceError::Limit(format!(
+                "model {:?}: got {} adapters, expected at most {MAX_ADAPTERS}",
+                spec.name,
+                spec.loras.len()
+            )));
+        }
+        let known = self.by_name.load();
+        if known.get(&spec.name).is_some_and(|named| named.lora.is_none()) {
+            return Ok(());
+        }
+        let models = known.values().filter(|named| named.lora.is_none()).count();
+        if models >= MAX_MODELS {
+            return Err(ServiceError::Limit(format!(
+                "model {:?}: got one more model than the {MAX_MODELS} that one router serves; take models out of the fleet, or give \
+                 each group of models a router of its own",
+                spec.name
+            )));
+        }
+        Ok(())
     }
 
     /// Reads the files of a model, unless the registered model has read the same files. Takes seconds for a large tokeniser.
@@ -167,14 +202,13 @@ impl Models {
             };
         };
         let limit_bytes = config.prompt.segment_cache_bytes;
-        let shared = self
-            .prefix_cache
-            .get_or_init(|| SharedTokenizerCache::new(limit_bytes));
-        let cache = PrefixCache {
-            shared: shared.clone(),
-            namespace: self.next_namespace.fetch_add(1, Ordering::Relaxed),
+        let tokenisers = self.tokenisers.get_or_init(|| SharedTokenisers::new(limit_bytes));
+        let files = TokeniserFiles {
+            folder: folder.clone(),
+            checksums: spec.checksums.clone(),
+            backend: spec.card.tokenizer_backend,
         };
-        let prompter = Prompter::from_folder(folder, &spec.name, &spec.card, &cache);
+        let prompter = Prompter::from_files(&files, &spec.name, &spec.card, tokenisers);
         for problem in prompter.problems() {
             tracing::warn!(model = %spec.name, problem, "prompts of this model are routed by load");
         }
@@ -196,6 +230,7 @@ impl Models {
         routing: &Routing,
     ) -> Result<(Arc<Model>, bool), ServiceError> {
         let _change = self.change.lock();
+        self.admit(&spec)?;
         let old = self
             .find(&spec.name)
             .filter(|(_, lora)| lora.is_none())

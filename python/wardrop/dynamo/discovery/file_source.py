@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -104,7 +105,8 @@ class FileSource:
             OSError: A folder cannot be listed. All files then stay as they were read last.
         """
         base = self.root / "v1"
-        if not base.is_dir():
+        before = _folder_stamp(base)
+        if before is None:
             # A folder that was there may be away for a moment, as with a remounted volume.
             known = "the last view stays in force" if self._files else "yet"
             self.last_error = f"{base} does not exist ({known})"
@@ -114,6 +116,10 @@ class FileSource:
             for bucket in BUCKETS
             for path, status in entry_files(base / bucket)
         }
+        if _folder_stamp(base) != before:
+            # The folder went away during the walk, so a file that was not found may still exist.
+            self.last_error = f"{base} changed while it was read (the last view stays in force)"
+            return False
         changed = False
         shortage: OSError | None = None
         for path, (bucket, stamp) in found.items():
@@ -147,3 +153,15 @@ class FileSource:
             entry, problem = known.entry if known is not None else None, str(error)
         self._files[path] = _File(stamp, bucket, key, entry, problem)
         return known is None or (known.entry, known.problem) != (entry, problem)
+
+
+def _folder_stamp(folder: Path) -> tuple[int, int] | None:
+    """Figures that change when a folder is moved, mounted or given another child; None without it.
+
+    A folder that is moved away and back keeps its inode, and has another time of its last change.
+    """
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return (status.st_ino, status.st_ctime_ns) if stat.S_ISDIR(status.st_mode) else None

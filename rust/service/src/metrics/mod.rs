@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub handovers: IntCounter,
     /// Comparisons of token ids that ended a handover.
     pub handover_differences: IntCounter,
+    /// Registrations of models that were refused because of a limit.
+    pub models_refused: IntCounter,
     /// Requests left to Dynamo, by reason.
     pub abstentions: IntCounterVec,
     /// Time of a decision's stages.
@@ -148,6 +150,10 @@ impl Metrics {
             handover_differences: builder.counter(
                 "token_id_differences_total",
                 "Comparisons with Dynamo's own token ids that ended the handover of a model",
+            )?,
+            models_refused: builder.counter(
+                "models_refused_total",
+                "Registrations of models that were refused, because the router had the most models or adapters that it may have",
             )?,
             abstentions: builder.counters(
                 "abstentions_total",

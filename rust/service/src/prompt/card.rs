@@ -45,7 +45,7 @@ pub(crate) enum ArgumentsFormat {
 }
 
 /// Implementation of a tokeniser. Every implementation gives the same ids.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Backend {
     /// The `fastokens` crate.

@@ -18,6 +18,7 @@ mod prompter;
 mod reasoning;
 mod samples;
 mod shape;
+mod shared_tokenisers;
 mod template;
 mod token_list;
 mod tokenise;
@@ -28,7 +29,7 @@ pub use self::handover::{DryRunError, TokenIdSource};
 pub(crate) use self::handover::{HandoverLog, HandoverReport, keep_checked};
 pub(crate) use self::prepare::{Prompt, PromptRequest, PromptTarget, is_heavy};
 pub(crate) use self::prompter::Prompter;
-pub(crate) use self::tokenise::PrefixCache;
+pub(crate) use self::shared_tokenisers::{SharedTokenisers, TokeniserFiles};
 
 /// Reason why the gateway leaves the choice to Dynamo. Each reason has a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

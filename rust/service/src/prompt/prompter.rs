@@ -3,7 +3,6 @@
 //! A file that cannot be read costs the knowledge of prompts and nothing else: the model is still served and routed by load.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -16,12 +15,13 @@ use super::body::Endpoint;
 use super::card::CardOptions;
 use super::chat::ChatRequest;
 use super::shape::Shape;
+use super::shared_tokenisers::{SharedTokenisers, TokeniserFiles};
 use super::template::Renderer;
-use super::tokenise::{PrefixCache, Tokeniser};
+use super::tokenise::Tokeniser;
 
 /// Tokeniser and template of one model.
 pub(crate) struct Prompter {
-    tokeniser: Option<Tokeniser>,
+    tokeniser: Option<Arc<Tokeniser>>,
     renderer: Option<Renderer>,
     card: CardOptions,
     problems: Vec<String>,
@@ -46,11 +46,16 @@ pub(crate) struct Sample {
 const SAMPLE_EVERY: u64 = 256;
 
 impl Prompter {
-    /// Reads the tokeniser and the template in a model folder. A fault in a file becomes one of [`Prompter::problems`].
-    pub fn from_folder(folder: &Path, name: &str, card: &CardOptions, cache: &PrefixCache) -> Self {
+    /// Reads the tokeniser and the template of a model. A fault in a file becomes one of [`Prompter::problems`].
+    pub fn from_files(
+        files: &TokeniserFiles,
+        name: &str,
+        card: &CardOptions,
+        all: &SharedTokenisers,
+    ) -> Self {
         let mut problems = Vec::new();
-        let tokeniser = guarded(|| Tokeniser::from_folder(folder, card.tokenizer_backend, cache));
-        let renderer = guarded(|| Renderer::from_folder(folder, name, card));
+        let tokeniser = guarded(|| all.load(files));
+        let renderer = guarded(|| Renderer::from_folder(&files.folder, name, card));
         let (samples, sampled) = mpsc::channel(1);
         Self {
             tokeniser: keep(tokeniser, &mut problems),

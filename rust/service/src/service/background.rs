@@ -16,6 +16,8 @@ use crate::{Clock, ServiceError};
 
 /// Threads for slow work of the event loop.
 const BLOCKING_THREADS: usize = 2;
+/// Time between two looks for the first worker of a model.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Time between two sweeps over the pools: silence of workers, expired bookings, queues.
 const SWEEP_EVERY: Duration = Duration::from_millis(200);
 
@@ -113,8 +115,17 @@ impl Service {
             metrics: self.metrics.clone(),
         };
         let (prompter, name) = (Arc::downgrade(prompter), model.spec.name.clone());
-        let task = keep_checked(prompter, name, source, log);
-        self.background.runtime.spawn(task);
+        let models = self.models.clone();
+        self.background.runtime.spawn(async move {
+            // No frontend answers for a model without workers, and invented models must not fill the frontends with dry runs.
+            while !models.has_worker(&name) {
+                if prompter.strong_count() == 0 {
+                    return;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            keep_checked(prompter, name, source, log).await;
+        });
     }
 
     /// Compares the token ids of a registered model again, for example after its template changed upstream. Nothing is handed over

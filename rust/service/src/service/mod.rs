@@ -124,15 +124,24 @@ impl Service {
     ///
     /// # Errors
     /// [`ServiceError::Config`] for JSON that is no model. A tokeniser or template that cannot be read is no error: the model is
-    /// registered, its prompts are routed by load, and its report names the problem.
+    /// registered, its prompts are routed by load, and its report names the problem. [`ServiceError::Limit`] for one model too many.
     pub fn upsert_model(&self, json: &str) -> Result<Option<Arc<Model>>, ServiceError> {
         let spec: ModelSpec = parse("model", json)?;
+        self.admit_model(&spec)?;
         let prompter = self.models.load_prompter(&spec, &self.config);
         // The lock is held until the model is registered: a change of the routing meanwhile would miss the model.
         let routing = self.routing.lock();
         let (model, is_new) = self.models.upsert(spec, prompter, &self.config, &routing)?;
         drop(routing);
         Ok(Some(model).filter(|_| is_new && self.config.prompt.handover))
+    }
+
+    fn admit_model(&self, spec: &ModelSpec) -> Result<(), ServiceError> {
+        let admitted = self.models.admit(spec);
+        if admitted.is_err() {
+            self.metrics.models_refused.inc();
+        }
+        admitted
     }
 
     /// Forgets a model with its workers and feeds; whether it was known.
