@@ -16,7 +16,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "wardrop"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {name: PROJECT["optional-dependencies"][name] for name in ("dynamo", "frames", "plot")}
+EXTRAS = {
+    name: PROJECT["optional-dependencies"][name] for name in ("dynamo", "frames", "plot", "ray")
+}
 
 # Declared without an import in the package, with the reason.
 NOT_IMPORTED = {"uvloop": "Dynamo's frontend imports it, and ai-dynamo does not declare it"}
@@ -69,14 +71,20 @@ def imported_modules() -> frozenset[str]:
     return frozenset(tops - set(sys.stdlib_module_names) - {"wardrop"})
 
 
+def owners_of(module: str) -> set[str]:
+    """Distributions that bring a module. A module that is not installed counts as its own."""
+    return {normal(owner) for owner in _owners().get(module, [module])}
+
+
+@cache
+def _owners() -> dict[str, list[str]]:
+    return dict(packages_distributions())
+
+
 def modules_of(requirements: list[str]) -> set[str]:
     """Imported modules that belong to the named distributions."""
-    wanted, owners = names(requirements), packages_distributions()
-    return {
-        module
-        for module in imported_modules()
-        if any(normal(owner) in wanted for owner in owners.get(module, []))
-    }
+    wanted = names(requirements)
+    return {module for module in imported_modules() if wanted & owners_of(module)}
 
 
 def run_without(modules: set[str], code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,11 +96,10 @@ def test_every_imported_package_is_declared() -> None:
     declared = names(
         [*PROJECT["dependencies"], *(each for extra in EXTRAS.values() for each in extra)]
     )
-    owners = packages_distributions()
     undeclared = {
-        module: owners.get(module)
+        module
         for module in imported_modules() - set(NOT_DECLARED)
-        if not declared & {normal(owner) for owner in owners.get(module, [])}
+        if not declared & owners_of(module)
     }
     assert not undeclared
 
@@ -100,8 +107,7 @@ def test_every_imported_package_is_declared() -> None:
 @pytest.mark.parametrize("group", ["base", *EXTRAS])
 def test_every_declared_package_is_imported(group: str) -> None:
     requirements = PROJECT["dependencies"] if group == "base" else EXTRAS[group]
-    owners = packages_distributions()
-    imported = {normal(owner) for module in imported_modules() for owner in owners.get(module, [])}
+    imported = {owner for module in imported_modules() for owner in owners_of(module)}
     assert names(requirements) - imported - set(NOT_IMPORTED) == set()
 
 

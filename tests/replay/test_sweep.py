@@ -48,9 +48,7 @@ def test_an_interrupted_sweep_goes_on_and_runs_no_cell_twice(tmp_path, monkeypat
     path.write_text("\n".join(lines[:3]) + "\n" + lines[3][: len(lines[3]) // 2])
     ran = []
     original = sweeps.run_cell
-    monkeypatch.setattr(
-        sweeps, "run_cell", lambda *rest: (ran.append(rest[2:]), original(*rest))[1]
-    )
+    monkeypatch.setattr(sweeps, "run_cell", lambda *rest: (ran.append(rest[0]), original(*rest))[1])
     again = sweep(plan(), resume=path)
     assert len(ran) == len(whole) - 3
     assert [c.figures for c in again] == [c.figures for c in whole]

@@ -31,6 +31,9 @@ SUBCOMMANDS = {
         "wardrop.commands.demo", "compare routers on a real Dynamo, mock workers", "dynamo,plot"
     ),
     "replay": Subcommand("wardrop.commands.replay", "run traces through the router in a simulator"),
+    "advise": Subcommand(
+        "wardrop.commands.advise", "advise on a trace: policy, workers, split, configuration"
+    ),
     "set": Subcommand("wardrop.commands.set", "change settings of a running router, or undo it"),
     "curves": Subcommand("wardrop.commands.curves", "learned latency curves of a router", "plot"),
     "shadows": Subcommand("wardrop.commands.shadows", "estimates for policies not in force"),

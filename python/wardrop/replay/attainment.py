@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from wardrop.games.resource import Attainment
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.run import Policy, simulate
@@ -62,16 +60,10 @@ class SimulatedAttainment:
             self.fleet, workers=0, prefill=prefill_workers, decode=decode_workers, speeds=()
         )
         result = simulate(self.workload, fleet, self.policy, seed=self.seed)
-        done = result.complete
-        itl_ms = result.itl_ms
-        ttft = done & (result.ttft_ms <= self.slo.ttft_s * 1e3)
-        # An answer of one token has no time between tokens, so it is within the limit.
-        itl = done & (np.isnan(itl_ms) | (itl_ms <= self.slo.itl_s * 1e3))
-        span_s = float(np.nanmax(result.arrival_ms) - np.nanmin(result.arrival_ms)) / 1e3
-        both = ttft & itl
+        figures = result.summary(self.slo)
         return Attainment(
-            ttft=float(ttft.mean()),
-            itl=float(itl.mean()),
-            both=float(both.mean()),
-            goodput_rps=float(both.sum()) / max(span_s, 1e-9),
+            ttft=figures["attainment_ttft"],
+            itl=figures["attainment_itl"],
+            both=figures["attainment"],
+            goodput_rps=figures["goodput_per_s"],
         )

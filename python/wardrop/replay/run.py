@@ -224,7 +224,8 @@ class Result:
             Figures by name. TTFT and E2E are seconds (mean, p50, p90, p99). ITL is ms over all
             token gaps (mean, p50, p99). `reuse` is the share of prompt tokens found in caches.
             `requests_per_s` and `output_tokens_per_s` are over the whole run. `goodput_per_s` is
-            requests within `slo` per second of arrivals, and `attainment` is their share.
+            requests within `slo` per second of arrivals, and `attainment` is their share;
+            `attainment_ttft` and `attainment_itl` are the shares within one limit.
             `load_spread` is the coefficient of variation, over workers, of prompt tokens computed.
             `completed`, `failed` and `preemptions` are counts. With a controller also `changes`,
             `changes_kept` and `changes_rolled_back`. With `Fleet.anarchy_window` also the figures
@@ -261,10 +262,14 @@ class Result:
             float(self.output_tokens[done].sum(dtype=np.uint64)) / span_s
         )
         itl = self.itl_ms
-        within_ttft = self.ttft_ms <= slo.ttft_s * 1e3
-        good = done & within_ttft & (np.isnan(itl) | (itl <= slo.itl_s * 1e3))
+        within_ttft = done & (self.ttft_ms <= slo.ttft_s * 1e3)
+        # An answer of one token has no time between tokens, so it is within the limit.
+        within_itl = done & (np.isnan(itl) | (itl <= slo.itl_s * 1e3))
+        good = within_ttft & within_itl
         figures["goodput_per_s"] = float(good.sum()) / arrivals_s
         figures["attainment"] = float(good.mean())
+        figures["attainment_ttft"] = float(within_ttft.mean())
+        figures["attainment_itl"] = float(within_itl.mean())
         figures["load_spread"] = self._load_spread()
         figures["completed"] = float(done.sum())
         figures["failed"] = float((self.end > COMPLETE).sum())

@@ -1,4 +1,4 @@
-"""Sweeps: simulations of policies × loads × seeds, on all cores, resumable.
+"""Sweeps: simulations of policies × loads × seeds, on all cores or on a Ray cluster, resumable.
 
 A cell is one simulation. Its figures go to a JSON-lines file as soon as they are known. A sweep
 skips every cell that it finds in the file. Under every policy, equal seeds give the same
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.run import Policy, Result, simulate
+from wardrop.replay.runners import Runner, ThreadRunner
 from wardrop.replay.workload import ReplayError, Workload, from_lists
 from wardrop.slo import Slo
 
 _CDF_POINTS = 101
 _HEAT_COLUMNS = 120
+_VERSION = 2
+"""Version of the figures of a cell. A resumed file keeps cells of its own version only."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Plan:
 
     def fingerprint(self, workload: Workload) -> str:
         """A hash of everything that a cell depends on, except its policy, load and seed."""
-        head = hashlib.sha256(self.fleet.to_json(0).encode())
+        head = hashlib.sha256(f"{_VERSION}{self.fleet.to_json(0)}".encode())
         head.update(
             json.dumps([asdict(self.slo), self.closed, workload.name, len(workload)]).encode()
         )
@@ -95,13 +98,34 @@ class Plan:
         return head.hexdigest()[:16]
 
 
-def run_cell(plan: Plan, workload: Workload, policy: Policy, load: float, seed: int) -> Cell:
+@dataclass(frozen=True)
+class Job:
+    """What one cell needs besides its workload. Runners send a job to another process.
+
+    Attributes:
+        fleet: the fleet at load 1.
+        policy: the policy.
+        load: rate factor, or requests in flight in a closed loop.
+        seed: seed of the repetition.
+        closed: whether `load` is requests in flight.
+        slo: limits for goodput.
+    """
+
+    fleet: Fleet
+    policy: Policy
+    load: float
+    seed: int
+    closed: bool
+    slo: Slo
+
+
+def run_cell(job: Job, workload: Workload) -> Cell:
     """Simulate one cell and keep its figures."""
-    fleet = plan.fleet.with_load(
-        rate=1.0 if plan.closed else load, concurrency=round(load) if plan.closed else None
+    fleet = job.fleet.with_load(
+        rate=1.0 if job.closed else job.load, concurrency=round(job.load) if job.closed else None
     )
-    result = simulate(workload, fleet, policy, seed=seed)
-    return Cell(policy.label, load, seed, result.summary(plan.slo), _curves(result))
+    result = simulate(workload, fleet, job.policy, seed=job.seed)
+    return Cell(job.policy.label, job.load, job.seed, result.summary(job.slo), _curves(result))
 
 
 def _curves(result: Result) -> dict[str, Any]:
@@ -142,6 +166,7 @@ def sweep(
     *,
     resume: Path | None = None,
     threads: int | None = None,
+    runner: Runner | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Cell]:
     """Run every cell of a plan.
@@ -149,7 +174,8 @@ def sweep(
     Args:
         plan: the simulations.
         resume: JSON-lines file of finished cells; it is read first, then appended to.
-        threads: simulations at once; all cores by default.
+        threads: simulations at once; all cores by default. Not used with a `runner`.
+        runner: runs the simulations; by default threads of this process. The caller closes it.
         progress: called with (finished, all) after each cell.
 
     Returns:
@@ -171,15 +197,19 @@ def sweep(
         _check_policies(plan, workloads[plan.seeds[0]].block_size)
     if progress:
         progress(len(keys) - len(todo), len(keys))
-    cells = _parallel(plan, workloads, todo, threads or os.cpu_count() or 1)
-    for count, cell in enumerate(cells, 1):
-        done[cell.policy, cell.load, cell.seed] = cell
-        if resume:
-            row = {"fingerprint": fingerprints[cell.seed], **asdict(cell)}
-            with resume.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        if progress:
-            progress(len(keys) - len(todo) + count, len(keys))
+    jobs = [
+        Job(plan.fleet, plan.policies[p], load, seed, plan.closed, plan.slo)
+        for p, load, seed in todo
+    ]
+    with closing(ThreadRunner(threads)) as own:
+        for count, cell in enumerate(_cells(jobs, workloads, runner or own), 1):
+            done[cell.policy, cell.load, cell.seed] = cell
+            if resume:
+                row = {"fingerprint": fingerprints[cell.seed], **asdict(cell)}
+                with resume.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            if progress:
+                progress(len(keys) - len(todo) + count, len(keys))
     return [done[labels[p], load, seed] for p, load, seed in keys]
 
 
@@ -195,29 +225,25 @@ def _check_policies(plan: Plan, block_size: int) -> None:
         simulate(request, plan.fleet, policy)
 
 
-def _parallel(
-    plan: Plan, workloads: dict[int, Workload], todo: list[tuple[int, float, int]], threads: int
+def _cells(
+    jobs: Sequence[Job], workloads: Mapping[int, Workload], runner: Runner
 ) -> Iterator[Cell]:
-    with ThreadPoolExecutor(threads) as pool:
-        queue = iter(todo)
-        running: set[Future[Cell]] = set()
+    """The cells of all jobs, in the order in which they end."""
+    queue = iter(jobs)
+    running: set[Future[Cell]] = set()
 
-        def feed() -> None:
-            # Only a few cells are submitted at a time, so that an error ends the sweep soon.
-            for p, load, seed in queue:
-                running.add(
-                    pool.submit(run_cell, plan, workloads[seed], plan.policies[p], load, seed)
-                )
-                if len(running) > threads:
-                    return
+    def feed() -> None:
+        # Only a few cells are submitted at a time, so that an error ends the sweep soon.
+        while len(running) <= runner.width and (job := next(queue, None)) is not None:
+            running.add(runner.submit(run_cell, job, workloads[job.seed]))
 
+    feed()
+    while running:
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            running.discard(future)
+            yield future.result()
         feed()
-        while running:
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                running.discard(future)
-                yield future.result()
-            feed()
 
 
 def mean_and_range(cells: Sequence[Cell], figure: str) -> tuple[float, float, float]:

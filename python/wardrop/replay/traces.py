@@ -151,6 +151,30 @@ def restart(workload: Workload, seed: int = 0, over_s: float = 600.0) -> Workloa
     return _reordered(workload, arrival - arrival.min())
 
 
+def redraw(workload: Workload, seed: int = 0, block: int = 50) -> Workload:
+    """Another draw of the arrivals: gaps change places within blocks of consecutive arrivals.
+
+    The order of the requests, the mean rate and its slow changes stay. Seed 0 changes nothing.
+    Later turns of sessions follow their earlier turns, as before.
+
+    Args:
+        workload: the requests.
+        seed: seed of the new order of the gaps.
+        block: consecutive arrivals whose gaps change places, at least 2.
+    """
+    roots = np.flatnonzero(workload.after == NO_PREDECESSOR)
+    if seed == 0 or roots.size < 3:
+        return workload
+    rng = np.random.default_rng(seed)
+    times = workload.arrival_ms[roots]
+    gaps = np.diff(times)
+    for start in range(0, gaps.size, block):
+        rng.shuffle(gaps[start : start + block])
+    arrival = workload.arrival_ms.copy()
+    arrival[roots] = times[0] + np.concatenate(([0.0], np.cumsum(gaps)))
+    return replace(workload, arrival_ms=arrival)
+
+
 def _reordered(workload: Workload, arrival: NDArray[np.float64]) -> Workload:
     order = np.argsort(arrival, kind="stable")
     counts = np.diff(workload.block_start.astype(np.int64))

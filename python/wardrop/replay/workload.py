@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,10 @@ class Workload:
 
     def __len__(self) -> int:
         return int(self.input_tokens.size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The columns. Another process builds its own native form."""
+        return {name: value for name, value in self.__dict__.items() if name != "native"}
 
     @cached_property
     def native(self) -> SimWorkload:
