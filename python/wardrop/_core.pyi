@@ -1122,6 +1122,9 @@ class Gateway:
     def status(self) -> str:
         """JSON of upstreams, models with workers, handover and health, and feeds with their age."""
 
+    def observation(self) -> str:
+        """JSON of the facts of the live page: load, trust, curves, latency counts, anarchy."""
+
     def metrics(self) -> str:
         """Text of `GET /metrics`, in Prometheus format."""
 

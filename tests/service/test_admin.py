@@ -19,6 +19,7 @@ from wardrop.commands import shadows as shadows_command
 from wardrop.control import AuditLog, Door
 from wardrop.service.admin import Admin
 from wardrop.service.curve_file import SavedCurves
+from wardrop.service.live import LiveFeed
 
 WORKER = {"model": "m", "role": "aggregated", "instance": 7}
 
@@ -43,7 +44,8 @@ def url(gateway, tmp_path):
 @contextmanager
 def serving(gateway, tmp_path):
     loop = asyncio.new_event_loop()
-    admin = Admin(gateway, Door(gateway, AuditLog(tmp_path / "audit.jsonl")), 0)
+    door = Door(gateway, AuditLog(tmp_path / "audit.jsonl"))
+    admin = Admin(gateway, door, 0, LiveFeed(gateway, door, dict))
     port = loop.run_until_complete(admin.start())
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -147,7 +149,8 @@ def test_receipt_is_found_by_its_request_id(gateway, tmp_path):
     async def look() -> list[tuple[int, dict]]:
         found = []
         for gate, count in ((native, 4), (gateway, 0)):
-            admin = Admin(gate, Door(gate, AuditLog(tmp_path / "a.jsonl")), 0, count)
+            door = Door(gate, AuditLog(tmp_path / "a.jsonl"))
+            admin = Admin(gate, door, 0, LiveFeed(gate, door, dict), count)
             api = f"http://127.0.0.1:{await admin.start()}"
             found += [
                 await asyncio.to_thread(send, api, "GET", f"/v1/receipts/{name}")

@@ -190,6 +190,11 @@ class Door:
                 log.error("cannot write the audit log: %s", error)
         return record
 
+    @property
+    def youngest_change(self) -> int | None:
+        """Number of the youngest change in force, which a roll-back undoes; None without one."""
+        return self._history[-1][0] if self._history else None
+
     def records(self, last: int = 50) -> list[Record]:
         """The last records, oldest first."""
         return list(self._records)[-last:]

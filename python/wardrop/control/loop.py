@@ -74,6 +74,8 @@ class ControlLoop:
         self._on_trial: int | None = None
         self._counts = {"change": 0, "kept": 0, "rolled_back": 0}
         self.from_page = 0
+        self.figures: dict[str, float] = {}
+        """Figures of the last sample, by the name of their gauge; empty before the first."""
         self._clock = clock
         if settings is None:
             settings = Settings(moves_of(moves, door.settings()) if acts else {})
@@ -191,6 +193,7 @@ class ControlLoop:
             for name, value in settings.items()
             if isinstance(value, int | float)
         }
+        self.figures = figures
         self._gateway.set_gauges(json.dumps(figures))
 
 

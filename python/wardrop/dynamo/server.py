@@ -38,6 +38,7 @@ from wardrop.dynamo.tokenizer_files import tokenizer_folder
 from wardrop.service.admin import Admin
 from wardrop.service.curve_file import SavedCurves
 from wardrop.service.index_file import SavedIndex
+from wardrop.service.live import LiveFeed
 from wardrop.timing import timing_points
 
 log = logging.getLogger("wardrop.control")
@@ -209,10 +210,10 @@ class Server:
         runs["discovery"] = self._sync.follow
         runs["fleet"] = self._sync.repair
         door = Door(gateway, AuditLog(Path(control.audit_file)) if control.audit_file else None)
-        if control.admin_port >= 0:
-            runs["admin"] = partial(self._serve_admin, gateway, door)
         page = partial(read_page, control.prometheus) if control.prometheus else None
         loop = ControlLoop(gateway, door, control.controller, page, moves=control.moves)
+        if control.admin_port >= 0:
+            runs["admin"] = partial(self._serve_admin, gateway, door, loop)
         runs["control"] = partial(loop.run, control.period_ms / 1000)
         if config.shadows.calibrate:
             calibrator = Calibrator(gateway, door, lambda: loop.controller.on_trial)
@@ -233,9 +234,10 @@ class Server:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve_admin(self, gateway: Gateway, door: Door) -> None:
+    async def _serve_admin(self, gateway: Gateway, door: Door, loop: ControlLoop) -> None:
         control = self.config.control
-        admin = Admin(gateway, door, control.admin_port, control.receipts)
+        live = LiveFeed(gateway, door, lambda: loop.figures)
+        admin = Admin(gateway, door, control.admin_port, live, control.receipts)
         try:
             await admin.start()
             await asyncio.Event().wait()

@@ -1,5 +1,7 @@
 """The admin API of a running gateway: HTTP on the loopback only, on a port of its own.
 
+    GET  /                                the live page
+    GET  /v1/live                         messages of the live page, as server-sent events
     GET  /v1/settings                     every setting with its value, unit and bounds
     POST /v1/settings                     {"changes": {setting: value}, "reason": "…"} → the record
     POST /v1/settings/roll-back           {"reason": "…", "number": 7} → the record
@@ -18,6 +20,8 @@ with curves at most 64 MiB.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -32,6 +36,12 @@ from wardrop.control.curves import UNITS
 from wardrop.control.door import Door
 from wardrop.control.settings import OBJECTIVE, QUEUE, SettingError
 from wardrop.decoding import decode_json
+from wardrop.service.live import (
+    CONTENT_SECURITY_POLICY,
+    LiveFeed,
+    TooManyViewersError,
+    document,
+)
 
 log = logging.getLogger("wardrop.control")
 
@@ -110,18 +120,30 @@ class Admin:
         gateway: The gateway to read.
         door: The audited door, which changes settings.
         port: Port on 127.0.0.1; 0 takes a free one.
+        live: The feed of the live page.
         receipts: Number of receipts that the gateway keeps, for the text of a 404.
     """
 
-    def __init__(self, gateway: InspectedGateway, door: Door, port: int, receipts: int = 0) -> None:
+    def __init__(
+        self,
+        gateway: InspectedGateway,
+        door: Door,
+        port: int,
+        live: LiveFeed,
+        receipts: int = 0,
+    ) -> None:
         self._gateway = gateway
         self._receipts = receipts
         self._door = door
+        self._live = live
+        self._live_task: asyncio.Task[None] | None = None
         self._configured_port = port
         self.port: int | None = None
         application = web.Application(client_max_size=_CURVES_BYTES, middlewares=[_guard])
         application.add_routes(
             [
+                web.get("/", self._page),
+                web.get("/v1/live", self._live_events),
                 web.get("/v1/settings", self._settings),
                 web.post("/v1/settings", self._change),
                 web.post("/v1/settings/roll-back", self._roll_back),
@@ -153,12 +175,38 @@ class Admin:
             )
             await web.TCPSite(self._runner, HOST, 0).start()
         self.port = int(self._runner.addresses[0][1])
-        log.info("admin API on http://%s:%d", HOST, self.port)
+        self._live_task = asyncio.create_task(self._live.run(), name="live")
+        log.info("admin API and live page on http://%s:%d/", HOST, self.port)
         return self.port
 
     async def stop(self) -> None:
         """Close every connection."""
+        if self._live_task is not None:
+            self._live_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._live_task
+        await self._live.close()
         await self._runner.cleanup()
+
+    async def _page(self, _request: web.Request) -> web.Response:
+        headers = {
+            "content-security-policy": CONTENT_SECURITY_POLICY,
+            "cache-control": "no-cache",
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+        }
+        return web.Response(text=document(), content_type="text/html", headers=headers)
+
+    async def _live_events(self, request: web.Request) -> web.StreamResponse:
+        if self._live.is_full:
+            self._live.refused_viewers += 1
+            return _refusal(503, str(TooManyViewersError(self._live.max_viewers)))
+        headers = {"content-type": "text/event-stream", "cache-control": "no-store"}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError, TimeoutError, TooManyViewersError):
+            await self._live.serve(response.write)
+        return response
 
     async def _settings(self, _request: web.Request) -> web.Response:
         bounds = {

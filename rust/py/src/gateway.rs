@@ -98,6 +98,10 @@ impl Gateway {
         py.detach(|| self.native.status())
     }
 
+    fn observation(&self, py: Python<'_>) -> String {
+        py.detach(|| self.native.service().observation())
+    }
+
     fn metrics(&self, py: Python<'_>) -> String {
         py.detach(|| self.native.metrics())
     }

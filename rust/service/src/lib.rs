@@ -13,6 +13,7 @@ mod clock;
 pub mod config;
 mod error;
 mod feed;
+mod latency_bins;
 pub mod metrics;
 mod models;
 mod outcomes;

@@ -15,6 +15,7 @@ use wardrop_core::predicted::PredictedConfig;
 
 use crate::ServiceError;
 use crate::config::ServiceConfig;
+use crate::latency_bins::StreamLatency;
 use crate::pool::{HealthOptions, Role, TrustOptions, WorkerPool};
 use crate::prompt::{CardOptions, HandoverReport, PromptTarget, Prompter, SharedTokenisers, TokeniserFiles};
 
@@ -66,6 +67,8 @@ pub struct Model {
     pub(crate) prompter: Option<Arc<Prompter>>,
     /// Result of the last comparison with Dynamo's own ids.
     pub(crate) handover: Arc<Mutex<Option<HandoverReport>>>,
+    /// Counts of the latencies of streamed answers since the model was first registered.
+    pub(crate) latency: Arc<StreamLatency>,
     pools: [Arc<WorkerPool>; 3],
 }
 
@@ -245,6 +248,7 @@ impl Models {
             Some(old) => old.pools.clone(),
             None => new_pools(&spec, config, routing)?,
         };
+        let latency = old.as_ref().map(|old| old.latency.clone()).unwrap_or_default();
         let handover = old
             .filter(|old| old.spec.has_files_of(&spec))
             .map_or_else(Arc::default, |old| old.handover.clone());
@@ -252,6 +256,7 @@ impl Models {
             spec,
             prompter,
             handover,
+            latency,
             pools,
         });
         let mut models = HashMap::clone(&self.by_name.load());

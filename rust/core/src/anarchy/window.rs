@@ -45,6 +45,13 @@ pub struct Loss {
     pub load_s: f64,
 }
 
+impl Loss {
+    /// Actual social cost, in seconds: the sum of the four parts.
+    pub fn total_s(&self) -> f64 {
+        self.free_s + self.split_s + self.cache_s + self.load_s
+    }
+}
+
 /// The estimators of one window, kept as sums so that windows pool into ratios of sums.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct WindowEstimate {

@@ -128,6 +128,22 @@ impl Prior {
         }
     }
 
+    /// Seconds to prefill `new_tokens` behind `cached_tokens`. 0 for no new token.
+    pub fn prefill_s(&self, new_tokens: u64, cached_tokens: u64) -> f64 {
+        if new_tokens == 0 {
+            return 0.0;
+        }
+        dot(
+            &self.prefill,
+            &prefill_basis(new_tokens as f64, cached_tokens as f64),
+        )
+    }
+
+    /// Seconds of one decode step of `batch` sequences over `kv_tokens` tokens of active cache.
+    pub fn step_s(&self, batch: f64, kv_tokens: f64) -> f64 {
+        dot(&self.step, &step_basis(batch, kv_tokens))
+    }
+
     /// Fits both curves to the points of a timing table, by relative errors. An empty list keeps the default.
     ///
     /// The recursion that learns online sees the points 200 times in their order, without forgetting, so the result
@@ -180,6 +196,10 @@ impl Prior {
 
 fn floored<const N: usize>(fitted: [f64; N], default: [f64; N]) -> [f64; N] {
     std::array::from_fn(|i| fitted[i].max(1e-3 * default[i]))
+}
+
+fn dot<const N: usize>(coefficients: &[f64; N], basis: &[f64; N]) -> f64 {
+    coefficients.iter().zip(basis).map(|(theta, x)| theta * x).sum()
 }
 
 const fn prefill_basis(new: f64, cached: f64) -> [f64; 4] {

@@ -124,7 +124,7 @@ impl AnarchyGauges {
             pool(&self.high, interval.high);
         }
         let loss = &meter.loss;
-        let total_s = (loss.free_s + loss.split_s + loss.cache_s + loss.load_s).max(f64::MIN_POSITIVE);
+        let total_s = loss.total_s().max(f64::MIN_POSITIVE);
         labelled(&self.loss, "cache", loss.cache_s / total_s);
         labelled(&self.loss, "load", loss.load_s / total_s);
         labelled(&self.loss, "split", loss.split_s / total_s);

@@ -90,6 +90,11 @@ impl WorkerPool {
         })
     }
 
+    /// The present coefficients of every worker. O(workers).
+    pub(crate) fn curve_views(&self) -> Vec<CurveView> {
+        self.router.curves()
+    }
+
     /// Takes over learned curves: the fleet's, and those of workers that are known; how many those were.
     pub(crate) fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
         self.state.lock().router.restore_curves(record)

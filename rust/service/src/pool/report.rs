@@ -102,6 +102,8 @@ pub(crate) struct WorkerReport {
     pub active_requests: u32,
     /// Blocks in the index, by memory tier.
     pub held_blocks: [u64; 3],
+    /// KV blocks of the worker's device, as discovery reports them.
+    pub total_kv_blocks: Option<u64>,
     /// Finished requests with a reported count of cached tokens.
     pub audited_requests: u64,
     pub predicted_cached_tokens: u64,
@@ -182,6 +184,7 @@ impl WorkerPool {
                     decode_blocks: load.map_or(0, |l| l.decode_blocks),
                     active_requests: load.map_or(0, |l| l.active_requests),
                     held_blocks: load.map_or([0; 3], |l| l.held_blocks),
+                    total_kv_blocks: worker.spec.total_kv_blocks,
                     audited_requests: worker.audit.requests,
                     predicted_cached_tokens: worker.audit.predicted_tokens,
                     reported_cached_tokens: worker.audit.reported_tokens,

@@ -6,6 +6,7 @@ use std::time::Instant;
 use wardrop_core::ledger::Outcome;
 
 use super::ActiveRequest;
+use crate::latency_bins::StreamLatency;
 use crate::metrics::StreamHistograms;
 use crate::pool::Booking;
 use crate::receipts::{OpenReceipt, ReceiptOutcome};
@@ -35,6 +36,7 @@ pub struct Answer {
     started: Instant,
     pieces: Option<PieceTimes>,
     histograms: StreamHistograms,
+    latency: Arc<StreamLatency>,
     /// The client asked for a stream.
     is_streamed: bool,
     /// Cached prompt tokens predicted on the first leg's worker.
@@ -70,6 +72,7 @@ impl Answer {
                 ttft: service.metrics.ttft.with_label_values(&[&model.name]),
                 itl: service.metrics.itl.with_label_values(&[&model.name]),
             },
+            latency: prepared.model.latency.clone(),
             predicted_tokens: u64::from(overlap_blocks) * u64::from(model.block_size),
             is_streamed: prepared.prompt.is_streamed,
             input_tokens: u64::from(prepared.prompt.input_tokens),
@@ -98,7 +101,9 @@ impl Answer {
         }
         if let Some(pieces) = &mut self.pieces {
             if self.is_streamed {
-                self.histograms.itl.observe((now - pieces.last).as_secs_f64());
+                let itl_s = (now - pieces.last).as_secs_f64();
+                self.histograms.itl.observe(itl_s);
+                self.latency.itl.observe(itl_s);
             }
             pieces.last = now;
             return;
@@ -114,6 +119,7 @@ impl Answer {
         }
         if self.is_streamed {
             self.histograms.ttft.observe(ttft_s);
+            self.latency.ttft.observe(ttft_s);
             self.service.outcomes.first_token(ttft_s);
             if let Some(shadow) = &self.shadow {
                 shadow.first_token(ttft_s);

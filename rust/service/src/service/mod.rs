@@ -5,6 +5,7 @@
 
 mod background;
 mod control;
+mod observation;
 mod saved_state;
 mod status;
 

@@ -1,0 +1,96 @@
+"""The facts of the live page as `Gateway.observation` returns them, typed.
+
+The fields have the names of `rust/service/src/service/observation.rs`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+BinCount = tuple[float, int]
+"""Middle of a bin of latencies in seconds, and the number of latencies in it since the start."""
+
+
+class Curve(msgspec.Struct):
+    """Points of a worker's learned curves.
+
+    Attributes:
+        prefill_s: Prefill of prompts of 256, 2,048, 4,096, 6,144 and 8,192 tokens, in seconds.
+        step_s: One decode step of 8 sequences with 1,024 tokens each, in seconds.
+        prefill_samples: Samples behind the prefill curve; 0 for a prior.
+        step_samples: Samples behind the step curve; 0 for a prior.
+    """
+
+    prefill_s: list[float]
+    step_s: float
+    prefill_samples: int
+    step_samples: int
+
+
+class Worker(msgspec.Struct):
+    """One worker. Ages are seconds; cached tokens are sums over finished requests.
+
+    Attributes:
+        instance: Id of the instance, as text because a browser rounds numbers of 64 bits.
+        trust: `synced`, `partial`, `restored` or `suspect`.
+        fault: Reason why the worker may not be chosen: `silent`, `failed` or `refusing`.
+    """
+
+    instance: str
+    dp_rank: int
+    available: bool
+    fault: str | None
+    trust: str
+    prefill_tokens: int
+    decode_blocks: int
+    active_requests: int
+    held_blocks: int
+    total_kv_blocks: int | None
+    event_age_s: float | None
+    events_lost: int
+    audited_requests: int
+    predicted_cached_tokens: int
+    reported_cached_tokens: int
+    curve: Curve | None
+
+
+class Anarchy(msgspec.Struct):
+    """Price of anarchy with its 95 % interval, and the shares of the cost that are lost."""
+
+    poa: float
+    low: float | None
+    high: float | None
+    windows: int
+    lost_to_cache: float
+    lost_to_load: float
+    lost_to_split: float
+
+
+class Pool(msgspec.Struct):
+    """The workers of one model in one role, and the requests that wait for them."""
+
+    role: str
+    waiting: int
+    waiting_prefill_s: float
+    anarchy: Anarchy | None
+    workers: list[Worker]
+
+
+class Model(msgspec.Struct):
+    """One model with its pools and the counts of its latencies."""
+
+    name: str
+    block_size: int
+    ttft_counts: list[BinCount]
+    itl_counts: list[BinCount]
+    pools: list[Pool]
+
+
+class Observation(msgspec.Struct):
+    """Everything that the page shows of the fleet at one moment."""
+
+    now_s: float
+    models: list[Model]
+
+
+DECODER = msgspec.json.Decoder(Observation)

@@ -1,0 +1,133 @@
+"""Percentiles, history and departed workers of the live page, without a browser."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from wardrop._core import Gateway
+from wardrop.service.live.observation import DECODER, Anarchy, Model, Observation, Pool, Worker
+from wardrop.service.live.percentiles import PercentileWindow
+from wardrop.service.live.snapshot import HISTORY_POINTS, MAX_MODELS, Builder, Viewers
+
+
+def worker(instance: int, active_requests: int = 0) -> Worker:
+    return Worker(
+        str(instance),
+        0,
+        True,
+        None,
+        "synced",
+        0,
+        0,
+        active_requests,
+        0,
+        None,
+        None,
+        0,
+        0,
+        0,
+        0,
+        None,
+    )
+
+
+def model(name: str, *pools: Pool, ttft_counts=()) -> Model:
+    return Model(name, 4, list(ttft_counts), [], list(pools))
+
+
+def build(builder: Builder, at_s: float, *models: Model, **control: float):
+    return builder.build(Observation(at_s, list(models)), at_s, control, Viewers())
+
+
+def test_percentiles_are_those_of_the_window_only():
+    window = PercentileWindow(10.0)
+    assert window.take(0.0, [(0.1, 5)]) is None, "latencies before the first look are unknown"
+    found = window.take(1.0, [(0.1, 5), (0.2, 90), (0.5, 9), (2.0, 1)])
+    assert found is not None
+    assert (found.count, found.p50_s, found.p95_s, found.p99_s) == (100, 0.2, 0.5, 0.5)
+    assert window.take(5.0, [(0.1, 5), (0.2, 90), (0.5, 9), (2.0, 1)]) is not None
+    found = window.take(12.0, [(0.1, 6), (0.2, 90), (0.5, 9), (2.0, 1)])
+    assert found is not None
+    assert (found.count, found.p99_s) == (1, 0.1), "older latencies have left the window"
+    assert window.take(30.0, [(0.1, 6), (0.2, 90), (0.5, 9), (2.0, 1)]) is None
+
+
+def test_counts_that_fell_begin_a_new_window():
+    window = PercentileWindow(10.0)
+    window.take(0.0, [(0.1, 50)])
+    found = window.take(1.0, [(0.3, 2)])
+    assert found is not None
+    assert (found.count, found.p50_s) == (2, 0.3)
+
+
+def test_history_keeps_the_last_points_in_columns_of_one_length():
+    builder = Builder()
+    anarchy = Anarchy(1.25, None, None, 1, 0.1, 0.2, 0.3)
+    for second in range(HISTORY_POINTS + 5):
+        known = anarchy if second % 2 else None
+        pool = Pool("aggregated", 3, 0.5, known, [worker(1, 2), worker(2, 5)])
+        build(builder, float(second), model("m", pool), regime=second % 3, knee_share=0.5)
+    columns = builder.history().models["m"]
+    assert {len(values) for values in columns.values()} == {HISTORY_POINTS}
+    assert columns["at_s"][0] == 5.0
+    assert columns["running"][-1] == 7
+    assert columns["waiting"][-1] == 3
+    assert set(columns["poa_aggregated"]) == {None, 1.25}
+    assert set(columns["regime"]) == {0, 1, 2}
+
+
+def test_request_of_a_split_fleet_counts_once():
+    pools = [
+        Pool("prefill", 0, 0, None, [worker(1, 4)]),
+        Pool("decode", 0, 0, None, [worker(2, 6)]),
+    ]
+    assert build(Builder(), 0.0, model("m", *pools)).models[0].point["running"] == 6
+
+
+def test_worker_that_left_is_named_until_it_returns_or_five_minutes_pass():
+    builder = Builder()
+    both = model("m", Pool("aggregated", 0, 0, None, [worker(1), worker(2)]))
+    one = model("m", Pool("aggregated", 0, 0, None, [worker(1)]))
+    assert build(builder, 0.0, both).models[0].departed == []
+    (gone,) = build(builder, 1.0, one).models[0].departed
+    assert (gone.instance, gone.role, gone.at_s) == ("2", "aggregated", 1.0)
+    assert len(build(builder, 300.0, one).models[0].departed) == 1
+    assert build(builder, 302.0, one).models[0].departed == []
+    build(builder, 303.0, both)
+    assert len(build(builder, 304.0, one).models[0].departed) == 1
+    assert build(builder, 305.0, both).models[0].departed == []
+
+
+def test_models_beyond_the_limit_are_counted_and_forgotten_models_make_room():
+    builder = Builder()
+    many = [model(f"m{number}") for number in range(MAX_MODELS + 3)]
+    snapshot = build(builder, 0.0, *many)
+    assert snapshot.models_without_history == 3
+    assert len(snapshot.models) == MAX_MODELS + 3
+    assert build(builder, 1.0, *many[3:]).models_without_history == 0
+    assert set(builder.history().models) == {one.name for one in many[3:]}
+
+
+@pytest.mark.parametrize("regime", [None, 0, 1, 2])
+def test_regime_has_its_name(regime):
+    control = {} if regime is None else {"regime": regime}
+    names = {None: None, 0: "below", 1: "transition", 2: "saturated"}
+    assert build(Builder(), 0.0, **control).regime == names[regime]
+
+
+def test_observation_of_a_gateway_has_every_field_of_the_types():
+    native = Gateway('{"listen": "127.0.0.1:0"}')
+    native.upsert_model(json.dumps({"name": "m", "block_size": 4}))
+    worker = {"model": "m", "role": "aggregated", "instance": 2**64 - 1, "total_kv_blocks": 64}
+    native.upsert_worker(json.dumps(worker))
+    observation = DECODER.decode(native.observation())
+    (found,) = observation.models[0].pools[0].workers
+    assert (found.instance, found.total_kv_blocks) == (str(2**64 - 1), 64)
+    assert found.curve is not None
+    assert found.curve.prefill_s == sorted(found.curve.prefill_s)
+    raw = json.loads(native.observation())["models"][0]["pools"][0]["workers"][0]
+    assert set(raw) == set(msgspec.structs.asdict(found)), "no field is dropped without notice"
+    native.stop()
