@@ -21,7 +21,7 @@ FIGURES = (
     "itl_mean_ms",
     "e2e_mean_s",
     "output_tokens_per_s",
-    "poa",
+    "decision_loss",
     "attainment",
 )
 

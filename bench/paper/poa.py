@@ -1,4 +1,4 @@
-"""The paper's estimator and `poa` over requests in flight, in the paper's closed loop."""
+"""The paper's estimator and the loss of a decision over requests in flight, in a closed loop."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def _point(
         "itl_p99_ms",
         "e2e_mean_s",
         "output_tokens_per_s",
-        "poa",
-        "poa_load",
-        "poa_split",
+        "decision_loss",
+        "decision_load",
+        "decision_split",
         "model_error",
         "prefill_poa_paper",
         "decode_poa",
@@ -84,7 +84,7 @@ def _point(
 
 
 def draw(found: dict[str, Any]) -> None:
-    """One column per fleet: the paper's estimator, `poa`, and the tails of TTFT and ITL."""
+    """One column per fleet: the paper's estimator, the loss of a decision, and the tails."""
     figure, grid = axes(3, len(PAPER_FLEETS))
     for column, name in enumerate(PAPER_FLEETS):
         for policy in ("dynamo", "paper", "toll", "toll+queue"):
@@ -92,13 +92,13 @@ def draw(found: dict[str, Any]) -> None:
             flight = [r["in_flight"] for r in rows]
             style = {"color": colour(policy), "label": policy, "marker": ".", "lw": 1.2}
             grid[0, column].plot(flight, [r["decode_poa_paper"] for r in rows], **style)
-            grid[1, column].plot(flight, [r["poa"] for r in rows], **style)
+            grid[1, column].plot(flight, [r["decision_loss"] for r in rows], **style)
             tail = [1e3 * r["steady_ttft_p99_s"] for r in rows]
             grid[2, column].plot(flight, tail, **style)
         workers = PAPER_FLEETS[name][2]
         grid[0, column].axhline(found["window"] / workers, color="k", ls=":", lw=1, label="N/m")
         grid[0, column].set(title=name, ylabel="PoA-hat, decode leg", ylim=(0, 22))
-        grid[1, column].set(ylabel="poa (≥ 1), both legs", ylim=(0.99, None))
+        grid[1, column].set(ylabel="loss of a decision, both legs", ylim=(0.99, None))
         grid[2, column].set(ylabel="TTFT p99, ms", xlabel="requests in flight", yscale="log")
         for row in range(3):
             grid[row, column].set_xscale("log", base=2)

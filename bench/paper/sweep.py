@@ -12,7 +12,14 @@ from wardrop.replay import Engine, Fleet, Policy, Workload, load, simulate, spre
 
 TEMPERATURES = (0.0, 0.3, 0.7, 1.0)
 WEIGHTS = (0.1, 0.5, 1.0, 2.0)
-FIGURES = ("ttft_mean_s", "ttft_p99_s", "output_tokens_per_s", "poa", "poa_paper", "reuse")
+FIGURES = (
+    "ttft_mean_s",
+    "ttft_p99_s",
+    "output_tokens_per_s",
+    "decision_loss",
+    "poa_paper",
+    "reuse",
+)
 
 
 def _places(requests: int) -> dict[str, tuple[Any, Fleet]]:

@@ -22,8 +22,16 @@ POLICIES = {
     "with controller": Policy.parse("toll+queue+controller"),
 }
 FIGURES = ("ttft_mean_s", "ttft_p99_s", "itl_mean_ms", "e2e_mean_s", "attainment", "reuse")
-ANARCHY = ("poa", "poa_low", "poa_high", "poa_paper", "poa_square", "poa_cache", "poa_load")
-MORE = ("poa_split", "model_error")
+ANARCHY = (
+    "decision_loss",
+    "decision_loss_low",
+    "decision_loss_high",
+    "poa_paper",
+    "poa_square",
+    "decision_cache",
+    "decision_load",
+)
+MORE = ("decision_split", "model_error")
 
 
 def places() -> dict[str, tuple[Callable[[int], Workload], Fleet, str]]:
@@ -77,7 +85,7 @@ def run(seeds: int) -> dict[str, Any]:
             print(
                 f"{place:32} {label:16} TTFT {means['ttft_mean_s']:.3f} s "
                 f"({min(each):.3f} to {max(each):.3f}), p99 "
-                f"{means['ttft_p99_s']:.3f} s, poa {means['poa']:.3f}",
+                f"{means['ttft_p99_s']:.3f} s, decision loss {means['decision_loss']:.3f}",
                 flush=True,
             )
     found = {"seeds": seeds, "rows": rows}
@@ -97,8 +105,8 @@ def draw(found: dict[str, Any]) -> None:
     for column, place in enumerate(names):
         here = [row for row in rows if row["place"] == place]
         at = np.arange(len(here))
-        cache = np.asarray([100 * row["poa_cache"] for row in here])
-        waits = np.asarray([100 * row["poa_load"] for row in here])
+        cache = np.asarray([100 * row["decision_cache"] for row in here])
+        waits = np.asarray([100 * row["decision_load"] for row in here])
         top, bottom = grid[0, column], grid[1, column]
         top.barh(at - 0.2, cache, 0.4, color="#4c72b0", label="prefill done again")
         top.barh(at + 0.2, waits, 0.4, color="#c44e52", label="waiting")

@@ -30,6 +30,7 @@ __all__ = [
     "assign",
     "assign_congested",
     "block_hashes",
+    "cost_lower_bound",
     "decode_engine_batch",
     "sequence_hashes",
     "simulate_fleet",
@@ -814,6 +815,24 @@ def simulate_fleet(workload: SimWorkload, fleet: str, routers: str) -> dict[str,
     Raises:
         ValueError: a field is unknown or out of range. The text names the field.
         RuntimeError: the router refused a call that every fleet needs.
+    """
+
+def cost_lower_bound(
+    workload: SimWorkload, fleet: str, counted: Sequence[bool] | None = None
+) -> dict[str, Any]:
+    """Lower bound on the cost of any routing, with the GIL released.
+
+    Args:
+        workload: the requests.
+        fleet: JSON of the fleet, as `wardrop.replay.Fleet.to_json` writes it.
+        counted: whether the cost of each request counts; None for every request.
+
+    Returns:
+        `requests` and `pooled_requests` as numbers, and the sums of TTFT and E2E in seconds, as
+        pairs: `all` for all limits together, and `alone`, `prefill`, `work` and `memory` for one.
+
+    Raises:
+        ValueError: a field is out of range, or no bound is proven for the engines.
     """
 
 @final

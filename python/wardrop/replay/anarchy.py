@@ -1,5 +1,7 @@
-"""The price of anarchy of a run, from the estimates that the simulated routers make.
+"""The loss of a run's decisions, each judged in the state that it met.
 
+The figures compare the chosen worker with the best assignment of a window of decisions, with caches
+and backlogs as the router itself left them. They do not rank routers: `wardrop.replay.bound` does.
 docs/how-to/read-the-price-of-anarchy.md explains the figures. Costs are seconds by the latency
 curves that the router has learned by each decision.
 """
@@ -13,6 +15,14 @@ POA_WINDOW = 64
 """Default number of decisions per window, as in the gateway."""
 
 Report = dict[str, float]
+
+_WEIGHTED = {
+    "decision_loss_low": "poa_low",
+    "decision_loss_high": "poa_high",
+    "poa_paper": "poa_paper",
+    "poa_square": "poa_square",
+}
+"""Figures of a run that are means over its pools, each with the pool's name of it."""
 
 
 def read_reports(raw: Sequence[Any]) -> tuple[Report | None, ...]:
@@ -30,11 +40,13 @@ def combined(pools: Sequence[Report | None]) -> Report:
     erred together.
 
     Returns:
-        Figures by name, empty where nothing was measured. `poa` has the bounds `poa_low` and
-        `poa_high`. `poa_paper` and `poa_square` are weighted alike. `regret_mean_s` is the sum over
-        the legs of a request. Three shares of the actual social cost follow. `poa_cache` and
-        `poa_load` are what another placement would have saved. `poa_split` is what no placement
-        could save. `model_error` is that of predicted first tokens.
+        Figures by name, empty where nothing was measured. `decision_loss` has the bounds
+        `decision_loss_low` and `decision_loss_high`. The paper's estimator `poa_paper` and its
+        square form `poa_square` are weighted alike. `regret_mean_s` is the sum over the legs of a
+        request. Three shares of the social cost that the decisions caused follow. `decision_cache`
+        and `decision_load` are what another placement in the same state would have saved.
+        `decision_split` is what no placement in that state could save. `model_error` is that of
+        predicted first tokens.
     """
     kept = [pool for pool in pools if pool is not None]
     if not kept:
@@ -42,14 +54,14 @@ def combined(pools: Sequence[Report | None]) -> Report:
     optimum = [pool["free_s"] + pool["split_s"] for pool in kept]
     best = sum(optimum)
     actual = best + sum(pool["cache_s"] + pool["load_s"] for pool in kept)
-    figures: Report = {"poa": max(actual / best, 1.0) if best > 0 else 1.0}
-    for name in ("poa_low", "poa_high", "poa_paper", "poa_square"):
-        weighted = sum(pool[name] * weight for pool, weight in zip(kept, optimum, strict=True))
+    figures: Report = {"decision_loss": max(actual / best, 1.0) if best > 0 else 1.0}
+    for name, of_pool in _WEIGHTED.items():
+        weighted = sum(pool[of_pool] * weight for pool, weight in zip(kept, optimum, strict=True))
         figures[name] = weighted / best if best > 0 else 1.0
     figures["regret_mean_s"] = sum(pool["regret_mean_s"] for pool in kept)
     for name in ("cache", "load", "split"):
         lost = sum(pool[f"{name}_s"] for pool in kept)
-        figures[f"poa_{name}"] = lost / actual if actual > 0 else 0.0
+        figures[f"decision_{name}"] = lost / actual if actual > 0 else 0.0
     samples = sum(pool["model_samples"] for pool in kept)
     error = sum(pool["model_error"] * pool["model_samples"] for pool in kept)
     figures["model_error"] = error / samples if samples else float("nan")

@@ -26,10 +26,12 @@ _CURVES = (
     ("load_spread", "Spread of prefill work over workers", "std ÷ mean", False),
 )
 _POA_CURVES = (
-    ("poa", "Price of anarchy: 1 is the optimum", "actual ÷ optimum", False),
+    ("poa_ttft", "Price of anarchy, TTFT: the optimum is at most this", "cost ÷ bound", True),
+    ("poa_e2e", "Price of anarchy, E2E: the optimum is at most this", "cost ÷ bound", True),
+    ("decision_loss", "Loss of a decision in the state that it met", "actual ÷ optimum", False),
     ("poa_paper", "The paper's estimator: N/m on equal workers", "actual ÷ matched", True),
-    ("poa_cache", "Share of the cost: prefill that another placement saves", "share", False),
-    ("poa_load", "Share of the cost: waiting that another placement saves", "share", False),
+    ("decision_cache", "Share of decisions' cost: prefill that others save", "share", False),
+    ("decision_load", "Share of decisions' cost: waiting that others save", "share", False),
 )
 
 _HEAD = (
@@ -75,8 +77,9 @@ def _load_charts(cells: Sequence[Cell], colours: Mapping[str, str], closed: bool
     label = "requests in flight" if closed else "load (× the trace)"
     spread = _ratio([cell.load for cell in cells]) > 6
     charts: list[str] = []
-    measured = all("poa" in cell.figures for cell in cells)
-    for figure, title, unit, may_log in _CURVES + (_POA_CURVES if measured else ()):
+    for figure, title, unit, may_log in _CURVES + _POA_CURVES:
+        if not all(figure in cell.figures for cell in cells):
+            continue
         curves = _over_load(cells, figure, colours)
         log = may_log and _ratio([point[1] for curve in curves for point in curve.points]) > 8
         drawn = lines(title, curves, Axis(label, log=spread), Axis(unit, log=log))

@@ -15,6 +15,7 @@ from wardrop._core import simulate_fleet
 from wardrop.calls import Call, CallError, parse_call, split_outside
 from wardrop.control.audit import Record
 from wardrop.replay.anarchy import Report, combined, read_reports
+from wardrop.replay.bound import Cost, LowerBound, read_bound
 from wardrop.replay.controlled import ControlledRun
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.workload import Workload
@@ -146,8 +147,10 @@ class Result:
         waiting: (samples, workers) sequences waiting in the engine.
         active_blocks: (samples, workers) KV blocks in use.
         totals: counters of the run.
-        anarchy: per pool the price of anarchy and its parts (`Fleet.anarchy_window`), or None where
-            nothing was measured; see `wardrop.replay.anarchy`.
+        anarchy: per pool the loss of its decisions and its parts (`Fleet.anarchy_window`), or None
+            where nothing was measured; see `wardrop.replay.anarchy`.
+        bound: lower bound on the cost of the complete requests under any routing
+            (`Fleet.anarchy_window`), or None where nothing was measured or no bound is proven.
         regimes: per pool the changes of regime: (time in s, regime, smoothed p99 TTFT in s,
             baseline in s). Empty for policies without regimes.
         audit: records of the controller, oldest first, with times in seconds of the run; empty
@@ -175,6 +178,7 @@ class Result:
     active_blocks: NDArray[np.uint32]
     totals: dict[str, float]
     anarchy: tuple[Report | None, ...] = ()
+    bound: LowerBound | None = None
     regimes: tuple[tuple[tuple[float, str, float, float], ...], ...] = ()
     audit: tuple[Record, ...] = ()
 
@@ -202,6 +206,23 @@ class Result:
                 self.complete & (gaps > 0), (self.end_ms - self.first_token_ms) / gaps, np.nan
             )
 
+    @property
+    def cost(self) -> Cost:
+        """Sums of TTFT and E2E over the complete requests."""
+        return Cost(float(np.nansum(self.ttft_ms)) / 1e3, float(np.nansum(self.e2e_ms)) / 1e3)
+
+    def price_of_anarchy(self, *, ttft: float = 0.0, e2e: float = 1.0) -> float:
+        """Cost ÷ lower bound, for an objective with these weights: at least 1, and 1 is optimal.
+
+        The price against the true optimum is at most this. NaN without a bound.
+
+        Raises:
+            ValueError: a weight is negative, or both are 0.
+        """
+        cost = self.cost.weighted(ttft, e2e)
+        lower = self.bound.all.weighted(ttft, e2e) if self.bound else 0.0
+        return cost / lower if lower > 0 else float("nan")
+
     def gap_percentile(self, percent: float) -> float:
         """Percentile of the gaps between tokens in ms, from the histogram with 1.1 % buckets."""
         total = self.gap_counts.sum(dtype=np.float64)
@@ -228,8 +249,9 @@ class Result:
             `attainment_ttft` and `attainment_itl` are the shares within one limit.
             `load_spread` is the coefficient of variation, over workers, of prompt tokens computed.
             `completed`, `failed` and `preemptions` are counts. With a controller also `changes`,
-            `changes_kept` and `changes_rolled_back`. With `Fleet.anarchy_window` also the figures
-            of `wardrop.replay.anarchy.combined`.
+            `changes_kept` and `changes_rolled_back`. With `Fleet.anarchy_window` also `poa_ttft`
+            and `poa_e2e`, cost ÷ lower bound of any routing, and the figures of
+            `wardrop.replay.anarchy.combined`.
         """
         slo = slo or Slo()
         done = self.complete
@@ -278,6 +300,9 @@ class Result:
             for event in ("change", "kept", "rolled_back"):
                 name = "changes" if event == "change" else f"changes_{event}"
                 figures[name] = float(sum(record.event == event for record in self.audit))
+        if self.bound is not None:
+            figures["poa_ttft"] = self.price_of_anarchy(ttft=1, e2e=0)
+            figures["poa_e2e"] = self.price_of_anarchy(ttft=0, e2e=1)
         return figures | combined(self.anarchy)
 
     def _load_spread(self) -> float:
@@ -372,6 +397,7 @@ def result_of(
         active_blocks=counts("sample_active_blocks").reshape(shape),
         totals=raw["totals"],
         anarchy=read_reports(raw["anarchy"]),
+        bound=read_bound(raw["bound"]),
         regimes=tuple(tuple(pool) for pool in raw["regimes"]),
         audit=tuple(audit),
     )

@@ -27,12 +27,11 @@ COLUMNS = (
     ("output_tokens_per_s", "tokens/s", 0),
 )
 POA_COLUMNS = (
-    ("poa", "PoA", 3),
+    ("poa_ttft", "PoA TTFT", 2),
+    ("poa_e2e", "PoA E2E", 2),
+    ("decision_loss", "per decision", 3),
     ("poa_paper", "paper's", 1),
     ("poa_square", "square", 2),
-    ("poa_cache", "cache", 3),
-    ("poa_load", "load", 3),
-    ("poa_split", "split", 3),
 )
 Column = tuple[str, str, int]
 """Name of a figure, its heading, and its decimal places."""
@@ -44,8 +43,10 @@ Means = dict[str, dict[str, float]]
 
 def columns(cells: Sequence[Cell]) -> tuple[Column, ...]:
     """The columns that every cell has; the price of anarchy only where every cell measured it."""
-    measured = all("poa" in cell.figures for cell in cells)
-    return COLUMNS + POA_COLUMNS if cells and measured else COLUMNS
+    measured = [
+        column for column in POA_COLUMNS if all(column[0] in cell.figures for cell in cells)
+    ]
+    return (*COLUMNS, *measured) if cells else COLUMNS
 
 
 def groups(cells: Sequence[Cell]) -> dict[tuple[float, str], list[Cell]]:

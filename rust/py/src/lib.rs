@@ -52,7 +52,7 @@ mod _core {
     use crate::gateway::Gateway;
 
     #[pymodule_export]
-    use crate::sim::{SimWorkload, simulate_fleet};
+    use crate::sim::{SimWorkload, cost_lower_bound, simulate_fleet};
 
     #[pymodule_export]
     use crate::watched::WatchedFleet;

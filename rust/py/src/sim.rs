@@ -9,6 +9,7 @@ use wardrop_core::RouterConfig;
 use wardrop_core::anarchy::MeterReport;
 use wardrop_core::regime::RegimeChange;
 use wardrop_py_macros::caught;
+use wardrop_sim::bound::{CostSums, LowerBound, lower_bound};
 use wardrop_sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
 
 use crate::buffers::column;
@@ -101,6 +102,43 @@ pub fn simulate_fleet<'py>(
     pack(py, &outcome)
 }
 
+/// Lower bound on the cost of any routing; `_core.pyi` documents it.
+#[caught]
+#[pyfunction]
+#[pyo3(signature = (workload, fleet, counted=None))]
+pub fn cost_lower_bound<'py>(
+    py: Python<'py>,
+    workload: &SimWorkload,
+    fleet: &str,
+    counted: Option<Vec<bool>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let spec: FleetSpec =
+        serde_json::from_str(fleet).map_err(|error| PyValueError::new_err(format!("fleet: {error}")))?;
+    let native = Arc::clone(&workload.native);
+    let bound = py
+        .detach(|| lower_bound(&spec, &native, counted.as_deref()))
+        .map_err(|error| raise(&error))?;
+    bound_dict(py, &bound)
+}
+
+/// Sums in seconds by limit, and the numbers of requests.
+fn bound_dict<'py>(py: Python<'py>, bound: &LowerBound) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("requests", bound.requests)?;
+    dict.set_item("pooled_requests", bound.pooled_requests)?;
+    let limits = [
+        ("all", bound.all),
+        ("alone", bound.alone),
+        ("prefill", bound.prefill),
+        ("work", bound.work),
+        ("memory", bound.memory),
+    ];
+    for (name, CostSums { ttft_ms, e2e_ms }) in limits {
+        dict.set_item(name, (ttft_ms * 1e-3, e2e_ms * 1e-3))?;
+    }
+    Ok(dict)
+}
+
 fn bytes<'py, T: Copy, const N: usize>(
     py: Python<'py>,
     values: &[T],
@@ -167,6 +205,8 @@ pub fn pack<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDi
         None => Ok(None),
     });
     dict.set_item("anarchy", anarchy.collect::<PyResult<Vec<_>>>()?)?;
+    let bound = outcome.bound.as_ref().map(|bound| bound_dict(py, bound));
+    dict.set_item("bound", bound.transpose()?)?;
     let regimes: Vec<Vec<_>> = outcome
         .regimes
         .iter()

@@ -9,15 +9,18 @@
 //! The simulator has no router of its own: it drives the object that production runs. Time is virtual, every random
 //! number is seeded, and one seed gives one result, byte for byte.
 //!
-//! There are three entry points:
+//! There are five entry points:
 //!
 //! * [`simulate`] runs a whole [`Workload`] and returns an [`Outcome`];
+//! * [`simulate_plan`] runs it with placements chosen in advance;
+//! * [`bound::lower_bound`] computes what no router can go below;
 //! * [`WatchedFleet`] runs a whole workload in steps, so that a controller can observe and change the fleet;
 //! * [`shadow`] runs one live fleet per policy beside production traffic and compares them.
 //!
 //! Modules depend on each other in this order, and never the other way: `error`, `timing`, `workload`, `spec`,
-//! `record`, `engine`, `fleet`, then `live` and `watched`, then `shadow`.
+//! `record`, `engine`, `bound`, `fleet`, then `live` and `watched`, then `shadow`.
 
+pub mod bound;
 mod engine;
 mod error;
 mod fleet;
@@ -33,12 +36,12 @@ mod workload;
 mod tests;
 
 pub use error::SimError;
-pub use fleet::simulate;
+pub use fleet::{simulate, simulate_plan};
 
 pub use record::{End, GapHistogram, Outcome, Requests, Samples, Totals};
 pub use spec::{
-    EngineSpec, Eviction, Fault, FaultKind, FeedSpec, FleetSpec, PoolSpec, Preemption, Role, RouterSpec,
-    TierSpec, TransferSpec,
+    EngineSpec, Eviction, Fault, FaultKind, FeedSpec, FleetSpec, Plan, PoolSpec, Preemption, Role,
+    RouterSpec, TierSpec, TransferSpec,
 };
 pub use timing::{Timing, TimingTable};
 pub use watched::{ChangeError, WatchedFleet};

@@ -3,6 +3,8 @@
 use wardrop_core::anarchy::MeterReport;
 use wardrop_core::regime::RegimeChange;
 
+use crate::bound::LowerBound;
+
 /// Time of a point that a request has not reached.
 const NEVER: f64 = f64::NAN;
 
@@ -207,8 +209,11 @@ pub struct Outcome {
     pub totals: Totals,
     /// Simulated time of the last event, in milliseconds.
     pub end_ms: f64,
-    /// Price of anarchy per pool; `None` if the fleet does not measure it or made fewer than two decisions.
+    /// Loss of the decisions of each pool; `None` if the fleet does not measure it or made fewer than two decisions.
     pub anarchy: Vec<Option<MeterReport>>,
+    /// Lower bound on the cost of the complete requests under any routing; `None` if the fleet does not measure the
+    /// price of anarchy, or has engines that no bound covers.
+    pub bound: Option<LowerBound>,
     /// Changes of regime per pool; empty for a policy without regimes.
     pub regimes: Vec<Vec<RegimeChange>>,
 }

@@ -1,5 +1,6 @@
-//! Price of anarchy of each pool: its decisions go into the core's [`Meter`], as they do in the gateway.
+//! What the price of anarchy needs of a run: the decisions of each pool, and the lower bound on the cost of any routing.
 //!
+//! Decisions go into the core's [`Meter`], as they do in the gateway.
 //! Costs come from the curves that the router had learned at each decision. Early windows therefore rest on curves with
 //! few samples; the report has the error of predicted first tokens. The report covers all windows of the run.
 
@@ -7,7 +8,9 @@ use rustc_hash::FxHashMap;
 use wardrop_core::anarchy::{Meter, MeterConfig, MeterReport};
 
 use super::Fleet;
+use crate::bound::{LowerBound, lower_bound};
 use crate::error::{SimError, router_refused};
+use crate::record::End;
 
 /// Solved windows that the report covers. At the default window size they hold 64 million decisions.
 const MAX_WINDOWS: usize = 1 << 20;
@@ -87,6 +90,16 @@ impl Fleet<'_> {
         {
             meter.record_outcome(prediction.ttft_s, now_s - prediction.decided_s);
         }
+    }
+
+    /// The lower bound for the complete requests, if the fleet measures the price of anarchy and a bound covers it.
+    pub(super) fn bound(&self) -> Option<LowerBound> {
+        if self.spec.anarchy_window == 0 {
+            return None;
+        }
+        let ends = self.state.requests.end.iter();
+        let is_complete: Vec<bool> = ends.map(|end| *end == End::Complete as u8).collect();
+        lower_bound(&self.spec, &self.state.workload, Some(&is_complete)).ok()
     }
 
     /// The report of every pool; `None` for a pool without a meter or without a solved window.

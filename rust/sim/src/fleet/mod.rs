@@ -15,6 +15,7 @@ mod links;
 mod membership;
 mod observer;
 mod pass_reports;
+mod plan;
 mod requests;
 mod rows;
 mod signals;
@@ -25,17 +26,18 @@ use std::collections::VecDeque;
 use wardrop_core::latency::Pass;
 use wardrop_core::queue::LateQueue;
 use wardrop_core::rng::Rng;
-use wardrop_core::{KvEvent, LocalHash, Router, RouterConfig, StoredBlock};
+use wardrop_core::{KvEvent, LocalHash, PolicyConfig, Router, RouterConfig, StoredBlock};
 
 use agenda::{Agenda, Event};
 use anarchy::PoolMeter;
 use links::Links;
 use observer::Observer;
+use plan::PlanRun;
 
 use crate::engine::{RunState, Worker};
 use crate::error::{SimError, out_of_range, router_refused};
 use crate::record::{Outcome, Samples};
-use crate::spec::{FaultKind, FleetSpec, Role};
+use crate::spec::{FaultKind, FleetSpec, Plan, Role};
 use crate::workload::{BlockNames, Workload};
 
 /// Marks the absence of a request.
@@ -122,6 +124,8 @@ pub(crate) struct Fleet<'a> {
     pub(crate) ended_rows: Option<Vec<u32>>,
     /// Counts for a controller; `None` if there is no controller.
     observer: Option<Observer>,
+    /// Placements chosen in advance; `None` if the routers decide.
+    plan: Option<PlanRun>,
 }
 
 /// Runs `workload` over the fleet `spec`. `routers` has one configuration per pool.
@@ -139,6 +143,31 @@ pub fn simulate(
 ) -> Result<Outcome, SimError> {
     workload.validate()?;
     let mut fleet = Fleet::new(Cow::Borrowed(spec), Cow::Borrowed(workload), routers)?;
+    fleet.run_until(f64::INFINITY)?;
+    fleet.outcome()
+}
+
+/// Runs `workload` over the fleet `spec` with the placements and the order of `plan`.
+///
+/// The routers only keep their books. The result depends on nothing but the arguments.
+///
+/// # Errors
+/// [`SimError::Config`] when the fleet, the workload or the plan is out of range.
+pub fn simulate_plan(spec: &FleetSpec, workload: &Workload, plan: Plan) -> Result<Outcome, SimError> {
+    workload.validate()?;
+    spec.validate()?;
+    plan.validate(spec, workload)?;
+    let configs = spec.pools.iter().map(|pool| {
+        RouterConfig::new(pool.engine.block_size)
+            .with_policy(PolicyConfig::RoundRobin)
+            .with_booking_ttl_s(1e9)
+            .with_max_bookings(1 << 24)
+            .with_prefill_tracking(pool.role != Role::Decode)
+            .with_decode_tracking(pool.role != Role::Prefill)
+    });
+    let configs: Vec<RouterConfig> = configs.collect();
+    let mut fleet = Fleet::new(Cow::Borrowed(spec), Cow::Borrowed(workload), &configs)?;
+    fleet.follow(plan);
     fleet.run_until(f64::INFINITY)?;
     fleet.outcome()
 }
@@ -214,6 +243,7 @@ impl<'a> Fleet<'a> {
             samples: Samples::default(),
             ended_rows: None,
             observer: None,
+            plan: None,
             state,
         };
         fleet.set_up()?;
@@ -281,9 +311,11 @@ impl<'a> Fleet<'a> {
     /// Ends the run and returns its results.
     pub(crate) fn outcome(mut self) -> Result<Outcome, SimError> {
         let anarchy = self.anarchy()?;
+        let bound = self.bound();
         let regimes = self.pools.iter().map(|pool| pool.router.regime_changes());
         Ok(Outcome {
             anarchy,
+            bound,
             regimes: regimes.collect(),
             requests: self.state.requests,
             gaps: self.state.gaps,

@@ -29,6 +29,9 @@ impl Fleet<'_> {
             self.state.requests.arrival_ms[i] = self.now_ms;
             self.observe_arrival();
         }
+        if self.plan.is_some() {
+            return self.arrive_planned(request);
+        }
         if self.pools[0].queue.is_some() {
             return self.enqueue(0, request);
         }
@@ -132,7 +135,9 @@ impl Fleet<'_> {
     /// Routes a request in pool `at`. `None` if no worker is available.
     pub(super) fn route(&mut self, at: usize, request: u32) -> Result<Option<Routed>, SimError> {
         self.hash_prompt(request);
+        let planned = self.plan.as_ref().map(|run| [worker_id(run.worker(at, request))]);
         let question = RouteRequest {
+            allowed: planned.as_ref().map(<[_; 1]>::as_slice),
             request_id: Some(request_id(request)),
             local_hashes: &self.hashes,
             input_tokens: self.state.workload.input_tokens[request as usize],

@@ -16,9 +16,25 @@ impl Fleet<'_> {
         let mut signals = std::mem::take(&mut self.state.signals);
         for signal in signals.drain(..) {
             match signal {
-                Signal::FirstToken(request) => self.first_token(at, request)?,
-                Signal::Finished(request) => self.finished(at, request)?,
-                Signal::Rejected(request) => self.rejected(at, request)?,
+                Signal::FirstToken(request) => {
+                    self.first_token(at, request)?;
+                    if at == 0 {
+                        self.planned_first_token(request)?;
+                    }
+                }
+                Signal::Finished(request) => {
+                    self.finished(at, request)?;
+                    if at + 1 == self.pools.len() {
+                        self.planned_end(request)?;
+                    }
+                }
+                Signal::Rejected(request) => {
+                    self.rejected(at, request)?;
+                    if at == 0 {
+                        self.planned_first_token(request)?;
+                    }
+                    self.planned_end(request)?;
+                }
             }
         }
         self.state.signals = signals;

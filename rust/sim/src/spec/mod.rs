@@ -6,11 +6,13 @@
 mod engine;
 mod fault;
 mod fleet;
+mod plan;
 mod router;
 mod tier;
 
 pub use engine::{EngineSpec, Eviction, Preemption};
 pub use fault::{Fault, FaultKind};
 pub use fleet::{FeedSpec, FleetSpec, PoolSpec, Role, TransferSpec};
+pub use plan::Plan;
 pub use router::RouterSpec;
 pub use tier::TierSpec;

@@ -34,7 +34,7 @@ pub(crate) fn engine() -> EngineSpec {
 }
 
 /// A workload of rows (arrival in ms, prompt tokens, output tokens, first block id). Block ids are consecutive.
-fn workload(rows: &[(f64, u32, u32, u32)]) -> Workload {
+pub(crate) fn workload(rows: &[(f64, u32, u32, u32)]) -> Workload {
     let mut workload = Workload {
         block_size: 16,
         block_start: vec![0],

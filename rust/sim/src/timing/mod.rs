@@ -63,7 +63,7 @@ pub(crate) struct DecodeStep {
 }
 
 /// Shortest decode step, in milliseconds. Without it, two tokens of one request could have the same time.
-const MIN_DECODE_MS: f64 = 1.0;
+pub(crate) const MIN_DECODE_MS: f64 = 1.0;
 
 impl Timing {
     /// Whether the curves are learned by a router. A router sees passes and steps differently from an engine.
@@ -121,6 +121,52 @@ impl Timing {
             }
         }
     }
+}
+
+impl Timing {
+    /// New tokens up to `most_new` and cached tokens up to `most_cached`, between which the prefill time of a table is
+    /// bilinear.
+    pub(crate) fn prefill_breakpoints(&self, most_new: u64, most_cached: u64) -> (Vec<u64>, Vec<u64>) {
+        let Self::Table(table) = self else {
+            return (whole_points(&[], 1, most_new), vec![0]);
+        };
+        let (news, cached) = table.prefill_axes();
+        (
+            whole_points(news, 1, most_new),
+            whole_points(cached, 0, most_cached),
+        )
+    }
+
+    /// KV tokens from `least_kv` to `most_kv` and contexts up to `longest`, between which the step time of a table is
+    /// bilinear. A context beyond the axis follows the line of the last segment.
+    pub(crate) fn decode_breakpoints(
+        &self,
+        least_kv: u64,
+        most_kv: u64,
+        longest: u64,
+    ) -> (Vec<u64>, Vec<u64>) {
+        let Self::Table(table) = self else {
+            return (whole_points(&[], least_kv, most_kv), vec![1]);
+        };
+        let (kv, contexts) = table.decode_axes();
+        (
+            whole_points(kv, least_kv, most_kv),
+            whole_points(contexts, 1, longest),
+        )
+    }
+}
+
+/// The whole numbers next to the edges of `axis` between `least` and `most`, and these two, rising.
+fn whole_points(axis: &[f64], least: u64, most: u64) -> Vec<u64> {
+    let most = most.max(least);
+    let edges = axis.iter().flat_map(|edge| [edge.floor(), edge.ceil()]);
+    let inner = edges
+        .filter(|edge| *edge > least as f64 && *edge < most as f64)
+        .map(|edge| edge as u64);
+    let mut points: Vec<u64> = [least, most].into_iter().chain(inner).collect();
+    points.sort_unstable();
+    points.dedup();
+    points
 }
 
 #[cfg(test)]

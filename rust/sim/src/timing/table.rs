@@ -75,6 +75,19 @@ impl TimingTable {
         grid.bilinear(new_tokens, cached_tokens, &mut Cursor::default())
     }
 
+    /// Edges of the grid of prefill times: new tokens, then cached tokens.
+    pub(super) fn prefill_axes(&self) -> (&[f64], &[f64]) {
+        (&self.arrays.prefill_isl, &self.arrays.prefill_cached)
+    }
+
+    /// Edges of the grid of step times: KV tokens, then contexts.
+    pub(super) fn decode_axes(&self) -> (&[f64], &[f64]) {
+        (
+            &self.arrays.decode_active_kv_tokens,
+            &self.arrays.decode_context_length,
+        )
+    }
+
     /// Milliseconds of one decode step over `kv_tokens` with a mean context of `context_tokens`.
     pub(super) fn decode_ms(&self, kv_tokens: f64, context_tokens: f64, cursor: &mut Cursor) -> f64 {
         let grid = Grid {
