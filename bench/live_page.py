@@ -21,8 +21,14 @@ from wardrop._core import Gateway
 from wardrop.control import Door
 from wardrop.service.admin import Admin
 from wardrop.service.live import LiveFeed
+from wardrop.service.wiring import SCHEMA, Wiring
 
 ARMS = {"no page": None, "page, no viewer": 0, "page, 1 viewer": 1, "page, 4 viewers": 4}
+
+
+def no_wiring() -> Wiring:
+    """The wiring, which no arm asks for."""
+    return Wiring(SCHEMA, 0.0, "", None, None, "", {}, 0)
 
 
 def view(port: int) -> None:
@@ -37,7 +43,7 @@ def view(port: int) -> None:
 async def measure(gateway: Gateway, viewers: int | None, seconds: float) -> float:
     """Share of a core that this process uses."""
     door = Door(gateway)
-    admin = Admin(gateway, door, 0, LiveFeed(gateway, door, dict))
+    admin = Admin(gateway, door, 0, LiveFeed(gateway, door, dict), no_wiring)
     readers: list[multiprocessing.Process] = []
     if viewers is not None:
         port = await admin.start()

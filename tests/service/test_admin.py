@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+from tests.service.wired import wiring_with
 from tests.waiting import wait_until
 from typer.testing import CliRunner
 
@@ -45,7 +46,7 @@ def url(gateway, tmp_path):
 def serving(gateway, tmp_path):
     loop = asyncio.new_event_loop()
     door = Door(gateway, AuditLog(tmp_path / "audit.jsonl"))
-    admin = Admin(gateway, door, 0, LiveFeed(gateway, door, dict))
+    admin = Admin(gateway, door, 0, LiveFeed(gateway, door, dict), wiring_with())
     port = loop.run_until_complete(admin.start())
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -150,7 +151,7 @@ def test_receipt_is_found_by_its_request_id(gateway, tmp_path):
         found = []
         for gate, count in ((native, 4), (gateway, 0)):
             door = Door(gate, AuditLog(tmp_path / "a.jsonl"))
-            admin = Admin(gate, door, 0, LiveFeed(gate, door, dict), count)
+            admin = Admin(gate, door, 0, LiveFeed(gate, door, dict), wiring_with(count))
             api = f"http://127.0.0.1:{await admin.start()}"
             found += [
                 await asyncio.to_thread(send, api, "GET", f"/v1/receipts/{name}")

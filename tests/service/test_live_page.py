@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 from tests.browser import Page, open_page
 from tests.gateway.conftest import Upstream
+from tests.service.wired import wiring_with
 from tests.waiting import wait_until
 
 from wardrop._core import Gateway
@@ -70,7 +71,7 @@ def served(gateway: Gateway, max_viewers: int = 16) -> Iterator[Served]:
     door = Door(gateway)
     control: dict[str, float] = {"regime": 1, "arrivals_per_second": 12.5, "knee_share": 0.7}
     feed = LiveFeed(gateway, door, lambda: control, max_viewers)
-    admin = Admin(gateway, door, 0, feed, receipts=8)
+    admin = Admin(gateway, door, 0, feed, wiring_with(receipts=8))
     port = loop.run_until_complete(admin.start())
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

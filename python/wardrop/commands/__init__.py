@@ -37,6 +37,7 @@ SUBCOMMANDS = {
     "set": Subcommand("wardrop.commands.set", "change settings of a running router, or undo it"),
     "curves": Subcommand("wardrop.commands.curves", "learned latency curves of a router", "plot"),
     "shadows": Subcommand("wardrop.commands.shadows", "estimates for policies not in force"),
+    "doctor": Subcommand("wardrop.commands.doctor", "prove the wiring of a running router"),
     "audit": Subcommand("wardrop.commands.audit", "print changes of settings: who, when and why"),
     "games": Subcommand("wardrop.commands.games", "the routing games: analysis and plots", "plot"),
 }

@@ -15,10 +15,12 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import wardrop
 from wardrop._core import Gateway
 from wardrop.config import Config, ConfigError, check_files
 from wardrop.control.audit import AuditLog
@@ -35,10 +37,12 @@ from wardrop.dynamo.install import dynamo_version
 from wardrop.dynamo.parts import Parts
 from wardrop.dynamo.supervisor import FrontendSpec, Supervisor, SupervisorError
 from wardrop.dynamo.tokenizer_files import tokenizer_folder
+from wardrop.service import wiring
 from wardrop.service.admin import Admin
 from wardrop.service.curve_file import SavedCurves
 from wardrop.service.index_file import SavedIndex
 from wardrop.service.live import LiveFeed
+from wardrop.service.wiring import Wiring
 from wardrop.timing import timing_points
 
 log = logging.getLogger("wardrop.control")
@@ -237,12 +241,26 @@ class Server:
     async def _serve_admin(self, gateway: Gateway, door: Door, loop: ControlLoop) -> None:
         control = self.config.control
         live = LiveFeed(gateway, door, lambda: loop.figures)
-        admin = Admin(gateway, door, control.admin_port, live, control.receipts)
+        admin = Admin(gateway, door, control.admin_port, live, self._wiring)
         try:
             await admin.start()
             await asyncio.Event().wait()
         finally:
             await admin.stop()
+
+    def _wiring(self) -> Wiring:
+        """Facts about this process that `wardrop doctor` reads."""
+        started = self._supervisor is not None
+        return Wiring(
+            wiring.SCHEMA,
+            time.time(),
+            wardrop.__version__,
+            dynamo_version(self._python) if started else None,
+            self.config.dynamo.frontend_mode if started else None,
+            self.source.name,
+            wiring.switches_of(self._environment),
+            self.config.control.receipts,
+        )
 
     async def _save_state(self) -> None:
         """Write the files that keep state over a restart. A failure costs the file only."""

@@ -10,6 +10,7 @@
     POST /v1/curves                       [{"model", "role", "record"}] → workers restored
     GET  /v1/shadows                      estimates for other policies; 404 without shadows
     GET  /v1/receipts/{request_id}        reasons for the placement of a request, and its outcome
+    GET  /v1/wiring                       versions and switches, for `wardrop doctor`
     GET  /v1/status                       workers, feeds and missing events
     GET  /metrics                         the metrics page of the public port
 
@@ -42,6 +43,7 @@ from wardrop.service.live import (
     TooManyViewersError,
     document,
 )
+from wardrop.service.wiring import Wiring
 
 log = logging.getLogger("wardrop.control")
 
@@ -121,7 +123,7 @@ class Admin:
         door: The audited door, which changes settings.
         port: Port on 127.0.0.1; 0 takes a free one.
         live: The feed of the live page.
-        receipts: Number of receipts that the gateway keeps, for the text of a 404.
+        wiring: Returns the facts of this process, with the number of receipts kept.
     """
 
     def __init__(
@@ -130,10 +132,10 @@ class Admin:
         door: Door,
         port: int,
         live: LiveFeed,
-        receipts: int = 0,
+        wiring: Callable[[], Wiring],
     ) -> None:
         self._gateway = gateway
-        self._receipts = receipts
+        self._wiring = wiring
         self._door = door
         self._live = live
         self._live_task: asyncio.Task[None] | None = None
@@ -152,6 +154,7 @@ class Admin:
                 web.post("/v1/curves", self._restore),
                 web.get("/v1/shadows", self._shadows),
                 web.get("/v1/receipts/{request_id}", self._receipt),
+                web.get("/v1/wiring", self._wiring_facts),
                 web.get("/v1/status", self._status),
                 web.get("/metrics", self._metrics),
             ]
@@ -257,13 +260,17 @@ class Admin:
         text = self._gateway.receipt(request_id)
         if text is not None:
             return web.json_response(text=text)
-        if not self._receipts:
+        kept = self._wiring().receipts
+        if not kept:
             return _refusal(404, "no receipts are kept; start with --receipts N")
         return _refusal(
             404,
             f"no receipt of {request_id[:128]!r}: expected the x-request-id of one of the last "
-            f"{self._receipts} requests with a prompt",
+            f"{kept} requests with a prompt",
         )
+
+    async def _wiring_facts(self, _request: web.Request) -> web.Response:
+        return web.json_response(msgspec.to_builtins(self._wiring()))
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(text=self._gateway.status())

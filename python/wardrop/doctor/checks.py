@@ -1,0 +1,346 @@
+"""Checks of facts: pure functions from the answers of a router to one finding each.
+
+`CHECKS` lists them in the order of a report: from the process outwards to the workers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from wardrop.doctor.facts import Facts, Model, Worker
+from wardrop.doctor.finding import Finding
+
+EVENT_TOPIC = "kv-events"
+MAX_CLOCK_SKEW_S = 2.0
+FEWEST_CONNECTIONS = 1024
+MAX_HEARTBEAT_AGE_S = 30.0
+AUDIT_REQUESTS = 20
+"""Finished requests with a reported count from which the audit of a worker is judged."""
+AUDIT_SHARE = 0.8
+"""Share of the predicted cached tokens that an engine reports at least, on a healthy worker."""
+OLDEST_DYNAMO = (1, 4, 2)
+FIRST_UNKNOWN_DYNAMO = (2,)
+
+Check = Callable[[Facts], Finding]
+
+
+def check_versions(facts: Facts) -> Finding:
+    """The router is of this version, and its Dynamo is of a version that Wardrop supports."""
+    name, wiring = "versions", facts.wiring
+    dynamo = wiring.dynamo_version
+    if dynamo is not None:
+        number = _number(dynamo)
+        if not OLDEST_DYNAMO <= number < FIRST_UNKNOWN_DYNAMO:
+            return Finding(
+                name,
+                "failure",
+                f"got Dynamo {dynamo}, expected at least 1.4.2 and below 2",
+                "install a supported version: pip install 'ai-dynamo>=1.4.2,<2'",
+            )
+    if wiring.wardrop_version != facts.doctor_version:
+        return Finding(
+            name,
+            "warning",
+            f"the router is Wardrop {wiring.wardrop_version}, this command is "
+            f"{facts.doctor_version}",
+            "run the doctor of the router's own installation",
+        )
+    of_dynamo = f"Dynamo {dynamo}" if dynamo else "frontends that the router does not start"
+    return Finding(name, "ok", f"Wardrop {wiring.wardrop_version}, {of_dynamo}")
+
+
+def check_settings(facts: Facts) -> Finding:
+    """No setting of Dynamo disables pins or KV events without notice."""
+    name, switches = "settings", facts.wiring.switches
+    if switches.get("DYN_DISABLE_FRONTEND_NVEXT", "").lower() in ("1", "true", "yes", "on"):
+        return Finding(
+            name,
+            "failure",
+            "DYN_DISABLE_FRONTEND_NVEXT is set: the frontends ignore the header that pins a worker",
+            "unset DYN_DISABLE_FRONTEND_NVEXT and start the frontends again",
+        )
+    plane = switches.get("DYN_EVENT_PLANE")
+    if plane is not None and plane != "zmq":
+        return Finding(
+            name,
+            "failure",
+            f"got DYN_EVENT_PLANE={plane!r}, expected 'zmq': the router reads no other event plane",
+            "start workers and router with DYN_EVENT_PLANE=zmq",
+        )
+    return Finding(name, "ok", "no switch of Dynamo disables pins or KV events")
+
+
+def check_control(facts: Facts) -> Finding:
+    """Every part of the control plane works: discovery, fleet, saved state."""
+    name = "control"
+    if facts.health is None:
+        return Finding(
+            name,
+            "failure",
+            "the public port does not answer GET /health",
+            "check the address; a router that drains or starts does not answer yet",
+        )
+    down = {n: part for n, part in facts.health.control.items() if not part.up}
+    if not down:
+        count = len(facts.health.control)
+        return Finding(name, "ok", f"all {count} parts of the control plane work")
+    texts = "; ".join(f"{n}: {part.error or 'no text'}" for n, part in sorted(down.items()))
+    denied = any(word in texts.lower() for word in ("forbidden", "403", "401", "denied"))
+    advice = (
+        "the account of the router may not read discovery: grant it get, list and watch"
+        if denied
+        else "the router serves with its last view; mend the named part"
+    )
+    return Finding(name, "failure", f"parts of the control plane fail: {texts}", advice)
+
+
+def check_frontends(facts: Facts) -> Finding:
+    """Every frontend behind the router accepts connections."""
+    name, upstreams = "frontends", facts.status.upstreams
+    down = [one.authority for one in upstreams if not one.up]
+    if not upstreams or len(down) == len(upstreams):
+        return Finding(
+            name,
+            "failure",
+            f"no frontend accepts connections: {', '.join(down) or 'none is known'}",
+            "look at the frontends' own log lines, or at the addresses of --upstream",
+        )
+    if down:
+        return Finding(
+            name,
+            "warning",
+            f"frontends without connection: {', '.join(down)}",
+            "requests go to the other frontends; restart the named frontends",
+        )
+    return Finding(name, "ok", f"{len(upstreams)} of {len(upstreams)} accept connections")
+
+
+def check_workers(facts: Facts) -> Finding:
+    """There are workers, and the router may choose each of them."""
+    name, workers = "workers", list(_workers(facts))
+    if not workers:
+        return Finding(
+            name,
+            "failure",
+            "no worker is known, so Dynamo's own router gets every request",
+            "check namespace and discovery backend: the router logs both at start",
+        )
+    ill = [(worker, worker.fault or "no reason") for _, worker in workers if not worker.available]
+    if ill:
+        listed = _listed(f"{worker.name} ({fault})" for worker, fault in ill)
+        level = "failure" if len(ill) == len(workers) else "warning"
+        return Finding(
+            name,
+            level,
+            f"{len(ill)} of {len(workers)} workers are unavailable: {listed}",
+            "silent: no heartbeat; failed: a request or a feed broke; refusing: the worker said no",
+        )
+    return Finding(name, "ok", f"{len(workers)} of {len(workers)} workers are available")
+
+
+def check_feeds(facts: Facts) -> Finding:
+    """A feed of KV events is connected for each worker whose cache matters, and loses nothing."""
+    name = "feeds"
+    feeds = [feed for feed in facts.status.feeds if feed.topic == EVENT_TOPIC]
+    heard = {feed.instance for feed in feeds if feed.connected}
+    shared = any(feed.instance is None and feed.connected for feed in feeds)
+    wanted = [worker for role, worker in _workers(facts) if role != "decode"]
+    deaf = [] if shared else [worker for worker in wanted if worker.instance not in heard]
+    if deaf:
+        return Finding(
+            name,
+            "failure",
+            f"no connected feed of KV events for {len(deaf)} of {len(wanted)} workers: "
+            f"{_listed(worker.name for worker in deaf)}",
+            "start the workers with KV events and DYN_EVENT_PLANE=zmq, and let the router reach "
+            "their ports",
+        )
+    broken = [feed for feed in feeds if feed.malformed]
+    if broken:
+        return Finding(
+            name,
+            "failure",
+            f"{sum(feed.malformed for feed in broken)} messages were malformed, on "
+            f"{_listed(feed.endpoint for feed in broken)}",
+            "the engines speak another format: compare their versions with the supported ones",
+        )
+    silent = [w for w in wanted if (w.heartbeat_age_s or 0.0) > MAX_HEARTBEAT_AGE_S]
+    if silent:
+        return Finding(
+            name,
+            "warning",
+            f"no heartbeat for {MAX_HEARTBEAT_AGE_S:g} s from {_listed(w.name for w in silent)}",
+            "the worker hangs, or its feed of forward passes is off",
+        )
+    ages = [feed.age_s for feed in feeds if feed.age_s is not None]
+    newest = f"the newest message is {min(ages):.1f} s old" if ages else "no message came yet"
+    return Finding(name, "ok", f"{len(feeds)} feeds of {len(wanted)} workers; {newest}")
+
+
+def check_trust(facts: Facts) -> Finding:
+    """No worker has blocks in the index that may be stale."""
+    name, workers = "trust", list(_workers(facts))
+    suspect = [worker for _, worker in workers if worker.trust == "suspect"]
+    if suspect:
+        return Finding(
+            name,
+            "failure",
+            "blocks in the index may be stale for "
+            + _listed(f"{w.name} ({w.event_gaps} gaps, {w.events_lost} lost)" for w in suspect),
+            "wait for the next dump; if it repeats, events are lost between worker and router",
+        )
+    lost = sum(worker.events_lost for _, worker in workers)
+    if lost:
+        return Finding(
+            name,
+            "warning",
+            f"{lost} KV events were lost since the start; dumps have replaced the blocks",
+            "raise the buffers of the engines, or look for a network that drops connections",
+        )
+    return Finding(name, "ok", "no block in the index is suspect")
+
+
+def check_prompts(facts: Facts) -> Finding:
+    """The router has tokeniser and template of each model, so prompts have a prefix to look up."""
+    name = "prompts"
+    for model in facts.status.models:
+        if model.problems or not model.has_tokeniser:
+            reason = "; ".join(model.problems) or "no tokeniser was found"
+            return Finding(
+                name,
+                "failure",
+                f"prompts of {model.name!r} are routed by load: {reason}",
+                "give the router the model's folder, or let it read the card that workers publish",
+            )
+        if not model.has_template:
+            return Finding(
+                name,
+                "warning",
+                f"{model.name!r} has no chat template: chats are routed by load",
+                "completions are routed by prefix; add a template to the model's folder",
+            )
+    count = len(facts.status.models)
+    return Finding(name, "ok", f"tokeniser and template of {count} models are there")
+
+
+def check_token_ids(facts: Facts) -> Finding:
+    """The router makes the same token ids as the engine's own frontend."""
+    name = "token-ids"
+    unknown: list[str] = []
+    for model in facts.status.models:
+        if model.handover is None:
+            unknown.append(model.name)
+        elif model.handover.difference is not None:
+            return Finding(
+                name,
+                "failure",
+                f"token ids of {model.name!r} differ from Dynamo's: {model.handover.difference}",
+                "tokenisers differ: give router and workers the same files of the model",
+            )
+    if unknown:
+        return Finding(
+            name,
+            "skipped",
+            f"not compared yet: {_listed(unknown)}",
+            "the first comparison follows the first answer of a frontend; "
+            "--no-prompt-handover turns it off",
+        )
+    return Finding(name, "ok", "the router's token ids equal Dynamo's own")
+
+
+def check_audit(facts: Facts) -> Finding:
+    """Past answers report as many cached tokens as the index predicted."""
+    name, judged = "audit", 0
+    for _, worker in _workers(facts):
+        predicted = worker.predicted_cached_tokens
+        if worker.audited_requests < AUDIT_REQUESTS or not predicted:
+            continue
+        judged += 1
+        if worker.reported_cached_tokens < AUDIT_SHARE * predicted:
+            share = worker.reported_cached_tokens / predicted
+            return Finding(
+                name,
+                "failure",
+                f"worker {worker.name} reports {100 * share:.0f} % of the predicted cached tokens "
+                f"over {worker.audited_requests} requests, expected at least "
+                f"{100 * AUDIT_SHARE:.0f} %",
+                "the index holds blocks that the worker does not: look at events and block size",
+            )
+    if not judged:
+        return Finding(name, "skipped", f"no worker has {AUDIT_REQUESTS} audited requests yet")
+    return Finding(name, "ok", f"reported cached tokens match the predictions on {judged} workers")
+
+
+def check_clock(facts: Facts) -> Finding:
+    """The clocks of the router and of this machine agree, so times in logs can be compared."""
+    skew_s = facts.clock_skew_s
+    if abs(skew_s) > MAX_CLOCK_SKEW_S:
+        return Finding(
+            "clock",
+            "warning",
+            f"the clock of the router is {skew_s:+.1f} s off, expected within "
+            f"{MAX_CLOCK_SKEW_S:g} s",
+            "start a time service on both machines",
+        )
+    return Finding("clock", "ok", f"the clocks agree within {MAX_CLOCK_SKEW_S:g} s")
+
+
+def check_descriptors(facts: Facts) -> Finding:
+    """The process may open enough files for its connections."""
+    name, limits = "descriptors", facts.status.limits
+    descriptors = facts.status.resources.descriptors
+    if limits.connections < FEWEST_CONNECTIONS:
+        return Finding(
+            name,
+            "warning",
+            f"got {descriptors} file descriptors, which leaves {limits.connections} connections",
+            "raise the limit: ulimit -n 65536, or LimitNOFILE=65536 in a systemd unit",
+        )
+    return Finding(
+        name, "ok", f"{descriptors} file descriptors for {limits.connections} connections"
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    check_versions,
+    check_settings,
+    check_control,
+    check_frontends,
+    check_descriptors,
+    check_clock,
+    check_workers,
+    check_feeds,
+    check_trust,
+    check_prompts,
+    check_token_ids,
+    check_audit,
+)
+
+
+def run_checks(facts: Facts) -> list[Finding]:
+    """Every check of facts, in order."""
+    return [check(facts) for check in CHECKS]
+
+
+def _workers(facts: Facts) -> Iterable[tuple[str, Worker]]:
+    for model in facts.status.models:
+        yield from _workers_of(model)
+
+
+def _workers_of(model: Model) -> Iterable[tuple[str, Worker]]:
+    for pool in model.pools:
+        for worker in pool.workers:
+            yield pool.role, worker
+
+
+def _listed(names: Iterable[str], most: int = 4) -> str:
+    every = list(names)
+    rest = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + rest
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: `1.6.1rc2` gives (1, 6, 1)."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
