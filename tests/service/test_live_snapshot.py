@@ -14,24 +14,8 @@ from wardrop.service.live.snapshot import HISTORY_POINTS, MAX_MODELS, Builder, V
 
 
 def worker(instance: int, active_requests: int = 0) -> Worker:
-    return Worker(
-        str(instance),
-        0,
-        True,
-        None,
-        "synced",
-        0,
-        0,
-        active_requests,
-        0,
-        None,
-        None,
-        0,
-        0,
-        0,
-        0,
-        None,
-    )
+    load, sums = (0, 0, active_requests, 0, None), (1.0, 0, 0, 0, 0)
+    return Worker(str(instance), 0, True, None, "synced", *load, *sums, curve=None)
 
 
 def model(name: str, *pools: Pool, ttft_counts=()) -> Model:
@@ -87,18 +71,57 @@ def test_request_of_a_split_fleet_counts_once():
     assert build(Builder(), 0.0, model("m", *pools)).models[0].point["running"] == 6
 
 
+def problems(builder: Builder, at_s: float, one: Model, **control: float) -> list[str]:
+    return [problem.text for problem in build(builder, at_s, one, **control).models[0].problems]
+
+
 def test_worker_that_left_is_named_until_it_returns_or_five_minutes_pass():
     builder = Builder()
     both = model("m", Pool("aggregated", 0, 0, None, [worker(1), worker(2)]))
     one = model("m", Pool("aggregated", 0, 0, None, [worker(1)]))
-    assert build(builder, 0.0, both).models[0].departed == []
-    (gone,) = build(builder, 1.0, one).models[0].departed
-    assert (gone.instance, gone.role, gone.at_s) == ("2", "aggregated", 1.0)
-    assert len(build(builder, 300.0, one).models[0].departed) == 1
-    assert build(builder, 302.0, one).models[0].departed == []
-    build(builder, 303.0, both)
-    assert len(build(builder, 304.0, one).models[0].departed) == 1
-    assert build(builder, 305.0, both).models[0].departed == []
+    assert problems(builder, 0.0, both) == []
+    (gone,) = problems(builder, 1.0, one)
+    assert gone.startswith("1 worker left the fleet in the last 5 minutes: 2.")
+    assert len(problems(builder, 300.0, one)) == 1
+    assert problems(builder, 302.0, one) == []
+    problems(builder, 303.0, both)
+    assert len(problems(builder, 304.0, one)) == 1
+    assert problems(builder, 305.0, both) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "role", "level", "text"),
+    [
+        ({"available": False, "fault": "silent"}, "aggregated", "failure", "unavailable: 1."),
+        ({"trust": "suspect"}, "aggregated", "warning", "with suspect blocks: 1."),
+        (
+            {"audited_requests": 20, "predicted_cached_tokens": 100, "reported_cached_tokens": 79},
+            "aggregated",
+            "warning",
+            "fewer cached tokens than predicted: 1.",
+        ),
+        ({"event_age_s": None, "audited_requests": 1}, "prefill", "warning", "sent no KV event"),
+    ],
+)
+def test_problem_of_a_worker_is_named(changes, role, level, text):
+    ill = msgspec.structs.replace(worker(1), **changes)
+    snapshot = build(Builder(), 0.0, model("m", Pool(role, 0, 0, None, [ill, worker(2)])))
+    (found,) = snapshot.models[0].problems
+    assert (found.level, text in found.text) == (level, True), found
+
+
+def test_healthy_and_idle_workers_are_no_problem():
+    fine = {"audited_requests": 20, "predicted_cached_tokens": 100, "reported_cached_tokens": 80}
+    quiet = msgspec.structs.replace(worker(1), **fine)
+    deaf_decoder = msgspec.structs.replace(worker(2), event_age_s=None, audited_requests=9)
+    pools = [Pool("prefill", 0, 0, None, [quiet]), Pool("decode", 0, 0, None, [deaf_decoder])]
+    assert problems(Builder(), 0.0, model("m", *pools), regime=1) == []
+
+
+def test_empty_and_saturated_fleets_are_problems():
+    texts = problems(Builder(), 0.0, model("m"), regime=2)
+    assert texts[0].startswith("No worker is known")
+    assert texts[1].startswith("The fleet is saturated")
 
 
 def test_models_beyond_the_limit_are_counted_and_forgotten_models_make_room():

@@ -37,6 +37,8 @@ SUBCOMMANDS = {
     "set": Subcommand("wardrop.commands.set", "change settings of a running router, or undo it"),
     "curves": Subcommand("wardrop.commands.curves", "learned latency curves of a router", "plot"),
     "shadows": Subcommand("wardrop.commands.shadows", "estimates for policies not in force"),
+    "top": Subcommand("wardrop.commands.top", "the live facts of a running router"),
+    "receipt": Subcommand("wardrop.commands.receipt", "why one request went where it went"),
     "doctor": Subcommand("wardrop.commands.doctor", "prove the wiring of a running router"),
     "audit": Subcommand("wardrop.commands.audit", "print changes of settings: who, when and why"),
     "games": Subcommand("wardrop.commands.games", "the routing games: analysis and plots", "plot"),

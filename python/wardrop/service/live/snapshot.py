@@ -14,6 +14,7 @@ import msgspec
 from wardrop.control.regime import Regime
 from wardrop.service.live.observation import Observation, Pool
 from wardrop.service.live.percentiles import Percentiles, PercentileWindow
+from wardrop.service.live.problems import Departed, Problem, problems_of
 
 SCHEMA = "wardrop.live.v1"
 HISTORY_POINTS = 900
@@ -28,22 +29,13 @@ Point = dict[str, float | None]
 """Values of one second by the name of their column."""
 
 
-class Departed(msgspec.Struct):
-    """A worker that the router no longer knows, and the Unix time at which it was missing first."""
-
-    instance: str
-    dp_rank: int
-    role: str
-    at_s: float
-
-
 class ModelSnapshot(msgspec.Struct):
     """One model at one moment.
 
     Attributes:
         ttft: Percentiles of the time to first token over 10 s; None without an answer.
         itl: Percentiles of the time between tokens over 10 s; None without an answer.
-        departed: Workers that left in the last 5 minutes, at most 64.
+        problems: What is wrong with the workers, the worst first.
         point: The newest values of the charts.
     """
 
@@ -52,7 +44,7 @@ class ModelSnapshot(msgspec.Struct):
     ttft: Percentiles | None
     itl: Percentiles | None
     pools: list[Pool]
-    departed: list[Departed]
+    problems: list[Problem]
     point: Point
 
 
@@ -137,6 +129,7 @@ class Builder:
             viewers: Pages that are open, and pages that were refused.
         """
         regime = int(control["regime"]) if "regime" in control else None
+        regime_name = None if regime is None else Regime(regime).name.lower()
         names = {model.name for model in observation.models}
         self._models = {name: state for name, state in self._models.items() if name in names}
         models: list[ModelSnapshot] = []
@@ -159,12 +152,11 @@ class Builder:
                     ttft,
                     itl,
                     model.pools,
-                    state.follow(model.pools, at_s),
+                    problems_of(model.pools, state.follow(model.pools, at_s), regime_name),
                     point,
                 )
             )
-        name = None if regime is None else Regime(regime).name.lower()
-        return Snapshot(SCHEMA, at_s, name, control, models, left_out, viewers)
+        return Snapshot(SCHEMA, at_s, regime_name, control, models, left_out, viewers)
 
     def history(self) -> History:
         """The points that are kept, as columns."""

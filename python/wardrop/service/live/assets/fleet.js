@@ -110,22 +110,3 @@ class Fleet {
     }
   }
 }
-
-// Sentences on what is wrong with the fleet; empty when nothing is.
-function problemsOf(model, snapshot) {
-  const found = [];
-  const workers = model.pools.flatMap((pool) => pool.workers);
-  const names = (some) => some.slice(0, 4).map(shortName).join(", ") + (some.length > 4 ? ", …" : "");
-  const say = (kind, some, one, text) => {
-    if (some.length) found.push([kind, `${some.length} ${some.length === 1 ? "worker" : "workers"} ${one}: ${names(some)}. ${text}`]);
-  };
-  if (!workers.length) found.push(["bad", "No worker is known. Dynamo's own router gets every request."]);
-  say("bad", workers.filter((worker) => !worker.available), "unavailable", "The router sends no request there. The tile names the fault.");
-  say("warn", workers.filter((worker) => worker.available && worker.trust === "suspect"), "with suspect blocks",
-    "Events are missing, or the engine finds fewer cached tokens than predicted.");
-  say("warn", workers.filter((worker) => worker.available && worker.event_age_s === null && worker.audited_requests > 0 && worker.held_blocks === 0),
-    "served requests and sent no KV event", "The router cannot know the cache there. Run wardrop doctor.");
-  say("warn", model.departed, "left the fleet in the last 5 minutes", "Discovery does not list them any more.");
-  if (snapshot.regime === "saturated") found.push(["warn", "The fleet is saturated: requests arrive faster than they are served. Placement cannot mend that."]);
-  return found;
-}

@@ -86,9 +86,10 @@ function show() {
     return;
   }
   document.title = `Wardrop: ${model.name}`;
-  const problems = problemsOf(model, snapshot);
-  const texts = problems.length ? problems : [["good", "All workers are available, and no block in the index is suspect."]];
-  byId("problems").replaceChildren(...texts.map(([kind, text]) => el("div", { class: kind }, text)));
+  const kind = { failure: "bad", warning: "warn" };
+  const texts = model.problems.map((problem) => [kind[problem.level], problem.text]);
+  if (!texts.length) texts.push(["good", "All workers are available, and no block in the index is suspect."]);
+  byId("problems").replaceChildren(...texts.map(([name, text]) => el("div", { class: name }, text)));
   showFigures(model);
   fleet.show(model.pools);
   const roles = model.pools.map((pool) => pool.role).filter((role) => role !== "decode" || model.pools.length === 1);

@@ -1,0 +1,113 @@
+"""Sentences on what is wrong with the fleet of one model: the first lines of page and terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from wardrop.service.live.observation import Pool, Worker
+
+AUDIT_REQUESTS = 20
+"""Finished requests with a reported count from which a worker's predictions are judged."""
+AUDIT_SHARE = 0.8
+"""Share of the predicted cached tokens that an engine reports at least, on a healthy worker."""
+_MOST_NAMES = 4
+
+
+class Departed(msgspec.Struct):
+    """A worker that the router no longer knows, and the Unix time at which it was missing first."""
+
+    instance: str
+    dp_rank: int
+    role: str
+    at_s: float
+
+
+class Problem(msgspec.Struct):
+    """One problem: its level and a sentence with the advice."""
+
+    level: Literal["warning", "failure"]
+    text: str
+
+
+def problems_of(
+    pools: Sequence[Pool], departed: Sequence[Departed], regime: str | None
+) -> list[Problem]:
+    """Every problem of a model, the worst first.
+
+    Args:
+        pools: Pools of the model.
+        departed: Workers that left recently.
+        regime: Regime of the fleet by name.
+    """
+    workers = [worker for pool in pools for worker in pool.workers]
+    caching = [worker for pool in pools if pool.role != "decode" for worker in pool.workers]
+    usable = [worker for worker in workers if worker.available]
+    found: list[Problem] = []
+
+    def add(level: Literal["warning", "failure"], some: Sequence[Worker | Departed], text: str):
+        if some:
+            count = f"{len(some)} worker{'s' if len(some) > 1 else ''}"
+            found.append(Problem(level, f"{count} {text.replace('NAMES', _names(some))}"))
+
+    if not workers:
+        text = "No worker is known. Dynamo's own router gets every request. Run wardrop doctor."
+        found.append(Problem("failure", text))
+    add(
+        "failure",
+        [worker for worker in workers if not worker.available],
+        "unavailable: NAMES. The router sends no request there; the tile names the fault.",
+    )
+    add(
+        "warning",
+        [worker for worker in usable if worker.trust == "suspect"],
+        "with suspect blocks: NAMES. KV events are missing, or the engine finds too few tokens.",
+    )
+    add(
+        "warning",
+        [worker for worker in usable if _over_predicted(worker)],
+        "with fewer cached tokens than predicted: NAMES. Compare block size and events with "
+        "wardrop doctor.",
+    )
+    add(
+        "warning",
+        [worker for worker in caching if worker.available and _is_deaf(worker)],
+        "served requests and sent no KV event: NAMES. The router cannot know the cache; run "
+        "wardrop doctor.",
+    )
+    add(
+        "warning",
+        departed,
+        "left the fleet in the last 5 minutes: NAMES. Discovery no longer lists them.",
+    )
+    if regime == "saturated":
+        text = (
+            "The fleet is saturated: requests arrive faster than the workers serve them. "
+            "Placement cannot mend that; add workers or shed load."
+        )
+        found.append(Problem("warning", text))
+    return found
+
+
+def short_name(instance: str, dp_rank: int) -> str:
+    """Last digits of an instance, which tell the workers of a fleet apart, and the rank above 0."""
+    name = f"…{instance[-6:]}" if len(instance) > 8 else instance
+    return f"{name}/{dp_rank}" if dp_rank else name
+
+
+def _names(some: Sequence[Worker | Departed]) -> str:
+    names = [short_name(one.instance, one.dp_rank) for one in some[:_MOST_NAMES]]
+    return ", ".join([*names, "…"] if len(some) > _MOST_NAMES else names)
+
+
+def _over_predicted(worker: Worker) -> bool:
+    return (
+        worker.audited_requests >= AUDIT_REQUESTS
+        and worker.reported_cached_tokens < AUDIT_SHARE * worker.predicted_cached_tokens
+    )
+
+
+def _is_deaf(worker: Worker) -> bool:
+    return worker.event_age_s is None and worker.audited_requests > 0 and worker.held_blocks == 0

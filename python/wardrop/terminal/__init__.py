@@ -1,0 +1,1 @@
+"""Facts of a running router in a terminal, rendered by rich: `wardrop top`, `wardrop receipt`."""

@@ -1,0 +1,141 @@
+"""One screen of `wardrop top`: problems, figures and workers of each model, from a snapshot."""
+
+from __future__ import annotations
+
+import time
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from wardrop.service.live.observation import Pool, Worker
+from wardrop.service.live.percentiles import Percentiles
+from wardrop.service.live.problems import short_name
+from wardrop.service.live.snapshot import ModelSnapshot, Snapshot
+from wardrop.terminal.numbers import DASH, count, ratio, seconds, share
+
+_REGIME_STYLES = {"below": "green", "transition": "yellow", "saturated": "red"}
+_TRUST_STYLES = {"synced": "green", "suspect": "red", "restored": "yellow"}
+_LEVEL_STYLES = {"failure": "red", "warning": "yellow"}
+_BAR_CELLS = 5
+
+
+def render_top(snapshot: Snapshot, most_workers: int) -> RenderableType:
+    """The screen of one second.
+
+    Args:
+        snapshot: Facts of the router.
+        most_workers: Workers that the screen has lines for, over all models; others are counted.
+    """
+    at = time.strftime("%H:%M:%S", time.localtime(snapshot.at_s))
+    regime = snapshot.regime or "unknown"
+    head = Text.assemble(
+        ("Wardrop ", "bold"),
+        at,
+        "   regime ",
+        (regime, _REGIME_STYLES.get(regime, "")),
+        f"   load against the knee {ratio(snapshot.control.get('knee_share'))}",
+        f"   arrivals {ratio(snapshot.control.get('arrivals_per_second'))} /s",
+    )
+    if not snapshot.models:
+        return Group(head, Text("No model is known yet.", "yellow"))
+    lines = max(1, most_workers // len(snapshot.models))
+    return Group(head, *(_model(model, lines) for model in snapshot.models))
+
+
+def _model(model: ModelSnapshot, most_workers: int) -> RenderableType:
+    problems = [
+        Text(f"● {problem.text}", _LEVEL_STYLES[problem.level]) for problem in model.problems
+    ]
+    healthy = Text("● All workers are available, and no block in the index is suspect.", "green")
+    pools = [_pool(pool, most_workers) for pool in model.pools]
+    return Panel(
+        Group(*(problems or [healthy]), _figures(model), *pools),
+        title=Text(model.name),
+        title_align="left",
+    )
+
+
+def _figures(model: ModelSnapshot) -> RenderableType:
+    grid = Table.grid(padding=(0, 3))
+    point = model.point
+    cells = [
+        f"running [b]{count(point['running'])}[/b]",
+        f"waiting [b]{count(point['waiting'])}[/b]",
+        f"TTFT {_percentiles(model.ttft)}",
+        f"ITL {_percentiles(model.itl)}",
+    ]
+    grid.add_row(*cells)
+    for pool in model.pools:
+        anarchy = pool.anarchy
+        if anarchy is not None:
+            band = f"{ratio(anarchy.low)} to {ratio(anarchy.high)}" if anarchy.low else DASH
+            grid.add_row(
+                f"price of anarchy [b]{ratio(anarchy.poa)}[/b] ({pool.role})",
+                band,
+                f"lost to cache [b]{share(anarchy.lost_to_cache)}[/b]",
+                f"load [b]{share(anarchy.lost_to_load)}[/b], "
+                f"split [b]{share(anarchy.lost_to_split)}[/b]",
+            )
+    return grid
+
+
+def _percentiles(found: Percentiles | None) -> str:
+    if found is None:
+        return DASH
+    return f"p50 [b]{seconds(found.p50_s)}[/b] p99 [b]{seconds(found.p99_s)}[/b]"
+
+
+def _pool(pool: Pool, most_workers: int) -> Table:
+    rest = len(pool.workers) - most_workers
+    table = Table(
+        title=f"{pool.role}: {sum(w.available for w in pool.workers)} of {len(pool.workers)} "
+        "available",
+        title_justify="left",
+        caption=f"{rest} more workers are not shown" if rest > 0 else None,
+        expand=True,
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    table.add_column("worker", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in ("requests", "to prefill", "KV used", "in the index", "as predicted", "2k prefill"):
+        table.add_column(name, justify="right", no_wrap=True)
+    # The worst first, so that a short screen shows them.
+    for worker in sorted(pool.workers, key=_rank)[:most_workers]:
+        table.add_row(*_row(worker))
+    return table
+
+
+def _rank(worker: Worker) -> tuple[bool, bool, int]:
+    return worker.available, worker.trust != "suspect", -worker.active_requests
+
+
+def _row(worker: Worker) -> tuple[RenderableType, ...]:
+    state = worker.trust if worker.available else worker.fault or "unavailable"
+    style = _TRUST_STYLES.get(worker.trust, "") if worker.available else "red"
+    total = worker.total_kv_blocks
+    used = _bar(worker.decode_blocks, total)
+    curve = worker.curve
+    predicted = worker.predicted_cached_tokens
+    return (
+        short_name(worker.instance, worker.dp_rank),
+        Text(state, style),
+        count(worker.active_requests),
+        count(worker.prefill_tokens),
+        used,
+        _bar(worker.held_blocks, total),
+        share(worker.reported_cached_tokens / predicted) if predicted else DASH,
+        DASH
+        if curve is None
+        else ("" if curve.prefill_samples else "≈ ") + seconds(curve.prefill_s[1]),
+    )
+
+
+def _bar(blocks: int, total: int | None) -> str:
+    if not total:
+        return count(blocks)
+    cells = min(_BAR_CELLS, round(_BAR_CELLS * blocks / total))
+    return f"{count(blocks)} {'█' * cells}{'░' * (_BAR_CELLS - cells)}"
