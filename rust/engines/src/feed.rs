@@ -69,6 +69,8 @@ pub struct FrameEvents {
     pub missed: u64,
     /// Whether the engine restarted.
     pub restarted: bool,
+    /// Data-parallel rank that the frame names.
+    pub dp_rank: Option<u32>,
 }
 
 /// Feed of one worker; the module describes it.
@@ -120,6 +122,7 @@ impl Feed {
             changes: Vec::with_capacity(batch.events.len()),
             missed,
             restarted,
+            dp_rank: batch.dp_rank,
         };
         if restarted {
             self.salts.clear();

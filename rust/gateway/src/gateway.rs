@@ -15,7 +15,7 @@ use crate::config::GatewayConfig;
 use crate::metrics::HttpMetrics;
 use crate::proxy::{BodyBudget, RetryBudget, Server, Shared, hide_panic_texts};
 use crate::resources::{Lowered, Resources};
-use crate::upstream::{UpstreamDryRun, UpstreamSet};
+use crate::upstream::{UpstreamDryRun, UpstreamSet, WorkerUpstream};
 
 /// A routing service and its HTTP door, before and after the door opens.
 pub struct Gateway {
@@ -146,6 +146,17 @@ impl Gateway {
     /// [`ServiceError::Config`] for a URL that is not `http://host[:port]`.
     pub fn set_upstreams(&self, urls: &[String]) -> Result<(), ServiceError> {
         self.shared.upstreams.replace(urls)
+    }
+
+    /// Makes workers the upstreams: a list of `{instance, url}`. From now on a placed request goes straight to its worker, without pin
+    /// headers, and a request without a known prompt is placed by load.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] for no such list, or a URL that is not `http://host[:port]`.
+    pub fn set_workers(&self, workers_json: &str) -> Result<(), ServiceError> {
+        let workers: Vec<WorkerUpstream> = serde_json::from_str(workers_json)
+            .map_err(|e| ServiceError::Config(format!("not a list of workers: {e}")))?;
+        self.shared.upstreams.replace_workers(&workers)
     }
 
     /// Registers a model or changes it, and has its template checked against Dynamo in the background.

@@ -45,6 +45,18 @@ impl Gateway {
             .map_err(|error| raise(&error))
     }
 
+    #[pyo3(signature = (workers_json, /))]
+    fn set_workers(&self, py: Python<'_>, workers_json: &str) -> PyResult<()> {
+        py.detach(|| self.native.set_workers(workers_json))
+            .map_err(|error| raise(&error))
+    }
+
+    #[pyo3(signature = (reports_json, /))]
+    fn report_engines(&self, py: Python<'_>, reports_json: &str) -> PyResult<usize> {
+        py.detach(|| self.native.service().report_engines(reports_json))
+            .map_err(|error| raise(&error))
+    }
+
     #[pyo3(signature = (model_json, /))]
     fn upsert_model(&self, py: Python<'_>, model_json: &str) -> PyResult<()> {
         py.detach(|| self.native.upsert_model(model_json))

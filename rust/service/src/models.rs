@@ -36,6 +36,9 @@ pub(crate) struct ModelSpec {
     /// Names of adapters that run on this model and are asked for by their own name.
     #[serde(default)]
     pub loras: Vec<String>,
+    /// Further names of the model itself.
+    #[serde(default)]
+    pub aliases: Vec<String>,
     /// Checksums of the model cards of all workers. Another set has the files read and the token ids compared again.
     #[serde(default)]
     pub checksums: Vec<String>,
@@ -153,9 +156,9 @@ impl Models {
     pub fn all(&self) -> Vec<Arc<Model>> {
         let models = self.by_name.load();
         let mut all: Vec<_> = models
-            .values()
-            .filter(|named| named.lora.is_none())
-            .map(|named| named.model.clone())
+            .iter()
+            .filter(|(name, named)| **name == named.model.spec.name)
+            .map(|(_, named)| named.model.clone())
             .collect();
         all.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
         all
@@ -190,7 +193,9 @@ impl Models {
 
     /// Reads the files of a model, unless the registered model has read the same files. Takes seconds for a large tokeniser.
     pub fn load_prompter(&self, spec: &ModelSpec, config: &ServiceConfig) -> LoadedPrompter {
-        let known = self.find(&spec.name).filter(|(_, lora)| lora.is_none());
+        let known = self
+            .find(&spec.name)
+            .filter(|(model, lora)| lora.is_none() && model.spec.name == spec.name);
         let same = known.filter(|(known, _)| known.spec.has_files_of(spec));
         if let Some((known, _)) = same {
             return LoadedPrompter {
@@ -236,7 +241,7 @@ impl Models {
         self.admit(&spec)?;
         let old = self
             .find(&spec.name)
-            .filter(|(_, lora)| lora.is_none())
+            .filter(|(model, lora)| lora.is_none() && model.spec.name == spec.name)
             .map(|(model, _)| model);
         if let Some(old) = &old
             && old.spec == spec
@@ -261,6 +266,13 @@ impl Models {
         });
         let mut models = HashMap::clone(&self.by_name.load());
         models.retain(|_, named| named.model.spec.name != model.spec.name);
+        for alias in &model.spec.aliases {
+            let named = Named {
+                model: model.clone(),
+                lora: None,
+            };
+            models.entry(alias.clone()).or_insert(named);
+        }
         for lora in &model.spec.loras {
             models.insert(
                 lora.clone(),

@@ -6,6 +6,7 @@ use super::Router;
 use crate::anarchy::RecordedDecision;
 use crate::index::Slot;
 use crate::latency::{CurveView, FleetRecord, WorkerCurves};
+use crate::ledger::Occupancy;
 use crate::predicted::{PredictedSize, PredictedUse};
 use crate::regime::RegimeChange;
 use crate::request::RequestId;
@@ -56,6 +57,13 @@ impl Router {
     pub fn predicted(&self) -> Option<PredictedSize> {
         let is_off = self.config.predicted.used == PredictedUse::Off;
         (!is_off).then(|| self.state().predicted.size())
+    }
+
+    /// How full a worker is; `None` for an unknown worker. O(1).
+    pub fn occupancy_of(&self, id: WorkerId, now_s: f64) -> Option<Occupancy> {
+        let state = &*self.state();
+        let slot = state.fleet.slot(id).ok()?;
+        Some(state.ledger.occupancy(slot.index(), now_s))
     }
 
     /// A copy of the load and the caches of every worker, with sizes and counts. O(workers).

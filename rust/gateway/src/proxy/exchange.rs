@@ -27,6 +27,10 @@ pub enum Failed {
     WorkerSilent,
     /// The upstream gives no answers, and another upstream does.
     UpstreamSilent,
+    /// The worker that is the upstream of the request accepts no connection.
+    WorkerDown,
+    /// The worker that is the upstream of the request closed the connection before the first byte.
+    WorkerBroken,
 }
 
 /// An upstream's answer up to the end of its head.
@@ -60,9 +64,18 @@ pub async fn exchange(
     booking: Option<&Booking>,
 ) -> Result<Begun, Failed> {
     let mut fresh = false;
+    let worker = upstream_worker(thread, booking);
     loop {
-        let connection = thread.connections.checkout(fresh).await;
-        let mut connection = connection.ok_or(Failed::Refused(Refusal::UpstreamDown))?;
+        let mut connection = match worker {
+            Some(instance) => {
+                let connection = thread.connections.checkout_worker(instance, fresh).await;
+                connection.ok_or(Failed::WorkerDown)?
+            }
+            None => {
+                let connection = thread.connections.checkout(fresh).await;
+                connection.ok_or(Failed::Refused(Refusal::UpstreamDown))?
+            }
+        };
         let upstream = connection.upstream();
         let mut outgoing = Some(Outgoing::held(head.clone(), body));
         let exchange = connection.exchange(&mut outgoing, method);
@@ -81,11 +94,22 @@ pub async fn exchange(
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "no answer from the upstream");
-                return Err(Failed::Refused(Refusal::UpstreamBroken));
+                return Err(match worker {
+                    Some(_) => Failed::WorkerBroken,
+                    None => Failed::Refused(Refusal::UpstreamBroken),
+                });
             }
             Err(waited) => return Err(waited.into()),
         }
     }
+}
+
+/// Instance of the worker that is the upstream of a placed request; `None` where frontends are the upstreams.
+///
+/// In a split the last leg answers the client.
+fn upstream_worker(thread: &Thread, booking: Option<&Booking>) -> Option<u64> {
+    let booking = booking.filter(|_| thread.shared.upstreams.are_workers())?;
+    booking.legs().last().map(|leg| leg.worker.instance)
 }
 
 /// Sends a request whose body is relayed as it arrives. A second attempt is impossible: the body is gone.

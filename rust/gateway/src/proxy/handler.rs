@@ -39,6 +39,8 @@ const ERROR_LIMIT_BYTES: usize = 64 << 10;
 const UNKNOWN_PIN: &[u8] = b"\"Invalid request\"";
 /// Dynamo's default status of a full fleet, which HTTP does not define.
 const OVERLOADED: u16 = 529;
+/// Workers that are tried after the first one when workers are the upstreams and accept no connection.
+const MOVES_MAX: u32 = 3;
 const TENANT: &str = "x-tenant-id";
 const PRIORITY: &str = "x-wardrop-priority";
 const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
@@ -139,7 +141,9 @@ async fn pass_through(
             .await
             .map_err(|failed| match failed {
                 Failed::Refused(refusal) => refusal,
-                Failed::WorkerSilent | Failed::UpstreamSilent => Refusal::UpstreamBroken,
+                Failed::WorkerSilent | Failed::UpstreamSilent | Failed::WorkerDown | Failed::WorkerBroken => {
+                    Refusal::UpstreamBroken
+                }
             })?
     } else {
         exchange_streamed(thread, &parts.method, head, body).await?
@@ -175,7 +179,14 @@ async fn place_and_forward(
         }
         Err(reason) => {
             service.count_abstention(reason);
-            None
+            // No other router stands behind the gateway, so a request whose prompt is not known is placed by load.
+            let by_load = shared
+                .upstreams
+                .are_workers()
+                .then(|| service.prepare_by_load(bytes));
+            by_load
+                .flatten()
+                .map(|prepared| service.begin(prepared, request_id(&parts.headers), started))
         }
     };
     match &mut request {
@@ -183,8 +194,12 @@ async fn place_and_forward(
         Some(request) if has_pin => request.book_client_choice(pins::pinned_worker(&parts.headers)),
         Some(request) => {
             let hints = place_hints(shared, &parts.headers, bytes.len());
-            if let Err(Unplaced::Refuse(refusal)) = request.place(&hints).await {
-                let refusal = Refusal::from(refusal);
+            let refusal = match request.place(&hints).await {
+                Ok(()) => None,
+                Err(Unplaced::Refuse(refusal)) => Some(Refusal::from(refusal)),
+                Err(Unplaced::Abstain(_)) => shared.upstreams.are_workers().then_some(Refusal::NoWorker),
+            };
+            if let Some(refusal) = refusal {
                 request.refused(refusal.status().as_u16());
                 return Err(refusal);
             }
@@ -311,6 +326,9 @@ impl Outbound<'_> {
             metrics.retries.with_label_values(&[reason]).inc();
             may
         };
+        if thread.shared.upstreams.are_workers() {
+            return self.forward_to_worker(thread, request, &base, may_retry).await;
+        }
         let mut blamed: Option<Booking> = None;
         let (mut was_silent, mut has_moved) = (false, false);
         loop {
@@ -355,8 +373,90 @@ impl Outbound<'_> {
                     }
                 }
                 Err(Failed::UpstreamSilent) if !has_moved && may_retry("upstream_silent") => has_moved = true,
-                Err(Failed::WorkerSilent | Failed::UpstreamSilent) => return Err(Refusal::UpstreamBroken),
+                Err(
+                    Failed::WorkerSilent | Failed::UpstreamSilent | Failed::WorkerDown | Failed::WorkerBroken,
+                ) => return Err(Refusal::UpstreamBroken),
                 Err(Failed::Refused(refusal)) => return Err(refusal),
+            }
+        }
+    }
+
+    /// Sends the request straight to its worker. Before any byte has gone to the client, a failure moves it to another worker.
+    ///
+    /// A refused connection costs the client nothing, so it moves the request up to [`MOVES_MAX`] times. An answer that shows a fault of
+    /// the worker moves it once, because the request itself may be the cause. The budget of retries bounds all second attempts.
+    async fn forward_to_worker(
+        &self,
+        thread: &Arc<Thread>,
+        mut request: Option<&mut ActiveRequest>,
+        base: &BytesMut,
+        may_retry: impl Fn(&str) -> bool,
+    ) -> Result<Reply, Refusal> {
+        let mut blamed: Option<Booking> = None;
+        let (mut moves, mut has_failed) = (0, false);
+        loop {
+            let mut head = base.clone();
+            let booking = request.as_ref().and_then(|request| request.booking());
+            if let Some(booking) = booking {
+                pins::write_rank(&mut head, booking);
+            }
+            let has_booking = booking.is_some();
+            // What is left to give to the client when no other worker may be tried.
+            let (reason, reply) = match self.attempt(thread, &head, booking).await {
+                Ok(tried) if has_booking && matches!(tried.fault, Fault::Worker | Fault::Overload) => {
+                    let reason = match tried.fault {
+                        Fault::Worker => "worker_failed",
+                        _ => "worker_overloaded",
+                    };
+                    (reason, Ok(tried.reply))
+                }
+                Ok(tried) => {
+                    // Another worker gave the same kind of answer, so the request caused the failure.
+                    if let Some(blamed) = blamed.filter(|_| tried.fault != Fault::None) {
+                        blamed.withdraw_failure();
+                    }
+                    return Ok(tried.reply);
+                }
+                Err(Failed::WorkerDown) => ("worker_down", Err(Refusal::UpstreamDown)),
+                Err(Failed::WorkerBroken) => ("worker_broken", Err(Refusal::UpstreamBroken)),
+                Err(Failed::WorkerSilent | Failed::UpstreamSilent) => {
+                    ("worker_silent", Err(Refusal::UpstreamBroken))
+                }
+                Err(Failed::Refused(refusal)) => return Err(refusal),
+            };
+            let is_down = reason == "worker_down";
+            let Some(request) = request.as_mut().filter(|_| has_booking) else {
+                return reply;
+            };
+            let Some(mut failed) = request.take_booking() else {
+                return reply;
+            };
+            let worker = failed.legs().last().map(|leg| leg.worker);
+            if reason == "worker_overloaded" {
+                failed.refuse();
+            } else {
+                failed.fail();
+            }
+            if has_failed && !is_down {
+                // A second worker failed at the same request.
+                failed.withdraw_failure();
+                if let Some(blamed) = blamed.take() {
+                    blamed.withdraw_failure();
+                }
+                return reply;
+            }
+            has_failed |= !is_down;
+            moves += 1;
+            if moves > MOVES_MAX || !may_retry(reason) {
+                return reply;
+            }
+            if reason == "worker_failed" || reason == "worker_broken" {
+                blamed = Some(failed);
+            } else {
+                drop(failed);
+            }
+            if !worker.is_some_and(|worker| request.place_elsewhere(worker)) {
+                return reply;
             }
         }
     }

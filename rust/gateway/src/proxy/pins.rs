@@ -20,6 +20,9 @@ const PIN_HEADERS: [&str; 9] = [
     "x-prefill-dp-rank",
 ];
 
+/// Header that chooses a rank of vLLM's server.
+const RANK: &str = "x-data-parallel-rank";
+
 /// Whether the client chooses a worker by header.
 pub fn has_pin_header(headers: &HeaderMap) -> bool {
     // All pin headers start with `x-`. Most requests carry few headers, so the loop runs over the headers of the request.
@@ -39,6 +42,13 @@ pub fn pinned_worker(headers: &HeaderMap) -> Option<WorkerId> {
     let instance = number(["x-dynamo-worker-instance-id", "x-worker-instance-id"])?;
     let rank = number(["x-dynamo-dp-rank", "x-dp-rank"]).and_then(|rank| u32::try_from(rank).ok());
     Some(WorkerId::new(instance, rank.unwrap_or(0)))
+}
+
+/// Writes the rank of a booking on a worker that is the upstream itself, as vLLM reads it.
+pub fn write_rank(head: &mut BytesMut, booking: &Booking) {
+    if let Some(leg) = booking.legs().last().filter(|leg| leg.pin_rank) {
+        write!(head, "{RANK}: {}\r\n", leg.worker.dp_rank).expect("writing to memory must succeed");
+    }
 }
 
 /// Writes the pin headers of a booking.

@@ -1,4 +1,4 @@
-//! The way to Dynamo's frontends: a small HTTP/1.1 client made for relaying.
+//! The way to Dynamo's frontends, or to the workers themselves: a small HTTP/1.1 client made for relaying.
 //!
 //! One task drives a request from its first to its last byte: no connection tasks, no channels. The bytes of one read are
 //! handed on as one piece, so a burst of tokens costs one write, and a slow client stops the reads.
@@ -18,5 +18,5 @@ pub use dry_run::UpstreamDryRun;
 use fetch::post_json;
 pub use framing::WireError;
 pub use outgoing::{BodyLimits, Outgoing, SendError};
-pub use pool::{ConnectionPool, UpstreamSet};
+pub use pool::{ConnectionPool, UpstreamSet, WorkerUpstream};
 pub use probe::probe_upstreams;

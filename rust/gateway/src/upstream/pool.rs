@@ -1,4 +1,6 @@
 //! Choice of upstream and connection: round robin over the upstreams that answer, with idle connections kept per serving thread.
+//!
+//! Where the workers themselves are the upstreams, each upstream has the id of its instance, and a placed request goes to that one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,10 +16,12 @@ use super::resolver::Addresses;
 use crate::ServiceError;
 use crate::config::UpstreamOptions;
 
-/// One `dynamo.frontend` process.
+/// One `dynamo.frontend` process, or one worker.
 #[derive(Debug)]
 pub struct Upstream {
     id: u64,
+    /// Instance of the worker; `None` for a frontend.
+    instance: Option<u64>,
     host: String,
     port: u16,
     addresses: Addresses,
@@ -38,6 +42,18 @@ pub struct UpstreamSet {
     /// Changes of the list, and changes of an upstream between up and down.
     incarnation: AtomicU64,
     started: Instant,
+    /// The upstreams are workers.
+    has_workers: AtomicBool,
+}
+
+/// Address of a worker's HTTP server.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerUpstream {
+    /// Id of the worker's instance.
+    pub instance: u64,
+    /// `http://host[:port]`.
+    pub url: String,
 }
 
 impl Upstream {
@@ -76,21 +92,50 @@ impl Default for UpstreamSet {
             idle: AtomicUsize::new(0),
             incarnation: AtomicU64::new(0),
             started: Instant::now(),
+            has_workers: AtomicBool::new(false),
         }
     }
 }
 
 impl UpstreamSet {
-    /// Replaces the list. An upstream that stays keeps its connections.
+    /// Replaces the list by frontends. An upstream that stays keeps its connections.
     ///
     /// # Errors
     /// [`ServiceError::Config`] for a URL that is not `http://host[:port]`.
     pub fn replace(&self, urls: &[String]) -> Result<(), ServiceError> {
+        let frontends = urls.iter().map(|url| (None, url.as_str()));
+        self.replace_all(frontends)
+    }
+
+    /// Replaces the list by workers. A worker that stays under the same address keeps its connections.
+    ///
+    /// # Errors
+    /// As [`UpstreamSet::replace`].
+    pub fn replace_workers(&self, workers: &[WorkerUpstream]) -> Result<(), ServiceError> {
+        let workers = workers
+            .iter()
+            .map(|worker| (Some(worker.instance), worker.url.as_str()));
+        self.replace_all(workers)?;
+        self.has_workers.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the upstreams are workers, so that a placed request goes to one of them.
+    pub fn are_workers(&self) -> bool {
+        self.has_workers.load(Ordering::Relaxed)
+    }
+
+    fn replace_all<'a>(
+        &self,
+        urls: impl Iterator<Item = (Option<u64>, &'a str)>,
+    ) -> Result<(), ServiceError> {
         let old = self.list.load();
-        let mut list = Vec::with_capacity(urls.len());
-        for url in urls {
+        let mut list = Vec::new();
+        for (instance, url) in urls {
             let (host, port) = parse_url(url)?;
-            let known = old.iter().find(|u| u.host == host && u.port == port);
+            let known = old
+                .iter()
+                .find(|u| u.instance == instance && u.host == host && u.port == port);
             if let Some(known) = known {
                 list.push(known.clone());
                 continue;
@@ -101,6 +146,7 @@ impl UpstreamSet {
             })?;
             list.push(Arc::new(Upstream {
                 id: self.next_id.fetch_add(1, Ordering::Relaxed),
+                instance,
                 host,
                 port,
                 addresses,
@@ -210,6 +256,17 @@ impl ConnectionPool {
         }
     }
 
+    /// A connection to the worker with this instance. With `fresh`, idle connections are not used. `None` when the worker refuses, or
+    /// is no upstream any more.
+    pub async fn checkout_worker(&self, instance: u64, fresh: bool) -> Option<Connection> {
+        let list = self.set.list();
+        let upstream = list.iter().find(|upstream| upstream.instance == Some(instance))?;
+        if !fresh && let Some(connection) = self.take_idle(upstream.id) {
+            return Some(connection);
+        }
+        self.connect(upstream).await
+    }
+
     /// A connection to the next upstream that accepts one. With `fresh`, idle connections are not used. `None` when all refused.
     pub async fn checkout(&self, fresh: bool) -> Option<Connection> {
         let list = self.set.list();
@@ -311,6 +368,33 @@ mod tests {
         set.replace(&["http://b:2/".into()]).unwrap();
         assert_eq!(set.list()[0].id, before);
         assert_eq!(set.list()[0].authority(), "b:2");
+    }
+
+    #[test]
+    fn placed_request_goes_to_its_worker_and_to_no_other() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let set = Arc::new(UpstreamSet::default());
+            assert!(!set.are_workers());
+            let worker = |instance, url: &str| WorkerUpstream {
+                instance,
+                url: url.into(),
+            };
+            let url = format!("http://{}", live.local_addr().unwrap());
+            set.replace_workers(&[worker(7, &url), worker(8, "http://127.0.0.1:1")])
+                .unwrap();
+            assert!(set.are_workers());
+            let pool = ConnectionPool::new(set.clone(), UpstreamOptions::default(), 0);
+            let first = pool.checkout_worker(7, false).await.unwrap();
+            pool.put(first);
+            assert!(pool.checkout_worker(7, false).await.unwrap().was_reused());
+            assert!(pool.checkout_worker(8, false).await.is_none());
+            assert!(pool.checkout_worker(9, false).await.is_none());
+        });
     }
 
     #[test]

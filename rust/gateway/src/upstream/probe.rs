@@ -26,7 +26,8 @@ pub async fn probe_upstreams(set: Arc<UpstreamSet>, every: Duration) {
     loop {
         ticks.tick().await;
         let list = set.list();
-        if list.len() < 2 {
+        // The control plane asks workers itself, and takes a busy worker for a busy worker.
+        if list.len() < 2 || set.are_workers() {
             list.iter().for_each(|upstream| upstream.probed(true));
             continue;
         }

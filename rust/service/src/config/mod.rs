@@ -172,6 +172,11 @@ pub struct FeedOptions {
     pub deadline_ms: u64,
     /// Time after which suspect blocks of a worker are forgotten when no dump replaces them, in milliseconds.
     pub distrust_ms: u64,
+    /// Longest wait for a replay of an engine's events, in milliseconds; at least 1. Live events of the worker wait meanwhile.
+    pub replay_timeout_ms: u64,
+    /// Silence of an engine's feed after which a replay looks for a lost end of the stream, in milliseconds; at least 1. While
+    /// nothing is found, the time doubles, up to a minute.
+    pub tail_check_ms: u64,
 }
 
 impl Default for RoutingOptions {
@@ -214,6 +219,8 @@ impl Default for FeedOptions {
             max_feeds: 16_384,
             deadline_ms: 3_000,
             distrust_ms: 30_000,
+            replay_timeout_ms: 2_000,
+            tail_check_ms: 2_000,
         }
     }
 }
@@ -227,10 +234,9 @@ impl ServiceConfig {
         for (name, value) in [
             ("feed.frame_bytes", self.feed.frame_bytes),
             ("feed.max_feeds", self.feed.max_feeds),
-            (
-                "feed.deadline_ms",
-                usize::try_from(self.feed.deadline_ms).unwrap_or(usize::MAX),
-            ),
+            ("feed.deadline_ms", positive_ms(self.feed.deadline_ms)),
+            ("feed.replay_timeout_ms", positive_ms(self.feed.replay_timeout_ms)),
+            ("feed.tail_check_ms", positive_ms(self.feed.tail_check_ms)),
         ] {
             if value == 0 {
                 return Err(ServiceError::Config(format!("{name} must be at least 1, got 0")));
@@ -279,4 +285,9 @@ impl ServiceConfig {
             .map_err(|error| ServiceError::Config(format!("routing.predicted: {error}")))?;
         Ok(())
     }
+}
+
+/// A time as a count that can be compared with 0.
+fn positive_ms(ms: u64) -> usize {
+    usize::try_from(ms).unwrap_or(usize::MAX)
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use super::engine::EngineFeed;
 use super::sequence::{MessageOrder, SequenceWindow};
 use super::zmtp::{Subscriber, SubscriberLimits, ZmtpError};
 use crate::config::FeedOptions;
@@ -17,10 +18,11 @@ use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::pool::{EventSource, Role, WorkerPool};
 use crate::{Clock, ServiceError};
+use wardrop_core::WorkerId;
 use wardrop_engines::dynamo::{Malformed, decode_forward_pass, decode_frames, decode_kv_events};
 
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Connections in a row whose PING stayed unanswered after which a publisher that never answered is pinged no more.
 const UNANSWERED_MAX: u32 = 2;
 
@@ -36,6 +38,9 @@ pub enum Topic {
     /// Cache use; read for its freshness only.
     #[serde(rename = "kv_metrics")]
     KvMetrics,
+    /// Changes of the KV cache of one worker, as vLLM, `SGLang` and TensorRT-LLM publish them without Dynamo.
+    #[serde(rename = "engine-events")]
+    EngineEvents,
 }
 
 impl Topic {
@@ -43,7 +48,7 @@ impl Topic {
     /// all other work of the gateway per token.
     fn pace(self) -> Duration {
         match self {
-            Self::KvEvents => Duration::from_millis(2),
+            Self::KvEvents | Self::EngineEvents => Duration::from_millis(2),
             Self::ForwardPass | Self::KvMetrics => Duration::from_millis(20),
         }
     }
@@ -69,6 +74,30 @@ pub(crate) struct Subscription {
     /// Instance of the publisher, when known. Events about another instance are then refused.
     #[serde(default)]
     pub instance: Option<u64>,
+    /// Rank of the instance that the feed is about; for [`Topic::EngineEvents`] only.
+    #[serde(default)]
+    pub dp_rank: u32,
+    /// `tcp://host:port` of the replay socket; for [`Topic::EngineEvents`] only.
+    #[serde(default)]
+    pub replay: Option<String>,
+}
+
+impl Subscription {
+    /// The worker of a feed of [`Topic::EngineEvents`]; `None` for another topic.
+    ///
+    /// # Errors
+    /// A feed of an engine that names no instance.
+    fn engine_worker(&self) -> Result<Option<WorkerId>, ServiceError> {
+        if self.topic != Topic::EngineEvents {
+            return Ok(None);
+        }
+        let instance = self.instance.ok_or_else(|| {
+            ServiceError::Config(
+                "a feed of engine-events: got no instance, expected the id of its worker".into(),
+            )
+        })?;
+        Ok(Some(WorkerId::new(instance, self.dp_rank)))
+    }
 }
 
 /// One feed in a status report.
@@ -98,6 +127,10 @@ pub struct FeedReport {
     pub duplicates: u64,
     /// Messages lost, by the gaps in the publisher's sequence.
     pub lost: u64,
+    /// Messages that a replay brought in place of lost ones.
+    pub replayed: u64,
+    /// Restarts of the engine that its feed showed.
+    pub restarts: u64,
     /// Seconds without a connection; `None` while connected and before the first connection.
     pub lost_for_s: Option<f64>,
     /// Seconds since the last message; `None` before the first.
@@ -110,20 +143,38 @@ struct Feed {
     task: AbortHandle,
 }
 
+/// Counts and times of one feed.
 #[derive(Default)]
-struct FeedState {
-    connected: AtomicBool,
-    messages: AtomicU64,
-    malformed: AtomicU64,
-    reconnects: AtomicU64,
-    duplicates: AtomicU64,
-    lost: AtomicU64,
+pub(super) struct FeedState {
+    pub connected: AtomicBool,
+    pub messages: AtomicU64,
+    pub malformed: AtomicU64,
+    pub reconnects: AtomicU64,
+    pub duplicates: AtomicU64,
+    pub lost: AtomicU64,
+    pub replayed: AtomicU64,
+    pub restarts: AtomicU64,
     /// Time of the loss of the connection, milliseconds on the gateway's clock, +1; 0 while none is lost.
-    lost_since_ms: AtomicU64,
+    pub lost_since_ms: AtomicU64,
     /// Milliseconds on the gateway's clock, +1; 0 before the first message.
     last_ms: AtomicU64,
     /// The instance whose engine steps this feed reported last.
     last_instance: Mutex<Option<u64>>,
+}
+
+impl FeedState {
+    /// A message arrived.
+    pub fn seen(&self, now_s: f64) {
+        self.last_ms.store((now_s * 1e3) as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// The connection was lost.
+    pub fn lost_connection(&self, now_s: f64) {
+        self.connected.store(false, Ordering::Relaxed);
+        self.lost_since_ms
+            .store((now_s * 1e3) as u64 + 1, Ordering::Relaxed);
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// State that feeds share with the rest of the service.
@@ -165,12 +216,14 @@ impl Feeds {
         if context.models.find(&subscription.model).is_none() {
             return Err(ServiceError::UnknownModel(subscription.model));
         }
-        if !subscription.endpoint.starts_with("tcp://") {
-            return Err(ServiceError::Config(format!(
-                "a feed's endpoint must be tcp://host:port, got {:?}",
-                subscription.endpoint
-            )));
+        for endpoint in [Some(&subscription.endpoint), subscription.replay.as_ref()] {
+            if let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.starts_with("tcp://")) {
+                return Err(ServiceError::Config(format!(
+                    "a feed's endpoint must be tcp://host:port, got {endpoint:?}"
+                )));
+            }
         }
+        let engine_worker = subscription.engine_worker()?;
         let mut feeds = self.by_publisher.lock();
         if let Some(known) = feeds.get(&subscription.publisher_id) {
             if known.subscription == subscription {
@@ -183,19 +236,29 @@ impl Feeds {
                 feeds.len()
             )));
         }
-        if let (Topic::KvEvents, Some(instance)) = (subscription.topic, subscription.instance)
+        if let (Topic::KvEvents | Topic::EngineEvents, Some(instance)) =
+            (subscription.topic, subscription.instance)
             && let Some((model, _)) = context.models.find(&subscription.model)
         {
             let pool = model.pool(subscription.role);
             pool.feed_followed(instance, subscription.publisher_id);
         }
         let state = Arc::new(FeedState::default());
-        let task = FeedTask {
-            subscription: subscription.clone(),
-            state: state.clone(),
-            context: context.clone(),
+        let task = match engine_worker {
+            Some(worker) => {
+                let feed = EngineFeed::new(subscription.clone(), worker, state.clone(), context.clone());
+                self.runtime.spawn(feed.follow())
+            }
+            None => {
+                let feed = FeedTask {
+                    subscription: subscription.clone(),
+                    state: state.clone(),
+                    context: context.clone(),
+                };
+                self.runtime.spawn(feed.follow())
+            }
         };
-        let task = self.runtime.spawn(task.follow()).abort_handle();
+        let task = task.abort_handle();
         feeds.insert(
             subscription.publisher_id,
             Feed {
@@ -215,7 +278,7 @@ impl Feeds {
         if let Some(feed) = &feed {
             feed.task.abort();
             let subscription = &feed.subscription;
-            if subscription.topic == Topic::KvEvents
+            if matches!(subscription.topic, Topic::KvEvents | Topic::EngineEvents)
                 && let Some((model, _)) = self.context.models.find(&subscription.model)
             {
                 let publisher = (!subscription.any_publisher).then_some(publisher_id);
@@ -258,6 +321,8 @@ impl Feeds {
                     reconnects: feed.state.reconnects.load(Ordering::Relaxed),
                     duplicates: feed.state.duplicates.load(Ordering::Relaxed),
                     lost: feed.state.lost.load(Ordering::Relaxed),
+                    replayed: feed.state.replayed.load(Ordering::Relaxed),
+                    restarts: feed.state.restarts.load(Ordering::Relaxed),
                     lost_for_s: age_s(feed.state.lost_since_ms.load(Ordering::Relaxed), now_s),
                     age_s: age_s(last_ms, now_s),
                 }
@@ -316,10 +381,7 @@ impl FeedTask {
     /// until a dump replaces them.
     fn lose(&self, error: &ZmtpError) {
         let now_s = self.context.clock.now_s();
-        self.state.connected.store(false, Ordering::Relaxed);
-        self.state
-            .lost_since_ms
-            .store((now_s * 1e3) as u64 + 1, Ordering::Relaxed);
+        self.state.lost_connection(now_s);
         if self.subscription.topic == Topic::KvEvents {
             self.interrupt();
         }
@@ -328,7 +390,6 @@ impl FeedTask {
             // A process that dies closes its sockets: this comes before any lease ends or request fails.
             pool.lost(instance, now_s);
         }
-        self.state.reconnects.fetch_add(1, Ordering::Relaxed);
         self.context
             .metrics
             .reconnects
@@ -353,9 +414,7 @@ impl FeedTask {
                 Ok(frames) => {
                     self.state.messages.fetch_add(1, Ordering::Relaxed);
                     let now_s = self.context.clock.now_s();
-                    self.state
-                        .last_ms
-                        .store((now_s * 1e3) as u64 + 1, Ordering::Relaxed);
+                    self.state.seen(now_s);
                     if let Err(malformed) = self.take(&frames, &mut window, now_s) {
                         self.state.malformed.fetch_add(1, Ordering::Relaxed);
                         self.context
@@ -451,7 +510,8 @@ impl FeedTask {
                     *self.state.last_instance.lock() = worker.map(|worker| worker.instance);
                 }
             }
-            Topic::KvMetrics => {}
+            // Cache use is read for its freshness only, and engines' own feeds have a task of their own.
+            Topic::KvMetrics | Topic::EngineEvents => {}
         }
         Ok(())
     }
@@ -459,7 +519,7 @@ impl FeedTask {
 
 /// Whether a publisher answers PINGs. Old or foreign implementations may not.
 #[derive(Debug, Default)]
-struct PingHistory {
+pub(super) struct PingHistory {
     /// The publisher answered a PING once.
     has_answered: bool,
     /// Connections in a row that ended with an unanswered PING.
@@ -469,12 +529,12 @@ struct PingHistory {
 impl PingHistory {
     /// Whether silence after a PING proves a lost connection. A half-open connection fails the next handshake, while a
     /// publisher without PINGs passes it and stays silent again.
-    fn are_useful(&self) -> bool {
+    pub fn are_useful(&self) -> bool {
         self.has_answered || self.unanswered < UNANSWERED_MAX
     }
 
     /// Records the end of a connection.
-    fn record(&mut self, has_pong: bool, error: &ZmtpError) {
+    pub fn record(&mut self, has_pong: bool, error: &ZmtpError) {
         self.has_answered |= has_pong;
         if matches!(error, ZmtpError::Silent) {
             self.unanswered += 1;
@@ -484,7 +544,8 @@ impl PingHistory {
     }
 }
 
-fn reason(error: &ZmtpError) -> &'static str {
+/// Label of a lost connection.
+pub(super) fn reason(error: &ZmtpError) -> &'static str {
     match error {
         ZmtpError::Io(_) => "closed",
         ZmtpError::Handshake => "handshake",

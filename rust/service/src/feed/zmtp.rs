@@ -1,4 +1,6 @@
-//! A `ZeroMQ` subscriber (ZMTP 3.0, NULL mechanism, RFC 23) with a bound on every frame and a deadline on every read.
+//! A `ZeroMQ` client (ZMTP 3.0, NULL mechanism, RFC 23) with a bound on every frame and a deadline on every read.
+//!
+//! [`Subscriber`] is a SUB socket for feeds. [`Dealer`] is a DEALER socket for the replay sockets of engines.
 //!
 //! Written here because the bound has to hold before memory is taken: the `zeromq` crate reserves what a frame announces.
 //!
@@ -72,29 +74,74 @@ pub(crate) struct Subscriber<S = TcpStream> {
 impl Subscriber {
     /// Connects to `tcp://host:port` and subscribes to everything.
     pub async fn connect(endpoint: &str, limits: SubscriberLimits) -> Result<Self, ZmtpError> {
-        let address = endpoint.strip_prefix("tcp://").ok_or(ZmtpError::Handshake)?;
-        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-        let stream = stream.map_err(|_| ZmtpError::Timeout)??;
-        let keepalive = TcpKeepalive::new()
-            .with_time(KEEPALIVE)
-            .with_interval(KEEPALIVE)
-            .with_retries(KEEPALIVE_PROBES);
-        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-        Self::greet(stream, limits).await
+        Self::greet(open(endpoint).await?, limits).await
     }
+}
+
+/// A connected DEALER socket.
+pub(crate) struct Dealer(Subscriber);
+
+impl Dealer {
+    /// Connects to the ROUTER socket at `tcp://host:port`.
+    pub async fn connect(endpoint: &str, limits: SubscriberLimits) -> Result<Self, ZmtpError> {
+        let mut socket = Subscriber::new(open(endpoint).await?, limits);
+        socket.shake_hands(b"DEALER").await?;
+        Ok(Self(socket))
+    }
+
+    /// Sends one message. Each frame has at most 255 bytes.
+    pub async fn send(&mut self, frames: &[&[u8]]) -> Result<(), ZmtpError> {
+        let mut bytes = Vec::new();
+        for (at, frame) in frames.iter().enumerate() {
+            let length = u8::try_from(frame.len()).map_err(|_| ZmtpError::TooLarge)?;
+            bytes.push(if at + 1 < frames.len() { FLAG_MORE } else { 0 });
+            bytes.push(length);
+            bytes.extend_from_slice(frame);
+        }
+        self.0.write(&bytes).await
+    }
+
+    /// The frames of the next message.
+    pub async fn receive(&mut self) -> Result<Vec<Vec<u8>>, ZmtpError> {
+        self.0.receive().await
+    }
+}
+
+/// Opens a TCP connection to `tcp://host:port`.
+async fn open(endpoint: &str) -> Result<TcpStream, ZmtpError> {
+    let address = endpoint.strip_prefix("tcp://").ok_or(ZmtpError::Handshake)?;
+    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let stream = stream.map_err(|_| ZmtpError::Timeout)??;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE)
+        .with_retries(KEEPALIVE_PROBES);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    Ok(stream)
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
     /// Subscribes to everything on a connected stream.
     pub async fn greet(stream: S, limits: SubscriberLimits) -> Result<Self, ZmtpError> {
-        let mut subscriber = Self {
+        let mut subscriber = Self::new(stream, limits);
+        subscriber.shake_hands(b"SUB").await?;
+        // Subscription to the empty prefix, in the form of 3.0: a message `0x01` + prefix.
+        subscriber.write(&[0, 1, 1]).await?;
+        Ok(subscriber)
+    }
+
+    fn new(stream: S, limits: SubscriberLimits) -> Self {
+        Self {
             stream: BufReader::with_capacity(READ_BUFFER_BYTES, stream),
             limits,
             has_pong: false,
-        };
-        let greeted = timeout(HANDSHAKE_TIMEOUT, subscriber.handshake()).await;
-        greeted.map_err(|_| ZmtpError::Timeout)??;
-        Ok(subscriber)
+        }
+    }
+
+    /// Exchanges greetings as a socket of type `kind`.
+    async fn shake_hands(&mut self, kind: &[u8]) -> Result<(), ZmtpError> {
+        let greeted = timeout(HANDSHAKE_TIMEOUT, self.handshake(kind)).await;
+        greeted.map_err(|_| ZmtpError::Timeout)?
     }
 
     /// Whether the publisher answered a PING on this connection.
@@ -102,7 +149,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
         self.has_pong
     }
 
-    async fn handshake(&mut self) -> Result<(), ZmtpError> {
+    async fn handshake(&mut self, kind: &[u8]) -> Result<(), ZmtpError> {
         let mut greeting = [0u8; 64];
         greeting[0] = 0xff;
         greeting[9] = 0x7f;
@@ -115,15 +162,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
             return Err(ZmtpError::Handshake);
         }
         let mut ready = vec![FLAG_COMMAND, 0];
-        ready.extend_from_slice(b"\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB\x08Identity\x00\x00\x00\x00");
+        ready.extend_from_slice(b"\x05READY\x0bSocket-Type\x00\x00\x00");
+        ready.push(kind.len() as u8);
+        ready.extend_from_slice(kind);
+        ready.extend_from_slice(b"\x08Identity\x00\x00\x00\x00");
         ready[1] = (ready.len() - 2) as u8;
         self.stream.write_all(&ready).await?;
         let (flags, body) = self.read_frame().await?;
         if flags & FLAG_COMMAND == 0 || !body.starts_with(b"\x05READY") {
             return Err(ZmtpError::Handshake);
         }
-        // Subscription to the empty prefix, in the form of 3.0: a message `0x01` + prefix.
-        self.stream.write_all(&[0, 1, 1]).await?;
         Ok(())
     }
 

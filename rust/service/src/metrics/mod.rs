@@ -48,6 +48,8 @@ pub(crate) struct Metrics {
     pub malformed: IntCounterVec,
     /// Feed connections that were lost.
     pub reconnects: IntCounterVec,
+    /// Replays of engines\' KV events, by result.
+    pub replays: IntCounterVec,
     /// Bookings that expired by age.
     pub expired_bookings: IntCounter,
     /// Prompts whose length as reported by Dynamo differs from the service's count.
@@ -208,6 +210,11 @@ impl Metrics {
                 "feed_reconnects_total",
                 "Feed connections that were lost",
                 &["reason"],
+            )?,
+            replays: builder.counters(
+                "feed_replays_total",
+                "Replays of engines' KV events, by their result: complete, with holes, or failed",
+                &["result"],
             )?,
             expired_bookings: builder.counter("bookings_expired_total", "Bookings that expired by age")?,
             length_mismatches: builder.counter(

@@ -346,6 +346,27 @@ impl EventCursor {
         }
     }
 
+    /// Forgets the place in the stream, so that the next event begins it. `restarted` counts a restart of the worker.
+    ///
+    /// The caller then clears the worker's blocks.
+    pub fn start_anew(&mut self, restarted: bool) {
+        self.incarnations += u64::from(restarted);
+        self.last_id = None;
+        self.holds_dump = false;
+        self.restored = None;
+        self.break_kept();
+    }
+
+    /// Ends the doubt about the blocks: no event of the stream is missing after all.
+    pub fn confirm(&mut self, trust: Trust) {
+        if self.trust == Trust::Suspect && trust != Trust::Suspect {
+            self.trust = trust;
+            self.suspect_since_s = None;
+            self.needs_dump = trust != Trust::Synced;
+        }
+        self.tail_unchecked = false;
+    }
+
     /// Marks the end of a silent stream as unchecked. Lost events at the end of a stream leave no gap behind.
     pub fn check_tail(&mut self) {
         self.tail_unchecked = self.is_synced();

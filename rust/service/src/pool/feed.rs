@@ -151,6 +151,14 @@ impl WorkerPool {
         }
     }
 
+    /// Marks the blocks of one worker as suspect after its own feed lost the connection.
+    pub(crate) fn doubt_feed(&self, worker: WorkerId) {
+        if let Some(known) = self.state.lock().workers.get_mut(&worker) {
+            known.cursor.miss(0);
+            known.position.forget();
+        }
+    }
+
     /// Marks the blocks of workers as suspect after a feed lost its connection or messages.
     ///
     /// The workers are those of `owner`, or those about which `publisher` sent the last event. `None` stands for every
@@ -271,7 +279,7 @@ impl State {
 
 impl Worker {
     /// Records the position of the worker's feed, after the index holds the event.
-    fn record(&self, publisher: u64) {
+    pub(super) fn record(&self, publisher: u64) {
         self.position.record(publisher, self.cursor.coverage());
     }
 

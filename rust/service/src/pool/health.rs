@@ -9,7 +9,7 @@ const GRACE_S: f64 = 0.25;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Fault {
-    /// The worker's heartbeats stopped.
+    /// The worker's heartbeats stopped, or the control plane does not reach it.
     Silent,
     /// A request on the worker failed, or the connection to its feed broke.
     Failed,
@@ -60,6 +60,8 @@ pub(crate) struct Health {
     event_s: Option<f64>,
     /// Time of the last failure; `None` after a sign of life.
     failed_s: Option<f64>,
+    /// The control plane asked the worker several times in a row and got no answer.
+    is_unreachable: bool,
     /// Number of failures, withdrawn failures included.
     pub failures: u64,
     refusals: Refusals,
@@ -97,6 +99,14 @@ impl Health {
     pub fn event(&mut self, now_s: f64) {
         self.event_s = Some(now_s);
         self.forgive(now_s);
+    }
+
+    /// Records whether the control plane reaches the worker. An answer is a sign of life.
+    pub fn reached(&mut self, is_reachable: bool, now_s: f64) {
+        self.is_unreachable = !is_reachable;
+        if is_reachable {
+            self.forgive(now_s);
+        }
     }
 
     /// Time of the last KV event; `None` before the first.
@@ -158,7 +168,7 @@ impl Health {
 
     /// Reason why the worker is unavailable at `now_s`; `None` for an available worker.
     pub fn fault(&self, now_s: f64, options: HealthOptions) -> Option<Fault> {
-        if self.heartbeat_s.is_some_and(|at| now_s - at > options.silence_s) {
+        if self.is_unreachable || self.heartbeat_s.is_some_and(|at| now_s - at > options.silence_s) {
             return Some(Fault::Silent);
         }
         let refuses = self.refusals.until_s.is_some_and(|until_s| now_s < until_s);
@@ -200,6 +210,22 @@ mod tests {
         assert_eq!(health.fault(3.1, OPTIONS), Some(Fault::Silent));
         health.heartbeat(9.0);
         assert_eq!(health.fault(9.1, OPTIONS), None);
+    }
+
+    #[test]
+    fn worker_that_is_not_reached_is_not_chosen_until_it_answers() {
+        let mut health = Health::default();
+        health.fail(1.0);
+        health.reached(false, 2.0);
+        assert_eq!(health.fault(2.0, OPTIONS), Some(Fault::Silent));
+        health.event(3.0);
+        assert_eq!(
+            health.fault(3.0, OPTIONS),
+            Some(Fault::Silent),
+            "an event is no answer"
+        );
+        health.reached(true, 4.0);
+        assert_eq!(health.fault(4.0, OPTIONS), None);
     }
 
     #[test]

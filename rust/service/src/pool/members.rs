@@ -116,6 +116,13 @@ impl WorkerPool {
         self.size.load(Ordering::Relaxed)
     }
 
+    /// Workers of every instance but one, in id order. O(workers).
+    pub(crate) fn others(&self, instance: u64) -> Vec<WorkerId> {
+        let state = self.state.lock();
+        let ids = state.workers.keys().filter(|id| id.instance != instance);
+        ids.copied().collect()
+    }
+
     /// Number of workers that the router may choose now.
     pub(crate) fn routable(&self) -> usize {
         self.state
@@ -205,6 +212,7 @@ impl State {
                 cursor: EventCursor::default(),
                 position: Arc::default(),
                 forward_pass: None,
+                engine_load: None,
                 tail_event_s: None,
                 audit: Audit::default(),
             },

@@ -14,6 +14,7 @@ mod booking;
 mod bulk;
 mod control;
 mod cursor;
+mod engine;
 mod explanation;
 mod feed;
 mod health;
@@ -47,8 +48,9 @@ pub use self::booking::{Booking, Leg};
 pub(crate) use self::control::PoolCurves;
 pub(crate) use self::cursor::Trust;
 use self::cursor::{EventCursor, KeptBudget};
+pub(crate) use self::engine::{EngineFrame, EngineLoad, EngineReport};
 pub(crate) use self::explanation::Explanation;
-pub(crate) use self::feed::EventSource;
+pub(crate) use self::feed::{ApplyCounts, EventSource};
 use self::health::Health;
 pub(crate) use self::health::{Fault, HealthOptions, TrustOptions};
 pub(crate) use self::members::{Member, WorkerUpsert};
@@ -134,6 +136,8 @@ struct Worker {
     position: Arc<FeedPosition>,
     /// Last engine step that the worker reported.
     forward_pass: Option<ForwardPass>,
+    /// Load that the engine's metrics reported last.
+    engine_load: Option<EngineLoad>,
     /// Time of the last KV event whose successors were looked for, see [`EventCursor::check_tail`].
     tail_event_s: Option<f64>,
     /// Error of the predicted cached tokens.

@@ -9,6 +9,7 @@ use wardrop_core::{Snapshot, WorkerId};
 use super::WorkerPool;
 use super::anarchy::AnarchyReport;
 use super::cursor::Trust;
+use super::engine::EngineLoad;
 use super::health::Fault;
 use wardrop_engines::dynamo::ForwardPass;
 
@@ -112,6 +113,8 @@ pub(crate) struct WorkerReport {
     pub cached_tokens_absolute_error: u64,
     /// Last engine step that the worker reported.
     pub forward_pass: Option<ForwardPass>,
+    /// Load that the engine's metrics reported last.
+    pub engine_load: Option<EngineLoad>,
 }
 
 impl WorkerPool {
@@ -190,6 +193,7 @@ impl WorkerPool {
                     reported_cached_tokens: worker.audit.reported_tokens,
                     cached_tokens_absolute_error: worker.audit.absolute_error_tokens,
                     forward_pass: worker.forward_pass.clone(),
+                    engine_load: worker.engine_load,
                 }
             })
             .collect()

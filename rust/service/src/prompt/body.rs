@@ -55,7 +55,7 @@ impl Endpoint {
 /// The fields that decide prompt, placement and shape. `Some` means the key is there, even with `null`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct RequestBody<'a> {
+pub(crate) struct RequestBody<'a> {
     #[serde(borrow, deserialize_with = "present")]
     pub model: Option<&'a RawValue>,
     #[serde(borrow, deserialize_with = "present")]
@@ -125,7 +125,7 @@ pub fn is_set(field: Option<&RawValue>) -> bool {
 }
 
 /// The field as a string, when it is one.
-pub fn text(field: Option<&RawValue>) -> Option<Cow<'_, str>> {
+pub(crate) fn text(field: Option<&RawValue>) -> Option<Cow<'_, str>> {
     let raw = field?.get();
     if !raw.starts_with('"') {
         return None;

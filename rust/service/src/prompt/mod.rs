@@ -24,6 +24,7 @@ mod token_list;
 mod tokenise;
 
 pub use self::body::Endpoint;
+pub(crate) use self::body::{RequestBody, text};
 pub(crate) use self::card::CardOptions;
 pub use self::handover::{DryRunError, TokenIdSource};
 pub(crate) use self::handover::{HandoverLog, HandoverReport, keep_checked};

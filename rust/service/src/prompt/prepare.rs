@@ -40,6 +40,19 @@ pub(crate) struct Prompt {
 }
 
 impl Prompt {
+    /// A prompt of which only a guess of the length is known.
+    pub(crate) fn unknown(input_tokens: u32, is_streamed: bool) -> Self {
+        Self {
+            hashes: Vec::new(),
+            sequence: Vec::new(),
+            input_tokens,
+            expected_output_tokens: None,
+            spliced: None,
+            is_streamed,
+            timing: Timing::default(),
+        }
+    }
+
     /// A prompt whose token ids the door already knows. O(tokens).
     ///
     /// # Errors

@@ -107,6 +107,18 @@ impl ActiveRequest {
         }
     }
 
+    /// Chooses and books the workers once more, and leaves out the worker of a failed attempt where another one is available.
+    /// Returns whether there is a booking now.
+    pub fn place_elsewhere(&mut self, failed: WorkerId) -> bool {
+        drop(self.booking.take());
+        let elsewhere = self.service.place_without(&self.prepared, failed);
+        let placed = elsewhere.or_else(|_| self.service.place_now(&self.prepared));
+        if let Ok(booking) = placed {
+            self.take_over(booking);
+        }
+        self.booking.is_some()
+    }
+
     /// Books the worker that the client chose, so that the load on the worker is known. `None` stands for a choice that names no instance.
     pub fn book_client_choice(&mut self, worker: Option<WorkerId>) {
         self.service.count_abstention(Abstention::ClientPin);

@@ -122,6 +122,20 @@ impl Service {
         Ok(self.count(booking))
     }
 
+    /// Chooses and books the workers of a request at once. The last leg, which answers, goes to another instance than `failed`'s.
+    ///
+    /// # Errors
+    /// No other worker is available, or the router refuses the request.
+    pub(super) fn place_without(&self, prepared: &Prepared, failed: WorkerId) -> Result<Booking, Abstention> {
+        let mut booking = Booking::new(self.next_request_id(), self.clock);
+        let roles = prepared.model.roles();
+        for (at, &role) in roles.iter().enumerate() {
+            let others = (at + 1 == roles.len()).then(|| prepared.model.pool(role).others(failed.instance));
+            booking.add(self.place_leg_on(prepared, role, booking.id(), others.as_deref())?);
+        }
+        Ok(self.count(booking))
+    }
+
     /// Books a worker that the client chose, without a decision; `None` when the pool does not know the worker.
     pub(super) fn book(&self, prepared: &Prepared, worker: WorkerId) -> Option<Booking> {
         let role = *prepared.model.roles().last()?;
@@ -158,11 +172,25 @@ impl Service {
     }
 
     fn place_leg(&self, prepared: &Prepared, role: Role, id: RequestId) -> Result<Leg, Abstention> {
+        self.place_leg_on(prepared, role, id, None)
+    }
+
+    /// Places a leg on one of `allowed`, or on any worker.
+    fn place_leg_on(
+        &self,
+        prepared: &Prepared,
+        role: Role,
+        id: RequestId,
+        allowed: Option<&[WorkerId]>,
+    ) -> Result<Leg, Abstention> {
         let pool = prepared.model.pool(role);
-        if pool.size() == 0 {
+        if pool.size() == 0 || allowed.is_some_and(<[WorkerId]>::is_empty) {
             return Err(Abstention::NoWorker);
         }
-        let request = self.route_request(prepared, id);
+        let request = RouteRequest {
+            allowed,
+            ..self.route_request(prepared, id)
+        };
         let mut last = Instant::now();
         let mark = |ended: Stage| {
             let now = Instant::now();

@@ -7,9 +7,14 @@ use bytes::Bytes;
 use wardrop_core::HashScope;
 
 use crate::models::Model;
-use crate::prompt::{Abstention, Endpoint, Prompt, PromptRequest, is_heavy};
+use crate::prompt::{Abstention, Endpoint, Prompt, PromptRequest, RequestBody, is_heavy, text};
 use crate::prompt_pool::PoolError;
 use crate::service::Service;
+
+/// Bytes of a body per token of its prompt, where the prompt itself is not known.
+const BYTES_PER_TOKEN: usize = 4;
+/// Longest guess of a prompt's length, in tokens.
+const MAX_GUESSED_TOKENS: u64 = 1 << 20;
 
 /// A prompt with the model that it is for.
 pub struct Prepared {
@@ -66,6 +71,20 @@ impl Service {
         };
         let prompt = Prompt::from_tokens(tokens, model.spec.block_size, &scope)?;
         Ok(self.observe(Prepared { model, prompt }))
+    }
+
+    /// A request whose prompt cannot be known, for a door that has no other router: it is placed by load alone.
+    ///
+    /// The length of the prompt is guessed from the length of the body. `None` when the body names no registered model.
+    pub fn prepare_by_load(&self, bytes: &Bytes) -> Option<Prepared> {
+        let body = RequestBody::parse(bytes).ok()?;
+        let name = text(body.model)?;
+        let (model, _) = self.models.find(&name)?;
+        let guessed = u32::try_from(bytes.len() / BYTES_PER_TOKEN).unwrap_or(u32::MAX);
+        let limit = model.spec.context_length.unwrap_or(MAX_GUESSED_TOKENS);
+        let limit = u32::try_from(limit.min(MAX_GUESSED_TOKENS)).unwrap_or(u32::MAX);
+        let prompt = Prompt::unknown(guessed.clamp(1, limit.max(1)), body.is_streamed());
+        Some(Prepared { model, prompt })
     }
 
     fn read_prompt(

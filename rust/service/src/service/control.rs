@@ -10,12 +10,14 @@ use wardrop_engines::dynamo::decode_dump;
 
 use super::{Service, parse, parse_role};
 use crate::ServiceError;
-use crate::pool::{PoolCurves, WorkerPool};
+use crate::pool::{EngineReport, PoolCurves, WorkerPool};
 
 /// Gauges that a controller may have.
 const MAX_GAUGES: usize = 64;
 /// Parts that a control plane may have.
 const MAX_PARTS: usize = 64;
+/// Reports of engines in one call.
+const MAX_REPORTS: usize = 65_536;
 /// Start of the names of gauges that hold a setting.
 const SETTING_PREFIX: &str = "setting_";
 
@@ -104,6 +106,27 @@ impl Service {
             .with_label_values(&["dumped"])
             .inc_by(counts.applied);
         Ok(workers)
+    }
+
+    /// Takes what the control plane read from engines: a list of `{model, role, instance, is_reachable, ranks}`. Returns the number of
+    /// instances that are registered.
+    ///
+    /// # Errors
+    /// No such list, or more instances than there may be.
+    pub fn report_engines(&self, reports_json: &str) -> Result<usize, ServiceError> {
+        let reports: Vec<EngineReport> = parse("list of reports of engines", reports_json)?;
+        if reports.len() > MAX_REPORTS {
+            return Err(ServiceError::Config(format!(
+                "{} reports of engines at once, at most {MAX_REPORTS}",
+                reports.len()
+            )));
+        }
+        let now_s = self.clock.now_s();
+        let known = reports.iter().filter(|report| {
+            let model = self.models.find(&report.model);
+            model.is_some_and(|(model, _)| model.pool(report.role).engine_report(report, now_s))
+        });
+        Ok(known.count())
     }
 
     /// The learned latency curves of every pool, as JSON.

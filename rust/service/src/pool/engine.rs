@@ -1,0 +1,218 @@
+//! Frames of engines without Dynamo: one feed per worker, with sequence numbers that begin at 0 with each start of the engine.
+//!
+//! The feed task keeps the order, so each frame arrives once and in sequence. A frame holds several changes of the worker's cache
+//! under one number. [`EventCursor`](super::cursor::EventCursor) counts from 1, so its event id is the sequence plus 1.
+//!
+//! Complexity: O(blocks of the frame), in slices of at most [`SLICE_BLOCKS`](super::bulk::SLICE_BLOCKS) blocks per lock.
+
+use serde::{Deserialize, Serialize};
+use wardrop_core::ledger::EngineQueue;
+use wardrop_core::{BlockHasher, KvEvent, WorkerId};
+use wardrop_engines::CacheChange;
+
+use super::bulk::slices;
+use super::cursor::{Step, Trust};
+use super::feed::ApplyCounts;
+use super::{Role, WorkerPool};
+
+/// What the control plane read from one instance.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EngineReport {
+    /// Name of the model that the instance serves.
+    pub model: String,
+    /// Role of the instance.
+    pub role: Role,
+    /// Id of the instance.
+    pub instance: u64,
+    /// Whether the instance answers.
+    pub is_reachable: bool,
+    /// Load by rank; empty where the instance reports none.
+    #[serde(default)]
+    pub ranks: Vec<EngineLoad>,
+}
+
+/// Load that an engine reports of one rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EngineLoad {
+    /// Rank of the instance.
+    #[serde(default)]
+    pub dp_rank: u32,
+    /// Requests that the engine computes.
+    pub running_requests: u32,
+    /// Requests that wait in the engine.
+    pub waiting_requests: u32,
+    /// Share of the KV cache that running requests use, 0 to 1; `None` where not reported.
+    #[serde(default)]
+    pub kv_usage: Option<f64>,
+}
+
+/// One frame of an engine's feed.
+pub(crate) struct EngineFrame {
+    /// Id of the feed, never 0.
+    pub publisher: u64,
+    /// Number of the frame, from 0 at each start of the engine.
+    pub sequence: u64,
+    /// Changes of the worker's cache, in order.
+    pub changes: Vec<CacheChange>,
+}
+
+impl WorkerPool {
+    /// Hashes blocks as the index of this pool does.
+    pub(crate) fn hasher(&self) -> BlockHasher {
+        self.router.hasher().clone()
+    }
+
+    /// How far the index may be believed about a worker; `None` for an unknown worker.
+    pub(crate) fn trust(&self, worker: WorkerId) -> Option<Trust> {
+        let state = self.state.lock();
+        state.workers.get(&worker).map(|worker| worker.cursor.trust())
+    }
+
+    /// Number of ranks of a worker's instance; 0 for an unknown worker.
+    pub(crate) fn ranks(&self, worker: WorkerId) -> u32 {
+        let state = self.state.lock();
+        state.workers.get(&worker).map_or(0, |worker| worker.ranks)
+    }
+
+    /// Applies one frame of a worker's feed.
+    pub(crate) fn apply_frame(&self, worker: WorkerId, frame: EngineFrame, now_s: f64) -> ApplyCounts {
+        let mut counts = ApplyCounts::default();
+        let mut cleared = Vec::new();
+        {
+            let state = &mut *self.state.lock();
+            let Some(known) = state.workers.get_mut(&worker) else {
+                counts.foreign += frame.changes.len() as u64;
+                return counts;
+            };
+            let followed = known.position.publisher();
+            match known
+                .cursor
+                .advance(frame.publisher, frame.sequence + 1, followed)
+            {
+                Step::Apply => {}
+                Step::NewIncarnation | Step::Forget => {
+                    known.position.forget();
+                    let trust = known.cursor.trust();
+                    cleared.push((worker, known.cursor.begin_clear(trust, &mut state.kept)));
+                }
+                Step::Duplicate => {
+                    counts.duplicates += 1;
+                    return counts;
+                }
+                Step::Superseded => {
+                    counts.superseded += 1;
+                    return counts;
+                }
+            }
+            known.health.event(now_s);
+            state.review(worker, now_s, self.options);
+        }
+        self.clear_blocks(cleared, &mut counts);
+        for change in frame.changes {
+            match change {
+                CacheChange::Event(event) => self.apply_sliced(worker, event, &mut counts),
+                copy @ CacheChange::Copied { .. } => match copy.apply(&self.router, worker) {
+                    Ok(()) => counts.applied += 1,
+                    Err(_) => counts.refused += 1,
+                },
+            }
+        }
+        let state = self.state.lock();
+        if let Some(known) = state.workers.get(&worker) {
+            known.record(frame.publisher);
+        }
+        counts
+    }
+
+    /// Applies an event in slices, so that no decision waits for a long event.
+    fn apply_sliced(&self, worker: WorkerId, event: KvEvent, counts: &mut ApplyCounts) {
+        let is_removal = matches!(event, KvEvent::Removed { .. });
+        let mut refused = false;
+        for slice in slices(event) {
+            let _slice_of_the_lock = self.state.lock();
+            refused |= self.router.apply(worker, &slice).is_err();
+            // Unknown blocks in one slice say nothing of the next. A store without its parent ends the chain.
+            if refused && !is_removal {
+                break;
+            }
+        }
+        if refused {
+            counts.refused += 1;
+        } else {
+            counts.applied += 1;
+        }
+    }
+
+    /// Takes what the control plane read from an instance: whether it answers, and where it does, its load.
+    ///
+    /// Returns whether the instance is registered.
+    pub(crate) fn engine_report(&self, report: &EngineReport, now_s: f64) -> bool {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let ids = state.ranks_of(report.instance);
+        for &id in &ids {
+            if let Some(known) = state.workers.get_mut(&id) {
+                known.health.reached(report.is_reachable, now_s);
+            }
+            state.review(id, now_s, self.options);
+        }
+        for load in &report.ranks {
+            let id = WorkerId::new(report.instance, load.dp_rank);
+            if ids.contains(&id) {
+                let queue = EngineQueue {
+                    waiting_prompts: load.waiting_requests,
+                    waiting_tokens: self.waiting_tokens(id, load.waiting_requests, now_s),
+                    // Metrics do not tell a prompt in computation from a decode, so the own count is the least.
+                    computed_prompts: u32::from(load.running_requests > 0),
+                };
+                state.router.report_engine_queue(id, queue, now_s);
+                if let Some(known) = state.workers.get_mut(&id) {
+                    known.engine_load = Some(*load);
+                }
+            }
+        }
+        state.pump(now_s);
+        self.unlock(guard);
+        !ids.is_empty()
+    }
+
+    /// Tokens of the prompts that wait in an engine. Metrics count prompts, so the mean of the prompts booked on the worker stands
+    /// for each, or without any the tokens of one block.
+    fn waiting_tokens(&self, id: WorkerId, waiting_requests: u32, now_s: f64) -> u64 {
+        if waiting_requests == 0 {
+            return 0;
+        }
+        let block_tokens = u64::from(self.router.config().block_size);
+        let mean_tokens = match self.router.occupancy_of(id, now_s) {
+            Some(occupancy) if occupancy.prefills > 0 => {
+                (occupancy.prefill_tokens / u64::from(occupancy.prefills)).max(block_tokens)
+            }
+            _ => block_tokens,
+        };
+        mean_tokens * u64::from(waiting_requests)
+    }
+
+    /// Empties a worker's blocks and forgets its place in the feed. The next frame starts anew. `restarted` counts a restart of the
+    /// engine.
+    pub(crate) fn start_worker_anew(&self, worker: WorkerId, restarted: bool) {
+        let epoch = {
+            let state = &mut *self.state.lock();
+            let Some(known) = state.workers.get_mut(&worker) else {
+                return;
+            };
+            known.position.forget();
+            known.cursor.start_anew(restarted);
+            known.cursor.begin_clear(Trust::Partial, &mut state.kept)
+        };
+        self.clear_blocks(vec![(worker, epoch)], &mut ApplyCounts::default());
+    }
+
+    /// A replay proved that nothing is missing in a worker's feed, so its blocks are as trusted as `trust` says.
+    pub(crate) fn confirm_feed(&self, worker: WorkerId, trust: Trust) {
+        if let Some(known) = self.state.lock().workers.get_mut(&worker) {
+            known.cursor.confirm(trust);
+        }
+    }
+}
