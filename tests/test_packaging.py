@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "wardrop"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {
-    name: PROJECT["optional-dependencies"][name] for name in ("dynamo", "frames", "plot", "ray")
+    name: PROJECT["optional-dependencies"][name]
+    for name in ("dynamo", "serve", "frames", "plot", "ray")
 }
 
 # Declared without an import in the package, with the reason.

@@ -1042,6 +1042,33 @@ class Gateway:
             ValueError: a URL is not of the form `http://host:port`.
         """
 
+    def set_workers(self, workers_json: str, /) -> None:
+        """Make workers the upstreams. A worker that stays keeps its connections.
+
+        From now on a placed request goes straight to its worker, without pin headers. A request
+        whose prompt is not known is placed by load.
+
+        Args:
+            workers_json: list of `{"instance": id, "url": "http://host:port"}`.
+
+        Raises:
+            ValueError: no such list, or a URL of another form.
+        """
+
+    def report_engines(self, reports_json: str, /) -> int:
+        """Report what was read from engines: whether they answer, and their load.
+
+        Args:
+            reports_json: list of `model`, `role`, `instance`, `is_reachable`, and `ranks` with
+                `dp_rank`, `running_requests`, `waiting_requests` and `kv_usage` (0 to 1).
+
+        Returns:
+            Number of reports about registered workers.
+
+        Raises:
+            ValueError: no such list.
+        """
+
     def upsert_model(self, model_json: str, /) -> None:
         """Register a model, or change it. An unchanged model has no effect.
 
@@ -1049,8 +1076,8 @@ class Gateway:
         It hands over token ids only for prompt shapes without a difference.
 
         Args:
-            model_json: `name`, `block_size`, `folder` (with tokenizer.json), `context_length` and
-                `loras` (adapters of the model).
+            model_json: `name`, `block_size`, `folder` (with tokenizer.json), `context_length`,
+                `loras` (adapters of the model) and `aliases` (further names of the model).
 
         Raises:
             ValueError: a key is missing or wrong, or the folder cannot be read.

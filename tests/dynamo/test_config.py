@@ -27,7 +27,7 @@ def test_every_flag_and_variable_is_unique():
 def test_every_default_survives_a_round_trip_through_its_variable():
     environment = {
         setting.variable: setting.default_text
-        for setting in settings()
+        for setting in settings("fleet")
         if setting.default_text != "none"
     }
     assert len(environment) > 30

@@ -27,6 +27,11 @@ SUBCOMMANDS = {
     "dynamo": Subcommand(
         "wardrop.commands.dynamo", "route requests in front of NVIDIA Dynamo", "dynamo"
     ),
+    "serve": Subcommand(
+        "wardrop.commands.serve",
+        "route requests to vLLM or SGLang servers",
+        "serve",
+    ),
     "demo": Subcommand(
         "wardrop.commands.demo", "compare routers on a real Dynamo, mock workers", "dynamo,plot"
     ),

@@ -1,48 +1,36 @@
 """`wardrop dynamo`: the command line of the router in front of a Dynamo.
 
-Every setting of `wardrop.config` is a flag here, grouped by stage in the help text. The text of a
-flag goes to the parser of the setting's variable, so a bad value has one error text in all sources.
+Every setting of `wardrop.config` is a flag here, except those of a fleet without Dynamo.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
-from wardrop.config import Config, ConfigError, Setting, check_gateway, load, settings
+from wardrop.commands.flags import (
+    StagedCommand,
+    file_from_environment,
+    given_texts,
+    start_log,
+    with_settings,
+)
+from wardrop.config import Config, ConfigError, check_gateway, load
 
 _EPILOG = (
     "Arguments after `--` go to dynamo.frontend unchanged, for example: "
     "wardrop dynamo --policy dynamo --http-port 8000 -- --migration-limit 3"
 )
 
+_WITHOUT = "fleet"
+"""Stage of a router without Dynamo."""
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-class StagedCommand(TyperCommand):
-    """A command whose help text has one section per stage.
-
-    Plain text, not a table: at 80 columns a table cuts the longer flags.
-    """
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the sections in the order of the stages."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                panel = getattr(parameter, "rich_help_panel", None) or "Options"
-                sections.setdefault(panel, []).append(record)
-        for panel, records in sections.items():
-            with formatter.section(panel):
-                formatter.write_dl(records)
 
 
 def dynamo(
@@ -61,12 +49,13 @@ def dynamo(
     """
     try:
         _refuse_stray(frontend_arguments)
-        config = load(_texts(flags), os.environ, config_file or _file_from_environment())
+        file = config_file or file_from_environment()
+        config = load(given_texts(flags, _WITHOUT), os.environ, file, without=_WITHOUT)
         check_gateway(config)
     except ConfigError as error:
         print(f"wardrop: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    _start_log(config.log.level)
+    start_log(config.log.level)
     raise typer.Exit(_serve(config, frontend_arguments))
 
 
@@ -96,112 +85,15 @@ def _refuse_stray(frontend_arguments: list[str]) -> None:
         )
 
 
-def _texts(flags: dict[str, str | bool | list[str] | None]) -> dict[str, str]:
-    """The text of each flag that was given, by the key of its setting."""
-    given: dict[str, str] = {}
-    for setting in settings():
-        value = flags.get(_parameter(setting))
-        if value is None or value == []:
-            continue
-        if isinstance(value, bool):
-            given[setting.key] = "true" if value else "false"
-        else:
-            given[setting.key] = value if isinstance(value, str) else ",".join(value)
-    return given
+_FRONTEND_ARGUMENTS = inspect.Parameter(
+    "frontend_arguments",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=[],
+    annotation=Annotated[
+        list[str], typer.Argument(metavar="-- FLAG", help="flags for dynamo.frontend")
+    ],
+)
 
-
-def _file_from_environment() -> Path | None:
-    path = os.environ.get("WARDROP_CONFIG")
-    return Path(path) if path else None
-
-
-def _start_log(level: str) -> None:
-    logging.basicConfig(
-        level=getattr(logging, level.upper()),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
-
-
-def _parameter(setting: Setting) -> str:
-    return f"{setting.stage}__{setting.name}"
-
-
-def _option(setting: Setting) -> inspect.Parameter:
-    """The flag of a setting, with its default in the help text."""
-    switch = setting.kind is bool
-    several = isinstance(setting.default, tuple | dict)
-    names = f"--{setting.flag}/--no-{setting.flag}" if switch else f"--{setting.flag}"
-    default = setting.default_text
-    text = setting.summary if default == "none" else f"{setting.summary} [default: {default}]"
-    option: Any = typer.Option(
-        names,
-        help=text,
-        metavar=None if switch else _metavar(setting.kind),
-        show_default=False,
-        rich_help_panel=_panel(setting.stage),
-    )
-    kind: Any = (bool | None) if switch else (list[str] | None) if several else (str | None)
-    return inspect.Parameter(
-        _parameter(setting),
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind, option],
-    )
-
-
-def _metavar(kind: object) -> str:
-    """The placeholder for a value: the choices, or the name of the type."""
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    names: dict[Any, str] = {int: "INT", float: "FLOAT"}
-    return names.get(kind, "TEXT")
-
-
-def _panel(stage: str) -> str:
-    """Heading of a stage in the help text: its name and the first sentence of its docstring."""
-    summary = cast(type[Any], get_type_hints(Config)[stage]).__doc__ or ""
-    sentence = summary.partition(".")[0]
-    return f"{stage} ({sentence[:1].lower()}{sentence[1:]})"
-
-
-def _signature() -> inspect.Signature:
-    """The parameters of the command for typer: two of its own, and one per setting."""
-    fixed = [
-        inspect.Parameter(
-            "frontend_arguments",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=[],
-            annotation=Annotated[
-                list[str],
-                typer.Argument(metavar="-- FLAG", help="flags for dynamo.frontend"),
-            ],
-        ),
-        inspect.Parameter(
-            "config_file",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                Path | None,
-                typer.Option(
-                    "--config",
-                    help="strict YAML file [env: WARDROP_CONFIG]",
-                    metavar="FILE",
-                    show_default=False,
-                ),
-            ],
-        ),
-    ]
-    return inspect.Signature(fixed + [_option(setting) for setting in settings()])
-
-
-def _with_settings() -> Any:
-    command: Any = dynamo
-    command.__signature__ = _signature()
-    command.__annotations__ = {
-        name: parameter.annotation for name, parameter in command.__signature__.parameters.items()
-    }
-    return command
-
-
-app.command("dynamo", cls=StagedCommand, epilog=_EPILOG)(_with_settings())
+app.command("dynamo", cls=StagedCommand, epilog=_EPILOG)(
+    with_settings(dynamo, _WITHOUT, (_FRONTEND_ARGUMENTS,))
+)

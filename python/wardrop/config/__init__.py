@@ -4,9 +4,9 @@ Every setting exists in four sources under one name. The field `limits.body_byte
 `--limits-body-bytes`, the variable `WARDROP_LIMITS_BODY_BYTES` and the YAML key
 `limits: {body_bytes: …}`. Settings that users meet first have a shorter flag and variable.
 
-Files: `fields` declares and checks settings. `http`, `routing`, `dynamo` and `control` hold the
-stages, and `config` joins them. `files` checks the files that settings name. `sources` reads flags,
-variables and YAML. `native` asks the native module.
+Files: `fields` declares and checks settings. `http`, `routing`, `dynamo`, `fleet` and `control`
+hold the stages, and `config` joins them. `files` checks the files that settings name. `sources`
+reads flags, variables and YAML. `native` asks the native module.
 """
 
 from wardrop.config.config import Config
@@ -14,6 +14,7 @@ from wardrop.config.control import CONTROLLER_MOVES, Control, IndexFile, Log, Sh
 from wardrop.config.dynamo import Discovery, Dynamo, FrontendMode
 from wardrop.config.fields import ConfigError
 from wardrop.config.files import check_files
+from wardrop.config.fleet import Fleet
 from wardrop.config.http import Http, Limits, Routes, Upstream
 from wardrop.config.native import check_gateway, check_policy
 from wardrop.config.routing import Feed, Predicted, PredictedUse, Prompt, Routing
@@ -27,6 +28,7 @@ __all__ = [
     "Discovery",
     "Dynamo",
     "Feed",
+    "Fleet",
     "FrontendMode",
     "Http",
     "IndexFile",

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from wardrop.config.control import Control, IndexFile, Log, Shadows
 from wardrop.config.dynamo import Dynamo
+from wardrop.config.fleet import Fleet
 from wardrop.config.http import Http, Limits, Routes, Upstream
 from wardrop.config.routing import SWITCHES, Feed, Predicted, Prompt, Routing
 
@@ -25,6 +26,7 @@ class Config:
     prompt: Prompt = field(default_factory=Prompt)
     feed: Feed = field(default_factory=Feed)
     dynamo: Dynamo = field(default_factory=Dynamo)
+    fleet: Fleet = field(default_factory=Fleet)
     control: Control = field(default_factory=Control)
     shadows: Shadows = field(default_factory=Shadows)
     index: IndexFile = field(default_factory=IndexFile)

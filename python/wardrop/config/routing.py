@@ -128,6 +128,12 @@ class Feed:
     distrust_ms: int = setting(
         30_000, "time after which suspect blocks are forgotten when no dump replaces them"
     )
+    replay_timeout_ms: int = setting(
+        2_000, "engines without Dynamo: longest wait for a replay of events that are missing"
+    )
+    tail_check_ms: int = setting(
+        2_000, "engines without Dynamo: silence after which a replay looks for lost events"
+    )
 
     def __post_init__(self) -> None:
         require_positive("feed", self)

@@ -65,9 +65,15 @@ class Setting:
         return str(self.default) or "none"
 
 
-def settings() -> Iterator[Setting]:
-    """Every setting, in the order of the stages."""
+def settings(without: str = "") -> Iterator[Setting]:
+    """Every setting, in the order of the stages.
+
+    Args:
+        without: Name of a stage that is left out, because a command does not have it.
+    """
     for stage in fields(Config):
+        if stage.name == without:
+            continue
         kind = cast(type[Any], get_type_hints(Config)[stage.name])
         hints = get_type_hints(kind)
         defaults = kind()
@@ -79,7 +85,12 @@ def settings() -> Iterator[Setting]:
 
 
 def load(
-    flags: Mapping[str, str], environment: Mapping[str, str], file: Path | None = None
+    flags: Mapping[str, str],
+    environment: Mapping[str, str],
+    file: Path | None = None,
+    *,
+    without: str = "fleet",
+    defaults: Mapping[str, object] | None = None,
 ) -> Config:
     """Build the configuration from all sources.
 
@@ -87,15 +98,17 @@ def load(
         flags: Text of a flag by the key of its setting, `stage.name`.
         environment: The process environment, of which only `WARDROP_*` is read.
         file: YAML file, or None.
+        without: Stage that the command does not have.
+        defaults: Values in place of the defaults of the stages, by key.
 
     Raises:
         ConfigError: A key is unknown, or a value has the wrong type or is out of range.
     """
-    known = {setting.key: setting for setting in settings()}
-    values: dict[str, object] = {}
+    known = {setting.key: setting for setting in settings(without)}
+    values: dict[str, object] = dict(defaults or {})
     if file is not None:
         values.update(_read_yaml(file, known))
-    _refuse_misspelt_variables(environment, known)
+    _refuse_misspelt_variables(environment)
     for setting in known.values():
         if setting.variable in environment:
             text = environment[setting.variable]
@@ -145,15 +158,13 @@ def _read_yaml(file: Path, known: Mapping[str, Setting]) -> dict[str, object]:
     return values
 
 
-def _refuse_misspelt_variables(
-    environment: Mapping[str, str], known: Mapping[str, Setting]
-) -> None:
+def _refuse_misspelt_variables(environment: Mapping[str, str]) -> None:
     """Refuse a `WARDROP_*` variable whose name is close to the name of a setting.
 
     Variables with other names pass: Kubernetes adds `WARDROP_SERVICE_HOST`, `WARDROP_PORT` and
     more to every pod in the namespace of a service named `wardrop`.
     """
-    ours = {setting.variable for setting in known.values()}
+    ours = {setting.variable for setting in settings()}
     for name in environment:
         if not name.startswith("WARDROP_") or name in ours or name in _OTHER_VARIABLES:
             continue

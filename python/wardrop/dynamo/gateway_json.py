@@ -24,6 +24,7 @@ def model_json(model: Model, folder: Path | None) -> str:
             "loras": list(model.loras),
             "checksums": list(model.checksums),
             "left_to_dynamo": model.left_to_dynamo,
+            "aliases": list(model.aliases),
         }
     )
 
@@ -55,5 +56,7 @@ def feed_json(feed: Feed) -> str:
             "publisher_id": feed.publisher_id,
             "instance": feed.instance,
             "any_publisher": feed.any_publisher,
+            "dp_rank": feed.dp_rank,
+            "replay": feed.replay,
         }
     )

@@ -31,6 +31,7 @@ from wardrop.dynamo.block_dump import dump_blocks
 from wardrop.dynamo.discovery.backends import choose_source, dynamo_environment
 from wardrop.dynamo.discovery.frontend_source import FrontendSource
 from wardrop.dynamo.discovery.scope import choose_scope
+from wardrop.dynamo.discovery.source import Source
 from wardrop.dynamo.frontend_client import models_served, models_served_by_any, read_page
 from wardrop.dynamo.gateway_sync import Actions, GatewaySync
 from wardrop.dynamo.install import dynamo_version
@@ -38,7 +39,7 @@ from wardrop.dynamo.parts import Parts
 from wardrop.dynamo.supervisor import FrontendSpec, Supervisor, SupervisorError
 from wardrop.dynamo.tokenizer_files import tokenizer_folder
 from wardrop.service import wiring
-from wardrop.service.admin import Admin
+from wardrop.service.admin import Admin, Members
 from wardrop.service.curve_file import SavedCurves
 from wardrop.service.index_file import SavedIndex
 from wardrop.service.live import LiveFeed
@@ -78,30 +79,13 @@ class Server:
                 f"got frontend flags {' '.join(frontend_arguments)!r} with --upstream, which "
                 "starts no frontend; give one or the other"
             )
-        check_files(config)
-        try:
-            table = config.control.timing_table
-            self._timing = timing_points(Path(table)) if table else {}
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"control.timing_table: {error}") from error
-        self.config = config
         scope = choose_scope(
             config.dynamo.namespace,
             config.dynamo.namespace_prefix,
             frontend_arguments,
             environment,
         )
-        self.source = choose_source(config.dynamo, environment, scope)
-        self.port: int | None = None
-        self._python = config.dynamo.python or sys.executable
-        self._environment = dict(environment)
-        self._stop = asyncio.Event()
-        self._cut_short = asyncio.Event()
-        self._upstreams_changed = asyncio.Event()
-        self._supervisor: Supervisor | None = None
-        self._sync: GatewaySync | None = None
-        self._index: SavedIndex | None = None
-        self._curves: SavedCurves | None = None
+        self._set_up(config, environment, choose_source(config.dynamo, environment, scope))
         if not config.dynamo.upstreams:
             version = dynamo_version(self._python)
             log.info("Dynamo %s", version)
@@ -118,6 +102,34 @@ class Server:
             )
             self._supervisor.restarted = self.source.frontends_restarted
 
+    def _set_up(self, config: Config, environment: Mapping[str, str], source: Source) -> None:
+        """Check the files, and set what every router has.
+
+        Raises:
+            ConfigError: A file cannot be used.
+        """
+        check_files(config)
+        try:
+            table = config.control.timing_table
+            self._timing = timing_points(Path(table)) if table else {}
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"control.timing_table: {error}") from error
+        self.config = config
+        self.source: Source = source
+        self.drain_timeout_s = config.dynamo.drain_timeout_s
+        self.port: int | None = None
+        self.admin: Admin | None = None
+        self.gateway: Gateway | None = None
+        self._python = config.dynamo.python or sys.executable
+        self._environment = dict(environment)
+        self._stop = asyncio.Event()
+        self._cut_short = asyncio.Event()
+        self._upstreams_changed = asyncio.Event()
+        self._supervisor: Supervisor | None = None
+        self._sync: GatewaySync | None = None
+        self._index: SavedIndex | None = None
+        self._curves: SavedCurves | None = None
+
     def request_stop(self) -> None:
         """Drain and stop. A second call cuts the drain short."""
         if self._stop.is_set():
@@ -131,8 +143,11 @@ class Server:
             return list(self.config.dynamo.upstreams)
         return self._supervisor.urls
 
-    async def run(self) -> int:
+    async def run(self, signals: bool = True) -> int:
         """Serve until a stop is requested.
+
+        Args:
+            signals: Whether SIGTERM and SIGINT request a stop. Only a main thread can take them.
 
         Returns:
             Exit code: 0 after a complete drain, 1 when requests were cut off.
@@ -142,7 +157,7 @@ class Server:
             SupervisorError: A frontend ended too often.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
             loop.add_signal_handler(number, self.request_stop)
         frontends = asyncio.create_task(self._supervisor.run()) if self._supervisor else None
         try:
@@ -150,6 +165,7 @@ class Server:
             if self._stop.is_set():
                 return 0
             gateway = self._start_gateway()
+            self.gateway = gateway
             try:
                 await self._serve(gateway, frontends)
                 return 0 if await self._drain(gateway) else 1
@@ -191,7 +207,7 @@ class Server:
             self.config.http.host,
             self.port,
             self.config.routing.policy,
-            ", ".join(self.upstreams),
+            ", ".join(self.upstreams) or "workers",
             self.source.name,
         )
         return gateway
@@ -211,6 +227,7 @@ class Server:
             parts.attempt("saved_curves", self._curves.load)
             runs["saved_curves"] = self._curves.run
         self._sync = self._make_sync(gateway)
+        runs.update(self._further_parts(gateway))
         runs["discovery"] = self._sync.follow
         runs["fleet"] = self._sync.repair
         door = Door(gateway, AuditLog(Path(control.audit_file)) if control.audit_file else None)
@@ -222,7 +239,6 @@ class Server:
         if config.shadows.calibrate:
             calibrator = Calibrator(gateway, door, lambda: loop.controller.on_trial)
             runs["calibrator"] = partial(calibrator.run, config.shadows.tick_s)
-        runs["upstreams"] = partial(self._forward_upstreams, gateway)
         runs["discovery_source"] = partial(self._report_discovery, parts)
         tasks = [
             asyncio.create_task(parts.keep(name, run), name=name) for name, run in runs.items()
@@ -241,7 +257,8 @@ class Server:
     async def _serve_admin(self, gateway: Gateway, door: Door, loop: ControlLoop) -> None:
         control = self.config.control
         live = LiveFeed(gateway, door, lambda: loop.figures)
-        admin = Admin(gateway, door, control.admin_port, live, self._wiring)
+        admin = Admin(gateway, door, control.admin_port, live, self._wiring, self._members())
+        self.admin = admin
         try:
             await admin.start()
             await asyncio.Event().wait()
@@ -261,6 +278,14 @@ class Server:
             wiring.switches_of(self._environment),
             self.config.control.receipts,
         )
+
+    def _further_parts(self, gateway: Gateway) -> dict[str, Callable[[], Awaitable[object]]]:
+        """Parts that only a router of this kind has."""
+        return {"upstreams": partial(self._forward_upstreams, gateway)}
+
+    def _members(self) -> Members | None:
+        """The members of a fleet without Dynamo, for the admin API."""
+        return None
 
     async def _save_state(self) -> None:
         """Write the files that keep state over a restart. A failure costs the file only."""
@@ -330,7 +355,7 @@ class Server:
                     log.info("discovery answers again")
 
     async def _drain(self, gateway: Gateway) -> bool:
-        timeout_s = self.config.dynamo.drain_timeout_s
+        timeout_s = self.drain_timeout_s
         log.info("stopping: draining for up to %g s (a second signal stops at once)", timeout_s)
         drained = asyncio.create_task(asyncio.to_thread(gateway.drain, timeout_s))
         cut_short = asyncio.create_task(self._cut_short.wait())

@@ -13,6 +13,9 @@
     GET  /v1/wiring                       versions and switches, for `wardrop doctor`
     GET  /v1/status                       workers, feeds and missing events
     GET  /metrics                         the metrics page of the public port
+    GET  /v1/workers                      `wardrop serve`: members with what they answered
+    POST /v1/workers                      {"url", "events", …} → follow a further worker
+    DELETE /v1/workers?url=URL            leave a worker that was added here
 
 A change needs `content-type: application/json`, and every request needs a loopback `Host`. A page
 in a browser on this machine can send neither to another origin. Bodies have at most 1 MiB, bodies
@@ -115,6 +118,22 @@ class InspectedGateway(Protocol):
         ...
 
 
+class Members(Protocol):
+    """The members of a fleet without Dynamo, as the admin API changes them."""
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every member with its state."""
+        ...
+
+    def add(self, worker_json: bytes) -> None:
+        """Follow a further worker; `ValueError` for one that cannot be followed."""
+        ...
+
+    def remove(self, url: str) -> None:
+        """Leave a worker that was added; `ValueError` for another one."""
+        ...
+
+
 class Admin:
     """The server of the admin API.
 
@@ -124,6 +143,7 @@ class Admin:
         port: Port on 127.0.0.1; 0 takes a free one.
         live: The feed of the live page.
         wiring: Returns the facts of this process, with the number of receipts kept.
+        members: The members of a fleet without Dynamo; None for a fleet of Dynamo.
     """
 
     def __init__(
@@ -133,12 +153,14 @@ class Admin:
         port: int,
         live: LiveFeed,
         wiring: Callable[[], Wiring],
+        members: Members | None = None,
     ) -> None:
         self._gateway = gateway
         self._wiring = wiring
         self._door = door
         self._live = live
         self._live_task: asyncio.Task[None] | None = None
+        self._members = members
         self._configured_port = port
         self.port: int | None = None
         application = web.Application(client_max_size=_CURVES_BYTES, middlewares=[_guard])
@@ -159,6 +181,14 @@ class Admin:
                 web.get("/metrics", self._metrics),
             ]
         )
+        if members is not None:
+            application.add_routes(
+                [
+                    web.get("/v1/workers", self._workers),
+                    web.post("/v1/workers", self._add_worker),
+                    web.delete("/v1/workers", self._remove_worker),
+                ]
+            )
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_STOP_TIMEOUT_S)
 
     async def start(self) -> int:
@@ -275,6 +305,20 @@ class Admin:
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(text=self._gateway.status())
 
+    async def _workers(self, _request: web.Request) -> web.Response:
+        members = self._members.describe() if self._members else []
+        return web.json_response({"workers": members})
+
+    async def _add_worker(self, request: web.Request) -> web.Response:
+        if self._members is not None:
+            self._members.add(await request.read())
+        return web.json_response({}, status=201)
+
+    async def _remove_worker(self, request: web.Request) -> web.Response:
+        if self._members is not None:
+            self._members.remove(request.query.get("url", ""))
+        return web.json_response({})
+
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(text=self._gateway.metrics(), content_type="text/plain")
 
@@ -284,7 +328,7 @@ async def _guard(request: web.Request, handler: Answer) -> web.StreamResponse:
     host = request.host.rpartition(":")[0] or request.host
     if host not in _LOOPBACK:
         return _refusal(403, f"got host {request.host!r}, expected the loopback of this machine")
-    if request.method == "POST" and request.content_type != "application/json":
+    if request.method in ("POST", "DELETE") and request.content_type != "application/json":
         return _refusal(415, "expected content-type: application/json for a change")
     try:
         return await handler(request)

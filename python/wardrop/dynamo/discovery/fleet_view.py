@@ -27,6 +27,7 @@ class Model:
             files that its workers have; empty when unknown.
         left_to_dynamo: Whether requests go to Dynamo unpinned, because Dynamo draws one of several
             worker sets for each request.
+        aliases: Further names of the model itself.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Model:
     files: tuple[tuple[str, str], ...] = ()
     checksums: tuple[str, ...] = ()
     left_to_dynamo: bool = False
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Feed:
 
     Attributes:
         publisher_id: Dynamo's id of the publisher, unique among all topics.
-        topic: One of `TOPICS`.
+        topic: One of `TOPICS`, or `engine-events` for an engine without Dynamo.
         address: `tcp://host:port` of the publisher's socket.
         endpoint: `namespace.component.endpoint` of the publisher's workers.
         model: Name of the workers' model.
@@ -82,6 +84,8 @@ class Feed:
         instance: The only worker whose events the feed may carry; None for all of the endpoint.
         any_publisher: Whether the feed may carry messages of every publisher. The publisher id is
             then only a name of the feed.
+        dp_rank: Rank of the worker, for the feed of an engine without Dynamo.
+        replay: Replay socket of an engine without Dynamo, `tcp://host:port`; None without one.
     """
 
     publisher_id: int
@@ -92,6 +96,8 @@ class Feed:
     role: Role
     instance: int | None = None
     any_publisher: bool = False
+    dp_rank: int = 0
+    replay: str | None = None
 
 
 @dataclass(frozen=True)

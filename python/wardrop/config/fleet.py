@@ -1,0 +1,47 @@
+"""Settings of a fleet of engines without Dynamo: `wardrop serve`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wardrop.config.fields import require_within, setting
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The engines behind the router, without Dynamo."""
+
+    workers: tuple[str, ...] = setting(
+        (),
+        "http://HOST:PORT,events=tcp://HOST:PORT,… of an OpenAI server; once per server",
+        "worker",
+    )
+    file: str = setting("", "YAML file with workers and models, read again after changes", "fleet")
+    tokenizer: str = setting(
+        "", "folder with tokenizer.json and the chat template of the models", "tokenizer"
+    )
+    poll_interval_ms: int = setting(500, "time between two readings of an engine's metrics")
+    ready_timeout_s: float = setting(
+        600.0, "time for the first worker to answer at start; 0 does not wait"
+    )
+    drain_timeout_s: float = setting(30.0, "time for requests in flight to end at stop")
+
+    def __post_init__(self) -> None:
+        require_within("fleet.poll_interval_ms", self.poll_interval_ms, 50, 60_000)
+        for name in ("ready_timeout_s", "drain_timeout_s"):
+            require_within(f"fleet.{name}", getattr(self, name), 0, 86_400)
+
+    @property
+    def worker_texts(self) -> list[str]:
+        """One text per worker.
+
+        A list has commas between its items, and so has the text of a worker. A part without `=`
+        starts a worker, and each `key=value` after it belongs to that worker.
+        """
+        texts: list[str] = []
+        for part in ",".join(self.workers).split(","):
+            if "=" in part and texts:
+                texts[-1] += f",{part}"
+            elif part:
+                texts.append(part)
+        return texts

@@ -1,0 +1,441 @@
+"""The discovery backend of fleets of engines: members, what they report, and their feeds.
+
+`FleetSource` follows the texts of `--worker`, a YAML file that it reads again after each change,
+workers that the admin API added, and the addresses behind names. It probes each member. Its views
+hold the members that answered once. A member that stops answering stays in the view and is reported
+as unreachable, so that its cache is known when it comes back.
+
+A file that cannot be read leaves the last fleet in force, as any outage of a discovery backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from msgspec import structs
+
+from wardrop.dynamo.daemon_thread import run_in_thread
+from wardrop.dynamo.discovery.fleet_view import Feed, FleetView, Model, Worker
+from wardrop.errors import InputError
+from wardrop.fleet.probe import Probe, Served
+from wardrop.fleet.spec import (
+    FleetSpec,
+    ModelSpec,
+    WorkerSpec,
+    address,
+    authority,
+    check_fleet,
+    read_fleet,
+)
+
+log = logging.getLogger("wardrop.fleet")
+
+ENGINE_EVENTS = "engine-events"
+DEFAULT_BLOCK_SIZE = 16
+"""Tokens per block where no engine reports them; the default of vLLM."""
+_RELOAD_EVERY_S = 1.0
+_RESOLVE_EVERY_S = 5.0
+_ID_BITS = (1 << 53) - 1
+"""Ids fit a JSON number that every reader keeps exact."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One server.
+
+    Attributes:
+        instance: Id of the worker, the same after each restart of the router.
+        url: Base address of its HTTP server.
+        spec: What the user wrote, with the addresses of this server.
+    """
+
+    instance: int
+    url: str
+    spec: WorkerSpec
+
+
+@dataclass
+class _Probed:
+    member: Member
+    probe: Probe
+    task: asyncio.Task[None]
+
+
+class FleetSource:
+    """A discovery backend, as `wardrop.dynamo.discovery.source.Source` describes it.
+
+    Args:
+        spec: Workers and models of the command line.
+        file: YAML file with more, read again after each change; None for none.
+        poll_interval_s: Time between two readings of an engine's metrics.
+        tokenizer: Folder of the models that name none.
+    """
+
+    def __init__(
+        self,
+        spec: FleetSpec,
+        file: Path | None = None,
+        poll_interval_s: float = 0.5,
+        tokenizer: str | None = None,
+    ) -> None:
+        self.last_error: str | None = None
+        self.on_report: Callable[[str], object] = lambda _reports_json: None
+        """Called with `Gateway.report_engines`' argument after each round of readings."""
+        self.on_members: Callable[[list[Member]], object] = lambda _members: None
+        """Called with the members in the view, before the view is yielded."""
+        self._spec = spec
+        self._file = file
+        self._poll_interval_s = poll_interval_s
+        self._tokenizer = tokenizer
+        self._added: dict[str, WorkerSpec] = {}
+        self._of_file = FleetSpec()
+        self._file_mark: object = None
+        self._addresses: dict[str, tuple[str, ...]] = {}
+        self._resolved_at_s = float("-inf")
+        self._probed: dict[int, _Probed] = {}
+        self._changed = asyncio.Event()
+        self._problems: tuple[str, ...] = ()
+        if file is not None:
+            self._of_file = read_fleet(file)
+            self._file_mark = _mark(file)
+        check_fleet(self.fleet, "the fleet")
+
+    @property
+    def name(self) -> str:
+        """What is followed, for logs."""
+        return f"{len(self.fleet.workers)} workers" + (f" and {self._file}" if self._file else "")
+
+    @property
+    def fleet(self) -> FleetSpec:
+        """Models and workers of all sources."""
+        return FleetSpec(
+            (*self._spec.models, *self._of_file.models),
+            (*self._spec.workers, *self._of_file.workers, *self._added.values()),
+        )
+
+    def frontends_restarted(self) -> None:
+        """There are no frontends here."""
+
+    def add_worker(self, worker: WorkerSpec) -> None:
+        """Follow a further worker, until `remove_worker` or the end of the process.
+
+        Raises:
+            InputError: The worker is there already, or cannot be followed.
+        """
+        fleet = self.fleet
+        check_fleet(replace_workers(fleet, (*fleet.workers, worker)), "the fleet")
+        self._added[worker.url.rstrip("/")] = worker
+        self._changed.set()
+
+    def remove_worker(self, url: str) -> None:
+        """Leave a worker that `add_worker` added.
+
+        Raises:
+            InputError: There is no such worker.
+        """
+        if self._added.pop(url.rstrip("/"), None) is None:
+            raise InputError(
+                f"got the worker {url!r}, expected one that was added here; a worker of a file or "
+                "of the command line leaves with its line"
+            )
+        self._changed.set()
+
+    def members(self) -> list[Member]:
+        """The members in the view: those that answered once."""
+        return [each.member for each in self._probed.values() if each.probe.served is not None]
+
+    def served_names(self) -> set[str]:
+        """Names of the models that members serve."""
+        return {name for each in self._probed.values() if (name := _model_of(each)) is not None}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every member with its state, for the admin API."""
+        return [
+            {
+                "url": each.member.url,
+                "instance": each.member.instance,
+                "models": list(each.probe.served.names) if each.probe.served else [],
+                "is_reachable": each.probe.is_reachable,
+                "error": each.probe.error,
+                "events": each.member.spec.events,
+                "replay": each.member.spec.replay,
+                "is_added": each.member.url in self._added,
+            }
+            for each in self._probed.values()
+        ]
+
+    async def views(self) -> AsyncIterator[FleetView]:
+        """Views without end. The first one comes at once and is empty: nothing has answered."""
+        timeout = aiohttp.ClientTimeout(total=10.0)
+        connector = aiohttp.TCPConnector(limit=256)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            reports = asyncio.create_task(self._report(), name="reports of engines")
+            try:
+                last: FleetView | None = None
+                while True:
+                    await self._follow_file()
+                    await self._resolve_names()
+                    self._follow_members(session)
+                    view = self._view()
+                    if view != last:
+                        self.on_members(self.members())
+                        yield view
+                        last = view
+                    try:
+                        async with asyncio.timeout(_RELOAD_EVERY_S):
+                            await self._changed.wait()
+                    except TimeoutError:
+                        pass
+                    self._changed.clear()
+            finally:
+                reports.cancel()
+                tasks = [each.task for each in self._probed.values()]
+                for task in tasks:
+                    task.cancel()
+                self._probed.clear()
+                await asyncio.gather(reports, *tasks, return_exceptions=True)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_interval_s)
+            reports = [
+                {
+                    "model": model,
+                    "role": "aggregated",
+                    "instance": each.member.instance,
+                    "is_reachable": each.probe.is_reachable,
+                    "ranks": [
+                        {
+                            "dp_rank": rank,
+                            "running_requests": load.running,
+                            "waiting_requests": load.waiting,
+                            "kv_usage": load.kv_usage,
+                        }
+                        for rank, load in each.probe.metrics.ranks.items()
+                    ]
+                    if not each.probe.error
+                    else [],
+                }
+                for each in self._probed.values()
+                if (model := _model_of(each)) is not None
+            ]
+            try:
+                self.on_report(json.dumps(reports))
+            except Exception as error:
+                log.error("the reports of engines are not taken: %s", error)
+
+    async def _follow_file(self) -> None:
+        if self._file is None:
+            return
+        mark = await run_in_thread(partial(_mark, self._file))
+        if mark == self._file_mark:
+            return
+        self._file_mark = mark
+        before = self._of_file
+        try:
+            self._of_file = await run_in_thread(partial(read_fleet, self._file))
+            check_fleet(self.fleet, "the fleet")
+        except (InputError, OSError) as error:
+            self._of_file = before
+            self.last_error = str(error)
+            return
+        self.last_error = None
+        log.info("read %s: %d workers", self._file, len(self._of_file.workers))
+
+    async def _resolve_names(self) -> None:
+        """Find the addresses of the names that stand for several servers."""
+        now_s = asyncio.get_running_loop().time()
+        names = {
+            address(worker.url, "http", "url").host for worker in self.fleet.workers if worker.dns
+        }
+        is_due = now_s - self._resolved_at_s >= _RESOLVE_EVERY_S
+        if not names or (names <= self._addresses.keys() and not is_due):
+            return
+        self._resolved_at_s = now_s
+        for name in sorted(names):
+            try:
+                found = await asyncio.wait_for(run_in_thread(partial(_resolve, name)), 5.0)
+            except (OSError, TimeoutError) as error:
+                # The last known addresses stay: an outage of the name server empties no fleet.
+                self._addresses.setdefault(name, ())
+                self.last_error = f"the name {name!r} cannot be resolved: {error}"
+            else:
+                self._addresses[name] = found
+                if self.last_error and repr(name) in self.last_error:
+                    self.last_error = None
+
+    def _follow_members(self, session: aiohttp.ClientSession) -> None:
+        """Start probes of members that joined, and end those of members that left."""
+        wanted = {member.instance: member for member in self._wanted()}
+        for instance in [i for i in self._probed if i not in wanted]:
+            self._probed.pop(instance).task.cancel()
+        for instance, member in wanted.items():
+            known = self._probed.get(instance)
+            if known is not None:
+                known.member = member
+                continue
+            probe = Probe(member.url, self._poll_interval_s, self._changed.set)
+            task = asyncio.create_task(probe.run(session), name=f"probe of {member.url}")
+            self._probed[instance] = _Probed(member, probe, task)
+
+    def _wanted(self) -> list[Member]:
+        members: list[Member] = []
+        for worker in self.fleet.workers:
+            place = address(worker.url, "http", "url")
+            hosts = self._addresses.get(place.host, ()) if worker.dns else (place.host,)
+            for host in hosts:
+                url = f"http://{authority(host, place.port)}"
+                moved = {
+                    name: _at(endpoint, place.host, host)
+                    for name in ("events", "replay")
+                    if (endpoint := getattr(worker, name)) is not None
+                }
+                members.append(Member(_id(url), url, _with(worker, moved)))
+        return list({member.instance: member for member in members}.values())
+
+    def _view(self) -> FleetView:
+        problems: list[str] = []
+        models: dict[str, Model] = {}
+        workers: dict[Any, Worker] = {}
+        feeds: dict[int, Feed] = {}
+        specs = {model.name: model for model in self.fleet.models}
+        for each in self._probed.values():
+            served, name = each.probe.served, _model_of(each)
+            if served is None or name is None:
+                if each.probe.error:
+                    problems.append(f"{each.member.url} does not serve: {each.probe.error}")
+                continue
+            model = self._model(each, served, name, specs.get(name))
+            known = models.setdefault(name, model)
+            if known.block_size != model.block_size:
+                problems.append(
+                    f"{each.member.url} is left out: its blocks have {model.block_size} tokens, "
+                    f"those of {name} on other workers {known.block_size}"
+                )
+                continue
+            models[name] = _joined(known, model)
+            worker = _worker(each, name)
+            workers[name, "aggregated", worker.instance] = worker
+            feeds.update({feed.publisher_id: feed for feed in _feeds(each.member, name)})
+        problems += [f"{name}: no worker serves this model" for name in specs.keys() - models]
+        return FleetView(models, workers, feeds, tuple(problems))
+
+    def _model(self, each: _Probed, served: Served, name: str, spec: ModelSpec | None) -> Model:
+        reported = each.probe.metrics.block_size
+        own = each.member.spec.block_size or (spec.block_size if spec else None)
+        length = (spec.context_length if spec else None) or served.context_length
+        folder = (spec.folder if spec else None) or self._tokenizer
+        aliases = tuple(alias for alias in served.names if alias != name)
+        return Model(
+            name=name,
+            block_size=own or reported or DEFAULT_BLOCK_SIZE,
+            context_length=length,
+            loras=served.loras,
+            source_path=folder,
+            aliases=aliases,
+        )
+
+
+def replace_workers(fleet: FleetSpec, workers: tuple[WorkerSpec, ...]) -> FleetSpec:
+    """The fleet with other workers."""
+    return FleetSpec(fleet.models, workers)
+
+
+def _model_of(each: _Probed) -> str | None:
+    """Name of the model of a member; None before it answered."""
+    if each.probe.served is None:
+        return None
+    return each.member.spec.model or each.probe.served.names[0]
+
+
+def _joined(known: Model, other: Model) -> Model:
+    """A model on several workers: the adapters that all have, and the shortest context."""
+    lengths = [m.context_length for m in (known, other) if m.context_length is not None]
+    return replace(
+        known,
+        loras=tuple(lora for lora in known.loras if lora in other.loras),
+        aliases=tuple(alias for alias in known.aliases if alias in other.aliases),
+        context_length=min(lengths, default=None),
+    )
+
+
+def _worker(each: _Probed, model: str) -> Worker:
+    spec, metrics = each.member.spec, each.probe.metrics
+    # Without a replay nothing else shows a restart, so a new start makes a new incarnation.
+    started_s = None if spec.replay else metrics.started_s
+    return Worker(
+        model=model,
+        role="aggregated",
+        instance=each.member.instance,
+        endpoint=each.member.url,
+        address=f"{each.member.url} {started_s}",
+        dp_size=spec.ranks,
+        total_kv_blocks=spec.kv_blocks or metrics.kv_blocks,
+        max_num_seqs=spec.max_num_seqs,
+        max_num_batched_tokens=spec.max_num_batched_tokens,
+    )
+
+
+def _feeds(member: Member, model: str) -> list[Feed]:
+    spec = member.spec
+    if spec.events is None:
+        return []
+    return [
+        Feed(
+            publisher_id=_id(f"{member.url} events {rank}"),
+            topic=ENGINE_EVENTS,
+            address=_of_rank(spec.events, rank),
+            endpoint=member.url,
+            model=model,
+            role="aggregated",
+            instance=member.instance,
+            dp_rank=rank,
+            replay=_of_rank(spec.replay, rank) if spec.replay else None,
+        )
+        for rank in range(spec.ranks)
+    ]
+
+
+def _of_rank(endpoint: str, rank: int) -> str:
+    place = address(endpoint, "tcp", "endpoint")
+    return f"tcp://{authority(place.host, place.port + rank)}"
+
+
+def _at(endpoint: str, name: str, host: str) -> str:
+    """The endpoint at one of the addresses of a name."""
+    place = address(endpoint, "tcp", "endpoint")
+    return f"tcp://{authority(host if place.host == name else place.host, place.port)}"
+
+
+def _with(worker: WorkerSpec, moved: dict[str, str]) -> WorkerSpec:
+    return structs.replace(worker, **moved)
+
+
+def _id(text: str) -> int:
+    """A number for a text, above 0, that is the same in every process."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") & _ID_BITS) or 1
+
+
+def _mark(file: Path) -> object:
+    """A value that changes when the file does."""
+    try:
+        state = file.stat()
+    except OSError as error:
+        return str(error)
+    return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+def _resolve(name: str) -> tuple[str, ...]:
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return tuple(sorted({str(entry[4][0]) for entry in found}))

@@ -1,0 +1,222 @@
+"""The fleet as a user writes it: `--worker` texts and the YAML file of `--fleet`.
+
+    models:
+      - name: llama
+        folder: /models/llama
+    workers:
+      - url: http://10.0.0.1:8000
+        events: tcp://10.0.0.1:5557
+        replay: tcp://10.0.0.1:5558
+
+Everything that an engine reports itself may be left out. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+
+from wardrop.decoding import convert, shown
+from wardrop.errors import InputError
+
+MAX_FILE_BYTES = 4 << 20
+MAX_WORKERS = 4096
+"""Workers of one fleet. The router limits ranks, and each rank has a feed."""
+MAX_RANKS = 1024
+
+_Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+_BlockSize = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+_Ranks = Annotated[int, msgspec.Meta(ge=1, le=MAX_RANKS)]
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model, where the engines do not report enough.
+
+    Attributes:
+        name: Name that clients use.
+        folder: Folder with `tokenizer.json` and the chat template. Without one, prompts of text are
+            routed by load, and prompts of token ids by prefix.
+        block_size: Tokens per KV block; by default what the engines report.
+        context_length: Longest prompt plus output, in tokens; by default what the engines report.
+    """
+
+    name: str
+    folder: str | None = None
+    block_size: _BlockSize | None = None
+    context_length: _Count | None = None
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One OpenAI server, or all servers behind a name.
+
+    Attributes:
+        url: Base address of the HTTP server, `http://HOST:PORT`.
+        events: Socket of the KV events, `tcp://HOST:PORT`. Rank r of a server publishes on port
+            PORT + r. Without one, the router predicts the cache.
+        replay: Replay socket of the KV events, `tcp://HOST:PORT`; ranks as for `events`.
+        model: Name of the model; by default the first that the server lists.
+        ranks: Data-parallel ranks of the server.
+        dns: Whether the host stands for as many servers as it has addresses.
+        block_size: Tokens per KV block; by default what the server reports.
+        kv_blocks: KV blocks of a rank; by default what the server reports.
+        max_num_seqs: Sequences in a batch; unknown by default.
+        max_num_batched_tokens: Tokens in a batch; unknown by default.
+    """
+
+    url: str
+    events: str | None = None
+    replay: str | None = None
+    model: str | None = None
+    ranks: _Ranks = 1
+    dns: bool = False
+    block_size: _BlockSize | None = None
+    kv_blocks: _Count | None = None
+    max_num_seqs: _Count | None = None
+    max_num_batched_tokens: _Count | None = None
+
+
+class FleetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Models and workers.
+
+    Attributes:
+        models: What the engines do not report of their models.
+        workers: The servers.
+    """
+
+    models: tuple[ModelSpec, ...] = ()
+    workers: tuple[WorkerSpec, ...] = ()
+
+
+@dataclass(frozen=True)
+class Address:
+    """Host and port of a URL."""
+
+    host: str
+    port: int
+
+
+def address(url: str, scheme: str, place: str) -> Address:
+    """Host and port of `SCHEME://HOST:PORT`.
+
+    Raises:
+        InputError: The text has another form.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (80 if scheme == "http" else 0)
+        usable = (
+            parts.scheme == scheme
+            and bool(parts.hostname)
+            and port > 0
+            and parts.path in ("", "/")
+            and not (parts.query or parts.fragment or parts.username)
+        )
+    except ValueError:
+        usable, port, parts = False, 0, None
+    if not usable or parts is None:
+        raise InputError(f"{place}: got {shown(url)}, expected {scheme}://HOST:PORT")
+    return Address(cast(str, parts.hostname), port)
+
+
+def authority(host: str, port: int) -> str:
+    """`HOST:PORT`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_worker(text: str) -> WorkerSpec:
+    """The worker that `URL,key=value,…` names, as `--worker` takes it.
+
+    Raises:
+        InputError: The text has another form, or a key does not exist.
+    """
+    url, *pairs = text.split(",")
+    values: dict[str, Any] = {"url": url.strip()}
+    place = f"worker {shown(text)}"
+    for pair in pairs:
+        key, equals, value = pair.strip().partition("=")
+        if not equals or key in values:
+            raise InputError(f"{place}: got {shown(pair)}, expected each key once, as key=value")
+        values[key] = value
+    try:
+        spec = msgspec.convert(values, WorkerSpec, strict=False)
+    except msgspec.ValidationError:
+        # The strict error texts name the key, the value and the type.
+        spec = cast(WorkerSpec, convert(_typed(values), WorkerSpec, place))
+    _check_worker(spec, place)
+    return spec
+
+
+def read_fleet(file: Path) -> FleetSpec:
+    """The fleet in a YAML file.
+
+    Raises:
+        InputError: The file cannot be read, or has another form; the text names the key.
+    """
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise InputError(f"{file}: expected at most {MAX_FILE_BYTES} bytes")
+        content: object = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: cannot be read as YAML: {error}") from error
+    except RecursionError:
+        raise InputError(f"{file}: cannot be read as YAML: it is nested too deeply") from None
+    fleet = cast(FleetSpec, convert({} if content is None else content, FleetSpec, str(file)))
+    check_fleet(fleet, str(file))
+    return fleet
+
+
+def check_fleet(fleet: FleetSpec, place: str) -> None:
+    """Refuse a fleet that cannot be followed.
+
+    Raises:
+        InputError: An address is wrong, or a worker or model is there twice.
+    """
+    if len(fleet.workers) > MAX_WORKERS:
+        raise InputError(
+            f"{place}: workers: got {len(fleet.workers)}, expected at most {MAX_WORKERS}"
+        )
+    for number, worker in enumerate(fleet.workers):
+        _check_worker(worker, f"{place}: workers[{number}]")
+    for what, names in (
+        ("worker", [worker.url.rstrip("/") for worker in fleet.workers]),
+        ("model", [model.name for model in fleet.models]),
+    ):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"{place}: got the {what} {shown(twice[0])} twice; name it once")
+
+
+def _check_worker(worker: WorkerSpec, place: str) -> None:
+    address(worker.url, "http", f"{place}: url")
+    for name in ("events", "replay"):
+        endpoint = getattr(worker, name)
+        if endpoint is None:
+            continue
+        last = address(endpoint, "tcp", f"{place}: {name}").port + worker.ranks - 1
+        if last > 65_535:
+            raise InputError(
+                f"{place}: {name}: got {shown(endpoint)} with {worker.ranks} ranks, but the port "
+                f"of the last rank would be {last}"
+            )
+    if worker.replay and not worker.events:
+        raise InputError(
+            f"{place}: replay: got a replay socket without events; add events=tcp://HOST:PORT"
+        )
+
+
+def _typed(values: dict[str, Any]) -> dict[str, Any]:
+    """Texts of numbers and switches as values, for the error texts of a strict reader."""
+    typed: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, str) and value.isdecimal():
+            typed[key] = int(value)
+        else:
+            typed[key] = {"true": True, "false": False}.get(value, value)
+    return typed
