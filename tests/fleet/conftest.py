@@ -18,7 +18,7 @@ pytest.importorskip("zmq")
 
 from tests.fleet.engine import Engine
 
-from wardrop.config import Config, Control, Http, Predicted, Prompt, Routing
+from wardrop.config import Config, Control, Http, Prompt
 from wardrop.fleet import FleetSource, FleetSpec, parse_worker
 from wardrop.fleet.server import FleetServer
 
@@ -137,7 +137,12 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
     running: list[tuple[FleetServer, asyncio.AbstractEventLoop, threading.Thread]] = []
 
     def start(
-        *engines: Engine, file: Path | None = None, config: Config | None = None, **feed: int
+        *engines: Engine,
+        texts: tuple[str, ...] = (),
+        file: Path | None = None,
+        config: Config | None = None,
+        tokenizer: str | None = None,
+        **feed: int,
     ) -> Router:
         config = config or Config()
         config = replace(
@@ -147,8 +152,9 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
             prompt=Prompt(handover=False),
             feed=replace(config.feed, tail_check_ms=200, **feed),
         )
-        spec = FleetSpec(workers=tuple(parse_worker(engine.worker) for engine in engines))
-        source = FleetSource(spec, file, poll_interval_s=0.1)
+        every = (*texts, *(engine.worker for engine in engines))
+        spec = FleetSpec(workers=tuple(parse_worker(text) for text in every))
+        source = FleetSource(spec, file, poll_interval_s=0.1, tokenizer=tokenizer)
         server = FleetServer(config, source, {})
         started = threading.Event()
 
@@ -166,8 +172,8 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
         wait_until(
             lambda: server.admin is not None and server.admin.port is not None, "an admin API"
         )
-        if engines:
-            router.await_workers(len(engines))
+        if every:
+            router.await_workers(len(every))
         for engine in engines:
             if engine.events is not None:
                 assert engine.events.subscribed.wait(DEADLINE_S)
@@ -178,6 +184,3 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
         loop.call_soon_threadsafe(server.request_stop)
         loop.call_soon_threadsafe(server.request_stop)
         thread.join(DEADLINE_S)
-
-
-__all__ = ["Predicted", "Routing"]
