@@ -136,6 +136,8 @@ def test_fleet_is_applied_in_order_and_its_blocks_are_read_once(entries):
             "loras": [],
             "checksums": list(view.models["tiny"].checksums),
             "left_to_dynamo": False,
+            "aliases": [],
+            "card": {"completions_have_special_tokens": False},
         }
         assert bench.dumps == [("dynamo.backend.generate", 16)]
         assert bench.gateway.named("load_dump") == [("tiny", "aggregated", "[]")]

@@ -25,6 +25,7 @@ def model_json(model: Model, folder: Path | None) -> str:
             "checksums": list(model.checksums),
             "left_to_dynamo": model.left_to_dynamo,
             "aliases": list(model.aliases),
+            "card": {"completions_have_special_tokens": model.has_special_tokens},
         }
     )
 

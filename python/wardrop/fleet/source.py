@@ -343,6 +343,7 @@ class FleetSource:
             loras=served.loras,
             source_path=folder,
             aliases=aliases,
+            has_special_tokens=True,
         )
 
 

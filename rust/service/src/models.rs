@@ -169,18 +169,21 @@ impl Models {
     /// # Errors
     /// [`ServiceError::Limit`].
     pub fn admit(&self, spec: &ModelSpec) -> Result<(), ServiceError> {
-        if spec.loras.len() > MAX_ADAPTERS {
+        let further_names = spec.loras.len() + spec.aliases.len();
+        if further_names > MAX_ADAPTERS {
             return Err(ServiceError::Limit(format!(
-                "model {:?}: got {} adapters, expected at most {MAX_ADAPTERS}",
-                spec.name,
-                spec.loras.len()
+                "model {:?}: got {further_names} adapters, expected at most {MAX_ADAPTERS}",
+                spec.name
             )));
         }
         let known = self.by_name.load();
         if known.get(&spec.name).is_some_and(|named| named.lora.is_none()) {
             return Ok(());
         }
-        let models = known.values().filter(|named| named.lora.is_none()).count();
+        let models = known
+            .iter()
+            .filter(|(name, named)| **name == named.model.spec.name)
+            .count();
         if models >= MAX_MODELS {
             return Err(ServiceError::Limit(format!(
                 "model {:?}: got one more model than the {MAX_MODELS} that one router serves; take models out of the fleet, or give \

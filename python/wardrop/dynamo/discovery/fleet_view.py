@@ -28,6 +28,8 @@ class Model:
         left_to_dynamo: Whether requests go to Dynamo unpinned, because Dynamo draws one of several
             worker sets for each request.
         aliases: Further names of the model itself.
+        has_special_tokens: Whether the engine puts the tokenizer's special tokens around the text
+            of a completions request. Dynamo does not.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Model:
     checksums: tuple[str, ...] = ()
     left_to_dynamo: bool = False
     aliases: tuple[str, ...] = ()
+    has_special_tokens: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ pub(crate) struct CardOptions {
     pub default_thinking_mode: Option<String>,
     /// Implementation of the tokeniser.
     pub tokenizer_backend: Backend,
+    /// The engine puts the tokeniser's special tokens around the text of a completions request. Dynamo does not.
+    pub completions_have_special_tokens: bool,
 }
 
 /// Form in which a template gets the arguments of a tool call.
@@ -67,6 +69,7 @@ impl Default for CardOptions {
             reasoning_parser: None,
             default_thinking_mode: None,
             tokenizer_backend: Backend::default(),
+            completions_have_special_tokens: false,
         }
     }
 }

@@ -19,6 +19,7 @@ mod reasoning;
 mod samples;
 mod shape;
 mod shared_tokenisers;
+mod special_tokens;
 mod template;
 mod token_list;
 mod tokenise;

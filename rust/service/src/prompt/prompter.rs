@@ -16,6 +16,7 @@ use super::card::CardOptions;
 use super::chat::ChatRequest;
 use super::shape::Shape;
 use super::shared_tokenisers::{SharedTokenisers, TokeniserFiles};
+use super::special_tokens::SpecialTokens;
 use super::template::Renderer;
 use super::tokenise::Tokeniser;
 
@@ -23,6 +24,8 @@ use super::tokenise::Tokeniser;
 pub(crate) struct Prompter {
     tokeniser: Option<Arc<Tokeniser>>,
     renderer: Option<Renderer>,
+    /// Tokens around the text of a completions request.
+    around_text: SpecialTokens,
     card: CardOptions,
     problems: Vec<String>,
     proven: AtomicU8,
@@ -56,10 +59,17 @@ impl Prompter {
         let mut problems = Vec::new();
         let tokeniser = guarded(|| all.load(files));
         let renderer = guarded(|| Renderer::from_folder(&files.folder, name, card));
+        let around_text = guarded(|| {
+            let is_wanted = card.completions_have_special_tokens;
+            is_wanted
+                .then(|| SpecialTokens::from_folder(&files.folder))
+                .transpose()
+        });
         let (samples, sampled) = mpsc::channel(1);
         Self {
             tokeniser: keep(tokeniser, &mut problems),
             renderer: keep(renderer, &mut problems),
+            around_text: keep(around_text, &mut problems).unwrap_or_default(),
             card: card.clone(),
             problems,
             proven: AtomicU8::new(0),
@@ -122,7 +132,9 @@ impl Prompter {
     /// The reason why the ids are not known.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Abstention> {
         let tokeniser = self.tokeniser.as_ref().ok_or(Abstention::NoTokeniser)?;
-        catch_unwind(AssertUnwindSafe(|| tokeniser.encode(text))).unwrap_or(Err(Abstention::TokeniserError))
+        let encoded = catch_unwind(AssertUnwindSafe(|| tokeniser.encode(text)));
+        let ids = encoded.unwrap_or(Err(Abstention::TokeniserError))?;
+        Ok(self.around_text.around(ids))
     }
 
     /// Ids of a conversation, and the kinds of content in it.
