@@ -21,15 +21,11 @@ class Fleet:
         "", "folder with tokenizer.json and the chat template of the models", "tokenizer"
     )
     poll_interval_ms: int = setting(500, "time between two readings of an engine's metrics")
-    ready_timeout_s: float = setting(
-        600.0, "time for the first worker to answer at start; 0 does not wait"
-    )
     drain_timeout_s: float = setting(30.0, "time for requests in flight to end at stop")
 
     def __post_init__(self) -> None:
         require_within("fleet.poll_interval_ms", self.poll_interval_ms, 50, 60_000)
-        for name in ("ready_timeout_s", "drain_timeout_s"):
-            require_within(f"fleet.{name}", getattr(self, name), 0, 86_400)
+        require_within("fleet.drain_timeout_s", self.drain_timeout_s, 0, 86_400)
 
     @property
     def worker_texts(self) -> list[str]:

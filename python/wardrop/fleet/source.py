@@ -222,12 +222,13 @@ class FleetSource:
                             "kv_usage": load.kv_usage,
                         }
                         for rank, load in each.probe.metrics.ranks.items()
-                    ]
-                    if not each.probe.error
-                    else [],
+                        if each.probe.is_reachable
+                    ],
                 }
                 for each in self._probed.values()
+                # A single miss says nothing: the engine neither answered nor is it given up.
                 if (model := _model_of(each)) is not None
+                and (not each.probe.error or not each.probe.is_reachable)
             ]
             try:
                 self.on_report(json.dumps(reports))
