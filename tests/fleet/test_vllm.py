@@ -22,6 +22,7 @@ import pytest
 from tests.waiting import wait_until
 
 from wardrop.config import Config, Routing
+from wardrop.dynamo import namespace
 from wardrop.dynamo.child_process import bound_to_parent
 from wardrop.dynamo.ports import free_port
 
@@ -58,7 +59,8 @@ class Vllm:
         events = {
             "enable_kv_cache_events": True,
             "publisher": "zmq",
-            "endpoint": f"tcp://127.0.0.1:{self.events}",
+            # vLLM binds an endpoint with a wildcard, and connects to any other.
+            "endpoint": f"tcp://*:{self.events}",
             "replay_endpoint": f"tcp://127.0.0.1:{self.replay}",
         }
         arguments = {
@@ -121,6 +123,7 @@ class Vllm:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Vllm]]]:
+    namespace.enter()  # vLLM's sockets of events take no address of one interface
     folder = tmp_path_factory.mktemp("vllm")
     model = folder / "tiny"
     script = Path(__file__).parent / "tiny_model.py"
@@ -176,6 +179,14 @@ class Ledger:
 def test_predicted_equals_what_vllm_finds(route, fleet) -> None:
     model, servers = fleet
     router = route(texts=tuple(server.worker for server in servers), tokenizer=str(model))
+    for server in servers:
+        wait_until(
+            lambda s=server: any(
+                feed["connected"] and feed["endpoint"].endswith(f":{s.events}")
+                for feed in router.status()["feeds"]
+            ),
+            "an open feed",
+        )
     status = router.status()["models"][0]
     assert (status["name"], status["block_size"], status["loras"]) == ("tiny", 32, ["fox"])
     ledger = Ledger(router)

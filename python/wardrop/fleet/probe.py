@@ -110,14 +110,17 @@ class Probe:
 
     async def _ask(self, session: aiohttp.ClientSession) -> None:
         now_s = asyncio.get_running_loop().time()
-        if self.served is None or self._missed or now_s - self._models_at_s >= _MODELS_EVERY_S:
+        served = self.served
+        if served is None or self._missed or now_s - self._models_at_s >= _MODELS_EVERY_S:
             page = await _get(session, f"{self.url}/v1/models", _MAX_MODELS_BYTES)
             if page is None:
                 raise ValueError("it has no /v1/models, so it is no OpenAI server")
-            self.served = _served(page, self.url)
+            served = _served(page, self.url)
             self._models_at_s = now_s
         page = await _get(session, f"{self.url}/metrics", MAX_PAGE_BYTES)
         self.metrics = read_metrics(page.decode(errors="replace")) if page else EngineMetrics()
+        # The engine is known only as a whole: its models without its block size would be wrong.
+        self.served = served
 
 
 async def _get(session: aiohttp.ClientSession, url: str, limit_bytes: int) -> bytes | None:
