@@ -1,4 +1,4 @@
-"""Advice: ratios with intervals, the choice of a policy, files to deploy, resuming, wrong inputs."""
+"""Advice: ratios with intervals, choice of a policy, files to deploy, resuming, wrong inputs."""
 
 import json
 import math
