@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from wardrop.commands import SUBCOMMANDS
+from wardrop.commands import SUBCOMMANDS, TOPICS
 
 _COMPLETION = "_WARDROP_COMPLETE"
 """Variable through which a shell asks typer for completions; its presence skips the table."""
@@ -56,11 +56,17 @@ def _run(given: list[str]) -> None:
 
 
 def _help_text() -> str:
-    rows = "\n".join(f"  {name:<9} {sub.summary}" for name, sub in SUBCOMMANDS.items())
+    groups = [
+        f"{topic}:\n"
+        + "\n".join(
+            f"  {name:<9} {SUBCOMMANDS[name].summary}" for name in names if name in SUBCOMMANDS
+        )
+        for topic, names in TOPICS.items()
+    ]
     return (
         "usage: wardrop SUBCOMMAND [OPTION…]\n\n"
         "KV-cache-aware request router for disaggregated LLM inference.\n\n"
-        f"subcommands:\n{rows}\n\n"
+        f"{chr(10).join(groups)}\n\n"
         "options:\n"
         "  --version             print the version\n"
         "  --install-completion  complete subcommands and options in this shell\n"

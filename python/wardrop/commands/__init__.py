@@ -39,6 +39,9 @@ SUBCOMMANDS = {
     "advise": Subcommand(
         "wardrop.commands.advise", "advise on a trace: policy, workers, split, configuration"
     ),
+    "config": Subcommand(
+        "wardrop.commands.config", "print the defaults, check a file, print its schema"
+    ),
     "set": Subcommand("wardrop.commands.set", "change settings of a running router, or undo it"),
     "curves": Subcommand("wardrop.commands.curves", "learned latency curves of a router", "plot"),
     "shadows": Subcommand("wardrop.commands.shadows", "estimates for policies not in force"),
@@ -48,3 +51,11 @@ SUBCOMMANDS = {
     "audit": Subcommand("wardrop.commands.audit", "print changes of settings: who, when and why"),
     "games": Subcommand("wardrop.commands.games", "the routing games: analysis and plots", "plot"),
 }
+
+TOPICS = {
+    "route": ("dynamo", "frontend", "serve", "picker", "select"),
+    "decide what to deploy": ("advise", "replay", "games", "demo"),
+    "see and check": ("doctor", "top", "receipt", "shadows", "curves", "audit"),
+    "configure": ("config", "set"),
+}
+"""Groups of subcommands in the help text, in order. A name without a subcommand is skipped."""

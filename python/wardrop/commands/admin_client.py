@@ -12,6 +12,8 @@ from urllib.request import Request, urlopen
 
 import typer
 
+from wardrop.config.fields import require_address
+
 DEFAULT_URL = "http://127.0.0.1:8010"
 URL_HELP = "admin API of the router [env: WARDROP_ADMIN_URL] [default: http://127.0.0.1:8010]"
 _TIMEOUT_S = 10.0
@@ -26,8 +28,14 @@ class RefusedError(AdminError):
 
 
 def admin_url(given: str | None) -> str:
-    """Address of the admin API: the given one, else `WARDROP_ADMIN_URL`, else the default port."""
-    return (given or os.environ.get("WARDROP_ADMIN_URL") or DEFAULT_URL).rstrip("/")
+    """Address of the admin API: the given one, else `WARDROP_ADMIN_URL`, else the default port.
+
+    Raises:
+        ConfigError: The address is not `http://HOST:PORT` or `https://HOST:PORT`.
+    """
+    url = given or os.environ.get("WARDROP_ADMIN_URL") or DEFAULT_URL
+    require_address("--url", url)
+    return url.rstrip("/")
 
 
 def ask(url: str, path: str, body: object = None) -> Any:

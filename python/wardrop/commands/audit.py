@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ _FIRST_UNIX_TIME_S = 1e9
 _MAX_RECORDS = 1024
 """Records that the admin API returns at most."""
 
+Event = Literal["change", "kept", "rolled_back", "regime"]
+"""Kinds of records."""
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -26,9 +29,7 @@ def audit(
         Path | None, typer.Argument(help="audit log (JSON lines); without it the router is asked")
     ] = None,
     last: Annotated[int, typer.Option(help="number of records, the latest ones", min=1)] = 50,
-    event: Annotated[
-        str | None, typer.Option(help="one kind: change, kept, rolled_back or regime")
-    ] = None,
+    event: Annotated[Event | None, typer.Option(help="records of one kind only")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print JSON lines, with the evidence")
     ] = False,

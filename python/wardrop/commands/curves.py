@@ -27,8 +27,8 @@ def curves(
     url: Annotated[str | None, typer.Option(help=URL_HELP)] = None,
 ) -> None:
     """Print, draw, save or restore the learned latency curves of a running router."""
-    address = admin_url(url)
     with exit_on_error("curves"):
+        address = admin_url(url)
         if restore is not None:
             workers = ask(address, "/v1/curves", learned.load(restore))["workers"]
             typer.echo(f"restored the curves of all pools in the file and of {workers} workers")

@@ -63,6 +63,17 @@ def _run(plan: Plan, resume: Path | None, threads: int, ray: str | None) -> list
         )
 
 
+def _require_folders(*files: Path | None) -> None:
+    """Refuse a file whose folder does not exist, before minutes of simulation are lost.
+
+    Raises:
+        ReplayError: the folder of a file is missing.
+    """
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise ReplayError(f"got the file {file}; expected a file in a folder that exists")
+
+
 def _write_json(path: Path, setting: dict[str, Any], cells: list[Cell]) -> None:
     path.write_text(
         json.dumps({"setting": setting, "cells": [asdict(cell) for cell in cells]}),
@@ -142,6 +153,7 @@ def replay(
 ) -> None:
     """Replay TRACE through the production router, in front of simulated workers."""
     try:
+        _require_folders(json_out, csv_out, html_out, resume)
         engine = Engine(
             block_size=block_size,
             num_blocks=num_blocks,
@@ -203,7 +215,7 @@ def replay(
             write_csv(cells, csv_out)
         if html_out:
             write_html(html_out, setting, cells, plan.slo)
-    except (ReplayError, ValueError) as error:
+    except (ReplayError, ValueError, OSError) as error:
         _err.print(
             f"[red]wardrop replay:[/red] {escape(str(error))}", highlight=False, soft_wrap=True
         )

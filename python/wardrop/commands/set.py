@@ -32,8 +32,8 @@ def set_(
     For example: wardrop set kappa=20; wardrop set policy=toll objective.e2e=2;
     wardrop set queue=true kappa=5; wardrop set --roll-back.
     """
-    address = admin_url(url)
     with exit_on_error("set"):
+        address = admin_url(url)
         if roll_back:
             if changes:
                 raise ValueError("got changes with --roll-back, expected one or the other")

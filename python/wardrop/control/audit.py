@@ -67,7 +67,7 @@ class AuditLog:
 
 
 def read_audit(path: Path) -> Iterator[Record]:
-    """The records of a log, oldest first; an incomplete last line is skipped.
+    """The records of a log, oldest first; an incomplete last line after a record is skipped.
 
     Raises:
         ValueError: a line inside the file is not a record.
@@ -77,7 +77,7 @@ def read_audit(path: Path) -> Iterator[Record]:
         try:
             yield Record(**json.loads(line))
         except (json.JSONDecodeError, TypeError) as error:
-            if number == len(lines):
+            if number == len(lines) > 1:
                 return
             raise ValueError(f"{path}, line {number}: not an audit record: {error}") from None
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use wardrop_core::RouterConfig;
 use wardrop_core::anarchy::MeterReport;
+use wardrop_core::queue::LateQueue;
 use wardrop_core::regime::RegimeChange;
+use wardrop_core::RouterConfig;
 use wardrop_py_macros::caught;
 use wardrop_sim::bound::{CostSums, LowerBound, lower_bound};
 use wardrop_sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
@@ -73,6 +74,10 @@ pub fn specs(fleet: &str, routers: &str) -> PyResult<(FleetSpec, Vec<RouterConfi
         serde_json::from_str(routers).map_err(|error| PyValueError::new_err(format!("routers: {error}")))?;
     let block_size = spec.pools.first().map_or(1, |pool| pool.engine.block_size);
     spec.queues = routers.iter().map(|router| router.queue).collect();
+    for queue in spec.queues.iter().flatten() {
+        // A queue checks its parameters when it is built. The simulation would report them as an internal error.
+        LateQueue::new(*queue).map_err(|error| PyValueError::new_err(error.to_string()))?;
+    }
     let pools = spec.pools.iter().zip(&routers);
     let routers = pools
         .map(|(pool, router)| {
