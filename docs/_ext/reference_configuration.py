@@ -11,8 +11,9 @@ from wardrop.config import Config, Setting, settings
 
 HEAD = """# Configuration
 
-`wardrop dynamo` reads each setting from four places. The strongest wins: flag, environment
-variable, YAML file (`--config FILE`), default. A key that does not exist is refused with the
+`wardrop dynamo` and `wardrop serve` read each setting from four places. The strongest wins: flag,
+environment variable, YAML file (`--config FILE`), default. `wardrop dynamo` has no stage `fleet`,
+and `wardrop serve` has no stage `dynamo`. A key that does not exist is refused with the
 nearest one that does. This page is generated from `wardrop.config`.
 
 A setting `limits.body_bytes` is written in YAML as `limits: {body_bytes: 33554432}`.

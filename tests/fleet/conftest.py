@@ -142,6 +142,7 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
         file: Path | None = None,
         config: Config | None = None,
         tokenizer: str | None = None,
+        count: int | None = None,
         **feed: int,
     ) -> Router:
         config = config or Config()
@@ -172,7 +173,21 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
         wait_until(
             lambda: server.admin is not None and server.admin.port is not None, "an admin API"
         )
-        if every:
+        if count:
+            wait_until(lambda: router.gateway is not None, "a gateway")
+            wait_until(
+                lambda: (
+                    sum(
+                        worker["available"]
+                        for model in router.status()["models"]
+                        for pool in model["pools"]
+                        for worker in pool["workers"]
+                    )
+                    == count
+                ),
+                f"{count} ranks",
+            )
+        elif every:
             router.await_workers(len(every))
         for engine in engines:
             if engine.events is not None:

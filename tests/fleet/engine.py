@@ -28,15 +28,21 @@ END = b"\xff" * 8
 class Events:
     """The sockets of one start of an engine: PUB on one port, ROUTER for replays on another."""
 
-    def __init__(self, events_port: int = 0, replay_port: int = 0, buffer: int = 1000) -> None:
+    def __init__(
+        self,
+        events_port: int = 0,
+        replay_port: int = 0,
+        buffer: int = 1000,
+        patience_s: float = DEADLINE_S,
+    ) -> None:
         context = zmq.Context.instance()
         self.live = context.socket(zmq.XPUB)
         self.replays = context.socket(zmq.ROUTER)
         for each in (self.live, self.replays):
             each.linger = 0
         self.live.xpub_verbose = True
-        self.events_port = _bind(self.live, events_port)
-        self.replay_port = _bind(self.replays, replay_port)
+        self.events_port = _bind(self.live, events_port, patience_s)
+        self.replay_port = _bind(self.replays, replay_port, patience_s)
         self.sequence = 0
         self.buffer: deque[tuple[int, bytes]] = deque(maxlen=buffer)
         self.subscribed = threading.Event()
@@ -96,10 +102,10 @@ class Events:
         self.replays.send_multipart([client, empty, END, b""])
 
 
-def _bind(socket: zmq.Socket, port: int) -> int:
+def _bind(socket: zmq.Socket, port: int, patience_s: float) -> int:
     if port == 0:
         return socket.bind_to_random_port("tcp://127.0.0.1")
-    deadline_s = time.monotonic() + DEADLINE_S
+    deadline_s = time.monotonic() + patience_s
     while True:
         try:
             socket.bind(f"tcp://127.0.0.1:{port}")

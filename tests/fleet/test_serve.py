@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fleet.engine import BLOCK_TOKENS, Engine
+from tests.fleet.engine import BLOCK_TOKENS, Engine, Events
 from tests.waiting import DEADLINE_S, wait_until
 
 from wardrop.config import Config, Predicted
@@ -437,3 +437,66 @@ def test_model_of_another_name_is_answered_by_an_engine(route, engines):
     assert router.complete(tokens(1), model="other")[0] == 200
     assert engine.served[0]["model"] == "other"
     assert router.metric("abstentions_total", reason="unknown_model") == 1
+
+
+def test_each_rank_has_a_feed_and_a_cache_and_is_named_to_the_server(route, engines):
+    engine = engines(events=False)
+    first = events_of_ranks(2)
+    base = first[0].events_port
+    text = (
+        f"{engine.url},ranks=2,events=tcp://127.0.0.1:{base}"
+        f",replay=tcp://127.0.0.1:{first[0].replay_port}"
+    )
+    try:
+        router = route(texts=(text,), count=2)
+        for events in first:
+            assert events.subscribed.wait(DEADLINE_S)
+        prompt = tokens(7)
+        for rank, events in enumerate(first):
+            mine = [*prompt[: 4 * BLOCK_TOKENS], *tokens(20 + rank)[: 4 * BLOCK_TOKENS]]
+            stored = {
+                "type": "BlockStored",
+                "block_hashes": [1000 * (rank + 1) + at for at in range(8)],
+                "parent_block_hash": None,
+                "token_ids": mine,
+                "block_size": BLOCK_TOKENS,
+                "lora_id": None,
+                "medium": "GPU",
+            }
+            # A frame that names another rank of the server does not belong to this feed.
+            events.publish([stored], rank=rank)
+            events.publish([{"type": "AllBlocksCleared"}], rank=1 - rank)
+        wait_until(
+            lambda: [w["held_blocks"][0] for w in ranks_of(router)] == [8, 8],
+            "blocks of both ranks",
+        )
+        for rank in (1, 0, 1):
+            answer = router.complete([*prompt[: 4 * BLOCK_TOKENS], *tokens(20 + rank)])
+            assert engine.headers[-1]["x-data-parallel-rank"] == str(rank)
+            outcome = router.receipt(answer)["outcome"]
+            assert outcome["predicted_cached_tokens"] == 8 * BLOCK_TOKENS
+        assert router.metric("kv_events_total", result="foreign") == 2
+    finally:
+        for events in first:
+            events.close()
+
+
+def events_of_ranks(count: int) -> list[Events]:
+    """Sockets of ranks on ports that follow each other."""
+    for _ in range(100):
+        made: list[Events] = []
+        try:
+            made.append(Events())
+            for rank in range(1, count):
+                ports = made[0].events_port + rank, made[0].replay_port + rank
+                made.append(Events(*ports, patience_s=0.0))
+            return made
+        except AssertionError:
+            for events in made:
+                events.close()
+    raise AssertionError("no ports that follow each other are free")
+
+
+def ranks_of(router: Any) -> list[dict[str, Any]]:
+    pools = [pool for model in router.status()["models"] for pool in model["pools"]]
+    return [worker for pool in pools for worker in pool["workers"]]

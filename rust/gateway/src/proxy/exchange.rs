@@ -66,15 +66,12 @@ pub async fn exchange(
     let mut fresh = false;
     let worker = upstream_worker(thread, booking);
     loop {
-        let mut connection = match worker {
-            Some(instance) => {
-                let connection = thread.connections.checkout_worker(instance, fresh).await;
-                connection.ok_or(Failed::WorkerDown)?
-            }
-            None => {
-                let connection = thread.connections.checkout(fresh).await;
-                connection.ok_or(Failed::Refused(Refusal::UpstreamDown))?
-            }
+        let mut connection = if let Some(instance) = worker {
+            let connection = thread.connections.checkout_worker(instance, fresh).await;
+            connection.ok_or(Failed::WorkerDown)?
+        } else {
+            let connection = thread.connections.checkout(fresh).await;
+            connection.ok_or(Failed::Refused(Refusal::UpstreamDown))?
         };
         let upstream = connection.upstream();
         let mut outgoing = Some(Outgoing::held(head.clone(), body));

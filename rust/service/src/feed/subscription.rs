@@ -244,19 +244,16 @@ impl Feeds {
             pool.feed_followed(instance, subscription.publisher_id);
         }
         let state = Arc::new(FeedState::default());
-        let task = match engine_worker {
-            Some(worker) => {
-                let feed = EngineFeed::new(subscription.clone(), worker, state.clone(), context.clone());
-                self.runtime.spawn(feed.follow())
-            }
-            None => {
-                let feed = FeedTask {
-                    subscription: subscription.clone(),
-                    state: state.clone(),
-                    context: context.clone(),
-                };
-                self.runtime.spawn(feed.follow())
-            }
+        let task = if let Some(worker) = engine_worker {
+            let feed = EngineFeed::new(subscription.clone(), worker, state.clone(), context.clone());
+            self.runtime.spawn(feed.follow())
+        } else {
+            let feed = FeedTask {
+                subscription: subscription.clone(),
+                state: state.clone(),
+                context: context.clone(),
+            };
+            self.runtime.spawn(feed.follow())
         };
         let task = task.abort_handle();
         feeds.insert(
