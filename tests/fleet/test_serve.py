@@ -206,6 +206,17 @@ def test_hole_is_filled_by_a_replay_although_the_replay_drops_too(route, engines
     assert start + 1 in engine.events.replay_starts
 
 
+def test_first_frames_that_are_lost_are_found(route, engines):
+    engine = engines()
+    router = route(engine)
+    engine.events.to_lose = 2
+    for number in range(3):
+        router.complete(tokens(number))
+    router.await_index(engine)
+    assert len(engine.cache) == 3 * 8
+    assert router.worker(engine)["trust"] == "synced"
+
+
 def test_lost_end_of_a_feed_is_found_in_its_silence(route, engines):
     engine = engines()
     router = route(engine)

@@ -158,7 +158,10 @@ class Ledger:
         outcome = self.router.receipt(answer)["outcome"]
         details = answer[2]["usage"]["prompt_tokens_details"] or {}
         assert outcome["cached_tokens"] == details.get("cached_tokens", 0)
-        self.pairs.append((outcome["predicted_cached_tokens"], outcome["cached_tokens"]))
+        # vLLM computes the last token of a prompt anew, and with it the block of that token.
+        most = (answer[2]["usage"]["prompt_tokens"] - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        predicted = min(outcome["predicted_cached_tokens"], most)
+        self.pairs.append((predicted, outcome["cached_tokens"]))
         return outcome["cached_tokens"]
 
     def settle(self) -> None:

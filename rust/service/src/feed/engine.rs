@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use wardrop_core::WorkerId;
 use wardrop_engines::{Feed as Decoder, Malformed};
@@ -36,6 +37,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const FIRST_REBUILD_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between two replays of one kind.
 const LONGEST_REPLAY_PAUSE: Duration = Duration::from_secs(60);
+/// Replays at one time over all feeds. Each holds at most 128 MiB.
+const REPLAYS_MAX: usize = 8;
+static REPLAYS: Semaphore = Semaphore::const_new(REPLAYS_MAX);
 /// Times that a replay of everything may take longer than a replay of a hole.
 const WHOLE_REPLAY_FACTOR: u32 = 5;
 /// Shortest time between two reads of a feed, as for other feeds of KV events.
@@ -225,8 +229,10 @@ impl EngineFeed {
         }
         self.tail_checks.reset();
         let next = self.place.map_or(0, |place| place.next);
-        if sequence > next && self.subscription.replay.is_some() && self.place.is_some() {
+        if sequence > next && (self.place.is_some() || !self.lacks_history) {
             self.fill(next, sequence).await;
+            // Without the first frames the worker's blocks are known in part, and a later replay supplies the rest.
+            self.lacks_history |= self.place.is_none();
         }
         let next = self.place.map_or(sequence, |place| place.next);
         if sequence < next {
@@ -343,7 +349,10 @@ impl EngineFeed {
                 one_answer
             },
         };
-        let found = replay(endpoint, request, self.context.options.frame_bytes).await;
+        let found = match tokio::time::timeout(request.deadline, REPLAYS.acquire()).await {
+            Ok(_permit) => replay(endpoint, request, self.context.options.frame_bytes).await,
+            Err(_) => Err(ZmtpError::Timeout),
+        };
         let result = match &found {
             Ok(found) if found.is_complete => "complete",
             Ok(_) => "with_holes",
