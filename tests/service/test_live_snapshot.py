@@ -8,7 +8,15 @@ import msgspec
 import pytest
 
 from wardrop._core import Gateway
-from wardrop.service.live.observation import DECODER, Anarchy, Model, Observation, Pool, Worker
+from wardrop.service.live.observation import (
+    DECODER,
+    Anarchy,
+    Curve,
+    Model,
+    Observation,
+    Pool,
+    Worker,
+)
 from wardrop.service.live.percentiles import PercentileWindow
 from wardrop.service.live.snapshot import HISTORY_POINTS, MAX_MODELS, Builder, Viewers
 
@@ -108,6 +116,24 @@ def test_problem_of_a_worker_is_named(changes, role, level, text):
     snapshot = build(Builder(), 0.0, model("m", Pool(role, 0, 0, None, [ill, worker(2)])))
     (found,) = snapshot.models[0].problems
     assert (found.level, text in found.text) == (level, True), found
+
+
+def curves(*prefill_s: float, samples: int = 20) -> Pool:
+    """A pool whose workers take these seconds to prefill 2,048 tokens."""
+    workers = [
+        msgspec.structs.replace(worker(at), curve=Curve([0.0, s, s, s, s], 0.01, samples, samples))
+        for at, s in enumerate(prefill_s)
+    ]
+    return Pool("aggregated", 0, 0, None, workers)
+
+
+def test_worker_far_slower_than_the_others_is_named():
+    (slow,) = problems(Builder(), 0.0, model("m", curves(0.1, 0.11, 0.25, 0.09)))
+    assert slow.startswith("1 worker slower than 2 times the median of the others: 2.")
+    assert problems(Builder(), 0.0, model("m", curves(0.1, 0.11, 0.19, 0.09))) == []
+    assert problems(Builder(), 0.0, model("m", curves(0.1, 0.5))) == [], "no majority"
+    guessed = curves(0.1, 0.11, 0.5, samples=19)
+    assert problems(Builder(), 0.0, model("m", guessed)) == [], "too few samples"
 
 
 def test_healthy_and_idle_workers_are_no_problem():

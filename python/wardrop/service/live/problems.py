@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Literal
 
 import msgspec
@@ -13,6 +14,10 @@ AUDIT_REQUESTS = 20
 """Finished requests with a reported count from which a worker's predictions are judged."""
 AUDIT_SHARE = 0.8
 """Share of the predicted cached tokens that an engine reports at least, on a healthy worker."""
+SLOW_RATIO = 2.0
+"""Prefill time over the median of the other workers, from which a worker counts as slow."""
+SLOW_SAMPLES = 20
+"""Samples of a prefill curve from which it is compared."""
 _MOST_NAMES = 4
 
 
@@ -79,6 +84,12 @@ def problems_of(
     )
     add(
         "warning",
+        [worker for pool in pools for worker in _slow(pool)],
+        f"slower than {SLOW_RATIO:g} times the median of the others: NAMES. On equal hardware, "
+        "look for a throttled or shared device.",
+    )
+    add(
+        "warning",
         departed,
         "left the fleet in the last 5 minutes: NAMES. Discovery no longer lists them.",
     )
@@ -100,6 +111,23 @@ def short_name(instance: str, dp_rank: int) -> str:
 def _names(some: Sequence[Worker | Departed]) -> str:
     names = [short_name(one.instance, one.dp_rank) for one in some[:_MOST_NAMES]]
     return ", ".join([*names, "…"] if len(some) > _MOST_NAMES else names)
+
+
+def _slow(pool: Pool) -> list[Worker]:
+    """Workers whose learned prefill of 2,048 tokens is far above that of the others."""
+    learned = [
+        (worker, worker.curve.prefill_s[1])
+        for worker in pool.workers
+        if worker.curve is not None and worker.curve.prefill_samples >= SLOW_SAMPLES
+    ]
+    if len(learned) < 3:
+        return []
+    found: list[Worker] = []
+    for worker, prefill_s in learned:
+        others = [other_s for other, other_s in learned if other is not worker]
+        if prefill_s > SLOW_RATIO * median(others):
+            found.append(worker)
+    return found
 
 
 def _over_predicted(worker: Worker) -> bool:
