@@ -120,9 +120,13 @@ race: $(STAMPS)/toolchain ## the protocols between threads: loom models with the
 	cargo test --release --locked -p wardrop-core --test race -- --include-ignored --nocapture
 
 .PHONY: fuzz
-fuzz: setup ## differential fuzzing of the index (FUZZ_SEEDS=100000) and of every decoder (FUZZ_CASES=200000)
+fuzz: setup ## differential fuzzing of the index (FUZZ_SEEDS=100000) and of every parser (FUZZ_CASES=200000)
 	FUZZ_SEEDS=$${FUZZ_SEEDS:-100000} cargo test --release --locked -p wardrop-core --test fuzz -- --ignored --nocapture
-	FUZZ_CASES=$${FUZZ_CASES:-200000} cargo test --release --locked -p wardrop-engines --test decoders -- --nocapture
+	export FUZZ_CASES=$${FUZZ_CASES:-200000}; \
+	  cargo test --release --locked -p wardrop-engines --test decoders -- --nocapture; \
+	  cargo test --release --locked -p wardrop-core --test index -- fuzz --nocapture; \
+	  cargo test --release --locked -p wardrop-service -p wardrop-gateway --lib -- fuzz --nocapture; \
+	  $(PY) -m pytest -q -s tests/dynamo/test_entries_fuzz.py
 
 .PHONY: chaos
 chaos: setup ## random faults on a real Dynamo under traffic; CHAOS_SECONDS=600, CHAOS_SEED=1, CHAOS_RATE=8

@@ -24,6 +24,7 @@ from wardrop.dynamo.embedded import FleetSpec
 INSTANCE = 0x5EED
 WORKERS = 1_000
 RANKS = 20_000
+KNOWN_S = 120.0
 SILENT_S = 30.0
 _WATCHED_S = 10.0
 
@@ -104,6 +105,11 @@ async def many_workers(door_name: str) -> dict[str, Any]:
                 if number % 20 == 0:
                     await asyncio.sleep(0)
             last, steady = resources(door.pids()), 0
+            known = 0 if door.router is not None else WORKERS
+            deadline_s = time.monotonic() + KNOWN_S
+            while known < WORKERS and time.monotonic() < deadline_s:
+                await asyncio.sleep(1.0)
+                known = (await _page(door)).count("\nwardrop_worker_available{")
             deadline_s = time.monotonic() + 60
             while steady < 8 and time.monotonic() < deadline_s:
                 await asyncio.sleep(1.0)
@@ -115,6 +121,7 @@ async def many_workers(door_name: str) -> dict[str, Any]:
                 "descriptors": [before.descriptors, last.descriptors],
                 "resident_mb": [round(before.resident_mb), round(last.resident_mb)],
                 "processes": len(door.pids()),
+                "workers_known": known if door.router is not None else None,
                 "router_alone": asdict(resources([door.router.pid])) if door.router else None,
             }
         finally:

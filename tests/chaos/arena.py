@@ -180,6 +180,10 @@ class Arena:
             return {}
 
     async def replace_frontend(self, at: int) -> None:
-        """Start a frontend on the port of a dead one."""
-        port = self.frontends[at].port
-        self.frontends[at] = await asyncio.to_thread(self.fleet.add_frontend, "kv", port)
+        """Start a frontend in the place of a dead one: for the router it has the same address.
+
+        The kernel may have given the dead one's port to another connection, so the new frontend has
+        a port of its own behind the same proxy.
+        """
+        self.frontends[at] = await asyncio.to_thread(self.fleet.add_frontend, "kv")
+        self.upstreams[at].target = ("127.0.0.1", self.frontends[at].port)

@@ -29,6 +29,8 @@ from tests.chaos.oracle import (
 from tests.chaos.plan import KINDS, Planned, lane_plan
 from tests.chaos.traffic import Traffic, client_body, request_id
 
+from wardrop.dynamo.embedded import FleetError
+
 _WARM_UP_REQUESTS = 20
 _COMPARED_PROMPTS = 400
 _SPARE_DESCRIPTORS = 24
@@ -195,7 +197,7 @@ async def _inject(faults: Faults, plan: Iterator[Planned], end_s: float, report:
         try:
             async with asyncio.timeout(_FAULT_TIMEOUT_S):
                 fired = await faults.inject(planned.kind.name, planned.draw)
-        except (OSError, aiohttp.ClientError, TimeoutError, AssertionError) as error:
+        except (OSError, aiohttp.ClientError, TimeoutError, AssertionError, FleetError) as error:
             text = f"{planned.kind.name} could not end: {type(error).__name__}: {error}"[:300]
             report.violations.append(Violation("injector", text))
             fired = 0

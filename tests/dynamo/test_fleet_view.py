@@ -7,6 +7,7 @@ import pytest
 from wardrop.dynamo.discovery.entries import decode_entry
 from wardrop.dynamo.discovery.fleet_view import Feed, Worker
 from wardrop.dynamo.discovery.store_reader import read_fleet_view
+from wardrop.dynamo.gateway_json import model_json
 
 U64 = 15299251528667159906
 
@@ -175,3 +176,45 @@ def test_adapter_on_every_worker_belongs_to_the_model(entries):
     assert view.models["tiny"].loras == ("tuned",)
     assert list(view.models) == ["tiny"]
     assert view.problems == ()
+
+
+def test_properties_of_the_card_that_change_prompts_reach_the_gateway(entries):
+    runtime = {
+        "tool_call_parser": "glm47",
+        "reasoning_parser": "qwen3",
+        "tool_call_arguments_format": "json_object",
+        "exclude_tools_when_tool_choice_none": False,
+        "tokenizer_backend": "fastokens",
+        "runtime_data": {"default_thinking_mode": "disabled"},
+    }
+    template = {"hf_chat_template": {"is_custom": True, "file": {"path": "/custom.jinja"}}}
+    entries.worker(
+        1,
+        runtime_config=runtime,
+        chat_template_file=template,
+        prompt_context=["oai_chat", "of a later Dynamo"],
+    )
+    model = read_fleet_view(entries.content).models["tiny"]
+    assert json.loads(model_json(model, None))["card"] == {
+        "completions_have_special_tokens": False,
+        "chat_template_file": "/custom.jinja",
+        "prompt_context": ["oai_chat"],
+        "exclude_tools_when_tool_choice_none": False,
+        "tool_call_arguments_format": "json_object",
+        "tool_call_parser": "glm47",
+        "reasoning_parser": "qwen3",
+        "default_thinking_mode": "disabled",
+        "tokenizer_backend": "fastokens",
+    }
+
+
+def test_odd_properties_of_the_card_cost_the_property_and_not_the_worker(entries):
+    runtime = {"tool_call_parser": 5, "exclude_tools_when_tool_choice_none": "no"}
+    url = {"hf_chat_template": {"is_custom": False, "file": {"path": "http://h/t.jinja"}}}
+    entries.worker(1, runtime_config=runtime, chat_template_file=url, prompt_context={"a": 1})
+    view = read_fleet_view(entries.content)
+    assert list(view.workers) == [("tiny", "aggregated", 1)]
+    assert json.loads(model_json(view.models["tiny"], None))["card"] == {
+        "completions_have_special_tokens": False
+    }
+    assert ("chat_template.jinja", "http://h/t.jinja") in view.models["tiny"].files

@@ -99,3 +99,24 @@ def test_file_name_of_a_card_can_not_leave_the_folder(files, tmp_path: Path):
 def test_place_that_cannot_be_read_is_reported(place: str):
     with pytest.raises(TokenizerFilesError, match="cannot be read from this machine"):
         asyncio.run(tokenizer_folder(Model("tiny", 16, files=(("tokenizer.json", place),))))
+
+
+@pytest.mark.parametrize("name", ["tiktoken.model", "qwen.tiktoken"])
+def test_folder_with_a_tiktoken_tokenizer_alone_is_enough(files, tmp_path: Path, name):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / name).write_text("")
+    assert asyncio.run(tokenizer_folder(Model("tiny", 16, source_path=str(here)))) == here
+    local = Model("tiny", 16, files=((name, str(here / name)),))
+    assert asyncio.run(tokenizer_folder(local)) == here
+    url, served, _ = files
+    (served / name).write_text("content")
+    remote = Model("tiny", 16, files=((name, f"{url}/{name}"),))
+    found = asyncio.run(tokenizer_folder(remote, tmp_path / "cache"))
+    assert (found / name).read_text() == "content"
+
+
+def test_card_without_a_tokenizer_says_which_files_would_do(tmp_path: Path):
+    card = Model("tiny", 16, files=(("config.json", str(tmp_path / "config.json")),))
+    with pytest.raises(TokenizerFilesError, match=r"tokenizer\.json or tiktoken\.model"):
+        asyncio.run(tokenizer_folder(card))

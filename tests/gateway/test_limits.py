@@ -6,6 +6,7 @@ import socket
 import threading
 
 import pytest
+from tests.gateway.conftest import OK
 from tests.waiting import DEADLINE_S, wait_until
 
 from wardrop._core import Gateway
@@ -71,8 +72,18 @@ def test_upstream_that_says_nothing_is_504(upstream, serve):
 
 def test_upstream_that_breaks_off_is_502(upstream, serve):
     upstream.script = lambda seen, conn: None
-    status, _, body = serve().complete([1])
+    running = serve()
+    status, _, body = running.complete([1])
     assert (status, code_of(body)) == (502, "upstream_broken")
+    assert len(upstream.seen) == 2, "one second attempt"
+    wait_until(lambda: running.metric("worker_load") == 0)
+
+
+def test_request_whose_upstream_breaks_off_before_a_byte_is_sent_once_more(upstream, serve):
+    upstream.script = lambda seen, conn: OK if len(upstream.seen) > 1 else None
+    running = serve()
+    assert running.complete([1])[0] == 200
+    assert running.metric("retries_total", reason="upstream_broke") == 1
 
 
 def test_stream_that_falls_silent_ends_with_an_error_event(upstream, serve):

@@ -106,6 +106,14 @@ def test_template_of_the_card_replaces_the_template_of_the_model(upstream, serve
     assert running.metric("input_tokens_total", model="m") == 1
 
 
+def test_template_of_the_card_that_is_missing_here_ends_the_knowledge_of_chats(serve, tmp_path):
+    running = serve(prompt=WITHOUT_DRY_RUNS)
+    card = {"chat_template_file": str(tmp_path / "elsewhere.jinja")}
+    report = register(running, write_model(tmp_path), card=card)
+    assert (report["has_tokeniser"], report["has_template"]) == (True, False)
+    assert "elsewhere.jinja" in str(report["problems"])
+
+
 def test_anthropic_request_is_placed_by_its_prompt(upstream, serve, tmp_path):
     running = serve(prompt=WITHOUT_DRY_RUNS)
     register(running, write_model(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from wardrop.dynamo.discovery.fleet_view import Feed, Model, Worker
@@ -23,11 +24,18 @@ def model_json(model: Model, folder: Path | None) -> str:
             "context_length": model.context_length,
             "loras": list(model.loras),
             "checksums": list(model.checksums),
+            "card": _card(model),
             "left_to_dynamo": model.left_to_dynamo,
             "aliases": list(model.aliases),
-            "card": {"completions_have_special_tokens": model.has_special_tokens},
         }
     )
+
+
+def _card(model: Model) -> dict[str, object]:
+    """The options that the card has; the gateway takes Dynamo's default for any other."""
+    options = asdict(model.prompt_options)
+    found = {name: value for name, value in options.items() if value is not None}
+    return {"completions_have_special_tokens": model.has_special_tokens, **found}
 
 
 def worker_json(worker: Worker) -> str:

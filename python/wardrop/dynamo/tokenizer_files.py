@@ -25,7 +25,10 @@ MAX_FILE_BYTES = 256 << 20
 _MAX_FILES = 16
 """Files of a card that are fetched; a card of Dynamo names at most six."""
 
-_NEEDED = "tokenizer.json"
+_TOKENIZERS = ("tokenizer.json", "tiktoken.model")
+"""Names of a tokenizer's file, in the order in which Dynamo looks for them."""
+_TIKTOKEN = ".tiktoken"
+"""End of the other names of a tokenizer's file."""
 _TIMEOUT_S = 60.0
 
 
@@ -34,7 +37,7 @@ class TokenizerFilesError(RuntimeError):
 
 
 async def tokenizer_folder(model: Model, root: Path | None = None) -> Path:
-    """A local folder that holds at least `tokenizer.json`.
+    """A local folder that holds at least a tokenizer.
 
     Args:
         model: The model, with the file places of its card.
@@ -43,20 +46,43 @@ async def tokenizer_folder(model: Model, root: Path | None = None) -> Path:
     Raises:
         TokenizerFilesError: No place in the card can be read from this machine.
     """
-    if model.source_path and await _is_file(Path(model.source_path) / _NEEDED):
+    if model.source_path and await _has_tokenizer(Path(model.source_path)):
         return Path(model.source_path)
     places = dict(model.files[:_MAX_FILES])
-    place = places.get(_NEEDED)
-    if place is None:
-        raise TokenizerFilesError(f"the card of {model.name!r} names no {_NEEDED}")
+    name = next((name for name in places if _is_tokenizer(name)), None)
+    if name is None:
+        raise TokenizerFilesError(
+            f"the card of {model.name!r} names no {' or '.join(_TOKENIZERS)}, "
+            f"and no file *{_TIKTOKEN}"
+        )
+    place = places[name]
     if await _is_file(Path(place)):
         return Path(place).parent
     if not place.startswith(("http://", "https://")):
         raise TokenizerFilesError(
-            f"{_NEEDED} of {model.name!r} is at {place!r}, which cannot be read from this machine"
+            f"{name} of {model.name!r} is at {place!r}, which cannot be read from this machine"
         )
     remote = {name: url for name, url in places.items() if url.startswith("http")}
     return await _fetch(model.name, remote, (root or cache_root()) / "cards")
+
+
+def _is_tokenizer(name: str) -> bool:
+    return name in _TOKENIZERS or name.endswith(_TIKTOKEN)
+
+
+async def _has_tokenizer(folder: Path) -> bool:
+    """Whether a folder can be listed and holds a tokenizer's file.
+
+    A thread lists the folder, because a network file system may hang.
+    """
+
+    def look() -> bool:
+        return any(_is_tokenizer(path.name) and path.is_file() for path in folder.iterdir())
+
+    try:
+        return await run_in_thread(look)
+    except (OSError, ValueError):
+        return False
 
 
 async def _is_file(path: Path) -> bool:

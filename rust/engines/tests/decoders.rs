@@ -279,3 +279,26 @@ fn a_pair_of_tokens_decodes_to_its_first_token() {
     let events = decode_batch(triple).unwrap().events;
     assert!(matches!(events[..], [Event::Unusable(_)]), "{events:?}");
 }
+
+#[test]
+fn fuzz_of_changed_frames() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut sample = |strategy: &BoxedStrategy<Vec<u8>>| strategy.new_tree(&mut runner).unwrap().current();
+    let engine = (batches(), forms())
+        .prop_map(|(batch, form)| encode(&batch, form))
+        .boxed();
+    let dynamo = prop::collection::vec(worker_events(), 1..4)
+        .prop_map(|events| encode_dynamo(&events, 1, 2).pop().unwrap())
+        .boxed();
+    let mut examples: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..100 {
+        examples.push(sample(&engine));
+        let body = sample(&dynamo);
+        examples.push(body[5..].to_vec());
+        examples.push(body);
+    }
+    let dump = serde_json::json!([{"worker_id": 1, "event": {"event_id": 1, "dp_rank": 0, "data": {"stored": {"parent_hash": null,
+        "blocks": [{"block_hash": 1, "tokens_hash": 2}]}}}}]);
+    examples.push(dump.to_string().into_bytes());
+    wardrop_mutation::run("engine frames", &examples, |input, _| all_decoders(input));
+}

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from wardrop.decoding import decode_json
-from wardrop.dynamo.discovery.fleet_view import Role
+from wardrop.dynamo.discovery.fleet_view import PromptOptions, Role
 
 BUCKETS = ("instances", "mdc", "event_channels", "event_sources")
 """Buckets that the router reads."""
@@ -69,6 +69,11 @@ class RuntimeConfig(msgspec.Struct):
     max_num_seqs: Unsigned | None = None
     max_num_batched_tokens: Unsigned | None = None
     runtime_data: dict[str, object] | None = None
+    exclude_tools_when_tool_choice_none: object = None
+    tool_call_arguments_format: object = None
+    tool_call_parser: object = None
+    reasoning_parser: object = None
+    tokenizer_backend: object = None
 
 
 class FilePart(msgspec.Struct):
@@ -155,6 +160,30 @@ class Card(msgspec.Struct):
             _contents(self.gen_config),
             sorted((str(part.place).rpartition("/")[2], part.content) for part in self._extras),
             bytes(self.prompt_context),
+        )
+
+    @property
+    def prompt_options(self) -> PromptOptions:
+        """The properties beside the files by which Dynamo makes a prompt.
+
+        A property of another type than Dynamo's counts as missing, as does a template at a URL:
+        such a template is among the fetched files.
+        """
+        runtime = self.runtime
+        templates = [part.place for _, part in _parts(self.chat_template_file) if part.place]
+        # A later value is left out; the comparison of token ids shows whether it matters.
+        context = _strings(self.prompt_context)
+        context = context and [value for value in context if value in _PROMPT_CONTEXTS]
+        exclude = runtime.exclude_tools_when_tool_choice_none
+        return PromptOptions(
+            chat_template_file=next((place for place in templates if place.startswith("/")), None),
+            prompt_context=None if context is None else tuple(context),
+            exclude_tools_when_tool_choice_none=exclude if isinstance(exclude, bool) else None,
+            tool_call_arguments_format=_name(runtime.tool_call_arguments_format),
+            tool_call_parser=_name(runtime.tool_call_parser),
+            reasoning_parser=_name(runtime.reasoning_parser),
+            default_thinking_mode=_name((runtime.runtime_data or {}).get("default_thinking_mode")),
+            tokenizer_backend=_name(runtime.tokenizer_backend),
         )
 
     @property
@@ -293,6 +322,8 @@ _FILE_NAMES = {
     "hf_chat_template_jinja": "chat_template.jinja",
     "hf_chat_template_json": "chat_template.json",
 }
+_PROMPT_CONTEXTS = ("oai_chat", "llama3_date_time")
+"""Values of `prompt_context` in Dynamo 1.6.1."""
 _FLAGS = ("vllm_enable_tower_connector_lora", "vllm_inference_v1_generate")
 _VIDEO_CONTRACT = "vllm_nemotron_video_processor_contract"
 _ROLES: dict[str, Role] = {"aggregated": "aggregated", "prefill": "prefill", "decode": "decode"}
@@ -353,6 +384,17 @@ def _parts(files: Files | None) -> list[tuple[str, FilePart]]:
         (kind, FilePart(path=part) if isinstance(part, str) else part)
         for kind, part in (files or {}).items()
     ]
+
+
+def _strings(raw: msgspec.Raw) -> list[str] | None:
+    try:
+        return msgspec.json.decode(bytes(raw), type=list[str] | None)
+    except msgspec.ValidationError:
+        return None
+
+
+def _name(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _digest(*parts: object) -> str:

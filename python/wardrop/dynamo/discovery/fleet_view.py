@@ -13,6 +13,34 @@ TOPICS = ("kv-events", "forward-pass-metrics")
 
 
 @dataclass(frozen=True)
+class PromptOptions:
+    """The properties of a model card, beside its files, by which Dynamo makes a prompt.
+
+    None stands for Dynamo's own default.
+
+    Attributes:
+        chat_template_file: Path of the template that replaces the template of the model's folder.
+        prompt_context: Values that a template may ask for beside the conversation.
+        exclude_tools_when_tool_choice_none: A request with `tool_choice: "none"` is rendered
+            without its tools.
+        tool_call_arguments_format: Form in which a template gets the arguments of a tool call.
+        tool_call_parser: Name of the parser of tool calls.
+        reasoning_parser: Name of the parser of reasoning text.
+        default_thinking_mode: Thinking mode of a request that names none.
+        tokenizer_backend: Implementation of the tokeniser.
+    """
+
+    chat_template_file: str | None = None
+    prompt_context: tuple[str, ...] | None = None
+    exclude_tools_when_tool_choice_none: bool | None = None
+    tool_call_arguments_format: str | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    default_thinking_mode: str | None = None
+    tokenizer_backend: str | None = None
+
+
+@dataclass(frozen=True)
 class Model:
     """A model that clients can name in a request.
 
@@ -25,6 +53,7 @@ class Model:
         files: Pairs of a file name and its path or URL, from the model card.
         checksums: Texts that change exactly when a file of the model changes, one for each set of
             files that its workers have; empty when unknown.
+        prompt_options: Properties of the card, beside the files, that change prompts.
         left_to_dynamo: Whether requests go to Dynamo unpinned, because Dynamo draws one of several
             worker sets for each request.
         aliases: Further names of the model itself.
@@ -39,6 +68,7 @@ class Model:
     source_path: str | None = None
     files: tuple[tuple[str, str], ...] = ()
     checksums: tuple[str, ...] = ()
+    prompt_options: PromptOptions = PromptOptions()
     left_to_dynamo: bool = False
     aliases: tuple[str, ...] = ()
     has_special_tokens: bool = False

@@ -155,6 +155,7 @@ def _model(card: Card, checksums: set[str], left_to_dynamo: bool) -> Model:
         source_path=card.source_path or None,
         files=tuple(card.files),
         checksums=tuple(sorted(checksums)),
+        prompt_options=card.prompt_options,
         left_to_dynamo=left_to_dynamo,
     )
 

@@ -109,6 +109,11 @@ impl Router {
         }
     }
 
+    /// Reports of engines so far with figures that cannot be true.
+    pub fn reports_refused(&self) -> u64 {
+        self.state().counters.reports_refused
+    }
+
     /// An engine reported one of its passes, which teaches the latency curves. False for an unknown worker, and for a
     /// report that cannot be true: it changes nothing.
     pub fn report_pass(&self, worker: WorkerId, pass: &Pass) -> bool {

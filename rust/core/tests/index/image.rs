@@ -218,3 +218,29 @@ proptest! {
         index.check();
     }
 }
+
+#[test]
+fn fuzz_of_images() {
+    let images: Vec<Vec<u8>> = (0..20)
+        .map(|seed| {
+            let (_, index) = filled(seed, 12);
+            index.image(HASHING, |worker| Some(worker.instance + 1))
+        })
+        .filter(|image| image.len() < 4_000)
+        .collect();
+    let index = empty();
+    wardrop_mutation::run("saved indexes", &images, |input, _| {
+        let mut whole = input.to_vec();
+        // Most changes are in the body; a broken head would hide the others.
+        let head = images[0].len().min(20).min(whole.len());
+        whole[..head].copy_from_slice(&images[0][..head]);
+        if index.restore(&sealed(whole), HASHING).is_ok() {
+            index.check();
+            for slot in SLOTS {
+                index.remove_worker(slot);
+                index.register(id(slot.0), slot);
+            }
+        }
+        assert_eq!(index.blocks(), 0, "an index that was refused is empty");
+    });
+}

@@ -32,10 +32,10 @@ pub struct EventReader {
 impl EventReader {
     /// Reads the next piece and gives each event that it completes to `found`.
     pub fn feed(&mut self, mut piece: &[u8], mut found: impl FnMut(Event<'_>)) {
-        if self.after_return && piece.first() == Some(&b'\n') {
-            piece = &piece[1..];
+        if self.after_return && !piece.is_empty() {
+            piece = piece.strip_prefix(b"\n").unwrap_or(piece);
+            self.after_return = false;
         }
-        self.after_return = piece.is_empty() && self.after_return;
         while let Some(end) = memchr2(b'\n', b'\r', piece) {
             if self.line.is_empty() {
                 self.take_line(&piece[..end], &mut found);
@@ -136,6 +136,7 @@ mod tests {
             [event("", "1"), event("", "2"), event("", "3")]
         );
         assert_eq!(events(&[b"data: 1\r", b"\n\r", b"\n"]), [event("", "1")]);
+        assert_eq!(events(&[b"data: 1\r", b"\n", b"\n"]), [event("", "1")]);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub enum Failed {
     WorkerDown,
     /// The worker that is the upstream of the request closed the connection before the first byte.
     WorkerBroken,
+    /// The upstream broke off before the first byte of its answer, or before the first event of its stream.
+    UpstreamBroke,
 }
 
 /// An upstream's answer up to the end of its head.
@@ -93,7 +95,7 @@ pub async fn exchange(
                 tracing::debug!(%error, "no answer from the upstream");
                 return Err(match worker {
                     Some(_) => Failed::WorkerBroken,
-                    None => Failed::Refused(Refusal::UpstreamBroken),
+                    None => Failed::UpstreamBroke,
                 });
             }
             Err(waited) => return Err(waited.into()),
@@ -167,7 +169,7 @@ pub async fn first_event_fails(
                 held.extend_from_slice(&frame.into_data().unwrap_or_default());
                 reading::first_event_fails(&held).or((held.len() > FIRST_EVENT_BYTES).then_some(false))
             }
-            Ok(Some(Err(_))) => return Err(Failed::Refused(Refusal::UpstreamBroken)),
+            Ok(Some(Err(_))) => return Err(Failed::UpstreamBroke),
             Err(waited) => return Err(waited.into()),
         };
         if let Some(fails) = fails {

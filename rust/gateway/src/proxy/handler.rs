@@ -141,9 +141,11 @@ async fn pass_through(
             .await
             .map_err(|failed| match failed {
                 Failed::Refused(refusal) => refusal,
-                Failed::WorkerSilent | Failed::UpstreamSilent | Failed::WorkerDown | Failed::WorkerBroken => {
-                    Refusal::UpstreamBroken
-                }
+                Failed::WorkerSilent
+                | Failed::UpstreamSilent
+                | Failed::UpstreamBroke
+                | Failed::WorkerDown
+                | Failed::WorkerBroken => Refusal::UpstreamBroken,
             })?
     } else {
         exchange_streamed(thread, &parts.method, head, body).await?
@@ -303,8 +305,8 @@ impl Outbound<'_> {
     /// Sends the request with its pin, and at most once more for each cause, before any byte has gone to the client.
     ///
     /// The second attempt goes without the pin when the pin explains the failure or the refusal. When the worker went silent
-    /// before the first byte, the second attempt goes to another worker; when the upstream did, to another upstream. The
-    /// budget of retries bounds all second attempts.
+    /// before the first byte, the second attempt goes to another worker; when the upstream did or broke off, to another
+    /// upstream if there is one. The budget of retries bounds all second attempts.
     async fn forward(
         &self,
         thread: &Arc<Thread>,
@@ -373,8 +375,13 @@ impl Outbound<'_> {
                     }
                 }
                 Err(Failed::UpstreamSilent) if !has_moved && may_retry("upstream_silent") => has_moved = true,
+                Err(Failed::UpstreamBroke) if !has_moved && may_retry("upstream_broke") => has_moved = true,
                 Err(
-                    Failed::WorkerSilent | Failed::UpstreamSilent | Failed::WorkerDown | Failed::WorkerBroken,
+                    Failed::WorkerSilent
+                    | Failed::UpstreamSilent
+                    | Failed::UpstreamBroke
+                    | Failed::WorkerDown
+                    | Failed::WorkerBroken,
                 ) => return Err(Refusal::UpstreamBroken),
                 Err(Failed::Refused(refusal)) => return Err(refusal),
             }
@@ -418,7 +425,9 @@ impl Outbound<'_> {
                     return Ok(tried.reply);
                 }
                 Err(Failed::WorkerDown) => ("worker_down", Err(Refusal::UpstreamDown)),
-                Err(Failed::WorkerBroken) => ("worker_broken", Err(Refusal::UpstreamBroken)),
+                Err(Failed::WorkerBroken | Failed::UpstreamBroke) => {
+                    ("worker_broken", Err(Refusal::UpstreamBroken))
+                }
                 Err(Failed::WorkerSilent | Failed::UpstreamSilent) => {
                     ("worker_silent", Err(Refusal::UpstreamBroken))
                 }

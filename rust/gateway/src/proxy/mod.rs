@@ -9,6 +9,8 @@ mod client_state;
 mod connection;
 mod events;
 mod exchange;
+#[cfg(test)]
+mod fuzz;
 mod guard;
 mod handler;
 mod intake;

@@ -226,6 +226,16 @@ fn parse_head(buffer: &mut BytesMut, method: &Method) -> Result<Option<ResponseH
     }
 }
 
+/// The status of an answer and the framing of its body, for tests.
+#[cfg(test)]
+pub(super) fn head_and_framing(
+    buffer: &mut BytesMut,
+    method: &Method,
+) -> Result<Option<(u16, Framing)>, WireError> {
+    let head = parse_head(buffer, method)?;
+    Ok(head.map(|head| (head.status.as_u16(), head.framing)))
+}
+
 fn finish_head(
     status: StatusCode,
     mut headers: HeaderMap,

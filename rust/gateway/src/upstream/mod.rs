@@ -8,6 +8,8 @@ mod dry_run;
 mod fetch;
 mod fields;
 mod framing;
+#[cfg(test)]
+mod fuzz;
 mod outgoing;
 mod pool;
 mod probe;

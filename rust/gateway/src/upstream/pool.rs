@@ -179,15 +179,17 @@ impl UpstreamSet {
             && !upstream.is_distrusted.load(Ordering::Relaxed)
     }
 
-    /// Whether another upstream takes part in the round robin while the one with this id does not answer.
+    /// Whether another upstream takes part in the round robin while the one with this id does not answer, or has left the list.
+    ///
+    /// The control plane takes a frontend that does not answer off the list. A worker that leaves the list may end its requests.
     pub fn has_better_than(&self, id: u64) -> bool {
         let list = self.list.load();
-        let distrusted = |upstream: &Upstream| upstream.is_distrusted.load(Ordering::Relaxed);
-        list.iter()
-            .any(|upstream| upstream.id == id && distrusted(upstream))
-            && list
-                .iter()
-                .any(|upstream| upstream.id != id && self.is_up(upstream))
+        let known = list.iter().find(|upstream| upstream.id == id);
+        known.map_or(!self.are_workers(), |upstream| {
+            upstream.is_distrusted.load(Ordering::Relaxed)
+        }) && list
+            .iter()
+            .any(|upstream| upstream.id != id && self.is_up(upstream))
     }
 
     /// Keeps an upstream out of the round robin until a probe of it succeeds. Returns whether another upstream takes part.
@@ -395,6 +397,23 @@ mod tests {
             assert!(pool.checkout_worker(8, false).await.is_none());
             assert!(pool.checkout_worker(9, false).await.is_none());
         });
+    }
+
+    #[test]
+    fn an_upstream_that_is_distrusted_or_off_the_list_gives_way_to_another() {
+        let set = UpstreamSet::default();
+        let (one, other) = ("http://127.0.0.1:1".to_string(), "http://127.0.0.1:2".to_string());
+        set.replace(&[one.clone(), other.clone()]).unwrap();
+        let id = set.list()[0].id;
+        assert!(
+            !set.has_better_than(id),
+            "an upstream that answers is as good as another"
+        );
+        assert!(set.distrust(id) && set.has_better_than(id));
+        set.replace(std::slice::from_ref(&other)).unwrap();
+        assert!(set.has_better_than(id), "the upstream is off the list");
+        set.replace(&[]).unwrap();
+        assert!(!set.has_better_than(id), "nobody is left to give way to");
     }
 
     #[test]

@@ -325,6 +325,53 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_of_what_a_publisher_sends() {
+        let mut greeting = [0u8; 64];
+        (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
+        greeting[12..16].copy_from_slice(b"NULL");
+        let ready: &[u8] = b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03PUB";
+        let messages: [&[u8]; 3] = [
+            b"\x01\x02ab\x04\x07\x04PING\0\0\x00\x01c",
+            b"\x01\x09kv-events\x01\x08\0\0\0\0\0\0\0\x01\x01\x08\0\0\0\0\0\0\0\x02\x00\x03abc",
+            b"\x03\0\0\0\0\0\0\0\x02ab\x02\0\0\0\0\0\0\0\x01c\x04\x05\x04PONG",
+        ];
+        let examples: Vec<Vec<u8>> = messages
+            .iter()
+            .map(|message| [&greeting[..], ready, message].concat())
+            .collect();
+        run(async {
+            wardrop_mutation::run("ZMTP", &examples, |input, dice| {
+                // Most inputs pass the greeting, so that the frames behind it are read.
+                let mut wire = input.to_vec();
+                if dice.below(8) > 0 {
+                    let kept = wire.len().min(64 + ready.len());
+                    wire[..kept].copy_from_slice(&examples[0][..kept]);
+                }
+                // Everything is there, so nothing waits and one poll is enough.
+                let stream = tokio::io::join(&wire[..], tokio::io::sink());
+                let read = async {
+                    let Ok(mut subscriber) = Subscriber::greet(stream, limits(1 << 10)).await else {
+                        return;
+                    };
+                    while let Ok(frames) = subscriber.receive().await {
+                        assert!(
+                            frames.len() <= MAX_FRAMES
+                                && frames.iter().map(Vec::len).sum::<usize>() <= 1 << 10
+                        );
+                    }
+                };
+                // Tokio's budget of a task would end after some reads.
+                let mut read = std::pin::pin!(tokio::task::unconstrained(read));
+                let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+                assert!(
+                    read.as_mut().poll(&mut context).is_ready(),
+                    "nothing is left to wait for"
+                );
+            });
+        });
+    }
+
+    #[test]
     fn announced_giant_is_refused_before_memory_is_taken() {
         run(async {
             let endpoint = publisher(b"\x02\x7f\xff\xff\xff\xff\xff\xff\xff".to_vec()).await;

@@ -72,6 +72,8 @@ pub(crate) struct Metrics {
     predicted_tokens: IntCounterVec,
     /// Reported cached tokens of finished requests, set in the same way.
     reported_tokens: IntCounterVec,
+    /// Reports of engines that were refused, set in the same way.
+    reports_refused: IntCounterVec,
     anarchy: AnarchyGauges,
     predicted: PredictedMetrics,
     queue_requests: GaugeVec,
@@ -189,6 +191,11 @@ impl Metrics {
                 "cached_tokens_reported_total",
                 "Cached prompt tokens that the engine reported",
                 &["model", "worker_id", "dp_rank"],
+            )?,
+            reports_refused: builder.counters(
+                "engine_reports_refused_total",
+                "Reports of engines with figures that cannot be true, which teach nothing",
+                &["model", "worker_type"],
             )?,
             input_tokens: builder.counters(
                 "input_tokens_total",
@@ -352,9 +359,15 @@ impl Metrics {
         }
         self.predicted_tokens.reset();
         self.reported_tokens.reset();
+        self.reports_refused.reset();
         for model in models.all() {
             for role in Role::ALL {
                 self.set_workers(&model.spec.name, role, &model.pool(role).report(now_s));
+                if model.pool(role).size() > 0 {
+                    self.reports_refused
+                        .with_label_values(&[&model.spec.name, role.name()])
+                        .inc_by(model.pool(role).reports_refused());
+                }
                 if let Some(size) = model.pool(role).predicted() {
                     self.predicted.set(&model.spec.name, role.name(), &size);
                 }

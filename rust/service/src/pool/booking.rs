@@ -130,10 +130,12 @@ impl Booking {
         }
     }
 
-    /// Keeps the booking open, because the request is still served. At most one call in a minute has an effect.
+    /// Keeps the booking open, because the request is still served. At most one call in a minute, and four in the life of a
+    /// booking that is not renewed, have an effect.
     pub(crate) fn renew(&mut self) {
         let now_s = self.clock.now_s();
-        if now_s - self.renewed_s < RENEW_EVERY_S {
+        let lives_s = self.legs.iter().flatten().map(|leg| leg.pool.booking_ttl_s());
+        if now_s - self.renewed_s < lives_s.fold(RENEW_EVERY_S, |every_s, ttl_s| every_s.min(ttl_s / 4.0)) {
             return;
         }
         self.renewed_s = now_s;

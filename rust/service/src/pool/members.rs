@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
 use wardrop_core::latency::Prior;
-use wardrop_core::{Error, WorkerId, WorkerSpec};
+use wardrop_core::{Error, KvEvent, WorkerId, WorkerSpec};
 
 use super::cursor::EventCursor;
 use super::health::Health;
@@ -146,21 +146,22 @@ impl WorkerPool {
         }
         let spec = upsert.spec();
         let ranks = upsert.dp_start..upsert.dp_start + upsert.dp_size;
-        let mut state = self.state.lock();
-        let known = state.ranks_of(upsert.instance);
-        let gone: Vec<WorkerId> = known
-            .iter()
-            .filter(|id| !ranks.contains(&id.dp_rank))
-            .copied()
-            .collect();
-        let others = state.workers.len() - known.len();
-        let limit = self.router.config().max_workers;
-        if others + upsert.dp_size as usize > limit {
-            return Err(Error::TooManyWorkers { limit }.into());
-        }
-        for id in gone {
-            state.remove(id)?;
-        }
+        let _change = self.changes.lock();
+        let gone: Vec<WorkerId> = {
+            let state = self.state.lock();
+            let known = state.ranks_of(upsert.instance);
+            let others = state.workers.len() - known.len();
+            let limit = self.router.config().max_workers;
+            if others + upsert.dp_size as usize > limit {
+                return Err(Error::TooManyWorkers { limit }.into());
+            }
+            known
+                .into_iter()
+                .filter(|id| !ranks.contains(&id.dp_rank))
+                .collect()
+        };
+        self.drop_workers(&gone)?;
+        let state = &mut *self.state.lock();
         for rank in ranks {
             state.add(WorkerId::new(upsert.instance, rank), &spec, upsert.dp_size)?;
         }
@@ -170,16 +171,26 @@ impl WorkerPool {
 
     /// Removes an instance with its ranks. Returns whether the instance was registered.
     pub(crate) fn remove(&self, instance: u64) -> Result<bool, ServiceError> {
-        let mut state = self.state.lock();
-        let gone = state.ranks_of(instance);
-        for id in &gone {
-            state.remove(*id)?;
-        }
+        let _change = self.changes.lock();
+        let gone = self.state.lock().ranks_of(instance);
+        self.drop_workers(&gone)?;
+        let state = &mut *self.state.lock();
         self.size.store(state.workers.len(), Ordering::Relaxed);
         if let Some(queue) = state.queue.as_mut().filter(|_| self.size() == 0) {
             queue.end_all(QueueError::NoWorker);
         }
         Ok(!gone.is_empty())
+    }
+
+    /// Removes workers. Their blocks, which may be a million, are removed without the pool's lock, so that no decision waits.
+    fn drop_workers(&self, gone: &[WorkerId]) -> Result<(), Error> {
+        for id in gone {
+            // From here on the worker is not chosen, and its events count as those of an unknown worker.
+            self.state.lock().forget(*id)?;
+            let _ = self.router.apply(*id, &KvEvent::Cleared);
+            self.state.lock().router.remove_worker(*id)?;
+        }
+        Ok(())
     }
 }
 
@@ -220,11 +231,12 @@ impl State {
         Ok(())
     }
 
-    fn remove(&mut self, id: WorkerId) -> Result<(), Error> {
+    /// Ends a worker's part in decisions and its feed. The router still has its blocks and its load.
+    fn forget(&mut self, id: WorkerId) -> Result<(), Error> {
         if let Some(mut worker) = self.workers.remove(&id) {
             worker.position.forget();
             worker.cursor.drop_kept(&mut self.kept);
         }
-        self.router.remove_worker(id)
+        self.router.set_available(id, false)
     }
 }

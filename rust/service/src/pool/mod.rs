@@ -19,6 +19,8 @@ mod explanation;
 mod feed;
 mod health;
 mod held_blocks;
+#[cfg(test)]
+mod lock_holds;
 mod members;
 #[cfg(test)]
 mod oracle;
@@ -97,6 +99,8 @@ pub struct WorkerPool {
     options: HealthOptions,
     /// Same router as in `state`. Decisions use this handle, so they do not wait for the pool's lock.
     router: Arc<Router>,
+    /// Serialises changes of the membership, which leave `state` unlocked while blocks are removed.
+    changes: Mutex<()>,
     state: Mutex<State>,
     anarchy: AnarchyMeter,
     /// Number of registered workers, kept outside `state` so that readers need no lock.
@@ -167,6 +171,7 @@ impl WorkerPool {
             role,
             options,
             router,
+            changes: Mutex::default(),
             state: Mutex::new(state),
             anarchy: AnarchyMeter::new(),
             size: AtomicUsize::new(0),
@@ -310,6 +315,11 @@ impl WorkerPool {
             }
         }
         state.review(worker, now_s, self.options);
+    }
+
+    /// Age at which a booking that nobody ends or renews expires, in seconds.
+    pub(crate) fn booking_ttl_s(&self) -> f64 {
+        self.router.config().booking_ttl_s
     }
 
     /// Lets a booking live longer, because its request is still served.

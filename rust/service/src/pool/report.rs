@@ -147,6 +147,11 @@ impl WorkerPool {
         self.router.snapshot()
     }
 
+    /// Reports of engines with figures that cannot be true.
+    pub(crate) fn reports_refused(&self) -> u64 {
+        self.router.reports_refused()
+    }
+
     /// Price-of-anarchy figures of the pool; `None` before the first solved window.
     pub(crate) fn anarchy(&self) -> Option<AnarchyReport> {
         self.anarchy.report()

@@ -254,6 +254,21 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn fuzz_of_saved_fleets() {
+        let body = fleet().to_bytes().split_off(HEADER_BYTES);
+        wardrop_mutation::run("saved fleets", &[body], |input, _| {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend(VERSION.to_le_bytes());
+            bytes.extend((input.len() as u64).to_le_bytes());
+            bytes.extend(xxh3_64(input).to_le_bytes());
+            bytes.extend(input);
+            if let Ok(read) = SavedFleet::from_bytes(&bytes) {
+                assert_eq!(SavedFleet::from_bytes(&read.to_bytes()), Ok(read));
+            }
+        });
+    }
+
     proptest! {
         /// A body with a right checksum is not believed either.
         #[test]

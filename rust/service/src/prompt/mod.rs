@@ -12,6 +12,8 @@ mod anthropic;
 mod body;
 mod card;
 mod chat;
+#[cfg(test)]
+mod fuzz;
 mod handover;
 mod prepare;
 mod prompter;

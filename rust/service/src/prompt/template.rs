@@ -101,14 +101,19 @@ fn template_of(folder: &Path, card: &CardOptions) -> Result<Option<Value>, Strin
     Ok((!config["chat_template"].is_null()).then_some(config))
 }
 
-/// The template in a file of its own.
+/// The template in a file of its own. Without the operator's template any other template would give other prompts.
 fn separate_template(folder: &Path, card: &CardOptions) -> Result<Option<Value>, String> {
-    let places = card
-        .chat_template_file
-        .iter()
-        .cloned()
-        .chain(["chat_template.jinja", "chat_template.json"].map(|name| folder.join(name)));
-    for place in places {
+    if let Some(place) = &card.chat_template_file {
+        let missing = || {
+            format!(
+                "{}: the model card names this chat template, and the file does not exist here; copy it to this machine",
+                place.display()
+            )
+        };
+        let text = read(place)?.ok_or_else(missing)?;
+        return separate(place, text).map(Some);
+    }
+    for place in ["chat_template.jinja", "chat_template.json"].map(|name| folder.join(name)) {
         let Some(text) = read(&place)? else { continue };
         return separate(&place, text).map(Some);
     }
