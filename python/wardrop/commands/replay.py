@@ -17,6 +17,7 @@ from wardrop.commands import simulation
 from wardrop.commands.simulation import run_with_bar
 from wardrop.replay.anarchy import POA_WINDOW
 from wardrop.replay.fleet import Engine
+from wardrop.replay.limits import what_is_lost
 from wardrop.replay.report import write_html
 from wardrop.replay.run import Policy
 from wardrop.replay.runners import RayRunner, ThreadRunner
@@ -74,6 +75,25 @@ def _require_folders(*files: Path | None) -> None:
             raise ReplayError(f"got the file {file}; expected a file in a folder that exists")
 
 
+def _print_lost(plan: Plan) -> None:
+    """Print what relaxing each limit saves, per load and policy."""
+    for load_factor in plan.loads:
+        loaded = plan.fleet.with_load(
+            rate=1.0 if plan.closed else load_factor,
+            concurrency=round(load_factor) if plan.closed else None,
+        )
+        for policy in plan.policies:
+            for saving in what_is_lost(plan.workload, loaded, policy, plan.seeds):
+                _out.print(
+                    f"load {load_factor:g}, {policy.label}: {saving.limit} saves "
+                    f"{saving.e2e:.1%} of E2E ({saving.e2e_low:.1%} to {saving.e2e_high:.1%}), "
+                    f"{saving.ttft:.1%} of TTFT ({saving.ttft_low:.1%} to {saving.ttft_high:.1%})",
+                    highlight=False,
+                    soft_wrap=True,
+                    markup=False,
+                )
+
+
 def _write_json(path: Path, setting: dict[str, Any], cells: list[Cell]) -> None:
     path.write_text(
         json.dumps({"setting": setting, "cells": [asdict(cell) for cell in cells]}),
@@ -124,7 +144,14 @@ def replay(
     metrics_loss: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the workers' reports that are lost.")
     ] = 0.0,
-    poa: Annotated[bool, typer.Option(help="Measure the price of anarchy and its parts.")] = False,
+    poa: Annotated[
+        bool,
+        typer.Option(help="Measure the price of anarchy: cost over the bound of any routing."),
+    ] = False,
+    lost: Annotated[
+        bool,
+        typer.Option(help="Show what more memory, order or one more worker would save."),
+    ] = False,
     ttft_slo_s: simulation.TtftSlo = 2.0,
     itl_slo_ms: simulation.ItlSlo = 50.0,
     tune_policy: Annotated[
@@ -196,6 +223,8 @@ def replay(
         else:
             cells = _run(plan, resume, threads, ray)
         _print_tables(cells, closed=plan.closed)
+        if lost:
+            _print_lost(plan)
         setting = {
             "trace": trace if not Path(trace).exists() else Path(trace).name,
             "part": part,
