@@ -44,6 +44,15 @@ $(STAMPS)/native: $(STAMPS)/venv $(RUST_SOURCES)
 setup: $(STAMPS)/native ## make .venv with a working `wardrop` and Dynamo
 	@$(VENV)/bin/wardrop --version
 
+FRONTEND_SOURCES := $(wildcard frontend/src/*.rs) frontend/Cargo.toml frontend/Cargo.lock frontend/.cargo/config.toml .ci/frontend
+
+$(STAMPS)/frontend: $(STAMPS)/venv $(RUST_SOURCES) $(FRONTEND_SOURCES)
+	bash .ci/frontend $(VENV)
+	@touch $@
+
+.PHONY: frontend
+frontend: setup $(STAMPS)/frontend ## build the native `wardrop frontend` into .venv; the first build on a machine takes 25 minutes or more
+
 # pip-audit lives apart from .venv, so that its own dependencies are neither audited nor in the way of Dynamo's.
 $(STAMPS)/audit: $(STAMPS)/toolchain requirements/audit.txt
 	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
@@ -172,6 +181,10 @@ soak: $(STAMPS)/toolchain ## does memory stay flat? 100 cycles of filling and cl
 .PHONY: wheel
 wheel: $(STAMPS)/venv ## build the optimised wheel for this machine into dist/
 	$(VENV)/bin/maturin build --profile dist --locked --out dist
+
+.PHONY: frontend-wheel
+frontend-wheel: $(STAMPS)/frontend ## build the wheel `wardrop-frontend` for this machine into dist/
+	$(VENV)/bin/maturin build --release --locked --manifest-path frontend/Cargo.toml --out dist
 
 .PHONY: release
 release: $(STAMPS)/venv $(STAMPS)/release ## wheel, source distribution and notes into dist/, from a clean tree; DRY_RUN=1 only checks

@@ -1,6 +1,6 @@
 """Runs all arms, interleaved and several times over, and writes the result beside the table.
 
-    python -m bench.gateway [--rounds 5] [--arms round_robin,dynamo_kv,wardrop,wardrop_direct]
+    python -m bench.gateway [--rounds 5] [--arms round_robin,dynamo_kv,wardrop,wardrop_frontend]
 
 Each round starts every arm anew, one after the other, so that what the machine does meanwhile falls
 on all of them. Figures are medians over rounds. Extra CPU and added latency are differences to
@@ -35,10 +35,20 @@ from bench.gateway.phases import (
 from bench.gateway.priority import go_before_others
 from bench.gateway.text import aims, table
 
-from wardrop.demo.arms import DYNAMO_KV, ROUND_ROBIN, WARDROP, WARDROP_DIRECT, Arm, running
+from wardrop.demo.arms import (
+    DYNAMO_KV,
+    ROUND_ROBIN,
+    WARDROP,
+    WARDROP_DIRECT,
+    WARDROP_FRONTEND,
+    Arm,
+    running,
+)
 from wardrop.dynamo.namespace import NamespaceRefusedError, enter_or_reexec
 
-ARMS = {arm.key: arm for arm in (ROUND_ROBIN, DYNAMO_KV, WARDROP, WARDROP_DIRECT)}
+ARMS = {arm.key: arm for arm in (ROUND_ROBIN, DYNAMO_KV, WARDROP, WARDROP_DIRECT, WARDROP_FRONTEND)}
+USUAL = tuple(key for key in ARMS if key != WARDROP_FRONTEND.key)
+"""Arms that need no native frontend."""
 RESULT = Path(__file__).parents[1] / "results" / "gateway.json"
 
 Round = dict[str, dict[str, dict[str, float]]]
@@ -82,7 +92,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gateway", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", default=",".join(USUAL))
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--quick", action="store_true", help="half a second a phase: a smoke test")
     parser.add_argument(

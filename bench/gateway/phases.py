@@ -135,7 +135,7 @@ def check_routed(stack: Stack, arm: Arm, requests: int) -> dict[str, float]:
     Raises:
         RuntimeError: it decided on fewer; the figures would be those of Dynamo's own routing.
     """
-    if not arm.gateway:
+    if not (arm.gateway or arm.native):
         return {}
     with urlopen(f"{stack.url}/metrics", timeout=_TIMEOUT_S) as response:
         lines = response.read().decode().splitlines()

@@ -9,6 +9,7 @@ _NAMES = {
     "dynamo_kv": "Dynamo, KV router",
     "wardrop": "Wardrop before a `kv` frontend",
     "wardrop_direct": "Wardrop before a `direct` frontend",
+    "wardrop_frontend": "Wardrop in the frontend",
 }
 _GROUPS = (
     ("Prompts as token ids", "ids_c1", "ids_c32_t1", "ids_c32_t128"),

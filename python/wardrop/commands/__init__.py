@@ -32,6 +32,9 @@ SUBCOMMANDS = {
         "route requests to vLLM or SGLang servers",
         "serve",
     ),
+    "frontend": Subcommand(
+        "wardrop.commands.frontend", "Dynamo's frontend, with the decision in process", "frontend"
+    ),
     "demo": Subcommand(
         "wardrop.commands.demo", "compare routers on a real Dynamo, mock workers", "dynamo,plot"
     ),

@@ -30,18 +30,23 @@ class Arm:
         label: Name for people.
         frontend_mode: `--router-mode` of the frontend.
         gateway: Whether `wardrop dynamo` runs in front of the frontend.
+        native: Whether the frontend is `wardrop frontend` instead of `dynamo.frontend`.
     """
 
     key: str
     label: str
     frontend_mode: str
     gateway: bool
+    native: bool = False
 
 
 ROUND_ROBIN = Arm("round_robin", "Dynamo, round robin", "round-robin", gateway=False)
 DYNAMO_KV = Arm("dynamo_kv", "Dynamo, KV router", "kv", gateway=False)
 WARDROP = Arm("wardrop", "Wardrop", "kv", gateway=True)
 WARDROP_DIRECT = Arm("wardrop_direct", "Wardrop, direct", "direct", gateway=True)
+WARDROP_FRONTEND = Arm(
+    "wardrop_frontend", "Wardrop in the frontend", "round-robin", gateway=False, native=True
+)
 ARMS = (ROUND_ROBIN, DYNAMO_KV, WARDROP)
 
 
@@ -81,11 +86,14 @@ def running(
         FleetError: A part did not start; the text ends with the part's log.
     """
     with Fleet(spec) as fleet:
-        front = fleet.add_frontend(arm.frontend_mode, arguments=frontend_flags)
+        module = "wardrop.frontend" if arm.native else "dynamo.frontend"
+        front = fleet.add_frontend(arm.frontend_mode, arguments=frontend_flags, module=module)
         pools: dict[str, list[int]] = {}
         for worker in fleet.workers:
             pools.setdefault(worker.role, []).extend(worker.instances)
         workers = {role: sorted(instances) for role, instances in pools.items()}
+        if arm.native:
+            _await_available(front.child, front.url, sum(map(len, workers.values())))
         if not arm.gateway:
             yield Stack(front.url, (front.child.pid,), workers, fleet.version)
             return
@@ -114,6 +122,22 @@ def _await_settled(gateway: ChildProcess) -> None:
         if children(gateway.pid):
             quiet_since_s = time.monotonic()
         time.sleep(0.05)
+
+
+def _await_available(frontend: ChildProcess, url: str, workers: int) -> None:
+    """Wait until Wardrop, inside the frontend, may choose every worker."""
+    deadline_s = time.monotonic() + _GATEWAY_READY_S
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(OSError), urlopen(f"{url}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+            rows = [line for line in lines if line.startswith("wardrop_worker_available{")]
+            if sum(float(row.rpartition(" ")[2]) for row in rows) == workers:
+                return
+        time.sleep(0.05)
+    raise FleetError(
+        f"not every worker was available within {_GATEWAY_READY_S:g} s; the log of the frontend "
+        f"ends:\n{frontend.tail()}"
+    )
 
 
 def _await_ready(gateway: ChildProcess, url: str) -> None:

@@ -197,20 +197,27 @@ class Fleet:
         return dynamo_environment(self.store)
 
     def add_frontend(
-        self, mode: str = "kv", port: int = 0, arguments: tuple[str, ...] = ()
+        self,
+        mode: str = "kv",
+        port: int = 0,
+        arguments: tuple[str, ...] = (),
+        module: str = "dynamo.frontend",
     ) -> Frontend:
-        """Start a `dynamo.frontend` and wait until it lists every worker.
+        """Start a frontend and wait until it lists every worker.
 
         Args:
             mode: `--router-mode` (kv, round-robin, direct, …).
             port: Port on the loopback; 0 takes a free one.
             arguments: Further flags.
+            module: Module to run: `dynamo.frontend`, or one with the same flags.
 
         Raises:
             FleetError: The frontend ended, or did not list the workers within `ready_timeout_s`.
         """
         port = port or free_port()
-        command = frontend_command(self.spec.python, mode, port, arguments)
+        # Another module than Dynamo's own belongs to this interpreter's packages.
+        python = self.spec.python if module == "dynamo.frontend" else sys.executable
+        command = frontend_command(python, mode, port, arguments, module)
         name = f"frontend-{len(self.frontends)}-{mode}"
         with signals_deferred():
             child = ChildProcess(name, command, self.environment, self.home / f"{name}.log")

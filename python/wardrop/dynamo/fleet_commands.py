@@ -11,16 +11,19 @@ from wardrop.dynamo.fleet_spec import FleetSpec
 from wardrop.dynamo.ports import free_port
 
 
-def frontend_command(python: str, mode: str, port: int, arguments: tuple[str, ...]) -> list[str]:
-    """Command line of a `dynamo.frontend` on the loopback.
+def frontend_command(
+    python: str, mode: str, port: int, arguments: tuple[str, ...], module: str
+) -> list[str]:
+    """Command line of a frontend on the loopback.
 
     Args:
         python: Interpreter with Dynamo.
         mode: `--router-mode`.
         port: Port on the loopback.
         arguments: Further flags.
+        module: Module to run, `dynamo.frontend` or one with the same flags.
     """
-    command = [python, "-m", "dynamo.frontend", "--http-host", "127.0.0.1"]
+    command = [python, "-m", module, "--http-host", "127.0.0.1"]
     return [*command, "--http-port", str(port), "--router-mode", mode, *arguments]
 
 

@@ -31,5 +31,7 @@ pub use error::ServiceError;
 pub use models::Model;
 pub use pool::{Booking, Leg, Role, WorkerPool};
 pub use prompt::{Abstention, DryRunError, Endpoint, TokenIdSource};
-pub use request::{ActiveRequest, Answer, PlaceHints, Placed, Prepared, Refusal, Unplaced, Usage};
-pub use service::{FeedReport, ModelReport, PartState, PoolName, Service};
+pub use request::{
+    ActiveRequest, Answer, PlaceHints, Placed, Prepared, ReadyPrompt, Refusal, Unplaced, Usage,
+};
+pub use service::{DoorFeed, FeedReport, ModelReport, PartState, PoolName, Service};

@@ -18,7 +18,7 @@ use wardrop_core::WorkerId;
 
 pub use self::answer::{Answer, Usage};
 pub use self::place::{PlaceHints, Placed, Refusal, Unplaced};
-pub use self::prepare::Prepared;
+pub use self::prepare::{Prepared, ReadyPrompt};
 use crate::pool::Booking;
 use crate::prompt::Abstention;
 use crate::receipts::{OpenReceipt, ReceiptOutcome, ReceiptRequest};

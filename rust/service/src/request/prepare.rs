@@ -22,6 +22,21 @@ pub struct Prepared {
     pub(crate) prompt: Prompt,
 }
 
+/// A prompt whose token ids the door knows, with the facts that its price depends on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadyPrompt<'a> {
+    /// Token ids, exactly as the engine will see them.
+    pub tokens: &'a [u32],
+    /// Adapter that the engine hashes into every block.
+    pub lora: Option<&'a str>,
+    /// Cache namespace that the engine hashes into every block.
+    pub tenant: Option<&'a str>,
+    /// Answer length that the client expects or allows, in tokens.
+    pub expected_output_tokens: Option<u32>,
+    /// The answer arrives token by token.
+    pub is_streamed: bool,
+}
+
 impl Service {
     /// Finds out the tokens of a request body and hashes its blocks. `tenant` is the cache namespace that a header names.
     ///
@@ -85,6 +100,22 @@ impl Service {
         let limit = u32::try_from(limit.min(MAX_GUESSED_TOKENS)).unwrap_or(u32::MAX);
         let prompt = Prompt::unknown(guessed.clamp(1, limit.max(1)), body.is_streamed());
         Some(Prepared { model, prompt })
+    }
+
+    /// Hashes the blocks of a prompt that the door prepared itself. O(tokens).
+    ///
+    /// # Errors
+    /// [`Abstention::UnknownModel`] for a name that is not registered, [`Abstention::TooLong`] above 2³² − 1 tokens.
+    pub fn prepare_ready(&self, model: &str, ready: &ReadyPrompt<'_>) -> Result<Prepared, Abstention> {
+        let (model, _) = self.models.find(model).ok_or(Abstention::UnknownModel)?;
+        let scope = HashScope {
+            lora_name: ready.lora,
+            cache_namespace: ready.tenant,
+        };
+        let mut prompt = Prompt::from_tokens(ready.tokens, model.spec.block_size, &scope)?;
+        prompt.expected_output_tokens = ready.expected_output_tokens;
+        prompt.is_streamed = ready.is_streamed;
+        Ok(self.observe(Prepared { model, prompt }))
     }
 
     fn read_prompt(

@@ -5,6 +5,7 @@
 
 mod background;
 mod control;
+mod door_feed;
 mod observation;
 mod saved_state;
 mod status;
@@ -33,6 +34,7 @@ use crate::tenants::Tenants;
 use crate::{Clock, ServiceError};
 
 pub use self::control::PartState;
+pub use self::door_feed::DoorFeed;
 pub use self::saved_state::PoolName;
 pub use self::status::{FeedReport, ModelReport};
 

@@ -1,0 +1,268 @@
+"""Flags of the frontend: those of `dynamo.frontend`, read by Dynamo's own parser, and Wardrop's.
+
+Dynamo's parser is used instead of a copy, so every flag, variable, default and check is the one of
+the installed Dynamo. Wardrop's settings have the flags `--wardrop-NAME`, the variables `WARDROP_*`
+and the YAML file that `wardrop dynamo` has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wardrop.config import Config, ConfigError, Setting, load, settings
+
+STAGES = ("routing", "predicted", "feed", "shadows")
+"""Stages of Wardrop's configuration that a frontend has."""
+
+SILENCE_MS = 2_000
+"""Silence of a worker after which its answers move, unless a source says otherwise.
+
+Workers send a heartbeat each second. The stream then continues elsewhere within 2.5 s.
+"""
+
+_POLICY_INSTANCES = ("router_prefill_policy", "router_decode_policy")
+"""Settings of Dynamo's KV router that its configuration type does not read from JSON."""
+
+_RESERVED = "--wardrop-"
+
+
+@dataclass(frozen=True)
+class FrontendArguments:
+    """What the flags ask for.
+
+    Attributes:
+        settings: Settings of the native frontend, a JSON object.
+        environment: Variables that Dynamo's runtime reads; None removes a variable.
+        dump_config_to: File for Dynamo's dump of its configuration, or None.
+        dynamo_config: Dynamo's own configuration object.
+    """
+
+    settings: dict[str, Any]
+    environment: Mapping[str, str | None]
+    dump_config_to: str | None
+    dynamo_config: Any
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> FrontendArguments:
+    """Read the flags.
+
+    Args:
+        arguments: Command line after the command's name.
+        environment: Process environment, for Wardrop's variables.
+
+    Raises:
+        ConfigError: A value is wrong, or the native frontend cannot do what a flag asks for.
+        SystemExit: Dynamo's parser refuses the command line (code 2) or prints its help (code 0).
+    """
+    parser = _parser()
+    namespace, unknown = parser.parse_known_args(list(arguments))
+    if unknown:
+        raise ConfigError(
+            f"got the arguments {unknown}, expected flags of dynamo.frontend or {_RESERVED}*; "
+            "`wardrop frontend --help` lists them"
+        )
+    ours = {name: value for name, value in vars(namespace).items() if name.startswith("wardrop__")}
+    for name in ours:
+        delattr(namespace, name)
+    config = _dynamo_config(namespace)
+    _refuse_unsupported(config)
+    wardrop = _wardrop_config(ours, environment)
+    return FrontendArguments(
+        settings={"frontend": _frontend(config), "wardrop": wardrop},
+        environment=_runtime_environment(config),
+        dump_config_to=config.dump_config_to,
+        dynamo_config=config,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wardrop frontend",
+        description="Dynamo Frontend: HTTP+Pre-processor+Router, Wardrop's decision in process",
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=True,
+    )
+    _dynamo_arguments().FrontendArgGroup().add_arguments(parser)
+    group = parser.add_argument_group(
+        "Wardrop Options", "each is also a variable: --wardrop-policy is WARDROP_POLICY"
+    )
+    group.add_argument(
+        "--wardrop-config", dest="wardrop__config", metavar="FILE", help="strict YAML file"
+    )
+    for setting in _settings():
+        options: dict[str, Any] = {
+            "dest": f"wardrop__{setting.key}",
+            "default": None,
+            "help": f"{setting.summary} [default: {_default_text(setting)}]".replace("%", "%%"),
+        }
+        if setting.kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = setting.name.upper()
+        group.add_argument(f"{_RESERVED}{setting.flag}", **options)
+    return parser
+
+
+def _dynamo_arguments() -> Any:
+    """Dynamo's module of flags, which has no type stubs."""
+    return importlib.import_module("dynamo.frontend.frontend_args")
+
+
+def _settings() -> list[Setting]:
+    return [setting for setting in settings() if setting.stage in STAGES]
+
+
+def _default_text(setting: Setting) -> str:
+    return str(SILENCE_MS) if setting.key == "feed.silence_ms" else setting.default_text
+
+
+def _dynamo_config(namespace: argparse.Namespace) -> Any:
+    config = _dynamo_arguments().FrontendConfig.from_cli_args(namespace)
+    try:
+        config.validate()
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    return config
+
+
+def _refuse_unsupported(config: Any) -> None:
+    """Refuse what only the stock frontend can do, with the reason."""
+    refusals = [
+        (config.interactive, "--interactive", "a text chat has no requests to route"),
+        (
+            config.kserve_grpc_server,
+            "--kserve-grpc-server",
+            "Dynamo's gRPC server has no place for a decision of another router",
+        ),
+        (
+            config.chat_processor != "dynamo",
+            f"--dyn-chat-processor {config.chat_processor}",
+            "it prepares prompts in Python, and no Python runs in the native frontend",
+        ),
+        (
+            bool(config.frontend_route_extensions),
+            "--frontend-route-extension",
+            "it adds Python routes, and no Python runs in the native frontend",
+        ),
+        (
+            config.router_prefill_load_model != "none",
+            "--router-prefill-load-model",
+            "its estimator is a Python package, and no Python runs in the native frontend",
+        ),
+    ]
+    for is_asked_for, flag, reason in refusals:
+        if is_asked_for:
+            raise ConfigError(
+                f"{flag}: {reason}; use python -m dynamo.frontend, with `wardrop dynamo` in front"
+            )
+
+
+def _frontend(config: Any) -> dict[str, Any]:
+    """Dynamo's settings under the names of the native frontend; absent ones have its defaults."""
+    prefix = config.metrics_prefix
+    frontend = {
+        "http_host": config.http_host,
+        "http_port": config.http_port,
+        "tls_cert_path": _text(config.tls_cert_path),
+        "tls_key_path": _text(config.tls_key_path),
+        "tls_client_ca_cert_path": _text(config.tls_client_ca_cert_path),
+        "metrics_prefix": prefix if prefix and prefix.strip() else None,
+        "kv_cache_block_size": config.kv_cache_block_size,
+        "namespace": config.namespace,
+        "namespace_prefix": config.namespace_prefix,
+        "model_name": config.model_name,
+        "model_path": config.model_path,
+        "migration_limit": config.migration_limit,
+        "migration_max_seq_len": config.migration_max_seq_len,
+        "enable_anthropic_api": config.enable_anthropic_api,
+        "strip_anthropic_preamble": config.strip_anthropic_preamble,
+        "enable_streaming_tool_dispatch": config.enable_streaming_tool_dispatch,
+        "enable_streaming_reasoning_dispatch": config.enable_streaming_reasoning_dispatch,
+        "reasoning_field_name": config.reasoning_field_name,
+        "tokenizer_backend": config.tokenizer_backend,
+        "tokenizer_fallback": config.tokenizer_fallback,
+        "router": _router(config),
+    }
+    return {name: value for name, value in frontend.items() if value is not None}
+
+
+def _router(config: Any) -> dict[str, Any]:
+    modes = {"power-of-two": "power_of_two_choices", "kv": "k_v"}
+    mode = modes.get(config.router_mode, config.router_mode.replace("-", "_"))
+    thresholds = config.router_kwargs()
+    router: dict[str, Any] = {
+        "router_mode": mode,
+        "session_affinity_ttl_secs": thresholds.pop("session_affinity_ttl_secs"),
+        "session_affinity_mode": thresholds.pop("session_affinity_mode"),
+        "load_threshold_config": {
+            name: value for name, value in thresholds.items() if value is not None
+        },
+    }
+    if config.router_mode == "kv":
+        kv = {name: value for name, value in config.kv_router_kwargs().items() if value is not None}
+        cache_policy = kv.pop("router_approximate_cache_policy", "ttl")
+        if cache_policy != "ttl":
+            raise ConfigError(
+                f"--router-approximate-cache-policy {cache_policy}: the native frontend has only "
+                "ttl; use python -m dynamo.frontend, with `wardrop dynamo` in front"
+            )
+        for name in _POLICY_INSTANCES:
+            router[name] = kv.pop(name, None)
+        router["kv_router_config"] = kv
+    return {name: value for name, value in router.items() if value is not None}
+
+
+def _wardrop_config(ours: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Wardrop's settings in the native frontend's form."""
+    known = {setting.key: setting for setting in _settings()}
+    flags: dict[str, str] = {}
+    for name, value in ours.items():
+        key = name.removeprefix("wardrop__")
+        if key in known and value is not None:
+            flags[key] = str(value).lower() if isinstance(value, bool) else str(value)
+    file = ours.get("wardrop__config") or environment.get("WARDROP_CONFIG")
+    silence = "feed.silence_ms"
+    try:
+        config = load(flags, environment, Path(file) if file else None)
+        if config.feed == Config().feed and known[silence].variable not in environment:
+            flags.setdefault(silence, str(SILENCE_MS))
+            config = load(flags, environment, Path(file) if file else None)
+    except ConfigError as error:
+        raise ConfigError(re.sub("^--", _RESERVED, str(error))) from error
+    native = json.loads(config.gateway_json([]))
+    wardrop = {name: native[name] for name in ("router_id", "routing", "feed", "shadows")}
+    return {name: value for name, value in wardrop.items() if value is not None}
+
+
+def _runtime_environment(config: Any) -> dict[str, str | None]:
+    """Variables that Dynamo's runtime reads, as the flags set them."""
+    return {
+        "DYN_SYSTEM_PORT": None,  # a worker's port: Dynamo's own frontend drops it as well
+        "DYN_DISCOVERY_BACKEND": config.discovery_backend,
+        "DYN_REQUEST_PLANE": config.request_plane,
+        "DYN_RESPONSE_PLANE": config.response_plane,
+        "DYN_EVENT_PLANE": config.event_plane or os.environ.get("DYN_EVENT_PLANE"),
+        "DYN_ROUTER_MIN_INITIAL_WORKERS": str(config.min_initial_workers),
+        "DYN_TCP_TLS_CERT_PATH": config.tcp_tls_cert_path,
+        "DYN_TCP_TLS_KEY_PATH": config.tcp_tls_key_path,
+        "DYN_TCP_TLS_CA_CERT_PATH": config.tcp_tls_ca_cert_path,
+        "DYN_TCP_TLS_CLIENT_CERT_PATH": config.tcp_tls_client_cert_path,
+        "DYN_TCP_TLS_CLIENT_KEY_PATH": config.tcp_tls_client_key_path,
+        "DYN_TCP_TLS_CLIENT_CA_CERT_PATH": config.tcp_tls_client_ca_cert_path,
+        "NATS_TLS_CA_CERT_PATH": config.nats_tls_ca_cert_path,
+        "NATS_TLS_INSECURE": "1" if config.nats_tls_insecure else None,
+        "NATS_TLS_CLIENT_CERT_PATH": config.nats_tls_client_cert_path,
+        "NATS_TLS_CLIENT_KEY_PATH": config.nats_tls_client_key_path,
+    }
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)

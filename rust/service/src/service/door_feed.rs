@@ -1,0 +1,227 @@
+//! Feeds that a door reads itself: a frontend inside Dynamo's runtime has Dynamo's own subscriber for every event plane.
+//!
+//! ```text
+//! door's subscriber ─▶ DoorFeed::kv_events, forward_pass ─▶ pool (order of events) ─▶ index, curves, health
+//! door's query to a worker ─▶ DoorFeed::recover ─▶ the worker's blocks, exact again
+//! ```
+//!
+//! Payloads are decoded with the same limits as those of the service's own feeds. O(blocks in the payload).
+
+use std::sync::Arc;
+
+use wardrop_core::WorkerId;
+use wardrop_engines::dynamo::{Malformed, decode_forward_pass, decode_kv_events};
+
+use super::Service;
+use crate::ServiceError;
+use crate::pool::{EventSource, Role, WorkerPool};
+
+/// Entry for the feeds of one pool.
+pub struct DoorFeed {
+    service: Arc<Service>,
+    model: String,
+    role: Role,
+}
+
+impl Service {
+    /// An entry for feeds of a pool that the door reads itself. The pool may be registered later, or anew.
+    pub fn door_feed(self: &Arc<Self>, model: &str, role: Role) -> DoorFeed {
+        DoorFeed {
+            service: self.clone(),
+            model: model.to_owned(),
+            role,
+        }
+    }
+}
+
+impl DoorFeed {
+    /// Takes the payload of one `kv-events` message. A refused payload is counted.
+    pub fn kv_events(&self, publisher_id: u64, payload: &[u8]) {
+        let Some(pool) = self.pool() else { return };
+        let events = match decode_kv_events(payload) {
+            Ok(events) => events,
+            Err(malformed) => return self.count_malformed(malformed),
+        };
+        let source = EventSource {
+            publisher: publisher_id,
+            owner: None,
+        };
+        let counts = pool.apply(events, source, self.service.clock.now_s());
+        let applied = &self.service.metrics.events;
+        for (name, count) in [
+            ("applied", counts.applied),
+            ("refused", counts.refused),
+            ("foreign", counts.foreign),
+            ("duplicate", counts.duplicates),
+            ("passed_over", counts.passed_over),
+        ] {
+            if count > 0 {
+                applied.with_label_values(&[name]).inc_by(count);
+            }
+        }
+    }
+
+    /// Takes the payload of one `forward-pass-metrics` message. A refused payload is counted.
+    pub fn forward_pass(&self, payload: &[u8]) {
+        let Some(pool) = self.pool() else { return };
+        match decode_forward_pass(payload) {
+            Ok(step) => {
+                pool.forward_pass(step, None, self.service.clock.now_s());
+            }
+            Err(malformed) => self.count_malformed(malformed),
+        }
+    }
+
+    /// Events may be lost: every worker of the pool needs its blocks again.
+    pub fn interrupted(&self) {
+        if let Some(pool) = self.pool() {
+            pool.feed_interrupted(None);
+        }
+    }
+
+    /// Workers whose index is incomplete and which therefore need their blocks. O(workers).
+    pub fn unsynced(&self) -> Vec<WorkerId> {
+        self.pool().map_or_else(Vec::new, |pool| pool.unsynced())
+    }
+
+    /// Replaces the blocks of one worker by a dump, given as `kv-events` payloads in order. Live events of the worker that arrived since
+    /// [`DoorFeed::unsynced`] named it are applied on top. Returns whether the worker was unsynced until now.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] for a payload that is no list of events.
+    pub fn recover(&self, worker: WorkerId, payloads: &[Vec<u8>]) -> Result<bool, ServiceError> {
+        let Some(pool) = self.pool() else { return Ok(false) };
+        let mut dump = Vec::new();
+        for payload in payloads {
+            let events = decode_kv_events(payload)
+                .map_err(|error| ServiceError::Config(format!("a dump of worker {worker}: {error:?}")))?;
+            dump.extend(events.into_iter().filter(|event| event.worker == worker));
+        }
+        let counts = pool.load_worker_dump(worker, dump);
+        let events = &self.service.metrics.events;
+        events
+            .with_label_values(&["dumped"])
+            .inc_by(counts.map_or(0, |counts| counts.applied));
+        Ok(counts.is_some())
+    }
+
+    fn pool(&self) -> Option<Arc<WorkerPool>> {
+        let (model, _) = self.service.models.find(&self.model)?;
+        Some(model.pool(self.role).clone())
+    }
+
+    fn count_malformed(&self, malformed: Malformed) {
+        let label = match malformed {
+            Malformed::Frames => "frames",
+            Malformed::Length => "length",
+            Malformed::Version => "version",
+            Malformed::Envelope => "envelope",
+            Malformed::Payload => "payload",
+        };
+        let refused = &self.service.metrics.malformed;
+        refused.with_label_values(&[label]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ServiceConfig;
+    use crate::{PlaceHints, ReadyPrompt};
+    use serde_json::json;
+
+    const MODEL: &str = "m";
+
+    fn service() -> Arc<Service> {
+        let service = Service::new(ServiceConfig::default()).unwrap();
+        let model = json!({"name": MODEL, "block_size": 4});
+        service.upsert_model(&model.to_string()).unwrap();
+        for instance in [1, 2] {
+            let worker = json!({"model": MODEL, "role": "aggregated", "instance": instance});
+            service.upsert_worker(&worker.to_string()).unwrap();
+        }
+        service
+    }
+
+    /// A payload of `kv-events`: worker 2 stores the blocks of `tokens`.
+    fn stored(event_id: u64, tokens: &[u32]) -> Vec<u8> {
+        let hashes = wardrop_core::BlockHasher::new(4).local_hashes(tokens, &wardrop_core::HashScope::default());
+        let blocks: Vec<_> = hashes
+            .iter()
+            .enumerate()
+            .map(|(at, hash)| json!({"block_hash": at + 1, "tokens_hash": hash.0}))
+            .collect();
+        let event = json!({
+            "worker_id": 2,
+            "event": {"event_id": event_id, "data": {"stored": {"parent_hash": null, "blocks": blocks}}, "dp_rank": 0},
+        });
+        rmp_serde::to_vec_named(&[event]).unwrap()
+    }
+
+    async fn overlap(service: &Arc<Service>, tokens: &[u32]) -> (u64, u32) {
+        let ready = ReadyPrompt {
+            tokens,
+            ..ReadyPrompt::default()
+        };
+        let prepared = service.prepare_ready(MODEL, &ready).unwrap();
+        let mut active = service.begin(prepared, None, std::time::Instant::now());
+        active.place(&PlaceHints::default()).await.unwrap();
+        let leg = active.booking().unwrap().legs().next().unwrap();
+        (leg.worker.instance, leg.overlap_blocks)
+    }
+
+    #[tokio::test]
+    async fn prompt_of_the_door_goes_to_the_worker_whose_events_the_door_read() {
+        let service = service();
+        let tokens: Vec<u32> = (0..32).collect();
+        let feed = service.door_feed(MODEL, Role::Aggregated);
+        feed.kv_events(7, &stored(1, &tokens));
+        assert_eq!(overlap(&service, &tokens).await, (2, 8));
+    }
+
+    #[tokio::test]
+    async fn adapter_and_tenant_of_the_door_keep_their_blocks_apart() {
+        let service = service();
+        let tokens: Vec<u32> = (0..32).collect();
+        service.door_feed(MODEL, Role::Aggregated).kv_events(7, &stored(1, &tokens));
+        for (lora, tenant) in [(Some("a"), None), (None, Some("t"))] {
+            let ready = ReadyPrompt {
+                tokens: &tokens,
+                lora,
+                tenant,
+                ..ReadyPrompt::default()
+            };
+            let prepared = service.prepare_ready(MODEL, &ready).unwrap();
+            let booking = service.place_now(&prepared).unwrap();
+            assert_eq!(booking.legs().next().unwrap().overlap_blocks, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn worker_joined_in_mid_stream_is_recovered_by_its_own_dump_alone() {
+        let service = service();
+        let tokens: Vec<u32> = (0..32).collect();
+        let feed = service.door_feed(MODEL, Role::Aggregated);
+        feed.kv_events(7, &stored(9, &tokens[..4]));
+        let worker = WorkerId::new(2, 0);
+        assert!(feed.unsynced().contains(&worker));
+        assert!(feed.recover(worker, &[stored(0, &tokens)]).unwrap());
+        assert!(!feed.unsynced().contains(&worker));
+        assert!(feed.unsynced().contains(&WorkerId::new(1, 0)), "worker 1 had no dump");
+        assert_eq!(overlap(&service, &tokens).await, (2, 8));
+        assert!(!feed.recover(worker, &[]).unwrap(), "live events are newer than a dump");
+        assert_eq!(overlap(&service, &tokens).await, (2, 8));
+    }
+
+    #[test]
+    fn garbage_is_counted_and_changes_nothing() {
+        let service = service();
+        let feed = service.door_feed(MODEL, Role::Aggregated);
+        feed.kv_events(7, b"\xc1 not msgpack");
+        feed.forward_pass(b"\xc1");
+        let page = service.render_metrics();
+        let line = page.lines().find(|line| line.contains("feed_malformed_total{") && line.contains("payload"));
+        assert!(line.is_some_and(|line| line.ends_with(" 2")), "{line:?}");
+        assert!(feed.recover(WorkerId::new(2, 0), &[b"\xc1".to_vec()]).is_err());
+    }
+}

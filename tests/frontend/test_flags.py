@@ -1,0 +1,132 @@
+"""Flags: those of `dynamo.frontend` with the same defaults, and Wardrop's beside them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+from wardrop.config import ConfigError
+from wardrop.frontend.arguments import SILENCE_MS, parse
+from wardrop.frontend.launch import main
+
+pytest.importorskip("dynamo.frontend", reason="Dynamo is not installed")
+
+
+@cache
+def help_of(module: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.partition("\n\n")[0]))
+
+
+def test_every_flag_of_dynamo_is_a_flag_here_and_ours_have_a_name_of_their_own():
+    stock, here = flags_in(help_of("dynamo.frontend")), flags_in(help_of("wardrop.frontend"))
+    assert len(stock) > 80
+    assert stock <= here
+    assert all(flag.startswith(("--wardrop-", "--no-wardrop-")) for flag in here - stock)
+
+
+def test_every_default_of_dynamo_is_the_default_here():
+    from dynamo.frontend.frontend_args import FrontendArgGroup
+
+    stock = argparse.ArgumentParser()
+    FrontendArgGroup().add_arguments(stock)
+    expected = vars(stock.parse_args([]))
+    ours = parse([], {}).dynamo_config
+    assert {name: getattr(ours, name) for name in expected} == expected
+
+
+def test_flags_of_dynamo_reach_the_native_frontend():
+    arguments = ["--http-port", "8123", "--migration-limit", "4", "--router-mode", "kv"]
+    arguments += ["--router-ttl-secs", "33", "--namespace", "n", "--enable-anthropic-api"]
+    frontend = parse(arguments, {}).settings["frontend"]
+    assert frontend["http_port"] == 8123
+    assert frontend["migration_limit"] == 4
+    assert frontend["namespace"] == "n"
+    assert frontend["enable_anthropic_api"] is True
+    assert frontend["router"]["router_mode"] == "k_v"
+    assert frontend["router"]["kv_router_config"]["router_ttl_secs"] == 33
+
+
+def test_planes_reach_the_runtime_as_variables():
+    arguments = ["--discovery-backend", "file", "--request-plane", "nats", "--event-plane", "nats"]
+    environment = parse([*arguments, "--tcp-tls-ca-cert-path", "/ca"], {}).environment
+    assert environment["DYN_DISCOVERY_BACKEND"] == "file"
+    assert environment["DYN_REQUEST_PLANE"] == "nats"
+    assert environment["DYN_EVENT_PLANE"] == "nats"
+    assert environment["DYN_TCP_TLS_CA_CERT_PATH"] == "/ca"
+    assert environment["DYN_SYSTEM_PORT"] is None
+
+
+def test_wardrops_settings_come_from_flags_and_variables():
+    arguments = ["--wardrop-policy", "toll", "--wardrop-queue"]
+    wardrop = parse(arguments, {"WARDROP_SEED": "7"}).settings["wardrop"]
+    assert wardrop["routing"]["policy"] == {"name": "toll"}
+    assert wardrop["routing"]["queue"] is not None
+    assert wardrop["routing"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        ([], {}, SILENCE_MS),
+        (["--wardrop-feed-silence-ms", "9000"], {}, 9000),
+        ([], {"WARDROP_FEED_SILENCE_MS": "3500"}, 3500),
+    ],
+)
+def test_silence_is_short_unless_a_source_says_otherwise(
+    arguments: list[str], environment: dict[str, str], expected: int
+):
+    assert parse(arguments, environment).settings["wardrop"]["feed"]["silence_ms"] == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--interactive"],
+        ["--kserve-grpc-server"],
+        ["--dyn-chat-processor", "vllm"],
+        ["--frontend-route-extension", "a:b"],
+        ["--router-mode", "kv", "--router-approximate-cache-policy", "lru"],
+    ],
+)
+def test_what_only_the_stock_frontend_can_do_is_refused_with_the_reason(arguments: list[str]):
+    with pytest.raises(ConfigError, match=r"python -m dynamo\.frontend"):
+        parse(arguments, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--no-such-flag"], "--no-such-flag"),
+        (["--migration-limit", "-1"], "--migration-limit"),
+        (["--wardrop-feed-silence-ms", "x"], "--wardrop-feed-silence-ms: got 'x'"),
+        (["--wardrop-config", "/no/such/file"], "/no/such/file"),
+    ],
+)
+def test_wrong_command_line_ends_with_code_2_and_names_the_flag(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(arguments) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_other_line_of_dynamo_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def version(name: str) -> Any:
+        return "1.7.0"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert main([]) == 1
+    assert "got Dynamo 1.7.0, expected 1.6" in capsys.readouterr().err
