@@ -110,7 +110,7 @@ impl Fleet {
         let mut known: HashMap<u64, ModelRuntimeConfig> = HashMap::new();
         loop {
             let present = workers.borrow_and_update().clone();
-            for instance in known.keys().filter(|instance| !present.contains_key(instance)) {
+            for instance in known.keys().filter(|instance| !present.contains_key(*instance)) {
                 if let Err(error) = self
                     .service
                     .remove_worker(&pool.model, pool.role.name(), *instance)

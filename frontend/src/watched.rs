@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use dynamo_llm::protocols::common::llm_backend::LLMEngineOutput;
 use dynamo_llm::types::Annotated;
+use dynamo_runtime::engine::AsyncEngineContextProvider as _;
 use dynamo_runtime::error::{BackendError, DynamoError, ErrorType, match_error_chain};
 use dynamo_runtime::pipeline::ManyOut;
 use futures::Stream;

@@ -6,7 +6,9 @@ import argparse
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,3 +132,10 @@ def test_other_line_of_dynamo_is_refused(
     monkeypatch.setattr("importlib.metadata.version", version)
     assert main([]) == 1
     assert "got Dynamo 1.7.0, expected 1.6" in capsys.readouterr().err
+
+
+def test_native_frontend_has_the_version_of_the_workspace():
+    root = Path(__file__).parents[2]
+    frontend = tomllib.loads((root / "frontend" / "Cargo.toml").read_text())
+    workspace = tomllib.loads((root / "Cargo.toml").read_text())["workspace"]
+    assert frontend["package"]["version"] == workspace["package"]["version"]

@@ -25,6 +25,8 @@ BINARY = "wardrop-frontend"
 DYNAMO_VERSION = "1.6"
 """Line of Dynamo from whose crates the native frontend is built."""
 
+USAGE = "Usage: wardrop frontend [any flag of dynamo.frontend] [--wardrop-NAME VALUE ...]"
+
 OPEN_FILES = 8192
 """Open files that Dynamo's frontend asks for when `DYN_FRONTEND_FD_LIMIT_TARGET` is not set."""
 
@@ -43,7 +45,13 @@ def main(arguments: Sequence[str]) -> int:
         2 for a wrong command line, 1 when something is not installed. A start does not return.
     """
     try:
-        _check_dynamo()
+        try:
+            _check_dynamo()
+        except FrontendMissingError as error:
+            if {"-h", "--help"} & set(arguments):
+                print(f"{USAGE}\n\nThe flags of Dynamo are not listed: {error}")
+                return 0
+            raise
         from wardrop.frontend.arguments import parse
 
         parsed = parse(arguments, os.environ)
@@ -96,7 +104,8 @@ def _check_dynamo() -> None:
 
     try:
         version = importlib.metadata.version("ai-dynamo")
-    except importlib.metadata.PackageNotFoundError as error:
+        importlib.import_module("dynamo.frontend")
+    except (importlib.metadata.PackageNotFoundError, ModuleNotFoundError) as error:
         raise FrontendMissingError(
             "Dynamo is not installed, and its parser reads the flags. In a checkout `make setup` "
             f"installs it; elsewhere: {INSTALL}"
