@@ -38,15 +38,16 @@ impl DoorFeed {
     /// Takes the payload of one `kv-events` message. A refused payload is counted.
     pub fn kv_events(&self, publisher_id: u64, payload: &[u8]) {
         let Some(pool) = self.pool() else { return };
-        let events = match decode_kv_events(payload) {
-            Ok(events) => events,
+        let decoded = match decode_kv_events(payload) {
+            Ok(decoded) => decoded,
             Err(malformed) => return self.count_malformed(malformed),
         };
         let source = EventSource {
             publisher: publisher_id,
             owner: None,
         };
-        let counts = pool.apply(events, source, self.service.clock.now_s());
+        let unreadable = decoded.unreadable as u64;
+        let counts = pool.apply(decoded.events, source, self.service.clock.now_s());
         let applied = &self.service.metrics.events;
         for (name, count) in [
             ("applied", counts.applied),
@@ -54,6 +55,7 @@ impl DoorFeed {
             ("foreign", counts.foreign),
             ("duplicate", counts.duplicates),
             ("passed_over", counts.passed_over),
+            ("unreadable", unreadable),
         ] {
             if count > 0 {
                 applied.with_label_values(&[name]).inc_by(count);
@@ -93,9 +95,15 @@ impl DoorFeed {
         let Some(pool) = self.pool() else { return Ok(false) };
         let mut dump = Vec::new();
         for payload in payloads {
-            let events = decode_kv_events(payload)
-                .map_err(|error| ServiceError::Config(format!("a dump of worker {worker}: {error:?}")))?;
-            dump.extend(events.into_iter().filter(|event| event.worker == worker));
+            let decoded = decode_kv_events(payload)
+                .map_err(|error| ServiceError::Config(format!("a dump of worker {worker}: {error}")))?;
+            if decoded.unreadable > 0 {
+                return Err(ServiceError::Config(format!(
+                    "a dump of worker {worker}: {} events can not be read, expected every block of the worker",
+                    decoded.unreadable
+                )));
+            }
+            dump.extend(decoded.events.into_iter().filter(|event| event.worker == worker));
         }
         let counts = pool.load_worker_dump(worker, dump);
         let events = &self.service.metrics.events;
@@ -145,7 +153,8 @@ mod tests {
 
     /// A payload of `kv-events`: worker 2 stores the blocks of `tokens`.
     fn stored(event_id: u64, tokens: &[u32]) -> Vec<u8> {
-        let hashes = wardrop_core::BlockHasher::new(4).local_hashes(tokens, &wardrop_core::HashScope::default());
+        let hashes =
+            wardrop_core::BlockHasher::new(4).local_hashes(tokens, &wardrop_core::HashScope::default());
         let blocks: Vec<_> = hashes
             .iter()
             .enumerate()
@@ -183,7 +192,9 @@ mod tests {
     async fn adapter_and_tenant_of_the_door_keep_their_blocks_apart() {
         let service = service();
         let tokens: Vec<u32> = (0..32).collect();
-        service.door_feed(MODEL, Role::Aggregated).kv_events(7, &stored(1, &tokens));
+        service
+            .door_feed(MODEL, Role::Aggregated)
+            .kv_events(7, &stored(1, &tokens));
         for (lora, tenant) in [(Some("a"), None), (None, Some("t"))] {
             let ready = ReadyPrompt {
                 tokens: &tokens,
@@ -207,9 +218,15 @@ mod tests {
         assert!(feed.unsynced().contains(&worker));
         assert!(feed.recover(worker, &[stored(0, &tokens)]).unwrap());
         assert!(!feed.unsynced().contains(&worker));
-        assert!(feed.unsynced().contains(&WorkerId::new(1, 0)), "worker 1 had no dump");
+        assert!(
+            feed.unsynced().contains(&WorkerId::new(1, 0)),
+            "worker 1 had no dump"
+        );
         assert_eq!(overlap(&service, &tokens).await, (2, 8));
-        assert!(!feed.recover(worker, &[]).unwrap(), "live events are newer than a dump");
+        assert!(
+            !feed.recover(worker, &[]).unwrap(),
+            "live events are newer than a dump"
+        );
         assert_eq!(overlap(&service, &tokens).await, (2, 8));
     }
 
@@ -220,7 +237,9 @@ mod tests {
         feed.kv_events(7, b"\xc1 not msgpack");
         feed.forward_pass(b"\xc1");
         let page = service.render_metrics();
-        let line = page.lines().find(|line| line.contains("feed_malformed_total{") && line.contains("payload"));
+        let line = page
+            .lines()
+            .find(|line| line.contains("feed_malformed_total{") && line.contains("payload"));
         assert!(line.is_some_and(|line| line.ends_with(" 2")), "{line:?}");
         assert!(feed.recover(WorkerId::new(2, 0), &[b"\xc1".to_vec()]).is_err());
     }
