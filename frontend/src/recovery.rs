@@ -32,8 +32,8 @@ pub async fn run(endpoint: Endpoint, feed: Arc<DoorFeed>) {
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         look.tick().await;
-        let unsynced = feed.unsynced();
-        if unsynced.is_empty() {
+        let needing = feed.needing_dump();
+        if needing.is_empty() {
             continue;
         }
         let sources = match sources(&endpoint).await {
@@ -43,7 +43,7 @@ pub async fn run(endpoint: Endpoint, feed: Arc<DoorFeed>) {
                 continue;
             }
         };
-        for worker in unsynced {
+        for worker in needing {
             for source in sources
                 .iter()
                 .filter(|source| source.instance_id == worker.instance)
@@ -91,6 +91,10 @@ async fn recover(
         supports_tree_dump_failed: true,
         kind: WorkerKvQueryKind::Recovery,
     };
+    // The live events from here on are joined with the answer.
+    if !feed.begin_dump(worker) {
+        return Ok(());
+    }
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask(endpoint, request, source.clone()));
     let events = match answer.await.context("no answer in time")?? {
         WorkerKvQueryResponse::TreeDump { events, .. } | WorkerKvQueryResponse::Events { events, .. } => {
@@ -102,8 +106,8 @@ async fn recover(
         _ => bail!("an answer of another kind"),
     };
     let payloads = payloads(&events)?;
-    if feed.recover(worker, &payloads)? {
-        tracing::info!(%worker, events = events.len(), "the blocks of a worker are known again");
+    if feed.load_dump(worker, &payloads)? {
+        tracing::info!(%worker, events = events.len(), "the blocks of a worker are known");
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ const WAITING_LIMIT: usize = 256;
 const LARGE_BYTES: usize = 1 << 20;
 /// Priority of the threads below the serving threads, in steps of `nice`. On a full machine a serving thread gets about three times as
 /// much processor time.
+#[cfg(feature = "low-priority-threads")]
 const NICENESS: i32 = 5;
 
 /// Why the pool did not do a piece of work.
@@ -110,6 +111,7 @@ impl PromptPool {
                 .name(name.clone())
                 .spawn(move || {
                     // On Linux a process id of none means this thread alone. Without the right the thread keeps its priority.
+                    #[cfg(feature = "low-priority-threads")]
                     let _ = rustix::process::setpriority_process(None, NICENESS);
                     shared.run_jobs();
                 })

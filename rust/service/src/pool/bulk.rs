@@ -90,18 +90,7 @@ impl WorkerPool {
         let mut replaced = 0;
         for id in ids {
             let blocks = per_worker.remove(&id).unwrap_or_default();
-            let epoch = {
-                let state = &mut *self.state.lock();
-                let Some(worker) = state.workers.get_mut(&id) else {
-                    continue;
-                };
-                let Some(epoch) = worker.cursor.begin_load(!blocks.is_empty(), &mut state.kept) else {
-                    continue;
-                };
-                worker.position.forget();
-                epoch
-            };
-            replaced += usize::from(self.replace_blocks(id, epoch, blocks, &mut counts));
+            replaced += usize::from(self.load_blocks(id, blocks, &mut counts));
         }
         let state = self.state.lock();
         counts.foreign += per_worker
@@ -109,6 +98,50 @@ impl WorkerPool {
             .filter(|id| !state.workers.contains_key(id))
             .count() as u64;
         (replaced, counts)
+    }
+
+    /// Workers whose index a dump has to complete or to confirm, in order. O(workers).
+    pub(crate) fn needing_dump(&self) -> Vec<WorkerId> {
+        let state = self.state.lock();
+        let workers = state.workers.iter();
+        let mut needing: Vec<WorkerId> = workers
+            .filter(|(_, worker)| !worker.cursor.is_synced() || worker.cursor.tail_unchecked())
+            .map(|(&id, _)| id)
+            .collect();
+        needing.sort_unstable();
+        needing
+    }
+
+    /// [`WorkerPool::begin_dump`] for one worker. Returns whether the worker needs the dump.
+    pub(crate) fn begin_worker_dump(&self, id: WorkerId) -> bool {
+        let state = &mut *self.state.lock();
+        let worker = state.workers.get_mut(&id);
+        worker.is_some_and(|worker| worker.cursor.begin_dump(&mut state.kept))
+    }
+
+    /// [`WorkerPool::load_dump`] for one worker, whose [`WorkerPool::begin_worker_dump`] came before the dump.
+    ///
+    /// Returns the counts of events; `None` when the worker keeps its blocks.
+    pub(crate) fn load_worker_dump(&self, id: WorkerId, dump: Vec<WorkerEvent>) -> Option<ApplyCounts> {
+        let mut counts = ApplyCounts::default();
+        let blocks = dump.into_iter().filter_map(|event| event.event).collect();
+        self.load_blocks(id, blocks, &mut counts).then_some(counts)
+    }
+
+    /// Replaces a worker's blocks by a dump of it. Returns whether the blocks are complete.
+    fn load_blocks(&self, id: WorkerId, blocks: Vec<KvEvent>, counts: &mut ApplyCounts) -> bool {
+        let epoch = {
+            let state = &mut *self.state.lock();
+            let Some(worker) = state.workers.get_mut(&id) else {
+                return false;
+            };
+            let Some(epoch) = worker.cursor.begin_load(!blocks.is_empty(), &mut state.kept) else {
+                return false;
+            };
+            worker.position.forget();
+            epoch
+        };
+        self.replace_blocks(id, epoch, blocks, counts)
     }
 
     /// Replaces a worker's blocks by `blocks` and the events that the cursor keeps meanwhile.

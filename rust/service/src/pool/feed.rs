@@ -176,42 +176,6 @@ impl WorkerPool {
     }
 }
 
-impl WorkerPool {
-    /// Workers that miss events and therefore need a dump. O(workers).
-    pub(crate) fn unsynced(&self) -> Vec<WorkerId> {
-        let state = self.state.lock();
-        let workers = state.workers.iter();
-        workers
-            .filter(|(_, worker)| !worker.cursor.is_synced())
-            .map(|(id, _)| *id)
-            .collect()
-    }
-
-    /// Replaces the blocks of one worker by a dump. `None` for a worker that is not registered or not unsynced: live events are newer than
-    /// any dump.
-    pub(crate) fn load_worker_dump(&self, id: WorkerId, dump: Vec<WorkerEvent>) -> Option<ApplyCounts> {
-        let mut counts = ApplyCounts::default();
-        let mut state = self.state.lock();
-        let worker = state.workers.get_mut(&id)?;
-        if worker.cursor.is_synced() {
-            return None;
-        }
-        let blocks: Vec<KvEvent> = dump.into_iter().filter_map(|event| event.event).collect();
-        worker.position.forget();
-        let events = worker.cursor.load_dump(blocks);
-        let (position, coverage) = (worker.position.clone(), worker.cursor.coverage());
-        let _ = state.router.apply(id, &KvEvent::Cleared);
-        for event in events {
-            match state.router.apply(id, &event) {
-                Ok(()) => counts.applied += 1,
-                Err(_) => counts.refused += 1,
-            }
-        }
-        position.set(coverage);
-        Some(counts)
-    }
-}
-
 impl State {
     /// Applies the first slice of an event of a registered worker. Returns the rest of the event.
     ///

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! door's subscriber ─▶ DoorFeed::kv_events, forward_pass ─▶ pool (order of events) ─▶ index, curves, health
-//! door's query to a worker ─▶ DoorFeed::recover ─▶ the worker's blocks, exact again
+//! begin_dump ─▶ door's query to a worker ─▶ load_dump ─▶ the worker's blocks, exact again
 //! ```
 //!
 //! Payloads are decoded with the same limits as those of the service's own feeds. O(blocks in the payload).
@@ -54,6 +54,7 @@ impl DoorFeed {
             ("refused", counts.refused),
             ("foreign", counts.foreign),
             ("duplicate", counts.duplicates),
+            ("superseded", counts.superseded),
             ("passed_over", counts.passed_over),
             ("unreadable", unreadable),
         ] {
@@ -77,21 +78,26 @@ impl DoorFeed {
     /// Events may be lost: every worker of the pool needs its blocks again.
     pub fn interrupted(&self) {
         if let Some(pool) = self.pool() {
-            pool.feed_interrupted(None);
+            pool.feed_interrupted(None, None);
         }
     }
 
-    /// Workers whose index is incomplete and which therefore need their blocks. O(workers).
-    pub fn unsynced(&self) -> Vec<WorkerId> {
-        self.pool().map_or_else(Vec::new, |pool| pool.unsynced())
+    /// Workers whose index a dump has to complete or to confirm. O(workers).
+    pub fn needing_dump(&self) -> Vec<WorkerId> {
+        self.pool().map_or_else(Vec::new, |pool| pool.needing_dump())
     }
 
-    /// Replaces the blocks of one worker by a dump, given as `kv-events` payloads in order. Live events of the worker that arrived since
-    /// [`DoorFeed::unsynced`] named it are applied on top. Returns whether the worker was unsynced until now.
+    /// Begins to keep the live events of one worker, before its dump is read. Returns whether the worker needs the dump.
+    pub fn begin_dump(&self, worker: WorkerId) -> bool {
+        self.pool().is_some_and(|pool| pool.begin_worker_dump(worker))
+    }
+
+    /// Replaces the blocks of one worker by a dump, given as `kv-events` payloads in order, and by its live events since
+    /// [`DoorFeed::begin_dump`]. Returns whether the blocks are complete; otherwise the worker needs another dump.
     ///
     /// # Errors
     /// [`ServiceError::Config`] for a payload that is no list of events.
-    pub fn recover(&self, worker: WorkerId, payloads: &[Vec<u8>]) -> Result<bool, ServiceError> {
+    pub fn load_dump(&self, worker: WorkerId, payloads: &[Vec<u8>]) -> Result<bool, ServiceError> {
         let Some(pool) = self.pool() else { return Ok(false) };
         let mut dump = Vec::new();
         for payload in payloads {
@@ -137,11 +143,14 @@ mod tests {
     use crate::config::ServiceConfig;
     use crate::{PlaceHints, ReadyPrompt};
     use serde_json::json;
+    use wardrop_core::{DynamoConfig, PolicyConfig};
 
     const MODEL: &str = "m";
 
     fn service() -> Arc<Service> {
-        let service = Service::new(ServiceConfig::default()).unwrap();
+        let mut config = ServiceConfig::default();
+        config.routing.policy = PolicyConfig::Dynamo(DynamoConfig::default());
+        let service = Service::new(config).unwrap();
         let model = json!({"name": MODEL, "block_size": 4});
         service.upsert_model(&model.to_string()).unwrap();
         for instance in [1, 2] {
@@ -153,8 +162,7 @@ mod tests {
 
     /// A payload of `kv-events`: worker 2 stores the blocks of `tokens`.
     fn stored(event_id: u64, tokens: &[u32]) -> Vec<u8> {
-        let hashes =
-            wardrop_core::BlockHasher::new(4).local_hashes(tokens, &wardrop_core::HashScope::default());
+        let hashes = wardrop_core::local_hashes(tokens, 4, &wardrop_core::HashScope::default());
         let blocks: Vec<_> = hashes
             .iter()
             .enumerate()
@@ -214,19 +222,39 @@ mod tests {
         let tokens: Vec<u32> = (0..32).collect();
         let feed = service.door_feed(MODEL, Role::Aggregated);
         feed.kv_events(7, &stored(9, &tokens[..4]));
-        let worker = WorkerId::new(2, 0);
-        assert!(feed.unsynced().contains(&worker));
-        assert!(feed.recover(worker, &[stored(0, &tokens)]).unwrap());
-        assert!(!feed.unsynced().contains(&worker));
-        assert!(
-            feed.unsynced().contains(&WorkerId::new(1, 0)),
-            "worker 1 had no dump"
-        );
+        let (other, worker) = (WorkerId::new(1, 0), WorkerId::new(2, 0));
+        assert_eq!(feed.needing_dump(), [other, worker]);
+        assert!(feed.begin_dump(worker));
+        assert!(feed.load_dump(worker, &[stored(0, &tokens)]).unwrap());
+        assert_eq!(feed.needing_dump(), [other]);
         assert_eq!(overlap(&service, &tokens).await, (2, 8));
-        assert!(
-            !feed.recover(worker, &[]).unwrap(),
-            "live events are newer than a dump"
-        );
+        assert!(!feed.begin_dump(worker), "live events are newer than a dump");
+        assert!(!feed.load_dump(worker, &[]).unwrap());
+        assert_eq!(overlap(&service, &tokens).await, (2, 8));
+    }
+
+    #[tokio::test]
+    async fn dump_that_misses_events_is_not_believed() {
+        let service = service();
+        let tokens: Vec<u32> = (0..32).collect();
+        let feed = service.door_feed(MODEL, Role::Aggregated);
+        let worker = WorkerId::new(2, 0);
+        feed.kv_events(7, &stored(9, &tokens[..4]));
+        assert!(feed.begin_dump(worker));
+        feed.interrupted();
+        assert!(!feed.load_dump(worker, &[stored(0, &tokens)]).unwrap());
+        assert!(feed.needing_dump().contains(&worker));
+    }
+
+    #[tokio::test]
+    async fn event_between_the_dump_and_its_loading_is_kept() {
+        let service = service();
+        let tokens: Vec<u32> = (0..32).collect();
+        let feed = service.door_feed(MODEL, Role::Aggregated);
+        let worker = WorkerId::new(2, 0);
+        assert!(feed.begin_dump(worker));
+        feed.kv_events(7, &stored(1, &tokens));
+        assert!(feed.load_dump(worker, &[]).unwrap());
         assert_eq!(overlap(&service, &tokens).await, (2, 8));
     }
 
@@ -241,6 +269,6 @@ mod tests {
             .lines()
             .find(|line| line.contains("feed_malformed_total{") && line.contains("payload"));
         assert!(line.is_some_and(|line| line.ends_with(" 2")), "{line:?}");
-        assert!(feed.recover(WorkerId::new(2, 0), &[b"\xc1".to_vec()]).is_err());
+        assert!(feed.load_dump(WorkerId::new(2, 0), &[b"\xc1".to_vec()]).is_err());
     }
 }
