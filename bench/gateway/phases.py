@@ -12,9 +12,12 @@ from wardrop.demo.arms import Arm, Stack
 from wardrop.demo.drive import Driven, Row, drive
 from wardrop.dynamo.embedded import FleetSpec
 from wardrop.workload import Turn, chat_body, completion_body
+from wardrop.workload.bodies import text_of
 
 MODEL = "bench"
 PROMPT_TOKENS = 256
+MESSAGE_WORDS = 142
+"""Made-up words of a message; eight questions and seven answers make about 6,000 tokens."""
 TEXT_WORDS = 151
 """Made-up words of a text prompt; with the template about 420 tokens of the embedded model."""
 SPEC = FleetSpec(
@@ -32,7 +35,17 @@ _TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Phase:
-    """One load: closed loop, so many in flight, so many tokens per answer, ids or text."""
+    """One load in a closed loop.
+
+    Attributes:
+        key: Name in the result.
+        concurrency: Requests in flight.
+        output_tokens: Tokens per answer; more than one is streamed.
+        text: Prompts are chat text instead of token ids.
+        seconds: Longest time.
+        requests: Requests that are made beforehand.
+        turns: Turns of a conversation. Each turn sends all messages before it.
+    """
 
     key: str
     concurrency: int
@@ -40,6 +53,7 @@ class Phase:
     text: bool
     seconds: float
     requests: int
+    turns: int = 1
 
 
 PHASES = (
@@ -48,6 +62,8 @@ PHASES = (
     Phase("ids_c32_t128", 32, 128, text=False, seconds=5.0, requests=4_000),
     Phase("text_c1", 1, 1, text=True, seconds=3.0, requests=1000),
     Phase("text_c32_t1", 32, 1, text=True, seconds=4.0, requests=10_000),
+    Phase("streams_c1", 1, 8, text=False, seconds=3.0, requests=1000),
+    Phase("talk_c8", 8, 1, text=True, seconds=60.0, requests=384, turns=8),
 )
 _WARM_UP = Phase("warm_up", 16, 4, text=False, seconds=2.0, requests=400)
 
@@ -71,6 +87,8 @@ def loads(quick: bool) -> list[Load]:
 
 def _load(number: int, phase: Phase) -> Load:
     rng = np.random.default_rng([7, number])
+    if phase.turns > 1:
+        return Load(phase, "/v1/chat/completions", _conversations(phase, rng))
     body = chat_body if phase.text else completion_body
     length = TEXT_WORDS if phase.text else PROMPT_TOKENS
     rows: list[Row] = []
@@ -80,6 +98,25 @@ def _load(number: int, phase: Phase) -> Load:
         rows.append((0.0, None, body(MODEL, turn, stream=phase.output_tokens > 1)))
     path = "/v1/chat/completions" if phase.text else "/v1/completions"
     return Load(phase, path, rows)
+
+
+def _conversations(phase: Phase, rng: np.random.Generator) -> list[Row]:
+    """Requests of several conversations; every first turn precedes every second turn."""
+
+    def message(role: str) -> dict[str, str]:
+        words = rng.integers(0, 4096, size=MESSAGE_WORDS, dtype=np.uint32)
+        return {"role": role, "content": text_of(words)}
+
+    talks: list[list[dict[str, str]]] = [[] for _ in range(phase.requests // phase.turns)]
+    rows: list[Row] = []
+    for _ in range(phase.turns):
+        for talk in talks:
+            talk.append(message("user"))
+            body = {"model": MODEL, "messages": talk, "max_tokens": phase.output_tokens}
+            body |= {"ignore_eos": True, "nvext": {"extra_fields": ["worker_id"]}}
+            rows.append((0.0, None, json.dumps(body, separators=(",", ":")).encode()))
+            talk.append(message("assistant"))
+    return rows
 
 
 def run(stack: Stack, load: Load) -> dict[str, float]:

@@ -11,17 +11,29 @@ _NAMES = {
     "wardrop_direct": "Wardrop before a `direct` frontend",
     "wardrop_frontend": "Wardrop in the frontend",
 }
+_ONE, _MANY = "c = 1", "c = 32, 1 token"
 _GROUPS = (
-    ("Prompts as token ids", "ids_c1", "ids_c32_t1", "ids_c32_t128"),
-    ("Prompts as chat text, tokenised on the way", "text_c1", "text_c32_t1", None),
+    ("Prompts as token ids", (_ONE, "ids_c1"), (_MANY, "ids_c32_t1"), "ids_c32_t128"),
+    (
+        "Prompts as chat text, tokenised on the way",
+        (_ONE, "text_c1"),
+        (_MANY, "text_c32_t1"),
+        None,
+    ),
+    (
+        "Streams of 8 tokens, and conversations of 8 turns",
+        ("streams, c = 1", "streams_c1"),
+        ("conversations, c = 8", "talk_c8"),
+        None,
+    ),
 )
 
 
 def table(result: dict[str, Any]) -> str:
     """Markdown, one table per kind of prompt; extra CPU over round robin: of medians (of best)."""
     parts: list[str] = []
-    for title, single, many, long in _GROUPS:
-        parts += [f"\n{title}\n", _head(long is not None)]
+    for title, (one_name, single), (many_name, many), long in _GROUPS:
+        parts += [f"\n{title}\n", _head(one_name, many_name, long is not None)]
         for arm, figures in result["median"].items():
             one, busy = figures[single], figures[many]
             row = [
@@ -72,8 +84,8 @@ def _aims(of: str, over: dict[str, Any], medians: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _head(with_long: bool) -> str:
-    names = ["", "c = 1: p50 / p99, ms", "c = 32, 1 token: req/s", "extra CPU, µs: median (best)"]
+def _head(one: str, many: str, with_long: bool) -> str:
+    names = ["", f"{one}: p50 / p99, ms", f"{many}: req/s", "extra CPU, µs: median (best)"]
     if with_long:
         names += ["c = 32, 128 tokens: req/s", "extra CPU, µs: median (best)"]
     return "| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|"

@@ -12,7 +12,10 @@ import pytest
 from wardrop.dynamo.install import DynamoMissingError, dynamo_version
 
 ROOT = Path(__file__).parents[2]
-PHASES = {"ids_c1", "ids_c32_t1", "ids_c32_t128", "text_c1", "text_c32_t1"}
+PHASES = {
+    *("ids_c1", "ids_c32_t1", "ids_c32_t128", "text_c1", "text_c32_t1"),
+    *("streams_c1", "talk_c8"),
+}
 
 
 @pytest.mark.live
