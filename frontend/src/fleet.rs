@@ -102,7 +102,7 @@ impl Fleet {
             match self.manager.get_or_create_runtime_config_watcher(&endpoint).await {
                 Ok(workers) => break workers,
                 Err(error) => {
-                    tracing::warn!(endpoint = %endpoint.id(), %error, "workers can not be watched, trying again")
+                    tracing::warn!(endpoint = %endpoint.id(), %error, "workers cannot be watched, trying again")
                 }
             }
             tokio::time::sleep(SUBSCRIBE_PAUSE).await;
@@ -115,7 +115,7 @@ impl Fleet {
                     .service
                     .remove_worker(&pool.model, pool.role.name(), *instance)
                 {
-                    tracing::warn!(instance, %error, "a worker that left can not be forgotten");
+                    tracing::warn!(instance, %error, "a worker that left cannot be forgotten");
                 }
             }
             for (instance, config) in &present {
@@ -161,7 +161,7 @@ async fn follow_events(endpoint: Endpoint, feed: Arc<DoorFeed>) {
                 while let Some(next) = subscriber.next().await {
                     match next {
                         Ok(envelope) => feed.kv_events(envelope.publisher_id, &envelope.payload),
-                        Err(error) => tracing::debug!(%error, "a message of the KV events can not be read"),
+                        Err(error) => tracing::debug!(%error, "a message of the KV events cannot be read"),
                     }
                 }
             }
@@ -180,7 +180,7 @@ async fn follow_steps(endpoint: Endpoint, feed: Arc<DoorFeed>) {
                     match next {
                         Ok(envelope) => feed.forward_pass(&envelope.payload),
                         Err(error) => {
-                            tracing::debug!(%error, "a message of the engine steps can not be read")
+                            tracing::debug!(%error, "a message of the engine steps cannot be read")
                         }
                     }
                 }

@@ -25,7 +25,7 @@ use dynamo_runtime::{DistributedRuntime, Worker};
 
 use crate::settings::Settings;
 
-/// Exit code for settings that can not work, as in `wardrop`'s other commands.
+/// Exit code for settings that cannot work, as in `wardrop`'s other commands.
 const BAD_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {

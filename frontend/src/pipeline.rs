@@ -44,7 +44,7 @@ impl Parts<'_> {
     /// The pipeline of chat requests. Dynamo's routes for responses and messages use it as well.
     ///
     /// # Errors
-    /// A tokeniser or template that Dynamo can not read.
+    /// A tokeniser or template that Dynamo cannot read.
     pub fn chat(&self) -> anyhow::Result<OpenAIChatCompletionsStreamingEngine> {
         let PromptFormatter::OAI(formatter) = prompt_formatter_from_mdc(self.card)?;
         let tokenizer = self.tokenizer()?;
@@ -59,7 +59,7 @@ impl Parts<'_> {
     /// The pipeline of completions.
     ///
     /// # Errors
-    /// A tokeniser that Dynamo can not read.
+    /// A tokeniser that Dynamo cannot read.
     pub fn completions(&self) -> anyhow::Result<OpenAICompletionsStreamingEngine> {
         let PromptFormatter::OAI(formatter) = PromptFormatter::no_op();
         let tokenizer = self.tokenizer()?;

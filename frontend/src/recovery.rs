@@ -1,7 +1,7 @@
 //! Recovery of the index: workers answer with all their blocks, at the start and after lost events.
 //!
 //! Each publisher of KV events serves an endpoint `worker_kv_query_source_ID` beside the worker's own. A worker whose events are incomplete
-//! is asked over Dynamo's request plane, one worker at a time. An answer that fails leaves the worker untrusted, and it is asked again.
+//! is asked over Dynamo's request plane, a few workers at a time. An answer that fails leaves the worker untrusted, and it is asked again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,8 @@ use wardrop_service::DoorFeed;
 const QUERY_PREFIX: &str = "worker_kv_query_source_";
 /// Time between two looks for workers whose index is incomplete.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Workers that are asked at the same time at most: each answer may hold all blocks of a worker.
+const QUERIES: usize = 8;
 /// Longest wait for one worker's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Events in one payload for the routing service, below its decoder's limit.
@@ -39,21 +41,29 @@ pub async fn run(endpoint: Endpoint, feed: Arc<DoorFeed>) {
         let sources = match sources(&endpoint).await {
             Ok(sources) => sources,
             Err(error) => {
-                tracing::debug!(%error, "the query endpoints of workers can not be listed");
+                tracing::debug!(%error, "the query endpoints of workers cannot be listed");
                 continue;
             }
         };
-        for worker in needing {
-            for source in sources
-                .iter()
-                .filter(|source| source.instance_id == worker.instance)
-            {
-                match recover(&endpoint, &feed, worker, source).await {
-                    Ok(()) => break,
-                    Err(error) => {
-                        tracing::debug!(%worker, error = format!("{error:#}"), "the blocks of a worker can not be recovered")
-                    }
-                }
+        // A worker that does not answer must not delay the other workers.
+        futures::stream::iter(needing)
+            .for_each_concurrent(QUERIES, |worker| {
+                recover_from_any(&endpoint, &feed, worker, &sources)
+            })
+            .await;
+    }
+}
+
+/// Asks the query endpoints of one worker in turn.
+async fn recover_from_any(endpoint: &Endpoint, feed: &DoorFeed, worker: WorkerId, sources: &[Instance]) {
+    let own = sources
+        .iter()
+        .filter(|source| source.instance_id == worker.instance);
+    for source in own {
+        match recover(endpoint, feed, worker, source).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::debug!(%worker, error = format!("{error:#}"), "the blocks of a worker cannot be recovered")
             }
         }
     }

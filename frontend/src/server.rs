@@ -61,7 +61,7 @@ impl Attachment {
             Ok(model) => model,
             Err(error) => {
                 // The model is served all the same: Wardrop abstains for a model that it does not know.
-                tracing::warn!(model = card.name(), %error, "Dynamo routes the model, Wardrop can not");
+                tracing::warn!(model = card.name(), %error, "Dynamo routes the model, Wardrop cannot");
                 card.name().to_owned()
             }
         };
@@ -91,7 +91,7 @@ impl Attachment {
 /// Serves until the runtime is told to stop.
 ///
 /// # Errors
-/// Settings that Dynamo refuses, or an address that can not be bound.
+/// Settings that Dynamo refuses, or an address that cannot be bound.
 pub async fn serve(runtime: DistributedRuntime, settings: Settings) -> anyhow::Result<()> {
     let local_model = settings.frontend.local_model().await?;
     let service = Service::new(settings.service_config())?;
@@ -267,7 +267,7 @@ impl EndpointSwitch {
 
     fn set(&self, kind: EndpointType, open: bool) {
         if let Err(error) = self.http.enable_model_endpoint(kind, open) {
-            tracing::error!(%error, "a route can not be switched");
+            tracing::error!(%error, "a route cannot be switched");
         }
     }
 }
@@ -313,5 +313,5 @@ fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
     let bound = socket
         .bind(address)
         .and_then(|()| socket.listen(backlog.unwrap_or(DEFAULT_BACKLOG)));
-    bound.with_context(|| format!("port {port} of {host} can not be bound; choose another with --http-port"))
+    bound.with_context(|| format!("port {port} of {host} cannot be bound; choose another with --http-port"))
 }

@@ -82,7 +82,7 @@ pub struct FrontendSettings {
     /// Tokeniser library.
     #[serde(default)]
     pub tokenizer_backend: Option<TokenizerBackend>,
-    /// Use the default library where the chosen one can not load a tokeniser.
+    /// Use the default library where the chosen one cannot load a tokeniser.
     #[serde(default)]
     pub tokenizer_fallback: Option<bool>,
     /// Dynamo's own router: it chooses wherever Wardrop abstains.

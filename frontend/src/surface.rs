@@ -113,7 +113,7 @@ impl Surface {
         let DiscoveryInstance::Model { card_json, .. } = instance else {
             return;
         };
-        // A card that can not be read is the watcher's to report.
+        // A card that cannot be read is the watcher's to report.
         let Ok(card) = serde_json::from_value::<ModelDeploymentCard>(card_json.clone()) else {
             return;
         };

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.frontend.native import cached_tokens, running, served_by
+from tests.frontend.native import Native, cached_tokens, running, served_by
 from tests.live.client import get, shape, stream
 from tests.waiting import wait_until
 
@@ -70,7 +70,7 @@ def test_prompt_goes_where_its_blocks_are_and_the_engine_agrees(fleet: Fleet):
         again = native.complete(prompt(1))
         assert served_by(again)[1] == worker
         assert cached_tokens(again) >= (blocks - 1) * fleet.spec.block_size
-        by_prediction = native.metrics().total("wardrop_predicted_cached_tokens_total")
+        by_prediction = native.metrics().total("wardrop_cached_tokens_predicted_total")
         assert by_prediction >= (blocks - 1) * fleet.spec.block_size
 
 
@@ -115,23 +115,18 @@ def test_late_binding_places_every_request(fleet: Fleet):
 
 
 def test_index_is_recovered_from_the_workers_at_the_start(fleet: Fleet):
+    blocks = len(prompt(400)) // fleet.spec.block_size
+
+    def held(frontend: Native) -> dict[str, float]:
+        return frontend.metrics().by("wardrop_worker_held_blocks", "worker_id")
+
     with running(fleet, "--wardrop-policy", "dynamo") as before:
-        worker = served_by(before.complete(prompt(4)))[1]
-        blocks = len(prompt(4)) // fleet.spec.block_size
-
-        def held() -> float:
-            return before.metrics().total("wardrop_worker_held_blocks", worker_id=str(worker))
-
-        wait_until(lambda: held() >= blocks, "the events of its blocks")
-        known = held()
-    with running(fleet, "--wardrop-policy", "dynamo") as native:
-        wait_until(
-            lambda: (
-                native.metrics().total("wardrop_worker_held_blocks", worker_id=str(worker)) == known
-            ),
-            "the blocks of the worker",
-        )
-        assert served_by(native.complete(prompt(4)))[1] == worker
+        worker = served_by(before.complete(prompt(400)))[1]
+        wait_until(lambda: held(before)[str(worker)] >= blocks, "the events of its blocks")
+        with running(fleet, "--wardrop-policy", "dynamo") as native:
+            wait_until(lambda: held(native) == held(before), "the same blocks in both frontends")
+            assert held(native)[str(worker)] >= blocks
+            assert served_by(native.complete(prompt(400)))[1] == worker
 
 
 def test_model_and_its_completions_come_and_go_with_the_workers():
