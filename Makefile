@@ -50,6 +50,9 @@ $(STAMPS)/frontend: $(STAMPS)/venv $(RUST_SOURCES) $(FRONTEND_SOURCES)
 	bash .ci/frontend $(VENV)
 	@touch $@
 
+# A frontend that was built once is kept up to date by the targets that use it.
+BUILT_FRONTEND := $(wildcard $(STAMPS)/frontend)
+
 .PHONY: frontend
 frontend: setup $(STAMPS)/frontend ## build the native `wardrop frontend` into .venv; the first build on a machine takes 25 minutes or more
 
@@ -79,18 +82,31 @@ $(STAMPS)/dynamo-1.4.2: $(STAMPS)/toolchain
 # ---- the main job ---------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: setup ## real Dynamo + 8 mock workers: round robin, Dynamo's KV router, Wardrop, side by side
+demo: setup $(BUILT_FRONTEND) ## real Dynamo + 8 mock workers: round robin, Dynamo's KV router, Wardrop, side by side
 	$(VENV)/bin/wardrop demo --out out/demo $(DEMO_FLAGS)
+
+.PHONY: demo-frontend
+demo-frontend: frontend ## the demo with four arms: Wardrop in front of Dynamo's frontend, and inside it
+	$(VENV)/bin/wardrop demo --door both --out out/demo $(DEMO_FLAGS)
 
 # ---- tests and lints ------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup $(STAMPS)/servers ## Rust and Python tests, live Dynamo included
+test: setup $(STAMPS)/servers $(BUILT_FRONTEND) ## Rust and Python tests, live Dynamo included; the native frontend where it is built
 	cargo test --release --locked --workspace --exclude wardrop-py --quiet
 	$(PY) -m pytest $(PYTEST_FLAGS)
 
+.PHONY: test-quick
+test-quick: setup $(STAMPS)/servers ## the tests without those of the native frontend
+	cargo test --release --locked --workspace --exclude wardrop-py --quiet
+	$(PY) -m pytest --ignore tests/frontend $(PYTEST_FLAGS)
+
+.PHONY: test-frontend
+test-frontend: frontend $(STAMPS)/servers ## build the native frontend and run its tests
+	$(PY) -m pytest tests/frontend $(PYTEST_FLAGS)
+
 .PHONY: test-all
-test-all: setup lint $(STAMPS)/servers $(STAMPS)/dynamo-1.4.2 ## everything: heavy suites, Dynamo 1.4.2, lints
+test-all: setup lint frontend $(STAMPS)/servers $(STAMPS)/dynamo-1.4.2 ## everything: heavy suites, Dynamo 1.4.2, lints
 	cargo test --release --locked --workspace --exclude wardrop-py --quiet -- --include-ignored
 	$(PY) -m pytest -m "heavy or not heavy" --timeout 1800 $(PYTEST_FLAGS)
 
@@ -100,6 +116,7 @@ lint: lint-rust lint-python deny ## all lints: lint-rust, lint-python and deny; 
 .PHONY: lint-rust
 lint-rust: $(STAMPS)/venv ## rustfmt, clippy, cargo doc
 	cargo fmt --all --check
+	cargo fmt --check --manifest-path frontend/Cargo.toml
 	cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
 	  cargo doc --release --locked --workspace --no-deps --document-private-items --quiet

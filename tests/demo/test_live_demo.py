@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.waiting import wait_until
 
+from wardrop.demo.arms import has_native
 from wardrop.dynamo.install import DynamoMissingError, dynamo_version
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
@@ -92,7 +93,8 @@ def test_a_short_demo_leaves_table_figures_picture_and_page_and_nothing_else(
     for piece in ("Dynamo, round robin", "Dynamo, KV router", "Wardrop", "router CPU per request"):
         assert piece in text
     result = json.loads((tmp_path / "demo.json").read_text())
-    assert list(result["arms"]) == ["round_robin", "dynamo_kv", "wardrop"]
+    wardrop = "wardrop_frontend" if has_native() else "wardrop"
+    assert list(result["arms"]) == ["round_robin", "dynamo_kv", wardrop]
     planned = result["workload"]["requests"]
     for arm in result["arms"].values():
         figures = arm["figures"]
@@ -145,6 +147,7 @@ def test_a_demo_that_can_not_start_an_arm_says_why_and_stops_everything(tmp_path
         (("--disagg", "2y4"), "PREFILLxDECODE"),
         (("--policy", "tolll"), "--policy: unknown policy"),
         (("--ramp", "--arms", "tol"), "--arms: got 'tol'"),
+        (("--door", "window"), "--door: got 'window'"),
     ],
 )
 def test_a_bad_option_ends_before_anything_starts(

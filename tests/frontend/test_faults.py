@@ -102,7 +102,7 @@ def test_streams_of_a_worker_that_fails_go_on_elsewhere_with_every_token_once(
             assert [answer.status for answer in after] == [200] * 12
             wait_until(lambda: native.bookings() == 0, "the release of all bookings")
             if sent == signal.SIGSTOP:
-                # The health rule alone notices the stop: 2 s of silence, a look, and the new prefill on a busy machine.
+                # The health rule alone notices the stop, after 2 s; the machine may be busy.
                 assert 1.0 < max(c.longest_silence_s for c in clients) < 5.0
         finally:
             if sent == signal.SIGSTOP:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from wardrop.charts import PlotMissingError
 from wardrop.config import check_policy
+from wardrop.demo.arms import Arm, arms_of
 from wardrop.demo.comparison import Routers, run_comparison
 from wardrop.demo.output import Targets, show_comparison
 from wardrop.demo.plan import Options, make_plan
@@ -54,6 +55,10 @@ def demo(
         Path | None, typer.Option(help="requests of a recorded trace (.jsonl, .gz, .zst)")
     ] = None,
     policy: Annotated[str, typer.Option(help="policy of the Wardrop arm")] = DEFAULT_POLICY,
+    door: Annotated[
+        str,
+        typer.Option(help="how Wardrop joins Dynamo: gateway, frontend, both; auto takes the best"),
+    ] = "auto",
     dynamo_flags: Annotated[
         str, typer.Option(help="flags for the frontend of Dynamo's KV router, to tune it")
     ] = "",
@@ -74,7 +79,7 @@ def demo(
 ) -> None:
     """Drive the same traffic through Dynamo's round robin, Dynamo's KV router, and Wardrop.
 
-    Starts a real Dynamo with mock workers three times, with cold caches, in a private network, and
+    Starts a real Dynamo with mock workers for each, with cold caches, in a private network, and
     leaves a table, a picture and a report. Takes about three minutes.
     """
     console = Console(stderr=True)
@@ -83,6 +88,7 @@ def demo(
         _require_packages()
         check_policy(policy, {}, "--policy")
         ramp_arms = choose_arms(arms)
+        compared_arms = arms_of(door)
         _enter_network(console)
         with _timing_table() as timing:
             if ramp:
@@ -93,13 +99,14 @@ def demo(
                 return
             options = Options(workers, disagg, seconds, rate, seed, trace, system_prompts, turns)
             plan = make_plan(options, timing)
-            routers = Routers(policy, tuple(shlex.split(dynamo_flags)))
+            routers = Routers(compared_arms, policy, tuple(shlex.split(dynamo_flags)))
             if routers.dynamo_flags:
                 plan.settings.append(("Dynamo's flags", " ".join(routers.dynamo_flags)))
             for name, value in plan.settings:
                 console.print(f"[dim]{name:>13}[/dim]  {value}", highlight=False)
             compared = run_comparison(console, plan, routers)
         show_comparison(console, plan, policy, compared, targets)
+        _name_other_door(console, compared_arms)
     except ValueError as error:
         _print_error(console, error)
         raise typer.Exit(2) from error
@@ -116,6 +123,21 @@ def _require_packages() -> None:
     for package in _IMPORTS:
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(name=package)
+
+
+def _name_other_door(console: Console, arms: tuple[Arm, ...]) -> None:
+    """Say how the other way into Dynamo is compared."""
+    if not any(arm.native for arm in arms):
+        console.print(
+            "Wardrop ran in front of Dynamo's frontend. `make demo-frontend` also builds and shows "
+            "Wardrop inside the frontend, which needs less CPU time.",
+            highlight=False,
+        )
+    elif not any(arm.gateway for arm in arms):
+        console.print(
+            "Wardrop ran inside Dynamo's frontend. `--door both` adds the gateway in front of it.",
+            highlight=False,
+        )
 
 
 def _enter_network(console: Console) -> None:

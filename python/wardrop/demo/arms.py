@@ -1,8 +1,9 @@
-"""The arms of a comparison: a cold fleet, one frontend, and the gateway in Wardrop's arms."""
+"""The arms of a comparison: a cold fleet, one frontend, and Wardrop in front of it or inside it."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Generator
@@ -14,6 +15,7 @@ from wardrop.demo.processes import children
 from wardrop.dynamo.child_process import ChildProcess
 from wardrop.dynamo.embedded import Fleet, FleetError, FleetSpec
 from wardrop.dynamo.ports import free_port
+from wardrop.frontend.launch import FrontendMissingError, find_binary
 
 _GATEWAY_READY_S = 120.0
 _SETTLE_TIMEOUT_S = 15.0
@@ -47,7 +49,41 @@ WARDROP_DIRECT = Arm("wardrop_direct", "Wardrop, direct", "direct", gateway=True
 WARDROP_FRONTEND = Arm(
     "wardrop_frontend", "Wardrop in the frontend", "round-robin", gateway=False, native=True
 )
-ARMS = (ROUND_ROBIN, DYNAMO_KV, WARDROP)
+DOORS = {
+    "gateway": (WARDROP,),
+    "frontend": (WARDROP_FRONTEND,),
+    "both": (WARDROP, WARDROP_FRONTEND),
+}
+"""Arms of Wardrop by the value of `--door`."""
+
+
+def arms_of(door: str) -> tuple[Arm, ...]:
+    """Arms of a comparison: Dynamo's, then Wardrop's.
+
+    Args:
+        door: `gateway`, `frontend`, `both`, or `auto`: the frontend where it is installed.
+
+    Raises:
+        ValueError: Another value.
+        FrontendMissingError: The frontend is asked for and not installed.
+    """
+    if door == "auto":
+        door = "frontend" if has_native() else "gateway"
+    if door not in DOORS:
+        raise ValueError(f"--door: got {door!r}, expected auto, {', '.join(DOORS)}")
+    arms = DOORS[door]
+    if any(arm.native for arm in arms):
+        find_binary()
+    return (ROUND_ROBIN, DYNAMO_KV, *arms)
+
+
+def has_native() -> bool:
+    """Whether the native frontend is installed."""
+    try:
+        find_binary()
+    except FrontendMissingError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -79,7 +115,8 @@ def running(
     Args:
         arm: The arm to start.
         spec: The workers.
-        gateway_flags: Flags for `wardrop dynamo`, such as `("--policy", "dynamo")`.
+        gateway_flags: Flags for `wardrop dynamo`, such as `("--policy", "dynamo")`. The native
+            frontend gets them with its prefix: `--wardrop-policy`.
         frontend_flags: Further flags for `dynamo.frontend`.
 
     Raises:
@@ -87,6 +124,8 @@ def running(
     """
     with Fleet(spec) as fleet:
         module = "wardrop.frontend" if arm.native else "dynamo.frontend"
+        if arm.native:
+            frontend_flags += tuple(re.sub("^--", "--wardrop-", flag) for flag in gateway_flags)
         front = fleet.add_frontend(arm.frontend_mode, arguments=frontend_flags, module=module)
         pools: dict[str, list[int]] = {}
         for worker in fleet.workers:

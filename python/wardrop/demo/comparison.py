@@ -15,7 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from wardrop.demo.arms import ARMS, DYNAMO_KV, Arm, running
+from wardrop.demo.arms import DYNAMO_KV, Arm, running
 from wardrop.demo.drive import Row, drive
 from wardrop.demo.figures import Curves, Figures, curves, figures
 from wardrop.demo.plan import MODEL, Plan
@@ -29,10 +29,12 @@ class Routers:
     """The routers to compare.
 
     Attributes:
-        policy: Policy of the Wardrop arm.
+        arms: The arms, in the order of the columns.
+        policy: Policy of the Wardrop arms.
         dynamo_flags: Further flags for the frontend of Dynamo's KV router, which tune it.
     """
 
+    arms: tuple[Arm, ...]
     policy: str
     dynamo_flags: tuple[str, ...] = ()
 
@@ -69,10 +71,12 @@ def run_comparison(console: Console, plan: Plan, routers: Routers) -> list[ArmRe
         TimeElapsedColumn(),
         console=console,
     ) as progress:
-        tasks = [progress.add_task(arm.label, total=1, start=False, state="") for arm in ARMS]
+        tasks = [
+            progress.add_task(arm.label, total=1, start=False, state="") for arm in routers.arms
+        ]
         return [
             _ArmRun(plan, routers, rows, progress, task).run(arm)
-            for arm, task in zip(ARMS, tasks, strict=True)
+            for arm, task in zip(routers.arms, tasks, strict=True)
         ]
 
 

@@ -21,7 +21,7 @@ from wardrop.demo.report import Page, html
 from wardrop.demo.table import table
 from wardrop.timing import STEP_MS
 
-TITLE = "One workload, three routers"
+_COUNTS = {3: "three", 4: "four"}
 
 MAX_LATENESS_MS = 20.0
 """A driver that is later than this at p99 makes the figures doubtful."""
@@ -60,6 +60,8 @@ def show_comparison(
     numbers = [result.figures for result in results]
     lines = [result.curves for result in results]
     note = footnote(results[0].dynamo_version)
+    title = f"One workload, {_COUNTS[len(results)]} routers"
+    lead = _lead(plan, len(results))
     console.print()
     Console().print(table(labels, numbers, pools(plan.spec)))
     for doubt in doubts(labels, numbers):
@@ -72,10 +74,10 @@ def show_comparison(
         console.print(f"figures: {targets.json_file}", highlight=False)
     targets.folder.mkdir(parents=True, exist_ok=True)
     picture, page = targets.folder / "demo.png", targets.folder / "demo.html"
-    draw_png(picture, labels, lines, TITLE, f"{_lead(plan)} {note}")
+    draw_png(picture, labels, lines, title, f"{lead} {note}")
     content = Page(
-        title=TITLE,
-        lead=_lead(plan),
+        title=title,
+        lead=lead,
         labels=labels,
         figures=numbers,
         curves=lines,
@@ -111,11 +113,11 @@ def doubts(labels: Sequence[str], numbers: Sequence[Figures]) -> list[str]:
     return found
 
 
-def _lead(plan: Plan) -> str:
+def _lead(plan: Plan, arms: int) -> str:
     count = plan.facts["requests"]
     return (
-        f"The same {count:,.0f} requests, three times, each with cold caches, through a real "
-        f"Dynamo: {dict(plan.settings)['fleet']}."
+        f"The same {count:,.0f} requests, {_COUNTS[arms]} times, each with cold caches, through a "
+        f"real Dynamo: {dict(plan.settings)['fleet']}."
     )
 
 
