@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.frontend.native import Native, cached_tokens, running, served_by
-from tests.live.client import get, shape, stream
+from tests.live.client import Answer, get, shape, stream
 from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec
@@ -193,3 +193,20 @@ def test_split_fleet_is_decided_in_process_in_any_order_of_arrival():
         assert late.instances
         assert native.complete(prompt(9, 512), 4).status == 200
         assert native.decisions() == before + 2
+
+
+def test_blocks_without_a_cache_salt_are_not_expected_under_one(fleet: Fleet):
+    least = (len(prompt(700)) // fleet.spec.block_size - 1) * fleet.spec.block_size
+    with running(fleet, "--wardrop-policy", "dynamo") as native:
+
+        def predicted(**fields: str) -> float:
+            """Cached tokens that one more request with these fields is expected to find."""
+            before = native.metrics().total("wardrop_cached_tokens_predicted_total")
+            answer = native.complete(prompt(700), **fields)
+            assert answer.status == 200, answer.body
+            return native.metrics().total("wardrop_cached_tokens_predicted_total") - before
+
+        wait_until(lambda: predicted() >= least, "the blocks of the prompt")
+        # The mock workers hash no salt, so only blocks without a salt exist.
+        assert predicted(cache_salt="a") == 0
+        assert predicted() >= least
