@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.frontend.native import Native, cached_tokens, running, served_by
-from tests.live.client import Answer, get, shape, stream
+from tests.live.client import get, shape, stream
 from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec
