@@ -30,12 +30,12 @@ def test_prompt_returns_to_its_blocks_on_an_older_worker(python: str):
             lambda: native.metrics().total("wardrop_worker_held_blocks") >= blocks,
             "the events of its blocks",
         )
-        # The mock workers of this version do not report cached tokens.
-        assert served_by(native.complete(prompt(1)))[1] == worker
-        assert native.metrics().total("wardrop_cached_tokens_predicted_total") >= blocks * 15
+        # The mock workers of this version do not report cached tokens, so the choice alone is seen.
+        again = [served_by(native.complete(prompt(1)))[1] for _ in range(3)]
+        assert again == [worker] * 3
         chat = {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": "a"}]}
         assert native.post("/v1/chat/completions", chat).status == 200
-        assert native.decisions() == 3
+        assert native.decisions() == 5
 
 
 def test_both_roles_of_an_older_split_are_decided(python: str):
