@@ -32,8 +32,10 @@ __all__ = [
     "block_hashes",
     "cost_lower_bound",
     "decode_engine_batch",
+    "improve_plan",
     "sequence_hashes",
     "simulate_fleet",
+    "simulate_planned",
 ]
 
 __version__: str
@@ -833,6 +835,48 @@ def cost_lower_bound(
 
     Raises:
         ValueError: a field is out of range, or no bound is proven for the engines.
+    """
+
+def simulate_planned(workload: SimWorkload, fleet: str, plan: str) -> dict[str, Any]:
+    """Simulate a workload with placements and orders chosen in advance. The GIL is released.
+
+    Args:
+        workload: the requests.
+        fleet: JSON of a fleet without queues and faults.
+        plan: JSON with the fields of the crate's `Plan`.
+
+    Returns:
+        As `simulate_fleet`.
+
+    Raises:
+        ValueError: a field is unknown or out of range. The text names the field.
+    """
+
+def improve_plan(
+    workload: SimWorkload,
+    fleet: str,
+    plan: str,
+    weights: tuple[float, float],
+    seed: int,
+    limits: tuple[int, float],
+) -> tuple[str, float, int]:
+    """Look for a better plan with all requests known in advance. The GIL is released.
+
+    A plan without limits is first tried under a grid of orders and limits.
+
+    Args:
+        workload: the requests.
+        fleet: JSON of a fleet without queues and faults.
+        plan: JSON of the plan to start from.
+        weights: weights of the sums of TTFT and E2E.
+        seed: seed of the random changes.
+        limits: largest number of simulations, and seconds after which none begins.
+
+    Returns:
+        JSON of the best plan, its weighted cost in seconds, and the number of simulations.
+
+    Raises:
+        ValueError: a field is unknown or out of range. The text names the field.
     """
 
 @final

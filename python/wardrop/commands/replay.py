@@ -16,7 +16,8 @@ from wardrop.calls import split_outside
 from wardrop.commands import simulation
 from wardrop.commands.simulation import run_with_bar
 from wardrop.replay.anarchy import POA_WINDOW
-from wardrop.replay.fleet import Engine
+from wardrop.replay.best import find_best
+from wardrop.replay.fleet import Engine, Fleet
 from wardrop.replay.limits import what_is_lost
 from wardrop.replay.report import write_html
 from wardrop.replay.run import Policy
@@ -64,26 +65,46 @@ def _run(plan: Plan, resume: Path | None, threads: int, ray: str | None) -> list
         )
 
 
-def _require_folders(*files: Path | None) -> None:
-    """Refuse a file whose folder does not exist, before minutes of simulation are lost.
+def _loaded(plan: Plan, load_factor: float) -> Fleet:
+    return plan.fleet.with_load(
+        rate=1.0 if plan.closed else load_factor,
+        concurrency=round(load_factor) if plan.closed else None,
+    )
 
-    Raises:
-        ReplayError: the folder of a file is missing.
-    """
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise ReplayError(f"got the file {file}; expected a file in a folder that exists")
+
+def _print_best(plan: Plan, seconds: float, threads: int) -> None:
+    """Print between which figures the price of anarchy of the best policy lies, per load."""
+    if plan.closed:
+        raise ReplayError(
+            "got --best-s with --concurrency; expected arrival times: a plan places each request"
+        )
+    requests = plan.workload(plan.seeds[0])
+    for load_factor in plan.loads:
+        best = find_best(
+            requests,
+            _loaded(plan, load_factor),
+            plan.policies,
+            e2e=1.0,
+            seconds=seconds,
+            threads=threads or None,
+        )
+        low, high = best.price(best.policy_cost_s)
+        _out.print(
+            f"load {load_factor:g}: best policy {best.policy}, price of anarchy by E2E "
+            f"{low:.3f} to {high:.3f}; best found {best.cost_s / len(requests):.3f} s per request, "
+            f"lower bound {best.lower_s / len(requests):.3f} s, {best.evaluations} plans",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _print_lost(plan: Plan) -> None:
     """Print what relaxing each limit saves, per load and policy."""
     for load_factor in plan.loads:
-        loaded = plan.fleet.with_load(
-            rate=1.0 if plan.closed else load_factor,
-            concurrency=round(load_factor) if plan.closed else None,
-        )
         for policy in plan.policies:
-            for saving in what_is_lost(plan.workload, loaded, policy, plan.seeds):
+            found = what_is_lost(plan.workload, _loaded(plan, load_factor), policy, plan.seeds)
+            for saving in found:
                 _out.print(
                     f"load {load_factor:g}, {policy.label}: {saving.limit} saves "
                     f"{saving.e2e:.1%} of E2E ({saving.e2e_low:.1%} to {saving.e2e_high:.1%}), "
@@ -148,9 +169,16 @@ def replay(
         bool,
         typer.Option(help="Measure the price of anarchy: cost over the bound of any routing."),
     ] = False,
+    best_s: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Search this many seconds per load for the best routing of seed 0, by E2E.",
+        ),
+    ] = 0.0,
     lost: Annotated[
         bool,
-        typer.Option(help="Show what more memory, order or one more worker would save."),
+        typer.Option(help="Show what a shared cache, memory, order or one more worker would save."),
     ] = False,
     ttft_slo_s: simulation.TtftSlo = 2.0,
     itl_slo_ms: simulation.ItlSlo = 50.0,
@@ -180,7 +208,6 @@ def replay(
 ) -> None:
     """Replay TRACE through the production router, in front of simulated workers."""
     try:
-        _require_folders(json_out, csv_out, html_out, resume)
         engine = Engine(
             block_size=block_size,
             num_blocks=num_blocks,
@@ -223,6 +250,8 @@ def replay(
         else:
             cells = _run(plan, resume, threads, ray)
         _print_tables(cells, closed=plan.closed)
+        if best_s > 0:
+            _print_best(plan, best_s, threads)
         if lost:
             _print_lost(plan)
         setting = {
@@ -244,7 +273,7 @@ def replay(
             write_csv(cells, csv_out)
         if html_out:
             write_html(html_out, setting, cells, plan.slo)
-    except (ReplayError, ValueError, OSError) as error:
+    except (ReplayError, ValueError) as error:
         _err.print(
             f"[red]wardrop replay:[/red] {escape(str(error))}", highlight=False, soft_wrap=True
         )

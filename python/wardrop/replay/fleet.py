@@ -35,6 +35,7 @@ class Engine:
 
     block_size: int = 64
     num_blocks: int = 16_384
+    curve_blocks: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8_192
     chunked_prefill: bool = True
@@ -109,6 +110,8 @@ class Fleet:
             its latency curves from the reports.
         metrics_delay_ms: age of a report when it reaches the router, ms.
         metrics_loss: share of reports that are lost.
+        shared_cache: whether every worker finds every block that any worker has computed, at no
+            cost; a relaxed world, for `wardrop.replay.limits`.
         faults: faults of workers.
         retry_ms: pause before a request whose worker died is routed again, ms.
         sample_ms: time between samples of the workers' state, ms; 0 takes no samples.
@@ -129,6 +132,7 @@ class Fleet:
     metrics: bool = False
     metrics_delay_ms: float = 0.0
     metrics_loss: float = 0.0
+    shared_cache: bool = False
     faults: tuple[Fault, ...] = ()
     retry_ms: float = 100.0
     sample_ms: float = 0.0
@@ -183,6 +187,7 @@ class Fleet:
                     "metrics_delay_ms": self.metrics_delay_ms,
                     "metrics_loss": self.metrics_loss,
                 },
+                "shared_cache": self.shared_cache,
                 "faults": [fault.to_native() for fault in self.faults],
                 "retry_ms": self.retry_ms,
                 "sample_ms": self.sample_ms,

@@ -1,7 +1,7 @@
 """What is lost to what: a run again with one limit of the fleet relaxed, and the policy in force.
 
-Every answer is a purchase decision: more memory, one more worker, or a queue that orders requests.
-Equal seeds give the same requests, so runs are compared in pairs.
+Every answer is a purchase decision: a shared cache, more memory, one more worker, or a queue that
+orders requests. Equal seeds give the same requests, so runs are compared in pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from scipy.stats import t as student_t
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.run import Policy, simulate
 from wardrop.replay.workload import ReplayError, Workload
-from wardrop.timing import POLYNOMIAL
 
 _ENDLESS_BLOCKS = 1 << 30
 """Blocks of a memory that no workload fills."""
@@ -54,25 +53,32 @@ class Saving:
 def relaxed(fleet: Fleet, policy: Policy) -> dict[str, tuple[Fleet, Policy]]:
     """The fleet and the policy with one limit relaxed, by the name of the limit.
 
-    `unlimited KV memory`: no worker ever evicts a block or lets a request wait for memory. It is
-    left out for the polynomial timing, whose step time depends on the share of memory in use.
-    `pooled queue`: one queue first come, first served, for a policy without a queue. `shortest
-    first`: one queue that prefers short prompts without regard to waiting. `one more worker`: of
-    each kind.
+    `shared cache`: every worker finds every block that any worker has computed, at no cost.
+    `unlimited KV memory`: no worker ever evicts a block or lets a request wait for memory. `pooled
+    queue`: one queue first come, first served, for a policy without a queue. `shortest first`: one
+    queue that prefers short prompts without regard to waiting. `one more worker`: of each kind.
     """
 
     def queued(kappa: float) -> Policy:
         return replace(policy, queue={"kappa": kappa, "patience": 0.0, **_QUEUE})
 
     fleet = replace(fleet, anarchy_window=0, sample_ms=0.0)
-    found: dict[str, tuple[Fleet, Policy]] = {}
-    engines = [fleet.engine, fleet.decode_engine or fleet.engine]
-    if all(engine.timing != POLYNOMIAL for engine in engines):
-        first, second = (replace(engine, num_blocks=_ENDLESS_BLOCKS) for engine in engines)
-        endless = replace(
-            fleet, engine=first, decode_engine=second if fleet.decode_engine else None
-        )
-        found["unlimited KV memory"] = (endless, policy)
+    engine = fleet.engine
+    endless = replace(engine, num_blocks=_ENDLESS_BLOCKS, curve_blocks=engine.num_blocks)
+    decode = fleet.decode_engine
+    found = {
+        "shared cache": (replace(fleet, shared_cache=True), policy),
+        "unlimited KV memory": (
+            replace(
+                fleet,
+                engine=endless,
+                decode_engine=None
+                if decode is None
+                else replace(decode, num_blocks=_ENDLESS_BLOCKS, curve_blocks=decode.num_blocks),
+            ),
+            policy,
+        ),
+    }
     if policy.queue is None:
         found["pooled queue"] = (fleet, queued(0.0))
     found["shortest first"] = (fleet, queued(1e6))

@@ -52,7 +52,7 @@ mod _core {
     use crate::gateway::Gateway;
 
     #[pymodule_export]
-    use crate::sim::{SimWorkload, cost_lower_bound, simulate_fleet};
+    use crate::sim::{SimWorkload, cost_lower_bound, improve_plan, simulate_fleet, simulate_planned};
 
     #[pymodule_export]
     use crate::watched::WatchedFleet;

@@ -1,6 +1,7 @@
 //! Bindings of the simulator. Workload and results are columns of raw bytes, which numpy reads without a copy.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -11,7 +12,10 @@ use wardrop_core::queue::LateQueue;
 use wardrop_core::regime::RegimeChange;
 use wardrop_py_macros::caught;
 use wardrop_sim::bound::{CostSums, LowerBound, lower_bound};
-use wardrop_sim::{FleetSpec, GapHistogram, Outcome, RouterSpec, SimError, Workload, simulate};
+use wardrop_sim::search::{CostWeights, Search};
+use wardrop_sim::{
+    FleetSpec, GapHistogram, Outcome, Plan, RouterSpec, SimError, Workload, simulate, simulate_plan,
+};
 
 use crate::buffers::column;
 
@@ -124,6 +128,84 @@ pub fn cost_lower_bound<'py>(
         .detach(|| lower_bound(&spec, &native, counted.as_deref()))
         .map_err(|error| raise(&error))?;
     bound_dict(py, &bound)
+}
+
+/// A plan from its JSON form, whose lists have one entry per request.
+fn plan_of(text: &str) -> PyResult<Plan> {
+    serde_json::from_str(text).map_err(|error| PyValueError::new_err(format!("plan: {error}")))
+}
+
+fn fleet_of(text: &str) -> PyResult<FleetSpec> {
+    serde_json::from_str(text).map_err(|error| PyValueError::new_err(format!("fleet: {error}")))
+}
+
+/// Simulates a workload under a plan; `_core.pyi` documents it.
+#[caught]
+#[pyfunction]
+pub fn simulate_planned<'py>(
+    py: Python<'py>,
+    workload: &SimWorkload,
+    fleet: &str,
+    plan: &str,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (spec, plan) = (fleet_of(fleet)?, plan_of(plan)?);
+    let native = Arc::clone(&workload.native);
+    let outcome = py
+        .detach(|| simulate_plan(&spec, &native, plan))
+        .map_err(|error| raise(&error))?;
+    pack(py, &outcome)
+}
+
+/// Improves a plan; `_core.pyi` documents it.
+#[caught]
+#[pyfunction]
+pub fn improve_plan(
+    py: Python<'_>,
+    workload: &SimWorkload,
+    fleet: &str,
+    plan: &str,
+    weights: (f64, f64),
+    seed: u64,
+    limits: (u64, f64),
+) -> PyResult<(String, f64, u64)> {
+    let (spec, start) = (fleet_of(fleet)?, plan_of(plan)?);
+    let native = Arc::clone(&workload.native);
+    let (most_evaluations, most_seconds) = limits;
+    let (ttft, e2e) = weights;
+    py.detach(|| {
+        let started = Instant::now();
+        let weights = CostWeights { ttft, e2e };
+        let mut search = Search::new(&spec, &native, weights, start.clone(), seed)?;
+        let is_over = |search: &Search<'_>| {
+            search.evaluations() >= most_evaluations || started.elapsed().as_secs_f64() >= most_seconds
+        };
+        // Only a plan that sends every request at once has orders and limits left to try.
+        let mut number = if start.most_open == u32::MAX && start.most_prefilling == u32::MAX {
+            1
+        } else {
+            usize::MAX
+        };
+        while !is_over(&search)
+            && let Some(plan) = search.variant(&start, number)
+        {
+            search.offer(plan)?;
+            number += 1;
+        }
+        while !is_over(&search) {
+            search.step()?;
+        }
+        Ok((
+            search.best().clone(),
+            search.best_ms() * 1e-3,
+            search.evaluations(),
+        ))
+    })
+    .map_err(|error: SimError| raise(&error))
+    .and_then(|(plan, cost_s, evaluations)| {
+        let text =
+            serde_json::to_string(&plan).map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+        Ok((text, cost_s, evaluations))
+    })
 }
 
 /// Sums in seconds by limit, and the numbers of requests.

@@ -9,10 +9,11 @@
 //! The simulator has no router of its own: it drives the object that production runs. Time is virtual, every random
 //! number is seeded, and one seed gives one result, byte for byte.
 //!
-//! There are five entry points:
+//! The entry points are:
 //!
 //! * [`simulate`] runs a whole [`Workload`] and returns an [`Outcome`];
 //! * [`simulate_plan`] runs it with placements chosen in advance;
+//! * [`search::Search`] looks for the best placements of a whole workload;
 //! * [`bound::lower_bound`] computes what no router can go below;
 //! * [`WatchedFleet`] runs a whole workload in steps, so that a controller can observe and change the fleet;
 //! * [`shadow`] runs one live fleet per policy beside production traffic and compares them.
@@ -26,6 +27,7 @@ mod error;
 mod fleet;
 mod live;
 mod record;
+pub mod search;
 pub mod shadow;
 mod spec;
 mod timing;

@@ -33,7 +33,7 @@ impl AnarchyGauges {
         Ok(Self {
             poa: of_pool(
                 "price_of_anarchy",
-                "Cost of recent placements divided by the cost of the exact optimum, under congestion; 1 is optimal",
+                "Loss of a decision: cost of recent placements over that of the best assignment in the state that they met; 1 is optimal; ranks no routers",
             )?,
             low: of_pool(
                 "price_of_anarchy_low",

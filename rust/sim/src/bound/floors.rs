@@ -285,23 +285,27 @@ fn check_rising(coefficients: &[f64]) -> Result<(), SimError> {
 struct Curve {
     timing: Timing,
     contexts: Vec<u64>,
+    /// KV tokens that the timing counts as a full memory.
     total_kv_tokens: u64,
+    /// KV tokens of the memory.
+    capacity_tokens: u64,
     /// KV tokens and least milliseconds, by rising KV tokens.
     points: Vec<(u64, f64)>,
 }
 
 impl Curve {
     fn new(engine: &EngineSpec, longest: u32) -> Self {
-        let total_kv_tokens = u64::from(engine.num_blocks) * u64::from(engine.block_size);
+        let capacity_tokens = u64::from(engine.num_blocks) * u64::from(engine.block_size);
         let (kv, contexts) = engine.timing.decode_breakpoints(
             u64::from(engine.block_size),
-            total_kv_tokens,
+            capacity_tokens,
             u64::from(longest),
         );
         let mut curve = Self {
             timing: engine.timing.clone(),
             contexts,
-            total_kv_tokens,
+            total_kv_tokens: engine.curve_tokens(),
+            capacity_tokens,
             points: Vec::new(),
         };
         curve.points = kv.iter().map(|kv| (*kv, curve.at(*kv))).collect();
@@ -311,7 +315,7 @@ impl Curve {
     fn at(&self, kv: u64) -> f64 {
         let step = |context_tokens: &u64| DecodeStep {
             batch: 1,
-            active_kv_tokens: kv.min(self.total_kv_tokens),
+            active_kv_tokens: kv.min(self.capacity_tokens),
             context_tokens: *context_tokens,
             total_kv_tokens: self.total_kv_tokens,
         };

@@ -92,6 +92,13 @@ pub fn lower_bound(
             "lifo: the bounds are not proven for first-in preemption",
         ));
     }
+    if spec.shared_cache {
+        return Err(out_of_range(
+            "shared_cache",
+            true,
+            "false: the bounds are those of a fleet whose workers have caches of their own",
+        ));
+    }
     if workload.is_empty() {
         return Ok(LowerBound::default());
     }

@@ -41,7 +41,7 @@ impl Worker {
             batch: ready,
             active_kv_tokens: u64::from(self.pool.active()) * u64::from(self.spec.block_size),
             context_tokens: if ready == 0 { 0 } else { context / u64::from(ready) },
-            total_kv_tokens: u64::from(self.spec.num_blocks) * u64::from(self.spec.block_size),
+            total_kv_tokens: self.spec.curve_tokens(),
         };
         if is_learned {
             // A learned prefill curve contains the prompts' first tokens, and a learned step counts only the contexts

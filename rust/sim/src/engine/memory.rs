@@ -11,6 +11,8 @@ pub(super) struct CachedPrefix {
     pub blocks: u32,
     /// Blocks of the prefix that no running sequence holds.
     pub inactive: u32,
+    /// Blocks after the prefix that need space and no computation, because workers share their caches.
+    pub shared: u32,
 }
 
 impl CachedPrefix {
@@ -131,6 +133,10 @@ impl Worker {
                 None => break,
             }
         }
+        if let Some(shared) = state.shared_blocks.as_ref().filter(|_| self.role != Role::Decode) {
+            let in_reach = |index: &u32| shared.contains(&state.block(sequence.request, *index));
+            found.shared = (found.blocks..most).take_while(in_reach).count() as u32;
+        }
         found
     }
 
@@ -214,6 +220,9 @@ impl Worker {
         for index in from..to {
             let slot = sequence.slots[index as usize];
             let block = state.block(sequence.request, index);
+            if let Some(shared) = state.shared_blocks.as_mut() {
+                shared.insert(block);
+            }
             if !self
                 .pool
                 .publish(slot, block, state.parent(sequence.request, index))

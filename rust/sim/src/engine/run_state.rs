@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use rustc_hash::FxHashSet;
+
 use super::block_pool::NONE;
 use super::tiers::TierChange;
 use crate::record::{GapHistogram, Requests, Totals};
@@ -48,6 +50,8 @@ pub(crate) struct Reservation {
 /// See the module documentation.
 pub(crate) struct RunState<'a> {
     pub workload: Cow<'a, Workload>,
+    /// Names of all blocks that any worker has computed; `None` unless workers share their caches.
+    pub shared_blocks: Option<FxHashSet<u32>>,
     pub names: BlockNames,
     pub requests: Requests,
     pub gaps: GapHistogram,
@@ -67,6 +71,7 @@ impl<'a> RunState<'a> {
         Self {
             requests: Requests::new(workload.len()),
             workload,
+            shared_blocks: None,
             names,
             gaps: GapHistogram::new(),
             totals: Totals::default(),

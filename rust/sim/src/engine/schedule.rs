@@ -42,7 +42,7 @@ impl Worker {
         }
         while at < self.running.len() && budget > 0 {
             let current = self.running[at];
-            match self.schedule(current, 0, &mut budget, &mut batch, state) {
+            match self.schedule(current, CachedPrefix::default(), &mut budget, &mut batch, state) {
                 // A preempted sequence earlier in the list shifts the position of this one.
                 Scheduling::Scheduled if batch.preempted => {
                     at = self
@@ -112,7 +112,7 @@ impl Worker {
                 self.waiting.pop_front();
                 continue;
             }
-            match self.schedule(at, cached.blocks, budget, batch, state) {
+            match self.schedule(at, cached, budget, batch, state) {
                 Scheduling::Scheduled => {
                     debug_assert_eq!(self.waiting.front(), Some(&at), "admission must not preempt");
                     self.waiting.pop_front();
@@ -122,7 +122,8 @@ impl Worker {
                         sequence.started = true;
                         let i = sequence.request as usize;
                         if self.role != Role::Decode {
-                            state.requests.cached_tokens[i] = cached.blocks * self.spec.block_size;
+                            state.requests.cached_tokens[i] =
+                                (cached.blocks + cached.shared) * self.spec.block_size;
                             state.requests.admit_ms[i] = now_ms;
                         }
                     }
@@ -152,11 +153,11 @@ impl Worker {
 
     /// Gives a sequence as many tokens as it needs and the budget has, and the blocks for them.
     ///
-    /// `cached_blocks` is the cached prefix of a sequence that is being admitted, and 0 for a running sequence.
+    /// `cached` is the cached prefix of a sequence that is being admitted, and empty for a running sequence.
     fn schedule(
         &mut self,
         at: u32,
-        cached_blocks: u32,
+        cached: CachedPrefix,
         budget: &mut u32,
         batch: &mut Batch,
         state: &mut RunState<'_>,
@@ -164,7 +165,8 @@ impl Worker {
         let size = self.spec.block_size;
         let sequence = &self.sequences[at as usize];
 
-        let before = sequence.computed + cached_blocks * size;
+        let held = (sequence.computed + cached.blocks * size) / size;
+        let before = sequence.computed + (cached.blocks + cached.shared) * size;
         let remaining = sequence.known - before;
         if before < sequence.prompt && !self.spec.chunked_prefill && remaining > *budget {
             return Scheduling::Blocked;
@@ -175,7 +177,7 @@ impl Worker {
         }
         let after = before + tokens;
         let target = after.div_ceil(size) as usize;
-        while !self.allocate(at, cached_blocks, target) {
+        while !self.allocate(at, cached.blocks, target) {
             let Some(victim) = self.preempt(budget, batch, state) else {
                 return Scheduling::Blocked;
             };
@@ -183,7 +185,7 @@ impl Worker {
                 return Scheduling::Preempted;
             }
         }
-        self.publish_blocks(at, before / size, after / size, state);
+        self.publish_blocks(at, held, after / size, state);
         let sequence = &mut self.sequences[at as usize];
         sequence.computed = after;
         sequence.scheduled = tokens;

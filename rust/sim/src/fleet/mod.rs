@@ -23,6 +23,7 @@ mod signals;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
+use rustc_hash::FxHashSet;
 use wardrop_core::latency::Pass;
 use wardrop_core::queue::LateQueue;
 use wardrop_core::rng::Rng;
@@ -197,7 +198,8 @@ impl<'a> Fleet<'a> {
             ));
         }
         let names = BlockNames::new(&workload, spec.pools[0].engine.block_size)?;
-        let state = RunState::new(workload, names);
+        let mut state = RunState::new(workload, names);
+        state.shared_blocks = spec.shared_cache.then(FxHashSet::default);
         let mut pools = Vec::new();
         let mut workers = Vec::new();
         let mut pool_of = Vec::new();

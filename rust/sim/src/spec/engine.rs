@@ -38,6 +38,10 @@ pub struct EngineSpec {
     pub block_size: u32,
     /// Device memory, in KV blocks.
     pub num_blocks: u32,
+    /// KV blocks that the polynomial timing counts as a full memory; `None` for `num_blocks`.
+    ///
+    /// It keeps step times as they are when a relaxed fleet has more memory. Other timings ignore it.
+    pub curve_blocks: Option<u32>,
     /// Number of sequences that may run at the same time.
     pub max_num_seqs: u32,
     /// Number of tokens that one iteration may compute.
@@ -73,6 +77,7 @@ impl Default for EngineSpec {
         Self {
             block_size: 64,
             num_blocks: 16_384,
+            curve_blocks: None,
             max_num_seqs: 256,
             max_num_batched_tokens: 8_192,
             chunked_prefill: true,
@@ -91,6 +96,11 @@ impl Default for EngineSpec {
 }
 
 impl EngineSpec {
+    /// KV tokens that the polynomial timing counts as a full memory.
+    pub(crate) fn curve_tokens(&self) -> u64 {
+        u64::from(self.curve_blocks.unwrap_or(self.num_blocks)) * u64::from(self.block_size)
+    }
+
     pub(crate) fn validate(&self) -> Result<(), SimError> {
         let positive = [
             ("block_size", self.block_size),
@@ -98,6 +108,7 @@ impl EngineSpec {
             ("max_num_seqs", self.max_num_seqs),
             ("max_num_batched_tokens", self.max_num_batched_tokens),
             ("longest_run", self.longest_run),
+            ("curve_blocks", self.curve_blocks.unwrap_or(1)),
         ];
         for (field, value) in positive {
             if value == 0 {

@@ -85,6 +85,9 @@ pub struct FleetSpec {
     pub transfer: TransferSpec,
     /// Delay and loss of what workers report to their router.
     pub feed: FeedSpec,
+    /// Whether every worker finds every prompt block that any worker has computed, at no cost. It exists on no real
+    /// fleet, and says how much time a shared cache could save.
+    pub shared_cache: bool,
     /// Crashes, hangs, changes of speed and joins.
     pub faults: Vec<Fault>,
     /// Milliseconds until a request whose worker died is tried again.
@@ -108,6 +111,7 @@ impl Default for FleetSpec {
             queues: Vec::new(),
             transfer: TransferSpec::default(),
             feed: FeedSpec::default(),
+            shared_cache: false,
             faults: Vec::new(),
             retry_ms: 100.0,
             sample_ms: 0.0,

@@ -1,11 +1,14 @@
 //! A plan: the placement and the order of every request, chosen in advance instead of by a router.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{SimError, out_of_range};
 use crate::spec::FleetSpec;
 use crate::workload::Workload;
 
 /// Placement and order of every request of a run. All lists have one entry per request.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Index of the prefill worker, or of the only worker.
     pub worker: Vec<u32>,

@@ -336,3 +336,34 @@ fn reports_of_iterations_teach_the_router_unless_they_are_lost() {
     assert_eq!(rows(&late), rows(&none));
     assert_ne!(rows(&with_metrics(true, 0.0, 500.0)), rows(&all));
 }
+
+#[test]
+fn a_shared_cache_serves_a_prompt_that_another_worker_computed() {
+    let rows = [(0.0, 100, 1, 0), (1000.0, 100, 1, 0)];
+    let mut spec = FleetSpec::aggregated(2, engine());
+    let own = run(&spec, &workload(&rows));
+    assert_eq!(own.requests.cached_tokens, vec![0, 0]);
+    spec.shared_cache = true;
+    let shared = run(&spec, &workload(&rows));
+    assert_eq!(shared.requests.worker, own.requests.worker);
+    assert_eq!(shared.requests.cached_tokens, vec![0, 96]);
+    // Four tokens of prefill and one step.
+    assert_eq!(times(&shared, 1), (1014.0, 1014.0));
+}
+
+#[test]
+fn more_memory_with_the_same_curve_changes_no_step_time() {
+    let small = EngineSpec {
+        num_blocks: 64,
+        timing: Timing::Polynomial,
+        ..engine()
+    };
+    let large = EngineSpec {
+        num_blocks: 6400,
+        curve_blocks: Some(64),
+        ..small.clone()
+    };
+    let rows = workload(&[(0.0, 300, 20, 0), (5.0, 200, 20, 50)]);
+    let [small, large] = [small, large].map(|engine| run(&FleetSpec::aggregated(1, engine), &rows));
+    assert_eq!(small.requests.end_ms, large.requests.end_ms);
+}

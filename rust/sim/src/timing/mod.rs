@@ -58,7 +58,7 @@ pub(crate) struct DecodeStep {
     pub active_kv_tokens: u64,
     /// Mean context length of the batch, in whole tokens.
     pub context_tokens: u64,
-    /// Capacity of the worker's cache, in tokens.
+    /// KV tokens that count as a full memory.
     pub total_kv_tokens: u64,
 }
 
@@ -101,7 +101,7 @@ impl Timing {
         let kv = step.active_kv_tokens as f64;
         match self {
             Self::Polynomial => {
-                let share = kv / (step.total_kv_tokens as f64).max(1.0);
+                let share = (kv / (step.total_kv_tokens as f64).max(1.0)).min(1.0);
                 (-25.74 * share * share + 54.01 * share + 5.74).max(MIN_DECODE_MS)
             }
             Self::Table(table) => table
