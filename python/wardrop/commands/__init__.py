@@ -35,6 +35,12 @@ SUBCOMMANDS = {
     "frontend": Subcommand(
         "wardrop.commands.frontend", "Dynamo's frontend, with the decision in process", "frontend"
     ),
+    "picker": Subcommand(
+        "wardrop.commands.picker", "pick endpoints for Envoy and Gateway API gateways"
+    ),
+    "select": Subcommand(
+        "wardrop.commands.select", "serve decisions over gRPC and Dynamo's selection API"
+    ),
     "demo": Subcommand(
         "wardrop.commands.demo", "compare routers on a real Dynamo, mock workers", "dynamo,plot"
     ),

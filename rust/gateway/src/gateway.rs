@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
-use wardrop_service::{FeedReport, ModelReport, Service};
+use wardrop_service::{FeedReport, ModelReport, Service, hide_panic_texts};
 
 use crate::ServiceError;
 use crate::config::GatewayConfig;
 use crate::metrics::HttpMetrics;
-use crate::proxy::{BodyBudget, RetryBudget, Server, Shared, hide_panic_texts};
+use crate::proxy::{BodyBudget, RetryBudget, Server, Shared};
 use crate::resources::{Lowered, Resources};
 use crate::upstream::{UpstreamDryRun, UpstreamSet, WorkerUpstream};
 

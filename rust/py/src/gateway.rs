@@ -9,7 +9,7 @@ use wardrop_gateway::{Gateway as Native, GatewayConfig};
 use wardrop_py_macros::caught;
 use wardrop_service::{PoolName, Service, ServiceError};
 
-fn raise(error: &ServiceError) -> PyErr {
+pub(crate) fn raise(error: &ServiceError) -> PyErr {
     match error {
         ServiceError::Io { .. } | ServiceError::State(_) => PyRuntimeError::new_err(error.to_string()),
         _ => PyValueError::new_err(error.to_string()),

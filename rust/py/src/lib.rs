@@ -12,6 +12,7 @@ mod event;
 mod gateway;
 mod hashes;
 mod panics;
+mod picker;
 mod prefix;
 mod router;
 mod sim;
@@ -50,6 +51,8 @@ mod _core {
 
     #[pymodule_export]
     use crate::gateway::Gateway;
+    #[pymodule_export]
+    use crate::picker::{Picker, SelectServer};
 
     #[pymodule_export]
     use crate::sim::{SimWorkload, cost_lower_bound, improve_plan, simulate_fleet, simulate_planned};

@@ -17,9 +17,11 @@ mod latency_bins;
 pub mod metrics;
 mod models;
 mod outcomes;
+mod panics;
 mod pool;
 mod prompt;
 mod prompt_pool;
+mod reading;
 mod receipts;
 mod request;
 mod service;
@@ -29,9 +31,12 @@ mod tenants;
 pub use clock::Clock;
 pub use error::ServiceError;
 pub use models::Model;
+pub use panics::hide_panic_texts;
 pub use pool::{Booking, Leg, Role, WorkerPool};
 pub use prompt::{Abstention, DryRunError, Endpoint, TokenIdSource};
+pub use reading::{AnswerReading, Progress, ReportedUsage, first_event_fails};
 pub use request::{
-    ActiveRequest, Answer, PlaceHints, Placed, Prepared, ReadyPrompt, Refusal, Unplaced, Usage,
+    ActiveRequest, Answer, Chosen, PlaceHints, Placed, Prepared, ReadyPrompt, Refusal, Unplaced,
+    UnreadPrompt, Usage,
 };
 pub use service::{DoorFeed, FeedReport, ModelReport, PartState, PoolName, Service};

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
-use wardrop_service::{Answer, Booking, Usage};
+use wardrop_service::{Answer, AnswerReading, Booking};
 
 use super::client_state::RequestGuard;
-use super::reading::AnswerReading;
 use super::shared::Shared;
 use crate::error::Refusal;
 use crate::upstream::{RelayBody, WireError};
@@ -243,18 +242,7 @@ impl Relay {
         let Some(answer) = self.answer.take() else {
             return;
         };
-        let usage = self.reading.usage().unwrap_or_default();
-        let choices = self.reading.choices();
-        let per_choice = usage
-            .output_tokens
-            .map(|tokens| tokens.div_ceil(u64::from(choices)));
-        answer.finished(Usage {
-            cached_tokens: usage.cached_tokens,
-            prompt_tokens: usage.prompt_tokens,
-            output_tokens: per_choice
-                .and_then(|tokens| u32::try_from(tokens).ok())
-                .or_else(|| self.reading.tokens_seen()),
-        });
+        answer.finished(self.reading.outcome());
     }
 }
 

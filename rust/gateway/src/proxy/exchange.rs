@@ -6,9 +6,8 @@ use bytes::{Bytes, BytesMut};
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Method, StatusCode};
 
-use wardrop_service::Booking;
+use wardrop_service::{Booking, first_event_fails as event_fails};
 
-use super::reading;
 use super::shared::Thread;
 use crate::error::Refusal;
 use crate::upstream::{BodyLimits, Connection, ExchangeError, Outgoing, RelayBody, ResponseHead, SendError};
@@ -164,10 +163,10 @@ pub async fn first_event_fails(
         let next = std::future::poll_fn(|cx| body.poll_piece(cx));
         let fails = match waiting.on(next).await {
             // The end of the body ends its last event.
-            Ok(None) => Some(reading::first_event_fails(&[&held[..], b"\n\n"].concat()).unwrap_or(false)),
+            Ok(None) => Some(event_fails(&[&held[..], b"\n\n"].concat()).unwrap_or(false)),
             Ok(Some(Ok(frame))) => {
                 held.extend_from_slice(&frame.into_data().unwrap_or_default());
-                reading::first_event_fails(&held).or((held.len() > FIRST_EVENT_BYTES).then_some(false))
+                event_fails(&held).or((held.len() > FIRST_EVENT_BYTES).then_some(false))
             }
             Ok(Some(Err(_))) => return Err(Failed::UpstreamBroke),
             Err(waited) => return Err(waited.into()),

@@ -1,12 +1,10 @@
 //! Panics stay where they happen: in one request, or in one run of a thread's work that starts again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
 use std::task::Poll;
 use std::time::Duration;
 
 use prometheus::IntCounterVec;
-use wardrop_service::metrics::THREAD_PREFIX;
 
 /// Pause between a panic of a thread's work and its next run.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
@@ -34,28 +32,6 @@ pub fn supervise(part: &str, panics: &IntCounterVec, mut work: impl FnMut()) {
         tracing::error!(part, "a thread panicked and starts again");
         std::thread::sleep(RESTART_PAUSE);
     }
-}
-
-/// Has panics on threads of this process that Wardrop started logged by their place alone.
-///
-/// The text of a panic can quote data: a wrong slice of a string quotes the string. Prompts must not reach the log.
-pub fn hide_panic_texts() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let previous = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            let thread = std::thread::current();
-            let name = thread.name().unwrap_or_default();
-            if !name.starts_with(THREAD_PREFIX) {
-                return previous(panic);
-            }
-            let place = panic
-                .location()
-                .map(|at| format!("{}:{}", at.file(), at.line()))
-                .unwrap_or_default();
-            tracing::error!(thread = name, place, "a panic was caught");
-        }));
-    });
 }
 
 #[cfg(test)]

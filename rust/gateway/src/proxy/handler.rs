@@ -281,6 +281,7 @@ fn place_hints<'a>(shared: &Shared, headers: &'a HeaderMap, body_bytes: usize) -
             .unwrap_or(0),
         deadline_ms: hint(DEADLINE_MS).and_then(|text| text.trim().parse().ok()),
         body_bytes,
+        allowed: None,
     }
 }
 

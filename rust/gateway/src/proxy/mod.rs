@@ -7,22 +7,17 @@ mod body_budget;
 mod client_io;
 mod client_state;
 mod connection;
-mod events;
 mod exchange;
-#[cfg(test)]
-mod fuzz;
 mod guard;
 mod handler;
 mod intake;
 mod pins;
-mod reading;
 mod retries;
 pub(crate) mod routes;
 mod server;
 mod shared;
 
 pub use body_budget::BodyBudget;
-pub use guard::hide_panic_texts;
 pub use retries::RetryBudget;
 pub use server::Server;
 pub use shared::Shared;

@@ -7,6 +7,7 @@ use wardrop_core::{RequestId, WorkerId};
 
 use super::{Explanation, Role, WorkerPool};
 use crate::Clock;
+use crate::request::Usage;
 
 /// Part of a booking on one worker.
 pub struct Leg {
@@ -84,7 +85,7 @@ impl Booking {
     /// Reports the first token, `ttft_s` seconds after the request.
     ///
     /// A prefill leg ends here, because its worker has done its part. Repeated calls do nothing.
-    pub(crate) fn prefill_done(&mut self, ttft_s: f64) {
+    pub fn prefill_done(&mut self, ttft_s: f64) {
         if self.prefilled {
             return;
         }
@@ -107,6 +108,12 @@ impl Booking {
                 }
             }
         }
+    }
+
+    /// Sets what the engine counted. The worker's curves learn from it when the booking ends.
+    pub fn set_usage(&mut self, usage: Usage) {
+        self.outcome.output_tokens = usage.output_tokens;
+        self.outcome.cached_tokens = usage.cached_tokens.and_then(|tokens| u32::try_from(tokens).ok());
     }
 
     /// Sets the outcome of the request. The workers' curves learn from it when the booking ends.
@@ -132,7 +139,7 @@ impl Booking {
 
     /// Keeps the booking open, because the request is still served. At most one call in a minute, and four in the life of a
     /// booking that is not renewed, have an effect.
-    pub(crate) fn renew(&mut self) {
+    pub fn renew(&mut self) {
         let now_s = self.clock.now_s();
         let lives_s = self.legs.iter().flatten().map(|leg| leg.pool.booking_ttl_s());
         if now_s - self.renewed_s < lives_s.fold(RENEW_EVERY_S, |every_s, ttl_s| every_s.min(ttl_s / 4.0)) {

@@ -236,6 +236,14 @@ impl WorkerPool {
         })
     }
 
+    /// Chooses a worker and changes nothing. O(prompt blocks + workers).
+    ///
+    /// # Errors
+    /// No worker is available, or the router refuses the request.
+    pub(crate) fn weigh(&self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
+        self.router.route(request, now_s)
+    }
+
     /// Books the worker that the client chose, without a decision.
     ///
     /// # Errors

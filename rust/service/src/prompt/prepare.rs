@@ -80,6 +80,25 @@ impl Prompt {
     }
 }
 
+impl Prompt {
+    /// A prompt whose block hashes the door knows.
+    pub(crate) fn from_hashes(
+        hashes: Vec<LocalHash>,
+        sequence: Vec<SequenceHash>,
+        input_tokens: u32,
+    ) -> Self {
+        Self {
+            hashes,
+            sequence,
+            input_tokens,
+            expected_output_tokens: None,
+            spliced: None,
+            is_streamed: false,
+            timing: Timing::default(),
+        }
+    }
+}
+
 /// Nanoseconds per stage.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Timing {

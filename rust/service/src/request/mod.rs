@@ -7,8 +7,10 @@
 //! Dropping an [`ActiveRequest`] or an [`Answer`] at any point releases its bookings.
 
 mod answer;
+mod choose;
 mod place;
 mod prepare;
+mod unread;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,8 +19,10 @@ use bytes::Bytes;
 use wardrop_core::WorkerId;
 
 pub use self::answer::{Answer, Usage};
+pub use self::choose::Chosen;
 pub use self::place::{PlaceHints, Placed, Refusal, Unplaced};
 pub use self::prepare::{Prepared, ReadyPrompt};
+pub use self::unread::UnreadPrompt;
 use crate::pool::Booking;
 use crate::prompt::Abstention;
 use crate::receipts::{OpenReceipt, ReceiptOutcome, ReceiptRequest};

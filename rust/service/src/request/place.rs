@@ -27,6 +27,8 @@ pub struct PlaceHints<'a> {
     pub deadline_ms: Option<u64>,
     /// Bytes that the door keeps for the request while it waits.
     pub body_bytes: usize,
+    /// Workers that may take the request, over all its roles. `None` allows every worker.
+    pub allowed: Option<&'a [WorkerId]>,
 }
 
 /// Refusal of a request by the queue. A door maps it to the status of its protocol.
@@ -66,6 +68,9 @@ pub struct Placed {
     pub waited_s: Option<f64>,
 }
 
+/// Workers that may take a request; `None` allows every worker.
+pub type Allowed<'a> = Option<&'a [WorkerId]>;
+
 /// How a request meets the queues of its pools.
 struct Queueing {
     tenant: TenantWeight,
@@ -84,7 +89,9 @@ impl Service {
         let roles = prepared.model.roles();
         let first = prepared.model.pool(roles[0]);
         if first.longest_wait_s().is_none() || first.size() == 0 {
-            let booking = self.place_now(prepared).map_err(Unplaced::Abstain)?;
+            let booking = self
+                .place_among(prepared, hints.allowed)
+                .map_err(Unplaced::Abstain)?;
             return Ok(Placed {
                 booking,
                 waited_s: None,
@@ -99,7 +106,9 @@ impl Service {
         let mut booking = Booking::new(self.next_request_id(), self.clock);
         let mut waited_s = 0.0;
         for &role in roles {
-            let leg = self.wait_for_leg(prepared, role, booking.id(), &queueing).await?;
+            let leg = self
+                .wait_for_leg(prepared, role, booking.id(), &queueing, hints.allowed)
+                .await?;
             waited_s += leg.waited_s;
             booking.add(leg.leg);
         }
@@ -114,10 +123,18 @@ impl Service {
     /// # Errors
     /// Why the engine's own router has to choose.
     pub fn place_now(&self, prepared: &Prepared) -> Result<Booking, Abstention> {
+        self.place_among(prepared, None)
+    }
+
+    /// As [`Service::place_now`], among the workers in `allowed`.
+    ///
+    /// # Errors
+    /// Why no worker was chosen.
+    pub fn place_among(&self, prepared: &Prepared, allowed: Allowed<'_>) -> Result<Booking, Abstention> {
         let mut booking = Booking::new(self.next_request_id(), self.clock);
         for &role in prepared.model.roles() {
             // A leg that is booked already ends with the booking, also when the next role has no worker.
-            booking.add(self.place_leg(prepared, role, booking.id())?);
+            booking.add(self.place_leg(prepared, role, booking.id(), allowed)?);
         }
         Ok(self.count(booking))
     }
@@ -131,7 +148,7 @@ impl Service {
         let roles = prepared.model.roles();
         for (at, &role) in roles.iter().enumerate() {
             let others = (at + 1 == roles.len()).then(|| prepared.model.pool(role).others(failed.instance));
-            booking.add(self.place_leg_on(prepared, role, booking.id(), others.as_deref())?);
+            booking.add(self.place_leg(prepared, role, booking.id(), others.as_deref())?);
         }
         Ok(self.count(booking))
     }
@@ -171,17 +188,12 @@ impl Service {
         }
     }
 
-    fn place_leg(&self, prepared: &Prepared, role: Role, id: RequestId) -> Result<Leg, Abstention> {
-        self.place_leg_on(prepared, role, id, None)
-    }
-
-    /// Places a leg on one of `allowed`, or on any worker.
-    fn place_leg_on(
+    fn place_leg(
         &self,
         prepared: &Prepared,
         role: Role,
         id: RequestId,
-        allowed: Option<&[WorkerId]>,
+        allowed: Allowed<'_>,
     ) -> Result<Leg, Abstention> {
         let pool = prepared.model.pool(role);
         if pool.size() == 0 || allowed.is_some_and(<[WorkerId]>::is_empty) {
@@ -230,6 +242,7 @@ impl Service {
         role: Role,
         id: RequestId,
         queueing: &Queueing,
+        allowed: Allowed<'_>,
     ) -> Result<WaitedLeg, Unplaced> {
         let pool = prepared.model.pool(role);
         let prompt = &prepared.prompt;
@@ -240,6 +253,7 @@ impl Service {
             weight: queueing.tenant.weight,
             is_unstreamed: !prompt.is_streamed,
             explain: self.receipts.is_on(),
+            allowed: allowed.map(Box::from),
             priority: queueing.priority,
             deadline_s: queueing.deadline_s,
             ..QueuedRequest::new(id, prompt.hashes.as_slice().into(), prompt.input_tokens)
@@ -248,7 +262,9 @@ impl Service {
             Ok(entry) => entry,
             // The queue was switched off a moment ago.
             Err(QueueError::Off) => {
-                let leg = self.place_leg(prepared, role, id).map_err(Unplaced::Abstain)?;
+                let leg = self
+                    .place_leg(prepared, role, id, allowed)
+                    .map_err(Unplaced::Abstain)?;
                 return Ok(WaitedLeg { leg, waited_s: 0.0 });
             }
             Err(error) => return Err(self.queue_failed(pool, error)),

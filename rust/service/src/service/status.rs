@@ -1,5 +1,7 @@
 //! The service's part of a status report, for people and control planes.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::Service;
@@ -42,6 +44,12 @@ impl ModelReport {
 }
 
 impl Service {
+    /// Names of the registered models, without their adapters.
+    pub fn model_names(&self) -> BTreeSet<String> {
+        let models = self.models.all();
+        models.iter().map(|model| model.spec.name.clone()).collect()
+    }
+
     /// All models with their workers. O(workers).
     pub fn model_reports(&self) -> Vec<ModelReport> {
         let now_s = self.clock.now_s();

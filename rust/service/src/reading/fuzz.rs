@@ -3,7 +3,7 @@
 use wardrop_mutation::{Dice, run};
 
 use super::events::EventReader;
-use super::reading::{AnswerReading, Progress, first_event_fails};
+use super::{AnswerReading, Progress, first_event_fails};
 
 fn streams() -> Vec<Vec<u8>> {
     [

@@ -4,6 +4,10 @@
 //! cannot pass for a report. Most events of a stream are one token: they are decoded only where a cheap search finds a
 //! name that matters. Formats: `OpenAI` chat, completions and responses, Anthropic messages.
 
+mod events;
+#[cfg(test)]
+mod fuzz;
+
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
@@ -11,7 +15,8 @@ use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::events::{Event, EventReader};
+use self::events::{Event, EventReader};
+use crate::request::Usage;
 
 /// Largest body in one piece that is kept for its usage, in bytes. The usage of a larger body stays unknown.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -162,6 +167,22 @@ impl AnswerReading {
             }
         }
         self.seen.usage
+    }
+
+    /// What the engine reported, as the outcome of one choice. Tokens that the engine did not report are those that a stream showed.
+    pub fn outcome(&mut self) -> Usage {
+        let usage = self.usage().unwrap_or_default();
+        let choices = self.choices();
+        let per_choice = usage
+            .output_tokens
+            .map(|tokens| tokens.div_ceil(u64::from(choices)));
+        Usage {
+            cached_tokens: usage.cached_tokens,
+            prompt_tokens: usage.prompt_tokens,
+            output_tokens: per_choice
+                .and_then(|tokens| u32::try_from(tokens).ok())
+                .or_else(|| self.tokens_seen()),
+        }
     }
 
     /// Choices of the answer, at least 1.

@@ -1,0 +1,1 @@
+"""CPU and latency that the endpoint picker adds to Envoy."""

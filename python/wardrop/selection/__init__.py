@@ -1,0 +1,101 @@
+"""The file of `wardrop select`: stages of the routing service, and workers that are there at start.
+
+    routing: {policy: dynamo, queue: false}
+    workers:
+      - {worker_id: 1, model_name: m, endpoint: "http://10.0.0.1:8000", block_size: 16}
+
+The stages `routing`, `predicted` and `feed` are those of `wardrop dynamo`. Workers have the fields
+of Dynamo's selection service. Unknown stages are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import msgspec
+import yaml
+
+from wardrop.decoding import convert
+from wardrop.errors import InputError
+from wardrop.picker.file import MAX_FILE_BYTES, native_stages
+
+
+class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file.
+
+    Attributes:
+        worker_threads: Threads that serve calls.
+        router_id: Label of all metrics.
+        reservation_ttl_ms: Life of a reservation that nobody frees.
+        selection_ttl_ms: Life of a selection without a reservation.
+        routing: The choice of a worker; the queue is off here.
+        predicted: Predicted caches; by default `used: alone`.
+        feed: Feeds of events.
+        workers: Workers at start, with the fields of Dynamo's selection service.
+    """
+
+    worker_threads: int = 2
+    router_id: str = "wardrop-0"
+    reservation_ttl_ms: int = 300_000
+    selection_ttl_ms: int = 120_000
+    routing: dict[str, Any] = {}
+    predicted: dict[str, Any] = {}
+    feed: dict[str, Any] = {}
+    workers: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(max_length=16_384)] = ()
+
+    def native_json(self, grpc_listen: str | None, http_listen: str | None, policy: str) -> str:
+        """The configuration of `wardrop._core.SelectServer`, as JSON.
+
+        Args:
+            grpc_listen: `host:port` of the gRPC service, or None.
+            http_listen: `host:port` of the HTTP service, or None.
+            policy: Policy where the file names none.
+
+        Raises:
+            InputError: A value of a stage has the wrong type or is out of range.
+        """
+        if self.routing.get("queue"):
+            raise InputError(
+                "routing.queue: got true, expected false: a selection is answered at once"
+            )
+        routing = {"policy": policy, **self.routing, "queue": False}
+        predicted = {"used": "alone"} | self.predicted
+        stages = native_stages({"routing": routing, "predicted": predicted, "feed": self.feed})
+        return json.dumps(
+            {
+                "grpc_listen": grpc_listen,
+                "http_listen": http_listen,
+                "worker_threads": self.worker_threads,
+                "router_id": self.router_id,
+                "reservation_ttl_ms": self.reservation_ttl_ms,
+                "selection_ttl_ms": self.selection_ttl_ms,
+                "routing": stages["routing"],
+                "feed": stages["feed"],
+                "log": "info",
+            }
+        )
+
+    def workers_json(self) -> list[str]:
+        """The workers as `wardrop._core.SelectServer.upsert_worker` takes them."""
+        return [json.dumps(worker) for worker in self.workers]
+
+
+def read_file(path: Path) -> SelectFile:
+    """Read and check a file.
+
+    Raises:
+        InputError: The file cannot be read, or a key or value is wrong.
+    """
+    try:
+        with path.open("rb") as opened:
+            text = opened.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise InputError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
+        content: object = yaml.safe_load(text) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML: {error}") from error
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read as YAML: it is nested too deeply") from None
+    return cast(SelectFile, convert(content, SelectFile, str(path)))

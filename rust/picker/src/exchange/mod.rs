@@ -1,0 +1,364 @@
+//! One stream of external processing: one HTTP request on its way to a worker, and its answer on the way back.
+//!
+//! ```text
+//! headers ─▶ body … ─▶ placing (prompt, queue, decision) ─▶ headers answer, body pieces ─▶ answer: headers, pieces, end
+//! ```
+//!
+//! The answer to the headers waits until the whole body has arrived and the queue has chosen a worker. Envoy holds the request
+//! meanwhile, so a decision can be late. Memory: the body once, until it is handed on; an answer passes piece by piece.
+
+mod answer;
+mod placing;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+
+use self::answer::AnswerSide;
+use self::placing::{Choice, Chosen, Placing};
+use crate::destination::Destination;
+use crate::headers::{QUEUE_MS, RequestHead};
+use crate::messages;
+use crate::proto::ext_proc::processing_request::Request;
+use crate::proto::ext_proc::{BodySendMode, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse};
+use crate::refusal::Refusal;
+use crate::shared::{InFlight, Shared};
+
+/// Messages on their way to Envoy; a slow Envoy makes the stream wait.
+pub(crate) type Outbound = Sender<Result<ProcessingResponse, Status>>;
+
+type Work = Pin<Box<dyn Future<Output = Result<Choice, Refusal>> + Send>>;
+
+/// How far the request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing has arrived.
+    Start,
+    /// The body arrives.
+    Body,
+    /// The decision is being made.
+    Placing,
+    /// The request is on its way, or Envoy answers it itself.
+    Forwarded,
+}
+
+/// How Envoy sends a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BodyMode {
+    /// Envoy sends no body.
+    Absent,
+    /// In pieces, each of which waits for its answer. The headers were answered before.
+    Streamed,
+    /// In one message, after the answer to the headers.
+    Whole,
+    /// In pieces, which the picker hands on when it likes.
+    Duplex,
+}
+
+impl BodyMode {
+    fn new(mode: BodySendMode) -> Self {
+        match mode {
+            BodySendMode::None | BodySendMode::Grpc => Self::Absent,
+            BodySendMode::Streamed => Self::Streamed,
+            BodySendMode::Buffered | BodySendMode::BufferedPartial => Self::Whole,
+            BodySendMode::FullDuplexStreamed => Self::Duplex,
+        }
+    }
+}
+
+/// The state of one stream.
+pub(crate) struct Exchange {
+    shared: Arc<Shared>,
+    out: Outbound,
+    phase: Phase,
+    request_mode: BodyMode,
+    head: RequestHead,
+    /// Workers of the subset that Envoy allows; `None` allows all.
+    allowed: Option<Vec<wardrop_core::WorkerId>>,
+    body: BytesMut,
+    held: Option<OwnedSemaphorePermit>,
+    has_trailers: bool,
+    deadline: Instant,
+    place: Option<InFlight>,
+    answer: AnswerSide,
+}
+
+/// The stream has nothing more to do.
+struct Ended;
+
+/// What a message asks the stream to do.
+enum Step {
+    Wait,
+    Place(Work),
+}
+
+impl Exchange {
+    /// A stream that has received nothing.
+    pub fn new(shared: Arc<Shared>, out: Outbound) -> Self {
+        Self {
+            answer: AnswerSide::new(shared.clone()),
+            shared,
+            out,
+            phase: Phase::Start,
+            request_mode: BodyMode::Duplex,
+            head: RequestHead::default(),
+            allowed: None,
+            body: BytesMut::new(),
+            held: None,
+            has_trailers: false,
+            deadline: Instant::now(),
+            place: None,
+        }
+    }
+
+    /// Serves the stream until Envoy ends it or the picker answers in place of a worker.
+    pub async fn run(mut self, mut inbound: Streaming<ProcessingRequest>) {
+        let mut work: Option<Work> = None;
+        loop {
+            let step = tokio::select! {
+                biased;
+                choice = async { work.as_mut().expect("polled only while there is work").await }, if work.is_some() => {
+                    work = None;
+                    self.placed(choice).await.map(|()| Step::Wait)
+                }
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => self.take(message).await,
+                    // Envoy closes its side after the end of an answer, and resets the stream when the client left.
+                    Ok(None) | Err(_) => Err(Ended),
+                },
+                () = tokio::time::sleep_until(self.deadline), if self.phase == Phase::Body => {
+                    let limit_ms = self.shared.config.limits.read_timeout_ms;
+                    self.refuse(Refusal::ReadTimeout { limit_ms }).await
+                }
+            };
+            match step {
+                Ok(Step::Wait) => {}
+                Ok(Step::Place(started)) => work = Some(started),
+                Err(Ended) => return,
+            }
+            // An answer that begins before the decision comes from Envoy: the decision is of no more use.
+            if self.answer.has_begun() {
+                work = None;
+            }
+        }
+    }
+
+    async fn take(&mut self, message: ProcessingRequest) -> Result<Step, Ended> {
+        if message.observability_mode {
+            return self.protocol_error("observability_mode").await;
+        }
+        match &message.request {
+            Some(Request::RequestHeaders(_)) if self.phase != Phase::Start => {
+                return self.protocol_error("second_request_headers").await;
+            }
+            Some(Request::RequestHeaders(headers)) => {
+                return self.request_headers(headers, &message).await;
+            }
+            _ if self.phase == Phase::Start => return self.protocol_error("no_request_headers").await,
+            _ => {}
+        }
+        match message.request {
+            Some(Request::RequestBody(body)) => self.request_body(body).await,
+            Some(Request::RequestTrailers(_)) => self.request_trailers().await,
+            Some(Request::ResponseHeaders(headers)) => {
+                let context = message.metadata_context.as_ref();
+                let answer = self.answer.headers(&headers, context, &message.attributes);
+                self.place_is_over();
+                self.send(answer).await
+            }
+            Some(Request::ResponseBody(body)) => {
+                let answer = self.answer.piece(body);
+                self.send(answer).await
+            }
+            Some(Request::ResponseTrailers(_)) => {
+                self.answer.end();
+                self.send(messages::response_trailers()).await
+            }
+            Some(Request::RequestHeaders(_)) | None => self.protocol_error("unknown_message").await,
+        }
+    }
+
+    async fn request_headers(
+        &mut self,
+        headers: &HttpHeaders,
+        message: &ProcessingRequest,
+    ) -> Result<Step, Ended> {
+        let (request, response) = message.protocol_config.as_ref().map_or(
+            (BodySendMode::FullDuplexStreamed, BodySendMode::FullDuplexStreamed),
+            |modes| (modes.request_body_mode(), modes.response_body_mode()),
+        );
+        self.request_mode = BodyMode::new(request);
+        self.answer.set_mode(BodyMode::new(response));
+        self.head = headers
+            .headers
+            .as_ref()
+            .map(RequestHead::read)
+            .unwrap_or_default();
+        match InFlight::enter(&self.shared) {
+            Ok(place) => self.place = Some(place),
+            Err(refusal) => return self.refuse(refusal).await,
+        }
+        let context = message.metadata_context.as_ref();
+        self.allowed = placing::allowed_workers(&self.shared, &self.head, context);
+        if self.allowed.as_ref().is_some_and(Vec::is_empty) {
+            return self.refuse(Refusal::NoWorker).await;
+        }
+        if headers.end_of_stream {
+            self.request_mode = BodyMode::Absent;
+        }
+        match self.request_mode {
+            // The body can not be read before the headers go on, so only the load counts.
+            BodyMode::Absent | BodyMode::Streamed => Ok(self.start_placing()),
+            BodyMode::Whole => {
+                self.phase = Phase::Body;
+                self.set_deadline();
+                self.send(messages::request_headers()).await
+            }
+            BodyMode::Duplex => {
+                self.phase = Phase::Body;
+                self.set_deadline();
+                Ok(Step::Wait)
+            }
+        }
+    }
+
+    fn set_deadline(&mut self) {
+        let limit_ms = self.shared.config.limits.read_timeout_ms;
+        self.deadline = Instant::now() + Duration::from_millis(limit_ms);
+    }
+
+    async fn request_body(&mut self, body: HttpBody) -> Result<Step, Ended> {
+        if self.phase != Phase::Body {
+            // A streamed body passes by; a duplex body after the answer of Envoy has no reader.
+            return match self.request_mode {
+                BodyMode::Streamed => self.send(messages::request_body()).await,
+                _ => Ok(Step::Wait),
+            };
+        }
+        let limit_bytes = self.shared.config.limits.body_bytes;
+        if self.body.len() + body.body.len() > limit_bytes {
+            return self.refuse(Refusal::BodyTooLarge { limit_bytes }).await;
+        }
+        if let Err(refusal) = self.shared.bodies.grow(&mut self.held, body.body.len()) {
+            return self.refuse(refusal).await;
+        }
+        self.body.extend_from_slice(&body.body);
+        if body.end_of_stream || self.request_mode == BodyMode::Whole {
+            return Ok(self.start_placing());
+        }
+        Ok(Step::Wait)
+    }
+
+    async fn request_trailers(&mut self) -> Result<Step, Ended> {
+        if self.phase != Phase::Body {
+            return self.send(messages::request_trailers()).await;
+        }
+        self.has_trailers = true;
+        Ok(self.start_placing())
+    }
+
+    fn start_placing(&mut self) -> Step {
+        self.phase = Phase::Placing;
+        let body = std::mem::take(&mut self.body).freeze();
+        Step::Place(Box::pin(
+            Placing {
+                shared: self.shared.clone(),
+                head: std::mem::take(&mut self.head),
+                body,
+                allowed: self.allowed.take(),
+            }
+            .run(),
+        ))
+    }
+
+    /// The decision is made: the answer to the headers goes out, then the body.
+    async fn placed(&mut self, choice: Result<Choice, Refusal>) -> Result<(), Ended> {
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(refusal) => return self.refuse(refusal).await.map(|_| ()),
+        };
+        self.phase = Phase::Forwarded;
+        let Choice {
+            chosen,
+            destination,
+            mut stripped,
+            body,
+        } = choice;
+        let Destination { address, mut headers } = destination;
+        stripped.retain(|name| !headers.set.iter().any(|header| header.name == *name));
+        headers.remove = stripped;
+        let waited_ms = match &chosen {
+            Chosen::Active(request) => request.waited_s().map(|waited_s| (waited_s * 1e3).round()),
+            Chosen::Passing => None,
+        };
+        if let Some(waited_ms) = waited_ms {
+            self.answer.add_header(QUEUE_MS, waited_ms);
+        }
+        self.answer.expect(chosen);
+        match self.request_mode {
+            BodyMode::Absent | BodyMode::Streamed => {
+                self.send(messages::decision(headers, &address, None)).await?;
+            }
+            BodyMode::Whole => {
+                self.send(messages::decision(headers, &address, Some(body)))
+                    .await?;
+            }
+            BodyMode::Duplex => {
+                self.send(messages::decision(headers, &address, None)).await?;
+                self.send_body(&body).await?;
+            }
+        }
+        self.held = None;
+        Ok(())
+    }
+
+    async fn send_body(&mut self, body: &Bytes) -> Result<(), Ended> {
+        // Trailers alone, without a byte of a body, have no piece before them.
+        if !body.is_empty() || !self.has_trailers {
+            for piece in messages::request_pieces(body, self.has_trailers) {
+                self.send(piece).await?;
+            }
+        }
+        if self.has_trailers {
+            self.send(messages::request_trailers()).await?;
+        }
+        Ok(())
+    }
+
+    /// The headers of an answer arrived: no decision is awaited any more.
+    fn place_is_over(&mut self) {
+        self.phase = Phase::Forwarded;
+        self.body = BytesMut::new();
+        self.held = None;
+    }
+
+    async fn refuse(&mut self, refusal: Refusal) -> Result<Step, Ended> {
+        let refusals = &self.shared.metrics.refusals;
+        refusals.with_label_values(&[refusal.code()]).inc();
+        self.answer.refused();
+        let _ = self.send(messages::refuse(refusal)).await;
+        Err(Ended)
+    }
+
+    async fn protocol_error(&mut self, cause: &'static str) -> Result<Step, Ended> {
+        let errors = &self.shared.metrics.protocol_errors;
+        errors.with_label_values(&[cause]).inc();
+        let text =
+            format!("{cause}: expected the messages of external processing, with the request headers first");
+        let _ = self.out.send(Err(Status::invalid_argument(text))).await;
+        Err(Ended)
+    }
+
+    async fn send(&self, message: ProcessingResponse) -> Result<Step, Ended> {
+        match self.out.send(Ok(message)).await {
+            Ok(()) => Ok(Step::Wait),
+            Err(_) => Err(Ended),
+        }
+    }
+}

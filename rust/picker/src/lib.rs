@@ -1,0 +1,40 @@
+//! The gRPC doors: the endpoint picker of a Gateway API gateway (Envoy's external processing), and the decision as a service.
+//!
+//! ```text
+//! Envoy ─▶ exchange (one stream for each request) ─▶ wardrop_service (prompt, decision) ─▶ headers that name the endpoint ─▶ Envoy
+//! Envoy ─▶ exchange (the answer passes by)        ─▶ wardrop_service (first token, end, usage)
+//! ```
+//!
+//! No request passes through a proxy of Wardrop here: Envoy sends it, and this crate only sees copies of its bytes.
+
+mod budget;
+mod config;
+mod destination;
+mod endpoints;
+mod exchange;
+mod headers;
+mod http;
+mod messages;
+mod metrics;
+mod model_name;
+mod picker;
+mod refusal;
+mod select;
+mod server;
+mod shared;
+
+#[allow(missing_docs, clippy::pedantic, clippy::all, reason = "generated code")]
+mod proto {
+    pub mod ext_proc {
+        tonic::include_proto!("envoy.service.ext_proc.v3");
+    }
+    pub mod select {
+        tonic::include_proto!("wardrop.v1");
+    }
+    /// All descriptors, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!("proto.binpb");
+}
+
+pub use config::{Dialect, Limits, PickerConfig, TlsFiles};
+pub use picker::Picker;
+pub use select::{SelectConfig, SelectServer};

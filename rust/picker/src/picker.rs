@@ -1,0 +1,221 @@
+//! The picker as an object: a routing service with an endpoint table and the servers in front of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use wardrop_service::{FeedReport, ModelReport, Service, ServiceError, hide_panic_texts};
+
+use crate::budget::BodyBudget;
+use crate::config::PickerConfig;
+use crate::endpoints::Endpoints;
+use crate::metrics::PickerMetrics;
+use crate::server::{Servers, start_logging};
+use crate::shared::Shared;
+
+/// Time between two looks at the requests in flight while they drain.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+/// An endpoint picker, before and after it serves.
+pub struct Picker {
+    shared: Arc<Shared>,
+    servers: Mutex<Option<Servers>>,
+    /// Serialises changes of models and endpoints.
+    change: Mutex<()>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    address: Option<String>,
+    health_address: Option<String>,
+    http_address: Option<String>,
+    draining: bool,
+    ready: bool,
+    in_flight: usize,
+    body_bytes: usize,
+    endpoints: BTreeMap<u64, String>,
+    models: Vec<ModelReport>,
+    feeds: Vec<FeedReport>,
+}
+
+#[derive(Deserialize)]
+struct ModelName {
+    name: String,
+}
+
+impl Picker {
+    /// A picker that is configured but does not listen yet.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration.
+    pub fn new(config: PickerConfig) -> Result<Self, ServiceError> {
+        if let Some(filter) = &config.log {
+            start_logging(filter)?;
+        }
+        hide_panic_texts();
+        let service = Service::new(config.service())?;
+        let metrics = PickerMetrics::new(service.metric_builder())
+            .map_err(|error| ServiceError::Config(format!("metrics of the picker: {error}")))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                service,
+                metrics,
+                bodies: BodyBudget::new(config.limits.all_bodies_bytes),
+                endpoints: ArcSwap::default(),
+                default_model: ArcSwap::from_pointee(config.default_model.clone()),
+                in_flight: AtomicUsize::new(0),
+                draining: AtomicBool::new(false),
+                config,
+            }),
+            servers: Mutex::new(None),
+            change: Mutex::new(()),
+        })
+    }
+
+    /// The routing service, for the control calls that every door shares.
+    pub fn service(&self) -> &Arc<Service> {
+        &self.shared.service
+    }
+
+    /// Registers a model or changes it. Without a configured default, the first registered model takes requests without a known model.
+    ///
+    /// # Errors
+    /// Those of [`Service::upsert_model`].
+    pub fn upsert_model(&self, json: &str) -> Result<(), ServiceError> {
+        let _change = self.change.lock();
+        self.shared.service.upsert_model(json)?;
+        if self.shared.default_model.load().is_none()
+            && let Ok(model) = serde_json::from_str::<ModelName>(json)
+        {
+            self.shared.default_model.store(Arc::new(Some(model.name)));
+        }
+        Ok(())
+    }
+
+    /// Forgets a model with its workers; whether it was known.
+    pub fn remove_model(&self, name: &str) -> bool {
+        let _change = self.change.lock();
+        let is_default = self.shared.default_model.load().as_deref() == Some(name);
+        if is_default {
+            let configured = self.shared.config.default_model.clone();
+            self.shared.default_model.store(Arc::new(configured));
+        }
+        self.shared.service.remove_model(name)
+    }
+
+    /// Replaces all endpoints. An endpoint that stays keeps its blocks, load and health.
+    ///
+    /// # Errors
+    /// JSON that is no list of endpoints, and an unknown model; nothing has changed then. A worker that the service refuses; endpoints
+    /// before it have changed then.
+    pub fn set_endpoints(&self, json: &str) -> Result<(), ServiceError> {
+        let _change = self.change.lock();
+        let next = Endpoints::from_json(json)?;
+        let known = self.shared.service.model_names();
+        for endpoint in next.all() {
+            if !known.contains(&endpoint.model) {
+                return Err(ServiceError::UnknownModel(endpoint.model.clone()));
+            }
+        }
+        let last = self.shared.endpoints.load_full();
+        let service = &self.shared.service;
+        for endpoint in next.all() {
+            service.upsert_worker(&endpoint.worker_json())?;
+        }
+        // A request that is decided in this moment finds the address of an old or of a new worker.
+        let next = Arc::new(next);
+        self.shared.endpoints.store(next.clone());
+        for old in last.all() {
+            let instance = old.instance();
+            let stays = next
+                .get(instance)
+                .is_some_and(|new| new.model == old.model && new.role == old.role);
+            if !stays && known.contains(&old.model) {
+                service.remove_worker(&old.model, old.role.name(), instance)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts to serve; returns the port of external processing.
+    ///
+    /// # Errors
+    /// An address is taken, or the picker runs already.
+    pub fn start(&self) -> Result<u16, ServiceError> {
+        let mut servers = self.servers.lock();
+        if servers.is_some() {
+            return Err(ServiceError::State("the picker runs already".into()));
+        }
+        let started = Servers::start(&self.shared)?;
+        let address = started.addresses.grpc;
+        tracing::info!(%address, "picker serves");
+        *servers = Some(started);
+        Ok(address.port())
+    }
+
+    /// The state of the picker and of everything behind it, as JSON.
+    pub fn status(&self) -> String {
+        let shared = &self.shared;
+        let addresses = self.servers.lock().as_ref().map(|servers| servers.addresses);
+        let endpoints = shared.endpoints.load();
+        let status = Status {
+            address: addresses.map(|all| all.grpc.to_string()),
+            health_address: addresses
+                .and_then(|all| all.health)
+                .map(|bound| bound.to_string()),
+            http_address: addresses.and_then(|all| all.http).map(|bound| bound.to_string()),
+            draining: shared.draining.load(Ordering::Relaxed),
+            ready: shared.is_ready(),
+            in_flight: shared.in_flight.load(Ordering::Relaxed),
+            body_bytes: shared.bodies.used_bytes(),
+            endpoints: endpoints
+                .all()
+                .map(|endpoint| (endpoint.instance(), endpoint.address.to_string()))
+                .collect(),
+            models: shared.service.model_reports(),
+            feeds: shared.service.feed_reports(),
+        };
+        serde_json::to_string(&status).expect("a status of plain values must serialise")
+    }
+
+    /// The metrics page in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        self.shared.render_metrics()
+    }
+
+    /// Fails the health checks, takes no new connection, and waits until the requests in flight end. Returns whether all of them ended
+    /// within `timeout`.
+    pub fn drain(&self, timeout: Duration) -> bool {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        if let Some(servers) = &*self.servers.lock() {
+            servers.drain();
+        }
+        let end = Instant::now() + timeout;
+        while self.shared.in_flight.load(Ordering::Relaxed) > 0 {
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(DRAIN_LOOK);
+        }
+        true
+    }
+
+    /// Stops all threads and cuts the streams in flight. A second call does nothing.
+    pub fn stop(&self) {
+        let servers = self.servers.lock().take();
+        if let Some(servers) = servers {
+            servers.stop();
+        }
+        self.shared.service.stop();
+    }
+}
+
+impl Drop for Picker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,387 @@
+//! The selection service over HTTP, with the routes, fields, statuses and error bodies of Dynamo 1.6's selection service.
+//!
+//! What speaks to `dynamo.select_service` can point here. Fields that Wardrop does not know are ignored, as Dynamo ignores them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, patch, post};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use wardrop_core::{LocalHash, WorkerId};
+use wardrop_service::Usage;
+
+use super::error::SelectError;
+use super::selector::{PromptKey, Selection, Selector, Target, blocks_with};
+use super::workers::{DEFAULT, WorkerRecord, pool_name};
+
+/// Largest body, bytes: a prompt of two million token ids.
+const MAX_BODY_BYTES: usize = 32 << 20;
+
+type Answer = Result<Response, SelectError>;
+type Shared = State<Arc<SelectHttp>>;
+
+/// What the routes share.
+pub(crate) struct SelectHttp {
+    /// Selections and reservations.
+    pub selector: Arc<Selector>,
+    /// Renders the metrics page.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+/// The routes.
+pub(crate) fn routes(shared: SelectHttp) -> Router {
+    Router::new()
+        .route("/health", get(|| async { ok(&json!({"status": "ok"})) }))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/workers", get(list_workers).post(upsert_worker))
+        .route("/workers/{id}", patch(patch_worker).delete(delete_worker))
+        .route("/select", post(select))
+        .route("/select_and_reserve", post(select_and_reserve))
+        .route("/reservations", post(create_reservation))
+        .route("/reservations/{id}", delete(free))
+        .route("/reservations/{id}/prefill_complete", post(prefill_complete))
+        .route("/reservations/{id}/output_block", post(output_block))
+        .route("/loads", get(loads))
+        .route("/potential_loads", post(potential_loads))
+        .route("/overlap_scores", post(overlap_scores))
+        .fallback(|| async { error(StatusCode::NOT_FOUND, "route not found") })
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(Arc::new(shared))
+}
+
+/// A prompt with its pool, and a name where the call has one.
+#[derive(Deserialize)]
+struct PromptBody {
+    #[serde(default)]
+    selection_id: Option<String>,
+    #[serde(default = "default_name")]
+    model_name: String,
+    #[serde(default = "default_name")]
+    routing_group: String,
+    #[serde(default)]
+    token_ids: Option<Vec<u32>>,
+    #[serde(default)]
+    block_hashes: Option<Vec<Hash>>,
+    #[serde(default)]
+    isl_tokens: Option<u32>,
+    #[serde(default)]
+    allowed_worker_ids: Option<Vec<u64>>,
+    #[serde(default)]
+    worker_id: Option<u64>,
+    #[serde(default)]
+    dp_rank: Option<u32>,
+}
+
+/// A hash, signed or unsigned: Dynamo writes both.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Hash {
+    Unsigned(u64),
+    Signed(i64),
+}
+
+impl Hash {
+    fn bits(self) -> u64 {
+        match self {
+            Self::Unsigned(bits) => bits,
+            Self::Signed(bits) => bits.cast_unsigned(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Filter {
+    model_name: Option<String>,
+    routing_group: Option<String>,
+}
+
+fn default_name() -> String {
+    DEFAULT.into()
+}
+
+impl PromptBody {
+    fn target(&mut self) -> Result<Target, SelectError> {
+        let prompt = match (self.token_ids.take(), self.block_hashes.take()) {
+            (Some(tokens), _) => PromptKey::Tokens(tokens),
+            (None, Some(hashes)) => PromptKey::Hashes {
+                hashes: hashes.into_iter().map(|hash| LocalHash(hash.bits())).collect(),
+                input_tokens: self
+                    .isl_tokens
+                    .ok_or_else(|| SelectError::Invalid("isl_tokens is required without token_ids".into()))?,
+            },
+            (None, None) => {
+                return Err(SelectError::Invalid(
+                    "block_hashes is required without token_ids".into(),
+                ));
+            }
+        };
+        Ok(Target {
+            model: self.model_name.clone(),
+            group: self.routing_group.clone(),
+            prompt,
+            allowed: self.allowed_worker_ids.take(),
+        })
+    }
+}
+
+async fn ready(State(shared): Shared) -> Response {
+    let workers = shared.selector.list_workers(None, None);
+    let schedulable = workers
+        .iter()
+        .filter(|worker| worker["lifecycle"] == "schedulable");
+    let count = schedulable.count();
+    let body = json!({"ready": count > 0, "schedulable_workers": count, "workers": workers});
+    let status = if count > 0 {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, ok(&body)).into_response()
+}
+
+async fn metrics(State(shared): Shared) -> Response {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], (shared.metrics)()).into_response()
+}
+
+async fn list_workers(State(shared): Shared, Query(filter): Query<Filter>) -> Response {
+    let (model, group) = (filter.model_name.as_deref(), filter.routing_group.as_deref());
+    ok(&Value::from(shared.selector.list_workers(model, group)))
+}
+
+async fn upsert_worker(State(shared): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let record = WorkerRecord::from_json(parse(&headers, &body)?)?;
+    let shown = shared.selector.upsert_worker(record)?;
+    Ok((StatusCode::CREATED, ok(&shown)).into_response())
+}
+
+async fn patch_worker(State(shared): Shared, Path(id): Path<u64>, headers: HeaderMap, body: Bytes) -> Answer {
+    let shown = shared.selector.patch_worker(id, parse(&headers, &body)?)?;
+    Ok(ok(&shown))
+}
+
+async fn delete_worker(State(shared): Shared, Path(id): Path<u64>) -> Answer {
+    Ok(ok(&shared.selector.delete_worker(id)?))
+}
+
+async fn select(State(shared): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let mut body: PromptBody = parse(&headers, &body)?;
+    let target = body.target()?;
+    let id = body.selection_id.as_deref();
+    let selection = shared.selector.select(id, &target)?;
+    let mut shown = json!({});
+    if let Some(id) = id {
+        shown["selection_id"] = id.into();
+    }
+    add_choice(&mut shown, &selection);
+    Ok(ok(&shown))
+}
+
+async fn select_and_reserve(State(shared): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let mut body: PromptBody = parse(&headers, &body)?;
+    let target = body.target()?;
+    let id = body.selection_id.unwrap_or_else(|| shared.selector.next_id());
+    let selection = shared.selector.reserve(&id, &target)?;
+    let signed: Vec<i64> = selection
+        .sequence_hashes
+        .iter()
+        .map(|hash| hash.cast_signed())
+        .collect();
+    let mut shown = json!({
+        "selection_id": id,
+        "sequence_hashes": signed,
+        "isl_tokens": selection.input_tokens,
+        "track_prefill_tokens": true,
+    });
+    add_choice(&mut shown, &selection);
+    Ok(ok(&shown))
+}
+
+async fn create_reservation(State(shared): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let mut body: PromptBody = parse(&headers, &body)?;
+    let missing = || SelectError::Invalid("selection_id is required".into());
+    let id = body.selection_id.clone().ok_or_else(missing)?;
+    let selection = match body.worker_id {
+        None => {
+            let (model, group) = (&body.model_name, &body.routing_group);
+            shared.selector.reserve_selected(&id, model, group)?
+        }
+        Some(instance) => {
+            if body.token_ids.is_none() && body.block_hashes.is_none() {
+                // Only the length counts: without local hashes no block is known by name.
+                body.block_hashes = Some(Vec::new());
+            }
+            let target = body.target()?;
+            let worker = WorkerId::new(instance, body.dp_rank.unwrap_or(0));
+            shared.selector.reserve_on(&id, &target, worker)?
+        }
+    };
+    let shown = json!({
+        "selection_id": id,
+        "model_name": selection.model,
+        "routing_group": selection.group,
+        "worker_id": selection.worker.instance,
+        "dp_rank": selection.worker.dp_rank,
+        "endpoint": selection.endpoint,
+    });
+    Ok((StatusCode::CREATED, ok(&shown)).into_response())
+}
+
+async fn prefill_complete(State(shared): Shared, Path(id): Path<String>) -> Answer {
+    shared.selector.prefill_complete(&id)?;
+    Ok(done())
+}
+
+async fn output_block(
+    State(shared): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    let _: Value = parse(&headers, &body)?;
+    shared.selector.renew(&id)?;
+    Ok(done())
+}
+
+async fn free(State(shared): Shared, Path(id): Path<String>) -> Answer {
+    shared.selector.free(&id, Usage::default())?;
+    Ok(done())
+}
+
+async fn loads(State(shared): Shared, Query(filter): Query<Filter>) -> Response {
+    let (model, group) = (filter.model_name.as_deref(), filter.routing_group.as_deref());
+    let mut pools: BTreeMap<String, (String, String)> = BTreeMap::new();
+    for record in shared.selector.records(model, group) {
+        let pool = pool_name(&record.model_name, &record.routing_group);
+        pools.insert(pool, (record.model_name, record.routing_group));
+    }
+    let shown = pools.into_values().filter_map(|(model, group)| {
+        let nothing = Target {
+            model,
+            group,
+            prompt: PromptKey::Tokens(Vec::new()),
+            allowed: None,
+        };
+        let (_, candidates) = shared.selector.candidates(&nothing).ok()?;
+        let loads = candidates.iter().map(|candidate| {
+            json!({
+                "worker_id": candidate.worker.instance,
+                "dp_rank": candidate.worker.dp_rank,
+                "potential_prefill_tokens": candidate.prefill_tokens,
+                "potential_decode_blocks": candidate.decode_blocks,
+                "active_requests": candidate.active_requests,
+            })
+        });
+        Some(json!({
+            "model_name": nothing.model,
+            "routing_group": nothing.group,
+            "loads": loads.collect::<Vec<_>>(),
+            "pending_count": 0,
+            "pending_isl_tokens": 0,
+        }))
+    });
+    ok(&Value::from(shown.collect::<Vec<_>>()))
+}
+
+async fn potential_loads(State(shared): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let mut body: PromptBody = parse(&headers, &body)?;
+    let (prepared, candidates) = shared.selector.candidates(&body.target()?)?;
+    let shown = candidates.iter().map(|candidate| {
+        let cached = u64::from(candidate.device_blocks) * u64::from(prepared.block_size());
+        let new = u64::from(prepared.input_tokens()).saturating_sub(cached);
+        json!({
+            "worker_id": candidate.worker.instance,
+            "dp_rank": candidate.worker.dp_rank,
+            "potential_prefill_tokens": candidate.prefill_tokens + new,
+            "potential_decode_blocks": blocks_with(candidate, &prepared),
+            "active_requests": candidate.active_requests,
+        })
+    });
+    Ok(ok(&Value::from(shown.collect::<Vec<_>>())))
+}
+
+async fn overlap_scores(State(shared): Shared, headers: HeaderMap, body: Bytes) -> Answer {
+    let mut body: PromptBody = parse(&headers, &body)?;
+    let (prepared, candidates) = shared.selector.candidates(&body.target()?)?;
+    let workers = candidates.iter().map(|candidate| {
+        json!({
+            "worker_id": candidate.worker.instance,
+            "dp_rank": candidate.worker.dp_rank,
+            "device_blocks": candidate.device_blocks,
+            "host_pinned_blocks": candidate.host_blocks,
+            "disk_blocks": candidate.disk_blocks,
+            "host_pinned_extension_blocks": candidate.host_blocks,
+            "disk_extension_blocks": candidate.disk_blocks,
+            "shared_beyond_device_blocks": null,
+        })
+    });
+    Ok(ok(&json!({
+        "block_size": prepared.block_size(),
+        "num_blocks": prepared.sequence_hashes().len(),
+        "workers": workers.collect::<Vec<_>>(),
+        "shared_cache": {"enabled": false, "total_hit_blocks": 0, "ranges": [], "error": null},
+    })))
+}
+
+fn add_choice(shown: &mut Value, selection: &Selection) {
+    let cached = selection.cached_tokens;
+    let mut ranks = serde_json::Map::new();
+    ranks.insert(selection.worker.dp_rank.to_string(), cached.into());
+    let choice = json!({
+        "model_name": selection.model,
+        "routing_group": selection.group,
+        "worker_id": selection.worker.instance,
+        "dp_rank": selection.worker.dp_rank,
+        "endpoint": selection.endpoint,
+        "block_size": selection.block_size,
+        "overlap": {"longest_matched": cached, "gpu": cached, "dp": ranks, "cpu": cached, "disk": cached},
+        "effective_prefill_tokens": selection.prefill_tokens(),
+        "potential_decode_blocks": selection.decode_blocks,
+    });
+    if let (Value::Object(shown), Value::Object(choice)) = (shown, choice) {
+        shown.extend(choice);
+    }
+}
+
+fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, SelectError> {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    if !kind.is_some_and(|kind| kind.starts_with("application/json")) {
+        return Err(SelectError::NoJson);
+    }
+    serde_json::from_slice(body)
+        .map_err(|error| SelectError::Invalid(format!("Failed to parse the request body as JSON: {error}")))
+}
+
+fn done() -> Response {
+    ok(&json!({"status": "ok"}))
+}
+
+fn ok(value: &Value) -> Response {
+    ([(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+fn error(status: StatusCode, text: &str) -> Response {
+    (status, ok(&json!({"error": text}))).into_response()
+}
+
+impl IntoResponse for SelectError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::NoJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Full(_) => StatusCode::TOO_MANY_REQUESTS,
+        };
+        error(status, &self.to_string())
+    }
+}

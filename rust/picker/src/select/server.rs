@@ -1,0 +1,346 @@
+//! The selection service as an object: settings, servers, and the thread that ends reservations over their time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus::{IntCounter, IntGauge};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use wardrop_service::config::{FeedOptions, PromptOptions, RoutingOptions, ServiceConfig};
+use wardrop_service::metrics::THREAD_PREFIX;
+use wardrop_service::{Service, ServiceError, hide_panic_texts};
+
+use super::grpc::SelectGrpc;
+use super::http::{SelectHttp, routes};
+use super::selector::{SelectLimits, Selector};
+use super::workers::WorkerRecord;
+use crate::proto::select::selection_server::SelectionServer;
+use crate::server::{bind, io, start_logging};
+
+/// Name of the gRPC service, for health checks.
+const SELECTION: &str = "wardrop.v1.Selection";
+/// Largest message, bytes.
+const MAX_MESSAGE_BYTES: usize = 32 << 20;
+/// Most streams of one connection.
+const MAX_STREAMS: u32 = 16_384;
+
+/// The whole configuration. Unknown keys are refused.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SelectConfig {
+    /// `host:port` of the gRPC service; port 0 takes a free one, `None` serves no gRPC.
+    pub grpc_listen: Option<String>,
+    /// `host:port` of the HTTP service; port 0 takes a free one, `None` serves no HTTP.
+    pub http_listen: Option<String>,
+    /// Threads that serve calls.
+    pub worker_threads: usize,
+    /// Label `router_id` of all metrics.
+    pub router_id: String,
+    /// Open reservations.
+    pub max_reservations: usize,
+    /// Life of a reservation that nobody frees, in milliseconds.
+    pub reservation_ttl_ms: u64,
+    /// Selections that wait for a reservation.
+    pub max_selections: usize,
+    /// Bytes of these selections.
+    pub max_selection_bytes: usize,
+    /// Life of a selection without a reservation, in milliseconds.
+    pub selection_ttl_ms: u64,
+    /// How a decision is made.
+    pub routing: RoutingOptions,
+    /// How feeds are read and when silence counts as a fault.
+    pub feed: FeedOptions,
+    /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
+    pub log: Option<String>,
+}
+
+impl Default for SelectConfig {
+    fn default() -> Self {
+        Self {
+            grpc_listen: Some("127.0.0.1:8093".into()),
+            http_listen: Some("127.0.0.1:8092".into()),
+            worker_threads: 2,
+            router_id: "wardrop-0".into(),
+            max_reservations: 1 << 20,
+            reservation_ttl_ms: 300_000,
+            max_selections: 4096,
+            max_selection_bytes: 256 << 20,
+            selection_ttl_ms: 120_000,
+            routing: RoutingOptions::default(),
+            feed: FeedOptions::default(),
+            log: None,
+        }
+    }
+}
+
+impl SelectConfig {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] names the key, the value received and the values expected.
+    pub fn from_json(text: &str) -> Result<Self, ServiceError> {
+        let config: Self =
+            serde_json::from_str(text).map_err(|error| ServiceError::Config(error.to_string()))?;
+        let whole = [
+            ("worker_threads", config.worker_threads as u64, 256),
+            ("max_reservations", config.max_reservations as u64, 1 << 24),
+            ("reservation_ttl_ms", config.reservation_ttl_ms, 86_400_000),
+            ("max_selections", config.max_selections as u64, 1 << 24),
+            ("max_selection_bytes", config.max_selection_bytes as u64, 1 << 40),
+            ("selection_ttl_ms", config.selection_ttl_ms, 86_400_000),
+        ];
+        for (name, value, most) in whole {
+            if !(1..=most).contains(&value) {
+                return Err(ServiceError::Config(format!(
+                    "{name} must be 1 to {most}, got {value}"
+                )));
+            }
+        }
+        if config.grpc_listen.is_none() && config.http_listen.is_none() {
+            return Err(ServiceError::Config(
+                "grpc_listen and http_listen are both off; name at least one address".into(),
+            ));
+        }
+        config.service().check()?;
+        Ok(config)
+    }
+
+    fn service(&self) -> ServiceConfig {
+        ServiceConfig {
+            router_id: self.router_id.clone(),
+            routing: self.routing.clone(),
+            prompt: PromptOptions::default(),
+            feed: self.feed.clone(),
+            shadows: None,
+        }
+    }
+}
+
+struct SelectMetrics {
+    expired: IntCounter,
+    open: IntGauge,
+    pending: IntGauge,
+}
+
+struct Running {
+    runtime: Runtime,
+    grpc: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+}
+
+/// A selection service, before and after it serves.
+pub struct SelectServer {
+    config: SelectConfig,
+    service: Arc<Service>,
+    selector: Arc<Selector>,
+    metrics: Arc<SelectMetrics>,
+    draining: Arc<AtomicBool>,
+    running: Mutex<Option<Running>>,
+}
+
+impl SelectServer {
+    /// A service that is configured but does not listen yet.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration.
+    pub fn new(config: SelectConfig) -> Result<Self, ServiceError> {
+        if let Some(filter) = &config.log {
+            start_logging(filter)?;
+        }
+        hide_panic_texts();
+        let service = Service::new(config.service())?;
+        let builder = service.metric_builder();
+        let failed = |error| ServiceError::Config(format!("metrics of the selection service: {error}"));
+        let metrics = SelectMetrics {
+            expired: builder
+                .counter(
+                    "select_expired_total",
+                    "Reservations that ended because nobody freed them",
+                )
+                .map_err(failed)?,
+            open: builder
+                .gauge("select_reservations", "Open reservations")
+                .map_err(failed)?,
+            pending: builder
+                .gauge("select_selections", "Selections that wait for a reservation")
+                .map_err(failed)?,
+        };
+        let limits = SelectLimits {
+            reservations: config.max_reservations,
+            reservation_ttl: Duration::from_millis(config.reservation_ttl_ms),
+            selections: config.max_selections,
+            selection_bytes: config.max_selection_bytes,
+            selection_ttl: Duration::from_millis(config.selection_ttl_ms),
+        };
+        Ok(Self {
+            selector: Arc::new(Selector::new(service.clone(), limits)),
+            metrics: Arc::new(metrics),
+            draining: Arc::default(),
+            running: Mutex::new(None),
+            service,
+            config,
+        })
+    }
+
+    /// Registers a worker, with the field names of Dynamo's selection service.
+    ///
+    /// # Errors
+    /// What is wrong with the worker.
+    pub fn upsert_worker(&self, text: &str) -> Result<(), ServiceError> {
+        let refused = |text: String| ServiceError::Config(text);
+        let value = serde_json::from_str(text).map_err(|error| refused(format!("not a worker: {error}")))?;
+        let record = WorkerRecord::from_json(value).map_err(|error| refused(error.to_string()))?;
+        let shown = self.selector.upsert_worker(record);
+        shown.map(|_| ()).map_err(|error| refused(error.to_string()))
+    }
+
+    /// Starts to serve.
+    ///
+    /// # Errors
+    /// An address is taken, or the service runs already.
+    pub fn start(&self) -> Result<(), ServiceError> {
+        let mut running = self.running.lock();
+        if running.is_some() {
+            return Err(ServiceError::State("the selection service runs already".into()));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(self.config.worker_threads)
+            .thread_name(format!("{THREAD_PREFIX}select"))
+            .enable_all()
+            .build()
+            .map_err(|source| io("starting threads", source))?;
+        let (grpc, http) = runtime.block_on(self.serve())?;
+        tracing::info!(?grpc, ?http, "selection service serves");
+        *running = Some(Running { runtime, grpc, http });
+        Ok(())
+    }
+
+    async fn serve(&self) -> Result<(Option<SocketAddr>, Option<SocketAddr>), ServiceError> {
+        let mut bound = (None, None);
+        if let Some(listen) = &self.config.grpc_listen {
+            let listener = bind(listen).await?;
+            bound.0 = Some(address(&listener)?);
+            self.serve_grpc(listener)?;
+        }
+        if let Some(listen) = &self.config.http_listen {
+            let listener = bind(listen).await?;
+            bound.1 = Some(address(&listener)?);
+            let service = self.service.clone();
+            let shared = SelectHttp {
+                selector: self.selector.clone(),
+                metrics: Box::new(move || service.render_metrics()),
+            };
+            let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+                let _ = stream.set_nodelay(true);
+            });
+            tokio::spawn(axum::serve(listener, routes(shared)).into_future());
+        }
+        let (selector, metrics) = (self.selector.clone(), self.metrics.clone());
+        let every =
+            Duration::from_millis(self.config.reservation_ttl_ms.min(self.config.selection_ttl_ms) / 4)
+                .clamp(Duration::from_millis(10), Duration::from_secs(1));
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                metrics.expired.inc_by(selector.sweep(Instant::now()) as u64);
+                let (open, pending) = selector.sizes();
+                metrics.open.set(i64::try_from(open).unwrap_or(i64::MAX));
+                metrics.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+            }
+        });
+        Ok(bound)
+    }
+
+    fn serve_grpc(&self, listener: TcpListener) -> Result<(), ServiceError> {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let (service, draining) = (self.service.clone(), self.draining.clone());
+        tokio::spawn(async move {
+            loop {
+                let draining = draining.load(Ordering::Relaxed);
+                for (name, is_up) in [
+                    ("", !draining),
+                    (SELECTION, !draining),
+                    ("liveness", true),
+                    ("readiness", !draining && service.routable_workers() > 0),
+                ] {
+                    let status = if is_up {
+                        ServingStatus::Serving
+                    } else {
+                        ServingStatus::NotServing
+                    };
+                    reporter.set_service_status(name, status).await;
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(SELECTION)
+            .with_service_name("grpc.health.v1.Health")
+            .build_v1()
+            .map_err(|error| ServiceError::Config(format!("reflection: {error}")))?;
+        let selection = SelectionServer::new(SelectGrpc {
+            selector: self.selector.clone(),
+        })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let server = Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .add_service(health)
+            .add_service(reflection)
+            .add_service(selection);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        tokio::spawn(server.serve_with_incoming(incoming));
+        Ok(())
+    }
+
+    /// The state of the service and of everything behind it, as JSON.
+    pub fn status(&self) -> String {
+        let running = self.running.lock();
+        let bound = |address: Option<SocketAddr>| address.map(|address| address.to_string());
+        let (reservations, selections) = self.selector.sizes();
+        json!({
+            "grpc_address": running.as_ref().and_then(|running| bound(running.grpc)),
+            "http_address": running.as_ref().and_then(|running| bound(running.http)),
+            "reservations": reservations,
+            "selections": selections,
+            "models": self.service.model_reports(),
+            "feeds": self.service.feed_reports(),
+        })
+        .to_string()
+    }
+
+    /// The metrics page in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        self.service.render_metrics()
+    }
+
+    /// Stops all threads and cuts the calls in flight. A second call does nothing.
+    pub fn stop(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        if let Some(running) = self.running.lock().take() {
+            running.runtime.shutdown_background();
+        }
+        self.service.stop();
+    }
+}
+
+impl Drop for SelectServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, ServiceError> {
+    listener
+        .local_addr()
+        .map_err(|source| io("reading the bound address", source))
+}
