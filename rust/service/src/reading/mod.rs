@@ -204,6 +204,8 @@ impl Seen {
             return;
         }
         self.data_events = self.data_events.saturating_add(1);
+        // An error of an earlier event in the same piece says nothing about this event.
+        let had_failed = std::mem::take(&mut progress.has_failed);
         let indexes = choice_index(event.data);
         let is_plain = event.name.is_empty()
             && self.data_events > DECODED_EVENTS
@@ -220,6 +222,7 @@ impl Seen {
         if progress.has_failed {
             choice = u32::MAX;
         }
+        progress.has_failed |= had_failed;
         if choice == 0 {
             self.token_events = self.token_events.saturating_add(1);
             progress.has_token = true;
