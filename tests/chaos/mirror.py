@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,11 @@ class StoreMirror:
         (self.root / "v1").rename(self._away)
 
     def show(self) -> None:
-        """Put the folder back."""
+        """Put the folder back, in place of an empty one that a process made meanwhile.
+
+        The router's reader of blocks is a Dynamo process, which makes the folder of its store.
+        """
+        shutil.rmtree(self.root / "v1", ignore_errors=True)
         self._away.rename(self.root / "v1")
 
     async def _follow(self) -> None:

@@ -118,6 +118,8 @@ class Report:
                 f"threads {first.threads} -> {last.threads}"
             )
         yield f"violations: {len(self.violations)}"
+        for rule, count in Counter(violation.rule for violation in self.violations).items():
+            yield f"  {count:6d}  {rule}"
         for violation in self.violations[:60]:
             yield f"  {violation.rule}: {violation.detail}"
 
