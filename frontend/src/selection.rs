@@ -151,6 +151,8 @@ impl Selection {
             priority: hints.map_or(0, priority),
             deadline_ms: None,
             body_bytes: content.token_ids.len() * size_of::<u32>(),
+            // A request with a subset of workers is left to Dynamo before this point.
+            allowed: None,
         };
         let placed = tokio::select! {
             biased;

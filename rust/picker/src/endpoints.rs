@@ -155,7 +155,7 @@ mod tests {
         let json = r#"[{"address": "10.0.0.1:8000", "model": "m", "dp_size": 2}, {"address": "[::1]:8000", "model": "m", "role": "prefill", "instance": 7}]"#;
         let endpoints = Endpoints::from_json(json).unwrap();
         let first = endpoints.workers_at(|address| address.port() == 8000 && address.is_ipv4());
-        let instance = (10 << 40) | (1 << 16) | 8000;
+        let instance = (10 << 40) | (1 << 16) | 0x1f40;
         assert_eq!(first, [WorkerId::new(instance, 0), WorkerId::new(instance, 1)]);
         assert_eq!(
             endpoints.get(instance).unwrap().address.to_string(),
