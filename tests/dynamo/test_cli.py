@@ -43,7 +43,7 @@ def test_shell_completion_knows_subcommands_and_their_options():
         return wardrop(_WARDROP_COMPLETE="complete_bash", **request).stdout.split()
 
     # `python -m wardrop` is the program `wardrop` for typer, so the variable has one name.
-    assert complete("wardrop d") == ["dynamo", "demo"]
+    assert complete("wardrop d") == ["dynamo", "demo", "doctor"]
     assert "--roll-back" in complete("wardrop set --r")
     assert complete("wardrop games sp") == ["split"]
 

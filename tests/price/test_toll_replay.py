@@ -40,7 +40,7 @@ def test_queue_is_parsed_labelled_and_refused_when_misspelt() -> None:
         Policy.parse("toll+cue")
     with pytest.raises(ValueError, match="kapa"):
         simulate(workload(), fleet(1), Policy.parse("toll+queue(kapa=1)"))
-    with pytest.raises(RuntimeError, match="kappa"):
+    with pytest.raises(ValueError, match="kappa"):
         simulate(workload(), fleet(1), Policy.parse("toll+queue(kappa=-1)"))
 
 

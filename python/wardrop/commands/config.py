@@ -13,6 +13,13 @@ import typer
 from wardrop.config import ConfigError, check_files, check_gateway, load
 from wardrop.config.schema import changed_settings, defaults_file, json_schema
 
+Door = Annotated[
+    Literal["dynamo", "serve"],
+    typer.Option("--for", help="command that reads the file: `wardrop dynamo` or `wardrop serve`"),
+]
+_WITHOUT = {"dynamo": "fleet", "serve": "dynamo"}
+"""Stage that each command does not have."""
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -23,14 +30,15 @@ app = typer.Typer(
 
 
 @app.command("defaults")
-def print_defaults() -> None:
-    """Print all settings with their defaults, as a file for `wardrop dynamo --config`."""
-    print(defaults_file(), end="")
+def print_defaults(door: Door = "dynamo") -> None:
+    """Print all settings with their defaults, as a file for --config."""
+    print(defaults_file(_WITHOUT[door]), end="")
 
 
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="configuration file, YAML")],
+    door: Door = "dynamo",
     environment: Annotated[
         bool, typer.Option(help="apply the WARDROP_* variables as well, as a start would")
     ] = False,
@@ -43,7 +51,7 @@ def check(
     try:
         if not file.is_file():
             raise ConfigError(f"got no file at {str(file)!r}, expected a YAML file")
-        config = load({}, os.environ if environment else {}, file)
+        config = load({}, os.environ if environment else {}, file, without=_WITHOUT[door])
         check_files(config)
         check_gateway(config)
     except ConfigError as error:
@@ -60,6 +68,6 @@ def check(
 
 
 @app.command()
-def schema() -> None:
+def schema(door: Door = "dynamo") -> None:
     """Print the JSON schema of the file, for editors and for checks in CI."""
-    print(msgspec.json.format(msgspec.json.encode(json_schema()), indent=2).decode())
+    print(msgspec.json.format(msgspec.json.encode(json_schema(_WITHOUT[door])), indent=2).decode())

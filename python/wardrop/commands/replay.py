@@ -115,6 +115,17 @@ def _print_lost(plan: Plan) -> None:
                 )
 
 
+def _require_folders(*files: Path | None) -> None:
+    """Refuse a file whose folder does not exist, before minutes of simulation are lost.
+
+    Raises:
+        ReplayError: the folder of a file is missing.
+    """
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise ReplayError(f"got the file {file}; expected a file in a folder that exists")
+
+
 def _write_json(path: Path, setting: dict[str, Any], cells: list[Cell]) -> None:
     path.write_text(
         json.dumps({"setting": setting, "cells": [asdict(cell) for cell in cells]}),
@@ -208,6 +219,7 @@ def replay(
 ) -> None:
     """Replay TRACE through the production router, in front of simulated workers."""
     try:
+        _require_folders(json_out, csv_out, html_out, resume)
         engine = Engine(
             block_size=block_size,
             num_blocks=num_blocks,
@@ -273,7 +285,7 @@ def replay(
             write_csv(cells, csv_out)
         if html_out:
             write_html(html_out, setting, cells, plan.slo)
-    except (ReplayError, ValueError) as error:
+    except (ReplayError, ValueError, OSError) as error:
         _err.print(
             f"[red]wardrop replay:[/red] {escape(str(error))}", highlight=False, soft_wrap=True
         )

@@ -14,11 +14,14 @@ from wardrop.config.sources import Setting, settings
 _PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema(without: str) -> dict[str, Any]:
     """A JSON schema (draft 2020-12) of the file that `--config` reads.
 
     The schema knows stages, names and types. Ranges, and settings that exclude each other, are
     checked only when the file is loaded.
+
+    Args:
+        without: stage that the command does not have.
     """
     stages = {
         stage: {
@@ -26,7 +29,7 @@ def json_schema() -> dict[str, Any]:
             "additionalProperties": False,
             "properties": {each.name: _value_schema(each) for each in members},
         }
-        for stage, members in _by_stage()
+        for stage, members in _by_stage(without)
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -37,10 +40,14 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def defaults_file() -> str:
-    """All settings with their defaults as YAML, each below its one-line description."""
+def defaults_file(without: str) -> str:
+    """All settings with their defaults as YAML, each below its one-line description.
+
+    Args:
+        without: stage that the command does not have.
+    """
     parts: list[str] = []
-    for stage, members in _by_stage():
+    for stage, members in _by_stage(without):
         parts.append(f"{stage}:")
         for each in members:
             parts.append(f"  # {each.summary}")
@@ -58,8 +65,8 @@ def changed_settings(config: Config) -> list[tuple[str, object, object]]:
     return rows
 
 
-def _by_stage() -> Iterator[tuple[str, list[Setting]]]:
-    for stage, members in groupby(settings(), key=lambda each: each.stage):
+def _by_stage(without: str) -> Iterator[tuple[str, list[Setting]]]:
+    for stage, members in groupby(settings(without), key=lambda each: each.stage):
         yield stage, list(members)
 
 
