@@ -19,9 +19,11 @@ __all__ = [
     "Drive",
     "EngineFeed",
     "Gateway",
+    "Picker",
     "Prefix",
     "Removed",
     "Router",
+    "SelectServer",
     "SimWorkload",
     "Stored",
     "WatchedFleet",
@@ -1093,6 +1095,7 @@ class SelectServer:
     def stop(self) -> None:
         """Stop all threads. A second call does nothing."""
 
+@final
 class Picker:
     """Endpoint picker: Envoy's external processing in, the address of a worker out.
 
@@ -1196,6 +1199,7 @@ class Picker:
     def stop(self) -> None:
         """Stop all threads. A second call does nothing."""
 
+@final
 class Gateway:
     """HTTP gateway: request in, decision, answer out, on native threads.
 
