@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from tests.chaos.traffic import Traffic, client_body, request_id
 from wardrop.dynamo.embedded import FleetError
 
 _WARM_UP_REQUESTS = 20
+_STEADY_S = 600.0
+"""Shortest run whose slope of memory is judged."""
 _COMPARED_PROMPTS = 400
 _SPARE_DESCRIPTORS = 24
 _FAULT_TIMEOUT_S = 90.0
@@ -180,8 +183,11 @@ async def _judge_aftermath(arena: Arena, before: Sample, report: Report) -> None
     late = [(sample.at_s, float(sample.resident_kb)) for sample in arena.samples]
     late = late[len(late) // 3 :]
     report.memory = slope(late)
+    # A slope says nothing while pools and learned state still reach their size: in a run of 60 s
+    # on a quiet machine it was 15 MB a minute. A short run is judged by its growth alone.
+    steady = settings.seconds >= _STEADY_S
     report.violations += judge_memory(
-        late, settings.memory_kb_per_minute, settings.memory_growth_kb
+        late, settings.memory_kb_per_minute if steady else math.inf, settings.memory_growth_kb
     )
     report.violations += judge_faults(report.faults, settings.kinds)
     report.retries = (await arena.metrics()).total("wardrop_retries_total")
