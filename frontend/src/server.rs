@@ -88,7 +88,7 @@ impl Attachment {
     }
 }
 
-/// Serves until the runtime is told to stop.
+/// Serves until the runtime shuts down.
 ///
 /// # Errors
 /// Settings that Dynamo refuses, or an address that cannot be bound.

@@ -151,7 +151,7 @@ class FleetSource:
         self._changed.set()
 
     def members(self) -> list[Member]:
-        """The members in the view: those that answered once."""
+        """The members in the view: each has answered at least once."""
         return [each.member for each in self._probed.values() if each.probe.served is not None]
 
     def served_names(self) -> set[str]:

@@ -225,7 +225,7 @@ impl HoldersMut<'_> {
         }
     }
 
-    /// Updates the holders of a frame that shrank to `new_len` blocks, behind which nobody held any block.
+    /// Updates the holders of a frame that shrank to `new_len` blocks, behind which no worker held a block.
     ///
     /// A partial holder of exactly the remaining blocks holds the whole frame now, and becomes a full holder.
     pub(crate) fn shrunk(&mut self, new_len: u32) {

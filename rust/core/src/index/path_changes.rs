@@ -66,7 +66,7 @@ impl PathTree {
         seqlock::end_write(&header[VERSION], false);
     }
 
-    /// Frees the extent of the lower tiers' holders when nobody holds anything there. Inside a write section.
+    /// Frees the extent of the lower tiers' holders when no worker holds a block there. Inside a write section.
     ///
     /// Fleets without offloading then pay nothing for the two lower tiers.
     fn drop_empty_lower(&self, allocator: &mut TreeAllocator, id: FrameId) {

@@ -24,7 +24,7 @@ const FRESH_S: f64 = 0.25;
 
 /// A request that a pass left waiting, with the load that it would put on the worker it would choose.
 ///
-/// Requests behind it count that load, so that they do not choose the worker as if nobody waited for it.
+/// Requests behind it count that load, so that they do not choose the worker as if no request waited for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockedRequest {
     /// Place in the order, seconds.
