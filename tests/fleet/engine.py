@@ -41,8 +41,14 @@ class Events:
         for each in (self.live, self.replays):
             each.linger = 0
         self.live.xpub_verbose = True
-        self.events_port = _bind(self.live, events_port, patience_s)
-        self.replay_port = _bind(self.replays, replay_port, patience_s)
+        try:
+            self.events_port = _bind(self.live, events_port, patience_s)
+            self.replay_port = _bind(self.replays, replay_port, patience_s)
+        except AssertionError:
+            # A socket that nobody closes fails whichever test runs when Python collects it.
+            self.live.close()
+            self.replays.close()
+            raise
         self.sequence = 0
         self.buffer: deque[tuple[int, bytes]] = deque(maxlen=buffer)
         self.subscribed = threading.Event()
