@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import uuid
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from tests.waiting import wait_until
 
 from wardrop.demo.arms import has_native
+from wardrop.demo.live_page import BROWSERS
 from wardrop.dynamo.install import DynamoMissingError, dynamo_version
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
@@ -108,6 +113,29 @@ def test_a_short_demo_leaves_table_figures_picture_and_page_and_nothing_else(
     page = (tmp_path / "out" / "demo.html").read_text()
     assert page.count("<svg") == 2
     assert (tmp_path / "out" / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    run.await_nothing_left()
+    assert list(run.scratch.iterdir()) == []
+
+
+def test_the_live_page_of_the_running_gateway_is_reached_and_pictured(tmp_path: Path) -> None:
+    run = Run(tmp_path, *SHORT, "--door", "gateway")
+
+    def page() -> tuple[int, bytes]:
+        assert run.process.poll() is None, run.text()
+        found = re.search(r"live page, while Wardrop runs: (http://\S+)", run.text())
+        if found is None:
+            return 0, b""
+        try:
+            with urlopen(found[1], timeout=5) as answer:
+                return answer.status, answer.read()
+        except HTTPError as error:
+            return error.code, error.read()
+
+    wait_until(lambda: page()[0] == 200, "the live page", 300)
+    assert b"/v1/live" in page()[1]
+    assert run.process.wait(500) == 0, run.text()
+    if any(shutil.which(name) for name in BROWSERS):
+        assert (tmp_path / "out" / "live.png").read_bytes()[:4] == b"\x89PNG"
     run.await_nothing_left()
     assert list(run.scratch.iterdir()) == []
 

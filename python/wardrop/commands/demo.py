@@ -16,7 +16,8 @@ from rich.console import Console
 from wardrop.charts import PlotMissingError
 from wardrop.config import check_policy
 from wardrop.demo.arms import Arm, arms_of
-from wardrop.demo.comparison import Routers, run_comparison
+from wardrop.demo.comparison import Routers, Watch, run_comparison
+from wardrop.demo.live_page import LivePage, open_port
 from wardrop.demo.output import Targets, show_comparison
 from wardrop.demo.plan import Options, make_plan
 from wardrop.demo.ramp.output import show_ramp
@@ -31,6 +32,9 @@ DEFAULT_POLICY = "toll"
 
 RAMP_RATE_PER_WORKER = 1.5
 """Requests/s per worker at both ends of the ramp; the middle has five times as many."""
+
+LIVE_PICTURE = "live.png"
+"""File, in the folder of the results, with a picture of the live page."""
 
 _IMPORTS = ("aiohttp", "matplotlib")
 """Packages of the extras `dynamo` and `plot`. Without them the demo would fail after minutes."""
@@ -80,7 +84,8 @@ def demo(
     """Drive the same traffic through Dynamo's round robin, Dynamo's KV router, and Wardrop.
 
     Starts a real Dynamo with mock workers for each, with cold caches, in a private network, and
-    leaves a table, a picture and a report. Takes about three minutes.
+    leaves a table, a picture and a report. Takes about three minutes. While the gateway of Wardrop
+    runs, a browser on this machine can open its live page at the address that the demo prints.
     """
     console = Console(stderr=True)
     targets = Targets(out, json_file)
@@ -89,12 +94,15 @@ def demo(
         check_policy(policy, {}, "--policy")
         ramp_arms = choose_arms(arms)
         compared_arms = arms_of(door)
+        listener = open_port()
         _enter_network(console)
-        with _timing_table() as timing:
+        with LivePage(listener) as page, _timing_table() as timing:
+            if any(arm.gateway for arm in compared_arms):
+                console.print(f"live page, while Wardrop runs: {page.url}", highlight=False)
             if ramp:
                 low_per_s = RAMP_RATE_PER_WORKER * workers if rate is None else rate
                 ramp_plan = RampPlan(Profile(seconds, low_per_s), workers, seed)
-                results = run_ramp(ramp_plan, timing, ramp_arms, _printer(console))
+                results = run_ramp(ramp_plan, timing, page, ramp_arms, _printer(console))
                 show_ramp(console, ramp_plan, results, targets)
                 return
             options = Options(workers, disagg, seconds, rate, seed, trace, system_prompts, turns)
@@ -104,8 +112,11 @@ def demo(
                 plan.settings.append(("Dynamo's flags", " ".join(routers.dynamo_flags)))
             for name, value in plan.settings:
                 console.print(f"[dim]{name:>13}[/dim]  {value}", highlight=False)
-            compared = run_comparison(console, plan, routers)
+            watch = Watch(page, out / LIVE_PICTURE)
+            compared = run_comparison(console, plan, routers, watch)
         show_comparison(console, plan, policy, compared, targets)
+        if (out / LIVE_PICTURE).is_file():
+            console.print(f"live page: {out / LIVE_PICTURE}", highlight=False)
         _name_other_door(console, compared_arms)
     except ValueError as error:
         _print_error(console, error)

@@ -95,12 +95,14 @@ class Stack:
         router_pids: Processes that route: the frontend, then the gateway where the arm has one.
         workers: Dynamo's instance ids by pool, ascending.
         version: Dynamo's version.
+        admin_port: Port of the gateway's admin API and live page; None without a gateway.
     """
 
     url: str
     router_pids: tuple[int, ...]
     workers: dict[str, list[int]]
     version: str
+    admin_port: int | None = None
 
 
 @contextlib.contextmanager
@@ -136,15 +138,16 @@ def running(
         if not arm.gateway:
             yield Stack(front.url, (front.child.pid,), workers, fleet.version)
             return
-        port = free_port()
+        port, admin_port = free_port(), free_port()
         command = [sys.executable, "-m", "wardrop", "dynamo", "--upstream", front.url]
-        command += ["--http-port", str(port), *gateway_flags]
+        command += ["--http-port", str(port), "--admin-port", str(admin_port), *gateway_flags]
         gateway = ChildProcess("gateway", command, fleet.environment, fleet.home / "gateway.log")
         try:
             url = f"http://127.0.0.1:{port}"
             _await_ready(gateway, url)
             _await_settled(gateway)
-            yield Stack(url, (front.child.pid, gateway.pid), workers, fleet.version)
+            pids = (front.child.pid, gateway.pid)
+            yield Stack(url, pids, workers, fleet.version, admin_port)
         finally:
             gateway.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from rich.progress import (
 from wardrop.demo.arms import DYNAMO_KV, Arm, running
 from wardrop.demo.drive import Row, drive
 from wardrop.demo.figures import Curves, Figures, curves, figures
+from wardrop.demo.live_page import HOST, LivePage, take_picture
 from wardrop.demo.plan import MODEL, Plan
 from wardrop.workload import completion_body
 
@@ -40,6 +42,19 @@ class Routers:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """How a person watches the run.
+
+    Attributes:
+        page: Leads to the admin port of the running router.
+        picture: File for a picture of the live page at the end of the gateway's arm.
+    """
+
+    page: LivePage
+    picture: Path
+
+
+@dataclass(frozen=True)
 class ArmResult:
     """One arm after its run."""
 
@@ -49,13 +64,14 @@ class ArmResult:
     dynamo_version: str
 
 
-def run_comparison(console: Console, plan: Plan, routers: Routers) -> list[ArmResult]:
+def run_comparison(console: Console, plan: Plan, routers: Routers, watch: Watch) -> list[ArmResult]:
     """Run all arms and show their progress.
 
     Args:
         console: Terminal for the progress.
         plan: Fleet and traffic.
         routers: The routers to compare.
+        watch: Where a person sees the running router.
 
     Raises:
         FleetError: A part of an arm did not start; the text ends with the part's log.
@@ -75,7 +91,7 @@ def run_comparison(console: Console, plan: Plan, routers: Routers) -> list[ArmRe
             progress.add_task(arm.label, total=1, start=False, state="") for arm in routers.arms
         ]
         return [
-            _ArmRun(plan, routers, rows, progress, task).run(arm)
+            _ArmRun(plan, routers, rows, watch, progress, task).run(arm)
             for arm, task in zip(routers.arms, tasks, strict=True)
         ]
 
@@ -87,6 +103,7 @@ class _ArmRun:
     plan: Plan
     routers: Routers
     rows: list[Row]
+    watch: Watch
     progress: Progress
     task: TaskID
 
@@ -94,7 +111,11 @@ class _ArmRun:
         self.progress.start_task(self.task)
         self._show("starting Dynamo, 0 cached blocks")
         tuning = self.routers.dynamo_flags if arm is DYNAMO_KV else ()
-        with running(arm, self.plan.spec, ("--policy", self.routers.policy), tuning) as stack:
+        flags = ("--policy", self.routers.policy)
+        with (
+            running(arm, self.plan.spec, flags, tuning) as stack,
+            self.watch.page.showing(stack.admin_port),
+        ):
             driven = drive(
                 f"{stack.url}/v1/completions",
                 self.rows,
@@ -105,6 +126,10 @@ class _ArmRun:
             )
             numbers = figures(driven, stack.workers)
             result = ArmResult(arm, numbers, curves(driven, stack.workers), stack.version)
+            if stack.admin_port is not None:
+                # Only now, with the load over, can a browser not disturb the figures.
+                self._show("taking a picture of the live page")
+                take_picture(f"http://{HOST}:{stack.admin_port}/", self.watch.picture)
         self.progress.update(self.task, completed=1, total=1)
         self._show(_ended(numbers))
         self.progress.stop_task(self.task)

@@ -16,6 +16,7 @@ import numpy as np
 
 from wardrop.demo.arms import DYNAMO_KV, ROUND_ROBIN, Arm, running
 from wardrop.demo.drive import Row, drive
+from wardrop.demo.live_page import LivePage
 from wardrop.demo.plan import BLOCK_SIZE, BLOCKS_PER_WORKER, MAX_MODEL_LEN, MODEL
 from wardrop.demo.ramp.figures import GOODPUT, RampResult, ramp_result
 from wardrop.demo.ramp.profile import Profile
@@ -107,6 +108,7 @@ def ramp_turns(profile: Profile, seed: int) -> list[Turn]:
 def run_ramp(
     plan: RampPlan,
     timing: Path,
+    page: LivePage,
     arms: Sequence[RampArm] = RAMP_ARMS,
     report: Callable[[str], None] = lambda _text: None,
 ) -> list[RampResult]:
@@ -115,6 +117,7 @@ def run_ramp(
     Args:
         plan: Load, fleet and seed.
         timing: Timing table of the mock workers (.npz).
+        page: Leads to the admin port of the running router.
         arms: The arms to run.
         report: Called with a line of text before and after each arm.
 
@@ -136,8 +139,10 @@ def run_ramp(
     results: list[RampResult] = []
     for one in arms:
         report(f"{one.arm.label}: {len(rows)} requests")
-        flags = (*one.gateway, "--admin-port", "0") if one.arm.gateway else ()
-        with running(one.arm, spec, flags, one.frontend) as stack:
+        with (
+            running(one.arm, spec, one.gateway, one.frontend) as stack,
+            page.showing(stack.admin_port),
+        ):
             series = Series() if one.arm.gateway else None
             driven = drive(
                 f"{stack.url}/v1/completions",
