@@ -14,7 +14,6 @@
 //!
 //! Complexity: O(1) per frame beside its blocks; a replay holds at most 128 MiB.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,12 +23,10 @@ use wardrop_core::WorkerId;
 use wardrop_engines::{Feed as Decoder, Malformed};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::link::{FeedLink, FeedReader};
 use super::replay::{Replay, ReplayRequest, replay};
-use super::subscription::{
-    FIRST_PAUSE, FeedContext, FeedState, LONGEST_PAUSE, PingHistory, Subscription, reason,
-};
-use super::zmtp::{Subscriber, SubscriberLimits, ZmtpError};
-use crate::pool::{ApplyCounts, EngineFrame, Trust, WorkerPool};
+use super::zmtp::ZmtpError;
+use crate::pool::{ApplyCounts, EngineFrame, Trust};
 
 /// Interval between two looks at trust and silence.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -42,8 +39,6 @@ const REPLAYS_MAX: usize = 8;
 static REPLAYS: Semaphore = Semaphore::const_new(REPLAYS_MAX);
 /// Times that a replay of everything may take longer than a replay of a hole.
 const WHOLE_REPLAY_FACTOR: u32 = 5;
-/// Shortest time between two reads of a feed, as for other feeds of KV events.
-const PACE: Duration = Duration::from_millis(2);
 
 /// Place in the stream of one start of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,40 +80,36 @@ impl Pauses {
     }
 }
 
-/// The task of one feed.
+/// Reader of one engine's feed.
 pub(super) struct EngineFeed {
-    subscription: Subscription,
-    state: Arc<FeedState>,
-    context: Arc<FeedContext>,
+    link: FeedLink,
     worker: WorkerId,
     decoder: Decoder,
-    /// `None` before the first frame of this start of the engine.
+    /// Place after the last applied frame; `None` before the first frame of this start of the engine.
     place: Option<Place>,
+    /// Number of the last frame that came live on this connection.
+    last_live: Option<u64>,
     /// Frames below this number came by replay on this connection, and may come live as well.
     replayed_to: u64,
-    /// Trust before the connection was lost.
+    /// Trust in the worker's blocks before the connection was lost.
     trust_before: Option<Trust>,
     /// No replay has shown the frames before the first live one.
     lacks_history: bool,
+    /// Pauses between replays of everything.
     rebuilds: Pauses,
+    /// Pauses between replays that look for a lost end of the stream.
     tail_checks: Pauses,
 }
 
 impl EngineFeed {
-    pub fn new(
-        subscription: Subscription,
-        worker: WorkerId,
-        state: Arc<FeedState>,
-        context: Arc<FeedContext>,
-    ) -> Self {
-        let tail_check = Duration::from_millis(context.options.tail_check_ms);
+    pub fn new(link: FeedLink, worker: WorkerId) -> Self {
+        let tail_check = Duration::from_millis(link.context.options.tail_check_ms);
         Self {
-            subscription,
-            state,
-            context,
+            link,
             worker,
             decoder: Decoder::new(),
             place: None,
+            last_live: None,
             replayed_to: 0,
             trust_before: None,
             lacks_history: true,
@@ -127,104 +118,15 @@ impl EngineFeed {
         }
     }
 
-    /// Follows the feed without end.
-    pub async fn follow(mut self) {
-        let mut pause = FIRST_PAUSE;
-        let mut pings = PingHistory::default();
-        let deadline = Duration::from_millis(self.context.options.deadline_ms);
-        loop {
-            let limits = SubscriberLimits {
-                frame_bytes: self.context.options.frame_bytes,
-                deadline: pings.are_useful().then_some(deadline),
-            };
-            match Subscriber::connect(&self.subscription.endpoint, limits).await {
-                Ok(mut subscriber) => {
-                    pause = FIRST_PAUSE;
-                    let error = self.read(&mut subscriber).await;
-                    pings.record(subscriber.has_pong(), &error);
-                    self.lose(&error);
-                }
-                Err(error) => {
-                    tracing::debug!(publisher_id = self.subscription.publisher_id, %error, "feed not reached");
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    fn pool(&self) -> Option<Arc<WorkerPool>> {
-        let (model, _) = self.context.models.find(&self.subscription.model)?;
-        Some(model.pool(self.subscription.role).clone())
-    }
-
-    /// Records a lost connection. A process that dies closes its sockets, so the worker has probably failed.
-    fn lose(&mut self, error: &ZmtpError) {
-        let now_s = self.context.clock.now_s();
-        self.state.lost_connection(now_s);
-        if let Some(pool) = self.pool() {
-            self.trust_before = pool.trust(self.worker);
-            pool.doubt_feed(self.worker);
-            pool.lost(self.worker.instance, now_s);
-        }
-        self.context
-            .metrics
-            .reconnects
-            .with_label_values(&[reason(error)])
-            .inc();
-        tracing::info!(publisher_id = self.subscription.publisher_id, %error, "feed lost, reconnecting");
-    }
-
-    async fn read(&mut self, subscriber: &mut Subscriber) -> ZmtpError {
-        self.state.connected.store(true, Ordering::Relaxed);
-        self.state.lost_since_ms.store(0, Ordering::Relaxed);
-        self.replayed_to = 0;
-        self.catch_up().await;
-        let mut last_live = None;
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            let received = {
-                let mut receive = std::pin::pin!(subscriber.receive());
-                loop {
-                    tokio::select! {
-                        received = &mut receive => break received,
-                        // The half-read message stays in `receive` while a replay runs.
-                        _ = looks.tick() => self.look().await,
-                    }
-                }
-            };
-            match received {
-                Ok(frames) => {
-                    self.state.messages.fetch_add(1, Ordering::Relaxed);
-                    self.state.seen(self.context.clock.now_s());
-                    match split(&frames) {
-                        Some((sequence, payload)) => self.live(sequence, payload, &mut last_live).await,
-                        None => self.count_malformed("frames"),
-                    }
-                    if subscriber.is_drained() {
-                        tokio::time::sleep(PACE).await;
-                    }
-                }
-                Err(error) => {
-                    if matches!(error, ZmtpError::TooLarge) {
-                        self.count_malformed("too_large");
-                    }
-                    return error;
-                }
-            }
-        }
-    }
-
     /// Takes a live frame: fills the hole before it, and applies it unless a replay brought it.
-    async fn live(&mut self, sequence: u64, payload: &[u8], last_live: &mut Option<u64>) {
-        let falls_back = last_live.is_some_and(|last| sequence <= last);
-        *last_live = Some(sequence);
+    async fn live(&mut self, sequence: u64, payload: &[u8]) {
+        let falls_back = self.last_live.is_some_and(|last| sequence <= last);
+        self.last_live = Some(sequence);
         let next = self.place.map_or(0, |place| place.next);
         if falls_back || (sequence < next && sequence >= self.replayed_to) {
             self.restart();
         } else if sequence < next {
-            self.state.duplicates.fetch_add(1, Ordering::Relaxed);
+            self.link.state.duplicates.fetch_add(1, Ordering::Relaxed);
             return;
         }
         self.tail_checks.reset();
@@ -238,7 +140,7 @@ impl EngineFeed {
         if sequence < next {
             return;
         }
-        self.count_lost(sequence - next);
+        self.link.count_lost(sequence - next);
         self.apply(sequence, payload);
     }
 
@@ -268,7 +170,7 @@ impl EngineFeed {
             return;
         }
         self.apply_following(&found);
-        if let (Some(pool), Some(trust)) = (self.pool(), self.trust_before.take()) {
+        if let (Some(pool), Some(trust)) = (self.link.pool(), self.trust_before.take()) {
             pool.confirm_feed(self.worker, trust);
         }
     }
@@ -284,7 +186,7 @@ impl EngineFeed {
         if found.batches.is_empty() {
             return;
         }
-        if let Some(pool) = self.pool() {
+        if let Some(pool) = self.link.pool() {
             pool.start_worker_anew(self.worker, false);
         }
         self.decoder = Decoder::new();
@@ -295,24 +197,8 @@ impl EngineFeed {
         self.replayed_to = self.place.map_or(0, |place| place.next);
     }
 
-    /// Looks at trust and silence, and asks for a replay where one can help.
-    async fn look(&mut self) {
-        if self.subscription.replay.is_none() {
-            return;
-        }
-        let trust = self.pool().and_then(|pool| pool.trust(self.worker));
-        if self.lacks_history || trust == Some(Trust::Suspect) {
-            if self.rebuilds.is_due() {
-                self.rebuild().await;
-            }
-            return;
-        }
-        if trust == Some(Trust::Synced) {
-            self.rebuilds.reset();
-        }
-        if !self.tail_checks.is_due() {
-            return;
-        }
+    /// Asks for frames after the last known one: the end of a stream can be lost without a gap that shows it.
+    async fn check_tail(&mut self) {
         self.tail_checks.wait();
         let (from, until) = self.place.map_or((0, 0), |place| (place.next - 1, place.next));
         if let Some(found) = self.ask(from, until).await {
@@ -330,7 +216,7 @@ impl EngineFeed {
             let next = self.place.map_or(0, |place| place.next);
             if *number == next {
                 self.apply(*number, payload);
-                self.state.replayed.fetch_add(1, Ordering::Relaxed);
+                self.link.state.replayed.fetch_add(1, Ordering::Relaxed);
             }
         }
         self.replayed_to = self.place.map_or(0, |place| place.next);
@@ -338,8 +224,8 @@ impl EngineFeed {
 
     /// Asks the replay socket; `None` without one, or without an answer.
     async fn ask(&self, from: u64, until: u64) -> Option<Replay> {
-        let endpoint = self.subscription.replay.as_ref()?;
-        let one_answer = Duration::from_millis(self.context.options.replay_timeout_ms);
+        let endpoint = self.link.subscription.replay.as_ref()?;
+        let one_answer = Duration::from_millis(self.link.context.options.replay_timeout_ms);
         let request = ReplayRequest {
             from,
             until,
@@ -350,7 +236,7 @@ impl EngineFeed {
             },
         };
         let found = match tokio::time::timeout(request.deadline, REPLAYS.acquire()).await {
-            Ok(_permit) => replay(endpoint, request, self.context.options.frame_bytes).await,
+            Ok(_permit) => replay(endpoint, request, self.link.context.options.frame_bytes).await,
             Err(_) => Err(ZmtpError::Timeout),
         };
         let result = match &found {
@@ -358,23 +244,29 @@ impl EngineFeed {
             Ok(_) => "with_holes",
             Err(_) => "failed",
         };
-        self.context.metrics.replays.with_label_values(&[result]).inc();
+        self.link
+            .context
+            .metrics
+            .feeds
+            .replays
+            .with_label_values(&[result])
+            .inc();
         found
             .inspect_err(|error| {
-                tracing::debug!(publisher_id = self.subscription.publisher_id, %error, "no replay");
+                tracing::debug!(publisher_id = self.link.subscription.publisher_id, %error, "no replay");
             })
             .ok()
     }
 
     /// The engine began anew, with an empty cache.
     fn restart(&mut self) {
-        self.state.restarts.fetch_add(1, Ordering::Relaxed);
+        self.link.state.restarts.fetch_add(1, Ordering::Relaxed);
         self.decoder = Decoder::new();
         self.place = None;
         self.replayed_to = 0;
         self.trust_before = None;
         self.lacks_history = true;
-        if let Some(pool) = self.pool() {
+        if let Some(pool) = self.link.pool() {
             pool.start_worker_anew(self.worker, true);
         }
         tracing::info!(
@@ -390,13 +282,13 @@ impl EngineFeed {
             next: sequence + 1,
             digest: xxh3_64(payload),
         });
-        let Some(pool) = self.pool() else { return };
+        let Some(pool) = self.link.pool() else { return };
         let counters = self.decoder.counters;
         let taken = match self.decoder.take(&pool.hasher(), sequence, payload) {
             Ok(taken) => taken,
             Err(malformed) => {
                 // The pool never sees this number, so the next frame shows a gap and makes the blocks suspect.
-                self.count_malformed(label(malformed));
+                self.link.count_malformed(reason(malformed));
                 return;
             }
         };
@@ -406,50 +298,76 @@ impl EngineFeed {
         // An engine that is one of several behind other addresses may name a rank of its own group.
         let is_foreign =
             pool.ranks(self.worker) > 1 && taken.dp_rank.is_some_and(|rank| rank != self.worker.dp_rank);
-        let counts = if is_foreign {
+        let mut counts = if is_foreign {
             ApplyCounts {
                 foreign: taken.changes.len() as u64,
                 ..ApplyCounts::default()
             }
         } else {
             let frame = EngineFrame {
-                publisher: self.subscription.publisher_id,
+                publisher: self.link.subscription.publisher_id,
                 sequence,
                 changes: taken.changes,
             };
-            pool.apply_frame(self.worker, frame, self.context.clock.now_s())
+            pool.apply_frame(self.worker, frame, self.link.context.clock.now_s())
         };
         let now = self.decoder.counters;
-        let events = &self.context.metrics.events;
-        for (name, count) in [
-            ("applied", counts.applied),
-            ("refused", counts.refused),
-            ("foreign", counts.foreign),
-            ("duplicate", counts.duplicates),
-            ("superseded", counts.superseded),
-            ("passed_over", now.skipped - counters.skipped),
-            ("unreadable", now.unusable - counters.unusable),
-        ] {
-            if count > 0 {
-                events.with_label_values(&[name]).inc_by(count);
+        counts.passed_over += now.skipped - counters.skipped;
+        self.link
+            .context
+            .metrics
+            .feeds
+            .count_events(&counts, now.unusable - counters.unusable);
+    }
+}
+
+impl FeedReader for EngineFeed {
+    const LOOK_EVERY: Option<Duration> = Some(LOOK_EVERY);
+
+    fn link(&self) -> &FeedLink {
+        &self.link
+    }
+
+    /// Finds out whether the engine is the known one, and applies what it sent meanwhile.
+    async fn connected(&mut self) {
+        self.last_live = None;
+        self.replayed_to = 0;
+        self.catch_up().await;
+    }
+
+    async fn take(&mut self, frames: &[Vec<u8>], _now_s: f64) -> Result<(), &'static str> {
+        let (sequence, payload) = split(frames).ok_or("frames")?;
+        self.live(sequence, payload).await;
+        Ok(())
+    }
+
+    /// Looks at trust and silence, and asks for a replay where one can help.
+    async fn look(&mut self) {
+        if self.link.subscription.replay.is_none() {
+            return;
+        }
+        let trust = self.link.pool().and_then(|pool| pool.trust(self.worker));
+        if self.lacks_history || trust == Some(Trust::Suspect) {
+            if self.rebuilds.is_due() {
+                self.rebuild().await;
             }
+            return;
+        }
+        if trust == Some(Trust::Synced) {
+            self.rebuilds.reset();
+        }
+        if self.tail_checks.is_due() {
+            self.check_tail().await;
         }
     }
 
-    fn count_lost(&self, lost: u64) {
-        if lost > 0 {
-            self.state.lost.fetch_add(lost, Ordering::Relaxed);
-            self.context
-                .metrics
-                .events
-                .with_label_values(&["lost"])
-                .inc_by(lost);
+    /// A process that dies closes its sockets, so the worker has probably failed.
+    fn lost(&mut self, now_s: f64) {
+        if let Some(pool) = self.link.pool() {
+            self.trust_before = pool.trust(self.worker);
+            pool.doubt_feed(self.worker);
+            pool.lost(self.worker.instance, now_s);
         }
-    }
-
-    fn count_malformed(&self, label: &str) {
-        self.state.malformed.fetch_add(1, Ordering::Relaxed);
-        self.context.metrics.malformed.with_label_values(&[label]).inc();
     }
 }
 
@@ -464,7 +382,8 @@ fn split(frames: &[Vec<u8>]) -> Option<(u64, &[u8])> {
     (sequence < u64::MAX).then_some((sequence, payload))
 }
 
-const fn label(malformed: Malformed) -> &'static str {
+/// Metric label of a refused payload.
+const fn reason(malformed: Malformed) -> &'static str {
     match malformed {
         Malformed::Limit { .. } => "too_large",
         _ => "payload",

@@ -1,23 +1,29 @@
-//! Feeds of the event plane: one task per publisher, with bounds on bytes and deadlines on reads.
+//! Feeds of events: one task per publisher, with bounds on bytes and deadlines on reads.
 //!
 //! ```text
-//! ZMTP (frames, PING) ─▶ sequence window (duplicates, lost messages) ─▶ decode ─▶ WorkerPool::apply
+//!                     ┌─ Dynamo's event plane ─▶ dynamo: sequence window, decode ─▶ WorkerPool::apply
+//! ZMTP ─▶ link::follow ┤
+//!                     └─ engine without Dynamo ─▶ engine: order, holes, restarts ─▶ WorkerPool::apply_frame
+//!                                                  ▲ replay socket
 //! ```
 //!
-//! Feeds of engines without Dynamo pass through [`engine`], which repairs holes by the engine's replay socket:
-//!
-//! ```text
-//! ZMTP ─▶ engine: order, holes, restarts ◀─ replay socket ─▶ decode ─▶ WorkerPool::apply_frame
-//! ```
-//!
-//! A malformed message is counted, and the feed lives on. A lost or silent connection makes the blocks of the feed's workers
-//! suspect, until a dump replaces them.
+//! A feed stands at the start of an event's walk: feed → pool (order of events, trust) → index and curves of the router. A malformed
+//! message is counted, and the feed lives on. A lost or silent connection makes the blocks of the feed's workers suspect until a
+//! dump or a replay replaces them.
 
+mod dynamo;
 mod engine;
+mod feeds;
+mod link;
+mod pings;
 mod replay;
 mod sequence;
+mod state;
 mod subscription;
 mod zmtp;
 
-pub use self::subscription::FeedReport;
-pub(crate) use self::subscription::{FeedContext, Feeds, Subscription};
+pub(crate) use self::dynamo::malformed_reason;
+pub(crate) use self::feeds::Feeds;
+pub(crate) use self::link::FeedContext;
+pub use self::state::FeedReport;
+pub(crate) use self::subscription::Subscription;

@@ -283,11 +283,13 @@ impl Service {
         };
         let (model, worker_type) = (&*pool.model, pool.role.name());
         self.metrics
-            .queue_time
+            .queue
+            .time
             .with_label_values(&[model, worker_type])
             .observe(dispatch.waited_s);
         self.metrics
-            .queue_placed
+            .queue
+            .placed
             .with_label_values(&[model, worker_type, cause])
             .inc();
         let leg = Leg {
@@ -325,7 +327,8 @@ impl Service {
             Limit::Deadline => ("deadline", Refusal::DeadlineHopeless { retry_after_s }),
         };
         self.metrics
-            .queue_refused
+            .queue
+            .refused
             .with_label_values(&[&*pool.model, pool.role.name(), bound])
             .inc();
         Unplaced::Refuse(refusal)

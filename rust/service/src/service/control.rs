@@ -101,10 +101,7 @@ impl Service {
             ServiceError::Config(format!("not a list of events as dump_events() returns: {e}"))
         })?;
         let (workers, counts) = pool.load_dump(events);
-        self.metrics
-            .events
-            .with_label_values(&["dumped"])
-            .inc_by(counts.applied);
+        self.metrics.feeds.count_dumped(counts.applied);
         Ok(workers)
     }
 
@@ -170,8 +167,8 @@ impl Service {
                 self.receipts.set_regime(value);
             }
             let (gauges, label) = match name.strip_prefix(SETTING_PREFIX) {
-                Some(setting) => (&self.metrics.control_setting, setting),
-                None => (&self.metrics.control_state, name.as_str()),
+                Some(setting) => (&self.metrics.control.setting, setting),
+                None => (&self.metrics.control.state, name.as_str()),
             };
             gauges.with_label_values(&[label]).set(value);
         }

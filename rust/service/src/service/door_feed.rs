@@ -14,6 +14,7 @@ use wardrop_engines::dynamo::{Malformed, decode_forward_pass, decode_kv_events};
 
 use super::Service;
 use crate::ServiceError;
+use crate::feed::malformed_reason;
 use crate::pool::{EventSource, Role, WorkerPool};
 
 /// Entry for the feeds of one pool.
@@ -48,20 +49,7 @@ impl DoorFeed {
         };
         let unreadable = decoded.unreadable as u64;
         let counts = pool.apply(decoded.events, source, self.service.clock.now_s());
-        let applied = &self.service.metrics.events;
-        for (name, count) in [
-            ("applied", counts.applied),
-            ("refused", counts.refused),
-            ("foreign", counts.foreign),
-            ("duplicate", counts.duplicates),
-            ("superseded", counts.superseded),
-            ("passed_over", counts.passed_over),
-            ("unreadable", unreadable),
-        ] {
-            if count > 0 {
-                applied.with_label_values(&[name]).inc_by(count);
-            }
-        }
+        self.service.metrics.feeds.count_events(&counts, unreadable);
     }
 
     /// Takes the payload of one `forward-pass-metrics` message. A refused payload is counted.
@@ -112,10 +100,8 @@ impl DoorFeed {
             dump.extend(decoded.events.into_iter().filter(|event| event.worker == worker));
         }
         let counts = pool.load_worker_dump(worker, dump);
-        let events = &self.service.metrics.events;
-        events
-            .with_label_values(&["dumped"])
-            .inc_by(counts.map_or(0, |counts| counts.applied));
+        let applied = counts.as_ref().map_or(0, |counts| counts.applied);
+        self.service.metrics.feeds.count_dumped(applied);
         Ok(counts.is_some())
     }
 
@@ -125,15 +111,10 @@ impl DoorFeed {
     }
 
     fn count_malformed(&self, malformed: Malformed) {
-        let label = match malformed {
-            Malformed::Frames => "frames",
-            Malformed::Length => "length",
-            Malformed::Version => "version",
-            Malformed::Envelope => "envelope",
-            Malformed::Payload => "payload",
-        };
-        let refused = &self.service.metrics.malformed;
-        refused.with_label_values(&[label]).inc();
+        self.service
+            .metrics
+            .feeds
+            .count_malformed(malformed_reason(malformed));
     }
 }
 

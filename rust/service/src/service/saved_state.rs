@@ -90,8 +90,7 @@ impl Service {
         let publishers: BTreeSet<u64> = publishers.iter().copied().collect();
         let report = registered.pool(role).restore(&saved, &publishers, dump_follows)?;
         for (result, count) in [("taken_over", report.taken_over), ("restarted", report.restarted)] {
-            let counter = self.metrics.restored.with_label_values(&[result]);
-            counter.inc_by(count as u64);
+            self.metrics.feeds.count_restored(result, count as u64);
         }
         Ok(json(&report))
     }

@@ -1,0 +1,160 @@
+//! Gauges of each worker and of each pool's workers, set from the pools when the page is rendered.
+
+use prometheus::{GaugeVec, IntCounterVec};
+
+use super::MetricBuilder;
+use crate::pool::{Role, Trust, WorkerReport};
+
+/// Metrics of all workers. Every series is set anew for each page, so a series ends with its worker.
+pub(super) struct WorkerMetrics {
+    /// Predicted cached tokens of finished requests.
+    predicted_tokens: IntCounterVec,
+    /// Cached tokens of finished requests, as the engine reported them.
+    reported_tokens: IntCounterVec,
+    load: GaugeVec,
+    up: GaugeVec,
+    event_gaps: GaugeVec,
+    held_blocks: GaugeVec,
+    heartbeat_age: GaugeVec,
+    event_age: GaugeVec,
+    unavailable: GaugeVec,
+    resync: GaugeVec,
+    suspect: GaugeVec,
+}
+
+impl WorkerMetrics {
+    pub(super) fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            predicted_tokens: builder.counters(
+                "cached_tokens_predicted_total",
+                "Cached prompt tokens predicted, of requests whose engine reported them",
+                &["model", "worker_id", "dp_rank"],
+            )?,
+            reported_tokens: builder.counters(
+                "cached_tokens_reported_total",
+                "Cached prompt tokens that the engine reported",
+                &["model", "worker_id", "dp_rank"],
+            )?,
+            load: builder.gauges(
+                "worker_load",
+                "Work in flight on a worker: prefill tokens, decode blocks, active requests",
+                &["model", "worker_id", "dp_rank", "worker_type", "quantity"],
+            )?,
+            up: builder.gauges(
+                "worker_available",
+                "1 when the worker may be chosen",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            event_gaps: builder.gauges(
+                "worker_event_gaps",
+                "Gaps in the sequence of the worker's KV events",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            held_blocks: builder.gauges(
+                "worker_held_blocks",
+                "Device blocks that the worker is known to hold",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            heartbeat_age: builder.gauges(
+                "worker_heartbeat_age_seconds",
+                "Time since the worker's last heartbeat",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            event_age: builder.gauges(
+                "worker_event_age_seconds",
+                "Time since the worker's last KV event",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            unavailable: builder.gauges(
+                "workers_unavailable",
+                "Workers that may not be chosen",
+                &["model", "worker_type"],
+            )?,
+            resync: builder.gauges(
+                "workers_needing_resync",
+                "Workers with events known to be missing",
+                &["model", "worker_type"],
+            )?,
+            suspect: builder.gauges(
+                "workers_suspect",
+                "Workers whose blocks in the index may be stale",
+                &["model", "worker_type"],
+            )?,
+        })
+    }
+
+    /// Ends all series; [`WorkerMetrics::set`] starts those of the present workers again.
+    pub(super) fn reset(&self) {
+        for gauges in [
+            &self.load,
+            &self.up,
+            &self.event_gaps,
+            &self.held_blocks,
+            &self.heartbeat_age,
+            &self.event_age,
+            &self.unavailable,
+            &self.resync,
+            &self.suspect,
+        ] {
+            gauges.reset();
+        }
+        self.predicted_tokens.reset();
+        self.reported_tokens.reset();
+    }
+
+    /// Sets the series of a pool from its workers.
+    pub(super) fn set(&self, model: &str, role: Role, workers: &[WorkerReport]) {
+        if workers.is_empty() {
+            return;
+        }
+        let count = |take: fn(&WorkerReport) -> bool| workers.iter().filter(|w| take(w)).count() as f64;
+        self.unavailable
+            .with_label_values(&[model, role.name()])
+            .set(count(|w| !w.available));
+        self.resync
+            .with_label_values(&[model, role.name()])
+            .set(count(|w| w.needs_resync));
+        self.suspect
+            .with_label_values(&[model, role.name()])
+            .set(count(|w| w.trust == Trust::Suspect));
+        for worker in workers {
+            let instance = worker.instance.to_string();
+            let rank = worker.dp_rank.to_string();
+            let labels = [model, instance.as_str(), rank.as_str(), role.name()];
+            self.up
+                .with_label_values(&labels)
+                .set(f64::from(u8::from(worker.available)));
+            self.event_gaps
+                .with_label_values(&labels)
+                .set(worker.event_gaps as f64);
+            self.held_blocks
+                .with_label_values(&labels)
+                .set(worker.held_blocks[0] as f64);
+            if let Some(age) = worker.heartbeat_age_s {
+                self.heartbeat_age.with_label_values(&labels).set(age);
+            }
+            if let Some(age) = worker.event_age_s {
+                self.event_age.with_label_values(&labels).set(age);
+            }
+            if worker.audited_requests > 0 {
+                let labels = [model, instance.as_str(), rank.as_str()];
+                let counts = [
+                    (&self.predicted_tokens, worker.predicted_cached_tokens),
+                    (&self.reported_tokens, worker.reported_cached_tokens),
+                ];
+                for (counter, tokens) in counts {
+                    counter.with_label_values(&labels).inc_by(tokens);
+                }
+            }
+            let load = [
+                ("prefill_tokens", worker.prefill_tokens as f64),
+                ("decode_blocks", worker.decode_blocks as f64),
+                ("active_requests", f64::from(worker.active_requests)),
+            ];
+            for (kind, value) in load {
+                let labels = [model, instance.as_str(), rank.as_str(), role.name(), kind];
+                self.load.with_label_values(&labels).set(value);
+            }
+        }
+    }
+}
