@@ -94,7 +94,7 @@ impl Attachment {
 /// Settings that Dynamo refuses, or an address that cannot be bound.
 pub async fn serve(runtime: DistributedRuntime, settings: Settings) -> anyhow::Result<()> {
     let local_model = settings.frontend.local_model().await?;
-    let service = Service::new(settings.service_config())?;
+    let service = Service::new(settings.wardrop.clone())?;
     let traces = request_trace::ActiveInput::register();
     if let Err(error) = request_trace::init_from_env_with_shutdown(runtime.child_token()).await {
         tracing::warn!(%error, "no request traces");

@@ -10,7 +10,7 @@ use dynamo_llm::local_model::runtime_config::TokenizerBackend;
 use dynamo_llm::local_model::{LocalModel, LocalModelBuilder};
 use dynamo_runtime::pipeline::RouterMode;
 use serde::Deserialize;
-use wardrop_service::config::{FeedOptions, RoutingOptions, ServiceConfig, ShadowOptions};
+use wardrop_service::config::ServiceConfig;
 
 /// Everything that `wardrop frontend` hands over.
 #[derive(Debug, Deserialize)]
@@ -20,7 +20,7 @@ pub struct Settings {
     pub frontend: FrontendSettings,
     /// Settings of the routing service.
     #[serde(default)]
-    pub wardrop: WardropSettings,
+    pub wardrop: ServiceConfig,
 }
 
 /// Settings of Dynamo's frontend. The names are those of `FrontendConfig` in Dynamo's Python package.
@@ -115,20 +115,6 @@ pub struct DynamoRouterSettings {
     pub session_affinity_mode: Option<serde_json::Value>,
 }
 
-/// Settings of the routing service.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct WardropSettings {
-    /// Label `router_id` of the service's metrics.
-    pub router_id: Option<String>,
-    /// How a decision is made.
-    pub routing: RoutingOptions,
-    /// When silence counts as a fault.
-    pub feed: Option<FeedOptions>,
-    /// Shadow fleets under other policies.
-    pub shadows: Option<ShadowOptions>,
-}
-
 fn yes() -> bool {
     true
 }
@@ -144,24 +130,8 @@ impl Settings {
             bail!("expected --settings JSON; start it as `wardrop frontend [any flag of dynamo.frontend]`");
         };
         let settings: Self = serde_json::from_str(&json).context("--settings")?;
-        settings.service_config().check()?;
+        settings.wardrop.check()?;
         Ok(settings)
-    }
-
-    /// The configuration of the routing service.
-    pub fn service_config(&self) -> ServiceConfig {
-        let mut config = ServiceConfig {
-            routing: self.wardrop.routing.clone(),
-            shadows: self.wardrop.shadows.clone(),
-            ..ServiceConfig::default()
-        };
-        if let Some(id) = &self.wardrop.router_id {
-            config.router_id.clone_from(id);
-        }
-        if let Some(feed) = &self.wardrop.feed {
-            config.feed = feed.clone();
-        }
-        config
     }
 }
 

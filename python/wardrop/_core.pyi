@@ -16,6 +16,7 @@ __all__ = [
     "Candidate",
     "Cleared",
     "Decision",
+    "Door",
     "Drive",
     "EngineFeed",
     "Gateway",
@@ -1095,8 +1096,123 @@ class SelectServer:
     def stop(self) -> None:
         """Stop all threads. A second call does nothing."""
 
+class Door:
+    """The calls that the gateway and the picker share; a door is one of the two.
+
+    Every call is short, and the GIL is released meanwhile. Arguments and results are JSON, and
+    unknown keys are refused.
+    """
+
+    def start(self) -> int:
+        """Start to serve.
+
+        Returns:
+            The port of HTTP for the gateway, of external processing for the picker.
+
+        Raises:
+            RuntimeError: an address is in use, a file of TLS cannot be read, or the door
+                already serves.
+        """
+
+    def upsert_model(self, model_json: str, /) -> None:
+        """Register a model, or change it. An unchanged model has no effect.
+
+        The gateway compares its tokeniser and template with Dynamo's dry run in the background.
+        It hands over token ids only for prompt shapes without a difference. The picker hands over
+        none, so it compares nothing.
+
+        Args:
+            model_json: `name`, `block_size`, `folder` (with tokenizer.json), `context_length`,
+                `loras` (adapters of the model) and `aliases` (further names of the model).
+
+        Raises:
+            ValueError: a key is missing or wrong, or the folder cannot be read.
+        """
+
+    def remove_model(self, name: str, /) -> bool:
+        """Remove a model with its workers and feeds.
+
+        Returns:
+            Whether the model was registered.
+        """
+
+    def subscribe(self, subscription_json: str, /) -> None:
+        """Follow a publisher of Dynamo's event plane. A known subscription has no effect.
+
+        Args:
+            subscription_json: `endpoint` ("tcp://host:port"), `topic` ("kv-events",
+                "forward-pass-metrics" or "kv_metrics"), `model`, `role`, `publisher_id`, and
+                optionally `instance`, which restricts the feed to one instance.
+
+        Raises:
+            ValueError: a key is missing or wrong, or the pool is not registered.
+        """
+
+    def unsubscribe(self, publisher_id: int, /) -> bool:
+        """Stop following a publisher.
+
+        Returns:
+            Whether the publisher was followed.
+        """
+
+    def status(self) -> str:
+        """JSON of the door's state, of models with workers and health, and of feeds."""
+
+    def metrics(self) -> str:
+        """Text of `GET /metrics`, in Prometheus format."""
+
+    def routing(self) -> str:
+        """JSON of the policy and the queue in force: `{"policy": {"name": …}, "queue": …}`."""
+
+    def set_routing(self, change_json: str, /) -> str:
+        """Change the policy or the queue of every pool at once.
+
+        Args:
+            change_json: `policy` (name and all parameters), `queue` (parameters, or null for none),
+                or both. An absent key keeps its value. Without a queue, all waiting requests are
+                placed at once.
+
+        Returns:
+            JSON of the policy and the queue in force.
+
+        Raises:
+            ValueError: a name is unknown or a value is out of range. Nothing is changed then.
+        """
+
+    def set_parts(self, parts_json: str, /) -> None:
+        """Show the states of the control plane's parts in `/health` and on the metrics page.
+
+        The states replace those of the previous call.
+
+        Args:
+            parts_json: an object `{name: {"up": bool, "failures": int, "error": str}}` with at most
+                64 names.
+
+        Raises:
+            ValueError: the text is not such an object, or it has more than 64 names.
+        """
+
+    def receipt(self, request_id: str, /) -> str | None:
+        """JSON of a request's decision and outcome, by its `x-request-id`.
+
+        The door keeps the receipts of the last `routing.receipts` requests, none by default.
+
+        Returns:
+            The receipt, or None if it is not kept.
+        """
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests, and wait at most `timeout_s` seconds for the requests in flight.
+
+        Returns:
+            Whether all requests ended in time.
+        """
+
+    def stop(self) -> None:
+        """Stop at once. A second call has no effect."""
+
 @final
-class Picker:
+class Picker(Door):
     """Endpoint picker: Envoy's external processing in, the address of a worker out.
 
     It serves gRPC on native threads. Every call is short, and the GIL is released meanwhile.
@@ -1116,27 +1232,6 @@ class Picker:
             ValueError: a key is unknown or a value is out of range. The text names the key.
         """
 
-    def start(self) -> int:
-        """Start to serve.
-
-        Returns:
-            The port of external processing.
-
-        Raises:
-            RuntimeError: an address is in use, a file of TLS cannot be read, or the picker already
-                serves.
-        """
-
-    def upsert_model(self, model_json: str, /) -> None:
-        """Register a model, or change a registered one; as `Gateway.upsert_model`.
-
-        Raises:
-            ValueError: the JSON is no model.
-        """
-
-    def remove_model(self, name: str, /) -> bool:
-        """Forget a model with its workers; whether it was known."""
-
     def set_endpoints(self, endpoints_json: str, /) -> None:
         """Replace all endpoints. An endpoint that stays keeps its blocks, load and health.
 
@@ -1150,57 +1245,8 @@ class Picker:
                 not registered.
         """
 
-    def subscribe(self, subscription_json: str, /) -> None:
-        """Follow a feed; as `Gateway.subscribe`.
-
-        Raises:
-            ValueError: the JSON is no subscription.
-        """
-
-    def unsubscribe(self, publisher_id: int, /) -> bool:
-        """Leave a feed; whether it was followed."""
-
-    def status(self) -> str:
-        """Addresses, endpoints, models, workers and feeds, as JSON."""
-
-    def metrics(self) -> str:
-        """The metrics page in Prometheus' text format."""
-
-    def routing(self) -> str:
-        """JSON of the policy and the queue in force."""
-
-    def set_routing(self, change_json: str, /) -> str:
-        """Change policy and queue, all or nothing; as `Gateway.set_routing`.
-
-        Raises:
-            ValueError: the text says what is wrong with the change.
-        """
-
-    def set_parts(self, parts_json: str, /) -> None:
-        """Show the states of the parts of the control plane; as `Gateway.set_parts`.
-
-        Raises:
-            ValueError: the JSON is no object of parts.
-        """
-
-    def receipt(self, request_id: str, /) -> str | None:
-        """The receipt of a decision, as JSON; None when no receipt has the id."""
-
-    def drain(self, timeout_s: float) -> bool:
-        """Fail the health checks and wait until the requests in flight end.
-
-        Returns:
-            Whether all of them ended within the timeout.
-
-        Raises:
-            ValueError: the timeout is negative or not finite.
-        """
-
-    def stop(self) -> None:
-        """Stop all threads. A second call does nothing."""
-
 @final
-class Gateway:
+class Gateway(Door):
     """HTTP gateway: request in, decision, answer out, on native threads.
 
     No Python runs between the first and the last byte of a request. Every call is short, and the
@@ -1217,16 +1263,6 @@ class Gateway:
 
         Raises:
             ValueError: a key is unknown or a value is out of range. The text names the key.
-        """
-
-    def start(self) -> int:
-        """Start to serve.
-
-        Returns:
-            The port that the gateway listens on.
-
-        Raises:
-            RuntimeError: the address is in use, or the gateway already serves.
         """
 
     def set_upstreams(self, urls: list[str], /) -> None:
@@ -1263,29 +1299,8 @@ class Gateway:
             ValueError: no such list.
         """
 
-    def upsert_model(self, model_json: str, /) -> None:
-        """Register a model, or change it. An unchanged model has no effect.
-
-        The gateway compares its tokeniser and template with Dynamo's dry run in the background.
-        It hands over token ids only for prompt shapes without a difference.
-
-        Args:
-            model_json: `name`, `block_size`, `folder` (with tokenizer.json), `context_length`,
-                `loras` (adapters of the model) and `aliases` (further names of the model).
-
-        Raises:
-            ValueError: a key is missing or wrong, or the folder cannot be read.
-        """
-
     def recheck_model(self, name: str, /) -> None:
         """Compare a model's template with Dynamo's again, for example after a change upstream."""
-
-    def remove_model(self, name: str, /) -> bool:
-        """Remove a model with its workers and feeds.
-
-        Returns:
-            Whether the model was registered.
-        """
 
     def upsert_worker(self, worker_json: str, /) -> None:
         """Register an instance with its ranks, or change it. An unchanged one has no effect.
@@ -1304,25 +1319,6 @@ class Gateway:
 
         Returns:
             Whether the instance was registered.
-        """
-
-    def subscribe(self, subscription_json: str, /) -> None:
-        """Follow a publisher of Dynamo's event plane. A known subscription has no effect.
-
-        Args:
-            subscription_json: `endpoint` ("tcp://host:port"), `topic` ("kv-events",
-                "forward-pass-metrics" or "kv_metrics"), `model`, `role`, `publisher_id`, and
-                optionally `instance`, which restricts the feed to one instance.
-
-        Raises:
-            ValueError: a key is missing or wrong, or the pool is not registered.
-        """
-
-    def unsubscribe(self, publisher_id: int, /) -> bool:
-        """Stop following a publisher.
-
-        Returns:
-            Whether the publisher was followed.
         """
 
     def begin_dump(self, model: str, role: str) -> int:
@@ -1359,32 +1355,8 @@ class Gateway:
             ValueError: the dump is malformed, or the pool is not registered.
         """
 
-    def status(self) -> str:
-        """JSON of upstreams, models with workers, handover and health, and feeds with their age."""
-
     def observation(self) -> str:
         """JSON of the facts of the live page: load, trust, curves, latency counts, anarchy."""
-
-    def metrics(self) -> str:
-        """Text of `GET /metrics`, in Prometheus format."""
-
-    def routing(self) -> str:
-        """JSON of the policy and the queue in force: `{"policy": {"name": …}, "queue": …}`."""
-
-    def set_routing(self, change_json: str, /) -> str:
-        """Change the policy or the queue of every pool at once.
-
-        Args:
-            change_json: `policy` (name and all parameters), `queue` (parameters, or null for none),
-                or both. An absent key keeps its value. Without a queue, all waiting requests are
-                placed at once.
-
-        Returns:
-            JSON of the policy and the queue in force.
-
-        Raises:
-            ValueError: a name is unknown or a value is out of range. The gateway is unchanged.
-        """
 
     def sample(self) -> str:
         """JSON of the outcomes since the last call, and of every pool's state, for one caller."""
@@ -1468,35 +1440,3 @@ class Gateway:
         Raises:
             ValueError: the text is not such an object, or it has more than 64 names.
         """
-
-    def set_parts(self, parts_json: str, /) -> None:
-        """Show the states of the control plane's parts in `/health` and on the metrics page.
-
-        The states replace those of the previous call.
-
-        Args:
-            parts_json: an object `{name: {"up": bool, "failures": int, "error": str}}` with at most
-                64 names.
-
-        Raises:
-            ValueError: the text is not such an object, or it has more than 64 names.
-        """
-
-    def receipt(self, request_id: str, /) -> str | None:
-        """JSON of a request's decision and outcome, by its `x-request-id`.
-
-        The gateway keeps the receipts of the last `routing.receipts` requests, none by default.
-
-        Returns:
-            The receipt, or None if it is not kept.
-        """
-
-    def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests, and wait at most `timeout_s` seconds for the requests in flight.
-
-        Returns:
-            Whether all requests ended in time.
-        """
-
-    def stop(self) -> None:
-        """Stop at once. A second call has no effect."""

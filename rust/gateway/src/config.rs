@@ -1,7 +1,7 @@
-//! Settings of the gateway: its own, and the groups that it hands to the service.
+//! Settings of the gateway, read and checked before it is built; the service's part goes on to the service as a whole.
 
 use serde::Deserialize;
-use wardrop_service::config::{FeedOptions, PromptOptions, RoutingOptions, ServiceConfig, ShadowOptions};
+use wardrop_service::config::ServiceConfig;
 
 use crate::ServiceError;
 use crate::proxy::routes;
@@ -19,22 +19,15 @@ pub struct GatewayConfig {
     pub upstreams: Vec<String>,
     /// Threads that serve HTTP; each owns its connections from accept to close.
     pub worker_threads: usize,
-    /// Label `router_id` of all metrics.
-    pub router_id: String,
     /// Limits on what clients may send.
     pub limits: Limits,
     /// Routes of upstreams that clients may use.
     pub routes: RouteOptions,
     /// How upstreams are reached.
     pub upstream: UpstreamOptions,
-    /// How a decision is made.
-    pub routing: RoutingOptions,
-    /// How prompts become tokens.
-    pub prompt: PromptOptions,
-    /// How feeds are read and when silence counts as a fault.
-    pub feed: FeedOptions,
-    /// Shadow fleets under other policies; `None` for none.
-    pub shadows: Option<ShadowOptions>,
+    /// The service's part; its keys stand beside the gateway's own.
+    #[serde(skip)]
+    pub service: ServiceConfig,
     /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
     pub log: Option<String>,
 }
@@ -99,14 +92,10 @@ impl Default for GatewayConfig {
             listen: "127.0.0.1:8000".into(),
             upstreams: Vec::new(),
             worker_threads: 2,
-            router_id: "wardrop-0".into(),
             limits: Limits::default(),
             routes: RouteOptions::default(),
             upstream: UpstreamOptions::default(),
-            routing: RoutingOptions::default(),
-            prompt: PromptOptions::default(),
-            feed: FeedOptions::default(),
-            shadows: None,
+            service: ServiceConfig::default(),
             log: None,
         }
     }
@@ -157,21 +146,10 @@ impl GatewayConfig {
     /// # Errors
     /// [`ServiceError::Config`] names the key, the received value and the expected one.
     pub fn from_json(text: &str) -> Result<Self, ServiceError> {
-        let config: Self = serde_json::from_str(text)
-            .map_err(|e| ServiceError::Config(format!("not a gateway configuration: {e}")))?;
+        let (service, mut config): (_, Self) = ServiceConfig::take_from(text, ServiceConfig::KEYS)?;
+        config.service = service;
         config.check()?;
         Ok(config)
-    }
-
-    /// The groups that the service takes.
-    pub(crate) fn service(&self) -> ServiceConfig {
-        ServiceConfig {
-            router_id: self.router_id.clone(),
-            routing: self.routing.clone(),
-            prompt: self.prompt.clone(),
-            feed: self.feed.clone(),
-            shadows: self.shadows.clone(),
-        }
     }
 
     fn check(&self) -> Result<(), ServiceError> {
@@ -215,7 +193,7 @@ impl GatewayConfig {
                 self.worker_threads
             )));
         }
-        self.service().check()
+        self.service.check()
     }
 }
 

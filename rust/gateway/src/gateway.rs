@@ -80,7 +80,7 @@ impl Gateway {
         }
         let upstreams = Arc::new(UpstreamSet::default());
         upstreams.replace(&config.upstreams)?;
-        let service = Service::new(config.service())?;
+        let service = Service::new(config.service.clone())?;
         let metrics = HttpMetrics::new(service.metric_builder())
             .map_err(|error| ServiceError::Config(format!("metrics of the gateway: {error}")))?;
         let limits = [
@@ -169,6 +169,11 @@ impl Gateway {
             service.check_template(&model, self.dry_run());
         }
         Ok(())
+    }
+
+    /// Forgets a model with its workers and feeds; whether it was known.
+    pub fn remove_model(&self, name: &str) -> bool {
+        self.shared.service.remove_model(name)
     }
 
     /// Compares a model's token ids with Dynamo's again, for example after its template changed upstream.

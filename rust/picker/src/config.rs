@@ -1,11 +1,11 @@
-//! Settings of the picker: its own, and the groups that it hands to the service.
+//! Settings of the picker, read and checked before it is built; the service's part goes on to the service as a whole.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use wardrop_service::ServiceError;
-use wardrop_service::config::{FeedOptions, PromptOptions, RoutingOptions, ServiceConfig, ShadowOptions};
+use wardrop_service::config::ServiceConfig;
 
 /// Most objectives, and most rewritten models.
 const MAX_NAMES: usize = 1024;
@@ -26,8 +26,6 @@ pub struct PickerConfig {
     pub tls: Option<TlsFiles>,
     /// Threads that serve streams.
     pub worker_threads: usize,
-    /// Label `router_id` of all metrics.
-    pub router_id: String,
     /// Limits on what Envoy may send.
     pub limits: Limits,
     /// Names of the headers that tell a worker about the other workers of its request.
@@ -40,14 +38,9 @@ pub struct PickerConfig {
     pub model_rewrites: BTreeMap<String, String>,
     /// Answer the headers of the conformance tests of the Gateway API Inference Extension.
     pub conformance_headers: bool,
-    /// How a decision is made.
-    pub routing: RoutingOptions,
-    /// How prompts become tokens.
-    pub prompt: PromptOptions,
-    /// How feeds are read and when silence counts as a fault.
-    pub feed: FeedOptions,
-    /// Shadow fleets under other policies; `None` for none.
-    pub shadows: Option<ShadowOptions>,
+    /// The service's part; its keys stand beside the picker's own.
+    #[serde(skip)]
+    pub service: ServiceConfig,
     /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
     pub log: Option<String>,
 }
@@ -97,21 +90,13 @@ impl Default for PickerConfig {
             http_listen: None,
             tls: None,
             worker_threads: 2,
-            router_id: "wardrop-0".into(),
             limits: Limits::default(),
             dialect: Dialect::default(),
             default_model: None,
             objectives: BTreeMap::new(),
             model_rewrites: BTreeMap::new(),
             conformance_headers: false,
-            routing: RoutingOptions::default(),
-            prompt: PromptOptions {
-                // No frontend of Dynamo stands behind the picker, so token ids have no proof and no reader.
-                handover: false,
-                ..PromptOptions::default()
-            },
-            feed: FeedOptions::default(),
-            shadows: None,
+            service: ServiceConfig::default(),
             log: None,
         }
     }
@@ -135,21 +120,10 @@ impl PickerConfig {
     /// # Errors
     /// [`ServiceError::Config`] names the key, the value received and the values expected.
     pub fn from_json(json: &str) -> Result<Self, ServiceError> {
-        let config: Self =
-            serde_json::from_str(json).map_err(|error| ServiceError::Config(error.to_string()))?;
+        let (service, mut config): (_, Self) = ServiceConfig::take_from(json, ServiceConfig::KEYS)?;
+        config.service = service;
         config.check()?;
         Ok(config)
-    }
-
-    /// The service's part.
-    pub(crate) fn service(&self) -> ServiceConfig {
-        ServiceConfig {
-            router_id: self.router_id.clone(),
-            routing: self.routing.clone(),
-            prompt: self.prompt.clone(),
-            feed: self.feed.clone(),
-            shadows: self.shadows.clone(),
-        }
     }
 
     fn check(&self) -> Result<(), ServiceError> {
@@ -188,7 +162,7 @@ impl PickerConfig {
                 )));
             }
         }
-        self.service().check()
+        self.service.check()
     }
 }
 

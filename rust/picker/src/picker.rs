@@ -52,12 +52,14 @@ impl Picker {
     ///
     /// # Errors
     /// What is wrong with the configuration.
-    pub fn new(config: PickerConfig) -> Result<Self, ServiceError> {
+    pub fn new(mut config: PickerConfig) -> Result<Self, ServiceError> {
         if let Some(filter) = &config.log {
             start_logging(filter)?;
         }
         hide_panic_texts();
-        let service = Service::new(config.service())?;
+        // No frontend of Dynamo stands behind the picker, so token ids have no proof and no reader.
+        config.service.prompt.handover = false;
+        let service = Service::new(config.service.clone())?;
         let metrics = PickerMetrics::new(service.metric_builder())
             .map_err(|error| ServiceError::Config(format!("metrics of the picker: {error}")))?;
         Ok(Self {

@@ -1,25 +1,21 @@
-//! Bindings of the gateway. Every call releases the GIL, because a thread of the gateway may hold a lock it waits for.
+//! Bindings of the gateway beside those of every door: upstreams, workers, dumps, curves and the saved index.
+//!
+//! Every call releases the GIL, because a thread of the gateway may hold a lock that the call waits for.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use wardrop_gateway::{Gateway as Native, GatewayConfig};
 use wardrop_py_macros::caught;
-use wardrop_service::{PoolName, Service, ServiceError};
+use wardrop_service::{PoolName, Service};
 
-pub(crate) fn raise(error: &ServiceError) -> PyErr {
-    match error {
-        ServiceError::Io { .. } | ServiceError::State(_) => PyRuntimeError::new_err(error.to_string()),
-        _ => PyValueError::new_err(error.to_string()),
-    }
-}
+use crate::door::{Door, raise};
 
 /// The HTTP gateway; `_core.pyi` documents it.
-#[pyclass(frozen, module = "wardrop._core")]
+#[pyclass(frozen, extends = Door, module = "wardrop._core")]
 pub struct Gateway {
-    native: Native,
+    native: Arc<Native>,
 }
 
 #[caught]
@@ -27,15 +23,13 @@ pub struct Gateway {
 impl Gateway {
     #[new]
     #[pyo3(signature = (config_json = "{}"))]
-    fn new(py: Python<'_>, config_json: &str) -> PyResult<Self> {
+    fn new(py: Python<'_>, config_json: &str) -> PyResult<PyClassInitializer<Self>> {
         let native = py
             .detach(|| Native::new(GatewayConfig::from_json(config_json)?))
             .map_err(|error| raise(&error))?;
-        Ok(Self { native })
-    }
-
-    fn start(&self, py: Python<'_>) -> PyResult<u16> {
-        py.detach(|| self.native.start()).map_err(|error| raise(&error))
+        let native = Arc::new(native);
+        let door = PyClassInitializer::from(Door::new(native.clone()));
+        Ok(door.add_subclass(Self { native }))
     }
 
     #[pyo3(signature = (urls, /))]
@@ -57,21 +51,10 @@ impl Gateway {
             .map_err(|error| raise(&error))
     }
 
-    #[pyo3(signature = (model_json, /))]
-    fn upsert_model(&self, py: Python<'_>, model_json: &str) -> PyResult<()> {
-        py.detach(|| self.native.upsert_model(model_json))
-            .map_err(|error| raise(&error))
-    }
-
     #[pyo3(signature = (name, /))]
     fn recheck_model(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         py.detach(|| self.native.recheck_model(name))
             .map_err(|error| raise(&error))
-    }
-
-    #[pyo3(signature = (name, /))]
-    fn remove_model(&self, py: Python<'_>, name: &str) -> bool {
-        py.detach(|| self.native.service().remove_model(name))
     }
 
     #[pyo3(signature = (worker_json, /))]
@@ -85,17 +68,6 @@ impl Gateway {
             .map_err(|error| raise(&error))
     }
 
-    #[pyo3(signature = (subscription_json, /))]
-    fn subscribe(&self, py: Python<'_>, subscription_json: &str) -> PyResult<()> {
-        py.detach(|| self.native.service().subscribe(subscription_json))
-            .map_err(|error| raise(&error))
-    }
-
-    #[pyo3(signature = (publisher_id, /))]
-    fn unsubscribe(&self, py: Python<'_>, publisher_id: u64) -> bool {
-        py.detach(|| self.native.service().unsubscribe(publisher_id))
-    }
-
     fn begin_dump(&self, py: Python<'_>, model: &str, role: &str) -> PyResult<usize> {
         py.detach(|| self.native.service().begin_dump(model, role))
             .map_err(|error| raise(&error))
@@ -106,26 +78,8 @@ impl Gateway {
             .map_err(|error| raise(&error))
     }
 
-    fn status(&self, py: Python<'_>) -> String {
-        py.detach(|| self.native.status())
-    }
-
     fn observation(&self, py: Python<'_>) -> String {
         py.detach(|| self.native.service().observation())
-    }
-
-    fn metrics(&self, py: Python<'_>) -> String {
-        py.detach(|| self.native.metrics())
-    }
-
-    fn routing(&self, py: Python<'_>) -> String {
-        py.detach(|| self.native.service().routing())
-    }
-
-    #[pyo3(signature = (change_json, /))]
-    fn set_routing(&self, py: Python<'_>, change_json: &str) -> PyResult<String> {
-        py.detach(|| self.native.service().set_routing(change_json))
-            .map_err(|error| raise(&error))
     }
 
     fn sample(&self, py: Python<'_>) -> String {
@@ -178,29 +132,5 @@ impl Gateway {
     fn set_gauges(&self, py: Python<'_>, gauges_json: &str) -> PyResult<()> {
         py.detach(|| self.native.service().set_gauges(gauges_json))
             .map_err(|error| raise(&error))
-    }
-
-    #[pyo3(signature = (parts_json, /))]
-    fn set_parts(&self, py: Python<'_>, parts_json: &str) -> PyResult<()> {
-        py.detach(|| self.native.service().set_parts(parts_json))
-            .map_err(|error| raise(&error))
-    }
-
-    #[pyo3(signature = (request_id, /))]
-    fn receipt(&self, py: Python<'_>, request_id: &str) -> Option<String> {
-        py.detach(|| self.native.service().receipt(request_id))
-    }
-
-    fn drain(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
-        let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|_| {
-            PyValueError::new_err(format!(
-                "timeout_s must be a number of seconds ≥ 0, got {timeout_s}"
-            ))
-        })?;
-        Ok(py.detach(|| self.native.drain(timeout)))
-    }
-
-    fn stop(&self, py: Python<'_>) {
-        py.detach(|| self.native.stop());
     }
 }

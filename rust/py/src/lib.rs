@@ -5,6 +5,7 @@ mod anarchy;
 mod buffers;
 mod decision;
 mod digits;
+mod door;
 mod drive;
 mod engines;
 mod error;
@@ -49,6 +50,8 @@ mod _core {
     #[pymodule_export]
     use crate::router::Router;
 
+    #[pymodule_export]
+    use crate::door::Door;
     #[pymodule_export]
     use crate::gateway::Gateway;
     #[pymodule_export]

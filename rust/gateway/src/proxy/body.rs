@@ -207,7 +207,7 @@ impl Relay {
 
     /// Whether the worker that has to send the next token, or its frontend, went silent. A prefill worker has done its part by the first token.
     fn is_worker_gone(&self, silence: Duration) -> bool {
-        if silence < Duration::from_millis(self.shared.config.feed.silence_ms) {
+        if silence < Duration::from_millis(self.shared.config.service.feed.silence_ms) {
             return false;
         }
         let booking = self.answer.as_ref().and_then(Answer::booking);

@@ -93,7 +93,7 @@ async fn serve(thread: &Arc<Thread>, request: Request<Incoming>) -> Result<Respo
     let place = InFlight::enter(shared)?;
     intake::check_headers(request.headers(), &shared.config.limits)?;
     let has_pin = pins::has_pin_header(request.headers());
-    if has_pin && !shared.config.routing.allow_client_pins {
+    if has_pin && !shared.config.service.routing.allow_client_pins {
         return Err(Refusal::ClientPin);
     }
     let (mut parts, body) = request.into_parts();
@@ -173,10 +173,10 @@ async fn place_and_forward(
     shared.retries.pay_in();
     let mut request = match service.prepare(endpoint, bytes, tenant(&parts.headers)).await {
         Ok(prepared) => Some(service.begin(prepared, request_id(&parts.headers), started)),
-        Err(Abstention::ClientPin) if !shared.config.routing.allow_client_pins => {
+        Err(Abstention::ClientPin) if !shared.config.service.routing.allow_client_pins => {
             return Err(Refusal::ClientPin);
         }
-        Err(Abstention::Unreadable) if !shared.config.routing.allow_client_pins => {
+        Err(Abstention::Unreadable) if !shared.config.service.routing.allow_client_pins => {
             return Err(Refusal::UnreadableBody);
         }
         Err(reason) => {
@@ -228,7 +228,7 @@ async fn place_and_forward(
         }
     };
     let booking = request.as_ref().and_then(ActiveRequest::booking);
-    let explained = booking.filter(|_| shared.config.routing.explain_headers);
+    let explained = booking.filter(|_| shared.config.service.routing.explain_headers);
     let explanation = explained.and_then(explanation_headers);
     let mut response = match reply {
         // Without workers Dynamo closes its routes and answers a bare 404, which clients take for a wrong URL.
@@ -272,7 +272,7 @@ fn request_id(headers: &HeaderMap) -> Option<&str> {
 
 /// The tenant and, where clients may give them, priority and deadline.
 fn place_hints<'a>(shared: &Shared, headers: &'a HeaderMap, body_bytes: usize) -> PlaceHints<'a> {
-    let may_hint = shared.config.routing.queue_hints;
+    let may_hint = shared.config.service.routing.queue_hints;
     let hint = |name: &str| headers.get(name).filter(|_| may_hint)?.to_str().ok();
     PlaceHints {
         tenant: tenant(headers),

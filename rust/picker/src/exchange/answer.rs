@@ -68,7 +68,7 @@ impl AnswerSide {
     pub fn expect(&mut self, chosen: Chosen) {
         let Chosen::Active(request) = chosen else { return };
         let first = request.booking().and_then(|booking| booking.legs().next());
-        if let Some(leg) = first.filter(|_| self.shared.config.routing.explain_headers) {
+        if let Some(leg) = first.filter(|_| self.shared.config.service.routing.explain_headers) {
             self.added.set(EXPLAIN_WORKER, leg.worker);
             self.added.set(EXPLAIN_OVERLAP, leg.overlap_blocks);
         }

@@ -119,7 +119,7 @@ impl Placing {
         match service.prepare(endpoint, &self.body, tenant).await {
             Ok(prepared) => Ok(prepared),
             Err(Abstention::ClientPin)
-                if config.dialect == Dialect::Dynamo && !config.routing.allow_client_pins =>
+                if config.dialect == Dialect::Dynamo && !config.service.routing.allow_client_pins =>
             {
                 Err(Refusal::ClientPin)
             }
@@ -170,7 +170,10 @@ impl Placing {
                 .and_then(|name| config.objectives.get(name))
                 .copied()
                 .unwrap_or(0),
-            deadline_ms: self.head.deadline_ms.filter(|_| config.routing.queue_hints),
+            deadline_ms: self
+                .head
+                .deadline_ms
+                .filter(|_| config.service.routing.queue_hints),
             body_bytes: self.body.len(),
             allowed: self.allowed.as_deref(),
         }

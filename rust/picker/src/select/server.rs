@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
-use wardrop_service::config::{FeedOptions, PromptOptions, RoutingOptions, ServiceConfig};
+use wardrop_service::config::ServiceConfig;
 use wardrop_service::metrics::THREAD_PREFIX;
 use wardrop_service::{Service, ServiceError, hide_panic_texts};
 
@@ -42,8 +42,6 @@ pub struct SelectConfig {
     pub http_listen: Option<String>,
     /// Threads that serve calls.
     pub worker_threads: usize,
-    /// Label `router_id` of all metrics.
-    pub router_id: String,
     /// Open reservations.
     pub max_reservations: usize,
     /// Life of a reservation that nobody frees, in milliseconds.
@@ -54,10 +52,9 @@ pub struct SelectConfig {
     pub max_selection_bytes: usize,
     /// Life of a selection without a reservation, in milliseconds.
     pub selection_ttl_ms: u64,
-    /// How a decision is made.
-    pub routing: RoutingOptions,
-    /// How feeds are read and when silence counts as a fault.
-    pub feed: FeedOptions,
+    /// The service's part; its keys `router_id`, `routing` and `feed` stand beside the selection service's own.
+    #[serde(skip)]
+    pub service: ServiceConfig,
     /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
     pub log: Option<String>,
 }
@@ -68,14 +65,12 @@ impl Default for SelectConfig {
             grpc_listen: Some("127.0.0.1:8093".into()),
             http_listen: Some("127.0.0.1:8092".into()),
             worker_threads: 2,
-            router_id: "wardrop-0".into(),
             max_reservations: 1 << 20,
             reservation_ttl_ms: 300_000,
             max_selections: 4096,
             max_selection_bytes: 256 << 20,
             selection_ttl_ms: 120_000,
-            routing: RoutingOptions::default(),
-            feed: FeedOptions::default(),
+            service: ServiceConfig::default(),
             log: None,
         }
     }
@@ -87,8 +82,9 @@ impl SelectConfig {
     /// # Errors
     /// [`ServiceError::Config`] names the key, the value received and the values expected.
     pub fn from_json(text: &str) -> Result<Self, ServiceError> {
-        let config: Self =
-            serde_json::from_str(text).map_err(|error| ServiceError::Config(error.to_string()))?;
+        let (service, mut config): (_, Self) =
+            ServiceConfig::take_from(text, &["router_id", "routing", "feed"])?;
+        config.service = service;
         let whole = [
             ("worker_threads", config.worker_threads as u64, 256),
             ("max_reservations", config.max_reservations as u64, 1 << 24),
@@ -109,18 +105,8 @@ impl SelectConfig {
                 "grpc_listen and http_listen are both off; name at least one address".into(),
             ));
         }
-        config.service().check()?;
+        config.service.check()?;
         Ok(config)
-    }
-
-    fn service(&self) -> ServiceConfig {
-        ServiceConfig {
-            router_id: self.router_id.clone(),
-            routing: self.routing.clone(),
-            prompt: PromptOptions::default(),
-            feed: self.feed.clone(),
-            shadows: None,
-        }
     }
 }
 
@@ -156,7 +142,7 @@ impl SelectServer {
             start_logging(filter)?;
         }
         hide_panic_texts();
-        let service = Service::new(config.service())?;
+        let service = Service::new(config.service.clone())?;
         let builder = service.metric_builder();
         let failed = |error| ServiceError::Config(format!("metrics of the selection service: {error}"));
         let metrics = SelectMetrics {

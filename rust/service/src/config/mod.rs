@@ -1,5 +1,6 @@
 //! Settings of the service, grouped by stage, checked when the service is built and swapped as a whole.
 
+mod door;
 mod shadows;
 
 use std::collections::BTreeMap;
@@ -22,8 +23,9 @@ const MAX_TIMING_POINTS: usize = 50_000;
 /// Maximum number of receipts; each takes up to 5 kB.
 const MAX_RECEIPTS: usize = 65_536;
 
-/// Settings of one service. A door reads the groups from its own configuration and hands them over.
-#[derive(Clone, Debug)]
+/// Settings of one service. Its keys stand beside a door's own keys in one JSON object: [`ServiceConfig::take_from`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ServiceConfig {
     /// Label `router_id` of all metrics.
     pub router_id: String,

@@ -53,7 +53,7 @@ impl DynamoFeed {
         match self.window.take(envelope.publisher_id, envelope.sequence) {
             MessageOrder::Next => {}
             MessageOrder::Seen => {
-                self.link.state.duplicates.fetch_add(1, Ordering::Relaxed);
+                self.link.counts.duplicates.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             }
             MessageOrder::Gap(lost) => {

@@ -126,7 +126,7 @@ impl EngineFeed {
         if falls_back || (sequence < next && sequence >= self.replayed_to) {
             self.restart();
         } else if sequence < next {
-            self.link.state.duplicates.fetch_add(1, Ordering::Relaxed);
+            self.link.counts.duplicates.fetch_add(1, Ordering::Relaxed);
             return;
         }
         self.tail_checks.reset();
@@ -216,7 +216,7 @@ impl EngineFeed {
             let next = self.place.map_or(0, |place| place.next);
             if *number == next {
                 self.apply(*number, payload);
-                self.link.state.replayed.fetch_add(1, Ordering::Relaxed);
+                self.link.counts.replayed.fetch_add(1, Ordering::Relaxed);
             }
         }
         self.replayed_to = self.place.map_or(0, |place| place.next);
@@ -260,7 +260,7 @@ impl EngineFeed {
 
     /// The engine began anew, with an empty cache.
     fn restart(&mut self) {
-        self.link.state.restarts.fetch_add(1, Ordering::Relaxed);
+        self.link.counts.restarts.fetch_add(1, Ordering::Relaxed);
         self.decoder = Decoder::new();
         self.place = None;
         self.replayed_to = 0;

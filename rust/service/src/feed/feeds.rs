@@ -7,17 +7,17 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use super::counts::{FeedCounts, FeedReport};
 use super::dynamo::DynamoFeed;
 use super::engine::EngineFeed;
 use super::link::{FeedContext, FeedLink, follow};
-use super::state::{FeedReport, FeedState};
 use super::subscription::{Subscription, Topic};
 use crate::ServiceError;
 
 /// One feed that is followed.
 struct Feed {
     subscription: Subscription,
-    state: Arc<FeedState>,
+    counts: Arc<FeedCounts>,
     /// Ends the task that follows the feed.
     task: AbortHandle,
 }
@@ -76,10 +76,10 @@ impl Feeds {
             let pool = model.pool(subscription.role);
             pool.feed_followed(instance, subscription.publisher_id);
         }
-        let state = Arc::new(FeedState::default());
+        let counts = Arc::new(FeedCounts::default());
         let link = FeedLink {
             subscription: subscription.clone(),
-            state: state.clone(),
+            counts: counts.clone(),
             context: context.clone(),
         };
         let task = match engine_worker {
@@ -91,7 +91,7 @@ impl Feeds {
             subscription.publisher_id,
             Feed {
                 subscription,
-                state,
+                counts,
                 task,
             },
         );
@@ -134,7 +134,7 @@ impl Feeds {
         let feeds = self.by_publisher.lock();
         feeds
             .values()
-            .map(|feed| feed.state.report(&feed.subscription, now_s))
+            .map(|feed| feed.counts.report(&feed.subscription, now_s))
             .collect()
     }
 }

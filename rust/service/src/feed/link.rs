@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::time::{Interval, MissedTickBehavior};
 
+use super::counts::FeedCounts;
 use super::pings::PingHistory;
-use super::state::FeedState;
 use super::subscription::Subscription;
 use super::zmtp::{Subscriber, SubscriberLimits, ZmtpError};
 use crate::Clock;
@@ -45,7 +45,7 @@ pub(super) struct FeedLink {
     /// What the feed is about.
     pub subscription: Subscription,
     /// Counts that a status report shows.
-    pub state: Arc<FeedState>,
+    pub counts: Arc<FeedCounts>,
     /// State that all feeds share.
     pub context: Arc<FeedContext>,
 }
@@ -59,13 +59,13 @@ impl FeedLink {
 
     /// Counts messages that the publisher's numbers show as lost.
     pub fn count_lost(&self, messages: u64) {
-        self.state.count_lost(messages);
+        self.counts.count_lost(messages);
         self.context.metrics.feeds.count_lost(messages);
     }
 
     /// Counts a refused message.
     pub fn count_malformed(&self, reason: &str) {
-        self.state.count_malformed();
+        self.counts.count_malformed();
         self.context.metrics.feeds.count_malformed(reason);
     }
 
@@ -124,11 +124,11 @@ pub(super) async fn follow(mut reader: impl FeedReader) {
         match Subscriber::connect(&reader.link().subscription.endpoint, limits).await {
             Ok(mut subscriber) => {
                 pause = FIRST_PAUSE;
-                reader.link().state.connected();
+                reader.link().counts.connected();
                 let error = read(&mut reader, &mut subscriber).await;
                 pings.record(subscriber.has_pong(), &error);
                 let now_s = reader.link().context.clock.now_s();
-                reader.link().state.disconnected(now_s);
+                reader.link().counts.disconnected(now_s);
                 reader.lost(now_s);
                 reader.link().disconnected(&error);
             }
@@ -166,7 +166,7 @@ async fn read<R: FeedReader>(reader: &mut R, subscriber: &mut Subscriber) -> Zmt
             Err(error) => return error,
         };
         let now_s = reader.link().context.clock.now_s();
-        reader.link().state.received(now_s);
+        reader.link().counts.received(now_s);
         if let Err(reason) = reader.take(&frames, now_s).await {
             reader.link().count_malformed(reason);
         }

@@ -11,6 +11,7 @@
 //! message is counted, and the feed lives on. A lost or silent connection makes the blocks of the feed's workers suspect until a
 //! dump or a replay replaces them.
 
+mod counts;
 mod dynamo;
 mod engine;
 mod feeds;
@@ -18,12 +19,11 @@ mod link;
 mod pings;
 mod replay;
 mod sequence;
-mod state;
 mod subscription;
 mod zmtp;
 
+pub use self::counts::FeedReport;
 pub(crate) use self::dynamo::malformed_reason;
 pub(crate) use self::feeds::Feeds;
 pub(crate) use self::link::FeedContext;
-pub use self::state::FeedReport;
 pub(crate) use self::subscription::Subscription;

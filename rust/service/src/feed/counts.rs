@@ -48,7 +48,7 @@ pub struct FeedReport {
 
 /// Counts and times of one feed.
 #[derive(Default)]
-pub(super) struct FeedState {
+pub(super) struct FeedCounts {
     /// The connection to the publisher is open.
     connected: AtomicBool,
     /// Messages received, refused ones included.
@@ -71,7 +71,7 @@ pub(super) struct FeedState {
     last_ms: AtomicU64,
 }
 
-impl FeedState {
+impl FeedCounts {
     /// Records an open connection.
     pub fn connected(&self) {
         self.connected.store(true, Ordering::Relaxed);
