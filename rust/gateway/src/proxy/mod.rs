@@ -8,6 +8,7 @@ mod client_io;
 mod client_state;
 mod connection;
 mod exchange;
+mod forward;
 mod guard;
 mod handler;
 mod intake;

@@ -11,7 +11,8 @@ use wardrop_core::{LocalHash, WorkerId};
 use wardrop_service::Usage;
 
 use super::error::SelectError;
-use super::selector::{PromptKey, Selection, Selector, Target, blocks_with};
+use super::selection::{PromptKey, Selection, Target};
+use super::selector::{Selector, blocks_with};
 use super::workers::{DEFAULT, WorkerRecord};
 use crate::proto::select as proto;
 use crate::proto::select::selection_server::Selection as SelectionRpc;
@@ -48,7 +49,7 @@ impl SelectionRpc for SelectGrpc {
         if let Some(reason) = record.reasons().first() {
             return Err(Status::invalid_argument(format!("worker: {reason}")));
         }
-        self.selector.upsert_worker(record)?;
+        self.selector.fleet.upsert(record)?;
         Ok(Response::new(proto::UpsertWorkerResponse {}))
     }
 
@@ -64,7 +65,7 @@ impl SelectionRpc for SelectGrpc {
         &self,
         _request: Request<proto::ListWorkersRequest>,
     ) -> Answer<proto::ListWorkersResponse> {
-        let records = self.selector.records(None, None).into_iter();
+        let records = self.selector.fleet.records(None, None).into_iter();
         let workers = records.map(|record| proto::Worker {
             worker_id: record.worker_id,
             model: record.model_name,
@@ -124,12 +125,15 @@ impl SelectionRpc for SelectGrpc {
         request: Request<proto::PrefillCompleteRequest>,
     ) -> Answer<proto::PrefillCompleteResponse> {
         self.selector
+            .reservations
             .prefill_complete(&request.into_inner().selection_id)?;
         Ok(Response::new(proto::PrefillCompleteResponse {}))
     }
 
     async fn renew(&self, request: Request<proto::RenewRequest>) -> Answer<proto::RenewResponse> {
-        self.selector.renew(&request.into_inner().selection_id)?;
+        self.selector
+            .reservations
+            .renew(&request.into_inner().selection_id)?;
         Ok(Response::new(proto::RenewResponse {}))
     }
 
@@ -140,7 +144,7 @@ impl SelectionRpc for SelectGrpc {
             prompt_tokens: None,
             output_tokens: request.output_tokens,
         };
-        let was_open = match self.selector.free(&request.selection_id, usage) {
+        let was_open = match self.selector.reservations.free(&request.selection_id, usage) {
             Ok(()) => true,
             Err(SelectError::NotFound(_)) => false,
             Err(error) => return Err(error.into()),

@@ -19,7 +19,8 @@ use wardrop_core::{LocalHash, WorkerId};
 use wardrop_service::Usage;
 
 use super::error::SelectError;
-use super::selector::{PromptKey, Selection, Selector, Target, blocks_with};
+use super::selection::{PromptKey, Selection, Target};
+use super::selector::{Selector, blocks_with};
 use super::workers::{DEFAULT, WorkerRecord, pool_name};
 
 /// Largest body, bytes: a prompt of two million token ids.
@@ -134,7 +135,7 @@ impl PromptBody {
 }
 
 async fn ready(State(shared): Shared) -> Response {
-    let workers = shared.selector.list_workers(None, None);
+    let workers = shared.selector.fleet.list(None, None);
     let schedulable = workers
         .iter()
         .filter(|worker| worker["lifecycle"] == "schedulable");
@@ -154,17 +155,17 @@ async fn metrics(State(shared): Shared) -> Response {
 
 async fn list_workers(State(shared): Shared, Query(filter): Query<Filter>) -> Response {
     let (model, group) = (filter.model_name.as_deref(), filter.routing_group.as_deref());
-    ok(&Value::from(shared.selector.list_workers(model, group)))
+    ok(&Value::from(shared.selector.fleet.list(model, group)))
 }
 
 async fn upsert_worker(State(shared): Shared, headers: HeaderMap, body: Bytes) -> Answer {
     let record = WorkerRecord::from_json(parse(&headers, &body)?)?;
-    let shown = shared.selector.upsert_worker(record)?;
+    let shown = shared.selector.fleet.upsert(record)?;
     Ok((StatusCode::CREATED, ok(&shown)).into_response())
 }
 
 async fn patch_worker(State(shared): Shared, Path(id): Path<u64>, headers: HeaderMap, body: Bytes) -> Answer {
-    let shown = shared.selector.patch_worker(id, parse(&headers, &body)?)?;
+    let shown = shared.selector.fleet.patch(id, parse(&headers, &body)?)?;
     Ok(ok(&shown))
 }
 
@@ -236,7 +237,7 @@ async fn create_reservation(State(shared): Shared, headers: HeaderMap, body: Byt
 }
 
 async fn prefill_complete(State(shared): Shared, Path(id): Path<String>) -> Answer {
-    shared.selector.prefill_complete(&id)?;
+    shared.selector.reservations.prefill_complete(&id)?;
     Ok(done())
 }
 
@@ -247,19 +248,19 @@ async fn output_block(
     body: Bytes,
 ) -> Answer {
     let _: Value = parse(&headers, &body)?;
-    shared.selector.renew(&id)?;
+    shared.selector.reservations.renew(&id)?;
     Ok(done())
 }
 
 async fn free(State(shared): Shared, Path(id): Path<String>) -> Answer {
-    shared.selector.free(&id, Usage::default())?;
+    shared.selector.reservations.free(&id, Usage::default())?;
     Ok(done())
 }
 
 async fn loads(State(shared): Shared, Query(filter): Query<Filter>) -> Response {
     let (model, group) = (filter.model_name.as_deref(), filter.routing_group.as_deref());
     let mut pools: BTreeMap<String, (String, String)> = BTreeMap::new();
-    for record in shared.selector.records(model, group) {
+    for record in shared.selector.fleet.records(model, group) {
         let pool = pool_name(&record.model_name, &record.routing_group);
         pools.insert(pool, (record.model_name, record.routing_group));
     }

@@ -7,8 +7,11 @@
 //! The caller sends the request to the worker itself, so nothing of the request passes here except its tokens or hashes.
 
 mod error;
+mod fleet;
 mod grpc;
 mod http;
+mod reservations;
+mod selection;
 mod selector;
 mod server;
 mod workers;

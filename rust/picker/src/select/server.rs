@@ -20,7 +20,8 @@ use wardrop_service::{Service, ServiceError, hide_panic_texts};
 
 use super::grpc::SelectGrpc;
 use super::http::{SelectHttp, routes};
-use super::selector::{SelectLimits, Selector};
+use super::reservations::SelectLimits;
+use super::selector::Selector;
 use super::workers::WorkerRecord;
 use crate::proto::select::selection_server::SelectionServer;
 use crate::server::{bind, io, start_logging};
@@ -184,7 +185,7 @@ impl SelectServer {
         let refused = |text: String| ServiceError::Config(text);
         let value = serde_json::from_str(text).map_err(|error| refused(format!("not a worker: {error}")))?;
         let record = WorkerRecord::from_json(value).map_err(|error| refused(error.to_string()))?;
-        let shown = self.selector.upsert_worker(record);
+        let shown = self.selector.fleet.upsert(record);
         shown.map(|_| ()).map_err(|error| refused(error.to_string()))
     }
 
@@ -236,8 +237,10 @@ impl SelectServer {
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(every).await;
-                metrics.expired.inc_by(selector.sweep(Instant::now()) as u64);
-                let (open, pending) = selector.sizes();
+                metrics
+                    .expired
+                    .inc_by(selector.reservations.sweep(Instant::now()) as u64);
+                let (open, pending) = selector.reservations.sizes();
                 metrics.open.set(i64::try_from(open).unwrap_or(i64::MAX));
                 metrics.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
             }
@@ -292,7 +295,7 @@ impl SelectServer {
     pub fn status(&self) -> String {
         let running = self.running.lock();
         let bound = |address: Option<SocketAddr>| address.map(|address| address.to_string());
-        let (reservations, selections) = self.selector.sizes();
+        let (reservations, selections) = self.selector.reservations.sizes();
         json!({
             "grpc_address": running.as_ref().and_then(|running| bound(running.grpc)),
             "http_address": running.as_ref().and_then(|running| bound(running.http)),

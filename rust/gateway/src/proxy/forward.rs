@@ -1,0 +1,332 @@
+//! The way of a request to an upstream and back to the head of its answer: attempts, their faults, and further attempts.
+//!
+//! ```text
+//! attempt ─▶ answer without a fault ─▶ client
+//!    ▲  └──▶ fault of the pin, the worker or the upstream ─▶ budget of retries ─▶ other target
+//!    └───────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! No byte goes to the client before the last attempt. O(1) per attempt beside the exchange.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Limited};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Response, StatusCode};
+use wardrop_service::{ActiveRequest, Booking};
+
+use super::body::GatewayBody;
+use super::exchange::{Failed, exchange, first_event_fails};
+use super::pins;
+use super::shared::Thread;
+use crate::error::Refusal;
+use crate::upstream::{RelayBody, write_head};
+
+/// Largest error answer that is read to decide whether the worker or the request caused the error.
+const ERROR_LIMIT_BYTES: usize = 64 << 10;
+/// Text of Dynamo's answer to a pin on an unknown instance. Errors of the request carry a longer text.
+const UNKNOWN_PIN: &[u8] = b"\"Invalid request\"";
+/// Dynamo's default status of a full fleet, which HTTP does not define.
+const OVERLOADED: u16 = 529;
+/// Workers that are tried after the first one when workers are the upstreams and accept no connection.
+const MOVES_MAX: u32 = 3;
+/// A request with its whole body in memory, so that it can be sent again.
+pub(super) struct Outbound<'a> {
+    /// Head of the client's request.
+    pub parts: &'a Parts,
+    /// Body, in the pieces in which it is sent.
+    pub pieces: &'a [Bytes],
+    /// Whether the gateway writes the pin headers. Otherwise the pin headers of the client are forwarded.
+    pub is_pinned: bool,
+}
+
+/// The answer that the client gets.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one lives at a time, on the way from an attempt to its answer"
+)]
+pub(super) enum Reply {
+    /// An answer whose body is relayed as it arrives.
+    Stream(StatusCode, HeaderMap, RelayBody),
+    /// An error answer that is read to its end.
+    Read(Response<GatewayBody>),
+}
+
+impl Outbound<'_> {
+    /// Sends the request with its pin, and at most once more for each cause, before any byte has gone to the client.
+    ///
+    /// The second attempt goes without the pin when the pin explains the failure or the refusal. When the worker went silent
+    /// before the first byte, the second attempt goes to another worker; when the upstream did or broke off, to another
+    /// upstream if there is one. The budget of retries bounds all second attempts.
+    pub async fn forward(
+        &self,
+        thread: &Arc<Thread>,
+        mut request: Option<&mut ActiveRequest>,
+    ) -> Result<Reply, Refusal> {
+        let metrics = &thread.shared.metrics;
+        let length = self.pieces.iter().map(Bytes::len).sum();
+        let mut base = BytesMut::with_capacity(1024);
+        write_head(
+            &mut base,
+            &self.parts.method,
+            &self.parts.uri,
+            &self.parts.headers,
+            Some(length),
+        );
+        let may_retry = |reason: &str| {
+            let may = thread.shared.retries.take();
+            let reason = if may { reason } else { "budget_exhausted" };
+            metrics.retries.with_label_values(&[reason]).inc();
+            may
+        };
+        if thread.shared.upstreams.are_workers() {
+            return self.forward_to_worker(thread, request, &base, may_retry).await;
+        }
+        let mut blamed: Option<Booking> = None;
+        let (mut was_silent, mut has_moved) = (false, false);
+        loop {
+            let mut head = base.clone();
+            let booking = request.as_ref().and_then(|request| request.booking());
+            let pinned = booking.filter(|_| self.is_pinned);
+            if let Some(pinned) = pinned {
+                pins::write_pins(&mut head, pinned);
+            }
+            let is_pinned = pinned.is_some();
+            match self.attempt(thread, &head, booking).await {
+                Ok(tried) if tried.fault == Fault::Upstream && !has_moved => {
+                    has_moved = true;
+                    if !may_retry("upstream_knows_no_model") {
+                        return Ok(tried.reply);
+                    }
+                }
+                Ok(tried) if is_pinned && matches!(tried.fault, Fault::Worker | Fault::Overload) => {
+                    let is_overload = tried.fault == Fault::Overload;
+                    let mut taken = request.as_mut().and_then(|request| request.take_booking());
+                    match &mut taken {
+                        Some(refused) if is_overload => refused.refuse(),
+                        Some(failed) => failed.fail(),
+                        None => {}
+                    }
+                    blamed = taken.filter(|_| !is_overload);
+                    if !may_retry(if is_overload { "pin_refused" } else { "pin_failed" }) {
+                        return Ok(tried.reply);
+                    }
+                }
+                Ok(tried) => {
+                    // The same failure without the pin: the request caused it, not the worker.
+                    if let Some(blamed) = blamed.filter(|_| tried.fault != Fault::None) {
+                        blamed.withdraw_failure();
+                    }
+                    return Ok(tried.reply);
+                }
+                Err(Failed::WorkerSilent) if !was_silent && may_retry("worker_silent") => {
+                    was_silent = true;
+                    if let Some(request) = request.as_mut() {
+                        request.place_again();
+                    }
+                }
+                Err(Failed::UpstreamSilent) if !has_moved && may_retry("upstream_silent") => has_moved = true,
+                Err(Failed::UpstreamBroke) if !has_moved && may_retry("upstream_broke") => has_moved = true,
+                Err(
+                    Failed::WorkerSilent
+                    | Failed::UpstreamSilent
+                    | Failed::UpstreamBroke
+                    | Failed::WorkerDown
+                    | Failed::WorkerBroken,
+                ) => return Err(Refusal::UpstreamBroken),
+                Err(Failed::Refused(refusal)) => return Err(refusal),
+            }
+        }
+    }
+
+    /// Sends the request straight to its worker. Before any byte has gone to the client, a failure moves it to another worker.
+    ///
+    /// A refused connection costs the client nothing, so it moves the request up to [`MOVES_MAX`] times. An answer that shows a fault of
+    /// the worker moves it once, because the request itself may be the cause. The budget of retries bounds all second attempts.
+    async fn forward_to_worker(
+        &self,
+        thread: &Arc<Thread>,
+        mut request: Option<&mut ActiveRequest>,
+        base: &BytesMut,
+        may_retry: impl Fn(&str) -> bool,
+    ) -> Result<Reply, Refusal> {
+        let mut blamed: Option<Booking> = None;
+        let (mut moves, mut has_failed) = (0, false);
+        loop {
+            let mut head = base.clone();
+            let booking = request.as_ref().and_then(|request| request.booking());
+            if let Some(booking) = booking {
+                pins::write_rank(&mut head, booking);
+            }
+            let has_booking = booking.is_some();
+            // What is left to give to the client when no other worker may be tried.
+            let (reason, reply) = match self.attempt(thread, &head, booking).await {
+                Ok(tried) if has_booking && matches!(tried.fault, Fault::Worker | Fault::Overload) => {
+                    let reason = match tried.fault {
+                        Fault::Worker => "worker_failed",
+                        _ => "worker_overloaded",
+                    };
+                    (reason, Ok(tried.reply))
+                }
+                Ok(tried) => {
+                    // Another worker gave the same kind of answer, so the request caused the failure.
+                    if let Some(blamed) = blamed.filter(|_| tried.fault != Fault::None) {
+                        blamed.withdraw_failure();
+                    }
+                    return Ok(tried.reply);
+                }
+                Err(Failed::WorkerDown) => ("worker_down", Err(Refusal::UpstreamDown)),
+                Err(Failed::WorkerBroken | Failed::UpstreamBroke) => {
+                    ("worker_broken", Err(Refusal::UpstreamBroken))
+                }
+                Err(Failed::WorkerSilent | Failed::UpstreamSilent) => {
+                    ("worker_silent", Err(Refusal::UpstreamBroken))
+                }
+                Err(Failed::Refused(refusal)) => return Err(refusal),
+            };
+            let is_down = reason == "worker_down";
+            let Some(request) = request.as_mut().filter(|_| has_booking) else {
+                return reply;
+            };
+            let Some(mut failed) = request.take_booking() else {
+                return reply;
+            };
+            let worker = failed.legs().last().map(|leg| leg.worker);
+            if reason == "worker_overloaded" {
+                failed.refuse();
+            } else {
+                failed.fail();
+            }
+            if has_failed && !is_down {
+                // A second worker failed at the same request.
+                failed.withdraw_failure();
+                if let Some(blamed) = blamed.take() {
+                    blamed.withdraw_failure();
+                }
+                return reply;
+            }
+            has_failed |= !is_down;
+            moves += 1;
+            if moves > MOVES_MAX || !may_retry(reason) {
+                return reply;
+            }
+            if reason == "worker_failed" || reason == "worker_broken" {
+                blamed = Some(failed);
+            } else {
+                drop(failed);
+            }
+            if !worker.is_some_and(|worker| request.place_elsewhere(worker)) {
+                return reply;
+            }
+        }
+    }
+
+    /// One exchange, up to the point where a failure of the worker shows: an error body, or the first event of a stream.
+    ///
+    /// Dynamo opens a stream before its worker has answered, so a status of 200 proves nothing about the worker.
+    async fn attempt(
+        &self,
+        thread: &Arc<Thread>,
+        head: &BytesMut,
+        booking: Option<&Booking>,
+    ) -> Result<Tried, Failed> {
+        let begun = exchange(thread, &self.parts.method, head, self.pieces, booking).await?;
+        let upstream = begun.connection.upstream();
+        let (status, headers, mut body) = begun.into_body(thread);
+        let is_overload = matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ) || status.as_u16() == OVERLOADED;
+        if status.is_server_error() || status == StatusCode::BAD_REQUEST || is_overload {
+            let (response, bytes) = read_error(thread, status, headers, body)
+                .await
+                .map_err(Failed::Refused)?;
+            let unknown = memchr::memmem::find(&bytes, UNKNOWN_PIN).is_some();
+            let fault = if is_overload {
+                Fault::Overload
+            } else if status.is_server_error() || unknown {
+                Fault::Worker
+            } else {
+                Fault::Request
+            };
+            return Ok(Tried {
+                reply: Reply::Read(response),
+                fault,
+            });
+        }
+        let mut fault = if status.is_success() {
+            Fault::None
+        } else {
+            Fault::Request
+        };
+        // The model has workers, so a frontend that does not know the model has not read discovery yet.
+        if status == StatusCode::NOT_FOUND && booking.is_some() && thread.shared.upstreams.distrust(upstream)
+        {
+            fault = Fault::Upstream;
+        }
+        if status.is_success()
+            && is_event_stream(&headers)
+            && first_event_fails(thread, &mut body, booking).await?
+        {
+            fault = Fault::Worker;
+        }
+        Ok(Tried {
+            reply: Reply::Stream(status, headers, body),
+            fault,
+        })
+    }
+}
+
+/// An answer, with the cause when it is an error.
+struct Tried {
+    reply: Reply,
+    fault: Fault,
+}
+
+/// Cause of an error answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The answer is no error.
+    None,
+    /// The request is wrong on every worker.
+    Request,
+    /// A dead or unknown worker may be the cause.
+    Worker,
+    /// The worker or the fleet is full, which is no failure.
+    Overload,
+    /// The upstream does not know a model that has workers.
+    Upstream,
+}
+
+/// Reads an error answer to its end. An answer above [`ERROR_LIMIT_BYTES`] counts as a broken upstream.
+async fn read_error(
+    thread: &Arc<Thread>,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: RelayBody,
+) -> Result<(Response<GatewayBody>, Bytes), Refusal> {
+    let limit_ms = thread.shared.config.upstream.idle_timeout_ms;
+    let read = tokio::time::timeout(
+        Duration::from_millis(limit_ms),
+        Limited::new(body, ERROR_LIMIT_BYTES).collect(),
+    );
+    let body = match read.await {
+        Ok(Ok(body)) => body.to_bytes(),
+        _ => return Err(Refusal::UpstreamBroken),
+    };
+    let mut response = Response::new(GatewayBody::own(body.clone()));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response.headers_mut().remove(CONTENT_LENGTH);
+    Ok((response, body))
+}
+
+/// Whether an answer is a stream of server-sent events.
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}
