@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use hyper::StatusCode;
 use wardrop_service::Refusal as ServiceRefusal;
+use wardrop_service::admission::{BodiesFull, TooManyRequests};
 
 /// An error answer that the gateway writes itself, because no upstream gives one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,20 @@ impl From<ServiceRefusal> for Refusal {
             ServiceRefusal::QueueFull { retry_after_s } => Self::QueueFull { retry_after_s },
             ServiceRefusal::TenantQueueFull { retry_after_s } => Self::TenantFull { retry_after_s },
             ServiceRefusal::DeadlineHopeless { retry_after_s } => Self::DeadlineHopeless { retry_after_s },
+        }
+    }
+}
+
+impl From<TooManyRequests> for Refusal {
+    fn from(refused: TooManyRequests) -> Self {
+        Self::Busy { limit: refused.limit }
+    }
+}
+
+impl From<BodiesFull> for Refusal {
+    fn from(refused: BodiesFull) -> Self {
+        Self::BodiesFull {
+            limit_bytes: refused.limit_bytes,
         }
     }
 }

@@ -4,16 +4,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use wardrop_service::admission::{BodyBudget, InFlight};
 use wardrop_service::{FeedReport, ModelReport, Service, hide_panic_texts};
 
 use crate::ServiceError;
 use crate::config::GatewayConfig;
 use crate::metrics::HttpMetrics;
-use crate::proxy::{BodyBudget, RetryBudget, Server, Shared};
+use crate::proxy::{RetryBudget, Server, Shared};
 use crate::resources::{Lowered, Resources};
 use crate::upstream::{UpstreamDryRun, UpstreamSet, WorkerUpstream};
 
@@ -100,6 +101,7 @@ impl Gateway {
         let since_1970 = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
+        let in_flight = InFlight::new(config.limits.concurrent_requests);
         let shared = Arc::new(Shared {
             service,
             bodies: BodyBudget::new(config.limits.all_bodies_bytes),
@@ -109,7 +111,7 @@ impl Gateway {
             upstreams,
             retries: RetryBudget::new(),
             nonce: since_1970.as_nanos() as u64 ^ (u64::from(std::process::id()) << 40),
-            in_flight: AtomicUsize::new(0),
+            in_flight,
             connections: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
         });
@@ -200,7 +202,7 @@ impl Gateway {
                 .as_ref()
                 .map(|server| server.address().to_string()),
             draining,
-            in_flight: shared.in_flight.load(Ordering::Relaxed),
+            in_flight: shared.in_flight.requests(),
             connections: shared.connections.load(Ordering::Relaxed),
             limits: LimitStatus {
                 connections: shared.config.limits.connections,
@@ -235,14 +237,7 @@ impl Gateway {
         if let Some(server) = &*self.server.lock() {
             server.drain(&self.shared);
         }
-        let end = Instant::now() + timeout;
-        while self.shared.in_flight.load(Ordering::Relaxed) > 0 {
-            if Instant::now() >= end {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        true
+        self.shared.in_flight.wait_for_none(timeout)
     }
 
     /// Stops all threads and cuts the requests in flight. A second call does nothing.

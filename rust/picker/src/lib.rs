@@ -7,7 +7,6 @@
 //!
 //! No request passes through a proxy of Wardrop here: Envoy sends it, and this crate only sees copies of its bytes.
 
-mod budget;
 mod config;
 mod destination;
 mod endpoints;

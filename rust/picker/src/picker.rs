@@ -2,23 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use wardrop_service::admission::{BodyBudget, InFlight};
 use wardrop_service::{FeedReport, ModelReport, Service, ServiceError, hide_panic_texts};
 
-use crate::budget::BodyBudget;
 use crate::config::PickerConfig;
 use crate::endpoints::Endpoints;
 use crate::metrics::PickerMetrics;
 use crate::server::{Servers, start_logging};
 use crate::shared::Shared;
-
-/// Time between two looks at the requests in flight while they drain.
-const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
 /// An endpoint picker, before and after it serves.
 pub struct Picker {
@@ -69,7 +66,7 @@ impl Picker {
                 bodies: BodyBudget::new(config.limits.all_bodies_bytes),
                 endpoints: ArcSwap::default(),
                 default_model: ArcSwap::from_pointee(config.default_model.clone()),
-                in_flight: AtomicUsize::new(0),
+                in_flight: InFlight::new(config.limits.concurrent_requests),
                 draining: AtomicBool::new(false),
                 config,
             }),
@@ -172,7 +169,7 @@ impl Picker {
             http_address: addresses.and_then(|all| all.http).map(|bound| bound.to_string()),
             draining: shared.draining.load(Ordering::Relaxed),
             ready: shared.is_ready(),
-            in_flight: shared.in_flight.load(Ordering::Relaxed),
+            in_flight: shared.in_flight.requests(),
             body_bytes: shared.bodies.used_bytes(),
             endpoints: endpoints
                 .all()
@@ -196,14 +193,7 @@ impl Picker {
         if let Some(servers) = &*self.servers.lock() {
             servers.drain();
         }
-        let end = Instant::now() + timeout;
-        while self.shared.in_flight.load(Ordering::Relaxed) > 0 {
-            if Instant::now() >= end {
-                return false;
-            }
-            std::thread::sleep(DRAIN_LOOK);
-        }
-        true
+        self.shared.in_flight.wait_for_none(timeout)
     }
 
     /// Stops all threads and cuts the streams in flight. A second call does nothing.

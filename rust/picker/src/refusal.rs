@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use wardrop_service::Refusal as ServiceRefusal;
+use wardrop_service::admission::{BodiesFull, TooManyRequests};
 
 /// An answer that Envoy gives in place of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,20 @@ pub(crate) enum Refusal {
     NoWorker,
     /// The queue refused the request.
     Queue(ServiceRefusal),
+}
+
+impl From<TooManyRequests> for Refusal {
+    fn from(refused: TooManyRequests) -> Self {
+        Self::Busy { limit: refused.limit }
+    }
+}
+
+impl From<BodiesFull> for Refusal {
+    fn from(refused: BodiesFull) -> Self {
+        Self::BodiesFull {
+            limit_bytes: refused.limit_bytes,
+        }
+    }
 }
 
 impl Refusal {

@@ -1,16 +1,15 @@
 //! The state that all streams of the picker share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use wardrop_service::Service;
+use wardrop_service::admission::{BodyBudget, InFlight};
 
-use crate::budget::BodyBudget;
 use crate::config::PickerConfig;
 use crate::endpoints::Endpoints;
 use crate::metrics::PickerMetrics;
-use crate::refusal::Refusal;
 
 /// State of the picker, on top of the routing service.
 pub(crate) struct Shared {
@@ -21,13 +20,13 @@ pub(crate) struct Shared {
     /// Metrics of the picker.
     pub metrics: PickerMetrics,
     /// Bytes of all request bodies in memory.
-    pub bodies: BodyBudget,
+    pub bodies: Arc<BodyBudget>,
     /// Addresses of the workers.
     pub endpoints: ArcSwap<Endpoints>,
     /// Model of requests that name no registered model.
     pub default_model: ArcSwap<Option<String>>,
     /// Requests in flight.
-    pub in_flight: AtomicUsize,
+    pub in_flight: Arc<InFlight>,
     /// The picker is about to stop, so that health checks fail.
     pub draining: AtomicBool,
 }
@@ -37,9 +36,7 @@ impl Shared {
     pub fn render_metrics(&self) -> String {
         let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let metrics = &self.metrics;
-        metrics
-            .in_flight
-            .set(whole(self.in_flight.load(Ordering::Relaxed)));
+        metrics.in_flight.set(whole(self.in_flight.requests()));
         metrics.body_bytes.set(whole(self.bodies.used_bytes()));
         metrics.endpoints.set(whole(self.endpoints.load().all().count()));
         self.service.render_metrics()
@@ -48,30 +45,5 @@ impl Shared {
     /// Whether a request could be placed now.
     pub fn is_ready(&self) -> bool {
         !self.draining.load(Ordering::Relaxed) && self.service.routable_workers() > 0
-    }
-}
-
-/// A permit to be one of the requests in flight; dropping it frees the permit.
-pub(crate) struct InFlight {
-    shared: Arc<Shared>,
-}
-
-impl InFlight {
-    /// Takes a permit, or refuses the request when all permits are taken.
-    pub fn enter(shared: &Arc<Shared>) -> Result<Self, Refusal> {
-        let limit = shared.config.limits.concurrent_requests;
-        if shared.in_flight.fetch_add(1, Ordering::Relaxed) >= limit {
-            shared.in_flight.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refusal::Busy { limit });
-        }
-        Ok(Self {
-            shared: shared.clone(),
-        })
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -9,6 +9,7 @@
 //! A door (HTTP gateway, gRPC endpoint picker, a frontend in the same process) knows the service. The service knows no door: it serves no
 //! socket to clients, and its refusals carry no status of a protocol. The decision itself is [`wardrop_core::Router`].
 
+pub mod admission;
 mod clock;
 pub mod config;
 mod error;

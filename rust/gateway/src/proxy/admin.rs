@@ -45,7 +45,7 @@ fn state(shared: &Shared) -> Response<GatewayBody> {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let in_flight = shared.in_flight.load(Ordering::Relaxed);
+    let in_flight = shared.in_flight.requests();
     let control = shared.service.parts();
     json(
         code,

@@ -2,13 +2,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
+use wardrop_service::admission::RequestPermit;
 use wardrop_service::{Answer, AnswerReading, Booking};
 
 use super::client_state::RequestGuard;
@@ -18,31 +18,6 @@ use crate::upstream::{RelayBody, WireError};
 
 /// Interval between two checks of a silent stream.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// A permit to be one of the requests in flight; dropping it frees the permit.
-pub struct InFlight {
-    shared: Arc<Shared>,
-}
-
-impl InFlight {
-    /// Takes a permit, or refuses the request when all permits are taken.
-    pub fn enter(shared: &Arc<Shared>) -> Result<Self, Refusal> {
-        let limit = shared.config.limits.concurrent_requests;
-        if shared.in_flight.fetch_add(1, Ordering::Relaxed) >= limit {
-            shared.in_flight.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refusal::Busy { limit });
-        }
-        Ok(Self {
-            shared: shared.clone(),
-        })
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// Body of an answer: bytes of the gateway, or a body that is relayed from an upstream.
 pub struct GatewayBody {
@@ -59,7 +34,7 @@ enum Inner {
 struct Relay {
     body: RelayBody,
     shared: Arc<Shared>,
-    _place: InFlight,
+    _place: RequestPermit,
     answer: Option<Answer>,
     reading: AnswerReading,
     /// When the last event with data came, or the last byte of an answer that is no stream of events.
@@ -84,7 +59,7 @@ impl GatewayBody {
     pub(super) fn relay(
         body: RelayBody,
         shared: Arc<Shared>,
-        place: InFlight,
+        place: RequestPermit,
         answer: Option<Answer>,
         is_events: bool,
     ) -> Self {

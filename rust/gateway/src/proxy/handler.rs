@@ -12,10 +12,11 @@ use hyper::header::{CONNECTION, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
+use wardrop_service::admission::RequestPermit;
 use wardrop_service::{Abstention, ActiveRequest, Answer, Booking, Endpoint, PlaceHints, Unplaced};
 
 use super::admin;
-use super::body::{GatewayBody, InFlight};
+use super::body::GatewayBody;
 use super::client_state::RequestGuard;
 use super::exchange::{Failed, exchange, exchange_streamed};
 use super::forward::{Outbound, Reply, is_event_stream};
@@ -84,7 +85,7 @@ async fn serve(thread: &Arc<Thread>, request: Request<Incoming>) -> Result<Respo
     ) {
         return Err(Refusal::RouteNotPublic);
     }
-    let place = InFlight::enter(shared)?;
+    let place = shared.in_flight.enter()?;
     intake::check_headers(request.headers(), &shared.config.limits)?;
     let has_pin = pins::has_pin_header(request.headers());
     if has_pin && !shared.config.service.routing.allow_client_pins {
@@ -126,7 +127,7 @@ async fn pass_through(
     thread: &Arc<Thread>,
     parts: &Parts,
     body: Incoming,
-    place: InFlight,
+    place: RequestPermit,
 ) -> Result<Response<GatewayBody>, Refusal> {
     let mut head = BytesMut::with_capacity(1024);
     write_head(&mut head, &parts.method, &parts.uri, &parts.headers, None);
@@ -158,7 +159,7 @@ async fn place_and_forward(
     endpoint: Endpoint,
     body: HeldBody,
     has_pin: bool,
-    place: InFlight,
+    place: RequestPermit,
 ) -> Result<Response<GatewayBody>, Refusal> {
     let shared = &thread.shared;
     let bytes = &body.bytes;
@@ -290,7 +291,7 @@ fn relay(
     status: StatusCode,
     headers: HeaderMap,
     body: RelayBody,
-    place: InFlight,
+    place: RequestPermit,
     answer: Option<Answer>,
 ) -> Response<GatewayBody> {
     let is_events = is_event_stream(&headers);

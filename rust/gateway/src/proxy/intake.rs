@@ -8,7 +8,8 @@ use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::{Body, Incoming};
 
-use super::body_budget::{BodyBudget, BodyPermit};
+use wardrop_service::admission::{BodyBudget, BodyPermit};
+
 use crate::config::Limits;
 use crate::error::Refusal;
 

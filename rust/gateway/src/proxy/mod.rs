@@ -3,7 +3,6 @@
 mod accept;
 mod admin;
 mod body;
-mod body_budget;
 mod client_io;
 mod client_state;
 mod connection;
@@ -18,7 +17,6 @@ pub(crate) mod routes;
 mod server;
 mod shared;
 
-pub use body_budget::BodyBudget;
 pub use retries::RetryBudget;
 pub use server::Server;
 pub use shared::Shared;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use wardrop_service::Service;
+use wardrop_service::admission::{BodyBudget, InFlight};
 
-use super::body_budget::BodyBudget;
 use super::client_state::IdleConnections;
 use super::retries::RetryBudget;
 use crate::config::GatewayConfig;
@@ -32,7 +32,7 @@ pub struct Shared {
     /// Makes request ids of this process unlike those of another.
     pub nonce: u64,
     /// Requests in flight.
-    pub in_flight: AtomicUsize,
+    pub in_flight: Arc<InFlight>,
     /// Open client connections.
     pub connections: AtomicUsize,
     /// The gateway takes no new requests.
@@ -44,9 +44,7 @@ impl Shared {
     pub fn render_metrics(&self) -> String {
         let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let metrics = &self.metrics;
-        metrics
-            .in_flight
-            .set(whole(self.in_flight.load(Ordering::Relaxed)));
+        metrics.in_flight.set(whole(self.in_flight.requests()));
         metrics
             .connections
             .set(whole(self.connections.load(Ordering::Relaxed)));

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
+use wardrop_service::admission::{BodiesFull, BodyPermit, RequestPermit};
 
 use self::answer::AnswerSide;
 use self::placing::{Choice, Chosen, Placing};
@@ -28,7 +28,7 @@ use crate::messages;
 use crate::proto::ext_proc::processing_request::Request;
 use crate::proto::ext_proc::{BodySendMode, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse};
 use crate::refusal::Refusal;
-use crate::shared::{InFlight, Shared};
+use crate::shared::Shared;
 
 /// Messages on their way to Envoy; a slow Envoy makes the stream wait.
 pub(crate) type Outbound = Sender<Result<ProcessingResponse, Status>>;
@@ -82,10 +82,10 @@ pub(crate) struct Exchange {
     /// Workers of the subset that Envoy allows; `None` allows all.
     allowed: Option<Vec<wardrop_core::WorkerId>>,
     body: BytesMut,
-    held: Option<OwnedSemaphorePermit>,
+    held: Option<BodyPermit>,
     has_trailers: bool,
     deadline: Instant,
-    place: Option<InFlight>,
+    place: Option<RequestPermit>,
     answer: AnswerSide,
 }
 
@@ -200,9 +200,9 @@ impl Exchange {
             .as_ref()
             .map(RequestHead::read)
             .unwrap_or_default();
-        match InFlight::enter(&self.shared) {
-            Ok(place) => self.place = Some(place),
-            Err(refusal) => return self.refuse(refusal).await,
+        match self.shared.in_flight.enter() {
+            Ok(permit) => self.place = Some(permit),
+            Err(refused) => return self.refuse(refused.into()).await,
         }
         let context = message.metadata_context.as_ref();
         self.allowed = placing::allowed_workers(&self.shared, &self.head, context);
@@ -245,14 +245,23 @@ impl Exchange {
         if self.body.len() + body.body.len() > limit_bytes {
             return self.refuse(Refusal::BodyTooLarge { limit_bytes }).await;
         }
-        if let Err(refusal) = self.shared.bodies.grow(&mut self.held, body.body.len()) {
-            return self.refuse(refusal).await;
+        if let Err(refused) = self.charge(body.body.len()) {
+            return self.refuse(refused.into()).await;
         }
         self.body.extend_from_slice(&body.body);
         if body.end_of_stream || self.request_mode == BodyMode::Whole {
             return Ok(self.start_placing());
         }
         Ok(Step::Wait)
+    }
+
+    /// Charges bytes of the body to the sum of all bodies.
+    fn charge(&mut self, bytes: usize) -> Result<(), BodiesFull> {
+        let permit = match self.held.take() {
+            Some(permit) => permit,
+            None => self.shared.bodies.admit(0)?,
+        };
+        self.held.insert(permit).grow(bytes)
     }
 
     async fn request_trailers(&mut self) -> Result<Step, Ended> {

@@ -23,8 +23,8 @@ impl ServiceConfig {
         json: &str,
         service_keys: &[&str],
     ) -> Result<(Self, Door), ServiceError> {
-        let refused = |error: serde_json::Error| ServiceError::Config(error.to_string());
-        let mut own: Map<String, Value> = serde_json::from_str(json).map_err(refused)?;
+        let mut own: Map<String, Value> = serde_json::from_str(json)
+            .map_err(|error| ServiceError::Config(format!("not a configuration, a JSON object: {error}")))?;
         let mut config = Self::default();
         for &key in service_keys {
             if let Some(value) = own.remove(key) {
@@ -89,7 +89,7 @@ mod tests {
                 ["routing: ", "`polcy`", "`policy`"],
             ),
             (r#"{"feed": 3}"#, ["feed: ", "3", "FeedOptions"]),
-            ("[]", ["sequence", "map", ""]),
+            ("[]", ["configuration", "sequence", "map"]),
         ] {
             let error = read(json).unwrap_err().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");

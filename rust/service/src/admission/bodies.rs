@@ -7,8 +7,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::error::Refusal;
-
 /// Largest body, bytes, that may use the whole budget.
 const SMALL_BYTES: usize = 1 << 20;
 
@@ -22,6 +20,13 @@ pub struct BodyBudget {
 pub struct BodyPermit {
     budget: Arc<BodyBudget>,
     taken_bytes: usize,
+}
+
+/// The budget has no room for a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodiesFull {
+    /// Limit in bytes.
+    pub limit_bytes: usize,
 }
 
 impl BodyBudget {
@@ -41,11 +46,11 @@ impl BodyBudget {
     /// Admits a body of which the client announced `announced_bytes`, 0 when unknown.
     ///
     /// # Errors
-    /// [`Refusal::BodiesFull`] when the body does not fit beside the bytes in use now.
-    pub fn admit(self: &Arc<Self>, announced_bytes: usize) -> Result<BodyPermit, Refusal> {
+    /// [`BodiesFull`] when the body does not fit beside the bytes in use now.
+    pub fn admit(self: &Arc<Self>, announced_bytes: usize) -> Result<BodyPermit, BodiesFull> {
         let used = self.used_bytes();
         if used.saturating_add(announced_bytes) > self.limit_for(announced_bytes) {
-            return Err(self.refusal());
+            return Err(self.full());
         }
         Ok(BodyPermit {
             budget: self.clone(),
@@ -61,8 +66,8 @@ impl BodyBudget {
         }
     }
 
-    fn refusal(&self) -> Refusal {
-        Refusal::BodiesFull {
+    fn full(&self) -> BodiesFull {
+        BodiesFull {
             limit_bytes: self.limit_bytes,
         }
     }
@@ -72,14 +77,14 @@ impl BodyPermit {
     /// Charges `bytes` more of the body.
     ///
     /// # Errors
-    /// [`Refusal::BodiesFull`] when the budget has no room for them.
-    pub fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+    /// [`BodiesFull`] when the budget has no room for them.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), BodiesFull> {
         let budget = &self.budget;
         let limit = budget.limit_for(self.taken_bytes.saturating_add(bytes));
         let before = budget.used_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > limit {
             budget.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(budget.refusal());
+            return Err(budget.full());
         }
         self.taken_bytes += bytes;
         Ok(())
@@ -117,7 +122,7 @@ mod tests {
         let budget = BodyBudget::new(8 << 20);
         let mut unknown = budget.admit(0).unwrap();
         unknown.grow(6 << 20).unwrap();
-        assert_eq!(unknown.grow(1).unwrap_err().code(), "bodies_full");
+        assert_eq!(unknown.grow(1), Err(BodiesFull { limit_bytes: 8 << 20 }));
         assert_eq!(budget.used_bytes(), 6 << 20, "a refused byte is not charged");
     }
 
