@@ -14,7 +14,11 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// The caller's time when it is finite, within the bound. Otherwise the last usable time, or 0 before any.
+    /// The caller's time when it is finite, within the bound. Otherwise the last usable time, or 0 before
+    /// any.
+    ///
+    /// A time before the last one is passed on: lists of times cope with a clock that goes back, at worst by
+    /// expiring a little later.
     pub(crate) fn read(&mut self, now_s: f64) -> f64 {
         if now_s.is_finite() {
             self.latest_s = now_s.clamp(-BOUND_S, BOUND_S);

@@ -1,4 +1,7 @@
 //! KV events: reports of an engine about its cache.
+//!
+//! This is the form that the core understands. The crate `wardrop-engines` decodes the formats of vLLM,
+//! `SGLang` and Dynamo into it, and no format of an engine reaches the index.
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +44,15 @@ pub struct StoredBlock {
 /// Engines store a block more than once and remove each copy. So copies count per (worker, tier, block), and
 /// a worker holds a block while its count is above zero. While a worker holds a block, it uses one engine
 /// hash for it, and that hash means no other block.
+///
+/// ```text
+/// stored   parent None, blocks a b c        the worker holds a, b and c
+/// stored   parent c, blocks d               a prompt that begins with a b c d overlaps by 4 blocks
+/// stored   parent b, blocks c               c a second time: two copies
+/// removed  c                                one copy of c is left: still 4 blocks
+/// removed  c                                a hole: the overlap is 2 blocks, although d is held
+/// cleared                                   nothing is left
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvEvent {

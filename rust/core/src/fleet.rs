@@ -1,4 +1,16 @@
 //! The registered workers: worker ids to dense slots, and the slots that take requests.
+//!
+//! It belongs to the state of the router and changes under its lock. [`crate::roster`] is the copy of it that
+//! matches read without the lock.
+//!
+//! A slot has four states, in a circle:
+//!
+//! ```text
+//! never used ─▶ registered, available ◀─▶ registered, unavailable ─▶ removed ─▶ free ─▶ registered …
+//! ```
+//!
+//! Between `remove` and `free` the index drops what the former worker held. A new worker in the slot would
+//! otherwise be credited with it.
 
 use rustc_hash::FxHashMap;
 
@@ -6,7 +18,8 @@ use crate::error::Error;
 use crate::index::Slot;
 use crate::worker::{WorkerId, WorkerSpec};
 
-/// Registered workers. A new worker reuses the slot of a worker that left.
+/// Registered workers. A new worker reuses the slot of a worker that left. O(1) per call, except
+/// [`Fleet::sorted`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fleet {
     /// Slot of each registered worker.
@@ -17,12 +30,15 @@ pub(crate) struct Fleet {
     specs: Vec<WorkerSpec>,
     /// Bit per slot: the worker is registered and takes requests.
     available: Vec<u64>,
-    /// Slots that a new worker may take.
+    /// Slots that a new worker may take. The slot freed last goes first, so columns stay short.
     free: Vec<Slot>,
 }
 
 impl Fleet {
     /// Registers a worker as available, in a free slot.
+    ///
+    /// # Errors
+    /// [`Error::WorkerExists`], and [`Error::TooManyWorkers`] at the limit. Nothing changes then.
     pub(crate) fn add(&mut self, id: WorkerId, spec: WorkerSpec, workers_max: usize) -> Result<Slot, Error> {
         if self.slot_of.contains_key(&id) {
             return Err(Error::WorkerExists(id));
@@ -110,7 +126,7 @@ impl Fleet {
         self.specs[slot.index()] = spec;
     }
 
-    /// Registered workers with their slots, by worker id.
+    /// Registered workers with their slots, by worker id. O(workers · log workers), for views and files.
     pub(crate) fn sorted(&self) -> Vec<(WorkerId, Slot)> {
         let mut workers: Vec<_> = self.slot_of.iter().map(|(&id, &slot)| (id, slot)).collect();
         workers.sort_unstable();

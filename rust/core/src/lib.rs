@@ -12,8 +12,25 @@
 //!
 //! Time is an argument (`now_s`, seconds of a monotonic clock), and randomness comes from the seed in
 //! [`RouterConfig`]: the same calls give the same answers.
+//!
+//! Where things are, from the event to the price:
+//!
+//! | module | holds | changed by |
+//! |---|---|---|
+//! | [`hash`] | tokens to hashes | nothing |
+//! | [`index`] | blocks of every worker | KV events, under a lock of its own |
+//! | `load` | tokens, blocks and requests in flight | bookings |
+//! | [`ledger`], [`latency`] | seconds in flight, learned curves | bookings and outcomes |
+//! | [`predicted`] | caches judged by placements | bookings and outcomes |
+//! | [`price`], `pick` | pure functions | nothing |
+//! | [`queue`] | requests that wait for room | its caller |
+//! | [`regime`], [`anarchy`], [`control`] | how the fleet does | outcomes |
+//!
+//! Only the router changes state, and every decision is one step under one lock
+//! (`docs/adr/0011-one-decision-path.md`). The crate has no `unsafe` code.
 
 pub mod anarchy;
+mod candidate_load;
 mod clock;
 pub mod control;
 mod error;

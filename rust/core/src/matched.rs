@@ -1,7 +1,23 @@
 //! Matching a request against its candidates: the part of a decision that does not change with the load.
 //!
-//! The load of the candidates is here too ([`Columns`]), because a price reads both as columns with one entry
-//! per candidate.
+//! Stands in the flow `look up ─▶ match ─▶ price`. The look-up reads index and roster without a lock
+//! ([`crate::overlaps`]). The match adds what only the state knows, under its lock: predicted caches, blocks
+//! in flight, and which workers the request allows. A queue keeps the match of a waiting request and prices
+//! it again with each change of the load.
+//!
+//! A match has three kinds of overlap per candidate, in blocks:
+//!
+//! ```text
+//! device   held by KV events or by prediction, from the start of the prompt
+//! host     after the device blocks        disk   after the host blocks
+//! shared   in flight on the worker: computed before this prompt's turn comes
+//! ```
+//!
+//! From these come the tokens that the candidate would compute and find, once a price or a queue asks for
+//! them ([`Matched::fill_work`]).
+//!
+//! Cost: O(candidates). Where every worker is a candidate, columns change places with the buffers of the
+//! look-up, and nothing is copied.
 
 use multiversion::multiversion;
 
@@ -9,16 +25,18 @@ use crate::error::Error;
 use crate::exact::small_f64;
 use crate::fleet::Fleet;
 use crate::index::{Index, Slot, TierOverlap};
-use crate::ledger::{ColumnSlices, LatencyView, SharedInputs, Work, WorkerColumns};
+use crate::ledger::Work;
 use crate::load::Load;
-use crate::overlaps::{Overlaps, each, zero};
+use crate::overlaps::{Overlaps, each, gather, zero};
 use crate::predicted::Predicted;
-use crate::request::{Candidate, MAX_OUTPUT_TOKENS, Parts, RouteRequest};
+use crate::request::{MAX_OUTPUT_TOKENS, RouteRequest};
 use crate::worker::WorkerId;
 
 /// A request matched against every candidate. Columns have one entry per candidate.
 ///
 /// It is valid in one generation of the router's fleet; the overlaps grow old as the caches change.
+///
+/// Invariant: `slots` is ascending, and every column that is filled has its length.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Matched {
     /// Tokens of the prompt.
@@ -29,9 +47,10 @@ pub(crate) struct Matched {
     pub(crate) expected_output_tokens: Option<u32>,
     /// Local hash of the first block, or 0: requests with equal prefixes share it.
     pub(crate) prefix_key: u64,
-    /// Generation of the fleet at the time of the match.
+    /// Generation of the fleet at the time of the match. In another generation a slot may belong to another
+    /// worker.
     pub(crate) generation: u64,
-    /// Whether candidate i is slot i, for every slot.
+    /// Whether candidate i is slot i, for every slot. The columns of the load then serve without a copy.
     pub(crate) everyone: bool,
     /// Whether no candidate holds blocks in host memory or on disk.
     pub(crate) lower_is_zero: bool,
@@ -85,9 +104,10 @@ impl Matched {
         zero(&mut self.cached_tokens, self.slots.len());
     }
 
-    /// Sets the work of each candidate, from the prompt tokens that one block per tier saves.
+    /// Sets the work of each candidate, from the prompt tokens that one block per tier saves. O(candidates).
     ///
-    /// `in_time`: count the blocks that the candidate will have, as in [`Matched::overlap_in_time`].
+    /// `in_time`: count the blocks that the candidate will have, as in [`Matched::overlap_in_time`]. A block
+    /// in host memory or on disk saves a part of its tokens only, since reading it back takes time.
     pub(crate) fn fill_work(&mut self, tokens_of_block: [f64; 3], in_time: bool) {
         self.new_tokens.resize(self.slots.len(), 0.0);
         self.cached_tokens.resize(self.slots.len(), 0.0);
@@ -132,6 +152,9 @@ impl Matched {
     }
 
     /// Blocks that candidate `i` will hold, per tier, once the prompts in flight are computed.
+    ///
+    /// Example. The worker has 2 device and 2 host blocks, and 3 blocks of the prompt are in flight. The
+    /// first 3 blocks will be in device memory: the overlap becomes 3 device blocks and 1 host block.
     pub(crate) fn overlap_in_time(&self, i: usize) -> TierOverlap {
         let [device, host, disk] = self.overlap(i);
         let sooner = self.shared_blocks[i].saturating_sub(device);
@@ -143,7 +166,10 @@ impl Matched {
     }
 
     /// Completes a match with the candidates: all available workers, or the allowed ones of them. `overlaps`
-    /// must be current.
+    /// must be current. O(slots).
+    ///
+    /// # Errors
+    /// [`Error::NoWorker`] when no worker is both available and allowed.
     pub(crate) fn fill(
         &mut self,
         request: &RouteRequest<'_>,
@@ -160,6 +186,7 @@ impl Matched {
         self.prefix_key = request.local_hashes.first().map_or(0, |hash| hash.0);
         self.new_tokens.clear();
         self.cached_tokens.clear();
+        // The usual case by far: every worker is available and allowed.
         if request.allowed.is_none() && fleet.available_len() == fleet.slots() {
             self.take_everyone(overlaps, fleet, generation);
         } else {
@@ -256,171 +283,10 @@ fn work_of_device(
     }
 }
 
-/// Load that a price counts although nothing is booked yet: requests of the router's queue that wait for a worker.
-/// One entry per position.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PendingLoad {
-    /// Prompt tokens to compute of the waiting requests.
-    pub tokens: Vec<u64>,
-    /// Prefill seconds of the waiting requests.
-    pub prefill_s: Vec<f64>,
-    /// Waiting requests.
-    pub requests: Vec<u32>,
-}
-
-impl PendingLoad {
-    /// Nothing waits for any of `positions` workers.
-    pub(crate) fn reset(&mut self, positions: usize) {
-        zero(&mut self.tokens, positions);
-        zero(&mut self.prefill_s, positions);
-        zero(&mut self.requests, positions);
-    }
-
-    /// One more request of `tokens` to compute in `prefill_s` waits for the worker at `position`.
-    pub(crate) fn add(&mut self, position: usize, tokens: u64, prefill_s: f64) {
-        self.tokens[position] += tokens;
-        self.prefill_s[position] += prefill_s;
-        self.requests[position] += 1;
-    }
-}
-
-/// Figures of the pool that an estimate needs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PoolFigures {
-    /// Tokens per block.
-    pub block_size: u32,
-    /// Seconds to transfer the KV of one token from another pool. 0 in a pool that prefills.
-    pub handoff_s_per_token: f64,
-}
-
-/// Load of the candidates of one decision, one entry each. The buffers live between calls to spare
-/// allocations.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Columns {
-    /// Whether candidate i is slot i and nothing is pending, so that the columns of the load serve directly.
-    borrows_load: bool,
-    /// Uncached prompt tokens before their first token, pending ones included.
-    pub prefill_tokens: Vec<u64>,
-    /// Distinct blocks in flight.
-    pub decode_blocks: Vec<u64>,
-    /// Requests in flight, pending ones included.
-    pub active_requests: Vec<u32>,
-    /// Ledger columns of the candidates, filled when not every slot is a candidate.
-    pub per_worker: WorkerColumns,
-    /// Pending prefill seconds of each candidate; zeros where nothing is pending.
-    pending_prefill_s: Vec<f64>,
-    /// Pending requests of each candidate; zeros where nothing is pending.
-    pending_requests: Vec<u32>,
-    /// Cost of each candidate.
-    pub costs: Vec<f64>,
-}
-
-impl Columns {
-    /// Copies the present load of the candidates and adds the pending load.
-    pub(crate) fn fill(&mut self, matched: &Matched, load: &Load, pending: Option<&PendingLoad>) {
-        self.costs.resize(matched.slots.len(), 0.0);
-        self.borrows_load = matched.everyone && pending.is_none();
-        if self.borrows_load {
-            return;
-        }
-        gather(&mut self.prefill_tokens, &load.prefill_tokens, &matched.slots);
-        gather(&mut self.decode_blocks, &load.decode_blocks, &matched.slots);
-        gather(&mut self.active_requests, &load.active_requests, &matched.slots);
-        if let Some(pending) = pending {
-            for (i, slot) in matched.slots.iter().enumerate() {
-                self.prefill_tokens[i] += pending.tokens[slot.index()];
-                self.active_requests[i] += pending.requests[slot.index()];
-            }
-        }
-    }
-
-    /// Copies what a price in seconds needs beyond the load. Call [`Columns::fill`] for the same candidates
-    /// first.
-    pub(crate) fn fill_latency(
-        &mut self,
-        matched: &Matched,
-        all: &ColumnSlices<'_>,
-        pending: Option<&PendingLoad>,
-    ) {
-        if !matched.everyone {
-            self.per_worker.gather(all, matched.positions());
-        }
-        if let Some(pending) = pending {
-            gather(&mut self.pending_prefill_s, &pending.prefill_s, &matched.slots);
-            gather(&mut self.pending_requests, &pending.requests, &matched.slots);
-        } else {
-            // Filling once per decision spares a branch per candidate.
-            zero(&mut self.pending_prefill_s, matched.slots.len());
-            zero(&mut self.pending_requests, matched.slots.len());
-        }
-    }
-
-    /// The candidates for a price in seconds. `all`: how every slot stands.
-    pub(crate) fn latency<'a>(
-        &'a self,
-        matched: &'a Matched,
-        (all, load): (ColumnSlices<'a>, &'a Load),
-        shared: SharedInputs,
-        pool: &PoolFigures,
-    ) -> LatencyView<'a> {
-        let (_, decode_blocks, _) = self.loads(load);
-        LatencyView {
-            shared,
-            columns: if matched.everyone {
-                all
-            } else {
-                self.per_worker.slices()
-            },
-            new_tokens: &matched.new_tokens,
-            cached_tokens: &matched.cached_tokens,
-            decode_blocks,
-            shared_blocks: &matched.shared_blocks,
-            device_blocks: &matched.device_blocks,
-            pending_prefill_s: &self.pending_prefill_s,
-            pending_requests: &self.pending_requests,
-            input_tokens: f64::from(matched.input_tokens),
-            request_blocks: f64::from(matched.request_blocks),
-            block_tokens: f64::from(pool.block_size),
-            handoff_s_per_token: pool.handoff_s_per_token,
-        }
-    }
-
-    /// Prefill tokens, decode blocks and active requests, one entry per candidate.
-    pub(crate) fn loads<'a>(&'a self, load: &'a Load) -> (&'a [u64], &'a [u64], &'a [u32]) {
-        if self.borrows_load {
-            return (&load.prefill_tokens, &load.decode_blocks, &load.active_requests);
-        }
-        (&self.prefill_tokens, &self.decode_blocks, &self.active_requests)
-    }
-
-    /// Candidate `i` with the parts of its cost.
-    pub(crate) fn candidate(&self, matched: &Matched, load: &Load, parts: Parts, i: usize) -> Candidate {
-        let (prefill_tokens, decode_blocks, active_requests) = self.loads(load);
-        Candidate {
-            worker: matched.workers[i],
-            cost: self.costs[i],
-            device_blocks: matched.device_blocks[i],
-            host_blocks: matched.host_blocks[i],
-            disk_blocks: matched.disk_blocks[i],
-            prefill_tokens: prefill_tokens[i],
-            decode_blocks: decode_blocks[i],
-            shared_blocks: matched.shared_blocks[i],
-            active_requests: active_requests[i],
-            parts,
-        }
-    }
-}
-
-/// Copies a column.
+/// Copies a column into a buffer that keeps its memory.
 fn copy<T: Copy>(into: &mut Vec<T>, from: &[T]) {
     into.clear();
     into.extend_from_slice(from);
-}
-
-/// Copies the entries of `slots`.
-fn gather<T: Copy>(into: &mut Vec<T>, from: &[T], slots: &[Slot]) {
-    into.clear();
-    into.extend(slots.iter().map(|slot| from[slot.index()]));
 }
 
 #[cfg(test)]

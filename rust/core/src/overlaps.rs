@@ -1,4 +1,17 @@
 //! Overlaps: how much of a prompt each worker holds, read without a lock before the decision takes one.
+//!
+//! Stands first in a decision: `look up ─▶ match ─▶ price ─▶ pick ─▶ book`. The look-up is the long part, so
+//! it runs beside other decisions. Two things can make it useless: the fleet changed, or a whole cache was
+//! dropped. The read therefore begins with a stamp of the roster and the count of dropped caches.
+//! [`Overlaps::is_current`] compares both under the lock, and the caller reads again where they differ.
+//!
+//! A store or a removal during the read needs no such check: each counted block was held at some moment of
+//! the read (`docs/explanation/prefix-index.md`).
+//!
+//! Order matters in [`Overlaps::read`]: the counts come before the roster, the roster before the index. A
+//! change after the first read then shows in the comparison.
+//!
+//! Cost: O(blocks / 64 + workers), no allocation once the thread's buffers have grown.
 
 use std::cell::Cell;
 
@@ -11,6 +24,8 @@ use crate::roster::Roster;
 
 /// Overlap of a prompt on each available worker, by slot. Threads keep the buffers between calls to spare
 /// allocations.
+///
+/// Entries of workers that are not available are left over from earlier calls and mean nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Overlaps {
     /// State of the fleet at the time of the read; `None`: the fleet was changing.
@@ -38,6 +53,8 @@ pub(crate) struct Overlaps {
 }
 
 thread_local! {
+    /// The buffers of this thread, while no call uses them. A call inside a call would find `None` and make
+    /// its own.
     static KEPT: Cell<Option<Box<Overlaps>>> = const { Cell::new(None) };
 }
 
@@ -53,13 +70,15 @@ impl Overlaps {
     }
 
     /// Reads the overlaps from the index, without a lock, regardless of concurrent writes.
+    ///
+    /// Lower tiers cost a second walk. It is skipped while no worker of the fleet holds a block there.
     pub(crate) fn read(&mut self, prompt: &Prompt<'_>, roster: &Roster, index: &Index) {
         self.clears = index.clears();
         let fleet = roster.read(&mut self.active);
         self.stamp = fleet.map(|(_, stamp)| stamp);
         self.slots = fleet.map_or(0, |(slots, _)| slots);
         self.active.truncate(self.slots.div_ceil(64));
-        // The index writes the entry of every available worker; nobody reads the other entries.
+        // The index writes the entry of every available worker; no code reads the other entries.
         self.device.resize(self.slots, 0);
         index.device_overlap(prompt, &self.active, &mut self.device, &mut self.scratch);
         if index.any_lower() {
@@ -89,6 +108,9 @@ impl Overlaps {
     }
 
     /// Adds the router's own knowledge, under its lock: predicted caches and blocks in flight.
+    ///
+    /// A predicted overlap can exceed the reported one. The lower tiers follow the device blocks, so they are
+    /// read again then.
     pub(crate) fn add_router_state(
         &mut self,
         prompt: &Prompt<'_>,
@@ -118,4 +140,10 @@ pub(crate) fn each(words: &[u64]) -> impl Iterator<Item = Slot> + '_ {
     (0..)
         .zip(words)
         .flat_map(|(at, &word)| bits(word).map(move |bit| Slot(at * 64 + bit)))
+}
+
+/// Copies the entries of `slots`, in that order.
+pub(crate) fn gather<T: Copy>(into: &mut Vec<T>, from: &[T], slots: &[Slot]) {
+    into.clear();
+    into.extend(slots.iter().map(|slot| from[slot.index()]));
 }

@@ -1,4 +1,6 @@
-//! A request to route, and the decision about it.
+//! A request to route, and the decision about it: the vocabulary between a door and the router.
+//!
+//! A request borrows its hashes, so that a decision copies nothing. A decision owns its answer.
 
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};

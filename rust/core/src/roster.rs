@@ -3,6 +3,9 @@
 //! It copies [`crate::fleet::Fleet`] into words that never move, all under one [`seqlock`]. The version of
 //! the seqlock gives the generation of the router. A match of one generation is invalid in another, because
 //! slots are reused.
+//!
+//! A fleet changes rarely and is read at each decision, so one seqlock over all of it serves. A change copies
+//! one slot, not the fleet. A read copies the set of available slots: one word per 64 workers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +15,7 @@ use crate::index::arena::{Arena, get, set};
 use crate::index::seqlock::{self, Stamp};
 use crate::worker::WorkerId;
 
-/// Attempts of a reader before it gives up.
+/// Attempts of a reader before it gives up. The match is then made under the lock, where nothing changes.
 const READ_ATTEMPTS: usize = 64;
 
 /// Available slots and worker ids, as readers see them.
@@ -41,6 +44,8 @@ impl Default for Roster {
 
 impl Roster {
     /// Number of changes of the fleet. The caller must hold the lock under which the fleet changes.
+    ///
+    /// Each change is one write section, and a section adds 2 to the version.
     pub(crate) fn generation(&self) -> u64 {
         get(&self.version) / 2
     }

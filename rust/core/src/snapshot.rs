@@ -1,4 +1,7 @@
 //! Snapshot: a copy of a router's state for people and metrics.
+//!
+//! Every field is a plain number or name, and serialises under its own name. Each counter has one cause, so a
+//! rising counter says what is wrong.
 
 use serde::Serialize;
 

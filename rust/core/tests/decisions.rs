@@ -76,7 +76,7 @@ proptest! {
                 explain: true,
                 ..QueuedRequest::new(id, locals.clone().into(), locals.len() as u32 * BLOCK + 3)
             };
-            let question = RouteRequest { explain: true, ..request.question() };
+            let question = RouteRequest { explain: true, ..request.route_request() };
             let decision = at_once.route(&question, now_s).unwrap();
             prop_assert_eq!(queue.offer(&late, request.clone(), now_s).unwrap(), Offer::Taken);
             placed.clear();
@@ -115,7 +115,7 @@ fn fleet_that_changes_while_a_queue_pumps_does_not_stop_it() {
         for thread in 0..2_u64 {
             let (router, done) = (&router, &done);
             scope.spawn(move || {
-                // Workers 0 and 1 stay. The others come and go until the queue is through.
+                // Workers 0 and 1 stay. The other workers come and go until the queue is empty.
                 for turn in 0.. {
                     if done.load(Ordering::Relaxed) {
                         break;
@@ -137,7 +137,7 @@ fn fleet_that_changes_while_a_queue_pumps_does_not_stop_it() {
             let from = placed.len();
             queue.pump(&router, now_s, &mut placed).unwrap();
             for dispatch in &placed[from..] {
-                // Booked on a worker that has left since, the request is gone with it.
+                // The worker of this booking left, and its bookings left with it.
                 match router.prefill_done(dispatch.id, now_s) {
                     Ok(_) | Err(Error::UnknownRequest(_)) => {}
                     Err(error) => panic!("{error}"),

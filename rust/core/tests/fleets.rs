@@ -40,7 +40,7 @@ fn a_fleet_of_65536_workers_with_ranks_is_matched_routed_and_dissolved() {
         Err(Error::TooManyWorkers { limit: 65_536 })
     );
     for at in 0..WORKERS {
-        // All hold the shared prefix, each third one half of it, each sixteenth a tail of its own.
+        // Every worker holds the shared prefix, each third worker only half of it. Each sixteenth has a tail of its own.
         let len = if at % 3 == 0 { 32 } else { 64 };
         router.apply(id(at), &chain(at, 0, len)).unwrap();
         if at % 16 == 1 && len == 64 {

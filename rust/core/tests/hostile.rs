@@ -1,5 +1,5 @@
-//! Hostile figures: whatever workers, engines, requests and clocks report, no call panics, every decision names a
-//! worker that may take the request, and no learned figure becomes undefined.
+//! Hostile figures: workers, engines, requests and clocks may report anything. No call panics, every decision
+//! names a worker that may take the request, and no learned figure becomes undefined.
 
 use proptest::prelude::*;
 use wardrop_core::latency::{Pass, Prior};

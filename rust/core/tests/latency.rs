@@ -96,7 +96,7 @@ fn half_speed_worker_is_found_within_20_requests() {
     println!("half speed known within 15 % after {found:?} requests");
     assert!(found.is_some_and(|seen| seen <= 20), "{found:?}");
 
-    // Slows down later: the same, from an established curve.
+    // The worker slows down after its curve settled.
     let mut again = None;
     for seen in 1..=100 {
         let new = length(&mut rng);

@@ -227,7 +227,10 @@ fn a_burst_with_one_new_prefix_does_not_scatter_beside_events() {
         println!(
             "{policy:?}: {blind} of 50 compute the prefix without, {seeing} with; at most {most} on one"
         );
-        assert_eq!(blind, 50, "{policy:?}: without a prediction nobody has anything");
+        assert_eq!(
+            blind, 50,
+            "{policy:?}: without a prediction no worker has an overlap"
+        );
         assert!(
             seeing <= 8,
             "{policy:?}: {seeing} requests compute a prefix that another worker computes already"

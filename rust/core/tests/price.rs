@@ -1,4 +1,4 @@
-//! Prices by hand.
+//! Costs of every policy, compared with values worked out by hand.
 
 use serde_json::{Map, json};
 use wardrop_core::{

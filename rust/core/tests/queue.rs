@@ -438,7 +438,7 @@ fn cost_of_the_queue_at_eight_workers() {
                 queue.pump(&router, now_s, &mut placed).unwrap();
                 running.extend(placed.drain(..).map(|d| d.id));
             } else {
-                router.route(&ask.question(), now_s).unwrap();
+                router.route(&ask.route_request(), now_s).unwrap();
                 running.push_back(ask.id);
             }
             // As many requests end as are needed to keep about twenty in the queue.

@@ -158,7 +158,7 @@ fn tenants_beyond_the_bound_share_one_place() {
         assert!(queue.tenants() <= config.max_tenants + 1);
         offers.iter().filter_map(refused).collect::<Vec<_>>()
     };
-    // Three tenants have accounts. Of the five other tenants together two requests may wait.
+    // Three tenants have accounts. The five other tenants share one account, in which two requests may wait.
     assert_eq!(refusals(few), [Limit::Tenant; 3]);
     assert_eq!(
         refusals(QueueConfig {
@@ -239,13 +239,13 @@ fn deadline_that_passes_while_a_request_waits_takes_it_out() {
     assert_eq!(queue.take_too_late(), [], "there is time yet");
     queue.pump(&router, 4.0, &mut placed).unwrap();
     assert_eq!(queue.take_too_late(), [RequestId(1)]);
-    assert_eq!(queue.take_too_late(), [], "it is told once");
+    assert_eq!(queue.take_too_late(), [], "a dropped request is reported once");
     assert_eq!((queue.len(), queue.stats().refused), (2, [0, 0, 0, 1, 0]));
     assert!(placed.is_empty());
     assert_eq!(
         drained(&router, &mut queue, 4.0),
         [2, 3],
-        "those placed in time are not given up later"
+        "requests placed in time are not given up later"
     );
     queue.pump(&router, 100.0, &mut placed).unwrap();
     assert_eq!(queue.take_too_late(), []);

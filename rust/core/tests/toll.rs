@@ -260,7 +260,7 @@ fn slow_worker_gets_fewer_requests_once_it_is_known() {
 
 #[test]
 fn newcomer_gets_at_most_its_share_while_another_is_known() {
-    // 10 in flight and one more on three workers: 4 each at most.
+    // Ten requests in flight and one more, on three workers: at most four on a new worker.
     let requests = |i: usize| [3.0, 4.0, 3.0][i];
     let mut costs = [5.0, 1.0, 2.0];
     let some_new = [false, true, true];
@@ -273,7 +273,7 @@ fn newcomer_gets_at_most_its_share_while_another_is_known() {
     assert_eq!(costs, [5.0, f64::INFINITY, 2.0], "a system prompt is not enough");
     let mut costs = [5.0, 1.0, 2.0];
     hold_newcomers(&[true, true, true], requests, |_| 1000, &mut costs);
-    assert_eq!(costs, [5.0, 1.0, 2.0], "nobody is known, so nobody is held");
+    assert_eq!(costs, [5.0, 1.0, 2.0], "no worker is known, so none is held");
 }
 
 #[test]
@@ -286,13 +286,13 @@ fn prefix_in_flight_counts_as_cached_by_the_next_turn() {
     next.extend(hashes(9000, 2));
     let turn = router.route(&ask(&next, 2), 0.5).unwrap();
     assert_eq!(turn.worker, worker);
-    // Booked with what it adds, not with the whole prompt again.
+    // The second turn is booked with the tokens that it adds, not with its whole prompt.
     let tokens = |id| {
         let snapshot = router.snapshot().workers;
         snapshot.iter().find(|w| w.worker == id).unwrap().prefill_tokens
     };
     assert_eq!(tokens(worker), 2002 * 64);
-    // Once the first turn has ended and the events did not come, nothing is known of it any more.
+    // The first turn has ended and no KV event came, so the router knows of no cached block.
     for id in 1..=2 {
         router.prefill_done(RequestId(id), 20.0).unwrap();
         router.release(RequestId(id), 20.0).unwrap();
@@ -304,7 +304,7 @@ fn prefix_in_flight_counts_as_cached_by_the_next_turn() {
 #[test]
 fn flood_does_not_bury_a_worker_that_has_just_joined() {
     let router = router(4);
-    // Four workers that are known and busy.
+    // Four busy workers whose curves have outcomes.
     for i in 0..64 {
         router
             .route(&ask(&hashes(1000 * (i + 1), 20), i), i as f64 * 0.5)
@@ -384,7 +384,7 @@ fn full_cache_makes_new_blocks_dearer() {
                 router.apply(WorkerId::new(0, 0), &removed).unwrap();
             }
         }
-        // Something that is found again, so that a block is worth keeping.
+        // A prompt whose prefix was found in a cache, so that a cached block has a worth.
         router.route(&ask(&hashes(1500, 1), 1), 0.0).unwrap();
         router.route(&ask(&hashes(1_000_000, 50), 2), 1.0).unwrap().cost
     };

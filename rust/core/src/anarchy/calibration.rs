@@ -1,4 +1,7 @@
 //! Error of the latency model: predictions made at decision time against the times measured later.
+//!
+//! The price of anarchy is computed from predicted costs. A model that is off by half makes it worthless, so
+//! every report carries this error.
 
 use std::collections::VecDeque;
 

@@ -1,10 +1,17 @@
 //! System optimum of a window: the minimum-cost assignment under convex congestion.
 //!
-//! Request i on worker j pays its own cost `c_ij`. The k requests on worker j together pay `k · ℓ_j(k)` on top. Slot k
-//! of worker j therefore costs the marginal `k·ℓ_j(k) − (k−1)·ℓ_j(k−1)`. Marginals rise with k, so the slots of a
-//! worker fill in order and need not be written out: a min-cost flow with workers as nodes is exact (Ahuja, Magnanti
-//! and Orlin, "Network Flows", 1993, chapters 9 and 14). The solver is successive shortest paths with potentials: one
-//! run of Dijkstra's algorithm over the workers per request.
+//! Request i on worker j pays its own cost `c_ij`. The k requests on worker j together pay `k · ℓ_j(k)` on
+//! top. Slot k of worker j therefore costs the marginal `k·ℓ_j(k) − (k−1)·ℓ_j(k−1)`. Marginals rise with k,
+//! so the slots of a worker fill in order and need not be written out: a min-cost flow with workers as nodes
+//! is exact (Ahuja, Magnanti and Orlin, "Network Flows", 1993, chapters 9 and 14). The solver is successive
+//! shortest paths with potentials: one run of Dijkstra's algorithm over the workers per request.
+//!
+//! Example. Two workers, no own costs, `ℓ(k) = k` on both. The marginals of a worker are 1, 3, 5, … Four
+//! requests take the slots 1, 1, 3, 3: two per worker, 8 in all. Three on one worker and one on the other
+//! would cost 9 + 1.
+//!
+//! Cost: O(requests · (workers² + requests · workers)) at worst. Written out as slots, the matrix would have
+//! workers × requests columns.
 
 use super::CostMatrix;
 use super::matrix::unusable;
@@ -51,6 +58,9 @@ pub fn assign_congested(
 }
 
 /// Requests assigned so far, with potentials that certify that their assignment is optimal.
+///
+/// Invariant after each request: no residual cycle has a negative cost, so no exchange of requests between
+/// workers saves anything.
 struct Flow {
     /// Dual of each worker. Invariant: every residual arc has a reduced cost of at least 0.
     potential: Vec<f64>,
@@ -58,13 +68,17 @@ struct Flow {
     sink: f64,
     /// Marginal of the next free slot of each worker.
     next_marginal: Vec<f64>,
+    /// Requests of each worker, in no order.
     members: Vec<Vec<usize>>,
+    /// Worker of each request. `usize::MAX` before its turn.
     worker_of: Vec<usize>,
     /// Worker that took the last request, and whose next slot has no marginal yet.
     grown: Option<usize>,
     /// Request through which the search reached each worker.
     via: Vec<usize>,
+    /// Workers that are not settled, in no order.
     open: Vec<Open>,
+    /// Settled workers with their distances. Only their potentials change.
     settled: Vec<(usize, f64)>,
 }
 
@@ -97,6 +111,9 @@ impl Flow {
     }
 
     /// Adds one request along the cheapest path to a free slot. Earlier requests may change worker along the path.
+    ///
+    /// Example of a path: this request goes to worker a, a request of a goes to b, and b has a free slot. Its
+    /// cost is the new request's cost on a, the difference for the request that moves, and b's marginal.
     fn place(&mut self, own: &CostMatrix, request: usize) {
         self.open.clear();
         let open = |(worker, &potential): (usize, &f64)| Open {
@@ -114,6 +131,7 @@ impl Flow {
                 potential,
                 distance,
             } = self.open[at];
+            // No worker further away can lead to a cheaper slot.
             if distance >= end_distance {
                 break;
             }
@@ -158,12 +176,14 @@ impl Flow {
         nearest
     }
 
+    /// Position of the nearest worker that is not settled. `None` when all are.
     fn nearest_open(&self) -> Option<usize> {
         let by_distance = self.open.iter().map(|open| open.distance).enumerate();
         by_distance.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(at, _)| at)
     }
 
-    /// Moves the requests along the path that ends at a free slot of worker `end`.
+    /// Moves the requests along the path that ends at a free slot of worker `end`. Only that worker grows:
+    /// each of the others gives one request and takes one.
     fn flip(&mut self, end: usize, start: usize) {
         let mut worker = end;
         loop {
@@ -189,6 +209,7 @@ impl Flow {
         Ok(())
     }
 
+    /// The assignment with its costs, summed anew from the matrix and the marginals.
     fn into_assignment(
         self,
         own: &CostMatrix,

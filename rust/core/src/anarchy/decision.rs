@@ -22,6 +22,7 @@ pub struct DecisionCosts {
 }
 
 impl DecisionCosts {
+    /// Prefill, decode and wait of one candidate, seconds.
     fn total_s(&self, candidate: usize) -> f64 {
         self.prefill_s[candidate] + self.decode_s[candidate] + self.wait_s[candidate]
     }

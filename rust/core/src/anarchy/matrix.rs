@@ -1,12 +1,18 @@
 //! Dense matrix of costs in seconds: one row per request, one column per worker.
+//!
+//! The solvers read whole rows in order, so one row-major vector is the fastest form. Every value is checked
+//! once, when the matrix is made, and no solver checks again.
 
 use crate::error::Error;
 
 /// Row-major costs. Invariant: `values.len() == rows · columns`, every value finite.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CostMatrix {
+    /// Number of requests.
     rows: usize,
+    /// Number of workers.
     columns: usize,
+    /// Costs, row after row.
     values: Vec<f64>,
 }
 

@@ -1,8 +1,21 @@
 //! Sliding windows of decisions, and the price of anarchy over them.
 //!
-//! Recording a decision is O(workers). Solving is a call of its own ([`Meter::solve`]), one closed window at a time, so
-//! that a busy caller samples windows instead of falling behind. Windows that no call solves in time are dropped and
-//! counted. [`MeterConfig`] bounds every container.
+//! Recording a decision is O(workers). Solving is a call of its own ([`Meter::solve`]), one closed window at
+//! a time, so that a busy caller samples windows instead of falling behind. Windows that no call solves in
+//! time are dropped and counted. [`MeterConfig`] bounds every container.
+//!
+//! ```text
+//! record ─▶ current window ─▶ closed by count, age or change of workers ─▶ pending ─▶ solve ─▶ kept
+//!        ─▶ square window  ─▶ closed at as many decisions as workers    ─▶ pending ─▶ solve ─▶ kept
+//! report: ratio of sums over the kept windows, interval by bootstrap over whole windows
+//! ```
+//!
+//! Square windows have a queue of their own. With N decisions on fewer workers the paper's estimator shows
+//! N/m where nothing is lost, so it is shown for N = m too. In one common queue the many small square windows
+//! would crowd out the whole ones.
+//!
+//! A solver need not hold the meter: [`Meter::next_task`] hands a window out, and [`Meter::accept`] takes the
+//! result in.
 
 use std::collections::VecDeque;
 
@@ -13,7 +26,8 @@ use super::window::{FrozenCosts, Loss, Window, WindowEstimate, WindowWorker, rat
 use crate::error::Error;
 use crate::rng::Rng;
 
-/// How windows are cut and how many are kept.
+/// How windows are cut and how many are kept. Larger windows compare more decisions with each other, and cost
+/// more to solve.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MeterConfig {
     /// Number of decisions that closes a window.
@@ -43,7 +57,8 @@ impl Default for MeterConfig {
     }
 }
 
-/// 95 % bootstrap confidence interval over windows.
+/// 95 % bootstrap confidence interval over windows. It covers the scatter between windows, not the error of
+/// the latency model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ConfidenceInterval {
     /// 2.5 % quantile.
@@ -94,10 +109,11 @@ pub enum WindowTask {
     Square(Window),
 }
 
-/// The result of a [`WindowTask`], for [`Meter::accept`].
+/// The result of a [`WindowTask`], for [`Meter::accept`]. Opaque: only a meter reads it.
 #[derive(Debug)]
 pub struct SolvedWindow(Solution);
 
+/// The result, by kind of window.
 #[derive(Debug)]
 enum Solution {
     Whole(WindowEstimate),
@@ -118,21 +134,30 @@ impl WindowTask {
 }
 
 /// Cuts decisions into windows and keeps the estimates of the solved ones.
+///
+/// Memory: two open windows, `max_pending` closed ones of each kind, and `keep_windows` estimates of each
+/// kind.
 #[derive(Debug, Clone)]
 pub struct Meter {
     config: MeterConfig,
+    /// The open window for all estimators.
     current: OpenWindow,
+    /// The open window that closes at as many decisions as workers.
     square: OpenWindow,
+    /// Closed windows that wait to be solved, oldest first.
     pending: VecDeque<Window>,
+    /// Closed square windows that wait, oldest first.
     pending_square: VecDeque<Window>,
+    /// Estimates that the report covers, oldest first.
     solved: VecDeque<WindowEstimate>,
+    /// Costs of solved square windows, oldest first.
     solved_square: VecDeque<FrozenCosts>,
     calibration: Calibration,
     dropped_windows: u64,
     refused_decisions: u64,
 }
 
-/// A window that still takes decisions.
+/// A window that still takes decisions. Its workers are as they were at its first decision.
 #[derive(Debug, Clone, Default)]
 struct OpenWindow {
     workers: Vec<WindowWorker>,
@@ -322,6 +347,7 @@ impl Meter {
         })
     }
 
+    /// Closes the open window, if it has at least two decisions.
     fn close_current(&mut self) {
         let open = std::mem::take(&mut self.current);
         // One decision alone has no other decision to compete with.
@@ -338,12 +364,14 @@ impl Meter {
 }
 
 impl OpenWindow {
+    /// Whether `next` belongs to another window: other workers, or too late.
     fn must_close_before(&self, next: &DecisionCosts, window_s: f64) -> bool {
         self.decisions.first().is_some_and(|first| {
             first.prefill_s.len() != next.prefill_s.len() || next.at_s - first.at_s > window_s
         })
     }
 
+    /// Adds a decision. The first one sets the workers of the window.
     fn push(&mut self, decision: &DecisionCosts, peer_decode_s: &[f64]) {
         if self.decisions.is_empty() {
             let states = decision.wait_s.iter().zip(peer_decode_s);
@@ -357,11 +385,13 @@ impl OpenWindow {
         self.decisions.push(decision.clone());
     }
 
+    /// The window, checked as a whole.
     fn into_window(self) -> Result<Window, Error> {
         Window::new(self.workers, self.decisions)
     }
 }
 
+/// Adds a value and drops the oldest beyond `bound`, at least 1.
 fn push_bounded<T>(kept: &mut VecDeque<T>, value: T, bound: usize) {
     if kept.len() >= bound.max(1) {
         kept.pop_front();

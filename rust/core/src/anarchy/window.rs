@@ -9,9 +9,9 @@
 //! * Sharing the batch costs `peer_j · (k − 1)`, where `peer_j` is what one more request adds to another's decode.
 //!
 //! `ℓ_j(k)` is waiting plus sharing. It is non-negative, rising and convex in k, so `k·ℓ_j(k)` is convex and
-//! [`assign_congested`] is exact. The actual assignment is a feasible point of the same problem, so `poa ≥ 1` holds by
-//! construction. `s̄_j` is the mean over the window's requests on worker j, scaled so that the model's total prefill
-//! equals the prefill that the chosen workers computed.
+//! [`assign_congested`] is exact. The actual assignment is a feasible point of the same problem, so `poa ≥ 1`
+//! holds by construction. `s̄_j` is the mean over the window's requests on worker j. It is scaled so that the
+//! model's total prefill equals the prefill that the chosen workers computed.
 //!
 //! The model has two limits. Caches stay as they were at each decision, although another assignment would have changed
 //! later overlaps. The order of requests within a worker is ignored.
@@ -205,6 +205,7 @@ impl Window {
         })
     }
 
+    /// The matrix of a cost of every decision on every worker. O(decisions · workers).
     fn matrix(&self, cost: impl Fn(&DecisionCosts, usize) -> f64) -> Result<CostMatrix, Error> {
         let columns = self.workers.len();
         let values = self
@@ -214,6 +215,10 @@ impl Window {
         CostMatrix::new(self.decisions.len(), columns, values.collect())
     }
 
+    /// The congestion of every worker over the window.
+    ///
+    /// The mean prefill of a worker is scaled, so that the model offers as much prefill as the chosen workers
+    /// really computed. Otherwise a window with good cache hits would look more congested than it was.
     fn congestion(&self) -> Vec<Congestion> {
         let requests = self.decisions.len() as f64;
         let workers = self.workers.len() as f64;
@@ -236,14 +241,21 @@ impl Window {
 /// Parameters of `ℓ_j(k)` for one worker in one window, all in seconds. The module documentation has the formula.
 #[derive(Debug, Clone, Copy)]
 struct Congestion {
+    /// Backlog at the start.
     wait: f64,
+    /// Mean prefill of a request of the window on this worker.
     mean_prefill: f64,
+    /// Length of the window.
     span: f64,
+    /// What one more request adds to another's whole decode.
     peer_decode: f64,
 }
 
 impl Congestion {
     /// `ℓ(k)`: mean seconds that each of `k` requests loses to congestion; `k` is at least 1.
+    ///
+    /// The mean of the positive part of a backlog that runs evenly from `wait` to `end`: the mean of both
+    /// while `end` is positive, else the area of a triangle.
     fn delay_s(&self, k: usize) -> f64 {
         let others = (k - 1) as f64;
         let end = self.wait + others * self.mean_prefill - self.span;

@@ -1,4 +1,7 @@
 //! How busy a pool is, by its router, its queue and the reports of its engines. O(workers).
+//!
+//! Sums over the pool and no figures per worker: a controller decides about a pool. Work is in seconds, so
+//! that pools of different models and hardware compare.
 
 use serde::Serialize;
 

@@ -1,4 +1,8 @@
-//! The policy and the queue in force, and a change of them. A change is valid as a whole or refused as a whole.
+//! The policy and the queue in force, and a change of them. A change is valid as a whole or refused as a
+//! whole.
+//!
+//! This is the audited door's vocabulary: everything that a controller or an operator may change while a
+//! gateway runs. The rest of the configuration is fixed at the start.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,14 @@
 //! Choice of the local hash: Dynamo's hash, or one under a secret key.
 //!
-//! A router, its feeds and its prompts must all use the same mode and block size.
+//! A router, its feeds and its prompts must all use the same mode and block size. [`BlockHasher`] is that
+//! choice as a value; a router lends its own ([`crate::Router::hasher`]).
+//!
+//! Hashing has two steps, because the scope of a request costs more than a block. [`BlockHasher::scoped`]
+//! prepares the seed, the secret or the key of one scope, and [`ScopedHasher`] then hashes any number of
+//! blocks.
+//!
+//! Measured on 16,384 tokens in blocks of 16: 2.6 µs for XXH3, 5.1 µs with sequence hashes in one pass, 4.2
+//! and 6.3 µs under a key.
 
 use std::sync::Arc;
 
@@ -23,9 +31,11 @@ pub enum HashMode {
 /// Hashes blocks of one size in one mode. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BlockHasher {
+    /// The function, with its key. It never changes, since hashes of two modes must not meet.
     mode: HashMode,
+    /// Tokens per block. 0 gives no hashes.
     block_size: u32,
-    /// Keys of a keyed hasher.
+    /// Keys of a keyed hasher, derived once and shared by its clones. `None` for XXH3.
     keys: Option<Arc<BlockKeys>>,
 }
 
@@ -89,15 +99,20 @@ impl BlockHasher {
     }
 }
 
-/// Prepared state of the hash function.
+/// Prepared state of the hash function, one variant per loop.
 #[derive(Clone, Debug)]
 enum Form {
+    /// XXH3 of a short block with a seed.
     Seeded(u64),
+    /// XXH3 of a block above 240 bytes, with the secret that the seed stands for. Deriving it per block would
+    /// cost more than the hash.
     Secret(Box<[u8; 192]>),
+    /// The hash under a key, with the constant of the scope.
     Keyed { keys: Arc<BlockKeys>, constant: u128 },
 }
 
-/// Hashes the blocks of one scope.
+/// Hashes the blocks of one scope. Keep it while the scope stays: preparing it costs more than hashing a
+/// block.
 #[derive(Clone, Debug)]
 pub struct ScopedHasher {
     block_size: u32,

@@ -35,6 +35,8 @@ impl HashKey {
     }
 
     /// 64 bits that identify the key without revealing it, to tell whether stored hashes use this key.
+    ///
+    /// A saved index carries it, so that an index hashed under another key is refused and not believed.
     pub fn fingerprint(&self) -> u64 {
         siphash(&self.0, b"wardrop key fingerprint")
     }
@@ -108,6 +110,8 @@ impl BlockKeys {
     }
 
     /// NH of a block of any size.
+    ///
+    /// Never inlined, so that the loop over usual block sizes stays small.
     #[inline(never)]
     fn sum_of_any(&self, block: &[u32]) -> u128 {
         let (quads, rest) = block.as_chunks::<4>();

@@ -11,9 +11,19 @@
 //! `dynamo.llm.compute_block_hash_for_seq` (Dynamo 1.6.1), and the tests compare with that function. Cost:
 //! O(tokens).
 //!
-//! These hashes have no key, so somebody who chooses prompts can search for collisions in 64 bits. A
-//! collision can at worst place a request on a worker without its prefix. [`keyed`] prevents this for feeds
-//! that carry tokens.
+//! Example. Two prompts of three blocks of two tokens, which differ in the middle block:
+//!
+//! ```text
+//! tokens      1 2 | 3 4 | 5 6          1 2 | 9 9 | 5 6
+//! local       a     b     c            a     d     c        a block's hash knows its own tokens only
+//! sequence    a     h(a,b) h(h(a,b),c) a     h(a,d) …       equal up to the first difference, and never after it
+//! ```
+//!
+//! So one equal sequence hash proves that all blocks up to it are equal. The index compares one per frame of
+//! up to 64 blocks, and falls back to local hashes where a frame is matched in part.
+//!
+//! These hashes have no key, so an author of prompts can search for collisions in 64 bits. A collision can at
+//! worst place a request on a worker without its prefix. [`keyed`] prevents this for feeds that carry tokens.
 
 mod hasher;
 pub mod keyed;
@@ -27,19 +37,20 @@ pub use prefix::PromptHashes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Seed of every hash that must agree with Dynamo's.
+/// Seed of every hash that must agree with Dynamo's. It is part of a wire format and cannot change.
 pub(crate) const SEED: u64 = 1337;
 
 /// XXH3 hashes longer inputs with a secret derived from the seed; [`BlockHasher::scoped`] derives it once.
 const SEEDED_BYTES_MAX: usize = 240;
 
-/// Hash of the content of one block.
+/// Hash of the content of one block. Equal blocks have equal local hashes, wherever they stand in a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 #[repr(transparent)]
 pub struct LocalHash(pub u64);
 
-/// Hash of a block and of all blocks before it.
+/// Hash of a block and of all blocks before it. It identifies a block with its context, as a KV cache needs
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 #[repr(transparent)]
@@ -51,7 +62,18 @@ pub struct SequenceHash(pub u64);
 #[repr(transparent)]
 pub struct EngineHash(pub u64);
 
-/// What separates caches that hold the same tokens.
+/// What separates caches that hold the same tokens. Blocks of two scopes have different hashes, so they never
+/// match.
+///
+/// ```
+/// use wardrop_core::{HashScope, local_hashes};
+///
+/// let tokens = [1, 2, 3, 4];
+/// let base = local_hashes(&tokens, 2, &HashScope::default());
+/// let adapted = local_hashes(&tokens, 2, &HashScope { lora_name: Some("law"), ..HashScope::default() });
+/// assert_eq!(base.len(), 2);
+/// assert_ne!(base, adapted);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HashScope<'a> {
     /// Name of the `LoRA` adapter.
@@ -111,6 +133,17 @@ pub(crate) fn next_sequence_hash(parent: Option<SequenceHash>, local: LocalHash)
 }
 
 /// Sequence hashes of consecutive blocks from the start of a prompt. O(blocks).
+///
+/// ```
+/// use wardrop_core::{HashScope, local_hashes, sequence_hashes};
+///
+/// let locals = |tokens: &[u32]| local_hashes(tokens, 2, &HashScope::default());
+/// let (one, other) = (locals(&[1, 2, 3, 4, 5, 6]), locals(&[1, 2, 9, 9, 5, 6]));
+/// assert_eq!(one[2], other[2]); // the last blocks are equal, and what precedes them is not
+/// let (one, other) = (sequence_hashes(&one), sequence_hashes(&other));
+/// assert_eq!(one[0], other[0]);
+/// assert_ne!(one[2], other[2]);
+/// ```
 pub fn sequence_hashes(locals: &[LocalHash]) -> Vec<SequenceHash> {
     let mut previous = None;
     locals

@@ -1,8 +1,22 @@
 //! Hashes of a growing prompt, without hashing any block twice.
+//!
+//! A conversation grows by a turn at a time, and each turn is a request. Its caller keeps one
+//! [`PromptHashes`] per conversation, appends the new tokens, and routes with both kinds of hashes.
 
 use super::{BlockHasher, HashScope, LocalHash, ScopedHasher, SequenceHash};
 
 /// Hashes of a prompt so far. Appending costs O(new tokens), regardless of the length of the prompt.
+///
+/// ```
+/// use wardrop_core::{BlockHasher, HashMode, HashScope, PromptHashes};
+///
+/// let hasher = BlockHasher::new(HashMode::Xxh3, 16);
+/// let mut prompt = PromptHashes::new(&hasher, &HashScope::default());
+/// prompt.extend(&[7; 20]);
+/// assert_eq!((prompt.locals().len(), prompt.tokens()), (1, 20)); // four tokens wait for a full block
+/// prompt.extend(&[7; 12]);
+/// assert_eq!(prompt.locals().len(), 2);
+/// ```
 #[derive(Clone, Debug)]
 pub struct PromptHashes {
     /// Hasher of the prompt.

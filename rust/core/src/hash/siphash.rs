@@ -1,5 +1,8 @@
 //! SipHash-2-4: the keyed function that derives every secret of [`super::keyed`].
 //!
+//! It hashes keys and names once per hasher or scope, never blocks, so its speed does not matter. What
+//! matters is that its output reveals nothing of the key: the bound of [`super::keyed`] rests on it.
+//!
 //! Source: Aumasson and Bernstein, "`SipHash`: a fast short-input PRF" (2012), whose test vectors the tests
 //! use.
 
@@ -29,7 +32,7 @@ pub(super) fn siphash(key: &[u8; 16], bytes: &[u8]) -> u64 {
     state[0] ^ state[1] ^ state[2] ^ state[3]
 }
 
-/// Compression: two rounds per word.
+/// Compression: two rounds per word, the 2 of SipHash-2-4. The end has four.
 fn absorb(state: &mut [u64; 4], word: u64) {
     state[3] ^= word;
     round(state);
@@ -37,7 +40,7 @@ fn absorb(state: &mut [u64; 4], word: u64) {
     state[0] ^= word;
 }
 
-/// One round.
+/// One round: additions, rotations and exclusive ors, as the paper's figure has them.
 fn round([v0, v1, v2, v3]: &mut [u64; 4]) {
     *v0 = v0.wrapping_add(*v1);
     *v1 = v1.rotate_left(13) ^ *v0;

@@ -1,8 +1,16 @@
 //! Words that never move, so that readers need no lock while one thread writes.
 //!
-//! Segment k has 2^(base + k) units. At most 32 segments hold any number of units, locating a unit takes two
-//! shifts, and growth moves nothing. The system hands out zeroed memory that costs nothing until the first
-//! access.
+//! A growing `Vec` moves its elements, and a reader on another thread would follow a freed pointer. An arena
+//! grows by segments instead. Segment k has 2^(base + k) units. At most 32 segments hold any number of units,
+//! locating a unit takes two shifts, and growth moves nothing. The system hands out zeroed memory that costs
+//! nothing until the first access.
+//!
+//! Example with base 2. Segment 0 has the units 0 to 3, segment 1 the units 4 to 11, segment 2 the units 12
+//! to 27. Unit 9 is found by adding 2^2: 13 = 0b1101. The highest bit (3) minus the base is segment 1, and
+//! the remaining bits 0b101 are position 5 in it.
+//!
+//! Segments stand behind a `OnceLock`. Its `get` is an acquire load, so a reader that sees a segment sees its
+//! zeroed words. Memory that was once used is kept for later units and never given back.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +18,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Words of a cache line. Every segment starts at a cache line.
 const LINE_WORDS: usize = 8;
 
+/// One allocation of the arena. Its address stays the same until the arena is dropped.
 #[derive(Debug)]
 struct Segment {
     /// The words, with up to seven unused ones before `first`.
+    ///
+    /// The allocator aligns to 8 or 16 bytes. The unused words shift each unit of eight words to the start of
+    /// a cache line, so that reading one unit costs one cache miss.
     words: Box<[AtomicU64]>,
     /// Index of the first word that starts a cache line.
     first: usize,
@@ -23,7 +35,8 @@ struct Segment {
 pub(crate) struct Arena<const UNIT: usize> {
     /// Binary logarithm of the units in the first segment.
     base: u32,
-    /// The segments; a reader sees a segment once it is complete.
+    /// The segments; a reader sees a segment once it is complete. Invariant: where a segment exists, all
+    /// before it exist.
     segments: Box<[OnceLock<Segment>]>,
 }
 
@@ -48,6 +61,8 @@ impl<const UNIT: usize> Arena<UNIT> {
                 let words = bytemuck::zeroed_slice_box::<AtomicU64>(
                     (UNIT << (self.base as usize + segment)) + LINE_WORDS - 1,
                 );
+                // The address matters only for its position in a cache line: nothing is computed from it
+                // later.
                 let past_line = words.as_ptr() as usize / size_of::<u64>() % LINE_WORDS;
                 Segment {
                     words,
@@ -72,6 +87,9 @@ impl<const UNIT: usize> Arena<UNIT> {
     }
 
     /// `words` words from unit `unit` on. The units must be reserved and lie in one segment.
+    ///
+    /// Panics for a unit that was never reserved. Ids come from the allocators of this module, which reserve
+    /// first.
     #[inline]
     pub(crate) fn slice(&self, unit: u32, words: usize) -> &[AtomicU64] {
         let (segment, at) = self.place(unit);
@@ -124,6 +142,9 @@ pub(crate) const fn pack(low: u32, high: u32) -> u64 {
 }
 
 /// Relaxed read, for the only writer, and for readers whose order a seqlock guarantees.
+///
+/// On x86 it is a plain load. The compiler may not combine two such loads into a vector load, which is the
+/// price of having no `unsafe`.
 #[inline]
 pub(crate) fn get(word: &AtomicU64) -> u64 {
     word.load(Ordering::Relaxed)

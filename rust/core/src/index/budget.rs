@@ -1,4 +1,7 @@
 //! Memory limits of an index.
+//!
+//! The budget holds at every moment: a store counts what it may allocate before it allocates, and evicts
+//! first where that is too much ([`super::evict`]).
 
 /// Limits that an index keeps by eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

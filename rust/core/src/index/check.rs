@@ -1,7 +1,7 @@
 //! Every rule of the path tree as an assertion, for tests.
 //!
-//! The random streams in `tests/index` call it after every few events, so a broken rule is found near its cause and
-//! not by a wrong match much later. The rules:
+//! The random streams in `tests/index` call it after every few events. A broken rule is then found near its
+//! cause, and not by a wrong match much later. The rules:
 //!
 //! * A frame has 1 to 64 blocks, ends with a live block, and is found by its parent and its first local hash.
 //! * Stored sequence hashes equal the hashes computed from the local hashes.
@@ -25,7 +25,8 @@ use crate::event::Tier;
 use crate::hash::SequenceHash;
 
 impl PathTree {
-    /// Length of a free list; panics when the list is longer than its count.
+    /// Length of a free list. It follows the links, so a list that runs in a circle does not end, and a
+    /// broken link panics.
     fn free_ids<'a>(mut ids: IdAllocator, next: impl Fn(u32) -> &'a AtomicU64) -> usize {
         std::iter::from_fn(|| ids.reuse(&next)).count()
     }

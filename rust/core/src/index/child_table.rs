@@ -1,12 +1,26 @@
 //! Child table: (parent block, local hash of the first block) → frame.
 //!
-//! Each bucket is a chain through the headers of its frames. The bucket word holds the first frame and a
-//! 32-bit filter of the hashes in the chain, so most look-ups of a missing frame touch no frame. Buckets
-//! split one at a time as frames come (W. Litwin's linear hashing, 1980): no insertion rehashes the whole
-//! table, and memory grows evenly.
+//! A walk asks it where a prompt branches off, and at the root. Most steps follow the direct link in a
+//! frame's header and never come here.
 //!
-//! Readers hold no lock. A reader notices a frame that left its chain by the frame's key, and a bucket split
-//! by the version `splits`; it then asks again.
+//! Each bucket is a chain through the headers of its frames. The bucket word holds the first frame and a
+//! 32-bit filter of the hashes in the chain. Most look-ups of a missing frame therefore touch no frame. A
+//! prompt that no worker holds costs one cache miss that way. Buckets split one at a time as frames come (W.
+//! Litwin's linear hashing, 1980): no insertion rehashes the whole table, and memory grows evenly.
+//!
+//! Linear hashing by example. With 6 buckets a hash is taken modulo 8. The buckets 6 and 7 do not exist yet,
+//! so their hashes are taken modulo 4 and lie in 2 and 3. The next insertion beyond the limit adds bucket 6:
+//! the frames of bucket 2 are dealt out to 2 and 6, and all other buckets stay.
+//!
+//! Readers hold no lock. Two things can go wrong, and each shows:
+//!
+//! * The writer reuses a frame of the chain under another key. The reader finds that the key belongs to
+//!   another bucket.
+//! * A bucket splits, and the wanted frame moves. The reader compares the version `splits` before it believes
+//!   that a frame is missing.
+//!
+//! In both cases the answer is [`Find::Raced`], and the reader asks again. Cost: O(1) expected, one cache
+//! miss per frame of the chain.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,6 +35,8 @@ pub(super) type Headers = Arena<16>;
 /// Buckets of an empty table.
 const BUCKETS_MIN: u64 = 16;
 /// Longest chain that a reader follows. A longer one means that the reader lost its chain to the writer.
+///
+/// A table has at most one frame per bucket on average, so a true chain of this length does not come up.
 const CHAIN_MAX: u32 = 4096;
 
 /// Hash table from keys to frames; the module describes it.
@@ -29,7 +45,7 @@ pub(super) struct ChildTable {
     /// Per bucket: low half the id of the first frame plus 1, or 0; high half the filter of [`class_of`]
     /// bits.
     buckets: Arena<1>,
-    /// Number of buckets.
+    /// Number of buckets. It only grows, and every bucket below it is reserved before it is counted.
     len: AtomicU64,
     /// Version of a [`seqlock`], odd while a bucket splits.
     splits: AtomicU64,
@@ -64,7 +80,7 @@ fn key_hash(parent: BlockId, local: u64) -> u64 {
     mix(u64::from(parent.get()), local)
 }
 
-/// Bucket of a hash in a table of `len` buckets, by linear hashing.
+/// Bucket of a hash in a table of `len` buckets, by linear hashing. The module has an example.
 #[inline]
 const fn bucket_of(hash: u64, len: u64) -> u32 {
     let wide = len.next_power_of_two();
@@ -76,7 +92,8 @@ const fn bucket_of(hash: u64, len: u64) -> u32 {
     }) as u32
 }
 
-/// Bit of a hash in the filter of its bucket: one of 32.
+/// Bit of a hash in the filter of its bucket: one of 32. It uses the highest bits, since the bucket uses the
+/// lowest.
 #[inline]
 const fn class_of(hash: u64) -> u32 {
     1 << (hash >> 59)
@@ -84,12 +101,15 @@ const fn class_of(hash: u64) -> u32 {
 
 impl ChildTable {
     /// The frame that continues from `parent` with local hash `local`. For readers and the writer.
+    ///
+    /// The writer never gets [`Find::Raced`], because no section is open while it asks.
     #[inline]
     pub(super) fn find(&self, headers: &Headers, parent: BlockId, local: u64) -> Find {
         let Some(splits) = seqlock::begin_read(&self.splits) else {
             return Find::Raced;
         };
         let hash = key_hash(parent, local);
+        // Acquire: the buckets below this length are reserved.
         let len = self.len.load(Ordering::Acquire);
         let bucket = bucket_of(hash, len);
         let word = self.buckets.unit(bucket)[0].load(Ordering::Acquire);
@@ -136,6 +156,8 @@ impl ChildTable {
     }
 
     /// Puts a frame at the head of its chain.
+    ///
+    /// Release: a reader that finds the frame in its bucket also sees the frame's key and successor.
     fn push(&self, headers: &Headers, id: FrameId, len: u64) {
         let header = headers.unit(id.0);
         let hash = Self::hash_of(header);
@@ -159,7 +181,10 @@ impl ChildTable {
         )
     }
 
-    /// Splits the next bucket in order: its frames go to two buckets.
+    /// Splits the next bucket in order: its frames go to two buckets. O(chain).
+    ///
+    /// The old chain is emptied first and filled again frame by frame. A reader may look in between and miss
+    /// a frame, which is why the whole split is a write section of `splits`.
     fn split(&self, headers: &Headers, len: u64) {
         let from = bucket_of(len, len);
         self.buckets.reserve(len as u32 + 1);
@@ -186,6 +211,7 @@ impl ChildTable {
         if first == id.0 + 1 {
             first = after;
         }
+        // The filter is computed anew, so that hashes of removed frames do not wear it out.
         let mut link = first;
         while let Some(at) = link.checked_sub(1) {
             let header = headers.unit(at);

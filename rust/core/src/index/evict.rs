@@ -5,9 +5,15 @@
 //! prefix stays while prompts go on from it. An evicted frame goes for all its holders. A match marks the
 //! frames it uses with one bit, written only while it is clear.
 //!
+//! Exact least-recently-used order would make every match write to a list that all threads share. Refusing
+//! new blocks would fill the index with the past. Dropping the oldest first would drop the system prompt that
+//! every request begins with (`docs/adr/0008-eviction-by-second-chance.md`).
+//!
 //! After an eviction the index understates what a worker holds; it never overstates it. Later events about
 //! evicted blocks count as unknown parents and unknown blocks. A store is refused when nothing can be
 //! evicted.
+//!
+//! Cost: a few frames per store into a full index on average, two rounds of all frames at worst.
 
 use super::Slot;
 use super::arena::get;
@@ -19,10 +25,13 @@ use super::writer::Writer;
 use crate::event::{StoredBlock, Tier};
 
 impl Writer {
-    /// Evicts until blocks fit behind `after`; how many of `wanted` fit.
+    /// Evicts until blocks fit behind `after`; how many of `wanted` fit. 0 means that nothing fits.
     ///
-    /// Bytes are counted before they are allocated, with the growth of every structure that the blocks touch. The
-    /// budget then holds at every moment, not only afterwards.
+    /// Bytes are counted before they are allocated, with the growth of every structure that the blocks touch.
+    /// The budget then holds at every moment, not only afterwards.
+    ///
+    /// The block limit may admit a part of `wanted`. The byte limit admits all or none, since growth comes in
+    /// steps.
     pub(super) fn evict_for_blocks(
         &mut self,
         shared: &Shared,
@@ -53,6 +62,9 @@ impl Writer {
     }
 
     /// Evicts until one more holder of a frame fits; `false` when nothing can be evicted.
+    ///
+    /// The frame itself is never evicted, but a parent of it may lose other children. O(1) while the budget
+    /// has no limit of bytes.
     pub(super) fn evict_for_holder(
         &mut self,
         shared: &Shared,
@@ -92,6 +104,9 @@ impl Writer {
     }
 
     /// Evicts the next cold frame other than that of `kept`; `false` when there is none.
+    ///
+    /// `kept` is the frame that the store is about to use. Evicting it would free the very blocks that room
+    /// is made for.
     fn evict_one(&mut self, shared: &Shared, kept: BlockId) -> bool {
         let frames = self.allocator.frames_ever() as u32;
         // The first round clears the marks; the second finds a frame without one, or a parent whose

@@ -1,4 +1,7 @@
 //! Memory of the index by structure, to see which one grows.
+//!
+//! The soak benchmarks print it over hours of churn (`rust/core/benches/soak.rs`). The sum of the structures
+//! is what the budget limits ([`super::budget::Budget::bytes`]).
 
 use serde::Serialize;
 
@@ -7,9 +10,12 @@ use super::path_tree::PathTree;
 use super::tree_allocator::TreeAllocator;
 
 /// Bytes of each structure, and how many of them are free.
+///
+/// "Ever in use at once" means that the arenas keep freed units for later blocks. Their bytes never shrink,
+/// and the free part says how much of them waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Footprint {
-    /// Distinct blocks, with blocks between held ones that nobody holds.
+    /// Distinct blocks, with blocks between held ones that no worker holds.
     pub blocks: u64,
     /// Frames in the tree.
     pub frames: u64,

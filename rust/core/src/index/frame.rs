@@ -1,7 +1,7 @@
 //! Frames: ids of blocks and frames, and the layout of a frame's header.
 //!
-//! A frame is a run of 1 to 64 consecutive blocks of one path of the tree. Its header is two cache lines of
-//! words:
+//! A frame is a run of 1 to 64 consecutive blocks of one path of the tree. 64 is the number of bits in a
+//! word, so one word says which blocks of a frame a worker holds. Its header is two cache lines of words:
 //!
 //! ```text
 //! word   0  version of the frame's seqlock
@@ -16,7 +16,12 @@
 //!       15  word of the tree's owner
 //! ```
 //!
-//! A match reads only the first cache line of most frames.
+//! A match reads only the first cache line of most frames: it has the key, the hash that proves the whole
+//! frame, and the holders. The second line is for matches without sequence hashes, for the lower tiers and
+//! for the writer.
+//!
+//! Block ids are dense: block i of frame f has the number 64·f + i. An id stays the same while its block
+//! lives, so maps outside the tree may key on it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,11 +33,14 @@ pub(crate) const CHUNK_BLOCKS: u32 = 8;
 pub(crate) const CHUNKS: usize = (FRAME_BLOCKS / CHUNK_BLOCKS) as usize;
 
 /// Place of a block: its frame and its offset there. It stays the same while the block lives.
+///
+/// Example: the third block of frame 5 has the number 64 · 5 + 2 = 322.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct BlockId(u32);
 
 impl BlockId {
-    /// Virtual block before the first block of every prompt.
+    /// Virtual block before the first block of every prompt. No frame has this number, because ids end below
+    /// it.
     pub(crate) const ROOT: Self = Self(u32::MAX);
 
     /// The block at `offset` of `frame`.
@@ -61,7 +69,7 @@ impl BlockId {
     }
 }
 
-/// Consecutive blocks of one frame.
+/// Consecutive blocks of one frame. A prompt is stored as a list of runs, one per frame that it crosses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BlockRun {
     /// First block of the run.
@@ -78,6 +86,8 @@ impl BlockRun {
 }
 
 /// Consecutive blocks of a prompt that match one frame from its first block on.
+///
+/// A walk makes one range per frame, and the ranges of a walk follow each other without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PromptRange {
     /// Position of the first block in the prompt.
@@ -102,10 +112,11 @@ pub(crate) const NONE: FrameId = FrameId(u32::MAX);
 /// Highest number of frames. Block ids have 32 bits, and the highest id is the root's.
 pub(crate) const FRAMES_MAX: u32 = u32::MAX / FRAME_BLOCKS;
 
-/// Header of a frame; the module describes its words.
+/// Header of a frame; the module describes its words. An array of words and not a struct: readers copy single
+/// words, and halves of words share a purpose.
 pub(crate) type Header = [AtomicU64; 16];
 
-/// Seqlock version. The identity half counts how often the frame lost blocks.
+/// Seqlock version. The identity half counts how often the frame lost blocks ([`super::seqlock`]).
 pub(crate) const VERSION: usize = 0;
 /// Low half: parent block. High half: a child at the last block, or [`NONE`].
 ///
@@ -122,9 +133,10 @@ pub(crate) const DEVICE_HOLDERS: usize = 4;
 pub(crate) const LEN_AND_FLAGS: usize = DEVICE_HOLDERS + 2;
 /// High half: number of the next frame in the bucket of the child table, plus 1, or 0.
 pub(crate) const NEXT_IN_BUCKET: usize = DEVICE_HOLDERS + 3;
-/// First of the four words with the ids of the frame's chunks.
+/// First of the four words with the ids of the frame's chunks. Only the ids of the chunks that the length
+/// needs are valid.
 pub(crate) const CHUNK_IDS: usize = 8;
-/// Bit i is set while block i has a child.
+/// Bit i is set while block i has a child. A block with a child stays in the tree, held or not.
 pub(crate) const CHILD_BITS: usize = 12;
 /// Sequence hash of the parent block, valid with [`HAS_PARENT_SEQUENCE`].
 pub(crate) const PARENT_SEQUENCE: usize = 13;
@@ -141,7 +153,8 @@ pub(crate) const HAS_END_SEQUENCE: u32 = 1 << 8;
 pub(crate) const HAS_PARENT_SEQUENCE: u32 = 1 << 9;
 /// A worker stored the frame or a prompt matched it since the eviction clock last passed.
 ///
-/// Readers write no other bit, and write this one only while it is clear.
+/// Readers write no other bit, and write this one only while it is clear. A shared system prompt is thus read
+/// by every match and written by nearly none.
 pub(crate) const RECENTLY_USED: u32 = 1 << 10;
 
 /// Size class of the extent behind [`LOWER_HOLDERS`]: eight words.
@@ -160,6 +173,8 @@ pub(crate) const fn has_end(shape: u64) -> bool {
 }
 
 /// Marks a frame as recently used. Readers call it too: a lost mark costs at most a premature eviction.
+///
+/// Relaxed: the mark orders nothing. The bit shares its word with the length, so it is set by an atomic `or`.
 #[inline]
 pub(crate) fn mark_used(header: &Header, shape: u64) {
     if shape as u32 & RECENTLY_USED == 0 {

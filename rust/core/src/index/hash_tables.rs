@@ -1,7 +1,12 @@
 //! Hash tables whose growth is known in advance, as the memory budget needs it.
 //!
 //! A removal in `hashbrown` may leave a tombstone. A table full of tombstones grows although it has few
-//! entries; the functions here rebuild it at the same size instead.
+//! entries; the functions here rebuild it at the same size instead. Under churn of a fixed set, tables that
+//! grow for tombstones doubled one after the other: that was most of the growth of an earlier index over 30
+//! minutes (`docs/reports/core.md`).
+//!
+//! A growing table also exists twice for a moment, the old one beside the new one. The budget therefore asks
+//! for twice the bytes before an insertion that may grow.
 
 use std::hash::Hash;
 
@@ -11,6 +16,9 @@ use rustc_hash::FxBuildHasher;
 use super::frame::FrameId;
 
 /// Mixes two words to a hash by a 128-bit product, as wyhash does.
+///
+/// Each input is combined with a constant first, so that an input of 0 does not make the product 0. The
+/// result folds the high half of the product into the low half: both halves depend on all input bits.
 #[inline]
 pub(crate) const fn mix(a: u64, b: u64) -> u64 {
     let product = ((a ^ 0x9E37_79B9_7F4A_7C15) as u128) * ((b ^ 0xD6E8_FEB8_6659_FD93) as u128);
@@ -21,7 +29,7 @@ pub(crate) const fn mix(a: u64, b: u64) -> u64 {
 pub(crate) type Map<K, V> = HashMap<K, V, FxBuildHasher>;
 
 /// Makes room for one more entry. Without it, a map under churn takes twice the memory for the same number of
-/// entries.
+/// entries. O(1) amortised: a rebuild is paid for by the removals that left the tombstones.
 pub(crate) fn make_room<K: Hash + Eq, V>(map: &mut Map<K, V>) {
     if map.len() < map.capacity() {
         return;
@@ -37,6 +45,9 @@ pub(crate) fn make_room<K: Hash + Eq, V>(map: &mut Map<K, V>) {
 
 /// Capacity of a rebuilt table of `buckets` buckets, if that is clearly more than `len`; else `None`: the
 /// table must grow.
+///
+/// `hashbrown` fills seven of eight buckets. A sixteenth of that is kept free, or the next few insertions
+/// would rebuild again.
 fn room_without_marks(len: usize, buckets: usize) -> Option<usize> {
     let whole = buckets.checked_ilog2().map_or(0, |bits| 1 << bits);
     let room = whole / 8 * 7;
@@ -59,7 +70,7 @@ fn make_table_room<T: Copy>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) 
     true
 }
 
-/// Set of the frames in which one worker holds blocks.
+/// Set of the frames in which one worker holds blocks. Four bytes and a control byte per bucket.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FrameSet {
     table: HashTable<FrameId>,
@@ -110,6 +121,7 @@ impl FrameSet {
     }
 }
 
+/// Equality of the elements, regardless of order and capacity. Only the checks of tests compare two sets.
 impl PartialEq for FrameSet {
     fn eq(&self, other: &Self) -> bool {
         let has = |id: FrameId| other.table.find(hash(id), |&other| other == id).is_some();

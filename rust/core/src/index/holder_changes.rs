@@ -7,8 +7,13 @@
 //! partial holders  extents of 1, 2, 4, … entries: doubled when full, halved at a quarter
 //! ```
 //!
-//! Growing at full and shrinking at a quarter keeps a holder that comes and goes from allocating each time. Cost:
-//! O(partial holders) to insert or remove one, since their list is sorted and moves as words.
+//! Growing at full and shrinking at a quarter keeps a holder that comes and goes from allocating each time.
+//! Cost: O(partial holders) to insert or remove one, since their list is sorted and moves as words.
+//!
+//! Everything here runs inside a write section of the frame. Order inside the section is free: no reader
+//! accepts a copy that it took meanwhile. Only freed extents need care, because their first words become
+//! links. The section of the frame that had them is no longer valid then, so a reader that still looks there
+//! throws its copy away.
 
 use std::sync::atomic::AtomicU64;
 
@@ -19,8 +24,10 @@ use super::holders::{CLASS_SHIFT, FullLayout, Holders, LEN_SHIFT, LIST_LEN_SHIFT
 use super::slots::low_bits;
 
 /// Write access to the holders of one frame, inside a write section of the frame's seqlock.
+///
+/// It serves both trees of the router and all three tiers: the words may lie in a header or in an extent.
 pub(crate) struct HoldersMut<'a> {
-    /// The four words.
+    /// The four words. Their spare halves belong to the frame and are never touched here.
     pub words: &'a [AtomicU64],
     /// Words of all extents.
     pub extents: &'a Extents,
@@ -29,19 +36,23 @@ pub(crate) struct HoldersMut<'a> {
 }
 
 impl HoldersMut<'_> {
-    /// The holders as they are now.
+    /// The holders as they are now. A copy, so it is taken anew after each change.
     fn current(&self) -> Holders {
         Holders::of(self.words)
     }
 
-    /// Replaces the shape half-word.
+    /// Replaces the shape half-word. The other half of its word holds the length and the flags of the frame.
     fn set_shape(&self, shape: u32) {
         set_high(&self.words[2], shape);
     }
 
     /// Makes `slot` hold exactly `mask` of a frame of `len` blocks.
+    ///
+    /// A whole mask makes a full holder, an empty one removes the slot, and any other makes a partial holder.
+    /// `mask` has no bit at or above `len`. O(partial holders + words of a bitset).
     pub(crate) fn set_mask(&mut self, slot: Slot, mask: u64, len: u32) {
         let current = self.current();
+        // A slot that is a full holder already stays one: nothing is written.
         if mask == low_bits(len) {
             if !current.is_full(self.extents, slot) {
                 if let Ok(at) = current.find_partial(self.extents, slot) {
@@ -90,6 +101,9 @@ impl HoldersMut<'_> {
     }
 
     /// Removes an entry of the partial list, which moves to a smaller extent at a quarter of its capacity.
+    ///
+    /// The list moves to half its size only at a quarter, and classes 0 and 1 never shrink: they are too
+    /// small to matter.
     fn remove_partial(&mut self, at: usize) {
         let current = self.current();
         let (len, class) = (current.partial_len(), current.partial_class());
@@ -113,20 +127,22 @@ impl HoldersMut<'_> {
         }
     }
 
-    /// Replaces extent, size class and length of the partial list.
+    /// Replaces extent, size class and length of the partial list. The layout of the full holders stays.
     fn set_list(&self, partial_words: u32, class: u32, len: usize) {
         let kept = self.current().shape & ((1 << CLASS_SHIFT) - 1);
         self.set_shape(kept | class << CLASS_SHIFT | (len as u32) << LEN_SHIFT);
         set_low(&self.words[3], partial_words);
     }
 
-    /// Replaces the layout of the full holders and the length of their list.
+    /// Replaces the layout of the full holders and the length of their list. The partial list stays.
     fn set_layout(&self, layout: u32, list_len: u32) {
         let kept = self.current().shape & !((1 << CLASS_SHIFT) - 1);
         self.set_shape(kept | layout | list_len << LIST_LEN_SHIFT);
     }
 
     /// Adds a full holder. A full list, or a slot beyond the bitmap or bitset, changes the layout.
+    ///
+    /// The caller made sure that the slot is no holder yet. O(1), or O(full holders) for a new layout.
     fn insert_full(&mut self, slot: Slot) {
         let current = self.current();
         match current.layout() {
@@ -151,6 +167,8 @@ impl HoldersMut<'_> {
     }
 
     /// Removes `slot` from the full holders, if it is one.
+    ///
+    /// A list closes the gap by being written anew: it has eight entries at most.
     fn remove_full(&mut self, slot: Slot) {
         let current = self.current();
         if !current.is_full(self.extents, slot) {
@@ -176,7 +194,8 @@ impl HoldersMut<'_> {
         }
     }
 
-    /// Replaces the full holders, in the smallest layout that fits them.
+    /// Replaces the full holders, in the smallest layout that fits them. The extent of a former bitset is
+    /// freed.
     fn set_full(&mut self, slots: &[Slot]) {
         if let FullLayout::Bitset(at, words) = self.current().layout() {
             self.extent_allocator.free(self.extents, at, class_of(words));
@@ -211,6 +230,8 @@ impl HoldersMut<'_> {
     }
 
     /// Updates the holders of a frame that grew from `old_len` blocks: full holders now hold its first part.
+    ///
+    /// O(full holders · partial holders). The writer extends a frame only while few workers hold it whole.
     pub(crate) fn grown(&mut self, old_len: u32) {
         let current = self.current();
         let full = current.full_slots(self.extents);
@@ -253,7 +274,8 @@ impl HoldersMut<'_> {
     }
 }
 
-/// Copies words to an extent that no reader uses yet.
+/// Copies words to an extent that no reader uses yet. A fresh extent is reachable only once the shape names
+/// it.
 fn copy(from: &[AtomicU64], to: &[AtomicU64]) {
     for (from, to) in from.iter().zip(to) {
         set(to, get(from));

@@ -1,4 +1,10 @@
 //! Allocation of ids for arena units, with an intrusive free list.
+//!
+//! Frames and chunks both take their ids from here. The id freed last is used first, since its unit is most
+//! likely still in a cache. O(1) per call.
+//!
+//! Freeing during reads is safe: a reader that still follows a freed unit finds that its section is no longer
+//! valid.
 
 use std::sync::atomic::AtomicU64;
 
@@ -8,6 +14,8 @@ use super::arena::{get, low, set};
 ///
 /// Freed ids form a list: each freed unit stores the id freed before it in one of its own words, so the list
 /// takes no memory.
+///
+/// Invariant: following `free_head` visits exactly `free_len` ids, all below `end` and all different.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct IdAllocator {
     /// Every id handed out so far is below this one.

@@ -7,13 +7,29 @@
 //!
 //! * `frame`, `path_tree`, `holders`: the data. Prompts share a tree of frames of at most 64 blocks, and each
 //!   frame has a set of holders.
-//! * `seqlock`, `walk`: how threads match prompts without a lock while one thread writes.
+//! * `arena`, `seqlock`, `walk`: how threads match prompts without a lock while one thread writes.
 //! * `writer`, `path_changes`, `holder_changes`: how KV events change the tree.
-//! * `engine_hashes`: which block an engine means by a hash of its own.
+//! * `engine_hashes`, `copies`: which block an engine means by a hash of its own, and how often it stored the
+//!   block.
 //! * `evict`, `image`, `check`, `reference`: the memory budget, saving, the rules of the structure, and the
 //!   slow index that tests compare with.
+//! * `extents`, `id_allocator`, `child_table`, `hash_tables`: allocators and tables below the tree.
 //!
-//! Costs stand in `concurrent`; `docs/explanation/prefix-index.md` tells why the index has this form.
+//! One prompt of 100 blocks that two workers hold, the second one only in part, looks like this:
+//!
+//! ```text
+//! root ─▶ frame 0: blocks 0..64    holders: worker 0 full, worker 1 full
+//!           └▶ frame 1: 36 blocks  holders: worker 0 full, worker 1 the mask 0b1111
+//! ```
+//!
+//! The overlap of the prompt is then 100 blocks on worker 0 and 68 on worker 1. Two frame headers and two
+//! comparisons of a sequence hash answer it.
+//!
+//! Two other structures lost. A radix tree with a node per block costs a cache miss per block. In a
+//! prototype, a flat table of sequence hashes took 0.18 µs for one holder and 3.3 µs for 64 holders of
+//! different depth. Frames cost a few misses per 64 blocks, for any number of holders.
+//!
+//! Costs stand in `concurrent`. `docs/explanation/prefix-index.md` says why the index has this form.
 
 pub(crate) mod arena;
 mod budget;
@@ -58,6 +74,9 @@ use serde::Serialize;
 use crate::worker::WorkerId;
 
 /// Position of a worker in every per-worker column. A later worker reuses the slot of a worker that left.
+///
+/// Slots are dense and below 65,536, so holder sets are bitsets and columns are plain vectors. A slot means a
+/// worker only together with a generation of the fleet ([`crate::roster`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
@@ -78,6 +97,9 @@ impl Slot {
 ///
 /// The tiers follow each other: `device` counts from the start of the prompt, `host` from the end of
 /// `device`, and `disk` from the end of `host`.
+///
+/// Example. A worker holds blocks 0 to 9 in device memory, 5 to 14 in host memory, and 12 to 19 on disk. Then
+/// `device` is 10, `host` is 5 (blocks 10 to 14), and `disk` is 5 (blocks 15 to 19).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct WorkerOverlap {
     /// The worker that holds the blocks.
@@ -93,7 +115,11 @@ pub struct WorkerOverlap {
 /// Blocks of a request that one worker holds: device, host, disk, as in [`WorkerOverlap`].
 pub type TierOverlap = [u32; 3];
 
-/// Reason for refusing a KV event, in whole or in part.
+/// Reason for refusing a KV event, in whole or in part. The router turns it into an [`Error`](crate::Error)
+/// with the worker.
+///
+/// A refusal is expected trouble: events get lost, and an index that evicts forgets parents. It is counted,
+/// and the feed continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The worker does not hold the parent of a stored chain.

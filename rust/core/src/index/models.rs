@@ -2,6 +2,18 @@
 //!
 //! Each model has a negative control: the same protocol without its guard, in which loom must find the fault.
 //! The models run the functions of [`super::seqlock`], as the index does; only the data around them is small.
+//!
+//! | model | protocol | guard that the control leaves out |
+//! |---|---|---|
+//! | `sections` | a valid section of a frame is one state | the fence of `begin_write` |
+//! | `step` | a walk from a frame to its child stays on its path | the check of the parent's identity |
+//! | `freed_extent` | a freed extent is never read as a frame's | the fence of `begin_write` |
+//! | `split` | a bucket split hides no frame | the check of the version `splits` |
+//! | `slot_reuse` | a worker is not credited with the blocks of another | the check of the roster under the lock |
+//! | `decision` | two decisions at once see each other's bookings | choosing and booking under one lock |
+//!
+//! Loom explores at most three preemptions per run. More would multiply the runs, and every fault of the
+//! controls shows within three.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -12,7 +24,8 @@ use loom::thread;
 
 use super::seqlock::{Stamp, Word, begin_read, begin_write, end_write, has_same_identity, is_valid};
 
-/// An atomic word under loom's control.
+/// An atomic word under loom's control. Its loads and stores are relaxed, like those of the index, unless a
+/// model says otherwise.
 struct Watched(AtomicU64);
 
 impl Watched {
@@ -39,14 +52,14 @@ impl Word for Watched {
     }
 }
 
-/// Whether loom finds a fault.
+/// Whether loom finds a fault: an assertion of the model that fails in some order.
 fn is_faulty(model: impl Fn() + Sync + Send + 'static) -> bool {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     catch_unwind(AssertUnwindSafe(|| builder.check(model))).is_err()
 }
 
-/// Whether the protocol keeps its guard.
+/// Whether the protocol keeps its guard. The negative control leaves it out and must fail.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Guard {
     Kept,
@@ -54,6 +67,8 @@ enum Guard {
 }
 
 /// Read and write sections of one frame: a valid read section must see one state.
+///
+/// The writer sets two words to 1. A reader that accepts its copy must see both old or both new.
 fn sections(guard: Guard) {
     let frame = Arc::new([Watched::new(0), Watched::new(0), Watched::new(0)]);
     let writer = {
@@ -90,6 +105,9 @@ fn a_valid_section_is_one_state() {
 }
 
 /// A step from a frame to its child, while the writer recycles both for another path with an equal link.
+///
+/// The word `path` names the path that a frame belongs to: 1 at first, 0 while free, 2 afterwards. A step
+/// that ends on another path than it began is the fault.
 fn step(guard: Guard) {
     struct Frames {
         parent: [Watched; 2],
@@ -190,6 +208,9 @@ fn a_freed_extent_is_never_read_as_a_frames() {
 }
 
 /// The child table: a bucket splits while a reader looks for a frame that is in the table all the time.
+///
+/// The frame is in the table before, during and after the split, so a reader that believes "missing" is
+/// wrong.
 fn split(guard: Guard) {
     struct Table {
         splits: Watched,
@@ -233,23 +254,25 @@ fn a_bucket_split_hides_no_frame() {
 
 /// A worker leaves and another one takes its slot, while a match that saw the first worker's blocks is in
 /// progress.
+///
+/// The mutex stands for the router's state lock, and the number in it for the worker that has the slot.
 fn slot_reuse(guard: Guard) {
     struct State {
         roster: Watched,
         frame: [Watched; 2],
         /// Worker in the slot.
-        desk: Mutex<u64>,
+        slot_owner: Mutex<u64>,
     }
     let state = Arc::new(State {
         roster: Watched::new(0),
         frame: [Watched::new(0), Watched::new(1)],
-        desk: Mutex::new(1),
+        slot_owner: Mutex::new(1),
     });
     let writer = {
         let state = state.clone();
         thread::spawn(move || {
             {
-                let mut owner = state.desk.lock().unwrap();
+                let mut owner = state.slot_owner.lock().unwrap();
                 begin_write(&state.roster);
                 end_write(&state.roster, false);
                 *owner = 0;
@@ -257,7 +280,7 @@ fn slot_reuse(guard: Guard) {
             begin_write(&state.frame[0]);
             state.frame[1].set(0);
             end_write(&state.frame[0], false);
-            let mut owner = state.desk.lock().unwrap();
+            let mut owner = state.slot_owner.lock().unwrap();
             *owner = 2;
             begin_write(&state.roster);
             end_write(&state.roster, false);
@@ -269,7 +292,7 @@ fn slot_reuse(guard: Guard) {
     if let (Some(fleet), Some(frame)) = (fleet, frame)
         && is_valid(&state.frame[0], frame)
     {
-        let owner = state.desk.lock().unwrap();
+        let owner = state.slot_owner.lock().unwrap();
         if guard == Guard::LeftOut || is_valid(&state.roster, fleet) {
             assert!(
                 held == 0 || *owner != 2,
@@ -290,27 +313,30 @@ fn a_new_worker_is_not_credited_with_the_blocks_of_the_old_one() {
 }
 
 /// Two simultaneous decisions on two idle workers: each must go to the less loaded worker.
+///
+/// Without the guard, both decisions read the idle load before either books, and both choose the first
+/// worker.
 fn decision(guard: Guard) {
-    let desk = Arc::new(Mutex::new([0_u32; 2]));
-    let route = move |desk: &Mutex<[u32; 2]>| {
+    let loads = Arc::new(Mutex::new([0_u32; 2]));
+    let route = move |loads: &Mutex<[u32; 2]>| {
         let cheapest = |load: &[u32; 2]| usize::from(load[1] < load[0]);
         if guard == Guard::Kept {
-            let mut load = desk.lock().unwrap();
+            let mut load = loads.lock().unwrap();
             let chosen = cheapest(&load);
             load[chosen] += 1;
         } else {
-            let chosen = cheapest(&desk.lock().unwrap());
-            desk.lock().unwrap()[chosen] += 1;
+            let chosen = cheapest(&loads.lock().unwrap());
+            loads.lock().unwrap()[chosen] += 1;
         }
     };
     let other = {
-        let desk = desk.clone();
-        thread::spawn(move || route(&desk))
+        let loads = loads.clone();
+        thread::spawn(move || route(&loads))
     };
-    route(&desk);
+    route(&loads);
     other.join().unwrap();
     assert_eq!(
-        *desk.lock().unwrap(),
+        *loads.lock().unwrap(),
         [1, 1],
         "a decision must see all earlier bookings"
     );

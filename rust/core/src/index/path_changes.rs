@@ -3,6 +3,19 @@
 //! Every change that a reader could otherwise see half done happens inside a write section of the frame's
 //! seqlock. A frame that loses blocks also changes its identity, so that a reader that went on from it
 //! notices.
+//!
+//! The life of a frame:
+//!
+//! ```text
+//! place ─▶ header written ─▶ attach ─▶ extend*, set_mask* ─▶ free_dead: shrink* ─▶ empty ─▶ detach ─▶ free list
+//!          unreachable       reachable by readers            new identity                  reused for another path
+//! ```
+//!
+//! Two orders carry the proof that a match is right. A frame becomes reachable only when its header is
+//! complete. A frame gets its new identity before it leaves its parent, so a reader that reaches a reused
+//! frame finds the change ([`super::walk`], rule 2).
+//!
+//! Cost: O(blocks) to add or extend, O(partial holders) to change a holder, O(frames that go) to free.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,6 +37,8 @@ use crate::hash::{LocalHash, SequenceHash, next_sequence_hash};
 
 impl PathTree {
     /// Write access to the holders in `words`. Inside a write section.
+    ///
+    /// It borrows the allocator, so two edits cannot overlap.
     fn edit_holders<'a>(
         &'a self,
         allocator: &'a mut TreeAllocator,
@@ -36,9 +51,10 @@ impl PathTree {
         }
     }
 
-    /// Makes `slot` hold exactly `mask` of a frame in a tier.
+    /// Makes `slot` hold exactly `mask` of a frame in a tier. An empty mask removes the holder.
     ///
-    /// The identity of the frame stays: its blocks are the same, so a match that went on from it remains true.
+    /// The identity of the frame stays: its blocks are the same, so a match that went on from it remains
+    /// true. O(partial holders of the tier).
     pub(crate) fn set_mask(
         &self,
         allocator: &mut TreeAllocator,
@@ -92,6 +108,8 @@ impl PathTree {
     ///
     /// The blocks extend the frame of `after` when they fit behind its end and `extend` allows it; otherwise
     /// they start a new frame. The caller must give the run a holder. `None`: no frame id is left.
+    ///
+    /// O(blocks), plus one insertion into the child table.
     pub(crate) fn add(
         &self,
         allocator: &mut TreeAllocator,
@@ -116,6 +134,7 @@ impl PathTree {
         let end = locals
             .iter()
             .fold(start, |hash, &local| Some(next_sequence_hash(hash, local)));
+        // No section is open yet: taking an id disturbs no reader.
         let id = self.place(allocator)?;
         let header = self.header(id);
         // A reader may still be at the former frame of this id, so even a new frame needs a write section.
@@ -139,6 +158,8 @@ impl PathTree {
     }
 
     /// Takes a free frame, or a new one. `None` when no frame id is left.
+    ///
+    /// The id freed last comes first. Its arena unit is likely in a cache, and the arena does not grow.
     fn place(&self, allocator: &mut TreeAllocator) -> Option<FrameId> {
         if let Some(number) = allocator
             .frames
@@ -155,6 +176,9 @@ impl PathTree {
     }
 
     /// Sets the length of a frame and the sequence hash of its last block. Inside a write section.
+    ///
+    /// `None` drops the hash, as a shrinking frame does. Matches then compare local hashes until
+    /// [`PathTree::refresh_end`].
     fn set_len(header: &Header, len: u32, end: Option<SequenceHash>) {
         let start = get(&header[LEN_AND_FLAGS]) as u32 & (HAS_PARENT_SEQUENCE | RECENTLY_USED);
         let known = if end.is_some() { HAS_END_SEQUENCE } else { 0 };
@@ -164,6 +188,8 @@ impl PathTree {
 
     /// Writes the local hashes of the blocks from `offset` on, into new chunks where the last one is full.
     /// Inside a write section.
+    ///
+    /// The first offset that is no multiple of eight continues in the chunk that the frame has already.
     fn write_locals(
         &self,
         allocator: &mut TreeAllocator,
@@ -198,6 +224,9 @@ impl PathTree {
     }
 
     /// Frees the chunks that a frame of `new_len` blocks no longer needs. Inside a write section.
+    ///
+    /// The first word of a freed chunk becomes its link in the free list. A reader that still compares the
+    /// chunk sees a wrong hash at most, and its section is invalid.
     fn give_chunks(&self, allocator: &mut TreeAllocator, header: &Header, new_len: u32, len: u32) {
         for chunk in new_len.div_ceil(CHUNK_BLOCKS)..len.div_ceil(CHUNK_BLOCKS) {
             let number = Self::chunk(header, chunk * CHUNK_BLOCKS);
@@ -208,6 +237,7 @@ impl PathTree {
     /// Makes a frame a child of `parent`: child table, child bit, sibling count, and the direct link of the
     /// parent's frame.
     fn attach(&self, allocator: &mut TreeAllocator, id: FrameId, parent: BlockId) {
+        // From here on readers find the frame.
         self.children.insert(&self.headers, id, allocator.frames_len());
         if parent == BlockId::ROOT {
             return;
@@ -228,6 +258,8 @@ impl PathTree {
     }
 
     /// Sets the child that continues at a frame's last block.
+    ///
+    /// A write section, because readers copy the link together with the frame's holders.
     fn set_next(header: &Header, next: FrameId) {
         seqlock::begin_write(&header[VERSION]);
         set_high(&header[LINKS], next.0);
@@ -237,6 +269,9 @@ impl PathTree {
     /// Adds blocks behind the end of a frame. Its full holders become partial ones.
     ///
     /// The direct link is dropped: it belongs to the last block, and the new last block has no child yet.
+    ///
+    /// The caller decides by the number of full holders whether extending pays
+    /// ([`PathTree::has_full_beside`]).
     fn extend(&self, allocator: &mut TreeAllocator, id: FrameId, locals: &[LocalHash]) -> BlockRun {
         let header = self.header(id);
         let old_len = self.len(id);
@@ -277,10 +312,13 @@ impl PathTree {
         }
     }
 
-    /// Frees the blocks behind the last live block of `id`, and the frame itself when no block is left; then
-    /// does the same for the parent's frame.
+    /// Frees the blocks behind the last live block of `id`, and the frame itself when no block is left. Then
+    /// it does the same for the parent's frame, which may have lost its last child.
     ///
-    /// `dropped` receives each frame with the offsets of its blocks as bits, before they go.
+    /// A loop and not a recursion: a conversation may be thousands of frames deep.
+    ///
+    /// `dropped` receives each frame with the offsets of its blocks as bits, before they go. The index takes
+    /// their engine hashes out of its table there.
     pub(crate) fn free_dead(
         &self,
         allocator: &mut TreeAllocator,
@@ -331,7 +369,10 @@ impl PathTree {
 
     /// Takes an empty frame out of the child table and out of its parent.
     ///
-    /// A reader may still hold its id. The identity that `free_dead` changed before tells the reader so.
+    /// A reader may still hold its id. The identity that `free_dead` changed before shows it to the reader.
+    ///
+    /// The order matters. The child table forgets the frame first, so that no new reader finds it. Then the
+    /// id is free.
     fn detach(&self, allocator: &mut TreeAllocator, id: FrameId) {
         let parent = self.parent(id);
         self.children.remove(&self.headers, id);

@@ -3,6 +3,10 @@
 //!
 //! A block is its sequence hash, and a worker uses exactly one engine hash for each block that it holds.
 //! Every operation costs a few map look-ups per block; memory does not matter here.
+//!
+//! It has no frames, no budget and no threads, so each rule of [`KvEvent`] is a few lines. Random event
+//! streams run through both indexes and compare every answer (`rust/core/tests/index`). A fault that was
+//! planted in the fast index must show there.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,17 +14,17 @@ use super::{Refusal, Slot, TierOverlap};
 use crate::event::{KvEvent, Tier};
 use crate::hash::{EngineHash, LocalHash, SequenceHash, next_sequence_hash};
 
-/// Copies of one block on one worker, per tier.
+/// Copies of one block on one worker, per tier. The worker holds the block while any count is above 0.
 type Copies = [u32; 3];
 
 /// Reference implementation of the index; the module describes it.
 #[derive(Clone, Debug, Default)]
 pub struct ReferenceIndex {
-    /// Copies of each block on each worker that holds it.
+    /// Copies of each block on each worker that holds it. A block without holders has no entry.
     holders: HashMap<SequenceHash, BTreeMap<Slot, Copies>>,
     /// Blocks that each worker holds, by engine hash.
     blocks_by_hash: HashMap<Slot, HashMap<EngineHash, SequenceHash>>,
-    /// Engine hash of each held block, by worker.
+    /// Engine hash of each held block, by worker: the inverse of `blocks_by_hash`.
     hash_of: HashMap<(Slot, SequenceHash), EngineHash>,
 }
 
@@ -31,6 +35,9 @@ impl ReferenceIndex {
     }
 
     /// Applies one event of the worker in `slot`.
+    ///
+    /// # Errors
+    /// [`Refusal`], exactly as the fast index refuses it. Blocks before a refused block stay.
     pub fn apply(&mut self, slot: Slot, event: &KvEvent) -> Result<(), Refusal> {
         match event {
             KvEvent::Stored { parent, blocks, tier } => {
@@ -113,7 +120,7 @@ impl ReferenceIndex {
         true
     }
 
-    /// Forgets everything that a worker holds.
+    /// Forgets everything that a worker holds. O(whole index), since it keeps no list per worker.
     pub fn remove_worker(&mut self, slot: Slot) {
         self.blocks_by_hash.remove(&slot);
         self.hash_of.retain(|&(of, _), _| of != slot);
@@ -132,6 +139,9 @@ impl ReferenceIndex {
     }
 
     /// Overlap on one slot of a prompt given by its sequence hashes.
+    ///
+    /// Each tier counts from where the tier before it ended, as [`WorkerOverlap`](super::WorkerOverlap)
+    /// defines it.
     pub fn overlap(&self, chain: &[SequenceHash], slot: Slot) -> TierOverlap {
         let mut from = 0;
         Tier::ALL.map(|tier| {
@@ -150,7 +160,7 @@ impl ReferenceIndex {
         copies.is_some_and(|copies| copies[tier.index()] > 0)
     }
 
-    /// Distinct blocks that anybody holds.
+    /// Distinct blocks that some worker holds.
     pub fn blocks(&self) -> u64 {
         self.holders.len() as u64
     }

@@ -1,4 +1,8 @@
 //! What only the writer of a [`PathTree`](super::path_tree::PathTree) needs: allocators and counts.
+//!
+//! The tree itself is shared with readers, so it is never borrowed mutably. This state is the part of it that
+//! no reader may touch. Two trees exist: that of the index, and that of the blocks in flight
+//! ([`crate::load`]).
 
 use super::extents::{ExtentAllocator, Extents};
 use super::frame::{BlockId, CHUNK_BLOCKS, Header};
@@ -18,8 +22,11 @@ pub(crate) struct TreeAllocator {
     /// Extents for holders that do not fit into a header.
     pub(super) extent_allocator: ExtentAllocator,
     /// Children beyond the first, for blocks that have several.
+    ///
+    /// The child bit of a block says whether it has a child at all. Few blocks have several, so a count per
+    /// block would be wasted.
     pub(super) siblings: Map<BlockId, u32>,
-    /// Distinct blocks in the tree.
+    /// Distinct blocks in the tree, holes between held blocks included.
     pub(super) blocks: u64,
 }
 
@@ -35,6 +42,9 @@ impl TreeAllocator {
     }
 
     /// Bytes that a new frame of `blocks` blocks may allocate, with the room for its engine hashes.
+    ///
+    /// A chunk takes 64 bytes for local hashes and 64 for engine hashes. A frame takes its header and a word
+    /// of the child table.
     pub(crate) fn growth_bytes(&self, blocks: usize) -> u64 {
         let chunks = blocks
             .div_ceil(CHUNK_BLOCKS as usize)

@@ -7,8 +7,26 @@
 //! 2. It uses a child only if the frame it came from still has the same identity
 //!    ([`seqlock::has_same_identity`]) after the child was read. Then the child belonged to that path.
 //!
+//! Why rule 2 is needed: a link names a frame by its id, and ids are reused. Between reading the link and
+//! reading the child, the writer may free both frames and give them to another prompt. Each section alone is
+//! valid then, and the pair is a path that never existed. `models.rs` has this case as a loom model, with the
+//! rule and without it.
+//!
 //! A read that meets the writer tries again, a bounded number of times; then the answer ends at that frame. A
-//! short answer is safe: it understates the overlap.
+//! short answer is safe: it understates the overlap. Waiting would not be safe, since a writer that lost its
+//! processor inside a section would stop every decision.
+//!
+//! For each worker the walk keeps one bit: whether the worker holds every block so far. A worker that lacks a
+//! block loses its bit: its depth is written, and the rest of the walk ignores it. So a frame costs one set
+//! operation, not a loop over workers:
+//!
+//! ```text
+//! active = all slots
+//! per frame:  keep   = active ∩ holders of the whole matched range
+//!             depth  of (active − keep) = start of the frame + leading blocks that the slot holds
+//!             active = keep;  stop when it is empty
+//! at the end: depth of active = matched blocks
+//! ```
 //!
 //! Cost for a prompt of D blocks: per frame one cache line, one comparison of a sequence hash (or of up to 64
 //! local hashes) and one intersection of sets: O(D / 64 + slots).
@@ -25,13 +43,13 @@ use super::path_tree::{PathTree, Prompt};
 use super::seqlock::{self, Stamp};
 use crate::event::Tier;
 
-/// Attempts to read one frame before the walk gives up.
+/// Attempts to read one frame before the walk gives up: some microseconds. Write sections are short, so only
+/// a writer that lost its processor makes a reader use them all.
 const FRAME_ATTEMPTS: usize = 200;
-/// Attempts to walk one prompt from its start. A new attempt follows when a frame on the path changed its
-/// identity.
+/// Attempts to walk one prompt from its start. A new attempt follows when a frame on the path lost blocks.
 const WALK_ATTEMPTS: usize = 16;
 
-/// A read met the writer in every attempt.
+/// A read met the writer in every attempt. The index counts these reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Raced;
 
@@ -45,6 +63,9 @@ enum Interruption {
 }
 
 /// Copy of a frame's first cache line, from one valid section.
+///
+/// The walk takes every decision on this copy. It returns to the header only to compare hashes and to check
+/// the version.
 #[derive(Clone, Copy)]
 pub(super) struct FrameView<'a> {
     /// Header that the copy is from.
@@ -53,7 +74,7 @@ pub(super) struct FrameView<'a> {
     stamp: Stamp,
     /// Block before the frame's first block.
     parent: BlockId,
-    /// Child at the frame's last block, or [`NONE`].
+    /// Child at the frame's last block, or [`NONE`]. A hint: the child is checked by its own key.
     next: FrameId,
     /// Local hash of the first block.
     first: u64,
@@ -66,6 +87,9 @@ pub(super) struct FrameView<'a> {
 }
 
 /// Work to do at each frame of a prompt.
+///
+/// The walk calls `examine` inside the section, and `accept` once the section proved valid. A visitor may
+/// therefore write results in `examine` only if a repeated call overwrites them.
 trait Visitor {
     /// Reads a frame whose first blocks equal `range` of the prompt. The section may turn out invalid; then
     /// the walk calls this again for the same frame.
@@ -75,7 +99,8 @@ trait Visitor {
     fn accept(&mut self, id: FrameId, view: &FrameView<'_>, range: PromptRange) -> bool;
 }
 
-/// Buffers that live between calls and spare allocations.
+/// Buffers that live between calls and spare allocations. Their contents mean nothing between two calls,
+/// except the path that [`PathTree::follow`] recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
     /// Slots that hold all blocks so far, as words of bits.
@@ -86,7 +111,8 @@ pub struct Scratch {
     trail: Vec<PathStep>,
 }
 
-/// One frame on a prompt's path.
+/// One frame on a prompt's path. The stamp lets a later read find out whether the frame still belongs to the
+/// path.
 #[derive(Clone, Copy, Debug)]
 struct PathStep {
     id: FrameId,
@@ -99,7 +125,8 @@ struct Overlap<'a> {
     active: &'a mut Vec<u64>,
     keep: &'a mut Vec<u64>,
     depth: &'a mut [u32],
-    /// Whether a slot left `active` at the frame examined last.
+    /// Whether a slot left `active` at the frame examined last. If none did, `keep` has no meaning and the
+    /// sets stay.
     lost: bool,
 }
 
@@ -111,6 +138,8 @@ impl Visitor for Overlap<'_> {
             .filter_active(&paths.extents, (self.active, self.keep), range, self.depth);
     }
 
+    /// The swap makes `keep` the new `active` without a copy. An empty set ends the walk: no worker holds
+    /// more.
     #[inline]
     fn accept(&mut self, _: FrameId, _: &FrameView<'_>, _: PromptRange) -> bool {
         if self.lost {
@@ -138,7 +167,10 @@ impl PathTree {
     /// Overlap of a prompt per slot: `depth[slot]` = leading blocks that the slot holds without a hole.
     ///
     /// `slots` are the slots of interest, as words of bits. `depth` must cover all of them; only their
-    /// entries are written. `Err`: the depths are true, but end where the writer was.
+    /// entries are written.
+    ///
+    /// # Errors
+    /// [`Raced`] when the writer was in the way: the depths are true, but end where the writer was.
     pub(crate) fn overlap(
         &self,
         prompt: &Prompt<'_>,
@@ -176,7 +208,13 @@ impl PathTree {
         Err(Raced)
     }
 
-    /// Records the path of a prompt, for [`PathTree::tier_run`].
+    /// Records the path of a prompt, for [`PathTree::tier_run`]. O(frames of the prompt).
+    ///
+    /// Only fleets with blocks in host memory or on disk need the path. Overlaps in device memory come from
+    /// [`PathTree::overlap`] without it.
+    ///
+    /// # Errors
+    /// [`Raced`] when the writer was in the way: the path ends there.
     pub(crate) fn follow(&self, prompt: &Prompt<'_>, scratch: &mut Scratch) -> Result<(), Raced> {
         for _ in 0..WALK_ATTEMPTS {
             scratch.trail.clear();
@@ -211,6 +249,9 @@ impl PathTree {
 
     /// Blocks of a frame that a slot holds in a lower tier, as bits; 0 when the frame belongs to another path
     /// by now.
+    ///
+    /// The holders of the lower tiers lie in an extent, one step further than the header. So the section is
+    /// checked twice: before the id of the extent is followed, and after its words were read.
     fn read_mask(&self, step: &PathStep, slot: Slot, tier: Tier) -> u64 {
         let header = self.header(step.id);
         for _ in 0..FRAME_ATTEMPTS {
@@ -239,7 +280,12 @@ impl PathTree {
         0
     }
 
-    /// Follows the prompt; the number of blocks in the tree, or `None` when the visitor saw enough.
+    /// Follows the prompt. Returns the number of its blocks in the tree, or `None` when the visitor saw
+    /// enough.
+    ///
+    /// # Errors
+    /// The [`Interruption`]. After [`Interruption::PathReplaced`] the caller must start again, with all
+    /// results forgotten.
     #[inline]
     fn walk(&self, prompt: &Prompt<'_>, visitor: &mut impl Visitor) -> Result<Option<u32>, Interruption> {
         let mut at = BlockId::ROOT;
@@ -278,7 +324,13 @@ impl PathTree {
         Ok(Some(matched as u32))
     }
 
-    /// The frame that continues from a block, examined in one valid section.
+    /// The frame that continues from a block, examined in one valid section. `None`: the tree has no such
+    /// frame.
+    ///
+    /// The direct link `next` is tried first, and the child table when the link turns out stale.
+    ///
+    /// # Errors
+    /// [`Raced`] when every attempt met the writer.
     #[inline]
     fn next_frame<'a>(
         &'a self,
@@ -312,6 +364,7 @@ impl PathTree {
                 next = NONE;
                 continue;
             }
+            // Still inside the section: the comparison reads chunks that the writer may free.
             let common = self.common(&view, prompt, matched);
             let range = PromptRange {
                 start: matched as u32,
@@ -348,6 +401,10 @@ impl PathTree {
 
     /// Leading blocks of a frame that equal the prompt from block `at` on; at least 1, since the first local
     /// hash is equal.
+    ///
+    /// With sequence hashes one comparison proves the whole frame: equal sequence hashes mean equal prompts
+    /// so far, up to a collision of 64 bits. Where the prompt ends or diverges inside the frame, local hashes
+    /// are compared.
     #[inline]
     fn common(&self, view: &FrameView<'_>, prompt: &Prompt<'_>, at: usize) -> u32 {
         let len = len_of(view.shape);

@@ -1,6 +1,7 @@
 //! What one worker holds: its frames and its block counts.
 //!
-//! The set of frames lets a worker leave in time proportional to what it holds.
+//! The set of frames lets a worker leave in time proportional to what it holds. Without it, a removal would
+//! visit every frame of the index.
 
 use super::hash_tables::FrameSet;
 

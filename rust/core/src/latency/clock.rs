@@ -1,13 +1,21 @@
 //! From first-token times to prefill service times.
 //!
-//! A router sees when it sent a request and when its first token came, not when the engine worked on it. An engine
-//! computes prompts in order, so between two first tokens of a worker it served the later prompt alone: `service =
-//! first token − max(sent, previous first token)`. Prompts that end in the same pass show first tokens at nearly the
-//! same time. They are joined into one sample.
+//! A router sees when it sent a request and when its first token came, not when the engine worked on it. An
+//! engine computes prompts in order, so between two first tokens of a worker it served the later prompt
+//! alone: `service = first token − max(sent, previous first token)`. Prompts that end in the same pass show
+//! first tokens at nearly the same time. They are joined into one sample.
+//!
+//! Example. Two requests are sent to an idle worker at 0 s, and their first tokens come at 0.2 s and 0.5 s.
+//! The first prompt took 0.2 s. The second one was not computed before 0.2 s, so it took 0.3 s, although it
+//! was seen for 0.5 s.
+//!
+//! A pass closes only when the next first token comes later, so the last sample of a worker waits for the
+//! next request.
 
 use super::curve::PrefillWork;
 
-/// First tokens closer than this belong to one engine pass, seconds.
+/// First tokens closer than this belong to one engine pass, seconds. It is below the time of a pass, and
+/// above the jitter between two answers of one pass.
 const SAME_PASS_S: f64 = 0.003;
 /// Smallest share of a pass that counts as prefill, regardless of the decode steps in it.
 const MIN_PREFILL_SHARE: f64 = 0.3;
@@ -32,21 +40,26 @@ pub struct FirstToken {
 pub(super) struct ServiceClock {
     /// End of the last closed pass, seconds.
     last_end_s: f64,
+    /// The pass whose first tokens are still coming. `None` before the first one.
     open: Option<PrefillPass>,
 }
 
-/// A pass that further first tokens may still join.
+/// A pass that further first tokens may still join. All times are seconds of the router's clock.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct PrefillPass {
+    /// When the engine can have begun: the latest of the sending and the end of the pass before.
     start_s: f64,
+    /// When the last of its first tokens came.
     end_s: f64,
     /// Seconds of it that went to decode steps.
     shared_s: f64,
+    /// Sum of the work of its prompts.
     work: PrefillWork,
 }
 
 impl PrefillPass {
-    /// Seconds of the pass that were prefill.
+    /// Seconds of the pass that were prefill. The decode steps in it are estimates, so they may not explain
+    /// it all away.
     fn prefill_s(&self) -> f64 {
         let whole_s = self.end_s - self.start_s;
         (whole_s - self.shared_s).max(MIN_PREFILL_SHARE * whole_s)

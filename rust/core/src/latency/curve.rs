@@ -1,5 +1,17 @@
-//! The curves of a worker: seconds of a prefill and of a decode step. Each is monotone in every
-//! argument and never negative, since every basis function is so and every coefficient is kept ≥ 0.
+//! The curves of a worker: seconds of a prefill and of a decode step. Each is monotone in every argument and
+//! never negative, since every basis function is so and every coefficient is kept ≥ 0.
+//!
+//! Each curve is a weighted sum of a few basis functions, and the weights are what [`super::rls`] learns:
+//!
+//! ```text
+//! prefill of n new tokens behind c cached ones   p0·1 + p1·n + p2·n²/2 + p3·n·c
+//! decode step of b sequences over k tokens       d0·1 + d1·b + d2·k
+//! ```
+//!
+//! `n²/2` counts the pairs of new tokens that attend to each other, and `n·c` the pairs of a new and a cached
+//! token. A pass of several prompts is the sum of their work, with one `p0` for the pass ([`PrefillWork`]).
+//!
+//! Monotone curves matter more than close ones. A price must never fall because a prompt is longer.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,9 +20,18 @@ use crate::error::Error;
 
 /// Coefficients of a prefill and a step curve, as a start.
 ///
-/// * Prefill of n new tokens behind c cached tokens: `p0 + p1·n + p2·n²/2 + p3·n·c` seconds. The terms are a pass,
-///   its tokens, and their attention to each other and to the cache.
+/// * Prefill of n new tokens behind c cached tokens: `p0 + p1·n + p2·n²/2 + p3·n·c` seconds. The terms are a
+///   pass, its tokens, and their attention to each other and to the cache.
 /// * Decode step of b sequences over k tokens of active KV cache: `d0 + d1·b + d2·k` seconds.
+///
+/// ```
+/// use wardrop_core::latency::Prior;
+///
+/// let prior = Prior::default();
+/// let cold = prior.prefill_s(4_000, 0);
+/// let warm = prior.prefill_s(1_000, 3_000); // three quarters are cached
+/// assert!(warm < 0.4 * cold);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prior {
@@ -35,6 +56,8 @@ impl Default for Prior {
 }
 
 /// One point of a timing table for prefill. Serialised as a list of its three numbers.
+///
+/// A struct and not a tuple in code, because new and cached tokens could be swapped unseen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "(f64, f64, f64)", into = "(f64, f64, f64)")]
 pub struct PrefillPoint {
@@ -111,10 +134,7 @@ impl From<StepPoint> for (f64, f64, f64) {
 }
 
 impl Prior {
-    /// Checks every coefficient.
-    ///
-    /// # Errors
-    /// [`Error::Parameter`] for a coefficient below 0, above 10⁶ or undefined.
+    /// Checks every coefficient. A router does this once, when it is made.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let is_usable = |coefficient: &f64| (0.0..=MAX_COEFFICIENT).contains(coefficient);
         let all = || self.prefill.iter().chain(&self.step);
@@ -146,10 +166,13 @@ impl Prior {
 
     /// Fits both curves to the points of a timing table, by relative errors. An empty list keeps the default.
     ///
-    /// The recursion that learns online sees the points 200 times in their order, without forgetting, so the result
-    /// keeps every guarantee of the curves. A coefficient that the table does not determine stays at a thousandth of
-    /// the default at least, so that traffic can still teach it.
+    /// The recursion that learns online sees the points 200 times in their order, without forgetting, so the
+    /// result keeps every guarantee of the curves. A coefficient that the table does not determine stays at a
+    /// thousandth of the default at least, so that traffic can still teach it.
+    ///
+    /// Unusable points ([`PrefillPoint::is_usable`]) are the caller's to refuse. O(200 · points).
     pub fn fit(prefill: &[PrefillPoint], step: &[StepPoint]) -> Self {
+        // One round would keep the pull of the prior; the recursion converges over repeated rounds.
         const ROUNDS: usize = 200;
         let learning = Learning {
             forgetting: 1.0,
@@ -178,7 +201,7 @@ impl Prior {
 }
 
 impl Prior {
-    /// Seconds of a prefill pass of `work`.
+    /// Seconds of a prefill pass of `work`, which may be of several prompts.
     pub(super) fn prefill_at(&self, work: &PrefillWork) -> f64 {
         work.basis()
             .iter()
@@ -194,23 +217,28 @@ impl Prior {
     }
 }
 
+/// The fitted coefficients, each at least a thousandth of the default's.
 fn floored<const N: usize>(fitted: [f64; N], default: [f64; N]) -> [f64; N] {
     std::array::from_fn(|i| fitted[i].max(1e-3 * default[i]))
 }
 
+/// Σ coefficient · basis, in order.
 fn dot<const N: usize>(coefficients: &[f64; N], basis: &[f64; N]) -> f64 {
     coefficients.iter().zip(basis).map(|(theta, x)| theta * x).sum()
 }
 
+/// Basis functions of the prefill curve for one prompt.
 const fn prefill_basis(new: f64, cached: f64) -> [f64; 4] {
     [1.0, new, 0.5 * new * new, new * cached]
 }
 
+/// Basis functions of the step curve.
 const fn step_basis(batch: f64, kv: f64) -> [f64; 3] {
     [1.0, batch, kv]
 }
 
-/// Work of a prefill pass, as sums over its prompts.
+/// Work of a prefill pass, as sums over its prompts. Sums of the basis functions are all that a pass of
+/// several prompts needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PrefillWork {
     /// Σ new tokens.
@@ -239,12 +267,14 @@ impl PrefillWork {
         self.new_cached += other.new_cached;
     }
 
+    /// Basis functions of the prefill curve for the pass. The 1 stands for the pass, however many prompts it
+    /// has.
     const fn basis(&self) -> [f64; 4] {
         [1.0, self.new_tokens, self.half_square, self.new_cached]
     }
 }
 
-/// Load of a decode step.
+/// Load of a decode step. Both numbers may be means over several steps, so they are not whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepLoad {
     /// Sequences in the batch.
@@ -253,10 +283,12 @@ pub struct StepLoad {
     pub kv_tokens: f64,
 }
 
-/// The prefill and the step curve of one worker.
+/// The prefill and the step curve of one worker. Some 400 bytes, copied freely.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WorkerCurves {
+    /// Seconds of a prefill pass, in the four terms of [`Prior`].
     prefill: Rls<4>,
+    /// Seconds of a decode step, in the three terms of [`Prior`].
     step: Rls<3>,
 }
 
@@ -270,6 +302,8 @@ impl WorkerCurves {
     }
 
     /// Restarts each curve without a sample at `fleet`. Returns whether there is one.
+    ///
+    /// A curve with a single sample of its own keeps its course from then on.
     pub(super) fn follow(&mut self, fleet: &Prior, learning: Learning) -> bool {
         let (prefill, step) = (self.prefill.samples() == 0, self.step.samples() == 0);
         if prefill {
@@ -326,10 +360,15 @@ impl WorkerCurves {
         (self.prefill.residual(), self.step.residual())
     }
 
+    /// Both curves as plain numbers, for a file.
     pub(super) fn record(&self) -> (RlsRecord, RlsRecord) {
         (self.prefill.record(), self.step.record())
     }
 
+    /// Curves from plain numbers.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for numbers that no curve can have.
     pub(super) fn restore(prefill: &RlsRecord, step: &RlsRecord, learning: Learning) -> Result<Self, Error> {
         Ok(Self {
             prefill: Rls::restore(prefill, learning)?,

@@ -1,8 +1,16 @@
-//! One engine pass as its engine reports it (Dynamo's forward-pass metrics), and which reports curves learn from.
+//! One engine pass as its engine reports it (Dynamo's forward-pass metrics), and which reports curves learn
+//! from.
+//!
+//! A report gives sums over the pass, so it teaches a curve only when one kind of work made it: a single
+//! prompt, or decoding alone. An engine sends a hundred reports a second. Most repeat the load of the step
+//! before and would only make a curve forget other loads.
 
 use super::curve::StepLoad;
 
 /// One pass of an engine.
+///
+/// Figures come from outside and may be anything. [`Pass::is_believable`] decides before anything is computed
+/// with them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pass {
     /// Prompts that were computed, in whole or in part.
@@ -19,7 +27,8 @@ pub struct Pass {
     pub seconds: f64,
 }
 
-/// Longest pass that is believed, seconds.
+/// Longest pass that is believed, seconds. One report of 10¹²⁰ s would otherwise make every later price
+/// infinite.
 const MAX_PASS_S: f64 = 600.0;
 /// Largest number of sequences in one pass that is believed.
 const MAX_SEQUENCES: u64 = 1 << 20;
@@ -30,6 +39,8 @@ const MAX_KV_TOKENS: u64 = 1 << 40;
 
 impl Pass {
     /// Whether the figures can be true. A pass whose figures cannot teaches nothing.
+    ///
+    /// NaN fails every comparison, so an undefined duration is refused too.
     pub fn is_believable(&self) -> bool {
         self.seconds > 0.0
             && self.seconds <= MAX_PASS_S

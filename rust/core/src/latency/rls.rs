@@ -22,6 +22,9 @@ use super::curve::MAX_COEFFICIENT;
 use crate::error::Error;
 
 /// How fast a curve learns, and how wide its prior is.
+///
+/// The default suits engines: noise of 15 % between equal passes, a memory of 100 samples, and a prior that
+/// may be off by its own size.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Learning {
     /// Weight of the past per sample, in (0, 1]: 0.99 remembers about 100 samples.
@@ -55,6 +58,7 @@ pub(super) struct Rls<const N: usize> {
     /// The coefficients at the start. A curve that shrank to 0 restarts there. The ceiling of the covariance is never
     /// below the ceiling at these coefficients.
     prior: [f64; N],
+    /// How fast this curve learns. It never changes after the start.
     learning: Learning,
     /// Running mean of the clipped relative residual's size.
     residual: f64,
@@ -134,6 +138,8 @@ impl<const N: usize> Rls<N> {
         if !(SAMPLE_S.contains(&y) && predicted.is_finite()) {
             return;
         }
+        // A prediction of 0 has no relative errors. Without a restart such a curve would ignore every further
+        // sample, and its prefill would cost nothing for ever.
         if predicted <= 0.0 {
             self.restart(x, y);
             return;
@@ -152,6 +158,7 @@ impl<const N: usize> Rls<N> {
         self.drift += DRIFT_STEP * (error - self.drift);
         self.doubt_scale(self.drift.powi(2));
 
+        // The standard step of the recursion, with the gain P·z scaled by the innovation's variance.
         let pz: [f64; N] = std::array::from_fn(|i| dot(&self.covariance[i], &z));
         let forgetting = self.learning.forgetting;
         let scale = 1.0 / (forgetting * self.learning.noise.powi(2) + dot(&pz, &z));
@@ -165,7 +172,8 @@ impl<const N: usize> Rls<N> {
         self.bound_covariance();
     }
 
-    /// Starts again at the prior, scaled so that it predicts `y` at `x`.
+    /// Starts again at the prior, scaled so that it predicts `y` at `x`. A scale outside [`RESTART_SCALE`]
+    /// changes nothing: such a sample is taken for a fault.
     fn restart(&mut self, x: &[f64; N], y: f64) {
         let scale = y / dot(&self.prior, x);
         if RESTART_SCALE.contains(&scale) {
@@ -181,7 +189,8 @@ impl<const N: usize> Rls<N> {
         }
     }
 
-    /// Adds `share²` of relative variance along θ itself.
+    /// Adds `share²` of relative variance along θ itself. The curve then accepts that all its coefficients
+    /// are off by one factor.
     fn doubt_scale(&mut self, share_squared: f64) {
         for i in 0..N {
             for j in 0..N {
@@ -191,6 +200,9 @@ impl<const N: usize> Rls<N> {
     }
 
     /// Scales rows and columns back under the ceiling. The matrix stays symmetric and positive.
+    ///
+    /// Row and column i are scaled by the same number, so the matrix becomes S·P·S with a diagonal S: that
+    /// keeps it positive.
     fn bound_covariance(&mut self) {
         let doubt = self.learning.scale_doubt.powi(2) + self.learning.shape_doubt.powi(2);
         for i in 0..N {
@@ -207,7 +219,10 @@ impl<const N: usize> Rls<N> {
     }
 }
 
-/// [`Rls`] as plain numbers, for files. Invariant: `theta` and `prior` have N entries, `covariance` has N² entries.
+/// [`Rls`] as plain numbers, for files. Invariant: `theta` and `prior` have N entries, `covariance` has N²
+/// entries.
+///
+/// [`Rls::restore`] checks it, because the file may come from anywhere.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RlsRecord {

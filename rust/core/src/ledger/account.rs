@@ -1,4 +1,14 @@
 //! What one worker owes to its requests in flight, and what arrived there.
+//!
+//! An account has three parts. Sums of the requests before their first token give the backlog. Integrals of
+//! the load over time give the mean load that a finished answer saw. The prompts that the engine reports
+//! correct the sums ([`super::prompt_queue`]).
+//!
+//! Example for the integrals. Between its first token at 10 s and its end at 12 s, an answer shared the batch
+//! with one other request for 1 s. The integral of the batch grew by 1 · 1 + 1 · 2 = 3 request-seconds, so
+//! the mean batch was 1.5. No list of past loads is kept.
+//!
+//! O(1) per call.
 
 use std::collections::VecDeque;
 
@@ -14,7 +24,8 @@ use crate::worker::WorkerSpec;
 /// Tokens of a prefill chunk where the worker does not report its own.
 const DEFAULT_CHUNK_TOKENS: u64 = 8192;
 
-/// One request in flight.
+/// One request in flight, as of its booking. What it adds to the account is stored here, so that its end
+/// takes away exactly that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OpenRequest {
     /// Worker that the request is booked on.
@@ -27,7 +38,7 @@ pub(super) struct OpenRequest {
     pub booked_at_s: f64,
     /// When the booking expires, seconds.
     pub expires_at_s: f64,
-    /// When the first token was expected, as of the booking.
+    /// When the first token was expected, as of the booking, seconds.
     pub due_s: f64,
     /// Whether the answer comes in one piece, so that no first token is reported. Its prefill counts as over at
     /// `due_s`.
@@ -46,12 +57,15 @@ impl OpenRequest {
 /// The first token of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FirstToken {
+    /// When the first token came, seconds.
     pub at_s: f64,
     /// The worker's integrals at that time.
     pub integrals: Integrals,
 }
 
 /// Integrals over time of a worker's load. A difference of two readings over the time between them is a mean.
+///
+/// They grow for ever; as 64-bit floats they stay exact enough for years of traffic.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Integrals {
     /// Decoding requests · seconds.
@@ -62,7 +76,7 @@ pub(super) struct Integrals {
     pub prefill_s: f64,
 }
 
-/// The account of one worker.
+/// The account of one worker. All sums are 0 when no request is in flight, up to rounding.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WorkerAccount {
     /// Prefill seconds of requests before their first token.
@@ -99,6 +113,9 @@ pub(super) struct WorkerAccount {
 }
 
 /// How full a worker is: what a queue needs to know to hold a request back.
+///
+/// A request is held back only for figures that the engine or its outcomes confirm. A worker that reports
+/// nothing always has room.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Occupancy {
     /// Whether the engine or the outcomes of its requests confirm the figures below. Where neither does, they are no
@@ -146,10 +163,13 @@ impl WorkerAccount {
         }
     }
 
-    /// How full the worker is.
+    /// How full the worker is. O(1).
     ///
-    /// Its prompts are the prompts that its engine reports, corrected by what the report cannot have seen. Without a
-    /// fresh report they are the prompts that are booked here.
+    /// Its prompts are the prompts that its engine reports, corrected by what the report cannot have seen.
+    /// Without a fresh report they are the prompts that are booked here.
+    ///
+    /// The backlog of reported prompts is their tokens at the speed of a full chunk, since their lengths are
+    /// not reported.
     pub fn occupancy(&self, curves: &WorkerCurves, now_s: f64) -> Occupancy {
         let booked = WaitingPrompts {
             count: self.requests.saturating_sub(self.decoding),
@@ -198,7 +218,7 @@ impl WorkerAccount {
         });
     }
 
-    /// Takes the prompt of a request out of the backlog.
+    /// Takes the prompt of a request out of the backlog. Sums never fall below 0, regardless of rounding.
     pub fn end_prefill(&mut self, request: &OpenRequest) {
         self.prefill_s = (self.prefill_s - request.prefill_s).max(0.0);
         self.prefill_tokens = self.prefill_tokens.saturating_sub(request.work.new_tokens);
@@ -213,9 +233,10 @@ impl WorkerAccount {
     }
 }
 
-/// Fewest gaps between tokens that teach the step curve.
+/// Fewest gaps between tokens that teach the step curve. A mean over fewer gaps is mostly noise.
 const MIN_GAPS: u32 = 4;
-/// Share of an answer's time that prefills of others may account for at most.
+/// Share of an answer's time that prefills of others may account for at most. Their seconds are estimates,
+/// and the decode of the answer took some of the time.
 const MAX_STALLED_SHARE: f64 = 0.8;
 
 /// The mean step that a finished answer saw, and the load of its decode: what the step curve learns from it.

@@ -1,8 +1,14 @@
 //! What a price in seconds reads of each worker's account and curves, as columns.
 //!
-//! An account with its curves is most of a kilobyte, of which a price needs eighteen numbers. In columns of their
-//! own, thousands of candidates are priced several at a time, from memory that is read in order
+//! An account with its curves is most of a kilobyte, of which a price needs eighteen numbers. In columns of
+//! their own, thousands of candidates are priced several at a time, from memory that is read in order
 //! (`docs/adr/0009-candidates-by-columns.md`).
+//!
+//! A row is a copy, so it can be out of date. The rule that prevents it: only [`super::Ledger`] changes
+//! accounts and curves, and it writes the row before the call ends.
+//!
+//! A macro declares each column once for three types. Written by hand, a column that one of them forgets
+//! would be a wrong price and no error.
 
 /// Declares each column once, for three types: the owned columns, slices of them, and one worker's row.
 macro_rules! columns {

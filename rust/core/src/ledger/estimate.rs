@@ -1,14 +1,18 @@
 //! The latency of a candidate for one request: one formula, for one candidate and for thousands.
 //!
-//! Stands between `match ─▶ price`: the columns of the workers, the match and the load go in, [`LatencyEstimate`]
-//! comes out, and a price in seconds is a function of it. `docs/explanation/price.md` has the model. O(1) per
-//! candidate.
+//! Stands between `match ─▶ price`: the columns of the workers, the match and the load go in,
+//! [`LatencyEstimate`] comes out, and a price in seconds is a function of it. `docs/explanation/price.md` has
+//! the model. O(1) per candidate.
+//!
+//! [`LatencyView`] holds the inputs of a whole decision and builds the estimate of a candidate when a price
+//! asks for it. Nothing is stored per candidate: computing eighteen figures again is cheaper than writing and
+//! reading them.
 
 use super::columns::{ColumnSlices, WorkerRow};
 use super::{MAX_UTILISATION, OWN_SHARE};
 use crate::exact::{large_f64, small_f64};
 
-/// One candidate for one request, in seconds.
+/// One candidate for one request, in seconds. Every field is finite and at least 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LatencyEstimate {
     /// Prefill of the request on this worker, with nothing ahead of it.
@@ -45,7 +49,8 @@ pub struct LatencyEstimate {
     pub is_new: bool,
 }
 
-/// What the estimates of all candidates of a decision share.
+/// What the estimates of all candidates of a decision share. Computed once per decision, with the
+/// exponentials of the rates.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SharedInputs {
     /// Expected tokens of the answer.
@@ -79,9 +84,14 @@ pub(crate) struct CandidateInputs {
 }
 
 /// The inputs of every candidate, as columns. Empty for a policy that needs no latency.
+///
+/// Invariant: all slices have one entry per candidate, in the order of
+/// [`View::workers`](crate::price::View::workers).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LatencyView<'a> {
+    /// What all candidates share.
     pub(crate) shared: SharedInputs,
+    /// Accounts and curves of the candidates.
     pub(crate) columns: ColumnSlices<'a>,
     /// Prompt tokens to compute.
     pub(crate) new_tokens: &'a [f64],
@@ -136,6 +146,8 @@ impl LatencyView<'_> {
     }
 
     /// The estimate of candidate `i`. O(1).
+    ///
+    /// Requests that wait at the router for the candidate count as ahead of this one, in time and in number.
     #[inline(always)]
     pub fn estimate(&self, i: usize) -> LatencyEstimate {
         let kv_blocks = large_f64(self.decode_blocks[i]);
@@ -178,8 +190,9 @@ impl LatencyView<'_> {
 /// Memory is a server that gives back C tokens per stay, but in lumps: k of n requests must end, each equally likely
 /// anywhere in a stay. A fluid model alone (short/C) undercounts that wait on workers with few large requests.
 ///
-/// A prompt whose first token is overdue is at the head of the engine's queue and holds up all behind it, regardless
-/// of the booked backlog. A prompt that has been late for so long is likely to be late for as long again.
+/// A prompt whose first token is overdue is at the head of the engine's queue. It holds up all prompts behind
+/// it, regardless of the booked backlog. A prompt that has been late for so long is likely to be late for as
+/// long again.
 ///
 /// No branch depends on the data, so that the compiler prices several candidates at a time.
 #[inline(always)]

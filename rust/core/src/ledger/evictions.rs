@@ -1,4 +1,8 @@
-//! What a full cache costs: how much it evicts per stored block, and how likely an evicted token is wanted again.
+//! What a full cache costs: how much it evicts per stored block, and how likely an evicted token is wanted
+//! again.
+//!
+//! The toll multiplies both with the new tokens of a request and the seconds per token: the time that this
+//! request will cost later ones. Both rates forget by count and not by time, so an idle hour changes nothing.
 
 /// Memory of the eviction rate, stored blocks.
 const MEMORY_BLOCKS: f64 = 4096.0;
@@ -8,14 +12,18 @@ const MIN_BLOCKS: f64 = 16.0;
 /// Blocks removed per block stored, by a worker's own KV events, over about the last 4,096 stored blocks. It is 0
 /// while the cache has space, and 1 when every new block evicts an old one. The engine's own reports need no guess of
 /// its capacity, nor of the blocks that running answers hold.
+///
+/// Example. 4,000 stored and 1,000 removed blocks: a new block evicts a quarter of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct EvictionRate {
+    /// Blocks stored, with older ones decayed.
     stored: f64,
+    /// Blocks removed, decayed by the same factor.
     removed: f64,
 }
 
 impl EvictionRate {
-    /// Counts the blocks of one event.
+    /// Counts the blocks of one event. The decay depends on the stored blocks: a removal forgets nothing.
     pub fn count(&mut self, stored: usize, removed: usize) {
         let kept = 1.0 - (stored as f64 / MEMORY_BLOCKS).min(1.0);
         self.stored = self.stored * kept + stored as f64;
@@ -38,7 +46,9 @@ const MEMORY_REQUESTS: f64 = 500.0;
 /// token is wanted again.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct ReuseRate {
+    /// Prompt tokens found in a cache, decayed per request.
     cached: f64,
+    /// All prompt tokens, decayed by the same factor.
     all: f64,
 }
 

@@ -1,15 +1,33 @@
 //! The prompts that wait in an engine: its last report, corrected by what was sent since.
+//!
+//! A queue that holds requests back must know whether a worker is computing a prompt. The router's own count
+//! lags behind the engine by one way of the network, and it is wrong when first tokens go unreported. The
+//! engine's report is right for its moment, and misses what was on its way then. This file joins both:
+//!
+//! ```text
+//! fresh report ─▶ prompts waiting in the report + prompts sent since about the report
+//!                 and at least the own count, while the step computed a prompt (its rest is not reported)
+//! stale report ─▶ the own count
+//! nothing reported and outcomes missing ─▶ None: no reason to hold anything back
+//! ```
+//!
+//! Example. The engine reports two waiting prompts at 10.00 s. The router sent a prompt at 9.95 s and one at
+//! 10.20 s. Both may be missing from the report, so at 10.3 s four prompts wait.
+//!
+//! Bounded, O(1) amortised per call.
 
 use std::collections::VecDeque;
 
-/// Age from which a report is stale, seconds.
+/// Age from which a report is stale, seconds. An engine reports at every step, so silence means that it is
+/// idle or gone.
 const FRESH_S: f64 = 1.0;
 /// Time before a report within which a sent prompt may be missing from it, seconds: it was on its way, or the step
 /// had begun.
 const IN_TRANSIT_S: f64 = 0.1;
 /// Bookings in a row that ended by expiry, from which on the worker's outcomes count as unreported.
 const MAX_EXPIRED_IN_A_ROW: u32 = 3;
-/// Prompts that are remembered between two reports. With more, the last report is dropped.
+/// Prompts that are remembered between two reports. With more, the last report is dropped: an engine that
+/// stays silent for so many prompts is not reporting.
 const MAX_UNSEEN: usize = 1024;
 
 /// What an engine reports of its prompts at the end of a step (Dynamo's forward-pass metrics).
@@ -53,14 +71,18 @@ pub(super) struct WaitingPrompts {
 pub(super) struct PromptQueue {
     /// The last report, and when it came, seconds.
     report: Option<(f64, EngineQueue)>,
-    /// Prompts sent since about the last report: time in seconds, tokens.
+    /// Prompts sent since about the last report: time in seconds, tokens. Invariant: ascending times, at most
+    /// [`MAX_UNSEEN`].
     unseen: VecDeque<(f64, u64)>,
+    /// Sum of the tokens of `unseen`.
     unseen_tokens: u64,
+    /// Bookings that ended by expiry since the last outcome.
     expired_in_a_row: u32,
 }
 
 impl PromptQueue {
-    /// The engine reported at `now_s`.
+    /// The engine reported at `now_s`. Prompts sent clearly before the report are in it, and are forgotten
+    /// here.
     pub fn report(&mut self, queue: EngineQueue, now_s: f64) {
         while let Some(&(sent_s, tokens)) = self.unseen.front()
             && sent_s <= now_s - IN_TRANSIT_S
@@ -71,7 +93,7 @@ impl PromptQueue {
         self.report = Some((now_s, queue));
     }
 
-    /// A prompt was sent.
+    /// A prompt was sent. Without a report there is nothing to correct.
     pub fn sent(&mut self, tokens: u64, now_s: f64) {
         if self.report.is_none() {
             return;
@@ -89,6 +111,8 @@ impl PromptQueue {
 
     /// A prompt sent at `sent_s` waits no more, regardless of the last report: its first token came, or its request
     /// ended. O(log n + k) for n prompts since the last report and k of them sent after this one.
+    ///
+    /// A prompt that is no longer remembered was in the report, so the report's count falls instead.
     pub fn end(&mut self, sent_s: f64, tokens: u64) {
         self.count_outcome();
         let from = self.unseen.partition_point(|&(at_s, _)| at_s < sent_s);

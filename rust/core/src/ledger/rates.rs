@@ -1,8 +1,8 @@
 //! Exponentially weighted rates of arriving work, and a running mean.
 //!
-//! All rates of a ledger share one forward-decay clock (Cormode et al., "Forward decay", ICDE 2009). An amount w at
-//! time t is stored as `w·e^((t − base)/h)`, so a query needs one exponential for all workers together, and not one
-//! per worker.
+//! All rates of a ledger share one forward-decay clock (Cormode et al., "Forward decay", ICDE 2009). An
+//! amount w at time t is stored as `w·e^((t − base)/h)`. A query then needs one exponential for all workers
+//! together, and not one per worker.
 
 /// Horizon h of the rates, seconds.
 const HORIZON_S: f64 = 10.0;
@@ -11,12 +11,16 @@ const MIN_SPAN_S: f64 = 1.0;
 /// Horizons after which a rate needs no start-up correction.
 const SETTLED: f64 = 12.0;
 /// Largest exponent of a stored amount. Amounts are rebased before a 64-bit float overflows.
+///
+/// At 200 horizons an amount of 1 is stored as e²⁰⁰, about 10⁸⁷, which leaves room for sums below 10³⁰⁸.
 const MAX_EXPONENT: f64 = 200.0;
 
 /// The clock that a set of rates shares.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct DecayClock {
+    /// Time at which an amount of 1 is stored as 1, seconds.
     base_s: f64,
+    /// The latest time seen, seconds.
     newest_s: f64,
 }
 
@@ -43,7 +47,9 @@ impl DecayClock {
 /// `rate = Σ weight·e^(−age/h) / (h·(1 − e^(−t/h)))`, t = time since the first event.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Rate {
+    /// Σ amount · e^((time − base) / h).
     stored: f64,
+    /// When the first amount came. `None` before it.
     since_s: Option<f64>,
 }
 
@@ -92,7 +98,9 @@ impl Rate {
 /// A running mean: plain at first, then over about the last 500 values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct RunningMean {
+    /// The mean so far.
     value: f64,
+    /// Values counted, at most [`MEMORY`], with the first guess as several of them.
     seen: f64,
 }
 

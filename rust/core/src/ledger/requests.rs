@@ -18,7 +18,7 @@ use crate::index::Slot;
 use crate::latency::FirstToken;
 use crate::request::{MAX_OUTPUT_TOKENS, RequestId};
 
-/// A placed request.
+/// A placed request. A struct, because several of its numbers could be swapped unseen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewBooking {
     /// Id of the request.
@@ -38,6 +38,8 @@ pub(crate) struct NewBooking {
 }
 
 /// Entries of requests that ended which a list may hold beyond twice the open ones, before it is swept.
+///
+/// Sweeping at twice the open entries makes the sweep O(1) amortised per booking.
 const SLACK: usize = 64;
 
 impl Ledger {
@@ -45,6 +47,8 @@ impl Ledger {
     ///
     /// Its first token is due after the backlog ahead of it and its own prefill. Both are stretched by the decode steps
     /// that share their passes.
+    ///
+    /// O(1) amortised.
     pub(crate) fn book(&mut self, booking: &NewBooking) {
         let NewBooking {
             request,
@@ -63,6 +67,7 @@ impl Ledger {
         let account = &mut self.accounts[slot.index()];
         account.advance(now_s);
         account.prefill_s += prefill_s;
+        // The backlog includes this request, so the due time is after all prompts ahead of it.
         let due_s = now_s + account.prefill_s * (1.0 + account.steps_per_prefill(curves));
         // A prompt without a new token has its first token at once, and an unstreamed answer reports none.
         if work.new_tokens > 0 && !booking.is_unstreamed {
@@ -103,6 +108,9 @@ impl Ledger {
 
     /// The first token of a request came: its prompt waits no more, and the prefill curve learns. Returns the seconds
     /// since it was booked. `None` when it is not booked, or had its first token before.
+    ///
+    /// The time says how long prefill took only while the prompt did not wait for KV memory. Otherwise the
+    /// curve learns nothing.
     pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Option<f64> {
         let open = self.requests.get_mut(&request);
         let open = open.filter(|open| open.is_prefilling())?;
@@ -133,8 +141,10 @@ impl Ledger {
         Some(now_s - booked_at_s)
     }
 
-    /// The answer of a request began, in a pool that only decodes: its steps are counted from now on. Its booking
-    /// decodes from its start, but until the first token it waits for the prompt's KV.
+    /// The answer of a request began, in a pool that only decodes: its steps are counted from now on. Its
+    /// booking decodes from its start, but until the first token it waits for the prompt's KV.
+    ///
+    /// Counted from the booking, the wait for the transfer would look like slow steps.
     pub fn answer_began(&mut self, request: RequestId, now_s: f64) {
         if let Some(open) = self.requests.get_mut(&request)
             && let Some(first) = &mut open.first_token
@@ -146,8 +156,9 @@ impl Ledger {
         }
     }
 
-    /// A request ended. `kv_tokens` is what its worker has in flight without it, in distinct prompt tokens. The step
-    /// curve learns when the length of the answer is known.
+    /// A request ended. `kv_tokens` is what its worker has in flight without it, in distinct prompt tokens.
+    /// The step curve learns when the length of the answer is known. O(log requests) for an unstreamed
+    /// request, else O(1) amortised.
     pub fn release(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         if let Some(open) = self.requests.get(&request) {
             let queue = &mut self.accounts[open.slot.index()].queue;
@@ -162,6 +173,8 @@ impl Ledger {
 
     /// Ends requests whose booking expired. Returns unstreamed requests whose first token was expected by now: their
     /// prefill counts as over.
+    ///
+    /// O(requests that end); O(1) when none does.
     pub fn expire(&mut self, now_s: f64) -> Vec<RequestId> {
         let mut assumed = Vec::new();
         while let Some(&(due, request)) = self.unstreamed.first()
@@ -233,7 +246,8 @@ impl Ledger {
         true
     }
 
-    /// Removes a request that ended or expired, from every list but `expiry`, which is swept.
+    /// Removes a request that ended or expired, from every list but `expiry`, which is swept. A request that
+    /// is not booked changes nothing.
     fn end(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         if let Some(open) = self.requests.remove(&request) {
             self.close(&open, kv_tokens, outcome, now_s);
@@ -246,6 +260,9 @@ impl Ledger {
     }
 
     /// Takes a request that ended out of the account of its worker, and teaches the step curve.
+    ///
+    /// Three kinds of ends teach nothing of steps: an end without a first token, an answer of unknown length,
+    /// and an answer in one piece.
     fn close(&mut self, open: &OpenRequest, kv_tokens: f64, outcome: Outcome, now_s: f64) {
         let account = &mut self.accounts[open.slot.index()];
         account.advance(now_s);

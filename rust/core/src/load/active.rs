@@ -4,8 +4,15 @@
 //! count per block: booking 1,024 blocks touches 16 frames. In each frame a worker has all blocks before its
 //! furthest end.
 //!
-//! The set of a worker is a union: a block counts once, regardless of how many requests have it. That is what the
-//! engine's memory holds, since requests share the blocks of a common prefix.
+//! The set of a worker is a union: a block counts once, regardless of how many requests have it. That is what
+//! the engine's memory holds, since requests share the blocks of a common prefix.
+//!
+//! Example. In a frame A B C D a worker has a request that ends at B and one that ends at D. Its ends are the
+//! bits 0b1010, and it covers four blocks. When the request at D goes, the highest bit is that of B: two
+//! blocks are left, and two leave the load.
+//!
+//! The tree is that of the index ([`PathTree`]) with bookings in place of KV events. It also serves the
+//! predicted caches ([`crate::predicted`]), which are the same sets with longer lives.
 
 use crate::event::Tier;
 use crate::index::frame::BlockId;
@@ -21,17 +28,19 @@ const EXTEND_HOLDERS_MAX: u32 = 1;
 /// Blocks in flight on every worker; the module describes it.
 #[derive(Debug, Default)]
 pub(crate) struct ActiveBlocks {
-    /// Tree of the prompts in flight; its holders are the workers.
+    /// Tree of the prompts in flight; its holders are the workers. Only device memory is used.
     paths: PathTree,
     /// The right to write the tree.
     allocator: TreeAllocator,
-    /// Per (frame, slot): bit i is set while the blocks of some request end at block i of the frame.
+    /// Per (frame, slot): bit i is set while the blocks of some request end at block i of the frame. Never 0.
     ends: Map<(u32, Slot), u64>,
-    /// Number of requests beyond the first that end at a block, per (block, slot).
+    /// Number of requests beyond the first that end at a block, per (block, slot). Equal prompts at the same
+    /// time make such entries.
     same_end: Map<(BlockId, Slot), u32>,
 }
 
-/// Blocks of one request: the last block of the request in every frame.
+/// Blocks of one request: the last block of the request in every frame. 16 entries for 1,024 blocks, in
+/// prompt order.
 pub(crate) type RequestPath = Box<[BlockId]>;
 
 impl ActiveBlocks {
@@ -55,6 +64,8 @@ impl ActiveBlocks {
     /// there.
     ///
     /// Beyond 4 · 10⁹ blocks in flight no block id is left; the rest of the prompt then does not count.
+    ///
+    /// O(blocks / 64) frames, plus the comparison of the local hashes.
     pub(crate) fn add(&mut self, slot: Slot, prompt: &Prompt<'_>) -> (RequestPath, u64) {
         let mut path: Vec<BlockId> = Vec::with_capacity(prompt.locals.len() / 64 + 2);
         let mut done = 0;
@@ -101,6 +112,7 @@ impl ActiveBlocks {
 
     /// Takes the blocks of a request out of flight; the number that no other request of the worker has.
     pub(crate) fn remove(&mut self, slot: Slot, path: &[BlockId]) -> u64 {
+        // From the end of the prompt: a frame is dead only once its children are gone.
         path.iter().rev().map(|&end| self.remove_end(slot, end)).sum()
     }
 

@@ -1,8 +1,23 @@
 //! Load: work in flight per worker, from booking to release.
 //!
-//! The load is kept as columns by slot, so that a price reads plain slices. A booking adds its uncached
-//! prompt tokens until its first token. It adds its blocks and one request until its release. Blocks count as
-//! a set: two requests of a worker that share a block count it once.
+//! Stands between `book` and the next price. The load is kept as columns by slot, so that a price reads plain
+//! slices. A booking adds its uncached prompt tokens until its first token. It adds its blocks and one
+//! request until its release. Blocks count as a set: two requests of a worker that share a block count it
+//! once.
+//!
+//! ```text
+//!                   prefill_tokens   decode_blocks   active_requests
+//! book                   + new           + new             + 1
+//! prefill done           − new
+//! release, expiry        − rest          − own             − 1
+//! ```
+//!
+//! Example with blocks of 16 tokens. A prompt of 100 blocks, 80 of them cached, is booked: 320 prefill
+//! tokens, 100 blocks, 1 request. A second prompt of 100 blocks shares the first 90, and adds 10 blocks. When
+//! the first prompt is released, 10 blocks leave: the other 90 belong to the second one too.
+//!
+//! Invariant: no sum is ever negative, and all are 0 when nothing is booked. Each booking remembers what it
+//! added, and takes away exactly that. Bookings that no call releases end by expiry.
 //!
 //! Cost: booking and release O(blocks / 64), everything else O(1).
 
@@ -17,12 +32,13 @@ pub(crate) use active::{ActiveBlocks, RequestPath};
 use crate::index::{Prompt, Scratch, Slot};
 use crate::request::RequestId;
 
-/// One open booking.
+/// One open booking, with what its end must take away.
 #[derive(Clone, Debug)]
 struct Booking {
     /// Worker of the booking.
     slot: Slot,
-    /// Position of the booking in `by_slot[slot]`.
+    /// Position of the booking in `by_slot[slot]`. It changes when another booking of the worker is swapped
+    /// into its place.
     at: u32,
     /// Uncached prompt tokens until the first token, then 0.
     prefill_tokens: u64,
@@ -45,7 +61,7 @@ pub(crate) struct Load {
     active: ActiveBlocks,
     /// Open bookings by request.
     bookings: FxHashMap<RequestId, Booking>,
-    /// Open bookings by slot, in no order.
+    /// Open bookings by slot, in no order. They make a leaving worker cost O(its bookings).
     by_slot: Vec<Vec<RequestId>>,
     /// Expiry times in order. Released bookings stay until their time comes or until they outnumber the open
     /// ones.
@@ -53,7 +69,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Makes room for `slot` in every column.
+    /// Makes room for `slot` in every column. All columns keep one length.
     pub(crate) fn ensure_slot(&mut self, slot: Slot) {
         let len = self.prefill_tokens.len().max(slot.index() + 1);
         self.prefill_tokens.resize(len, 0);
@@ -84,7 +100,9 @@ impl Load {
         self.active.shared(prompt, slots, depth, scratch);
     }
 
-    /// Opens a booking. No open booking may have this id.
+    /// Opens a booking. O(blocks / 64).
+    ///
+    /// Panics when a booking with this id is open. The router checks it before, under the same lock.
     pub(crate) fn book(
         &mut self,
         request: RequestId,
@@ -129,6 +147,9 @@ impl Load {
     }
 
     /// Appends an expiry; drops those of ended and renewed bookings when they are many. O(1) amortised.
+    ///
+    /// An entry is in force only while its time is that of the booking. An id that is booked again outlives
+    /// the expiry of its first booking that way.
     fn push_expiry(&mut self, expires_at_s: f64, request: RequestId) {
         self.by_expiry.push_back((expires_at_s, request));
         if self.by_expiry.len() > 64 + 2 * self.bookings.len() {
@@ -150,6 +171,9 @@ impl Load {
     }
 
     /// Closes a booking. `None`: no such booking.
+    ///
+    /// The last booking of the worker takes the place of the released one in `by_slot`, so that no list is
+    /// searched.
     pub(crate) fn release(&mut self, request: RequestId) -> Option<Slot> {
         let booking = self.bookings.remove(&request)?;
         let slot = booking.slot.index();

@@ -37,6 +37,9 @@ impl PredictedUse {
 }
 
 /// Parameters of predicted caches, validated with the router's configuration.
+///
+/// The defaults suit a fleet whose events arrive within a second. Prediction is off unless asked for, as in
+/// Dynamo.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PredictedConfig {
@@ -105,6 +108,9 @@ impl PredictedConfig {
     }
 
     /// Checks the range of every parameter.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names the first value that is out of range.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |field, got: String, expected| Err(Error::Parameter { field, got, expected });
         if !(self.ttl_s > 0.0 && self.ttl_s.is_finite()) {

@@ -12,6 +12,13 @@
 //! used, at the grain of requests. An engine evicts the tail of its oldest prompt first, so the prediction
 //! lacks at most a part of one prompt.
 //!
+//! Example. A worker has room for 100 blocks. Prompts of 60, 30 and 40 blocks are sent to it, and the third
+//! shares its first 30 blocks with the second. The union is 60 + 30 + 10 = 100 blocks, and all three records
+//! stay. A fourth prompt of 20 new blocks ends the first record: 60 blocks are left.
+//!
+//! It reuses the structure of the blocks in flight ([`crate::load`]), with another rule for the end of a
+//! record.
+//!
 //! Cost: O(blocks / 64) to add or end a record, O(blocks / 64 + workers) per match. The prediction ignores
 //! generated tokens and requests that bypass the router. Source of both uses and of the 120 s:
 //! `--no-router-kv-events` and `--router-predicted-ttl-secs` of Dynamo 1.6.1.
@@ -34,12 +41,12 @@ use crate::request::RequestId;
 /// Id and age of a record: a younger record has a higher id. A record that is used again gets a new id.
 type RecordId = u64;
 
-/// One request that was sent to a worker.
+/// One request that was sent to a worker, and the blocks that it should have left there.
 #[derive(Clone, Debug)]
 struct Record {
     /// Worker of the request.
     slot: Slot,
-    /// Blocks of the prompt.
+    /// Blocks of the prompt, cut to the capacity of the worker.
     path: RequestPath,
     /// Id of the request until it ends.
     request: Option<RequestId>,
@@ -86,7 +93,8 @@ pub struct Predicted {
     records: FxHashMap<RecordId, Record>,
     /// Records by slot.
     workers: Vec<WorkerRecords>,
-    /// Records of requests in flight.
+    /// Records of requests in flight. After the first token (beside events) or the end, a record is no longer
+    /// named by its request.
     record_of_request: FxHashMap<RequestId, RecordId>,
     /// Records by the end of their life. Ended records stay as in [`WorkerRecords::by_age`].
     by_expiry: VecDeque<(f64, RecordId)>,
@@ -114,7 +122,7 @@ impl Predicted {
         }
     }
 
-    /// Whether predictions are off.
+    /// Whether predictions are off. Then no record is made and no match asks.
     pub(crate) const fn is_off(&self) -> bool {
         matches!(self.config.used, PredictedUse::Off)
     }
@@ -147,6 +155,8 @@ impl Predicted {
     }
 
     /// Raises `depth[slot]` to the predicted leading blocks of the prompt, for the slots given as bits.
+    ///
+    /// Events may report more than the prediction, so the larger of the two counts.
     pub fn raise_overlap(
         &self,
         prompt: &Prompt<'_>,
@@ -183,6 +193,8 @@ impl Predicted {
     }
 
     /// Records that a request was sent to a worker.
+    ///
+    /// O(blocks / 64) amortised, with the records that end to make room.
     pub fn insert(&mut self, slot: Slot, prompt: &Prompt<'_>, request: Option<RequestId>, now_s: f64) {
         if self.is_off() || prompt.locals.is_empty() {
             return;
@@ -238,7 +250,8 @@ impl Predicted {
             self.size.evicted += u64::from(self.remove_record(oldest));
         }
         while self.records.len() > self.config.max_records {
-            // Ended records may stand before live ones. They end nothing, and the loop goes on to a live one.
+            // Ended records may stand before live ones. They end nothing, and the loop continues to a live
+            // one.
             let (_, oldest) = self.by_expiry.pop_front().expect("every record must expire");
             self.size.evicted += u64::from(self.remove_record(oldest));
         }
@@ -312,7 +325,9 @@ impl Predicted {
 /// Buffers of [`Predicted::raise_overlap`] that live between calls and spare allocations.
 #[derive(Clone, Debug, Default)]
 pub struct RaiseScratch {
+    /// Predicted leading blocks by slot.
     depth: Vec<u32>,
+    /// Buffers of the walk.
     walk: Scratch,
 }
 

@@ -1,5 +1,8 @@
 //! The slow, readable prediction: a list of records, searched in full. Tests compare
 //! [`Predicted`](super::Predicted) with it.
+//!
+//! Every rule is a line here: the list is in the order of use, the held blocks are a set made anew at each
+//! question, and records end from the front.
 
 use std::collections::HashSet;
 
@@ -11,17 +14,24 @@ use crate::request::RequestId;
 /// One request that was sent to a worker.
 #[derive(Clone, Debug)]
 struct Record {
+    /// Worker of the request.
     slot: Slot,
+    /// Blocks of the prompt, cut to the capacity of the worker.
     chain: Vec<SequenceHash>,
+    /// Id of the request until it ends.
     request: Option<RequestId>,
+    /// End beside events, seconds. Infinite before the first token.
     ends_at_s: f64,
+    /// End of the longest life, seconds.
     expires_at_s: f64,
 }
 
-/// Reference implementation of predicted caches.
+/// Reference implementation of predicted caches. Every call costs O(records · blocks).
 #[derive(Clone, Debug)]
 pub struct ReferencePredicted {
+    /// Parameters, as of the fast prediction.
     config: PredictedConfig,
+    /// Blocks of each worker's device cache, by slot.
     capacities: Vec<u64>,
     /// Records, least recently used first.
     records: Vec<Record>,
@@ -79,6 +89,7 @@ impl ReferencePredicted {
         self.make_room(slot);
     }
 
+    /// Takes the name of a request off its earlier record: an id that is used again names the new record.
     fn forget_request(&mut self, request: Option<RequestId>) {
         for record in self.records.iter_mut().filter(|_| request.is_some()) {
             if record.request == request {
@@ -87,6 +98,7 @@ impl ReferencePredicted {
         }
     }
 
+    /// Ends the oldest records of a worker beyond its capacity, and the oldest of all beyond the limit.
     fn make_room(&mut self, slot: Slot) {
         while self.held(slot).len() as u64 > self.capacities[slot.index()] {
             let oldest = self.records.iter().position(|record| record.slot == slot);

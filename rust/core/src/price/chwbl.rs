@@ -1,4 +1,7 @@
-//! Consistent hashing with bounded loads.
+//! Consistent hashing with bounded loads: a prefix has a home worker, until that worker is too busy.
+//!
+//! It knows no cache. Requests of one prefix family share their first block, so they meet on one worker and
+//! make a cache there. It is a baseline for the question what the index is worth.
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +67,7 @@ impl Policy for Chwbl {
         // The + 1 counts the request itself. A bound above the mean leaves at least one worker below it.
         let bound = (self.config.load_factor * (in_flight + 1) as f64 / view.len() as f64).ceil();
         for (i, cost) in costs.iter_mut().enumerate() {
+            // Without a first block there is no family to keep together.
             let requests = f64::from(view.active_requests[i]);
             *cost = if view.request_blocks == 0 {
                 requests

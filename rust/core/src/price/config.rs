@@ -1,4 +1,8 @@
-//! The choice of a policy, with its parameters.
+//! The choice of a policy, with its parameters: from a name and numbers to a [`Policy`].
+//!
+//! Three doors use it. Rust code builds a [`PolicyConfig`] by hand, files and the admin API deserialise one,
+//! and the command line gives a name with parameters (`toll(ttft=1,e2e=2)`). All three end in
+//! [`PolicyConfig::build`], which checks every value, so no policy exists with a parameter out of range.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -48,7 +52,7 @@ pub enum PolicyConfig {
 struct NoParameters {}
 
 impl PolicyConfig {
-    /// Names that [`PolicyConfig::from_name`] knows.
+    /// Names that [`PolicyConfig::from_name`] knows, as errors and help texts list them.
     pub const NAMES: &'static [&'static str] = &[
         "round_robin",
         "least_loaded",
@@ -99,7 +103,13 @@ impl PolicyConfig {
         self.build_in(Regime::Below)
     }
 
-    /// As [`PolicyConfig::build`], for a regime of the fleet. A policy without regimes is the same in all of them.
+    /// As [`PolicyConfig::build`], for a regime of the fleet. A policy without regimes is the same in all of
+    /// them.
+    ///
+    /// The router calls it when the regime changes, and replaces the policy in force by the result.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range, of any regime.
     pub fn build_in(&self, regime: Regime) -> Result<Box<dyn Policy>, Error> {
         Ok(match self {
             Self::RoundRobin => Box::new(RoundRobin),
@@ -124,7 +134,7 @@ impl PolicyConfig {
     }
 }
 
-/// Reads the parameters of the policy `name`.
+/// Reads the parameters of the policy `name`. Serde's text names the unknown or unreadable parameter.
 fn read<T: DeserializeOwned>(name: &str, parameters: &Map<String, Value>) -> Result<T, Error> {
     serde_json::from_value(Value::Object(parameters.clone())).map_err(|error| Error::PolicyParameters {
         policy: name.to_owned(),

@@ -1,4 +1,11 @@
-//! NVIDIA Dynamo's own cost, exactly.
+//! NVIDIA Dynamo's own cost, exactly: the yardstick of every comparison, and the policy for parity.
+//!
+//! `tests/router/test_parity.py` compares the picks with Dynamo's own over random states, bookings and tiers
+//! included. Two forms of one formula are here. `parts_of` is the readable one, for one candidate.
+//! `price_plain` prices several candidates at a time, in the case of nearly all decisions. A property test
+//! holds them equal to the last bit.
+//!
+//! O(candidates): 0.44 ns each in the vector form, 2.6 ns one by one (4,096 workers, a busy machine).
 
 use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
@@ -17,6 +24,9 @@ pub struct DynamoConfig {
     /// Blocks of credit for each cached device block, 0 to 1.
     pub overlap_score_credit: f64,
     /// Decay of the credit with the prefill backlog above that of the least loaded candidate, 0 or above.
+    ///
+    /// With it, a cached block counts less on a busy worker. 0, Dynamo's default, lets every cached block
+    /// count alike.
     pub overlap_score_credit_decay: f64,
     /// Weight of a prefill block against a decode block, 0 or above.
     pub prefill_load_scale: f64,
@@ -26,7 +36,7 @@ pub struct DynamoConfig {
     pub host_cache_hit_weight: f64,
     /// Credit of a block on disk, 0 to 1.
     pub disk_cache_hit_weight: f64,
-    /// Temperature of the pick, 0 or above.
+    /// Temperature of the pick, 0 or above. 0 takes the lowest cost; see [`crate::pick::pick`].
     pub router_temperature: f64,
 }
 
@@ -63,12 +73,24 @@ impl DynamoConfig {
 /// cost   = prefill_load_scale · max(0, raw − credit) + |active blocks ∪ request blocks| + w_request · active requests
 /// ```
 ///
-/// On the prefill leg of a split no decode block counts, since Dynamo routes it with `router_track_active_blocks`
-/// off. On the decode leg of a split the cost is `max(0, |active ∪ request| − credit) + w_request · active requests`,
-/// without the credit at c = 0.
+/// On the prefill leg of a split no decode block counts, since Dynamo routes it with
+/// `router_track_active_blocks` off. On the decode leg of a split the cost is `max(0, |active ∪ request| −
+/// credit) + w_request · active requests`. At c = 0 there is no credit.
 ///
 /// Source: Dynamo 1.6.1, `dynamo-kv-router`, scheduling/selector, without its shared cache and taints, which Wardrop
 /// does not know.
+///
+/// # Example
+///
+/// B = 16, all parameters at their defaults. A prompt has 1,600 tokens, or 100 blocks. Worker 1 holds 80 of
+/// them and has 3,200 prefill tokens and 50 other blocks in flight. Worker 2 is empty and idle.
+///
+/// ```text
+/// worker 1: (3200 + 1600) / 16 − 80 = 220 to prefill,  50 + 100 = 150 in flight,  cost 370
+/// worker 2:  1600 / 16              = 100 to prefill,       100 in flight,        cost 200
+/// ```
+///
+/// Worker 2 wins although it has nothing cached: the backlog of worker 1 is worth 200 blocks.
 #[derive(Clone, Debug)]
 pub struct Dynamo {
     config: DynamoConfig,
@@ -107,7 +129,9 @@ impl Dynamo {
         view.tracks_prefill && self.config.overlap_score_credit_decay > 0.0
     }
 
-    /// The three summands of one candidate's cost, in blocks.
+    /// The three summands of one candidate's cost, in blocks: prefill, decode, requests. Each is at least 0.
+    ///
+    /// This is the form to read beside Dynamo's source. O(1).
     fn parts_of(&self, view: &View<'_>, i: usize, lowest_prefill_tokens: u64) -> [f64; 3] {
         let config = &self.config;
         let decay = if self.decays(view) {
@@ -189,8 +213,12 @@ impl Policy for Dynamo {
     }
 }
 
-/// The cost when no candidate holds a block in a lower tier and no credit decays, as in nearly every decision. It
-/// equals the general form to the last bit, and prices several candidates at a time.
+/// The cost when no candidate holds a block in a lower tier and no credit decays, as in nearly every
+/// decision. It equals the general form to the last bit, and prices several candidates at a time.
+///
+/// `multiversion` compiles it for AVX-512, AVX2 and the baseline, and the program chooses at its start. Sums
+/// wrap and conversions are exact by their bounds ([`crate::exact`]), because a check per candidate would end
+/// the vector loop.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2"))]
 fn price_plain(view: &View<'_>, config: &DynamoConfig, costs: &mut [f64]) {
     let n = costs.len();

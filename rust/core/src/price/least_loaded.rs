@@ -1,4 +1,4 @@
-//! Fewest requests in flight.
+//! Fewest requests in flight: the default policy, and the last resort of every other one.
 
 use super::{Policy, View};
 use crate::rng::Rng;

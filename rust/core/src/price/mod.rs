@@ -1,11 +1,20 @@
 //! Policies: one cost per candidate, the lowest wins.
 //!
-//! Stands in the flow `match ─▶ price ─▶ pick`. A [`Policy`] reads a [`View`] of the candidates and a generator, and
-//! writes costs. It changes nothing: what learns from outcomes is in [`crate::ledger`] and [`crate::regime`].
-//! O(candidates) per decision.
+//! Stands in the flow `match ─▶ price ─▶ pick`. A [`Policy`] reads a [`View`] of the candidates and a
+//! generator, and writes costs. It changes nothing: what learns from outcomes is in [`crate::ledger`] and
+//! [`crate::regime`]. O(candidates) per decision.
 //!
-//! A new policy is a file here, with its formula and its source, and a name in [`PolicyConfig`]. `toll.rs` is the
-//! model to follow.
+//! | policy | cost | serves |
+//! |---|---|---|
+//! | [`Toll`] | own time and delay of others, seconds | the default of the gateway |
+//! | [`Dynamo`] | blocks to prefill and in flight | parity with Dynamo |
+//! | [`Paper`] | as `Dynamo`, with parameters by regime | the paper's experiment |
+//! | [`Sticky`], [`TwoTier`], [`Chwbl`], [`Lmetric`] | rules of other routers | comparison |
+//! | [`LeastLoaded`], [`PowerOfTwo`], [`RoundRobin`] | load alone | baselines, and fleets without caches |
+//!
+//! A new policy is a file here, with its formula and its source, and a name in [`PolicyConfig`]. `lmetric.rs`
+//! is the shortest one, and `toll.rs` the model for a price with several terms
+//! (`docs/how-to/add-a-policy.md`).
 
 mod chwbl;
 mod config;
@@ -39,17 +48,24 @@ use crate::rng::Rng;
 use crate::worker::WorkerId;
 
 /// One request and its candidates, as columns: entry i of each slice belongs to candidate i.
+///
+/// Invariant: all slices have the length of `workers`, except those of `latency`, which may be empty. The
+/// overlaps of a candidate never add up to more than `request_blocks`.
+///
+/// Columns and not a struct per candidate: thousands of candidates are priced several at a time, from memory
+/// that is read in order (`docs/adr/0009-candidates-by-columns.md`).
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// Tokens per block.
     pub block_size: u32,
     /// Tokens of the prompt.
     pub input_tokens: u32,
-    /// Full blocks of the prompt.
+    /// Full blocks of the prompt, 0 when the prompt is unknown. Then only the load distinguishes the
+    /// candidates.
     pub request_blocks: u32,
     /// Expected tokens of the answer, where the request says so.
     pub expected_output_tokens: Option<u32>,
-    /// Decisions made before this one.
+    /// Decisions made before this one. Round robin counts with it.
     pub turn: u64,
     /// Hash of the prompt's first block, equal for requests of one prefix family. 0 without a full block.
     pub prefix_key: u64,
@@ -67,11 +83,11 @@ pub struct View<'a> {
     pub disk_blocks: &'a [u32],
     /// Whether both columns above are all 0: no candidate holds a block in host memory or on disk.
     pub no_lower: bool,
-    /// Uncached prompt tokens of requests that wait for their first token.
+    /// Uncached prompt tokens of requests that wait for their first token. 0 in a pool that does not prefill.
     pub prefill_tokens: &'a [u64],
-    /// Distinct blocks of requests in flight.
+    /// Distinct blocks of requests in flight. A block that two requests share counts once.
     pub decode_blocks: &'a [u64],
-    /// Leading blocks of the prompt that are in flight on the worker already.
+    /// Leading blocks of the prompt that are in flight on the worker already, at most `request_blocks`.
     pub shared_blocks: &'a [u32],
     /// Requests in flight.
     pub active_requests: &'a [u32],
@@ -98,7 +114,8 @@ impl View<'_> {
         self.device_blocks.iter().copied().max().unwrap_or(0)
     }
 
-    /// Share of the prompt that so many blocks cover, 0 to 1.
+    /// Share of the prompt that so many blocks cover, 0 to 1. A prompt of 0 tokens counts as one token, so
+    /// that no share is undefined.
     pub fn device_share(&self, blocks: u32) -> f64 {
         f64::from(blocks) * f64::from(self.block_size) / f64::from(self.input_tokens.max(1))
     }
@@ -116,6 +133,9 @@ impl View<'_> {
     }
 
     /// Prompt tokens that candidate `i` would compute now: all but its device blocks.
+    ///
+    /// Policies that follow another router's formula use this, since their sources know KV events only.
+    /// [`View::tokens_to_compute`] also counts blocks in flight.
     pub fn uncached_tokens(&self, i: usize) -> u64 {
         u64::from(self.input_tokens)
             .saturating_sub(u64::from(self.device_blocks[i]) * u64::from(self.block_size))
@@ -123,12 +143,17 @@ impl View<'_> {
 }
 
 /// A rule that prices candidates. Pure: the same view and generator give the same costs.
+///
+/// The router calls `price` under its state lock, so a policy must not block. `Send + Sync`, because any
+/// thread may make the next decision.
 pub trait Policy: Send + Sync {
     /// Name of the policy, as in [`PolicyConfig::NAMES`].
     fn name(&self) -> &'static str;
 
     /// Writes the cost of every candidate. Lower is better. An infinite or undefined cost is never chosen, unless
     /// every cost is so: the router then chooses the least loaded candidate.
+    ///
+    /// `costs` has one entry per candidate and arrives with arbitrary contents. Every entry must be written.
     fn price(&self, view: &View<'_>, rng: &mut Rng, costs: &mut [f64]);
 
     /// The parts of the cost of candidate `i`, for an explained decision. Empty where the cost is no sum. O(1).

@@ -10,8 +10,17 @@ use serde::{Deserialize, Serialize};
 use super::config::non_negative;
 use crate::error::Error;
 
-/// How much each goal counts. Only the ratios matter, and at least one goal must be above 0. The default serves TTFT,
-/// mean and tail.
+/// How much each goal counts. Only the ratios matter, and at least one goal must be above 0. The default
+/// serves TTFT, mean and tail.
+///
+/// ```
+/// use wardrop_core::price::Objective;
+///
+/// let mixed = Objective { ttft: 1.0, e2e: 1.0, ..Objective::default() };
+/// let weights = mixed.weights()?;
+/// assert_eq!(weights.busy, 0.5); // halfway between 1 for TTFT and 0 for E2E
+/// # Ok::<(), wardrop_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Objective {
@@ -42,7 +51,11 @@ impl Default for Objective {
     }
 }
 
-/// Weights of the toll's terms. [`super::toll`] has the formula.
+/// Weights of the toll's terms. [`super::toll`] has the formula. All are 0 or above, and a weight of 0 leaves
+/// its term out.
+///
+/// They are not parameters of their own: users set goals, and a study chose the weights per goal
+/// (`docs/reports/pricing.md`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TollWeights {
     /// Own first token.
@@ -59,8 +72,8 @@ pub struct TollWeights {
     pub eviction: f64,
 }
 
-/// TTFT, mean and tail. A stall delays tokens, not first tokens. At a weight of 1 it gathers long prompts where few
-/// requests run, until the KV memory there is short, so it has half of that.
+/// TTFT, mean and tail. A stall delays tokens, not first tokens. At a weight of 1 it gathers long prompts
+/// where few requests run, until the KV memory there is short. It therefore has half of that weight.
 const TTFT: TollWeights = TollWeights {
     own: 1.0,
     decode: 1.0,
@@ -78,7 +91,8 @@ const ITL: TollWeights = TollWeights {
     memory: 3.0,
     eviction: 1.0,
 };
-/// E2E: the sum of all times, without requests that have yet to arrive.
+/// E2E: the sum of all times, without requests that have yet to arrive. Without the busy-period term, E2E and
+/// goodput improve and the p99 of TTFT gets worse.
 const E2E: TollWeights = TollWeights {
     own: 1.0,
     decode: 1.0,
@@ -143,7 +157,7 @@ impl TollWeights {
         Self::mixture(&[*self, *other], &[1.0 - share, share])
     }
 
-    /// The sum of the weights of the goals, each times its share.
+    /// The sum of the weights of the goals, each times its share. The shares add up to 1.
     fn mixture(goals: &[Self], shares: &[f64]) -> Self {
         let sum = |part: fn(&Self) -> f64| {
             goals

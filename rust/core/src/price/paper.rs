@@ -1,7 +1,10 @@
 //! The paper's policy (its Table 2): Dynamo's cost with parameters by regime.
 //!
-//! A price is pure, so one [`Paper`] prices in one regime. The router owns the [`RegimeController`] that reads first
-//! tokens, and builds the [`Paper`] of the new regime on a change.
+//! A price is pure, so one [`Paper`] prices in one regime. The router owns the [`RegimeController`] that
+//! reads first tokens, and builds the [`Paper`] of the new regime on a change.
+//!
+//! It is here to be judged beside the others. On the workloads of this repository the switch does not win:
+//! its temperature spreads requests regardless of the gap in cost (`docs/reports/paper`).
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +22,8 @@ pub struct PaperConfig {
     pub temperatures: [f64; 3],
     /// Overlap weight ω in each regime (A). Dynamo maps the paper's `overlap_score_weight` onto `prefill_load_scale`.
     pub overlap_weights: [f64; 3],
-    /// Multiples of the baseline p99 TTFT at which transition and saturated begin: 1.0 s and 10.0 s over 74 ms (O).
+    /// Multiples of the baseline p99 TTFT at which transition and saturated begin: 1.0 s and 10.0 s over 74
+    /// ms (O). Ascending and above 1.
     pub enter: [f64; 2],
     /// Seconds between polls (A).
     pub poll_s: f64,
@@ -53,8 +57,11 @@ impl Default for PaperConfig {
 
 /// [`Dynamo`] with (τ, ω) of one regime: (0, 1) below, (0.7, 1) in transition, (0.8, 0.1) saturated.
 ///
-/// On the decode leg of a split ω has no effect, since a decode worker computes no prompt. With one prefill worker it
-/// has none on the prefill leg either. Only τ acts there.
+/// A higher temperature spreads requests over more workers. A lower overlap weight lets the load decide
+/// instead of the cache.
+///
+/// On the decode leg of a split ω has no effect, since a decode worker computes no prompt. With one prefill
+/// worker it has none on the prefill leg either. Only τ acts there.
 #[derive(Clone, Debug)]
 pub struct Paper {
     rule: Dynamo,

@@ -1,4 +1,8 @@
 //! The better of two random candidates.
+//!
+//! With many routers that see a late copy of the load, the least loaded worker attracts all of them at once.
+//! Two random candidates avoid that herd, at a longest queue that is only a little longer than with full
+//! knowledge.
 
 use super::{Policy, View};
 use crate::rng::Rng;
@@ -16,6 +20,7 @@ impl Policy for PowerOfTwo {
     }
 
     fn price(&self, view: &View<'_>, rng: &mut Rng, costs: &mut [f64]) {
+        // Candidates that were not drawn can never be picked.
         costs.fill(f64::INFINITY);
         let n = costs.len();
         let first = rng.below(n);

@@ -1,4 +1,6 @@
-//! Each candidate in turn.
+//! Each candidate in turn: what a router does that knows nothing.
+//!
+//! Caches and load are ignored. It is the baseline from which every gain is counted.
 
 use super::{Policy, View};
 use crate::rng::Rng;

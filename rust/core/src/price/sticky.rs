@@ -1,4 +1,8 @@
-//! Prefix affinity: among the workers with nearly the best overlap, the worker with the least prefill in flight.
+//! Prefix affinity: among the workers with nearly the best overlap, the worker with the least prefill in
+//! flight.
+//!
+//! Affinity first, load second. Without a minimum share, any shared system prompt makes the first worker that
+//! holds it the only candidate, and all traffic goes there.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +35,10 @@ impl Default for StickyConfig {
 ///
 /// Source: llm-d's affinity filter, followed by its scorer of fewest uncached tokens. It is published without a
 /// minimum share (`min_share` 0), and herds in that form.
+///
+/// Example with the defaults. The prompt has 100 blocks. The best overlap is 50 blocks, above 0.3 of the
+/// prompt, so workers with 40 blocks or more are candidates. With a best overlap of 20 blocks, every worker
+/// is one.
 #[derive(Clone, Debug)]
 pub struct Sticky {
     config: StickyConfig,

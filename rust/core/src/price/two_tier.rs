@@ -1,4 +1,7 @@
 //! The longest match when it covers enough of the prompt, else the least loaded worker.
+//!
+//! Cache or load, never a mixture. At the threshold the choice jumps, so two prompts of nearly equal overlap
+//! may be placed by different rules.
 
 use serde::{Deserialize, Serialize};
 

@@ -30,9 +30,9 @@
 //!   room. The router's state is locked once per pass, regardless of the number of workers
 //!   (`docs/adr/0011-one-decision-path.md`).
 //!
-//! Where small prompts share engine passes, some worker nearly always has room that no waiting request wants, so
-//! passes would go on to the end of the window. Newer arrivals are then evaluated individually until something may
-//! give room (`pump.rs`).
+//! Where small prompts share engine passes, some worker nearly always has room that no waiting request wants.
+//! Passes would then go through the whole window. Newer arrivals are then evaluated individually until
+//! something may give room (`pump.rs`).
 
 mod config;
 mod order;
@@ -56,10 +56,11 @@ use request::Entry;
 pub use request::{Cause, Dispatch, Limit, Offer, QueuedRequest, Tenant};
 use tenants::Tenants;
 
+use crate::candidate_load::PendingLoad;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::exact::ordered;
-use crate::matched::{Matched, PendingLoad};
+use crate::matched::Matched;
 use crate::request::RequestId;
 use crate::router::{Decisions, Router};
 
@@ -183,9 +184,9 @@ impl LateQueue {
 
     /// Accepts or refuses a request. An accepted request is placed by the pump that must follow.
     ///
-    /// # Errors
-    /// [`Error::NoWorker`] when no candidate is available, [`Error::RequestExists`] for an id that waits or is booked,
-    /// and [`Error::Parameter`] for a prompt that is too long or a deadline that is no number.
+    /// # Errors [`Error::NoWorker`] when no candidate is available. [`Error::RequestExists`] for an id that
+    /// waits or is booked. [`Error::Parameter`] for a prompt that is too long or a deadline that is no
+    /// number.
     pub fn offer(&mut self, router: &Router, mut request: QueuedRequest, now_s: f64) -> Result<Offer, Error> {
         if self.entries.contains_key(&request.id) || router.is_booked(request.id) {
             return Err(Error::RequestExists(request.id));
@@ -353,7 +354,7 @@ fn match_and_estimate(
     request: &QueuedRequest,
     now_s: f64,
 ) -> Result<(Matched, Best), Error> {
-    let question = request.question();
+    let question = request.route_request();
     let mut overlaps = router.look_up(&question);
     let decisions = router.decisions();
     let found = decisions.complete_match(&question, &mut overlaps);

@@ -1,5 +1,9 @@
 //! The order of the queue: requests by their start, the first `K` of them by their key.
 //!
+//! Two orders, because one would be unfair or slow. By key alone a stream of short prompts could keep an old
+//! long prompt out of sight. By start alone short prompts would wait for long ones. So the oldest K requests
+//! are a window, and the key orders the window only.
+//!
 //! Insert and remove are O(log n + K). Reading the window is a slice.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,7 @@
 //! How fast the queue places requests, and how long they take.
+//!
+//! Two running means over placed requests. The gap between placements says when refused clients may retry.
+//! The time from arrival to first token bounds what length costs in the order.
 
 /// Window of the running mean of waits, in placed requests.
 const MEAN_WINDOW: f64 = 64.0;
@@ -41,6 +44,8 @@ impl Pace {
     }
 
     /// Seconds in which `window` requests are placed at the recent rate, 1 to 60.
+    ///
+    /// Example. Requests are placed every 50 ms and the window is 64: a client may retry after 3.2 s.
     pub fn retry_after_s(&self, window: usize) -> f64 {
         (self.gap_s * window as f64).clamp(*RETRY_S.start(), *RETRY_S.end())
     }

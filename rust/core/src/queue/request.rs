@@ -1,11 +1,22 @@
 //! A request on its way through the queue: offered, waiting, dispatched or refused.
+//!
+//! ```text
+//! QueuedRequest ─▶ offer ─┬─ Offer::Refused (a Limit)
+//!                         └─ Offer::Taken ─▶ Entry waits ─▶ pump ─┬─ Dispatch (a Cause)
+//!                                                                 ├─ take_too_late
+//!                                                                 └─ cancel
+//! ```
+//!
+//! A waiting request owns its hashes, since its caller does other work meanwhile. Each request ends in exactly one of
+//! the ways on the right.
 
 use crate::hash::LocalHash;
 use crate::matched::Matched;
 use crate::request::{Candidate, RequestId, RouteRequest};
 use crate::worker::WorkerId;
 
-/// A tenant, as a number that the caller gives to it.
+/// A tenant, as a number that the caller gives to it. The queue knows no names and keeps no prompt of a
+/// tenant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tenant(pub u32);
 
@@ -31,11 +42,13 @@ pub struct QueuedRequest {
     pub bytes: u64,
     /// Tenant that the request counts for.
     pub tenant: Tenant,
-    /// Share of the tenant against other tenants, above 0. Only a fair queue reads it.
+    /// Share of the tenant against other tenants. Only a fair queue reads it. A weight that is not above 0
+    /// counts as 1.
     pub weight: f64,
     /// Priority levels above (or below) 0. Each is worth [`super::QueueConfig::priority_s`] of waiting.
     pub priority: i32,
-    /// Latest useful time of the first token, in the router's seconds.
+    /// Latest useful time of the first token, in the router's seconds. A request that no worker can serve by
+    /// then is refused or dropped.
     pub deadline_s: Option<f64>,
     /// As [`RouteRequest::is_unstreamed`].
     pub is_unstreamed: bool,
@@ -63,7 +76,7 @@ impl QueuedRequest {
     }
 
     /// The request as the router takes it, without `explain`.
-    pub fn question(&self) -> RouteRequest<'_> {
+    pub fn route_request(&self) -> RouteRequest<'_> {
         RouteRequest {
             request_id: Some(self.id),
             local_hashes: &self.local_hashes,
@@ -106,7 +119,8 @@ pub struct Dispatch {
     pub candidates: Vec<Candidate>,
 }
 
-/// The bound that a refused request met.
+/// The bound that a refused request met. The order of the variants is the order of
+/// [`super::QueueStats::refused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// [`super::QueueConfig::max_requests`].
@@ -138,6 +152,7 @@ pub enum Offer {
 /// A waiting request with its place and its match.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
+    /// The request as it was offered. Its tenant may be the overflow account.
     pub request: QueuedRequest,
     /// The match, made again when the fleet changed or before an old match is acted on.
     pub matched: Matched,

@@ -12,6 +12,8 @@ use super::request::Tenant;
 const WEIGHT_RANGE: (f64, f64) = (1e-6, 1e6);
 
 /// What one tenant has waiting.
+///
+/// Invariant: both counts are 0 when nothing of the tenant waits.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TenantState {
     /// Requests that wait.

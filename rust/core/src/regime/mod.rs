@@ -1,23 +1,34 @@
-//! The regime of a fleet against its knee, by the paper's rule: a tail latency polled, smoothed, and held against two
-//! thresholds.
+//! The regime of a fleet against its knee, by the paper's rule: a tail latency polled, smoothed, and held
+//! against two thresholds.
 //!
-//! Stands in the flow `outcome ─▶ regime ─▶ policy`: the router feeds first tokens to [`RegimeController`], and
-//! replaces the parameters of its policy when the regime changes. The controller knows no price and no router. No
-//! clock, bounded memory, O(1) per first token and per poll.
+//! Stands in the flow `outcome ─▶ regime ─▶ policy`: the router feeds first tokens to [`RegimeController`],
+//! and replaces the parameters of its policy when the regime changes. The controller knows no price and no
+//! router. No clock, bounded memory, O(1) per first token and per poll.
+//!
+//! ```text
+//! first token ─▶ histogram ─▶ every 5 s: p99 ─▶ EWMA ─▶ against 13.5 and 135 times the baseline ─▶ regime
+//! ```
 //!
 //! Source of each rule ((A) the paper's author, (R) a reader of the full text, (O) our choice):
 //!
-//! * (A) A poll every 5 s, an EWMA of the 99th percentile of TTFT, three regimes by two thresholds, a change after
-//!   three polls.
-//! * (A) Thresholds are multiples of the model's own baseline TTFT. The paper gives them for one model, 340B: 1.0 s
-//!   and 10.0 s. (R) Its p99 below the knee is 74 ms. (O) So the multiples are 13.5 and 135.
-//! * (O) The EWMA factor is 0.3. A change needs three polls in a row *on one side of the present regime*, up and down
-//!   alike, and enters the mildest regime of the three. A regime is left below 0.8 of its threshold, and lasts at
-//!   least 30 s.
-//! * (O) A baseline that is not given is the lowest EWMA seen. Below the knee it rises by a hundredth of the way per
-//!   poll.
-//! * (O) A poll without a first token changes nothing. After six of them everything but the baseline is forgotten, so
-//!   no regime outlives its traffic.
+//! * (A) A poll every 5 s, an EWMA of the 99th percentile of TTFT, three regimes by two thresholds, a change
+//!   after three polls.
+//! * (A) Thresholds are multiples of the model's own baseline TTFT. The paper gives them for one model, 340B:
+//!   1.0 s and 10.0 s. (R) Its p99 below the knee is 74 ms. (O) So the multiples are 13.5 and 135.
+//! * (O) The EWMA factor is 0.3. A change needs three polls in a row *on one side of the present regime*, up
+//!   and down alike. It enters the mildest regime of the three. A regime is left below 0.8 of its threshold,
+//!   and lasts at least 30 s.
+//! * (O) A baseline that is not given is the lowest EWMA seen. Below the knee it rises by a hundredth of the
+//!   way per poll.
+//! * (O) A poll without a first token changes nothing. After six of them everything but the baseline is
+//!   forgotten, so no regime outlives its traffic.
+//!
+//! Example with a baseline of 0.1 s. The smoothed p99 is above 1.35 s at three polls in a row: after about 15
+//! s the regime is *transition*. It is left after three polls below 0.8 · 1.35 = 1.08 s, and not before 30 s
+//! have passed.
+//!
+//! This is not the controller of the gateway: that one reads more than one latency and acts through an
+//! audited door (`python/wardrop/control`).
 
 mod tail;
 
@@ -90,6 +101,8 @@ const BASELINE_RISE: f64 = 0.01;
 const MAX_CHANGES: usize = 1024;
 
 /// Reads first tokens and says which regime the fleet is in.
+///
+/// All state is in these fields, so the same first tokens at the same times give the same regimes.
 #[derive(Clone, Debug)]
 pub struct RegimeController {
     settings: RegimeSettings,
@@ -150,6 +163,8 @@ impl RegimeController {
     }
 
     /// Takes the polls that are due at `now_s`.
+    ///
+    /// O(polls that are due), at most seven.
     pub fn advance(&mut self, now_s: f64) {
         let Some(mut next_s) = self.next_s else {
             self.next_s = Some(now_s + self.settings.poll_s);
@@ -170,7 +185,11 @@ impl RegimeController {
         self.next_s = Some(next_s);
     }
 
-    /// One poll: smooths the p99 since the last poll, and changes the regime when enough polls in a row ask for it.
+    /// One poll: smooths the p99 since the last poll, and changes the regime when enough polls in a row ask
+    /// for it.
+    ///
+    /// The streak counts polls on one side. A poll on the other side, or in the present regime, starts it
+    /// anew. The mildest regime of the streak is entered, so that one extreme poll does not skip a regime.
     fn poll(&mut self, at_s: f64) {
         let Some(p99_s) = self.seen.take_p99_s() else {
             self.empty += 1;
@@ -210,6 +229,8 @@ impl RegimeController {
     }
 
     /// Lowers a learned baseline to the smoothed p99 at once, and raises it slowly while below the knee.
+    ///
+    /// Above the knee it stays: a baseline that followed an overload would call the overload normal.
     fn learn_baseline(&mut self, smoothed_s: f64) {
         if self.settings.baseline_s.is_some() {
             return;

@@ -1,7 +1,7 @@
 //! The 99th percentile of a latency in bounded memory.
 //!
-//! A histogram with buckets of equal ratio: the error is relative, so one histogram serves models of 10 ms and of 10 s.
-//! O(1) per value, O(buckets) per percentile.
+//! A histogram with buckets of equal ratio: the error is relative, so one histogram serves models of 10 ms
+//! and of 10 s. O(1) per value, O(buckets) per percentile. 448 counts take 1.8 kB.
 
 /// Counts per 1/64 of a decade from 0.1 ms to 1,000 s. A percentile is right within 2 %.
 #[derive(Clone, Debug)]
@@ -38,6 +38,9 @@ impl TailHistogram {
     }
 
     /// The 99th percentile, seconds, of the values since the last call. `None` without any.
+    ///
+    /// It is the middle of the bucket with the value of rank ⌈0.99 · n⌉. With fewer than 100 values that is
+    /// the largest one.
     pub fn take_p99_s(&mut self) -> Option<f64> {
         if self.total == 0 {
             return None;

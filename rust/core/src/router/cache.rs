@@ -1,4 +1,7 @@
 //! The caches of the workers: KV events in, matches out, and the index as a file.
+//!
+//! Events go to the index alone. The state's lock is taken only where the event concerns it too: a cleared
+//! cache ends its predictions, and a price of evictions counts stored and removed blocks.
 
 use std::sync::atomic::Ordering;
 
@@ -10,7 +13,8 @@ use crate::index::{Prompt, Refusal, RestoredWorker, Slot, TierOverlap, WorkerOve
 use crate::predicted::PredictedUse;
 use crate::worker::WorkerId;
 
-/// Tries of a search without a lock while the fleet changes. After them the search locks the state.
+/// Tries of a search without a lock while the fleet changes. After them the search locks the state, so it
+/// always ends.
 const FIND_TRIES: usize = 8;
 
 impl Router {
@@ -49,7 +53,8 @@ impl Router {
         outcome.map_err(|refusal| event_error(id, &without_parent, refusal, self.config.index_max_blocks))
     }
 
-    /// Counts what a KV event says of how much a worker's cache evicts.
+    /// Counts what a KV event says of how much a worker's cache evicts. Only device memory counts: that is
+    /// where a new block evicts another.
     fn count_evictions(&self, id: WorkerId, event: &KvEvent) {
         let (stored, removed) = match event {
             KvEvent::Stored {
@@ -69,9 +74,11 @@ impl Router {
         }
     }
 
-    /// The index as bytes, for a restart. `position` is where the feed of a worker stands. O(blocks + holders).
+    /// The index as bytes, for a restart. `position` is where the feed of a worker stands. O(blocks +
+    /// holders).
     ///
     /// Bookings, predictions and curves are not included. KV events wait meanwhile, decisions do not.
+    /// `position` runs under the lock of the index, so it must not call this router.
     pub fn save_index(&self, position: impl Fn(WorkerId) -> Option<u64>) -> Vec<u8> {
         self.index.image(self.hashing(), position)
     }
@@ -99,6 +106,9 @@ impl Router {
     }
 
     /// Leading blocks of a prompt that each worker holds, in id order. Workers without any are left out.
+    /// O(blocks / 64 + workers · log workers).
+    ///
+    /// No lock is taken, except where caches are predicted or the fleet keeps changing.
     pub fn find_matches(&self, locals: &[LocalHash]) -> Vec<WorkerOverlap> {
         let prompt = Prompt {
             locals,
@@ -122,6 +132,7 @@ impl Router {
         Self::named(&overlaps, |slot| state.fleet.ids()[slot.index()])
     }
 
+    /// Overlaps by slot as overlaps by worker, in id order, without workers at 0.
     fn named(overlaps: &[TierOverlap], id: impl Fn(Slot) -> WorkerId) -> Vec<WorkerOverlap> {
         let holders = (0..).map(Slot).zip(overlaps);
         let holders = holders.filter(|(_, overlap)| **overlap != [0; 3]);
@@ -137,6 +148,7 @@ impl Router {
     }
 }
 
+/// The error of a refused event, with the worker and what a caller can do.
 fn event_error(worker: WorkerId, event: &KvEvent, refusal: Refusal, limit_blocks: u64) -> Error {
     match (refusal, event) {
         (

@@ -1,11 +1,22 @@
 //! The steps of a decision: price, pick, book.
 //!
-//! [`RouterState::choose`] prices and picks. [`RouterState::commit`] is the tail of every decision, immediate or
-//! late: it counts the decision, records it for the price of anarchy, and opens the booking.
+//! [`RouterState::choose`] prices and picks. [`RouterState::commit`] is the tail of every decision, immediate
+//! or late: it counts the decision, records it for the price of anarchy, and opens the booking.
+//!
+//! ```text
+//! choose   bring rates to now ─▶ fill the columns ─▶ Policy::price ─▶ pick   changes no load
+//! commit   count ─▶ record for the meter ─▶ open the booking                 changes the load
+//! ```
+//!
+//! Nothing happens between the two steps, since one lock covers both. The booking meets exactly the figures
+//! that were priced.
+//!
+//! Cost: O(candidates), and no allocation in an immediate decision without `explain`.
 
 use super::state::RouterState;
+use crate::candidate_load::{PendingLoad, PoolFigures};
 use crate::ledger::{LatencyView, Work};
-use crate::matched::{Matched, PendingLoad, PoolFigures};
+use crate::matched::Matched;
 use crate::pick::pick;
 use crate::price::View;
 use crate::request::{Candidate, Choice, Decision, RouteRequest};
@@ -26,6 +37,7 @@ impl RouterState {
     ) -> Choice {
         self.price(matched, pending, now_s);
         priced(); // the caller's clock: the stage of prices ends here
+        // NaN counts as no cost: `pick` never returns a candidate without a finite cost.
         let costs = &self.columns.costs;
         let (chosen, cost) = match pick(costs, self.pricing.policy().temperature(), &mut self.rng) {
             Some(chosen) => (chosen, costs[chosen]),
@@ -40,6 +52,8 @@ impl RouterState {
 
     /// The candidate with the fewest requests in flight, pending requests included. Ties are broken at random, so that
     /// requests without a booking spread too.
+    ///
+    /// Cold: a fleet whose figures are right never comes here.
     #[cold]
     fn least_loaded(&mut self) -> usize {
         let (_, _, requests) = self.columns.loads(&self.load);
@@ -51,6 +65,9 @@ impl RouterState {
     }
 
     /// The tail of every decision: counts it, keeps its placement and opens its booking.
+    ///
+    /// Called under the lock under which `choice` was made. The request was checked before, so opening the
+    /// booking cannot fail.
     pub(super) fn commit(
         &mut self,
         request: &RouteRequest<'_>,
@@ -74,8 +91,8 @@ impl RouterState {
 
     /// Writes the cost of every candidate into the columns.
     ///
-    /// A poll of the regime and a rebase of the rates that are due at `now_s` come first, so that the price is as of
-    /// `now_s` regardless of when the last outcome came.
+    /// Polls of the regime and rebases of the rates that are due come first. The price is then as of `now_s`,
+    /// regardless of when the last outcome came.
     fn price(&mut self, matched: &Matched, pending: Option<&PendingLoad>, now_s: f64) {
         self.pricing.advance(now_s);
         self.columns.fill(matched, &self.load, pending);
@@ -95,6 +112,8 @@ impl RouterState {
     }
 
     /// The view of a price: slices, and no copy. The columns must have been filled for the same match and time.
+    ///
+    /// The columns of the load are borrowed where every slot is a candidate, which is the usual case.
     fn view<'a>(&'a self, matched: &'a Matched, now_s: f64) -> View<'a> {
         let columns = &self.columns;
         let (prefill_tokens, decode_blocks, active_requests) = columns.loads(&self.load);
@@ -145,8 +164,10 @@ impl RouterState {
         (0..matched.workers.len()).map(candidate).collect()
     }
 
-    /// Fills what each candidate would compute and find. Late decisions need it under every policy, since the queue
-    /// reads it.
+    /// Fills what each candidate would compute and find. Late decisions need it under every policy, since the
+    /// queue reads it.
+    ///
+    /// Immediate decisions skip it unless the policy needs seconds: it is a loop over the candidates.
     pub(super) fn fill_work(&self, matched: &mut Matched) {
         if self.config.tracks_prefill {
             matched.fill_work(self.tokens_of_block(), self.pricing.policy().needs_latency());

@@ -1,4 +1,11 @@
 //! The configuration of a router.
+//!
+//! One constructor with defaults and `with_*` methods. A router checks every value once, when it is made
+//! ([`RouterConfig::validate`]), and never changes its configuration. Only the policy can be replaced later,
+//! as a whole.
+//!
+//! Upper bounds are as important as lower ones: sums of bounded counts must convert to floats exactly, and
+//! times must not overflow ([`crate::exact`], [`crate::request`]).
 
 use crate::error::Error;
 use crate::hash::HashMode;
@@ -15,6 +22,18 @@ const BOOKINGS_MAX: usize = 1 << 24;
 const TTL_MAX_S: f64 = 1e9;
 
 /// The configuration of a [`Router`](super::Router), which validates it.
+///
+/// ```
+/// use wardrop_core::{PolicyConfig, Router, RouterConfig};
+///
+/// let config = RouterConfig::new(16)
+///     .with_policy(PolicyConfig::Toll(Default::default()))
+///     .with_max_workers(256)
+///     .with_index_max_bytes(1 << 30);
+/// assert!(Router::new(config).is_ok());
+/// let error = Router::new(RouterConfig::new(0)).err().unwrap();
+/// assert_eq!(error.to_string(), "block_size = 0: expected at least 1 token");
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RouterConfig {
@@ -47,7 +66,8 @@ pub struct RouterConfig {
     pub index_max_blocks: u64,
     /// Largest size of the index, bytes, at least 1 MiB. A full index evicts as above.
     pub index_max_bytes: u64,
-    /// Hash of blocks. A feed of hashes without tokens, such as Dynamo's, needs the default.
+    /// Hash of blocks. A feed of hashes without tokens, such as Dynamo's, needs the default. Other feeds may
+    /// use a key, which makes collisions unpredictable ([`crate::hash::keyed`]).
     pub hash: HashMode,
     /// Whether caches are predicted from where requests were sent. Off is Dynamo's default, and exact parity needs it.
     pub predicted: PredictedConfig,

@@ -1,27 +1,41 @@
 //! The one path of a decision: match, price, pick and book under one hold of the state's lock.
 //!
-//! [`Decisions`] is that hold. [`Router::route`] makes one decision with it. A queue keeps it for one pass over its
-//! window: the fleet, the load and the prices of a pass are then of one moment, and the lock is taken once per pass,
-//! not per worker.
+//! [`Decisions`] is that hold. [`Router::route`] makes one decision with it. A queue keeps it for one pass
+//! over its window: the fleet, the load and the prices of a pass are then of one moment. The lock is taken
+//! once per pass, not per worker.
 //!
-//! A match is made before the lock where that is possible, since it is the long part of a decision. Under the lock it
-//! is checked against the fleet, and made again when a worker joined, left or became unavailable in between.
+//! A match is made before the lock where that is possible, since it is the long part of a decision. Under the
+//! lock it is checked against the fleet, and made again when a worker joined, left or became unavailable in
+//! between.
+//!
+//! ```text
+//! without a lock   roster, index ─▶ overlaps, with a stamp of the fleet and the count of dropped caches
+//! under the lock   stamp and count the same? ─▶ else read again
+//!                  + predicted caches, blocks in flight, allowed workers ─▶ match
+//!                  ─▶ price ─▶ pick ─▶ book
+//! ```
+//!
+//! A decision in two steps under two locks was tried. A worker that left in between made the second step
+//! panic, and a pass of the queue locked two to four times per worker (`docs/adr/0011-one-decision-path.md`).
 
 use std::sync::MutexGuard;
 
 use super::Router;
 use super::room_changes::RoomChanges;
 use super::state::RouterState;
+use crate::candidate_load::PendingLoad;
 use crate::error::Error;
 use crate::index::Slot;
 use crate::ledger::{Occupancy, Work};
-use crate::matched::{Matched, PendingLoad};
+use crate::matched::Matched;
 use crate::overlaps::Overlaps;
 use crate::request::{Choice, Decision, RouteRequest, Stage};
 
-/// The state of a router, locked for the decisions of one moment.
+/// The state of a router, locked for the decisions of one moment. Dropping it ends the moment.
 pub(crate) struct Decisions<'a> {
+    /// The router, for its roster and its index.
     router: &'a Router,
+    /// The state, locked while this value lives.
     state: MutexGuard<'a, RouterState>,
 }
 
@@ -34,7 +48,10 @@ impl Router {
         }
     }
 
-    /// What the index and the roster say of a prompt, before the lock. Complete it with [`Decisions::complete_match`].
+    /// What the index and the roster say of a prompt, before the lock. Complete it with
+    /// [`Decisions::complete_match`]. O(blocks / 64 + workers).
+    ///
+    /// The buffers belong to the calling thread. Hand them back with [`Overlaps::keep`].
     pub(crate) fn look_up(&self, request: &RouteRequest<'_>) -> Box<Overlaps> {
         let mut overlaps = Overlaps::take_kept();
         overlaps.read(&request.prompt(), &self.roster, &self.index);
@@ -43,7 +60,13 @@ impl Router {
 }
 
 impl Decisions<'_> {
-    /// Decides a request at once. `overlaps` is what was looked up before the lock.
+    /// Decides a request at once. `overlaps` is what was looked up before the lock. O(blocks / 64 + workers).
+    ///
+    /// `mark` is called at the end of each stage. After an error only the stages before it were marked.
+    ///
+    /// # Errors
+    /// [`Error::NoWorker`], [`Error::RequestExists`], [`Error::TooManyBookings`], [`Error::Parameter`].
+    /// Nothing is booked then.
     pub(super) fn route(
         &mut self,
         request: &RouteRequest<'_>,
@@ -54,6 +77,8 @@ impl Decisions<'_> {
         let now_s = self.state.clock.read(now_s);
         self.state.expire(now_s);
         self.state.check(request)?;
+        // The match leaves the state for the call and comes back after it: the state cannot lend a part of
+        // itself and change.
         let mut matched = self.state.matched.take().unwrap_or_default();
         let found = self.fill_match(request, overlaps, &mut matched);
         mark(Stage::Match);
@@ -86,7 +111,8 @@ impl Decisions<'_> {
         Ok(matched)
     }
 
-    /// As [`Decisions::complete_match`], looked up here, under the lock.
+    /// As [`Decisions::complete_match`], looked up here, under the lock. For a request of a queue whose match
+    /// grew old.
     pub fn match_again(&self, request: &RouteRequest<'_>) -> Result<Matched, Error> {
         let mut overlaps = self.router.look_up(request);
         let matched = self.complete_match(request, &mut overlaps);
@@ -114,7 +140,8 @@ impl Decisions<'_> {
         Ok(())
     }
 
-    /// Whether the candidates of a match are still those of the fleet.
+    /// Whether the candidates of a match are still those of the fleet. O(1): every change of the fleet has
+    /// its own generation.
     pub fn is_current(&self, matched: &Matched) -> bool {
         matched.generation() == self.router.roster.generation()
     }
@@ -131,6 +158,8 @@ impl Decisions<'_> {
     }
 
     /// Books the choice that [`Decisions::choose`] made of the same match under this lock.
+    ///
+    /// The request is checked again, since its id may have been booked while it waited.
     ///
     /// # Errors
     /// [`Error::RequestExists`] and [`Error::TooManyBookings`].

@@ -1,4 +1,7 @@
-//! Views of a router: copies of what it knows.
+//! Views of a router: copies of what it knows, for metrics, receipts and control.
+//!
+//! Each call takes the state's lock once and copies under it, so the figures of the load are of one moment.
+//! The index has a lock of its own, so its figures may be of a moment before.
 
 use std::sync::atomic::Ordering;
 
@@ -13,7 +16,8 @@ use crate::request::RequestId;
 use crate::snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 use crate::worker::WorkerId;
 
-/// Largest number of decisions that are kept for [`Router::take_decisions`].
+/// Largest number of decisions that are kept for [`Router::take_decisions`]. The meter samples, so dropped
+/// ones cost precision only.
 pub const MAX_KEPT: usize = 256;
 
 /// Sums over the workers that take requests, and what was booked since the start.
@@ -34,7 +38,7 @@ pub struct FleetLoad {
 }
 
 impl Router {
-    /// Registered workers, in id order.
+    /// Registered workers, in id order. A copy: workers may join or leave while the caller iterates.
     pub fn workers(&self) -> impl Iterator<Item = WorkerId> + use<> {
         self.state().fleet.sorted().into_iter().map(|(id, _)| id)
     }
@@ -60,6 +64,8 @@ impl Router {
     }
 
     /// How full a worker is; `None` for an unknown worker. O(1).
+    ///
+    /// Doors outside a queue use it, for instance to report saturation.
     pub fn occupancy_of(&self, id: WorkerId, now_s: f64) -> Option<Occupancy> {
         let state = &*self.state();
         let slot = state.fleet.slot(id).ok()?;
@@ -67,6 +73,8 @@ impl Router {
     }
 
     /// A copy of the load and the caches of every worker, with sizes and counts. O(workers).
+    ///
+    /// It is for people and metrics, not for decisions: no lock is held between its parts.
     pub fn snapshot(&self) -> Snapshot {
         let counters = self.counters();
         let held = self.index.held();

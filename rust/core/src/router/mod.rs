@@ -7,8 +7,22 @@
 //! snapshot ◀─ inspect.rs
 //! ```
 //!
-//! `state.rs` holds what a decision must see as a whole. Every decision takes its lock once, whether the request is
-//! placed at once ([`Router::route`]) or by a queue ([`crate::queue::LateQueue`]).
+//! `state.rs` holds what a decision must see as a whole. Every decision takes its lock once, whether the
+//! request is placed at once ([`Router::route`]) or by a queue ([`crate::queue::LateQueue`]).
+//!
+//! Two locks exist: that of the state, and that of the index's writer. A function that needs both takes the
+//! state's lock first, or one after the other. The roster and the index are read without any lock, so a match
+//! waits for no event and no other decision.
+//!
+//! The life of a worker spans both locks:
+//!
+//! ```text
+//! add_worker     state: slot, load, ledger ─▶ index: register ─▶ roster: publish
+//! remove_worker  state: forget, publish    ─▶ index: retire (no state lock) ─▶ state: the slot is free
+//! ```
+//!
+//! The slot is reused only after the index holds nothing of the former worker. A match that began before sees
+//! the changed roster and is made again.
 
 mod cache;
 mod choose;
@@ -67,15 +81,20 @@ use crate::worker::{WorkerId, WorkerSpec};
 /// # Ok::<(), wardrop_core::Error>(())
 /// ```
 pub struct Router {
+    /// What the router was made with. Read without a lock, since it never changes.
     config: RouterConfig,
+    /// The hash of blocks, prepared from the configuration.
     hasher: BlockHasher,
+    /// Which worker holds which blocks. It has a lock of its own, for writers only.
     index: Index,
+    /// A copy of the fleet for readers without the lock. Only the holder of the state's lock publishes to it.
     roster: Roster,
     /// A copy of [`RouterState::records_decisions`] that is read without the lock.
     records_decisions: AtomicBool,
     /// Whether the policy needs the eviction rate of each cache. If so, every stored or removed event locks the state
     /// briefly.
     counts_evictions: AtomicBool,
+    /// Everything that a decision must see as of one moment.
     state: Mutex<RouterState>,
     /// How often the state was locked since the start.
     #[cfg(test)]
@@ -181,7 +200,7 @@ impl Router {
         Ok(())
     }
 
-    /// Sets whether a worker takes requests. An unavailable worker keeps its blocks and its bookings.
+    /// Sets whether a worker takes requests. An unavailable worker keeps its blocks and its bookings. O(1).
     ///
     /// # Errors
     /// [`Error::UnknownWorker`].
@@ -212,9 +231,9 @@ impl Router {
     ///
     /// Bookings that outlived their time end first.
     ///
-    /// # Errors
-    /// [`Error::NoWorker`], [`Error::RequestExists`], [`Error::TooManyBookings`], and [`Error::Parameter`] for
-    /// sequence hashes of another length than the local hashes, or for a prompt of more than 2²⁷ tokens.
+    /// # Errors [`Error::NoWorker`], [`Error::RequestExists`], and [`Error::TooManyBookings`].
+    /// [`Error::Parameter`] for sequence hashes of another length than the local hashes, or for a prompt of
+    /// more than 2²⁷ tokens.
     pub fn route(&self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
         self.route_marked(request, now_s, |_| ())
     }
@@ -234,7 +253,10 @@ impl Router {
         decision
     }
 
-    /// Ends bookings that outlived their time. Returns how many ended.
+    /// Ends bookings that outlived their time. Returns how many ended. O(1) when none did.
+    ///
+    /// Every decision does this first, so a router under traffic needs no call of it. An idle router does, or
+    /// its load would show requests that ended.
     pub fn expire(&self, now_s: f64) -> usize {
         let state = &mut *self.state();
         let now_s = state.clock.read(now_s);

@@ -1,4 +1,16 @@
 //! Outcomes: bookings that others made, first tokens, ends, and metrics of engines.
+//!
+//! ```text
+//! prefill_done        load: prompt tokens go ─▶ ledger: backlog goes, prefill curve learns ─▶ regime
+//! finish, release     load: booking goes     ─▶ ledger: step curve learns ─▶ predicted cache
+//! report_pass         curves learn           report_engine_queue   room for the queue
+//! ```
+//!
+//! Every call that may give a worker room counts it ([`super::room_changes`]), under the same lock. A queue
+//! that reads the count before a pass cannot miss the change.
+//!
+//! Figures from outside are checked here, before they reach load, ledger or curves. A figure that cannot be
+//! true teaches nothing and is counted.
 
 use super::Router;
 use super::state::RouterState;

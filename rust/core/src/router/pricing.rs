@@ -19,6 +19,9 @@ pub(super) struct Pricing {
 
 impl Pricing {
     /// The policy of `config`, with a controller that has seen nothing.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a value that is out of range.
     pub fn new(config: PolicyConfig) -> Result<Self, Error> {
         Ok(Self {
             policy: config.build()?,

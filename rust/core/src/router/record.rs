@@ -1,7 +1,11 @@
 //! Booked decisions as they are recorded for the price of anarchy.
 //!
-//! The meter ([`crate::anarchy`]) compares what was chosen with the best assignment of the same requests. It needs every
-//! candidate's cost in seconds under every policy, also one that prices blocks, so the ledger estimates them here.
+//! The meter ([`crate::anarchy`]) compares what was chosen with the best assignment of the same requests. It
+//! needs every candidate's cost in seconds under every policy, also one that prices blocks, so the ledger
+//! estimates them here.
+//!
+//! Recording is off unless the price of anarchy is measured: it costs O(candidates) and four allocations per
+//! decision. It runs before the booking, so that the figures are those that the decision saw.
 
 use super::inspect::MAX_KEPT;
 use super::state::RouterState;
@@ -13,8 +17,8 @@ use crate::request::{RequestId, RouteRequest};
 impl RouterState {
     /// Records what each candidate costs in seconds, when the price of anarchy is measured.
     ///
-    /// A full list drops the decision: the meter samples, and memory stays bounded when nobody reads. A request without
-    /// an id has no outcome to compare with, so it is not recorded.
+    /// A full list drops the decision: the meter samples, and memory stays bounded when no reader takes the
+    /// decisions. A request without an id has no outcome to compare with, so it is not recorded.
     pub(super) fn record(
         &mut self,
         request: &RouteRequest<'_>,
@@ -32,6 +36,9 @@ impl RouterState {
     }
 
     /// What every candidate costs in seconds, just before the booking. O(candidates).
+    ///
+    /// The estimates are those of the toll, so they are as good as the learned curves. The meter reports the
+    /// error of the curves beside its result.
     fn recorded(
         &mut self,
         request: RequestId,
@@ -51,6 +58,8 @@ impl RouterState {
             wait_s: Vec::with_capacity(count),
         };
         // The step of each candidate with and without the request, over a whole answer.
+        // One more request in the batch makes each step of every peer longer. Over a whole answer that is
+        // what the request costs a peer.
         let mut peer_decode_s = Vec::with_capacity(count);
         let mut step_s = 0.0;
         for (i, &slot) in matched.slots.iter().enumerate() {

@@ -1,11 +1,16 @@
 //! Everything of a router that changes under its lock, with the life of a booking.
 //!
 //! `choose.rs` has the steps of a decision over it, `record.rs` what is kept for the price of anarchy.
+//!
+//! A booking is in three places: [`Load`] counts it in tokens and blocks, [`Ledger`] in seconds, and
+//! [`Predicted`] remembers its prompt. [`RouterState::open`] and the functions of `outcomes.rs` change all
+//! three in one call, so that no decision sees them apart.
 
 use super::RouterConfig;
 use super::pricing::Pricing;
 use super::room_changes::RoomChanges;
 use crate::anarchy::RecordedDecision;
+use crate::candidate_load::Columns;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::fleet::Fleet;
@@ -13,7 +18,7 @@ use crate::index::{Index, Prompt, Slot, TierOverlap};
 use crate::latency::Learning;
 use crate::ledger::{Ledger, NewBooking, Work};
 use crate::load::Load;
-use crate::matched::{Columns, Matched, cached_tokens_of};
+use crate::matched::{Matched, cached_tokens_of};
 use crate::predicted::Predicted;
 use crate::request::{MAX_INPUT_TOKENS, RequestId, RouteRequest};
 use crate::rng::Rng;
@@ -57,6 +62,10 @@ pub(super) struct RouterState {
 
 impl RouterState {
     /// The state of a router without workers.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for a parameter of the policy that is out of range. The rest of `config` was
+    /// checked before.
     pub(super) fn new(config: &RouterConfig) -> Result<Self, Error> {
         Ok(Self {
             pricing: Pricing::new(config.policy.clone())?,
@@ -77,6 +86,9 @@ impl RouterState {
     }
 
     /// What each slot holds of a prompt, by KV events and by prediction.
+    ///
+    /// For calls that need every slot at once. A decision reads into buffers of its own
+    /// ([`crate::overlaps`]).
     pub(super) fn overlaps_of(&self, prompt: &Prompt<'_>, index: &Index) -> Vec<TierOverlap> {
         let mut overlaps = index.find_matches(prompt, self.fleet.slots());
         if !self.predicted.is_off() {
@@ -95,6 +107,8 @@ impl RouterState {
 
     /// Ends bookings that outlived their time, and unstreamed prefills that are due.
     /// Returns how many bookings ended.
+    ///
+    /// O(1) when nothing is due: each list keeps its times in order.
     pub(super) fn expire(&mut self, now_s: f64) -> usize {
         let expired = self.load.expire(now_s);
         // The ledger keeps its own expiries of the same bookings. Both use the same times, so they end together.
@@ -122,6 +136,10 @@ impl RouterState {
     }
 
     /// Refuses a request whose figures cannot be true.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for sequence hashes of another number than the local hashes, and for a prompt
+    /// beyond 2²⁷ tokens.
     pub(super) fn check_figures(request: &RouteRequest<'_>) -> Result<(), Error> {
         let (locals, sequence) = (request.local_hashes.len(), request.sequence_hashes.len());
         if sequence != 0 && sequence != locals {
@@ -142,7 +160,11 @@ impl RouterState {
         Ok(())
     }
 
-    /// Refuses a request that cannot be booked.
+    /// Refuses a request that cannot be booked. A request without an id books nothing, so only its figures
+    /// are checked.
+    ///
+    /// # Errors
+    /// As [`RouterState::check_figures`], and [`Error::RequestExists`] or [`Error::TooManyBookings`].
     pub(super) fn check(&mut self, request: &RouteRequest<'_>) -> Result<(), Error> {
         Self::check_figures(request)?;
         let Some(id) = request.request_id else {
@@ -202,7 +224,8 @@ impl RouterState {
         }
     }
 
-    /// Prompt tokens that a block saves, by tier: device, host, disk.
+    /// Prompt tokens that a block saves, by tier: device, host, disk. A block in a lower tier saves less,
+    /// since reading it back takes time.
     pub(super) fn tokens_of_block(&self) -> [f64; 3] {
         let [host, disk] = self
             .pricing

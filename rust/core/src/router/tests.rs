@@ -37,7 +37,7 @@ fn without_a_usable_cost_the_least_loaded_worker_is_chosen_and_counted() {
         let mut workers = Vec::new();
         for id in 0..3 {
             let decision = router
-                .route(&request(id).question(), 0.0)
+                .route(&request(id).route_request(), 0.0)
                 .expect("a worker is available");
             assert_eq!(decision.cost, f64::INFINITY);
             workers.push(decision.worker.instance);

@@ -2,6 +2,20 @@
 //!
 //! The key of an engine hash is a mixed 64-bit value: its first bits choose the shard, the next ones the home
 //! line. The prefix of a key is the part that a shard can restore from an entry and its line.
+//!
+//! ```text
+//! key    | 6 bits: shard | key_bits: prefix                          | rest: not stored |
+//! prefix | scaled to the home lines: line | low bits: tag             |
+//! entry  | tag: 32 − group_bits           | group_bits: group + 1     |     0: free lane
+//! ```
+//!
+//! Restoring a prefix from its entry is what saves memory (quotienting). A line covers a range of prefixes.
+//! If the range is shorter than the tag is wide, only one prefix of the range has the entry's tag. So line
+//! and tag together give the prefix back.
+//!
+//! Example with 10 home lines, 16-bit prefixes and 12-bit tags. A line covers 6,554 prefixes, and with the
+//! three probe lines an entry stands for one of 26,214 prefixes. A tag of 12 bits distinguishes 4,096 of
+//! them, too few. This layout therefore gets a prefix of at most 13 bits.
 
 use super::super::frame::{BlockId, CHUNK_BLOCKS};
 
@@ -13,12 +27,14 @@ pub(super) const SHARDS: usize = 1 << SHARD_BITS;
 
 /// Entries of a line.
 pub(super) const LANES: usize = 16;
-/// Lines after its home line in which an entry may lie.
+/// Lines after its home line in which an entry may lie. The further an entry may lie from its line, the more
+/// bits of its key it must carry.
 pub(super) const PROBE_LINES: u32 = 3;
-/// Lines of a page.
+/// Lines of a page: 16 KiB.
 pub(super) const PAGE_LINES: u32 = 256;
 
-/// One cache line of entries; 0 marks a free lane.
+/// One cache line of entries; 0 marks a free lane. An entry is never 0, because it holds a group number plus
+/// 1.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
 pub(super) struct Line(pub [u32; LANES]);
@@ -51,7 +67,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Makes sure that every line below `end` exists.
+    /// Makes sure that every line below `end` exists. Only the last page is copied; all others stay in place.
     pub(super) fn reserve(&mut self, end: u32) {
         let mut have = self.pages.last().map_or(0, |last| last.len());
         have += self.pages.len().saturating_sub(1) * PAGE_LINES as usize;
@@ -80,7 +96,8 @@ impl Lines {
     }
 }
 
-/// Lanes of a line for which `is` holds, as bits.
+/// Lanes of a line for which `is` holds, as bits. A fixed loop of 16, which the compiler turns into vector
+/// comparisons.
 #[inline]
 pub(super) fn lanes(line: &Line, is: impl Fn(u32) -> bool) -> u32 {
     let mut lanes = 0;

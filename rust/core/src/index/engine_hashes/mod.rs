@@ -1,9 +1,17 @@
 //! Engine hashes: (slot, hash that the engine uses) → block.
 //!
+//! Removed events, and the parents of stored events, name blocks by engine hashes alone. This table is what
+//! makes them blocks of the tree.
+//!
 //! Most fleets hash equal blocks equally. A block therefore has one common engine hash, stored beside its
 //! local hash, and one table entry for all workers. A worker that uses another hash for the block (vLLM with
-//! a random hash seed does) has an alias of its own.
+//! a random hash seed does) has an alias of its own. `writer/hash_lookup.rs` has the rules and an example.
+//!
+//! Memory: about five bytes per common hash, and 48 to 96 bytes per alias. `layout` has the bits of an entry,
+//! `shard` one shard, `growth` how a shard grows, `table` the whole
+//! (`docs/adr/0010-a-table-of-names-of-our-own.md`).
 
+mod growth;
 mod layout;
 mod shard;
 mod table;
@@ -16,18 +24,21 @@ use super::frame::{BlockId, FRAME_BLOCKS};
 use super::hash_tables::{Map, make_room};
 
 /// Blocks by the hashes that engines use; the module describes it.
+///
+/// Invariant: `by_alias` and `alias_of` are inverse to each other, and every alias is of a block that its
+/// worker holds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EngineHashes {
     /// Common engine hashes, which all workers share.
     pub common: EngineHashTable,
-    /// Blocks by slot and alias.
+    /// Blocks by slot and alias. Plain maps serve here, since few fleets have aliases at all.
     by_alias: Map<(Slot, u64), BlockId>,
     /// Aliases by slot and block: the inverse of `by_alias`.
     alias_of: Map<(Slot, BlockId), u64>,
 }
 
 impl EngineHashes {
-    /// Whether any worker has an alias.
+    /// Whether any worker has an alias. Look-ups skip both maps while none has.
     pub(super) fn has_aliases(&self) -> bool {
         !self.by_alias.is_empty()
     }

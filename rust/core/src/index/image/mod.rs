@@ -14,6 +14,13 @@
 //! All numbers are little-endian. The reader trusts nothing: it compares each count with the bytes that are
 //! left before it allocates, and checks each rule of the structure. After an error the index is as empty as
 //! before. O(blocks + holders).
+//!
+//! The image has hashes, and no tokens and no key. It can be wrong about a worker that restarted meanwhile.
+//! So it carries the position of each worker's feed, and the caller decides by the next event whether to
+//! believe the blocks (`docs/explanation/prefix-index.md`).
+//!
+//! `save.rs` writes an image, `restore.rs` reads one, `reader.rs` has the checks of single numbers. The wire
+//! format is also described in `docs/reference/wire-formats.md`; a change of it needs a new [`VERSION`].
 
 mod reader;
 mod restore;
@@ -24,16 +31,20 @@ pub(super) use save::write;
 
 use crate::worker::WorkerId;
 
-/// First bytes of every image.
+/// First bytes of every image. Another file is refused before anything else of it is read.
 const MAGIC: &[u8; 8] = b"wdindex\0";
-/// Version of the format.
+/// Version of the format. An image of another version is refused, since the index can be learned again from
+/// events.
 pub(super) const VERSION: u32 = 1;
 /// Bytes before the body: magic, version, hashing, length, checksum.
 const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 8;
-/// Parent number of a frame at the root.
+/// Parent number of a frame at the root. No frame has this number: an image has fewer frames.
 const NONE: u32 = u32::MAX;
 
 /// Reason why bytes cannot be restored as an index.
+///
+/// Each text says what was received, what is expected, and what to do. The remedy is always at hand: start
+/// without the image, and learn the blocks from events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
@@ -85,7 +96,8 @@ pub enum ImageError {
     Full,
 }
 
-/// A worker whose blocks were restored.
+/// A worker whose blocks were restored. The caller compares `position` with the next event of the worker's
+/// feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RestoredWorker {
     /// Id of the worker.

@@ -1,4 +1,7 @@
 //! Reading an image without trust: every read is checked against the bytes that are left.
+//!
+//! No function here panics on outside data, and none allocates by a number from the image. Errors carry the
+//! byte at which the rule broke, counted from the start of the image.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -8,7 +11,7 @@ use super::{HEADER_BYTES, ImageError, MAGIC, VERSION};
 pub(super) struct Reader<'a> {
     /// Body of the image.
     pub(super) bytes: &'a [u8],
-    /// Position of the next byte to read.
+    /// Position of the next byte to read. Invariant: at most the length of `bytes`.
     pub(super) at: usize,
 }
 

@@ -1,8 +1,17 @@
 //! Restoring an image into an empty index.
 //!
-//! An image is outside data: its checksum shows damage, and not that its writer was right. Every rule that the index
-//! relies on is therefore checked while it is read, before anything is written that would break it. A refused image
-//! leaves an empty index. O(blocks + holders), under the writer's lock.
+//! An image is outside data: its checksum shows damage, and not that its writer was right. Every rule that
+//! the index relies on is therefore checked while it is read, before anything is written that would break it.
+//! A refused image leaves an empty index. O(blocks + holders), under the writer's lock.
+//!
+//! The order of the sections lets every reference be checked at once. Workers come first, then frames with
+//! their parents before them, then the rare copies and aliases, which name earlier frames.
+//!
+//! Blocks are not stored as events would store them. Each frame of the image becomes a frame of the index
+//! with the same blocks, so holes and holders stay as they were.
+//!
+//! Workers of the image that are not registered here are read and checked like the others, and then dropped.
+//! A fleet that lost a worker over the restart keeps the rest of its image.
 
 use super::super::Slot;
 use super::super::frame::{BlockId, FRAME_BLOCKS, FrameId};
@@ -15,22 +24,26 @@ use crate::event::Tier;
 use crate::hash::LocalHash;
 use crate::worker::WorkerId;
 
-/// A restore in progress.
+/// A restore in progress. The numbers in the image are positions in these lists.
 struct Restore<'a> {
     /// The unread part of the image.
     bytes: Reader<'a>,
-    /// Workers by their number in the image, each with its slot here if it is registered.
+    /// Workers by their number in the image, each with its slot here if it is registered. Invariant:
+    /// ascending ids.
     workers: Vec<(RestoredWorker, Option<Slot>)>,
-    /// Frames by their number in the image.
+    /// Frames by their number in the image. Each is in the tree, held or not, until the end of the restore.
     frames: Vec<FrameId>,
-    /// Limit of distinct blocks.
+    /// Limit of distinct blocks. The limit in bytes is not checked here: the next store evicts down to it.
     blocks_max: u64,
 }
 
 /// Restores the registered workers of an image into an empty index.
 ///
-/// Blocks of workers that are not registered here are read, checked and dropped: `free_dead` frees the frames that no
-/// worker holds in the end, children first.
+/// Blocks of workers that are not registered here are read, checked and dropped: `free_dead` frees the frames
+/// that no worker holds in the end, children first.
+///
+/// # Errors
+/// [`ImageError::NotEmpty`] before anything changes. Any other error empties the index again.
 pub(in crate::index) fn read(
     shared: &Shared,
     writer: &mut Writer,
@@ -50,6 +63,7 @@ pub(in crate::index) fn read(
         frames: Vec::new(),
         blocks_max,
     };
+    // Frames without a holder stay until the end, because later frames may hang below them.
     let outcome = restore.run(shared, writer);
     if outcome.is_err() {
         for slot in 0..writer.workers.len() as u32 {
@@ -73,7 +87,10 @@ pub(in crate::index) fn read(
 }
 
 impl Restore<'_> {
-    /// Reads all sections of the image.
+    /// Reads all sections of the image. The number beside each count is the least size of an entry in bytes.
+    ///
+    /// # Errors
+    /// [`ImageError::Broken`] names the rule and the byte; [`ImageError::Full`] a limit.
     fn run(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
         for _ in 0..self.bytes.count(20)? {
             let worker = WorkerId::new(self.bytes.u64()?, self.bytes.u32()?);
@@ -116,7 +133,8 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// A block of a frame that was read before.
+    /// A block of a frame that was read before. A reference to a later frame is refused, so no circle of
+    /// parents is possible.
     fn block(&mut self, shared: &Shared) -> Result<BlockId, ImageError> {
         let (number, offset) = (self.bytes.u32()?, self.bytes.u8()?);
         let id = self.frames.get(number as usize).copied();
@@ -125,7 +143,7 @@ impl Restore<'_> {
         Ok(BlockId::new(id, offset))
     }
 
-    /// The parent of a frame: a block read before, or the root.
+    /// The parent of a frame: a block read before, or the root. The root's offset byte is skipped.
     fn parent(&mut self, shared: &Shared) -> Result<BlockId, ImageError> {
         if self.bytes.bytes[self.bytes.at..].starts_with(&NONE.to_le_bytes()) {
             self.bytes.take(5)?;
@@ -135,6 +153,10 @@ impl Restore<'_> {
     }
 
     /// Reads one frame with its hashes and holders.
+    ///
+    /// # Errors
+    /// [`ImageError::Broken`] for a length outside 1 to 64 or a path that is in the image already.
+    /// [`ImageError::Full`] beyond the block limit.
     fn frame(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
         let parent = self.parent(shared)?;
         let len = self.bytes.u8()?;
@@ -170,6 +192,8 @@ impl Restore<'_> {
     }
 
     /// Reads the common engine hashes of a frame. A bit mask says which blocks have one.
+    ///
+    /// Two blocks with one common hash would make the table answer with either, so the second one is refused.
     fn hashes(
         &mut self,
         shared: &Shared,
@@ -201,6 +225,8 @@ impl Restore<'_> {
     }
 
     /// Reads one holder of a frame. A repeated holder would count its blocks twice.
+    ///
+    /// The holder of an unregistered worker is checked and skipped.
     fn holder(
         &mut self,
         shared: &Shared,
@@ -245,6 +271,10 @@ impl Restore<'_> {
     }
 
     /// Reads one alias: a hash that one worker uses for a block with another common hash.
+    ///
+    /// # Errors
+    /// [`ImageError::Broken`] for a block that the worker does not hold, or for a second alias of the same
+    /// hash or block.
     fn alias(&mut self, shared: &Shared, writer: &mut Writer) -> Result<(), ImageError> {
         let block = self.block(shared)?;
         let slot = self.slot()?;
