@@ -1,4 +1,17 @@
 //! One worker's feed of KV events: frame order, restarts of the engine, and conversion to the core's events.
+//!
+//! ```text
+//! frame ─▶ decode ─▶ order: next, gap or restart ─▶ each event: right group, block size, adapter? ─▶ hash ─▶ CacheChange
+//! ```
+//!
+//! Engines send token ids, and the index knows hashes. A feed hashes the tokens of each block under the scope
+//! of the event: its adapter and its cache salt. vLLM names the salt only in the first block of a prompt, so
+//! the feed remembers which blocks inherit which salt.
+//!
+//! The feed does no I/O and asks for nothing: the caller replays missing frames, and decides what a gap means
+//! for the worker.
+//!
+//! Memory: at most 16 MiB of salts and 64 kinds of groups. O(bytes of the frame) per frame.
 
 use std::sync::Arc;
 
@@ -73,10 +86,10 @@ pub struct FrameEvents {
     pub dp_rank: Option<u32>,
 }
 
-/// Feed of one worker; the module describes it.
+/// Feed of one worker; the module describes it. A restart of the engine empties everything but the counters.
 #[derive(Clone, Debug, Default)]
 pub struct Feed {
-    /// Sequence number of the last frame.
+    /// Sequence number of the last frame. `None` before the first one, from which no frame is missing.
     last: Option<u64>,
     /// Salts of blocks by engine hash. Only the first block of a prompt carries the salt, and its children
     /// inherit it.
@@ -163,6 +176,8 @@ impl Feed {
     }
 
     /// Converts one event; `None` for a skipped one.
+    ///
+    /// A copy needs neither tokens nor a block size: the index finds its blocks by their engine hashes.
     fn convert(&mut self, hasher: &BlockHasher, event: Event) -> Option<CacheChange> {
         match event {
             Event::Stored(stored) => {
@@ -191,6 +206,11 @@ impl Feed {
     }
 
     /// Hashes the blocks of a stored event under their scope.
+    ///
+    /// `SGLang` reports the salt in a field of its own, with every event. Otherwise the salt is remembered
+    /// for all blocks of the event, since a later event may continue below any of them. A full memory of
+    /// salts is emptied as a whole: chains that continue afterwards lose their salt, and their blocks match
+    /// nothing.
     fn stored(&mut self, hasher: &BlockHasher, stored: Stored) -> KvEvent {
         let reported = stored.cache_salt.as_deref().filter(|salt| !salt.is_empty());
         let salt = reported.map_or_else(|| self.salt_of(&stored), |salt| Some(Arc::from(salt)));
@@ -225,6 +245,8 @@ impl Feed {
                     lora_name,
                     cache_namespace: Some(key),
                 };
+                // The key takes the place of a cache salt in the scope. The rotation separates this hash from
+                // a text block under a cache salt of the same letters.
                 let hash = hasher.local_hashes(&stored.tokens[at * size..(at + 1) * size], &own);
                 locals[at] = LocalHash(hash[0].0.rotate_left(1));
             }
@@ -244,6 +266,9 @@ impl Feed {
     }
 
     /// Salt of a chain in vLLM's form: in the key of its first block, or inherited from its parent.
+    ///
+    /// The key of a block joins adapter and salt, so the adapter's name is taken off its front. Dynamo puts a
+    /// prefix of its own before a salt.
     fn salt_of(&self, stored: &Stored) -> Option<Arc<str>> {
         if let Some(parent) = stored.parent {
             return self.salts.get(&parent.0).cloned();

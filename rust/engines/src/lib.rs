@@ -10,6 +10,9 @@
 //! token id.
 //!
 //! Dynamo's event plane carries hashes without tokens; [`dynamo`] decodes it.
+//!
+//! Formats of engines stop in this crate. The core knows events, and the service knows sockets, replay and
+//! trust.
 
 mod batch;
 pub mod dynamo;

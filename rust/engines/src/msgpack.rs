@@ -1,4 +1,14 @@
 //! Reader of msgpack in memory: no allocation, no recursion, no panic.
+//!
+//! Frames of vLLM and `SGLang` come from outside and arrive millions of blocks per second. A general decoder
+//! allocates values by announced lengths, and one that follows a schema refuses a frame for one odd field.
+//! This reader walks the bytes: a caller asks for a type, reads it, or skips it.
+//!
+//! Two rules keep it safe. No length from the frame is trusted beyond the bytes that are left, and nested
+//! values are skipped by counting, not by recursion. Every error names a byte or a limit, and no content of
+//! the frame.
+//!
+//! Source: the msgpack specification, whose marker bytes stand in the functions below.
 
 /// Reason for refusing a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +60,7 @@ pub enum Malformed {
     },
 }
 
-/// Reader of msgpack values.
+/// Reader of msgpack values. A clone is a position to come back to.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
     /// The frame.
@@ -89,6 +99,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Big-endian number of 1, 2, 4 or 8 bytes.
+    ///
+    /// # Errors
+    /// [`Malformed::Short`] when the frame ends before it.
     fn number(&mut self, bytes: usize) -> Result<u64, Malformed> {
         Ok(match bytes {
             1 => u64::from(self.fixed::<1>()?[0]),
@@ -210,7 +223,8 @@ impl<'a> Reader<'a> {
         self.container("a map", 0x80, 0xDE, 2)
     }
 
-    /// Length of a container, at most the number of unread bytes.
+    /// Length of a container, at most the number of unread bytes. `short` and `long` are its markers, and
+    /// `values` says how many values an entry has.
     fn container(
         &mut self,
         expected: &'static str,

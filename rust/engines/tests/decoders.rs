@@ -189,7 +189,8 @@ proptest! {
         payload.extend(&odd);
         encoded[at..].iter().for_each(|event| payload.extend(event));
         let decoded = decode_kv_events(&payload);
-        // A changed length lets the odd event reach into its neighbours; then the rest cannot be told apart.
+        // A changed length lets the odd event reach into its neighbours; the rest of the batch then has no
+        // certain borders.
         if rmp_serde::from_slice::<serde_json::Value>(&odd).is_ok_and(|value| rmp_serde::to_vec_named(&value).is_ok_and(|again| again.len() == odd.len())) {
             let decoded = decoded.unwrap();
             prop_assert!(decoded.events.len() + decoded.unreadable == events.len() + 1);
