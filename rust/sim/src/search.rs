@@ -38,14 +38,17 @@ pub struct CostWeights {
     pub e2e: f64,
 }
 
-/// A search in progress.
+/// A search in progress: the best plan so far, and the generator of its moves.
 pub struct Search<'a> {
     spec: &'a FleetSpec,
     workload: &'a Workload,
     weights: CostWeights,
     rng: Rng,
+    /// The plan of the lowest cost so far.
     best: Plan,
+    /// Cost of the best plan, milliseconds.
     best_ms: f64,
+    /// Plans simulated so far.
     evaluations: u64,
 }
 

@@ -16,10 +16,12 @@ use crate::record::Outcome;
 use crate::spec::FleetSpec;
 use crate::workload::Workload;
 
-/// See the module documentation.
+/// A batch run that a controller advances, observes and changes.
 pub struct WatchedFleet {
     fleet: Fleet<'static>,
+    /// Policy and queue in force.
     routing: Routing,
+    /// Simulated time, milliseconds.
     at_ms: f64,
 }
 

@@ -134,6 +134,11 @@ pub(crate) struct BlockNames {
 }
 
 impl BlockNames {
+    /// The translation for an engine with blocks of `engine` tokens. O(blocks).
+    ///
+    /// # Errors
+    /// [`SimError::Config`] when no block size is a multiple of the other, or when the names do not fit into
+    /// 32 bits.
     pub fn new(workload: &Workload, engine: u32) -> Result<Self, SimError> {
         let trace = workload.block_size;
         if !trace.is_multiple_of(engine) && !engine.is_multiple_of(trace) {

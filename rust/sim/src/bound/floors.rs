@@ -1,8 +1,8 @@
 //! Least times of an engine: of prompt passes for one prompt, and of decode steps for one sequence, in any company.
 //!
 //! A pass takes at least `α + β·tokens` for every line below the prefill curve. A step takes at least
-//! `a·sequences + b·KV tokens` for every plane below the step curve. Both hold for whatever else the worker computes, so
-//! they add up over the requests of a pass.
+//! `a·sequences + b·KV tokens` for every plane below the step curve. Both hold regardless of what else the
+//! worker computes, so they add up over the requests of a pass.
 
 use crate::error::{SimError, out_of_range};
 use crate::spec::EngineSpec;
@@ -251,10 +251,12 @@ impl StepFloor {
         self.up_to_ms(last) - self.up_to_ms(first - 1)
     }
 
+    /// Entry of the table for a sequence of `tokens` tokens.
     fn blocks(&self, tokens: u32) -> usize {
         (tokens.div_ceil(self.block_size) as usize).min(self.by_blocks_ms.len() - 1)
     }
 
+    /// Sum of the least step times at the lengths 1 to `tokens`.
     fn up_to_ms(&self, tokens: u32) -> f64 {
         let whole = (tokens / self.block_size) as usize;
         if whole + 1 >= self.sum_ms.len() {
@@ -267,6 +269,7 @@ impl StepFloor {
     }
 }
 
+/// Refuses a step curve with a negative coefficient: the bound does not hold for it.
 fn check_rising(coefficients: &[f64]) -> Result<(), SimError> {
     if coefficients.iter().any(|coefficient| *coefficient < 0.0) {
         return Err(out_of_range(

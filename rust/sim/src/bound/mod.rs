@@ -12,10 +12,10 @@
 //! * *work*: the same server also computes every decode step, at the best price per sequence and per KV token;
 //! * *memory*: one KV memory as large as all workers' together, held for as long as an idle worker needs.
 //!
-//! Every limit bounds how many requests can be complete at each moment, so the m-th completion is no earlier than the
-//! latest m-th completion over all limits. The sum of these times, less the arrivals, is the bound. The page
-//! `docs/explanation/price-of-anarchy.md` has the proofs, and `tests/exhaustive.rs` compares the bounds with the true
-//! optimum. Cost: O(blocks of all prompts + requests · log requests).
+//! Every limit bounds how many requests can be complete at each moment. The m-th completion is therefore no
+//! earlier than the latest m-th completion over all limits. The sum of these times, less the arrivals, is the
+//! bound. The page `docs/explanation/price-of-anarchy.md` has the proofs, and `tests/exhaustive.rs` compares
+//! the bounds with the true optimum. Cost: O(blocks of all prompts + requests · log requests).
 
 mod floors;
 mod pooled;
@@ -96,7 +96,7 @@ pub fn lower_bound(
         return Err(out_of_range(
             "shared_cache",
             true,
-            "false: the bounds are those of a fleet whose workers have caches of their own",
+            "false: the bounds hold only for a fleet whose workers have caches of their own",
         ));
     }
     if workload.is_empty() {
@@ -116,7 +116,7 @@ pub fn lower_bound(
     .solve(counted))
 }
 
-/// The parts of one bound.
+/// The parts of one bound, computed once and read by every limit.
 struct Bound<'a> {
     spec: &'a FleetSpec,
     workload: &'a Workload,
@@ -137,10 +137,12 @@ struct Limits {
 
 /// A conversation without branches: its turns follow each other, so its end fixes the sum of its turns' E2E.
 struct Chain {
+    /// Requests of the conversation, in order.
     turns: Vec<usize>,
 }
 
 impl Bound<'_> {
+    /// The bound. Each pooled limit can only raise the sums of *alone*.
     fn solve(&self, counted: impl Fn(usize) -> bool) -> LowerBound {
         let len = self.workload.len();
         let alone = CostSums {
@@ -176,6 +178,7 @@ impl Bound<'_> {
         self.workload.arrival_ms[i] / self.spec.rate
     }
 
+    /// Pause before a request, milliseconds of the run. 0 for a request that waits for no other request.
     fn think_ms(&self, i: usize) -> f64 {
         if self.workload.after[i] == NONE {
             0.0
@@ -388,10 +391,12 @@ impl Bound<'_> {
     }
 }
 
+/// Slices of the curves.
 fn refs(curves: &[Vec<f64>]) -> Vec<&[f64]> {
     curves.iter().map(Vec::as_slice).collect()
 }
 
+/// The times, rising.
 fn sorted(times: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut times: Vec<f64> = times.collect();
     times.sort_unstable_by(f64::total_cmp);

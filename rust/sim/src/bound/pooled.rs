@@ -1,8 +1,9 @@
 //! One preemptive server: the earliest possible completion times, and how several bounds on completions combine.
 //!
-//! The rule *shortest remaining processing time first* (SRPT) completes, by every moment, as many jobs as any rule can
-//! (Schrage, "A proof of the optimality of the shortest remaining processing time discipline", Operations Research 16,
-//! 1968). Its m-th completion is therefore a lower bound on the m-th completion of every schedule.
+//! The rule *shortest remaining processing time first* (SRPT) completes, by every moment, as many jobs as any
+//! rule can. Source: L. Schrage, "A proof of the optimality of the shortest remaining processing time
+//! discipline" (Operations Research 16, 1968). Its m-th completion is therefore a lower bound on the m-th
+//! completion of every schedule.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

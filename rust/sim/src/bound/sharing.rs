@@ -8,7 +8,7 @@ use crate::engine::block_pool::NONE;
 use crate::spec::FleetSpec;
 use crate::workload::{BlockNames, Workload};
 
-/// See the module documentation. All lists have one entry per request.
+/// What the requests of a workload can share. All lists have one entry per request.
 pub(super) struct Sharing {
     /// Leading whole blocks that some request which may come before could have left in a cache.
     pub reusable_blocks: Vec<u32>,
@@ -37,7 +37,7 @@ struct Block {
     is_inherited: bool,
 }
 
-/// The requests in the order in which they can arrive, and who follows from whom.
+/// The requests in the order in which they can arrive, and the request that each one follows.
 struct Order {
     /// Earliest arrival in any routing: milliseconds, or the rank of the conversation in a closed loop.
     earliest: Vec<f64>,
@@ -49,6 +49,7 @@ struct Order {
 }
 
 impl Order {
+    /// The order of all requests. O(requests): a predecessor has a lower index than its successors.
     fn new(spec: &FleetSpec, workload: &Workload) -> Self {
         let len = workload.len();
         let mut earliest = vec![0.0; len];
@@ -107,6 +108,7 @@ impl Order {
         key(i) < key(other)
     }
 
+    /// Whether `i` is `from` or follows from it in the same conversation.
     fn follows(&self, i: u32, from: u32) -> bool {
         let place = self.enter[i as usize];
         (self.enter[from as usize]..self.leave[from as usize]).contains(&place)
@@ -114,6 +116,7 @@ impl Order {
 }
 
 impl Sharing {
+    /// What the requests of a workload can share. O(blocks of all prompts).
     pub fn new(spec: &FleetSpec, workload: &Workload, names: BlockNames) -> Self {
         let len = workload.len();
         let order = Order::new(spec, workload);
@@ -150,12 +153,14 @@ impl Sharing {
     }
 }
 
+/// The prompts of a workload as whole engine blocks.
 struct Prompts<'a> {
     workload: &'a Workload,
     names: BlockNames,
 }
 
 impl Prompts<'_> {
+    /// Names of the whole blocks of a prompt. A last block that is not full is never shared.
     fn whole(&self, i: u32) -> impl Iterator<Item = u32> + '_ {
         let whole = self.names.whole_blocks(self.workload, i);
         (0..whole).map(move |index| self.names.block(self.workload, i, index))
@@ -167,6 +172,7 @@ impl Prompts<'_> {
             && self.names.block(self.workload, i, index as u32) == name
     }
 
+    /// Who names each block, by name. O(blocks of all prompts).
     fn survey(&self, order: &Order) -> Vec<Block> {
         let len = self.workload.len() as u32;
         let highest = (0..len).flat_map(|i| self.whole(i)).max();

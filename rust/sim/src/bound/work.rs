@@ -1,7 +1,7 @@
 //! Least work of every request, in the units of each limit.
 //!
-//! A block is computed by the first request that can name it, a prompt loses one token to the rounding of means, and a
-//! shared block counts once over all requests that can hold it at the same time.
+//! A block is computed by the first request that can name it. A prompt loses one token to the rounding of
+//! means. A shared block counts once over all requests that can hold it at the same time.
 
 use super::floors::{PrefillFloor, StepFloor};
 use super::sharing::Sharing;
@@ -33,6 +33,10 @@ pub(super) struct Engines {
 }
 
 impl Engines {
+    /// The figures of a valid fleet.
+    ///
+    /// # Errors
+    /// [`SimError::Config`] for a step curve that the proofs do not cover.
     pub fn new(spec: &FleetSpec, workload: &Workload) -> Result<Self, SimError> {
         let first = &spec.pools[0];
         let last = &spec.pools[spec.pools.len() - 1];
@@ -110,6 +114,8 @@ pub(super) fn request_works(
         .collect()
 }
 
+/// The least work of one request. Every rounding goes in favour of the request, so that the bound stays a
+/// bound.
 fn request_work(workload: &Workload, sharing: &Sharing, engines: &Engines, i: usize) -> RequestWork {
     let size = engines.block_size;
     let (prompt, output) = (workload.input_tokens[i], workload.output_tokens[i]);
@@ -198,6 +204,8 @@ struct DecodeTokens {
     first_held: f64,
 }
 
+/// Sums over the decode steps of a request, each at the least KV memory that it can hold. O(blocks of the
+/// answer).
 fn decode_tokens(workload: &Workload, engines: &Engines, i: usize, held_blocks: f64) -> DecodeTokens {
     let size = engines.block_size;
     let (prompt, output) = (workload.input_tokens[i], workload.output_tokens[i]);

@@ -17,6 +17,7 @@ pub(crate) const GENERATED: u32 = u32::MAX - 1;
 /// Levels of use under [`Eviction::Frequency`]: level k holds use counts from 2^k.
 const LEVELS: usize = 4;
 
+/// One physical block.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     block: u32,
@@ -38,16 +39,27 @@ struct List {
     tail: u32,
 }
 
-/// See the module.
+/// The KV cache of one worker.
+///
+/// Invariant: every slot is active, inactive (in the list of its level) or in `free`, and `by_block` names
+/// one slot per block.
 #[derive(Debug)]
 pub(crate) struct BlockPool {
+    /// Blocks of the memory.
     capacity: u32,
+    /// Slots ever used, at most `capacity`.
     slots: Vec<Slot>,
+    /// Slots without a block.
     free: Vec<u32>,
+    /// Slot of the first copy of each block that a prompt can find.
     by_block: FxHashMap<u32, u32>,
+    /// Inactive slots by level, coldest first.
     lists: [List; LEVELS],
+    /// Number of inactive slots.
     inactive: u32,
+    /// Rule of eviction.
     eviction: Eviction,
+    /// The present epoch of the use counters.
     epoch: u16,
 }
 
@@ -62,6 +74,7 @@ pub(crate) struct Evicted {
 }
 
 impl BlockPool {
+    /// An empty pool. Slots are made when they are first needed.
     pub fn new(capacity: u32, eviction: Eviction) -> Self {
         Self {
             capacity,
@@ -78,6 +91,7 @@ impl BlockPool {
         }
     }
 
+    /// Number of blocks of the memory.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
@@ -97,10 +111,12 @@ impl BlockPool {
         self.capacity - self.active()
     }
 
+    /// Slot with the first copy of a named block.
     pub fn find(&self, block: u32) -> Option<u32> {
         self.by_block.get(&block).copied()
     }
 
+    /// Whether a sequence holds the slot.
     pub fn is_active(&self, slot: u32) -> bool {
         self.slots[slot as usize].refs > 0
     }
@@ -183,12 +199,15 @@ impl BlockPool {
         self.by_block.len()
     }
 
+    /// Use counter of a slot as of the present epoch: halved per epoch since its last use, at least 1.
     fn decayed_uses(&self, slot: u32) -> u16 {
         let entry = &self.slots[slot as usize];
         let age = self.epoch.wrapping_sub(entry.epoch).min(15);
         (entry.uses >> age).max(1)
     }
 
+    /// List that a slot without holds belongs to. With LRU there is one list; else the binary logarithm of
+    /// its uses.
     fn level_of(&self, slot: u32) -> u8 {
         match self.eviction {
             Eviction::Lru => 0,
@@ -196,6 +215,8 @@ impl BlockPool {
         }
     }
 
+    /// Evicts the coldest cached block and returns its slot. Only the first copy of a block is reported as
+    /// evicted.
     fn evict(&mut self, evicted: &mut Vec<Evicted>) -> Option<u32> {
         let slot = self.coldest()?;
         self.unlink(slot);
@@ -228,6 +249,7 @@ impl BlockPool {
         }
     }
 
+    /// Appends a slot to the list of its level: the list is in order of release.
     fn link(&mut self, slot: u32) {
         let level = self.level_of(slot);
         let list = &mut self.lists[level as usize];
@@ -244,6 +266,7 @@ impl BlockPool {
         entry.level = level;
     }
 
+    /// Takes a slot out of its list.
     fn unlink(&mut self, slot: u32) {
         let Slot {
             previous,

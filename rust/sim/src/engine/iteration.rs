@@ -96,6 +96,7 @@ impl Worker {
         self.record_peak(self.pool.unused() - unused, state);
     }
 
+    /// Records the highest number of blocks that sequences hold, with `planned` blocks of the planned run.
     pub(super) fn record_peak(&self, planned: u32, state: &mut RunState<'_>) {
         let peak = &mut state.totals.peak_active_blocks;
         *peak = (*peak).max(self.pool.active() + planned);

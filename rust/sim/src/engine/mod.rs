@@ -148,6 +148,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// An idle engine with empty caches.
     pub fn new(spec: &EngineSpec, role: Role, speed: f64) -> Self {
         let block_bytes = spec.kv_bytes_per_token * f64::from(spec.block_size);
         Self {
@@ -204,20 +205,25 @@ impl Worker {
         self.cursor = Cursor::default();
     }
 
+    /// Whether iterations are planned that have not ended.
     pub fn busy(&self) -> bool {
         !self.ends_ms.is_empty()
     }
 
+    /// Whether an iteration could do anything: sequences that run or wait, or transfers that ended.
     pub fn has_work(&self) -> bool {
         let queues = [self.running.len(), self.waiting.len(), self.awaiting_room.len()];
         let finished_transfers = [self.onboarded.len(), self.sent.len()];
         queues.iter().chain(&finished_transfers).any(|len| *len > 0)
     }
 
+    /// Sequences in the batch.
     pub fn running(&self) -> u32 {
         self.running.len() as u32
     }
 
+    /// Sequences that wait: in the queue, for a read from lower tiers, for room, or for KV from a prefill
+    /// worker.
     pub fn waiting(&self) -> u32 {
         (self.waiting.len() + self.onboarding.len() + self.awaiting_room.len() + self.reserved.len()) as u32
     }
@@ -242,6 +248,7 @@ impl Worker {
             .collect()
     }
 
+    /// Blocks that sequences hold.
     pub fn active_blocks(&self) -> u32 {
         self.pool.active()
     }
@@ -291,11 +298,13 @@ impl Worker {
         self.sent.push(request);
     }
 
+    /// Position of a request in a list of sequences.
     fn position_in(&self, list: &[u32], request: u32) -> Option<usize> {
         list.iter()
             .position(|at| self.sequences[*at as usize].request == request)
     }
 
+    /// Index of a new sequence, of which `computed` prompt tokens have their KV already.
     fn new_sequence(&mut self, request: u32, computed: u32, state: &RunState<'_>) -> u32 {
         let prompt = state.workload.input_tokens[request as usize];
         let output = if self.role == Role::Prefill && !self.spec.prefill_answers {

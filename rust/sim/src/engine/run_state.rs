@@ -47,14 +47,19 @@ pub(crate) struct Reservation {
     pub tokens: u32,
 }
 
-/// See the module documentation.
+/// What all engines of a run share: the workload to read, the results to write, and messages to the fleet.
 pub(crate) struct RunState<'a> {
+    /// The requests of the run.
     pub workload: Cow<'a, Workload>,
     /// Names of all blocks that any worker has computed; `None` unless workers share their caches.
     pub shared_blocks: Option<FxHashSet<u32>>,
+    /// Names of engine blocks.
     pub names: BlockNames,
+    /// Results by request.
     pub requests: Requests,
+    /// Gaps between tokens, over all requests.
     pub gaps: GapHistogram,
+    /// Sums over the run.
     pub totals: Totals,
     /// Cache changes of the last engine call. The fleet empties the list after each call.
     pub changes: Vec<CacheChange>,

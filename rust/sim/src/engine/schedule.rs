@@ -24,6 +24,7 @@ impl Worker {
         }
     }
 
+    /// Ages the use counters of cached blocks by the epochs that have passed.
     pub(super) fn age_until(&mut self, now_ms: f64) {
         while self.next_epoch_ms <= now_ms {
             self.pool.age();
@@ -69,6 +70,8 @@ impl Worker {
         self.busy() || !batch.preempted
     }
 
+    /// Admits waiting sequences in order, until tokens, sequences or blocks run out. No sequence overtakes
+    /// the head of the queue.
     fn admit(&mut self, now_ms: f64, budget: &mut u32, batch: &mut Batch, state: &mut RunState<'_>) {
         while self.running.len() < self.spec.max_num_seqs as usize && *budget > 0 {
             self.prefer_arrived_kv();

@@ -54,6 +54,7 @@ pub(crate) struct Tiers {
 }
 
 impl Tiers {
+    /// Empty tiers, nearest first.
     pub fn new(specs: &[TierSpec], block_bytes: f64) -> Self {
         let level = |spec: &TierSpec| Level {
             spec: *spec,
@@ -68,6 +69,7 @@ impl Tiers {
         }
     }
 
+    /// Whether there is no lower tier.
     pub fn is_empty(&self) -> bool {
         self.levels.is_empty()
     }
@@ -77,6 +79,8 @@ impl Tiers {
         self.insert(0, evicted, changes);
     }
 
+    /// Writes a block to tier `at`. A full tier passes its oldest block on to the next tier, and the last
+    /// tier drops it.
     fn insert(&mut self, at: usize, evicted: Evicted, changes: &mut Vec<TierChange>) {
         let Evicted { block, parent, uses } = evicted;
         let Some(level) = self.levels.get_mut(at) else {
@@ -144,6 +148,7 @@ impl Tiers {
         done_ms
     }
 
+    /// Number of lower tiers.
     pub fn len(&self) -> usize {
         self.levels.len()
     }

@@ -32,6 +32,7 @@ pub(super) enum Event {
 }
 
 impl Event {
+    /// Order among events at the same time, lowest first.
     const fn class(self) -> u8 {
         match self {
             Self::Fault(_) | Self::Removal { .. } => 0,
@@ -44,11 +45,12 @@ impl Event {
     }
 }
 
-/// See the module documentation.
+/// Events to come, earliest first.
 #[derive(Debug, Default)]
 pub(super) struct Agenda {
     /// Bits of the time, then class and number of entry, then the event.
     heap: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    /// Events entered so far. The number breaks ties within a class.
     entries: u64,
 }
 

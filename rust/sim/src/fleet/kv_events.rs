@@ -97,7 +97,8 @@ impl Fleet<'_> {
 
     fn apply_event(&mut self, worker: u32, event: KvEvent) {
         let pool = &mut self.pools[self.pool_of[worker as usize]];
-        // The router may refuse an event after a loss or a crash. Refusals are counted, and the run goes on.
+        // The router may refuse an event after a loss or a crash. Refusals are counted, and the run
+        // continues.
         if pool.router.apply(worker_id(worker as usize), &event).is_err() {
             self.state.totals.events_refused += 1;
         }

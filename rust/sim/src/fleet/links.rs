@@ -5,15 +5,17 @@
 
 use crate::spec::TransferSpec;
 
-/// See the module documentation.
+/// The links of all workers of a split fleet.
 #[derive(Debug)]
 pub(crate) struct Links {
+    /// Bandwidth, latency, and whether transfers share links.
     spec: TransferSpec,
     /// Time at which each worker's link becomes free.
     free_ms: Vec<f64>,
 }
 
 impl Links {
+    /// Links of `workers` workers, all free.
     pub fn new(spec: TransferSpec, workers: usize) -> Self {
         Self {
             spec,

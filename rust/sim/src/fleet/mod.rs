@@ -1,8 +1,20 @@
 //! Event loop of a fleet: requests arrive, routers decide, engines run, KV events travel back.
 //!
-//! At one moment, every event that is due happens first: ends of iterations, transfers, arrivals. Idle engines with work
-//! start afterwards, in order of their index. An arrival at the very end of an iteration therefore joins the next one,
-//! as in Dynamo's replay.
+//! ```text
+//! agenda ─▶ earliest event ─▶ handle: faults, ends of iterations, transfers, deliveries, arrivals
+//!        ─▶ all events of this moment done ─▶ start idle engines that have work ─▶ next moment
+//! ```
+//!
+//! At one moment, every event that is due happens first: ends of iterations, transfers, arrivals. Idle
+//! engines with work start afterwards, in order of their index. An arrival at the very end of an iteration
+//! therefore joins the next one, as in Dynamo's replay.
+//!
+//! Time is virtual: it jumps from event to event, and nothing waits. Every random number comes from one
+//! seeded generator, and no map is iterated in its own order. One seed thus gives one result.
+//!
+//! Files by idea: `agenda` orders events, `requests` and `handoff` follow a request, `iterations` and
+//! `signals` an engine. `kv_events` and `pass_reports` carry reports with delay and loss. `faults` and
+//! `membership` change the fleet, and `rows` reuses rows in a live fleet.
 
 mod agenda;
 mod anarchy;
@@ -46,9 +58,11 @@ const NO_REQUEST: u32 = u32::MAX;
 
 /// One pool: its router, and the queue in front of it.
 struct Pool {
+    /// The production router of the pool.
     router: Router,
     /// Queue in front of the router, if the fleet has one.
     queue: Option<LateQueue>,
+    /// What the workers of the pool compute.
     role: Role,
     /// Index of the pool's first worker over all pools.
     first: usize,
@@ -73,8 +87,11 @@ struct WorkerStatus {
 
 /// A message from a worker to its router that is still on the way.
 struct Delayed<T> {
+    /// When the message arrives, milliseconds.
     at_ms: f64,
+    /// Index of the sender over all pools.
     worker: u32,
+    /// What it says.
     message: T,
 }
 
@@ -90,8 +107,10 @@ impl<T> Delayed<T> {
 
 /// A fleet in virtual time. Vectors over workers span all pools; vectors over requests have one entry per row.
 pub(crate) struct Fleet<'a> {
+    /// What the fleet is made of. Borrowed for a batch run, owned by a live fleet.
     spec: Cow<'a, FleetSpec>,
     pub(crate) state: RunState<'a>,
+    /// One entry per pool: one for an aggregated fleet, prefill and decode for a split one.
     pools: Vec<Pool>,
     workers: Vec<Worker>,
     status: Vec<WorkerStatus>,
@@ -99,10 +118,15 @@ pub(crate) struct Fleet<'a> {
     pool_of: Vec<usize>,
     /// Workers that may have to start an iteration, once the events of this moment have happened.
     start_queue: Vec<u32>,
+    /// Events to come, except arrivals that depend on no request.
     agenda: Agenda,
+    /// Links between prefill and decode workers, with their queues.
     links: Links,
+    /// The only source of chance outside the routers: loss and delay of events.
     rng: Rng,
+    /// KV events on their way, in order of arrival.
     delayed_events: VecDeque<Delayed<KvEvent>>,
+    /// Reports of passes on their way, in order of arrival.
     delayed_passes: VecDeque<Delayed<Pass>>,
     /// Working memory: local hashes of the prompt that is being routed.
     hashes: Vec<LocalHash>,
@@ -119,9 +143,11 @@ pub(crate) struct Fleet<'a> {
     next_root: usize,
     /// Number of requests that have not ended.
     pub(crate) open_requests: usize,
+    /// The present, milliseconds of the run.
     pub(crate) now_ms: f64,
+    /// Samples of every worker's state, if the specification asks for them.
     samples: Samples,
-    /// Rows whose requests ended since the list was last taken; `None` if nobody takes them.
+    /// Rows whose requests ended since the list was last taken; `None` where no caller takes them.
     pub(crate) ended_rows: Option<Vec<u32>>,
     /// Counts for a controller; `None` if there is no controller.
     observer: Option<Observer>,
@@ -357,6 +383,7 @@ impl<'a> Fleet<'a> {
             .map(|request| self.state.workload.arrival_ms[*request as usize] / self.spec.rate)
     }
 
+    /// Runs one event.
     fn handle(&mut self, event: Event) -> Result<(), SimError> {
         match event {
             Event::Fault(index) => self.fault(index as usize)?,

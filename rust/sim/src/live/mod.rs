@@ -63,8 +63,10 @@ pub(crate) struct EndedRequest {
     pub complete: bool,
 }
 
-/// See the module documentation.
+/// A simulated fleet that takes requests as they arrive and has no end. The module's page says what bounds
+/// its memory.
 pub(crate) struct LiveFleet {
+    /// The fleet, which owns its workload and its specification.
     fleet: Fleet<'static>,
     /// Id of the request in each row.
     ids: Vec<u64>,
@@ -72,6 +74,7 @@ pub(crate) struct LiveFleet {
     free: VecDeque<u32>,
     /// Number of blocks of open prompts.
     live_blocks: usize,
+    /// Largest number of requests in flight. A push beyond it is refused.
     max_open: usize,
 }
 

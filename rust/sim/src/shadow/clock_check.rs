@@ -13,7 +13,9 @@ use rustc_hash::FxHashMap;
 pub(super) struct TtftPair {
     /// Tick in which the request arrived.
     pub tick: u64,
+    /// Time to first token in production, seconds.
     pub measured_s: f64,
+    /// Time to first token in the first arm, seconds.
     pub simulated_s: f64,
 }
 
@@ -26,7 +28,7 @@ struct Incomplete {
     simulated_s: Option<f64>,
 }
 
-/// See the module documentation. Beyond `capacity` requests the oldest is dropped.
+/// Requests that lack one of their two times. Beyond `capacity` requests the oldest is dropped.
 #[derive(Debug)]
 pub(super) struct ClockCheck {
     /// Incomplete requests, by simulated row.
@@ -35,6 +37,7 @@ pub(super) struct ClockCheck {
     row_of: FxHashMap<u64, u64>,
     /// Simulated rows in order of their start. Complete rows stay until they reach the front.
     order: VecDeque<u64>,
+    /// Largest number of incomplete requests.
     capacity: usize,
 }
 

@@ -8,7 +8,7 @@ const BURST_S: f64 = 2.0;
 /// Time constant of the reported share, in seconds.
 const REPORT_S: f64 = 60.0;
 
-/// See the module documentation.
+/// The account of the shadow fleets' CPU time.
 #[derive(Debug)]
 pub(super) struct CpuBudget {
     /// Share of one core, in (0, 1].
@@ -17,6 +17,7 @@ pub(super) struct CpuBudget {
     balance_s: f64,
     /// Time of the last charge.
     charged_s: Option<f64>,
+    /// Whether the account was overdrawn and is not level yet.
     resting: bool,
     /// Share of one core used recently.
     recent: f64,

@@ -19,7 +19,9 @@ const STEP: usize = 64;
 
 /// One arm: a live fleet under its own routers.
 pub(super) struct Arm {
+    /// Name of the arm, as in the report.
     pub name: String,
+    /// The simulated fleet.
     pub fleet: LiveFleet,
 }
 
@@ -32,7 +34,7 @@ pub struct ShadowCounts {
     pub simulated: u64,
     /// Arrivals not simulated because too many requests waited or were in flight.
     pub dropped: u64,
-    /// … not taken because the shadow fleets was behind.
+    /// Arrivals not taken because the shadow fleets were behind.
     pub passed_over: u64,
     /// Arrivals not simulated because they failed in production.
     pub withdrawn: u64,
@@ -58,7 +60,8 @@ pub struct ShadowFleets {
     pub(super) clock_check: ClockCheck,
     pub(super) budget: CpuBudget,
     pub(super) counts: ShadowCounts,
-    /// Time of the shadow fleets' clock zero, s.
+    /// Time of the caller's clock at which the clock of the shadow fleets is 0, seconds. `None` before the
+    /// first arrival.
     origin_s: Option<f64>,
     /// Time up to which production is simulated, in seconds of the caller's clock.
     pub(super) reached_s: f64,
@@ -66,6 +69,7 @@ pub struct ShadowFleets {
     pub(super) taking: bool,
     /// Requests in flight in some arm, by their row.
     pub(super) open: FxHashMap<u64, OpenRequest>,
+    /// Row of the next request. Rows count all requests, over all arms alike.
     next_row: u64,
     /// Working memory: requests that ended in the arm that is being advanced.
     ended: Vec<EndedRequest>,

@@ -61,7 +61,7 @@ const MEAN_WEIGHT: f64 = 0.01;
 /// Assumed answer length before any answer has ended, in tokens.
 const INITIAL_MEAN_TOKENS: f64 = 256.0;
 
-/// See the module documentation.
+/// Arrivals that wait, oldest first, with what production measured meanwhile.
 #[derive(Debug)]
 pub(super) struct Intake {
     /// Waiting arrivals in order of time.
@@ -70,7 +70,9 @@ pub(super) struct Intake {
     known: FxHashMap<u64, Known>,
     /// Number of blocks of all waiting arrivals.
     blocks: usize,
+    /// Largest number of waiting arrivals.
     max_waiting: usize,
+    /// Largest number of their blocks.
     max_blocks: usize,
     /// Recent mean of answer lengths, in tokens.
     mean_tokens: f64,

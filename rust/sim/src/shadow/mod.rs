@@ -15,11 +15,12 @@
 //! * **Trust.** The first arm's TTFT is compared with the TTFT measured for the same requests. Outside `clock_bound`, or
 //!   with too few measurements, the report is not trusted ([`Trust`]) and [`ShadowFleets::suggest_among`] suggests
 //!   nothing. Curves that were 1.5 times too slow were found to do harm.
-//! * **Cost.** The caller reports the CPU time that it spent ([`ShadowFleets::charge`]). Above `cpu_share` of one core,
-//!   all arms rest until the account is level, and then continue with the requests that arrived meanwhile. If the
-//!   simulation is behind by more than a window with its warm ticks, or has no room, it takes no more arrivals until the
-//!   waiting ones are done. It then resumes with current arrivals after `warm_ticks` that do not count. A busy
-//!   production fleet is thus sampled in whole stretches, because thinned-out traffic would behave like another fleet.
+//! * **Cost.** The caller reports the CPU time that it spent ([`ShadowFleets::charge`]). Above `cpu_share` of
+//!   one core, all arms rest until the account is level, and then continue with the requests that arrived
+//!   meanwhile. A simulation that is behind by more than a window with its warm ticks, or that has no room,
+//!   takes no more arrivals. Once the waiting arrivals are done, it resumes with current arrivals, after
+//!   `warm_ticks` that do not count. A busy production fleet is thus sampled in whole stretches, because
+//!   thinned-out traffic would behave like another fleet.
 //! * **Changes.** Workers that join or leave ([`Change`]), new timings and a new policy in force apply from the moment at
 //!   which production changed.
 //! * **Bounds.** Waiting requests, their blocks, requests in flight per arm, changes, ticks and arms are bounded. A

@@ -295,7 +295,9 @@ fn workers_come_and_go_in_every_arm() {
     };
     fleets.change(stream.at_s, leave(70)).expect("a departure");
     fleets.change(stream.at_s, leave(72)).expect("a departure");
-    fleets.change(stream.at_s, leave(99)).expect("nobody");
+    fleets
+        .change(stream.at_s, leave(99))
+        .expect("an unknown worker is ignored");
     stream.feed(&mut fleets, 250.0, |_| None);
     let two_s = fleets.report().arms[0].ttft_s.expect("enough ticks").value;
     assert!(two_s > 1.3 * four_s, "{two_s} with two, {four_s} with four");

@@ -7,7 +7,7 @@ use super::config::ShadowConfig;
 use super::histogram::Histogram;
 use crate::live::EndedRequest;
 
-/// Limits of a request that counts as good.
+/// Limits of a request that counts as good, seconds.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     ttft_s: f64,
@@ -17,6 +17,7 @@ struct Limits {
 /// Result of one request in one arm.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ArmResult {
+    /// Whether all tokens were delivered.
     complete: bool,
     ttft_s: f64,
     e2e_s: f64,
@@ -34,6 +35,7 @@ impl ArmResult {
         self.complete.then_some(self.ttft_s)
     }
 
+    /// The result of a request that ended.
     pub fn new(row: &EndedRequest) -> Self {
         Self {
             complete: row.complete,
@@ -63,6 +65,7 @@ pub(super) struct Sums {
 }
 
 impl Sums {
+    /// Adds one result. A request that was not served counts as refused, and its times count nowhere.
     fn add(&mut self, result: &ArmResult, limits: Limits) {
         if !result.complete {
             self.refused += 1.0;
@@ -80,6 +83,7 @@ impl Sums {
         self.good += f64::from(u8::from(meets_itl && result.ttft_s <= limits.ttft_s));
     }
 
+    /// Adds the sums of another tick.
     pub fn merge(&mut self, other: &Self) {
         self.complete += other.complete;
         self.refused += other.refused;

@@ -1,9 +1,9 @@
 //! Duration of one engine iteration.
 //!
-//! Prefill time is a function of the new tokens of the batch and, where a table has the axis, of their mean cached
-//! length. Decode time is a function of the active KV tokens and the mean context. There are four sources: the
-//! polynomial of Dynamo's mock engine, a measured table, an affine curve for cases worked out by hand, and the curves
-//! that a router has learned. All times are milliseconds.
+//! Prefill time is a function of the new tokens of the batch and, where a table has the axis, of their mean
+//! cached length. Decode time is a function of the active KV tokens and the mean context. There are four
+//! sources: the polynomial of Dynamo's mock engine, a measured table, an affine curve for cases by hand, and
+//! the curves that a router learned. All times are milliseconds.
 
 mod table;
 
@@ -126,6 +126,8 @@ impl Timing {
 impl Timing {
     /// New tokens up to `most_new` and cached tokens up to `most_cached`, between which the prefill time of a table is
     /// bilinear.
+    ///
+    /// The lower bounds ask for them: a bilinear function has its extremes at such points.
     pub(crate) fn prefill_breakpoints(&self, most_new: u64, most_cached: u64) -> (Vec<u64>, Vec<u64>) {
         let Self::Table(table) = self else {
             return (whole_points(&[], 1, most_new), vec![0]);
@@ -173,6 +175,7 @@ fn whole_points(axis: &[f64], least: u64, most: u64) -> Vec<u64> {
 mod tests {
     use super::*;
 
+    /// A table of a plane over both axes.
     fn table() -> Timing {
         // decode = kv + 10 · context, prefill = 2 n: bilinear interpolation must be exact, inside and outside the grid.
         let rows = vec![0.0, 10.0, 100.0];

@@ -99,6 +99,7 @@ impl TimingTable {
     }
 }
 
+/// Refuses an axis that interpolation cannot use.
 fn check_axis(name: &'static str, values: &[f64]) -> Result<(), SimError> {
     let rising = values.windows(2).all(|pair| pair[0] < pair[1]);
     if values.len() < 2 || !rising || values.iter().any(|value| !value.is_finite()) {
@@ -110,6 +111,7 @@ fn check_axis(name: &'static str, values: &[f64]) -> Result<(), SimError> {
     Ok(())
 }
 
+/// Refuses values that do not fill the grid.
 fn check_grid(name: &'static str, values: &[f64], cells: usize) -> Result<(), SimError> {
     if values.len() != cells || values.iter().any(|value| !value.is_finite()) {
         return Err(SimError::Timing {
@@ -134,6 +136,7 @@ fn segment(axis: &[f64], x: f64, guess: usize) -> usize {
     at.min(last)
 }
 
+/// Value at `x`, by the line of its segment. Beyond the axis, the line of the edge segment goes on.
 fn linear(axis: &[f64], values: &[f64], x: f64) -> f64 {
     let at = segment(axis, x, usize::MAX);
     let share = (x - axis[at]) / (axis[at + 1] - axis[at]);
@@ -148,6 +151,7 @@ struct Grid<'a> {
 }
 
 impl Grid<'_> {
+    /// Value at (`x`, `y`), linear along each axis. `cursor` remembers the cell, since the next step is near.
     fn bilinear(&self, x: f64, y: f64, cursor: &mut Cursor) -> f64 {
         let Self {
             rows,
