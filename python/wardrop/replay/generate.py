@@ -16,39 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wardrop.calls import parse_call
+from wardrop.replay.draws import lengths, own, poisson
+from wardrop.replay.kinds import agent_loops, crowds, documents, support, tenants
 from wardrop.replay.workload import NO_PREDECESSOR, ReplayError, Workload, from_lists
 
 _WHOLE = "a whole number"
 _NUMBERS = "a number or a list of numbers"
-
-
-def _poisson(rng: np.random.Generator, n: int, per_s: float) -> NDArray[np.float64]:
-    if per_s <= 0:
-        raise ReplayError(f"got {per_s} requests/s; expected above 0")
-    return np.cumsum(rng.exponential(1e3 / per_s, n))
-
-
-def _lengths(rng: np.random.Generator, n: int, mean: float, spread: float) -> NDArray[np.int64]:
-    """Log-normal with this mean and coefficient of variation, at least 1.
-
-    `spread` 0 gives the mean.
-    """
-    if mean < 1 or spread < 0:
-        raise ReplayError(
-            f"got mean length {mean} and spread {spread}; expected at least 1 and at least 0"
-        )
-    if spread == 0:
-        return np.full(n, round(mean), dtype=np.int64)
-    sigma = np.sqrt(np.log1p(spread * spread))
-    return np.maximum(np.rint(rng.lognormal(np.log(mean) - sigma * sigma / 2, sigma, n)), 1).astype(
-        np.int64
-    )
-
-
-def _own(counts: NDArray[np.int64], first: int) -> list[NDArray[np.int64]]:
-    """Per request `counts[i]` ids that no other request has, counted upwards from `first`."""
-    starts = first + np.concatenate(([0], np.cumsum(counts)[:-1]))
-    return [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
 
 
 def prefixes(
@@ -82,16 +55,16 @@ def prefixes(
     rng = np.random.default_rng(seed)
     weight = np.arange(1, groups + 1, dtype=float) ** -zipf
     group: list[int] = rng.choice(groups, requests, p=weight / weight.sum()).tolist()
-    inputs = prefix + _lengths(rng, requests, suffix, spread)
+    inputs = prefix + lengths(rng, requests, suffix, spread)
     head = prefix // block_size
     counts: NDArray[np.int64] = -(-inputs // block_size)
-    tails = _own(counts - head, groups * head)
+    tails = own(counts - head, groups * head)
     ids = [
         np.concatenate((np.arange(g * head, (g + 1) * head), tail))
         for g, tail in zip(group, tails, strict=True)
     ]
-    arrival = _poisson(rng, requests, per_s)
-    outputs = _lengths(rng, requests, output, spread)
+    arrival = poisson(rng, requests, per_s)
+    outputs = lengths(rng, requests, output, spread)
     return from_lists("prefixes", arrival, inputs, outputs, np.concatenate(ids), counts, block_size)
 
 
@@ -124,7 +97,7 @@ def agents(
         seed: seed of all draws.
     """
     rng = np.random.default_rng(seed)
-    starts = _poisson(rng, sessions, per_s)
+    starts = poisson(rng, sessions, per_s)
     rows: list[tuple[float, int, int, int, float, NDArray[np.int64]]] = []
     head = system // block_size
     next_id = systems * head
@@ -134,7 +107,7 @@ def agents(
         chain = np.arange(kind * head, (kind + 1) * head)
         length = system
         previous = -1
-        for growth in _lengths(rng, count, grow, spread):
+        for growth in lengths(rng, count, grow, spread):
             length += int(growth)
             # A partial last block gets a new id in every turn, because its content changes.
             whole = length // block_size
@@ -146,7 +119,7 @@ def agents(
             think = float(rng.exponential(think_s * 1e3)) if previous >= 0 else 0.0
             rows.append((start, length, previous, len(rows), think, np.concatenate((chain, tail))))
             previous = len(rows) - 1
-    outputs = _lengths(rng, len(rows), output, spread)
+    outputs = lengths(rng, len(rows), output, spread)
     return from_lists(
         "agents",
         np.asarray([row[0] for row in rows]),
@@ -210,7 +183,7 @@ def paper(
         "paper",
         np.zeros(requests),
         np.full(requests, prompt),
-        _lengths(rng, requests, output, 0.0),
+        lengths(rng, requests, output, 0.0),
         ids,
         np.full(requests, blocks),
         block_size,
@@ -223,6 +196,11 @@ GENERATORS: dict[str, Callable[..., Workload]] = {
     "bursts": bursts,
     "phases": phases,
     "paper": paper,
+    "agent_loops": agent_loops,
+    "support": support,
+    "documents": documents,
+    "crowds": crowds,
+    "tenants": tenants,
 }
 
 
