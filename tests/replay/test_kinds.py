@@ -22,8 +22,8 @@ def test_agent_loops_have_the_lengths_and_the_reuse_of_tracelab():
     assert workload.ideal_reuse() == pytest.approx(0.958, abs=0.005)
     assert workload.output_tokens.mean() == pytest.approx(523, rel=0.05)
     calls = np.diff(np.flatnonzero(np.append(roots, True)))
-    # The source's quartiles: 4, 15 and 51 calls after a tool, and about one more per request.
-    assert np.quantile(calls, [0.25, 0.5]) == pytest.approx([4, 12], rel=0.5)
+    # Percentiles 25, 50 and 90 of the source's calls after a tool are 4, 15 and 135.
+    assert np.quantile(calls, [0.25, 0.5, 0.9]) / 1.12 == pytest.approx([4, 15, 135], rel=0.35)
     assert calls.max() == 200
 
 
@@ -125,6 +125,8 @@ def test_parts_with_other_block_sizes_are_refused():
         "tenants(per_s=0)",
         "support(per_s=0)",
         "agent_loops(block_size=0)",
+        "agent_loops(calls=0)",
+        "agent_loops(max_calls=0)",
     ],
 )
 def test_figures_out_of_range_are_refused(text):

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from wardrop.replay.draws import lengths, own, poisson
 from wardrop.replay.workload import NO_PREDECESSOR, ReplayError, Workload, from_lists
 
-_REQUESTS_SIGMA = 2.1
-_STEPS_SIGMA = 2.03
+_CALLS_SIGMA = 1.72
+"""σ of the log-normal number of calls after a tool, by the source's median and 90th percentile."""
+
+_HUMAN_SHARE = 0.11
+"""Share of a session's calls that a person starts: 9.2 of 82.8 in the source."""
+
 _TOOL_SIGMA = 1.5
 
 
@@ -27,18 +31,19 @@ def agent_loops(
     context: int = 32_000,
     tool_s: float = 1.0,
     human_s: float = 20.0,
-    max_steps: int = 200,
+    calls: float = 15,
+    max_calls: int = 200,
     spread: float = 1.0,
     block_size: int = 64,
     seed: int = 0,
 ) -> Workload:
     """Coding agents: loops of model calls and tools, within a context that grows and is compacted.
 
-    A session is a run of requests by a person. A request is a run of model calls, with a tool
-    between two calls. Source: TraceLab (arXiv 2606.30560, public pool of 4,265 sessions). Requests
-    per session have a median of 1 and a mean of 9.2 there, calls after a tool have a median of 1
-    and a mean of 7.8 per request. Both are log-normal here. An answer has 523 tokens in the mean,
-    and 96 % of the prompt tokens come from a cache. Prompts there have 154,000 tokens in the mean;
+    A session is a run of model calls. A person, or the result of a tool, starts each call. Source:
+    TraceLab (arXiv 2606.30560, public pool of 4,265 sessions). Calls after a tool have a median of
+    15 and a mean of 74 per session there, and are log-normal here. A person starts 11 % of all
+    calls. An answer has 523 tokens in the mean, and 96 % of the prompt tokens come from a cache.
+    Prompts have 154,000 tokens in the mean there;
     `context` keeps prompts shorter here. The pauses are assumed.
 
     Args:
@@ -52,7 +57,8 @@ def agent_loops(
             summary of a tenth of this size.
         tool_s: median pause for a tool in seconds, log-normal with σ 1.5.
         human_s: mean pause for a person in seconds, exponential.
-        max_steps: most model calls of a session. It cuts the long tail of the source.
+        calls: median number of a session's calls after a tool.
+        max_calls: most calls of a session. It cuts the long tail of the source.
         spread: coefficient of variation of the lengths, which are log-normal.
         block_size: tokens per block.
         seed: seed of all draws.
@@ -65,7 +71,7 @@ def agent_loops(
         head = int(rng.integers(systems)) * -(-system // block_size)
         context_now = _Context(rows, head, system)
         previous = -1
-        for is_human in _calls(rng, max_steps):
+        for is_human in _calls(rng, calls, max_calls):
             context_now.grow(int(lengths(rng, 1, grow, spread)[0]))
             if context_now.tokens > context:
                 context_now.compact(system + context // 10)
@@ -291,8 +297,8 @@ def tenants(
     return merge("tenants", parts)
 
 
-_CALLS_PER_SESSION = 33.0
-"""Mean model calls of a session of `agent_loops` at its defaults, over 2,000 sessions."""
+_CALLS_PER_SESSION = 44.7
+"""Mean model calls of a session of `agent_loops` at its defaults, over 20,000 sessions."""
 
 
 def merge(name: str, parts: list[Workload]) -> Workload:
@@ -342,14 +348,17 @@ def merge(name: str, parts: list[Workload]) -> Workload:
     )
 
 
-def _calls(rng: np.random.Generator, max_steps: int) -> list[bool]:
+def _calls(rng: np.random.Generator, median: float, max_calls: int) -> NDArray[np.bool_]:
     """Model calls of one session; True where a person asked, False where a tool answered."""
-    calls: list[bool] = []
-    asked = max(round(rng.lognormal(0.0, _REQUESTS_SIGMA)), 1)
-    while asked and len(calls) < max_steps:
-        asked -= 1
-        calls += [True] + [False] * round(rng.lognormal(0.0, _STEPS_SIGMA))
-    return calls[: max(max_steps, 1)]
+    if median <= 0 or max_calls < 1:
+        raise ReplayError(
+            f"got calls={median} and max_calls={max_calls}; expected above 0 and at least 1"
+        )
+    after_tool = median * np.exp(rng.normal(0.0, _CALLS_SIGMA))
+    count = 1 + round(min(float(after_tool), max_calls) / (1 - _HUMAN_SHARE))
+    is_human = rng.random(min(count, max_calls)) < _HUMAN_SHARE
+    is_human[0] = True
+    return is_human
 
 
 class _Rows:
