@@ -1,6 +1,7 @@
 //! Models by name: their workers, their prompter, and the adapters that run on them.
 //!
-//! Files are read before any lock is taken: a tokeniser of 35 MB takes seconds, and no other model waits for it.
+//! The control plane registers models here; each request looks its model up by name, O(log names). Files are read before any lock is
+//! taken: a tokeniser of 35 MB takes seconds, and no other model waits for it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -39,32 +40,32 @@ pub(crate) struct ModelSpec {
     /// Further names of the model itself.
     #[serde(default)]
     pub aliases: Vec<String>,
-    /// Checksums of the model cards of all workers. Another set has the files read and the token ids compared again.
+    /// Checksums of the model cards of all workers. After a change, files are read and token ids are compared again.
     #[serde(default)]
     pub checksums: Vec<String>,
     /// Properties of the model card that change prompts.
     #[serde(default)]
     pub card: CardOptions,
-    /// Requests go to the engine's own router unpinned: a pin could name a worker outside the set that this router draws.
+    /// Whether the engine's own router draws one of several worker sets per request. A pin could name a worker of another set.
     #[serde(default)]
     pub left_to_dynamo: bool,
 }
 
 impl ModelSpec {
-    /// The prompts of both models come from the same files.
+    /// Whether the prompts of both models come from the same files.
     fn has_files_of(&self, other: &Self) -> bool {
         (&self.folder, &self.checksums, &self.card) == (&other.folder, &other.checksums, &other.card)
     }
 
-    /// The workers have different cards, so the prompt depends on the worker that Dynamo chooses.
-    pub fn is_of_two_minds(&self) -> bool {
+    /// Whether the workers have different cards, so that the prompt depends on the worker that Dynamo chooses.
+    pub fn has_different_cards(&self) -> bool {
         self.checksums.len() > 1
     }
 }
 
 /// A registered model.
 pub struct Model {
-    /// As it was registered.
+    /// The model as it was registered.
     pub(crate) spec: ModelSpec,
     /// Tokeniser and template.
     pub(crate) prompter: Option<Arc<Prompter>>,
@@ -86,7 +87,7 @@ impl Model {
         &self.pools
     }
 
-    /// Prefill and decode run on different workers.
+    /// Whether prefill and decode run on different workers.
     pub(crate) fn is_split(&self) -> bool {
         self.pool(Role::Prefill).size() > 0 && self.pool(Role::Decode).size() > 0
     }
@@ -111,7 +112,7 @@ impl Model {
     }
 }
 
-/// Most models at one time: ten times a large fleet's. A model takes about 100 kB without its tokeniser.
+/// Most models at one time: ten times as many as a large fleet has. A model takes about 100 kB without its tokeniser.
 const MAX_MODELS: usize = 1024;
 /// Most adapters of one model.
 const MAX_ADAPTERS: usize = 4096;
@@ -127,7 +128,7 @@ pub(crate) struct Models {
 /// A model's prompter, ready before the model is registered.
 pub(crate) struct LoadedPrompter {
     prompter: Option<Arc<Prompter>>,
-    /// The prompter has not been compared with Dynamo.
+    /// Whether the prompter's ids have not been compared with Dynamo's.
     is_new: bool,
 }
 
@@ -223,7 +224,7 @@ impl Models {
         for problem in prompter.problems() {
             tracing::warn!(model = %spec.name, problem, "prompts of this model are routed by load");
         }
-        let is_comparable = prompter.has_tokeniser() && !spec.is_of_two_minds();
+        let is_comparable = prompter.has_tokeniser() && !spec.has_different_cards();
         LoadedPrompter {
             prompter: Some(Arc::new(prompter)),
             is_new: is_comparable,

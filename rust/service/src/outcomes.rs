@@ -1,4 +1,4 @@
-//! Outcomes of recent requests, for a controller that polls from another thread.
+//! Outcomes of recent requests, for a controller that polls from another thread. [`crate::request`] records; O(1) per request.
 
 use parking_lot::Mutex;
 use wardrop_core::control::OutcomeWindow;
@@ -8,7 +8,7 @@ use wardrop_core::control::OutcomeWindow;
 pub(crate) struct Outcomes(Mutex<OutcomeWindow>);
 
 impl Outcomes {
-    /// A request with a prompt arrived.
+    /// Counts a request with a prompt that arrived.
     pub fn arrived(&self) {
         self.0.lock().arrivals += 1;
     }

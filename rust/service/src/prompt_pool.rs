@@ -1,8 +1,8 @@
 //! Threads that turn long prompts into tokens, apart from the threads that serve and from the waits of the network.
 //!
-//! Work is shared fairly by size: each prompt gets a tag, the bytes handed out before it came plus its own bytes, and the lowest tag runs
-//! first. A small prompt passes a huge one that came earlier, and a huge one waits at most until its own size in other prompts has run.
-//! Large prompts never take the last thread. A prompt that nobody waits for any more is dropped before it runs. Adding and taking cost
+//! Work is shared fairly by size. Each prompt gets a tag: the bytes that had started before it came, plus its own bytes. The lowest tag
+//! runs first. A small prompt passes a huge prompt that came earlier. A huge prompt waits until as many bytes of other prompts have run.
+//! Large prompts never take the last thread. A prompt whose caller left is dropped before it runs. Adding and taking cost
 //! O(log n) in the number of waiting prompts.
 //!
 //! Source of the tags: start-time fair queueing (Goyal, Vin and Cheng, 1996), with each prompt as a flow of its own.
@@ -75,7 +75,7 @@ struct Job {
     work: Arc<Mutex<Option<Work>>>,
 }
 
-/// The caller's claim on a waiting prompt. Dropping it before the work runs drops the work with its prompt.
+/// The caller's handle of a waiting prompt. Dropping it before the work runs drops the work with its prompt.
 struct Claim<'a> {
     shared: &'a PoolShared,
     work: Arc<Mutex<Option<Work>>>,
@@ -98,7 +98,7 @@ impl PromptPool {
             abandoned: metrics
                 .counter(
                     "prompts_abandoned_total",
-                    "Long prompts that were dropped before they were tokenised, because nobody waited for them any more",
+                    "Long prompts that were dropped before they were tokenised, because their callers had left",
                 )
                 .map_err(metric)?,
         });
@@ -110,7 +110,7 @@ impl PromptPool {
             std::thread::Builder::new()
                 .name(name.clone())
                 .spawn(move || {
-                    // On Linux a process id of none means this thread alone. Without the right the thread keeps its priority.
+                    // On Linux, no process id stands for this thread alone. Without the right to change it, the priority stays.
                     #[cfg(feature = "low-priority-threads")]
                     let _ = rustix::process::setpriority_process(None, NICENESS);
                     shared.run_jobs();
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn small_prompts_pass_large_ones_and_nobody_starves() {
+    fn small_prompts_pass_large_prompts_and_every_prompt_runs() {
         let mut jobs = Jobs::default();
         let nothing = || Arc::new(Mutex::new(None));
         for bytes in [4 << 20, 100, 2 << 20, 50] {
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn large_prompts_leave_a_thread_for_small_ones() {
+    fn large_prompts_leave_a_thread_for_small_prompts() {
         let pool = pool(2);
         let (started, starts) = mpsc::channel();
         let (open_first, first) = held(&started, "large");

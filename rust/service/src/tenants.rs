@@ -44,7 +44,7 @@ impl Tenants {
             return known;
         }
         let first = self.weighted.len() as u32;
-        // Numbers behind the weighted tenants, before the number of the overflow bucket.
+        // Numbers of unlisted tenants follow the weighted tenants and end before the number of the overflow bucket.
         let number = first + (self.keyed.hash_one(name) % u64::from(Tenant::OTHERS.0 - first)) as u32;
         TenantWeight {
             tenant: Tenant(number),

@@ -73,11 +73,11 @@ pub struct RoutingOptions {
     pub tenant_weights: BTreeMap<String, f64>,
     /// Number of recent receipts that the service keeps; 0 turns receipts off.
     pub receipts: usize,
-    /// Take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients.
+    /// Whether to take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients.
     pub queue_hints: bool,
-    /// Forward worker pins from clients; otherwise the gateway refuses a request with a pin with status 400.
+    /// Whether to forward worker pins from clients. Otherwise the gateway refuses a request with a pin with status 400.
     pub allow_client_pins: bool,
-    /// Add `x-wardrop-worker` and `x-wardrop-overlap-blocks` to answers.
+    /// Whether to add `x-wardrop-worker` and `x-wardrop-overlap-blocks` to answers.
     pub explain_headers: bool,
 }
 
@@ -85,9 +85,9 @@ pub struct RoutingOptions {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TimingPoints {
-    /// New tokens, cached tokens, seconds.
+    /// Prefill points: new tokens, cached tokens, seconds.
     pub prefill: Vec<PrefillPoint>,
-    /// Sequences, active KV tokens, seconds.
+    /// Decode points: sequences, active KV tokens, seconds.
     pub step: Vec<StepPoint>,
 }
 
@@ -132,7 +132,7 @@ impl TimingPoints {
 }
 
 impl RoutingOptions {
-    /// Initial values of the settings that may change while the gateway runs.
+    /// Initial values of the settings that may change while the service runs.
     pub fn start(&self) -> Routing {
         Routing {
             policy: self.policy.clone(),
@@ -145,7 +145,7 @@ impl RoutingOptions {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromptOptions {
-    /// Hand token ids over to Dynamo (`nvext.token_data`) while dry runs show the same ids.
+    /// Whether to hand token ids over to Dynamo (`nvext.token_data`) while dry runs show the same ids.
     pub handover: bool,
     /// Prompts with more bytes than this are tokenised off the serving threads.
     pub inline_bytes: usize,
@@ -289,7 +289,7 @@ impl ServiceConfig {
     }
 }
 
-/// A time as a count that can be compared with 0.
+/// A time in the type of the other checked counts. A time beyond `usize` counts as the largest `usize`.
 fn positive_ms(ms: u64) -> usize {
     usize::try_from(ms).unwrap_or(usize::MAX)
 }

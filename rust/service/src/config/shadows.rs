@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_run_is_refused_by_name() {
+    fn shadow_that_cannot_run_is_refused_by_name() {
         let bad = [
             ("[]", "no policy"),
             (
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_takes_what_it_does_not_name_from_the_one_in_force() {
+    fn omitted_queue_parameters_come_from_the_queue_in_force() {
         let made = options(r#"[{"name": "x", "policy": {"name": "toll"}, "queue": {"kappa": 30}}]"#).unwrap();
         let in_force = QueueConfig {
             backlog_s: 0.25,
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn every_policy_survives_the_way_into_the_simulator() {
+    fn every_policy_reaches_the_simulator_unchanged() {
         for name in PolicyConfig::NAMES {
             let policy = PolicyConfig::from_name(name, &Map::new()).unwrap();
             let routing = Routing {

@@ -9,8 +9,9 @@
 //! ```
 //!
 //! While a replay runs, live frames wait in the socket for at most `replay_timeout_ms`. A replay is applied in order, so the counts of
-//! copies per block stay exact. An engine that restarts begins at 0 and says nothing: its former blocks would stay in the index. A
-//! number cannot tell, because the new engine may have passed the last known number already. The bytes of the last frame can.
+//! copies per block stay exact. An engine that restarts begins at 0 without a notice, and its former blocks would stay in the index. A
+//! number cannot show the restart, because the new engine may have passed the last known number already. The bytes of the last frame
+//! can.
 //!
 //! Complexity: O(1) per frame beside its blocks; a replay holds at most 128 MiB.
 

@@ -19,7 +19,7 @@ const REPLAY_BYTES_MAX: usize = 128 << 20;
 /// Highest number of batches that one replay may hold.
 const REPLAY_BATCHES_MAX: usize = 1 << 17;
 
-/// What to ask for, and for how long.
+/// Range of batches to ask for, and the time for it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReplayRequest {
     /// First number.
@@ -63,7 +63,7 @@ pub(super) async fn replay(
             asked_from_start += u32::from(start == request.from);
             socket.send(&[b"", &start.to_be_bytes()]).await?;
             while found.take(socket.receive().await?)? {}
-            // An answer that starts late may have lost its start. Only a second one proves that the engine keeps no more.
+            // An answer that starts late may have lost its start. A second answer with the same start shows that the engine keeps no more.
             if found.lacks_start(request) && asked_from_start < 2 {
                 start = request.from;
                 continue;
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_asked_for_again_from_the_first_one() {
+    fn missing_batches_are_asked_for_again_from_the_first_hole() {
         run(async {
             let answers = vec![vec![2, 3, 6, 9], vec![4, 5, 6, 8, 9], vec![7, 8, 9]];
             let (endpoint, mut starts) = socket(answers).await;

@@ -1,7 +1,7 @@
 //! Sequence numbers of a feed's messages: which message arrived twice, and how many are lost.
 //!
 //! A publisher numbers its messages, each one higher than the one before. Its threads may send neighbours in the wrong order,
-//! so a window of [`WINDOW`] numbers tells a late message from a second one. Complexity: O(1) per message.
+//! so a window of [`WINDOW`] numbers separates a late message from a repeated one. Complexity: O(1) per message.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub(super) enum MessageOrder {
     Next,
     /// The message arrived before.
     Seen,
-    /// So many messages before it did not arrive.
+    /// This many messages before it did not arrive.
     Gap(u64),
 }
 

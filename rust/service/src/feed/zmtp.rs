@@ -2,12 +2,11 @@
 //!
 //! [`Subscriber`] is a SUB socket for feeds. [`Dealer`] is a DEALER socket for the replay sockets of engines.
 //!
-//! Written here because the bound has to hold before memory is taken: the `zeromq` crate reserves what a frame announces.
+//! The bound must hold before memory is taken, and the `zeromq` crate reserves the bytes that a frame announces. Hence this client.
 //!
 //! A publisher without news sends nothing, so silence alone proves nothing. After a third of the deadline without a byte the
 //! subscriber sends a PING, which every libzmq since 4.2 answers. A connection without any byte for the whole deadline is
-//! lost: a half-open connection and a stopped process look like this. TCP keepalive is the second line of defence, for
-//! publishers that answer no PING.
+//! lost: a half-open connection and a stopped process look like this. TCP keepalive covers publishers that answer no PING.
 
 use std::io;
 use std::time::Duration;
@@ -26,7 +25,7 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Unanswered probes of the kernel that end a connection.
 const KEEPALIVE_PROBES: u32 = 3;
 const READ_BUFFER_BYTES: usize = 64 << 10;
-/// A frame is read in steps of this size, so that memory follows what arrives, not what is announced.
+/// Bytes of a frame that are read at a time, so that memory grows with the bytes that arrive, not with the announced length.
 const STEP_BYTES: usize = 64 << 10;
 const MAX_FRAMES: usize = 16;
 
@@ -34,7 +33,7 @@ const FLAG_MORE: u8 = 1;
 const FLAG_LONG: u8 = 2;
 const FLAG_COMMAND: u8 = 4;
 
-/// What ended or disturbed a subscription.
+/// Reason why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ZmtpError {
     /// The socket failed or was closed.
@@ -381,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn peer_that_speaks_something_else_is_refused() {
+    fn peer_with_another_protocol_is_refused() {
         run(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let endpoint = format!("tcp://{}", listener.local_addr().unwrap());

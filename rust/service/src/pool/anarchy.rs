@@ -1,8 +1,8 @@
-//! The live price of anarchy of one pool: decisions in, gauges out, at a bounded share of a core.
+//! The live price of anarchy of one pool: it records decisions and reports gauges, at a bounded share of a core.
 //!
-//! Recording is O(workers) per decision; solving happens on a thread of its own, one window after another. Both are charged
-//! to one account that is paid off at [`BUDGET_SHARE`] of a core: while it is overdrawn no decision is recorded, and the open
-//! window is closed, so that a busy gateway samples whole stretches of decisions instead of thinning them out.
+//! Recording is O(workers) per decision. Solving happens on a thread of its own, one window after another. Both are charged to one
+//! account of CPU time, which [`BUDGET_SHARE`] of a core pays off. While the account is overdrawn, no decision is recorded and the open
+//! window is closed. A busy gateway thus samples whole stretches of decisions, because a window with missing decisions is wrong.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,20 +16,20 @@ use wardrop_core::anarchy::{Calibration, Meter, MeterConfig, MeterReport, ModelE
 pub const BUDGET_SHARE: f64 = 0.01;
 /// Debt at which recording stops, seconds of CPU; it begins again at 0.
 const CREDIT_S: f64 = 0.02;
-/// What keeping a decision costs under the router's lock, per candidate and once: above the 40 to 50 ns per candidate that
+/// CPU time that recording a decision costs under the router's lock, per candidate. It is above the 40 to 50 ns that
 /// `cost_of_keeping_a_decision` (`rust/core/tests/toll.rs`) measures.
 const KEEP_PER_WORKER: Duration = Duration::from_nanos(60);
 const KEEP_ONCE: Duration = Duration::from_nanos(400);
-/// Predictions that wait for their outcome.
+/// Most predictions that wait for their outcome.
 const MAX_OPEN: usize = 4096;
-/// A prediction this old is given up.
+/// Age at which a prediction without an outcome is dropped, in seconds.
 const OPEN_S: f64 = 900.0;
-/// Larger pools are not measured: a window of m arrivals holds 3·m² numbers.
+/// Most workers of a pool that is measured: a window of m arrivals holds 3·m² numbers.
 const MAX_WORKERS: usize = 512;
-/// Closed windows that wait for a solver.
+/// Most closed windows that wait for the solver.
 const MAX_PENDING: usize = 2;
 
-/// See the module.
+/// Recorder and solver of one pool's windows.
 pub(super) struct AnarchyMeter {
     wanted: AtomicBool,
     spent_ns: AtomicU64,
@@ -46,13 +46,13 @@ struct State {
     settled: Instant,
 }
 
-/// A prediction that waits for what is seen.
+/// A prediction of a request's times that waits for the observed times.
 #[allow(clippy::struct_field_names, reason = "all of them are seconds")]
 struct Open {
     sent_s: f64,
     first_token_s: f64,
     step_s: f64,
-    /// When the first token came.
+    /// Time of the first token; `None` before it.
     first_s: Option<f64>,
 }
 
@@ -65,7 +65,7 @@ pub(crate) struct AnarchyReport {
     pub itl_error: ModelError,
     /// Decisions taken into a window, since the start.
     pub recorded: u64,
-    /// CPU seconds spent on all of it, since the start.
+    /// CPU seconds spent on recording and solving, since the start.
     pub spent_s: f64,
 }
 
@@ -90,12 +90,12 @@ impl AnarchyMeter {
         }
     }
 
-    /// Whether decisions of a pool of so many workers are to be kept now.
+    /// Whether a decision of a pool with this number of workers is recorded now.
     pub fn wants(&self, workers: usize) -> bool {
         workers <= MAX_WORKERS && self.wanted.load(Ordering::Relaxed)
     }
 
-    /// Takes decisions in, oldest first.
+    /// Records decisions, oldest first.
     pub fn record(&self, decisions: &[RecordedDecision]) {
         if decisions.is_empty() {
             return;
@@ -128,12 +128,12 @@ impl AnarchyMeter {
         self.charge(&mut state, kept + started.elapsed());
         if state.debt_s > CREDIT_S {
             self.wanted.store(false, Ordering::Relaxed);
-            // What is decided from here on is not seen: no window may span the hole.
+            // The next decisions are not recorded, and no window may span the hole.
             state.meter.cut();
         }
     }
 
-    /// The first token of a request came: how good was the prediction?
+    /// Compares the time of a request's first token with its prediction.
     pub fn first_token(&self, request: RequestId, now_s: f64) {
         let state = &mut *self.state.lock();
         if let Some(open) = state.open.get_mut(&request).filter(|open| open.first_s.is_none()) {
@@ -144,7 +144,7 @@ impl AnarchyMeter {
         }
     }
 
-    /// The request ended, with so many tokens when that is known.
+    /// Compares the end of a request with its prediction; `output_tokens` is `None` when it is unknown.
     pub fn finish(&self, request: RequestId, output_tokens: Option<u32>, now_s: f64) {
         let state = &mut *self.state.lock();
         let Some(open) = state.open.remove(&request) else {
@@ -159,8 +159,8 @@ impl AnarchyMeter {
         }
     }
 
-    /// Solves closed windows while the account is not overdrawn, and pays it off. Called every fraction of a second from a
-    /// thread that may be busy for as long as one window takes (10 ms at 512 workers).
+    /// Pays the account off, and solves closed windows while the account is not overdrawn. The caller is a thread that may be busy for
+    /// as long as one window takes (10 ms at 512 workers).
     pub fn solve(&self, now_s: f64) {
         loop {
             let mut state = self.state.lock();
@@ -191,7 +191,7 @@ impl AnarchyMeter {
         }
     }
 
-    /// The figures, once a window was solved.
+    /// The figures; `None` before the first solved window.
     pub fn report(&self) -> Option<AnarchyReport> {
         let state = self.state.lock();
         Some(AnarchyReport {

@@ -1,4 +1,4 @@
-//! What a control plane reads of a pool and changes in it while it runs.
+//! The calls by which a control plane reads and changes a running pool: policy, queue, load, learned curves.
 
 use std::sync::atomic::Ordering;
 
@@ -14,23 +14,23 @@ use super::{Role, WorkerPool};
 /// Learned curves of a pool.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct PoolCurves {
-    /// The model.
+    /// Name of the model.
     pub model: String,
-    /// What its workers do.
+    /// Role of the workers.
     pub role: Role,
-    /// Each worker's coefficients.
+    /// Coefficients of each worker's curves.
     pub workers: Vec<CurveView>,
-    /// All that was learned, to be taken over by [`WorkerPool::restore_curves`].
+    /// Everything that was learned, as [`WorkerPool::restore_curves`] takes it.
     pub record: FleetRecord,
 }
 
 impl WorkerPool {
-    /// Puts another policy in force. Its parameters were checked before.
+    /// Puts another policy in force. The caller has checked its parameters.
     pub(crate) fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
         self.state.lock().router.set_policy(policy)
     }
 
-    /// Puts late binding in front of the router, changes its configuration, or takes it away: then all who wait are placed
+    /// Puts a queue in front of the router, changes its configuration, or removes it. Without a queue, all waiting requests are placed
     /// at once.
     pub(crate) fn set_queue(&self, config: Option<QueueConfig>, now_s: f64) -> Result<(), Error> {
         let mut guard = self.lock();
@@ -60,7 +60,7 @@ impl WorkerPool {
         (longest_s > 0.0).then_some(longest_s)
     }
 
-    /// How busy the pool is; `None` without workers. O(workers).
+    /// Load and capacity of the pool, for the regime; `None` without workers. O(workers).
     pub(crate) fn pulse(&self, now_s: f64) -> Option<PoolSnapshot> {
         let state = self.state.lock();
         if state.workers.is_empty() {
@@ -95,7 +95,7 @@ impl WorkerPool {
         self.router.curves()
     }
 
-    /// Takes over learned curves: the fleet's, and those of workers that are known; how many those were.
+    /// Takes over the learned curves of the fleet and of registered workers. Returns the number of these workers.
     pub(crate) fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
         self.state.lock().router.restore_curves(record)
     }

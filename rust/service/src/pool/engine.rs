@@ -164,7 +164,7 @@ impl WorkerPool {
                 let queue = EngineQueue {
                     waiting_prompts: load.waiting_requests,
                     waiting_tokens: self.waiting_tokens(id, load.waiting_requests, now_s),
-                    // Metrics do not tell a prompt in computation from a decode, so the own count is the least.
+                    // The metrics count a prompt in computation and a decode alike, so the router's own count is the lower bound.
                     computed_prompts: u32::from(load.running_requests > 0),
                 };
                 state.router.report_engine_queue(id, queue, now_s);

@@ -60,7 +60,7 @@ pub(crate) struct Health {
     event_s: Option<f64>,
     /// Time of the last failure; `None` after a sign of life.
     failed_s: Option<f64>,
-    /// The control plane asked the worker several times in a row and got no answer.
+    /// Whether the control plane asked the worker several times in a row and got no answer.
     is_unreachable: bool,
     /// Number of failures, withdrawn failures included.
     pub failures: u64,
@@ -82,9 +82,9 @@ struct Refusals {
     in_a_row: u32,
     /// Times that the worker was skipped.
     skips: u32,
-    /// The worker is skipped until this time; `None` before enough refusals.
+    /// Time until which the worker is skipped; `None` before enough refusals.
     until_s: Option<f64>,
-    /// A request was sent to learn whether the worker serves again.
+    /// Whether a request is under way that shows whether the worker serves again.
     is_probed: bool,
 }
 
@@ -149,7 +149,7 @@ impl Health {
         self.refusals.in_a_row == 0
     }
 
-    /// The worker was chosen. After a time of being skipped, this request is the probe that decides. Returns whether it is.
+    /// Records that the worker was chosen. The first request after a skip is the probe. Returns whether this request is the probe.
     pub fn chosen(&mut self, now_s: f64) -> bool {
         let is_probe = self.refusals.until_s.is_some_and(|until_s| now_s >= until_s);
         if is_probe {
@@ -176,7 +176,7 @@ impl Health {
         let Some(failed) = self.failed_s else {
             return refusing;
         };
-        // With heartbeats the next heartbeat clears the failure; without them only time can.
+        // With heartbeats, the next heartbeat clears the failure. Without heartbeats, only time clears it.
         let waits = self.heartbeat_s.is_some() || now_s - failed <= options.quarantine_s;
         if waits { Some(Fault::Failed) } else { refusing }
     }
@@ -203,7 +203,7 @@ mod tests {
     };
 
     #[test]
-    fn worker_that_falls_silent_is_not_chosen_until_it_speaks() {
+    fn worker_that_falls_silent_is_not_chosen_until_its_next_heartbeat() {
         let mut health = Health::default();
         health.heartbeat(0.0);
         assert_eq!(health.fault(2.9, OPTIONS), None);
@@ -278,7 +278,11 @@ mod tests {
         health.answered();
         assert_eq!(health.fault(now_s, OPTIONS), None);
         health.refused(now_s);
-        assert_eq!(health.fault(now_s, OPTIONS), None, "one refusal is no row");
+        assert_eq!(
+            health.fault(now_s, OPTIONS),
+            None,
+            "one refusal does not skip the worker"
+        );
         assert!(!health.chosen(now_s));
     }
 

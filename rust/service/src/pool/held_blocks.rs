@@ -1,7 +1,7 @@
 //! Join of a dump with live events as a set of blocks.
 //!
-//! A dump and the live events overlap. In a set, a second store of a block and a removal of an absent block change nothing,
-//! so each block ends as the last event about it says. Complexity: O(blocks).
+//! A dump and the live events overlap. In a set, a second store of a block and a removal of an absent block change nothing.
+//! The last event about a block therefore decides whether the worker holds it. Complexity: O(blocks).
 
 use std::collections::HashSet;
 

@@ -325,7 +325,7 @@ impl WorkerPool {
         state.review(worker, now_s, self.options);
     }
 
-    /// Age at which a booking that nobody ends or renews expires, in seconds.
+    /// Age at which a booking without an end or a renewal expires, in seconds.
     pub(crate) fn booking_ttl_s(&self) -> f64 {
         self.router.config().booking_ttl_s
     }
@@ -335,7 +335,7 @@ impl WorkerPool {
         self.router.renew(request, now_s);
     }
 
-    /// The worker was chosen for a request. Returns whether its instance has several ranks.
+    /// Records that the worker was chosen for a request. Returns whether its instance has several ranks.
     ///
     /// A worker that comes back after refusals gets one request. Until this request has its answer, the router skips it.
     pub(crate) fn chosen(&self, worker: WorkerId, now_s: f64) -> bool {

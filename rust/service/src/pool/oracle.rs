@@ -165,7 +165,7 @@ impl Fleet {
         let id = engine.id;
         self.change(at);
         if self.random.below(2) == 0 {
-            // The old process is not dead yet.
+            // The old process still runs and publishes.
             self.faults.old_writers += 1;
             self.send(id, former.0, former.1 + 1, stored(BLOCKS + 5));
         }
@@ -184,7 +184,7 @@ impl Fleet {
         self.engines.iter().flat_map(blocks).collect()
     }
 
-    /// Reads a dump while the engines go on.
+    /// Reads a dump while the engines change their caches.
     fn dump(&mut self) {
         self.pool.begin_dump();
         for _ in 0..self.random.below(3) {

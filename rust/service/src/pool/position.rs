@@ -24,7 +24,7 @@ const PARTIAL: u64 = 0;
 /// Word for [`Coverage::Dumped`].
 const DUMPED: u64 = u64::MAX;
 
-/// Last event of one worker that a complete index holds.
+/// Position of one worker's feed in a complete index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SavedPosition {
     /// Id of the last event in the index; `None` after a dump that no event followed.
@@ -105,10 +105,10 @@ mod tests {
     }
 
     #[test]
-    fn position_is_told_only_while_it_is_known() {
+    fn position_is_reported_only_while_it_is_known() {
         let position = FeedPosition::default();
         position.set(Coverage::UpTo(7));
-        assert_eq!(position.get(), None, "whose is not known");
+        assert_eq!(position.get(), None, "the publisher is unknown");
         position.record(3, Coverage::UpTo(7));
         assert_eq!(position.get(), at(Some(7), 3));
         position.record(3, Coverage::Partial);

@@ -1,4 +1,7 @@
-//! The index of a pool over a restart of the gateway: saved with where each feed stands, taken over, and judged by what comes.
+//! The index of a pool over a restart of the gateway.
+//!
+//! The index is saved with the position of each worker's feed. After the restart it is taken over, and the first event of each worker
+//! shows whether the blocks are still exact, see [`super::cursor`]. O(blocks).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,22 +16,22 @@ use super::saved::SavedPool;
 /// Result of the restore of a saved pool, in workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct RestoreReport {
-    /// Workers whose blocks were taken over, until their first event or a dump tells more.
+    /// Workers whose blocks were taken over. Their first event or a dump confirms or replaces the blocks.
     pub taken_over: usize,
-    /// Workers that are here but started anew since: their feed has another publisher. They start empty.
+    /// Registered workers that restarted after the save: their feed has another publisher. They start empty.
     pub restarted: usize,
-    /// Workers that are here, but were not known as a whole, or how far and no dump follows. They start empty.
+    /// Registered workers whose saved blocks were incomplete, or have no event id while no dump follows. They start empty.
     pub not_known: usize,
-    /// Saved workers that are not registered now.
+    /// Saved workers that are not registered.
     pub gone: usize,
     /// (worker, tier, block) triples that were taken over.
     pub blocks: u64,
 }
 
 impl WorkerPool {
-    /// Who holds which blocks, with where each feed stands and whose it is; `None` without workers.
+    /// The blocks of all workers, with the position and the publisher of each feed; `None` without workers.
     ///
-    /// Events wait while the index is written, decisions do not.
+    /// Events wait while the index is written. Decisions do not wait.
     pub(crate) fn save(&self) -> Option<SavedPool> {
         let positions: BTreeMap<WorkerId, _> = {
             let state = self.state.lock();
@@ -56,18 +59,18 @@ impl WorkerPool {
         })
     }
 
-    /// Takes a saved index over, into one that no event has reached yet. `publishers` are the feeds of KV events that the pool
-    /// has now; `dump_follows`: blocks of workers whose events are missing will be read again.
+    /// Takes over a saved index into an empty index. `publishers` are the publishers of the pool's feeds of KV events. With
+    /// `dump_follows`, a dump will replace the blocks of workers whose events are missing.
     ///
     /// # Errors
-    /// What is wrong with the image; the index is empty then, as before.
+    /// The fault of the image; the index then stays empty.
     pub(crate) fn restore(
         &self,
         saved: &SavedPool,
         publishers: &BTreeSet<u64>,
         dump_follows: bool,
     ) -> Result<RestoreReport, Error> {
-        // Long with a large index, and it needs the index's lock only: decisions go on.
+        // This takes long with a large index. It takes the index's lock only, so decisions continue.
         let restored = self.router.restore_index(&saved.image)?;
         let mut report = RestoreReport {
             gone: (saved.workers as usize).saturating_sub(restored.len()),

@@ -7,8 +7,8 @@
 //!          | image: bytes u64, as `Router::save_index` gives them
 //! ```
 //!
-//! Little-endian. Nothing of a prompt is in it: hashes, no tokens, no key. Nothing that is read is believed: every count is held
-//! against the bytes that are left.
+//! Numbers are little-endian. The file holds hashes, and no token, text or key. The reader compares every count with the bytes that are
+//! left, so a damaged file takes no memory.
 
 use std::collections::BTreeMap;
 
@@ -18,11 +18,11 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Role;
 
 const MAGIC: &[u8; 8] = b"wdfleet\0";
-/// Version of the form.
+/// Version of the format.
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
 
-/// Why bytes are no saved fleet.
+/// Reason why bytes are no saved fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SavedError {
     /// The bytes do not begin with the magic of an index file.
@@ -34,23 +34,23 @@ pub(crate) enum SavedError {
         /// Version of the file.
         got: u32,
     },
-    /// The end is missing, or something follows.
+    /// The file is shorter or longer than its header says.
     #[error("an index file of {expected} bytes, got {got}: it is cut off or damaged")]
     Length {
-        /// Bytes that it says it has.
+        /// Bytes by the header.
         expected: u64,
-        /// Bytes that there are.
+        /// Bytes of the file.
         got: u64,
     },
     /// The body does not match its checksum.
     #[error("an index file whose checksum is wrong: it is damaged")]
     Checksum,
-    /// It breaks a rule of its form.
+    /// The body breaks a rule of the format.
     #[error("an index file that breaks a rule at byte {at}: {rule}")]
     Broken {
-        /// Where.
+        /// Position in the file, in bytes.
         at: u64,
-        /// Which.
+        /// The rule.
         rule: &'static str,
     },
 }
@@ -58,15 +58,15 @@ pub(crate) enum SavedError {
 /// One pool's index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SavedPool {
-    /// The model.
+    /// Name of the model.
     pub model: String,
-    /// What its workers do.
+    /// Role of the workers.
     pub role: Role,
-    /// Workers that the pool had.
+    /// Number of workers of the pool.
     pub workers: u64,
-    /// The publisher of the feed of each worker that the index knows as a whole: who it is.
+    /// Publisher of the feed of each worker whose blocks are complete.
     pub publishers: BTreeMap<WorkerId, u64>,
-    /// As `Router::save_index` gives it.
+    /// The index, as `Router::save_index` writes it.
     pub image: Vec<u8>,
 }
 
@@ -75,12 +75,12 @@ pub(crate) struct SavedPool {
 pub(crate) struct SavedFleet {
     /// Time of the save, in seconds since 1970.
     pub saved_at_s: u64,
-    /// Each once.
+    /// Every pool, at most once.
     pub pools: Vec<SavedPool>,
 }
 
 impl SavedFleet {
-    /// As bytes.
+    /// The file's bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let images: usize = self.pools.iter().map(|pool| pool.image.len()).sum();
         let mut out = Vec::with_capacity(images + 4096);
@@ -109,10 +109,10 @@ impl SavedFleet {
         out
     }
 
-    /// From bytes, with the images unread.
+    /// Reads a file's bytes; the images stay unread.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The fault of the bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, SavedError> {
         if bytes.get(..8) != Some(MAGIC) {
             return Err(SavedError::Magic);
@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(number))
     }
 
-    /// A count of entries of at least so many bytes each.
+    /// Reads a count of entries that take at least `entry_bytes` each.
     fn count(&mut self, entry_bytes: usize) -> Result<usize, SavedError> {
         let count = self.number::<4>()? as usize;
         if count.saturating_mul(entry_bytes) > self.bytes.len() - self.at {
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn saved_fleet_is_read_as_it_was_written() {
         assert_eq!(SavedFleet::from_bytes(&fleet().to_bytes()), Ok(fleet()));
     }
 
@@ -270,7 +270,7 @@ mod tests {
     }
 
     proptest! {
-        /// A body with a right checksum is not believed either.
+        /// A body with a correct checksum and random content is refused or read, without a panic.
         #[test]
         fn any_body_is_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..200), at in 0usize..200, byte: u8) {
             let sealed = |body: &[u8]| {

@@ -1,8 +1,8 @@
 //! A conversation of Anthropic's messages API as a chat request.
 //!
 //! The body is decoded by `dynamo-protocols`. Dynamo turns it into a chat request before it renders, and so does this module.
-//! Answers of this API name no token ids, so the result cannot be proven and serves as a hint. Source: `protocols/anthropic/types.rs`
-//! of the crate `dynamo-llm` 1.6.1.
+//! Answers of this API name no token ids, so no dry run can prove the ids. They serve to find the prefix and are not handed over.
+//! Source: `protocols/anthropic/types.rs` of the crate `dynamo-llm` 1.6.1.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! The top level of a request body, split but not decoded, and the one change that is ever made to it.
+//! The top level of a request body, split but not decoded, and the only change that the service makes to a body: token ids put in.
 //!
 //! A body that cannot be split is refused, because it might carry a pin in a form that only the engine's frontend reads: serde takes
 //! an array for an object, and some routes of Dynamo take the last of two equal keys.
@@ -80,7 +80,7 @@ pub(crate) struct RequestBody<'a> {
     pub previous_response_id: Option<&'a RawValue>,
 }
 
-/// What matters in the client's own `nvext`.
+/// The fields of the client's own `nvext` that decide prompt and placement.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ClientNvext<'a> {
@@ -119,7 +119,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// The field is there and not `null`.
+/// Whether the field is there and not `null`.
 pub fn is_set(field: Option<&RawValue>) -> bool {
     field.is_some_and(|raw| raw.get() != "null")
 }
@@ -172,7 +172,7 @@ impl<'a> RequestBody<'a> {
 }
 
 impl ClientNvext<'_> {
-    /// The client chose a worker.
+    /// Whether the client chose a worker.
     pub fn has_pin(&self) -> bool {
         [
             self.backend_instance_id,
@@ -191,7 +191,7 @@ impl ClientNvext<'_> {
         hints.osl
     }
 
-    /// The client asked where Dynamo would route.
+    /// Whether the client asked only for the worker that Dynamo would choose.
     pub fn is_dry_run(&self) -> bool {
         self.annotations
             .is_some_and(|raw| raw.get().contains("query_instance_id:"))

@@ -18,7 +18,7 @@ pub(crate) struct CardOptions {
     pub chat_template_file: Option<PathBuf>,
     /// Values that a template may ask for beside the conversation.
     pub prompt_context: Option<Vec<PromptContextMixin>>,
-    /// A request with `tool_choice: "none"` is rendered without its tools.
+    /// Whether a request with `tool_choice: "none"` is rendered without its tools.
     pub exclude_tools_when_tool_choice_none: bool,
     /// Form in which a template gets the arguments of a tool call.
     pub tool_call_arguments_format: ArgumentsFormat,
@@ -30,7 +30,7 @@ pub(crate) struct CardOptions {
     pub default_thinking_mode: Option<String>,
     /// Implementation of the tokeniser.
     pub tokenizer_backend: Backend,
-    /// The engine puts the tokeniser's special tokens around the text of a completions request. Dynamo does not.
+    /// Whether the engine puts the tokeniser's special tokens around the text of a completions request. Dynamo does not.
     pub completions_have_special_tokens: bool,
 }
 
@@ -75,13 +75,13 @@ impl Default for CardOptions {
 }
 
 impl CardOptions {
-    /// Dynamo decodes the arguments of tool calls itself. The renderer crates do not contain this step.
+    /// Whether Dynamo decodes the arguments of tool calls itself. The renderer crates do not contain this step.
     pub fn decodes_arguments(&self) -> bool {
         self.tool_call_arguments_format == ArgumentsFormat::JsonObject
             || self.tool_call_parser.as_deref() == Some(GLM_PARSER)
     }
 
-    /// The model's parsers have thinking rules of their own, which only Dynamo's preprocessor contains.
+    /// Whether the model's parsers have thinking rules of their own, which only Dynamo's preprocessor contains.
     pub fn has_own_thinking_rules(&self) -> bool {
         let names = [&self.tool_call_parser, &self.reasoning_parser];
         names.into_iter().flatten().any(|name| {

@@ -20,7 +20,7 @@ use super::card::CardOptions;
 use super::reasoning::{self, ThinkingWishes};
 use super::shape::Shape;
 
-/// A mark that no conversation contains: it shows where the last message ends in the rendered text.
+/// A mark behind the last message, which shows where the message ends in the rendered text. The `transformers` library uses the same mark.
 const END_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// The fields of a chat request that decide its prompt.
@@ -98,12 +98,12 @@ impl ChatRequest {
         reasoning::resolve(&wishes, &mut self.chat_template_args)
     }
 
-    /// The last message stays open, so that the model goes on with it.
+    /// Whether the last message stays open, so that the model continues it.
     pub fn continues_last_message(&self) -> bool {
         self.continue_final_message == Some(true)
     }
 
-    /// Images, audio or video are in the conversation.
+    /// Whether the conversation has images, audio or video.
     pub fn has_media(&self) -> bool {
         self.inner.messages.iter().any(|message| match message {
             ChatCompletionRequestMessage::User(user) => match &user.content {

@@ -26,7 +26,7 @@ fn bodies() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-/// The last value of a key, as parsers of JSON take it that know nothing of equal keys.
+/// Whether a body has a pin. Of two equal keys it takes the last one, as most JSON parsers do.
 fn pin_of(body: &Value) -> bool {
     let names = [
         "backend_instance_id",

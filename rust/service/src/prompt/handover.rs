@@ -1,8 +1,9 @@
-//! Are our token ids Dynamo's? Dry runs decide, and the first difference ends the handover.
+//! The comparison of the service's token ids with Dynamo's, by dry runs. The first difference ends the handover of ids.
 //!
-//! One task per model compares ids: all samples before any handover, again at intervals and when a frontend may have restarted, and
-//! between these times some of the prompts that are handed over. By construction the ids are equal, so a difference means that the
-//! frontend works with other files or another version. No prompt of the model is handed over then until all samples agree again.
+//! One task per model compares ids. It compares all samples before any handover, again at intervals, and after a frontend may have
+//! restarted. Between these times it compares some of the prompts that are handed over. Both sides use the same crates, so a
+//! difference means that the frontend works with other files or another version. After a difference, no prompt of the model is handed
+//! over until all samples agree again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -37,12 +38,12 @@ pub enum DryRunError {
     Refused(String),
 }
 
-/// A way to ask the engine's frontend for the token ids of a request, which a door hands in.
+/// Source of the token ids that the engine's frontend computes. A door implements it, because only a door knows its upstreams.
 pub trait TokenIdSource: Send + Sync + 'static {
     /// Token ids that the frontend computes for the JSON `body` of a request to `endpoint`. The body asks for a dry run.
     ///
     /// # Errors
-    /// Whether the frontend is unavailable or refuses this body.
+    /// The frontend is unavailable, or it refuses this body.
     fn token_ids(
         &self,
         endpoint: Endpoint,
@@ -73,13 +74,13 @@ pub(crate) struct ShapeReport {
     pub samples: usize,
     /// Samples with the same ids.
     pub equal: usize,
-    /// Ids of this shape are handed over.
+    /// Whether ids of this shape are handed over.
     pub handed_over: bool,
-    /// What stood in the way of a sample, if anything.
+    /// Why a sample has no equal ids; `None` while all have.
     pub note: Option<String>,
 }
 
-/// What the task tells the model's record after each comparison.
+/// Receiver of the task's results, one after each comparison.
 pub(crate) trait HandoverLog: Send + 'static {
     /// Takes over a report.
     fn report(&self, report: HandoverReport);
@@ -87,7 +88,7 @@ pub(crate) trait HandoverLog: Send + 'static {
     fn differed(&self);
 }
 
-/// Compares ids as long as the prompter lives, see the module's text.
+/// Compares ids as long as the prompter lives, as the module's text describes.
 pub(crate) async fn keep_checked(
     prompter: Weak<Prompter>,
     model: String,
@@ -122,9 +123,9 @@ struct HandoverTask<S, L> {
     sampled: mpsc::Receiver<Sample>,
     rechecks: Arc<Notify>,
     report: HandoverReport,
-    /// The last attempt met a frontend that cannot answer.
+    /// Whether the last attempt met a frontend that cannot answer, so that the log reports the wait once.
     waits: bool,
-    /// Difference over a prompt of a client, which stays until a frontend restarts: the samples do not cover this prompt.
+    /// Difference over a prompt of a client. It stays until a frontend restarts, because the samples do not cover this prompt.
     client_difference: Option<String>,
 }
 
@@ -140,7 +141,7 @@ impl<S: TokenIdSource, L: HandoverLog> HandoverTask<S, L> {
                     self.waits = false;
                     return Some(());
                 }
-                // A frontend came or went meanwhile, so the answers may be of two minds.
+                // A frontend joined or left meanwhile, so two frontends with different files may have answered.
                 Ok(_) => {}
                 Err(reason) => {
                     if !self.waits {
@@ -246,10 +247,10 @@ impl<S: TokenIdSource, L: HandoverLog> HandoverTask<S, L> {
     }
 }
 
-/// Compares our ids with Dynamo's on all samples.
+/// Compares the service's ids with Dynamo's on all samples.
 ///
 /// # Errors
-/// A text when Dynamo does not answer dry runs (yet): no workers, not in kv mode, down.
+/// A text when Dynamo's frontend answers no dry runs: no workers, not in kv mode, down.
 async fn compare(
     prompter: &Prompter,
     model: &str,

@@ -1,7 +1,8 @@
-//! From a request body to the prompt's tokens, or the reason why they cannot be known.
+//! From a request body to the prompt's tokens and block hashes, or the reason why the tokens cannot be known.
 //!
-//! A body passes through the types, templates and tokenisers from which Dynamo 1.6.1 is built, so the ids equal Dynamo's. What the
-//! gateway forwards are the client's own bytes. While dry runs show the same ids, `nvext.token_data` is spliced in.
+//! This is the first step of a request's walk: [`crate::request`] calls it before the decision. A body passes through the types,
+//! templates and tokenisers from which Dynamo 1.6.1 is built, so the token ids equal Dynamo's. The gateway forwards the client's own
+//! bytes. While dry runs of Dynamo's frontend show the same ids, the gateway adds them to the body as `nvext.token_data`.
 //!
 //! ```text
 //! bytes ─▶ body (split, pins) ─▶ chat | anthropic (typed) ─▶ template ─▶ tokenise ─▶ prepare (hashes, splice)
@@ -35,7 +36,7 @@ pub(crate) use self::prepare::{Prompt, PromptRequest, PromptTarget, is_heavy};
 pub(crate) use self::prompter::Prompter;
 pub(crate) use self::shared_tokenisers::{SharedTokenisers, TokeniserFiles};
 
-/// Reason why the gateway leaves the choice to Dynamo. Each reason has a counter.
+/// Reason why the service leaves the choice of the worker to the engine's own router. Each reason has a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Abstention {
     /// The body is no request of its endpoint, so Dynamo refuses it.
@@ -54,9 +55,9 @@ pub enum Abstention {
     Multimodal,
     /// Embeddings in place of a prompt.
     PromptEmbeds,
-    /// Several prompts in one request: Dynamo places each by itself, a pin would hold them together.
+    /// Several prompts in one request: Dynamo places each prompt by itself, and a pin would send all to one worker.
     Batch,
-    /// The client asks Dynamo where it would route.
+    /// The client asks Dynamo for the worker that it would choose, and wants no answer of a model.
     DryRun,
     /// The client chose the worker.
     ClientPin,
@@ -72,7 +73,7 @@ pub enum Abstention {
     TokeniseTimeout,
     /// Dynamo draws one of several worker sets of the model for each request, and a pin cannot choose the set.
     WorkerSets,
-    /// No worker of ours is available.
+    /// No registered worker is available.
     NoWorker,
     /// The router refused, for example at its limit of bookings.
     RouterRefused,

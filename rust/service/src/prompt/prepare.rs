@@ -1,7 +1,8 @@
-//! One request body in; hashes, length and an optional splice out. No I/O: it runs on a serving thread or off it.
+//! A request body becomes a [`Prompt`]: block hashes, length, and the body with token ids put in where the ids are proven.
 //!
-//! Two steps, because only the caller knows the models: [`PromptRequest::read`] finds the model's name, and
-//! [`PromptRequest::prepare`] takes what the prompt needs to know of that model.
+//! There are two steps, because only the caller knows the models. [`PromptRequest::read`] finds the model's name, and
+//! [`PromptRequest::prepare`] takes the facts about the model that the prompt depends on. Neither does I/O, so a serving thread or a
+//! thread of the prompt pool can run both. O(bytes of the body).
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -18,7 +19,7 @@ use super::shape::Shape;
 use super::token_list::{PromptList, token_ids};
 use crate::config::PromptOptions;
 
-/// No tokeniser packs more bytes than this into a token on average, so a longer text can not fit the context.
+/// Most bytes per token, averaged over a text, that any tokeniser reaches. A text with more bytes cannot fit the context.
 const MAX_BYTES_PER_TOKEN: u64 = 64;
 
 /// A prompt as a decision needs it.
@@ -33,7 +34,7 @@ pub(crate) struct Prompt {
     pub expected_output_tokens: Option<u32>,
     /// The request body with token ids in it, for shapes whose ids proved equal to the engine's own.
     pub spliced: Option<[Bytes; 3]>,
-    /// The client asked for a stream.
+    /// Whether the client asked for a stream.
     pub is_streamed: bool,
     /// Time that each stage took.
     pub timing: Timing,
@@ -122,7 +123,7 @@ pub(crate) struct PromptTarget<'a> {
 }
 
 impl PromptTarget<'_> {
-    /// The context takes fewer tokens than the prompt has.
+    /// Whether the context takes fewer tokens than the prompt has.
     pub fn is_too_long(&self, tokens: usize) -> bool {
         self.context_length.is_some_and(|limit| tokens as u64 > limit)
     }
@@ -173,7 +174,7 @@ impl<'a> PromptRequest<'a> {
         &self.model
     }
 
-    /// Finds out the prompt's tokens and hashes its blocks. `tenant` is the cache namespace that a header names.
+    /// Computes the prompt's tokens and hashes its blocks. `tenant` is the cache namespace that a header names.
     ///
     /// # Errors
     /// The reason to leave the choice to Dynamo.
@@ -226,7 +227,7 @@ pub(crate) fn is_heavy(body: &[u8], options: &PromptOptions) -> bool {
 
 struct PromptTokens {
     tokens: Vec<u32>,
-    /// The ids come from our tokeniser, not from the client.
+    /// Whether the ids come from the service's tokeniser and not from the client.
     is_ours: bool,
     shape: Shape,
 }
@@ -354,7 +355,7 @@ mod tests {
         );
         assert!(
             got.spliced.is_none(),
-            "the client's own ids are not handed over again"
+            "ids of the client are not handed over again"
         );
     }
 

@@ -1,6 +1,7 @@
-//! All that turns the requests of one model into token ids, and what is proven about the ids.
+//! Tokeniser and template of one model, and the kinds of prompts whose token ids proved equal to Dynamo's.
 //!
-//! A file that cannot be read costs the knowledge of prompts and nothing else: the model is still served and routed by load.
+//! [`super::prepare`] encodes prompts here, and [`super::handover`] sets the proven kinds. A model whose files cannot be read is still
+//! served: its requests are placed by load.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -45,7 +46,7 @@ pub(crate) struct Sample {
     pub tokens: Vec<u32>,
 }
 
-/// Of the handed-over prompts after the first ones, one in so many is compared.
+/// Of the later handed-over prompts, one in this many is compared with Dynamo's ids.
 const SAMPLE_EVERY: u64 = 256;
 
 impl Prompter {
@@ -80,12 +81,12 @@ impl Prompter {
         }
     }
 
-    /// The samples of handed-over prompts. Only the first call gets them.
+    /// Receiver of the samples of handed-over prompts. Only the first call gets it.
     pub fn take_samples(&self) -> Option<mpsc::Receiver<Sample>> {
         self.sampled.lock().take()
     }
 
-    /// Has some of the handed-over prompts compared. While a comparison runs, further samples are dropped.
+    /// Sends some of the handed-over prompts to the comparison. While a comparison runs, further samples are dropped.
     pub fn sample(&self, endpoint: Endpoint, body: &Bytes, tokens: &[u32]) {
         let number = self.handovers.fetch_add(1, Ordering::Relaxed) + 1;
         if !number.is_power_of_two() && !number.is_multiple_of(SAMPLE_EVERY) {
@@ -105,12 +106,12 @@ impl Prompter {
         &self.problems
     }
 
-    /// The model has a tokeniser that works.
+    /// Whether the model has a tokeniser that works.
     pub fn has_tokeniser(&self) -> bool {
         self.tokeniser.is_some()
     }
 
-    /// The model has a chat template that works.
+    /// Whether the model has a chat template that works.
     pub fn has_template(&self) -> bool {
         self.renderer.is_some()
     }
@@ -121,7 +122,7 @@ impl Prompter {
         self.recheck.notify_one();
     }
 
-    /// Where [`Prompter::recheck`] is announced.
+    /// Signal of [`Prompter::recheck`], for the task that compares.
     pub fn rechecks(&self) -> Arc<Notify> {
         self.recheck.clone()
     }
@@ -167,7 +168,7 @@ impl Prompter {
     }
 }
 
-/// A panic of a foreign crate over a malformed file is a problem of this file.
+/// Turns a panic of another crate over a malformed file into a problem of the file: the model is then routed by load.
 fn guarded<T>(load: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(load))
         .unwrap_or_else(|_| Err("the files of the model cannot be read: their reader panicked".into()))

@@ -19,7 +19,7 @@ impl Shape {
     pub const TOOL_CALLS: Self = Self(16);
     /// Fields beside the conversation that a template can read.
     pub const OPTIONS: Self = Self(32);
-    /// A conversion that the crates do not contain, so that the ids are a hint.
+    /// A conversion that Dynamo's published crates do not contain, so the ids serve to find the prefix only.
     pub const UNPROVEN: Self = Self(128);
 
     /// The kinds that samples cover, with their names.
@@ -42,7 +42,7 @@ impl Shape {
         self.0
     }
 
-    /// All of `other` is in `self`.
+    /// Whether every kind in `other` is in `self`.
     pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }

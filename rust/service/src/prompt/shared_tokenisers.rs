@@ -22,7 +22,7 @@ pub(crate) const MAX_TOKENISERS: usize = 64;
 pub(crate) struct TokeniserFiles {
     /// Folder of the files.
     pub folder: PathBuf,
-    /// Checksums of the files by the model cards. Without checksums nobody knows whether two readings find equal files.
+    /// Checksums of the files, as the model cards state them. Without checksums, two readings may find different files.
     pub checksums: Vec<String>,
     /// Implementation of the tokeniser.
     pub backend: Backend,
@@ -86,7 +86,7 @@ impl SharedTokenisers {
 }
 
 impl Slots {
-    /// The slot of these files, after the slots that nobody uses are gone.
+    /// The slot of these files. Unused slots are removed first.
     fn place(&mut self, files: &TokeniserFiles) -> Result<Arc<Slot>, String> {
         self.shared.retain(|_, slot| is_used(slot));
         self.single.retain(is_used);

@@ -56,7 +56,7 @@ impl Renderer {
             .render_prompt(&MarkedRequest::new(request)?)
             .map_err(|_| Abstention::TemplateError)?;
         if rendered.segments().is_some() {
-            // A cut inside the segments of a native format is Dynamo's own step.
+            // Only Dynamo's preprocessor cuts inside the segments of a native format; no published crate contains that step.
             return Err(Abstention::TemplateError);
         }
         MarkedRequest::cut(rendered.as_str()).map(|text| RenderedPrompt::text(text.to_owned()))
@@ -68,7 +68,7 @@ fn native_formatter(folder: &Path, name: &str, card: &CardOptions) -> Option<Pro
     let config = read(&folder.join("config.json")).ok().flatten();
     let config: Option<Value> = config.and_then(|text| serde_json::from_str(&text).ok());
     let family = config.as_ref().and_then(|config| config["model_type"].as_str());
-    // Without a family in the configuration the renderer goes by the model's name.
+    // Without a family in the configuration, the renderer chooses by the model's name.
     let family = family.map(str::to_lowercase).filter(|family| !family.is_empty());
     let name = name.to_lowercase();
     kimi_k3_formatter_for(&family, &name, card.exclude_tools_when_tool_choice_none)
@@ -101,7 +101,7 @@ fn template_of(folder: &Path, card: &CardOptions) -> Result<Option<Value>, Strin
     Ok((!config["chat_template"].is_null()).then_some(config))
 }
 
-/// The template in a file of its own. Without the operator's template any other template would give other prompts.
+/// The template in a file of its own. A template of the operator that is missing is an error: another template gives other prompts.
 fn separate_template(folder: &Path, card: &CardOptions) -> Result<Option<Value>, String> {
     if let Some(place) = &card.chat_template_file {
         let missing = || {

@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn reading_ends_at_the_context() {
         assert_eq!(token_ids("[1,2,3]", Some(3)), Ok(vec![1, 2, 3]));
-        // What stands behind the limit is not even looked at.
+        // Reading ends at the limit, so the text behind it needs not be JSON.
         assert_eq!(token_ids("[1,2,3,4,oops", Some(3)), Err(Abstention::TooLong));
         assert_eq!(PromptList::read("[[1,2,3,4]]", Some(3)), Err(Abstention::TooLong));
     }

@@ -25,7 +25,7 @@ pub(crate) struct Tokeniser {
 pub(crate) struct PrefixCache {
     /// Shared storage; its limit holds for all models together.
     pub shared: SharedTokenizerCache,
-    /// Never used twice: files under one name may change.
+    /// Number of the tokeniser in the cache. It is never used twice, because files under one name may change.
     pub namespace: u64,
 }
 
@@ -139,7 +139,7 @@ fn load_huggingface(place: &Path, backend: Backend) -> Result<(Arc<dyn Tokenizer
     if let Some(folder) = place.parent() {
         dynamo_tokenizers::hf::merge_special_tokens_from_config(&mut tokenizer, folder);
     }
-    // A file may carry the truncation and padding of its training run; a prompt is never cut here.
+    // A file may carry the truncation and padding of its training run, which would cut a prompt.
     tokenizer
         .with_truncation(None)
         .map_err(|error| wrong(error.to_string()))?;

@@ -1,7 +1,7 @@
 //! Server-sent events of a relayed answer, cut out of its pieces (WHATWG HTML, section 9.2.6).
 //!
-//! The relay passes every byte on unchanged, so this reader only looks. Bytes of one read are no event: an event may
-//! span several reads, and one read may hold several events, comments and blank lines. O(bytes); one event is kept.
+//! The relay passes every byte on unchanged; this reader only looks. An event may span several reads, and one read may hold several
+//! events, comments and blank lines. O(bytes); at most one event is kept.
 
 use memchr::memchr2;
 

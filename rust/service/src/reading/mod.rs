@@ -1,4 +1,6 @@
-//! What an answer says while it is relayed: progress, its end, an error inside it, and the usage that the engine reports.
+//! Reading of an answer while it is relayed: progress, its end, an error inside it, and the usage that the engine reports.
+//!
+//! A door feeds each piece; [`crate::Answer`] takes the results. O(bytes).
 //!
 //! Events and bodies are decoded as JSON with types, so text that a model writes, or a tool schema that an answer echoes,
 //! cannot pass for a report. Most events of a stream are one token: they are decoded only where a cheap search finds a
@@ -52,7 +54,7 @@ pub struct Progress {
     pub has_data: bool,
     /// The piece ended an event of the first choice, which is about one token of it.
     pub has_token: bool,
-    /// The answer is complete, whatever bytes follow.
+    /// The answer is complete, regardless of later bytes.
     pub is_complete: bool,
     /// The piece ended an error event.
     pub has_failed: bool,
@@ -245,7 +247,7 @@ impl Seen {
         self.take(&chunk)
     }
 
-    /// Takes over usage and choices. Returns the lowest choice of the chunk; an event without choices is of the first.
+    /// Takes over usage and choices. Returns the lowest choice of the chunk; an event without choices belongs to the first.
     fn take(&mut self, chunk: &Chunk<'_>) -> u32 {
         let nested = [chunk.response.as_ref(), chunk.message.as_ref()];
         let nested = nested
@@ -281,7 +283,7 @@ impl ReportedUsage {
     }
 }
 
-/// The choice that an event names, as far as a search without decoding tells.
+/// The choice that an event names, as far as a search without decoding shows.
 enum Index {
     None,
     One(u32),
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_those_of_one_choice_whatever_the_text_says() {
+    fn tokens_are_those_of_one_choice_regardless_of_the_text() {
         let mut stream = String::new();
         for _ in 0..20 {
             for choice in 0..4 {

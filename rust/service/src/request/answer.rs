@@ -1,4 +1,7 @@
-//! An answer on its way to the client, and everything that the service learns from it.
+//! An answer on its way to the client, and what the service learns from it: the last step of a request's walk.
+//!
+//! The door reports each piece and the end. The first piece ends the prefill of the booking, the end releases it, and curves, outcomes,
+//! receipts and shadows take the times. O(1) per piece.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,7 +31,7 @@ pub struct Usage {
 /// The answer to one request. The door reports each piece and then the end.
 pub struct Answer {
     service: Arc<Service>,
-    /// The claim on the workers, until the end.
+    /// The booking on the workers, until the end.
     booking: Option<Booking>,
     shadow: Option<ShadowedRequest>,
     receipt: Option<Arc<OpenReceipt>>,
@@ -37,7 +40,7 @@ pub struct Answer {
     pieces: Option<PieceTimes>,
     histograms: StreamHistograms,
     latency: Arc<StreamLatency>,
-    /// The client asked for a stream.
+    /// Whether the client asked for a stream.
     is_streamed: bool,
     /// Cached prompt tokens predicted on the first leg's worker.
     predicted_tokens: u64,
@@ -86,7 +89,7 @@ impl Answer {
         }
     }
 
-    /// The claim on the workers, while there is one.
+    /// The booking on the workers, while there is one.
     pub fn booking(&self) -> Option<&Booking> {
         self.booking.as_ref()
     }
@@ -127,12 +130,12 @@ impl Answer {
         }
     }
 
-    /// Whether the status is that of work done. Any other answer is a refusal: it has no first token and teaches nothing.
+    /// Whether the status is a success. Any other answer is a refusal: it has no first token and teaches nothing.
     fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
-    /// A refusal is complete.
+    /// Records the end of a refusal.
     fn refused(mut self) {
         if let Some(booking) = &mut self.booking {
             booking.refuse();
@@ -149,7 +152,7 @@ impl Answer {
             self.refused();
             return;
         }
-        // In a split the engine that answers never saw the prompt's prefill: its count says nothing about the prediction.
+        // In a split, the engine that answers has not computed the prefill, so its count says nothing about the prediction.
         let legs = self.booking.as_ref().map_or(0, |booking| booking.legs().count());
         let cached_tokens = usage.cached_tokens.filter(|_| legs <= 1);
         let output_tokens = usage.output_tokens;

@@ -18,7 +18,7 @@ pub struct Chosen {
     pub overlap_blocks: u32,
     /// Every candidate with its load, at the moment of the choice.
     pub candidates: Vec<Candidate>,
-    /// The claim on the worker, where one was asked for.
+    /// The booking on the worker, where the door asked for one.
     pub booking: Option<Booking>,
 }
 

@@ -42,7 +42,7 @@ pub struct ActiveRequest {
 }
 
 impl Service {
-    /// Begins a request that had arrived as a whole at `started`. With an id, and with receipts on, its decision gets a receipt.
+    /// Begins a request whose last byte arrived at `started`. With an id, and with receipts on, its decision gets a receipt.
     pub fn begin(
         self: &Arc<Self>,
         prepared: Prepared,
@@ -153,14 +153,14 @@ impl ActiveRequest {
         spliced
     }
 
-    /// The door refused the request with a status of its protocol.
+    /// Records that the door refused the request with this status of its protocol.
     pub fn refused(&self, status: u16) {
         if let Some(receipt) = &self.receipt {
             receipt.ended(ReceiptOutcome::refused(status));
         }
     }
 
-    /// The door found no answer upstream and refused the request with a status of its protocol.
+    /// Records that the door found no answer upstream and refused the request with this status of its protocol.
     pub fn unanswered(&self, status: u16) {
         self.refused(status);
         if let Some(shadow) = &self.shadow {
@@ -168,7 +168,7 @@ impl ActiveRequest {
         }
     }
 
-    /// The upstream answered with an error of this status.
+    /// Records that the upstream answered with an error of this status.
     pub fn answered_with_error(&mut self, status: u16) {
         if let Some(booking) = &mut self.booking {
             booking.refuse();
@@ -181,7 +181,7 @@ impl ActiveRequest {
         }
     }
 
-    /// The answer begins, with a status of the door's protocol.
+    /// Begins the answer, with a status of the door's protocol.
     pub fn answer(self, status: u16) -> Answer {
         Answer::new(self, status)
     }

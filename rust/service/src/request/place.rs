@@ -1,4 +1,7 @@
-//! From a prepared prompt to booked workers: at once, or late from a pool's queue.
+//! From a prepared prompt to booked workers, at once or late from a pool's queue: the decision step of a request's walk.
+//!
+//! A pool's router matches, prices, picks and books in one step under its lock. In a split the prefill leg comes first, then the decode
+//! leg. O(prompt blocks + workers) per leg.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +26,7 @@ pub struct PlaceHints<'a> {
     pub tenant: Option<&'a str>,
     /// Levels above the usual priority, −10 to 10; other values are clamped.
     pub priority: i32,
-    /// Milliseconds until the first token is of no more use.
+    /// Milliseconds after which the first token is useless to the client.
     pub deadline_ms: Option<u64>,
     /// Bytes that the door keeps for the request while it waits.
     pub body_bytes: usize,
@@ -36,17 +39,17 @@ pub struct PlaceHints<'a> {
 pub enum Refusal {
     /// The queue is full.
     QueueFull {
-        /// Seconds until another try makes sense.
+        /// Seconds after which another attempt can succeed.
         retry_after_s: u32,
     },
-    /// The tenant has as much waiting in the queue as it may have.
+    /// The tenant's waiting requests reach the tenant's limit.
     TenantQueueFull {
-        /// Seconds until another try makes sense.
+        /// Seconds after which another attempt can succeed.
         retry_after_s: u32,
     },
     /// No worker can meet the deadline.
     DeadlineHopeless {
-        /// Seconds until another try makes sense.
+        /// Seconds after which another attempt can succeed.
         retry_after_s: u32,
     },
 }
@@ -60,9 +63,9 @@ pub enum Unplaced {
     Refuse(Refusal),
 }
 
-/// A booking, and the time that it took to wait for it.
+/// A booking, and the time that the request waited for it.
 pub struct Placed {
-    /// The claim on the request's workers.
+    /// The booking on the request's workers.
     pub booking: Booking,
     /// Seconds in the queue, over all legs; `None` for a request that met no queue.
     pub waited_s: Option<f64>,
@@ -133,7 +136,7 @@ impl Service {
     pub fn place_among(&self, prepared: &Prepared, allowed: Allowed<'_>) -> Result<Booking, Abstention> {
         let mut booking = Booking::new(self.next_request_id(), self.clock);
         for &role in prepared.model.roles() {
-            // A leg that is booked already ends with the booking, also when the next role has no worker.
+            // When the next role has no worker, dropping the booking releases the legs that are booked already.
             booking.add(self.place_leg(prepared, role, booking.id(), allowed)?);
         }
         Ok(self.count(booking))

@@ -1,4 +1,6 @@
-//! From a request body, or from token ids, to a prompt of a registered model.
+//! From a request body, or from token ids, to a prompt of a registered model: the first step of a request's walk.
+//!
+//! A short body is tokenised on the serving thread, a long one on the threads of the prompt pool. O(bytes) or O(tokens).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,12 +35,12 @@ pub struct ReadyPrompt<'a> {
     pub tenant: Option<&'a str>,
     /// Answer length that the client expects or allows, in tokens.
     pub expected_output_tokens: Option<u32>,
-    /// The answer arrives token by token.
+    /// Whether the answer arrives token by token.
     pub is_streamed: bool,
 }
 
 impl Service {
-    /// Finds out the tokens of a request body and hashes its blocks. `tenant` is the cache namespace that a header names.
+    /// Computes the tokens of a request body and hashes its blocks. `tenant` is the cache namespace that a header names.
     ///
     /// A long body is tokenised on the threads of the prompt pool, so that it holds up no other request.
     ///

@@ -6,12 +6,12 @@ use crate::service::Service;
 
 use wardrop_core::HashScope;
 
-/// What a door knows of a request whose tokens stay unknown.
+/// The facts that a door knows about a request with unknown tokens.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UnreadPrompt {
     /// Estimated tokens of the prompt; 0 where nothing is known.
     pub input_tokens: u32,
-    /// The answer arrives token by token.
+    /// Whether the answer arrives token by token.
     pub is_streamed: bool,
 }
 

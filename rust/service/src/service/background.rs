@@ -1,4 +1,6 @@
-//! The service's background thread: the event loop of feeds, sweeps over the pools, and template checks.
+//! The service's background thread: the event loop of feeds, sweeps over the pools, and comparisons of token ids.
+//!
+//! No request runs on this thread. A sweep costs O(workers + bookings).
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -1,4 +1,4 @@
-//! What a control plane reads and changes while the gateway runs. All of it is short and off the requests' path.
+//! The calls by which a control plane reads and changes the running service. Every call is short and off the path of requests.
 
 use std::collections::BTreeMap;
 
@@ -18,18 +18,18 @@ const MAX_GAUGES: usize = 64;
 const MAX_PARTS: usize = 64;
 /// Reports of engines in one call.
 const MAX_REPORTS: usize = 65_536;
-/// Start of the names of gauges that hold a setting.
+/// Prefix of the names of gauges that hold a setting.
 const SETTING_PREFIX: &str = "setting_";
 
 /// The state of one part of the control plane, such as discovery or the admin API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartState {
-    /// The part works. A part that failed waits for its next attempt.
+    /// Whether the part works. A part that failed waits for its next attempt.
     pub up: bool,
     /// Failures since the start; never falls.
     pub failures: u64,
-    /// Text of the last failure; empty before the first.
+    /// Text of the last failure; empty before the first failure.
     pub error: String,
 }
 
@@ -75,7 +75,7 @@ impl Service {
         })
     }
 
-    /// What the shadows of every model say, as JSON; `None` when there are no shadows.
+    /// The reports of the shadows of every model, as JSON; `None` when there are no shadows.
     pub fn shadows(&self) -> Option<String> {
         let shadows = self.shadows.as_ref()?;
         Some(json(&*shadows.reports()))

@@ -5,7 +5,7 @@
 //! begin_dump ─▶ door's query to a worker ─▶ load_dump ─▶ the worker's blocks, exact again
 //! ```
 //!
-//! Payloads are decoded with the same limits as those of the service's own feeds. O(blocks in the payload).
+//! Payloads meet the same limits as messages of the service's own feeds. O(blocks in the payload).
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ impl DoorFeed {
         }
     }
 
-    /// Events may be lost: every worker of the pool needs its blocks again.
+    /// Records that events may be lost: the blocks of every worker are suspect until a dump replaces them.
     pub fn interrupted(&self) {
         if let Some(pool) = self.pool() {
             pool.feed_interrupted(None, None);
@@ -93,7 +93,7 @@ impl DoorFeed {
                 .map_err(|error| ServiceError::Config(format!("a dump of worker {worker}: {error}")))?;
             if decoded.unreadable > 0 {
                 return Err(ServiceError::Config(format!(
-                    "a dump of worker {worker}: {} events can not be read, expected every block of the worker",
+                    "a dump of worker {worker}: {} events cannot be read, expected every block of the worker",
                     decoded.unreadable
                 )));
             }
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dump_that_misses_events_is_not_believed() {
+    async fn dump_that_misses_events_is_not_loaded() {
         let service = service();
         let tokens: Vec<u32> = (0..32).collect();
         let feed = service.door_feed(MODEL, Role::Aggregated);

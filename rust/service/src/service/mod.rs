@@ -1,4 +1,4 @@
-//! The service as an object: the state that all threads share, on top of the parts that hold it.
+//! The service as an object: the state that all threads share, above the parts of the service.
 //!
 //! A control plane calls [`Service`] to register models and workers and to follow feeds; a door calls it for every request. Control calls
 //! are short: slow work happens on the service's own threads.
@@ -69,13 +69,13 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service without models. Its background threads run until [`Service::stop`].
+    /// Starts a service without models. Its background threads run until [`Service::stop`].
     ///
     /// # Errors
     /// [`ServiceError::Config`] for a setting that can not work, [`ServiceError::Io`] when the operating system gives no thread.
     pub fn new(config: ServiceConfig) -> Result<Arc<Self>, ServiceError> {
         config.check()?;
-        // A policy that can not be built is refused now, not with the first model.
+        // A policy that cannot be built is refused here, before the first model.
         config.routing.policy.build()?;
         let metrics = Metrics::new(&config.router_id)
             .map_err(|error| ServiceError::Config(format!("router_id {:?}: {error}", config.router_id)))?;

@@ -1,4 +1,4 @@
-//! The facts that the live page shows: one compact JSON per second for all viewers, read from live state.
+//! The figures of the live page: one compact JSON object per second for all viewers, read from live state.
 //!
 //! A status report has every field of every worker, for programs. An observation has the fields of a tile, the price of anarchy,
 //! and counts of latencies since the start. The reader takes differences. O(workers).
@@ -103,7 +103,7 @@ struct CurveObservation {
 }
 
 impl Service {
-    /// The facts of the live page, as JSON. O(workers).
+    /// The figures of the live page, as JSON. O(workers).
     pub fn observation(&self) -> String {
         let now_s = self.clock.now_s();
         let models = self.models.all();

@@ -1,4 +1,4 @@
-//! The indices of all pools over a restart. The bytes go to and come from a file that the control plane keeps.
+//! The indices of all pools over a restart of the process. The control plane keeps the bytes in a file.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use super::{Service, parse_role};
 use crate::ServiceError;
 use crate::pool::{Role, SavedFleet, WorkerPool};
 
-/// What a file says of itself.
+/// Contents of a saved index, for a report.
 #[derive(Serialize)]
 struct Summary {
     saved_at_s: u64,
@@ -22,7 +22,7 @@ struct PoolSummary {
     model: String,
     role: Role,
     workers: u64,
-    /// Of these, known as a whole: they can be taken over.
+    /// Workers with complete blocks, which can be taken over.
     whole: usize,
 }
 
@@ -36,7 +36,7 @@ pub struct PoolName<'a> {
 }
 
 impl Service {
-    /// Who holds which blocks in every pool, with where the workers' feeds stand. Events of a pool wait while it is written.
+    /// The blocks of all workers in every pool, with the positions of their feeds. Events of a pool wait while its index is written.
     pub fn save_index(&self) -> Vec<u8> {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let fleet = SavedFleet {
@@ -46,10 +46,10 @@ impl Service {
         fleet.to_bytes()
     }
 
-    /// What [`Service::save_index`] put into these bytes, as JSON; nothing is taken over.
+    /// The contents of bytes from [`Service::save_index`], as JSON. Nothing is taken over.
     ///
     /// # Errors
-    /// What is wrong with the bytes.
+    /// The fault of the bytes.
     pub fn saved_index(bytes: &[u8]) -> Result<String, ServiceError> {
         let fleet = read(bytes)?;
         let pools = fleet.pools.into_iter().map(|pool| PoolSummary {
@@ -64,11 +64,11 @@ impl Service {
         }))
     }
 
-    /// Takes over what was saved of one pool, of those workers that are registered and whose feed is still one of `publishers`;
-    /// what of how many, as JSON. To be called before the pool's first feed of KV events is followed.
+    /// Takes over the saved blocks of one pool, for registered workers whose feed is still one of `publishers`. Returns the numbers of
+    /// workers by result, as JSON. Call this before the pool's first feed of KV events is followed.
     ///
     /// # Errors
-    /// What is wrong with the bytes; an unknown model; a pool whose index is not empty any more. The index is as it was then.
+    /// The fault of the bytes, an unknown model, or a pool whose index is not empty. The index then stays as it was.
     pub fn restore_index(
         &self,
         pool: PoolName<'_>,

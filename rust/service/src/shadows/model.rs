@@ -1,4 +1,6 @@
 //! The shadows of one model: built when the model has workers, then updated with workers, curves, policy and limits.
+//!
+//! The shadow thread calls it: events in, one simulated step at a time, a report once a second.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -195,7 +197,7 @@ impl ModelShadows {
         }
     }
 
-    /// Follows workers, policy, queue and limits. Shadow fleets that fail are built again at the next call.
+    /// Takes over workers, policy, queue and limits. Shadow fleets that fail are built again at the next call.
     pub fn follow(&mut self, model: &Model, routing: &Routing, options: &ShadowOptions, now_s: f64) {
         if let Err(error) = self.try_follow(model, routing, options, now_s) {
             self.broke(&error);
@@ -549,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_is_what_its_worker_told_and_the_simulators_where_it_told_nothing() {
+    fn engine_has_the_reported_values_of_its_worker_and_else_the_simulators_defaults() {
         let mut member = Member {
             total_kv_blocks: Some(77),
             max_num_seqs: Some(3),
@@ -557,13 +559,13 @@ mod tests {
             incarnation: 0,
             curves: wardrop_core::latency::Prior::default(),
         };
-        let told = engine(&member, 16);
+        let spec = engine(&member, 16);
         assert_eq!(
             (
-                told.block_size,
-                told.num_blocks,
-                told.max_num_seqs,
-                told.max_num_batched_tokens
+                spec.block_size,
+                spec.num_blocks,
+                spec.max_num_seqs,
+                spec.max_num_batched_tokens
             ),
             (16, 77, 3, 5)
         );
