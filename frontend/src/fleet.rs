@@ -22,9 +22,9 @@ use crate::recovery;
 
 /// Topic of engine steps and heartbeats.
 const FORWARD_PASS_TOPIC: &str = "forward-pass-metrics";
-/// Endpoints that are followed at most. Discovery is believed only so far.
+/// Most endpoints that are followed, regardless of how many discovery lists.
 const MAX_ENDPOINTS: usize = 1024;
-/// Pause before a subscription that failed or ended is made again.
+/// Pause before a failed or ended subscription is made again.
 const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Endpoints whose workers and events are followed.
@@ -129,7 +129,7 @@ impl Fleet {
     }
 
     fn upsert(&self, pool: &PoolName, instance: u64, config: &ModelRuntimeConfig) {
-        // A figure of 0 means that the worker does not know it.
+        // A worker reports 0 for a figure that it does not know.
         let known = |figure: Option<u64>| figure.filter(|&figure| figure > 0);
         let narrow = |figure: Option<u64>| known(figure).and_then(|figure| u32::try_from(figure).ok());
         let worker = json!({

@@ -1,4 +1,4 @@
-//! Names: which model of the routing service stands for which worker set of Dynamo.
+//! Names of the routing service's models, one for each worker set of Dynamo.
 //!
 //! A worker set is one endpoint that serves a model. The first worker set of a model has the model's name in the routing service, a further
 //! one has its endpoint in the name. Workers that only prefill join every worker set of their model and namespace, in any order of arrival.
@@ -16,7 +16,7 @@ use wardrop_service::{Role, Service};
 
 use crate::fleet::Fleet;
 
-/// Worker sets and prefill endpoints that are remembered at most.
+/// Most worker sets and prefill endpoints that are remembered.
 const MAX_WORKER_SETS: usize = 1024;
 
 /// Worker sets of all models.

@@ -26,7 +26,7 @@ use dynamo_runtime::pipeline::{
     Context, ManyOut, Operator, SegmentSource, ServiceBackend, ServiceEngine, SingleIn, Source as _,
 };
 
-/// What every pipeline of a worker set is built from.
+/// The parts of which every pipeline of a worker set is built.
 pub struct Parts<'a> {
     /// Card of the model.
     pub card: &'a ModelDeploymentCard,
@@ -34,7 +34,7 @@ pub struct Parts<'a> {
     pub selection: PrefillRoutedEngine,
     /// Metrics of Dynamo's frontend.
     pub metrics: Arc<Metrics>,
-    /// Times that one request may move to another worker.
+    /// Most moves of one request to another worker.
     pub migration_limit: u32,
     /// Longest sequence that may still move, in tokens.
     pub migration_max_seq_len: Option<u32>,
@@ -93,7 +93,7 @@ impl Parts<'_> {
             self.migration_max_seq_len,
             self.metrics.clone(),
         );
-        // Dynamo's own helper for this is private to its crate; the trait's method is not.
+        // Dynamo's own function for this step is private to its crate, and the method of its trait is public.
         let migrate = <Migration as Operator<
             SingleIn<PreprocessedRequest>,
             ManyOut<Annotated<BackendOutput>>,

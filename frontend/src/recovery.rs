@@ -1,7 +1,7 @@
 //! Recovery of the index: workers answer with all their blocks, at the start and after lost events.
 //!
 //! Each publisher of KV events serves an endpoint `worker_kv_query_source_ID` beside the worker's own. A worker whose events are incomplete
-//! is asked over Dynamo's request plane, a few workers at a time. An answer that fails leaves the worker untrusted, and it is asked again.
+//! is asked over Dynamo's request plane, a few workers at a time. After a failed answer the worker's blocks stay suspect, and the worker is asked again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use wardrop_service::DoorFeed;
 const QUERY_PREFIX: &str = "worker_kv_query_source_";
 /// Time between two looks for workers whose index is incomplete.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Workers that are asked at the same time at most: each answer may hold all blocks of a worker.
+/// Most workers that are asked at the same time, because each answer may hold all blocks of a worker.
 const QUERIES: usize = 8;
 /// Longest wait for one worker's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -101,7 +101,7 @@ async fn recover(
         supports_tree_dump_failed: true,
         kind: WorkerKvQueryKind::Recovery,
     };
-    // The live events from here on are joined with the answer.
+    // From here on the service keeps the live events and joins them with the answer.
     if !feed.begin_dump(worker) {
         return Ok(());
     }

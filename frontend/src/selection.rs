@@ -1,7 +1,7 @@
 //! The engine that decides: it sees the token ids of a preprocessed request, books its workers and pins them, and watches the answer.
 //!
 //! It stands below Dynamo's Migration, so each attempt of a request is decided anew, and above Dynamo's routed engine, which honours the
-//! pins in every router mode. A request that it leaves alone is routed by Dynamo. One decision is O(prompt tokens + workers).
+//! pins in every router mode. Dynamo routes a request for which the service abstains. One decision is O(prompt tokens + workers).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +23,7 @@ use crate::fleet::Fleet;
 use crate::silence::{Listening, Silences};
 use crate::watched::{ANSWERED, Watched, is_workers_fault};
 
-/// Annotation by which a client asks where its request would go. Dynamo answers it without a worker.
+/// Annotation by which a client asks only for the worker that its request would get. Dynamo answers it without a worker.
 const DRY_RUN: &str = "query_instance_id";
 
 /// The decision for the requests of one model.
@@ -56,7 +56,7 @@ impl AsyncEngine<SingleIn<PreprocessedRequest>, ManyOut<Annotated<LLMEngineOutpu
         };
         let context = request.context();
         if let Some(hints) = request.content().routing.as_ref().filter(|hints| has_pin(hints)) {
-            // The client chose: the load of its worker is known, and the answer still teaches the curves.
+            // The client chose the worker: the booking counts the load, and the answer teaches the curves.
             active.book_client_choice(clients_choice(hints));
             let stream = self.next.generate(request).await?;
             return Ok(watch(stream, active, Vec::new()));
@@ -66,7 +66,7 @@ impl AsyncEngine<SingleIn<PreprocessedRequest>, ManyOut<Annotated<LLMEngineOutpu
         }
         self.service.observe_decision_time(started, active.waited_s());
         let Some(booking) = active.booking().filter(|booking| self.is_discovered(booking)) else {
-            // A worker left between the decision and now. Dynamo refuses a pin to it, so Dynamo chooses.
+            // A worker left after the decision. Dynamo refuses a pin to it, so Dynamo chooses.
             drop(active.take_booking());
             self.service.count_abstention(Abstention::NoWorker);
             return self.next.generate(request).await;
@@ -102,7 +102,7 @@ impl AsyncEngine<SingleIn<PreprocessedRequest>, ManyOut<Annotated<LLMEngineOutpu
 }
 
 impl Selection {
-    /// Prepares a request that is ours to place, or says why it is Dynamo's.
+    /// Prepares a request for a placement by the service, or returns the reason why Dynamo places it.
     fn begin(
         &self,
         request: &SingleIn<PreprocessedRequest>,
@@ -137,7 +137,7 @@ impl Selection {
         Ok(self.service.begin(prepared, Some(request.id()), started))
     }
 
-    /// Chooses and books, and waits where the queue says so. `false` leaves the request to Dynamo.
+    /// Chooses and books the workers, and waits in the queue where the pool has one. `false` leaves the request to Dynamo.
     async fn place(
         &self,
         request: &SingleIn<PreprocessedRequest>,
@@ -157,7 +157,7 @@ impl Selection {
         let placed = tokio::select! {
             biased;
             placed = active.place(&place) => placed,
-            // A client that leaves while its request waits costs no worker anything.
+            // A client that leaves while its request waits has no booking.
             () = context.stopped() => return Err(cancelled().into()),
         };
         match placed {

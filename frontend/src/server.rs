@@ -34,7 +34,7 @@ use crate::surface::Surface;
 const STATUS_PATH: &str = "/wardrop/status";
 /// Waiting connections when `DYN_HTTP_LISTEN_BACKLOG` names no number, as in Dynamo.
 const DEFAULT_BACKLOG: u32 = 4096;
-/// Updates of models that wait for the server at most.
+/// Most updates of models that wait for the server.
 const UPDATES: usize = 32;
 
 /// Attaches worker sets of Dynamo to the routing service.
@@ -50,7 +50,7 @@ struct Attachment {
 }
 
 impl Attachment {
-    /// Dynamo's watcher calls this for every worker set, with the routed engine below the decision.
+    /// Attaches one worker set. Dynamo's watcher calls this for every worker set, with the routed engine below the decision.
     async fn attach(
         &self,
         id: ModelCardInstanceId,
@@ -60,7 +60,7 @@ impl Attachment {
         let model = match self.models.attach(&id, &card).await {
             Ok(model) => model,
             Err(error) => {
-                // The model is served all the same: Wardrop abstains for a model that it does not know.
+                // Dynamo still serves the model: Wardrop abstains for a model that it does not know.
                 tracing::warn!(model = card.name(), %error, "Dynamo routes the model, Wardrop cannot");
                 card.name().to_owned()
             }
@@ -190,7 +190,7 @@ async fn watch_models(
         let attachment = attachment.clone();
         Box::pin(async move { attachment.attach(id, card, next).await })
     });
-    // Migration stands above the decision, because a pinned request never moves; the one below it has nothing to do.
+    // Migration stands above the decision, because a pinned request never moves. The Migration below the decision never acts.
     let mut watcher = ModelWatcher::new(
         runtime.clone(),
         manager.clone(),

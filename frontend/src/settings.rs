@@ -1,4 +1,4 @@
-//! Settings of the frontend: those of Dynamo, as its own parser understood them, and those of the routing service.
+//! Settings of the frontend: the settings of Dynamo, read by Dynamo's own parser, and the settings of the routing service.
 
 use std::path::PathBuf;
 
@@ -52,7 +52,7 @@ pub struct FrontendSettings {
     /// Start of the namespaces that models are taken from.
     #[serde(default)]
     pub namespace_prefix: Option<String>,
-    /// Name for a model folder on this machine.
+    /// Name of a model whose folder is on this machine.
     #[serde(default)]
     pub model_name: Option<String>,
     /// Folder with tokeniser and template that replaces the worker's own.
@@ -64,16 +64,16 @@ pub struct FrontendSettings {
     /// Longest sequence that may still move, in tokens.
     #[serde(default)]
     pub migration_max_seq_len: Option<u32>,
-    /// Serve `/v1/messages`.
+    /// Whether to serve `/v1/messages`.
     #[serde(default)]
     pub enable_anthropic_api: bool,
-    /// Remove the billing preamble of some Anthropic clients.
+    /// Whether to remove the billing preamble of some Anthropic clients.
     #[serde(default = "yes")]
     pub strip_anthropic_preamble: bool,
-    /// Send an event of its own for each complete tool call.
+    /// Whether to send a separate event for each complete tool call.
     #[serde(default)]
     pub enable_streaming_tool_dispatch: bool,
-    /// Send an event of its own for the complete reasoning.
+    /// Whether to send a separate event for the complete reasoning.
     #[serde(default)]
     pub enable_streaming_reasoning_dispatch: bool,
     /// Field of answers that carries the reasoning.
@@ -82,7 +82,7 @@ pub struct FrontendSettings {
     /// Tokeniser library.
     #[serde(default)]
     pub tokenizer_backend: Option<TokenizerBackend>,
-    /// Use the default library where the chosen one cannot load a tokeniser.
+    /// Whether to use the default library where the chosen library cannot load a tokeniser.
     #[serde(default)]
     pub tokenizer_fallback: Option<bool>,
     /// Dynamo's own router: it chooses wherever Wardrop abstains.

@@ -1,4 +1,4 @@
-//! Silence of workers under way: a stream whose worker stopped sending heartbeats is broken off, so that it can move.
+//! Silence of workers: a stream whose worker stopped sending heartbeats is broken off, so that its request can move.
 //!
 //! A stopped process keeps its connections open, so no error ever arrives on them. The routing service knows from the heartbeats that the
 //! worker is silent. One task looks at all workers with streams; a stream pays for this only while it waits.

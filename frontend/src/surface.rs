@@ -1,4 +1,4 @@
-//! Completions: Dynamo has a factory for chat engines only, so completions reach Wardrop by another way.
+//! Completions pipelines. Dynamo lets Wardrop replace the engines of chat requests only, so this module adds the completions.
 //!
 //! The watcher of models sees cards without `Completions`, and therefore builds no completions pipeline of its own. Wardrop's pipeline is
 //! registered in its place while an instance of the model exists. Models with adapters keep Dynamo's own pipeline, which knows the adapters.
@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 
 use crate::models::Models;
 
-/// Instances that are remembered at most; beyond them a card reaches the watcher unchanged.
+/// Most instances that are remembered. Beyond this number a card reaches the watcher unchanged.
 const MAX_INSTANCES: usize = 65_536;
 
 /// Completions pipelines of all models.
@@ -79,7 +79,7 @@ impl Surface {
         Ok(())
     }
 
-    /// The discovery stream as the watcher shall see it.
+    /// The discovery stream for Dynamo's watcher, with changed cards.
     pub fn tap(self: &Arc<Self>, stream: DiscoveryStream, models: Arc<Models>) -> DiscoveryStream {
         let surface = self.clone();
         Box::pin(stream.map(move |event| {
@@ -113,7 +113,7 @@ impl Surface {
         let DiscoveryInstance::Model { card_json, .. } = instance else {
             return;
         };
-        // A card that cannot be read is the watcher's to report.
+        // The watcher reports a card that cannot be read.
         let Ok(card) = serde_json::from_value::<ModelDeploymentCard>(card_json.clone()) else {
             return;
         };

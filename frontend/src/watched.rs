@@ -1,4 +1,4 @@
-//! A worker's answer on its way to the client, and everything that the routing service learns from it.
+//! A worker's answer on its way to the client, and what the routing service learns from it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -17,7 +17,7 @@ use crate::silence::Listening;
 /// Status that a door reports for an answer that begins: HTTP's, as in the gateway's receipts.
 pub const ANSWERED: u16 = 200;
 
-/// Errors that say nothing about the worker: the client's own, and refusals for load.
+/// Errors that do not show a fault of the worker: errors of the client, and refusals because of load.
 const NOT_THE_WORKERS_FAULT: &[ErrorType] = &[
     ErrorType::Cancelled,
     ErrorType::InvalidArgument,
@@ -92,7 +92,7 @@ impl Watched {
                 && let Some(answer) = &self.answer
                 && answer.booking().is_some_and(|booking| booking.legs().count() > 1)
             {
-                // The prefill worker has done its part with the first token; only the decode worker can fall silent from here on.
+                // After the first token the prefill worker is done, so only the silence of the decode worker counts.
                 self.listening.drain(..self.listening.len().saturating_sub(1));
             }
             let tokens = u32::try_from(output.token_ids.len()).unwrap_or(u32::MAX);
@@ -111,7 +111,7 @@ impl Watched {
         }
     }
 
-    /// The answer broke off; `by_worker` marks the workers of the booking as failed, so that none of them takes the next attempt.
+    /// Records that the answer broke off. `by_worker` marks the workers of the booking as failed, so that none of them takes the next attempt.
     fn broken(&mut self, by_worker: bool) {
         self.listening.clear();
         if let Some(answer) = self.answer.take() {

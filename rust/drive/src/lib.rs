@@ -67,7 +67,7 @@ pub struct Progress {
     pub ttft_p50_s: Option<f64>,
     /// 95th percentile of the TTFT so far, seconds; `None` before the first token.
     pub ttft_p95_s: Option<f64>,
-    /// The run is over.
+    /// Whether the run is over.
     pub finished: bool,
 }
 
@@ -106,7 +106,7 @@ impl Drive {
             .name("wardrop-drive".into())
             .spawn(move || {
                 let records = runtime.block_on(run.drive());
-                // The receiver is gone when the caller dropped the run: then no one needs the end time.
+                // The caller may have dropped the run, and then the end time has no receiver.
                 let _ = done_at.send(Some(clock.now_s()));
                 records
             })?;

@@ -100,7 +100,7 @@ impl Plan {
             match request.release {
                 Release::After { .. } if self.concurrency.is_some() => {
                     return bad(format!(
-                        "request {index} follows another one, which a closed loop (concurrency) can not honour: \
+                        "request {index} follows another one, which a closed loop (concurrency) cannot honour: \
                          use an open loop or independent requests"
                     ));
                 }
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_honoured_is_refused_before_the_clock_starts() {
+    fn what_cannot_be_honoured_is_refused_before_the_clock_starts() {
         let mut closed = plan(vec![at(0.0), after(0)]);
         closed.concurrency = Some(2);
         let mut https = plan(vec![at(0.0)]);

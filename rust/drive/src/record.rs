@@ -1,4 +1,4 @@
-//! Results of a run: one record per request, and histograms of values too many to keep.
+//! Results of a run: one record per request, and histograms of values that are too many to keep.
 
 use serde::Serialize;
 
@@ -142,7 +142,7 @@ pub struct Report {
     connections_opened: u64,
 }
 
-/// Histograms that fill while a run goes on.
+/// Histograms that fill during a run.
 #[derive(Clone, Debug, Default)]
 pub struct Tallies {
     /// Gaps between token chunks.

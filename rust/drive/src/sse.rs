@@ -21,9 +21,9 @@ pub struct Facts {
     pub completion_tokens: Option<u32>,
     /// `usage.prompt_tokens_details.cached_tokens`.
     pub cached_tokens: Option<u32>,
-    /// An event or body carried an `error`.
+    /// Whether an event or body carried an `error`.
     pub failed: bool,
-    /// The stream ended with `data: [DONE]`.
+    /// Whether the stream ended with `data: [DONE]`.
     pub done: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Settings of the gateway, read and checked before it is built; the service's part goes on to the service as a whole.
+//! Settings of the gateway, read and checked before the gateway is built. The service takes its part as a whole.
 
 use serde::Deserialize;
 use wardrop_service::config::ServiceConfig;
@@ -6,7 +6,7 @@ use wardrop_service::config::ServiceConfig;
 use crate::ServiceError;
 use crate::proxy::routes;
 
-/// Longest deadline, milliseconds: a day. A clock can add it to any time without overflow.
+/// Longest deadline, milliseconds: a day. Adding it to a time never overflows a clock.
 const MAX_TIMEOUT_MS: u64 = 86_400_000;
 
 /// The whole configuration. Unknown keys are refused.
@@ -25,7 +25,7 @@ pub struct GatewayConfig {
     pub routes: RouteOptions,
     /// How upstreams are reached.
     pub upstream: UpstreamOptions,
-    /// The service's part; its keys stand beside the gateway's own.
+    /// Settings of the routing service. In JSON its keys stand beside those of the gateway.
     #[serde(skip)]
     pub service: ServiceConfig,
     /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
@@ -40,7 +40,7 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Sum of all request bodies in memory, in bytes (503 with `Retry-After` above it). A quarter is kept for bodies up to 1 MiB.
     pub all_bodies_bytes: usize,
-    /// Sum of all header names and values (431 above it).
+    /// Sum of all header names and values, in bytes (431 above it).
     pub header_bytes: usize,
     /// Requests in flight (429 with `Retry-After` above it).
     pub concurrent_requests: usize,
@@ -60,7 +60,7 @@ pub struct Limits {
 pub struct RouteOptions {
     /// Paths beside the `OpenAI` and Anthropic routes; a final `/*` covers all paths below.
     pub extra: Vec<String>,
-    /// Serve `/metrics` on the public port.
+    /// Whether to serve `/metrics` on the public port.
     pub metrics: bool,
 }
 
@@ -68,21 +68,21 @@ pub struct RouteOptions {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamOptions {
-    /// Time to open a TCP connection before the next upstream is tried.
+    /// Time to open a TCP connection, in milliseconds. After it the next upstream is tried.
     pub connect_timeout_ms: u64,
-    /// Time until the first byte of an answer; 504 after it. Without streaming it covers the whole generation.
+    /// Time until the first byte of an answer, in milliseconds; 504 after it. Without streaming it covers the whole generation.
     pub first_byte_timeout_ms: u64,
-    /// Longest silence inside an answer before it is ended with an error.
+    /// Longest silence inside an answer, in milliseconds. After it the answer ends with an error.
     pub idle_timeout_ms: u64,
     /// Idle connections kept per upstream and thread.
     pub idle_connections: usize,
     /// Idle connections kept over all upstreams and threads.
     pub all_idle_connections: usize,
-    /// Age after which an idle connection is not used again.
+    /// Age after which an idle connection is not used again, in milliseconds.
     pub idle_connection_ttl_ms: u64,
-    /// Time for which an upstream that refused a connection is tried only after all others.
+    /// Time for which an upstream that refused a connection is tried only after all others, in milliseconds.
     pub retry_after_ms: u64,
-    /// Time between two probes of the upstreams, where there are several; 0 probes none.
+    /// Time between two probes of the upstreams, where there are several, in milliseconds; 0 probes none.
     pub probe_interval_ms: u64,
 }
 

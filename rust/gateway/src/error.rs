@@ -39,17 +39,17 @@ pub enum Refusal {
     Internal,
     /// The queue is full.
     QueueFull {
-        /// Seconds until another try makes sense.
+        /// Seconds after which another attempt can succeed.
         retry_after_s: u32,
     },
     /// The tenant has used up its share of the queue.
     TenantFull {
-        /// Seconds until another try makes sense.
+        /// Seconds after which another attempt can succeed.
         retry_after_s: u32,
     },
     /// No worker can meet the deadline of the request.
     DeadlineHopeless {
-        /// Seconds until another try makes sense.
+        /// Seconds after which another attempt can succeed.
         retry_after_s: u32,
     },
     /// The client did not send its head or its body in time.
@@ -201,7 +201,7 @@ impl Refusal {
                 format!("Too many requests of this tenant wait already. Try again in {retry_after_s} s.")
             }
             Self::DeadlineHopeless { retry_after_s } => {
-                format!("The first token cannot be there by the deadline. Try again in {retry_after_s} s, or with a later one.")
+                format!("The first token cannot be there by the deadline. Try again in {retry_after_s} s, or with a later deadline.")
             }
             Self::ReadTimeout { limit_ms } => {
                 format!("The request did not arrive within {limit_ms} ms.")
@@ -255,7 +255,7 @@ impl Refusal {
         out
     }
 
-    /// The same as the last event of a server-sent stream.
+    /// The error body as the last event of a server-sent stream.
     pub fn sse_event(self) -> Bytes {
         let mut out = b"data: ".to_vec();
         out.extend_from_slice(&self.body());
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn busy_tells_when_to_come_back() {
+    fn busy_says_when_to_try_again() {
         assert_eq!(Refusal::Busy { limit: 1 }.retry_after_s(), Some(1));
         assert_eq!(Refusal::ClientPin.retry_after_s(), None);
     }

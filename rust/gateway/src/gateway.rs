@@ -57,7 +57,7 @@ impl Gateway {
     /// A gateway that is configured but does not listen yet. Its feeds can be filled before it starts.
     ///
     /// # Errors
-    /// What is wrong with the configuration.
+    /// [`ServiceError::Config`] names the setting that cannot work.
     pub fn new(mut config: GatewayConfig) -> Result<Self, ServiceError> {
         if let Some(filter) = &config.log {
             init_logging(filter)?;
@@ -150,8 +150,8 @@ impl Gateway {
         self.shared.upstreams.replace(urls)
     }
 
-    /// Makes workers the upstreams: a list of `{instance, url}`. From now on a placed request goes straight to its worker, without pin
-    /// headers, and a request without a known prompt is placed by load.
+    /// Makes workers the upstreams, by a list of `{instance, url}`. A placed request then goes straight to its worker, without pin
+    /// headers. A request without a known prompt is placed by load.
     ///
     /// # Errors
     /// [`ServiceError::Config`] for no such list, or a URL that is not `http://host[:port]`.

@@ -23,7 +23,7 @@ pub struct HttpMetrics {
     pub body_bytes: IntGauge,
     /// Limits in force, by setting.
     pub limits: IntGaugeVec,
-    /// Clients that were silent or did not read for too long, by what was awaited.
+    /// Clients that were silent or did not read for too long, by the awaited event.
     pub client_timeouts: IntCounterVec,
     /// Idle connections that were closed for new clients.
     pub evictions: IntCounter,

@@ -1,4 +1,4 @@
-//! What the operating system gives to the process, and limits that fit into it.
+//! The resources that the operating system gives to the process, and the configured limits lowered to fit them.
 //!
 //! A limit that the process cannot keep is worse than a lower limit: at the last file descriptor every part fails at once, also the
 //! control plane. At start the gateway raises the descriptor limit as far as it may. Then it lowers its own limits until clients,
@@ -76,7 +76,7 @@ impl Resources {
         }
     }
 
-    /// Lowers the limits of `config` that do not fit, and says which.
+    /// Lowers the limits of `config` that do not fit, and returns the lowered limits.
     pub fn fit(&self, config: &mut GatewayConfig) -> Vec<Lowered> {
         let mut lowered = Vec::new();
         if let Some(threads) = self.threads {

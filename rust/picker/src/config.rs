@@ -1,4 +1,4 @@
-//! Settings of the picker, read and checked before it is built; the service's part goes on to the service as a whole.
+//! Settings of the picker, read and checked before the picker is built. The service takes its part as a whole.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ pub struct PickerConfig {
     pub worker_threads: usize,
     /// Limits on what Envoy may send.
     pub limits: Limits,
-    /// Names of the headers that tell a worker about the other workers of its request.
+    /// Names of the headers that name the other workers of a request to a worker.
     pub dialect: Dialect,
     /// Model of requests that name no registered model; `None` takes the first model by name.
     pub default_model: Option<String>,
@@ -36,9 +36,9 @@ pub struct PickerConfig {
     pub objectives: BTreeMap<String, i32>,
     /// Model name that a worker sees, by the name that a client sends.
     pub model_rewrites: BTreeMap<String, String>,
-    /// Answer the headers of the conformance tests of the Gateway API Inference Extension.
+    /// Whether to answer the headers of the conformance tests of the Gateway API Inference Extension.
     pub conformance_headers: bool,
-    /// The service's part; its keys stand beside the picker's own.
+    /// Settings of the routing service. In JSON its keys stand beside those of the picker.
     #[serde(skip)]
     pub service: ServiceConfig,
     /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
@@ -71,7 +71,7 @@ pub struct Limits {
     pub read_timeout_ms: u64,
 }
 
-/// Names of the headers that tell a worker about the other workers of its request.
+/// Names of the headers that name the other workers of a request to a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {

@@ -7,7 +7,7 @@ use crate::endpoints::Endpoints;
 use crate::headers::{DESTINATION, PREFILLER, RANK};
 use crate::messages::Headers;
 
-/// Where a request goes.
+/// The worker that a request goes to, and the headers that bring it there.
 pub(crate) struct Destination {
     /// `ip:port` of the worker that answers.
     pub address: String,

@@ -11,7 +11,7 @@ use wardrop_service::{Role, ServiceError};
 /// Most endpoints of one picker.
 const MAX_ENDPOINTS: usize = 16_384;
 
-/// One worker as the control plane reports it. Envoy reaches a worker by IP address, so names are resolved before.
+/// One worker as the control plane reports it. Envoy reaches a worker by IP address, so the control plane resolves names.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Endpoint {
@@ -22,7 +22,7 @@ pub(crate) struct Endpoint {
     /// Role of the worker.
     #[serde(default = "aggregated")]
     pub role: Role,
-    /// Id of the instance; `None` makes one of the address.
+    /// Id of the instance; `None` derives the id from the address.
     #[serde(default)]
     pub instance: Option<u64>,
     /// First data-parallel rank behind the address.

@@ -1,6 +1,6 @@
 //! Headers of a request that change its decision, and headers that no worker may see.
 //!
-//! Names: Gateway API Inference Extension (proposal 004) and llm-d; each new name has its older alias beside it.
+//! The names come from the Gateway API Inference Extension (proposal 004) and from llm-d. An older alias stands beside each new name.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ pub(crate) const STRIPPED: [&str; 20] = [
     "x-prefill-instance-id",
 ];
 
-/// What the headers of a request say.
+/// Facts from the headers of a request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestHead {
     /// Kind of the prompt; `None` for a request without a prompt.
@@ -66,9 +66,9 @@ pub(crate) struct RequestHead {
     pub objective: Option<String>,
     /// Model name that the worker should see.
     pub model_rewrite: Option<String>,
-    /// Milliseconds until the first token is of no more use.
+    /// Milliseconds after which the first token is useless to the client.
     pub deadline_ms: Option<u64>,
-    /// The client wants an answer only from a cached prefix.
+    /// Whether the client wants an answer only from a cached prefix.
     pub if_available: bool,
     /// Addresses of a conformance test.
     pub test_selection: Option<String>,

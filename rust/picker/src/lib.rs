@@ -5,7 +5,7 @@
 //! Envoy ─▶ exchange (the answer passes by)        ─▶ wardrop_service (first token, end, usage)
 //! ```
 //!
-//! No request passes through a proxy of Wardrop here: Envoy sends it, and this crate only sees copies of its bytes.
+//! Envoy sends the request to the worker. This crate sees only copies of the request's bytes.
 
 mod config;
 mod destination;

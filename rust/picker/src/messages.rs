@@ -32,7 +32,7 @@ pub(crate) struct Header {
 /// A change of headers.
 #[derive(Default)]
 pub(crate) struct Headers {
-    /// Headers to set, in place of any of the same name.
+    /// Headers to set; each replaces all headers of its name.
     pub set: Vec<Header>,
     /// Names to remove.
     pub remove: Vec<&'static str>,
@@ -75,7 +75,7 @@ fn message(response: Response) -> ProcessingResponse {
     }
 }
 
-/// Goes on with the headers of a request, unchanged.
+/// Lets Envoy continue with the headers of a request, unchanged.
 pub(crate) fn request_headers() -> ProcessingResponse {
     message(Response::RequestHeaders(HeadersResponse { response: None }))
 }
@@ -135,19 +135,19 @@ pub(crate) fn request_pieces(
     })
 }
 
-/// Goes on with a piece of a request body that the picker does not hold.
+/// Lets Envoy continue with a piece of a request body that the picker does not hold.
 pub(crate) fn request_body() -> ProcessingResponse {
     message(Response::RequestBody(BodyResponse { response: None }))
 }
 
-/// Goes on with the trailers of a request.
+/// Lets Envoy continue with the trailers of a request.
 pub(crate) fn request_trailers() -> ProcessingResponse {
     message(Response::RequestTrailers(TrailersResponse {
         header_mutation: None,
     }))
 }
 
-/// Goes on with the headers of an answer.
+/// Lets Envoy continue with the headers of an answer.
 pub(crate) fn response_headers(headers: Headers) -> ProcessingResponse {
     let mutation = headers.mutation();
     message(Response::ResponseHeaders(HeadersResponse {
@@ -167,7 +167,7 @@ pub(crate) fn response_piece(piece: Bytes, is_end: bool, is_duplex: bool) -> Pro
     }))
 }
 
-/// Goes on with the trailers of an answer.
+/// Lets Envoy continue with the trailers of an answer.
 pub(crate) fn response_trailers() -> ProcessingResponse {
     message(Response::ResponseTrailers(TrailersResponse {
         header_mutation: None,

@@ -11,7 +11,7 @@ pub(crate) struct PickerMetrics {
     pub refusals: IntCounterVec,
     /// Streams that Envoy ended before the end of the answer.
     pub disconnects: IntCounter,
-    /// Streams that broke the protocol, by what was wrong.
+    /// Streams that broke the protocol, by cause.
     pub protocol_errors: IntCounterVec,
     /// Requests that Envoy answered because it did not reach the worker.
     pub unreached: IntCounter,

@@ -20,7 +20,7 @@ struct Fields<'a> {
 pub(crate) struct BodyFacts<'a> {
     /// Name of the model.
     pub model: Option<Cow<'a, str>>,
-    /// The client asked for a stream.
+    /// Whether the client asked for a stream.
     pub is_streamed: bool,
 }
 

@@ -48,7 +48,7 @@ impl Picker {
     /// A picker that is configured but does not listen yet.
     ///
     /// # Errors
-    /// What is wrong with the configuration.
+    /// [`ServiceError::Config`] names the setting that cannot work.
     pub fn new(mut config: PickerConfig) -> Result<Self, ServiceError> {
         if let Some(filter) = &config.log {
             start_logging(filter)?;
@@ -109,8 +109,8 @@ impl Picker {
     /// Replaces all endpoints. An endpoint that stays keeps its blocks, load and health.
     ///
     /// # Errors
-    /// JSON that is no list of endpoints, and an unknown model; nothing has changed then. A worker that the service refuses; endpoints
-    /// before it have changed then.
+    /// JSON that is no list of endpoints, or an unknown model: nothing has changed. A worker that the service refuses: the endpoints
+    /// before it have changed.
     pub fn set_endpoints(&self, json: &str) -> Result<(), ServiceError> {
         let _change = self.change.lock();
         let next = Endpoints::from_json(json)?;

@@ -29,7 +29,7 @@ pub(crate) enum Refusal {
     },
     /// The client chose a worker in the body.
     ClientPin,
-    /// No worker holds a block of the prompt, and the client wants no worker then.
+    /// No worker holds a block of the prompt, and the client asked for a cached prefix only.
     NoCachedPrefix,
     /// No worker may take the request: none is ready, or none is in the subset.
     NoWorker,

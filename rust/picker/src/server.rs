@@ -47,7 +47,7 @@ pub(crate) struct Addresses {
 
 /// The running servers.
 pub(crate) struct Servers {
-    /// Where they listen.
+    /// Addresses that the servers listen on.
     pub addresses: Addresses,
     stop: watch::Sender<bool>,
     runtime: Option<Runtime>,
@@ -57,7 +57,7 @@ impl Servers {
     /// Binds and starts serving.
     ///
     /// # Errors
-    /// An address can not be bound, or the files of TLS can not be read.
+    /// An address cannot be bound, or the files of TLS cannot be read.
     pub fn start(shared: &Arc<Shared>) -> Result<Self, ServiceError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(shared.config.worker_threads)
@@ -75,7 +75,7 @@ impl Servers {
         })
     }
 
-    /// Accepts no new connection and tells the open ones to send no new stream.
+    /// Accepts no new connection, and asks the peers of open connections to send no new stream.
     pub fn drain(&self) {
         let _ = self.stop.send(true);
     }
@@ -173,7 +173,7 @@ pub(crate) fn io(what: &str, source: std::io::Error) -> ServiceError {
 /// Starts the log of the process, unless another door did.
 ///
 /// # Errors
-/// A filter that can not be read.
+/// A filter that cannot be read.
 pub(crate) fn start_logging(filter: &str) -> Result<(), ServiceError> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| ServiceError::Config(format!("log filter {filter:?}: {error}")))?;
@@ -194,9 +194,9 @@ fn read_tls(files: &TlsFiles) -> Result<ServerTlsConfig, ServiceError> {
     Ok(ServerTlsConfig::new().identity(identity))
 }
 
-/// Keeps the health checks true: alive as a process, ready while a worker may be chosen.
+/// Updates the health checks: live as a process, ready while a worker may be chosen.
 ///
-/// The check of external processing itself passes without workers too: the picker then answers 503, as the protocol wants.
+/// The check of external processing itself passes without workers too: the picker then answers 503, as the protocol requires.
 async fn report_health(shared: Arc<Shared>, reporter: HealthReporter) {
     let status = |is_up| {
         if is_up {

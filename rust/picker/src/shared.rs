@@ -27,7 +27,7 @@ pub(crate) struct Shared {
     pub default_model: ArcSwap<Option<String>>,
     /// Requests in flight.
     pub in_flight: Arc<InFlight>,
-    /// The picker is about to stop, so that health checks fail.
+    /// Whether the picker is about to stop, so that health checks fail.
     pub draining: AtomicBool,
 }
 

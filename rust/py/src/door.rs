@@ -20,7 +20,7 @@ pub(crate) fn raise(error: &ServiceError) -> PyErr {
     }
 }
 
-/// What a native door does in its own way.
+/// A native door: the routing service, and the calls that each door serves in its own way.
 pub(crate) trait NativeDoor: Send + Sync {
     fn service(&self) -> &Service;
     fn start(&self) -> Result<u16, ServiceError>;
@@ -116,7 +116,7 @@ impl Door {
     }
 }
 
-/// Forwards the calls of a door to its native type, which has a method of the same name for each.
+/// Implements [`NativeDoor`] for a native type by its own methods, which have the same names.
 macro_rules! native_door {
     ($native:ty) => {
         impl NativeDoor for $native {

@@ -157,7 +157,7 @@ pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bou
 /// Largest number of frames of one message; Dynamo sends four.
 const FRAMES_MAX: usize = 64;
 
-/// The frames of a message. The iterable's own claim of its length is not believed.
+/// The frames of a message. The length that the iterable reports is not used, because it may be wrong.
 fn frames_of(frames: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedBytes>> {
     let mut read = Vec::new();
     for frame in frames.try_iter()? {

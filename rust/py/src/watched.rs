@@ -30,12 +30,12 @@ impl WatchedFleet {
     }
 }
 
-fn told<T>(text: Result<T, serde_json::Error>) -> PyResult<T> {
+fn json_text<T>(text: Result<T, serde_json::Error>) -> PyResult<T> {
     text.map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
 
 fn routing_json(routing: &Routing) -> PyResult<String> {
-    told(serde_json::to_string(routing))
+    json_text(serde_json::to_string(routing))
 }
 
 #[caught]
@@ -64,7 +64,7 @@ impl WatchedFleet {
         py.detach(|| {
             self.with(|native| {
                 let look: ControlSnapshot = native.look();
-                told(serde_json::to_string(&look))
+                json_text(serde_json::to_string(&look))
             })
         })
     }

@@ -1,4 +1,4 @@
-//! Accepts client connections within the limit, and goes on when the operating system refuses.
+//! Accepts client connections within the limit, and continues after the operating system refuses a connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use crate::error::Refusal;
 /// First and longest pause after the operating system gave no connection, for example because all descriptors are taken.
 const PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// Longest wait for the place of an idle connection that was told to close.
+/// Longest wait for the place of an idle connection that is closing.
 const EVICTION_WAIT: Duration = Duration::from_millis(200);
 const EVICTION_POLL: Duration = Duration::from_millis(2);
 
@@ -45,9 +45,9 @@ impl Drop for ConnectionPlace {
     }
 }
 
-/// How the accept thread reaches one serving thread.
+/// One serving thread, as the accept thread reaches it.
 pub struct ServingThread {
-    /// Where the thread takes new connections from.
+    /// Queue from which the thread takes new connections.
     pub inbox: mpsc::Sender<Accepted>,
     /// The thread's idle connections.
     pub idle: Arc<IdleConnections>,
@@ -100,7 +100,7 @@ impl Acceptor {
         }
     }
 
-    /// The operating system gave no connection: an idle connection gives up its descriptor, and the loop rests.
+    /// Closes an idle connection for its descriptor and pauses, after the operating system gave no connection.
     async fn rest(&self, error: &std::io::Error, pause: &mut Duration) {
         self.shared.metrics.accept_errors.inc();
         if *pause == PAUSE {

@@ -22,7 +22,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Body of an answer: bytes of the gateway, or a body that is relayed from an upstream.
 pub struct GatewayBody {
     inner: Inner,
-    /// The connection is serving the request until the body is dropped.
+    /// Marks the connection as serving the request, until the body is dropped.
     guard: Option<RequestGuard>,
 }
 
@@ -37,11 +37,11 @@ struct Relay {
     _place: RequestPermit,
     answer: Option<Answer>,
     reading: AnswerReading,
-    /// When the last event with data came, or the last byte of an answer that is no stream of events.
+    /// Time of the last event with data, or of the last byte of an answer that is no stream of events.
     last: Instant,
     look: Option<Pin<Box<Sleep>>>,
     is_events: bool,
-    /// The answer said that it is complete. Bytes may follow, and the client may leave.
+    /// Whether the answer reported its end. Bytes may follow, and the client may leave.
     is_complete: bool,
     ended: bool,
 }
@@ -91,7 +91,7 @@ impl GatewayBody {
 }
 
 impl Relay {
-    /// A panic costs this answer only.
+    /// Polls the body and catches a panic, which then costs this answer only.
     fn poll_caught(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.poll(cx)));
         polled.unwrap_or_else(|_| {
@@ -100,7 +100,7 @@ impl Relay {
         })
     }
 
-    /// The client takes no bytes, so silence says nothing about the upstream.
+    /// Restarts the measurement of silence: the client takes no bytes, so the silence is not the upstream's.
     fn client_waits(&mut self) {
         self.last = Instant::now();
         self.look = None;
@@ -129,7 +129,7 @@ impl Relay {
         }
     }
 
-    /// Records what a piece shows. Comments and blank lines of a stream are no sign of life of its worker.
+    /// Records what a piece shows. Comments and blank lines of a stream do not show that its worker lives.
     fn note(&mut self, data: &Bytes) {
         let progress = self.reading.feed(data);
         if !progress.has_data {

@@ -268,7 +268,7 @@ pub async fn client_end(stream: &TcpStream) {
     // The priority interest of tokio reports urgent data and the closed state, but not ordinary bytes.
     let ready = stream.ready(Interest::PRIORITY).await;
     if ready.is_ok_and(|ready| !ready.is_read_closed()) {
-        // Urgent data has no meaning in HTTP. Its readiness stays set, so the wait cannot go on.
+        // Urgent data has no meaning in HTTP. Its readiness stays set, so this wait cannot see the closed state.
         std::future::pending::<()>().await;
     }
 }

@@ -1,4 +1,4 @@
-//! What one client connection does now: waits for a request, sends a head, or is served.
+//! The state of one client connection: it waits for a request, sends a head, or is served.
 //!
 //! The socket, the connection's loop, the bodies of its answers and the list of idle connections share one state. All of them run on
 //! the connection's thread, except an eviction, which comes from the accept thread.
@@ -59,14 +59,14 @@ impl ClientState {
         }
     }
 
-    /// Bytes of the client came.
+    /// Records that bytes of the client arrived.
     pub fn received(&self) {
         if self.phase() == Phase::Idle {
             self.leave_idle(Phase::Head);
         }
     }
 
-    /// A request is served until the guard is dropped.
+    /// Marks a request as being served until the guard is dropped.
     pub fn serve(self: &Arc<Self>) -> RequestGuard {
         self.leave_idle(Phase::Request);
         RequestGuard(self.clone())
@@ -77,7 +77,7 @@ impl ClientState {
         self.eviction.notified().await;
     }
 
-    /// The socket takes no bytes, or takes bytes again.
+    /// Records that the socket takes no bytes, or takes bytes again.
     pub fn set_write_blocked(&self, blocked: bool) {
         self.write_blocked.store(blocked, Ordering::Relaxed);
         if !blocked && let Some(body) = self.body.lock().take() {
@@ -106,7 +106,7 @@ impl Drop for ClientState {
     }
 }
 
-/// A request is served on the connection while this exists.
+/// Mark of a request that is served on the connection; dropping it removes the mark.
 pub struct RequestGuard(Arc<ClientState>);
 
 impl RequestGuard {

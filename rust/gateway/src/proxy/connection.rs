@@ -81,7 +81,7 @@ pub async fn serve_connection(
                 connection.as_mut().graceful_shutdown();
             }
             () = client_end(&stream), if !has_ended => has_ended = true,
-            // Nobody waits for this request any more. Dropping the connection cancels it and all work upstream.
+            // The client left. Dropping the connection cancels its request and all work upstream.
             () = std::future::poll_fn(|_| {
                 if state.phase() == Phase::Request {
                     std::task::Poll::Ready(())

@@ -1,4 +1,4 @@
-//! One request to an upstream and the head of its answer.
+//! One attempt of a request at an upstream, up to the head of the answer.
 
 use std::time::{Duration, Instant};
 
@@ -17,14 +17,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Largest start of a stream that is held until its first event is whole, in bytes.
 const FIRST_EVENT_BYTES: usize = 1 << 20;
 
-/// Why a request got no answer from an upstream.
+/// Reason why a request got no answer from an upstream.
 #[derive(Debug)]
 pub enum Failed {
     /// A second attempt would fail in the same way.
     Refused(Refusal),
     /// The pinned worker went silent before the first byte.
     WorkerSilent,
-    /// The upstream gives no answers, and another upstream does.
+    /// The upstream gives no answers, while another upstream does.
     UpstreamSilent,
     /// The worker that is the upstream of the request accepts no connection.
     WorkerDown,
@@ -110,7 +110,7 @@ fn upstream_worker(thread: &Thread, booking: Option<&Booking>) -> Option<u64> {
     booking.legs().last().map(|leg| leg.worker.instance)
 }
 
-/// Sends a request whose body is relayed as it arrives. A second attempt is impossible: the body is gone.
+/// Sends a request whose body is relayed as it arrives. A second attempt is impossible, because the gateway does not keep the body.
 pub async fn exchange_streamed(
     thread: &Thread,
     method: &Method,
@@ -149,7 +149,7 @@ pub async fn exchange_streamed(
 }
 
 /// Reads a stream up to its first whole event with data, before any byte goes to the client. Returns whether this event is an
-/// error. The body keeps what was read.
+/// error. The body keeps the bytes that were read.
 ///
 /// Comments and blank lines are stepped over: an upstream may send them while no worker has answered.
 pub async fn first_event_fails(

@@ -1,4 +1,4 @@
-//! Panics stay where they happen: in one request, or in one run of a thread's work that starts again.
+//! Limits a panic to one request, or to one run of a thread's work, which then starts again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Poll;

@@ -1,4 +1,9 @@
-//! A request's way through the gateway: limits → prompt → decision → upstream → relay.
+//! A request's way through the gateway.
+//!
+//! ```text
+//! accept ─▶ connection ─▶ handler ─▶ intake (limits) ─▶ wardrop_service (prompt, decision) ─▶ forward ─▶ exchange ─▶ upstream
+//!                                                                                     client ◀─ body (relay, measurements) ◀─┘
+//! ```
 
 mod accept;
 mod admin;

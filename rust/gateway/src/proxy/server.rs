@@ -45,7 +45,7 @@ impl Server {
     /// Binds and starts serving.
     ///
     /// # Errors
-    /// [`ServiceError::Io`] when the address can not be bound or a thread not started.
+    /// [`ServiceError::Io`] when the address cannot be bound or a thread not started.
     pub fn start(shared: &Arc<Shared>) -> Result<Self, ServiceError> {
         let listen = shared.config.listen.clone();
         let io = |source| ServiceError::Io {

@@ -24,11 +24,11 @@ const MAX_SLICES: usize = 8;
 pub struct Outgoing {
     /// Bytes to write next.
     queue: VecDeque<Bytes>,
-    /// Where further bytes come from.
+    /// Source of further bytes; `None` for a body in memory.
     source: Option<ClientBody>,
 }
 
-/// What a relayed body may cost.
+/// Limits of a relayed body.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimits {
     /// Largest body, bytes.

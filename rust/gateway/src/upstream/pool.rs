@@ -1,6 +1,6 @@
 //! Choice of upstream and connection: round robin over the upstreams that answer, with idle connections kept per serving thread.
 //!
-//! Where the workers themselves are the upstreams, each upstream has the id of its instance, and a placed request goes to that one.
+//! Where the workers themselves are the upstreams, each upstream has the id of its instance, and a placed request goes to its worker's upstream.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub struct Upstream {
     /// Time on [`UpstreamSet::now_ms`], milliseconds, until which this upstream is tried after all others.
     down_until_ms: AtomicU64,
     failures: AtomicU64,
-    /// The upstream gave no useful answer, and has to give one to a probe before it takes part again.
+    /// Whether the upstream gave no useful answer. It takes part again after a useful answer to a probe.
     is_distrusted: AtomicBool,
 }
 
@@ -42,7 +42,7 @@ pub struct UpstreamSet {
     /// Changes of the list, and changes of an upstream between up and down.
     incarnation: AtomicU64,
     started: Instant,
-    /// The upstreams are workers.
+    /// Whether the upstreams are workers.
     has_workers: AtomicBool,
 }
 
@@ -78,7 +78,7 @@ impl Upstream {
         }
     }
 
-    /// Refused or timed-out connections.
+    /// Number of refused or timed-out connections.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
@@ -413,7 +413,7 @@ mod tests {
         set.replace(std::slice::from_ref(&other)).unwrap();
         assert!(set.has_better_than(id), "the upstream is off the list");
         set.replace(&[]).unwrap();
-        assert!(!set.has_better_than(id), "nobody is left to give way to");
+        assert!(!set.has_better_than(id), "no other upstream answers");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Probes of the frontends: one that does not answer, or knows no model, takes no part in the round robin.
+//! Probes of the frontends. A frontend that does not answer, or that knows no model, takes no part in the round robin.
 //!
 //! A stopped process still accepts connections, so only an answer proves that it lives. A frontend that has just started
 //! answers 404 to every model until it has read discovery, so only a list of models proves that it is useful. With a
@@ -26,7 +26,7 @@ pub async fn probe_upstreams(set: Arc<UpstreamSet>, every: Duration) {
     loop {
         ticks.tick().await;
         let list = set.list();
-        // The control plane asks workers itself, and takes a busy worker for a busy worker.
+        // The control plane probes workers itself, and knows a busy worker from a dead one.
         if list.len() < 2 || set.are_workers() {
             list.iter().for_each(|upstream| upstream.probed(true));
             continue;

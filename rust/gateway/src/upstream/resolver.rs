@@ -1,4 +1,4 @@
-//! Addresses of an upstream's host name, found beside the requests: no request waits for a name server twice.
+//! Addresses of an upstream's host name. A thread resolves the name, so a request waits for a name server at most once.
 //!
 //! A literal address needs nothing. A name has a thread that asks the system's resolver at an interval and after a failed connection.
 //! The last known addresses stay in use while the resolver fails.
@@ -14,7 +14,7 @@ use wardrop_service::metrics::THREAD_PREFIX;
 
 /// Interval between two questions to the resolver.
 const REFRESH: Duration = Duration::from_secs(10);
-/// Shortest time between two questions, however many connections fail.
+/// Shortest time between two questions, regardless of the number of failed connections.
 const REFRESH_FLOOR: Duration = Duration::from_millis(500);
 
 /// Addresses of one host and port.
@@ -73,7 +73,7 @@ impl Addresses {
         self.known.load_full()
     }
 
-    /// A connection to the known addresses failed: the host may have moved.
+    /// Asks the resolver soon, because a connection to the known addresses failed and the host may have moved.
     pub fn refresh(&self) {
         if let Some(asks) = &self.asks {
             // A full channel means that a question is under way.

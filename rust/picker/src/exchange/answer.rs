@@ -18,9 +18,9 @@ use crate::shared::Shared;
 
 /// Key of the endpoint that answered, in the metadata of an answer.
 const SERVED_KEY: &str = "x-gateway-destination-endpoint-served";
-/// Header that Envoy adds to what a worker answered, and not to its own answers.
+/// Header that Envoy adds to an answer of a worker, and not to its own answers.
 const UPSTREAM_TIME: &str = "x-envoy-upstream-service-time";
-/// Attribute that says who made an answer.
+/// Attribute that names the maker of an answer.
 const CODE_DETAILS: &str = "response.code_details";
 /// Value of the attribute for an answer of a worker.
 const VIA_UPSTREAM: &str = "via_upstream";
@@ -37,7 +37,7 @@ pub(super) struct AnswerSide {
 }
 
 impl AnswerSide {
-    /// No answer yet.
+    /// The state before an answer.
     pub fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
@@ -64,7 +64,7 @@ impl AnswerSide {
         self.added.set(name, value);
     }
 
-    /// The request is on its way; its answer follows.
+    /// Records that the request is on its way, and that its answer follows.
     pub fn expect(&mut self, chosen: Chosen) {
         let Chosen::Active(request) = chosen else { return };
         let first = request.booking().and_then(|booking| booking.legs().next());
@@ -80,12 +80,12 @@ impl AnswerSide {
         self.has_begun
     }
 
-    /// The picker answers in place of a worker.
+    /// Records that the picker answers in place of a worker.
     pub fn refused(&mut self) {
         self.has_begun = true;
     }
 
-    /// The headers of the answer.
+    /// Takes the headers of the answer.
     pub fn headers(
         &mut self,
         headers: &HttpHeaders,
@@ -124,14 +124,14 @@ impl AnswerSide {
         if let Some(served) = served.filter(|_| self.shared.config.conformance_headers) {
             self.added.set(TEST_SERVED, served);
         }
-        // Without the body of the answer its end stays unknown, so the booking ends with its headers.
+        // Without the body, the end of the answer is unknown, so the booking ends with the headers.
         if headers.end_of_stream || self.mode == BodyMode::Absent {
             self.end();
         }
         messages::response_headers(std::mem::take(&mut self.added))
     }
 
-    /// A piece of the answer.
+    /// Takes a piece of the answer.
     pub fn piece(&mut self, body: HttpBody) -> ProcessingResponse {
         let progress = self.reading.feed(&body.body);
         if progress.has_token
@@ -151,7 +151,7 @@ impl AnswerSide {
         messages::response_piece(body.body, body.end_of_stream, self.mode == BodyMode::Duplex)
     }
 
-    /// The answer is complete. A second call does nothing.
+    /// Records the end of the answer. A second call does nothing.
     pub fn end(&mut self) {
         if let Some(answer) = self.answer.take() {
             answer.finished(self.reading.outcome());
@@ -183,7 +183,7 @@ fn served(context: &Metadata) -> Option<String> {
     }
 }
 
-/// Who made the answer, where the gateway sends this attribute.
+/// Maker of the answer, where Envoy sends this attribute.
 fn details(attributes: &HashMap<String, Struct>) -> Option<&str> {
     let value = attributes
         .values()

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The answer to the headers waits until the whole body has arrived and the queue has chosen a worker. Envoy holds the request
-//! meanwhile, so a decision can be late. Memory: the body once, until it is handed on; an answer passes piece by piece.
+//! meanwhile, so a decision can be late. The picker holds the body once, until it hands the body on. An answer passes piece by piece.
 
 mod answer;
 mod placing;
@@ -35,7 +35,7 @@ pub(crate) type Outbound = Sender<Result<ProcessingResponse, Status>>;
 
 type Work = Pin<Box<dyn Future<Output = Result<Choice, Refusal>> + Send>>;
 
-/// How far the request is.
+/// Progress of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Nothing has arrived.
@@ -57,7 +57,7 @@ enum BodyMode {
     Streamed,
     /// In one message, after the answer to the headers.
     Whole,
-    /// In pieces, which the picker hands on when it likes.
+    /// In pieces, which the picker may hand on later.
     Duplex,
 }
 
@@ -89,10 +89,10 @@ pub(crate) struct Exchange {
     answer: AnswerSide,
 }
 
-/// The stream has nothing more to do.
+/// Sign that the stream has nothing more to do.
 struct Ended;
 
-/// What a message asks the stream to do.
+/// Next action of the stream after a message.
 enum Step {
     Wait,
     Place(Work),
@@ -142,7 +142,7 @@ impl Exchange {
                 Ok(Step::Place(started)) => work = Some(started),
                 Err(Ended) => return,
             }
-            // An answer that begins before the decision comes from Envoy: the decision is of no more use.
+            // An answer that begins before the decision comes from Envoy, so the decision is useless.
             if self.answer.has_begun() {
                 work = None;
             }
@@ -213,7 +213,7 @@ impl Exchange {
             self.request_mode = BodyMode::Absent;
         }
         match self.request_mode {
-            // The body can not be read before the headers go on, so only the load counts.
+            // Envoy sends this body only after the answer to the headers, so the request is placed by load alone.
             BodyMode::Absent | BodyMode::Streamed => Ok(self.start_placing()),
             BodyMode::Whole => {
                 self.phase = Phase::Body;
@@ -235,7 +235,7 @@ impl Exchange {
 
     async fn request_body(&mut self, body: HttpBody) -> Result<Step, Ended> {
         if self.phase != Phase::Body {
-            // A streamed body passes by; a duplex body after the answer of Envoy has no reader.
+            // A streamed body passes by. A duplex body after an answer of Envoy has no reader.
             return match self.request_mode {
                 BodyMode::Streamed => self.send(messages::request_body()).await,
                 _ => Ok(Step::Wait),
@@ -286,7 +286,7 @@ impl Exchange {
         ))
     }
 
-    /// The decision is made: the answer to the headers goes out, then the body.
+    /// Sends the decision: the answer to the headers first, then the body.
     async fn placed(&mut self, choice: Result<Choice, Refusal>) -> Result<(), Ended> {
         let choice = match choice {
             Ok(choice) => choice,
@@ -340,7 +340,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// The headers of an answer arrived: no decision is awaited any more.
+    /// Stops waiting for a decision, because the headers of an answer arrived.
     fn place_is_over(&mut self) {
         self.phase = Phase::Forwarded;
         self.body = BytesMut::new();

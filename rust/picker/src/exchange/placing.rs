@@ -31,17 +31,17 @@ pub(super) struct Placing {
     pub allowed: Option<Vec<WorkerId>>,
 }
 
-/// A decision that can be handed to Envoy.
+/// A decision that is ready for Envoy.
 pub(super) struct Choice {
     pub chosen: Chosen,
     pub destination: Destination,
     /// Headers of the client that no worker may see.
     pub stripped: Vec<&'static str>,
-    /// The body, with another model name where one was asked for.
+    /// The body, with another model name where the configuration or the client asks for it.
     pub body: Bytes,
 }
 
-/// The claim on a worker.
+/// The booking on a worker, for the answer.
 pub(super) enum Chosen {
     /// A request with a prompt, booked until its end.
     Active(Box<ActiveRequest>),
@@ -50,7 +50,7 @@ pub(super) enum Chosen {
 }
 
 impl Placing {
-    /// Chooses the workers. Dropping the future before its end gives everything back.
+    /// Chooses the workers. Dropping the future before its end releases all bookings and the place in the queue.
     pub async fn run(mut self) -> Result<Choice, Refusal> {
         let started = Instant::now();
         self.rewrite_model();
@@ -130,7 +130,7 @@ impl Placing {
         }
     }
 
-    /// No engine's own router stands behind the picker, so a prompt that can not be read is placed by load.
+    /// Prepares a request whose prompt cannot be read. It is placed by load, because no other router stands behind the picker.
     fn prepare_unread(&self) -> Result<Prepared, Refusal> {
         let facts = model_name::read(&self.body);
         let tokens = self.body.len() / BYTES_PER_TOKEN;

@@ -9,10 +9,10 @@ pub(crate) enum SelectError {
     /// The body is not declared as JSON.
     #[error("Expected request with `Content-Type: application/json`")]
     NoJson,
-    /// Nothing has this name.
+    /// No worker, selection or reservation has the id.
     #[error("{0}")]
     NotFound(String),
-    /// The name is taken.
+    /// The id is taken.
     #[error("{0}")]
     Conflict(String),
     /// No worker can be chosen now.

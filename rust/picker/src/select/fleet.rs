@@ -90,7 +90,7 @@ impl Fleet {
     /// Changes fields of a registered worker.
     ///
     /// # Errors
-    /// An unknown worker, or a field that can not be changed so.
+    /// An unknown worker, or a field that cannot be changed so.
     pub fn patch(&self, worker_id: u64, patch: Value) -> Result<Value, SelectError> {
         let record = self.workers.lock().get(&worker_id).cloned();
         let record = record.ok_or_else(|| unknown_worker(worker_id))?;

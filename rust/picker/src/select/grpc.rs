@@ -1,7 +1,7 @@
 //! The selection service over gRPC: `proto/wardrop/v1/select.proto`.
 //!
-//! A call that is sent again has the answer of the first: a second `Reserve` with one id and one target finds the reservation, and a
-//! second `Free` says that nothing was open.
+//! A repeated call gets the answer of the first call. A second `Reserve` with the same id and target finds the reservation. A second
+//! `Free` answers that no reservation was open.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

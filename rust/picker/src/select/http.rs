@@ -1,6 +1,6 @@
 //! The selection service over HTTP, with the routes, fields, statuses and error bodies of Dynamo 1.6's selection service.
 //!
-//! What speaks to `dynamo.select_service` can point here. Fields that Wardrop does not know are ignored, as Dynamo ignores them.
+//! A client of `dynamo.select_service` works against this service unchanged. Unknown fields are ignored, as Dynamo ignores them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const MAX_BODY_BYTES: usize = 32 << 20;
 type Answer = Result<Response, SelectError>;
 type Shared = State<Arc<SelectHttp>>;
 
-/// What the routes share.
+/// State that the routes share.
 pub(crate) struct SelectHttp {
     /// Selections and reservations.
     pub selector: Arc<Selector>,
@@ -217,7 +217,7 @@ async fn create_reservation(State(shared): Shared, headers: HeaderMap, body: Byt
         }
         Some(instance) => {
             if body.token_ids.is_none() && body.block_hashes.is_none() {
-                // Only the length counts: without local hashes no block is known by name.
+                // Sequence hashes alone match no block in the index, so only the length counts.
                 body.block_hashes = Some(Vec::new());
             }
             let target = body.target()?;

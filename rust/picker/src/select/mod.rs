@@ -1,7 +1,7 @@
-//! The decision as a service: select a worker, book it, report how its request goes on.
+//! The decision as a service: a caller selects a worker, books it, and reports the first token and the end of its request.
 //!
 //! ```text
-//! caller ─▶ http | grpc ─▶ selector (reservations by name) ─▶ wardrop_service (decision, booking)
+//! caller ─▶ http | grpc ─▶ selector (workers, reservations by id) ─▶ wardrop_service (decision, booking)
 //! ```
 //!
 //! The caller sends the request to the worker itself, so nothing of the request passes here except its tokens or hashes.

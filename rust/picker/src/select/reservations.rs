@@ -17,11 +17,11 @@ use super::selection::Selection;
 pub(crate) struct SelectLimits {
     /// Open reservations.
     pub reservations: usize,
-    /// Life of a reservation that nobody frees.
+    /// Life of a reservation that its caller does not free or renew.
     pub reservation_ttl: Duration,
     /// Selections that wait for a reservation.
     pub selections: usize,
-    /// Bytes of these selections.
+    /// Bytes of the selections that wait for a reservation.
     pub selection_bytes: usize,
     /// Life of a selection without a reservation.
     pub selection_ttl: Duration,
@@ -29,10 +29,13 @@ pub(crate) struct SelectLimits {
 
 /// A reservation.
 struct Open {
+    /// The choice.
     selection: Selection,
     /// Load of the request on its worker; dropping it ends the load.
     booking: Booking,
+    /// Time of the booking, from which TTFT counts.
     begun: Instant,
+    /// Time at which the reservation ends by itself.
     expires: Instant,
 }
 
@@ -43,7 +46,7 @@ pub(crate) struct Pending {
     /// The prompt of the choice, for the booking.
     pub prepared: Prepared,
     expires: Instant,
-    /// Number of the selection. A later selection under the same id has another one.
+    /// Number of the selection. A later selection under the same id has another number.
     number: u64,
 }
 
@@ -98,7 +101,7 @@ impl Reservations {
                 self.limits.reservations
             )));
         }
-        // Two calls with one id: the second finds the first.
+        // Another call with the same id may have opened its reservation since the first check.
         if state.open.contains_key(id) {
             return Err(taken(id));
         }
@@ -165,7 +168,7 @@ impl Reservations {
         Some(self.state.lock().open.get(id)?.selection.clone())
     }
 
-    /// The first token of a reservation is there. A second call changes nothing.
+    /// Records the first token of a reservation's request. A second call changes nothing.
     ///
     /// # Errors
     /// There is no such reservation.
@@ -177,7 +180,7 @@ impl Reservations {
         Ok(())
     }
 
-    /// The request of a reservation goes on: the reservation lives on.
+    /// Prolongs the life of a reservation, because its request still runs.
     ///
     /// # Errors
     /// There is no such reservation.
@@ -200,7 +203,7 @@ impl Reservations {
         Ok(())
     }
 
-    /// Ends what is over its time. Returns the number of reservations that ended so.
+    /// Ends reservations and selections that are over their time. Returns the number of ended reservations.
     pub fn sweep(&self, now: Instant) -> usize {
         let mut state = self.state.lock();
         let before = state.open.len();

@@ -1,4 +1,4 @@
-//! What a caller asks for, and what it gets: a prompt with its model and group, and the chosen worker.
+//! The request of a caller (prompt, model, group) and its result, the chosen worker.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(crate) enum PromptKey {
     },
 }
 
-/// What a caller asks for.
+/// The request of a caller.
 pub(crate) struct Target {
     /// Name of the model.
     pub model: String,

@@ -26,9 +26,9 @@ const MAX_ID_BYTES: usize = 256;
 /// The selection service.
 pub(crate) struct Selector {
     service: Arc<Service>,
-    /// Makes ids of this process unlike those of another.
+    /// Number that makes ids of this process differ from those of another process.
     nonce: u64,
-    /// Registered workers.
+    /// Workers that callers registered.
     pub fleet: Fleet,
     /// Reservations and selections.
     pub reservations: Reservations,
@@ -120,8 +120,8 @@ impl Selector {
         self.reservations.open(id, selection, booking)
     }
 
-    /// The reservation with this id, where it is of the same prompt: the answer to a call that is sent again. A target without a prompt
-    /// asks for the choice of an earlier selection.
+    /// The reservation with this id, where it has the same prompt: the answer to a repeated call. A target without a prompt asks for the
+    /// choice of an earlier selection.
     pub fn reserved(&self, id: &str, target: &Target) -> Option<Selection> {
         let open = self.reservations.selection(id)?;
         if !open.is_for(target) {

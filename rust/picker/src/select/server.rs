@@ -45,15 +45,15 @@ pub struct SelectConfig {
     pub worker_threads: usize,
     /// Open reservations.
     pub max_reservations: usize,
-    /// Life of a reservation that nobody frees, in milliseconds.
+    /// Life of a reservation that its caller does not free or renew, in milliseconds.
     pub reservation_ttl_ms: u64,
     /// Selections that wait for a reservation.
     pub max_selections: usize,
-    /// Bytes of these selections.
+    /// Bytes of the selections that wait for a reservation.
     pub max_selection_bytes: usize,
     /// Life of a selection without a reservation, in milliseconds.
     pub selection_ttl_ms: u64,
-    /// The service's part; its keys `router_id`, `routing` and `feed` stand beside the selection service's own.
+    /// Settings of the routing service. In JSON its keys `router_id`, `routing` and `feed` stand beside those of the selection service.
     #[serde(skip)]
     pub service: ServiceConfig,
     /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
@@ -137,7 +137,7 @@ impl SelectServer {
     /// A service that is configured but does not listen yet.
     ///
     /// # Errors
-    /// What is wrong with the configuration.
+    /// [`ServiceError::Config`] names the setting that cannot work.
     pub fn new(config: SelectConfig) -> Result<Self, ServiceError> {
         if let Some(filter) = &config.log {
             start_logging(filter)?;
@@ -150,7 +150,7 @@ impl SelectServer {
             expired: builder
                 .counter(
                     "select_expired_total",
-                    "Reservations that ended because nobody freed them",
+                    "Reservations that ended because their callers did not free them",
                 )
                 .map_err(failed)?,
             open: builder
@@ -180,7 +180,7 @@ impl SelectServer {
     /// Registers a worker, with the field names of Dynamo's selection service.
     ///
     /// # Errors
-    /// What is wrong with the worker.
+    /// [`ServiceError::Config`] names the field that is wrong.
     pub fn upsert_worker(&self, text: &str) -> Result<(), ServiceError> {
         let refused = |text: String| ServiceError::Config(text);
         let value = serde_json::from_str(text).map_err(|error| refused(format!("not a worker: {error}")))?;

@@ -1,4 +1,4 @@
-//! The catalog of workers, as callers register them. Field names are those of Dynamo's selection service.
+//! The record of a worker, as a caller registers it. Field names are those of Dynamo's selection service.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub(crate) struct WorkerRecord {
     /// Workers of another group are never chosen.
     #[serde(default = "default_name")]
     pub routing_group: String,
-    /// Address that answers carry back.
+    /// Address of the worker, which a selection gives back to the caller.
     #[serde(default)]
     pub endpoint: Option<String>,
     /// Socket of KV events for each rank.
@@ -84,7 +84,7 @@ impl WorkerRecord {
         pool_name(&self.model_name, &self.routing_group)
     }
 
-    /// What keeps the worker from being chosen; empty for a worker that may be.
+    /// Reasons why the worker cannot be chosen; empty for a schedulable worker.
     pub fn reasons(&self) -> Vec<&'static str> {
         let mut reasons = Vec::new();
         if self.endpoint.as_deref().unwrap_or_default().is_empty() {

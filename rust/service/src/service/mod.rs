@@ -72,7 +72,7 @@ impl Service {
     /// Starts a service without models. Its background threads run until [`Service::stop`].
     ///
     /// # Errors
-    /// [`ServiceError::Config`] for a setting that can not work, [`ServiceError::Io`] when the operating system gives no thread.
+    /// [`ServiceError::Config`] for a setting that cannot work, [`ServiceError::Io`] when the operating system gives no thread.
     pub fn new(config: ServiceConfig) -> Result<Arc<Self>, ServiceError> {
         config.check()?;
         // A policy that cannot be built is refused here, before the first model.
@@ -175,7 +175,7 @@ impl Service {
     /// Follows a feed.
     ///
     /// # Errors
-    /// [`ServiceError::Config`] for JSON that is no subscription, and the errors of a feed that can not be followed.
+    /// [`ServiceError::Config`] for JSON that is no subscription, and the errors of a feed that cannot be followed.
     pub fn subscribe(&self, json: &str) -> Result<(), ServiceError> {
         let subscription: Subscription = parse("subscription", json)?;
         self.feeds.subscribe(subscription)
