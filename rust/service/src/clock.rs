@@ -4,7 +4,7 @@ use std::time::Instant;
 
 /// A monotonic clock that reads 0 when the service begins.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     origin: Instant,
 }
 

@@ -29,15 +29,14 @@ mod service;
 mod shadows;
 mod tenants;
 
-pub use clock::Clock;
+pub(crate) use clock::Clock;
 pub use error::ServiceError;
 pub use models::Model;
 pub use panics::hide_panic_texts;
 pub use pool::{Booking, Leg, Role, WorkerPool};
 pub use prompt::{Abstention, DryRunError, Endpoint, TokenIdSource};
-pub use reading::{AnswerReading, Progress, ReportedUsage, first_event_fails};
+pub use reading::{AnswerReading, Progress, first_event_fails};
 pub use request::{
-    ActiveRequest, Answer, Chosen, PlaceHints, Placed, Prepared, ReadyPrompt, Refusal, Unplaced,
-    UnreadPrompt, Usage,
+    ActiveRequest, Answer, Chosen, PlaceHints, Prepared, ReadyPrompt, Refusal, Unplaced, UnreadPrompt, Usage,
 };
 pub use service::{DoorFeed, FeedReport, ModelReport, PartState, PoolName, Service};

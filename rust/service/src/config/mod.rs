@@ -93,7 +93,7 @@ pub struct TimingPoints {
 
 impl TimingPoints {
     /// Initial latency curves: a fit of the points, or the defaults without points.
-    pub fn prior(&self) -> Prior {
+    pub(crate) fn prior(&self) -> Prior {
         if self.prefill.is_empty() && self.step.is_empty() {
             return Prior::default();
         }

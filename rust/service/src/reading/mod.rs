@@ -34,7 +34,7 @@ static INDEX_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"i
 /// Usage that an engine reported for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::struct_field_names, reason = "the names of the API")]
-pub struct ReportedUsage {
+pub(crate) struct ReportedUsage {
     /// Prompt tokens found in the cache.
     pub cached_tokens: Option<u64>,
     /// Prompt tokens.
@@ -161,7 +161,7 @@ impl AnswerReading {
     }
 
     /// The usage that the answer reported so far.
-    pub fn usage(&mut self) -> Option<ReportedUsage> {
+    pub(crate) fn usage(&mut self) -> Option<ReportedUsage> {
         if self.events.is_none() && self.is_body_whole {
             let body = std::mem::take(&mut self.body);
             if let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(&body) {
@@ -188,12 +188,12 @@ impl AnswerReading {
     }
 
     /// Choices of the answer, at least 1.
-    pub fn choices(&self) -> u32 {
+    pub(crate) fn choices(&self) -> u32 {
         self.seen.last_choice.saturating_add(1)
     }
 
     /// Estimated tokens of the first choice, by the events of a stream. `None` when the answer is no stream.
-    pub fn tokens_seen(&self) -> Option<u32> {
+    pub(crate) fn tokens_seen(&self) -> Option<u32> {
         self.events.is_some().then_some(self.seen.token_events)
     }
 }

@@ -20,7 +20,7 @@ use wardrop_core::WorkerId;
 
 pub use self::answer::{Answer, Usage};
 pub use self::choose::Chosen;
-pub use self::place::{PlaceHints, Placed, Refusal, Unplaced};
+pub use self::place::{PlaceHints, Refusal, Unplaced};
 pub use self::prepare::{Prepared, ReadyPrompt};
 pub use self::unread::UnreadPrompt;
 use crate::pool::Booking;

@@ -64,7 +64,7 @@ pub enum Unplaced {
 }
 
 /// A booking, and the time that the request waited for it.
-pub struct Placed {
+pub(crate) struct Placed {
     /// The booking on the request's workers.
     pub booking: Booking,
     /// Seconds in the queue, over all legs; `None` for a request that met no queue.
@@ -88,7 +88,11 @@ impl Service {
     ///
     /// # Errors
     /// Why there is no booking.
-    pub async fn place(&self, prepared: &Prepared, hints: &PlaceHints<'_>) -> Result<Placed, Unplaced> {
+    pub(crate) async fn place(
+        &self,
+        prepared: &Prepared,
+        hints: &PlaceHints<'_>,
+    ) -> Result<Placed, Unplaced> {
         let roles = prepared.model.roles();
         let first = prepared.model.pool(roles[0]);
         if first.longest_wait_s().is_none() || first.size() == 0 {
@@ -125,7 +129,7 @@ impl Service {
     ///
     /// # Errors
     /// Why the engine's own router has to choose.
-    pub fn place_now(&self, prepared: &Prepared) -> Result<Booking, Abstention> {
+    pub(crate) fn place_now(&self, prepared: &Prepared) -> Result<Booking, Abstention> {
         self.place_among(prepared, None)
     }
 

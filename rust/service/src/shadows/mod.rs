@@ -11,10 +11,12 @@
 //! The events carry no token and no text.
 //! The shadow thread keeps its CPU time within a share of one core, see [`wardrop_sim::shadow`].
 
+mod adoption;
 mod events;
 mod metrics;
 mod model;
 mod report;
+mod shadowed;
 mod thread;
 
 use std::sync::Arc;

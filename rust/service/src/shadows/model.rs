@@ -6,29 +6,32 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use wardrop_core::control::Routing;
-use wardrop_core::queue::QueueConfig;
 use wardrop_core::{PolicyConfig, WorkerId};
-use wardrop_sim::shadow::{ArmReport, Arrival, Change, Figure, Observed, ShadowCounts, ShadowFleets};
-use wardrop_sim::{EngineSpec, FleetSpec, PoolSpec, Role as SimRole, SimError, Timing};
+use wardrop_sim::SimError;
+use wardrop_sim::shadow::{Arrival, Figure, Observed, ShadowCounts};
 
+use super::adoption::does_harm;
 use super::events::{Event, LostArrivals};
-use super::report::{ModelShadowReport, ShadowArm};
-use crate::config::{IN_FORCE, ShadowOptions, router};
+use super::report::ModelShadowReport;
+use super::shadowed::{GoodputLimits, Shadowed, engine};
+use crate::config::ShadowOptions;
 use crate::models::Model;
-use crate::pool::{Member, Role};
+use crate::pool::Member;
 
 /// Weight of the newest request in the exponential mean of the prompt size.
 const MEAN_WEIGHT: f64 = 0.01;
-/// Ratio to the policy in force above which a higher cost counts as harm; equals the guard's tolerance.
-const HARM: f64 = 1.10;
 /// Names of the figures for which a report suggests an arm.
 const FIGURES: [&str; 5] = ["ttft", "itl", "e2e", "cached_share", "goodput"];
 
 /// Shadow fleets of one model, with the counts that no report covers yet.
 pub(super) struct ModelShadows {
+    /// Name of the model.
     pub model: Arc<str>,
+    /// The running fleets; `None` while the model has no shadows.
     shadowed: Option<Shadowed>,
+    /// Reason why the model has no shadows; `None` while shadows run.
     note: Option<String>,
+    /// CPU time that the shadows used since the start, in seconds.
     cpu_s: f64,
     /// CPU time that no report covers yet, in seconds.
     unreported_cpu_s: f64,
@@ -36,87 +39,21 @@ pub(super) struct ModelShadows {
     reported: ShadowCounts,
     /// Number of arrivals without shadows that no report covers yet.
     unseen: u64,
+    /// Exponential mean of the prompt size, in blocks; `None` before the first prompt.
     mean_blocks: Option<f64>,
-}
-
-struct Shadowed {
-    fleets: ShadowFleets,
-    roles: &'static [Role],
-    block_size: u32,
-    members: Vec<BTreeMap<WorkerId, Member>>,
-    routings: Vec<Routing>,
-    has_goodput: bool,
-    limits: Option<GoodputLimits>,
-}
-
-/// Limits of goodput, in seconds; a request counts when it meets both.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct GoodputLimits {
-    ttft_s: f64,
-    itl_s: f64,
 }
 
 /// Numbers of requests by result, and CPU time, since the last report.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct NewCounts {
+    /// Requests simulated.
     pub fed: u64,
+    /// Requests dropped, because the queue or the simulation had no room.
     pub dropped: u64,
+    /// Requests not accepted, to keep the share of a core.
     pub passed_over: u64,
     /// CPU seconds spent.
     pub cpu_s: f64,
-}
-
-/// Engine of a worker from its reported values; unreported values are the simulator's defaults.
-fn engine(member: &Member, block_size: u32) -> EngineSpec {
-    let known = EngineSpec::default();
-    let blocks = member.total_kv_blocks.filter(|blocks| *blocks > 0);
-    EngineSpec {
-        block_size,
-        num_blocks: blocks.map_or(known.num_blocks, |blocks| {
-            u32::try_from(blocks).unwrap_or(u32::MAX).min(u32::MAX / 2 - 1)
-        }),
-        max_num_seqs: member.max_num_seqs.unwrap_or(known.max_num_seqs).max(1),
-        max_num_batched_tokens: member
-            .max_num_batched_tokens
-            .unwrap_or(known.max_num_batched_tokens)
-            .max(1),
-        timing: Timing::Learned(member.curves),
-        ..known
-    }
-}
-
-/// Whether two members are the same worker, regardless of their learned curves.
-fn is_same(now: &Member, before: &Member) -> bool {
-    let curves = now.curves;
-    Member { curves, ..*before } == *now
-}
-
-/// Whether an arm differs from the routing in force only in the `toll` objective and κ.
-fn is_adoptable(arm: &Routing, in_force: &Routing) -> bool {
-    let both_toll = matches!(
-        (&arm.policy, &in_force.policy),
-        (PolicyConfig::Toll(_), PolicyConfig::Toll(_))
-    );
-    let same_queue = match (arm.queue, in_force.queue) {
-        (None, None) => true,
-        (Some(arm), Some(ours)) => {
-            arm == QueueConfig {
-                kappa: arm.kappa,
-                ..ours
-            }
-        }
-        _ => false,
-    };
-    both_toll && same_queue && arm != in_force
-}
-
-/// Whether an arm makes a latency figure significantly worse, by more than the guard's tolerance.
-fn does_harm(arm: &ArmReport) -> bool {
-    let costs = [arm.ttft_ratio, arm.ttft_p99_ratio, arm.itl_ratio, arm.e2e_ratio];
-    costs
-        .into_iter()
-        .flatten()
-        .any(|ratio| ratio.low > 1.0 && ratio.value > HARM)
 }
 
 impl ModelShadows {
@@ -388,190 +325,4 @@ fn unfit(
             options.max_blocks
         )
     })
-}
-
-impl Shadowed {
-    fn new(
-        roles: &'static [Role],
-        block_size: u32,
-        members: Vec<BTreeMap<WorkerId, Member>>,
-        routings: Vec<Routing>,
-        options: &ShadowOptions,
-    ) -> Result<Self, SimError> {
-        let mut first = Vec::new();
-        let mut pools = Vec::new();
-        for (role, pool) in roles.iter().zip(&members) {
-            if let Some((id, member)) = pool.first_key_value() {
-                first.push(vec![*id]);
-                pools.push(PoolSpec {
-                    role: match role {
-                        Role::Aggregated => SimRole::Aggregated,
-                        Role::Prefill => SimRole::Prefill,
-                        Role::Decode => SimRole::Decode,
-                    },
-                    speeds: vec![1.0],
-                    engine: engine(member, block_size),
-                });
-            }
-        }
-        let fleet = FleetSpec {
-            pools,
-            ..FleetSpec::default()
-        };
-        let arms = options.arms(&routings, roles.len());
-        let fleets = ShadowFleets::new(options.config(fleet, arms))?.with_members(&first);
-        let mut shadowed = Self {
-            fleets,
-            roles,
-            block_size,
-            members: vec![BTreeMap::new(); roles.len()],
-            routings,
-            has_goodput: false,
-            limits: None,
-        };
-        for (pool, ids) in first.iter().enumerate() {
-            let known = ids.iter().filter_map(|id| Some((*id, *members[pool].get(id)?)));
-            shadowed.members[pool] = known.collect();
-        }
-        shadowed.follow_members(members, 0.0)?;
-        Ok(shadowed)
-    }
-
-    fn follow_members(
-        &mut self,
-        members: Vec<BTreeMap<WorkerId, Member>>,
-        now_s: f64,
-    ) -> Result<(), SimError> {
-        for (pool, now) in members.iter().enumerate() {
-            let before = &self.members[pool];
-            let stays = |id: &WorkerId, member: &Member| before.get(id).is_some_and(|b| is_same(member, b));
-            for id in before
-                .keys()
-                .filter(|id| !now.get(id).is_some_and(|m| stays(id, m)))
-            {
-                self.fleets.change(now_s, Change::Leave { pool, worker: *id })?;
-            }
-            for (id, member) in now {
-                if stays(id, member) {
-                    let timing = Timing::Learned(member.curves);
-                    self.fleets.set_worker_timing(pool, *id, &timing);
-                } else {
-                    let engine = Box::new(engine(member, self.block_size));
-                    let join = Change::Join {
-                        pool,
-                        worker: *id,
-                        engine,
-                    };
-                    self.fleets.change(now_s, join)?;
-                }
-            }
-        }
-        self.members = members;
-        Ok(())
-    }
-
-    fn follow_routings(&mut self, routings: Vec<Routing>, now_s: f64) -> Result<(), SimError> {
-        for (arm, (now, before)) in routings.iter().zip(&self.routings).enumerate() {
-            if now != before {
-                let pools = 0..self.roles.len();
-                let routers = pools.map(|pool| router(now, (arm * 2 + pool) as u64)).collect();
-                self.fleets.change(now_s, Change::Routers { arm, routers })?;
-            }
-        }
-        self.routings = routings;
-        Ok(())
-    }
-
-    fn set_limits(&mut self, limits: Option<GoodputLimits>) {
-        self.has_goodput = limits.is_some();
-        if self.limits != limits {
-            self.limits = limits;
-            if let Some(limits) = limits {
-                self.fleets.set_limits(limits.ttft_s, limits.itl_s);
-            }
-        }
-    }
-
-    fn arms(&self, options: &ShadowOptions) -> Vec<ShadowArm> {
-        let names = std::iter::once(IN_FORCE).chain(options.policies.iter().map(|arm| arm.name.as_str()));
-        let arm = |(name, routing): (&str, &Routing)| ShadowArm {
-            name: name.to_owned(),
-            policy: routing.policy.clone(),
-            queue: routing.queue,
-            is_adoptable: is_adoptable(routing, &self.routings[0]),
-            does_harm: false,
-        };
-        names.zip(&self.routings).map(arm).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn routing(policy: serde_json::Value, kappa: Option<f64>) -> Routing {
-        let queue = kappa.map(|kappa| QueueConfig {
-            kappa,
-            ..QueueConfig::default()
-        });
-        Routing {
-            policy: serde_json::from_value(policy).unwrap(),
-            queue,
-        }
-    }
-
-    #[test]
-    fn only_another_objective_or_kappa_of_the_price_in_force_may_be_adopted() {
-        let toll = || json!({"name": "toll"});
-        let in_force = routing(toll(), Some(10.0));
-        assert!(is_adoptable(&routing(toll(), Some(30.0)), &in_force));
-        assert!(is_adoptable(
-            &routing(json!({"name": "toll", "e2e": 1.0}), Some(10.0)),
-            &in_force
-        ));
-        assert!(!is_adoptable(&in_force, &in_force), "nothing would change");
-        assert!(
-            !is_adoptable(&routing(toll(), None), &in_force),
-            "the queue is no weight"
-        );
-        assert!(!is_adoptable(
-            &routing(json!({"name": "sticky"}), Some(10.0)),
-            &in_force
-        ));
-        let other = routing(json!({"name": "dynamo"}), None);
-        assert!(
-            !is_adoptable(&routing(toll(), None), &other),
-            "it starts from the price"
-        );
-        let mut roomier = routing(toll(), Some(30.0));
-        roomier.queue.as_mut().unwrap().backlog_s = 0.5;
-        assert!(!is_adoptable(&roomier, &in_force));
-    }
-
-    #[test]
-    fn engine_has_the_reported_values_of_its_worker_and_else_the_simulators_defaults() {
-        let mut member = Member {
-            total_kv_blocks: Some(77),
-            max_num_seqs: Some(3),
-            max_num_batched_tokens: Some(5),
-            incarnation: 0,
-            curves: wardrop_core::latency::Prior::default(),
-        };
-        let spec = engine(&member, 16);
-        assert_eq!(
-            (
-                spec.block_size,
-                spec.num_blocks,
-                spec.max_num_seqs,
-                spec.max_num_batched_tokens
-            ),
-            (16, 77, 3, 5)
-        );
-        member.total_kv_blocks = None;
-        assert_eq!(engine(&member, 16).num_blocks, 16_384);
-        member.total_kv_blocks = Some(u64::MAX);
-        assert!(engine(&member, 16).num_blocks < u32::MAX / 2);
-    }
 }

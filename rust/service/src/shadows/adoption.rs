@@ -1,0 +1,83 @@
+//! Which arms the calibrator may put in force, and which arms do harm. Pure functions of routings and reports.
+
+use wardrop_core::PolicyConfig;
+use wardrop_core::control::Routing;
+use wardrop_core::queue::QueueConfig;
+use wardrop_sim::shadow::ArmReport;
+
+/// Ratio to the policy in force above which a higher cost counts as harm; equals the guard's tolerance.
+const HARM: f64 = 1.10;
+
+/// Whether an arm differs from the routing in force only in the `toll` objective and κ.
+pub(super) fn is_adoptable(arm: &Routing, in_force: &Routing) -> bool {
+    let both_toll = matches!(
+        (&arm.policy, &in_force.policy),
+        (PolicyConfig::Toll(_), PolicyConfig::Toll(_))
+    );
+    let same_queue = match (arm.queue, in_force.queue) {
+        (None, None) => true,
+        (Some(arm), Some(in_force)) => {
+            arm == QueueConfig {
+                kappa: arm.kappa,
+                ..in_force
+            }
+        }
+        _ => false,
+    };
+    both_toll && same_queue && arm != in_force
+}
+
+/// Whether an arm makes a latency figure significantly worse, by more than the guard's tolerance.
+pub(super) fn does_harm(arm: &ArmReport) -> bool {
+    let costs = [arm.ttft_ratio, arm.ttft_p99_ratio, arm.itl_ratio, arm.e2e_ratio];
+    costs
+        .into_iter()
+        .flatten()
+        .any(|ratio| ratio.low > 1.0 && ratio.value > HARM)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn routing(policy: serde_json::Value, kappa: Option<f64>) -> Routing {
+        let queue = kappa.map(|kappa| QueueConfig {
+            kappa,
+            ..QueueConfig::default()
+        });
+        Routing {
+            policy: serde_json::from_value(policy).unwrap(),
+            queue,
+        }
+    }
+
+    #[test]
+    fn only_another_objective_or_kappa_of_the_price_in_force_may_be_adopted() {
+        let toll = || json!({"name": "toll"});
+        let in_force = routing(toll(), Some(10.0));
+        assert!(is_adoptable(&routing(toll(), Some(30.0)), &in_force));
+        assert!(is_adoptable(
+            &routing(json!({"name": "toll", "e2e": 1.0}), Some(10.0)),
+            &in_force
+        ));
+        assert!(!is_adoptable(&in_force, &in_force), "nothing would change");
+        assert!(
+            !is_adoptable(&routing(toll(), None), &in_force),
+            "the queue is no weight"
+        );
+        assert!(!is_adoptable(
+            &routing(json!({"name": "sticky"}), Some(10.0)),
+            &in_force
+        ));
+        let other = routing(json!({"name": "dynamo"}), None);
+        assert!(
+            !is_adoptable(&routing(toll(), None), &other),
+            "it starts from the price"
+        );
+        let mut roomier = routing(toll(), Some(30.0));
+        roomier.queue.as_mut().unwrap().backlog_s = 0.5;
+        assert!(!is_adoptable(&roomier, &in_force));
+    }
+}
