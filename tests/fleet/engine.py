@@ -330,7 +330,7 @@ class _Handler(BaseHTTPRequestHandler):
             engine.running -= 1
         usage = {
             "prompt_tokens": len(tokens),
-            "completion_tokens": 1,
+            "completion_tokens": body.get("max_tokens", 1),
             "prompt_tokens_details": {"cached_tokens": cached},
         }
         choice = {"index": 0, "text": "x", "finish_reason": "length"}

@@ -52,6 +52,7 @@ RECEIPT = {
             "overlap_blocks": 13,
             "waited_s": 0.25,
             "cause": "room",
+            "at_once": {"worker": {"instance": 7, "dp_rank": 1}, "cost": 2.0, "gained_s": 1.25},
             "candidates": [CANDIDATE, OTHER],
             "candidates_in_all": 40,
         }
@@ -82,6 +83,8 @@ def test_receipt_tells_price_margin_wait_and_outcome():
         "worker …143337 at cost 500 ms, 250 ms below the next worker",
         "13 blocks of the prompt are in its cache",
         "it waited 250 ms in the router's queue, until a worker had room",
+        "placed at its arrival, it would have gone to worker 7/1 at cost 2 s; with its wait the "
+        "request cost 750 ms, so waiting gained 1.25 s",
         "finished with status 200, first token after 300 ms, end after 1.5 s, 40 tokens",
         "192 cached tokens reported, 208 predicted",
         "38 more expensive workers are left out",
@@ -103,6 +106,21 @@ def test_costs_of_a_policy_without_time_have_no_unit():
     lines = "\n".join(story(receipt))
     assert "at cost 23, 1.5 above the cheapest worker" in lines
     assert "it was placed at once" in lines
+
+
+def test_wait_that_lost_time_is_said_and_a_cost_without_a_unit_claims_no_gain():
+    receipt = copy.deepcopy(RECEIPT)
+    receipt["legs"][0]["at_once"] |= {"cost": 0.6, "gained_s": -0.15}
+    assert "so waiting lost 150 ms" in "\n".join(story(receipt))
+    receipt["legs"][0]["at_once"]["gained_s"] = None
+    lines = [line for line in story(receipt) if "placed at its arrival" in line]
+    assert lines == ["placed at its arrival, it would have gone to worker 7/1 at cost 0.6"]
+
+
+def test_client_that_left_before_the_answer_has_no_status():
+    outcome = {"how": "client_left", "status": 0, "ttft_s": None, "e2e_s": None}
+    left = RECEIPT["outcome"] | outcome | {"output_tokens": None, "cached_tokens": None}
+    assert story(RECEIPT | {"outcome": left})[-1] == "outcome: client left"
 
 
 def test_abstention_and_open_answer_are_said():

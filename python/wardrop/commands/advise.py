@@ -45,6 +45,7 @@ def advise_command(
     ] = "0.5,1,1.5",
     seeds: Annotated[int, typer.Option(min=2, help="Repetitions, for the intervals.")] = 3,
     part: simulation.Part = None,
+    model: simulation.Model = None,
     trace_block_size: simulation.TraceBlockSize = None,
     spread_ticks: simulation.SpreadTicks = True,
     block_size: simulation.BlockSize = 64,
@@ -84,7 +85,14 @@ def advise_command(
         # Reports of the engines teach the router its latency curves, as in production.
         fleet = replace(simulation.fleet(workers, disagg, engine, kv_gbps), metrics=True)
         question = Question(
-            TraceSource(trace, trace_block_size, spread_ticks, parse_part(part), redraws=True),
+            TraceSource(
+                trace,
+                trace_block_size,
+                spread_ticks,
+                parse_part(part),
+                redraws=True,
+                model=model,
+            ),
             fleet,
             Policy.parse(running),
             objective,

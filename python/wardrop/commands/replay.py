@@ -154,6 +154,7 @@ def replay(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions.")] = 1,
     part: simulation.Part = None,
+    model: simulation.Model = None,
     trace_block_size: simulation.TraceBlockSize = None,
     spread_ticks: simulation.SpreadTicks = True,
     block_size: simulation.BlockSize = 64,
@@ -237,7 +238,7 @@ def replay(
             metrics_loss=metrics_loss,
             anarchy_window=POA_WINDOW if poa else 0,
         )
-        make = TraceSource(trace, trace_block_size, spread_ticks, parse_part(part))
+        make = TraceSource(trace, trace_block_size, spread_ticks, parse_part(part), model=model)
         span_s = make(0).span_s
         if html_out or json_out:
             fleet = replace(fleet, sample_ms=max(span_s * 1e3 / 240, 50.0) if span_s else 1_000.0)

@@ -19,7 +19,8 @@ T = TypeVar("T")
 Trace = Annotated[
     str,
     typer.Argument(
-        help="Trace (Mooncake or Dynamo .jsonl, Azure .csv; plain, .gz, .zst) or generator: "
+        help="Trace (decision records of --records, Mooncake or Dynamo .jsonl, Azure .csv; plain, "
+        ".gz, .zst), a folder of decision records, or generator: "
         f"{', '.join(GENERATORS)}, each with (parameter=value,…)."
     ),
 ]
@@ -34,6 +35,9 @@ Timing = Annotated[
 ]
 Part = Annotated[
     str | None, typer.Option(help="Only this part of the trace, as shares START:STOP.")
+]
+Model = Annotated[
+    str | None, typer.Option(help="Model of the decision records, where they hold several models.")
 ]
 TraceBlockSize = Annotated[
     int | None, typer.Option(min=1, help="Tokens per hash id; by default as the rows imply.")

@@ -10,7 +10,7 @@ reads flags, variables and YAML. `native` asks the native module.
 """
 
 from wardrop.config.config import Config
-from wardrop.config.control import CONTROLLER_MOVES, Control, IndexFile, Log, Shadows
+from wardrop.config.control import CONTROLLER_MOVES, Control, IndexFile, Log, Records, Shadows
 from wardrop.config.dynamo import Discovery, Dynamo, FrontendMode
 from wardrop.config.fields import ConfigError
 from wardrop.config.files import check_files
@@ -37,6 +37,7 @@ __all__ = [
     "Predicted",
     "PredictedUse",
     "Prompt",
+    "Records",
     "Routes",
     "Routing",
     "Setting",

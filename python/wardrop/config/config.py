@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from wardrop.config.control import Control, IndexFile, Log, Shadows
+from wardrop.config.control import Control, IndexFile, Log, Records, Shadows
 from wardrop.config.dynamo import Dynamo
 from wardrop.config.fleet import Fleet
 from wardrop.config.http import Http, Limits, Routes, Upstream
@@ -29,6 +29,7 @@ class Config:
     fleet: Fleet = field(default_factory=Fleet)
     control: Control = field(default_factory=Control)
     shadows: Shadows = field(default_factory=Shadows)
+    records: Records = field(default_factory=Records)
     index: IndexFile = field(default_factory=IndexFile)
     log: Log = field(default_factory=Log)
 
@@ -66,6 +67,7 @@ class Config:
                 "prompt": asdict(self.prompt),
                 "feed": asdict(self.feed),
                 "shadows": self.shadows.gateway(),
+                "records": self.records.native(),
                 "log": "warn" if self.log.level == "warning" else self.log.level,
             }
         )

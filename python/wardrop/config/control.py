@@ -1,4 +1,4 @@
-"""Settings around the router: control, shadows, the saved index, and logs."""
+"""Settings around the router: control, shadows, decision records, the saved index, and logs."""
 
 from __future__ import annotations
 
@@ -112,6 +112,33 @@ class Shadows:
             return None
         values = {name: value for name, value in asdict(self).items() if name != "calibrate"}
         return values | {"policies": shadow_policies.parse(self.policies)}
+
+
+@dataclass(frozen=True)
+class Records:
+    """Decision records: one JSON line per request, for replay."""
+
+    dir: str = setting(
+        "", "folder of the records, which wardrop replay and advise read; empty: none", "records"
+    )
+    file_bytes: int = setting(64 << 20, "size at which the next file begins")
+    all_bytes: int = setting(1 << 30, "size of all files; the oldest are removed beyond it")
+    key_file: str = setting(
+        "",
+        "file with 32 hexadecimal digits, the key of the block ids; empty: a new key at each start",
+    )
+
+    def __post_init__(self) -> None:
+        require_within("records.file_bytes", self.file_bytes, 4096, 2**49)
+        require_within("records.all_bytes", self.all_bytes, 2 * self.file_bytes, 2**50)
+        if self.key_file and not self.dir:
+            raise ConfigError("records.key_file: got a key without records; add --records DIR")
+
+    def native(self) -> dict[str, Any] | None:
+        """The stage as the native doors read it; None without records."""
+        if not self.dir:
+            return None
+        return asdict(self) | {"key_file": self.key_file or None}
 
 
 @dataclass(frozen=True)

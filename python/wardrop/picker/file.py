@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
-from wardrop.config import Config, ConfigError, Feed, Predicted, Prompt, Routing, settings
+from wardrop.config import Config, ConfigError, Feed, Predicted, Prompt, Records, Routing, settings
 from wardrop.config.values import check_value
 from wardrop.decoding import convert, shown
 from wardrop.errors import InputError
@@ -37,6 +37,7 @@ _STAGES: dict[str, type[Any]] = {
     "predicted": Predicted,
     "prompt": Prompt,
     "feed": Feed,
+    "records": Records,
 }
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
@@ -181,6 +182,7 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             worker has `events`, else `used: alone`.
         prompt: Turning prompts into tokens, as for `wardrop dynamo`.
         feed: Feeds of events, as for `wardrop dynamo`.
+        records: Decision records, as for `wardrop dynamo`.
         log: Logging.
         models: The models; one at least.
         workers: The servers.
@@ -206,6 +208,7 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     predicted: dict[str, Any] = {}
     prompt: dict[str, Any] = {}
     feed: dict[str, Any] = {}
+    records: dict[str, Any] = {}
     log: Log = Log()
 
     def native_json(self) -> str:
@@ -293,7 +296,9 @@ def read_file(path: Path) -> PickerFile:
 
 
 def native_stages(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Stages of `wardrop.config` as the native doors take them: `routing`, `prompt` and `feed`.
+    """Stages of `wardrop.config` as the native doors take them.
+
+    They are `routing`, `prompt` and `feed`, and `records` where it is given.
 
     Raises:
         InputError: A key is unknown, or a value has the wrong type or is out of range.
@@ -304,7 +309,8 @@ def native_stages(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     except ConfigError as error:
         raise InputError(str(error)) from error
     shared = json.loads(config.gateway_json([]))
-    return {key: shared[key] for key in ("routing", "prompt", "feed")}
+    taken = ("routing", "prompt", "feed", *(("records",) if "records" in given else ()))
+    return {key: shared[key] for key in taken}
 
 
 def _stage(name: str, given: Mapping[str, Any]) -> Any:

@@ -21,6 +21,7 @@ class TraceSource:
         part: (start, stop) of the kept part, as shares; None for the whole trace.
         redraws: whether seeds above 0 redraw the gaps between the arrivals of a recorded trace. A
             generator draws anew for each seed in any case.
+        model: model whose decision records are read; None where the records hold one model.
     """
 
     text: str
@@ -28,6 +29,7 @@ class TraceSource:
     spread_ticks: bool = True
     part: tuple[float, float] | None = None
     redraws: bool = False
+    model: str | None = None
 
     @property
     def is_generated(self) -> bool:
@@ -44,7 +46,11 @@ class TraceSource:
             made = generate(self.text, seed)
         else:
             made = load(
-                self.text, block_size=self.block_size, spread_ticks=self.spread_ticks, seed=seed
+                self.text,
+                block_size=self.block_size,
+                spread_ticks=self.spread_ticks,
+                seed=seed,
+                model=self.model,
             )
         if self.part:
             made = made.part(*self.part)

@@ -20,7 +20,12 @@ _FIRST_OWN_ID = 1 << 62
 
 
 def load(
-    path: str | Path, *, block_size: int | None = None, spread_ticks: bool = False, seed: int = 0
+    path: str | Path,
+    *,
+    block_size: int | None = None,
+    spread_ticks: bool = False,
+    seed: int = 0,
+    model: str | None = None,
 ) -> Workload:
     """Read a trace; `wardrop.traces` names the formats.
 
@@ -30,11 +35,12 @@ def load(
         spread_ticks: whether requests that share a timestamp are spread at random up to the next
             timestamp (Mooncake's arrivals come in ticks of 3 s).
         seed: seed of the spread.
+        model: model whose decision records are read; None where the records hold one model.
 
     Raises:
         TraceError: the file is missing, empty, of no known format, or has a bad row.
     """
-    workload = workload_of(read_trace(path), block_size)
+    workload = workload_of(read_trace(path, model=model), block_size)
     return spread(workload, seed) if spread_ticks else workload
 
 

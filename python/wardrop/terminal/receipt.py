@@ -68,9 +68,29 @@ def _placement(leg: dict[str, Any]) -> list[str]:
     lines = [f"{text}; {count(blocks)} blocks of the prompt are in its cache"]
     if leg["waited_s"] > 0:
         lines.append(f"it waited {seconds(leg['waited_s'])} in the router's queue, {_cause(leg)}")
+        if leg.get("at_once") is not None:
+            lines.append(_gain(leg))
     else:
         lines.append(CAUSES["at_once"])
     return lines
+
+
+def _gain(leg: dict[str, Any]) -> str:
+    """The placement that the wait replaced, and what the wait gained or lost."""
+    at_once = cast(dict[str, Any], leg["at_once"])
+    worker = short_name(str(at_once["worker"]["instance"]), at_once["worker"]["dp_rank"])
+    cost = at_once["cost"]
+    if cost is None:
+        return "at its arrival no worker had a finite cost"
+    text = f"placed at its arrival, it would have gone to worker {worker} at cost "
+    gained_s = cast(float | None, at_once["gained_s"])
+    if gained_s is None:
+        return text + _plain(cost)
+    change = "gained" if gained_s >= 0 else "lost"
+    return (
+        f"{text}{seconds(cost)}; with its wait the request cost "
+        f"{seconds(leg['cost'] + leg['waited_s'])}, so waiting {change} {seconds(abs(gained_s))}"
+    )
 
 
 def _cause(leg: dict[str, Any]) -> str:
@@ -78,7 +98,9 @@ def _cause(leg: dict[str, Any]) -> str:
 
 
 def _outcome(outcome: dict[str, Any]) -> str:
-    parts = [f"{outcome['how'].replace('_', ' ')} with status {outcome['status']}"]
+    how = outcome["how"].replace("_", " ")
+    # A client that left before the answer got no status.
+    parts = [f"{how} with status {outcome['status']}" if outcome["status"] else how]
     if outcome["ttft_s"] is not None:
         parts.append(f"first token after {seconds(outcome['ttft_s'])}")
     if outcome["e2e_s"] is not None:

@@ -1,4 +1,4 @@
-"""Recorded request traces: one reader for the Mooncake, Dynamo and Azure formats.
+"""Recorded request traces: one reader for the formats of Mooncake, Dynamo, Azure and Wardrop.
 
 A trace holds arrival times, prompt and answer lengths, and block ids. It holds no text and no
 tokens. `read_trace` returns typed rows; `wardrop.replay`, `wardrop.games` and `wardrop.workload`

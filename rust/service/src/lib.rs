@@ -24,6 +24,7 @@ mod prompt;
 mod prompt_pool;
 mod reading;
 mod receipts;
+mod records;
 mod request;
 mod service;
 mod shadows;

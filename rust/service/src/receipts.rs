@@ -15,7 +15,7 @@ use serde::Serialize;
 use wardrop_core::control::Routing;
 use wardrop_core::{Candidate, WorkerId};
 
-use crate::pool::{Booking, Explanation, Leg, Role};
+use crate::pool::{Explanation, Leg, Role};
 
 /// Maximum number of candidates in one leg: the cheapest workers, always including the chosen worker.
 const MAX_CANDIDATES: usize = 32;
@@ -28,21 +28,35 @@ const NO_REGIME: u8 = u8::MAX;
 
 /// Placement of one request on one worker of one pool.
 #[derive(Clone, Debug, Serialize)]
-struct LegReceipt {
-    role: Role,
-    worker: WorkerId,
+pub(crate) struct LegReceipt {
+    pub role: Role,
+    pub worker: WorkerId,
     /// Cost of the chosen worker, in the unit of the policy.
-    cost: f64,
+    pub cost: f64,
     /// Cost of the cheapest other candidate minus the cost of the chosen worker; `None` without another candidate.
-    margin: Option<f64>,
-    overlap_blocks: u32,
+    pub margin: Option<f64>,
+    pub overlap_blocks: u32,
     /// Time in the router's queue, in seconds.
-    waited_s: f64,
-    cause: &'static str,
+    pub waited_s: f64,
+    pub cause: &'static str,
+    /// What the request would have got at its arrival; `None` for a request that did not wait.
+    pub at_once: Option<AtOnce>,
     /// Cheapest first, at most [`MAX_CANDIDATES`].
-    candidates: Vec<Candidate>,
+    pub candidates: Vec<Candidate>,
     /// Number of candidates before the list was shortened.
-    candidates_in_all: usize,
+    pub candidates_in_all: usize,
+}
+
+/// The placement that a request would have had at its arrival, and what its wait gained.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct AtOnce {
+    /// The cheapest worker at the arrival.
+    pub worker: WorkerId,
+    /// Cost of this worker at the arrival, in the unit of the policy.
+    pub cost: f64,
+    /// `cost` minus the cost of the late placement minus the wait, in seconds; negative when the wait lost time. `None` for a
+    /// policy whose costs are no seconds.
+    pub gained_s: Option<f64>,
 }
 
 /// Outcome of a request.
@@ -50,13 +64,15 @@ struct LegReceipt {
 pub(crate) struct ReceiptOutcome {
     /// `finished`, `broken`, `client_left`, `error` (the upstream's), or `refused` (ours).
     pub how: &'static str,
-    /// Status of the answer to the client, in the protocol of the door.
+    /// Status of the answer to the client, in the protocol of the door; 0 when the client left before the answer.
     pub status: u16,
     /// Time from the receipt of the whole request to the first byte of the answer, in seconds.
     pub ttft_s: Option<f64>,
     /// Time from the receipt of the whole request to the last byte of the answer, in seconds.
     pub e2e_s: Option<f64>,
-    /// Tokens of the answer.
+    /// Prompt tokens, as the engine reported them.
+    pub input_tokens: Option<u64>,
+    /// Tokens of the answer; of an answer that broke off, the tokens that had arrived.
     pub output_tokens: Option<u32>,
     /// Cached prompt tokens, as the engine reported them.
     pub cached_tokens: Option<u64>,
@@ -120,15 +136,12 @@ pub(crate) struct ReceiptRequest<'a> {
 pub(crate) struct OpenReceipt(Mutex<Receipt>);
 
 impl OpenReceipt {
-    /// Adds the legs of a decision to the receipt.
-    pub fn placed(&self, booking: &mut Booking) {
+    /// Adds a placement to the receipt.
+    pub fn placed(&self, leg: LegReceipt) {
         let receipt = &mut *self.0.lock();
-        for leg in booking.legs_mut() {
-            let explanation = leg.explanation.take();
-            if let Some(explanation) = explanation.filter(|_| receipt.legs.len() < MAX_LEGS) {
-                receipt.queued_s += explanation.waited_s;
-                receipt.legs.push(leg_receipt(leg, *explanation));
-            }
+        if receipt.legs.len() < MAX_LEGS {
+            receipt.queued_s += leg.waited_s;
+            receipt.legs.push(leg);
         }
     }
 
@@ -143,7 +156,8 @@ impl OpenReceipt {
     }
 }
 
-fn leg_receipt(leg: &Leg, explanation: Explanation) -> LegReceipt {
+/// The receipt of one placement: its candidates sorted and shortened, and its distance from the next worker.
+pub(crate) fn leg_receipt(leg: &Leg, explanation: Explanation) -> LegReceipt {
     let candidates_in_all = explanation.candidates.len();
     let mut candidates = explanation.candidates;
     candidates.sort_by(|a, b| a.cost.total_cmp(&b.cost));
@@ -153,6 +167,13 @@ fn leg_receipt(leg: &Leg, explanation: Explanation) -> LegReceipt {
         .next()
         .map(|next| next - explanation.cost);
     let chosen = candidates.iter().position(|other| other.worker == leg.worker);
+    let is_in_seconds =
+        chosen.is_some_and(|at| candidates[at].parts.iter().any(|(name, _)| name.ends_with("_s")));
+    let at_once = explanation.at_once.map(|choice| AtOnce {
+        worker: choice.worker,
+        cost: choice.cost,
+        gained_s: is_in_seconds.then_some(choice.cost - explanation.cost - explanation.waited_s),
+    });
     if let Some(at) = chosen.filter(|&at| at >= MAX_CANDIDATES) {
         candidates.swap(at, MAX_CANDIDATES - 1);
     }
@@ -165,6 +186,7 @@ fn leg_receipt(leg: &Leg, explanation: Explanation) -> LegReceipt {
         overlap_blocks: leg.overlap_blocks,
         waited_s: explanation.waited_s,
         cause: explanation.cause,
+        at_once,
         candidates,
         candidates_in_all,
     }
@@ -204,6 +226,12 @@ impl Receipts {
         self.regime.store(regime as u8, Ordering::Relaxed);
     }
 
+    /// Regime of the fleet; `None` when the control plane reports none.
+    pub fn regime(&self) -> Option<&'static str> {
+        let regime = self.regime.load(Ordering::Relaxed);
+        REGIMES.get(usize::from(regime)).copied()
+    }
+
     /// Opens a receipt and replaces an earlier receipt of the same id.
     ///
     /// Returns `None` when receipts are off or the request id is too long.
@@ -217,14 +245,13 @@ impl Receipts {
             return None;
         }
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let regime = self.regime.load(Ordering::Relaxed);
         let receipt = Receipt {
             request_id: request_id.to_owned(),
             at_s: since_1970.as_secs_f64(),
             model: request.model.to_owned(),
             input_tokens: request.input_tokens,
             blocks: request.blocks,
-            regime: REGIMES.get(usize::from(regime)).copied(),
+            regime: self.regime(),
             routing: routing(),
             queued_s: 0.0,
             abstained: None,
@@ -334,6 +361,7 @@ mod tests {
                 overlap_blocks: 0,
                 waited_s: 0.0,
                 cause: "at_once",
+                at_once: None,
                 candidates: sorted,
                 candidates_in_all: 8,
             });

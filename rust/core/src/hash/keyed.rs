@@ -40,6 +40,25 @@ impl HashKey {
     pub fn fingerprint(&self) -> u64 {
         siphash(&self.0, b"wardrop key fingerprint")
     }
+
+    /// Independent key for one purpose, so that names under the two keys cannot be compared.
+    pub fn derive(&self, purpose: &str) -> Self {
+        let half = |at: u8| {
+            siphash(
+                &self.0,
+                &[b"wardrop purpose ", &[at][..], purpose.as_bytes()].concat(),
+            )
+        };
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&half(0).to_le_bytes());
+        bytes[8..].copy_from_slice(&half(1).to_le_bytes());
+        Self(bytes)
+    }
+
+    /// Name of `bytes` under the key. Equal bytes have equal names; without the key no guess of the bytes can be checked.
+    pub fn pseudonym(&self, bytes: &[u8]) -> u64 {
+        siphash(&self.0, bytes)
+    }
 }
 
 impl fmt::Debug for HashKey {

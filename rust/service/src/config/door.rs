@@ -10,7 +10,7 @@ use crate::ServiceError;
 
 impl ServiceConfig {
     /// Every key of the service's part.
-    pub const KEYS: &[&str] = &["router_id", "routing", "prompt", "feed", "shadows"];
+    pub const KEYS: &[&str] = &["router_id", "routing", "prompt", "feed", "shadows", "records"];
 
     /// Reads a door's configuration. Each key of `service_keys` goes to the service's part, every other key to the door's own part,
     /// which refuses unknown ones.
@@ -49,6 +49,7 @@ impl ServiceConfig {
             "prompt" => self.prompt = serde_json::from_value(value)?,
             "feed" => self.feed = serde_json::from_value(value)?,
             "shadows" => self.shadows = serde_json::from_value(value)?,
+            "records" => self.records = serde_json::from_value(value)?,
             _ => {}
         }
         Ok(())

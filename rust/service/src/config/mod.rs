@@ -1,6 +1,7 @@
 //! Settings of the service, grouped by stage, checked when the service is built and swapped as a whole.
 
 mod door;
+mod records;
 mod shadows;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use wardrop_core::predicted::PredictedConfig;
 use wardrop_core::queue::QueueConfig;
 use wardrop_core::{PolicyConfig, Router, RouterConfig};
 
+pub use self::records::RecordOptions;
 pub(crate) use self::shadows::{IN_FORCE, router};
 pub use self::shadows::{ShadowOptions, ShadowPolicy};
 use crate::ServiceError;
@@ -37,6 +39,8 @@ pub struct ServiceConfig {
     pub feed: FeedOptions,
     /// Shadow fleets under other policies; `None` runs none.
     pub shadows: Option<ShadowOptions>,
+    /// Files of decision records; `None` writes none.
+    pub records: Option<RecordOptions>,
 }
 
 impl Default for ServiceConfig {
@@ -47,6 +51,7 @@ impl Default for ServiceConfig {
             prompt: PromptOptions::default(),
             feed: FeedOptions::default(),
             shadows: None,
+            records: None,
         }
     }
 }
@@ -280,6 +285,9 @@ impl ServiceConfig {
             )));
         }
         self.routing.timing.check()?;
+        if let Some(records) = &self.records {
+            records.check()?;
+        }
         // A trial router reports an invalid value at the start instead of with the first model.
         let router = RouterConfig::new(1).with_handoff_s_per_token(self.routing.handoff_s_per_token);
         Router::new(router).map_err(|error| ServiceError::Config(format!("routing: {error}")))?;

@@ -1,6 +1,6 @@
 //! Why a router chose the worker of one leg: kept on a booking until its receipt takes it over.
 
-use wardrop_core::Candidate;
+use wardrop_core::{Candidate, WorkerId};
 
 /// The costs behind one leg's decision.
 #[derive(Debug)]
@@ -13,4 +13,14 @@ pub(crate) struct Explanation {
     pub waited_s: f64,
     /// What ended the wait: `at_once`, `room`, `overflow` or `age`.
     pub cause: &'static str,
+    /// For a request that waited: the placement that it would have had at its arrival.
+    pub at_once: Option<ImmediateChoice>,
+}
+
+/// The cheapest worker at the arrival of a request that then waited in the queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ImmediateChoice {
+    pub worker: WorkerId,
+    /// Cost of the worker at the arrival, in the unit of the policy.
+    pub cost: f64,
 }

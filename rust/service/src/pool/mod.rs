@@ -51,7 +51,7 @@ pub(crate) use self::control::PoolCurves;
 pub(crate) use self::cursor::Trust;
 use self::cursor::{EventCursor, KeptBudget};
 pub(crate) use self::engine::{EngineFrame, EngineLoad, EngineReport};
-pub(crate) use self::explanation::Explanation;
+pub(crate) use self::explanation::{Explanation, ImmediateChoice};
 pub(crate) use self::feed::{ApplyCounts, EventSource};
 use self::health::Health;
 pub(crate) use self::health::{Fault, HealthOptions, TrustOptions};

@@ -177,6 +177,11 @@ impl QueueEntry {
         }
     }
 
+    /// Whether the request has no placement yet.
+    pub fn is_waiting(&self) -> bool {
+        self.receiver.is_empty()
+    }
+
     /// Waits for the placement. `None` when the queue was removed.
     ///
     /// The inner error reports that the request's deadline cannot be met any more.

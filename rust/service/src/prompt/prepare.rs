@@ -30,6 +30,8 @@ pub(crate) struct Prompt {
     pub sequence: Vec<SequenceHash>,
     /// Tokens of the prompt.
     pub input_tokens: u32,
+    /// The tokens are not known, and their number is a guess.
+    pub is_estimated: bool,
     /// Tokens of the answer that the client expects, when the request says so.
     pub expected_output_tokens: Option<u32>,
     /// The request body with token ids in it, for shapes whose ids proved equal to the engine's own.
@@ -47,6 +49,7 @@ impl Prompt {
             hashes: Vec::new(),
             sequence: Vec::new(),
             input_tokens,
+            is_estimated: true,
             expected_output_tokens: None,
             spliced: None,
             is_streamed,
@@ -70,6 +73,7 @@ impl Prompt {
             input_tokens: u32::try_from(tokens.len()).map_err(|_| Abstention::TooLong)?,
             hashes,
             sequence,
+            is_estimated: false,
             expected_output_tokens: None,
             spliced: None,
             is_streamed: false,
@@ -92,6 +96,7 @@ impl Prompt {
             hashes,
             sequence,
             input_tokens,
+            is_estimated: false,
             expected_output_tokens: None,
             spliced: None,
             is_streamed: false,

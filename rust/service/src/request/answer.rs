@@ -9,10 +9,11 @@ use std::time::Instant;
 use wardrop_core::ledger::Outcome;
 
 use super::ActiveRequest;
+use super::trail::Trail;
 use crate::latency_bins::StreamLatency;
 use crate::metrics::StreamHistograms;
 use crate::pool::Booking;
-use crate::receipts::{OpenReceipt, ReceiptOutcome};
+use crate::receipts::ReceiptOutcome;
 use crate::service::Service;
 use crate::shadows::ShadowedRequest;
 
@@ -34,7 +35,7 @@ pub struct Answer {
     /// The booking on the workers, until the end.
     booking: Option<Booking>,
     shadow: Option<ShadowedRequest>,
-    receipt: Option<Arc<OpenReceipt>>,
+    trail: Trail,
     /// When the whole request had arrived.
     started: Instant,
     pieces: Option<PieceTimes>,
@@ -54,6 +55,8 @@ pub struct Answer {
 struct PieceTimes {
     first: Instant,
     last: Instant,
+    /// Pieces so far, at least 1.
+    count: u32,
 }
 
 impl Answer {
@@ -64,7 +67,7 @@ impl Answer {
             started,
             booking,
             shadow,
-            receipt,
+            trail,
             ..
         } = request;
         let model = &prepared.model.spec;
@@ -82,7 +85,7 @@ impl Answer {
             service,
             booking,
             shadow,
-            receipt,
+            trail,
             started,
             pieces: None,
             status,
@@ -109,11 +112,13 @@ impl Answer {
                 self.latency.itl.observe(itl_s);
             }
             pieces.last = now;
+            pieces.count = pieces.count.saturating_add(1);
             return;
         }
         self.pieces = Some(PieceTimes {
             first: now,
             last: now,
+            count: 1,
         });
         let ttft_s = (now - self.started).as_secs_f64();
         // An answer in one piece arrives with its last token, so its time says nothing about the first token.
@@ -143,7 +148,7 @@ impl Answer {
         if let Some(shadow) = &self.shadow {
             shadow.failed();
         }
-        self.end_receipt("refused");
+        self.end_trail("refused");
     }
 
     /// The answer is complete. The workers' curves learn from `usage` when the booking is released.
@@ -165,13 +170,13 @@ impl Answer {
         if let Some(shadow) = &self.shadow {
             shadow.ended(output_tokens);
         }
-        if let Some(receipt) = &self.receipt {
-            receipt.ended(ReceiptOutcome {
-                output_tokens,
-                cached_tokens,
-                ..self.receipt_outcome("finished")
-            });
-        }
+        let outcome = ReceiptOutcome {
+            input_tokens: usage.prompt_tokens,
+            output_tokens,
+            cached_tokens,
+            ..self.receipt_outcome("finished")
+        };
+        self.trail.ended(outcome);
         if let Some(booking) = &mut self.booking {
             booking.set_outcome(Outcome {
                 output_tokens,
@@ -185,18 +190,23 @@ impl Answer {
     /// The answer broke off, by a fault of the upstream or of a worker.
     pub fn broken(self) {
         self.service.outcomes.broke();
-        self.end_receipt("broken");
+        self.end_trail("broken");
     }
 
     /// The client left before the end.
     pub fn client_left(self) {
-        self.end_receipt("client_left");
+        self.end_trail("client_left");
     }
 
-    fn end_receipt(&self, how: &'static str) {
-        if let Some(receipt) = &self.receipt {
-            receipt.ended(self.receipt_outcome(how));
-        }
+    /// Ends an answer that is not complete.
+    fn end_trail(&self, how: &'static str) {
+        // A piece of a stream is one token; any other answer has no token before it is complete.
+        let pieces = self.pieces.filter(|_| self.is_streamed);
+        let outcome = ReceiptOutcome {
+            output_tokens: pieces.map(|pieces| pieces.count),
+            ..self.receipt_outcome(how)
+        };
+        self.trail.ended(outcome);
     }
 
     fn receipt_outcome(&self, how: &'static str) -> ReceiptOutcome {

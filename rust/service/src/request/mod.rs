@@ -10,6 +10,7 @@ mod answer;
 mod choose;
 mod place;
 mod prepare;
+mod trail;
 mod unread;
 
 use std::sync::Arc;
@@ -22,10 +23,12 @@ pub use self::answer::{Answer, Usage};
 pub use self::choose::Chosen;
 pub use self::place::{PlaceHints, Refusal, Unplaced};
 pub use self::prepare::{Prepared, ReadyPrompt};
+use self::trail::Trail;
 pub use self::unread::UnreadPrompt;
 use crate::pool::Booking;
 use crate::prompt::Abstention;
-use crate::receipts::{OpenReceipt, ReceiptOutcome, ReceiptRequest};
+use crate::receipts::{ReceiptOutcome, ReceiptRequest};
+use crate::records::Facts;
 use crate::service::Service;
 use crate::shadows::ShadowedRequest;
 
@@ -38,11 +41,12 @@ pub struct ActiveRequest {
     booking: Option<Booking>,
     waited_s: Option<f64>,
     shadow: Option<ShadowedRequest>,
-    receipt: Option<Arc<OpenReceipt>>,
+    trail: Trail,
 }
 
 impl Service {
-    /// Begins a request whose last byte arrived at `started`. With an id, and with receipts on, its decision gets a receipt.
+    /// Begins a request whose last byte arrived at `started`. With an id, and with receipts on, its decision gets a receipt. With
+    /// records on, the request gets a record.
     pub fn begin(
         self: &Arc<Self>,
         prepared: Prepared,
@@ -57,6 +61,16 @@ impl Service {
             };
             self.receipts.open(id, &facts, || self.routing.lock().clone())
         });
+        let record = self.records.as_ref().map(|records| {
+            let facts = Facts {
+                request_id,
+                started,
+                model: &prepared.model,
+                prompt: &prepared.prompt,
+                regime: self.receipts.regime(),
+            };
+            (records.clone(), records.open(facts))
+        });
         ActiveRequest {
             service: self.clone(),
             prepared,
@@ -64,7 +78,7 @@ impl Service {
             booking: None,
             waited_s: None,
             shadow: None,
-            receipt,
+            trail: Trail::new(receipt, record),
         }
     }
 }
@@ -77,6 +91,7 @@ impl ActiveRequest {
     pub async fn place(&mut self, hints: &PlaceHints<'_>) -> Result<(), Unplaced> {
         let (service, prompt) = (&self.service, &self.prepared.prompt);
         service.outcomes.arrived();
+        self.trail.hints(hints);
         self.shadow = service.shadows.as_ref().and_then(|shadows| {
             let model = &self.prepared.model.pools()[0].model;
             let at_s = service.clock.seconds_at(self.started);
@@ -92,9 +107,7 @@ impl ActiveRequest {
                 match unplaced {
                     Unplaced::Abstain(reason) => {
                         service.count_abstention(reason);
-                        if let Some(receipt) = &self.receipt {
-                            receipt.abstained(reason.name());
-                        }
+                        self.trail.abstained(reason.name());
                     }
                     Unplaced::Refuse(_) => service.outcomes.refused(),
                 }
@@ -155,9 +168,7 @@ impl ActiveRequest {
 
     /// Records that the door refused the request with this status of its protocol.
     pub fn refused(&self, status: u16) {
-        if let Some(receipt) = &self.receipt {
-            receipt.ended(ReceiptOutcome::refused(status));
-        }
+        self.trail.ended(ReceiptOutcome::refused(status));
     }
 
     /// Records that the door found no answer upstream and refused the request with this status of its protocol.
@@ -176,9 +187,8 @@ impl ActiveRequest {
         if let Some(shadow) = &self.shadow {
             shadow.failed();
         }
-        if let Some(receipt) = &self.receipt {
-            receipt.ended(ReceiptOutcome::error(status, self.started.elapsed()));
-        }
+        self.trail
+            .ended(ReceiptOutcome::error(status, self.started.elapsed()));
     }
 
     /// Begins the answer, with a status of the door's protocol.
@@ -187,9 +197,7 @@ impl ActiveRequest {
     }
 
     fn take_over(&mut self, mut booking: Booking) {
-        if let Some(receipt) = &self.receipt {
-            receipt.placed(&mut booking);
-        }
+        self.trail.placed(&mut booking);
         self.booking = Some(booking);
     }
 }

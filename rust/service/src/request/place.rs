@@ -9,7 +9,7 @@ use wardrop_core::queue::{Cause, Limit, QueuedRequest};
 use wardrop_core::{Error, RequestId, RouteRequest, Stage, WorkerId};
 
 use super::Prepared;
-use crate::pool::{Booking, Explanation, Leg, QueueError, Role, WorkerPool};
+use crate::pool::{Booking, Explanation, ImmediateChoice, Leg, QueueError, Role, WorkerPool};
 use crate::prompt::Abstention;
 use crate::service::Service;
 use crate::tenants::TenantWeight;
@@ -190,7 +190,7 @@ impl Service {
             input_tokens: prompt.input_tokens,
             expected_output_tokens: prompt.expected_output_tokens,
             is_unstreamed: !prompt.is_streamed,
-            explain: self.receipts.is_on(),
+            explain: self.explains(),
             ..RouteRequest::default()
         }
     }
@@ -234,6 +234,7 @@ impl Service {
                         candidates: placement.decision.candidates,
                         waited_s: 0.0,
                         cause: "at_once",
+                        at_once: None,
                     })
                 }),
             }),
@@ -259,7 +260,7 @@ impl Service {
             tenant: queueing.tenant.tenant,
             weight: queueing.tenant.weight,
             is_unstreamed: !prompt.is_streamed,
-            explain: self.receipts.is_on(),
+            explain: self.explains(),
             allowed: allowed.map(Box::from),
             priority: queueing.priority,
             deadline_s: queueing.deadline_s,
@@ -275,6 +276,12 @@ impl Service {
                 return Ok(WaitedLeg { leg, waited_s: 0.0 });
             }
             Err(error) => return Err(self.queue_failed(pool, error)),
+        };
+        // Pricing a request twice costs only a request that waits.
+        let at_once = if self.explains() && entry.is_waiting() {
+            self.immediate_choice(pool, prepared, allowed)
+        } else {
+            None
         };
         // The queue places every request in time while a worker is there. Without a worker the engine's own router reports that.
         let longest_s = pool.longest_wait_s().unwrap_or(0.0) + WAIT_MARGIN_S;
@@ -304,18 +311,44 @@ impl Service {
             worker: dispatch.worker,
             overlap_blocks: dispatch.overlap_blocks,
             pin_rank: pool.chosen(dispatch.worker, self.clock.now_s()),
-            explanation: self.receipts.is_on().then(|| {
+            explanation: self.explains().then(|| {
                 Box::new(Explanation {
                     cost: dispatch.cost,
                     candidates: dispatch.candidates,
                     waited_s: dispatch.waited_s,
                     cause,
+                    at_once,
                 })
             }),
         };
         Ok(WaitedLeg {
             leg,
             waited_s: dispatch.waited_s,
+        })
+    }
+
+    /// Whether decisions keep their candidates, for a receipt or a record.
+    fn explains(&self) -> bool {
+        self.receipts.is_on() || self.records.is_some()
+    }
+
+    /// The worker that the policy would choose now for a request that waits. O(prompt blocks + workers).
+    fn immediate_choice(
+        &self,
+        pool: &WorkerPool,
+        prepared: &Prepared,
+        allowed: Allowed<'_>,
+    ) -> Option<ImmediateChoice> {
+        let request = RouteRequest {
+            request_id: None,
+            explain: false,
+            allowed,
+            ..self.route_request(prepared, RequestId(0))
+        };
+        let decision = pool.weigh(&request, self.clock.now_s()).ok()?;
+        Some(ImmediateChoice {
+            worker: decision.worker,
+            cost: decision.cost,
         })
     }
 

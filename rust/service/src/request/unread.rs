@@ -24,6 +24,7 @@ impl Service {
         let (model, _) = self.models.find(model).ok_or(Abstention::UnknownModel)?;
         let mut prompt = Prompt::from_tokens(&[], model.spec.block_size, &HashScope::default())?;
         prompt.input_tokens = unread.input_tokens;
+        prompt.is_estimated = true;
         prompt.is_streamed = unread.is_streamed;
         Ok(Prepared { model, prompt })
     }

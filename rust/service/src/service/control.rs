@@ -60,6 +60,9 @@ impl Service {
                 }
             }
         }
+        if let Some(records) = self.records.as_ref().filter(|_| next != *routing) {
+            records.set_routing(&next);
+        }
         *routing = next;
         Ok(json(&*routing))
     }
@@ -193,9 +196,13 @@ impl Service {
         Ok(())
     }
 
-    /// The states of the parts of the control plane, as they were reported last; empty without a control plane.
+    /// The states of the parts of the control plane, as they were reported last, and of the records where they are on.
     pub fn parts(&self) -> BTreeMap<String, PartState> {
-        self.parts.lock().clone()
+        let mut parts = self.parts.lock().clone();
+        if let Some(records) = &self.records {
+            parts.insert("records".into(), records.state());
+        }
+        parts
     }
 
     /// The receipt of a request's decision as JSON; `None` when it is not kept, or none are.

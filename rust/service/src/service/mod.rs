@@ -29,6 +29,7 @@ use crate::pool::{Role, WorkerUpsert};
 use crate::prompt::Abstention;
 use crate::prompt_pool::PromptPool;
 use crate::receipts::Receipts;
+use crate::records::Recorder;
 use crate::shadows::{ShadowSources, ShadowThread, Shadows};
 use crate::tenants::Tenants;
 use crate::{Clock, ServiceError};
@@ -56,6 +57,8 @@ pub struct Service {
     pub(crate) tenants: Tenants,
     /// Receipts of the last decisions.
     pub(crate) receipts: Receipts,
+    /// Writer of decision records; `None` when records are off.
+    pub(crate) records: Option<Arc<Recorder>>,
     /// Time base of all routers.
     pub(crate) clock: Clock,
     /// Threads that turn long prompts into tokens.
@@ -102,11 +105,17 @@ impl Service {
             clock,
             options: config.feed.clone(),
         };
+        let records = config.records.as_ref().map(|options| {
+            let start = config.routing.start();
+            Recorder::start(options, &config.router_id, start, metrics.builder(), clock)
+        });
+        let records = records.transpose()?.map(Arc::new);
         let prompts = PromptPool::start(config.prompt.tokenise_threads, metrics.builder())?;
         Ok(Arc::new(Self {
             feeds: Feeds::new(feeds, background.runtime()),
             tenants: Tenants::new(&config.routing.tenant_weights),
             receipts: Receipts::new(config.routing.receipts),
+            records,
             routing,
             models,
             metrics,
@@ -237,6 +246,9 @@ impl Service {
     pub fn stop(&self) {
         drop(self.shadow_thread.lock().take());
         self.background.stop();
+        if let Some(records) = &self.records {
+            records.stop();
+        }
     }
 
     fn model(&self, name: &str) -> Result<Arc<Model>, ServiceError> {

@@ -42,14 +42,23 @@ function showReceipt(root, receipt, block_size) {
       say(`This cost was ${bought}.`);
     }
     say(leg.waited_s > 0 ? `It waited ${seconds(leg.waited_s)} in the router's queue, until: ${leg.cause}.` : "It was placed at once.");
+    if (leg.at_once) say(gainText(leg));
   }
   if (receipt.outcome === null) say("The answer is still on its way.");
   else say(outcomeText(receipt.outcome));
   root.replaceChildren(story, ...receipt.legs.map((leg) => candidateTable(leg)));
 }
 
+function gainText(leg) {
+  const { worker, cost, gained_s } = leg.at_once;
+  const text = `Placed at its arrival, it would have gone to worker ${workerName(worker)} at cost ${costText(cost, gained_s !== null)}`;
+  if (gained_s === null) return `${text}.`;
+  return `${text}; with its wait the request cost ${seconds(leg.cost + leg.waited_s)}, so waiting ${gained_s >= 0 ? "gained" : "lost"} ${seconds(Math.abs(gained_s))}.`;
+}
+
 function outcomeText(outcome) {
-  const parts = [`${outcome.how.replaceAll("_", " ")} with status ${outcome.status}`];
+  const how = outcome.how.replaceAll("_", " ");
+  const parts = [outcome.status ? `${how} with status ${outcome.status}` : how];
   if (outcome.ttft_s !== null) parts.push(`first token after ${seconds(outcome.ttft_s)}`);
   if (outcome.e2e_s !== null) parts.push(`end after ${seconds(outcome.e2e_s)}`);
   if (outcome.output_tokens !== null) parts.push(`${count(outcome.output_tokens)} tokens`);

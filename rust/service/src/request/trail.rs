@@ -1,0 +1,98 @@
+//! What is written down about one request while it is served: its receipt and its record, each where it is on.
+//!
+//! A trail ends once. A request that is dropped without an end was left by its client, so its receipt and its record say that.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::PlaceHints;
+use crate::pool::Booking;
+use crate::receipts::{OpenReceipt, ReceiptOutcome, leg_receipt};
+use crate::records::{Record, Recorder};
+
+/// Receipt and record of one request, until its end.
+pub(crate) struct Trail(Mutex<Parts>);
+
+#[derive(Default)]
+struct Parts {
+    receipt: Option<Arc<OpenReceipt>>,
+    record: Option<OpenRecord>,
+}
+
+struct OpenRecord {
+    recorder: Arc<Recorder>,
+    record: Box<Record>,
+}
+
+impl Trail {
+    /// A trail of the parts that are on.
+    pub fn new(receipt: Option<Arc<OpenReceipt>>, record: Option<(Arc<Recorder>, Box<Record>)>) -> Self {
+        let record = record.map(|(recorder, record)| OpenRecord { recorder, record });
+        Self(Mutex::new(Parts { receipt, record }))
+    }
+
+    /// The client asked this of the queue.
+    pub fn hints(&mut self, hints: &PlaceHints<'_>) {
+        if let Some(open) = &mut self.0.get_mut().record {
+            open.record.hints(hints);
+        }
+    }
+
+    /// The router placed the request.
+    pub fn placed(&mut self, booking: &mut Booking) {
+        let parts = self.0.get_mut();
+        if parts.receipt.is_none() && parts.record.is_none() {
+            return;
+        }
+        for leg in booking.legs_mut() {
+            let Some(explanation) = leg.explanation.take() else {
+                continue;
+            };
+            let said = leg_receipt(leg, *explanation);
+            if let Some(open) = &mut parts.record {
+                open.record.placed(&said);
+            }
+            if let Some(receipt) = &parts.receipt {
+                receipt.placed(said);
+            }
+        }
+    }
+
+    /// The choice was left to Dynamo, for this reason.
+    pub fn abstained(&mut self, reason: &'static str) {
+        let parts = self.0.get_mut();
+        if let Some(open) = &mut parts.record {
+            open.record.abstained(reason);
+        }
+        if let Some(receipt) = &parts.receipt {
+            receipt.abstained(reason);
+        }
+    }
+
+    /// The request ended. A second call does nothing.
+    pub fn ended(&self, outcome: ReceiptOutcome) {
+        let parts = std::mem::take(&mut *self.0.lock());
+        if let Some(receipt) = parts.receipt {
+            receipt.ended(outcome);
+        }
+        if let Some(OpenRecord { recorder, record }) = parts.record {
+            recorder.put(record, outcome);
+        }
+    }
+}
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        // A panic drops the request as well; its client gets an error.
+        let how = if std::thread::panicking() {
+            "error"
+        } else {
+            "client_left"
+        };
+        self.ended(ReceiptOutcome {
+            how,
+            ..ReceiptOutcome::default()
+        });
+    }
+}
