@@ -80,6 +80,9 @@ struct PromptBody {
     worker_id: Option<u64>,
     #[serde(default)]
     dp_rank: Option<u32>,
+    /// Uncached tokens by the caller's count. The service counts by its own index, and checks this figure only.
+    #[serde(default)]
+    effective_prefill_tokens: Option<u32>,
 }
 
 /// A hash, signed or unsigned: Dynamo writes both.
@@ -220,7 +223,9 @@ async fn create_reservation(State(shared): Shared, headers: HeaderMap, body: Byt
                 // Sequence hashes alone match no block in the index, so only the length counts.
                 body.block_hashes = Some(Vec::new());
             }
+            let effective = body.effective_prefill_tokens;
             let target = body.target()?;
+            check_effective(effective, &target)?;
             let worker = WorkerId::new(instance, body.dp_rank.unwrap_or(0));
             shared.selector.reserve_on(&id, &target, worker)?
         }
@@ -234,6 +239,20 @@ async fn create_reservation(State(shared): Shared, headers: HeaderMap, body: Byt
         "endpoint": selection.endpoint,
     });
     Ok((StatusCode::CREATED, ok(&shown)).into_response())
+}
+
+/// Refuses more uncached tokens than the prompt has.
+fn check_effective(effective: Option<u32>, target: &Target) -> Result<(), SelectError> {
+    let input_tokens = match &target.prompt {
+        PromptKey::Tokens(tokens) => u32::try_from(tokens.len()).unwrap_or(u32::MAX),
+        PromptKey::Hashes { input_tokens, .. } => *input_tokens,
+    };
+    match effective {
+        Some(tokens) if tokens > input_tokens => Err(SelectError::Invalid(format!(
+            "effective_prefill_tokens ({tokens}) must not exceed isl_tokens ({input_tokens})"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 async fn prefill_complete(State(shared): Shared, Path(id): Path<String>) -> Answer {

@@ -102,8 +102,10 @@ impl Service {
     }
 
     /// Books a worker that the caller names; `None` when the model has no such worker.
+    ///
+    /// The caller reports the first token itself, whether or not the answer is a stream.
     pub fn book_on(&self, prepared: &Prepared, worker: WorkerId) -> Option<Booking> {
-        self.book(prepared, worker)
+        self.book_as(prepared, worker, false)
     }
 }
 

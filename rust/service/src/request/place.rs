@@ -162,12 +162,23 @@ impl Service {
 
     /// Books a worker that the client chose, without a decision; `None` when the pool does not know the worker.
     pub(super) fn book(&self, prepared: &Prepared, worker: WorkerId) -> Option<Booking> {
+        self.book_as(prepared, worker, !prepared.prompt.is_streamed)
+    }
+
+    /// Books a worker without a decision. The prefill of an unstreamed request counts as done at the expected time.
+    pub(super) fn book_as(
+        &self,
+        prepared: &Prepared,
+        worker: WorkerId,
+        is_unstreamed: bool,
+    ) -> Option<Booking> {
         let role = *prepared.model.roles().last()?;
         let pool = prepared.model.pool(role);
         let mut booking = Booking::new(self.next_request_id(), self.clock);
         let request = RouteRequest {
             explain: false,
             expected_output_tokens: None,
+            is_unstreamed,
             ..self.route_request(prepared, booking.id())
         };
         pool.book(&request, worker, self.clock.now_s()).ok()?;
