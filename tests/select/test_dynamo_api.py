@@ -121,7 +121,7 @@ def test_every_call_has_dynamos_answer(ours: Served, dynamo: Dynamo) -> None:
                 "selection_id": name,
                 "worker_id": choice.choice((1, 2, 9)),
                 "dp_rank": 0,
-                # Without this figure Dynamo books no prefill at all on a worker that the caller names.
+                # Without this figure Dynamo books no prefill on a worker that the caller names.
                 "effective_prefill_tokens": len(prompt) + choice.choice((0, 0, 0, 1)),
             }
             theirs = dynamo.run(lambda: service.create_reservation(call))  # noqa: B023
