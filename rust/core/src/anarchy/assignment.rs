@@ -85,8 +85,11 @@ impl Duals {
 /// A column that the search has not settled. The list stays compact because each step reads all of it.
 #[derive(Clone, Copy)]
 struct Open {
+    /// The column.
     column: usize,
+    /// Its dual, copied so that the search reads one list only.
     dual: f64,
+    /// Length of the cheapest path found to it. Infinite before one is found.
     distance: f64,
 }
 

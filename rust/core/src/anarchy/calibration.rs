@@ -22,9 +22,11 @@ pub struct ModelError {
 /// The last predictions with their outcomes. O(1) per outcome; memory is bounded by 1,024 pairs.
 #[derive(Debug, Clone, Default)]
 pub struct Calibration {
+    /// The last pairs, oldest first, at most [`MAX_OUTCOMES`].
     outcomes: VecDeque<PredictedTime>,
 }
 
+/// A prediction and the time measured for it, both finite, seconds. The measured time is above 0.
 #[derive(Debug, Clone, Copy)]
 struct PredictedTime {
     predicted_s: f64,

@@ -85,12 +85,19 @@ struct Flow {
 /// A worker that the search has not settled. The list stays compact because each step reads all of it.
 #[derive(Clone, Copy)]
 struct Open {
+    /// The worker.
     worker: usize,
+    /// Its dual, copied so that the search reads one list only.
     potential: f64,
+    /// Length of the cheapest path found to it. Infinite before one is found.
     distance: f64,
 }
 
 impl Flow {
+    /// No request assigned yet. The first slot of every worker is open.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for a first marginal that is not finite.
     fn new(own: &CostMatrix, marginal: &impl Fn(usize, usize) -> f64) -> Result<Self, Error> {
         let workers = own.columns();
         let mut next_marginal = Vec::with_capacity(workers);

@@ -139,6 +139,7 @@ impl WindowTask {
 /// kind.
 #[derive(Debug, Clone)]
 pub struct Meter {
+    /// How windows are cut. It never changes.
     config: MeterConfig,
     /// The open window for all estimators.
     current: OpenWindow,
@@ -152,15 +153,20 @@ pub struct Meter {
     solved: VecDeque<WindowEstimate>,
     /// Costs of solved square windows, oldest first.
     solved_square: VecDeque<FrozenCosts>,
+    /// Predicted times against measured ones.
     calibration: Calibration,
+    /// Closed windows that found no place to wait.
     dropped_windows: u64,
+    /// Decisions whose costs could not be true.
     refused_decisions: u64,
 }
 
 /// A window that still takes decisions. Its workers are as they were at its first decision.
 #[derive(Debug, Clone, Default)]
 struct OpenWindow {
+    /// State of each worker at the first decision.
     workers: Vec<WindowWorker>,
+    /// Decisions so far, in order of time.
     decisions: Vec<DecisionCosts>,
 }
 

@@ -103,7 +103,9 @@ pub struct FrozenCosts {
 /// Consecutive decisions over one fixed set of workers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Window {
+    /// State of each worker at the start of the window.
     workers: Vec<WindowWorker>,
+    /// Decisions in order of time, each over the same workers.
     decisions: Vec<DecisionCosts>,
     /// Seconds from the first to the last decision; 0 when all have the same time.
     span_s: f64,

@@ -116,6 +116,7 @@ enum Form {
 #[derive(Clone, Debug)]
 pub struct ScopedHasher {
     block_size: u32,
+    /// The prepared function, with the seed or constant of the scope.
     form: Form,
 }
 

@@ -30,6 +30,7 @@ const CLASSES: usize = BASE as usize + 1;
 /// Words of all extents. Unit 0 belongs to no extent and means "none".
 #[derive(Debug)]
 pub(crate) struct Extents {
+    /// The words, in units of two.
     arena: Arena<UNIT_WORDS>,
 }
 

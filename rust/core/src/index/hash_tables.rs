@@ -73,9 +73,11 @@ fn make_table_room<T: Copy>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) 
 /// Set of the frames in which one worker holds blocks. Four bytes and a control byte per bucket.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FrameSet {
+    /// The frames. A table and not a set, so that growth can be asked for before an insertion.
     table: HashTable<FrameId>,
 }
 
+/// Hash of a frame id. Ids are dense, so they must be mixed before `hashbrown` takes its high bits.
 fn hash(id: FrameId) -> u64 {
     mix(u64::from(id.0), 0)
 }

@@ -244,6 +244,8 @@ impl PathTree {
         }
     }
 
+    /// The four words of a lower tier's holders, from the word [`LOWER_HOLDERS`]: host memory first, then
+    /// disk.
     fn lower_holder_words(&self, lower: u64, tier: Tier) -> Option<&[AtomicU64]> {
         let at = 4 * (tier.index() - 1);
         (lower != 0).then(|| &self.extents.words(low(lower), 8)[at..at + 4])

@@ -115,15 +115,20 @@ pub struct Scratch {
 /// path.
 #[derive(Clone, Copy, Debug)]
 struct PathStep {
+    /// The frame.
     id: FrameId,
     stamp: Stamp,
+    /// Blocks of the prompt that match it.
     range: PromptRange,
 }
 
 /// Visitor that computes the overlap of every slot.
 struct Overlap<'a> {
+    /// Slots that hold all blocks so far, as words of bits.
     active: &'a mut Vec<u64>,
+    /// Slots of `active` that also hold the frame examined last. Valid only if `lost`.
     keep: &'a mut Vec<u64>,
+    /// Leading blocks of each slot that left `active`.
     depth: &'a mut [u32],
     /// Whether a slot left `active` at the frame examined last. If none did, `keep` has no meaning and the
     /// sets stay.

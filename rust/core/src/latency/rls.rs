@@ -226,8 +226,11 @@ impl<const N: usize> Rls<N> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RlsRecord {
+    /// The coefficients.
     theta: Vec<f64>,
+    /// The coefficients at the start.
     prior: Vec<f64>,
+    /// The covariance, row after row.
     covariance: Vec<f64>,
     residual: f64,
     drift: f64,

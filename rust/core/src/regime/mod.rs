@@ -105,6 +105,7 @@ const MAX_CHANGES: usize = 1024;
 /// All state is in these fields, so the same first tokens at the same times give the same regimes.
 #[derive(Clone, Debug)]
 pub struct RegimeController {
+    /// Parameters, which never change.
     settings: RegimeSettings,
     /// The regime as of the last poll.
     regime: Regime,

@@ -39,6 +39,7 @@ pub(super) const PAGE_LINES: u32 = 256;
 #[repr(align(64))]
 pub(super) struct Line(pub [u32; LANES]);
 
+/// `Ord::min` is not a `const fn`.
 const fn min(a: u32, b: u32) -> u32 {
     if a < b { a } else { b }
 }
@@ -63,6 +64,7 @@ impl BlockGroup {
 /// the allocator.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lines {
+    /// Pages of [`PAGE_LINES`] lines each, except the last one.
     pages: Vec<Box<[Line]>>,
 }
 

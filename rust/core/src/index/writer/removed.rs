@@ -26,6 +26,7 @@ use crate::hash::EngineHash;
 ///
 /// Invariant: `gone` is a subset of `held`, so that counting the bits of `gone` counts real removals.
 struct PendingRemoval {
+    /// The frame.
     id: FrameId,
     /// Blocks that the worker holds in the event's tier before the removal, as bits.
     held: u64,
