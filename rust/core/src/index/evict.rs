@@ -63,8 +63,9 @@ impl Writer {
 
     /// Evicts until one more holder of a frame fits; `false` when nothing can be evicted.
     ///
-    /// The frame itself is never evicted, but a parent of it may lose other children. O(1) while the budget
-    /// has no limit of bytes.
+    /// The clock never takes the frame itself. Blocks of it that no worker holds yet may still go, with a
+    /// child that is evicted. The caller therefore looks for them again. O(1) while the budget has no limit
+    /// of bytes.
     pub(super) fn evict_for_holder(
         &mut self,
         shared: &Shared,

@@ -258,8 +258,8 @@ impl PathTree {
 
     /// As [`PathTree::holders`], from the word [`LOWER_HOLDERS`] that a reader took inside its section.
     ///
-    /// The reader must check its section before it calls this. A torn word could name an extent that was
-    /// never allocated.
+    /// The reader must check its section first: the extent may have been freed, and serve another frame by
+    /// now.
     #[inline]
     pub(super) fn lower_holders(&self, lower: u64, tier: Tier) -> Option<Holders> {
         self.lower_holder_words(lower, tier).map(Holders::of)

@@ -16,8 +16,10 @@
 //! is_valid(version, stamp)?            yes: the copy is one state; no: throw it away
 //! ```
 //!
-//! A reader may compute with torn words before the check, as long as it follows no id that could lie outside
-//! an arena. Words of freed frames stay mapped and hold ids that were valid once, so such a read is harmless.
+//! A reader may compute with unchecked words, as long as it does not combine them to a place. Holder words
+//! name an extent only together: the layout of one state with the place of another would name a wrong one.
+//! They are checked before the extent is read. A single id, such as that of a chunk, was valid once, and the
+//! memory behind it stays mapped.
 //!
 //! Source: H.-J. Boehm, "Can seqlocks get along with programming language memory models?" (MSPC 2012), the
 //! form with fences. The count wraps around after 2³¹ sections: a reader would have to sleep through exactly

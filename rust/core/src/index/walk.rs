@@ -256,7 +256,8 @@ impl PathTree {
     /// by now.
     ///
     /// The holders of the lower tiers lie in an extent, one step further than the header. So the section is
-    /// checked twice: before the id of the extent is followed, and after its words were read.
+    /// checked three times: before the extent is followed, after its four words were copied, and after what
+    /// they name was read.
     fn read_mask(&self, step: &PathStep, slot: Slot, tier: Tier) -> u64 {
         let header = self.header(step.id);
         for _ in 0..FRAME_ATTEMPTS {

@@ -27,11 +27,11 @@
 //!   dropped.
 //! * **Never stuck**: a lost completion ends with the expiry of its booking, and no wait exceeds `max_wait_s`.
 //! * Cost: one match per request as without the queue, O(K·workers) per pump at worst, O(workers) when no worker has
-//!   room. The router's state is locked once per pass, regardless of the number of workers
+//!   room. The router's state is locked once per round, regardless of the number of workers
 //!   (`docs/adr/0011-one-decision-path.md`).
 //!
 //! Where small prompts share engine passes, some worker nearly always has room that no waiting request wants.
-//! Passes would then go through the whole window. Newer arrivals are then evaluated individually until
+//! Rounds would then go through the whole window. Newer arrivals are then evaluated individually until
 //! something may give room (`pump.rs`).
 
 mod config;
@@ -51,7 +51,7 @@ use rustc_hash::FxHashMap;
 pub use config::QueueConfig;
 use order::Order;
 use pace::Pace;
-use pump::{BlockedRequest, LastPass};
+use pump::{BlockedRequest, LastRound};
 use request::Entry;
 pub use request::{Cause, Dispatch, Limit, Offer, QueuedRequest, Tenant};
 use tenants::Tenants;
@@ -102,13 +102,13 @@ pub struct LateQueue {
     deadlines: BTreeSet<(u64, RequestId)>,
     /// Requests that no placement can serve any more, awaiting `take_too_late`.
     too_late: Vec<RequestId>,
-    /// Load of the requests that the present pass left waiting, by the worker that each would choose.
+    /// Load of the requests that the present round left waiting, by the worker that each would choose.
     pending: PendingLoad,
-    /// The same requests, of the last pass and since.
+    /// The same requests, of the last round and since.
     blocked: Vec<BlockedRequest>,
-    /// The last pass that could place nothing more. `None` when the next pass must be a whole one.
-    last_pass: Option<LastPass>,
-    /// Requests that arrived since the last pass.
+    /// The last round that could place nothing more. `None` when the next round must be a whole one.
+    last_round: Option<LastRound>,
+    /// Requests that arrived since the last round.
     arrivals: Vec<RequestId>,
     stats: QueueStats,
     pace: Pace,
@@ -133,7 +133,7 @@ impl LateQueue {
             too_late: Vec::new(),
             pending: PendingLoad::default(),
             blocked: Vec::new(),
-            last_pass: None,
+            last_round: None,
             arrivals: Vec::new(),
             stats: QueueStats::default(),
             pace: Pace::default(),
@@ -153,7 +153,7 @@ impl LateQueue {
     pub fn set_config(&mut self, config: QueueConfig) -> Result<(), Error> {
         config.validate()?;
         self.config = config;
-        self.last_pass = None;
+        self.last_round = None;
         Ok(())
     }
 
@@ -256,7 +256,7 @@ impl LateQueue {
         self.stats.waiting += 1;
         self.stats.bytes += entry.request.bytes;
         self.stats.prefill_s += entry.prefill_s;
-        // Beyond the window the next pump makes a whole pass and needs no list of arrivals.
+        // Beyond the window the next pump makes a whole round and needs no list of arrivals.
         if self.arrivals.len() <= self.config.window {
             self.arrivals.push(id);
         }

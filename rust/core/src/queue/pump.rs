@@ -1,26 +1,25 @@
-//! Placing what can be placed: passes over the window, each under one lock of the router's state.
+//! Placing what can be placed: rounds over the window, each under one lock of the router's state.
 //!
 //! ```text
 //! pump ─▶ drop missed deadlines ─▶ place overdue requests at once
-//!      ─▶ nothing can have changed since the last pass? place the new arrivals that find room
-//!         else passes, each up to one placement, until a pass places nothing
+//!      ─▶ nothing can have changed since the last round? place the new arrivals that find room
+//!         else rounds, each up to one placement, until a round places nothing
 //!      ─▶ nothing placed and a window of requests waits? place the lowest key at once
 //! ```
 //!
-//! A pass starts again after each placement, since the placement changes every price. A pass ends early when
-//! no worker with room is left that no request of the pass has chosen: the requests behind could only add to
-//! a backlog.
+//! A placement ends its round, since it changes every price. A round ends early when no worker with room is
+//! left that no request of the round has chosen: the requests behind could only add to a backlog.
 //!
-//! Example of a pass. Worker 1 has room, worker 2 has none. Requests a, b and c wait in this order. Request a
+//! Example of a round. Worker 1 has room, worker 2 has none. Requests a, b and c wait in this order. Request a
 //! chooses worker 2, where its prefix is: it waits, and its load counts there. Request b would choose worker
-//! 2 as well, but the load of a makes worker 1 cheaper: b is placed on worker 1. The next pass begins again
+//! 2 as well, but the load of a makes worker 1 cheaper: b is placed on worker 1. The next round begins again
 //! with a. It ends at once, because no worker has room.
 //!
 //! Three other forms were tried and lost. A choice among the workers with room only makes the mean TTFT 6.5
-//! times as long: requests leave their prefixes. A limit on the requests that a pass looks at costs 24 % in
+//! times as long: requests leave their prefixes. A limit on the requests that a round looks at costs 24 % in
 //! mean TTFT where memory binds. Without the last line of the flow, a small window starves idle workers.
 //!
-//! Cost: O(window · workers) per pass at worst, and O(workers) when no worker has room.
+//! Cost: O(window · workers) per round at worst, and O(workers) when no worker has room.
 
 use super::LateQueue;
 use super::request::{Cause, Dispatch, Entry, Limit};
@@ -37,10 +36,10 @@ use crate::router::{Decisions, RoomChanges, Router};
 /// Matching is the long part of a decision, so a match is kept while requests only wait.
 const FRESH_S: f64 = 0.25;
 
-/// A request that a pass left waiting, with the load that it would put on the worker it would choose.
+/// A request that a round left waiting, with the load that it would put on the worker it would choose.
 ///
 /// Requests behind it count that load, so that they do not choose the worker as if no request waited for it.
-/// The list outlives the pass: a later arrival is priced with the requests of lower keys in front of it.
+/// The list outlives the round: a later arrival is priced with the requests of lower keys in front of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockedRequest {
     /// Place in the order, seconds.
@@ -53,25 +52,25 @@ pub(super) struct BlockedRequest {
     prefill_s: f64,
 }
 
-/// What a later pump must know of a pass that could place nothing more.
+/// What a later pump must know of a round that could place nothing more.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LastPass {
-    /// What had given room so far when the pass began.
+pub(super) struct LastRound {
+    /// What had given room so far when the round began.
     changes: RoomChanges,
-    /// When the pass began, seconds.
+    /// When the round began, seconds.
     at_s: f64,
     /// Whether a worker lacked memory or sequences. Then the end of any request may give it room.
     saw_full_worker: bool,
-    /// Whether prompts of the pass may share an engine pass. Only then it is worth sparing whole passes.
+    /// Whether prompts of the round may share an engine pass. Only then it is worth sparing whole rounds.
     may_share: bool,
 }
 
-/// One hold of the router's state, for one pass or one placement. Dropping it lets other decisions and
+/// One hold of the router's state, for one round or one placement. Dropping it lets other decisions and
 /// outcomes in.
 struct Turn<'a> {
     /// The router's state, locked while the turn lives.
     decisions: Decisions<'a>,
-    /// Time of the pump, seconds. All passes of a pump see the same time.
+    /// Time of the pump, seconds. All rounds of a pump see the same time.
     now_s: f64,
     /// Placements of the pump so far.
     placed: &'a mut Vec<Dispatch>,
@@ -99,15 +98,15 @@ enum Match {
     Impossible,
 }
 
-/// The rule of room with what a pass saw of the workers.
+/// The rule of room with what a round saw of the workers.
 ///
 /// A reason for missing room is recorded while a worker is asked: the next pump must know which changes
 /// matter.
 struct Survey {
-    /// The rule, with the mean answer as of the pass.
+    /// The rule, with the mean answer as of the round.
     rule: RoomRule,
     /// What was seen so far.
-    seen: LastPass,
+    seen: LastRound,
 }
 
 impl Survey {
@@ -157,7 +156,7 @@ impl LateQueue {
         Ok(())
     }
 
-    /// Places every request whose worker has room: by whole passes, or the new arrivals only when nothing else can
+    /// Places every request whose worker has room: by whole rounds, or the new arrivals only when nothing else can
     /// have changed.
     fn place_with_room(
         &mut self,
@@ -171,24 +170,24 @@ impl LateQueue {
         }
         let changes = turn.decisions.room_changes();
         if let Some(last) = self
-            .last_pass
+            .last_round
             .filter(|last| self.is_unchanged(last, changes, now_s))
         {
             return self.place_arrivals(&mut turn, last);
         }
-        let mut seen = LastPass {
+        let mut seen = LastRound {
             changes,
             at_s: now_s,
             saw_full_worker: false,
             may_share: false,
         };
-        self.last_pass = None;
-        while self.pass(&mut turn, &mut seen)? {
-            // Each pass locks the state anew, so that other decisions get between the passes of a long pump.
+        self.last_round = None;
+        while self.round(&mut turn, &mut seen)? {
+            // Each round locks the state anew, so that other decisions get between the rounds of a long pump.
             drop(turn);
             turn = Turn::new(router, now_s, placed);
         }
-        self.last_pass = Some(seen);
+        self.last_round = Some(seen);
         self.arrivals.clear();
         Ok(())
     }
@@ -228,11 +227,11 @@ impl LateQueue {
         None
     }
 
-    /// Whether no worker can have got room since the last pass, so that the requests it left waiting wait on.
+    /// Whether no worker can have got room since the last round, so that the requests it left waiting wait on.
     ///
     /// A first token frees an engine pass, so any change of prefills counts. The end of a request frees memory and a
-    /// sequence, which matters only where a worker lacked one of them. An old pass is not trusted: caches changed.
-    fn is_unchanged(&self, last: &LastPass, now: RoomChanges, now_s: f64) -> bool {
+    /// sequence, which matters only where a worker lacked one of them. An old round is not trusted: caches changed.
+    fn is_unchanged(&self, last: &LastRound, now: RoomChanges, now_s: f64) -> bool {
         last.may_share
             && self.arrivals.len() <= self.config.window
             && last.changes.prefills == now.prefills
@@ -244,7 +243,7 @@ impl LateQueue {
     ///
     /// The blocked requests are not asked again: nothing that could give them room has changed. O(arrivals ·
     /// workers).
-    fn place_arrivals(&mut self, turn: &mut Turn<'_>, last: LastPass) -> Result<(), Error> {
+    fn place_arrivals(&mut self, turn: &mut Turn<'_>, last: LastRound) -> Result<(), Error> {
         let mut survey = Survey {
             rule: RoomRule::new(&self.config, &turn.decisions),
             seen: last,
@@ -268,13 +267,13 @@ impl LateQueue {
             } else {
                 self.block(turn, id, choice.chosen);
             }
-            self.last_pass = Some(survey.seen);
+            self.last_round = Some(survey.seen);
         }
         Ok(())
     }
 
-    /// One pass over the window, up to the first request that is placed. Returns whether one was.
-    fn pass(&mut self, turn: &mut Turn<'_>, seen: &mut LastPass) -> Result<bool, Error> {
+    /// One round over the window, up to the first request that is placed. Returns whether one was.
+    fn round(&mut self, turn: &mut Turn<'_>, seen: &mut LastRound) -> Result<bool, Error> {
         let mut survey = Survey {
             rule: RoomRule::new(&self.config, &turn.decisions),
             seen: *seen,
@@ -284,7 +283,7 @@ impl LateQueue {
         placed
     }
 
-    /// The body of a pass. `survey` keeps what was seen, also when the pass places a request.
+    /// The body of a round. `survey` keeps what was seen, also when the round places a request.
     ///
     /// A match is made again before it is acted on when it is old. The new match may choose another worker, which must
     /// have room too.
@@ -299,13 +298,13 @@ impl LateQueue {
         {
             return Ok(false);
         }
-        // A worker whose engine pass is nearly full counts as free only if the smallest prompt fits. Otherwise a pass
+        // A worker whose engine pass is nearly full counts as free only if the smallest prompt fits. Otherwise a round
         // would go on to the end of the window for room that no request can use.
         let least = Demand {
             prefill_tokens: self.least_tokens(),
             ..any
         };
-        // Workers with room that no request of this pass has chosen yet.
+        // Workers with room that no request of this round has chosen yet.
         let mut free = 0;
         for position in decisions.available() {
             let worker = decisions.occupancy(position, turn.now_s);
@@ -404,9 +403,9 @@ impl LateQueue {
     }
 
     /// Places a request by price alone, regardless of room. Returns false for a request without a candidate. The next
-    /// pump makes a whole pass, since the placement changed the load that the blocked requests saw.
+    /// pump makes a whole round, since the placement changed the load that the blocked requests saw.
     fn place_at_once(&mut self, turn: &mut Turn<'_>, id: RequestId, cause: Cause) -> Result<bool, Error> {
-        self.last_pass = None;
+        self.last_round = None;
         self.pending.reset(turn.decisions.positions());
         if self.refresh(turn, id, FRESH_S)? == Match::Impossible {
             return Ok(false);

@@ -26,7 +26,7 @@ pub(super) struct Demand {
     pub kv_tokens: f64,
 }
 
-/// The rule of one pass: the configuration, and the mean answer as of the pass.
+/// The rule of one round: the configuration, and the mean answer as of the round.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RoomRule {
     /// Whether small prompts may share an engine pass.

@@ -39,7 +39,7 @@ fn pump_locks_the_state_once_per_pass_regardless_of_the_number_of_workers() {
         let router = router(workers);
         let mut queue = LateQueue::new(QueueConfig::default()).expect("the configuration is valid");
         let mut placed = Vec::new();
-        // Every worker gets one prompt, each in a pass of its own, and the last pass finds no room.
+        // Every worker gets one prompt, each in a round of its own, and the last round finds no room.
         for id in 0..workers {
             let offered = locks(&router, || {
                 queue
@@ -54,7 +54,7 @@ fn pump_locks_the_state_once_per_pass_regardless_of_the_number_of_workers() {
                 .expect("a worker is available");
         });
         assert_eq!((placed.len() as u64, filling), (workers, workers + 1));
-        // Thirty wait and no worker has room: one pass.
+        // Thirty wait and no worker has room: one round.
         for id in 0..30 {
             queue
                 .offer(&router, request(1000 + id), 0.0)
@@ -66,7 +66,7 @@ fn pump_locks_the_state_once_per_pass_regardless_of_the_number_of_workers() {
                 .expect("a worker is available");
         });
         assert_eq!((placed.len() as u64, full), (workers, 1));
-        // A worker joins, so that every waiting request is matched again: still one lock per pass.
+        // A worker joins, so that every waiting request is matched again: still one lock per round.
         let spec = WorkerSpec::default();
         router
             .add_worker(WorkerId::new(workers, 0), spec)

@@ -1,8 +1,8 @@
 //! The one path of a decision: match, price, pick and book under one hold of the state's lock.
 //!
-//! [`Decisions`] is that hold. [`Router::route`] makes one decision with it. A queue keeps it for one pass
-//! over its window: the fleet, the load and the prices of a pass are then of one moment. The lock is taken
-//! once per pass, not per worker.
+//! [`Decisions`] is that hold. [`Router::route`] makes one decision with it. A queue keeps it for one round
+//! over its window: the fleet, the load and the prices of a round are then of one moment. The lock is taken
+//! once per round, not per worker.
 //!
 //! A match is made before the lock where that is possible, since it is the long part of a decision. Under the
 //! lock it is checked against the fleet, and made again when a worker joined, left or became unavailable in
@@ -16,7 +16,7 @@
 //! ```
 //!
 //! A decision in two steps under two locks was tried. A worker that left in between made the second step
-//! panic, and a pass of the queue locked two to four times per worker (`docs/adr/0011-one-decision-path.md`).
+//! panic, and a round of the queue locked two to four times per worker (`docs/adr/0011-one-decision-path.md`).
 
 use std::sync::MutexGuard;
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Every call that may give a worker room counts it ([`super::room_changes`]), under the same lock. A queue
-//! that reads the count before a pass cannot miss the change.
+//! that reads the count before a round cannot miss the change.
 //!
 //! Figures from outside are checked here, before they reach load, ledger or curves. A figure that cannot be
 //! true teaches nothing and is counted.

@@ -47,7 +47,7 @@ pub(super) struct RouterState {
     /// Counts of decisions and bookings. The index counts events.
     pub(super) counters: Counters,
     /// What may have given a worker room. It changes under the same lock as the room, so that a queue that read it
-    /// before a pass cannot miss a change.
+    /// before a round cannot miss a change.
     pub(super) room_changes: RoomChanges,
     /// The match of the last immediate decision, kept to spare the allocations. It is boxed, since a decision takes it out
     /// and puts it back.

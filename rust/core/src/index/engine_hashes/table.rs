@@ -63,7 +63,7 @@ impl Default for EngineHashTable {
 
 impl EngineHashTable {
     /// Block with this engine hash. `block_in` compares the engine hashes of a group. O(1): one line of the
-    /// table and one line of engine hashes in nearly all cases.
+    /// table and one line of engine hashes in most cases.
     #[inline]
     pub(crate) fn find(
         &self,
