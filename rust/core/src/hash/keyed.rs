@@ -42,6 +42,7 @@ impl HashKey {
     }
 
     /// Independent key for one purpose, so that names under the two keys cannot be compared.
+    #[must_use]
     pub fn derive(&self, purpose: &str) -> Self {
         let half = |at: u8| {
             siphash(
