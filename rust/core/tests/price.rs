@@ -197,11 +197,9 @@ fn a_policy_is_named_and_its_parameters_are_checked() {
         })
     );
     for name in PolicyConfig::NAMES {
-        let policy = PolicyConfig::from_name(name, &Map::new())
-            .unwrap()
-            .build()
-            .unwrap();
-        assert_eq!(policy.name(), *name);
+        let config = PolicyConfig::from_name(name, &Map::new()).unwrap();
+        assert_eq!(config.name(), *name);
+        assert_eq!(config.build().unwrap().name(), *name);
     }
     assert!(matches!(
         PolicyConfig::from_name("greedy", &Map::new()),

@@ -28,6 +28,11 @@ mod records;
 mod request;
 mod service;
 mod shadows;
+#[cfg(feature = "otlp")]
+mod spans;
+#[cfg(not(feature = "otlp"))]
+#[path = "spans/off.rs"]
+mod spans;
 mod tenants;
 
 pub(crate) use clock::Clock;
@@ -41,3 +46,4 @@ pub use request::{
     ActiveRequest, Answer, Chosen, PlaceHints, Prepared, ReadyPrompt, Refusal, Unplaced, UnreadPrompt, Usage,
 };
 pub use service::{DoorFeed, FeedReport, ModelReport, PartState, PoolName, Service};
+pub use spans::{RequestTrace, TraceStart};

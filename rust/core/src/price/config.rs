@@ -66,6 +66,22 @@ impl PolicyConfig {
         "toll",
     ];
 
+    /// Name of the policy, one of [`PolicyConfig::NAMES`].
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::LeastLoaded => "least_loaded",
+            Self::PowerOfTwo => "power_of_two",
+            Self::Dynamo(_) => "dynamo",
+            Self::Paper(_) => "paper",
+            Self::Lmetric => "lmetric",
+            Self::TwoTier(_) => "two_tier",
+            Self::Sticky(_) => "sticky",
+            Self::Chwbl(_) => "chwbl",
+            Self::Toll(_) => "toll",
+        }
+    }
+
     /// The policy `name` with `parameters` by name. A parameter that is not given has its default.
     ///
     /// # Errors

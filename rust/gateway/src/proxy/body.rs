@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 use wardrop_service::admission::RequestPermit;
-use wardrop_service::{Answer, AnswerReading, Booking};
+use wardrop_service::{Answer, AnswerReading, Booking, RequestTrace};
 
 use super::client_state::RequestGuard;
 use super::shared::Shared;
@@ -24,6 +24,8 @@ pub struct GatewayBody {
     inner: Inner,
     /// Marks the connection as serving the request, until the body is dropped.
     guard: Option<RequestGuard>,
+    /// The server span of the request ends when the body is dropped.
+    _trace: Option<Arc<RequestTrace>>,
 }
 
 enum Inner {
@@ -52,6 +54,7 @@ impl GatewayBody {
         Self {
             inner: Inner::Own(Some(bytes)),
             guard: None,
+            _trace: None,
         }
     }
 
@@ -78,6 +81,7 @@ impl GatewayBody {
         Self {
             inner: Inner::Relay(Box::new(relay)),
             guard: None,
+            _trace: None,
         }
     }
 
@@ -85,6 +89,14 @@ impl GatewayBody {
     pub fn guarded(self, guard: RequestGuard) -> Self {
         Self {
             guard: Some(guard),
+            ..self
+        }
+    }
+
+    /// The same body, which keeps the trace of its request open.
+    pub fn traced(self, trace: Option<Arc<RequestTrace>>) -> Self {
+        Self {
+            _trace: trace,
             ..self
         }
     }

@@ -13,7 +13,9 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
 use wardrop_service::admission::RequestPermit;
-use wardrop_service::{Abstention, ActiveRequest, Answer, Booking, Endpoint, PlaceHints, Unplaced};
+use wardrop_service::{
+    Abstention, ActiveRequest, Answer, Booking, Endpoint, PlaceHints, RequestTrace, TraceStart, Unplaced,
+};
 
 use super::admin;
 use super::body::GatewayBody;
@@ -36,6 +38,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-wardrop-queue-ms");
 const EXPLAIN_WORKER: HeaderName = HeaderName::from_static("x-wardrop-worker");
 const EXPLAIN_OVERLAP: HeaderName = HeaderName::from_static("x-wardrop-overlap-blocks");
+const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
 const TENANT: &str = "x-tenant-id";
 const PRIORITY: &str = "x-wardrop-priority";
 const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
@@ -43,7 +47,7 @@ const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
 /// Serves one request. Every outcome is an answer: also a panic, which costs this request alone.
 pub async fn handle(
     thread: Arc<Thread>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     guard: RequestGuard,
 ) -> Response<GatewayBody> {
     let metrics = &thread.shared.metrics;
@@ -52,7 +56,8 @@ pub async fn handle(
     }
     let length = request.body().size_hint().exact();
     let is_long = length.is_none_or(|bytes| bytes > SHORT_BODY_BYTES);
-    let served = catch_panic(serve(&thread, request)).await;
+    let trace = begin_trace(&thread.shared, &mut request);
+    let served = catch_panic(serve(&thread, request, trace.as_ref())).await;
     let served = served.unwrap_or_else(|_| {
         metrics.panics.with_label_values(&["request"]).inc();
         Err(Refusal::Internal)
@@ -70,10 +75,36 @@ pub async fn handle(
         .requests
         .with_label_values(&[response.status().as_str()])
         .inc();
-    response.map(|body| body.guarded(guard))
+    if let Some(trace) = &trace {
+        trace.answered(response.status().as_u16());
+    }
+    response.map(|body| body.guarded(guard).traced(trace))
 }
 
-async fn serve(thread: &Arc<Thread>, request: Request<Incoming>) -> Result<Response<GatewayBody>, Refusal> {
+/// Begins the trace of a request, and names the new server span as the parent of the upstream's spans.
+fn begin_trace(shared: &Shared, request: &mut Request<Incoming>) -> Option<Arc<RequestTrace>> {
+    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let trace = shared.service.begin_trace(&TraceStart {
+        traceparent: text(TRACEPARENT),
+        tracestate: text(TRACESTATE),
+        method: request.method().as_str(),
+        path: request.uri().path(),
+    })?;
+    let parent =
+        HeaderValue::from_str(&trace.traceparent()).expect("hexadecimal digits must be a header value");
+    let headers = request.headers_mut();
+    headers.insert(TRACEPARENT, parent);
+    if !trace.continues_a_trace() {
+        headers.remove(TRACESTATE);
+    }
+    Some(trace)
+}
+
+async fn serve(
+    thread: &Arc<Thread>,
+    request: Request<Incoming>,
+    trace: Option<&Arc<RequestTrace>>,
+) -> Result<Response<GatewayBody>, Refusal> {
     let shared = &thread.shared;
     if shared.draining.load(Ordering::Relaxed) {
         return Err(Refusal::Draining);
@@ -102,7 +133,14 @@ async fn serve(thread: &Arc<Thread>, request: Request<Incoming>) -> Result<Respo
         None => pass_through(thread, &parts, body, place).await?,
         Some(endpoint) => {
             let body = intake::read_body(body, &shared.config.limits, &shared.bodies).await?;
-            place_and_forward(thread, &parts, endpoint, body, has_pin, place).await?
+            let arrived = Arrived {
+                parts: &parts,
+                endpoint,
+                body,
+                has_pin,
+                trace,
+            };
+            place_and_forward(thread, arrived, place).await?
         }
     };
     if !response.headers().contains_key(REQUEST_ID) {
@@ -152,15 +190,29 @@ async fn pass_through(
     Ok(relay(thread, status, headers, body, place, None))
 }
 
+/// A request with a prompt that arrived as a whole.
+struct Arrived<'a> {
+    parts: &'a Parts,
+    endpoint: Endpoint,
+    body: HeldBody,
+    /// The client chose its worker by header.
+    has_pin: bool,
+    trace: Option<&'a Arc<RequestTrace>>,
+}
+
 /// Places a request with a prompt and forwards it with the pin of its worker.
 async fn place_and_forward(
     thread: &Arc<Thread>,
-    parts: &Parts,
-    endpoint: Endpoint,
-    body: HeldBody,
-    has_pin: bool,
+    arrived: Arrived<'_>,
     place: RequestPermit,
 ) -> Result<Response<GatewayBody>, Refusal> {
+    let Arrived {
+        parts,
+        endpoint,
+        body,
+        has_pin,
+        trace,
+    } = arrived;
     let shared = &thread.shared;
     let bytes = &body.bytes;
     let service = &shared.service;
@@ -186,6 +238,9 @@ async fn place_and_forward(
                 .map(|prepared| service.begin(prepared, request_id(&parts.headers), started))
         }
     };
+    if let (Some(request), Some(trace)) = (&mut request, trace) {
+        request.trace(trace);
+    }
     match &mut request {
         None => {}
         Some(request) if has_pin => request.book_client_choice(pins::pinned_worker(&parts.headers)),

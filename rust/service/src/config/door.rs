@@ -10,7 +10,15 @@ use crate::ServiceError;
 
 impl ServiceConfig {
     /// Every key of the service's part.
-    pub const KEYS: &[&str] = &["router_id", "routing", "prompt", "feed", "shadows", "records"];
+    pub const KEYS: &[&str] = &[
+        "router_id",
+        "routing",
+        "prompt",
+        "feed",
+        "shadows",
+        "records",
+        "tracing",
+    ];
 
     /// Reads a door's configuration. Each key of `service_keys` goes to the service's part, every other key to the door's own part,
     /// which refuses unknown ones.
@@ -50,6 +58,7 @@ impl ServiceConfig {
             "feed" => self.feed = serde_json::from_value(value)?,
             "shadows" => self.shadows = serde_json::from_value(value)?,
             "records" => self.records = serde_json::from_value(value)?,
+            "tracing" => self.tracing = serde_json::from_value(value)?,
             _ => {}
         }
         Ok(())

@@ -3,6 +3,7 @@
 mod door;
 mod records;
 mod shadows;
+mod tracing;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use wardrop_core::{PolicyConfig, Router, RouterConfig};
 pub use self::records::RecordOptions;
 pub(crate) use self::shadows::{IN_FORCE, router};
 pub use self::shadows::{ShadowOptions, ShadowPolicy};
+pub use self::tracing::{SamplerName, TracingOptions};
 use crate::ServiceError;
 
 /// Maximum number of tenants with a configured weight.
@@ -41,6 +43,8 @@ pub struct ServiceConfig {
     pub shadows: Option<ShadowOptions>,
     /// Files of decision records; `None` writes none.
     pub records: Option<RecordOptions>,
+    /// Spans for an OpenTelemetry collector; `None` makes none.
+    pub tracing: Option<TracingOptions>,
 }
 
 impl Default for ServiceConfig {
@@ -52,6 +56,7 @@ impl Default for ServiceConfig {
             feed: FeedOptions::default(),
             shadows: None,
             records: None,
+            tracing: None,
         }
     }
 }
@@ -287,6 +292,9 @@ impl ServiceConfig {
         self.routing.timing.check()?;
         if let Some(records) = &self.records {
             records.check()?;
+        }
+        if let Some(tracing) = &self.tracing {
+            tracing.check()?;
         }
         // A trial router reports an invalid value at the start instead of with the first model.
         let router = RouterConfig::new(1).with_handoff_s_per_token(self.routing.handoff_s_per_token);

@@ -28,9 +28,6 @@ pub(super) struct Settings {
     schema: &'static str,
     pub version: u64,
     router_id: String,
-    /// Name of the policy, which every record repeats.
-    #[serde(skip)]
-    policy: String,
     #[serde(flatten)]
     routing: Routing,
 }
@@ -47,12 +44,10 @@ impl Settings {
     }
 
     fn numbered(version: u64, router_id: &str, routing: Routing) -> Self {
-        let policy = serde_json::to_value(&routing.policy).expect("plain values must serialise");
         Self {
             schema: SETTINGS_SCHEMA,
             version,
             router_id: router_id.to_owned(),
-            policy: policy["name"].as_str().unwrap_or_default().to_owned(),
             routing,
         }
     }
@@ -257,7 +252,7 @@ pub(super) fn write_record(line: &mut Vec<u8>, record: &Record, keys: &NameKeys)
         priority: record.priority,
         deadline_ms: record.deadline_ms,
         regime: record.regime,
-        policy: &record.settings.policy,
+        policy: record.settings.routing.policy.name(),
         settings_version: record.settings.version,
         queued_s: record.queued_s,
         abstained: record.abstained,

@@ -31,6 +31,7 @@ use crate::receipts::{ReceiptOutcome, ReceiptRequest};
 use crate::records::Facts;
 use crate::service::Service;
 use crate::shadows::ShadowedRequest;
+use crate::spans::RequestTrace;
 
 /// A prepared request, from its decision to the beginning of its answer.
 pub struct ActiveRequest {
@@ -84,6 +85,16 @@ impl Service {
 }
 
 impl ActiveRequest {
+    /// Connects the request with its trace, so that the decision and the outcome become attributes of the spans.
+    pub fn trace(&mut self, trace: &Arc<RequestTrace>) {
+        if !trace.is_sampled() {
+            return;
+        }
+        let model = &self.prepared.model.spec;
+        trace.prompt(&model.name, self.prepared.prompt.input_tokens);
+        self.trail.trace(trace.clone(), model.block_size);
+    }
+
     /// Chooses and books the request's workers; where a pool has a queue, the request waits there for room.
     ///
     /// # Errors
@@ -92,6 +103,7 @@ impl ActiveRequest {
         let (service, prompt) = (&self.service, &self.prepared.prompt);
         service.outcomes.arrived();
         self.trail.hints(hints);
+        self.trail.deciding(|| service.policy_name());
         self.shadow = service.shadows.as_ref().and_then(|shadows| {
             let model = &self.prepared.model.pools()[0].model;
             let at_s = service.clock.seconds_at(self.started);

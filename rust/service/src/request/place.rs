@@ -338,9 +338,9 @@ impl Service {
         })
     }
 
-    /// Whether decisions keep their candidates, for a receipt or a record.
+    /// Whether decisions keep their candidates, for a receipt, a record or a span.
     fn explains(&self) -> bool {
-        self.receipts.is_on() || self.records.is_some()
+        self.receipts.is_on() || self.records.is_some() || self.tracing.is_some()
     }
 
     /// The worker that the policy would choose now for a request that waits. O(prompt blocks + workers).

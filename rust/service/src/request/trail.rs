@@ -1,4 +1,4 @@
-//! What is written down about one request while it is served: its receipt and its record, each where it is on.
+//! What is written down about one request while it is served: its receipt, its record and its trace, each where it is on.
 //!
 //! A trail ends once. A request that is dropped without an end was left by its client, so its receipt and its record say that.
 
@@ -10,14 +10,22 @@ use super::PlaceHints;
 use crate::pool::Booking;
 use crate::receipts::{OpenReceipt, ReceiptOutcome, leg_receipt};
 use crate::records::{Record, Recorder};
+use crate::spans::RequestTrace;
 
-/// Receipt and record of one request, until its end.
+/// Receipt, record and trace of one request, until its end.
 pub(crate) struct Trail(Mutex<Parts>);
 
 #[derive(Default)]
 struct Parts {
     receipt: Option<Arc<OpenReceipt>>,
     record: Option<OpenRecord>,
+    trace: Option<OpenTrace>,
+}
+
+struct OpenTrace {
+    trace: Arc<RequestTrace>,
+    /// Tokens of a block of the model.
+    block_size: u32,
 }
 
 struct OpenRecord {
@@ -29,7 +37,23 @@ impl Trail {
     /// A trail of the parts that are on.
     pub fn new(receipt: Option<Arc<OpenReceipt>>, record: Option<(Arc<Recorder>, Box<Record>)>) -> Self {
         let record = record.map(|(recorder, record)| OpenRecord { recorder, record });
-        Self(Mutex::new(Parts { receipt, record }))
+        Self(Mutex::new(Parts {
+            receipt,
+            record,
+            trace: None,
+        }))
+    }
+
+    /// Adds the trace of a request whose spans are exported. `block_size` is that of the model, in tokens.
+    pub fn trace(&mut self, trace: Arc<RequestTrace>, block_size: u32) {
+        self.0.get_mut().trace = Some(OpenTrace { trace, block_size });
+    }
+
+    /// The choice of a worker begins, under this policy.
+    pub fn deciding(&self, policy: impl FnOnce() -> &'static str) {
+        if let Some(open) = &self.0.lock().trace {
+            open.trace.deciding(policy());
+        }
     }
 
     /// The client asked this of the queue.
@@ -42,7 +66,7 @@ impl Trail {
     /// The router placed the request.
     pub fn placed(&mut self, booking: &mut Booking) {
         let parts = self.0.get_mut();
-        if parts.receipt.is_none() && parts.record.is_none() {
+        if parts.receipt.is_none() && parts.record.is_none() && parts.trace.is_none() {
             return;
         }
         for leg in booking.legs_mut() {
@@ -52,6 +76,9 @@ impl Trail {
             let said = leg_receipt(leg, *explanation);
             if let Some(open) = &mut parts.record {
                 open.record.placed(&said);
+            }
+            if let Some(open) = &parts.trace {
+                open.trace.placed(&said, open.block_size);
             }
             if let Some(receipt) = &parts.receipt {
                 receipt.placed(said);
@@ -65,6 +92,9 @@ impl Trail {
         if let Some(open) = &mut parts.record {
             open.record.abstained(reason);
         }
+        if let Some(open) = &parts.trace {
+            open.trace.abstained(reason);
+        }
         if let Some(receipt) = &parts.receipt {
             receipt.abstained(reason);
         }
@@ -75,6 +105,9 @@ impl Trail {
         let parts = std::mem::take(&mut *self.0.lock());
         if let Some(receipt) = parts.receipt {
             receipt.ended(outcome);
+        }
+        if let Some(open) = parts.trace {
+            open.trace.ended(&outcome);
         }
         if let Some(OpenRecord { recorder, record }) = parts.record {
             recorder.put(record, outcome);

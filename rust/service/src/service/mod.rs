@@ -31,6 +31,7 @@ use crate::prompt_pool::PromptPool;
 use crate::receipts::Receipts;
 use crate::records::Recorder;
 use crate::shadows::{ShadowSources, ShadowThread, Shadows};
+use crate::spans::{RequestTrace, TraceStart, Tracing};
 use crate::tenants::Tenants;
 use crate::{Clock, ServiceError};
 
@@ -59,6 +60,8 @@ pub struct Service {
     pub(crate) receipts: Receipts,
     /// Writer of decision records; `None` when records are off.
     pub(crate) records: Option<Arc<Recorder>>,
+    /// Maker of spans; `None` when tracing is off.
+    pub(crate) tracing: Option<Arc<Tracing>>,
     /// Time base of all routers.
     pub(crate) clock: Clock,
     /// Threads that turn long prompts into tokens.
@@ -110,12 +113,16 @@ impl Service {
             Recorder::start(options, &config.router_id, start, metrics.builder(), clock)
         });
         let records = records.transpose()?.map(Arc::new);
+        let tracing = config.tracing.as_ref();
+        let tracing = tracing.map(|options| Tracing::start(options, metrics.builder()));
+        let tracing = tracing.transpose()?.map(Arc::new);
         let prompts = PromptPool::start(config.prompt.tokenise_threads, metrics.builder())?;
         Ok(Arc::new(Self {
             feeds: Feeds::new(feeds, background.runtime()),
             tenants: Tenants::new(&config.routing.tenant_weights),
             receipts: Receipts::new(config.routing.receipts),
             records,
+            tracing,
             routing,
             models,
             metrics,
@@ -215,6 +222,16 @@ impl Service {
         self.metrics.render(&self.models, self.clock.now_s())
     }
 
+    /// Begins the trace of a request; `None` when tracing is off. The door keeps the trace until the last byte of the answer.
+    pub fn begin_trace(&self, start: &TraceStart<'_>) -> Option<Arc<RequestTrace>> {
+        self.tracing.as_ref().map(|tracing| tracing.begin(start))
+    }
+
+    /// Name of the policy in force.
+    pub(crate) fn policy_name(&self) -> &'static str {
+        self.routing.lock().policy.name()
+    }
+
     /// Counts a request whose worker the engine's own router chooses.
     pub fn count_abstention(&self, reason: Abstention) {
         let abstentions = &self.metrics.abstentions;
@@ -248,6 +265,9 @@ impl Service {
         self.background.stop();
         if let Some(records) = &self.records {
             records.stop();
+        }
+        if let Some(tracing) = &self.tracing {
+            tracing.stop();
         }
     }
 
