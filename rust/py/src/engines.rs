@@ -10,8 +10,9 @@ use wardrop_core::{EngineHash, Tier};
 use wardrop_engines::{Adapter, CacheChange, Event, FRAME_BYTES_MAX, Feed, GroupKind, dynamo};
 use wardrop_py_macros::caught;
 
+use crate::arguments::{Worker, mixed};
 use crate::error::raise;
-use crate::router::{Router, Worker, mixed};
+use crate::router::Router;
 
 /// The feed of one worker; `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]

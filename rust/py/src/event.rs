@@ -6,8 +6,8 @@ use pyo3::types::{PyDict, PyString};
 use wardrop_core::{BlockHasher, EngineHash, HashScope, KvEvent, LocalHash, StoredBlock, Tier};
 use wardrop_py_macros::caught;
 
+use crate::arguments::mixed;
 use crate::hashes::{Hashes, hash, sized};
-use crate::router::mixed;
 use crate::tokens::Tokens;
 
 /// KV event of stored blocks; `_core.pyi` documents it.

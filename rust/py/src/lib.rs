@@ -2,6 +2,7 @@
 //! calls the crate, and maps the error. Every binding carries the attribute `caught`, so that a panic raises an exception.
 
 mod anarchy;
+mod arguments;
 mod buffers;
 mod decision;
 mod digits;

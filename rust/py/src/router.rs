@@ -1,4 +1,4 @@
-//! Binding of `wardrop.Router`.
+//! Binding of `wardrop.Router`. Its arguments are read in [`crate::arguments`].
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -8,127 +8,23 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString};
-use serde_json::{Map, Value};
+use pyo3::types::PyDict;
 use wardrop_core::{
-    BlockHasher, HashKey, HashMode, HashScope, PolicyConfig, PredictedConfig, PredictedUse, RequestId,
-    RestoredWorker, RouteRequest, Router as Core, RouterConfig, WorkerId, WorkerSpec,
+    BlockHasher, HashScope, PolicyConfig, PredictedConfig, PredictedUse, RestoredWorker, RouteRequest,
+    Router as Core, RouterConfig, WorkerId, WorkerSpec,
 };
 use wardrop_py_macros::caught;
 
+use crate::arguments::{self, Prompt, Worker, hash_mode, seconds};
 use crate::decision::{Decision, to_python};
 use crate::error::raise;
 use crate::event::event_from;
 use crate::hashes::sized;
 use crate::prefix::Prefix;
-use crate::tokens::{HashColumn, Tokens};
-
-/// A worker argument: an instance id, or a pair `(instance, dp_rank)`.
-#[derive(Clone, Copy)]
-pub struct Worker(pub WorkerId);
-
-#[caught]
-impl<'py> FromPyObject<'_, 'py> for Worker {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if let Ok(instance) = value.extract::<u64>() {
-            return Ok(Self(WorkerId::new(instance, 0)));
-        }
-        match value.extract::<(u64, u32)>() {
-            Ok((instance, dp_rank)) => Ok(Self(WorkerId::new(instance, dp_rank))),
-            Err(_) => Err(PyTypeError::new_err(format!(
-                "worker = {}: expected an instance id (0 to 2**64 - 1) or (instance, dp_rank)",
-                value.repr()?
-            ))),
-        }
-    }
-}
-
-/// A request id argument. Text is hashed to 64 bits; an int is the id itself.
-fn request_id(value: &Bound<'_, PyAny>) -> PyResult<RequestId> {
-    if let Ok(text) = value.cast::<PyString>() {
-        return Ok(RequestId(wardrop_core::hash::text_id(text.to_str()?)));
-    }
-    value.extract::<u64>().map(RequestId).map_err(|_| {
-        let name = value
-            .get_type()
-            .name()
-            .map_or_else(|_| "?".to_owned(), |name| name.to_string());
-        PyTypeError::new_err(format!(
-            "got request_id of type {name}: expected a str or an int from 0 to 2**64 - 1"
-        ))
-    })
-}
-
-/// The caller's time, or `time.monotonic()` without one.
-fn seconds(py: Python<'_>, now_s: Option<f64>) -> PyResult<f64> {
-    match now_s {
-        Some(now_s) if now_s.is_finite() => Ok(now_s),
-        Some(now_s) => Err(PyValueError::new_err(format!(
-            "got now_s {now_s}: expected a finite number of seconds"
-        ))),
-        None => monotonic_s(py),
-    }
-}
-
-/// `time.monotonic()` without a Python call. It reads the clock of [`Instant`], so one reading of both gives the offset.
-fn monotonic_s(py: Python<'_>) -> PyResult<f64> {
-    static START: PyOnceLock<(Instant, f64)> = PyOnceLock::new();
-    let (start, start_s) = START.get_or_try_init(py, || {
-        let start_s = py.import("time")?.call_method0("monotonic")?.extract()?;
-        PyResult::Ok((Instant::now(), start_s))
-    })?;
-    Ok(start_s + start.elapsed().as_secs_f64())
-}
-
-fn parameters(py: Python<'_>, parameters: Option<&Bound<'_, PyDict>>) -> PyResult<Map<String, Value>> {
-    let Some(parameters) = parameters.filter(|parameters| !parameters.is_empty()) else {
-        return Ok(Map::new());
-    };
-    let text: String = py
-        .import("json")?
-        .call_method1("dumps", (parameters,))?
-        .extract()?;
-    serde_json::from_str(&text).map_err(|error| PyValueError::new_err(error.to_string()))
-}
-
-/// The prompt argument of a call: its hashes and its length.
-struct Prompt {
-    locals: HashColumn,
-    input_tokens: u32,
-}
-
-/// The hash mode of the `hash` and `hash_key` arguments. Without a key, the router draws one.
-fn hash_mode(py: Python<'_>, hash: &str, key: Option<[u8; 16]>) -> PyResult<HashMode> {
-    match (hash, key) {
-        ("xxh3", None) => Ok(HashMode::Xxh3),
-        ("xxh3", Some(_)) => Err(PyValueError::new_err(
-            "got a hash_key with hash='xxh3'; expected hash='keyed'",
-        )),
-        ("keyed", Some(key)) => Ok(HashMode::Keyed(HashKey::new(key))),
-        ("keyed", None) => {
-            let key = py.import("os")?.call_method1("urandom", (16,))?.extract()?;
-            Ok(HashMode::Keyed(HashKey::new(key)))
-        }
-        _ => Err(PyValueError::new_err(format!(
-            "hash = {hash:?}: expected xxh3 or keyed"
-        ))),
-    }
-}
-
-/// The error for hashes that do not come from the router's secret key.
-pub fn mixed(what: &str) -> PyErr {
-    PyValueError::new_err(format!(
-        "{what} given to a router that hashes under its own key: it would match nothing; give tokens or a Prefix of \
-         router.prefix(), or make the router with hash='xxh3'"
-    ))
-}
+use crate::tokens::HashColumn;
 
 /// Cost of matching one block, in units of hashing one token, for [`sized`].
 const TOKENS_PER_BLOCK: usize = 2;
@@ -185,84 +81,6 @@ impl Router {
     pub const fn hasher(&self) -> &BlockHasher {
         &self.hasher
     }
-
-    fn grown(&self, prefix: &Prefix) -> PyResult<Prompt> {
-        let hashes = prefix.now();
-        if *hashes.hasher() != self.hasher {
-            return Err(PyValueError::new_err(
-                "the Prefix is hashed in another way than this router's prompts (block size, or key); expected one of \
-                 router.prefix()",
-            ));
-        }
-        Ok(Prompt {
-            input_tokens: u32::try_from(hashes.tokens()).unwrap_or(u32::MAX),
-            locals: HashColumn::Known(hashes),
-        })
-    }
-
-    fn prompt(
-        &self,
-        py: Python<'_>,
-        tokens: Option<&Bound<'_, PyAny>>,
-        hashes: Option<HashColumn>,
-        (input_tokens, lora_name, cache_namespace): (Option<u32>, Option<&str>, Option<&str>),
-    ) -> PyResult<Prompt> {
-        let prompt = match (tokens, hashes) {
-            (Some(_), Some(_)) => {
-                return Err(PyValueError::new_err(
-                    "got tokens and hashes; expected one of them",
-                ));
-            }
-            (Some(tokens), None) => {
-                if let Ok(prefix) = tokens.cast::<Prefix>() {
-                    if lora_name.is_some() || cache_namespace.is_some() {
-                        return Err(PyValueError::new_err(
-                            "got a Prefix with lora_name or cache_namespace; expected them where the Prefix is made",
-                        ));
-                    }
-                    self.grown(prefix.get())?
-                } else {
-                    self.hashed(py, &Tokens::new(tokens)?, lora_name, cache_namespace)
-                }
-            }
-            (None, Some(_)) if self.hasher.is_keyed() => return Err(mixed("hashes were")),
-            (None, Some(hashes)) => {
-                let known = (hashes.len() as u64).saturating_mul(u64::from(self.hasher.block_size()));
-                Prompt {
-                    locals: hashes,
-                    input_tokens: u32::try_from(known).unwrap_or(u32::MAX),
-                }
-            }
-            (None, None) => Prompt {
-                locals: HashColumn::Owned(Vec::new()),
-                input_tokens: 0,
-            },
-        };
-        Ok(Prompt {
-            input_tokens: input_tokens.unwrap_or(prompt.input_tokens),
-            ..prompt
-        })
-    }
-
-    fn hashed(
-        &self,
-        py: Python<'_>,
-        tokens: &Tokens,
-        lora_name: Option<&str>,
-        cache_namespace: Option<&str>,
-    ) -> Prompt {
-        let tokens = tokens.as_slice();
-        let scope = HashScope {
-            lora_name,
-            cache_namespace,
-        };
-        Prompt {
-            locals: HashColumn::Owned(sized(py, tokens.len(), || {
-                self.hasher.local_hashes(tokens, &scope)
-            })),
-            input_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
-        }
-    }
 }
 
 #[caught]
@@ -293,8 +111,8 @@ impl Router {
         hash_key: Option<[u8; 16]>,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
-        let policy =
-            PolicyConfig::from_name(policy, &self::parameters(py, parameters)?).map_err(|e| raise(&e))?;
+        let policy = PolicyConfig::from_name(policy, &arguments::parameters(py, parameters)?)
+            .map_err(|e| raise(&e))?;
         let used = PredictedUse::from_name(predicted).map_err(|e| raise(&e))?;
         let predicted = PredictedConfig::new(used)
             .with_ttl_s(predicted_ttl_s)
@@ -382,7 +200,13 @@ impl Router {
         lora_name: Option<&str>,
         cache_namespace: Option<&str>,
     ) -> PyResult<Py<PyDict>> {
-        let prompt = self.prompt(py, tokens, hashes, (None, lora_name, cache_namespace))?;
+        let prompt = Prompt::read(
+            py,
+            &self.hasher,
+            tokens,
+            hashes,
+            (None, lora_name, cache_namespace),
+        )?;
         let found = self.sized(py, (prompt.locals.len(), false), || {
             self.core.find_matches(&prompt.locals)
         });
@@ -412,11 +236,17 @@ impl Router {
         explain: bool,
         now_s: Option<f64>,
     ) -> PyResult<Decision> {
-        let prompt = self.prompt(py, tokens, hashes, (input_tokens, lora_name, cache_namespace))?;
+        let prompt = Prompt::read(
+            py,
+            &self.hasher,
+            tokens,
+            hashes,
+            (input_tokens, lora_name, cache_namespace),
+        )?;
         let allowed: Option<Vec<WorkerId>> =
             allowed.map(|workers| workers.into_iter().map(|worker| worker.0).collect());
         let request = RouteRequest {
-            request_id: request_id.map(self::request_id).transpose()?,
+            request_id: request_id.map(arguments::request_id).transpose()?,
             local_hashes: &prompt.locals,
             sequence_hashes: prompt.locals.sequence(),
             input_tokens: prompt.input_tokens,
@@ -448,9 +278,15 @@ impl Router {
         streamed: bool,
         now_s: Option<f64>,
     ) -> PyResult<()> {
-        let prompt = self.prompt(py, tokens, hashes, (input_tokens, lora_name, cache_namespace))?;
+        let prompt = Prompt::read(
+            py,
+            &self.hasher,
+            tokens,
+            hashes,
+            (input_tokens, lora_name, cache_namespace),
+        )?;
         let request = RouteRequest {
-            request_id: Some(self::request_id(request_id)?),
+            request_id: Some(arguments::request_id(request_id)?),
             local_hashes: &prompt.locals,
             sequence_hashes: prompt.locals.sequence(),
             input_tokens: prompt.input_tokens,
@@ -472,7 +308,7 @@ impl Router {
         request_id: &Bound<'_, PyAny>,
         now_s: Option<f64>,
     ) -> PyResult<(u64, u32)> {
-        let (request, now_s) = (self::request_id(request_id)?, seconds(py, now_s)?);
+        let (request, now_s) = (arguments::request_id(request_id)?, seconds(py, now_s)?);
         let worker = self.core.prefill_done(request, now_s).map_err(|e| raise(&e))?;
         Ok((worker.instance, worker.dp_rank))
     }
@@ -486,7 +322,7 @@ impl Router {
         cached_tokens: Option<u32>,
         now_s: Option<f64>,
     ) -> PyResult<(u64, u32)> {
-        let (request, now_s) = (self::request_id(request_id)?, seconds(py, now_s)?);
+        let (request, now_s) = (arguments::request_id(request_id)?, seconds(py, now_s)?);
         let outcome = wardrop_core::ledger::Outcome {
             output_tokens,
             cached_tokens,
@@ -510,8 +346,8 @@ impl Router {
         policy: &str,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
-        let policy =
-            PolicyConfig::from_name(policy, &self::parameters(py, parameters)?).map_err(|e| raise(&e))?;
+        let policy = PolicyConfig::from_name(policy, &arguments::parameters(py, parameters)?)
+            .map_err(|e| raise(&e))?;
         self.core.set_policy(policy).map_err(|e| raise(&e))
     }
 

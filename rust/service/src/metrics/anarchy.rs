@@ -1,4 +1,6 @@
-//! Gauges of the price of anarchy: one gauge per estimator, labelled by model and worker type.
+//! Gauges of the price of anarchy, labelled by model and worker type. Each page sets them from the meters of the pools.
+//!
+//! The help texts below define the estimators; `wardrop_core::anarchy` computes them.
 
 use prometheus::GaugeVec;
 use wardrop_core::anarchy::ModelError;
@@ -6,6 +8,7 @@ use wardrop_core::anarchy::ModelError;
 use super::MetricBuilder;
 use crate::pool::AnarchyReport;
 
+/// One gauge per estimator. A pool has series after its first solved window.
 pub(super) struct AnarchyGauges {
     poa: GaugeVec,
     low: GaugeVec,
@@ -90,6 +93,7 @@ impl AnarchyGauges {
         })
     }
 
+    /// Ends all series; [`AnarchyGauges::set`] starts the series of the present pools again.
     pub fn reset(&self) {
         for gauges in [
             &self.poa,
@@ -110,6 +114,7 @@ impl AnarchyGauges {
         }
     }
 
+    /// Sets the series of one pool.
     pub fn set(&self, model: &str, worker_type: &str, report: &AnarchyReport) {
         let pool = |gauges: &GaugeVec, value: f64| {
             gauges.with_label_values(&[model, worker_type]).set(value);

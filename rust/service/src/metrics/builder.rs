@@ -1,4 +1,4 @@
-//! Making and registering metrics of one process, under one prefix and one `router_id`.
+//! Creation and registration of the metrics of one process, under the prefix `wardrop` and one label `router_id`.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -35,17 +35,17 @@ impl MetricBuilder {
         self.keep(IntCounter::new(name, help)?)
     }
 
-    /// A whole number without labels.
+    /// A gauge of whole numbers, without labels.
     pub fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
         self.keep(IntGauge::new(name, help)?)
     }
 
-    /// A number without labels.
+    /// A gauge without labels.
     pub fn float(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
         self.keep(Gauge::new(name, help)?)
     }
 
-    /// A number for each combination of labels.
+    /// A gauge for each combination of labels.
     pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
         self.keep(GaugeVec::new(Opts::new(name, help), labels)?)
     }

@@ -9,6 +9,7 @@ use super::MetricBuilder;
 pub(super) struct PredictedMetrics {
     records: GaugeVec,
     blocks: GaugeVec,
+    /// Records since the start, by what became of them.
     ever: IntCounterVec,
 }
 
@@ -33,12 +34,14 @@ impl PredictedMetrics {
         })
     }
 
+    /// Ends all series; [`PredictedMetrics::set`] starts the series of the present pools again.
     pub fn reset(&self) {
         self.records.reset();
         self.blocks.reset();
         self.ever.reset();
     }
 
+    /// Sets the series of one pool.
     pub fn set(&self, model: &str, role: &str, size: &PredictedSize) {
         self.records
             .with_label_values(&[model, role])

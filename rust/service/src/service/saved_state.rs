@@ -13,14 +13,17 @@ use crate::pool::{Role, SavedFleet, WorkerPool};
 /// Contents of a saved index, for a report.
 #[derive(Serialize)]
 struct Summary {
+    /// Time of the save, in seconds since 1970.
     saved_at_s: u64,
     pools: Vec<PoolSummary>,
 }
 
+/// Contents of one saved pool.
 #[derive(Serialize)]
 struct PoolSummary {
     model: String,
     role: Role,
+    /// Workers that the pool had.
     workers: u64,
     /// Workers with complete blocks, which can be taken over.
     whole: usize,
