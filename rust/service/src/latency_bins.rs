@@ -1,4 +1,4 @@
-//! Counts of latencies in narrow bins, from which the live page computes percentiles of any stretch of time.
+//! Counts of latencies in narrow bins, from which the live page computes percentiles over any interval.
 //!
 //! An answer adds its times here beside the Prometheus histograms, whose wide buckets make coarse percentiles.
 //! Each octave between 8 µs and 137 s has eight bins of one width, as in `HdrHistogram`. The middle of a bin differs from each
@@ -18,7 +18,7 @@ const BINS: usize = OCTAVES << BIN_BITS;
 /// Exponent bias of an `f64`.
 const BIAS: u64 = 1023;
 
-/// Times in one bin. Serialised as a list of its two numbers.
+/// A bin with its count, serialised as a list of two numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(into = "(f64, u64)")]
 pub(crate) struct BinCount {

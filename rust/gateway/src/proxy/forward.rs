@@ -31,7 +31,7 @@ const ERROR_LIMIT_BYTES: usize = 64 << 10;
 const UNKNOWN_PIN: &[u8] = b"\"Invalid request\"";
 /// Dynamo's default status of a full fleet, which HTTP does not define.
 const OVERLOADED: u16 = 529;
-/// Workers that are tried after the first one when workers are the upstreams and accept no connection.
+/// Most further workers that are tried, where workers are the upstreams and accept no connection.
 const MOVES_MAX: u32 = 3;
 /// A request with its whole body in memory, so that it can be sent again.
 pub(super) struct Outbound<'a> {
@@ -59,8 +59,8 @@ impl Outbound<'_> {
     /// Sends the request with its pin, and at most once more for each cause, before any byte has gone to the client.
     ///
     /// The second attempt goes without the pin when the pin explains the failure or the refusal. When the worker went silent
-    /// before the first byte, the second attempt goes to another worker; when the upstream did or broke off, to another
-    /// upstream if there is one. The budget of retries bounds all second attempts.
+    /// before the first byte, the second attempt goes to another worker. When the upstream went silent or broke off, it goes to another
+    /// upstream, if there is one. The budget of retries bounds all second attempts.
     pub async fn forward(
         &self,
         thread: &Arc<Thread>,
@@ -162,7 +162,7 @@ impl Outbound<'_> {
                 pins::write_rank(&mut head, booking);
             }
             let has_booking = booking.is_some();
-            // What is left to give to the client when no other worker may be tried.
+            // `reply` goes to the client when no other worker may be tried.
             let (reason, reply) = match self.attempt(thread, &head, booking).await {
                 Ok(tried) if has_booking && matches!(tried.fault, Fault::Worker | Fault::Overload) => {
                     let reason = match tried.fault {

@@ -29,9 +29,9 @@ use super::{intake, pins, routes};
 use crate::error::Refusal;
 use crate::upstream::{RelayBody, write_head};
 
-/// Longest body, bytes, that hyper finds complete in its buffer after a refusal, so that the connection can go on.
+/// Longest body, bytes, that hyper finds complete in its buffer after a refusal, so that the connection can serve another request.
 const SHORT_BODY_BYTES: u64 = 8 << 10;
-/// Says that the connection ends after this answer.
+/// Value of the header `connection` of an answer after which the connection closes.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Header of an answer: milliseconds that the request waited in the queue.
@@ -44,7 +44,7 @@ const TENANT: &str = "x-tenant-id";
 const PRIORITY: &str = "x-wardrop-priority";
 const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
 
-/// Serves one request. Every outcome is an answer: also a panic, which costs this request alone.
+/// Serves one request. Every outcome is an answer. A panic becomes an answer with status 500 and costs this request alone.
 pub async fn handle(
     thread: Arc<Thread>,
     mut request: Request<Incoming>,

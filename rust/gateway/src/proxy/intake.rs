@@ -1,4 +1,4 @@
-//! What a client may send: header size, body size and time.
+//! The request of a client within its limits: header size, body size and time.
 
 use std::sync::Arc;
 use std::time::Duration;

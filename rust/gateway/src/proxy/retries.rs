@@ -1,4 +1,4 @@
-//! The retry budget: second attempts are a share of the traffic, so that a fleet that is full does not get twice the load.
+//! The retry budget: second attempts are at most a share of the traffic, so that a full fleet does not get twice the load.
 //!
 //! The budget is a token bucket, as in Finagle and Envoy: every request pays in, and a retry takes out. A small income
 //! per second lets a quiet gateway retry too.
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 const SHARE: f64 = 0.2;
 /// Retries per second that are free.
 const FREE_PER_S: f64 = 1.0;
-/// Largest balance, in retries: what a burst of failures may use at once.
+/// Largest balance, in retries: the most retries of one burst of failures.
 const LARGEST_BALANCE: f64 = 100.0;
 /// Balance at the start, in retries.
 const FIRST_BALANCE: f64 = 10.0;
@@ -35,7 +35,7 @@ impl RetryBudget {
         }))
     }
 
-    /// A request came.
+    /// Adds the share of one request to the balance.
     pub fn pay_in(&self) {
         let mut bucket = self.0.lock();
         bucket.balance = (bucket.balance + SHARE).min(LARGEST_BALANCE);

@@ -23,14 +23,14 @@ use crate::upstream::{ConnectionPool, probe_upstreams};
 const INBOX: usize = 64;
 const PRUNE_EVERY: Duration = Duration::from_secs(10);
 
-/// How far the server is on its way to its end.
+/// Phase of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerPhase {
-    /// It accepts and serves.
+    /// The server accepts and serves.
     Run,
-    /// It accepts nothing; open connections end after their current answer.
+    /// The server accepts nothing. Open connections end after their current answer.
     Drain,
-    /// It cuts all connections.
+    /// The server cuts all connections.
     Stop,
 }
 

@@ -19,23 +19,23 @@ pub struct Shared {
     pub service: Arc<Service>,
     /// Configuration, fixed for the life of the gateway. Its limits fit the resources of the process.
     pub config: GatewayConfig,
-    /// What the operating system gives to the process.
+    /// Resources that the operating system gives to the process.
     pub resources: Resources,
     /// Metrics of the door.
     pub metrics: Arc<HttpMetrics>,
-    /// Frontends that requests go to.
+    /// Upstreams of requests: frontends, or the workers themselves.
     pub upstreams: Arc<UpstreamSet>,
     /// Bytes of all request bodies in memory.
     pub bodies: Arc<BodyBudget>,
-    /// Second attempts that the traffic pays for.
+    /// Budget of second attempts.
     pub retries: RetryBudget,
-    /// Makes request ids of this process unlike those of another.
+    /// Number that makes request ids of this process differ from those of another process.
     pub nonce: u64,
     /// Requests in flight.
     pub in_flight: Arc<InFlight>,
     /// Open client connections.
     pub connections: AtomicUsize,
-    /// The gateway takes no new requests.
+    /// Whether the gateway takes no new requests.
     pub draining: AtomicBool,
 }
 

@@ -20,7 +20,7 @@ pub struct ModelReport {
     has_tokeniser: bool,
     has_template: bool,
     handover_enabled: bool,
-    /// `None` until Dynamo answered the check.
+    /// Result of the last comparison of token ids; `None` before the first.
     handover: Option<HandoverReport>,
     problems: Vec<String>,
     pools: Vec<PoolReport>,
