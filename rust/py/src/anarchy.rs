@@ -16,6 +16,7 @@ use wardrop_core::anarchy::{CostMatrix, DecisionCosts, Meter, MeterConfig};
 use wardrop_py_macros::caught;
 
 use crate::buffers::column;
+use crate::lists::List;
 
 fn raise(error: &Error) -> PyErr {
     PyValueError::new_err(error.to_string())
@@ -114,20 +115,20 @@ impl AnarchyMeter {
         &self,
         at_s: f64,
         chosen: usize,
-        prefill_s: Vec<f64>,
-        decode_s: Vec<f64>,
-        wait_s: Vec<f64>,
-        peer_decode_s: Vec<f64>,
+        prefill_s: List<f64>,
+        decode_s: List<f64>,
+        wait_s: List<f64>,
+        peer_decode_s: List<f64>,
     ) -> PyResult<()> {
         let placement = DecisionCosts {
             at_s,
             chosen,
-            prefill_s,
-            decode_s,
-            wait_s,
+            prefill_s: prefill_s.0,
+            decode_s: decode_s.0,
+            wait_s: wait_s.0,
         };
         self.lock()
-            .record(&placement, &peer_decode_s)
+            .record(&placement, &peer_decode_s.0)
             .map_err(|e| raise(&e))
     }
 

@@ -9,6 +9,8 @@ use pyo3::types::{PyBytes, PyDict};
 use wardrop_drive::{Drive as Native, DriveError, Plan, Planned, Release};
 use wardrop_py_macros::caught;
 
+use crate::lists::List;
+
 fn raise(error: &DriveError) -> PyErr {
     match error {
         DriveError::Plan(_) => PyValueError::new_err(error.to_string()),
@@ -35,21 +37,21 @@ impl Drive {
     fn new(
         py: Python<'_>,
         url: String,
-        requests: Vec<Row<'_>>,
+        requests: List<Row<'_>>,
         duration_s: f64,
         timeout_s: f64,
         concurrency: Option<usize>,
         max_in_flight: usize,
-        headers: Option<Vec<(String, String)>>,
+        headers: Option<List<(String, String)>>,
     ) -> PyResult<Self> {
-        let requests = requests.into_iter().map(|(time_s, after, body)| Planned {
+        let requests = requests.0.into_iter().map(|(time_s, after, body)| Planned {
             release: after.map_or(Release::At(time_s), |request| Release::After {
                 request,
                 think_s: time_s,
             }),
             body: body.as_bytes().to_vec().into(),
         });
-        let headers = headers.unwrap_or_default();
+        let headers = headers.map(|headers| headers.0).unwrap_or_default();
         let requests = requests.collect();
         let plan = Plan {
             url,

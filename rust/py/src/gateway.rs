@@ -11,6 +11,7 @@ use wardrop_py_macros::caught;
 use wardrop_service::{PoolName, Service};
 
 use crate::door::{Door, raise};
+use crate::lists::List;
 
 /// The HTTP gateway; `_core.pyi` documents it.
 #[pyclass(frozen, extends = Door, module = "wardrop._core")]
@@ -34,8 +35,8 @@ impl Gateway {
 
     #[pyo3(signature = (urls, /))]
     #[allow(clippy::needless_pass_by_value, reason = "a list from Python arrives owned")]
-    fn set_upstreams(&self, py: Python<'_>, urls: Vec<String>) -> PyResult<()> {
-        py.detach(|| self.native.set_upstreams(&urls))
+    fn set_upstreams(&self, py: Python<'_>, urls: List<String>) -> PyResult<()> {
+        py.detach(|| self.native.set_upstreams(&urls.0))
             .map_err(|error| raise(&error))
     }
 
@@ -117,13 +118,13 @@ impl Gateway {
         model: &str,
         role: &str,
         data: &[u8],
-        publishers: Vec<u64>,
+        publishers: List<u64>,
         dump_follows: bool,
     ) -> PyResult<String> {
         py.detach(|| {
             self.native
                 .service()
-                .restore_index(PoolName { model, role }, data, &publishers, dump_follows)
+                .restore_index(PoolName { model, role }, data, &publishers.0, dump_follows)
         })
         .map_err(|error| raise(&error))
     }

@@ -13,6 +13,7 @@ mod error;
 mod event;
 mod gateway;
 mod hashes;
+mod lists;
 mod panics;
 mod picker;
 mod prefix;

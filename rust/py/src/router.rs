@@ -23,6 +23,7 @@ use crate::decision::{Decision, to_python};
 use crate::error::raise;
 use crate::event::event_from;
 use crate::hashes::sized;
+use crate::lists::List;
 use crate::prefix::Prefix;
 use crate::tokens::HashColumn;
 
@@ -227,7 +228,7 @@ impl Router {
         tokens: Option<&Bound<'_, PyAny>>,
         hashes: Option<HashColumn>,
         request_id: Option<&Bound<'_, PyAny>>,
-        allowed: Option<Vec<Worker>>,
+        allowed: Option<List<Worker>>,
         lora_name: Option<&str>,
         cache_namespace: Option<&str>,
         input_tokens: Option<u32>,
@@ -244,7 +245,7 @@ impl Router {
             (input_tokens, lora_name, cache_namespace),
         )?;
         let allowed: Option<Vec<WorkerId>> =
-            allowed.map(|workers| workers.into_iter().map(|worker| worker.0).collect());
+            allowed.map(|workers| workers.0.into_iter().map(|worker| worker.0).collect());
         let request = RouteRequest {
             request_id: request_id.map(arguments::request_id).transpose()?,
             local_hashes: &prompt.locals,

@@ -18,6 +18,7 @@ use wardrop_sim::{
 };
 
 use crate::buffers::column;
+use crate::lists::List;
 
 pub fn raise(error: &SimError) -> PyErr {
     match error {
@@ -119,13 +120,13 @@ pub fn cost_lower_bound<'py>(
     py: Python<'py>,
     workload: &SimWorkload,
     fleet: &str,
-    counted: Option<Vec<bool>>,
+    counted: Option<List<bool>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let spec: FleetSpec =
         serde_json::from_str(fleet).map_err(|error| PyValueError::new_err(format!("fleet: {error}")))?;
     let native = Arc::clone(&workload.native);
     let bound = py
-        .detach(|| lower_bound(&spec, &native, counted.as_deref()))
+        .detach(|| lower_bound(&spec, &native, counted.as_ref().map(|counted| &counted.0[..])))
         .map_err(|error| raise(&error))?;
     bound_dict(py, &bound)
 }
