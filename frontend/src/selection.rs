@@ -1,7 +1,8 @@
 //! The engine that decides: it sees the token ids of a preprocessed request, books its workers and pins them, and watches the answer.
 //!
-//! It stands below Dynamo's Migration, so each attempt of a request is decided anew, and above Dynamo's routed engine, which honours the
-//! pins in every router mode. Dynamo routes a request for which the service abstains. One decision is O(prompt tokens + workers).
+//! It stands below Dynamo's Migration, so each attempt of a request is decided anew. It stands above Dynamo's routed engine,
+//! which obeys the pins in every router mode. Dynamo routes a request for which the service abstains. One decision is O(prompt
+//! tokens + workers).
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,9 +1,9 @@
 //! Fast reading of a list of ints: directly from `CPython`'s memory, in a third of the time of the C API.
 //!
-//! The stable ABI does not fix the layout of an int. The module therefore reads memory only if two conditions hold: the
-//! interpreter has a known layout (`CPython` 3.11 to 3.14, 64 bits, neither a debug nor a free-threaded build), and a
-//! probe with ints of every form reads correctly. Otherwise the C API reads the list. The C API also reads every item
-//! that is not a plain int of at most two digits.
+//! The stable ABI does not fix the layout of an int. The module therefore reads memory only if two conditions hold. The
+//! interpreter has a known layout: `CPython` 3.11 to 3.14, 64 bits, neither a debug nor a free-threaded build. A probe with ints
+//! of every form reads correctly. Otherwise the C API reads the list. The C API also reads every item that is not a plain int of
+//! at most two digits.
 //!
 //! ```text
 //! int   16: 3.11 signed number of digits; 3.12+ digits · 8 + sign (0, 1 for zero, 2), 4 for immortal ints

@@ -1,7 +1,7 @@
 //! The way to Dynamo's frontends, or to the workers themselves: a small HTTP/1.1 client made for relaying.
 //!
-//! One task drives a request from its first to its last byte: no connection tasks, no channels. The bytes of one read are
-//! handed on as one piece, so a burst of tokens costs one write, and a slow client stops the reads.
+//! One task drives a request from its first to its last byte: no connection tasks, no channels. The bytes of one read are handed
+//! on as one piece, so a burst of tokens costs one write. A slow client stops the reads.
 
 mod connection;
 mod dry_run;

@@ -1,8 +1,8 @@
 //! Probes of the frontends. A frontend that does not answer, or that knows no model, takes no part in the round robin.
 //!
-//! A stopped process still accepts connections, so only an answer proves that it lives. A frontend that has just started
-//! answers 404 to every model until it has read discovery, so only a list of models proves that it is useful. With a
-//! single frontend there is no choice, and nothing is probed.
+//! A stopped process still accepts connections, so only an answer proves that it lives. A frontend that has just started answers
+//! 404 to every model until it has read discovery. Only a list of models proves that it is useful. With a single frontend there
+//! is no choice, and nothing is probed.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -14,8 +14,8 @@ pub(super) struct HeldBlocks(HashSet<(Tier, EngineHash)>);
 impl HeldBlocks {
     /// Appends the effective part of `event` to `out`.
     ///
-    /// A store of a held block and a removal of an absent block have no effect. A held block in the middle of a store
-    /// splits the store in two, because each store is one chain of new blocks below a parent.
+    /// A store of a held block and a removal of an absent block have no effect. A held block in the middle of a store splits the
+    /// store in two: each store is one chain of new blocks below a parent.
     pub(super) fn apply(&mut self, event: KvEvent, out: &mut Vec<KvEvent>) {
         match event {
             KvEvent::Stored { parent, blocks, tier } => {

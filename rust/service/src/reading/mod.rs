@@ -2,9 +2,9 @@
 //!
 //! A door feeds each piece; [`crate::Answer`] takes the results. O(bytes).
 //!
-//! Events and bodies are decoded as JSON with types, so text that a model writes, or a tool schema that an answer echoes,
-//! cannot pass for a report. Most events of a stream are one token: they are decoded only where a cheap search finds a
-//! name that matters. Formats: `OpenAI` chat, completions and responses, Anthropic messages.
+//! Events and bodies are decoded as JSON with types. Text that a model writes, or a tool schema that an answer echoes, therefore
+//! cannot pass for a report. Most events of a stream are one token: they are decoded only where a cheap search finds a name that
+//! matters. Formats: `OpenAI` chat, completions and responses, Anthropic messages.
 
 mod events;
 #[cfg(test)]

@@ -95,7 +95,7 @@ impl RecordFiles {
     /// # Errors
     /// What failed, with the path. Nothing of the lines is in the file then, except where the file could not be cut back.
     pub fn append(&mut self, lines: &[u8]) -> Result<u64, String> {
-        // Whoever removed the file would otherwise receive records that nobody can read.
+        // A file that was removed has no name any more, so records written to it could not be read.
         let gone = self
             .open
             .as_ref()

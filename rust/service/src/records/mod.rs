@@ -7,9 +7,9 @@
 //! A request pays a copy of its block hashes and one short lock. The writer thread gives the hashes their names, writes JSON and rotates
 //! the files. A full inbox, a full disk or a folder that cannot be written drops records and counts them; requests go on.
 //!
-//! A record holds no text, no token and no hash that Dynamo or an engine computes. Block ids are SipHash-2-4 of the sequence hashes under a
-//! secret key: equal prefixes have equal ids, and without the key nobody can check a guess of a prompt. `docs/reference/records.md` has
-//! the schema.
+//! A record holds no text, no token and no hash that Dynamo or an engine computes. Block ids are SipHash-2-4 of the sequence
+//! hashes under a secret key: equal prefixes have equal ids, and without the key no reader can check a guess of a prompt.
+//! `docs/reference/records.md` has the schema.
 
 mod files;
 mod inbox;
