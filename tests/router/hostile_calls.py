@@ -80,7 +80,9 @@ def makers() -> dict[str, Callable[[], Any]]:
         "Cleared": _core.Cleared,
         "Decision": decision,
         "Door": lambda: _core.Gateway('{"listen": "127.0.0.1:0"}'),
-        "Drive": lambda: _core.Drive("http://127.0.0.1:1", [], duration_s=0.01, timeout_s=0.01),
+        "Drive": lambda: _core.Drive(
+            "http://127.0.0.1:1", [(0.0, None, b"{}")], duration_s=0.01, timeout_s=0.01
+        ),
         "EngineFeed": lambda: _core.EngineFeed(16),
         "Gateway": lambda: _core.Gateway('{"listen": "127.0.0.1:0"}'),
         "Picker": lambda: _core.Picker('{"listen": "127.0.0.1:0"}'),
@@ -168,9 +170,13 @@ class Caller:
         if method == "__new__":
             return getattr(_core, owner)
         made = self.makers[owner]()
-        # Reading a property calls it.
-        found = getattr(made, method)
-        return found if callable(found) else lambda *_: found
+
+        def use(*given: Any, **options: Any) -> Any:
+            # Reading a property calls it.
+            found = getattr(made, method)
+            return found(*given, **options) if callable(found) else found
+
+        return use
 
 
 def main() -> None:

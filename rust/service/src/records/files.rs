@@ -272,7 +272,7 @@ mod tests {
     fn other_files_of_the_folder_stay() {
         let folder = Folder::new("others");
         std::fs::create_dir(&folder.0).unwrap();
-        std::fs::write(folder.0.join("notes.jsonl"), [b'n'; 20_000]).unwrap();
+        std::fs::write(folder.0.join("notes.jsonl"), vec![b'n'; 20_000]).unwrap();
         let mut files = folder.files();
         for _ in 0..5 {
             files.append(&[b'x'; 4000]).unwrap();

@@ -20,6 +20,10 @@ pub(super) struct Inbox {
 }
 
 #[derive(Default)]
+#[allow(
+    clippy::vec_box,
+    reason = "a record moves from the request to the writer as one pointer"
+)]
 struct Waiting {
     records: Vec<Box<Record>>,
     /// Block hashes in `records`.
@@ -60,6 +64,10 @@ impl Inbox {
     }
 
     /// Moves everything that waits into `batch`, which is empty. Returns whether the inbox is closed, so that this batch is the last.
+    #[allow(
+        clippy::vec_box,
+        reason = "a record moves from the request to the writer as one pointer"
+    )]
     pub fn take(&self, batch: &mut Vec<Box<Record>>) -> bool {
         let mut waiting = self.waiting.lock();
         std::mem::swap(batch, &mut waiting.records);

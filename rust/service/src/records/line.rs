@@ -103,6 +103,10 @@ struct LegRecord {
 }
 
 impl Record {
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a record begins with its facts once"
+    )]
     pub(super) fn new(facts: Facts<'_>, arrived_s: f64, settings: Arc<Settings>) -> Self {
         let Facts {
             request_id,

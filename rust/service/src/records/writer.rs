@@ -73,6 +73,10 @@ impl Writer {
 }
 
 /// What the thread holds between two batches.
+#[allow(
+    clippy::vec_box,
+    reason = "a record moves from the request to the writer as one pointer"
+)]
 struct Work {
     files: RecordFiles,
     keys: NameKeys,
