@@ -23,6 +23,7 @@ from wardrop.dynamo.ports import free_port
 
 WORKERS = 3
 FRONTENDS = 2
+PREFIX_CACHE_BYTES = 1 << 19
 
 
 @dataclass
@@ -88,6 +89,8 @@ class Arena:
         command = [sys.executable, "-m", "wardrop", "dynamo", "--http-port", str(port)]
         command += ["--policy", "toll", "--queue", "--admin-port", "-1", "--discovery", "file"]
         command += ["--store", str(self.mirror.root), *self.arguments]
+        # A small prefix cache is full soon, so the slope of memory is that of the rest.
+        command += ["--prompt-segment-cache-bytes", str(PREFIX_CACHE_BYTES)]
         for proxy in self.upstreams:
             command += ["--upstream", f"http://127.0.0.1:{proxy.port}"]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DYN_", "WARDROP_"))}

@@ -135,12 +135,22 @@ def judge_exchanges(
     return found
 
 
-def judge_attempts(attempts: Mapping[str, Sequence[Attempt]]) -> list[Violation]:
-    """No request runs twice: after an attempt that brought text, there is no further attempt."""
+def judge_attempts(
+    attempts: Mapping[str, Sequence[Attempt]], exchanges: Iterable[Exchange]
+) -> list[Violation]:
+    """No request is sent again once its client has a byte of an answer, and no request too often.
+
+    The client's own clock decides. Text that came back to a proxy decides nothing: the router may
+    have given up the attempt before, and then no client sees that text.
+    """
     found: list[Violation] = []
+    first_byte_s = {one.request_id: one.first_byte_s for one in exchanges}
     for name, tried in attempts.items():
-        if any(attempt.events for attempt in tried[:-1]):
-            found.append(Violation("duplicate", f"request {name} was sent again after its text"))
+        answered_s = first_byte_s.get(name)
+        later = [one.sent_s for one in tried if answered_s is not None and one.sent_s > answered_s]
+        if later and answered_s is not None:
+            text = f"was sent again {later[0] - answered_s:.3f} s after its answer began"
+            found.append(Violation("duplicate", f"request {name} {text}"))
         if len(tried) > MAX_ATTEMPTS:
             found.append(Violation("storm", f"request {name} was sent {len(tried)} times"))
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.I)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.I)
 _REQUEST_ID = re.compile(rb"\r\nx-request-id: *([^\r\n]+)", re.I)
-_TOKEN_EVENT = re.compile(rb'data: \{(?:(?!\r?\n\r?\n).)*?"(?:text|content)":"[^"]', re.S)
 
 
 @dataclass
@@ -24,11 +24,11 @@ class Attempt:
 
     Attributes:
         token_ids: The ids in `nvext.token_data`; None where the router handed none on.
-        events: Stream events with text that came back on this attempt.
+        sent_s: Monotonic time at which the proxy had the whole request.
     """
 
     token_ids: list[int] | None
-    events: int = 0
+    sent_s: float
 
 
 @dataclass
@@ -50,10 +50,6 @@ class Recording:
             if attempt.token_ids is not None
         }
 
-    def forget(self, name: str) -> None:
-        """Drop a request that the oracle has judged."""
-        self.attempts.pop(name, None)
-
 
 class RequestTap:
     """Parses the requests of one connection; HTTP/1.1 without pipelining."""
@@ -61,7 +57,6 @@ class RequestTap:
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._pending = b""
-        self._current: Attempt | None = None
 
     def sent(self, data: bytes) -> None:
         """Bytes from the router."""
@@ -70,15 +65,9 @@ class RequestTap:
             head, body, self._pending = parsed
             named = _REQUEST_ID.search(head)
             if named is None or not body:
-                self._current = None
                 continue
-            self._current = Attempt(_token_ids(body))
-            self._recording.attempts[named[1].decode(errors="replace")].append(self._current)
-
-    def received(self, data: bytes) -> None:
-        """Bytes from the frontend."""
-        if self._current is not None:
-            self._current.events += len(_TOKEN_EVENT.findall(data))
+            attempt = Attempt(_token_ids(body), time.monotonic())
+            self._recording.attempts[named[1].decode(errors="replace")].append(attempt)
 
 
 def _take_request(pending: bytes) -> tuple[bytes, bytes, bytes] | None:

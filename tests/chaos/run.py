@@ -36,6 +36,7 @@ _WARM_UP_REQUESTS = 20
 _STEADY_S = 600.0
 """Shortest run whose slope of memory is judged."""
 _COMPARED_PROMPTS = 400
+_SHOWN_PER_RULE = 20
 _SPARE_DESCRIPTORS = 24
 _FAULT_TIMEOUT_S = 90.0
 
@@ -81,6 +82,7 @@ class Report:
     samples: list[Sample] = field(default_factory=list)
     growth_kb: Counter[str] = field(default_factory=Counter[str])
     retries: float = 0.0
+    sent_again: int = 0
     compared_prompts: int = 0
     handed_on: int = 0
     lag_s: float = 0.0
@@ -91,7 +93,10 @@ class Report:
         """The report as text."""
         whole = sum(one.whole for one in self.exchanges)
         yield f"seed {self.settings.seed}, {self.settings.seconds:g} s under faults"
-        yield f"requests: {len(self.exchanges)}, answered whole {whole}, retries {self.retries:g}"
+        yield (
+            f"requests: {len(self.exchanges)}, answered whole {whole}, "
+            f"sent more than once {self.sent_again}, retries {self.retries:g}"
+        )
         ends = Counter(
             "whole" if one.whole else f"{one.status} {one.error}"[:100] for one in self.exchanges
         )
@@ -123,8 +128,11 @@ class Report:
         yield f"violations: {len(self.violations)}"
         for rule, count in Counter(violation.rule for violation in self.violations).items():
             yield f"  {count:6d}  {rule}"
-        for violation in self.violations[:60]:
-            yield f"  {violation.rule}: {violation.detail}"
+        shown = Counter[str]()
+        for violation in self.violations:
+            shown[violation.rule] += 1
+            if shown[violation.rule] <= _SHOWN_PER_RULE:
+                yield f"  {violation.rule}: {violation.detail}"
 
 
 async def run(settings: Settings) -> Report:
@@ -171,7 +179,8 @@ async def _judge_aftermath(arena: Arena, before: Sample, report: Report) -> None
     ours = {
         name: tried for name, tried in arena.recording.attempts.items() if name.startswith("chaos-")
     }
-    report.violations += judge_attempts(ours)
+    report.violations += judge_attempts(ours, report.exchanges)
+    report.sent_again = sum(len(tried) > 1 for tried in ours.values())
     handed_on = {name: ids for name, ids in arena.recording.handed_on().items() if name in ours}
     report.handed_on = len(handed_on)
     own = await _engines_own(arena, settings, list(handed_on)[-_COMPARED_PROMPTS:])

@@ -18,13 +18,10 @@ _RESET = struct.pack("ii", 1, 0)  # linger for 0 s: close() sends RST instead of
 
 
 class Tap(Protocol):
-    """An observer of one connection's bytes, in both directions."""
+    """An observer of what the client of one connection sends."""
 
     def sent(self, data: bytes) -> None:
-        """Bytes from the client towards the target."""
-
-    def received(self, data: bytes) -> None:
-        """Bytes from the target towards the client."""
+        """Bytes that arrive at the proxy, which may keep them back or lose them."""
 
 
 @dataclass(eq=False)
@@ -120,7 +117,7 @@ class SeverableProxy:
         tap = link.tap
         link.tasks = [
             asyncio.create_task(self._pump(reader, far_writer, tap.sent if tap else None)),
-            asyncio.create_task(self._pump(far_reader, writer, tap.received if tap else None)),
+            asyncio.create_task(self._pump(far_reader, writer, None)),
         ]
         try:
             await asyncio.gather(*link.tasks)
@@ -141,6 +138,8 @@ class SeverableProxy:
         seen: Callable[[bytes], None] | None,
     ) -> None:
         while data := await reader.read(_CHUNK_BYTES):
+            if seen is not None:
+                seen(data)
             if not self._loud.is_set():
                 self.swallowed_bytes += len(data)
                 await self._loud.wait()
@@ -149,8 +148,6 @@ class SeverableProxy:
                 await asyncio.sleep(len(data) / self.bytes_per_s)
             if writer.is_closing():
                 return  # the connection was cut while the bytes waited here
-            if seen is not None:
-                seen(data)
             writer.write(data)
             await writer.drain()
         if writer.can_write_eof():

@@ -89,11 +89,17 @@ def test_too_many_failures_are_no_service():
     assert [v.rule for v in judge_exchanges([], [KILL], Bounds(), 0.0)] == ["service"]
 
 
-def test_second_execution_is_found_and_a_retry_without_text_is_not():
-    silent, spoke = Attempt(None, events=0), Attempt(None, events=3)
-    assert judge_attempts({"a": [silent, spoke]}) == []
-    assert [v.rule for v in judge_attempts({"a": [spoke, silent]})] == ["duplicate"]
-    assert [v.rule for v in judge_attempts({"a": [silent] * (MAX_ATTEMPTS + 1)})] == ["storm"]
+def test_request_sent_after_its_answer_began_is_found_and_an_earlier_retry_is_not():
+    name = WHOLE.request_id
+    early, late = Attempt(None, sent_s=100.1), Attempt(None, sent_s=100.3)
+    unanswered = replace(FAILED, first_byte_s=None)
+    assert judge_attempts({name: [early, early]}, [WHOLE]) == []
+    assert judge_attempts({name: [early, late]}, [unanswered]) == []
+    assert judge_attempts({"of nobody": [early, late]}, [WHOLE]) == []
+    assert [v.rule for v in judge_attempts({name: [early, late]}, [WHOLE])] == ["duplicate"]
+    assert [v.rule for v in judge_attempts({name: [late, early]}, [WHOLE])] == ["duplicate"]
+    storm = {name: [early] * (MAX_ATTEMPTS + 1)}
+    assert [v.rule for v in judge_attempts(storm, [WHOLE])] == ["storm"]
 
 
 def test_wrong_prompt_is_found_and_an_empty_comparison_too():

@@ -126,8 +126,7 @@ def test_recorder_reads_ids_and_attempts(chunked: bool, step: int):
     wire += b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n" + post("a", with_ids, chunked)
     for at in range(0, len(wire), step):
         tap.sent(wire[at : at + step])
-    tap.received(b'data: {"choices":[{"text":"hi","index":0}]}\n\n')
-    tap.received(b'data: {"choices":[{"text":"","index":0}]}\n\n: ping\n\n')
     assert recording.handed_on() == {"a": [5, 6]}
-    assert [attempt.events for attempt in recording.attempts["a"]] == [0, 1]
+    first, second = recording.attempts["a"]
+    assert first.sent_s <= second.sent_s
     assert [attempt.token_ids for attempt in recording.attempts["b"]] == [None]

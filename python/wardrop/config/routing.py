@@ -105,6 +105,12 @@ class Prompt:
         True, "pass token ids to the frontend where they are proven equal to Dynamo's"
     )
     inline_bytes: int = setting(16 << 10, "longer prompts are tokenised off the serving threads")
+    segment_cache_bytes: int = setting(
+        64 << 20, "token ids of prompt prefixes kept in memory, all models together; 0 for none"
+    )
+    refuse_bytes_per_token: int = setting(
+        64, "a text with more bytes than this times the context gets 400; 0 refuses none"
+    )
     tokenise_threads: int = setting(2, "threads for longer prompts; large ones leave one free")
     tokenise_timeout_ms: int = setting(
         5_000, "wait for the tokeniser; after it the request is routed by load"
@@ -112,6 +118,8 @@ class Prompt:
 
     def __post_init__(self) -> None:
         require_within("prompt.inline_bytes", self.inline_bytes, 0, 2**40)
+        require_within("prompt.segment_cache_bytes", self.segment_cache_bytes, 0, 2**40)
+        require_within("prompt.refuse_bytes_per_token", self.refuse_bytes_per_token, 0, 2**32)
         require_within("prompt.tokenise_threads", self.tokenise_threads, 1, 64)
         require_within("prompt.tokenise_timeout_ms", self.tokenise_timeout_ms, 1, 2**31)
 

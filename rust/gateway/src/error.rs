@@ -13,6 +13,11 @@ pub enum Refusal {
         /// Limit in bytes.
         limit_bytes: usize,
     },
+    /// The text of the prompt cannot fit the model's context.
+    PromptTooLarge {
+        /// Size of the whole body in bytes.
+        body_bytes: usize,
+    },
     /// The headers are larger than the limit.
     HeadersTooLarge {
         /// Limit in bytes.
@@ -69,6 +74,8 @@ pub enum Refusal {
     NoWorker,
     /// An upstream broke off before the first byte.
     UpstreamBroken,
+    /// An upstream broke off after the first byte.
+    AnswerBroken,
     /// The upstream sent no byte in time.
     FirstByteTimeout {
         /// Limit in milliseconds.
@@ -118,7 +125,9 @@ impl Refusal {
             | Self::TenantFull { .. }
             | Self::DeadlineHopeless { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::ReadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyBroken | Self::ClientPin | Self::UnreadableBody => StatusCode::BAD_REQUEST,
+            Self::BodyBroken | Self::ClientPin | Self::UnreadableBody | Self::PromptTooLarge { .. } => {
+                StatusCode::BAD_REQUEST
+            }
             Self::RouteNotPublic => StatusCode::NOT_FOUND,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BodiesFull { .. }
@@ -126,7 +135,7 @@ impl Refusal {
             | Self::UpstreamDown
             | Self::NoWorker
             | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
-            Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
+            Self::UpstreamBroken | Self::AnswerBroken => StatusCode::BAD_GATEWAY,
             Self::FirstByteTimeout { .. } | Self::StreamStalled { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -135,6 +144,8 @@ impl Refusal {
     pub fn code(self) -> &'static str {
         match self {
             Self::BodyTooLarge { .. } => "body_too_large",
+            // The code of OpenAI's API, which clients know.
+            Self::PromptTooLarge { .. } => "context_length_exceeded",
             Self::HeadersTooLarge { .. } => "headers_too_large",
             Self::Busy { .. } => "too_many_requests",
             Self::BodiesFull { .. } => "bodies_full",
@@ -150,7 +161,7 @@ impl Refusal {
             Self::UnreadableBody => "unreadable_body",
             Self::UpstreamDown => "upstream_down",
             Self::NoWorker => "no_worker",
-            Self::UpstreamBroken => "upstream_broken",
+            Self::UpstreamBroken | Self::AnswerBroken => "upstream_broken",
             Self::FirstByteTimeout { .. } => "first_byte_timeout",
             Self::StreamStalled { .. } => "stream_stalled",
             Self::Draining => "draining",
@@ -177,6 +188,9 @@ impl Refusal {
         match self {
             Self::BodyTooLarge { limit_bytes } => {
                 format!("The request body is larger than {limit_bytes} bytes. Send a shorter prompt.")
+            }
+            Self::PromptTooLarge { body_bytes } => {
+                format!("The request has {body_bytes} bytes, and its text cannot fit the model's context at prompt.refuse_bytes_per_token bytes a token. Send a shorter prompt.")
             }
             Self::HeadersTooLarge { limit_bytes } => {
                 format!("The request headers are larger than {limit_bytes} bytes. Send fewer or shorter headers.")
@@ -216,6 +230,7 @@ impl Refusal {
             Self::UpstreamDown => "No upstream frontend accepts connections.".into(),
             Self::NoWorker => "No worker serves this model now. Try again when one has joined.".into(),
             Self::UpstreamBroken => "The upstream frontend broke off before it answered.".into(),
+            Self::AnswerBroken => "The upstream broke off inside its answer, so the answer is incomplete.".into(),
             Self::FirstByteTimeout { limit_ms } => {
                 format!("The upstream frontend sent nothing for {limit_ms} ms.")
             }

@@ -46,6 +46,8 @@ struct Relay {
     /// Whether the answer reported its end. Bytes may follow, and the client may leave.
     is_complete: bool,
     ended: bool,
+    /// The error that cuts the answer, once hyper has written the bytes before it.
+    cut: Option<WireError>,
 }
 
 impl GatewayBody {
@@ -77,6 +79,7 @@ impl GatewayBody {
             is_events,
             is_complete: false,
             ended: false,
+            cut: None,
         };
         Self {
             inner: Inner::Relay(Box::new(relay)),
@@ -108,7 +111,7 @@ impl Relay {
         let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.poll(cx)));
         polled.unwrap_or_else(|_| {
             self.shared.metrics.panics.with_label_values(&["answer"]).inc();
-            self.end_early(Refusal::Internal, WireError::Malformed("state of an answer"))
+            self.end_early(Refusal::Internal, WireError::Malformed("state of an answer"), cx)
         })
     }
 
@@ -120,7 +123,7 @@ impl Relay {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         if self.ended {
-            return Poll::Ready(None);
+            return Poll::Ready(self.cut.take().map(Err));
         }
         match self.body.poll_piece(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -135,7 +138,7 @@ impl Relay {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.count_broken("upstream_broken");
-                self.end_early(Refusal::UpstreamBroken, error)
+                self.end_early(Refusal::AnswerBroken, error, cx)
             }
             Poll::Pending => self.poll_silence(cx),
         }
@@ -187,7 +190,7 @@ impl Relay {
                 let refusal = Refusal::StreamStalled {
                     limit_ms: silence.as_millis() as u64,
                 };
-                return self.end_early(refusal, WireError::Io(std::io::ErrorKind::TimedOut.into()));
+                return self.end_early(refusal, WireError::Io(std::io::ErrorKind::TimedOut.into()), cx);
             }
         }
     }
@@ -204,10 +207,14 @@ impl Relay {
     }
 
     /// Ends an event stream with an error event. Any other body is cut, so that the client sees that it is incomplete.
+    ///
+    /// hyper drops what it has not written yet when a body fails. The cut therefore comes one poll later: a client that could have had
+    /// bytes of the answer gets them, and does not take the cut for a connection that closed before any answer.
     fn end_early(
         &mut self,
         refusal: Refusal,
         error: WireError,
+        cx: &Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         self.ended = true;
         if let Some(answer) = self.answer.take() {
@@ -216,7 +223,9 @@ impl Relay {
         if self.is_events {
             return Poll::Ready(Some(Ok(Frame::data(refusal.sse_event()))));
         }
-        Poll::Ready(Some(Err(error)))
+        self.cut = Some(error);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn finish(&mut self) {
@@ -277,7 +286,7 @@ impl Body for GatewayBody {
     fn is_end_stream(&self) -> bool {
         match &self.inner {
             Inner::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Inner::Relay(relay) => relay.ended || relay.body.is_finished(),
+            Inner::Relay(relay) => relay.cut.is_none() && (relay.ended || relay.body.is_finished()),
         }
     }
 

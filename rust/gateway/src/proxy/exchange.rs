@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::{HeaderMap, Method, StatusCode};
 
 use wardrop_service::{Booking, first_event_fails as event_fails};
@@ -30,8 +30,22 @@ pub enum Failed {
     WorkerDown,
     /// The worker that is the upstream of the request closed the connection before the first byte.
     WorkerBroken,
-    /// The upstream broke off before the first byte of its answer, or before the first event of its stream.
+    /// The upstream broke off before the first byte of its answer's body, or before the first event of its stream.
     UpstreamBroke,
+}
+
+impl From<Failed> for Refusal {
+    /// The answer to a client whose request gets no second attempt.
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Refused(refusal) => refusal,
+            Failed::WorkerSilent
+            | Failed::UpstreamSilent
+            | Failed::UpstreamBroke
+            | Failed::WorkerDown
+            | Failed::WorkerBroken => Self::UpstreamBroken,
+        }
+    }
 }
 
 /// An upstream's answer up to the end of its head.
@@ -56,7 +70,11 @@ impl Begun {
     }
 }
 
-/// Sends a request whose body is in memory. When the upstream had closed the idle connection, a new one is tried once.
+/// Sends a request whose body is in memory.
+///
+/// An upstream may close an idle connection while a request is on its way. Nothing tells this apart from an upstream that fails at
+/// the request, so the request goes out once more, on a new connection. A request of another API that may not run twice gets a new
+/// connection at once: its method is not idempotent (RFC 9110 §9.2.2) and it has no body, which a prompt has.
 pub async fn exchange(
     thread: &Thread,
     method: &Method,
@@ -64,7 +82,7 @@ pub async fn exchange(
     body: &[Bytes],
     booking: Option<&Booking>,
 ) -> Result<Begun, Failed> {
-    let mut fresh = false;
+    let mut fresh = body.is_empty() && !method.is_idempotent();
     let worker = upstream_worker(thread, booking);
     loop {
         let mut connection = if let Some(instance) = worker {
@@ -86,7 +104,7 @@ pub async fn exchange(
                     outgoing,
                 });
             }
-            Ok(Err(error)) if connection.was_reused() && !fresh => {
+            Ok(Err(error)) if connection.was_reused() && !connection.has_answered() && !fresh => {
                 tracing::debug!(%error, "an idle connection of the upstream is gone");
                 fresh = true;
             }
@@ -173,10 +191,35 @@ pub async fn first_event_fails(
         };
         if let Some(fails) = fails {
             if !held.is_empty() {
-                body.hold(held.freeze());
+                body.hold(Frame::data(held.freeze()));
             }
             return Ok(fails);
         }
+    }
+}
+
+/// Reads the first piece of an answer that is no stream of events, before any byte goes to the client. The body keeps the piece.
+///
+/// hyper writes the head of an answer together with its first piece. Without this wait a client would see its connection close
+/// without a byte when an upstream breaks off between the two.
+pub async fn first_piece(
+    thread: &Thread,
+    body: &mut RelayBody,
+    booking: Option<&Booking>,
+) -> Result<(), Failed> {
+    let waiting = Waiting::new(thread, booking, body.upstream());
+    let next = std::future::poll_fn(|cx| body.poll_piece(cx));
+    match waiting.on(next).await {
+        Ok(None) => Ok(()),
+        Ok(Some(Ok(piece))) => {
+            body.hold(piece);
+            Ok(())
+        }
+        Ok(Some(Err(error))) => {
+            tracing::debug!(%error, "an answer has a head and no body");
+            Err(Failed::UpstreamBroke)
+        }
+        Err(waited) => Err(waited.into()),
     }
 }
 

@@ -19,7 +19,7 @@ use hyper::{HeaderMap, Response, StatusCode};
 use wardrop_service::{ActiveRequest, Booking};
 
 use super::body::GatewayBody;
-use super::exchange::{Failed, exchange, first_event_fails};
+use super::exchange::{Failed, exchange, first_event_fails, first_piece};
 use super::pins;
 use super::shared::Thread;
 use crate::error::Refusal;
@@ -267,10 +267,9 @@ impl Outbound<'_> {
         {
             fault = Fault::Upstream;
         }
-        if status.is_success()
-            && is_event_stream(&headers)
-            && first_event_fails(thread, &mut body, booking).await?
-        {
+        if !status.is_success() || !is_event_stream(&headers) {
+            first_piece(thread, &mut body, booking).await?;
+        } else if first_event_fails(thread, &mut body, booking).await? {
             fault = Fault::Worker;
         }
         Ok(Tried {

@@ -20,7 +20,7 @@ use wardrop_service::{
 use super::admin;
 use super::body::GatewayBody;
 use super::client_state::RequestGuard;
-use super::exchange::{Failed, exchange, exchange_streamed};
+use super::exchange::{exchange, exchange_streamed, first_piece};
 use super::forward::{Outbound, Reply, is_event_stream};
 use super::guard::catch_panic;
 use super::intake::HeldBody;
@@ -169,21 +169,15 @@ async fn pass_through(
 ) -> Result<Response<GatewayBody>, Refusal> {
     let mut head = BytesMut::with_capacity(1024);
     write_head(&mut head, &parts.method, &parts.uri, &parts.headers, None);
-    let begun = if body.is_end_stream() {
-        exchange(thread, &parts.method, &head, &[], None)
-            .await
-            .map_err(|failed| match failed {
-                Failed::Refused(refusal) => refusal,
-                Failed::WorkerSilent
-                | Failed::UpstreamSilent
-                | Failed::UpstreamBroke
-                | Failed::WorkerDown
-                | Failed::WorkerBroken => Refusal::UpstreamBroken,
-            })?
+    let (status, mut headers, body) = if body.is_end_stream() {
+        let begun = exchange(thread, &parts.method, &head, &[], None).await?;
+        let (status, headers, mut answer) = begun.into_body(thread);
+        first_piece(thread, &mut answer, None).await?;
+        (status, headers, answer)
     } else {
-        exchange_streamed(thread, &parts.method, head, body).await?
+        let begun = exchange_streamed(thread, &parts.method, head, body).await?;
+        begun.into_body(thread)
     };
-    let (status, mut headers, body) = begun.into_body(thread);
     if body.reads_client() {
         headers.insert(CONNECTION, CLOSE);
     }
@@ -222,6 +216,10 @@ async fn place_and_forward(
         Ok(prepared) => Some(service.begin(prepared, request_id(&parts.headers), started)),
         Err(Abstention::ClientPin) if !shared.config.service.routing.allow_client_pins => {
             return Err(Refusal::ClientPin);
+        }
+        Err(Abstention::TooLarge) => {
+            let body_bytes = bytes.len();
+            return Err(Refusal::PromptTooLarge { body_bytes });
         }
         Err(Abstention::Unreadable) if !shared.config.service.routing.allow_client_pins => {
             return Err(Refusal::UnreadableBody);

@@ -117,6 +117,11 @@ impl Connection {
         self.served > 0
     }
 
+    /// Whether bytes of an answer came that no one has taken. An upstream that had closed the connection while it was idle sends none.
+    pub fn has_answered(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
     /// Whether an idle connection is usable: no byte and no end of stream is waiting in it.
     pub(super) fn is_alive(&self) -> bool {
         let mut probe = [0u8; 1];
@@ -316,7 +321,7 @@ pub struct RelayBody {
     keep_alive: bool,
     pool: Arc<ConnectionPool>,
     /// A piece that was inspected and given back; it goes out first.
-    held: Option<Bytes>,
+    held: Option<Frame<Bytes>>,
     /// The rest of the request, when the answer began before its end.
     outgoing: Option<Outgoing>,
 }
@@ -349,7 +354,7 @@ impl RelayBody {
     /// Next piece, `None` at the end. After an error the body is over.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         if let Some(held) = self.held.take() {
-            return Poll::Ready(Some(Ok(Frame::data(held))));
+            return Poll::Ready(Some(Ok(held)));
         }
         loop {
             let Some(connection) = &mut self.connection else {
@@ -399,7 +404,7 @@ impl RelayBody {
     }
 
     /// Gives a piece back, so that it is the next one again.
-    pub fn hold(&mut self, piece: Bytes) {
+    pub fn hold(&mut self, piece: Frame<Bytes>) {
         self.held = Some(piece);
     }
 

@@ -235,7 +235,9 @@ fn refused(target: &Target, reason: Abstention) -> SelectError {
         Abstention::RouterRefused => {
             SelectError::Full("the router refuses the request, for example at its limit of bookings".into())
         }
-        Abstention::TooLong => SelectError::Invalid("the prompt has too many tokens".into()),
+        Abstention::TooLong | Abstention::TooLarge => {
+            SelectError::Invalid("the prompt has too many tokens".into())
+        }
         _ => SelectError::Invalid("block_hashes: more blocks than isl_tokens fill".into()),
     }
 }

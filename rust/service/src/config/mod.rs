@@ -161,6 +161,8 @@ pub struct PromptOptions {
     pub inline_bytes: usize,
     /// Memory for the token ids of prefixes, for all models together, in bytes; 0 turns the cache off.
     pub segment_cache_bytes: usize,
+    /// A text with more bytes than this for each token of the model's context is refused; 0 refuses none.
+    pub refuse_bytes_per_token: u64,
     /// Threads that tokenise long prompts, 1 to 64. Large prompts leave one of them to smaller prompts.
     pub tokenise_threads: usize,
     /// Maximum wait for a tokeniser thread, in milliseconds; then the request is routed without its prompt.
@@ -216,6 +218,7 @@ impl Default for PromptOptions {
             handover: true,
             inline_bytes: 16 << 10,
             segment_cache_bytes: 64 << 20,
+            refuse_bytes_per_token: 64,
             tokenise_threads: 2,
             tokenise_timeout_ms: 5_000,
         }

@@ -317,7 +317,7 @@ fn our_ids(
     if endpoint == Endpoint::Completions {
         return prompter.encode(sample["prompt"].as_str().unwrap_or_default());
     }
-    let (ids, _) = prompter.encode_chat(ChatRequest::from_chat(body)?)?;
+    let (ids, _) = prompter.encode_chat(ChatRequest::from_chat(body)?, |_| Ok(()))?;
     Ok(ids)
 }
 

@@ -69,6 +69,8 @@ pub enum Abstention {
     ResponsesItems,
     /// The prompt cannot fit the model's context.
     TooLong,
+    /// The text is so long that the door refuses it.
+    TooLarge,
     /// Tokenising took longer than allowed.
     TokeniseTimeout,
     /// Dynamo draws one of several worker sets of the model for each request, and a pin cannot choose the set.
@@ -81,7 +83,7 @@ pub enum Abstention {
 
 impl Abstention {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Unparsable,
         Self::Unreadable,
         Self::UnknownModel,
@@ -97,6 +99,7 @@ impl Abstention {
         Self::Embeddings,
         Self::ResponsesItems,
         Self::TooLong,
+        Self::TooLarge,
         Self::TokeniseTimeout,
         Self::WorkerSets,
         Self::NoWorker,
@@ -121,6 +124,7 @@ impl Abstention {
             Self::Embeddings => "embeddings",
             Self::ResponsesItems => "responses_items",
             Self::TooLong => "too_long",
+            Self::TooLarge => "too_large",
             Self::TokeniseTimeout => "tokenise_timeout",
             Self::WorkerSets => "worker_sets",
             Self::NoWorker => "no_worker",

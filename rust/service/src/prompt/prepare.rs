@@ -191,7 +191,7 @@ impl<'a> PromptRequest<'a> {
     ) -> Result<Prompt, Abstention> {
         let (request, nvext) = (&self.body, &self.nvext);
         let started = Instant::now();
-        let prompt = self.tokenise(target)?;
+        let prompt = self.tokenise(target, options)?;
         if target.is_too_long(prompt.tokens.len()) {
             return Err(Abstention::TooLong);
         }
@@ -256,7 +256,11 @@ impl PromptTokens {
 }
 
 impl PromptRequest<'_> {
-    fn tokenise(&self, target: &PromptTarget<'_>) -> Result<PromptTokens, Abstention> {
+    fn tokenise(
+        &self,
+        target: &PromptTarget<'_>,
+        options: &PromptOptions,
+    ) -> Result<PromptTokens, Abstention> {
         if body::is_set(self.body.prompt_embeds) {
             return Err(Abstention::PromptEmbeds);
         }
@@ -266,18 +270,21 @@ impl PromptRequest<'_> {
         }
         let prompter = || target.prompter.ok_or(Abstention::NoTokeniser);
         let conversation = match self.endpoint {
-            Endpoint::Completions => return self.tokenise_text(target),
+            Endpoint::Completions => return self.tokenise_text(target, options),
             Endpoint::Embeddings => return Err(Abstention::Embeddings),
             Endpoint::Chat | Endpoint::Responses | Endpoint::Messages => {
                 let prompter = prompter()?;
                 let raw = self.body.messages.or(self.body.input);
-                check_length(raw.map_or(0, |raw| raw.get().len()), target)?;
+                if options.refuse_bytes_per_token == 0 {
+                    check_length(raw.map_or(0, |raw| raw.get().len()), target, options)?;
+                }
                 let request = match self.endpoint {
                     Endpoint::Responses => ChatRequest::from_responses(&self.body)?,
                     Endpoint::Messages => from_messages(self.bytes)?,
                     _ => ChatRequest::from_chat(self.bytes)?,
                 };
-                prompter.encode_chat(request)?
+                // An image in the messages is no text, so only the rendered text shows whether the prompt can fit.
+                prompter.encode_chat(request, |bytes| check_length(bytes, target, options))?
             }
         };
         let (tokens, mut shape) = conversation;
@@ -289,18 +296,22 @@ impl PromptRequest<'_> {
     }
 
     /// The prompt of a completions request, to which no template applies.
-    fn tokenise_text(&self, target: &PromptTarget<'_>) -> Result<PromptTokens, Abstention> {
+    fn tokenise_text(
+        &self,
+        target: &PromptTarget<'_>,
+        options: &PromptOptions,
+    ) -> Result<PromptTokens, Abstention> {
         let raw = self.body.prompt.ok_or(Abstention::Unparsable)?.get();
         let prompter = || target.prompter.ok_or(Abstention::NoTokeniser);
         if raw.starts_with('"') {
             let text = body::text(self.body.prompt).ok_or(Abstention::Unparsable)?;
-            check_length(text.len(), target)?;
+            check_length(text.len(), target, options)?;
             return Ok(PromptTokens::ours(prompter()?.encode(&text)?, Shape::TEXT));
         }
         match PromptList::read(raw, target.context_length)? {
             PromptList::Tokens(tokens) => Ok(PromptTokens::from_client(tokens)),
             PromptList::Text(text) => {
-                check_length(text.len(), target)?;
+                check_length(text.len(), target, options)?;
                 // Dynamo takes no token data for a list with one text.
                 Ok(PromptTokens::ours(prompter()?.encode(&text)?, Shape::UNPROVEN))
             }
@@ -308,15 +319,20 @@ impl PromptRequest<'_> {
     }
 }
 
-/// A text that cannot fit the context is not tokenised: Dynamo refuses it, and megabytes of it would take seconds.
-fn check_length(bytes: usize, target: &PromptTarget<'_>) -> Result<(), Abstention> {
-    let limit = target
-        .context_length
-        .map(|tokens| tokens.saturating_mul(MAX_BYTES_PER_TOKEN));
-    if limit.is_some_and(|limit| bytes as u64 > limit) {
-        Err(Abstention::TooLong)
-    } else {
-        Ok(())
+/// A text that cannot fit the context is not tokenised, because megabytes of it would take seconds.
+///
+/// A tokeniser cannot stop inside a text. This limit therefore also bounds the work for a client that has left.
+fn check_length(bytes: usize, target: &PromptTarget<'_>, options: &PromptOptions) -> Result<(), Abstention> {
+    let is_beyond = |bytes_per_token: u64| {
+        let limit = target
+            .context_length
+            .map(|tokens| tokens.saturating_mul(bytes_per_token));
+        limit.is_some_and(|limit| bytes as u64 > limit)
+    };
+    match options.refuse_bytes_per_token {
+        refused if refused > 0 && is_beyond(refused) => Err(Abstention::TooLarge),
+        _ if is_beyond(MAX_BYTES_PER_TOKEN) => Err(Abstention::TooLong),
+        _ => Ok(()),
     }
 }
 

@@ -138,11 +138,15 @@ impl Prompter {
         Ok(self.around_text.around(ids))
     }
 
-    /// Ids of a conversation, and the kinds of content in it.
+    /// Ids of a conversation, and the kinds of content in it. `check` sees the bytes of the rendered text before it is tokenised.
     ///
     /// # Errors
     /// The reason why the ids are not known.
-    pub fn encode_chat(&self, mut request: ChatRequest) -> Result<(Vec<u32>, Shape), Abstention> {
+    pub fn encode_chat(
+        &self,
+        mut request: ChatRequest,
+        check: impl FnOnce(usize) -> Result<(), Abstention>,
+    ) -> Result<(Vec<u32>, Shape), Abstention> {
         let tokeniser = self.tokeniser.as_ref().ok_or(Abstention::NoTokeniser)?;
         let renderer = self.renderer.as_ref().ok_or(Abstention::NoTokeniser)?;
         if request.has_media() {
@@ -152,6 +156,7 @@ impl Prompter {
         request.resolve_thinking(&self.card)?;
         let tokens = catch_unwind(AssertUnwindSafe(|| {
             let prompt = renderer.render(&request)?;
+            check(prompt.as_str().len())?;
             tokeniser.encode_prompt(&prompt)
         }));
         Ok((tokens.unwrap_or(Err(Abstention::TokeniserError))?, shape))
