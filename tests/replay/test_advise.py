@@ -12,6 +12,7 @@ from wardrop import advise as advising
 from wardrop.advise import Question, advise, deployment, gather, page
 from wardrop.advise.advice import sentences
 from wardrop.advise.comparison import Ratio, choose, of, ratio
+from wardrop.advise.optimum import find_optimum
 from wardrop.commands.advise import app
 from wardrop.config import load
 from wardrop.replay import Engine, Fleet, Policy, ReplayError
@@ -27,7 +28,8 @@ SHARED_PREFIXES = "prefixes(requests=400,per_s=60,groups=40,prefix=6000,suffix=2
 
 def question(trace: str = SHARED_PREFIXES, running: str = "round_robin", **fields) -> Question:
     fleet = Fleet(workers=4, engine=Engine(num_blocks=2048))
-    fields = {"seeds": 2, "loads": (1.0,), "asks_workers": False, "asks_split": False} | fields
+    narrow = {"asks_workers": False, "asks_split": False, "asks_limits": False}
+    fields = {"seeds": 2, "loads": (1.0,)} | narrow | fields
     return Question(TraceSource(trace), fleet, Policy.parse(running), **fields)
 
 
@@ -105,6 +107,40 @@ def test_numbers_of_workers_and_a_split_are_judged():
     assert evidence.split is not None
     assert evidence.split.prefill_workers + evidence.split.decode_workers == 4
     assert found.split_ratio is not None
+
+
+def test_the_optimum_is_bracketed_and_each_limit_has_its_price():
+    asked = question(running="round_robin", asks_limits=True, objective="e2e", seeds=3)
+    evidence = gather(asked)
+    optimum = evidence.optimum
+    assert optimum is not None
+    assert optimum.figure == "e2e_mean_s"
+    prices = {price.policy: price for price in optimum.prices}
+    assert set(prices) == {cell.policy for cell in evidence.policies}
+    assert all(1.0 <= price.low <= price.high for price in prices.values())
+    assert min(price.low for price in prices.values()) == pytest.approx(1.0, abs=0.02)
+    assert prices["round_robin"].low > 2 * prices["toll+queue"].low
+    assert {"shared cache", "unlimited KV memory", "one more worker"} <= set(optimum.savings)
+    found = advise(asked, evidence)
+    said = " ".join(sentences(asked, evidence, found))
+    assert f"The price of anarchy of {found.policy.label} in mean time to last token" in said
+    text = page(asked, evidence, found, deployment(asked, found))
+    assert "How far from the optimum" in text
+    assert "one more worker" in text
+
+
+def test_a_policy_that_loses_requests_has_no_price():
+    """What it costs to serve some of the requests says nothing about serving all of them."""
+    asked = question("prefixes(requests=60,per_s=30)")
+    whole = {"completed": 60.0, "e2e_mean_s": 1000.0, "ttft_mean_s": 1000.0}
+    every = [Cell("toll", 1.0, seed, whole) for seed in range(2)]
+    every += [Cell("dynamo", 1.0, 0, whole), Cell("dynamo", 1.0, 1, whole | {"completed": 59.0})]
+    found = find_optimum(
+        asked, every, Policy.parse("toll"), lambda stage, fleet, policies: every[:2]
+    )
+    assert [price.policy for price in found.prices] == ["toll"]
+    none = find_optimum(asked, every[2:], Policy.parse("dynamo"), lambda *_: every[2:])
+    assert (none.prices, none.refusal) == ((), "no policy completed every request")
 
 
 def test_a_loss_is_named_with_its_load():

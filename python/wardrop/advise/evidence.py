@@ -1,4 +1,4 @@
-"""The simulations behind an advice, in three stages: policies, numbers of workers, splits.
+"""The simulations behind an advice, in stages: policies, numbers of workers, splits, limits.
 
 Each stage reads what the stage before it found. All stages keep their cells in one file, so an
 interrupted run goes on where it stopped.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wardrop.advise.comparison import choose
+from wardrop.advise.optimum import Optimum, find_optimum
 from wardrop.advise.question import Question, candidates
 from wardrop.games.resource import Attainment, SplitChoice, choose_split
 from wardrop.replay.fleet import Fleet
@@ -35,6 +36,7 @@ class Evidence:
         workers: (number of workers, cell) at load 1, under the policy in use and the best one.
         split: the choice of the resource game; None where no split was asked for or possible.
         splits: the chosen split under the best policy, at load 1.
+        optimum: how far the policies are from the optimum; None where that was not asked.
     """
 
     policies: tuple[Cell, ...]
@@ -42,6 +44,7 @@ class Evidence:
     workers: tuple[tuple[int, Cell], ...] = ()
     split: SplitChoice | None = None
     splits: tuple[Cell, ...] = field(default=(), repr=False)
+    optimum: Optimum | None = None
 
 
 class _Simulator:
@@ -143,6 +146,9 @@ def gather(
         )
         split = simulator.cells("the chosen split", fleet, [best])
         found = replace(found, split=choice, splits=tuple(split))
+    if question.asks_limits:
+        here = [cell for cell in found.policies if cell.load == 1.0]
+        found = replace(found, optimum=find_optimum(question, here, best, simulator.cells))
     return found
 
 

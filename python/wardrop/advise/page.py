@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wardrop.advise.advice import Advice, sentences
+from wardrop.advise.advice import Advice, saving, sentences
 from wardrop.advise.comparison import FIGURES, of, ratio
 from wardrop.advise.evidence import Evidence
+from wardrop.advise.optimum import Optimum
 from wardrop.advise.question import Question
 from wardrop.replay.chart import COLOURS, Axis, Line, lines
 from wardrop.replay.report import curves_over_load
@@ -55,7 +56,8 @@ def page(question: Question, evidence: Evidence, advice: Advice, config: str) ->
         f"<h2>The traffic</h2>{_facts(workload)}"
         f"<h2>Policies on this traffic</h2>{_policy_table(question, evidence, advice)}"
         f"<h2>Over load</h2>{_load_charts(evidence)}"
-        f"{_workers(question, evidence)}{_split(evidence, advice)}{_losses(question, advice)}"
+        f"{_workers(question, evidence)}{_split(evidence, advice)}"
+        f"{_optimum(evidence.optimum)}{_losses(question, advice)}"
         f"<h2>The configuration</h2><pre>{escape(config)}</pre>"
         f"<h2>What the figures rest on</h2>{_limits_of_the_method(question, workload)}"
         "</main></html>"
@@ -212,6 +214,42 @@ def _split(evidence: Evidence, advice: Advice) -> str:
         f"{choice.decode_workers} decode workers. Its cost relative to the fleet as it is: "
         f"{advice.split_ratio}.</p>"
         f"<div class=scroll><table><tr>{heads}</tr>{rows}</table></div>"
+    )
+
+
+def _optimum(optimum: Optimum | None) -> str:
+    if optimum is None:
+        return ""
+    what = {name: text for name, text, _ in FIGURES}[optimum.figure]
+    text = (
+        "<h2>How far from the optimum</h2><p>The price of anarchy is the cost of a policy over the "
+        f"least cost that any routing of these requests could have reached. The cost is the {what}."
+        "</p>"
+    )
+    if optimum.refusal is not None:
+        text += f"<p>There is no price of anarchy here: {escape(optimum.refusal)}.</p>"
+    else:
+        rows = "".join(
+            f"<tr><td>{escape(price.policy)}</td><td>{price.low:.2f}</td>"
+            f"<td>{price.high:.2f}</td></tr>"
+            for price in optimum.prices
+        )
+        text += (
+            "<div class=scroll><table><tr><th>policy</th><th>at least: over the best policy here"
+            f"</th><th>at most: over the lower bound</th></tr>{rows}</table></div>"
+        )
+    if not optimum.savings:
+        return text
+    rows = "".join(
+        f"<tr><td>{escape(limit)}</td><td{' class=best' if one.is_better else ''}>{saving(one)}"
+        "</td></tr>"
+        for limit, one in optimum.savings.items()
+    )
+    return (
+        f"{text}<h2>What would help</h2><p>The same traffic with one limit of the fleet relaxed, "
+        f"under the advised policy. 95 % intervals; a negative figure costs time.</p>"
+        f"<div class=scroll><table><tr><th>limit</th><th>{escape(what)}</th></tr>{rows}</table>"
+        "</div>"
     )
 
 

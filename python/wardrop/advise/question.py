@@ -34,6 +34,7 @@ class Question:
         share: share of requests that should keep both limits, for the number of workers.
         asks_workers: whether other numbers of workers are tried.
         asks_split: whether splits into prefill and decode workers are tried.
+        asks_limits: whether the fleet is tried with one limit relaxed, for the price of anarchy.
 
     Raises:
         ReplayError: a field is out of range; the text names it.
@@ -49,6 +50,7 @@ class Question:
     share: float = 0.95
     asks_workers: bool = True
     asks_split: bool = True
+    asks_limits: bool = True
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:

@@ -63,6 +63,10 @@ def advise_command(
     try_split: Annotated[
         bool, typer.Option(help="Try splits into prefill and decode workers.")
     ] = True,
+    try_limits: Annotated[
+        bool,
+        typer.Option(help="Try a shared cache, more memory, one more worker and other orders."),
+    ] = True,
     out: Annotated[
         Path, typer.Option(help="Folder for the page, the configuration and the simulations.")
     ] = Path("out/advise"),
@@ -102,6 +106,7 @@ def advise_command(
             share,
             try_workers,
             try_split,
+            try_limits,
         )
         question.workload(0)
         out.mkdir(parents=True, exist_ok=True)
