@@ -215,6 +215,14 @@ class Candidate:
         """Cost in the unit of the policy. Lower is better."""
 
     @property
+    def trust(self) -> str:
+        """What the price believed of the cache: `exact`, `degraded`, `predicted` or `load_only`."""
+
+    @property
+    def listed_blocks(self) -> int:
+        """Leading blocks of the prompt in device memory, as the index lists them."""
+
+    @property
     def device_blocks(self) -> int:
         """Leading blocks of the prompt that the worker holds in device memory."""
 

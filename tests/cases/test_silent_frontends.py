@@ -94,4 +94,4 @@ def test_stream_of_a_frontend_that_left_the_list_ends_with_an_error(upstream, ot
     gone.set()
     (_, _, body) = results[0]
     assert b"stream_stalled" in body or b"fell silent" in body
-    wait_until(lambda: running.metric("worker_load") == 0)
+    wait_until(lambda: running.metric("worker_active_requests") == 0)

@@ -129,7 +129,7 @@ class Arena:
                 name: page.total(name)
                 for name in (
                     "wardrop_requests_in_flight",
-                    "wardrop_worker_load",
+                    "wardrop_worker_active_requests",
                     "wardrop_queue_requests",
                 )
             }

@@ -40,7 +40,11 @@ def worker(instance: int) -> Worker:
         dp_rank=0,
         available=True,
         fault=None,
-        trust="synced",
+        feed_state="synced",
+        trust_mode="exact",
+        trust_score=1.0,
+        trust_found_share=1.0,
+        trust_feed_share=1.0,
         needs_resync=False,
         event_gaps=0,
         events_lost=0,
@@ -84,7 +88,12 @@ def first(facts: Facts) -> Worker:
 
 
 def suspect(facts: Facts) -> None:
-    first(facts).trust, first(facts).events_lost = "suspect", 7
+    first(facts).feed_state, first(facts).events_lost = "suspect", 7
+
+
+def disbelieved(facts: Facts) -> None:
+    one = first(facts)
+    one.trust_mode, one.trust_score, one.trust_found_share = "degraded", 0.31, 0.42
 
 
 def over_predicted(facts: Facts) -> None:
@@ -151,6 +160,7 @@ PLANTED = [
     ("feeds", "failure", set_of("status.feeds.0.malformed", 3), "3 messages were malformed"),
     ("feeds", "warning", set_of(f"{MODEL}.pools.0.workers.1.heartbeat_age_s", 45.0), "from 2/0"),
     ("trust", "failure", suspect, "1/0 (0 gaps, 7 lost)"),
+    ("trust", "failure", disbelieved, "1/0 (degraded, score 0.31, 42% of its blocks found)"),
     ("trust", "warning", set_of(f"{MODEL}.pools.0.workers.0.events_lost", 7), "7 KV events"),
     ("prompts", "failure", set_of(f"{MODEL}.problems", ["no tokenizer.json"]), "no tokenizer.json"),
     ("prompts", "failure", set_of(f"{MODEL}.has_tokeniser", False), "no tokeniser was found"),

@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -145,6 +145,8 @@ class Engine:
         """Status of every completion."""
         self.breaks = False
         """Closes the connection of every completion before the first byte."""
+        self.lie: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
+        """Changes each event before it is sent; `None` in place of an event drops it."""
         self.waiting = 0
         self.running = 0
         self.started_s = time.time()
@@ -246,6 +248,8 @@ class Engine:
                     }
                 )
                 self.cache.update((h, 0) for h in new)
+            if self.lie is not None:
+                batch = [told for told in map(self.lie, batch) if told is not None]
             if batch and self.events is not None:
                 self.events.publish(batch)
             return held * BLOCK_TOKENS

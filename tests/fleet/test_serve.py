@@ -200,7 +200,7 @@ def test_hole_is_filled_by_a_replay_although_the_replay_drops_too(route, engines
     router.await_index(engine)
     assert len(engine.cache) == 5 * 8
     worker = router.worker(engine)
-    assert (worker["trust"], worker["event_gaps"]) == ("synced", 0)
+    assert (worker["feed_state"], worker["event_gaps"]) == ("synced", 0)
     assert router.feed(engine)["replayed"] >= 3
     assert router.feed(engine)["lost"] == 0
     assert start + 1 in engine.events.replay_starts
@@ -214,7 +214,7 @@ def test_first_frames_that_are_lost_are_found(route, engines):
         router.complete(tokens(number))
     router.await_index(engine)
     assert len(engine.cache) == 3 * 8
-    assert router.worker(engine)["trust"] == "synced"
+    assert router.worker(engine)["feed_state"] == "synced"
 
 
 def test_lost_end_of_a_feed_is_found_in_its_silence(route, engines):
@@ -225,7 +225,7 @@ def test_lost_end_of_a_feed_is_found_in_its_silence(route, engines):
     engine.events.to_lose = 1
     router.complete(tokens(1))
     router.await_index(engine)
-    assert router.worker(engine)["trust"] == "synced"
+    assert router.worker(engine)["feed_state"] == "synced"
     assert router.feed(engine)["replayed"] >= 1
 
 
@@ -240,10 +240,10 @@ def test_hole_without_a_replay_makes_the_blocks_suspect_and_a_later_replay_heals
     engine.events.to_lose = 1
     router.complete(tokens(1))
     router.complete(tokens(2))
-    wait_until(lambda: router.worker(engine)["trust"] == "suspect", "suspect blocks")
+    wait_until(lambda: router.worker(engine)["feed_state"] == "suspect", "suspect blocks")
     assert router.feed(engine)["lost"] == 1
     engine.events.has_replay = True
-    wait_until(lambda: router.worker(engine)["trust"] == "synced", "blocks that are trusted")
+    wait_until(lambda: router.worker(engine)["feed_state"] == "synced", "blocks that are trusted")
     router.await_index(engine)
     assert router.metric("feed_replays_total", result="failed") >= 1
 
@@ -254,7 +254,7 @@ def test_events_from_before_the_router_are_known(route, engines):
         engine.complete(tokens(number), None, None)
     router = route(engine)
     router.await_index(engine)
-    assert router.worker(engine)["trust"] == "synced"
+    assert router.worker(engine)["feed_state"] == "synced"
     answer = router.complete(tokens(2))
     assert router.receipt(answer)["outcome"]["predicted_cached_tokens"] == cached(answer) > 0
 

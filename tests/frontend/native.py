@@ -106,7 +106,7 @@ class Native:
         return self.metrics().total("wardrop_abstentions_total", reason=reason)
 
     def bookings(self) -> float:
-        return self.metrics().total("wardrop_worker_load", quantity="active_requests")
+        return self.metrics().total("wardrop_worker_active_requests")
 
     @property
     def log(self) -> str:

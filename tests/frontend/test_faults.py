@@ -74,7 +74,7 @@ class Client(threading.Thread):
 
 def serving(native: Native) -> dict[str, float]:
     """Requests under way, by worker instance."""
-    return native.metrics().by("wardrop_worker_load", "worker_id", quantity="active_requests")
+    return native.metrics().by("wardrop_worker_active_requests", "worker_id")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])

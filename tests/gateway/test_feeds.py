@@ -201,7 +201,7 @@ def test_hole_in_event_ids_asks_for_a_dump_and_the_dump_counts_each_block_once(k
     publisher.stored(1, 5, 11, 12, 13)
     wait_until(lambda: running.workers()[1]["needs_resync"])
     assert running.workers()[1]["events_lost"] == 3
-    assert running.workers()[1]["trust"] == "suspect"
+    assert running.workers()[1]["feed_state"] == "suspect"
     assert running.metric("workers_suspect") == 1
     assert running.gateway.load_dump("m", "aggregated", "[]") == 0, "no dump was begun"
     assert running.gateway.begin_dump("m", "aggregated") == 2
@@ -328,7 +328,7 @@ def test_gap_while_a_dump_is_read_leaves_the_worker_suspect(kv):
     wait_until(lambda: running.workers()[1]["event_gaps"] == 1)
     assert running.gateway.load_dump("m", "aggregated", "[]") == 1, "only worker 2 is healed"
     worker = running.workers()[1]
-    assert (worker["trust"], worker["needs_resync"]) == ("suspect", True)
+    assert (worker["feed_state"], worker["needs_resync"]) == ("suspect", True)
 
 
 def test_restart_under_the_same_id_starts_empty_with_any_sequence(kv, publish):
@@ -346,7 +346,7 @@ def test_restart_under_the_same_id_starts_empty_with_any_sequence(kv, publish):
     publisher.stored(1, 2, None, 13)
     wait_until(lambda: running.workers()[1]["events_superseded"] == 1)
     assert held(running) == 1, "the former incarnation can no longer write"
-    assert running.workers()[1]["trust"] == "suspect"
+    assert running.workers()[1]["feed_state"] == "suspect"
 
 
 def test_message_that_arrives_twice_counts_once_and_a_lost_message_makes_blocks_suspect(kv):
@@ -359,7 +359,7 @@ def test_message_that_arrives_twice_counts_once_and_a_lost_message_makes_blocks_
     publisher.sequence += 2
     publisher.stored(1, 2, None, 13)
     wait_until(lambda: feed(running, 77)["lost"] == 2)
-    assert running.workers()[1]["trust"] == "suspect"
+    assert running.workers()[1]["feed_state"] == "suspect"
 
 
 def test_feed_known_by_its_address_only_takes_events_of_its_publishers(serve, publish):
@@ -384,7 +384,7 @@ def test_suspect_blocks_are_forgotten_when_no_dump_comes(serve, publish):
     publisher.socket.close()
     wait_until(lambda: running.workers()[1]["forgotten"] == 1)
     wait_until(lambda: held(running) == 0)
-    assert running.workers()[1]["trust"] == "partial"
+    assert running.workers()[1]["feed_state"] == "partial"
 
 
 class SilentRelay:
@@ -432,7 +432,7 @@ def test_half_open_feed_is_noticed_and_its_blocks_lose_trust(serve, publish):
     relay.is_cut.set()
     wait_until(lambda: feed(running, 77)["connected"] is False)
     assert relay.swallowed > 0, "a PING went into the void"
-    assert running.workers()[1]["trust"] == "suspect"
+    assert running.workers()[1]["feed_state"] == "suspect"
     assert running.metric("feed_reconnects_total", reason="silent") == 1
     assert feed(running, 77)["lost_for_s"] is not None
     relay.listener.close()

@@ -76,7 +76,7 @@ def test_upstream_that_breaks_off_is_502(upstream, serve):
     status, _, body = running.complete([1])
     assert (status, code_of(body)) == (502, "upstream_broken")
     assert len(upstream.seen) == 2, "one second attempt"
-    wait_until(lambda: running.metric("worker_load") == 0)
+    wait_until(lambda: running.metric("worker_active_requests") == 0)
 
 
 def test_request_whose_upstream_breaks_off_before_a_byte_is_sent_once_more(upstream, serve):

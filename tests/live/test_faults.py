@@ -175,12 +175,15 @@ def test_client_that_leaves_frees_its_worker():
         connection, lines = stream(router.url, "/v1/completions", body)
         for _ in range(10):
             assert next(lines)
-        assert router.metrics().total("wardrop_worker_load") > 0
+        assert router.metrics().total("wardrop_worker_active_requests") > 0
         assert router.metrics().total("wardrop_requests_in_flight") == 1
         connection.close()
         del lines
         wait_until(lambda: router.metrics().total("wardrop_requests_in_flight") == 0, "its end")
-        wait_until(lambda: router.metrics().total("wardrop_worker_load") == 0, "its booking's end")
+        wait_until(
+            lambda: router.metrics().total("wardrop_worker_active_requests") == 0,
+            "its booking's end",
+        )
         assert router.metrics().total("wardrop_client_disconnects_total") == 1
         frontend = frontend_url(router)
         wait_until(lambda: dynamo_in_flight(frontend) == 0, "Dynamo to have cancelled it")

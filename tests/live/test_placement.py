@@ -197,15 +197,17 @@ def test_metrics_follow_the_conventions(router: Router):
         "wardrop_time_to_first_token_seconds_count",
         "wardrop_cached_tokens_predicted_total",
         "wardrop_cached_tokens_reported_total",
-        "wardrop_worker_load",
+        "wardrop_worker_active_requests",
         "wardrop_kv_events_total",
-        "wardrop_worker_event_gaps",
+        "wardrop_worker_event_gaps_total",
     ):
         assert name in ours, f"{name} is missing of {sorted(ours)}"
     stages = metrics.by("wardrop_decision_seconds_count", "stage")
     assert {"tokenise", "hash"} <= {stage for stage, count in stages.items() if count > 0}
     assert metrics.total("wardrop_kv_events_total", result="applied") > 0
     assert metrics.total("wardrop_requests_total", code="200") > 0
-    wait_until(lambda: router.metrics().total("wardrop_worker_load") == 0, "no load when idle")
+    wait_until(
+        lambda: router.metrics().total("wardrop_worker_active_requests") == 0, "no load when idle"
+    )
     prompts = ("one two three", "tell me about")
     assert not any(prompt in router.log + metrics.text for prompt in prompts)

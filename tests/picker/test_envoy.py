@@ -86,7 +86,7 @@ def completion(envoy: EnvoyProcess, first: int, tokens: int = 256, **more: Any) 
 
 
 def is_idle(picker: PickerProcess) -> bool:
-    active = picker.metric("worker_load", quantity="active_requests")
+    active = picker.metric("worker_active_requests")
     return active == picker.metric("requests_in_flight") == picker.metric("request_body_bytes") == 0
 
 

@@ -23,7 +23,7 @@ from wardrop.service.live.snapshot import HISTORY_POINTS, MAX_MODELS, Builder, V
 
 def worker(instance: int, active_requests: int = 0) -> Worker:
     load, sums = (0, 0, active_requests, 0, None), (1.0, 0, 0, 0, 0)
-    return Worker(str(instance), 0, True, None, "synced", *load, *sums, curve=None)
+    return Worker(str(instance), 0, True, None, "synced", "exact", 1.0, *load, *sums, curve=None)
 
 
 def model(name: str, *pools: Pool, ttft_counts=()) -> Model:
@@ -101,12 +101,12 @@ def test_worker_that_left_is_named_until_it_returns_or_five_minutes_pass():
     ("changes", "role", "level", "text"),
     [
         ({"available": False, "fault": "silent"}, "aggregated", "failure", "unavailable: 1."),
-        ({"trust": "suspect"}, "aggregated", "warning", "with suspect blocks: 1."),
+        ({"feed_state": "suspect"}, "aggregated", "warning", "with suspect blocks: 1."),
         (
-            {"audited_requests": 20, "predicted_cached_tokens": 100, "reported_cached_tokens": 79},
+            {"trust_mode": "degraded", "trust_score": 0.5},
             "aggregated",
             "warning",
-            "fewer cached tokens than predicted: 1.",
+            "an index that differs from the engine: 1.",
         ),
         ({"event_age_s": None, "audited_requests": 1}, "prefill", "warning", "sent no KV event"),
     ],

@@ -20,6 +20,8 @@ from wardrop.terminal.receipt import render_receipt, story
 CANDIDATE = {
     "worker": {"instance": 11554574342565143337, "dp_rank": 0},
     "cost": 0.5,
+    "trust": "exact",
+    "listed_blocks": 12,
     "device_blocks": 12,
     "host_blocks": 1,
     "disk_blocks": 0,
@@ -73,6 +75,15 @@ def text_of(receipt: dict) -> str:
     console = Console(width=160, record=True, markup=False, file=io.StringIO())
     console.print(render_receipt(receipt))
     return console.export_text()
+
+
+def test_receipt_shows_what_the_price_believed_of_a_worker_that_is_not_exact():
+    leg = RECEIPT["legs"][0]
+    fallen = OTHER | {"trust": "load_only", "listed_blocks": 31}
+    text = text_of(RECEIPT | {"legs": [leg | {"candidates": [CANDIDATE, fallen]}]})
+    for expected in ("listed blocks", "load only", "31"):
+        assert expected in text, expected
+    assert "listed blocks" not in text_of(RECEIPT)
 
 
 def test_receipt_tells_price_margin_wait_and_outcome():

@@ -30,6 +30,8 @@ def worker(instance: int, **changes: object) -> Worker:
         True,
         None,
         "synced",
+        "exact",
+        1.0,
         300,
         512,
         4,

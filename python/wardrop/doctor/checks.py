@@ -179,9 +179,9 @@ def check_feeds(facts: Facts) -> Finding:
 
 
 def check_trust(facts: Facts) -> Finding:
-    """No worker has blocks in the index that may be stale."""
+    """The index is believed as it is about every worker."""
     name, workers = "trust", list(_workers(facts))
-    suspect = [worker for _, worker in workers if worker.trust == "suspect"]
+    suspect = [worker for _, worker in workers if worker.feed_state == "suspect"]
     if suspect:
         return Finding(
             name,
@@ -189,6 +189,19 @@ def check_trust(facts: Facts) -> Finding:
             "blocks in the index may be stale for "
             + _listed(f"{w.name} ({w.event_gaps} gaps, {w.events_lost} lost)" for w in suspect),
             "wait for the next dump; if it repeats, events are lost between worker and router",
+        )
+    fallen = [worker for _, worker in workers if worker.trust_mode != "exact"]
+    if fallen:
+        return Finding(
+            name,
+            "failure",
+            "the index is not believed as it is about "
+            + _listed(
+                f"{w.name} ({w.trust_mode}, score {w.trust_score:.2f}, "
+                f"{w.trust_found_share:.0%} of its blocks found)"
+                for w in fallen
+            ),
+            "read the checks feeds and blocks: lost events, another block size, salt or tokeniser",
         )
     lost = sum(worker.events_lost for _, worker in workers)
     if lost:
@@ -198,7 +211,7 @@ def check_trust(facts: Facts) -> Finding:
             f"{lost} KV events were lost since the start; dumps have replaced the blocks",
             "raise the buffers of the engines, or look for a network that drops connections",
         )
-    return Finding(name, "ok", "no block in the index is suspect")
+    return Finding(name, "ok", "the index is believed as it is about every worker")
 
 
 def check_prompts(facts: Facts) -> Finding:

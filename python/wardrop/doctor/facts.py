@@ -16,7 +16,11 @@ class Worker(msgspec.Struct):
     dp_rank: int
     available: bool
     fault: str | None
-    trust: str
+    feed_state: str
+    trust_mode: str
+    trust_score: float
+    trust_found_share: float
+    trust_feed_share: float
     needs_resync: bool
     event_gaps: int
     events_lost: int

@@ -132,7 +132,9 @@ def _candidates(leg: dict[str, Any]) -> Table:
     )
     table.add_column("worker", no_wrap=True)
     parts = [PART_NAMES.get(name) or name for name in names]
-    for name in ("cost", "cached blocks", "requests", *parts):
+    shows_trust = any(one["trust"] != "exact" for one in candidates)
+    trust = ("listed blocks", "trust") if shows_trust else ()
+    for name in ("cost", "cached blocks", *trust, "requests", *parts):
         table.add_column(name, justify="right")
     for one in candidates:
         chosen = one["worker"] == leg["worker"]
@@ -142,11 +144,16 @@ def _candidates(leg: dict[str, Any]) -> Table:
             + (" ✓" if chosen else ""),
             cost(one["cost"]),
             count(blocks),
+            *((count(one["listed_blocks"]), _mode(one)) if shows_trust else ()),
             count(one["active_requests"]),
             *(_part_text(name, one["parts"].get(name, 0.0)) for name in names),
             style="bold" if chosen else "",
         )
     return table
+
+
+def _mode(candidate: dict[str, Any]) -> str:
+    return str(candidate["trust"]).replace("_", " ")
 
 
 def _cost_text(leg: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from wardrop.service.live.snapshot import ModelSnapshot, Snapshot
 from wardrop.terminal.numbers import DASH, count, ratio, seconds, share
 
 _REGIME_STYLES = {"below": "green", "transition": "yellow", "saturated": "red"}
-_TRUST_STYLES = {"synced": "green", "suspect": "red", "restored": "yellow"}
+_STATE_STYLES = {"synced": "green", "suspect": "red", "restored": "yellow"}
 _LEVEL_STYLES = {"failure": "red", "warning": "yellow"}
 _BAR_CELLS = 5
 
@@ -109,13 +109,12 @@ def _pool(pool: Pool, most_workers: int) -> Table:
     return table
 
 
-def _rank(worker: Worker) -> tuple[bool, bool, int]:
-    return worker.available, worker.trust != "suspect", -worker.active_requests
+def _rank(worker: Worker) -> tuple[bool, float, int]:
+    return worker.available, worker.trust_score, -worker.active_requests
 
 
 def _row(worker: Worker) -> tuple[RenderableType, ...]:
-    state = worker.trust if worker.available else worker.fault or "unavailable"
-    style = _TRUST_STYLES.get(worker.trust, "") if worker.available else "red"
+    state, style = _state(worker)
     total = worker.total_kv_blocks
     used = _bar(worker.decode_blocks, total)
     curve = worker.curve
@@ -132,6 +131,16 @@ def _row(worker: Worker) -> tuple[RenderableType, ...]:
         if curve is None
         else ("" if curve.prefill_samples else "≈ ") + seconds(curve.prefill_s[1]),
     )
+
+
+def _state(worker: Worker) -> tuple[str, str]:
+    """Fault of a worker, else the trust in its index where it fell, else the state of its feed."""
+    if not worker.available:
+        return worker.fault or "unavailable", "red"
+    if worker.trust_mode != "exact" and worker.feed_state != "suspect":
+        mode = worker.trust_mode.replace("_", " ")
+        return f"{mode} {share(worker.trust_score)}", "yellow"
+    return worker.feed_state, _STATE_STYLES.get(worker.feed_state, "")
 
 
 def _bar(blocks: int, total: int | None) -> str:

@@ -16,6 +16,7 @@ use crate::load::Load;
 use crate::matched::Matched;
 use crate::overlaps::{gather, zero};
 use crate::request::{Candidate, Parts};
+use crate::trust::IndexTrust;
 
 /// Load that a price counts although nothing is booked yet: requests of the router's queue that wait for a
 /// worker. One entry per position.
@@ -164,11 +165,19 @@ impl Columns {
     }
 
     /// Candidate `i` with the parts of its cost.
-    pub(crate) fn candidate(&self, matched: &Matched, load: &Load, parts: Parts, i: usize) -> Candidate {
+    pub(crate) fn candidate(
+        &self,
+        matched: &Matched,
+        (load, trust): (&Load, &IndexTrust),
+        parts: Parts,
+        i: usize,
+    ) -> Candidate {
         let (prefill_tokens, decode_blocks, active_requests) = self.loads(load);
         Candidate {
             worker: matched.workers[i],
             cost: self.costs[i],
+            trust: trust.mode(matched.slots[i]),
+            listed_blocks: matched.listed_blocks(i),
             device_blocks: matched.device_blocks[i],
             host_blocks: matched.host_blocks[i],
             disk_blocks: matched.disk_blocks[i],

@@ -54,6 +54,7 @@ pub mod rng;
 mod roster;
 mod router;
 mod snapshot;
+pub mod trust;
 mod worker;
 
 pub use error::Error;
@@ -68,4 +69,5 @@ pub use price::{DynamoConfig, Policy, PolicyConfig, View};
 pub use request::{Candidate, Decision, Parts, RequestId, RouteRequest, Stage};
 pub use router::{FleetLoad, Router, RouterConfig};
 pub use snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
+pub use trust::{Trust, TrustMode};
 pub use worker::{WorkerId, WorkerSpec};

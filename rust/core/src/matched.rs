@@ -27,10 +27,26 @@ use crate::fleet::Fleet;
 use crate::index::{Index, Slot, TierOverlap};
 use crate::ledger::Work;
 use crate::load::Load;
-use crate::overlaps::{Overlaps, each, gather, zero};
+use crate::overlaps::{ListedBlocks, Overlaps, each, gather, zero};
 use crate::predicted::Predicted;
 use crate::request::{MAX_OUTPUT_TOKENS, RouteRequest};
+use crate::trust::{Claim, IndexTrust};
 use crate::worker::WorkerId;
+
+/// What a match reads beside the request: the parts of a router's state, under its lock.
+#[derive(Clone, Copy)]
+pub(crate) struct MatchSources<'a> {
+    /// Registered workers.
+    pub fleet: &'a Fleet,
+    /// Blocks by KV events.
+    pub index: &'a Index,
+    /// Blocks by placed requests.
+    pub predicted: &'a Predicted,
+    /// Blocks in flight.
+    pub load: &'a Load,
+    /// Trust in the index.
+    pub trust: &'a IndexTrust,
+}
 
 /// A request matched against every candidate. Columns have one entry per candidate.
 ///
@@ -66,6 +82,8 @@ pub(crate) struct Matched {
     pub(crate) disk_blocks: Vec<u32>,
     /// Leading blocks in flight.
     pub(crate) shared_blocks: Vec<u32>,
+    /// What was listed before the trust in the index shortened it. Empty while every worker is exact.
+    pub(crate) listed: ListedBlocks,
     /// Prompt tokens that the candidate must compute. Whole numbers, as floats because prices are floats.
     /// Empty until [`Matched::fill_work`].
     pub(crate) new_tokens: Vec<f64>,
@@ -165,6 +183,39 @@ impl Matched {
         ]
     }
 
+    /// What was said of candidate `i`'s cache, before any discount.
+    pub(crate) fn claim(&self, i: usize, trust: &IndexTrust) -> Claim {
+        let epoch = trust.epoch(self.slots[i]);
+        let request_blocks = self.request_blocks;
+        match self.listed.device.get(i) {
+            Some(&device_blocks) => Claim {
+                request_blocks,
+                device_blocks,
+                all_tiers_blocks: self.listed.all_tiers[i],
+                in_flight_blocks: self.listed.in_flight[i],
+                placed_blocks: Some(self.listed.placed[i]),
+                epoch,
+            },
+            None => Claim {
+                request_blocks,
+                device_blocks: self.device_blocks[i],
+                all_tiers_blocks: self.overlap(i).iter().sum(),
+                in_flight_blocks: self.shared_blocks[i],
+                placed_blocks: None,
+                epoch,
+            },
+        }
+    }
+
+    /// Leading blocks that the index lists for candidate `i` in device memory.
+    pub(crate) fn listed_blocks(&self, i: usize) -> u32 {
+        self.listed
+            .device
+            .get(i)
+            .copied()
+            .unwrap_or(self.device_blocks[i])
+    }
+
     /// Completes a match with the candidates: all available workers, or the allowed ones of them. `overlaps`
     /// must be current. O(slots).
     ///
@@ -174,10 +225,17 @@ impl Matched {
         &mut self,
         request: &RouteRequest<'_>,
         overlaps: &mut Overlaps,
-        (fleet, index, predicted, load): (&Fleet, &Index, &Predicted, &Load),
+        sources: MatchSources<'_>,
         generation: u64,
     ) -> Result<(), Error> {
-        overlaps.add_router_state(&request.prompt(), index, predicted, load);
+        let MatchSources {
+            fleet,
+            index,
+            predicted,
+            load,
+            trust,
+        } = sources;
+        overlaps.add_router_state(&request.prompt(), index, predicted, load, trust);
         self.input_tokens = request.input_tokens;
         self.request_blocks = request.local_hashes.len() as u32;
         self.expected_output_tokens = request
@@ -197,6 +255,7 @@ impl Matched {
             gather(&mut self.host_blocks, &overlaps.host, &self.slots);
             gather(&mut self.disk_blocks, &overlaps.disk, &self.slots);
             gather(&mut self.shared_blocks, &overlaps.shared, &self.slots);
+            self.gather_listed(&overlaps.listed);
             self.lower_is_zero = overlaps.lower_is_zero;
         }
         self.generation = generation;
@@ -223,11 +282,25 @@ impl Matched {
         }
         std::mem::swap(&mut self.device_blocks, &mut overlaps.device);
         std::mem::swap(&mut self.shared_blocks, &mut overlaps.shared);
+        std::mem::swap(&mut self.listed, &mut overlaps.listed);
         if !(self.lower_is_zero && overlaps.lower_is_zero) {
             copy(&mut self.host_blocks, &overlaps.host);
             copy(&mut self.disk_blocks, &overlaps.disk);
             self.lower_is_zero = overlaps.lower_is_zero;
         }
+    }
+
+    /// Takes the listed blocks of the candidates.
+    fn gather_listed(&mut self, by_slot: &ListedBlocks) {
+        let slots = if by_slot.device.is_empty() {
+            &[][..]
+        } else {
+            &self.slots
+        };
+        gather(&mut self.listed.device, &by_slot.device, slots);
+        gather(&mut self.listed.all_tiers, &by_slot.all_tiers, slots);
+        gather(&mut self.listed.in_flight, &by_slot.in_flight, slots);
+        gather(&mut self.listed.placed, &by_slot.placed, slots);
     }
 
     /// Selects the available candidates among the allowed workers.

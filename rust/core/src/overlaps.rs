@@ -19,8 +19,9 @@ use crate::index::seqlock::Stamp;
 use crate::index::slots::bits;
 use crate::index::{Index, Prompt, Scratch, Slot};
 use crate::load::Load;
-use crate::predicted::{Predicted, RaiseScratch};
+use crate::predicted::{Predicted, RaiseScratch, raise};
 use crate::roster::Roster;
+use crate::trust::IndexTrust;
 
 /// Overlap of a prompt on each available worker, by slot. Threads keep the buffers between calls to spare
 /// allocations.
@@ -46,6 +47,8 @@ pub(crate) struct Overlaps {
     pub shared: Vec<u32>,
     /// Whether `host` and `disk` are all 0, as on fleets without lower tiers.
     pub lower_is_zero: bool,
+    /// What was listed of workers whose index is not believed as it is. Empty while every worker is exact.
+    pub listed: ListedBlocks,
     /// Buffers of the index.
     scratch: Scratch,
     /// Buffers of the predicted caches.
@@ -56,6 +59,33 @@ thread_local! {
     /// The buffers of this thread, while no call uses them. A call inside a call would find `None` and make
     /// its own.
     static KEPT: Cell<Option<Box<Overlaps>>> = const { Cell::new(None) };
+}
+
+/// Leading blocks of a prompt by slot or by candidate, before the trust in the index shortens them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ListedBlocks {
+    /// Blocks in device memory, by the index.
+    pub device: Vec<u32>,
+    /// Blocks in any tier, by the index.
+    pub all_tiers: Vec<u32>,
+    /// Blocks in flight.
+    pub in_flight: Vec<u32>,
+    /// Blocks of the requests that were placed on the worker.
+    pub placed: Vec<u32>,
+}
+
+impl ListedBlocks {
+    /// Makes every column a column of `len` zeros.
+    fn reset(&mut self, len: usize) {
+        for column in [
+            &mut self.device,
+            &mut self.all_tiers,
+            &mut self.in_flight,
+            &mut self.placed,
+        ] {
+            zero(column, len);
+        }
+    }
 }
 
 impl Overlaps {
@@ -107,7 +137,7 @@ impl Overlaps {
         self.clears == index.clears() && self.stamp.is_some_and(|stamp| roster.is_valid(stamp))
     }
 
-    /// Adds the router's own knowledge, under its lock: predicted caches and blocks in flight.
+    /// Adds the router's own knowledge, under its lock: predicted caches, blocks in flight and the trust in the index.
     ///
     /// A predicted overlap can exceed the reported one. The lower tiers follow the device blocks, so they are
     /// read again then.
@@ -117,15 +147,43 @@ impl Overlaps {
         index: &Index,
         predicted: &Predicted,
         load: &Load,
+        trust: &IndexTrust,
     ) {
-        if !predicted.is_off() {
-            predicted.raise_overlap(prompt, &self.active, &mut self.device, &mut self.raise);
-            if !self.lower_is_zero {
-                self.read_lower(index);
+        if !predicted.is_empty() {
+            predicted.overlap(prompt, &self.active, self.slots, &mut self.raise);
+            if !predicted.is_off() {
+                raise(&mut self.device, &self.raise.depth);
+                if !self.lower_is_zero {
+                    self.read_lower(index);
+                }
             }
         }
         self.shared.resize(self.slots, 0);
         load.shared_blocks(prompt, &self.active, &mut self.shared, &mut self.scratch);
+        if trust.is_exact() {
+            self.listed.reset(0);
+        } else {
+            self.shorten(trust, !predicted.is_empty());
+        }
+    }
+
+    /// Replaces what is listed by what the trust in the index lets a price believe. O(workers).
+    fn shorten(&mut self, trust: &IndexTrust, has_placed: bool) {
+        self.listed.reset(self.slots);
+        for slot in each(&self.active) {
+            let at = slot.index();
+            let listed = [self.device[at], self.host[at], self.disk[at]];
+            let placed = if has_placed { self.raise.depth[at] } else { 0 };
+            self.listed.device[at] = listed[0];
+            self.listed.all_tiers[at] = listed.iter().sum();
+            self.listed.in_flight[at] = self.shared[at];
+            self.listed.placed[at] = placed;
+            let (believed, counts_in_flight) = trust.believed(slot, listed, placed);
+            [self.device[at], self.host[at], self.disk[at]] = believed;
+            if !counts_in_flight {
+                self.shared[at] = 0;
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::hash::{LocalHash, SequenceHash};
 use crate::index::Prompt;
+use crate::trust::TrustMode;
 use crate::worker::WorkerId;
 
 /// Id of a request among the open bookings. The caller maps its own ids to these.
@@ -72,7 +73,7 @@ pub enum Stage {
 pub struct Decision {
     /// Chosen worker.
     pub worker: WorkerId,
-    /// Leading blocks of the prompt in the device memory of the chosen worker.
+    /// Leading blocks of the prompt in the device memory of the chosen worker, as the price believed them.
     pub overlap_blocks: u32,
     /// Cost of the chosen worker, in the unit of the policy.
     pub cost: f64,
@@ -129,7 +130,11 @@ pub struct Candidate {
     pub worker: WorkerId,
     /// Cost, in the unit of the policy.
     pub cost: f64,
-    /// Leading blocks of the prompt in device memory.
+    /// What the price believed about the cache of the candidate.
+    pub trust: TrustMode,
+    /// Leading blocks of the prompt in device memory, as the index lists them.
+    pub listed_blocks: u32,
+    /// Leading blocks of the prompt in device memory, as the price believed them.
     pub device_blocks: u32,
     /// Blocks after the device blocks, in host memory.
     pub host_blocks: u32,

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::event::KvEvent;
 use crate::index::Refusal;
 use crate::predicted::PredictedSize;
+use crate::trust::Trust;
 use crate::worker::{WorkerId, WorkerSpec};
 
 /// State of a router at one moment.
@@ -44,6 +45,8 @@ pub struct WorkerSnapshot {
     pub active_requests: u32,
     /// Blocks that the worker holds: device, host, disk.
     pub held_blocks: [u64; 3],
+    /// Trust in the index about the worker.
+    pub trust: Trust,
 }
 
 /// Size of the index.

@@ -63,6 +63,16 @@ impl Candidate {
     }
 
     #[getter]
+    fn trust(&self) -> &'static str {
+        self.0.trust.name()
+    }
+
+    #[getter]
+    fn listed_blocks(&self) -> u32 {
+        self.0.listed_blocks
+    }
+
+    #[getter]
     fn device_blocks(&self) -> u32 {
         self.0.device_blocks
     }

@@ -32,7 +32,10 @@ class Worker(msgspec.Struct):
 
     Attributes:
         instance: Id of the instance, as text because a browser rounds numbers of 64 bits.
-        trust: `synced`, `partial`, `restored` or `suspect`.
+        feed_state: What its KV events say of its blocks: `synced`, `partial`, `restored` or
+            `suspect`.
+        trust_mode: What a price may believe: `exact`, `degraded`, `predicted` or `load_only`.
+        trust_score: Trust in the index about the worker, 0 to 1.
         fault: Reason why the worker may not be chosen: `silent`, `failed` or `refusing`.
     """
 
@@ -40,7 +43,9 @@ class Worker(msgspec.Struct):
     dp_rank: int
     available: bool
     fault: str | None
-    trust: str
+    feed_state: str
+    trust_mode: str
+    trust_score: float
     prefill_tokens: int
     decode_blocks: int
     active_requests: int

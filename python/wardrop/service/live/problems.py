@@ -10,10 +10,6 @@ import msgspec
 
 from wardrop.service.live.observation import Pool, Worker
 
-AUDIT_REQUESTS = 20
-"""Finished requests with a reported count from which a worker's predictions are judged."""
-AUDIT_SHARE = 0.8
-"""Share of the predicted cached tokens that an engine reports at least, on a healthy worker."""
 SLOW_RATIO = 2.0
 """Prefill time over the median of the other workers, from which a worker counts as slow."""
 SLOW_SAMPLES = 20
@@ -67,14 +63,14 @@ def problems_of(
     )
     add(
         "warning",
-        [worker for worker in usable if worker.trust == "suspect"],
+        [worker for worker in usable if worker.feed_state == "suspect"],
         "with suspect blocks: NAMES. KV events are missing, or the engine finds too few tokens.",
     )
     add(
         "warning",
-        [worker for worker in usable if _over_predicted(worker)],
-        "with fewer cached tokens than predicted: NAMES. Compare block size and events with "
-        "wardrop doctor.",
+        [worker for worker in usable if _is_disbelieved(worker)],
+        "with an index that differs from the engine: NAMES. The price believes less of it; compare "
+        "block size, salt and events with wardrop doctor.",
     )
     add(
         "warning",
@@ -130,11 +126,9 @@ def _slow(pool: Pool) -> list[Worker]:
     return found
 
 
-def _over_predicted(worker: Worker) -> bool:
-    return (
-        worker.audited_requests >= AUDIT_REQUESTS
-        and worker.reported_cached_tokens < AUDIT_SHARE * worker.predicted_cached_tokens
-    )
+def _is_disbelieved(worker: Worker) -> bool:
+    """Whether the trust fell for another reason than suspect or restored blocks."""
+    return worker.trust_mode != "exact" and worker.feed_state in {"synced", "partial"}
 
 
 def _is_deaf(worker: Worker) -> bool:

@@ -31,6 +31,7 @@ pub(crate) use active::{ActiveBlocks, RequestPath};
 
 use crate::index::{Prompt, Scratch, Slot};
 use crate::request::RequestId;
+use crate::trust::Claim;
 
 /// One open booking, with what its end must take away.
 #[derive(Clone, Debug)]
@@ -46,6 +47,21 @@ struct Booking {
     path: RequestPath,
     /// Time of expiry, seconds of the caller's clock.
     expires_at_s: f64,
+    /// What was said of the worker's cache when the request was placed.
+    claim: Claim,
+}
+
+/// A request that was placed on a worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    /// Worker of the request.
+    pub slot: Slot,
+    /// Uncached prompt tokens.
+    pub prefill_tokens: u64,
+    /// Time of expiry, seconds of the caller's clock.
+    pub expires_at_s: f64,
+    /// What was said of the worker's cache.
+    pub claim: Claim,
 }
 
 /// Load of every worker.
@@ -103,14 +119,13 @@ impl Load {
     /// Opens a booking. O(blocks / 64).
     ///
     /// Panics when a booking with this id is open. The router checks it before, under the same lock.
-    pub(crate) fn book(
-        &mut self,
-        request: RequestId,
-        slot: Slot,
-        prefill_tokens: u64,
-        prompt: &Prompt<'_>,
-        expires_at_s: f64,
-    ) {
+    pub(crate) fn book(&mut self, request: RequestId, placed: Placed, prompt: &Prompt<'_>) {
+        let Placed {
+            slot,
+            prefill_tokens,
+            expires_at_s,
+            claim,
+        } = placed;
         let (path, added) = self.active.add(slot, prompt);
         self.decode_blocks[slot.index()] += added;
         self.prefill_tokens[slot.index()] += prefill_tokens;
@@ -130,10 +145,21 @@ impl Load {
                 prefill_tokens,
                 path,
                 expires_at_s,
+                claim,
             },
         );
         assert!(previous.is_none(), "a request must be booked once");
         self.push_expiry(expires_at_s, request);
+    }
+
+    /// What was said of the worker's cache when a booked request was placed.
+    pub(crate) fn claim(&self, request: RequestId) -> Option<Claim> {
+        Some(self.bookings.get(&request)?.claim)
+    }
+
+    /// Slot of a booked request.
+    pub(crate) fn slot(&self, request: RequestId) -> Option<Slot> {
+        Some(self.bookings.get(&request)?.slot)
     }
 
     /// Moves the expiry of a booking to `expires_at_s`. A request that is not booked is ignored.
@@ -237,6 +263,15 @@ mod tests {
 
     const SLOTS: usize = 3;
 
+    fn placed(slot: Slot, prefill_tokens: u64, expires_at_s: f64) -> Placed {
+        Placed {
+            slot,
+            prefill_tokens,
+            expires_at_s,
+            claim: Claim::default(),
+        }
+    }
+
     fn prompt(locals: &[LocalHash]) -> Prompt<'_> {
         Prompt {
             locals,
@@ -267,7 +302,7 @@ mod tests {
                 if open.remove(&id).is_some() {
                     prop_assert!(load.release(RequestId(id)).is_some());
                 } else {
-                    load.book(RequestId(id), Slot(slot as u32), 100 + id, &prompt(&locals), 1.0);
+                    load.book(RequestId(id), placed(Slot(slot as u32), 100 + id, 1.0), &prompt(&locals));
                     open.insert(id, (slot, locals.clone(), 100 + id));
                     if done {
                         load.prefill_done(RequestId(id));
@@ -300,7 +335,7 @@ mod tests {
         let mut load = Load::default();
         load.ensure_slot(Slot(0));
         for id in 0..10_000 {
-            load.book(RequestId(id), Slot(0), 1, &prompt(&[]), 600.0 + id as f64);
+            load.book(RequestId(id), placed(Slot(0), 1, 600.0 + id as f64), &prompt(&[]));
             load.release(RequestId(id));
         }
         assert!(load.by_expiry.len() <= 65);
@@ -310,9 +345,9 @@ mod tests {
     fn a_booking_with_a_reused_id_expires_at_its_own_time() {
         let mut load = Load::default();
         load.ensure_slot(Slot(0));
-        load.book(RequestId(1), Slot(0), 1, &prompt(&[]), 10.0);
+        load.book(RequestId(1), placed(Slot(0), 1, 10.0), &prompt(&[]));
         load.release(RequestId(1));
-        load.book(RequestId(1), Slot(0), 1, &prompt(&[]), 20.0);
+        load.book(RequestId(1), placed(Slot(0), 1, 20.0), &prompt(&[]));
         assert_eq!(load.expire(10.0), 0);
         assert_eq!(load.expire(20.0), 1);
     }

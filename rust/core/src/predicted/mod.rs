@@ -63,6 +63,8 @@ struct WorkerRecords {
     blocks: u64,
     /// Blocks of the worker's device cache, at least 1.
     capacity_blocks: u64,
+    /// Whether the prediction stands in place of events for this worker, regardless of the configured use.
+    is_alone: bool,
 }
 
 /// Size of the prediction, and counts of ended records.
@@ -127,6 +129,31 @@ impl Predicted {
         matches!(self.config.used, PredictedUse::Off)
     }
 
+    /// Whether no record is live.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Use of the prediction for one worker.
+    fn use_of(&self, slot: Slot) -> PredictedUse {
+        match self.workers.get(slot.index()) {
+            Some(worker) if worker.is_alone => PredictedUse::Alone,
+            _ => self.config.used,
+        }
+    }
+
+    /// Sets whether the prediction stands in place of events for one worker. With predictions off, the end of this use
+    /// ends the records of the worker.
+    pub(crate) fn set_alone(&mut self, slot: Slot, is_alone: bool) {
+        let Some(worker) = self.workers.get_mut(slot.index()) else {
+            return;
+        };
+        worker.is_alone = is_alone;
+        if !is_alone && self.is_off() {
+            self.clear(slot);
+        }
+    }
+
     /// Size of the prediction, and counts of ended records.
     pub fn size(&self) -> PredictedSize {
         PredictedSize {
@@ -167,13 +194,22 @@ impl Predicted {
         if self.records.is_empty() {
             return;
         }
+        self.overlap(prompt, slots, depth.len(), scratch);
+        raise(depth, &scratch.depth);
+    }
+
+    /// Writes the predicted leading blocks of the prompt into `scratch.depth`, for the slots given as bits.
+    pub(crate) fn overlap(
+        &self,
+        prompt: &Prompt<'_>,
+        slots: &[u64],
+        count: usize,
+        scratch: &mut RaiseScratch,
+    ) {
         scratch.depth.clear();
-        scratch.depth.resize(depth.len(), 0);
+        scratch.depth.resize(count, 0);
         self.blocks
             .shared(prompt, slots, &mut scratch.depth, &mut scratch.walk);
-        for (depth, &predicted) in depth.iter_mut().zip(&scratch.depth) {
-            *depth = (*depth).max(predicted);
-        }
     }
 
     /// As [`Predicted::raise_overlap`], for every slot and tier: the overlap of the lower tiers follows the
@@ -196,7 +232,7 @@ impl Predicted {
     ///
     /// O(blocks / 64) amortised, with the records that end to make room.
     pub fn insert(&mut self, slot: Slot, prompt: &Prompt<'_>, request: Option<RequestId>, now_s: f64) {
-        if self.is_off() || prompt.locals.is_empty() {
+        if self.use_of(slot) == PredictedUse::Off || prompt.locals.is_empty() {
             return;
         }
         let capacity = self.workers[slot.index()].capacity_blocks;
@@ -264,7 +300,7 @@ impl Predicted {
     /// Reacts to the first token of a request. Beside events, its record ends once the events had time to
     /// arrive.
     pub fn first_token(&mut self, request: RequestId, now_s: f64) {
-        if self.config.used != PredictedUse::Beside {
+        if self.use_of_request(request) != PredictedUse::Beside {
             return;
         }
         if let Some(id) = self.record_of_request.remove(&request) {
@@ -280,7 +316,7 @@ impl Predicted {
     /// Reacts to the end of a request. Beside events it counts as the first token, if none was reported.
     /// Without events the request used its blocks just now, so its record becomes the youngest.
     pub fn finished(&mut self, request: RequestId, now_s: f64) {
-        if self.config.used == PredictedUse::Beside {
+        if self.use_of_request(request) == PredictedUse::Beside {
             self.first_token(request, now_s);
         } else if let Some(id) = self.record_of_request.remove(&request)
             && let Some(mut record) = self.records.remove(&id)
@@ -290,6 +326,13 @@ impl Predicted {
             let id = self.insert_record(record, now_s);
             self.make_room(slot, id);
         }
+    }
+
+    /// Use of the prediction for the worker of a request; off for a request without a record.
+    fn use_of_request(&self, request: RequestId) -> PredictedUse {
+        let id = self.record_of_request.get(&request);
+        let record = id.and_then(|id| self.records.get(id));
+        record.map_or(PredictedUse::Off, |record| self.use_of(record.slot))
     }
 
     /// Ends the records whose time is over; their number. O(1) when there are none.
@@ -325,10 +368,17 @@ impl Predicted {
 /// Buffers of [`Predicted::raise_overlap`] that live between calls and spare allocations.
 #[derive(Clone, Debug, Default)]
 pub struct RaiseScratch {
-    /// Predicted leading blocks by slot.
-    depth: Vec<u32>,
+    /// Predicted leading blocks by slot, from the last call.
+    pub(crate) depth: Vec<u32>,
     /// Buffers of the walk.
     walk: Scratch,
+}
+
+/// Raises each entry of `depth` to the predicted one.
+pub(crate) fn raise(depth: &mut [u32], predicted: &[u32]) {
+    for (depth, &predicted) in depth.iter_mut().zip(predicted) {
+        *depth = (*depth).max(predicted);
+    }
 }
 
 /// Appends a record to a queue of times. The times must stay in order: with a clock that goes back, a record

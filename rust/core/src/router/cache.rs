@@ -32,6 +32,7 @@ impl Router {
             let state = &mut *self.state();
             if let Ok(slot) = state.fleet.slot(id) {
                 state.predicted.clear(slot);
+                state.trust.forget_blocks(slot);
             }
         }
         if self.counts_evictions.load(Ordering::Relaxed) {

@@ -80,7 +80,8 @@ impl RouterState {
         self.counters.unpriced += u64::from(!choice.cost.is_finite());
         let work = self.work_of(matched, chosen);
         self.record(request, matched, chosen, now_s);
-        self.open(request, matched.slots[chosen], work, now_s);
+        let claim = matched.claim(chosen, &self.trust);
+        self.open(request, matched.slots[chosen], (work, claim), now_s);
         Decision {
             worker: matched.workers[chosen],
             overlap_blocks: matched.device_blocks[chosen],
@@ -159,7 +160,8 @@ impl RouterState {
         let view = self.view(matched, now_s);
         let candidate = |i| {
             let parts = self.pricing.policy().parts(&view, i);
-            self.columns.candidate(matched, &self.load, parts, i)
+            self.columns
+                .candidate(matched, (&self.load, &self.trust), parts, i)
         };
         (0..matched.workers.len()).map(candidate).collect()
     }

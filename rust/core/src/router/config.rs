@@ -71,6 +71,8 @@ pub struct RouterConfig {
     pub hash: HashMode,
     /// Whether caches are predicted from where requests were sent. Off is Dynamo's default, and exact parity needs it.
     pub predicted: PredictedConfig,
+    /// Whether the trust in the index follows what engines report. Without it, every worker stays exact.
+    pub measures_trust: bool,
 }
 
 impl RouterConfig {
@@ -93,6 +95,7 @@ impl RouterConfig {
             index_max_bytes: u64::MAX,
             hash: HashMode::Xxh3,
             predicted: PredictedConfig::default(),
+            measures_trust: true,
         }
     }
 
@@ -191,6 +194,13 @@ impl RouterConfig {
     #[must_use]
     pub const fn with_predicted(mut self, predicted: PredictedConfig) -> Self {
         self.predicted = predicted;
+        self
+    }
+
+    /// With or without a trust in the index that follows what engines report. The default is with.
+    #[must_use]
+    pub const fn with_measured_trust(mut self, measures: bool) -> Self {
+        self.measures_trust = measures;
         self
     }
 

@@ -27,7 +27,7 @@ use crate::candidate_load::PendingLoad;
 use crate::error::Error;
 use crate::index::Slot;
 use crate::ledger::{Occupancy, Work};
-use crate::matched::Matched;
+use crate::matched::{MatchSources, Matched};
 use crate::overlaps::Overlaps;
 use crate::request::{Choice, Decision, RouteRequest, Stage};
 
@@ -132,8 +132,14 @@ impl Decisions<'_> {
         if !overlaps.is_current(roster, index) {
             overlaps.read(&request.prompt(), roster, index);
         }
-        let state = (&self.state.fleet, index, &self.state.predicted, &self.state.load);
-        matched.fill(request, overlaps, state, roster.generation())?;
+        let sources = MatchSources {
+            fleet: &self.state.fleet,
+            index,
+            predicted: &self.state.predicted,
+            load: &self.state.load,
+            trust: &self.state.trust,
+        };
+        matched.fill(request, overlaps, sources, roster.generation())?;
         if self.state.pricing.policy().needs_latency() {
             self.state.fill_work(matched);
         }

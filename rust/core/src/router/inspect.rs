@@ -87,6 +87,7 @@ impl Router {
             decode_blocks: state.load.decode_blocks[slot.index()],
             active_requests: state.load.active_requests[slot.index()],
             held_blocks: held.get(slot.index()).copied().unwrap_or_default(),
+            trust: state.trust.report(slot),
         };
         let workers: Vec<WorkerSnapshot> = state.fleet.sorted().into_iter().map(worker).collect();
         let holdings = workers.iter().flat_map(|worker| worker.held_blocks).sum();

@@ -157,6 +157,7 @@ impl Router {
         let spec = state.fleet.spec(slot);
         state.load.ensure_slot(slot);
         state.predicted.add_worker(slot, spec.total_kv_blocks);
+        state.trust.add_worker(slot);
         state.ledger.add_worker(slot, spec, self.config.block_size);
         self.index.register(id, slot);
         self.roster.publish(&state.fleet, slot);
@@ -189,6 +190,8 @@ impl Router {
             let slot = state.fleet.remove(id)?;
             self.roster.publish(&state.fleet, slot);
             state.predicted.clear(slot);
+            state.trust.remove_worker(slot);
+            state.follow_trust(slot);
             let dropped = state.load.remove_worker(slot);
             state.counters.dropped_with_worker += dropped.len() as u64;
             state.ledger.remove_worker(slot, &dropped);

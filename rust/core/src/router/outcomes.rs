@@ -19,6 +19,7 @@ use crate::index::Slot;
 use crate::latency::{FleetRecord, Pass};
 use crate::ledger::{EngineQueue, Outcome};
 use crate::request::{RequestId, RouteRequest};
+use crate::trust::{Claim, Trust};
 use crate::worker::WorkerId;
 
 impl Router {
@@ -42,8 +43,17 @@ impl Router {
         state.expire(now_s);
         state.check(request)?;
         let overlap = state.overlaps_of(&request.prompt(), &self.index)[slot.index()];
-        let work = state.work(request.input_tokens, overlap);
-        state.open(request, slot, work, now_s);
+        let claim = Claim {
+            request_blocks: request.local_hashes.len() as u32,
+            device_blocks: overlap[0],
+            all_tiers_blocks: overlap.iter().sum(),
+            in_flight_blocks: state.in_flight_blocks(request, slot),
+            placed_blocks: None,
+            epoch: state.trust.epoch(slot),
+        };
+        let (believed, _) = state.trust.believed(slot, overlap, 0);
+        let work = state.work(request.input_tokens, believed);
+        state.open(request, slot, (work, claim), now_s);
         Ok(())
     }
 
@@ -91,6 +101,13 @@ impl Router {
     pub fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) -> Result<WorkerId, Error> {
         let state = &mut *self.state();
         let now_s = state.clock.read(now_s);
+        if let Some(slot) = state
+            .load
+            .slot(request)
+            .filter(|_| outcome.cached_tokens.is_some())
+        {
+            state.audit(request, slot, outcome);
+        }
         let slot = state
             .load
             .release(request)
@@ -119,6 +136,44 @@ impl Router {
             let now_s = state.clock.read(now_s);
             state.pricing.first_token(ttft_s, now_s);
         }
+    }
+
+    /// Sets how far the state of a worker's feed lets its index be believed, 0 to 1. Gaps, silence and blocks that nothing has
+    /// confirmed lower the share. A share that is no number counts as 0. O(1).
+    ///
+    /// # Errors
+    /// [`Error::UnknownWorker`].
+    pub fn set_feed_share(&self, worker: WorkerId, feed_share: f64) -> Result<(), Error> {
+        let state = &mut *self.state();
+        let slot = state.fleet.slot(worker)?;
+        if state.trust.set_feed_share(slot, feed_share) {
+            state.follow_trust(slot);
+        }
+        Ok(())
+    }
+
+    /// A new incarnation of a worker began: the trust in its index starts without evidence. The blocks of the former
+    /// incarnation leave by [`KvEvent::Cleared`](crate::KvEvent::Cleared).
+    ///
+    /// # Errors
+    /// [`Error::UnknownWorker`].
+    pub fn begin_incarnation(&self, worker: WorkerId) -> Result<(), Error> {
+        let state = &mut *self.state();
+        let slot = state.fleet.slot(worker)?;
+        if state.trust.begin_incarnation(slot) {
+            state.follow_trust(slot);
+        }
+        Ok(())
+    }
+
+    /// Trust in the index about one worker. O(1).
+    ///
+    /// # Errors
+    /// [`Error::UnknownWorker`].
+    pub fn trust(&self, worker: WorkerId) -> Result<Trust, Error> {
+        let state = self.state();
+        let slot = state.fleet.slot(worker)?;
+        Ok(state.trust.report(slot))
     }
 
     /// Reports of engines so far with figures that cannot be true.

@@ -14,15 +14,16 @@ use crate::candidate_load::Columns;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::fleet::Fleet;
-use crate::index::{Index, Prompt, Slot, TierOverlap};
+use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap, all_slots};
 use crate::latency::Learning;
-use crate::ledger::{Ledger, NewBooking, Work};
-use crate::load::Load;
+use crate::ledger::{Ledger, NewBooking, Outcome, Work};
+use crate::load::{Load, Placed};
 use crate::matched::{Matched, cached_tokens_of};
 use crate::predicted::Predicted;
 use crate::request::{MAX_INPUT_TOKENS, RequestId, RouteRequest};
 use crate::rng::Rng;
 use crate::snapshot::Counters;
+use crate::trust::{Claim, IndexTrust};
 use crate::worker::WorkerId;
 
 /// Everything of a router that changes under its lock.
@@ -40,6 +41,8 @@ pub(super) struct RouterState {
     pub(super) fleet: Fleet,
     /// Blocks that are predicted from where requests were sent.
     pub(super) predicted: Predicted,
+    /// Trust in the index about each worker.
+    pub(super) trust: IndexTrust,
     /// Bookings in tokens and blocks. It decides which requests are booked: the ledger follows it.
     pub(super) load: Load,
     /// Bookings in seconds, with the latency curves.
@@ -73,6 +76,7 @@ impl RouterState {
             rng: Rng::new(config.seed),
             fleet: Fleet::default(),
             predicted: Predicted::new(config.predicted),
+            trust: IndexTrust::new(config.measures_trust),
             load: Load::default(),
             ledger: Ledger::new(&config.curves, Learning::default()),
             counters: Counters::default(),
@@ -95,6 +99,26 @@ impl RouterState {
             self.predicted.raise_overlaps(prompt, index, &mut overlaps);
         }
         overlaps
+    }
+
+    /// Lets the prediction stand in for the index of a worker that is not exact.
+    pub(super) fn follow_trust(&mut self, slot: Slot) {
+        let is_exact = self.trust.mode(slot) == crate::trust::TrustMode::Exact;
+        self.predicted.set_alone(slot, !is_exact);
+    }
+
+    /// Compares the cached tokens that an engine reported of a booked request with what was said of its cache.
+    pub(super) fn audit(&mut self, request: RequestId, slot: Slot, outcome: Outcome) {
+        // A pool that does not prefill finds no prompt in its caches.
+        let audits = self.config.tracks_prefill && !outcome.is_refused;
+        if let Some(tokens) = outcome.cached_tokens.filter(|_| audits)
+            && let Some(claim) = self.load.claim(request)
+            && self
+                .trust
+                .observe(slot, &claim, u64::from(tokens), self.config.block_size)
+        {
+            self.follow_trust(slot);
+        }
     }
 
     /// Registered workers with their positions, in id order.
@@ -182,16 +206,29 @@ impl RouterState {
         Ok(())
     }
 
-    /// Opens the booking of a placed request. A request without an id leaves no trace.
+    /// Opens the booking of a placed request. A request without an id leaves no trace. `claim` is what was said of the
+    /// worker's cache.
     ///
     /// The load comes first: the ledger reads the blocks in flight with the request among them.
-    pub(super) fn open(&mut self, request: &RouteRequest<'_>, slot: Slot, work: Work, now_s: f64) {
+    pub(super) fn open(
+        &mut self,
+        request: &RouteRequest<'_>,
+        slot: Slot,
+        (work, claim): (Work, Claim),
+        now_s: f64,
+    ) {
         let Some(id) = request.request_id else {
             return;
         };
         let prompt = request.prompt();
         let expires_at_s = now_s + self.config.booking_ttl_s;
-        self.load.book(id, slot, work.new_tokens, &prompt, expires_at_s);
+        let placed = Placed {
+            slot,
+            prefill_tokens: work.new_tokens,
+            expires_at_s,
+            claim,
+        };
+        self.load.book(id, placed, &prompt);
         self.predicted.insert(slot, &prompt, Some(id), now_s);
         self.ledger.book(&NewBooking {
             request: id,
@@ -203,6 +240,15 @@ impl RouterState {
             expires_at_s,
         });
         self.counters.booked += 1;
+    }
+
+    /// Leading blocks of a prompt in flight on a worker.
+    pub(super) fn in_flight_blocks(&self, request: &RouteRequest<'_>, slot: Slot) -> u32 {
+        let mut depth = vec![0; self.fleet.slots()];
+        let everyone = all_slots(depth.len());
+        self.load
+            .shared_blocks(&request.prompt(), &everyone, &mut depth, &mut Scratch::default());
+        depth[slot.index()]
     }
 
     /// Distinct prompt tokens in flight on a worker.

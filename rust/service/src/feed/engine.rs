@@ -27,9 +27,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::link::{FeedLink, FeedReader};
 use super::replay::{Replay, ReplayRequest, replay};
 use super::zmtp::ZmtpError;
-use crate::pool::{ApplyCounts, EngineFrame, Trust};
+use crate::pool::{ApplyCounts, EngineFrame, StreamState};
 
-/// Interval between two looks at trust and silence.
+/// Interval between two looks at the state of the feed.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Pause after the first replay that replaced the blocks, or failed to; each further one doubles it.
 const FIRST_REBUILD_PAUSE: Duration = Duration::from_secs(1);
@@ -92,8 +92,8 @@ pub(super) struct EngineFeed {
     last_live: Option<u64>,
     /// Frames below this number came by replay on this connection, and may come live as well.
     replayed_to: u64,
-    /// Trust in the worker's blocks before the connection was lost.
-    trust_before: Option<Trust>,
+    /// State of the stream before the connection was lost.
+    state_before: Option<StreamState>,
     /// No replay has shown the frames before the first live one.
     lacks_history: bool,
     /// Pauses between replays of everything.
@@ -112,7 +112,7 @@ impl EngineFeed {
             place: None,
             last_live: None,
             replayed_to: 0,
-            trust_before: None,
+            state_before: None,
             lacks_history: true,
             rebuilds: Pauses::new(FIRST_REBUILD_PAUSE),
             tail_checks: Pauses::new(tail_check),
@@ -171,8 +171,8 @@ impl EngineFeed {
             return;
         }
         self.apply_following(&found);
-        if let (Some(pool), Some(trust)) = (self.link.pool(), self.trust_before.take()) {
-            pool.confirm_feed(self.worker, trust);
+        if let (Some(pool), Some(state)) = (self.link.pool(), self.state_before.take()) {
+            pool.confirm_feed(self.worker, state);
         }
     }
 
@@ -265,7 +265,7 @@ impl EngineFeed {
         self.decoder = Decoder::new();
         self.place = None;
         self.replayed_to = 0;
-        self.trust_before = None;
+        self.state_before = None;
         self.lacks_history = true;
         if let Some(pool) = self.link.pool() {
             pool.start_worker_anew(self.worker, true);
@@ -342,19 +342,19 @@ impl FeedReader for EngineFeed {
         Ok(())
     }
 
-    /// Looks at trust and silence, and asks for a replay where one can help.
+    /// Looks at the state and the silence of the feed, and asks for a replay where one can help.
     async fn look(&mut self) {
         if self.link.subscription.replay.is_none() {
             return;
         }
-        let trust = self.link.pool().and_then(|pool| pool.trust(self.worker));
-        if self.lacks_history || trust == Some(Trust::Suspect) {
+        let state = self.link.pool().and_then(|pool| pool.feed_state(self.worker));
+        if self.lacks_history || state == Some(StreamState::Suspect) {
             if self.rebuilds.is_due() {
                 self.rebuild().await;
             }
             return;
         }
-        if trust == Some(Trust::Synced) {
+        if state == Some(StreamState::Synced) {
             self.rebuilds.reset();
         }
         if self.tail_checks.is_due() {
@@ -365,7 +365,7 @@ impl FeedReader for EngineFeed {
     /// A process that dies closes its sockets, so the worker has probably failed.
     fn lost(&mut self, now_s: f64) {
         if let Some(pool) = self.link.pool() {
-            self.trust_before = pool.trust(self.worker);
+            self.state_before = pool.feed_state(self.worker);
             pool.doubt_feed(self.worker);
             pool.lost(self.worker.instance, now_s);
         }

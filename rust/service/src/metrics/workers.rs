@@ -1,9 +1,10 @@
 //! Gauges of each worker and of each pool's workers, set from the pools when the page is rendered.
 
 use prometheus::{GaugeVec, IntCounterVec};
+use wardrop_core::TrustMode;
 
 use super::MetricBuilder;
-use crate::pool::{Role, Trust, WorkerReport};
+use crate::pool::{Role, StreamState, WorkerReport};
 
 /// Metrics of all workers. Every series is set anew for each page, so a series ends with its worker.
 pub(super) struct WorkerMetrics {
@@ -11,15 +12,20 @@ pub(super) struct WorkerMetrics {
     predicted_tokens: IntCounterVec,
     /// Cached tokens of finished requests, as the engine reported them.
     reported_tokens: IntCounterVec,
-    load: GaugeVec,
+    prefill_tokens: GaugeVec,
+    decode_blocks: GaugeVec,
+    active_requests: GaugeVec,
     up: GaugeVec,
-    event_gaps: GaugeVec,
+    event_gaps: IntCounterVec,
     held_blocks: GaugeVec,
     heartbeat_age: GaugeVec,
     event_age: GaugeVec,
     unavailable: GaugeVec,
     resync: GaugeVec,
     suspect: GaugeVec,
+    trust: GaugeVec,
+    trust_mode: GaugeVec,
+    trust_changes: IntCounterVec,
 }
 
 impl WorkerMetrics {
@@ -35,18 +41,28 @@ impl WorkerMetrics {
                 "Cached prompt tokens that the engine reported",
                 &["model", "worker_id", "dp_rank"],
             )?,
-            load: builder.gauges(
-                "worker_load",
-                "Work in flight on a worker: prefill tokens, decode blocks, active requests",
-                &["model", "worker_id", "dp_rank", "worker_type", "quantity"],
+            prefill_tokens: builder.gauges(
+                "worker_prefill_tokens",
+                "Prompt tokens to compute of requests in flight on a worker, before their first token",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            decode_blocks: builder.gauges(
+                "worker_decode_blocks",
+                "Distinct KV blocks of the prompts in flight on a worker",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            active_requests: builder.gauges(
+                "worker_active_requests",
+                "Requests in flight on a worker",
+                &["model", "worker_id", "dp_rank", "worker_type"],
             )?,
             up: builder.gauges(
                 "worker_available",
                 "1 when the worker may be chosen",
                 &["model", "worker_id", "dp_rank", "worker_type"],
             )?,
-            event_gaps: builder.gauges(
-                "worker_event_gaps",
+            event_gaps: builder.counters(
+                "worker_event_gaps_total",
                 "Gaps in the sequence of the worker's KV events",
                 &["model", "worker_id", "dp_rank", "worker_type"],
             )?,
@@ -80,26 +96,46 @@ impl WorkerMetrics {
                 "Workers whose blocks in the index may be stale",
                 &["model", "worker_type"],
             )?,
+            trust: builder.gauges(
+                "worker_trust_ratio",
+                "Trust in the index about a worker, 0 to 1: agreement of listed with reported cached tokens, times the share that the feed gives",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
+            trust_mode: builder.gauges(
+                "worker_trust_mode",
+                "1 for the mode of the trust in the index about a worker, 0 for the others: exact, degraded, predicted, load_only",
+                &["model", "worker_id", "dp_rank", "worker_type", "mode"],
+            )?,
+            trust_changes: builder.counters(
+                "worker_trust_mode_changes_total",
+                "Changes of the mode of the trust in the index about a worker",
+                &["model", "worker_id", "dp_rank", "worker_type"],
+            )?,
         })
     }
 
     /// Ends all series; [`WorkerMetrics::set`] starts those of the present workers again.
     pub(super) fn reset(&self) {
         for gauges in [
-            &self.load,
+            &self.prefill_tokens,
+            &self.decode_blocks,
+            &self.active_requests,
             &self.up,
-            &self.event_gaps,
             &self.held_blocks,
             &self.heartbeat_age,
             &self.event_age,
             &self.unavailable,
             &self.resync,
             &self.suspect,
+            &self.trust,
+            &self.trust_mode,
         ] {
             gauges.reset();
         }
         self.predicted_tokens.reset();
         self.reported_tokens.reset();
+        self.trust_changes.reset();
+        self.event_gaps.reset();
     }
 
     /// Sets the series of a pool from its workers.
@@ -116,7 +152,7 @@ impl WorkerMetrics {
             .set(count(|w| w.needs_resync));
         self.suspect
             .with_label_values(&[model, role.name()])
-            .set(count(|w| w.trust == Trust::Suspect));
+            .set(count(|w| w.feed_state == StreamState::Suspect));
         for worker in workers {
             let instance = worker.instance.to_string();
             let rank = worker.dp_rank.to_string();
@@ -126,10 +162,21 @@ impl WorkerMetrics {
                 .set(f64::from(u8::from(worker.available)));
             self.event_gaps
                 .with_label_values(&labels)
-                .set(worker.event_gaps as f64);
+                .inc_by(worker.event_gaps);
             self.held_blocks
                 .with_label_values(&labels)
                 .set(worker.held_blocks[0] as f64);
+            self.trust.with_label_values(&labels).set(worker.trust_score);
+            self.trust_changes
+                .with_label_values(&labels)
+                .inc_by(worker.trust_mode_changes);
+            for mode in TrustMode::ALL {
+                let labels = [model, instance.as_str(), rank.as_str(), role.name(), mode.name()];
+                let is_set = mode == worker.trust_mode;
+                self.trust_mode
+                    .with_label_values(&labels)
+                    .set(f64::from(u8::from(is_set)));
+            }
             if let Some(age) = worker.heartbeat_age_s {
                 self.heartbeat_age.with_label_values(&labels).set(age);
             }
@@ -147,13 +194,12 @@ impl WorkerMetrics {
                 }
             }
             let load = [
-                ("prefill_tokens", worker.prefill_tokens as f64),
-                ("decode_blocks", worker.decode_blocks as f64),
-                ("active_requests", f64::from(worker.active_requests)),
+                (&self.prefill_tokens, worker.prefill_tokens as f64),
+                (&self.decode_blocks, worker.decode_blocks as f64),
+                (&self.active_requests, f64::from(worker.active_requests)),
             ];
-            for (kind, value) in load {
-                let labels = [model, instance.as_str(), rank.as_str(), role.name(), kind];
-                self.load.with_label_values(&labels).set(value);
+            for (gauge, value) in load {
+                gauge.with_label_values(&labels).set(value);
             }
         }
     }

@@ -35,6 +35,8 @@ pub struct Booking {
     prefilled: bool,
     /// Outcome for the workers' curves, used when the booking ends.
     outcome: Outcome,
+    /// When the booking was made.
+    placed_s: f64,
     /// When the booking was made, or last renewed.
     renewed_s: f64,
 }
@@ -51,6 +53,7 @@ impl Booking {
             clock,
             prefilled: false,
             outcome: Outcome::default(),
+            placed_s: clock.now_s(),
             renewed_s: clock.now_s(),
         }
     }
@@ -173,6 +176,9 @@ impl Drop for Booking {
         let now_s = self.clock.now_s();
         for leg in self.legs.iter().flatten() {
             leg.pool.finish(self.id, self.outcome, now_s);
+            if self.outcome.cached_tokens.is_some() {
+                leg.pool.review_trust(leg.worker, self.placed_s);
+            }
         }
     }
 }

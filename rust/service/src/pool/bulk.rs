@@ -16,7 +16,7 @@ use wardrop_core::{KvEvent, WorkerId};
 use wardrop_engines::dynamo::WorkerEvent;
 
 use super::WorkerPool;
-use super::cursor::{Trust, block_count};
+use super::cursor::{StreamState, block_count};
 use super::feed::ApplyCounts;
 use super::held_blocks::HeldBlocks;
 
@@ -198,7 +198,7 @@ impl WorkerPool {
     }
 
     /// Forgets the blocks of workers that have been suspect for too long, and drops dumps that did not come in time.
-    pub(super) fn review_trust(&self, now_s: f64) {
+    pub(super) fn review_feeds(&self, now_s: f64) {
         let cleared: Vec<(WorkerId, u64)> = {
             let state = &mut *self.state.lock();
             let mut cleared = Vec::new();
@@ -215,7 +215,10 @@ impl WorkerPool {
                 if worker.cursor.review(now_s, self.options.trust, &mut state.kept) {
                     worker.cursor.forgotten += 1;
                     worker.position.forget();
-                    cleared.push((id, worker.cursor.begin_clear(Trust::Partial, &mut state.kept)));
+                    cleared.push((
+                        id,
+                        worker.cursor.begin_clear(StreamState::Partial, &mut state.kept),
+                    ));
                     tracing::warn!(
                         worker_id = id.instance,
                         dp_rank = id.dp_rank,

@@ -60,10 +60,10 @@ pub(crate) enum RestoreVerdict {
     Restarted,
 }
 
-/// How far the index may be believed about one worker.
+/// What the order of a worker's events says of its blocks in the index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Trust {
+pub(crate) enum StreamState {
     /// The index holds exactly the blocks that the worker holds.
     Synced,
     /// The index may lack blocks; every block in it is held.
@@ -75,7 +75,7 @@ pub(crate) enum Trust {
     Suspect,
 }
 
-/// Position in one worker's event stream, and how far the index may be believed about the worker.
+/// Position in one worker's event stream, and what it says of the blocks in the index.
 #[derive(Debug, Default)]
 pub(crate) struct EventCursor {
     /// Publisher of the current incarnation; `None` before the first event.
@@ -84,8 +84,10 @@ pub(crate) struct EventCursor {
     former: Vec<u64>,
     /// Id of the last event; `None` before the first event.
     last_id: Option<u64>,
-    trust: Trust,
-    /// Time since which `trust` is [`Trust::Suspect`], as the first review after the change saw it.
+    state: StreamState,
+    /// Recent events by their fate, for the share that was heard.
+    recent: RecentEvents,
+    /// Time since which `state` is [`StreamState::Suspect`], as the first review after the change saw it.
     suspect_since_s: Option<f64>,
     /// Whether events are missing that only a dump can replace.
     needs_dump: bool,
@@ -115,6 +117,22 @@ pub(crate) struct EventCursor {
     pub forgotten: u64,
 }
 
+/// Decayed counts of a worker's events. Each event weighs 1023/1024 of the event after it.
+#[derive(Clone, Copy, Debug, Default)]
+struct RecentEvents {
+    heard: f64,
+    /// Events in the gaps of the event ids.
+    lost: f64,
+}
+
+impl RecentEvents {
+    fn hear(&mut self) {
+        const KEPT: f64 = 1023.0 / 1024.0;
+        self.heard = self.heard * KEPT + 1.0;
+        self.lost *= KEPT;
+    }
+}
+
 /// State of blocks from a saved index before their check.
 #[derive(Clone, Copy, Debug)]
 struct Restored {
@@ -125,8 +143,8 @@ struct Restored {
 /// A replacement of the worker's blocks that is under way.
 #[derive(Clone, Copy, Debug)]
 struct Loading {
-    /// Trust after the replacement, unless events are lost meanwhile.
-    outcome: Trust,
+    /// StreamState after the replacement, unless events are lost meanwhile.
+    outcome: StreamState,
 }
 
 /// Copies of live events for the join with a dump.
@@ -159,14 +177,20 @@ impl EventCursor {
         self.publisher
     }
 
-    /// How far the index may be believed about the worker.
-    pub fn trust(&self) -> Trust {
-        self.trust
+    /// What the order of the events says of the blocks in the index.
+    pub fn state(&self) -> StreamState {
+        self.state
+    }
+
+    /// Share of the worker's recent events that arrived, above 0 and at most 1.
+    pub fn heard_share(&self) -> f64 {
+        let RecentEvents { heard, lost } = self.recent;
+        (heard.max(1.0) / (heard.max(1.0) + lost)).min(1.0)
     }
 
     /// Whether the index holds every block that the worker holds.
     pub fn is_synced(&self) -> bool {
-        self.trust == Trust::Synced
+        self.state == StreamState::Synced
     }
 
     /// How much of the worker's cache the index holds.
@@ -195,7 +219,7 @@ impl EventCursor {
         *self = Self {
             publisher: Some(publisher),
             last_id,
-            trust: Trust::Restored,
+            state: StreamState::Restored,
             restored: Some(Restored { dump_follows }),
             epoch: self.epoch + 1,
             ..Self::default()
@@ -218,7 +242,7 @@ impl EventCursor {
             return Some((RestoreVerdict::Restarted, Step::NewIncarnation));
         }
         if self.last_id.is_some() && event_id == last + 1 {
-            self.trust = Trust::Synced;
+            self.state = StreamState::Synced;
             self.last_id = Some(event_id);
             return Some((RestoreVerdict::Exact, Step::Apply));
         }
@@ -239,6 +263,7 @@ impl EventCursor {
     /// `followed` is the publisher that discovery listed for the worker first. Before the first event it shows whether
     /// blocks of a dump belong to a former incarnation.
     pub fn advance(&mut self, publisher: u64, event_id: u64, followed: Option<u64>) -> Step {
+        self.recent.hear();
         let Some(current) = self.publisher else {
             let is_other = followed.is_some_and(|followed| followed != publisher);
             if self.holds_dump && (is_other || event_id <= 1) {
@@ -279,8 +304,8 @@ impl EventCursor {
     /// Takes the first event of a stream that has no past.
     fn join(&mut self, event_id: u64) -> Step {
         self.last_id = Some(event_id);
-        if event_id <= 1 && self.trust == Trust::Partial {
-            self.trust = Trust::Synced;
+        if event_id <= 1 && self.state == StreamState::Partial {
+            self.state = StreamState::Synced;
             self.needs_dump = false;
         } else if !self.is_synced() {
             self.needs_dump = true;
@@ -307,7 +332,11 @@ impl EventCursor {
         // A dump that is being read may hold blocks of the former incarnation.
         self.break_kept();
         let is_first = event_id <= 1;
-        self.trust = if is_first { Trust::Synced } else { Trust::Partial };
+        self.state = if is_first {
+            StreamState::Synced
+        } else {
+            StreamState::Partial
+        };
         self.needs_dump = !is_first;
         if !is_first {
             self.gaps += 1;
@@ -327,21 +356,22 @@ impl EventCursor {
         if lost_events > 0 {
             self.gaps += 1;
             self.lost_events += lost_events;
+            self.recent.lost += lost_events as f64;
         }
         self.suspect();
     }
 
     /// Marks the blocks as suspect until a dump replaces them. A worker without blocks only needs a dump.
     pub fn suspect(&mut self) {
-        let holds_blocks = self.last_id.is_some() || self.trust != Trust::Partial;
-        if holds_blocks && self.trust != Trust::Suspect {
-            self.trust = Trust::Suspect;
+        let holds_blocks = self.last_id.is_some() || self.state != StreamState::Partial;
+        if holds_blocks && self.state != StreamState::Suspect {
+            self.state = StreamState::Suspect;
             self.suspect_since_s = None;
         }
         self.restored = None;
         self.needs_dump = true;
         match &mut self.loading {
-            Some(loading) => loading.outcome = Trust::Suspect,
+            Some(loading) => loading.outcome = StreamState::Suspect,
             None => self.break_kept(),
         }
     }
@@ -358,11 +388,11 @@ impl EventCursor {
     }
 
     /// Ends the doubt about the blocks: no event of the stream is missing after all.
-    pub fn confirm(&mut self, trust: Trust) {
-        if self.trust == Trust::Suspect && trust != Trust::Suspect {
-            self.trust = trust;
+    pub fn confirm(&mut self, state: StreamState) {
+        if self.state == StreamState::Suspect && state != StreamState::Suspect {
+            self.state = state;
             self.suspect_since_s = None;
-            self.needs_dump = trust != Trust::Synced;
+            self.needs_dump = state != StreamState::Synced;
         }
         self.tail_unchecked = false;
     }
@@ -383,7 +413,7 @@ impl EventCursor {
                 self.drop_kept(budget);
             }
         }
-        if self.trust != Trust::Suspect || self.loading.is_some() {
+        if self.state != StreamState::Suspect || self.loading.is_some() {
             return false;
         }
         now_s - *self.suspect_since_s.get_or_insert(now_s) > limits.distrust_s
@@ -461,23 +491,24 @@ impl EventCursor {
             return None;
         }
         self.holds_dump = has_blocks;
-        Some(self.start_loading(Trust::Synced))
+        Some(self.start_loading(StreamState::Synced))
     }
 
     /// Begins to clear the worker's blocks, after which `outcome` holds.
-    pub fn begin_clear(&mut self, outcome: Trust, budget: &mut KeptBudget) -> u64 {
+    pub fn begin_clear(&mut self, outcome: StreamState, budget: &mut KeptBudget) -> u64 {
         self.drop_kept(budget);
         self.kept = Some(KeptEvents::default());
         self.start_loading(outcome)
     }
 
-    fn start_loading(&mut self, outcome: Trust) -> u64 {
+    fn start_loading(&mut self, outcome: StreamState) -> u64 {
         self.epoch += 1;
         self.loading = Some(Loading { outcome });
-        self.needs_dump = outcome != Trust::Synced;
+        self.needs_dump = outcome != StreamState::Synced;
+        self.recent.lost = 0.0;
         self.tail_unchecked = false;
         self.restored = None;
-        self.trust = outcome;
+        self.state = outcome;
         self.suspect_since_s = None;
         self.epoch
     }
@@ -502,8 +533,8 @@ impl EventCursor {
         }
         self.drop_kept(budget);
         if let Some(loading) = self.loading.take() {
-            self.trust = loading.outcome;
-            self.needs_dump = loading.outcome != Trust::Synced;
+            self.state = loading.outcome;
+            self.needs_dump = loading.outcome != StreamState::Synced;
         }
         None
     }
@@ -566,7 +597,10 @@ mod tests {
     fn joining_in_mid_stream_lacks_blocks_and_a_dump_supplies_them() {
         let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
         assert_eq!(advance(&mut cursor, 17), Step::Apply);
-        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Partial, true));
+        assert_eq!(
+            (cursor.state(), cursor.needs_resync()),
+            (StreamState::Partial, true)
+        );
         assert!(dump(&mut cursor, &mut budget));
         assert!(cursor.is_synced() && !cursor.needs_resync());
         assert_eq!(cursor.gaps, 0);
@@ -578,7 +612,10 @@ mod tests {
         advance(&mut cursor, 1);
         assert_eq!(advance(&mut cursor, 4), Step::Apply);
         assert_eq!((cursor.gaps, cursor.lost_events), (1, 2));
-        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Suspect, true));
+        assert_eq!(
+            (cursor.state(), cursor.needs_resync()),
+            (StreamState::Suspect, true)
+        );
     }
 
     #[test]
@@ -588,7 +625,10 @@ mod tests {
         assert!(cursor.begin_dump(&mut budget));
         advance(&mut cursor, 20);
         assert!(!finish(&mut cursor, &mut budget));
-        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Suspect, true));
+        assert_eq!(
+            (cursor.state(), cursor.needs_resync()),
+            (StreamState::Suspect, true)
+        );
         assert!(dump(&mut cursor, &mut budget), "the next dump heals it");
         assert!(cursor.is_synced());
     }
@@ -613,7 +653,10 @@ mod tests {
         cursor.keep(&store(0..2), &mut budget);
         assert_eq!(cursor.take_kept(&mut budget), Some(vec![store(0..2)]));
         assert_eq!(cursor.take_kept(&mut budget), None);
-        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Suspect, true));
+        assert_eq!(
+            (cursor.state(), cursor.needs_resync()),
+            (StreamState::Suspect, true)
+        );
     }
 
     #[test]
@@ -638,7 +681,7 @@ mod tests {
         advance(&mut cursor, 1);
         cursor.advance(8, 1, None);
         assert_eq!(advance(&mut cursor, 2), Step::Superseded);
-        assert_eq!((cursor.superseded, cursor.trust()), (1, Trust::Suspect));
+        assert_eq!((cursor.superseded, cursor.state()), (1, StreamState::Suspect));
         cursor.allow(PUBLISHER);
         assert_eq!(
             advance(&mut cursor, 3),
@@ -699,9 +742,12 @@ mod tests {
         assert!(!cursor.review(100.0, LIMITS, &mut budget));
         assert!(!cursor.review(130.0, LIMITS, &mut budget));
         assert!(cursor.review(130.1, LIMITS, &mut budget));
-        cursor.begin_clear(Trust::Partial, &mut budget);
+        cursor.begin_clear(StreamState::Partial, &mut budget);
         assert_eq!(cursor.take_kept(&mut budget), None);
-        assert_eq!((cursor.trust(), cursor.needs_resync()), (Trust::Partial, true));
+        assert_eq!(
+            (cursor.state(), cursor.needs_resync()),
+            (StreamState::Partial, true)
+        );
         assert!(!cursor.review(1e6, LIMITS, &mut budget));
     }
 
@@ -752,7 +798,7 @@ mod tests {
     }
 
     #[test]
-    fn end_of_a_silent_stream_is_checked_by_a_dump_without_a_loss_of_trust() {
+    fn end_of_a_silent_stream_is_checked_by_a_dump_and_stays_synced() {
         let (mut cursor, mut budget) = (EventCursor::default(), KeptBudget::default());
         advance(&mut cursor, 1);
         assert!(!cursor.begin_dump(&mut budget), "nothing is missing");

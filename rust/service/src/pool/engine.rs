@@ -11,7 +11,7 @@ use wardrop_core::{BlockHasher, KvEvent, WorkerId};
 use wardrop_engines::CacheChange;
 
 use super::bulk::slices;
-use super::cursor::{Step, Trust};
+use super::cursor::{Step, StreamState};
 use super::feed::ApplyCounts;
 use super::{Role, WorkerPool};
 
@@ -64,10 +64,10 @@ impl WorkerPool {
         self.router.hasher().clone()
     }
 
-    /// How far the index may be believed about a worker; `None` for an unknown worker.
-    pub(crate) fn trust(&self, worker: WorkerId) -> Option<Trust> {
+    /// What the order of a worker's events says of its blocks; `None` for an unknown worker.
+    pub(crate) fn feed_state(&self, worker: WorkerId) -> Option<StreamState> {
         let state = self.state.lock();
-        state.workers.get(&worker).map(|worker| worker.cursor.trust())
+        state.workers.get(&worker).map(|worker| worker.cursor.state())
     }
 
     /// Number of ranks of a worker's instance; 0 for an unknown worker.
@@ -87,15 +87,18 @@ impl WorkerPool {
                 return counts;
             };
             let followed = known.position.publisher();
-            match known
+            let step = known
                 .cursor
-                .advance(frame.publisher, frame.sequence + 1, followed)
-            {
+                .advance(frame.publisher, frame.sequence + 1, followed);
+            match step {
                 Step::Apply => {}
                 Step::NewIncarnation | Step::Forget => {
+                    if step == Step::NewIncarnation {
+                        let _ = state.router.begin_incarnation(worker);
+                    }
                     known.position.forget();
-                    let trust = known.cursor.trust();
-                    cleared.push((worker, known.cursor.begin_clear(trust, &mut state.kept)));
+                    let state_after = known.cursor.state();
+                    cleared.push((worker, known.cursor.begin_clear(state_after, &mut state.kept)));
                 }
                 Step::Duplicate => {
                     counts.duplicates += 1;
@@ -107,6 +110,7 @@ impl WorkerPool {
                 }
             }
             known.health.event(now_s);
+            known.trust.heard();
             state.review(worker, now_s, self.options);
         }
         self.clear_blocks(cleared, &mut counts);
@@ -204,15 +208,18 @@ impl WorkerPool {
             };
             known.position.forget();
             known.cursor.start_anew(restarted);
-            known.cursor.begin_clear(Trust::Partial, &mut state.kept)
+            if restarted {
+                let _ = state.router.begin_incarnation(worker);
+            }
+            known.cursor.begin_clear(StreamState::Partial, &mut state.kept)
         };
         self.clear_blocks(vec![(worker, epoch)], &mut ApplyCounts::default());
     }
 
-    /// A replay proved that nothing is missing in a worker's feed, so its blocks are as trusted as `trust` says.
-    pub(crate) fn confirm_feed(&self, worker: WorkerId, trust: Trust) {
+    /// A replay proved that nothing is missing in a worker's feed, so its blocks are as `state` says.
+    pub(crate) fn confirm_feed(&self, worker: WorkerId, state: StreamState) {
         if let Some(known) = self.state.lock().workers.get_mut(&worker) {
-            known.cursor.confirm(trust);
+            known.cursor.confirm(state);
         }
     }
 }

@@ -10,7 +10,7 @@ use wardrop_core::ledger::EngineQueue;
 use wardrop_core::{KvEvent, Router, WorkerId};
 
 use super::bulk::{SLICE_BLOCKS, slices};
-use super::cursor::{RestoreVerdict, Step, Trust, block_count};
+use super::cursor::{RestoreVerdict, Step, StreamState, block_count};
 use super::{State, Worker, WorkerPool};
 use wardrop_engines::dynamo::{ForwardPass, WorkerEvent};
 
@@ -222,17 +222,21 @@ impl State {
                 return None;
             }
             Step::NewIncarnation | Step::Forget => {
+                if step == Step::NewIncarnation {
+                    let _ = self.router.begin_incarnation(id);
+                }
                 worker.position.forget();
                 let outcome = if step == Step::Forget {
-                    Trust::Partial
+                    StreamState::Partial
                 } else {
-                    cursor.trust()
+                    cursor.state()
                 };
                 cleared.push((id, cursor.begin_clear(outcome, &mut self.kept)));
             }
             Step::Apply => {}
         }
         worker.health.event(now_s);
+        worker.trust.heard();
         let Some(event) = event else {
             counts.passed_over += 1;
             worker.record(publisher);

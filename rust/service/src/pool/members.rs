@@ -12,7 +12,7 @@ use wardrop_core::{Error, KvEvent, WorkerId, WorkerSpec};
 
 use super::cursor::EventCursor;
 use super::health::Health;
-use super::{Audit, QueueError, Role, State, Worker, WorkerPool};
+use super::{FeedTrust, QueueError, Role, State, Worker, WorkerPool};
 use crate::ServiceError;
 
 /// Highest number of ranks of one instance. The router limits the ranks of all instances.
@@ -225,7 +225,7 @@ impl State {
                 forward_pass: None,
                 engine_load: None,
                 tail_event_s: None,
-                audit: Audit::default(),
+                trust: FeedTrust::default(),
             },
         );
         Ok(())

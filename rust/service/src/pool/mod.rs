@@ -29,6 +29,7 @@ mod queue;
 mod report;
 mod restart;
 mod saved;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ use self::anarchy::AnarchyMeter;
 pub(crate) use self::anarchy::AnarchyReport;
 pub use self::booking::{Booking, Leg};
 pub(crate) use self::control::PoolCurves;
-pub(crate) use self::cursor::Trust;
+pub(crate) use self::cursor::StreamState;
 use self::cursor::{EventCursor, KeptBudget};
 pub(crate) use self::engine::{EngineFrame, EngineLoad, EngineReport};
 pub(crate) use self::explanation::{Explanation, ImmediateChoice};
@@ -59,9 +60,9 @@ pub(crate) use self::members::{Member, WorkerUpsert};
 use self::position::FeedPosition;
 pub(crate) use self::queue::QueueError;
 use self::queue::{PoolQueue, QueueEntry};
-use self::report::Audit;
 pub(crate) use self::report::WorkerReport;
 pub(crate) use self::saved::SavedFleet;
+use self::trust::FeedTrust;
 use crate::Clock;
 
 /// Part of a request that the workers of a pool process.
@@ -144,8 +145,8 @@ struct Worker {
     engine_load: Option<EngineLoad>,
     /// Time of the last KV event whose successors were looked for, see [`EventCursor::check_tail`].
     tail_event_s: Option<f64>,
-    /// Error of the predicted cached tokens.
-    audit: Audit,
+    /// What the pool remembers of the trust in the worker's index.
+    trust: FeedTrust,
 }
 
 impl WorkerPool {
@@ -370,7 +371,7 @@ impl WorkerPool {
 
     /// Reviews the health of every worker and ends expired bookings. Returns the number of expired bookings. O(workers).
     pub(crate) fn sweep(&self, now_s: f64) -> usize {
-        self.review_trust(now_s);
+        self.review_feeds(now_s);
         let mut state = self.lock();
         let ids: Vec<WorkerId> = state.workers.keys().copied().collect();
         for id in ids {
@@ -412,6 +413,7 @@ impl State {
             .values()
             .filter(|worker| worker.fault == Some(Fault::Refusing));
         let may_skip = (skipped.count() + 1) as f64 <= MAX_SKIPPED_SHARE * self.workers.len() as f64;
+        self.share_feed(id);
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };

@@ -1,61 +1,17 @@
-//! Workers of a pool in the status report, and the comparison of predicted with reported cached tokens.
+//! Workers of a pool in the status report.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use wardrop_core::predicted::PredictedSize;
-use wardrop_core::{Snapshot, WorkerId};
+use wardrop_core::{Snapshot, Trust, TrustMode, WorkerId};
 
 use super::WorkerPool;
 use super::anarchy::AnarchyReport;
-use super::cursor::Trust;
+use super::cursor::StreamState;
 use super::engine::EngineLoad;
 use super::health::Fault;
 use wardrop_engines::dynamo::ForwardPass;
-
-/// Sums of predicted and reported cached tokens over finished requests of one worker.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(super) struct Audit {
-    /// Requests with a reported count.
-    requests: u64,
-    predicted_tokens: u64,
-    reported_tokens: u64,
-    /// Σ |predicted − reported|, in tokens.
-    absolute_error_tokens: u64,
-    /// Requests of the current window, of which each had a predicted prefix.
-    #[serde(skip)]
-    window_requests: u32,
-    /// Predicted tokens of the window.
-    #[serde(skip)]
-    window_predicted_tokens: u64,
-    /// Σ max(predicted − reported, 0) of the window, in tokens.
-    #[serde(skip)]
-    window_excess_tokens: u64,
-}
-
-/// Requests with a predicted prefix after which the excess is judged.
-const AUDIT_WINDOW: u32 = 8;
-
-impl Audit {
-    /// Adds a request to the window. Returns whether the window is full and the engine found less than half of the predicted
-    /// tokens. Evictions between decision and prefill explain single misses, not most of them.
-    fn over_predicts(&mut self, predicted_tokens: u64, reported_tokens: u64) -> bool {
-        if predicted_tokens == 0 {
-            return false;
-        }
-        self.window_requests += 1;
-        self.window_predicted_tokens += predicted_tokens;
-        self.window_excess_tokens += predicted_tokens.saturating_sub(reported_tokens);
-        if self.window_requests < AUDIT_WINDOW {
-            return false;
-        }
-        let excess = self.window_excess_tokens * 2 > self.window_predicted_tokens;
-        self.window_requests = 0;
-        self.window_predicted_tokens = 0;
-        self.window_excess_tokens = 0;
-        excess
-    }
-}
 
 /// One worker in a status report. The field names are the JSON keys.
 #[derive(Debug, Serialize)]
@@ -71,8 +27,18 @@ pub(crate) struct WorkerReport {
     pub failures: u64,
     /// Whether the index holds every block that the worker holds.
     pub synced: bool,
-    /// How far the index may be believed about the worker.
-    pub trust: Trust,
+    /// What the order of the worker's events says of its blocks in the index.
+    pub feed_state: StreamState,
+    /// What a price may believe of the worker's blocks.
+    pub trust_mode: TrustMode,
+    /// Agreement of the index with the engine and its feed, 0 to 1.
+    pub trust_score: f64,
+    /// Share of the listed tokens that the engine finds, 0 to 1.
+    pub trust_found_share: f64,
+    /// Part of the score that the state of the feed gives, 0 to 1.
+    pub trust_feed_share: f64,
+    /// Changes of the trust mode.
+    pub trust_mode_changes: u64,
     /// Whether the worker's blocks come from a saved index that no event or dump has confirmed.
     pub restored: bool,
     /// Whether events are missing, so that the worker needs a dump.
@@ -118,25 +84,6 @@ pub(crate) struct WorkerReport {
 }
 
 impl WorkerPool {
-    /// Adds predicted and reported cached tokens of one finished request to the worker's sums.
-    pub(crate) fn audit(&self, worker: WorkerId, predicted_tokens: u64, reported_tokens: u64) {
-        if let Some(known) = self.state.lock().workers.get_mut(&worker) {
-            known.audit.requests += 1;
-            known.audit.predicted_tokens += predicted_tokens;
-            known.audit.reported_tokens += reported_tokens;
-            known.audit.absolute_error_tokens += predicted_tokens.abs_diff(reported_tokens);
-            if known.audit.over_predicts(predicted_tokens, reported_tokens) {
-                tracing::info!(
-                    worker_id = worker.instance,
-                    dp_rank = worker.dp_rank,
-                    "the engine finds far fewer cached tokens than the index predicts; the worker's blocks are suspect"
-                );
-                known.cursor.suspect();
-                known.position.forget();
-            }
-        }
-    }
-
     /// Size of the predicted index; `None` when prediction is off.
     pub(crate) fn predicted(&self) -> Option<PredictedSize> {
         self.router.predicted()
@@ -168,6 +115,7 @@ impl WorkerPool {
             .iter()
             .map(|(id, worker)| {
                 let load = loads.get(id);
+                let trust = load.map_or_else(Trust::default, |load| load.trust);
                 WorkerReport {
                     instance: id.instance,
                     dp_rank: id.dp_rank,
@@ -175,7 +123,12 @@ impl WorkerPool {
                     fault: worker.fault,
                     failures: worker.health.failures,
                     synced: worker.cursor.is_synced(),
-                    trust: worker.cursor.trust(),
+                    feed_state: worker.cursor.state(),
+                    trust_mode: trust.mode,
+                    trust_score: trust.score,
+                    trust_found_share: trust.found_share,
+                    trust_feed_share: trust.feed_share,
+                    trust_mode_changes: trust.mode_changes,
                     restored: worker.cursor.is_restored(),
                     needs_resync: worker.cursor.needs_resync(),
                     tail_unchecked: worker.cursor.tail_unchecked(),
@@ -193,10 +146,10 @@ impl WorkerPool {
                     active_requests: load.map_or(0, |l| l.active_requests),
                     held_blocks: load.map_or([0; 3], |l| l.held_blocks),
                     total_kv_blocks: worker.spec.total_kv_blocks,
-                    audited_requests: worker.audit.requests,
-                    predicted_cached_tokens: worker.audit.predicted_tokens,
-                    reported_cached_tokens: worker.audit.reported_tokens,
-                    cached_tokens_absolute_error: worker.audit.absolute_error_tokens,
+                    audited_requests: trust.requests,
+                    predicted_cached_tokens: trust.indexed_tokens,
+                    reported_cached_tokens: trust.reported_tokens,
+                    cached_tokens_absolute_error: trust.absolute_error_tokens,
                     forward_pass: worker.forward_pass.clone(),
                     engine_load: worker.engine_load,
                 }

@@ -184,7 +184,7 @@ impl Answer {
                 ..Outcome::default()
             });
         }
-        self.audit(usage);
+        self.check_length(usage);
     }
 
     /// The answer broke off, by a fault of the upstream or of a worker.
@@ -221,22 +221,12 @@ impl Answer {
         }
     }
 
-    /// Compares the engine's own counts with the prediction.
-    fn audit(&self, usage: Usage) {
-        let Some(cached_tokens) = usage.cached_tokens else {
-            return;
-        };
-        let metrics = &self.service.metrics;
-        if usage
-            .prompt_tokens
-            .is_some_and(|tokens| tokens != self.input_tokens)
-        {
-            metrics.length_mismatches.inc();
+    /// Compares the engine's own count of prompt tokens with the service's. The router compares the cached tokens, when the
+    /// booking ends.
+    fn check_length(&self, usage: Usage) {
+        let differs = |tokens| tokens != self.input_tokens;
+        if usage.cached_tokens.is_some() && usage.prompt_tokens.is_some_and(differs) {
+            self.service.metrics.length_mismatches.inc();
         }
-        let mut legs = self.booking.iter().flat_map(Booking::legs);
-        let (Some(leg), None) = (legs.next(), legs.next()) else {
-            return;
-        };
-        leg.pool.audit(leg.worker, self.predicted_tokens, cached_tokens);
     }
 }

@@ -6,14 +6,14 @@
 use std::collections::HashMap;
 
 use serde::Serialize;
-use wardrop_core::WorkerId;
 use wardrop_core::latency::CurveView;
+use wardrop_core::{TrustMode, WorkerId};
 
 use super::Service;
 use super::control::json;
 use crate::latency_bins::BinCount;
 use crate::models::Model;
-use crate::pool::{AnarchyReport, Fault, Role, Trust, WorkerPool, WorkerReport};
+use crate::pool::{AnarchyReport, Fault, Role, StreamState, WorkerPool, WorkerReport};
 
 /// Prompt lengths at which the curve of a worker is drawn, in tokens.
 const CURVE_TOKENS: [u64; 5] = [256, 2_048, 4_096, 6_144, 8_192];
@@ -73,7 +73,9 @@ struct WorkerObservation {
     dp_rank: u32,
     available: bool,
     fault: Option<Fault>,
-    trust: Trust,
+    feed_state: StreamState,
+    trust_mode: TrustMode,
+    trust_score: f64,
     /// Booked prompt tokens whose prefill is not done.
     prefill_tokens: u64,
     decode_blocks: u64,
@@ -169,7 +171,9 @@ fn observe_worker(report: &WorkerReport, curve: Option<CurveObservation>) -> Wor
         dp_rank: report.dp_rank,
         available: report.available,
         fault: report.fault,
-        trust: report.trust,
+        feed_state: report.feed_state,
+        trust_mode: report.trust_mode,
+        trust_score: report.trust_score,
         prefill_tokens: report.prefill_tokens,
         decode_blocks: report.decode_blocks,
         active_requests: report.active_requests,

@@ -10,6 +10,14 @@ fn mix(x: u64) -> u64 {
     Rng::new(x).next_u64()
 }
 
+/// Bit that keeps wrong local hashes apart from right ones.
+const WRONG_HASH_BIT: u64 = 1 << 41;
+
+/// A local hash that no block of a prompt has.
+pub(super) fn wrong_hash(block: u32) -> LocalHash {
+    LocalHash(mix(u64::from(block) | WRONG_HASH_BIT))
+}
+
 pub(super) fn local_hash(block: u32) -> LocalHash {
     LocalHash(mix(u64::from(block)))
 }

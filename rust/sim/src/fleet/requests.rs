@@ -4,7 +4,7 @@ use wardrop_core::queue::{Offer, QueuedRequest};
 use wardrop_core::{Error, RouteRequest};
 
 use super::agenda::Event;
-use super::ids::{local_hash, request_id, worker_id};
+use super::ids::{request_id, worker_id};
 use super::{Fleet, NO_REQUEST};
 use crate::error::{SimError, router_refused};
 use crate::record::End;
@@ -62,10 +62,11 @@ impl Fleet<'_> {
     /// Computes the local hashes of a prompt's whole blocks into `hashes`.
     pub(super) fn hash_prompt(&mut self, request: u32) {
         let (workload, names) = (&*self.state.workload, self.state.names);
-        self.hashes.clear();
         let whole = names.whole_blocks(workload, request);
-        self.hashes
-            .extend((0..whole).map(|index| local_hash(names.block(workload, request, index))));
+        let mut hashes = std::mem::take(&mut self.hashes);
+        hashes.clear();
+        hashes.extend((0..whole).map(|index| self.prompt_hash(names.block(workload, request, index))));
+        self.hashes = hashes;
     }
 
     /// Puts a request into the queue of pool `at`, and places the requests that can be placed.

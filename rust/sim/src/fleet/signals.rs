@@ -69,9 +69,11 @@ impl Fleet<'_> {
 
     fn finished(&mut self, at: usize, request: u32) -> Result<(), SimError> {
         let role = self.pools[at].role;
+        // In a split the engine that answers never saw the prefill of the prompt, so it reports no cached tokens.
+        let cached_tokens = self.state.requests.cached_tokens[request as usize];
         let outcome = ledger::Outcome {
             output_tokens: Some(self.state.workload.output_tokens[request as usize]),
-            cached_tokens: None,
+            cached_tokens: (role == Role::Aggregated).then_some(cached_tokens),
             at_first_token: role == Role::Prefill,
             is_refused: false,
         };

@@ -5,6 +5,7 @@ use wardrop_core::queue::QueueConfig;
 
 use super::engine::EngineSpec;
 use super::fault::Fault;
+use super::lie::Lie;
 use crate::error::{SimError, out_of_range};
 
 /// Which part of a request a worker computes.
@@ -90,6 +91,8 @@ pub struct FleetSpec {
     pub shared_cache: bool,
     /// Crashes, hangs, changes of speed and joins.
     pub faults: Vec<Fault>,
+    /// Spans of time in which KV events differ from the caches.
+    pub lies: Vec<Lie>,
     /// Milliseconds until a request whose worker died is tried again.
     pub retry_ms: f64,
     /// Milliseconds between two samples of the workers' state; 0 takes no samples.
@@ -113,6 +116,7 @@ impl Default for FleetSpec {
             feed: FeedSpec::default(),
             shared_cache: false,
             faults: Vec::new(),
+            lies: Vec::new(),
             retry_ms: 100.0,
             sample_ms: 0.0,
             rate: 1.0,
@@ -163,6 +167,7 @@ impl FleetSpec {
         self.validate_pools()?;
         self.validate_numbers()?;
         let workers = self.pools.iter().map(|pool| pool.speeds.len()).sum();
+        self.lies.iter().try_for_each(|lie| lie.validate(workers))?;
         self.faults.iter().try_for_each(|fault| fault.validate(workers))
     }
 

@@ -6,6 +6,7 @@
 mod engine;
 mod fault;
 mod fleet;
+mod lie;
 mod plan;
 mod router;
 mod tier;
@@ -13,6 +14,7 @@ mod tier;
 pub use engine::{EngineSpec, Eviction, Preemption};
 pub use fault::{Fault, FaultKind};
 pub use fleet::{FeedSpec, FleetSpec, PoolSpec, Role, TransferSpec};
+pub use lie::{Lie, LieKind};
 pub use plan::Plan;
 pub use router::RouterSpec;
 pub use tier::TierSpec;

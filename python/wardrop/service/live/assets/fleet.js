@@ -1,10 +1,15 @@
 // Tiles of the workers. A tile is made once and then only its texts and bars change.
 
-const TRUST = {
+const STATES = {
   synced: ["good", "The index holds exactly the blocks that the worker holds."],
   partial: ["plain", "The index may lack blocks. Every block in it is held."],
   restored: ["warn", "The blocks come from a saved index that no event has confirmed yet."],
   suspect: ["bad", "The index may hold blocks that the worker dropped."],
+};
+const MODES = {
+  degraded: ["warn", "The engine finds a part of the blocks that the index lists. The price believes this part."],
+  predicted: ["warn", "The index lacks blocks. The price believes the requests that were placed on the worker."],
+  load_only: ["bad", "The engine finds next to nothing of the index. The price believes no block."],
 };
 const ROLES = { aggregated: "Workers", prefill: "Prefill workers", decode: "Decode workers" };
 
@@ -23,6 +28,7 @@ class Tile {
     this.cache = el("i");
     this.blocks = el("b");
     this.found = el("b");
+    this.score = el("b");
     this.speed = el("b");
     this.path = svg("path");
     this.root = el("div", { class: "tile", title: `worker ${worker.instance}, rank ${worker.dp_rank}` },
@@ -33,6 +39,7 @@ class Tile {
       el("div", { class: "bar" }, this.load),
       el("div", { class: "row" }, "in the index", this.found),
       el("div", { class: "bar cache" }, this.cache),
+      el("div", { class: "row" }, "trust in the index", this.score),
       el("div", { class: "row" }, "prefill of 2k", this.speed),
       svg("svg", { viewBox: "0 0 100 22", preserveAspectRatio: "none" }, this.path));
   }
@@ -40,10 +47,13 @@ class Tile {
   show(worker, slowest_s) {
     const ill = !worker.available;
     const [kind, meaning] = ill ? ["bad", `The worker may not be chosen: ${worker.fault || "unavailable"}.`]
-      : TRUST[worker.trust] || ["plain", ""];
+      : (worker.feed_state !== "suspect" && MODES[worker.trust_mode]) || STATES[worker.feed_state] || ["plain", ""];
     this.root.classList.toggle("ill", ill);
     this.trust.className = `badge ${kind}`;
-    setText(this.trust, ill ? worker.fault || "unavailable" : worker.trust);
+    const fallen = worker.feed_state !== "suspect" && worker.trust_mode in MODES;
+    const state = fallen ? worker.trust_mode.replace("_", " ") : worker.feed_state;
+    setText(this.trust, ill ? worker.fault || "unavailable" : state);
+    setText(this.score, `${Math.round(100 * worker.trust_score)}%`);
     this.trust.title = meaning;
     setText(this.requests, count(worker.active_requests));
     setText(this.prefill, count(worker.prefill_tokens));

@@ -71,9 +71,10 @@ function candidateTable(leg) {
   const is_time = inSeconds(leg);
   const names = [...new Set(leg.candidates.flatMap((candidate) => Object.keys(candidate.parts)))];
   const shownNames = names.filter((name) => leg.candidates.some((candidate) => candidate.parts[name] > 0));
+  const showsTrust = leg.candidates.some((candidate) => candidate.trust !== "exact");
   const most = Math.max(...leg.candidates.map((candidate) => shownNames.reduce((sum, name) => sum + (candidate.parts[name] || 0), 0)), 0);
   const head = el("tr", {}, el("th", {}, "worker"), el("th", { class: "number" }, is_time ? "cost" : "cost (of the policy)"),
-    el("th", { class: "number" }, "cached blocks"), el("th", { class: "number" }, "requests"), el("th", {}, "parts of the cost"));
+    el("th", { class: "number" }, "cached blocks"), ...(showsTrust ? [el("th", {}, "trust in the index")] : []), el("th", { class: "number" }, "requests"), el("th", {}, "parts of the cost"));
   const rows = leg.candidates.map((candidate) => {
     const bar = el("div", { class: "parts" });
     for (const name of shownNames) {
@@ -88,6 +89,7 @@ function candidateTable(leg) {
     return el("tr", chosen ? { class: "chosen" } : {},
       el("td", { class: "worker", title: `worker ${candidate.worker.instance}` }, workerName(candidate.worker) + (chosen ? " ✓" : "")),
       el("td", { class: "number" }, costText(candidate.cost, is_time)), el("td", { class: "number" }, count(blocks)),
+      ...(showsTrust ? [el("td", {}, `${candidate.trust.replace("_", " ")}: ${count(candidate.listed_blocks)} listed`)] : []),
       el("td", { class: "number" }, count(candidate.active_requests)), el("td", {}, bar));
   });
   const legend = el("p", { class: "says" });
