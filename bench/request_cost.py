@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,7 +26,7 @@ from wardrop._core import Gateway
 
 WORKERS = 8
 BLOCK_TOKENS = 16
-PROMPT_TOKENS = 4096
+PROMPT_TOKENS = 2048
 SETTLE_S = 1.5
 """Time after a round in which the writer and the exporter finish: longer than their intervals."""
 ANSWER = json.dumps(
@@ -46,8 +46,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_arguments: Any) -> None:
-        return
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served() -> Iterator[str]:
+def served() -> Generator[str]:
     """The address of an upstream."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True

@@ -82,8 +82,7 @@ class Outcome(msgspec.Struct):
         ttft_s: seconds to the first byte of the answer.
         e2e_s: seconds to the last byte of the answer.
         input_tokens: prompt tokens as the engine reported them.
-        output_tokens: tokens of the answer; of an unfinished stream the pieces that arrived, each
-            of one token or more.
+        output_tokens: tokens of the answer, or of the part of a stream that arrived.
         cached_tokens: cached prompt tokens as the engine reported them.
         predicted_cached_tokens: cached prompt tokens as the router predicted them.
     """

@@ -157,9 +157,7 @@ impl Relay {
         }
         if progress.has_failed {
             self.count_broken("upstream_error");
-            if let Some(answer) = self.answer.take() {
-                answer.broken();
-            }
+            self.end_incomplete(Answer::broken);
         }
         if progress.is_complete {
             self.is_complete = true;
@@ -217,9 +215,7 @@ impl Relay {
         cx: &Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         self.ended = true;
-        if let Some(answer) = self.answer.take() {
-            answer.broken();
-        }
+        self.end_incomplete(Answer::broken);
         if self.is_events {
             return Poll::Ready(Some(Ok(Frame::data(refusal.sse_event()))));
         }
@@ -231,6 +227,14 @@ impl Relay {
     fn finish(&mut self) {
         self.ended = true;
         self.finish_answer();
+    }
+
+    /// Ends an answer that is not complete, with the tokens that it reached.
+    fn end_incomplete(&mut self, end: fn(Answer)) {
+        if let Some(mut answer) = self.answer.take() {
+            answer.reached(self.reading.outcome().output_tokens);
+            end(answer);
+        }
     }
 
     /// Hands the outcome of a complete answer to the service, once.
@@ -249,9 +253,7 @@ impl Drop for Relay {
             self.finish();
         } else if !self.ended && !self.is_complete {
             self.shared.metrics.disconnects.inc();
-            if let Some(answer) = self.answer.take() {
-                answer.client_left();
-            }
+            self.end_incomplete(Answer::client_left);
         }
     }
 }

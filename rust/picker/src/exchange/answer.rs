@@ -141,8 +141,9 @@ impl AnswerSide {
             answer.piece(Instant::now());
         }
         if progress.has_failed
-            && let Some(answer) = self.answer.take()
+            && let Some(mut answer) = self.answer.take()
         {
+            answer.reached(self.reading.outcome().output_tokens);
             answer.broken();
         }
         if progress.is_complete || body.end_of_stream {
@@ -165,7 +166,8 @@ impl Drop for AnswerSide {
             return;
         }
         self.shared.metrics.disconnects.inc();
-        if let Some(answer) = self.answer.take() {
+        if let Some(mut answer) = self.answer.take() {
+            answer.reached(self.reading.outcome().output_tokens);
             answer.client_left();
         }
     }

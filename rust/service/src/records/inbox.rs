@@ -20,12 +20,8 @@ pub(super) struct Inbox {
 }
 
 #[derive(Default)]
-#[allow(
-    clippy::vec_box,
-    reason = "a record moves from the request to the writer as one pointer"
-)]
 struct Waiting {
-    records: Vec<Box<Record>>,
+    records: Vec<Record>,
     /// Block hashes in `records`.
     blocks: usize,
     is_closed: bool,
@@ -45,7 +41,7 @@ impl Inbox {
     }
 
     /// Adds a record, or drops and counts it beyond a limit. Returns whether the list is so full that the writer should begin now.
-    pub fn put(&self, record: Box<Record>) -> bool {
+    pub fn put(&self, record: Record) -> bool {
         let mut waiting = self.waiting.lock();
         let blocks = waiting.blocks + record.blocks();
         if waiting.is_closed || waiting.records.len() >= MAX_RECORDS || blocks > MAX_BLOCKS {
@@ -64,11 +60,7 @@ impl Inbox {
     }
 
     /// Moves everything that waits into `batch`, which is empty. Returns whether the inbox is closed, so that this batch is the last.
-    #[allow(
-        clippy::vec_box,
-        reason = "a record moves from the request to the writer as one pointer"
-    )]
-    pub fn take(&self, batch: &mut Vec<Box<Record>>) -> bool {
+    pub fn take(&self, batch: &mut Vec<Record>) -> bool {
         let mut waiting = self.waiting.lock();
         std::mem::swap(batch, &mut waiting.records);
         waiting.blocks = 0;
@@ -129,7 +121,7 @@ mod tests {
         let metrics = Metrics::new("r").unwrap();
         let inbox = Inbox::new(RecordMetrics::new(metrics.builder()).unwrap());
         let settings = Arc::new(Settings::first("r", RoutingOptions::default().start()));
-        let record = |blocks| Box::new(Record::of_blocks(vec![SequenceHash(1); blocks], settings.clone()));
+        let record = |blocks| Record::of_blocks(vec![SequenceHash(1); blocks], settings.clone());
         let woken = (0..MAX_RECORDS + 10).filter(|_| inbox.put(record(0))).count();
         assert_eq!(woken, 1, "only a list that becomes half full wakes the writer");
         let mut batch = Vec::new();

@@ -103,18 +103,14 @@ struct LegRecord {
 }
 
 impl Record {
-    #[allow(
-        clippy::needless_pass_by_value,
-        reason = "a record begins with its facts once"
-    )]
-    pub(super) fn new(facts: Facts<'_>, arrived_s: f64, settings: Arc<Settings>) -> Self {
+    pub(super) fn new(facts: &Facts<'_>, arrived_s: f64, settings: Arc<Settings>) -> Self {
         let Facts {
             request_id,
             model,
             prompt,
             regime,
             ..
-        } = facts;
+        } = *facts;
         Self {
             request_id: request_id.map(str::to_owned),
             arrived_s,

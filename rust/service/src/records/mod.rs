@@ -77,7 +77,7 @@ impl Recorder {
     }
 
     /// Begins the record of a request.
-    pub fn open(&self, facts: Facts<'_>) -> Box<Record> {
+    pub fn open(&self, facts: &Facts<'_>) -> Box<Record> {
         let arrived_s = arrived_s(self.origin_s, self.clock, facts.started);
         Box::new(Record::new(facts, arrived_s, self.settings.lock().clone()))
     }
@@ -85,7 +85,7 @@ impl Recorder {
     /// Hands the record of an ended request to the writer. Never waits for a file.
     pub fn put(&self, mut record: Box<Record>, outcome: ReceiptOutcome) {
         record.outcome = outcome;
-        if self.inbox.put(record) {
+        if self.inbox.put(*record) {
             self.writer.wake();
         }
     }

@@ -73,15 +73,11 @@ impl Writer {
 }
 
 /// What the thread holds between two batches.
-#[allow(
-    clippy::vec_box,
-    reason = "a record moves from the request to the writer as one pointer"
-)]
 struct Work {
     files: RecordFiles,
     keys: NameKeys,
     inbox: Arc<Inbox>,
-    batch: Vec<Box<super::Record>>,
+    batch: Vec<super::Record>,
     /// Lines that are not written yet.
     lines: Vec<u8>,
     /// Records in `lines`.

@@ -49,6 +49,8 @@ pub struct Answer {
     input_tokens: u64,
     /// Status of the answer, in the door's protocol.
     status: u16,
+    /// Tokens of the part that arrived, as the door counted them.
+    reached_tokens: Option<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -89,7 +91,13 @@ impl Answer {
             started,
             pieces: None,
             status,
+            reached_tokens: None,
         }
+    }
+
+    /// Sets the tokens of the part that arrived, for an answer that ends before it is complete.
+    pub fn reached(&mut self, tokens: Option<u32>) {
+        self.reached_tokens = tokens;
     }
 
     /// The booking on the workers, while there is one.
@@ -200,10 +208,10 @@ impl Answer {
 
     /// Ends an answer that is not complete.
     fn end_trail(&self, how: &'static str) {
-        // A piece of a stream is one token; any other answer has no token before it is complete.
+        // A piece of a stream is one token or more; any other answer has no token before it is complete.
         let pieces = self.pieces.filter(|_| self.is_streamed);
         let outcome = ReceiptOutcome {
-            output_tokens: pieces.map(|pieces| pieces.count),
+            output_tokens: self.reached_tokens.or_else(|| pieces.map(|pieces| pieces.count)),
             ..self.receipt_outcome(how)
         };
         self.trail.ended(outcome);

@@ -70,7 +70,7 @@ impl Service {
                 prompt: &prepared.prompt,
                 regime: self.receipts.regime(),
             };
-            (records.clone(), records.open(facts))
+            (records.clone(), records.open(&facts))
         });
         ActiveRequest {
             service: self.clone(),
