@@ -143,7 +143,7 @@ struct Restored {
 /// A replacement of the worker's blocks that is under way.
 #[derive(Clone, Copy, Debug)]
 struct Loading {
-    /// StreamState after the replacement, unless events are lost meanwhile.
+    /// State of the stream after the replacement, unless events are lost meanwhile.
     outcome: StreamState,
 }
 
