@@ -58,7 +58,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("replay {no_zstd.jsonl.zst}", "cannot read"),
     ("replay {columns.csv}", "ContextTokens"),
     ("replay {time.csv}", "TIMESTAMP"),
-    ("replay .", "no trace"),
+    ("replay .", "no decision records in ."),
     # Generators.
     ("replay prefixes(requests=0)", "requests"),
     ("replay prefixes(per_s=-1)", "-1 requests/s"),

@@ -96,6 +96,12 @@ def disbelieved(facts: Facts) -> None:
     one.trust_mode, one.trust_score, one.trust_found_share = "degraded", 0.31, 0.42
 
 
+def incomplete(facts: Facts) -> None:
+    """The engine finds all that is listed, and as much again."""
+    one = first(facts)
+    one.trust_mode, one.trust_score, one.trust_found_share = "degraded", 0.48, 1.0
+
+
 def over_predicted(facts: Facts) -> None:
     first(facts).reported_cached_tokens = 300
 
@@ -160,6 +166,7 @@ PLANTED = [
     ("feeds", "failure", set_of("status.feeds.0.malformed", 3), "3 messages were malformed"),
     ("feeds", "warning", set_of(f"{MODEL}.pools.0.workers.1.heartbeat_age_s", 45.0), "from 2/0"),
     ("trust", "failure", suspect, "1/0 (0 gaps, 7 lost)"),
+    ("trust", "warning", incomplete, "1/0 (degraded, score 0.48, 100% of its blocks found)"),
     ("trust", "failure", disbelieved, "1/0 (degraded, score 0.31, 42% of its blocks found)"),
     ("trust", "warning", set_of(f"{MODEL}.pools.0.workers.0.events_lost", 7), "7 KV events"),
     ("prompts", "failure", set_of(f"{MODEL}.problems", ["no tokenizer.json"]), "no tokenizer.json"),

@@ -61,7 +61,9 @@ def test_fields_that_connection_names_stay_on_their_side(upstream, serve):
 
 def test_error_answer_before_the_end_of_the_request_reaches_the_client(serve, early_upstream):
     """The upstream answers 413 and stops reading, on decided routes and on others."""
-    running = serve(upstream={"first_byte_timeout_ms": 600_000})
+    running = serve(
+        upstream={"first_byte_timeout_ms": 600_000}, prompt={"refuse_bytes_per_token": 0}
+    )
     running.gateway.set_upstreams(
         [early_upstream(b"HTTP/1.1 413 Too\r\ncontent-length: 0\r\n\r\n")]
     )
@@ -73,7 +75,7 @@ def test_error_answer_before_the_end_of_the_request_reaches_the_client(serve, ea
 
 
 def test_timeout_covers_an_upstream_that_takes_no_bytes(serve, early_upstream):
-    running = serve(upstream={"first_byte_timeout_ms": 1_000})
+    running = serve(upstream={"first_byte_timeout_ms": 1_000}, prompt={"refuse_bytes_per_token": 0})
     running.gateway.set_upstreams([early_upstream(b"")])
     big = b'{"model":"m","prompt":"%s"}' % (b"x" * (12 << 20))
     for request in (completion(CLOSE, big), upload(len(big), CLOSE) + big):

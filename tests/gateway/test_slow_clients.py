@@ -148,7 +148,10 @@ def test_bodies_together_are_bounded_and_small_ones_still_pass(upstream, serve):
 
 
 def test_announced_bytes_that_never_come_take_no_memory(upstream, serve):
-    running = serve(limits={"all_bodies_bytes": 16 << 20, "body_bytes": 8 << 20})
+    running = serve(
+        limits={"all_bodies_bytes": 16 << 20, "body_bytes": 8 << 20},
+        prompt={"refuse_bytes_per_token": 0},
+    )
     head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
     clients = [connect(running.port) for _ in range(20)]
     for client in clients:

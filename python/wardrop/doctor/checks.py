@@ -178,6 +178,10 @@ def check_feeds(facts: Facts) -> Finding:
     return Finding(name, "ok", f"{len(feeds)} feeds of {len(wanted)} workers; {newest}")
 
 
+_FOUND_SHARE = 0.8
+"""Share of the listed blocks that an engine must find. Below this share the index misleads."""
+
+
 def check_trust(facts: Facts) -> Finding:
     """The index is believed as it is about every worker."""
     name, workers = "trust", list(_workers(facts))
@@ -192,16 +196,21 @@ def check_trust(facts: Facts) -> Finding:
         )
     fallen = [worker for _, worker in workers if worker.trust_mode != "exact"]
     if fallen:
+        # An index that lists too little costs reuse. One that lists too much misleads.
+        misleads = any(worker.trust_found_share < _FOUND_SHARE for worker in fallen)
         return Finding(
             name,
-            "failure",
+            "failure" if misleads else "warning",
             "the index is not believed as it is about "
             + _listed(
                 f"{w.name} ({w.trust_mode}, score {w.trust_score:.2f}, "
                 f"{w.trust_found_share:.0%} of its blocks found)"
                 for w in fallen
             ),
-            "read the checks feeds and blocks: lost events, another block size, salt or tokeniser",
+            "read the checks feeds and blocks: lost events, another block size, salt or tokeniser"
+            if misleads
+            else "the engine finds cached tokens that the index does not list: lost events, or an "
+            "engine that ignores the salt of a request (check salt)",
         )
     lost = sum(worker.events_lost for _, worker in workers)
     if lost:
