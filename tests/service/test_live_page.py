@@ -114,6 +114,21 @@ def page() -> Iterator[Page]:
         yield opened
 
 
+def test_times_are_written_without_an_exponent(page):
+    """JavaScript writes 99.6 with two digits as `1.0e+2`."""
+    with gateway_of(("m", "aggregated", (1,))) as gateway, served(gateway) as api:
+        page.open(api.url + "/")
+        page.await_text("#link", "live")
+        values = json.dumps([0.0996, 0.9996, 9.996e-4, 9.6e-6, 99.96, 0.0123])
+        # The page's scripts share one closed scope, so the tile's function is read as text.
+        said = page.evaluate(
+            "(() => { const text = [...document.scripts].map((one) => one.textContent).join('');"
+            "const start = text.indexOf('const DASH'), end = text.indexOf('function count');"
+            f"return new Function(text.slice(start, end) + 'return {values}.map(seconds)')(); }})()"
+        )
+        assert said == ["100 ms", "1000 ms", "1000 µs", "9.6 µs", "100 s", "12 ms"]
+
+
 def test_page_shows_fleet_regime_settings_and_changes(page):
     before = len(page.errors)
     instances = (11554574342565143337, 11554574342565143338, 7)

@@ -2,18 +2,24 @@
 
 const DASH = "–";
 
+// `toPrecision` writes 99.6 with two digits as 1.0e+2.
+function digits(value, count) {
+  const text = value.toPrecision(count);
+  return text.includes("e") ? value.toFixed(0) : text;
+}
+
 function seconds(value) {
   if (value === null || value === undefined) return DASH;
   const size = Math.abs(value);
   if (size >= 100) return `${value.toFixed(0)} s`;
-  if (size >= 1) return `${value.toPrecision(3)} s`;
-  if (size >= 1e-3) return `${(value * 1e3).toPrecision(size >= 0.1 ? 3 : 2)} ms`;
-  return size === 0 ? "0 s" : `${(value * 1e6).toPrecision(2)} µs`;
+  if (size >= 1) return `${digits(value, 3)} s`;
+  if (size >= 1e-3) return `${digits(value * 1e3, size >= 0.1 ? 3 : 2)} ms`;
+  return size === 0 ? "0 s" : `${digits(value * 1e6, 2)} µs`;
 }
 
 function count(value) {
   if (value === null || value === undefined) return DASH;
-  if (value >= 1e6) return `${(value / 1e6).toPrecision(3)} M`;
+  if (value >= 1e6) return `${digits(value / 1e6, 3)} M`;
   if (value >= 1e5) return `${(value / 1e3).toFixed(0)} k`;
   return Math.round(value).toLocaleString("en");
 }
