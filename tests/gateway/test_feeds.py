@@ -1,5 +1,6 @@
 """Dynamo's event plane over real ZeroMQ, with what a real fleet does only when it breaks."""
 
+import contextlib
 import json
 import socket
 import struct
@@ -395,6 +396,7 @@ class SilentRelay:
         self.target = (host, int(port))
         self.is_cut = threading.Event()
         self.swallowed = 0
+        self.sockets: list[socket.socket] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -405,19 +407,27 @@ class SilentRelay:
                 near, _ = self.listener.accept()
             except OSError:
                 return
+            self.sockets.append(near)
             if self.is_cut.is_set():
-                self.held = near  # accepted, and never answered
-                continue
+                continue  # accepted, and never answered
             far = socket.create_connection(self.target)
+            self.sockets.append(far)
             for pair in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=pair, daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        while data := source.recv(65536):
-            if self.is_cut.is_set():
-                self.swallowed += len(data)
-            else:
-                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if self.is_cut.is_set():
+                    self.swallowed += len(data)
+                else:
+                    sink.sendall(data)
+
+    def close(self) -> None:
+        """Close every socket: one that nobody closes fails a later test."""
+        self.listener.close()
+        for each in self.sockets:
+            each.close()
 
 
 def test_half_open_feed_is_noticed_and_its_blocks_lose_trust(serve, publish):
@@ -435,7 +445,7 @@ def test_half_open_feed_is_noticed_and_its_blocks_lose_trust(serve, publish):
     assert running.workers()[1]["feed_state"] == "suspect"
     assert running.metric("feed_reconnects_total", reason="silent") == 1
     assert feed(running, 77)["lost_for_s"] is not None
-    relay.listener.close()
+    relay.close()
 
 
 def test_idle_feed_stays_connected_because_its_publisher_answers_pings(serve, publish):
