@@ -22,7 +22,8 @@ import aiohttp
 import pytest
 from tests.waiting import wait_until
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from wardrop.demo.live_page import BROWSERS
+
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -37,9 +38,9 @@ _CALL_TIMEOUT_S = 60
 
 def find_chromium() -> str:
     """Path of an installed Chromium; without one the test skips."""
-    found = next((path for name in _NAMES if (path := shutil.which(name))), None)
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip(f"no browser: none of {', '.join(_NAMES)} is installed")
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     return found
 
 

@@ -26,7 +26,7 @@ use dynamo_runtime::pipeline::{
     Context, ManyOut, Operator, SegmentSource, ServiceBackend, ServiceEngine, SingleIn, Source as _,
 };
 
-/// The parts of which every pipeline of a worker set is built.
+/// Parts that all pipelines of a worker set share.
 pub struct Parts<'a> {
     /// Card of the model.
     pub card: &'a ModelDeploymentCard,

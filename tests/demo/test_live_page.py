@@ -108,8 +108,14 @@ def test_port_survives_a_second_execution_of_the_command(monkeypatch):
         assert ran.stdout.strip() == str(address)
 
 
-def test_workers_of_the_demo_do_not_inherit_the_port(page):
-    assert DESCRIPTOR not in os.environ
+def test_workers_of_the_demo_do_not_inherit_the_port(monkeypatch):
+    monkeypatch.delenv(DESCRIPTOR, raising=False)
+    opened = open_port()
+    assert opened.get_inheritable()
+    assert os.environ[DESCRIPTOR] == str(opened.fileno())
+    with LivePage(opened):
+        assert not opened.get_inheritable()
+        assert DESCRIPTOR not in os.environ
 
 
 def test_picture_of_a_page(admin_port, tmp_path, monkeypatch):

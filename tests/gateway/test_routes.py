@@ -46,3 +46,18 @@ def test_models_can_be_read_and_not_changed(upstream, serve):
 def test_metrics_can_be_taken_off_the_public_port(serve):
     assert serve().request("GET", "/metrics")[0] == 200
     assert serve(routes={"metrics": False}).request("GET", "/metrics")[0] == 404
+
+
+@pytest.mark.parametrize("status", [b"404 Not Found", b"503 Service Unavailable"])
+def test_frontend_without_a_worker_is_answered_for_in_openais_shape(upstream, serve, status):
+    """Dynamo answers a bare 404, or 503 in a shape of its own, when its last worker has gone."""
+    body = b'{"message":"unavailable","type":"x","code":503}'
+    head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    upstream.script = lambda seen, conn: head % (status, len(body)) + body
+    running = serve(workers=())
+    code, headers, said = running.complete([1, 2, 3, 4])
+    assert (code, json.loads(said)["error"]["code"]) == (503, "no_worker")
+    assert headers["retry-after"] == "1"
+    with_worker = serve(workers=(1,))
+    code, _, said = with_worker.complete([1, 2, 3, 4])
+    assert (code, said) == (int(status[:3]), body)

@@ -20,6 +20,9 @@ _HUMAN_SHARE = 0.11
 
 _TOOL_SIGMA = 1.5
 
+QUESTIONS = 7.7
+"""Mean questions on a document: 6,000 questions on 776 documents in LooGLE."""
+
 
 def agent_loops(
     sessions: int = 150,
@@ -128,7 +131,7 @@ def documents(
     count: int = 400,
     per_s: float = 0.5,
     document: float = 24_000,
-    questions: float = 7.7,
+    questions: float = QUESTIONS,
     question: float = 64,
     output: float = 128,
     pause_s: float = 10.0,
@@ -289,8 +292,10 @@ def tenants(
         starts_per_s = rates[0] / _CALLS_PER_SESSION
         parts.append(agent_loops(sessions, float(starts_per_s), block_size=block_size, seed=seed))
     if counts[1]:
-        opened = max(round(counts[1] / 7.7), 1)
-        parts.append(documents(opened, float(rates[1] / 7.7), block_size=block_size, seed=seed + 1))
+        opened = max(round(counts[1] / QUESTIONS), 1)
+        parts.append(
+            documents(opened, float(rates[1] / QUESTIONS), block_size=block_size, seed=seed + 1)
+        )
     if counts[2]:
         messages = max(round(counts[2]), 1)
         parts.append(support(messages, float(rates[2]), block_size=block_size, seed=seed + 2))

@@ -16,7 +16,7 @@ fn hashes(blocks: u64) -> Vec<LocalHash> {
     (1..=blocks).map(LocalHash).collect()
 }
 
-/// A router of two workers, of which worker 1 is listed with the first 20 blocks.
+/// A router of two workers. The index lists the first 20 blocks for worker 1.
 fn router(config: RouterConfig) -> Router {
     let router = Router::new(config.with_policy(PolicyConfig::Lmetric)).unwrap();
     for instance in [1, 2] {
@@ -35,7 +35,7 @@ fn router(config: RouterConfig) -> Router {
     router
 }
 
-/// Serves one prompt of 20 blocks to the end, of which the engine finds `found_blocks`. Returns the worker and the overlap.
+/// Serves one prompt of 20 blocks to the end; the engine finds `found_blocks` of them. Returns the worker and the overlap.
 fn serve(router: &Router, request: u64, found_blocks: u32) -> (u64, u32) {
     let locals = hashes(20);
     let question = RouteRequest {

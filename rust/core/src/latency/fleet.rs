@@ -34,7 +34,7 @@ pub struct FleetCurves {
     /// Curves and service clock by position. `None` where no worker is. The clock is not saved: it holds the
     /// last pass only.
     workers: Vec<Option<(WorkerCurves, ServiceClock)>>,
-    /// Positions of the workers of which at least one curve has no sample yet. It may name positions without
+    /// Positions of workers with at least one curve without a sample. It may name positions without
     /// a worker until the next call of [`FleetCurves::lead_followers`].
     followers: Vec<usize>,
     /// The curves of the fleet as its followers have them.

@@ -1,6 +1,6 @@
 //! What a price in seconds reads of each worker's account and curves, as columns.
 //!
-//! An account with its curves is most of a kilobyte, of which a price needs eighteen numbers. In columns of
+//! An account with its curves takes most of a kilobyte. A price needs eighteen of its numbers. In columns of
 //! their own, thousands of candidates are priced several at a time, from memory that is read in order
 //! (`docs/adr/0009-candidates-by-columns.md`).
 //!

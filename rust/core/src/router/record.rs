@@ -5,7 +5,7 @@
 //! estimates them here.
 //!
 //! Recording is off unless the price of anarchy is measured: it costs O(candidates) and four allocations per
-//! decision. It runs before the booking, so that the figures are those that the decision saw.
+//! decision. It runs before the booking, so it reads the same figures as the decision.
 
 use super::inspect::MAX_KEPT;
 use super::state::RouterState;

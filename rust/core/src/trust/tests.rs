@@ -23,7 +23,7 @@ fn claim(table: &IndexTrust, device_blocks: u32) -> Claim {
     }
 }
 
-/// Reports `requests` requests of which the index listed and the engine found so many blocks.
+/// Reports `requests` requests, each with these numbers of listed and found blocks.
 fn report(table: &mut IndexTrust, requests: u32, listed_blocks: u32, found_blocks: u32) {
     for _ in 0..requests {
         let claim = claim(table, listed_blocks);

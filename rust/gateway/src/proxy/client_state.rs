@@ -133,12 +133,16 @@ pub struct IdleConnections {
 impl IdleConnections {
     /// Closes the connection that is idle for the longest time; whether there was one.
     pub fn evict_oldest(&self) -> bool {
-        let oldest = self.list.lock().pop_first();
-        let Some(state) = oldest.and_then(|(_, state)| state.upgrade()) else {
-            return false;
-        };
-        state.eviction.notify_one();
-        true
+        let mut list = self.list.lock();
+        // A connection that ends at this moment is still listed: it gives up its place by itself.
+        while let Some((_, state)) = list.pop_first() {
+            if let Some(state) = state.upgrade() {
+                drop(list);
+                state.eviction.notify_one();
+                return true;
+            }
+        }
+        false
     }
 
     fn add(&self, state: &Arc<ClientState>) {

@@ -55,6 +55,16 @@ pub(super) enum Reply {
     Read(Response<GatewayBody>),
 }
 
+impl Reply {
+    /// Status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Stream(status, ..) => *status,
+            Self::Read(response) => response.status(),
+        }
+    }
+}
+
 impl Outbound<'_> {
     /// Sends the request with its pin, and at most once more for each cause, before any byte has gone to the client.
     ///

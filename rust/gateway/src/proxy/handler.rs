@@ -278,11 +278,18 @@ async fn place_and_forward(
     let booking = request.as_ref().and_then(ActiveRequest::booking);
     let explained = booking.filter(|_| shared.config.service.routing.explain_headers);
     let explanation = explained.and_then(explanation_headers);
-    let mut response = match reply {
-        // Without workers Dynamo closes its routes and answers a bare 404, which clients take for a wrong URL.
-        Reply::Stream(status, ..) if status == StatusCode::NOT_FOUND && service.routable_workers() == 0 => {
-            return Err(Refusal::NoWorker);
+    // Without workers Dynamo closes its routes and answers a bare 404, which clients take for a wrong URL. Until discovery
+    // removes the last dead worker, it answers 503 in a shape of its own.
+    let status = reply.status();
+    if matches!(status, StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE)
+        && service.routable_workers() == 0
+    {
+        if let Some(request) = &mut request {
+            request.answered_with_error(status.as_u16());
         }
+        return Err(Refusal::NoWorker);
+    }
+    let mut response = match reply {
         Reply::Stream(status, headers, body) => {
             let answer = request.map(|request| request.answer(status.as_u16()));
             relay(thread, status, headers, body, place, answer)

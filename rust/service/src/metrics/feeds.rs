@@ -5,7 +5,7 @@ use prometheus::IntCounterVec;
 use super::MetricBuilder;
 use crate::pool::ApplyCounts;
 
-/// Counters of all feeds, those of the service and those that a door reads.
+/// Counters of all feeds: the feeds of the service, and the feeds that a door reads.
 pub(crate) struct FeedMetrics {
     events: IntCounterVec,
     restored: IntCounterVec,

@@ -5,11 +5,11 @@
 //!
 //! ```text
 //! feed share = order · silence
-//! order      = 1 for synced and partial blocks; min(0.75, heard / (heard + lost)) for suspect and restored blocks
-//! silence    = ½ for each 8 finished requests in a row that stored a block and of which no event came
+//! order      = 1 for synced, partial and restored blocks; min(0.75, heard / (heard + lost)) for suspect blocks
+//! silence    = ½ for each run of 8 requests that stored a block without an event from the worker
 //! ```
 //!
-//! `heard` and `lost` are counts of the worker's events, of which each weighs 1023/1024 of the event after it.
+//! `heard` and `lost` count the worker's events. An event weighs 1023/1024 of the event after it.
 //! Complexity: O(1) per event and per finished request.
 
 use wardrop_core::{Trust, TrustMode, WorkerId};
@@ -17,9 +17,8 @@ use wardrop_core::{Trust, TrustMode, WorkerId};
 use super::cursor::StreamState;
 use super::{State, Worker, WorkerPool};
 
-/// Most that blocks count for, while events are missing or nothing has confirmed the blocks. It is below the score at which
-/// a worker stays exact.
-const UNCONFIRMED_SHARE: f64 = 0.75;
+/// Most that blocks count for while events are missing. It is below the score at which a worker stays exact.
+const SUSPECT_SHARE: f64 = 0.75;
 /// Requests without an event that halve the feed share.
 const SILENT_REQUESTS: u32 = 8;
 /// Most halves that silence may take, so that the share stays above 0.
@@ -67,8 +66,10 @@ impl Worker {
     /// Share of the score that the state of the feed gives, above 0 and at most 1.
     fn feed_share(&self) -> f64 {
         let order = match self.cursor.state() {
-            StreamState::Synced | StreamState::Partial => 1.0,
-            StreamState::Suspect | StreamState::Restored => self.cursor.heard_share().min(UNCONFIRMED_SHARE),
+            // The worker's first event confirms restored blocks or makes them suspect. A discount before that event would
+            // cost every worker a quarter of its reuse after each restart of the router.
+            StreamState::Synced | StreamState::Partial | StreamState::Restored => 1.0,
+            StreamState::Suspect => self.cursor.heard_share().min(SUSPECT_SHARE),
         };
         let halves = (self.trust.silent_requests / SILENT_REQUESTS).min(SILENT_HALVES_MAX);
         order * 0.5_f64.powi(halves.cast_signed())
