@@ -282,7 +282,9 @@ impl Matched {
         }
         std::mem::swap(&mut self.device_blocks, &mut overlaps.device);
         std::mem::swap(&mut self.shared_blocks, &mut overlaps.shared);
-        std::mem::swap(&mut self.listed, &mut overlaps.listed);
+        if !(self.listed.is_empty() && overlaps.listed.is_empty()) {
+            std::mem::swap(&mut self.listed, &mut overlaps.listed);
+        }
         if !(self.lower_is_zero && overlaps.lower_is_zero) {
             copy(&mut self.host_blocks, &overlaps.host);
             copy(&mut self.disk_blocks, &overlaps.disk);

@@ -75,6 +75,11 @@ pub(crate) struct ListedBlocks {
 }
 
 impl ListedBlocks {
+    /// Whether the columns have no entry, because every worker was exact.
+    pub fn is_empty(&self) -> bool {
+        self.device.is_empty()
+    }
+
     /// Makes every column a column of `len` zeros.
     fn reset(&mut self, len: usize) {
         for column in [
@@ -161,7 +166,11 @@ impl Overlaps {
         self.shared.resize(self.slots, 0);
         load.shared_blocks(prompt, &self.active, &mut self.shared, &mut self.scratch);
         if trust.is_exact() {
-            self.listed.reset(0);
+            // Nearly all decisions find the columns empty. Resetting, swapping and claiming regardless took 3.5 % of the
+            // instructions of `route_miss`.
+            if !self.listed.is_empty() {
+                self.listed.reset(0);
+            }
         } else {
             self.shorten(trust, !predicted.is_empty());
         }

@@ -80,8 +80,10 @@ impl RouterState {
         self.counters.unpriced += u64::from(!choice.cost.is_finite());
         let work = self.work_of(matched, chosen);
         self.record(request, matched, chosen, now_s);
-        let claim = matched.claim(chosen, &self.trust);
-        self.open(request, matched.slots[chosen], (work, claim), now_s);
+        if request.request_id.is_some() {
+            let claim = matched.claim(chosen, &self.trust);
+            self.open(request, matched.slots[chosen], (work, claim), now_s);
+        }
         Decision {
             worker: matched.workers[chosen],
             overlap_blocks: matched.device_blocks[chosen],
