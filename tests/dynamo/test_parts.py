@@ -6,6 +6,7 @@ import asyncio
 import json
 import urllib.error
 import urllib.request
+from typing import Any
 
 import pytest
 from tests.waiting import wait_until_async
@@ -89,6 +90,14 @@ def test_cancelled_part_does_not_start_again():
     asyncio.run(run())
 
 
+def health(url: str) -> dict[str, Any]:
+    """The answer of `/health` of a router that serves nothing."""
+    with pytest.raises(urllib.error.HTTPError) as answered:
+        urllib.request.urlopen(f"{url}/health", timeout=30)
+    with answered.value as answer:
+        return json.loads(answer.read())
+
+
 def test_states_are_in_health_and_metrics_and_leave_with_their_part():
     native = Gateway('{"listen": "127.0.0.1:0"}')
     url = f"http://127.0.0.1:{native.start()}"
@@ -96,15 +105,20 @@ def test_states_are_in_health_and_metrics_and_leave_with_their_part():
         parts = Parts(native)
         parts.report("discovery_source", "etcd: gone")
         parts.report("discovery_source", "etcd: gone")
-        with pytest.raises(urllib.error.HTTPError) as answered:
-            urllib.request.urlopen(f"{url}/health", timeout=30)
-        with answered.value as answer:
-            state = json.loads(answer.read())["control"]["discovery_source"]
+        state = health(url)["control"]["discovery_source"]
         assert state == {"up": False, "failures": 1, "error": "etcd: gone"}
         page = native.metrics()
         assert 'wardrop_control_part_up{part="discovery_source",router_id="' in page
         assert 'wardrop_control_part_failures_total{part="discovery_source"' in page
+        assert "wardrop_control_part_answered_timestamp_seconds{" not in page
+        parts.report("discovery_source", None, 1234.5)
+        state = health(url)["control"]["discovery_source"]
+        assert (state["up"], state["answered_unix_s"]) == (True, 1234.0)
+        name = 'wardrop_control_part_answered_timestamp_seconds{part="discovery_source"'
+        (line,) = [line for line in native.metrics().splitlines() if line.startswith(name)]
+        assert line.endswith(" 1234")
         native.set_parts("{}")
+        assert "wardrop_control_part_answered_timestamp_seconds{" not in native.metrics()
         assert "wardrop_control_part_up{" not in native.metrics()
         for bad in ("[]", '{"a": 1}', '{"a": {"up": true}}', "{", '{"a":' * 5000):
             with pytest.raises(ValueError, match="parts"):

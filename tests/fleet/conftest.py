@@ -19,8 +19,9 @@ pytest.importorskip("zmq")
 from tests.fleet.engine import Engine
 
 from wardrop.config import Config, Control, Http, Prompt
-from wardrop.fleet import FleetSource, FleetSpec, parse_worker
+from wardrop.fleet import FleetSource, FleetSpec, KubernetesSpec, parse_worker
 from wardrop.fleet.server import FleetServer
+from wardrop.kubernetes.reflector import Timing
 
 
 @dataclass
@@ -143,6 +144,9 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
         config: Config | None = None,
         tokenizer: str | None = None,
         count: int | None = None,
+        kubernetes: tuple[KubernetesSpec, ...] = (),
+        environment: dict[str, str] | None = None,
+        timing: Timing | None = None,
         **feed: int,
     ) -> Router:
         config = config or Config()
@@ -154,8 +158,9 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
             feed=replace(config.feed, tail_check_ms=200, **feed),
         )
         every = (*texts, *(engine.worker for engine in engines))
-        spec = FleetSpec(workers=tuple(parse_worker(text) for text in every))
-        source = FleetSource(spec, file, poll_interval_s=0.1, tokenizer=tokenizer)
+        workers = tuple(parse_worker(text) for text in every)
+        spec = FleetSpec(workers=workers, kubernetes=kubernetes)
+        source = FleetSource(spec, file, 0.1, tokenizer, environment, timing)
         server = FleetServer(config, source, {})
         started = threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,8 +24,10 @@ def picker(
 
     Envoy, or any gateway with the endpoint picker protocol of the Gateway API Inference Extension,
     sends each request's headers and body over gRPC. The answer names the worker. Models and workers
-    in the file are read again after each change of the file.
+    in the file are read again after each change of the file. Selectors in the file follow pods of a
+    Kubernetes cluster.
     """
+    from wardrop.kubernetes.access import require_package
     from wardrop.picker import PickerServer, StartError, read_file
 
     logging.basicConfig(
@@ -32,12 +35,15 @@ def picker(
     )
     try:
         file = read_file(config)
-        server = PickerServer(config, file)
+        if file.kubernetes:
+            require_package()
+        server = PickerServer(config, file, os.environ)
     except InputError as error:
         print(f"wardrop: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     if check:
-        print(f"{config}: {len(file.models)} models, {len(file.workers)} workers")
+        selectors = f", {len(file.kubernetes)} selectors" if file.kubernetes else ""
+        print(f"{config}: {len(file.models)} models, {len(file.workers)} workers{selectors}")
         return
     try:
         raise typer.Exit(server.run())

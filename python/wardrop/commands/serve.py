@@ -37,9 +37,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def serve(config_file: Path | None, **flags: str | bool | list[str] | None) -> None:
     """Route OpenAI requests to vLLM, SGLang or TensorRT-LLM servers, without Dynamo.
 
-    Listens in front of the servers of --worker and --fleet, and sends each request straight to the
-    server that the policy chooses. Servers with KV events are routed by what their caches hold.
-    The router predicts the caches of the others.
+    Listens in front of the servers of --worker, --fleet, --inference-pool and --service, and sends
+    each request straight to the server that the policy chooses. Servers with KV events are routed
+    by what their caches hold. The router predicts the caches of the others.
 
     Every flag is also a variable: --http-port is WARDROP_HTTP_PORT. In a variable, a switch is true
     or false, and a list has commas between its items. --config names a YAML file with the same
@@ -70,10 +70,14 @@ def _fleet(config: Config) -> tuple[object, bool]:
     Raises:
         InputError: A worker or the file cannot be used, or there is no worker.
     """
-    from wardrop.fleet import FleetSource, FleetSpec, parse_worker
+    from wardrop.fleet import FleetSource, FleetSpec, parse_selector, parse_worker
+    from wardrop.kubernetes.access import require_package
 
     fleet = config.fleet
-    spec = FleetSpec(workers=tuple(parse_worker(text) for text in fleet.worker_texts))
+    spec = FleetSpec(
+        workers=tuple(parse_worker(text) for text in fleet.worker_texts),
+        kubernetes=tuple(parse_selector(*pair) for pair in fleet.selector_texts),
+    )
     if fleet.tokenizer and not Path(fleet.tokenizer).is_dir():
         raise ConfigError(
             f"fleet.tokenizer: got {fleet.tokenizer!r}, which is no folder; expected the folder "
@@ -84,13 +88,17 @@ def _fleet(config: Config) -> tuple[object, bool]:
         Path(fleet.file) if fleet.file else None,
         fleet.poll_interval_ms / 1000,
         fleet.tokenizer or None,
+        os.environ,
     )
-    workers = source.fleet.workers
-    if not workers and not fleet.file:
+    found = source.fleet
+    if found.kubernetes:
+        require_package()
+    if not found.workers and not found.kubernetes and not fleet.file:
         raise ConfigError(
-            "got no worker; add --worker http://HOST:PORT, or --fleet FILE with workers"
+            "got no worker; add --worker http://HOST:PORT, or --fleet FILE with workers, or in a "
+            "cluster --inference-pool NAME or --service NAME"
         )
-    return source, any(worker.events for worker in workers)
+    return source, found.has_events
 
 
 def _run(config: Config, source: object) -> int:

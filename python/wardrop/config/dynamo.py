@@ -9,7 +9,7 @@ from typing import Literal
 from wardrop.config.fields import ConfigError, require_address, require_within, setting
 
 FrontendMode = Literal["kv", "direct", "round-robin"]
-Discovery = Literal["auto", "file", "etcd", "frontend"]
+Discovery = Literal["auto", "file", "etcd", "kubernetes", "frontend"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Dynamo:
     store: str = setting("", "folder of the file store; by default DYN_FILE_KV", "store")
     etcd_endpoints: tuple[str, ...] = setting(
         (), "by default ETCD_ENDPOINTS, else http://localhost:2379", "etcd-endpoints"
+    )
+    kubernetes_namespace: str = setting(
+        "", "namespace of the cluster, with --discovery kubernetes; by default that of this pod"
     )
     namespace: str = setting(
         "", "the only namespace whose workers are routed; by default DYN_NAMESPACE, else all"
@@ -71,7 +74,7 @@ class Dynamo:
         if self.discovery == "frontend" and not self.upstreams:
             raise ConfigError(
                 "dynamo.discovery: got 'frontend' without upstreams; add --upstream URL, or use "
-                "'file' or 'etcd' with frontends that the router starts"
+                "'file', 'etcd' or 'kubernetes' with frontends that the router starts"
             )
         if self.event_endpoints and self.discovery not in ("auto", "frontend"):
             raise ConfigError(

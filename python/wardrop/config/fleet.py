@@ -17,6 +17,16 @@ class Fleet:
         "worker",
     )
     file: str = setting("", "YAML file with workers and models, read again after changes", "fleet")
+    inference_pools: tuple[str, ...] = setting(
+        (),
+        "[NAMESPACE/]NAME,events_port=PORT,… of an InferencePool, whose ready pods are followed",
+        "inference-pool",
+    )
+    services: tuple[str, ...] = setting(
+        (),
+        "[NAMESPACE/]NAME,port=PORT,events_port=PORT,… of a Kubernetes service of servers",
+        "service",
+    )
     tokenizer: str = setting(
         "", "folder with tokenizer.json and the chat template of the models", "tokenizer"
     )
@@ -29,15 +39,28 @@ class Fleet:
 
     @property
     def worker_texts(self) -> list[str]:
-        """One text per worker.
+        """One text per worker."""
+        return _texts(self.workers)
 
-        A list has commas between its items, and so has the text of a worker. A part without `=`
-        starts a worker, and each `key=value` after it belongs to that worker.
-        """
-        texts: list[str] = []
-        for part in ",".join(self.workers).split(","):
-            if "=" in part and texts:
-                texts[-1] += f",{part}"
-            elif part:
-                texts.append(part)
-        return texts
+    @property
+    def selector_texts(self) -> list[tuple[str, str]]:
+        """Kind and text of each selector of a cluster."""
+        return [
+            *(("inference_pool", text) for text in _texts(self.inference_pools)),
+            *(("service", text) for text in _texts(self.services)),
+        ]
+
+
+def _texts(items: tuple[str, ...]) -> list[str]:
+    """One text per worker or selector.
+
+    A list has commas between its items, and so has the text of an item. A part without `=` starts
+    an item, and each `key=value` after it belongs to that item.
+    """
+    texts: list[str] = []
+    for part in ",".join(items).split(","):
+        if "=" in part and texts:
+            texts[-1] += f",{part}"
+        elif part:
+            texts.append(part)
+    return texts

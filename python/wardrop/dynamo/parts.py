@@ -3,8 +3,8 @@
 A part is a coroutine beside the data path: discovery, repair, control, saved state, the admin API.
 Whatever goes wrong in a part is logged and counted, and the part starts again. No exception of a
 part ends another part or the router: the gateway serves with the last known fleet. The states are
-in the answer of `/health` and in the metrics `wardrop_control_part_up` and
-`wardrop_control_part_failures_total`.
+in the answer of `/health` and in the metrics `wardrop_control_part_up`,
+`wardrop_control_part_failures_total` and `wardrop_control_part_answered_timestamp_seconds`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,14 @@ class Part:
         up: Whether the part runs now, or has ended as it should.
         failures: Failures since the start; never falls.
         error: Text of the last failure; empty before the first.
+        answered_unix_s: Up to when the part's source is known to have answered, in whole seconds
+            since 1970; None for a part without a source.
     """
 
     up: bool = True
     failures: int = 0
     error: str = ""
+    answered_unix_s: float | None = None
 
 
 class Parts:
@@ -105,17 +108,20 @@ class Parts:
             self._fail(part, error)
             log.error("%s failed: %s", name, part.error)
 
-    def report(self, name: str, error: str | None) -> None:
+    def report(self, name: str, error: str | None, answered_unix_s: float | None = None) -> None:
         """Set the state of a part that handles its failures itself, such as a discovery backend.
 
         Args:
             name: Name of the part.
             error: Why the part does not work now; None when it does.
+            answered_unix_s: Up to when the part's source is known to have answered.
         """
         part = self.states.setdefault(name, Part())
         if error is not None and (part.up or part.error != error):
             part.failures += 1
             part.error = error[:_MAX_ERROR_CHARACTERS]
+        # Whole seconds, so that a busy source does not make a state per answer.
+        part.answered_unix_s = None if answered_unix_s is None else float(int(answered_unix_s))
         self._set(part, up=error is None)
 
     def _fail(self, part: Part, error: Exception) -> None:
@@ -127,6 +133,7 @@ class Parts:
         part.up = up
         states = {
             name: {"up": state.up, "failures": state.failures, "error": state.error}
+            | ({} if state.answered_unix_s is None else {"answered_unix_s": state.answered_unix_s})
             for name, state in self.states.items()
         }
         try:

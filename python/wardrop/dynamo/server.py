@@ -343,12 +343,15 @@ class Server:
     async def _report_discovery(self, parts: Parts) -> None:
         """Log and report when discovery fails and when it answers again."""
         reported: str | None = None
+        shown_s: float | None = None
         while True:
             await asyncio.sleep(_DISCOVERY_POLL_S)
-            error = self.source.last_error
+            error, answered_s = self.source.last_error, self.source.answered_unix_s
+            if error != reported or answered_s != shown_s:
+                shown_s = answered_s
+                parts.report("discovery_source", error, answered_s)
             if error != reported:
                 reported = error
-                parts.report("discovery_source", error)
                 if error:
                     log.warning("discovery: %s; the last view stays in force", error)
                 else:

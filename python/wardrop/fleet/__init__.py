@@ -1,6 +1,6 @@
 """Fleets of engines without Dynamo: vLLM, SGLang and TensorRT-LLM servers with an OpenAI API.
 
-    flags, file (reloaded), admin API, DNS ─▶ members ─▶ probes (models, metrics) ─▶ FleetView
+    flags, file, admin API, DNS, Kubernetes ─▶ members ─▶ probes (models, metrics) ─▶ FleetView
                                                              └─▶ reports of load and reachability
 
 `spec` reads what a user writes, `members` follows it, `probe` asks one engine, `engine_metrics`
@@ -9,6 +9,23 @@ gateway of `wardrop serve`, or another door.
 """
 
 from wardrop.fleet.source import FleetSource
-from wardrop.fleet.spec import FleetSpec, ModelSpec, WorkerSpec, parse_worker, read_fleet
+from wardrop.fleet.spec import (
+    FleetSpec,
+    KubernetesSpec,
+    ModelSpec,
+    WorkerSpec,
+    parse_selector,
+    parse_worker,
+    read_fleet,
+)
 
-__all__ = ["FleetSource", "FleetSpec", "ModelSpec", "WorkerSpec", "parse_worker", "read_fleet"]
+__all__ = [
+    "FleetSource",
+    "FleetSpec",
+    "KubernetesSpec",
+    "ModelSpec",
+    "WorkerSpec",
+    "parse_selector",
+    "parse_worker",
+    "read_fleet",
+]

@@ -1,9 +1,9 @@
 """The discovery backend of fleets of engines: members, what they report, and their feeds.
 
 `FleetSource` follows the texts of `--worker`, a YAML file that it reads again after each change,
-workers that the admin API added, and the addresses behind names. It probes each member. Its views
-hold the members that answered once. A member that stops answering stays in the view and is reported
-as unreachable, so that its cache is known when it comes back.
+workers that the admin API added, the addresses behind names, and selectors of a Kubernetes cluster.
+It probes each member. Its views hold the members that answered once. A member that stops answering
+stays in the view and is reported as unreachable, so that its cache is known when it comes back.
 
 A file that cannot be read leaves the last fleet in force, as any outage of a discovery backend.
 """
@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,9 @@ from wardrop.fleet.spec import (
     check_fleet,
     read_fleet,
 )
+from wardrop.kubernetes.access import own_namespace
+from wardrop.kubernetes.endpoints import EndpointFollowers
+from wardrop.kubernetes.reflector import Timing
 
 log = logging.getLogger("wardrop.fleet")
 
@@ -57,11 +60,13 @@ class Member:
         instance: Id of the worker, the same after each restart of the router.
         url: Base address of its HTTP server.
         spec: What the user wrote, with the addresses of this server.
+        incarnation: Uid of the pod in a cluster, where a later pod may get the same address.
     """
 
     instance: int
     url: str
     spec: WorkerSpec
+    incarnation: str = ""
 
 
 @dataclass
@@ -79,6 +84,8 @@ class FleetSource:
         file: YAML file with more, read again after each change; None for none.
         poll_interval_s: Time between two readings of an engine's metrics.
         tokenizer: Folder of the models that name none.
+        environment: Variables of the process, with which it finds a cluster.
+        timing: Deadlines and pauses of the requests to a cluster.
     """
 
     def __init__(
@@ -87,12 +94,14 @@ class FleetSource:
         file: Path | None = None,
         poll_interval_s: float = 0.5,
         tokenizer: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        timing: Timing | None = None,
     ) -> None:
-        self.last_error: str | None = None
         self.on_report: Callable[[str], object] = lambda _reports_json: None
         """Called with `Gateway.report_engines`' argument after each round of readings."""
         self.on_members: Callable[[list[Member]], object] = lambda _members: None
         """Called with the members in the view, before the view is yielded."""
+        self._error: str | None = None
         self._spec = spec
         self._file = file
         self._poll_interval_s = poll_interval_s
@@ -104,7 +113,10 @@ class FleetSource:
         self._resolved_at_s = float("-inf")
         self._probed: dict[int, _Probed] = {}
         self._changed = asyncio.Event()
-        self._problems: tuple[str, ...] = ()
+        environment = environment or {}
+        self._cluster = EndpointFollowers(
+            environment, own_namespace(environment), self._changed.set, timing
+        )
         if file is not None:
             self._of_file = read_fleet(file)
             self._file_mark = _mark(file)
@@ -113,7 +125,20 @@ class FleetSource:
     @property
     def name(self) -> str:
         """What is followed, for logs."""
-        return f"{len(self.fleet.workers)} workers" + (f" and {self._file}" if self._file else "")
+        parts = [f"{len(self.fleet.workers)} workers"] if self.fleet.workers else []
+        parts += [selector.what for selector in self.fleet.kubernetes]
+        parts += [str(self._file)] if self._file else []
+        return ", ".join(parts)
+
+    @property
+    def last_error(self) -> str | None:
+        """Why a file, a name or a cluster cannot be read now; None when all are followed."""
+        return self._error or self._cluster.error
+
+    @property
+    def answered_unix_s(self) -> float | None:
+        """Up to when the endpoints of a cluster are known to be fresh; None without a cluster."""
+        return self._cluster.answered_unix_s
 
     @property
     def fleet(self) -> FleetSpec:
@@ -121,6 +146,7 @@ class FleetSource:
         return FleetSpec(
             (*self._spec.models, *self._of_file.models),
             (*self._spec.workers, *self._of_file.workers, *self._added.values()),
+            (*self._spec.kubernetes, *self._of_file.kubernetes),
         )
 
     def frontends_restarted(self) -> None:
@@ -185,6 +211,7 @@ class FleetSource:
                 while True:
                     await self._follow_file()
                     await self._resolve_names()
+                    self._cluster.follow(self.fleet.kubernetes)
                     self._follow_members(session)
                     view = self._view()
                     if view != last:
@@ -199,6 +226,7 @@ class FleetSource:
                     self._changed.clear()
             finally:
                 reports.cancel()
+                await self._cluster.close()
                 tasks = [each.task for each in self._probed.values()]
                 for task in tasks:
                     task.cancel()
@@ -248,9 +276,9 @@ class FleetSource:
             check_fleet(self.fleet, "the fleet")
         except (InputError, OSError) as error:
             self._of_file = before
-            self.last_error = str(error)
+            self._error = str(error)
             return
-        self.last_error = None
+        self._error = None
         log.info("read %s: %d workers", self._file, len(self._of_file.workers))
 
     async def _resolve_names(self) -> None:
@@ -269,11 +297,11 @@ class FleetSource:
             except (OSError, TimeoutError) as error:
                 # The last known addresses stay: an outage of the name server empties no fleet.
                 self._addresses.setdefault(name, ())
-                self.last_error = f"the name {name!r} cannot be resolved: {error}"
+                self._error = f"the name {name!r} cannot be resolved: {error}"
             else:
                 self._addresses[name] = found
-                if self.last_error and repr(name) in self.last_error:
-                    self.last_error = None
+                if self._error and repr(name) in self._error:
+                    self._error = None
 
     def _follow_members(self, session: aiohttp.ClientSession) -> None:
         """Start probes of members that joined, and end those of members that left."""
@@ -282,9 +310,11 @@ class FleetSource:
             self._probed.pop(instance).task.cancel()
         for instance, member in wanted.items():
             known = self._probed.get(instance)
-            if known is not None:
+            if known is not None and known.member.incarnation == member.incarnation:
                 known.member = member
                 continue
+            if known is not None:
+                known.task.cancel()
             probe = Probe(member.url, self._poll_interval_s, self._changed.set)
             task = asyncio.create_task(probe.run(session), name=f"probe of {member.url}")
             self._probed[instance] = _Probed(member, probe, task)
@@ -302,10 +332,14 @@ class FleetSource:
                     if (endpoint := getattr(worker, name)) is not None
                 }
                 members.append(Member(_id(url), url, _with(worker, moved)))
+        for selector, endpoints in self._cluster.endpoints.items():
+            for endpoint in endpoints:
+                found = selector.worker(endpoint)
+                members.append(Member(_id(found.url), found.url, found, endpoint.uid))
         return list({member.instance: member for member in members}.values())
 
     def _view(self) -> FleetView:
-        problems: list[str] = []
+        problems = list(self._cluster.problems)
         models: dict[str, Model] = {}
         workers: dict[Any, Worker] = {}
         feeds: dict[int, Feed] = {}
@@ -350,7 +384,7 @@ class FleetSource:
 
 def replace_workers(fleet: FleetSpec, workers: tuple[WorkerSpec, ...]) -> FleetSpec:
     """The fleet with other workers."""
-    return FleetSpec(fleet.models, workers)
+    return FleetSpec(fleet.models, workers, fleet.kubernetes)
 
 
 def _model_of(each: _Probed) -> str | None:
@@ -380,7 +414,7 @@ def _worker(each: _Probed, model: str) -> Worker:
         role="aggregated",
         instance=each.member.instance,
         endpoint=each.member.url,
-        address=f"{each.member.url} {started_s}",
+        address=f"{each.member.url} {each.member.incarnation} {started_s}",
         dp_size=spec.ranks,
         total_kv_blocks=spec.kv_blocks or metrics.kv_blocks,
         max_num_seqs=spec.max_num_seqs,

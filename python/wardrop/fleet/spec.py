@@ -7,6 +7,9 @@
       - url: http://10.0.0.1:8000
         events: tcp://10.0.0.1:5557
         replay: tcp://10.0.0.1:5558
+    kubernetes:
+      - inference_pool: llm/qwen
+        events_port: 5557
 
 Everything that an engine reports itself may be left out. Unknown keys are refused.
 """
@@ -23,11 +26,11 @@ import yaml
 
 from wardrop.decoding import convert, shown
 from wardrop.errors import InputError
+from wardrop.kubernetes.endpoints import MAX_RANKS, Endpoint, EndpointSelector
 
 MAX_FILE_BYTES = 4 << 20
 MAX_WORKERS = 4096
 """Workers of one fleet. The router limits ranks, and each rank has a feed."""
-MAX_RANKS = 1024
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 _BlockSize = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
@@ -80,16 +83,57 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_num_batched_tokens: _Count | None = None
 
 
+class KubernetesSpec(EndpointSelector, frozen=True, forbid_unknown_fields=True):
+    """The ready pods that a selector finds in a cluster, one OpenAI server each.
+
+    Attributes:
+        model: Name of the model; by default the first that the server lists.
+        block_size: Tokens per KV block; by default what the server reports.
+        kv_blocks: KV blocks of a rank; by default what the server reports.
+        max_num_seqs: Sequences in a batch; unknown by default.
+        max_num_batched_tokens: Tokens in a batch; unknown by default.
+    """
+
+    model: str | None = None
+    block_size: _BlockSize | None = None
+    kv_blocks: _Count | None = None
+    max_num_seqs: _Count | None = None
+    max_num_batched_tokens: _Count | None = None
+
+    def worker(self, endpoint: Endpoint) -> WorkerSpec:
+        """The server at an endpoint."""
+        return WorkerSpec(
+            url=f"http://{endpoint.authority}",
+            events=endpoint.socket(self.events_port, self.ranks),
+            replay=endpoint.socket(self.replay_port, self.ranks),
+            model=self.model,
+            ranks=self.ranks,
+            block_size=self.block_size,
+            kv_blocks=self.kv_blocks,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+        )
+
+
 class FleetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Models and workers.
 
     Attributes:
         models: What the engines do not report of their models.
         workers: The servers.
+        kubernetes: Selectors of servers in a cluster.
     """
 
     models: tuple[ModelSpec, ...] = ()
     workers: tuple[WorkerSpec, ...] = ()
+    kubernetes: tuple[KubernetesSpec, ...] = ()
+
+    @property
+    def has_events(self) -> bool:
+        """Whether any server publishes KV events."""
+        return any(worker.events for worker in self.workers) or any(
+            selector.events_port for selector in self.kubernetes
+        )
 
 
 @dataclass(frozen=True)
@@ -134,20 +178,35 @@ def parse_worker(text: str) -> WorkerSpec:
     Raises:
         InputError: The text has another form, or a key does not exist.
     """
-    url, *pairs = text.split(",")
-    values: dict[str, Any] = {"url": url.strip()}
     place = f"worker {shown(text)}"
-    for pair in pairs:
-        key, equals, value = pair.strip().partition("=")
-        if not equals or key in values:
-            raise InputError(f"{place}: got {shown(pair)}, expected each key once, as key=value")
-        values[key] = value
+    url, values = _pairs(text, place)
+    if "url" in values:
+        raise InputError(f"{place}: got the key 'url', expected the address as the first part")
+    values["url"] = url
     try:
         spec = msgspec.convert(values, WorkerSpec, strict=False)
     except msgspec.ValidationError:
         # The strict error texts name the key, the value and the type.
         spec = cast(WorkerSpec, convert(_typed(values), WorkerSpec, place))
     _check_worker(spec, place)
+    return spec
+
+
+def parse_selector(kind: str, text: str) -> KubernetesSpec:
+    """The selector that `[NAMESPACE/]NAME,key=value,…` names, as the flags of a cluster take it.
+
+    Args:
+        kind: `inference_pool` or `service`.
+        text: The text.
+
+    Raises:
+        InputError: The text has another form, or a key does not exist.
+    """
+    place = f"{kind} {shown(text)}"
+    name, values = _pairs(text, place)
+    values[kind] = name
+    spec = cast(KubernetesSpec, convert(_typed(values), KubernetesSpec, place))
+    spec.check(place)
     return spec
 
 
@@ -184,6 +243,10 @@ def check_fleet(fleet: FleetSpec, place: str) -> None:
         )
     for number, worker in enumerate(fleet.workers):
         _check_worker(worker, f"{place}: workers[{number}]")
+    for number, selector in enumerate(fleet.kubernetes):
+        selector.check(f"{place}: kubernetes[{number}]")
+    if len(set(fleet.kubernetes)) < len(fleet.kubernetes):
+        raise InputError(f"{place}: kubernetes: got a selector twice; name it once")
     for what, names in (
         ("worker", [worker.url.rstrip("/") for worker in fleet.workers]),
         ("model", [model.name for model in fleet.models]),
@@ -209,6 +272,22 @@ def _check_worker(worker: WorkerSpec, place: str) -> None:
         raise InputError(
             f"{place}: replay: got a replay socket without events; add events=tcp://HOST:PORT"
         )
+
+
+def _pairs(text: str, place: str) -> tuple[str, dict[str, Any]]:
+    """The first part of `FIRST,key=value,…`, and the values.
+
+    Raises:
+        InputError: A part is no `key=value`, or a key is there twice.
+    """
+    first, *pairs = text.split(",")
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.strip().partition("=")
+        if not equals or key in values:
+            raise InputError(f"{place}: got {shown(pair)}, expected each key once, as key=value")
+        values[key] = value
+    return first.strip(), values
 
 
 def _typed(values: dict[str, Any]) -> dict[str, Any]:

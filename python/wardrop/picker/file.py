@@ -7,6 +7,8 @@
     workers:
       - url: http://10.0.0.1:8000
       - url: http://10.0.0.2:8000
+    kubernetes:
+      - inference_pool: llm/qwen
 
 The stages `routing`, `predicted`, `prompt` and `feed` are those of `wardrop dynamo`. Unknown keys
 are refused.
@@ -24,13 +26,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 import yaml
+from msgspec import structs
 
 from wardrop.config import Config, ConfigError, Feed, Predicted, Prompt, Records, Routing, settings
 from wardrop.config.values import check_value
 from wardrop.decoding import convert, shown
 from wardrop.errors import InputError
+from wardrop.kubernetes.endpoints import Endpoint, EndpointSelector
 
 MAX_FILE_BYTES = 4 << 20
+MAX_WORKERS = 4096
 _ID_BITS = (1 << 53) - 1
 _STAGES: dict[str, type[Any]] = {
     "routing": Routing,
@@ -39,6 +44,8 @@ _STAGES: dict[str, type[Any]] = {
     "feed": Feed,
     "records": Records,
 }
+
+_ANY_ENDPOINT = Endpoint("pod", "uid", "127.0.0.1", 1)
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 _Ranks = Annotated[int, msgspec.Meta(ge=1, le=1024)]
@@ -137,6 +144,38 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
 
 
+class KubernetesSpec(EndpointSelector, frozen=True, forbid_unknown_fields=True):
+    """The ready pods that a selector finds in a cluster, one OpenAI server each.
+
+    Attributes:
+        model: Name of the model; by default the only model of the file.
+        role: Part of a request that the servers run.
+        kv_blocks: KV blocks of a rank; unknown by default.
+        max_num_seqs: Sequences in a batch; unknown by default.
+        max_num_batched_tokens: Tokens in a batch; unknown by default.
+    """
+
+    model: str | None = None
+    role: Literal["aggregated", "prefill", "decode"] = "aggregated"
+    kv_blocks: _Count | None = None
+    max_num_seqs: _Count | None = None
+    max_num_batched_tokens: _Count | None = None
+
+    def worker(self, endpoint: Endpoint) -> WorkerSpec:
+        """The server at an endpoint."""
+        return WorkerSpec(
+            url=f"http://{endpoint.authority}",
+            model=self.model,
+            role=self.role,
+            events=endpoint.socket(self.events_port, self.ranks),
+            replay=endpoint.socket(self.replay_port, self.ranks),
+            ranks=self.ranks,
+            kv_blocks=self.kv_blocks,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+        )
+
+
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Logging.
 
@@ -186,10 +225,12 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         log: Logging.
         models: The models; one at least.
         workers: The servers.
+        kubernetes: Selectors of servers in a cluster.
     """
 
     models: Annotated[tuple[ModelSpec, ...], msgspec.Meta(min_length=1, max_length=1024)]
-    workers: Annotated[tuple[WorkerSpec, ...], msgspec.Meta(max_length=4096)] = ()
+    workers: Annotated[tuple[WorkerSpec, ...], msgspec.Meta(max_length=MAX_WORKERS)] = ()
+    kubernetes: Annotated[tuple[KubernetesSpec, ...], msgspec.Meta(max_length=64)] = ()
     listen: str = "127.0.0.1:9002"
     health_listen: str | None = None
     http_listen: str | None = None
@@ -218,7 +259,9 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             InputError: A value of a stage has the wrong type or is out of range.
         """
         given = {name: cast(dict[str, Any], getattr(self, name)) for name in _STAGES}
-        used = "beside" if any(worker.events for worker in self.workers) else "alone"
+        has_events = any(worker.events for worker in self.workers)
+        has_events |= any(selector.events_port for selector in self.kubernetes)
+        used = "beside" if has_events else "alone"
         given["predicted"] = {"used": used} | given["predicted"]
         native = native_stages(given)
         native["routing"]["receipts"] = self.receipts
@@ -240,6 +283,19 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "log": level,
         }
         return json.dumps(own | native)
+
+    def with_endpoints(self, found: Mapping[KubernetesSpec, tuple[Endpoint, ...]]) -> PickerFile:
+        """The file with the servers of a cluster beside its own workers.
+
+        An address counts once; a worker of the file comes first.
+        """
+        workers = {worker.url: worker for worker in self.workers}
+        for selector, endpoints in found.items():
+            for endpoint in endpoints:
+                worker = selector.worker(endpoint)
+                if len(workers) < MAX_WORKERS:
+                    workers.setdefault(worker.url, worker)
+        return structs.replace(self, workers=tuple(workers.values()))
 
     def models_json(self) -> list[str]:
         """The models as `wardrop._core.Picker.upsert_model` takes them."""
@@ -292,6 +348,13 @@ def read_file(path: Path) -> PickerFile:
     file = cast(PickerFile, convert(cast(object, content), PickerFile, str(path)))
     file.endpoints_json()
     file.feeds()
+    for number, selector in enumerate(file.kubernetes):
+        place = f"{path}: kubernetes[{number}]"
+        selector.check(place)
+        # The checks of a worker hold for each server that the selector finds later.
+        selector.worker(_ANY_ENDPOINT).endpoint(file.models, place)
+    if len(set(file.kubernetes)) < len(file.kubernetes):
+        raise InputError(f"{path}: kubernetes: got a selector twice; name it once")
     return file
 
 

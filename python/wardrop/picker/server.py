@@ -1,6 +1,7 @@
-"""One run of `wardrop picker`: the native picker, and the file that it follows.
+"""One run of `wardrop picker`: the native picker, and the file and cluster that it follows.
 
-The models and workers of the file are handed over at start and after each change of the file. A
+The models and workers of the file are handed over at start and after each change of the file. The
+endpoints that its selectors find in a cluster are handed over after each change. A
 file that cannot be used leaves the last fleet in force. Other settings need a new start.
 """
 
@@ -10,20 +11,25 @@ import json
 import logging
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
 from wardrop._core import Picker
 from wardrop.errors import InputError
-from wardrop.picker.file import PickerFile, read_file
+from wardrop.kubernetes.endpoints import Endpoint
+from wardrop.kubernetes.reflector import Timing
+from wardrop.picker.cluster import Cluster
+from wardrop.picker.file import KubernetesSpec, PickerFile, read_file
 
 log = logging.getLogger("wardrop.picker")
 
 _LOOK_EVERY_S = 0.5
-_FLEET_KEYS = ("models", "workers")
+_FLEET_KEYS = ("models", "workers", "kubernetes")
+_MAX_ERROR_CHARACTERS = 300
 
 
 class StartError(RuntimeError):
@@ -36,18 +42,30 @@ class PickerServer:
     Args:
         path: The file, which is followed.
         file: Its content.
+        environment: Variables of the process, with which it finds a cluster.
+        timing: Deadlines and pauses of the requests to a cluster.
 
     Raises:
         InputError: A setting, model or worker cannot be used.
     """
 
-    def __init__(self, path: Path, file: PickerFile) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: PickerFile,
+        environment: Mapping[str, str] | None = None,
+        timing: Timing | None = None,
+    ) -> None:
         self._path = path
         self._file = file
         self._mark = _mark(path)
         self._stop = threading.Event()
-        self._failures = 0
+        self._parts: dict[str, dict[str, Any]] = {}
+        self._cluster = Cluster(environment or {}, timing)
+        self._cluster_error: str | None = None
+        self._problems: tuple[str, ...] = ()
         self._feeds: dict[int, str] = {}
+        self._endpoints: dict[KubernetesSpec, tuple[Endpoint, ...]] = {}
         try:
             self.picker = Picker(file.native_json())
             self._apply(file)
@@ -77,8 +95,11 @@ class PickerServer:
             len(self._file.workers),
             self._path,
         )
+        self._cluster.follow(self._file.kubernetes)
         while not self._stop.wait(_LOOK_EVERY_S):
             self.follow_file()
+            self.follow_cluster()
+        self._cluster.close()
         drained = self.picker.drain(self._file.drain_timeout_s)
         self.picker.stop()
         return 0 if drained else 1
@@ -93,22 +114,59 @@ class PickerServer:
             file = read_file(self._path)
             self._apply(file)
         except ValueError as error:
-            self._failures += 1
             log.error("the last fleet stays in force: %s", error)
-            self._report(str(error))
+            self._report("file", str(error))
             return
         if _settings(file) != _settings(self._file):
             log.warning("%s: settings beside models and workers need a new start", self._path)
         self._file = file
-        self._report("")
+        self._cluster.follow(file.kubernetes)
+        self._report("file", "")
         log.info("%s: %d models, %d workers", self._path, len(file.models), len(file.workers))
 
-    def _apply(self, file: PickerFile) -> None:
+    def follow_cluster(self) -> None:
+        """Hand the endpoints of the cluster over when they changed, and report its state."""
+        found = self._cluster.found
+        if not self._file.kubernetes and not self._endpoints:
+            return
+        if found.problems != self._problems:
+            self._problems = found.problems
+            for problem in found.problems:
+                log.warning("cluster: %s", problem)
+        if found.error != self._cluster_error:
+            self._cluster_error = found.error
+            if found.error:
+                log.warning("cluster: %s; the last endpoints stay in force", found.error)
+            else:
+                log.info("cluster: the API server answers again")
+        error = found.error or ""
+        if dict(found.endpoints) != self._endpoints:
+            try:
+                self._apply(self._file, found.endpoints)
+            except ValueError as refused:
+                error = str(refused)
+            else:
+                total = sum(len(each) for each in found.endpoints.values())
+                log.info("cluster: %d endpoints", total)
+        self._report("cluster", error, found.answered_unix_s)
+
+    def _apply(
+        self,
+        file: PickerFile,
+        endpoints: Mapping[KubernetesSpec, tuple[Endpoint, ...]] | None = None,
+    ) -> None:
         """Hand models and workers over.
+
+        Args:
+            file: The file.
+            endpoints: Endpoints of the cluster; by default those of the last call.
 
         Raises:
             ValueError: A model or worker is refused.
         """
+        endpoints = self._endpoints if endpoints is None else dict(endpoints)
+        wanted = {each: found for each, found in endpoints.items() if each in file.kubernetes}
+        file = file.with_endpoints(wanted)
         for model in file.models_json():
             self.picker.upsert_model(model)
         self.picker.set_endpoints(file.endpoints_json())
@@ -124,10 +182,20 @@ class PickerServer:
         for model in self._file.models:
             if model.name not in names:
                 self.picker.remove_model(model.name)
+        self._endpoints = wanted
 
-    def _report(self, error: str) -> None:
-        part = {"up": not error, "failures": self._failures, "error": error[:300]}
-        self.picker.set_parts(json.dumps({"file": part}))
+    def _report(self, name: str, error: str, answered_unix_s: float | None = None) -> None:
+        """Show the state of a part in `/metrics`."""
+        before = self._parts.get(name, {"up": True, "failures": 0})
+        error = error[:_MAX_ERROR_CHARACTERS]
+        is_new = bool(error) and (before["up"] or before["error"] != error)
+        part = {"up": not error, "failures": before["failures"] + is_new, "error": error}
+        if answered_unix_s is not None:
+            # A whole number of seconds: the state changes once a second at most.
+            part["answered_unix_s"] = float(int(answered_unix_s))
+        if part != before:
+            self._parts[name] = part
+            self.picker.set_parts(json.dumps(self._parts))
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()

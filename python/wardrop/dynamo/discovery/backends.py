@@ -11,8 +11,10 @@ from wardrop.dynamo.discovery.etcd_source import EtcdSource
 from wardrop.dynamo.discovery.file_source import FileSource
 from wardrop.dynamo.discovery.file_store import default_root
 from wardrop.dynamo.discovery.frontend_source import FrontendSource
+from wardrop.dynamo.discovery.kubernetes_source import KubernetesSource
 from wardrop.dynamo.discovery.scope import Scope
 from wardrop.dynamo.discovery.source import Source
+from wardrop.kubernetes.access import require_package
 
 log = logging.getLogger("wardrop.control")
 
@@ -26,7 +28,8 @@ def choose_source(dynamo: Dynamo, environment: Mapping[str, str], scope: Scope) 
     Args:
         dynamo: Settings of the Dynamo behind the router.
         environment: Variables of the process. `DYN_DISCOVERY_BACKEND`, `DYN_FILE_KV`,
-            `ETCD_ENDPOINTS` and `TMPDIR` matter, as they do for Dynamo.
+            `ETCD_ENDPOINTS`, `TMPDIR`, `DYN_KUBE_DISCOVERY_MODE` and `POD_NAMESPACE` matter, as
+            they do for Dynamo.
         scope: Namespaces that the frontends see.
 
     Raises:
@@ -41,6 +44,9 @@ def choose_source(dynamo: Dynamo, environment: Mapping[str, str], scope: Scope) 
     if kind == "etcd":
         given = environment.get("ETCD_ENDPOINTS", "http://localhost:2379").split(",")
         return EtcdSource(dynamo.etcd_endpoints or given, interval_s, scope)
+    if kind == "kubernetes":
+        require_package()
+        return KubernetesSource(dynamo.kubernetes_namespace, interval_s, environment, scope)
     log.warning(
         "discovery asks the frontends, which report no event channels%s and no capacities",
         "" if dynamo.event_endpoints else " (routing is by load only)",
@@ -61,7 +67,7 @@ def _kind(dynamo: Dynamo, environment: Mapping[str, str]) -> str:
     if dynamo.discovery != "auto":
         return dynamo.discovery
     backend = environment.get("DYN_DISCOVERY_BACKEND")
-    if backend in ("file", "etcd"):
+    if backend in ("file", "etcd", "kubernetes"):
         return backend
     if dynamo.store:
         return "file"
@@ -71,8 +77,8 @@ def _kind(dynamo: Dynamo, environment: Mapping[str, str]) -> str:
         return "frontend"
     if backend:
         raise ConfigError(
-            f"got DYN_DISCOVERY_BACKEND={backend}, expected file or etcd; for another backend "
-            "start the frontends yourself and give --upstream URL"
+            f"got DYN_DISCOVERY_BACKEND={backend}, expected file, etcd or kubernetes; for another "
+            "backend start the frontends yourself and give --upstream URL"
         )
     return "etcd"  # Dynamo's own default
 
@@ -102,4 +108,6 @@ def dynamo_environment(
             "DYN_DISCOVERY_BACKEND": "etcd",
             "ETCD_ENDPOINTS": ",".join(source.endpoints),
         }
+    if isinstance(source, KubernetesSource):
+        changed |= {"DYN_DISCOVERY_BACKEND": "kubernetes", "POD_NAMESPACE": source.namespace}
     return changed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 import aiohttp
@@ -81,6 +82,7 @@ class EtcdSource:
             raise ValueError("got no etcd endpoint, expected at least one such as http://etcd:2379")
         self.endpoints = [endpoint.rstrip("/") for endpoint in endpoints]
         self.last_error: str | None = None
+        self.answered_unix_s: float | None = None
         self._poll_interval_s = poll_interval_s
         self._reader = StoreReader(scope)
 
@@ -104,6 +106,7 @@ class EtcdSource:
                 try:
                     view, revision = await self._range(session, endpoint)
                     self.last_error, yielded = None, True
+                    self.answered_unix_s = time.time()
                     backoff.reset()
                     yield view
                     await asyncio.sleep(self._poll_interval_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +60,7 @@ class FileSource:
     def __init__(self, root: Path, poll_interval_s: float, scope: Scope | None = None) -> None:
         self.root = root
         self.last_error: str | None = None
+        self.answered_unix_s: float | None = None
         self._poll_interval_s = poll_interval_s
         self._files: dict[Path, _File] = {}
         self._reader = StoreReader(scope)
@@ -138,6 +140,7 @@ class FileSource:
             del self._files[path]
             changed = True
         self.last_error = None if shortage is None else f"{base}: {shortage}"
+        self.answered_unix_s = time.time()
         return changed
 
     def _take(self, path: Path, bucket: str, stamp: _Stamp, text: bytes) -> bool:

@@ -9,6 +9,7 @@ model: Dynamo then routes all of them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar
 
@@ -83,6 +84,7 @@ class FrontendSource:
         scope: Scope | None = None,
     ) -> None:
         self.last_error: str | None = None
+        self.answered_unix_s: float | None = None
         self._upstreams = [upstream.rstrip("/") for upstream in upstreams]
         self._block_size = block_size
         self._channels = [parse_event_endpoint(text) for text in event_endpoints]
@@ -112,6 +114,7 @@ class FrontendSource:
                     health = await _get(session, f"{upstream}/health", _INSTANCES)
                     view = self.read(models, health)
                     self.last_error = None
+                    self.answered_unix_s = time.time()
                     backoff.reset()
                     if view != last or not yielded:
                         last, yielded = view, True

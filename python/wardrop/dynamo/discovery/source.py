@@ -25,6 +25,14 @@ class Source(Protocol):
         """Why the last reading failed; None after a reading that succeeded."""
         ...
 
+    @property
+    def answered_unix_s(self) -> float | None:
+        """Up to when the view is known to be fresh, in seconds since 1970.
+
+        None before the first answer, and for a backend that does not say.
+        """
+        ...
+
     def frontends_restarted(self) -> None:
         """Tell the backend that a frontend started again, without memory of earlier views."""
         ...

@@ -17,6 +17,8 @@ pub(crate) struct ControlMetrics {
     part_up: GaugeVec,
     /// Failures of the parts, by name.
     part_failures: IntCounterVec,
+    /// Up to when the source of a part is known to have answered, by name.
+    part_answered: GaugeVec,
 }
 
 impl ControlMetrics {
@@ -42,6 +44,11 @@ impl ControlMetrics {
                 "Failures of a part of the control plane; each is followed by another attempt",
                 &["part"],
             )?,
+            part_answered: builder.gauges(
+                "control_part_answered_timestamp_seconds",
+                "Time of the last answer of a part's source, such as an API server, in seconds since 1970",
+                &["part"],
+            )?,
         })
     }
 
@@ -49,6 +56,7 @@ impl ControlMetrics {
     pub(super) fn set_parts(&self, parts: &BTreeMap<String, PartState>) {
         self.part_up.reset();
         self.part_failures.reset();
+        self.part_answered.reset();
         for (name, part) in parts {
             let labels = [name.as_str()];
             self.part_up
@@ -57,6 +65,9 @@ impl ControlMetrics {
             self.part_failures
                 .with_label_values(&labels)
                 .inc_by(part.failures);
+            if let Some(answered_unix_s) = part.answered_unix_s {
+                self.part_answered.with_label_values(&labels).set(answered_unix_s);
+            }
         }
     }
 }

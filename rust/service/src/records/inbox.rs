@@ -35,6 +35,7 @@ impl Inbox {
                 up: true,
                 failures: 0,
                 error: String::new(),
+                answered_unix_s: None,
             }),
             metrics,
         }

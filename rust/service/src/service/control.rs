@@ -22,7 +22,7 @@ const MAX_REPORTS: usize = 65_536;
 const SETTING_PREFIX: &str = "setting_";
 
 /// The state of one part of the control plane, such as discovery or the admin API.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartState {
     /// Whether the part works. A part that failed waits for its next attempt.
@@ -31,6 +31,9 @@ pub struct PartState {
     pub failures: u64,
     /// Text of the last failure; empty before the first failure.
     pub error: String,
+    /// Up to when the part's source is known to have answered, in seconds since 1970; `None` for a part without a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_unix_s: Option<f64>,
 }
 
 impl Service {
@@ -178,7 +181,8 @@ impl Service {
         Ok(())
     }
 
-    /// Takes over the states of the parts of the control plane, `{name: {up, failures, error}}`, for `/health` and the metrics page.
+    /// Takes over the states of the parts of the control plane, `{name: {up, failures, error}}`, with `answered_unix_s` where a part
+    /// has a source, for `/health` and the metrics page.
     /// A part that is not named any more is forgotten.
     ///
     /// # Errors
