@@ -393,6 +393,21 @@ def test_example_pods_are_those_that_the_router_selects():
     assert pool["spec"]["endpointPickerRef"]["port"]["number"] in ports
 
 
+def test_values_of_the_page_are_valid(tmp_path: Path):
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+    blocks = re.findall(r"```yaml\n# values.yaml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    for number, block in enumerate(blocks):
+        values = yaml.safe_load(block)
+        objects = render(values)
+        if values["mode"] == "picker":
+            name = values.get("fullnameOverride", "r-wardrop")
+            text = only(objects, "ConfigMap", name)["data"]["picker.yaml"]
+            file = tmp_path / f"picker-{number}.yaml"
+            file.write_text(text)
+            assert read_file(file).kubernetes
+
+
 def test_image_runs_as_a_user_and_needs_no_shell():
     text = (ROOT / "deploy" / "Dockerfile").read_text()
     stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
