@@ -264,6 +264,7 @@ def test_the_commands_read_the_files_of_the_chart(tmp_path: Path):
         if mode == "dynamo":
             assert config.dynamo.discovery == "kubernetes"
             assert config.dynamo.kubernetes_namespace == "graphs"
+            assert config.dynamo.bootstrap is False
             assert config.dynamo.upstreams == ("http://graph-frontend:8000",)
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(only(render(SERVE), "ConfigMap", "r-wardrop-fleet")["data"]["fleet.yaml"])

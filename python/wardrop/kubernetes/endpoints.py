@@ -404,5 +404,7 @@ class EndpointFollowers:
         self._running.clear()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._access.forget()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            await self._access.forget()

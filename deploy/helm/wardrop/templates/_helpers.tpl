@@ -77,7 +77,7 @@ app.kubernetes.io/component: {{ .Values.mode }}
 {{- if eq .Values.mode "serve" -}}
 {{- $_ := set $own "fleet" (dict "file" "/etc/wardrop/fleet/fleet.yaml" "drain_timeout_s" .Values.drainTimeoutSeconds) -}}
 {{- else -}}
-{{- $dynamo := dict "upstreams" .Values.dynamo.upstreams "discovery" "kubernetes" "kubernetes_namespace" (.Values.dynamo.namespace | default .Release.Namespace) "bootstrap" false "drain_timeout_s" .Values.drainTimeoutSeconds -}}
+{{- $dynamo := dict "upstreams" .Values.dynamo.upstreams "discovery" "kubernetes" "kubernetes_namespace" (.Values.dynamo.namespace | default .Release.Namespace) "bootstrap" .Values.dynamo.bootstrap "drain_timeout_s" .Values.drainTimeoutSeconds -}}
 {{- $_ := set $own "dynamo" $dynamo -}}
 {{- end -}}
 {{- mustMergeOverwrite (dict) .Values.config $own | toYaml -}}

@@ -211,8 +211,10 @@ class KubernetesSource:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._access.forget()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                await self._access.forget()
 
     @property
     def _is_synced(self) -> bool:
