@@ -107,7 +107,9 @@ def over_predicted(facts: Facts) -> None:
 
 
 def forbidden(facts: Facts) -> None:
-    facts.health.control["discovery_source"] = Part(False, 3, "403 Forbidden: endpointslices")
+    facts.health.control["discovery_source"] = Part(
+        False, 3, "cannot watch endpointslices.discovery.k8s.io in namespace prod (403): the role"
+    )
 
 
 def all_ill(facts: Facts) -> None:
@@ -153,7 +155,7 @@ PLANTED = [
     ("settings", "failure", set_of(NVEXT, "1"), "ignore the header that pins"),
     ("settings", "failure", set_of("wiring.switches.DYN_EVENT_PLANE", "nats"), "'nats'"),
     ("control", "failure", set_of("health", None), "does not answer GET /health"),
-    ("control", "failure", forbidden, "403 Forbidden"),
+    ("control", "failure", forbidden, "(403): the role"),
     ("frontends", "failure", set_of("status.upstreams", []), "none is known"),
     ("frontends", "warning", set_of("status.upstreams.0.up", False), "127.0.0.1:1"),
     ("descriptors", "warning", set_of("status.limits.connections", 300), "leaves 300 connections"),

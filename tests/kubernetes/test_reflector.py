@@ -253,7 +253,39 @@ def test_bad_event_costs_itself_only(cluster: ApiServer, environment, line: byte
             assert found.counts.refused_objects == 1
             assert len(found.problems) == 1
             assert len(found.problems[0]) <= 300
-            assert found.counts.watches == 1, "the stream goes on"
+            assert found.counts.watches == 1, "the stream stays"
+
+    asyncio.run(run())
+
+
+def test_rest_of_a_line_over_the_limit_is_no_event(cluster: ApiServer, environment):
+    event = {"type": "DELETED", "object": {"metadata": {"name": "a", "resourceVersion": "1"}}}
+    tail = json.dumps(event).encode()
+
+    class Stream:
+        async def iter_any(self) -> AsyncIterator[bytes]:
+            for chunk in (b"x" * (3 << 20), b"x" * (3 << 20), tail + b"\n" + tail, b"\n"):
+                yield chunk
+
+    async def run() -> None:
+        found = Reflector(Access(environment), PODS, "prod", lambda: None)
+        stream: Any = Stream()
+        assert [line async for line in found._lines(stream)] == [tail]
+        assert found.counts.refused_objects == 1
+
+    asyncio.run(run())
+
+
+def test_problem_without_a_name_ends_with_its_watch(cluster: ApiServer, environment):
+    cluster.put(KIND, pod("a", "10.0.0.1"))
+
+    async def run() -> None:
+        async with following(environment) as found:
+            await wait_until_async(lambda: cluster.watches(KIND) == 1)
+            cluster.send(KIND, b"no json\n")
+            await wait_until_async(lambda: len(found.problems) == 1)
+            cluster.cut()
+            await wait_until_async(lambda: found.problems == ())
 
     asyncio.run(run())
 
@@ -385,6 +417,8 @@ def test_reflectors_that_start_together_share_one_session(cluster: ApiServer, en
         async def count() -> Any:
             nonlocal opened
             opened += 1
+            # Credentials of a plug-in take a while.
+            await asyncio.sleep(0)
             return await original()
 
         access._open = count

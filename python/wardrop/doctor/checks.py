@@ -88,7 +88,8 @@ def check_control(facts: Facts) -> Finding:
     texts = "; ".join(f"{n}: {part.error or 'no text'}" for n, part in sorted(down.items()))
     denied = any(word in texts.lower() for word in ("forbidden", "403", "401", "denied"))
     advice = (
-        "the account of the router may not read discovery: grant it get, list and watch"
+        "the account of the router may not read discovery: grant it the rights that the text "
+        "names; in Kubernetes a Role with verbs list and watch"
         if denied
         else "the router serves with its last view; mend the named part"
     )

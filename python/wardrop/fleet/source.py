@@ -1,9 +1,10 @@
 """The discovery backend of fleets of engines: members, what they report, and their feeds.
 
-`FleetSource` follows the texts of `--worker`, a YAML file that it reads again after each change,
-workers that the admin API added, the addresses behind names, and selectors of a Kubernetes cluster.
-It probes each member. Its views hold the members that answered once. A member that stops answering
-stays in the view and is reported as unreachable, so that its cache is known when it comes back.
+`FleetSource` follows the texts of `--worker`, a YAML file, workers that the admin API added, the
+addresses behind names, and selectors of a Kubernetes cluster. It reads the file again after each
+change. It probes each member. Its views hold the members that answered once. A member that stops
+answering stays in the view and is reported as unreachable, so that its cache is known when it comes
+back.
 
 A file that cannot be read leaves the last fleet in force, as any outage of a discovery backend.
 """

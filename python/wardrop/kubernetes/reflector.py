@@ -6,7 +6,7 @@ change. The watch of `kubernetes_asyncio` is not used, because it cannot do the 
 * An object that cannot be decoded costs itself: its last valid form stays, and others go on.
 * A stream on which nothing arrives for `silent_s` counts as dead. Bookmarks come once a minute.
 * Answers, lines and the number of objects are limited.
-* An outage removes nothing: the objects of the last answer stay, and `error` tells why.
+* An outage removes nothing: the objects of the last answer stay, and `error` says why.
 
 A version that the server has forgotten (410 Gone) leads to a new list. Every other failure leads to
 a new watch from the last version. Cost: O(objects) for a list, O(1) for a change.
@@ -324,7 +324,8 @@ class Reflector:
             await self._check(answer, "watch")
             self.counts.watches += 1
             self._heard()
-            self._problems.pop("", None)
+            if self._problems.pop("", None) is not None:
+                self._changed()
             try:
                 async for line in self._lines(answer.content):
                     self._heard()

@@ -118,7 +118,7 @@ WORKER_METADATA = Resource("nvidia.com", "v1alpha1", "dynamoworkermetadatas", de
 class KubernetesSource:
     """Follows the workers of one namespace of a cluster.
 
-    During an outage of the API server the last view stays in force, and `last_error` tells why.
+    During an outage of the API server the last view stays in force, and `last_error` says why.
 
     Args:
         namespace: Namespace of the cluster; that of this pod where it is empty.
@@ -181,7 +181,7 @@ class KubernetesSource:
         return None if None in times else min(time for time in times if time is not None)
 
     def frontends_restarted(self) -> None:
-        """Tell the reader that a frontend has no memory of the workers any more."""
+        """Report to the reader that a frontend has no memory of the workers any more."""
         self._reader.forget_order()
 
     async def views(self) -> AsyncIterator[FleetView]:
@@ -200,7 +200,7 @@ class KubernetesSource:
                 elif last is None and self.last_error:
                     last = FleetView()
                     yield last
-                # The error of a first list wakes nobody, so the wait has an end.
+                # The error of a first list sets no event, so the wait has an end.
                 try:
                     async with asyncio.timeout(None if self._is_synced else self._debounce_s):
                         await self._changed.wait()
