@@ -143,6 +143,22 @@ def test_every_command_prints_its_help_without_the_extras() -> None:
         assert "Usage" in ran.stdout
 
 
+def test_a_picker_without_a_cluster_needs_no_extra(tmp_path: Path) -> None:
+    file = tmp_path / "picker.yaml"
+    file.write_text("models: [{name: m}]\nworkers: [{url: 'http://127.0.0.1:1'}]\n")
+    extras = modules_of([each for extra in EXTRAS.values() for each in extra])
+    code = (
+        "from pathlib import Path\n"
+        "from wardrop.picker import PickerServer, read_file\n"
+        "path = Path(sys.argv[1])\n"
+        "server = PickerServer(path, read_file(path))\n"
+        "server.follow_selectors()\n"
+        "server.follow_cluster()\n"
+    )
+    ran = run_without(extras, code, str(file))
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_the_wheel_has_the_version_of_the_workspace() -> None:
     workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]
     assert metadata("wardrop")["Version"] == workspace["package"]["version"]

@@ -164,7 +164,7 @@ class Picked:
     def __init__(self, path: Path, environment: dict[str, str]) -> None:
         self.server = PickerServer(path, read_file(path), environment, QUICK)
         self.server.picker.start()
-        self.server._cluster.follow(self.server._file.kubernetes)
+        self.server.follow_selectors()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -187,6 +187,7 @@ class Picked:
     def close(self) -> None:
         self._stop.set()
         self._thread.join(DEADLINE_S)
+        assert self.server._cluster is not None
         self.server._cluster.close()
         self.server.picker.stop()
 

@@ -20,8 +20,9 @@ from tests.kubernetes.api_server import (
 from tests.waiting import wait_until_async
 
 from wardrop.errors import InputError
-from wardrop.kubernetes.endpoints import EndpointFollowers, EndpointSelector
+from wardrop.kubernetes.endpoints import EndpointFollowers
 from wardrop.kubernetes.reflector import Timing
+from wardrop.kubernetes.selector import EndpointSelector
 
 QUICK = Timing(request_s=5, silent_s=20, first_pause_s=0.01, longest_pause_s=0.05, steady_s=1)
 APP = {"app": "qwen"}

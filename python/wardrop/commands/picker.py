@@ -27,7 +27,7 @@ def picker(
     in the file are read again after each change of the file. Selectors in the file follow pods of a
     Kubernetes cluster.
     """
-    from wardrop.kubernetes.access import require_package
+    from wardrop.kubernetes.environment import require_package
     from wardrop.picker import PickerServer, StartError, read_file
 
     logging.basicConfig(

@@ -71,7 +71,7 @@ def _fleet(config: Config) -> tuple[object, bool]:
         InputError: A worker or the file cannot be used, or there is no worker.
     """
     from wardrop.fleet import FleetSource, FleetSpec, parse_selector, parse_worker
-    from wardrop.kubernetes.access import require_package
+    from wardrop.kubernetes.environment import require_package
 
     fleet = config.fleet
     spec = FleetSpec(

@@ -38,8 +38,8 @@ from wardrop.fleet.spec import (
     check_fleet,
     read_fleet,
 )
-from wardrop.kubernetes.access import own_namespace
 from wardrop.kubernetes.endpoints import EndpointFollowers
+from wardrop.kubernetes.environment import own_namespace
 from wardrop.kubernetes.reflector import Timing
 
 log = logging.getLogger("wardrop.fleet")

@@ -26,7 +26,7 @@ import yaml
 
 from wardrop.decoding import convert, shown
 from wardrop.errors import InputError
-from wardrop.kubernetes.endpoints import MAX_RANKS, Endpoint, EndpointSelector
+from wardrop.kubernetes.selector import MAX_RANKS, Endpoint, EndpointSelector
 
 MAX_FILE_BYTES = 4 << 20
 MAX_WORKERS = 4096

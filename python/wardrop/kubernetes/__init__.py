@@ -4,6 +4,6 @@
                                                      └▶ endpoints of a pool (serve, picker)
 
 `access` has the address and the credentials, `reflector` the protocol of list and watch, `objects`
-the fields that the router reads. `endpoints` turns an `InferencePool`, a `Service` or labels of
-pods into addresses. Needs the extra `kubernetes`.
+the fields that the router reads. `selector` says which pods serve, and `endpoints` follows their
+addresses. Needs the extra `kubernetes`; `selector` and `environment` alone need nothing.
 """

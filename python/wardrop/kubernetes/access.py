@@ -7,7 +7,6 @@ tokens, and sets TLS and proxies up. Its own watch is not used: `reflector` says
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,8 @@ from typing import Any, cast
 
 import aiohttp
 
-from wardrop.config import ConfigError
 from wardrop.errors import InputError
-
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-POD_INFO = Path("/etc/podinfo")
-_DEFAULT_NAMESPACE = "default"
+from wardrop.kubernetes.environment import SERVICE_ACCOUNT
 
 
 class AccessError(InputError):
@@ -116,45 +111,9 @@ class Access:
         return ApiClient(configuration)
 
 
-def require_package() -> None:
-    """Refuse a setting that needs a cluster where the package for it is missing.
-
-    Raises:
-        ConfigError: The extra `kubernetes` is not installed.
-    """
-    if importlib.util.find_spec("kubernetes_asyncio") is None:
-        raise ConfigError(
-            "discovery through Kubernetes needs the package kubernetes_asyncio; "
-            "pip install 'wardrop[kubernetes]'"
-        )
-
-
-def own_namespace(environment: Mapping[str, str]) -> str:
-    """The namespace of this pod.
-
-    Strongest first: the files that Dynamo reads below `/etc/podinfo`, `POD_NAMESPACE`, the service
-    account. Without any of them it is `default`.
-    """
-    for text in (
-        _text(POD_INFO / "pod_namespace"),
-        environment.get("POD_NAMESPACE", "").strip(),
-        _text(SERVICE_ACCOUNT / "namespace"),
-    ):
-        if text:
-            return text
-    return _DEFAULT_NAMESPACE
-
-
 def _kubeconfig(environment: Mapping[str, str]) -> str | None:
     """The kubeconfig to read; None inside a pod. Dynamo prefers a kubeconfig as well."""
     if given := environment.get("KUBECONFIG", ""):
         return given
     usual = Path(os.path.expanduser("~")) / ".kube" / "config"
     return str(usual) if usual.is_file() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")[:4096].strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from wardrop.decoding import decode_json
+from wardrop.kubernetes.selector import Port
 
 MAX_OBJECT_BYTES = 4 << 20
 """A larger object is not read. The API server itself refuses objects above 1.5 MiB by default."""
@@ -21,7 +22,6 @@ MAX_OBJECT_BYTES = 4 << 20
 T = TypeVar("T")
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
-Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 
 
 class OwnerReference(msgspec.Struct, frozen=True):

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wardrop.kubernetes.access import own_namespace
-from wardrop.kubernetes.endpoints import Endpoint, EndpointFollowers
+from wardrop.kubernetes.endpoints import EndpointFollowers
+from wardrop.kubernetes.environment import own_namespace
 from wardrop.kubernetes.reflector import Timing
+from wardrop.kubernetes.selector import Endpoint
 from wardrop.picker.file import KubernetesSpec
 
 _LOOK_EVERY_S = 0.2

@@ -32,7 +32,7 @@ from wardrop.config import Config, ConfigError, Feed, Predicted, Prompt, Records
 from wardrop.config.values import check_value
 from wardrop.decoding import convert, shown
 from wardrop.errors import InputError
-from wardrop.kubernetes.endpoints import Endpoint, EndpointSelector
+from wardrop.kubernetes.selector import Endpoint, EndpointSelector
 
 MAX_FILE_BYTES = 4 << 20
 MAX_WORKERS = 4096

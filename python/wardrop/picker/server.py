@@ -14,16 +14,18 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from wardrop._core import Picker
 from wardrop.errors import InputError
-from wardrop.kubernetes.endpoints import Endpoint
-from wardrop.kubernetes.reflector import Timing
-from wardrop.picker.cluster import Cluster
+from wardrop.kubernetes.selector import Endpoint
 from wardrop.picker.file import KubernetesSpec, PickerFile, read_file
+
+if TYPE_CHECKING:
+    from wardrop.kubernetes.reflector import Timing
+    from wardrop.picker.cluster import Cluster
 
 log = logging.getLogger("wardrop.picker")
 
@@ -61,7 +63,9 @@ class PickerServer:
         self._mark = _mark(path)
         self._stop = threading.Event()
         self._parts: dict[str, dict[str, Any]] = {}
-        self._cluster = Cluster(environment or {}, timing)
+        self._environment = environment or {}
+        self._timing = timing
+        self._cluster: Cluster | None = None
         self._cluster_error: str | None = None
         self._problems: tuple[str, ...] = ()
         self._feeds: dict[int, str] = {}
@@ -95,11 +99,12 @@ class PickerServer:
             len(self._file.workers),
             self._path,
         )
-        self._cluster.follow(self._file.kubernetes)
+        self.follow_selectors()
         while not self._stop.wait(_LOOK_EVERY_S):
             self.follow_file()
             self.follow_cluster()
-        self._cluster.close()
+        if self._cluster is not None:
+            self._cluster.close()
         drained = self.picker.drain(self._file.drain_timeout_s)
         self.picker.stop()
         return 0 if drained else 1
@@ -120,15 +125,25 @@ class PickerServer:
         if _settings(file) != _settings(self._file):
             log.warning("%s: settings beside models and workers need a new start", self._path)
         self._file = file
-        self._cluster.follow(file.kubernetes)
+        self.follow_selectors()
         self._report("file", "")
         log.info("%s: %d models, %d workers", self._path, len(file.models), len(file.workers))
 
+    def follow_selectors(self) -> None:
+        """Follow the selectors of the file. The first one starts a thread."""
+        if self._cluster is None and self._file.kubernetes:
+            # Imported here: a picker without selectors needs no HTTP client.
+            from wardrop.picker.cluster import Cluster
+
+            self._cluster = Cluster(self._environment, self._timing)
+        if self._cluster is not None:
+            self._cluster.follow(self._file.kubernetes)
+
     def follow_cluster(self) -> None:
         """Hand the endpoints of the cluster over when they changed, and report its state."""
-        found = self._cluster.found
-        if not self._file.kubernetes and not self._endpoints:
+        if self._cluster is None or not (self._file.kubernetes or self._endpoints):
             return
+        found = self._cluster.found
         if found.problems != self._problems:
             self._problems = found.problems
             for problem in found.problems:

@@ -14,7 +14,7 @@ from wardrop.dynamo.discovery.frontend_source import FrontendSource
 from wardrop.dynamo.discovery.kubernetes_source import KubernetesSource
 from wardrop.dynamo.discovery.scope import Scope
 from wardrop.dynamo.discovery.source import Source
-from wardrop.kubernetes.access import require_package
+from wardrop.kubernetes.environment import require_package
 
 log = logging.getLogger("wardrop.control")
 

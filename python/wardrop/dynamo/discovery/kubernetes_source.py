@@ -22,7 +22,8 @@ from wardrop.dynamo.discovery.entries import BUCKETS, Entry, decode_entry
 from wardrop.dynamo.discovery.fleet_view import FleetView
 from wardrop.dynamo.discovery.scope import Scope
 from wardrop.dynamo.discovery.store_reader import StoreReader
-from wardrop.kubernetes.access import Access, own_namespace
+from wardrop.kubernetes.access import Access
+from wardrop.kubernetes.environment import own_namespace
 from wardrop.kubernetes.objects import (
     ENDPOINT_SLICES,
     PODS,
