@@ -221,6 +221,7 @@ fn cost_of_learning_from_an_outcome() {
             new_tokens: 1000 + u64::from(i % 977),
             cached_tokens: 64,
             shared_s: 0.0,
+            is_unsure: false,
         };
         fleet.first_token(0, &first);
         let load = StepLoad {

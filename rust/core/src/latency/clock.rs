@@ -11,6 +11,10 @@
 //!
 //! A pass closes only when the next first token comes later, so the last sample of a worker waits for the
 //! next request.
+//!
+//! While the index misjudges a worker, the router does not know which part of a prompt the engine computes. The end of
+//! the request tells: the engine reports its cached tokens. Such a prompt keeps its pass waiting until then. A pass with a
+//! prompt that the engine says nothing of teaches nothing.
 
 use super::curve::PrefillWork;
 
@@ -33,15 +37,32 @@ pub struct FirstToken {
     pub cached_tokens: u64,
     /// Seconds in between that went to decode steps in the same passes.
     pub shared_s: f64,
+    /// Whether the index may misjudge `new_tokens` and `cached_tokens`. They then count for nothing, and the pass waits for
+    /// what the engine reports.
+    pub is_unsure: bool,
 }
 
-/// Watches the first tokens of one worker. It holds two numbers and one open pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// Watches the first tokens of one worker. It holds two numbers, one open pass, and at most one pass for each request in
+/// flight that it waits for.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct ServiceClock {
     /// End of the last closed pass, seconds.
     last_end_s: f64,
     /// The pass whose first tokens are still coming. `None` before the first one.
     open: Option<PrefillPass>,
+    /// Closed passes with a prompt whose computed part is not known yet.
+    waiting: Vec<PrefillPass>,
+    /// Number of the last pass.
+    number: u64,
+}
+
+/// What a pass teaches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct PassSample {
+    /// Sum of the work of its prompts.
+    pub work: PrefillWork,
+    /// Its prefill seconds.
+    pub seconds: f64,
 }
 
 /// A pass that further first tokens may still join. All times are seconds of the router's clock.
@@ -55,9 +76,33 @@ struct PrefillPass {
     shared_s: f64,
     /// Sum of the work of its prompts.
     work: PrefillWork,
+    /// Number of the pass on its worker.
+    number: u64,
+    /// Prompts whose computed part is not known yet.
+    unknown: u32,
+    /// Whether some prompt ended and its computed part was never known.
+    is_spoilt: bool,
 }
 
 impl PrefillPass {
+    /// Adds the first token of a prompt.
+    fn add(&mut self, first: &FirstToken) {
+        if first.is_unsure {
+            self.unknown += 1;
+        } else {
+            self.work
+                .add(&PrefillWork::of(first.new_tokens, first.cached_tokens));
+        }
+    }
+
+    /// What the pass teaches, once the work of all its prompts is known.
+    fn sample(&self) -> Option<PassSample> {
+        (self.unknown == 0 && !self.is_spoilt).then(|| PassSample {
+            work: self.work,
+            seconds: self.prefill_s(),
+        })
+    }
+
     /// Seconds of the pass that were prefill. The decode steps in it are estimates, so they may not explain
     /// it all away.
     fn prefill_s(&self) -> f64 {
@@ -67,28 +112,59 @@ impl PrefillPass {
 }
 
 impl ServiceClock {
-    /// Counts a first token. Returns the work and the prefill seconds of the pass that it closes, if it closes one.
-    pub fn first_token(&mut self, first: &FirstToken) -> Option<(PrefillWork, f64)> {
-        let work = PrefillWork::of(first.new_tokens, first.cached_tokens);
+    /// Counts a first token. Returns the number of its pass, and what the pass that it closes teaches.
+    pub fn first_token(&mut self, first: &FirstToken) -> (u64, Option<PassSample>) {
         if let Some(pass) = &mut self.open
             && first.at_s - pass.end_s < SAME_PASS_S
         {
-            pass.work.add(&work);
+            pass.add(first);
             pass.end_s = pass.end_s.max(first.at_s);
             pass.start_s = pass.start_s.min(first.sent_s.max(self.last_end_s));
             pass.shared_s = pass.shared_s.max(first.shared_s);
-            return None;
+            return (pass.number, None);
         }
         let closed = self.open.take();
         if let Some(pass) = &closed {
             self.last_end_s = pass.end_s;
         }
-        self.open = Some(PrefillPass {
+        self.number += 1;
+        let mut opened = PrefillPass {
             start_s: first.sent_s.max(self.last_end_s),
             end_s: first.at_s,
             shared_s: first.shared_s,
-            work,
-        });
-        closed.map(|pass| (pass.work, pass.prefill_s()))
+            work: PrefillWork::default(),
+            number: self.number,
+            unknown: 0,
+            is_spoilt: false,
+        };
+        opened.add(first);
+        self.open = Some(opened);
+        let sample = closed.as_ref().and_then(PrefillPass::sample);
+        if let Some(pass) = closed.filter(|pass| pass.unknown > 0) {
+            self.waiting.push(pass);
+        }
+        (self.number, sample)
+    }
+
+    /// A request ended whose first token was not known to be computed or cached. `work` is what the engine reported, and
+    /// `None` when it reported nothing. Returns what the pass teaches, if it waited for this request last. O(waiting passes).
+    pub fn prompt_ended(&mut self, number: u64, work: Option<PrefillWork>) -> Option<PassSample> {
+        let settle = |pass: &mut PrefillPass| {
+            pass.unknown = pass.unknown.saturating_sub(1);
+            match work {
+                Some(work) => pass.work.add(&work),
+                None => pass.is_spoilt = true,
+            }
+        };
+        if let Some(open) = self.open.as_mut().filter(|open| open.number == number) {
+            settle(open);
+            return None;
+        }
+        let at = self.waiting.iter().position(|pass| pass.number == number)?;
+        settle(&mut self.waiting[at]);
+        if self.waiting[at].unknown > 0 {
+            return None;
+        }
+        self.waiting.swap_remove(at).sample()
     }
 }

@@ -14,7 +14,7 @@
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use super::clock::{FirstToken, ServiceClock};
+use super::clock::{FirstToken, PassSample, ServiceClock};
 use super::curve::{PrefillWork, Prior, StepLoad, WorkerCurves};
 use super::pass::{LoadFilter, Pass};
 use super::rls::{Learning, RlsRecord};
@@ -152,15 +152,26 @@ impl FleetCurves {
 
     /// Learns from a first token, once it closes a pass. The curves of the fleet learn from the same sample.
     ///
-    /// A position without a worker is ignored: its request outlived it.
-    pub fn first_token(&mut self, position: usize, first: &FirstToken) {
-        let Some(Some((curves, clock))) = self.workers.get_mut(position) else {
+    /// A position without a worker is ignored: its request outlived it. Returns the number of the pass, for
+    /// [`FleetCurves::prompt_ended`], where the computed part of the prompt is not known.
+    pub fn first_token(&mut self, position: usize, first: &FirstToken) -> Option<u64> {
+        let (_, clock) = self.workers.get_mut(position)?.as_mut()?;
+        let (number, sample) = clock.first_token(first);
+        if let Some(PassSample { work, seconds }) = sample {
+            self.prefill_pass(position, &work, seconds);
+        }
+        first.is_unsure.then_some(number)
+    }
+
+    /// The request of a first token ended whose computed part was not known then. `split` is what the engine reported:
+    /// computed and cached tokens of the prompt.
+    pub fn prompt_ended(&mut self, position: usize, pass: u64, split: Option<(u64, u64)>) {
+        let Some(Some((_, clock))) = self.workers.get_mut(position) else {
             return;
         };
-        if let Some((work, seconds)) = clock.first_token(first) {
-            curves.follow(&self.fleet.coefficients(), self.learning);
-            curves.observe_prefill(&work, seconds);
-            self.fleet.observe_prefill(&work, seconds);
+        let work = split.map(|(new, cached)| PrefillWork::of(new, cached));
+        if let Some(PassSample { work, seconds }) = clock.prompt_ended(pass, work) {
+            self.prefill_pass(position, &work, seconds);
         }
     }
 

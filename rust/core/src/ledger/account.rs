@@ -43,6 +43,10 @@ pub(super) struct OpenRequest {
     /// Whether the answer comes in one piece, so that no first token is reported. Its prefill counts as over at
     /// `due_s`.
     pub is_unstreamed: bool,
+    /// Whether the index may misjudge `work`, because it misleads about the worker.
+    pub is_unsure: bool,
+    /// Pass of the first token, where the prefill curve waits for the engine's count of cached tokens.
+    pub waiting_pass: Option<u64>,
     /// Set at the first token.
     pub first_token: Option<FirstToken>,
 }

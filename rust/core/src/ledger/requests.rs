@@ -31,6 +31,8 @@ pub(crate) struct NewBooking {
     pub kv_tokens: f64,
     /// Whether the answer comes in one piece, so that no first token is reported.
     pub is_unstreamed: bool,
+    /// Whether the index may misjudge `work`, because it misleads about the worker.
+    pub is_unsure: bool,
     /// Time of the booking, seconds.
     pub now_s: f64,
     /// When the booking expires, seconds.
@@ -94,6 +96,8 @@ impl Ledger {
             expires_at_s: booking.expires_at_s,
             due_s,
             is_unstreamed: booking.is_unstreamed,
+            is_unsure: booking.is_unsure,
+            waiting_pass: None,
             first_token: None,
         };
         self.requests.insert(request, open);
@@ -110,15 +114,17 @@ impl Ledger {
     /// since it was booked. `None` when it is not booked, or had its first token before.
     ///
     /// The time says how long prefill took only while the prompt did not wait for KV memory. Otherwise the
-    /// curve learns nothing.
+    /// curve learns nothing. On a worker whose index misleads, the curve learns at the end of the request, from the cached
+    /// tokens that the engine reports.
     pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Option<f64> {
         let open = self.requests.get_mut(&request);
         let open = open.filter(|open| open.is_prefilling())?;
-        let (slot, work, booked_at_s) = (open.slot, open.work, open.booked_at_s);
+        let (slot, work, booked_at_s, is_unsure) = (open.slot, open.work, open.booked_at_s, open.is_unsure);
         let account = &mut self.accounts[slot.index()];
         // While KV blocks are short a prompt waits for them, which says nothing of prefill. A prompt without a new token
         // says nothing either.
-        let teaches = account.kv_tokens <= account.kv_capacity_tokens && work.new_tokens > 0;
+        let computes = work.new_tokens > 0 || is_unsure;
+        let teaches = account.kv_tokens <= account.kv_capacity_tokens && computes;
         let shared_s = if teaches {
             shared_steps_s(account, &self.curves, slot, work)
         } else {
@@ -133,8 +139,12 @@ impl Ledger {
                 new_tokens: work.new_tokens,
                 cached_tokens: work.cached_tokens,
                 shared_s,
+                is_unsure,
             };
-            self.curves.first_token(slot.index(), &first);
+            let waiting_pass = self.curves.first_token(slot.index(), &first);
+            if let Some(open) = self.requests.get_mut(&request) {
+                open.waiting_pass = waiting_pass;
+            }
             self.write_followers();
         }
         self.write_row(slot);
@@ -283,6 +293,17 @@ impl Ledger {
             account.end_prefill(open);
             return;
         };
+        if let Some(pass) = open.waiting_pass {
+            let prompt_tokens = open.work.new_tokens + open.work.cached_tokens;
+            let split = outcome.cached_tokens.map(|cached| {
+                // An engine computes at least the last token of a prompt.
+                let cached = u64::from(cached).min(prompt_tokens.saturating_sub(1));
+                (prompt_tokens - cached, cached)
+            });
+            self.curves.prompt_ended(open.slot.index(), pass, split);
+            self.write_followers();
+        }
+        let account = &mut self.accounts[open.slot.index()];
         account.decoding = account.decoding.saturating_sub(1);
         // The first token of an unstreamed request is a guess, which teaches nothing of steps.
         if let Some(tokens) = output_tokens.filter(|_| !open.is_unstreamed) {

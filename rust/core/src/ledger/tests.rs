@@ -16,6 +16,7 @@ fn booking(id: u64, work: Work, kv_tokens: f64, now_s: f64) -> NewBooking {
         work,
         kv_tokens,
         is_unstreamed: false,
+        is_unsure: false,
         now_s,
         expires_at_s: now_s + 600.0,
     }
@@ -278,4 +279,70 @@ fn row_follows_every_change_of_account_and_curves() {
             assert_eq!(row_of(&ledger, slot), own, "after step {id}");
         }
     }
+}
+
+#[test]
+fn a_worker_whose_index_misleads_teaches_by_what_its_engine_reports() {
+    let learned = |is_unsure: bool, reported: Option<u32>| {
+        let mut ledger = ledger();
+        let mut at_s = 0.0;
+        for id in 0..40 {
+            // The index lists nothing of 4,000 tokens. The engine finds 3,000, and computes the rest at 10,000 per second.
+            let work = Work {
+                new_tokens: 4_000,
+                cached_tokens: 0,
+            };
+            ledger.book(&NewBooking {
+                is_unsure,
+                ..booking(id, work, 4_000.0, at_s)
+            });
+            ledger.prefill_done(RequestId(id), at_s + 0.1);
+            let outcome = Outcome {
+                cached_tokens: reported,
+                ..Outcome::default()
+            };
+            ledger.release(RequestId(id), 0.0, outcome, at_s + 0.2);
+            at_s += 1.0;
+        }
+        ledger.curves.of(0).samples().0
+    };
+    assert_eq!(learned(false, Some(3_000)), 39, "the last pass is still open");
+    assert_eq!(learned(true, Some(3_000)), 39);
+    assert_eq!(learned(true, None), 0, "an unknown part teaches nothing");
+}
+
+#[test]
+fn a_pass_waits_for_the_last_report_of_its_prompts_and_learns_their_computed_tokens() {
+    let seconds = |is_unsure: bool| {
+        let mut ledger = ledger();
+        let mut at_s = 0.0;
+        for id in 0..200 {
+            let work = Work {
+                new_tokens: if is_unsure { 4_000 } else { 1_000 },
+                cached_tokens: if is_unsure { 0 } else { 3_000 },
+            };
+            ledger.book(&NewBooking {
+                is_unsure,
+                ..booking(id, work, 4_000.0, at_s)
+            });
+            ledger.prefill_done(RequestId(id), at_s + 0.1);
+            if id > 0 {
+                // The request ends after the next first token, so its pass is closed by then.
+                let outcome = Outcome {
+                    cached_tokens: Some(3_000),
+                    ..Outcome::default()
+                };
+                ledger.release(RequestId(id - 1), 0.0, outcome, at_s + 0.2);
+            }
+            at_s += 1.0;
+        }
+        ledger.curves.of(0).prefill_s(1_000, 3_000)
+    };
+    let (by_index, by_report) = (seconds(false), seconds(true));
+    // The answer before it decodes meanwhile, which takes a part of the 0.1 s.
+    assert!((0.06..0.11).contains(&by_index), "{by_index}");
+    assert!(
+        (by_report - by_index).abs() < 0.005,
+        "{by_report} instead of {by_index}"
+    );
 }

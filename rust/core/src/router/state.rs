@@ -23,7 +23,7 @@ use crate::predicted::Predicted;
 use crate::request::{MAX_INPUT_TOKENS, RequestId, RouteRequest};
 use crate::rng::Rng;
 use crate::snapshot::Counters;
-use crate::trust::{Claim, IndexTrust};
+use crate::trust::{Claim, IndexTrust, TrustMode};
 use crate::worker::WorkerId;
 
 /// Everything of a router that changes under its lock.
@@ -103,7 +103,7 @@ impl RouterState {
 
     /// Lets the prediction stand in for the index of a worker that is not exact.
     pub(super) fn follow_trust(&mut self, slot: Slot) {
-        let is_exact = self.trust.mode(slot) == crate::trust::TrustMode::Exact;
+        let is_exact = self.trust.mode(slot) == TrustMode::Exact;
         self.predicted.set_alone(slot, !is_exact);
     }
 
@@ -236,6 +236,7 @@ impl RouterState {
             work,
             kv_tokens: self.kv_tokens(slot),
             is_unstreamed: request.is_unstreamed,
+            is_unsure: self.trust.mode(slot) != TrustMode::Exact,
             now_s,
             expires_at_s,
         });
