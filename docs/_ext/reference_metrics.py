@@ -11,8 +11,9 @@ from pathlib import Path
 
 HEAD = """# Metrics
 
-`GET /metrics` of the gateway, in Prometheus' text format. Names begin with `wardrop_`, counters end
-with `_total`, durations are in seconds. Every series also carries the label `router_id`.
+`GET /metrics` of a router, in Prometheus' text format. Names begin with `wardrop_`, counters end
+with `_total`, durations are in seconds. Every series also carries the label `router_id`. A label
+has one meaning: `code` is an HTTP status, `error_code` the code of the router's own error.
 This page is generated from the help texts in the Rust sources.
 """
 METRIC = re.compile(
@@ -24,12 +25,12 @@ CONSTANT = re.compile(r"const ([A-Z_]+): &\[&str\] = (&\[[^\]]*\]);")
 KINDS = {
     "counter": "counter",
     "counters": "counter",
-    "float": "counter",
+    "float_counter": "counter",
+    "float_counters": "counter",
     "gauge": "gauge",
     "gauges": "gauge",
     "histogram": "histogram",
     "histograms": "histogram",
-    "new": "",
 }
 
 
@@ -42,8 +43,8 @@ def page(sources: Path) -> str:
     Raises:
         RuntimeError: the sources no longer name metrics as this module expects.
     """
-    files = [file for file in sources.glob("*/src/**/*.rs") if "metrics" in str(file)]
-    rows = [row for file in sorted(files) for row in _rows(file)]
+    files = sorted(sources.glob("*/src/**/*.rs"))
+    rows = [row for file in files for row in _rows(file)]
     if len(rows) < 40:
         raise RuntimeError(
             f"{sources}: found {len(rows)} metrics, expected at least 40 of the form "
@@ -66,9 +67,8 @@ def _rows(file: Path) -> list[str]:
             not found["help"][:1].isupper() and not found["help"][:1].isdigit()
         ):
             continue
-        kind = KINDS[method] or ("counter" if found["name"].endswith("_total") else "gauge")
         names = re.findall(r'"(\w+)"', constants.get(labels, labels))
         meaning = found["help"].replace("|", "\\|")
         shown = ", ".join(f"`{name}`" for name in names) or "–"
-        rows.append(f"| `wardrop_{found['name']}` | {kind} | {shown} | {meaning} |")
+        rows.append(f"| `wardrop_{found['name']}` | {KINDS[method]} | {shown} | {meaning} |")
     return rows

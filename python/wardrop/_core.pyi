@@ -1436,15 +1436,17 @@ class Gateway(Door):
                 empty.
         """
 
-    def set_gauges(self, gauges_json: str, /) -> None:
-        """Publish numbers of the control plane on the metrics page.
+    def set_figures(self, figures_json: str, /) -> None:
+        """Publish figures of the control plane on the metrics page.
 
-        A name X becomes `wardrop_control_state{quantity="X"}`, and a name `setting_X` becomes
-        `wardrop_control_setting{setting="X"}`.
+        Each figure has a metric of its own: `regime` sets `wardrop_control_regime`. A name
+        `setting_X` becomes `wardrop_control_setting{setting="X"}`. A call with settings replaces
+        all of them.
 
         Args:
-            gauges_json: an object `{name: number}` with at most 64 names.
+            figures_json: an object `{name: number}` with at most 64 names.
 
         Raises:
-            ValueError: the text is not such an object, or it has more than 64 names.
+            ValueError: the text is not such an object, it has more than 64 names, or a figure has
+                no metric.
         """

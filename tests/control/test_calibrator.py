@@ -57,8 +57,8 @@ class Planted:
     def shadows(self) -> str:
         return json.dumps(self.models)
 
-    def set_gauges(self, gauges_json: str, /) -> None:
-        self.gauges |= json.loads(gauges_json)
+    def set_figures(self, figures_json: str, /) -> None:
+        self.gauges |= json.loads(figures_json)
 
 
 class Clock:

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from wardrop.doctor import canary
-from wardrop.doctor.canary import CANARY_BLOCKS, Sent, check_blocks, check_isolation, check_pin
+from wardrop.doctor.canary import (
+    CANARY_BLOCKS,
+    Sent,
+    check_blocks,
+    check_destination,
+    check_isolation,
+    check_pin,
+    check_tokens,
+)
 from wardrop.doctor.facts import Model
 
 MODEL = Model("m", 16, 4096, [], True, True, True, None, [], [])
@@ -58,6 +66,36 @@ def test_pin():
     assert (other.level, "chosen worker 1, served by 2" in other.text) == ("failure", True)
     silent = check_pin(MODEL, sent(served=None))
     assert (silent.level, "ignores nvext" in silent.text) == ("failure", True)
+
+
+@pytest.mark.parametrize(
+    ("moved", "has_feeds", "level", "text"),
+    [
+        ({(1, 0)}, True, "ok", "worker 1/0 was chosen and served"),
+        ({(1, 0), (2, 0)}, True, "ok", "1/0"),
+        ({(2, 0)}, True, "failure", "chosen worker 1/0, blocks stored by 2/0: the proxy ignores"),
+        (set(), True, "warning", "no worker sent a KV event"),
+        (set(), False, "skipped", "without KV events"),
+    ],
+)
+def test_destination(moved, has_feeds, level, text):
+    finding = check_destination(MODEL, sent(worker=1), moved, has_feeds)
+    assert (finding.level, text in finding.text) == (level, True), finding
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "level", "text"),
+    [
+        (17, 17, "ok", "router and engine count 17 tokens"),
+        (17, 18, "failure", "the router counts 17 tokens in a text, the engine 18"),
+        (17, None, "skipped", "reports no count"),
+    ],
+)
+def test_tokens(ours, theirs, level, text):
+    one = sent()
+    one.counted, one.engine_counted = ours, theirs
+    finding = check_tokens(MODEL, one)
+    assert (finding.level, text in finding.text) == (level, True), finding
 
 
 @pytest.mark.parametrize("name", ["salt", "lora"])

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ from wardrop.doctor.facts import (
     Worker,
 )
 from wardrop.doctor.finding import Finding, as_json, as_text, exit_code
-from wardrop.service.wiring import SCHEMA, Wiring
+from wardrop.service.wiring import SCHEMA, DoorName, Wiring
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "doctor.md"
 VERSION = "0.2.0"
@@ -60,27 +61,39 @@ def worker(instance: int) -> Worker:
 
 def feed(instance: int) -> Feed:
     return Feed(
-        checks.EVENT_TOPIC, "m", "aggregated", f"tcp://w{instance}:1", instance, True, 9, 0, 0, 1.0
+        checks.EVENT_TOPICS[0],
+        "m",
+        "aggregated",
+        f"tcp://w{instance}:1",
+        instance,
+        True,
+        9,
+        0,
+        0,
+        1.0,
     )
 
 
-def healthy() -> Facts:
+def healthy(door: DoorName = "dynamo") -> Facts:
     pools = [Pool("aggregated", [worker(1), worker(2)])]
     handover = Handover(1, None)
     model = Model("m", 16, 4096, [], True, True, True, handover, [], pools)
+    control = {"discovery": Part(True, 0, ""), "fleet": Part(True, 0, "")}
     status = Status(
-        "127.0.0.1:8000",
-        False,
-        True,
-        Limits(8192, 4096),
-        Resources(20_000),
-        [Upstream("127.0.0.1:1", True, 0), Upstream("127.0.0.1:2", True, 0)],
         [model],
         [feed(1), feed(2)],
+        address="127.0.0.1:8000",
+        upstreams=[Upstream("127.0.0.1:1", True, 0), Upstream("127.0.0.1:2", True, 0)],
+        limits=Limits(8192, 4096),
+        resources=Resources(20_000),
+        control=control,
     )
-    wiring = Wiring(SCHEMA, 0.0, VERSION, "1.6.1", "kv", "file", {"DYN_EVENT_PLANE": "zmq"}, 1000)
-    control = {"discovery": Part(True, 0, ""), "fleet": Part(True, 0, "")}
-    return Facts(status, wiring, Health("ready", 2, control), VERSION, 0.0)
+    wiring = Wiring(SCHEMA, 0.0, VERSION, door=door)
+    if door == "dynamo":
+        wiring.dynamo_version, wiring.frontend_mode = "1.6.1", "kv"
+        wiring.switches = {"DYN_EVENT_PLANE": "zmq"}
+    health = Health("ready", 2, control) if door in ("dynamo", "serve") else None
+    return Facts(status, wiring, health, VERSION, 0.0)
 
 
 def first(facts: Facts) -> Worker:
@@ -180,10 +193,88 @@ PLANTED = [
 ]
 
 
-def test_healthy_router_passes_every_check():
-    findings = run_checks(healthy())
-    assert [finding.level for finding in findings] == ["ok"] * len(CHECKS), as_text(findings)
+EVERYWHERE = ("workers", "feeds", "trust", "audit")
+OF_DOOR = {
+    "dynamo": {"versions", "settings", "control", "frontends", "descriptors", "clock"}
+    | {"prompts", "token-ids", *EVERYWHERE},
+    "serve": {"versions", "control", "engines", "descriptors", "clock", "prompts", *EVERYWHERE},
+    "picker": {"versions", "control", "clock", "prompts", *EVERYWHERE},
+    "select": {"versions", "control", "clock", *EVERYWHERE},
+    "frontend": set(EVERYWHERE),
+}
+DOORS = get_args(DoorName)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_healthy_router_passes_the_checks_of_its_door(door):
+    findings = run_checks(healthy(door))
+    assert {finding.check for finding in findings} == OF_DOOR[door]
+    assert {finding.level for finding in findings} == {"ok"}, as_text(findings)
     assert exit_code(findings, strict=True) == 0
+
+
+def broken_file(facts: Facts) -> None:
+    facts.status.control["file"] = Part(False, 1, "picker.yaml: workers: expected a list")
+
+
+def without_feeds(facts: Facts) -> None:
+    facts.status.feeds = []
+
+
+OF_OTHER_DOORS = [
+    (
+        "serve",
+        "engines",
+        "failure",
+        set_of("status.upstreams", []),
+        "no engine accepts",
+        "--worker",
+    ),
+    (
+        "serve",
+        "engines",
+        "warning",
+        set_of("status.upstreams.0.up", False),
+        "127.0.0.1:1",
+        "engine",
+    ),
+    ("serve", "control", "failure", set_of("health", None), "GET /health", "address"),
+    ("serve", "workers", "failure", set_of("status.models.0.pools", []), "is refused", "--worker"),
+    ("serve", "feeds", "skipped", without_feeds, "caches are predicted", "events="),
+    ("picker", "control", "failure", broken_file, "expected a list", "mend the named part"),
+    ("picker", "workers", "failure", set_of("status.models.0.pools", []), "refused", "`workers`"),
+    ("picker", "feeds", "skipped", without_feeds, "caches are predicted", "`events`"),
+    ("picker", "feeds", "failure", set_of("status.feeds.1.connected", False), "2/0", "`events`"),
+    (
+        "picker",
+        "prompts",
+        "failure",
+        set_of("status.models.0.has_tokeniser", False),
+        "load",
+        "folder",
+    ),
+    ("select", "control", "failure", broken_file, "expected a list", "mend the named part"),
+    ("select", "workers", "failure", set_of("status.models.0.pools", []), "refused", "/workers"),
+    ("select", "feeds", "skipped", without_feeds, "caches are predicted", "kv_events_endpoints"),
+    ("select", "clock", "warning", set_of("clock_skew_s", 9.0), "+9.0 s off", "time service"),
+    ("frontend", "workers", "failure", set_of("status.models.0.pools", []), "Dynamo", "discovery"),
+    ("frontend", "feeds", "failure", without_feeds, "2 of 2 workers", "DYN_EVENT_PLANE"),
+    ("frontend", "trust", "failure", disbelieved, "42% of its blocks found", "blocks"),
+]
+
+
+@pytest.mark.parametrize(
+    ("door", "check", "level", "plant", "text", "advice"),
+    OF_OTHER_DOORS,
+    ids=[f"{p[0]}-{p[1]}-{p[4]}" for p in OF_OTHER_DOORS],
+)
+def test_planted_fault_of_a_door_is_found_with_its_advice(door, check, level, plant, text, advice):
+    facts = healthy(door)
+    plant(facts)
+    named = {finding.check: finding for finding in run_checks(facts) if finding.level != "ok"}
+    assert set(named) <= {check, "audit"}, named
+    assert (named[check].level, text in named[check].text) == (level, True), named[check]
+    assert advice in named[check].advice
 
 
 @pytest.mark.parametrize(
@@ -203,7 +294,9 @@ def test_planted_fault_is_found_by_its_check_alone(check, level, plant, text):
 
 
 def test_every_check_has_a_planted_fault():
-    assert {name for name, *_ in PLANTED} == {finding.check for finding in run_checks(healthy())}
+    planted = {name for name, *_ in PLANTED} | {name for _, name, *_ in OF_OTHER_DOORS}
+    assert planted == set().union(*OF_DOOR.values())
+    assert len(planted) == len(CHECKS)
 
 
 def test_decode_workers_need_no_feed():
@@ -235,6 +328,5 @@ def test_exit_code(level, strict, code):
 
 def test_page_explains_every_check():
     explained = set(re.findall(r"^\| `([a-z][\w-]+)` \|", PAGE.read_text(), re.MULTILINE))
-    canaries = {"canary", "pin", "blocks", "salt", "lora"}
-    of_facts = {finding.check for finding in run_checks(healthy())}
-    assert explained == of_facts | canaries
+    canaries = {"canary", "pin", "blocks", "salt", "lora", "tokens"}
+    assert explained == set().union(*OF_DOOR.values()) | canaries

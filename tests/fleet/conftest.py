@@ -18,7 +18,7 @@ pytest.importorskip("zmq")
 
 from tests.fleet.engine import Engine
 
-from wardrop.config import Config, Control, Http, Prompt
+from wardrop.config import Config, Http, Prompt
 from wardrop.fleet import FleetSource, FleetSpec, KubernetesSpec, parse_worker
 from wardrop.fleet.server import FleetServer
 from wardrop.kubernetes.reflector import Timing
@@ -153,7 +153,7 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
         config = replace(
             config,
             http=Http(port=0, worker_threads=1),
-            control=Control(admin_port=0),
+            control=replace(config.control, admin_port=0),
             prompt=Prompt(handover=False),
             feed=replace(config.feed, tail_check_ms=200, **feed),
         )

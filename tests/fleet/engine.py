@@ -133,10 +133,13 @@ class Engine:
         capacity_blocks: int = 1000,
         loras: Sequence[str] = (),
         prefill_s_per_token: float = 0.0,
+        token_s: float = 0.0,
     ) -> None:
         self.model, self.loras = model, list(loras)
         self.capacity_blocks = capacity_blocks
         self.prefill_s_per_token = prefill_s_per_token
+        self.token_s = token_s
+        """Time between two tokens of a stream; without one a stream is a single event."""
         self.cache: OrderedDict[int, int] = OrderedDict()
         """Blocks by hash, oldest first, with the hash of the block before."""
         self.served: list[dict[str, Any]] = []
@@ -311,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         engine = self.engine
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self._body())
         engine.served.append(body)
         engine.headers.append({k.lower(): v for k, v in self.headers.items()})
         if engine.breaks:
@@ -342,8 +345,36 @@ class _Handler(BaseHTTPRequestHandler):
         if not body.get("stream"):
             self._answer(json.dumps(answer).encode())
             return
+        if engine.token_s:
+            self._stream(answer, int(body.get("max_tokens", 1)))
+            return
         events = f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n"
         self._answer(events.encode(), "text/event-stream")
+
+    def _body(self) -> bytes:
+        """The whole body: of a known length, or in chunks as a proxy that streams sends it."""
+        if (length := self.headers["content-length"]) is not None:
+            return self.rfile.read(int(length))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _stream(self, answer: dict[str, Any], tokens: int) -> None:
+        """One event per token, then one with the usage."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        token = {key: value for key, value in answer.items() if key != "usage"}
+        for _ in range(tokens):
+            self.wfile.write(f"data: {json.dumps(token)}\n\n".encode())
+            time.sleep(self.engine.token_s)
+        end = answer | {"choices": []}
+        self.wfile.write(f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n".encode())
 
     def _answer(self, body: bytes, kind: str = "application/json", status: int = 200) -> None:
         self.send_response(status)

@@ -43,8 +43,8 @@ def test_price_of_anarchy_is_measured_live_with_its_parts_and_errors(upstream, s
     for kind in ("ttft", "itl"):
         assert running.metric("model_error_ratio", latency=kind) > 0.0
         assert running.metric("model_bias_ratio", latency=kind) > 0.0
-    assert running.metric("price_of_anarchy_decisions") == 140
-    assert 0.0 < running.metric("price_of_anarchy_cpu_seconds") < 0.1
+    assert running.metric("price_of_anarchy_decisions_total") == 140
+    assert 0.0 < running.metric("price_of_anarchy_cpu_seconds_total") < 0.1
 
 
 def test_answers_in_one_piece_teach_nothing_of_the_first_token(serve):

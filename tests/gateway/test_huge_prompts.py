@@ -46,7 +46,7 @@ def test_text_beyond_the_context_is_refused_and_nothing_is_sent_on(upstream, ser
     assert error["type"] == "invalid_request_error"
     assert str(len(body(2 * FULL))) in error["message"]
     assert upstream.seen == []
-    assert running.metric("refusals_total", code="context_length_exceeded") == 1
+    assert running.metric("refusals_total", error_code="context_length_exceeded") == 1
     assert running.metric("requests_in_flight") == 0
 
 

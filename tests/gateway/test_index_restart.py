@@ -39,7 +39,7 @@ def restored(serve, publisher, data, dump_follows=True, publishers=None, workers
 
 
 def judged(running, result):
-    return running.metric("index_restored_workers_total", result=result)
+    return running.metric("index_restored_first_events_total", result=result)
 
 
 def test_next_event_proves_what_was_restored(serve, saved):

@@ -23,7 +23,7 @@ def test_body_above_the_limit_is_413(upstream, serve):
     status, _, body = running.request("POST", "/v1/completions", b"x" * 5_000)
     assert (status, code_of(body)) == (413, "body_too_large")
     assert not upstream.seen
-    assert running.metric("refusals_total", code="body_too_large") == 1
+    assert running.metric("refusals_total", error_code="body_too_large") == 1
 
 
 def test_headers_above_the_limit_are_431(serve):
@@ -104,7 +104,7 @@ def test_stream_that_falls_silent_ends_with_an_error_event(upstream, serve):
     first, second, _ = body.split(b"\n\n")
     assert first == b"data: 1"
     assert code_of(second.removeprefix(b"data: ")) == "stream_stalled"
-    assert running.metric("broken_streams_total", code="stream_stalled") == 1
+    assert running.metric("broken_streams_total", error_code="stream_stalled") == 1
 
 
 @pytest.mark.parametrize(

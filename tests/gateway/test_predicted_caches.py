@@ -24,8 +24,9 @@ def ask(running, prompt=PROMPT):
     return headers["x-wardrop-worker"], int(headers["x-wardrop-overlap-blocks"])
 
 
-def ended(running, result):
-    return running.metric("predicted_records_total", result=result, worker_type="aggregated")
+def ended(running, reason):
+    name = "predicted_records_ended_total"
+    return running.metric(name, reason=reason, worker_type="aggregated")
 
 
 def test_without_events_a_prompt_comes_back_to_where_it_was(serve):
@@ -38,7 +39,7 @@ def test_without_events_a_prompt_comes_back_to_where_it_was(serve):
     assert ask(running, longer) == (first, 8)
     assert running.metric("predicted_blocks", worker_type="aggregated") == 9
     assert running.metric("predicted_records") >= 1
-    assert ended(running, "inserted") == 7
+    assert running.metric("predicted_records_inserted_total") == 7
     assert running.workers()[1]["held_blocks"] == [0, 0, 0], "no event reported these blocks"
 
 

@@ -32,7 +32,7 @@ def test_receipt_names_candidates_their_parts_and_what_came_of_it(upstream, serv
         % (len(body), body)
     )
     running = start(serve)
-    running.gateway.set_gauges(json.dumps({"regime": 1}))
+    running.gateway.set_figures(json.dumps({"regime": 1}))
     assert running.complete(PROMPT, headers={"x-request-id": "abc"})[0] == 200
     found = receipt(running, "abc")
     assert found["request_id"] == "abc"

@@ -66,7 +66,7 @@ def test_record_holds_arrival_price_and_outcome_with_and_without_receipts(
     upstream.script = usage_answer
     folder = tmp_path / "records"
     running = start(serve, folder, receipts=receipts)
-    running.gateway.set_gauges(json.dumps({"regime": 1}))
+    running.gateway.set_figures(json.dumps({"regime": 1}))
     before_s = time.time()
     headers = {"x-request-id": "abc", "x-tenant-id": "secret-tenant"}
     assert running.complete(PROMPT, headers=headers, **OSL_HINT)[0] == 200

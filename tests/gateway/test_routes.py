@@ -25,7 +25,7 @@ def test_control_routes_of_an_upstream_are_refused_with_the_way_to_allow_them(
     assert (status, error["code"]) == (404, "route_not_public")
     assert "routes.extra" in error["message"]
     assert not upstream.seen
-    assert running.metric("refusals_total", code="route_not_public") == 1
+    assert running.metric("refusals_total", error_code="route_not_public") == 1
 
 
 def test_listed_route_is_forwarded(upstream, serve):

@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def gauge(router: Router, name: str) -> float:
-    return router.metrics().total("wardrop_control_state", quantity=name)
+    return router.metrics().total(f"wardrop_control_{name}")
 
 
 def test_regime_goes_up_within_a_ramp_and_comes_back_and_changes_are_audited(tmp_path: Path):
@@ -75,7 +75,7 @@ def test_harmful_change_by_hand_is_rolled_back_by_the_guard_which_says_why():
             ask(url, "/v1/settings", {"changes": harm})
         assert ask(url, "/v1/settings")["settings"]["policy"] == "round_robin"
 
-        wait_until(lambda: gauge(router, "on_trial") == 1, "a trial")
+        wait_until(lambda: gauge(router, "change_on_trial") == 1, "a trial")
 
         def undone() -> bool:
             records = ask(url, "/v1/audit?last=100")

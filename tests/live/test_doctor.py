@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from tests.doctor.diagnosis import diagnose
 from tests.live.router import Router, running
 from typer.testing import CliRunner
 
@@ -28,13 +28,6 @@ def served(spec: FleetSpec, *arguments: str) -> Iterator[tuple[Router, str]]:
         running(fleet, "--admin-port", str(port), *arguments) as router,
     ):
         yield router, f"http://127.0.0.1:{port}"
-
-
-def diagnose(admin: str, *arguments: str) -> tuple[int, dict[str, dict]]:
-    """Exit code and findings by the name of the check."""
-    ran = CliRunner().invoke(app, ["--admin-url", admin, "--json", *arguments])
-    assert ran.exit_code in (0, 1), ran.output
-    return ran.exit_code, {one["check"]: one for one in json.loads(ran.stdout)["findings"]}
 
 
 @pytest.mark.parametrize(

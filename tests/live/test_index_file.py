@@ -34,7 +34,12 @@ def overlap(answer: Answer) -> int:
 
 
 def judged(router: Router, result: str) -> float:
-    return router.metrics().total("wardrop_index_restored_workers_total", result=result)
+    return router.metrics().total("wardrop_index_restored_first_events_total", result=result)
+
+
+def taken_over(router: Router) -> float:
+    name = "wardrop_index_restored_workers_total"
+    return router.metrics().total(name, result="taken_over")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def fleet(private_network):
 
 def await_taken_over(router: Router, workers: int) -> None:
     """The file is read as soon as the pool's feeds are known, a moment after its workers are."""
-    wait_until(lambda: judged(router, "taken_over") == workers, "the file to be read")
+    wait_until(lambda: taken_over(router) == workers, "the file to be read")
 
 
 def await_dump(router: Router) -> None:

@@ -53,7 +53,7 @@ def test_live_index_is_told_with_its_interval_and_its_errors_within_its_share_of
             error = of("model_error_ratio", latency=kind)
             print(f"{kind}: error {error:.2f}, bias {of('model_bias_ratio', latency=kind):.2f}")
             assert 0.0 < error < 5.0
-        spent_s = of("price_of_anarchy_cpu_seconds")
+        spent_s = of("price_of_anarchy_cpu_seconds_total")
         print(f"poa {poa:.3f}; {1e3 * spent_s:.1f} ms of CPU in {elapsed_s:.1f} s")
         # The share, and the credit that is spent before it binds.
         assert 0.0 < spent_s < 0.012 * elapsed_s + 0.03

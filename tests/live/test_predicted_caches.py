@@ -47,7 +47,7 @@ def test_prefixes_are_found_again_without_any_event():
                 metrics = router.metrics()
                 assert metrics.total("wardrop_kv_events_total") == 0, "the cut must hold"
                 assert metrics.total("wardrop_worker_held_blocks") == 0
-                records = metrics.total("wardrop_predicted_records_total", result="inserted")
+                records = metrics.total("wardrop_predicted_records_inserted_total")
                 assert records == (8 * turns if used == "alone" else 0)
                 found[used] = cached / (of_turn * (turns - 1)), blocks
         print({used: f"{share:.2f} of the heads were cached" for used, (share, _) in found.items()})

@@ -30,7 +30,8 @@ def test_receipt_tells_both_legs_and_the_engines_own_word_of_the_cache():
         prompt = random.Random(5).choices(range(300, 7000), k=32 * spec.block_size)
         first = router.complete_and_learn(prompt)
         wait_until(
-            lambda: 'quantity="regime"' in router.metrics().text, "the controller's first look"
+            lambda: "wardrop_control_regime" in router.metrics().names(),
+            "the controller's first look",
         )
         body = {
             "model": spec.model_name,

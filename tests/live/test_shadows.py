@@ -29,7 +29,7 @@ SLOWER = 3.0
 
 def difference(router: Router, policy: str, end: str = "") -> float:
     page = router.metrics()
-    return page.total(f"wardrop_shadow_difference_ratio{end}", policy=policy, statistic="ttft")
+    return page.total(f"wardrop_shadow_difference_ratio{end}", policy=policy, figure="ttft")
 
 
 def shadow_report(url: str) -> dict[str, Any]:
@@ -164,9 +164,6 @@ def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
         model = shadow_report(url)
         assert model["policies"][1]["is_adoptable"], "it differs in nothing but kappa"
         assert set(model["suggested"].values()) == {None}
-        assert (
-            router.metrics().total("wardrop_control_state", quantity="calibrator_adopted_total")
-            == 0
-        )
+        assert router.metrics().total("wardrop_control_calibrator_adopted_total") == 0
         assert "calibrator_adopted_total" in router.metrics().text
         assert ask(url, "/v1/settings")["settings"]["kappa"] == 0.0

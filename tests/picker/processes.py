@@ -340,9 +340,15 @@ class Answered(NamedTuple):
     body: Any
 
 
-def call(method: str, url: str, body: dict[str, Any] | None = None) -> Answered:
+def call(
+    method: str,
+    url: str,
+    body: dict[str, Any] | None = None,
+    more_headers: dict[str, str] | None = None,
+) -> Answered:
     """One HTTP call with JSON in both directions."""
     data = None if body is None else json.dumps(body).encode()
     headers = {} if body is None else {"content-type": "application/json"}
+    headers |= more_headers or {}
     status, raw, _ = _open(urllib.request.Request(url, data, headers, method=method))
     return Answered(status, json.loads(raw))

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
+import msgspec
 import typer
 
 from wardrop.errors import InputError
@@ -27,6 +28,12 @@ def select(
         str, typer.Option(help="host:port of Dynamo's selection API; off for none")
     ] = "127.0.0.1:8092",
     policy: Annotated[str, typer.Option(help="name of the policy")] = "toll",
+    records: Annotated[
+        str | None, typer.Option(help="folder of the decision records; one line per reservation")
+    ] = None,
+    tracing: Annotated[
+        str | None, typer.Option(help="collector for OTLP over HTTP, http://HOST:4318")
+    ] = None,
 ) -> None:
     """Serve decisions: choose a worker for a prompt, book it, and follow its load.
 
@@ -43,6 +50,10 @@ def select(
     log = logging.getLogger("wardrop.select")
     try:
         file = SelectFile() if config is None else read_file(config)
+        if records is not None:
+            file = msgspec.structs.replace(file, records=file.records | {"dir": records})
+        if tracing is not None:
+            file = msgspec.structs.replace(file, tracing=file.tracing | {"endpoint": tracing})
         server = SelectServer(
             file.native_json(_address(grpc_listen), _address(http_listen), policy)
         )

@@ -43,8 +43,8 @@ class ShadowSource(Protocol):
         """JSON of the shadow reports of every model; None without shadows."""
         ...
 
-    def set_gauges(self, gauges_json: str, /) -> None:
-        """Set gauges of the metrics page, given as a JSON object of numbers."""
+    def set_figures(self, figures_json: str, /) -> None:
+        """Report figures for the metrics page, given as a JSON object of numbers."""
         ...
 
 
@@ -97,7 +97,7 @@ class Calibrator:
         self._follow(settings)
         record = self._adopt(settings)
         figures = {f"calibrator_{name}_total": count for name, count in self._counts.items()}
-        self._gateway.set_gauges(json.dumps(figures))
+        self._gateway.set_figures(json.dumps(figures))
         return record
 
     def _adopt(self, settings: Mapping[str, Any]) -> Record | None:

@@ -36,8 +36,8 @@ class SampleSource(Protocol):
         """JSON of the outcomes since the last call and of the state of the pools."""
         ...
 
-    def set_gauges(self, gauges_json: str, /) -> None:
-        """Set gauges of the metrics page, given as a JSON object of numbers."""
+    def set_figures(self, figures_json: str, /) -> None:
+        """Report figures for the metrics page, given as a JSON object of numbers."""
         ...
 
 
@@ -194,7 +194,7 @@ class ControlLoop:
             if isinstance(value, int | float)
         }
         self.figures = figures
-        self._gateway.set_gauges(json.dumps(figures))
+        self._gateway.set_figures(json.dumps(figures))
 
 
 def _by_name(record: Record, value: Any) -> dict[str, Any]:

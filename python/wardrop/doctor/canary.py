@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Protocol, cast
 
 from wardrop.doctor.facts import Model, Status
 from wardrop.doctor.finding import Finding
+from wardrop.service.wiring import DoorName
 
 CANARY_BLOCKS = 8
 """Full blocks of a canary. Half a block follows, which no cache may hold."""
@@ -22,6 +23,8 @@ LOWEST_TOKEN, HIGHEST_TOKEN = 300, 3000
 EVENT_WAIT_S = 5.0
 RECEIPT_WAIT_S = 5.0
 _POLL_S = 0.05
+Key = tuple[int, int]
+"""Instance and rank of a worker."""
 _TRIES = 8
 """Second prompts until one reaches the worker of the first."""
 
@@ -57,19 +60,25 @@ class Sent:
         outcome = receipt["outcome"]
         self.predicted: int = outcome["predicted_cached_tokens"]
         self.reported: int | None = outcome["cached_tokens"]
+        self.counted: int | None = receipt.get("input_tokens")
+        """Prompt tokens by the router's count."""
+        self.engine_counted: int | None = outcome.get("input_tokens")
+        """Prompt tokens by the engine's count."""
         nvext = cast(dict[str, Any], answer.get("nvext") or {})
         served = cast(dict[str, Any], nvext.get("worker_id") or {})
         self.served = (served.get("prefill_worker_id"), served.get("decode_worker_id"))
 
 
-def run_canaries(router: Router, model: Model) -> list[Finding]:
-    """The canaries of one model: pin, blocks, salt, and adapters.
+def run_canaries(router: Router, model: Model, door: DoorName = "dynamo") -> list[Finding]:
+    """The canaries of one model: pin, blocks, salt, adapters, and tokens of a text.
 
     Args:
         router: The router.
         model: The model whose workers answer.
+        door: The command that runs the router. It decides the canaries that say something.
     """
     prompt = new_prompt(model.block_size)
+    before = last_events(router.status(), model)
     try:
         first = send(router, model.name, prompt)
     except CanaryError as error:
@@ -79,15 +88,22 @@ def run_canaries(router: Router, model: Model) -> list[Finding]:
             Finding(
                 "canary",
                 "failure",
-                f"{model.name}: the router left the canary to Dynamo: {first.abstained}",
+                f"{model.name}: the router chose no worker for the canary: {first.abstained}",
                 "the table of reasons in the gateway reference explains each",
             )
         ]
-    findings = [check_pin(model, first)]
+    findings: list[Finding] = []
     try:
+        if door in ("dynamo", "frontend"):
+            findings.append(check_pin(model, first))
+        elif door == "picker":
+            findings.append(_destination(router, model, first, before))
         findings.append(_blocks(router, model, prompt, first))
-        findings.append(_salt(router, model, prompt))
-        findings.append(_adapter(router, model, prompt))
+        if door != "select":  # Hashes of a caller carry its salts and adapters.
+            findings.append(_salt(router, model, prompt))
+            findings.append(_adapter(router, model, prompt))
+        if door in ("serve", "picker"):
+            findings.append(_tokens(router, model))
     except CanaryError as error:
         findings.append(Finding("canary", "failure", f"{model.name}: {error}", _CANARY_ADVICE))
     return findings
@@ -103,7 +119,7 @@ def new_prompt(block_size: int) -> list[int]:
     return [LOWEST_TOKEN + secrets.randbelow(span) for _ in range(length)]
 
 
-def send(router: Router, model: str, prompt: list[int], salt: str | None = None) -> Sent:
+def send(router: Router, model: str, prompt: list[int] | str, salt: str | None = None) -> Sent:
     """Send a canary and wait for its receipt.
 
     Raises:
@@ -123,7 +139,8 @@ def send(router: Router, model: str, prompt: list[int], salt: str | None = None)
 
     if not _wait(has_ended, RECEIPT_WAIT_S):
         raise CanaryError(
-            f"no finished receipt of request {request_id}; start the router with --receipts 1000"
+            f"no finished receipt of request {request_id}; start the router with --receipts 1000, "
+            "or set receipts: 1000 in its file"
         )
     return Sent(answer, found[0])
 
@@ -147,6 +164,106 @@ def check_pin(model: Model, sent: Sent) -> Finding:
             "the frontend overrides pins: look at its router mode and at its version",
         )
     return Finding(name, "ok", f"{model.name}: worker {chosen[0]} was chosen and served")
+
+
+def last_events(status: Status, model: Model) -> dict[Key, int | None]:
+    """Number of the last KV event by worker of a model; None for a worker without an event."""
+    pools = [pool for one in status.models if one.name == model.name for pool in one.pools]
+    workers = [worker for pool in pools for worker in pool.workers]
+    return {(worker.instance, worker.dp_rank): worker.last_event_id for worker in workers}
+
+
+def _destination(
+    router: Router, model: Model, first: Sent, before: dict[Key, int | None]
+) -> Finding:
+    after = dict(before)
+
+    def any_moved() -> bool:
+        after.update(last_events(router.status(), model))
+        return after != before
+
+    _wait(any_moved, EVENT_WAIT_S)
+    moved = {worker for worker, number in after.items() if number != before.get(worker)}
+    has_feeds = any(feed.topic == "engine-events" for feed in router.status().feeds)
+    return check_destination(model, first, moved, has_feeds)
+
+
+def check_destination(model: Model, first: Sent, moved: Set[Key], has_feeds: bool) -> Finding:
+    """The worker that the picker chose is the worker that stored the blocks of the canary.
+
+    Args:
+        model: The model.
+        first: A canary with a new prompt.
+        moved: Workers with a new KV event since the canary was sent.
+        has_feeds: Whether the picker follows KV events of some worker.
+    """
+    name = "pin"
+    if not has_feeds:
+        return Finding(
+            name,
+            "skipped",
+            f"{model.name}: without KV events no worker shows that it served the canary",
+            "start the engines with KV events, and name their socket under `events` of a worker",
+        )
+    chosen = first.worker
+    if moved and chosen not in moved:
+        others = ", ".join(f"{instance}/{rank}" for instance, rank in sorted(moved))
+        return Finding(
+            name,
+            "failure",
+            f"{model.name}: chosen worker {_shown(chosen)}, blocks stored by {others}: the proxy "
+            "ignores the destination",
+            "let the proxy's cluster obey x-gateway-destination-endpoint: override_host, or "
+            "ORIGINAL_DST with use_http_header",
+        )
+    if not moved:
+        return Finding(
+            name,
+            "warning",
+            f"{model.name}: chosen worker {_shown(chosen)}, and no worker sent a KV event",
+            "turn on prefix caching and KV events in the engines",
+        )
+    return Finding(name, "ok", f"{model.name}: worker {_shown(chosen)} was chosen and served")
+
+
+def _tokens(router: Router, model: Model) -> Finding:
+    if not model.has_tokeniser:
+        return Finding(
+            "tokens", "skipped", f"{model.name}: the router has no tokeniser to compare with"
+        )
+    return check_tokens(model, send(router, model.name, f"{_TEXT} {secrets.token_hex(8)}"))
+
+
+_TEXT = "How many tokens are in this short text? Röslein, 42 €, 東京!"
+"""Text of the canary of token counts: letters, digits, and characters of several bytes."""
+
+
+def check_tokens(model: Model, sent: Sent) -> Finding:
+    """Router and engine count the same tokens in one text.
+
+    Args:
+        model: The model.
+        sent: A canary with a text as its prompt.
+    """
+    name = "tokens"
+    if sent.engine_counted is None:
+        return Finding(
+            name,
+            "skipped",
+            f"{model.name}: the engine reports no count of prompt tokens",
+            "let the engine report usage.prompt_tokens",
+        )
+    if sent.counted != sent.engine_counted:
+        return Finding(
+            name,
+            "failure",
+            f"{model.name}: the router counts {sent.counted} tokens in a text, the engine "
+            f"{sent.engine_counted}",
+            "tokenisers differ: give the router the folder of the model that the engine serves",
+        )
+    return Finding(
+        name, "ok", f"{model.name}: router and engine count {sent.counted} tokens in a text"
+    )
 
 
 def _blocks(router: Router, model: Model, prompt: list[int], first: Sent) -> Finding:
@@ -273,7 +390,7 @@ def check_isolation(name: str, model: Model, sent: Sent, under: str) -> Finding:
     return Finding(name, "ok", f"{model.name}: a cached prompt is new under {under}")
 
 
-def _last_event(status: Status, worker: tuple[int, int] | None) -> int | None:
+def _last_event(status: Status, worker: Key | None) -> int | None:
     for model in status.models:
         for pool in model.pools:
             for one in pool.workers:
@@ -282,11 +399,15 @@ def _last_event(status: Status, worker: tuple[int, int] | None) -> int | None:
     return None
 
 
-def _key(worker: dict[str, Any]) -> tuple[int, int]:
+def _shown(worker: Key | None) -> str:
+    return "none" if worker is None else f"{worker[0]}/{worker[1]}"
+
+
+def _key(worker: dict[str, Any]) -> Key:
     return int(worker["instance"]), int(worker["dp_rank"])
 
 
-def _instance(worker: tuple[int, int] | None) -> int | None:
+def _instance(worker: Key | None) -> int | None:
     return None if worker is None else worker[0]
 
 

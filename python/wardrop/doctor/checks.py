@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from wardrop.doctor.facts import Facts, Model, Worker
 from wardrop.doctor.finding import Finding
+from wardrop.service.wiring import DoorName
 
-EVENT_TOPIC = "kv-events"
+EVENT_TOPICS = ("kv-events", "engine-events")
+"""Feeds of KV events: of Dynamo's event plane, and of engines themselves."""
 MAX_CLOCK_SKEW_S = 2.0
 FEWEST_CONNECTIONS = 1024
 MAX_HEARTBEAT_AGE_S = 30.0
@@ -46,8 +48,17 @@ def check_versions(facts: Facts) -> Finding:
             f"{facts.doctor_version}",
             "run the doctor of the router's own installation",
         )
-    of_dynamo = f"Dynamo {dynamo}" if dynamo else "frontends that the router does not start"
-    return Finding(name, "ok", f"Wardrop {wiring.wardrop_version}, {of_dynamo}")
+    behind = f"Dynamo {dynamo}" if dynamo else _BEHIND[facts.door]
+    return Finding(name, "ok", f"Wardrop {wiring.wardrop_version}, {behind}")
+
+
+_BEHIND: Mapping[DoorName, str] = {
+    "dynamo": "frontends that the router does not start",
+    "frontend": "Dynamo's frontend in the same process",
+    "serve": "in front of engines",
+    "picker": "beside a proxy",
+    "select": "beside callers that send requests themselves",
+}
 
 
 def check_settings(facts: Facts) -> Finding:
@@ -74,16 +85,20 @@ def check_settings(facts: Facts) -> Finding:
 def check_control(facts: Facts) -> Finding:
     """Every part of the control plane works: discovery, fleet, saved state."""
     name = "control"
-    if facts.health is None:
+    if facts.door in ("picker", "select"):
+        parts = facts.status.control
+    elif facts.health is None:
         return Finding(
             name,
             "failure",
             "the public port does not answer GET /health",
             "check the address; a router that drains or starts does not answer yet",
         )
-    down = {n: part for n, part in facts.health.control.items() if not part.up}
+    else:
+        parts = facts.health.control
+    down = {n: part for n, part in parts.items() if not part.up}
     if not down:
-        count = len(facts.health.control)
+        count = len(parts)
         return Finding(name, "ok", f"all {count} parts of the control plane work")
     texts = "; ".join(f"{n}: {part.error or 'no text'}" for n, part in sorted(down.items()))
     denied = any(word in texts.lower() for word in ("forbidden", "403", "401", "denied"))
@@ -98,21 +113,38 @@ def check_control(facts: Facts) -> Finding:
 
 def check_frontends(facts: Facts) -> Finding:
     """Every frontend behind the router accepts connections."""
-    name, upstreams = "frontends", facts.status.upstreams
+    return _check_upstreams(
+        facts,
+        "frontends",
+        "look at the frontends' own log lines, or at the addresses of --upstream",
+    )
+
+
+def check_engines(facts: Facts) -> Finding:
+    """Every engine behind the router accepts connections."""
+    return _check_upstreams(
+        facts, "engines", "look at the engines' own log lines, or at the addresses of --worker"
+    )
+
+
+def _check_upstreams(facts: Facts, name: str, advice: str) -> Finding:
+    """Every server to which the router sends requests accepts connections."""
+    upstreams = facts.status.upstreams
     down = [one.authority for one in upstreams if not one.up]
     if not upstreams or len(down) == len(upstreams):
         return Finding(
             name,
             "failure",
-            f"no frontend accepts connections: {', '.join(down) or 'none is known'}",
-            "look at the frontends' own log lines, or at the addresses of --upstream",
+            f"no {name.removesuffix('s')} accepts connections: "
+            f"{', '.join(down) or 'none is known'}",
+            advice,
         )
     if down:
         return Finding(
             name,
             "warning",
-            f"frontends without connection: {', '.join(down)}",
-            "requests go to the other frontends; restart the named frontends",
+            f"{name} without connection: {', '.join(down)}",
+            f"requests go to the other {name}; restart the named ones",
         )
     return Finding(name, "ok", f"{len(upstreams)} of {len(upstreams)} accept connections")
 
@@ -124,8 +156,8 @@ def check_workers(facts: Facts) -> Finding:
         return Finding(
             name,
             "failure",
-            "no worker is known, so Dynamo's own router gets every request",
-            "check namespace and discovery backend: the router logs both at start",
+            _NO_WORKER.get(facts.door, "no worker is known, so every request is refused"),
+            _WORKER_SOURCES[facts.door],
         )
     ill = [(worker, worker.fault or "no reason") for _, worker in workers if not worker.available]
     if ill:
@@ -140,10 +172,31 @@ def check_workers(facts: Facts) -> Finding:
     return Finding(name, "ok", f"{len(workers)} of {len(workers)} workers are available")
 
 
+_NO_WORKER: Mapping[DoorName, str] = {
+    "dynamo": "no worker is known, so Dynamo's own router gets every request",
+    "frontend": "no worker is known, so Dynamo's own router gets every request",
+}
+_WORKER_SOURCES: Mapping[DoorName, str] = {
+    "dynamo": "check namespace and discovery backend: the router logs both at start",
+    "frontend": "check namespace and discovery backend: the router logs both at start",
+    "serve": "name the engines with --worker, with --fleet FILE, or by the admin API",
+    "picker": "name the engines under `workers` in the file of --config",
+    "select": "callers register workers with POST /workers or UpsertWorker",
+}
+"""What to do where no worker is known."""
+
+
 def check_feeds(facts: Facts) -> Finding:
     """A feed of KV events is connected for each worker whose cache matters, and loses nothing."""
     name = "feeds"
-    feeds = [feed for feed in facts.status.feeds if feed.topic == EVENT_TOPIC]
+    feeds = [feed for feed in facts.status.feeds if feed.topic in EVENT_TOPICS]
+    if not feeds and facts.door in _PREDICTING:
+        return Finding(
+            name,
+            "skipped",
+            "no worker has a feed of KV events: caches are predicted from placed requests",
+            _PREDICTING[facts.door],
+        )
     heard = {feed.instance for feed in feeds if feed.connected}
     shared = any(feed.instance is None and feed.connected for feed in feeds)
     wanted = [worker for role, worker in _workers(facts) if role != "decode"]
@@ -154,8 +207,11 @@ def check_feeds(facts: Facts) -> Finding:
             "failure",
             f"no connected feed of KV events for {len(deaf)} of {len(wanted)} workers: "
             f"{_listed(worker.name for worker in deaf)}",
-            "start the workers with KV events and DYN_EVENT_PLANE=zmq, and let the router reach "
-            "their ports",
+            _PREDICTING.get(
+                facts.door,
+                "start the workers with KV events and DYN_EVENT_PLANE=zmq, and let the router "
+                "reach their ports",
+            ),
         )
     broken = [feed for feed in feeds if feed.malformed]
     if broken:
@@ -179,6 +235,13 @@ def check_feeds(facts: Facts) -> Finding:
     return Finding(name, "ok", f"{len(feeds)} feeds of {len(wanted)} workers; {newest}")
 
 
+_PREDICTING: Mapping[DoorName, str] = {
+    "serve": "start the engines with KV events, and name their socket: --worker URL,events=tcp://…",
+    "picker": "start the engines with KV events, and name their socket under `events` of a worker",
+    "select": "start the engines with KV events, and register kv_events_endpoints of the worker",
+}
+"""What to do where a worker without a feed is no fault of the event plane, because its cache is
+predicted."""
 _FOUND_SHARE = 0.8
 """Share of the listed blocks that an engine must find. Below this share the index misleads."""
 
@@ -311,8 +374,10 @@ def check_clock(facts: Facts) -> Finding:
 
 def check_descriptors(facts: Facts) -> Finding:
     """The process may open enough files for its connections."""
-    name, limits = "descriptors", facts.status.limits
-    descriptors = facts.status.resources.descriptors
+    name, limits, resources = "descriptors", facts.status.limits, facts.status.resources
+    if limits is None or limits.connections is None or resources is None:
+        return Finding(name, "skipped", "this door reports no limit of connections")
+    descriptors = resources.descriptors
     if limits.connections < FEWEST_CONNECTIONS:
         return Finding(
             name,
@@ -330,6 +395,7 @@ CHECKS: tuple[Check, ...] = (
     check_settings,
     check_control,
     check_frontends,
+    check_engines,
     check_descriptors,
     check_clock,
     check_workers,
@@ -341,9 +407,30 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+_DOORS: Mapping[Check, frozenset[DoorName]] = {
+    # The native frontend shows its models and feeds, and nothing of its process.
+    check_versions: frozenset({"dynamo", "serve", "picker", "select"}),
+    check_clock: frozenset({"dynamo", "serve", "picker", "select"}),
+    check_control: frozenset({"dynamo", "serve", "picker", "select"}),
+    check_settings: frozenset({"dynamo"}),
+    check_frontends: frozenset({"dynamo"}),
+    check_engines: frozenset({"serve"}),
+    check_descriptors: frozenset({"dynamo", "serve"}),
+    # Callers of the selection service give token ids. Dynamo tokenises inside its own frontend.
+    check_prompts: frozenset({"dynamo", "serve", "picker"}),
+    check_token_ids: frozenset({"dynamo"}),
+}
+"""Doors of the checks that do not apply to every door."""
+
+
+def checks_of(door: DoorName) -> list[Check]:
+    """The checks of facts that apply to a door, in order."""
+    return [check for check in CHECKS if door in _DOORS.get(check, {door})]
+
+
 def run_checks(facts: Facts) -> list[Finding]:
-    """Every check of facts, in order."""
-    return [check(facts) for check in CHECKS]
+    """Every check of facts that applies to the door, in order."""
+    return [check(facts) for check in checks_of(facts.door)]
 
 
 def _workers(facts: Facts) -> Iterable[tuple[str, Worker]]:

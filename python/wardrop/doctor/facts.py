@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from wardrop.service.wiring import Wiring
+from wardrop.service.wiring import DoorName, Wiring
 
 
 class Worker(msgspec.Struct):
@@ -83,7 +83,7 @@ class Feed(msgspec.Struct):
 
 
 class Upstream(msgspec.Struct):
-    """One frontend behind the router."""
+    """One frontend or engine behind the router."""
 
     authority: str
     up: bool
@@ -91,10 +91,10 @@ class Upstream(msgspec.Struct):
 
 
 class Limits(msgspec.Struct):
-    """Limits in force."""
+    """Limits in force. A door that counts requests only has no limit of connections."""
 
-    connections: int
-    concurrent_requests: int
+    connections: int | None = None
+    concurrent_requests: int | None = None
 
 
 class Resources(msgspec.Struct):
@@ -103,25 +103,34 @@ class Resources(msgspec.Struct):
     descriptors: int | None
 
 
-class Status(msgspec.Struct):
-    """`GET /v1/status`."""
-
-    address: str | None
-    draining: bool
-    ready: bool
-    limits: Limits
-    resources: Resources
-    upstreams: list[Upstream]
-    models: list[Model]
-    feeds: list[Feed]
-
-
 class Part(msgspec.Struct):
     """One part of the control plane."""
 
     up: bool
     failures: int
     error: str
+
+
+class Status(msgspec.Struct):
+    """`GET /v1/status`. A door without a figure leaves its field out.
+
+    Attributes:
+        models: Models with their workers.
+        feeds: Subscriptions to KV events and to reports of engine steps.
+        address: Public address of the door; None where the door does not name it.
+        upstreams: Frontends or engines to which the door sends requests.
+        limits: Limits in force.
+        resources: Resources of the process.
+        control: Parts of the control plane, where the door reports them here.
+    """
+
+    models: list[Model]
+    feeds: list[Feed]
+    address: str | None = None
+    upstreams: list[Upstream] = []
+    limits: Limits | None = None
+    resources: Resources | None = None
+    control: dict[str, Part] = {}
 
 
 class Health(msgspec.Struct):
@@ -148,6 +157,11 @@ class Facts(msgspec.Struct):
     health: Health | None
     doctor_version: str
     clock_skew_s: float
+
+    @property
+    def door(self) -> DoorName:
+        """Command that runs the router."""
+        return self.wiring.door
 
 
 def status_of(answer: Any) -> Status:

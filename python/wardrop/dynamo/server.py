@@ -43,7 +43,7 @@ from wardrop.service.admin import Admin, Members
 from wardrop.service.curve_file import SavedCurves
 from wardrop.service.index_file import SavedIndex
 from wardrop.service.live import LiveFeed
-from wardrop.service.wiring import Wiring
+from wardrop.service.wiring import DoorName, Wiring
 from wardrop.timing import timing_points
 
 log = logging.getLogger("wardrop.control")
@@ -277,7 +277,13 @@ class Server:
             self.source.name,
             wiring.switches_of(self._environment),
             self.config.control.receipts,
+            self._door,
         )
+
+    @property
+    def _door(self) -> DoorName:
+        """Command that runs this router."""
+        return "dynamo"
 
     def _further_parts(self, gateway: Gateway) -> dict[str, Callable[[], Awaitable[object]]]:
         """Parts that only a router of this kind has."""

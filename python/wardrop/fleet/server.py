@@ -27,6 +27,7 @@ from wardrop.dynamo.tokenizer_files import TokenizerFilesError
 from wardrop.fleet.source import FleetSource, Member
 from wardrop.fleet.spec import WorkerSpec
 from wardrop.service.admin import Members
+from wardrop.service.wiring import DoorName
 
 log = logging.getLogger("wardrop.control")
 
@@ -66,6 +67,10 @@ class FleetServer(Server):
 
     def _members(self) -> Members:
         return _AdminMembers(self.fleet)
+
+    @property
+    def _door(self) -> DoorName:
+        return "serve"
 
     def _further_parts(self, gateway: Gateway) -> dict[str, Callable[[], Awaitable[object]]]:
         return {}

@@ -28,7 +28,17 @@ import msgspec
 import yaml
 from msgspec import structs
 
-from wardrop.config import Config, ConfigError, Feed, Predicted, Prompt, Records, Routing, settings
+from wardrop.config import (
+    Config,
+    ConfigError,
+    Feed,
+    Predicted,
+    Prompt,
+    Records,
+    Routing,
+    Tracing,
+    settings,
+)
 from wardrop.config.values import check_value
 from wardrop.decoding import convert, shown
 from wardrop.errors import InputError
@@ -43,6 +53,7 @@ _STAGES: dict[str, type[Any]] = {
     "prompt": Prompt,
     "feed": Feed,
     "records": Records,
+    "tracing": Tracing,
 }
 
 _ANY_ENDPOINT = Endpoint("pod", "uid", "127.0.0.1", 1)
@@ -204,7 +215,7 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         listen: `host:port` of external processing; port 0 takes a free one.
         health_listen: `host:port` of gRPC health checks without TLS.
-        http_listen: `host:port` of `/metrics`, `/live` and `/ready`.
+        http_listen: `host:port` of `/metrics`, `/live`, `/ready`, and what `wardrop doctor` asks.
         tls: Certificate and key of `listen`; without them the picker serves plain HTTP/2.
         worker_threads: Threads that serve streams.
         router_id: Label of all metrics.
@@ -222,6 +233,7 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         prompt: Turning prompts into tokens, as for `wardrop dynamo`.
         feed: Feeds of events, as for `wardrop dynamo`.
         records: Decision records, as for `wardrop dynamo`.
+        tracing: OpenTelemetry spans, as for `wardrop dynamo`.
         log: Logging.
         models: The models; one at least.
         workers: The servers.
@@ -250,6 +262,7 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt: dict[str, Any] = {}
     feed: dict[str, Any] = {}
     records: dict[str, Any] = {}
+    tracing: dict[str, Any] = {}
     log: Log = Log()
 
     def native_json(self) -> str:
@@ -361,7 +374,7 @@ def read_file(path: Path) -> PickerFile:
 def native_stages(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Stages of `wardrop.config` as the native doors take them.
 
-    They are `routing`, `prompt` and `feed`, and `records` where it is given.
+    They are `routing`, `prompt` and `feed`, and `records` and `tracing` where they are given.
 
     Raises:
         InputError: A key is unknown, or a value has the wrong type or is out of range.
@@ -372,8 +385,8 @@ def native_stages(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     except ConfigError as error:
         raise InputError(str(error)) from error
     shared = json.loads(config.gateway_json([]))
-    taken = ("routing", "prompt", "feed", *(("records",) if "records" in given else ()))
-    return {key: shared[key] for key in taken}
+    further = [name for name in ("records", "tracing") if name in given]
+    return {key: shared[key] for key in ("routing", "prompt", "feed", *further)}
 
 
 def _stage(name: str, given: Mapping[str, Any]) -> Any:

@@ -119,7 +119,7 @@ class ControlledRun:
         """One poll, as JSON."""
         return self._native.sample()
 
-    def set_gauges(self, gauges_json: str, /) -> None:
+    def set_figures(self, figures_json: str, /) -> None:
         """Ignore gauges: a simulation has no metrics page."""
 
     def _clock(self) -> float:

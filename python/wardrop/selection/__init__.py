@@ -4,8 +4,8 @@
     workers:
       - {worker_id: 1, model_name: m, endpoint: "http://10.0.0.1:8000", block_size: 16}
 
-The stages `routing`, `predicted` and `feed` are those of `wardrop dynamo`. Workers have the fields
-of Dynamo's selection service. Unknown stages are refused.
+The stages `routing`, `predicted`, `feed`, `records` and `tracing` are those of `wardrop dynamo`.
+Workers have the fields of Dynamo's selection service. Unknown stages are refused.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         routing: The choice of a worker; the queue is off here.
         predicted: Predicted caches; by default `used: alone`.
         feed: Feeds of events.
+        records: Decision records; one line per reservation.
+        tracing: OpenTelemetry spans of reservations.
+        receipts: Recent decisions whose reasons are kept.
         workers: Workers at start, with the fields of Dynamo's selection service.
     """
 
@@ -43,6 +46,9 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     routing: dict[str, Any] = {}
     predicted: dict[str, Any] = {}
     feed: dict[str, Any] = {}
+    records: dict[str, Any] = {}
+    tracing: dict[str, Any] = {}
+    receipts: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 0
     workers: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(max_length=16_384)] = ()
 
     def native_json(self, grpc_listen: str | None, http_listen: str | None, policy: str) -> str:
@@ -62,7 +68,15 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         routing = {"policy": policy, **self.routing, "queue": False}
         predicted = {"used": "alone"} | self.predicted
-        stages = native_stages({"routing": routing, "predicted": predicted, "feed": self.feed})
+        stages = native_stages(
+            {
+                "routing": routing,
+                "predicted": predicted,
+                "feed": self.feed,
+                "records": self.records,
+                "tracing": self.tracing,
+            }
+        )
         return json.dumps(
             {
                 "grpc_listen": grpc_listen,
@@ -71,8 +85,10 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "router_id": self.router_id,
                 "reservation_ttl_ms": self.reservation_ttl_ms,
                 "selection_ttl_ms": self.selection_ttl_ms,
-                "routing": stages["routing"],
+                "routing": stages["routing"] | {"receipts": self.receipts},
                 "feed": stages["feed"],
+                "records": stages["records"],
+                "tracing": stages["tracing"],
                 "log": "info",
             }
         )

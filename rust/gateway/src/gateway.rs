@@ -84,19 +84,15 @@ impl Gateway {
         let service = Service::new(config.service.clone())?;
         let metrics = HttpMetrics::new(service.metric_builder())
             .map_err(|error| ServiceError::Config(format!("metrics of the gateway: {error}")))?;
-        let limits = [
-            ("limits.connections", config.limits.connections),
-            ("limits.concurrent_requests", config.limits.concurrent_requests),
-            ("limits.all_bodies_bytes", config.limits.all_bodies_bytes),
-            (
-                "upstream.all_idle_connections",
-                config.upstream.all_idle_connections,
-            ),
-            ("worker_threads", config.worker_threads),
-        ];
-        for (setting, value) in limits {
-            let value = i64::try_from(value).unwrap_or(i64::MAX);
-            metrics.limits.with_label_values(&[setting]).set(value);
+        let limits = &metrics.limits;
+        for (gauge, value) in [
+            (&limits.connections, config.limits.connections),
+            (&limits.concurrent_requests, config.limits.concurrent_requests),
+            (&limits.all_bodies_bytes, config.limits.all_bodies_bytes),
+            (&limits.all_idle_connections, config.upstream.all_idle_connections),
+            (&limits.worker_threads, config.worker_threads),
+        ] {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         }
         let since_1970 = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)

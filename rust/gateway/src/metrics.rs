@@ -1,7 +1,21 @@
 //! Metrics of the HTTP door, on the same page as those of the service.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use wardrop_service::metrics::MetricBuilder;
+
+/// Limits in force, each in its own unit. A limit is below its setting where the process lacks a resource.
+pub struct LimitMetrics {
+    /// Client connections at once.
+    pub connections: IntGauge,
+    /// Requests in flight.
+    pub concurrent_requests: IntGauge,
+    /// Bytes of request bodies in memory.
+    pub all_bodies_bytes: IntGauge,
+    /// Idle connections to all upstreams.
+    pub all_idle_connections: IntGauge,
+    /// Threads that serve requests.
+    pub worker_threads: IntGauge,
+}
 
 /// Counters of requests, refusals, retries and broken answers.
 pub struct HttpMetrics {
@@ -21,8 +35,8 @@ pub struct HttpMetrics {
     pub connections: IntGauge,
     /// Bytes of request bodies in memory.
     pub body_bytes: IntGauge,
-    /// Limits in force, by setting.
-    pub limits: IntGaugeVec,
+    /// Limits in force.
+    pub limits: LimitMetrics,
     /// Clients that were silent or did not read for too long, by the awaited event.
     pub client_timeouts: IntCounterVec,
     /// Idle connections that were closed for new clients.
@@ -40,11 +54,11 @@ impl HttpMetrics {
     /// A name or label that Prometheus does not take.
     pub fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         Ok(Self {
-            requests: builder.counters("requests_total", "Requests finished", &["code"])?,
+            requests: builder.counters("requests_total", "Requests finished, by HTTP status", &["code"])?,
             refusals: builder.counters(
                 "refusals_total",
-                "Requests that the gateway answered with an error of its own",
-                &["code"],
+                "Requests that the gateway answered with an error of its own, by the code in the error's body",
+                &["error_code"],
             )?,
             retries: builder.counters(
                 "retries_total",
@@ -53,8 +67,8 @@ impl HttpMetrics {
             )?,
             broken_streams: builder.counters(
                 "broken_streams_total",
-                "Answers that ended early",
-                &["code"],
+                "Answers that ended early, by the code in the error's body",
+                &["error_code"],
             )?,
             disconnects: builder.counter(
                 "client_disconnects_total",
@@ -63,13 +77,28 @@ impl HttpMetrics {
             in_flight: builder.gauge("requests_in_flight", "Requests in flight")?,
             connections: builder.gauge("client_connections", "Open client connections")?,
             body_bytes: builder.gauge("request_body_bytes", "Bytes of request bodies in memory")?,
-            limits: builder.keep(IntGaugeVec::new(
-                Opts::new(
-                    "limit",
-                    "Limit in force; it is below the setting where the process lacks a resource",
-                ),
-                &["setting"],
-            )?)?,
+            limits: LimitMetrics {
+                connections: builder.gauge(
+                    "limit_connections",
+                    "Client connections that the router accepts at once; below limits.connections where descriptors or memory lack",
+                )?,
+                concurrent_requests: builder.gauge(
+                    "limit_concurrent_requests",
+                    "Requests in flight that the router accepts; below limits.concurrent_requests where descriptors or memory lack",
+                )?,
+                all_bodies_bytes: builder.gauge(
+                    "limit_all_bodies_bytes",
+                    "Bytes of request bodies that the router keeps; below limits.all_bodies_bytes where memory lacks",
+                )?,
+                all_idle_connections: builder.gauge(
+                    "limit_all_idle_connections",
+                    "Idle connections to upstreams that the router keeps; below upstream.all_idle_connections where descriptors lack",
+                )?,
+                worker_threads: builder.gauge(
+                    "limit_worker_threads",
+                    "Threads that serve requests; below worker_threads where the process may not have more",
+                )?,
+            },
             client_timeouts: builder.counters(
                 "client_timeouts_total",
                 "Client connections that missed a deadline, by what was awaited",

@@ -20,7 +20,7 @@ pub struct PickerConfig {
     pub listen: String,
     /// `host:port` for health checks over gRPC without TLS; `None` for none.
     pub health_listen: Option<String>,
-    /// `host:port` for `/metrics`, `/live` and `/ready` over HTTP; `None` for none.
+    /// `host:port` for `/metrics`, `/live`, `/ready` and the facts for `wardrop doctor` over HTTP; `None` for none.
     pub http_listen: Option<String>,
     /// Certificate and key of `listen`; `None` serves plain HTTP/2.
     pub tls: Option<TlsFiles>,

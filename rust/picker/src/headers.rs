@@ -12,6 +12,12 @@ use crate::proto::ext_proc::{HeaderMap, HeaderValue};
 pub(crate) const DESTINATION: &str = "x-gateway-destination-endpoint";
 /// Header of llm-d's sidecar: the prefill worker of a split request.
 pub(crate) const PREFILLER: &str = "x-prefiller-host-port";
+/// Header of a request that names it, and of an answer whose receipt is kept. A proxy may replace the client's name.
+pub(crate) const REQUEST_ID: &str = "x-request-id";
+/// Header of W3C Trace Context: the span that caused a request.
+pub(crate) const TRACEPARENT: &str = "traceparent";
+/// Header of W3C Trace Context: what tracing systems add to a trace.
+pub(crate) const TRACESTATE: &str = "tracestate";
 /// Header that names a data-parallel rank to vLLM.
 pub(crate) const RANK: &str = "x-data-parallel-rank";
 /// Header of the conformance tests: addresses that may be chosen, with commas between.
@@ -56,6 +62,14 @@ pub(crate) const STRIPPED: [&str; 20] = [
 pub(crate) struct RequestHead {
     /// Kind of the prompt; `None` for a request without a prompt.
     pub endpoint: Option<Endpoint>,
+    /// Method of the request.
+    pub method: String,
+    /// Path without its query.
+    pub path: String,
+    /// The client's span.
+    pub traceparent: Option<String>,
+    /// What tracing systems added to the client's trace.
+    pub tracestate: Option<String>,
     /// Id of the request, for its receipt.
     pub request_id: Option<String>,
     /// Cache namespace: blocks of two namespaces never match.
@@ -90,7 +104,9 @@ impl RequestHead {
             match header.key.as_str() {
                 ":method" => method = value,
                 ":path" => path = value,
-                "x-request-id" => head.request_id = owned(),
+                REQUEST_ID => head.request_id = owned(),
+                TRACEPARENT => head.traceparent = owned(),
+                TRACESTATE => head.tracestate = owned(),
                 // The last name that is not empty counts, as Dynamo reads it.
                 "x-tenant-id" => head.tenant = owned().or(head.tenant),
                 "x-llm-d-inference-fairness-id" | "x-gateway-inference-fairness-id" => {
@@ -118,6 +134,8 @@ impl RequestHead {
         }
         let path = path.split('?').next().unwrap_or_default();
         head.endpoint = (method == "POST").then(|| Endpoint::from_path(path)).flatten();
+        method.clone_into(&mut head.method);
+        path.clone_into(&mut head.path);
         head
     }
 }

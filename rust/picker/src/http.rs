@@ -1,14 +1,15 @@
-//! `/metrics`, `/live` and `/ready` over HTTP, on a port of their own.
+//! `/metrics`, `/live`, `/ready` and the facts for `wardrop doctor` over HTTP, on a port of their own.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use crate::facts::{self, as_json};
 use crate::shared::Shared;
 
 /// The routes.
@@ -18,6 +19,9 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route("/health", get(ready))
+        .route("/v1/status", get(status))
+        .route("/v1/wiring", get(wiring))
+        .route("/v1/receipts/{request_id}", get(receipt))
         .with_state(shared)
 }
 
@@ -26,6 +30,18 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
         [(CONTENT_TYPE, "text/plain; version=0.0.4")],
         shared.render_metrics(),
     )
+}
+
+async fn status(State(shared): State<Arc<Shared>>) -> Response {
+    as_json(StatusCode::OK, shared.status(None))
+}
+
+async fn wiring(State(shared): State<Arc<Shared>>) -> Response {
+    facts::wiring("picker", shared.config.service.routing.receipts)
+}
+
+async fn receipt(State(shared): State<Arc<Shared>>, Path(request_id): Path<String>) -> Response {
+    facts::receipt(&shared.service, &request_id)
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

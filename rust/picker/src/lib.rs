@@ -11,6 +11,7 @@ mod config;
 mod destination;
 mod endpoints;
 mod exchange;
+mod facts;
 mod headers;
 mod http;
 mod messages;

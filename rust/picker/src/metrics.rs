@@ -39,8 +39,8 @@ impl PickerMetrics {
             )?,
             refusals: builder.counters(
                 "refusals_total",
-                "Requests that the picker answered with an error of its own",
-                &["code"],
+                "Requests that the picker answered with an error of its own, by the code in the error's body",
+                &["error_code"],
             )?,
             disconnects: builder.counter(
                 "client_disconnects_total",
@@ -49,7 +49,7 @@ impl PickerMetrics {
             protocol_errors: builder.counters(
                 "picker_protocol_errors_total",
                 "Streams that did not follow external processing, by what was wrong",
-                &["cause"],
+                &["reason"],
             )?,
             unreached: builder.counter(
                 "picker_unreached_total",

@@ -1,15 +1,14 @@
 //! The picker as an object: a routing service with an endpoint table and the servers in front of it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use wardrop_service::admission::{BodyBudget, InFlight};
-use wardrop_service::{FeedReport, ModelReport, Service, ServiceError, hide_panic_texts};
+use wardrop_service::{Service, ServiceError, hide_panic_texts};
 
 use crate::config::PickerConfig;
 use crate::endpoints::Endpoints;
@@ -23,20 +22,6 @@ pub struct Picker {
     servers: Mutex<Option<Servers>>,
     /// Serialises changes of models and endpoints.
     change: Mutex<()>,
-}
-
-#[derive(Serialize)]
-struct Status {
-    address: Option<String>,
-    health_address: Option<String>,
-    http_address: Option<String>,
-    draining: bool,
-    ready: bool,
-    in_flight: usize,
-    body_bytes: usize,
-    endpoints: BTreeMap<u64, String>,
-    models: Vec<ModelReport>,
-    feeds: Vec<FeedReport>,
 }
 
 #[derive(Deserialize)]
@@ -158,27 +143,8 @@ impl Picker {
 
     /// The state of the picker and of everything behind it, as JSON.
     pub fn status(&self) -> String {
-        let shared = &self.shared;
         let addresses = self.servers.lock().as_ref().map(|servers| servers.addresses);
-        let endpoints = shared.endpoints.load();
-        let status = Status {
-            address: addresses.map(|all| all.grpc.to_string()),
-            health_address: addresses
-                .and_then(|all| all.health)
-                .map(|bound| bound.to_string()),
-            http_address: addresses.and_then(|all| all.http).map(|bound| bound.to_string()),
-            draining: shared.draining.load(Ordering::Relaxed),
-            ready: shared.is_ready(),
-            in_flight: shared.in_flight.requests(),
-            body_bytes: shared.bodies.used_bytes(),
-            endpoints: endpoints
-                .all()
-                .map(|endpoint| (endpoint.instance(), endpoint.address.to_string()))
-                .collect(),
-            models: shared.service.model_reports(),
-            feeds: shared.service.feed_reports(),
-        };
-        serde_json::to_string(&status).expect("a status of plain values must serialise")
+        self.shared.status(addresses)
     }
 
     /// The metrics page in Prometheus' text format.

@@ -1,15 +1,19 @@
 //! The state that all streams of the picker share.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use wardrop_service::Service;
+use serde::Serialize;
 use wardrop_service::admission::{BodyBudget, InFlight};
+use wardrop_service::{FeedReport, ModelReport, PartState, Service};
 
 use crate::config::PickerConfig;
 use crate::endpoints::Endpoints;
 use crate::metrics::PickerMetrics;
+use crate::server::Addresses;
 
 /// State of the picker, on top of the routing service.
 pub(crate) struct Shared {
@@ -31,7 +35,47 @@ pub(crate) struct Shared {
     pub draining: AtomicBool,
 }
 
+/// The state of the picker, as `status` and `GET /v1/status` show it.
+#[derive(Serialize)]
+struct Status {
+    address: Option<String>,
+    health_address: Option<String>,
+    http_address: Option<String>,
+    draining: bool,
+    ready: bool,
+    in_flight: usize,
+    body_bytes: usize,
+    endpoints: BTreeMap<u64, String>,
+    control: BTreeMap<String, PartState>,
+    models: Vec<ModelReport>,
+    feeds: Vec<FeedReport>,
+}
+
 impl Shared {
+    /// The state of the picker and of everything behind it, as JSON. `addresses` is `None` before the picker serves, and
+    /// for a reader that has reached one of them.
+    pub fn status(&self, addresses: Option<Addresses>) -> String {
+        let endpoints = self.endpoints.load();
+        let shown = |bound: Option<SocketAddr>| bound.map(|bound| bound.to_string());
+        let status = Status {
+            address: shown(addresses.map(|all| all.grpc)),
+            health_address: shown(addresses.and_then(|all| all.health)),
+            http_address: shown(addresses.and_then(|all| all.http)),
+            draining: self.draining.load(Ordering::Relaxed),
+            ready: self.is_ready(),
+            in_flight: self.in_flight.requests(),
+            body_bytes: self.bodies.used_bytes(),
+            endpoints: endpoints
+                .all()
+                .map(|endpoint| (endpoint.instance(), endpoint.address.to_string()))
+                .collect(),
+            control: self.service.parts(),
+            models: self.service.model_reports(),
+            feeds: self.service.feed_reports(),
+        };
+        serde_json::to_string(&status).expect("a status of plain values must serialise")
+    }
+
     /// The metrics page: the service's part with the picker's.
     pub fn render_metrics(&self) -> String {
         let whole = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);

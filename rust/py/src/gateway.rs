@@ -129,9 +129,9 @@ impl Gateway {
         .map_err(|error| raise(&error))
     }
 
-    #[pyo3(signature = (gauges_json, /))]
-    fn set_gauges(&self, py: Python<'_>, gauges_json: &str) -> PyResult<()> {
-        py.detach(|| self.native.service().set_gauges(gauges_json))
+    #[pyo3(signature = (figures_json, /))]
+    fn set_figures(&self, py: Python<'_>, figures_json: &str) -> PyResult<()> {
+        py.detach(|| self.native.service().set_figures(figures_json))
             .map_err(|error| raise(&error))
     }
 }

@@ -43,7 +43,8 @@ pub use pool::{Booking, Leg, Role, WorkerPool};
 pub use prompt::{Abstention, DryRunError, Endpoint, TokenIdSource};
 pub use reading::{AnswerReading, Progress, first_event_fails};
 pub use request::{
-    ActiveRequest, Answer, Chosen, PlaceHints, Prepared, ReadyPrompt, Refusal, Unplaced, UnreadPrompt, Usage,
+    ActiveRequest, Answer, Chosen, PlaceHints, Prepared, ReadyPrompt, Refusal, ReservedTrail, Unplaced,
+    UnreadPrompt, Usage,
 };
 pub use service::{DoorFeed, FeedReport, ModelReport, PartState, PoolName, Service};
 pub use spans::{RequestTrace, TraceStart};

@@ -17,8 +17,9 @@ _WATCHED = {
     "poa_low": "wardrop_price_of_anarchy_low",
     "poa_high": "wardrop_price_of_anarchy_high",
     "waiting": "wardrop_queue_requests",
+    "regime": "wardrop_control_regime",
+    "knee_share": "wardrop_control_knee_ratio",
 }
-_STATE = re.compile(r'wardrop_control_state\{quantity="(\w+)".*\} (\S+)')
 _SETTING = re.compile(r'wardrop_control_setting\{.*setting="(\w+)".*\} (\S+)')
 
 
@@ -56,7 +57,6 @@ def series_reader(url: str, series: Series) -> Callable[[dict[str, Any]], None]:
         except OSError:
             return
         found = {name: _total(page, metric) for name, metric in _WATCHED.items()}
-        found |= {name: float(value) for name, value in _STATE.findall(page)}
         found |= {f"setting_{name}": float(value) for name, value in _SETTING.findall(page)}
         for name, value in found.items():
             values = series.values.setdefault(name, [float("nan")] * len(series.time_s))

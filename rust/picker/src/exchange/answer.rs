@@ -34,6 +34,8 @@ pub(super) struct AnswerSide {
     answer: Option<Answer>,
     reading: AnswerReading,
     has_begun: bool,
+    /// Status of the answer; 0 before its headers.
+    status: u16,
 }
 
 impl AnswerSide {
@@ -47,6 +49,7 @@ impl AnswerSide {
             answer: None,
             reading: AnswerReading::new(false),
             has_begun: false,
+            status: 0,
         }
     }
 
@@ -75,6 +78,11 @@ impl AnswerSide {
         self.request = Some(*request);
     }
 
+    /// Status of the answer; 0 before its headers.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
     /// Whether the headers of an answer arrived.
     pub fn has_begun(&self) -> bool {
         self.has_begun
@@ -97,6 +105,7 @@ impl AnswerSide {
         let status: u16 = find(&map, ":status")
             .and_then(|text| text.parse().ok())
             .unwrap_or(0);
+        self.status = status;
         let answers = &self.shared.metrics.answers;
         answers.with_label_values(&[&status.to_string()]).inc();
         let served = context.and_then(served);

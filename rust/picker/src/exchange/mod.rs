@@ -19,11 +19,12 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 use wardrop_service::admission::{BodiesFull, BodyPermit, RequestPermit};
+use wardrop_service::{RequestTrace, TraceStart};
 
 use self::answer::AnswerSide;
 use self::placing::{Choice, Chosen, Placing};
 use crate::destination::Destination;
-use crate::headers::{QUEUE_MS, RequestHead};
+use crate::headers::{QUEUE_MS, REQUEST_ID, RequestHead, TRACEPARENT, TRACESTATE};
 use crate::messages;
 use crate::proto::ext_proc::processing_request::Request;
 use crate::proto::ext_proc::{BodySendMode, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse};
@@ -87,6 +88,8 @@ pub(crate) struct Exchange {
     deadline: Instant,
     place: Option<RequestPermit>,
     answer: AnswerSide,
+    /// Trace of the request, where spans are exported. Its spans end with the stream.
+    trace: Option<Arc<RequestTrace>>,
 }
 
 /// Sign that the stream has nothing more to do.
@@ -114,6 +117,7 @@ impl Exchange {
             has_trailers: false,
             deadline: Instant::now(),
             place: None,
+            trace: None,
         }
     }
 
@@ -169,6 +173,9 @@ impl Exchange {
             Some(Request::ResponseHeaders(headers)) => {
                 let context = message.metadata_context.as_ref();
                 let answer = self.answer.headers(&headers, context, &message.attributes);
+                if let Some(trace) = &self.trace {
+                    trace.answered(self.answer.status());
+                }
                 self.place_is_over();
                 self.send(answer).await
             }
@@ -200,6 +207,17 @@ impl Exchange {
             .as_ref()
             .map(RequestHead::read)
             .unwrap_or_default();
+        self.trace = self.shared.service.begin_trace(&TraceStart {
+            traceparent: self.head.traceparent.as_deref(),
+            tracestate: self.head.tracestate.as_deref(),
+            method: &self.head.method,
+            path: &self.head.path,
+        });
+        if self.shared.config.service.routing.receipts > 0
+            && let Some(request_id) = &self.head.request_id
+        {
+            self.answer.add_header(REQUEST_ID, request_id);
+        }
         match self.shared.in_flight.enter() {
             Ok(permit) => self.place = Some(permit),
             Err(refused) => return self.refuse(refused.into()).await,
@@ -281,6 +299,7 @@ impl Exchange {
                 head: std::mem::take(&mut self.head),
                 body,
                 allowed: self.allowed.take(),
+                trace: self.trace.clone(),
             }
             .run(),
         ))
@@ -302,6 +321,12 @@ impl Exchange {
         let Destination { address, mut headers } = destination;
         stripped.retain(|name| !headers.set.iter().any(|header| header.name == *name));
         headers.remove = stripped;
+        if let Some(trace) = &self.trace {
+            headers.set(TRACEPARENT, trace.traceparent());
+            if !trace.continues_a_trace() {
+                headers.remove.push(TRACESTATE);
+            }
+        }
         let waited_ms = match &chosen {
             Chosen::Active(request) => request.waited_s().map(|waited_s| (waited_s * 1e3).round()),
             Chosen::Passing => None,
@@ -351,6 +376,9 @@ impl Exchange {
         let refusals = &self.shared.metrics.refusals;
         refusals.with_label_values(&[refusal.code()]).inc();
         self.answer.refused();
+        if let Some(trace) = &self.trace {
+            trace.answered(refusal.status());
+        }
         let _ = self.send(messages::refuse(refusal)).await;
         Err(Ended)
     }

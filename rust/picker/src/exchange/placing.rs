@@ -7,7 +7,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use prost_types::value::Kind;
 use wardrop_core::WorkerId;
-use wardrop_service::{Abstention, ActiveRequest, Booking, PlaceHints, Prepared, Unplaced, UnreadPrompt};
+use wardrop_service::{
+    Abstention, ActiveRequest, Booking, PlaceHints, Prepared, RequestTrace, Unplaced, UnreadPrompt,
+};
 
 use crate::config::Dialect;
 use crate::destination::Destination;
@@ -29,6 +31,8 @@ pub(super) struct Placing {
     pub head: RequestHead,
     pub body: Bytes,
     pub allowed: Option<Vec<WorkerId>>,
+    /// Trace of the request, where spans are exported.
+    pub trace: Option<Arc<RequestTrace>>,
 }
 
 /// A decision that is ready for Envoy.
@@ -68,6 +72,9 @@ impl Placing {
         let prepared = self.prepare().await?;
         let service = &self.shared.service;
         let mut request = service.begin(prepared, self.head.request_id.as_deref(), started);
+        if let Some(trace) = &self.trace {
+            request.trace(trace);
+        }
         let refused = |request: &ActiveRequest, refusal: Refusal| {
             request.refused(refusal.status());
             refusal

@@ -1,5 +1,8 @@
 //! Errors of the selection service, for both of its protocols.
 
+use axum::http::StatusCode;
+use wardrop_service::ReservedTrail;
+
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SelectError {
@@ -21,4 +24,26 @@ pub(crate) enum SelectError {
     /// A limit of the service is reached.
     #[error("{0}")]
     Full(String),
+}
+
+impl SelectError {
+    /// Status of the error over HTTP.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::NoJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Full(_) => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+
+    /// The same error, after what is written down about the request says that it was refused.
+    pub fn written_down(self, trail: Option<ReservedTrail>) -> Self {
+        if let Some(trail) = trail {
+            trail.refused(self.status().as_u16());
+        }
+        self
+    }
 }

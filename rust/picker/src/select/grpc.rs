@@ -12,8 +12,9 @@ use wardrop_service::Usage;
 
 use super::error::SelectError;
 use super::selection::{PromptKey, Selection, Target};
-use super::selector::{Selector, blocks_with};
+use super::selector::{Caller, Selector, blocks_with};
 use super::workers::{DEFAULT, WorkerRecord};
+use crate::headers::{TRACEPARENT, TRACESTATE};
 use crate::proto::select as proto;
 use crate::proto::select::selection_server::Selection as SelectionRpc;
 
@@ -93,7 +94,13 @@ impl SelectionRpc for SelectGrpc {
     }
 
     async fn reserve(&self, request: Request<proto::ReserveRequest>) -> Answer<proto::ReserveResponse> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
+        let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+        let caller = Caller {
+            traceparent: text(TRACEPARENT),
+            tracestate: text(TRACESTATE),
+            path: "/wardrop.v1.Selection/Reserve",
+        };
         let id = request.selection_id;
         let target = read_target(request.target)?;
         if request.from_select && request.worker.is_some() {
@@ -102,11 +109,15 @@ impl SelectionRpc for SelectGrpc {
             ));
         }
         let selection = match request.worker {
-            _ if request.from_select => self.selector.reserve_selected(&id, &target.model, &target.group),
-            Some(rank) => self
-                .selector
-                .reserve_on(&id, &target, WorkerId::new(rank.worker_id, rank.dp_rank)),
-            None => self.selector.reserve(&id, &target),
+            _ if request.from_select => {
+                self.selector
+                    .reserve_selected(&id, &target.model, &target.group, &caller)
+            }
+            Some(rank) => {
+                self.selector
+                    .reserve_on(&id, &target, WorkerId::new(rank.worker_id, rank.dp_rank), &caller)
+            }
+            None => self.selector.reserve(&id, &target, &caller),
         };
         let selection = match selection {
             Err(SelectError::Conflict(text)) => {

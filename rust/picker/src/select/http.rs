@@ -16,12 +16,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use wardrop_core::{LocalHash, WorkerId};
-use wardrop_service::Usage;
+use wardrop_service::{Service, Usage};
 
 use super::error::SelectError;
 use super::selection::{PromptKey, Selection, Target};
-use super::selector::{Selector, blocks_with};
+use super::selector::{Caller, Selector, blocks_with};
 use super::workers::{DEFAULT, WorkerRecord, pool_name};
+use crate::facts;
+use crate::headers::{TRACEPARENT, TRACESTATE};
 
 /// Largest body, bytes: a prompt of two million token ids.
 const MAX_BODY_BYTES: usize = 32 << 20;
@@ -33,8 +35,10 @@ type Shared = State<Arc<SelectHttp>>;
 pub(crate) struct SelectHttp {
     /// Selections and reservations.
     pub selector: Arc<Selector>,
-    /// Renders the metrics page.
-    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// The routing service, for its metrics page, its state and its receipts.
+    pub service: Arc<Service>,
+    /// Receipts that the service keeps.
+    pub receipts: usize,
 }
 
 /// The routes.
@@ -54,6 +58,9 @@ pub(crate) fn routes(shared: SelectHttp) -> Router {
         .route("/loads", get(loads))
         .route("/potential_loads", post(potential_loads))
         .route("/overlap_scores", post(overlap_scores))
+        .route("/v1/status", get(status))
+        .route("/v1/wiring", get(wiring))
+        .route("/v1/receipts/{request_id}", get(receipt))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "route not found") })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(Arc::new(shared))
@@ -153,7 +160,29 @@ async fn ready(State(shared): Shared) -> Response {
 }
 
 async fn metrics(State(shared): Shared) -> Response {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], (shared.metrics)()).into_response()
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4")],
+        shared.service.render_metrics(),
+    )
+        .into_response()
+}
+
+async fn status(State(shared): Shared) -> Response {
+    let service = &shared.service;
+    let shown = json!({
+        "control": service.parts(),
+        "models": service.model_reports(),
+        "feeds": service.feed_reports(),
+    });
+    ok(&shown)
+}
+
+async fn wiring(State(shared): Shared) -> Response {
+    facts::wiring("select", shared.receipts)
+}
+
+async fn receipt(State(shared): Shared, Path(request_id): Path<String>) -> Response {
+    facts::receipt(&shared.service, &request_id)
 }
 
 async fn list_workers(State(shared): Shared, Query(filter): Query<Filter>) -> Response {
@@ -193,7 +222,9 @@ async fn select_and_reserve(State(shared): Shared, headers: HeaderMap, body: Byt
     let mut body: PromptBody = parse(&headers, &body)?;
     let target = body.target()?;
     let id = body.selection_id.unwrap_or_else(|| shared.selector.next_id());
-    let selection = shared.selector.reserve(&id, &target)?;
+    let selection = shared
+        .selector
+        .reserve(&id, &target, &caller(&headers, "/select_and_reserve"))?;
     let signed: Vec<i64> = selection
         .sequence_hashes
         .iter()
@@ -213,10 +244,11 @@ async fn create_reservation(State(shared): Shared, headers: HeaderMap, body: Byt
     let mut body: PromptBody = parse(&headers, &body)?;
     let missing = || SelectError::Invalid("selection_id is required".into());
     let id = body.selection_id.clone().ok_or_else(missing)?;
+    let caller = caller(&headers, "/reservations");
     let selection = match body.worker_id {
         None => {
             let (model, group) = (&body.model_name, &body.routing_group);
-            shared.selector.reserve_selected(&id, model, group)?
+            shared.selector.reserve_selected(&id, model, group, &caller)?
         }
         Some(instance) => {
             if body.token_ids.is_none() && body.block_hashes.is_none() {
@@ -227,7 +259,7 @@ async fn create_reservation(State(shared): Shared, headers: HeaderMap, body: Byt
             let target = body.target()?;
             check_effective(effective, &target)?;
             let worker = WorkerId::new(instance, body.dp_rank.unwrap_or(0));
-            shared.selector.reserve_on(&id, &target, worker)?
+            shared.selector.reserve_on(&id, &target, worker, &caller)?
         }
     };
     let shown = json!({
@@ -239,6 +271,16 @@ async fn create_reservation(State(shared): Shared, headers: HeaderMap, body: Byt
         "endpoint": selection.endpoint,
     });
     Ok((StatusCode::CREATED, ok(&shown)).into_response())
+}
+
+/// The caller's span, and the call that it made.
+fn caller<'a>(headers: &'a HeaderMap, path: &'a str) -> Caller<'a> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    Caller {
+        traceparent: text(TRACEPARENT),
+        tracestate: text(TRACESTATE),
+        path,
+    }
 }
 
 /// Refuses more uncached tokens than the prompt has.
@@ -394,14 +436,6 @@ fn error(status: StatusCode, text: &str) -> Response {
 
 impl IntoResponse for SelectError {
     fn into_response(self) -> Response {
-        let status = match &self {
-            Self::Invalid(_) => StatusCode::BAD_REQUEST,
-            Self::NoJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::Conflict(_) => StatusCode::CONFLICT,
-            Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Full(_) => StatusCode::TOO_MANY_REQUESTS,
-        };
-        error(status, &self.to_string())
+        error(self.status(), &self.to_string())
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use wardrop_service::{Booking, Prepared, Usage};
+use wardrop_service::{Booking, Prepared, ReservedTrail, Usage};
 
 use super::error::SelectError;
 use super::selection::Selection;
@@ -33,6 +33,8 @@ struct Open {
     selection: Selection,
     /// Load of the request on its worker; dropping it ends the load.
     booking: Booking,
+    /// What is written down about the request, where something is.
+    trail: Option<ReservedTrail>,
     /// Time of the booking, from which TTFT counts.
     begun: Instant,
     /// Time at which the reservation ends by itself.
@@ -88,26 +90,37 @@ impl Reservations {
         Ok(())
     }
 
-    /// Opens a reservation and returns its selection.
+    /// Opens a reservation and returns its selection. `trail` takes over why the worker was chosen.
     ///
     /// # Errors
     /// The limit of reservations, or an id that is taken.
-    pub fn open(&self, id: &str, selection: Selection, booking: Booking) -> Result<Selection, SelectError> {
+    pub fn open(
+        &self,
+        id: &str,
+        selection: Selection,
+        mut booking: Booking,
+        mut trail: Option<ReservedTrail>,
+    ) -> Result<Selection, SelectError> {
         let now = Instant::now();
         let mut state = self.state.lock();
         if state.open.len() >= self.limits.reservations {
-            return Err(SelectError::Full(format!(
+            let full = SelectError::Full(format!(
                 "{} reservations are open, the limit",
                 self.limits.reservations
-            )));
+            ));
+            return Err(full.written_down(trail));
         }
         // Another call with the same id may have opened its reservation since the first check.
         if state.open.contains_key(id) {
-            return Err(taken(id));
+            return Err(taken(id).written_down(trail));
+        }
+        if let Some(trail) = &mut trail {
+            trail.placed(&mut booking, selection.cached_tokens);
         }
         let open = Open {
             selection: selection.clone(),
             booking,
+            trail,
             begun: now,
             expires: now + self.limits.reservation_ttl,
         };
@@ -177,6 +190,9 @@ impl Reservations {
         let open = state.open.get_mut(id).ok_or_else(|| unknown_reservation(id))?;
         let ttft_s = open.begun.elapsed().as_secs_f64();
         open.booking.prefill_done(ttft_s);
+        if let Some(trail) = &mut open.trail {
+            trail.first_token();
+        }
         Ok(())
     }
 
@@ -200,6 +216,9 @@ impl Reservations {
         let open = self.state.lock().open.remove(id);
         let mut open = open.ok_or_else(|| unknown_reservation(id))?;
         open.booking.set_usage(usage);
+        if let Some(trail) = open.trail.take() {
+            trail.freed(usage);
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use wardrop_core::{Candidate, WorkerId};
-use wardrop_service::{Abstention, Booking, Prepared, Service};
+use wardrop_service::{Abstention, Booking, Prepared, ReservedTrail, Service, TraceStart};
 
 use super::error::SelectError;
 use super::fleet::Fleet;
@@ -22,6 +22,17 @@ use super::workers::pool_name;
 
 /// Longest id of a selection, bytes.
 const MAX_ID_BYTES: usize = 256;
+
+/// What a caller says of itself beside its prompt: its span, and the call that it made.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    /// Header `traceparent`.
+    pub traceparent: Option<&'a str>,
+    /// Header `tracestate`.
+    pub tracestate: Option<&'a str>,
+    /// Path of the call.
+    pub path: &'a str,
+}
 
 /// The selection service.
 pub(crate) struct Selector {
@@ -74,15 +85,21 @@ impl Selector {
     ///
     /// # Errors
     /// The id is taken, no worker may be chosen, or the request is wrong.
-    pub fn reserve(&self, id: &str, target: &Target) -> Result<Selection, SelectError> {
+    pub fn reserve(&self, id: &str, target: &Target, caller: &Caller<'_>) -> Result<Selection, SelectError> {
         check_id(id)?;
         self.reservations.check_free(id)?;
         let prepared = self.prepare(target)?;
-        let (selection, booking) = self.choose(target, &prepared, self.allowed(target).as_deref(), true)?;
+        let trail = self.trail(&prepared, id, caller);
+        let chosen = self.choose(target, &prepared, self.allowed(target).as_deref(), true);
+        let (selection, booking) = match chosen {
+            Ok(chosen) => chosen,
+            Err(error) => return Err(error.written_down(trail)),
+        };
         self.reservations.open(
             id,
             selection,
             booking.expect("a booked choice must have a booking"),
+            trail,
         )
     }
 
@@ -90,7 +107,13 @@ impl Selector {
     ///
     /// # Errors
     /// There is no such selection, or its worker left.
-    pub fn reserve_selected(&self, id: &str, model: &str, group: &str) -> Result<Selection, SelectError> {
+    pub fn reserve_selected(
+        &self,
+        id: &str,
+        model: &str,
+        group: &str,
+        caller: &Caller<'_>,
+    ) -> Result<Selection, SelectError> {
         self.reservations.check_free(id)?;
         let pending = self.reservations.take_pending(id, model, group);
         let pending = pending.ok_or_else(|| {
@@ -101,14 +124,21 @@ impl Selector {
         let booking = self.service.book_on(&pending.prepared, pending.selection.worker);
         let booking =
             booking.ok_or_else(|| no_such_worker(pending.selection.worker.instance, model, group))?;
-        self.reservations.open(id, pending.selection, booking)
+        let trail = self.trail(&pending.prepared, id, caller);
+        self.reservations.open(id, pending.selection, booking, trail)
     }
 
     /// Books a worker that the caller names.
     ///
     /// # Errors
     /// The id is taken, the worker is not registered, or the request is wrong.
-    pub fn reserve_on(&self, id: &str, target: &Target, worker: WorkerId) -> Result<Selection, SelectError> {
+    pub fn reserve_on(
+        &self,
+        id: &str,
+        target: &Target,
+        worker: WorkerId,
+        caller: &Caller<'_>,
+    ) -> Result<Selection, SelectError> {
         check_id(id)?;
         self.reservations.check_free(id)?;
         let prepared = self.prepare(target)?;
@@ -117,7 +147,8 @@ impl Selector {
         let (selection, _) = only.map_err(|_| unknown())?;
         let booking = self.service.book_on(&prepared, worker).ok_or_else(unknown)?;
         self.reservations.forget_pending(id);
-        self.reservations.open(id, selection, booking)
+        let trail = self.trail(&prepared, id, caller);
+        self.reservations.open(id, selection, booking, trail)
     }
 
     /// The reservation with this id, where it has the same prompt: the answer to a repeated call. A target without a prompt asks for the
@@ -153,6 +184,17 @@ impl Selector {
     /// An id that no other reservation of this process has.
     pub fn next_id(&self) -> String {
         format!("{:016x}-{:x}", self.nonce, self.service.next_request_number())
+    }
+
+    /// Opens what is written down about a reservation, where receipts, records or spans are on.
+    fn trail(&self, prepared: &Prepared, id: &str, caller: &Caller<'_>) -> Option<ReservedTrail> {
+        let trace = self.service.begin_trace(&TraceStart {
+            traceparent: caller.traceparent,
+            tracestate: caller.tracestate,
+            method: "POST",
+            path: caller.path,
+        });
+        self.service.open_trail(prepared, id, trace)
     }
 
     fn prepare(&self, target: &Target) -> Result<Prepared, SelectError> {

@@ -53,7 +53,8 @@ pub struct SelectConfig {
     pub max_selection_bytes: usize,
     /// Life of a selection without a reservation, in milliseconds.
     pub selection_ttl_ms: u64,
-    /// Settings of the routing service. In JSON its keys `router_id`, `routing` and `feed` stand beside those of the selection service.
+    /// Settings of the routing service. In JSON its keys `router_id`, `routing`, `feed`, `records` and
+    /// `tracing` stand beside those of the selection service.
     #[serde(skip)]
     pub service: ServiceConfig,
     /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
@@ -84,7 +85,7 @@ impl SelectConfig {
     /// [`ServiceError::Config`] names the key, the value received and the values expected.
     pub fn from_json(text: &str) -> Result<Self, ServiceError> {
         let (service, mut config): (_, Self) =
-            ServiceConfig::take_from(text, &["router_id", "routing", "feed"])?;
+            ServiceConfig::take_from(text, &["router_id", "routing", "feed", "records", "tracing"])?;
         config.service = service;
         let whole = [
             ("worker_threads", config.worker_threads as u64, 256),
@@ -220,10 +221,10 @@ impl SelectServer {
         if let Some(listen) = &self.config.http_listen {
             let listener = bind(listen).await?;
             bound.1 = Some(address(&listener)?);
-            let service = self.service.clone();
             let shared = SelectHttp {
                 selector: self.selector.clone(),
-                metrics: Box::new(move || service.render_metrics()),
+                service: self.service.clone(),
+                receipts: self.config.service.routing.receipts,
             };
             let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
                 let _ = stream.set_nodelay(true);

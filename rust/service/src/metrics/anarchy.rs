@@ -2,7 +2,7 @@
 //!
 //! The help texts below define the estimators; `wardrop_core::anarchy` computes them.
 
-use prometheus::GaugeVec;
+use prometheus::{CounterVec, GaugeVec, IntCounterVec};
 use wardrop_core::anarchy::ModelError;
 
 use super::MetricBuilder;
@@ -20,19 +20,24 @@ pub(super) struct AnarchyGauges {
     error: GaugeVec,
     bias: GaugeVec,
     windows: GaugeVec,
-    decisions: GaugeVec,
-    dropped: GaugeVec,
-    cpu: GaugeVec,
+    decisions: IntCounterVec,
+    dropped: IntCounterVec,
+    cpu: CounterVec,
 }
 
 const POOL: &[&str] = &["model", "worker_type"];
+const POOL_SOURCE: &[&str] = &["model", "worker_type", "source"];
+const POOL_STATISTIC: &[&str] = &["model", "worker_type", "statistic"];
+const POOL_LATENCY: &[&str] = &["model", "worker_type", "latency"];
 
 impl AnarchyGauges {
     pub fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         let of_pool = |name: &str, help: &str| builder.gauges(name, help, POOL);
-        let with_label = |name: &str, label: &str, help: &str| {
-            builder.gauges(name, help, &["model", "worker_type", label])
-        };
+        let count = |name: &str, help: &str| builder.counters(name, help, POOL);
+        let seconds = |name: &str, help: &str| builder.float_counters(name, help, POOL);
+        let by_source = |name: &str, help: &str| builder.gauges(name, help, POOL_SOURCE);
+        let by_statistic = |name: &str, help: &str| builder.gauges(name, help, POOL_STATISTIC);
+        let by_latency = |name: &str, help: &str| builder.gauges(name, help, POOL_LATENCY);
         Ok(Self {
             poa: of_pool(
                 "price_of_anarchy",
@@ -46,49 +51,45 @@ impl AnarchyGauges {
                 "price_of_anarchy_high",
                 "97.5 % point of the bootstrap interval of price_of_anarchy over windows",
             )?,
-            loss: with_label(
+            loss: by_source(
                 "price_of_anarchy_loss_ratio",
-                "source",
                 "Share of the placements' cost: prefill computed again (cache) and waiting (load) that another placement would have saved; what none could save (split)",
             )?,
             paper: of_pool(
                 "price_of_anarchy_paper",
                 "The paper's estimator on costs frozen at a window's start: about requests over workers, regardless of the router",
             )?,
-            square: with_label(
+            square: by_statistic(
                 "price_of_anarchy_square",
-                "statistic",
                 "The paper's estimator on windows of as many arrivals as workers: ratio of sums, median, p90, largest",
             )?,
             regret: of_pool(
                 "regret_mean_seconds",
                 "Mean cost of the chosen worker minus the cost of the cheapest worker at the decision, in seconds",
             )?,
-            error: with_label(
+            error: by_latency(
                 "model_error_ratio",
-                "latency",
                 "Mean absolute error of the predicted time to first token (ttft) and between tokens (itl), as a share of the observed",
             )?,
-            bias: with_label(
+            bias: by_latency(
                 "model_bias_ratio",
-                "latency",
                 "Predicted over observed, sums: above 1 the curves are too slow (ttft, itl)",
             )?,
             windows: of_pool(
                 "price_of_anarchy_windows",
                 "Windows of decisions behind the figures",
             )?,
-            decisions: of_pool(
-                "price_of_anarchy_decisions",
-                "Decisions taken into a window since the start; the others were passed over to keep the share of a core",
+            decisions: count(
+                "price_of_anarchy_decisions_total",
+                "Decisions taken into a window; the others were passed over to keep the share of a core",
             )?,
-            dropped: of_pool(
-                "price_of_anarchy_windows_dropped",
-                "Windows dropped because none was solved in time, since the start",
+            dropped: count(
+                "price_of_anarchy_windows_dropped_total",
+                "Windows dropped because none was solved in time",
             )?,
-            cpu: of_pool(
-                "price_of_anarchy_cpu_seconds",
-                "CPU time spent on these figures since the start",
+            cpu: seconds(
+                "price_of_anarchy_cpu_seconds_total",
+                "CPU time spent on the price of anarchy",
             )?,
         })
     }
@@ -106,12 +107,12 @@ impl AnarchyGauges {
             &self.error,
             &self.bias,
             &self.windows,
-            &self.decisions,
-            &self.dropped,
-            &self.cpu,
         ] {
             gauges.reset();
         }
+        self.decisions.reset();
+        self.dropped.reset();
+        self.cpu.reset();
     }
 
     /// Sets the series of one pool.
@@ -148,8 +149,13 @@ impl AnarchyGauges {
         known("ttft", &meter.model_error);
         known("itl", &report.itl_error);
         pool(&self.windows, meter.windows as f64);
-        pool(&self.decisions, report.recorded as f64);
-        pool(&self.dropped, meter.dropped_windows as f64);
-        pool(&self.cpu, report.spent_s);
+        let labels = [model, worker_type];
+        self.decisions.with_label_values(&labels).inc_by(report.recorded);
+        self.dropped
+            .with_label_values(&labels)
+            .inc_by(meter.dropped_windows);
+        self.cpu
+            .with_label_values(&labels)
+            .inc_by(report.spent_s.max(0.0));
     }
 }

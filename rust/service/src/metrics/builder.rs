@@ -2,7 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Counter, CounterVec, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry,
 };
 
 /// A registry to which the service, its shadows and a door add their metrics.
@@ -40,9 +41,19 @@ impl MetricBuilder {
         self.keep(IntGauge::new(name, help)?)
     }
 
-    /// A gauge without labels.
-    pub fn float(&self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
-        self.keep(Gauge::new(name, help)?)
+    /// A counter of seconds or of another amount that is no whole number, without labels.
+    pub fn float_counter(&self, name: &str, help: &str) -> Result<Counter, prometheus::Error> {
+        self.keep(Counter::new(name, help)?)
+    }
+
+    /// A counter of amounts that are no whole numbers, for each combination of labels.
+    pub fn float_counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<CounterVec, prometheus::Error> {
+        self.keep(CounterVec::new(Opts::new(name, help), labels)?)
     }
 
     /// A gauge for each combination of labels.

@@ -1,6 +1,6 @@
 //! Metrics of feeds: KV events by result, refused messages, lost connections, replays.
 
-use prometheus::IntCounterVec;
+use prometheus::{IntCounter, IntCounterVec};
 
 use super::MetricBuilder;
 use crate::pool::ApplyCounts;
@@ -8,7 +8,14 @@ use crate::pool::ApplyCounts;
 /// Counters of all feeds: the feeds of the service, and the feeds that a door reads.
 pub(crate) struct FeedMetrics {
     events: IntCounterVec,
+    /// Messages that gaps in a publisher's sequence show as lost.
+    lost: IntCounter,
+    /// Events of dumps.
+    dumped: IntCounter,
+    /// Workers of a saved index, by whether their blocks were taken over.
     restored: IntCounterVec,
+    /// First events of restored workers, by what the event said of the saved blocks.
+    first_events: IntCounterVec,
     malformed: IntCounterVec,
     /// Connections that were lost, by reason.
     pub reconnects: IntCounterVec,
@@ -21,12 +28,25 @@ impl FeedMetrics {
         Ok(Self {
             events: builder.counters(
                 "kv_events_total",
-                "KV events, by what the service did with them",
+                "KV events of feeds, by what the service did with them",
                 &["result"],
+            )?,
+            lost: builder.counter(
+                "feed_messages_lost_total",
+                "Messages of feeds that gaps in their numbers show as lost",
+            )?,
+            dumped: builder.counter(
+                "index_dumped_events_total",
+                "Events of dumps, which replace the blocks of workers",
             )?,
             restored: builder.counters(
                 "index_restored_workers_total",
-                "Workers of a saved index: taken over; restarted since (not taken over); and of those taken over, by their first event exact, outrun, restarted",
+                "Workers of a saved index: their blocks were taken over, or the worker has restarted since",
+                &["result"],
+            )?,
+            first_events: builder.counters(
+                "index_restored_first_events_total",
+                "First events of workers whose saved blocks were taken over: the blocks are exact, the worker went on without them (outrun), or it restarted",
                 &["result"],
             )?,
             malformed: builder.counters(
@@ -65,21 +85,19 @@ impl FeedMetrics {
         }
         for (verdict, count) in ["exact", "outrun", "restarted"].into_iter().zip(counts.restored) {
             if count > 0 {
-                self.count_restored(verdict, count);
+                self.first_events.with_label_values(&[verdict]).inc_by(count);
             }
         }
     }
 
     /// Counts messages that gaps in a publisher's sequence show as lost.
     pub fn count_lost(&self, messages: u64) {
-        if messages > 0 {
-            self.count_result("lost", messages);
-        }
+        self.lost.inc_by(messages);
     }
 
     /// Counts events of a dump, which replace the blocks of a worker.
     pub fn count_dumped(&self, events: u64) {
-        self.count_result("dumped", events);
+        self.dumped.inc_by(events);
     }
 
     /// Counts workers of a saved index.

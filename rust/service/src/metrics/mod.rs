@@ -13,7 +13,7 @@ mod workers;
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
-use prometheus::{Gauge, HistogramVec, IntCounter, IntCounterVec, Registry, TextEncoder};
+use prometheus::{Counter, HistogramVec, IntCounter, IntCounterVec, Registry, TextEncoder};
 
 use self::anarchy::AnarchyGauges;
 pub use self::builder::MetricBuilder;
@@ -66,7 +66,7 @@ pub(crate) struct Metrics {
     workers: WorkerMetrics,
     anarchy: AnarchyGauges,
     predicted: PredictedMetrics,
-    cpu: Gauge,
+    cpu: Counter,
     /// Lock of the rendering: each page resets the gauges, so two pages must not render at once.
     rendering: Mutex<()>,
 }
@@ -141,7 +141,7 @@ impl Metrics {
             workers: WorkerMetrics::new(&builder)?,
             anarchy: AnarchyGauges::new(&builder)?,
             predicted: PredictedMetrics::new(&builder)?,
-            cpu: builder.float(
+            cpu: builder.float_counter(
                 "router_cpu_seconds_total",
                 "CPU time of the gateway's own threads",
             )?,
@@ -188,10 +188,17 @@ impl Metrics {
                 }
             }
         }
-        self.cpu.set(threads::cpu_s());
+        // Threads that ended took their time with them, and a counter must not fall.
+        self.cpu.inc_by((threads::cpu_s() - self.cpu.get()).max(0.0));
         TextEncoder::new()
             .encode_to_string(&self.builder.registry.gather())
             .unwrap_or_default()
+    }
+
+    /// Takes over figures of the control plane, all of known names.
+    pub(crate) fn set_figures(&self, figures: &BTreeMap<String, f64>) {
+        let _one_at_a_time = self.rendering.lock();
+        self.control.set_figures(figures);
     }
 
     /// Takes over the states of the parts of the control plane. A part that is not named any more has no series.
@@ -236,9 +243,9 @@ mod tests {
             "part",
             "result",
             "limit",
-            "quantity",
             "setting",
             "statistic",
+            "figure",
             "latency",
             "source",
             "policy",

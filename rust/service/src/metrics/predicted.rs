@@ -9,8 +9,10 @@ use super::MetricBuilder;
 pub(super) struct PredictedMetrics {
     records: GaugeVec,
     blocks: GaugeVec,
-    /// Records since the start, by what became of them.
-    ever: IntCounterVec,
+    /// Records since the start.
+    inserted: IntCounterVec,
+    /// Records that ended since the start, by why they ended.
+    ended: IntCounterVec,
 }
 
 impl PredictedMetrics {
@@ -26,10 +28,15 @@ impl PredictedMetrics {
                 "Blocks that workers are predicted to hold, over all of them",
                 &["model", "worker_type"],
             )?,
-            ever: builder.counters(
-                "predicted_records_total",
-                "Records of predicted caches: inserted; and ended by their time (expired), to make room (evicted), with their worker or its cache (cleared)",
-                &["model", "worker_type", "result"],
+            inserted: builder.counters(
+                "predicted_records_inserted_total",
+                "Records of predicted caches that were made, one per placed request",
+                &["model", "worker_type"],
+            )?,
+            ended: builder.counters(
+                "predicted_records_ended_total",
+                "Records of predicted caches that ended: by their time (expired), to make room (evicted), with their worker or its cache (cleared)",
+                &["model", "worker_type", "reason"],
             )?,
         })
     }
@@ -38,7 +45,8 @@ impl PredictedMetrics {
     pub fn reset(&self) {
         self.records.reset();
         self.blocks.reset();
-        self.ever.reset();
+        self.inserted.reset();
+        self.ended.reset();
     }
 
     /// Sets the series of one pool.
@@ -49,13 +57,15 @@ impl PredictedMetrics {
         self.blocks
             .with_label_values(&[model, role])
             .set(size.blocks as f64);
-        for (result, count) in [
-            ("inserted", size.inserted),
+        self.inserted
+            .with_label_values(&[model, role])
+            .inc_by(size.inserted);
+        for (reason, count) in [
             ("expired", size.expired),
             ("evicted", size.evicted),
             ("cleared", size.cleared),
         ] {
-            let counter = self.ever.with_label_values(&[model, role, result]);
+            let counter = self.ended.with_label_values(&[model, role, reason]);
             counter.inc_by(count);
         }
     }

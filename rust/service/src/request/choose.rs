@@ -6,7 +6,7 @@ use wardrop_core::{
 
 use super::Prepared;
 use super::place::Allowed;
-use crate::pool::{Booking, Leg};
+use crate::pool::{Booking, Explanation, Leg};
 use crate::prompt::{Abstention, Prompt};
 use crate::service::Service;
 
@@ -75,8 +75,8 @@ impl Service {
         let Decision {
             worker,
             overlap_blocks,
+            cost,
             candidates,
-            ..
         } = match decided {
             Ok(decision) => decision,
             Err(Error::NoWorker { .. }) => return Err(Abstention::NoWorker),
@@ -88,7 +88,15 @@ impl Service {
                 worker,
                 overlap_blocks,
                 pin_rank: false,
-                explanation: None,
+                explanation: self.explains().then(|| {
+                    Box::new(Explanation {
+                        cost,
+                        candidates: candidates.clone(),
+                        waited_s: 0.0,
+                        cause: "at_once",
+                        at_once: None,
+                    })
+                }),
             });
             let labels = [&*pool.model, pool.role.name()];
             self.metrics.decisions.with_label_values(&labels).inc();

@@ -10,6 +10,7 @@ mod answer;
 mod choose;
 mod place;
 mod prepare;
+mod reserved;
 mod trail;
 mod unread;
 
@@ -23,6 +24,7 @@ pub use self::answer::{Answer, Usage};
 pub use self::choose::Chosen;
 pub use self::place::{PlaceHints, Refusal, Unplaced};
 pub use self::prepare::{Prepared, ReadyPrompt};
+pub use self::reserved::ReservedTrail;
 use self::trail::Trail;
 pub use self::unread::UnreadPrompt;
 use crate::pool::Booking;
@@ -54,6 +56,20 @@ impl Service {
         request_id: Option<&str>,
         started: Instant,
     ) -> ActiveRequest {
+        let trail = self.trail(&prepared, request_id, started);
+        ActiveRequest {
+            service: self.clone(),
+            prepared,
+            started,
+            booking: None,
+            waited_s: None,
+            shadow: None,
+            trail,
+        }
+    }
+
+    /// Opens receipt and record of a request, each where it is on.
+    fn trail(&self, prepared: &Prepared, request_id: Option<&str>, started: Instant) -> Trail {
         let receipt = request_id.and_then(|id| {
             let facts = ReceiptRequest {
                 model: &prepared.model.spec.name,
@@ -72,15 +88,7 @@ impl Service {
             };
             (records.clone(), records.open(&facts))
         });
-        ActiveRequest {
-            service: self.clone(),
-            prepared,
-            started,
-            booking: None,
-            waited_s: None,
-            shadow: None,
-            trail: Trail::new(receipt, record),
-        }
+        Trail::new(receipt, record)
     }
 }
 

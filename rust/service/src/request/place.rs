@@ -339,7 +339,7 @@ impl Service {
     }
 
     /// Whether decisions keep their candidates, for a receipt, a record or a span.
-    fn explains(&self) -> bool {
+    pub(super) fn explains(&self) -> bool {
         self.receipts.is_on() || self.records.is_some() || self.tracing.is_some()
     }
 

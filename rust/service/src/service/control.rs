@@ -12,14 +12,12 @@ use super::{Service, parse, parse_role};
 use crate::ServiceError;
 use crate::pool::{EngineReport, PoolCurves, WorkerPool};
 
-/// Gauges that a controller may have.
-const MAX_GAUGES: usize = 64;
+/// Figures that a controller may report in one call.
+const MAX_FIGURES: usize = 64;
 /// Parts that a control plane may have.
 const MAX_PARTS: usize = 64;
 /// Reports of engines in one call.
 const MAX_REPORTS: usize = 65_536;
-/// Prefix of the names of gauges that hold a setting.
-const SETTING_PREFIX: &str = "setting_";
 
 /// The state of one part of the control plane, such as discovery or the admin API.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,34 +148,38 @@ impl Service {
             .restore_curves(&record)?)
     }
 
-    /// Puts figures of the control plane on the metrics page, `{name: number}`. A name `setting_X` holds the setting X. Figures of other
-    /// names stay as they are.
+    /// Puts figures of the control plane on the metrics page, `{name: number}`. A name `setting_X` holds the setting X. Figures
+    /// of other names stay as they are; settings are replaced as a whole.
     ///
     /// # Errors
-    /// No object of numbers, or more names than there may be.
-    pub fn set_gauges(&self, gauges_json: &str) -> Result<(), ServiceError> {
-        let gauges: std::collections::BTreeMap<String, Value> = parse("object of numbers", gauges_json)?;
-        if gauges.len() > MAX_GAUGES {
+    /// No object of numbers, more names than there may be, or a name without a metric. Nothing changes then.
+    pub fn set_figures(&self, figures_json: &str) -> Result<(), ServiceError> {
+        let figures: BTreeMap<String, Value> = parse("object of numbers", figures_json)?;
+        if figures.len() > MAX_FIGURES {
             return Err(ServiceError::Config(format!(
-                "{} gauges at once, at most {MAX_GAUGES}",
-                gauges.len()
+                "{} figures at once, at most {MAX_FIGURES}",
+                figures.len()
             )));
         }
-        for (name, value) in gauges {
-            let Some(value) = value.as_f64() else {
+        let mut numbers = BTreeMap::new();
+        for (name, value) in figures {
+            let Some(number) = value.as_f64() else {
                 return Err(ServiceError::Config(format!(
-                    "gauge {name} must be a number, got {value}"
+                    "figure {name} must be a number, got {value}"
                 )));
             };
-            if name == "regime" {
-                self.receipts.set_regime(value);
+            if !self.metrics.control.knows(&name) {
+                let known = self.metrics.control.figures();
+                return Err(ServiceError::Config(format!(
+                    "got the figure {name:?}, expected a name that begins with setting_, or one of: {known}"
+                )));
             }
-            let (gauges, label) = match name.strip_prefix(SETTING_PREFIX) {
-                Some(setting) => (&self.metrics.control.setting, setting),
-                None => (&self.metrics.control.state, name.as_str()),
-            };
-            gauges.with_label_values(&[label]).set(value);
+            numbers.insert(name, number);
         }
+        if let Some(&regime) = numbers.get("regime") {
+            self.receipts.set_regime(regime);
+        }
+        self.metrics.set_figures(&numbers);
         Ok(())
     }
 

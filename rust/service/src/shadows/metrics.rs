@@ -1,17 +1,20 @@
 //! Metrics of the shadow fleets; the figures are absent while a model has no shadows.
 
-use prometheus::{CounterVec, GaugeVec, IntCounterVec, Opts};
+use prometheus::{CounterVec, GaugeVec, IntCounterVec};
 use wardrop_sim::shadow::{ArmReport, Estimate};
 
 use super::report::ModelShadowReport;
 use crate::metrics::MetricBuilder;
 
-/// Metrics of the shadow fleets, labelled by model, policy and statistic.
+/// Metrics of the shadow fleets, labelled by model and policy.
 pub(super) struct ShadowMetrics {
     requests: IntCounterVec,
     cpu: CounterVec,
-    seconds: GaugeVec,
-    shares: GaugeVec,
+    ttft: GaugeVec,
+    itl: GaugeVec,
+    e2e: GaugeVec,
+    reuse: GaugeVec,
+    goodput: GaugeVec,
     difference: GaugeVec,
     low: GaugeVec,
     high: GaugeVec,
@@ -22,36 +25,49 @@ pub(super) struct ShadowMetrics {
 }
 
 const MODEL: &[&str] = &["model"];
+const POLICY: &[&str] = &["model", "policy"];
 const POLICY_STATISTIC: &[&str] = &["model", "policy", "statistic"];
+const POLICY_FIGURE: &[&str] = &["model", "policy", "figure"];
 
 impl ShadowMetrics {
     pub(super) fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         let of_model = |name: &str, help: &str| builder.gauges(name, help, MODEL);
-        let of_policy = |name: &str, help: &str| builder.gauges(name, help, POLICY_STATISTIC);
+        let of_policy = |name: &str, help: &str| builder.gauges(name, help, POLICY);
+        let statistic = |name: &str, help: &str| builder.gauges(name, help, POLICY_STATISTIC);
+        let of_figure = |name: &str, help: &str| builder.gauges(name, help, POLICY_FIGURE);
         Ok(Self {
             requests: builder.counters(
                 "shadow_requests_total",
                 "Requests by result in the shadows: simulated (fed), queue full (dropped), skipped to keep the share of a core (passed_over)",
                 &["model", "result"],
             )?,
-            cpu: builder.keep(CounterVec::new(
-                Opts::new("shadow_cpu_seconds_total", "CPU time of the shadows"),
-                MODEL,
-            )?)?,
-            seconds: of_policy(
-                "shadow_seconds",
-                "Simulated latency of a policy: mean and p99 time to first token (ttft, ttft_p99), mean time between tokens (itl), end-to-end time (e2e)",
+            cpu: builder.float_counters("shadow_cpu_seconds_total", "CPU time of the shadows", MODEL)?,
+            ttft: statistic(
+                "shadow_time_to_first_token_seconds",
+                "Simulated time to first token of a policy: mean and p99",
             )?,
-            shares: of_policy(
-                "shadow_share_ratio",
-                "Simulated shares of a policy: prompt tokens from caches (reuse), requests within both limits (goodput)",
+            itl: statistic(
+                "shadow_inter_token_latency_seconds",
+                "Simulated time between two tokens of a policy: mean",
             )?,
-            difference: of_policy(
+            e2e: statistic(
+                "shadow_end_to_end_seconds",
+                "Simulated time from a request to its last token of a policy: mean",
+            )?,
+            reuse: of_policy(
+                "shadow_reuse_ratio",
+                "Simulated share of prompt tokens that a policy finds in caches",
+            )?,
+            goodput: of_policy(
+                "shadow_goodput_ratio",
+                "Simulated share of requests that keep both limits under a policy",
+            )?,
+            difference: of_figure(
                 "shadow_difference_ratio",
                 "Paired difference from the policy in force as a share of its figure: -0.2 is 20 % less",
             )?,
-            low: of_policy("shadow_difference_ratio_low", "2.5 % point of the interval of shadow_difference_ratio")?,
-            high: of_policy("shadow_difference_ratio_high", "97.5 % point of the interval of shadow_difference_ratio")?,
+            low: of_figure("shadow_difference_ratio_low", "2.5 % point of the interval of shadow_difference_ratio")?,
+            high: of_figure("shadow_difference_ratio_high", "97.5 % point of the interval of shadow_difference_ratio")?,
             trusted: of_model(
                 "shadow_trusted",
                 "1 when the simulated clock agrees with what was measured, 0 in doubt",
@@ -80,8 +96,11 @@ impl ShadowMetrics {
 
     pub(super) fn set(&self, reports: &[ModelShadowReport]) {
         for gauges in [
-            &self.seconds,
-            &self.shares,
+            &self.ttft,
+            &self.itl,
+            &self.e2e,
+            &self.reuse,
+            &self.goodput,
             &self.difference,
             &self.low,
             &self.high,
@@ -114,25 +133,20 @@ impl ShadowMetrics {
     }
 
     fn set_arm(&self, model: &str, arm: &ArmReport, has_goodput: bool) {
-        let set = |gauges: &GaugeVec, statistic: &str, value: f64| {
-            let labels = [model, arm.name.as_str(), statistic];
-            gauges.with_label_values(&labels).set(value);
+        let policy = arm.name.as_str();
+        let set = |gauges: &GaugeVec, last: &[&str], figure: Option<Estimate>| {
+            if let Some(figure) = figure {
+                let labels = [&[model, policy], last].concat();
+                gauges.with_label_values(&labels).set(figure.value);
+            }
         };
         let goodput = |figure: Option<Estimate>| figure.filter(|_| has_goodput);
-        let seconds = [
-            ("ttft", arm.ttft_s),
-            ("ttft_p99", arm.ttft_p99_s),
-            ("itl", arm.itl_s),
-            ("e2e", arm.e2e_s),
-        ];
-        let shares = [("reuse", arm.cached_share), ("goodput", goodput(arm.goodput))];
-        for (gauges, figures) in [(&self.seconds, &seconds[..]), (&self.shares, &shares[..])] {
-            for (statistic, figure) in figures {
-                if let Some(figure) = figure {
-                    set(gauges, statistic, figure.value);
-                }
-            }
-        }
+        set(&self.ttft, &["mean"], arm.ttft_s);
+        set(&self.ttft, &["p99"], arm.ttft_p99_s);
+        set(&self.itl, &["mean"], arm.itl_s);
+        set(&self.e2e, &["mean"], arm.e2e_s);
+        set(&self.reuse, &[], arm.cached_share);
+        set(&self.goodput, &[], goodput(arm.goodput));
         let ratios = [
             ("ttft", arm.ttft_ratio),
             ("ttft_p99", arm.ttft_p99_ratio),
@@ -141,12 +155,12 @@ impl ShadowMetrics {
             ("reuse", arm.cached_share_ratio),
             ("goodput", goodput(arm.goodput_ratio)),
         ];
-        for (statistic, ratio) in ratios {
-            if let Some(ratio) = ratio {
-                set(&self.difference, statistic, ratio.value - 1.0);
-                set(&self.low, statistic, ratio.low - 1.0);
-                set(&self.high, statistic, ratio.high - 1.0);
-            }
+        for (figure, ratio) in ratios {
+            let Some(ratio) = ratio else { continue };
+            let labels = [model, policy, figure];
+            self.difference.with_label_values(&labels).set(ratio.value - 1.0);
+            self.low.with_label_values(&labels).set(ratio.low - 1.0);
+            self.high.with_label_values(&labels).set(ratio.high - 1.0);
         }
     }
 }
