@@ -18,6 +18,7 @@ from wardrop.service.live.observation import Anarchy, Curve, Pool, Worker
 from wardrop.service.live.percentiles import Percentiles
 from wardrop.service.live.problems import Problem
 from wardrop.service.live.snapshot import SCHEMA, ModelSnapshot, Snapshot, Viewers
+from wardrop.terminal.numbers import seconds
 from wardrop.terminal.top import render_top
 
 CURVE = Curve([0.01, 0.05, 0.1, 0.2, 0.3], 0.02, 7, 7)
@@ -56,8 +57,8 @@ def snapshot(*workers: Worker, name: str = "m", problems: tuple[Problem, ...] = 
     return Snapshot(SCHEMA, 1e9, "transition", control, [model], 0, Viewers())
 
 
-def text_of(shown: Snapshot, most_workers: int = 40) -> str:
-    console = Console(width=120, record=True, file=io.StringIO())
+def text_of(shown: Snapshot, most_workers: int = 40, width: int = 120) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(render_top(shown, most_workers))
     return console.export_text()
 
@@ -136,3 +137,32 @@ def test_stream_of_another_form_is_refused(body, text):
         thread.join()
     assert ran.exit_code == 1
     assert text in ran.output
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0996, "100 ms"),
+        (0.9996, "1000 ms"),
+        (9.996e-4, "1000 µs"),
+        (9.6e-6, "9.6 µs"),
+        (99.96, "100 s"),
+        (1234.5, "1234 s"),
+        (0.0123, "12 ms"),
+        (0, "0 s"),
+    ],
+)
+def test_times_are_written_without_an_exponent(value, text):
+    assert seconds(value) == text
+
+
+@pytest.mark.parametrize("width", [44, 64, 80, 96, 110, 132])
+def test_a_narrow_screen_leaves_columns_out_and_cuts_nothing(width):
+    degraded = worker(3, trust_mode="load_only", trust_score=0.12)
+    screen = text_of(snapshot(worker(1), degraded), width=width)
+    # Names of workers are shortened with an ellipsis at their start alone.
+    assert "…" not in screen
+    for always in ("worker", "state", "requests", "load only 12 %", "price of anarchy 1.25"):
+        assert always in " ".join(screen.split()), screen
+    assert ("as predicted" in screen) == (width >= 96)
+    assert ("2k prefill" in screen) == (width >= 64)

@@ -11,10 +11,18 @@ def seconds(value: float | None) -> str:
         return DASH
     size = abs(value)
     if size >= 1:
-        return f"{value:.0f} s" if size >= 100 else f"{value:.3g} s"
+        return f"{_rounded(value, 3)} s"
     if size >= 1e-3:
-        return f"{value * 1e3:.3g} ms" if size >= 0.1 else f"{value * 1e3:.2g} ms"
-    return f"{value * 1e6:.2g} µs" if size else "0 s"
+        return f"{_rounded(value * 1e3, 3 if size >= 0.1 else 2)} ms"
+    return f"{_rounded(value * 1e6, 2)} µs" if size else "0 s"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """A number rounded to some digits, without an exponent: 99.6 with two digits is 100."""
+    size = abs(value)
+    if size >= 10**digits:
+        return f"{value:.0f}"
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def count(value: float | None) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +22,21 @@ _REGIME_STYLES = {"below": "green", "transition": "yellow", "saturated": "red"}
 _STATE_STYLES = {"synced": "green", "suspect": "red", "restored": "yellow"}
 _LEVEL_STYLES = {"failure": "red", "warning": "yellow"}
 _BAR_CELLS = 5
+_BAR_COLUMNS = 106
+"""Columns from which a number of blocks has a bar beside it."""
+_GRID_COLUMNS = 80
+"""Columns from which the figures of a model stand in a grid."""
+_COLUMNS = {
+    "worker": 0,
+    "state": 0,
+    "requests": 0,
+    "to prefill": 92,
+    "KV used": 70,
+    "in the index": 60,
+    "as predicted": 92,
+    "2k prefill": 60,
+}
+"""Columns of the table of workers, each with the columns of the screen from which it is shown."""
 
 
 def render_top(snapshot: Snapshot, most_workers: int) -> RenderableType:
@@ -50,16 +67,26 @@ def _model(model: ModelSnapshot, most_workers: int) -> RenderableType:
         Text(f"● {problem.text}", _LEVEL_STYLES[problem.level]) for problem in model.problems
     ]
     healthy = Text("● All workers are available, and no block in the index is suspect.", "green")
-    pools = [_pool(pool, most_workers) for pool in model.pools]
+    pools = [_ByWidth(partial(_pool, pool, most_workers)) for pool in model.pools]
     return Panel(
-        Group(*(problems or [healthy]), _figures(model), *pools),
+        Group(*(problems or [healthy]), _ByWidth(partial(_figures, model)), *pools),
         title=Text(model.name),
         title_align="left",
     )
 
 
-def _figures(model: ModelSnapshot) -> RenderableType:
-    grid = Table.grid(padding=(0, 3))
+class _ByWidth:
+    """Something that is made for the columns of its place."""
+
+    def __init__(self, make: Callable[[int], RenderableType]) -> None:
+        self._make = make
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._make(options.max_width)
+
+
+def _figures(model: ModelSnapshot, columns: int) -> RenderableType:
+    """The figures of a model in a grid, or one below the other on a narrow screen."""
     point = model.point
     cells = [
         f"running [b]{count(point['running'])}[/b]",
@@ -67,18 +94,25 @@ def _figures(model: ModelSnapshot) -> RenderableType:
         f"TTFT {_percentiles(model.ttft)}",
         f"ITL {_percentiles(model.itl)}",
     ]
-    grid.add_row(*cells)
+    rows = [cells]
     for pool in model.pools:
         anarchy = pool.anarchy
         if anarchy is not None:
             band = f"{ratio(anarchy.low)} to {ratio(anarchy.high)}" if anarchy.low else DASH
-            grid.add_row(
-                f"price of anarchy [b]{ratio(anarchy.poa)}[/b] ({pool.role})",
-                band,
-                f"lost to cache [b]{share(anarchy.lost_to_cache)}[/b]",
-                f"load [b]{share(anarchy.lost_to_load)}[/b], "
-                f"split [b]{share(anarchy.lost_to_split)}[/b]",
+            rows.append(
+                [
+                    f"price of anarchy [b]{ratio(anarchy.poa)}[/b] ({pool.role})",
+                    band,
+                    f"lost to cache [b]{share(anarchy.lost_to_cache)}[/b]",
+                    f"load [b]{share(anarchy.lost_to_load)}[/b], "
+                    f"split [b]{share(anarchy.lost_to_split)}[/b]",
+                ]
             )
+    if columns < _GRID_COLUMNS:
+        return Group(*(Text.from_markup(cell) for row in rows for cell in row))
+    grid = Table.grid(padding=(0, 3))
+    for row in rows:
+        grid.add_row(*row)
     return grid
 
 
@@ -88,7 +122,8 @@ def _percentiles(found: Percentiles | None) -> str:
     return f"p50 [b]{seconds(found.p50_s)}[/b] p99 [b]{seconds(found.p99_s)}[/b]"
 
 
-def _pool(pool: Pool, most_workers: int) -> Table:
+def _pool(pool: Pool, most_workers: int, columns: int) -> Table:
+    """One line per worker. A narrow screen leaves out bars first, then whole columns."""
     rest = len(pool.workers) - most_workers
     table = Table(
         title=f"{pool.role}: {sum(w.available for w in pool.workers)} of {len(pool.workers)} "
@@ -99,13 +134,15 @@ def _pool(pool: Pool, most_workers: int) -> Table:
         box=box.SIMPLE_HEAD,
         padding=0,
     )
-    table.add_column("worker", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("requests", "to prefill", "KV used", "in the index", "as predicted", "2k prefill"):
-        table.add_column(name, justify="right", no_wrap=True)
+    shown = [name for name, least in _COLUMNS.items() if columns >= least]
+    for name in shown:
+        table.add_column(
+            name, justify="left" if name in ("worker", "state") else "right", no_wrap=True
+        )
     # The worst first, so that a short screen shows them.
     for worker in sorted(pool.workers, key=_rank)[:most_workers]:
-        table.add_row(*_row(worker))
+        cells = _cells(worker, has_bars=columns >= _BAR_COLUMNS)
+        table.add_row(*(cells[name] for name in shown))
     return table
 
 
@@ -113,24 +150,25 @@ def _rank(worker: Worker) -> tuple[bool, float, int]:
     return worker.available, worker.trust_score, -worker.active_requests
 
 
-def _row(worker: Worker) -> tuple[RenderableType, ...]:
+def _cells(worker: Worker, has_bars: bool) -> dict[str, RenderableType]:
+    """The cells of a worker by the name of their column."""
     state, style = _state(worker)
-    total = worker.total_kv_blocks
-    used = _bar(worker.decode_blocks, total)
+    total = worker.total_kv_blocks if has_bars else None
     curve = worker.curve
     predicted = worker.predicted_cached_tokens
-    return (
-        short_name(worker.instance, worker.dp_rank),
-        Text(state, style),
-        count(worker.active_requests),
-        count(worker.prefill_tokens),
-        used,
-        _bar(worker.held_blocks, total),
-        share(worker.reported_cached_tokens / predicted) if predicted else DASH,
-        DASH
-        if curve is None
-        else ("" if curve.prefill_samples else "≈ ") + seconds(curve.prefill_s[1]),
-    )
+    prefill = DASH
+    if curve is not None:
+        prefill = ("" if curve.prefill_samples else "≈ ") + seconds(curve.prefill_s[1])
+    return {
+        "worker": short_name(worker.instance, worker.dp_rank),
+        "state": Text(state, style),
+        "requests": count(worker.active_requests),
+        "to prefill": count(worker.prefill_tokens),
+        "KV used": _bar(worker.decode_blocks, total),
+        "in the index": _bar(worker.held_blocks, total),
+        "as predicted": share(worker.reported_cached_tokens / predicted) if predicted else DASH,
+        "2k prefill": prefill,
+    }
 
 
 def _state(worker: Worker) -> tuple[str, str]:
