@@ -193,13 +193,14 @@ PLANTED = [
 ]
 
 
-EVERYWHERE = ("workers", "feeds", "trust", "audit")
+EVERYWHERE = ("workers", "trust", "audit")
 OF_DOOR = {
     "dynamo": {"versions", "settings", "control", "frontends", "descriptors", "clock"}
-    | {"prompts", "token-ids", *EVERYWHERE},
-    "serve": {"versions", "control", "engines", "descriptors", "clock", "prompts", *EVERYWHERE},
-    "picker": {"versions", "control", "clock", "prompts", *EVERYWHERE},
-    "select": {"versions", "control", "clock", *EVERYWHERE},
+    | {"feeds", "prompts", "token-ids", *EVERYWHERE},
+    "serve": {"versions", "control", "engines", "descriptors", "clock", "feeds", "prompts"}
+    | {*EVERYWHERE},
+    "picker": {"versions", "control", "clock", "feeds", "prompts", *EVERYWHERE},
+    "select": {"versions", "control", "clock", "feeds", *EVERYWHERE},
     "frontend": set(EVERYWHERE),
 }
 DOORS = get_args(DoorName)
@@ -258,7 +259,6 @@ OF_OTHER_DOORS = [
     ("select", "feeds", "skipped", without_feeds, "caches are predicted", "kv_events_endpoints"),
     ("select", "clock", "warning", set_of("clock_skew_s", 9.0), "+9.0 s off", "time service"),
     ("frontend", "workers", "failure", set_of("status.models.0.pools", []), "Dynamo", "discovery"),
-    ("frontend", "feeds", "failure", without_feeds, "2 of 2 workers", "DYN_EVENT_PLANE"),
     ("frontend", "trust", "failure", disbelieved, "42% of its blocks found", "blocks"),
 ]
 

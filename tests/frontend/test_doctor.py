@@ -18,7 +18,7 @@ def test_healthy_workers_pass_and_missing_prefix_caches_are_found():
     with Fleet(FleetSpec(workers=2, **QUICK)) as fleet, running(fleet) as native:
         code, found = diagnose(native.url)
         assert code == 0, found
-        for name in ("workers", "feeds", "trust", "pin", "blocks"):
+        for name in ("workers", "trust", "pin", "blocks"):
             assert found[name]["level"] == "ok", found[name]
         assert "128 cached tokens predicted" in found["blocks"]["text"]
     spec = FleetSpec(workers=1, mocker_arguments=("--no-enable-prefix-caching",), **QUICK)

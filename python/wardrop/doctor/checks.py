@@ -419,6 +419,8 @@ _DOORS: Mapping[Check, frozenset[DoorName]] = {
     # Callers of the selection service give token ids. Dynamo tokenises inside its own frontend.
     check_prompts: frozenset({"dynamo", "serve", "picker"}),
     check_token_ids: frozenset({"dynamo"}),
+    # Dynamo's own subscription feeds the native frontend, whose status lists no feeds.
+    check_feeds: frozenset({"dynamo", "serve", "picker", "select"}),
 }
 """Doors of the checks that do not apply to every door."""
 

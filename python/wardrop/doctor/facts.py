@@ -125,7 +125,7 @@ class Status(msgspec.Struct):
     """
 
     models: list[Model]
-    feeds: list[Feed]
+    feeds: list[Feed] = []
     address: str | None = None
     upstreams: list[Upstream] = []
     limits: Limits | None = None

@@ -221,7 +221,7 @@ def connect(admin: str, public: str | None = None) -> RouterClient:
         door: DoorName = _wiring(admin).door
     except AdminError as error:
         try:
-            _status(admin, FRONTEND_STATUS)
+            ask(admin, FRONTEND_STATUS)
         except AdminError:
             raise error from None
         door = "frontend"
