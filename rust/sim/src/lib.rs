@@ -14,22 +14,24 @@
 //! * [`simulate`] runs a whole [`Workload`] and returns an [`Outcome`];
 //! * [`simulate_plan`] runs it with placements chosen in advance;
 //! * [`search::Search`] looks for the best placements of a whole workload;
-//! * [`bound::lower_bound`] computes what no router can go below;
+//! * [`bound::lower_bound`] computes what no router can go below, and [`bound::price_window`] does it for a stream;
 //! * [`WatchedFleet`] runs a whole workload in steps, so that a controller can observe and change the fleet;
 //! * [`shadow`] runs one live fleet per policy beside production traffic and compares them.
 //!
 //! Modules depend on each other in this order, and never the other way: `error`, `timing`, `workload`, `spec`,
-//! `record`, `engine`, `bound`, `fleet`, then `live` and `watched`, then `shadow`.
+//! `record`, `engine`, `estimate`, `bound`, `fleet`, then `live` and `watched`, then `shadow`.
 
 pub mod bound;
 mod engine;
 mod error;
+mod estimate;
 mod fleet;
 mod live;
 mod record;
 pub mod search;
 pub mod shadow;
 mod spec;
+mod student_t;
 mod timing;
 mod watched;
 mod workload;

@@ -18,14 +18,24 @@
 //! the bounds with the true optimum. Cost: O(blocks of all prompts + requests · log requests).
 
 mod floors;
+mod history;
 mod pooled;
 mod sharing;
+mod stream;
 mod work;
+mod workers;
 
 use crate::engine::block_pool::NONE;
 use crate::error::{SimError, out_of_range};
 use crate::spec::{FaultKind, FleetSpec, Preemption, Role};
 use crate::workload::{BlockNames, Workload};
+
+pub use history::History;
+pub use stream::{
+    PaidAndLower, PaidTimes, PriceEstimate, StreamRequest, WindowPrice, note_window, price_estimate,
+    price_window,
+};
+pub use workers::{BoundFleet, BoundPool, BoundWorker};
 
 use pooled::{Job, completions, later_of, offset};
 use sharing::Sharing;
@@ -73,12 +83,31 @@ pub fn lower_bound(
     workload: &Workload,
     is_counted: Option<&[bool]>,
 ) -> Result<LowerBound, SimError> {
+    lower_bound_after(spec, workload, is_counted, None)
+}
+
+/// The bound for requests that come after others: `left_blocks` has, for each request, the leading whole blocks of its
+/// prompt that a request before the workload could have left in a cache.
+///
+/// # Errors
+/// Those of [`lower_bound`].
+pub fn lower_bound_after(
+    spec: &FleetSpec,
+    workload: &Workload,
+    is_counted: Option<&[bool]>,
+    left_blocks: Option<&[u32]>,
+) -> Result<LowerBound, SimError> {
     spec.validate()?;
     workload.validate()?;
     if let Some(counted) = is_counted
         && counted.len() != workload.len()
     {
         return Err(out_of_range("is_counted", counted.len(), "one entry per request"));
+    }
+    if let Some(left) = left_blocks
+        && left.len() != workload.len()
+    {
+        return Err(out_of_range("left_blocks", left.len(), "one entry per request"));
     }
     if spec
         .pools
@@ -103,7 +132,7 @@ pub fn lower_bound(
         return Ok(LowerBound::default());
     }
     let names = BlockNames::new(workload, spec.pools[0].engine.block_size)?;
-    let sharing = Sharing::new(spec, workload, names);
+    let sharing = Sharing::new(spec, workload, names, left_blocks);
     let engines = Engines::new(spec, workload)?;
     let works = request_works(spec, workload, &sharing, &engines);
     let counted = |i: usize| is_counted.is_none_or(|counted| counted[i]);
@@ -403,5 +432,7 @@ fn sorted(times: impl Iterator<Item = f64>) -> Vec<f64> {
     times
 }
 
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod tests;

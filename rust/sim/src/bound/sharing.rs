@@ -117,7 +117,14 @@ impl Order {
 
 impl Sharing {
     /// What the requests of a workload can share. O(blocks of all prompts).
-    pub fn new(spec: &FleetSpec, workload: &Workload, names: BlockNames) -> Self {
+    ///
+    /// `left_blocks` has, for each request, the leading whole blocks that a request before the workload could have left.
+    pub fn new(
+        spec: &FleetSpec,
+        workload: &Workload,
+        names: BlockNames,
+        left_blocks: Option<&[u32]>,
+    ) -> Self {
         let len = workload.len();
         let order = Order::new(spec, workload);
         let prompts = Prompts { workload, names };
@@ -134,9 +141,11 @@ impl Sharing {
             let at = i as usize;
             let is_root = workload.after[at] == NONE;
             let mut is_reusable = true;
-            for name in prompts.whole(i) {
+            let left = left_blocks.map_or(0, |left| left[at]) as usize;
+            for (index, name) in prompts.whole(i).enumerate() {
                 let block = blocks[name as usize];
-                let is_first = block.first == i;
+                let is_left = index < left;
+                let is_first = block.first == i && !is_left;
                 let is_own = is_first && (is_root || block.is_inherited);
                 if is_reusable && is_own {
                     is_reusable = false;
@@ -145,7 +154,7 @@ impl Sharing {
                 sharing.reusable_blocks[at] += u32::from(is_reusable);
                 sharing.first_named_blocks[at] += u32::from(is_first);
                 sharing.names_last_first[at] = is_first;
-                sharing.private_blocks[at] += u32::from(block.count == 1);
+                sharing.private_blocks[at] += u32::from(block.count == 1 && !is_left);
                 sharing.held_blocks[at] += 1.0 / f64::from(block.ends.max(1));
             }
         }

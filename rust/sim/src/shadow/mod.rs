@@ -33,20 +33,18 @@ mod changes;
 mod clock_check;
 mod config;
 mod cpu_budget;
-mod estimate;
 mod fleets;
 mod histogram;
 mod intake;
 mod report;
-mod student_t;
 mod ticks;
 
 #[cfg(test)]
 mod tests;
 
+pub use crate::estimate::Estimate;
 pub use changes::Change;
 pub use config::{ArmSpec, ShadowConfig};
-pub use estimate::Estimate;
 pub use fleets::{ShadowCounts, ShadowFleets};
 pub use intake::{Arrival, Observed};
 pub use report::{ArmReport, Figure, ShadowReport, Trust};

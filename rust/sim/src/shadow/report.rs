@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::estimate::{BatchSums, Estimate, jackknife, mean, ratio};
 use super::fleets::{ShadowCounts, ShadowFleets};
 use super::histogram::{Histogram, bin_error};
 use super::ticks::{LostTicks, Sums, Tick};
+use crate::estimate::{BatchSums, Estimate, jackknife, mean, ratio};
 
 /// Level of a suggestion over all arms together.
 const SUGGESTION_LEVEL: f64 = 0.05;

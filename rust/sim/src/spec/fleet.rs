@@ -1,6 +1,6 @@
 //! Specification of a fleet: pools, transfers between pools, feeds to the routers, load and faults.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use wardrop_core::queue::QueueConfig;
 
 use super::engine::EngineSpec;
@@ -9,7 +9,7 @@ use super::lie::Lie;
 use crate::error::{SimError, out_of_range};
 
 /// Which part of a request a worker computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Prefill and decode.

@@ -4,13 +4,13 @@
 const LEVEL: f64 = 0.05;
 
 /// `P(|T| ≥ t)` for Student's t: the incomplete beta function `I_x(ν/2, 1/2)` at `x = ν/(ν + t²)`.
-pub(super) fn two_sided(t: f64, freedom: usize) -> f64 {
+pub(crate) fn two_sided(t: f64, freedom: usize) -> f64 {
     let nu = freedom as f64;
     incomplete_beta(nu / 2.0, 0.5, nu / (nu + t * t))
 }
 
 /// The t at which [`two_sided`] equals [`LEVEL`], by bisection.
-pub(super) fn critical(freedom: usize) -> f64 {
+pub(crate) fn critical(freedom: usize) -> f64 {
     let (mut low, mut high) = (0.0, 100.0);
     for _ in 0..60 {
         let middle = 0.5 * (low + high);

@@ -11,7 +11,7 @@
 
 use serde::Serialize;
 
-use super::student_t::{critical, two_sided};
+use crate::student_t::{critical, two_sided};
 
 /// A figure with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -35,7 +35,7 @@ impl Estimate {
 
 /// Numerator and denominator of a mean, summed over one batch of ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct BatchSums {
+pub(crate) struct BatchSums {
     pub numerator: f64,
     pub denominator: f64,
 }
@@ -69,7 +69,7 @@ fn error_of_sum(residuals: &[f64]) -> f64 {
 }
 
 /// The mean `ΣN/ΣD`. `None` if the denominator is 0 or there are fewer than [`MIN_BATCHES`] batches.
-pub(super) fn mean(batches: &[BatchSums]) -> Option<Estimate> {
+pub(crate) fn mean(batches: &[BatchSums]) -> Option<Estimate> {
     let sums = totals(batches);
     if batches.len() < MIN_BATCHES || sums.denominator <= 0.0 {
         return None;
@@ -87,7 +87,7 @@ pub(super) fn mean(batches: &[BatchSums]) -> Option<Estimate> {
 }
 
 /// Mean of `arm` divided by the mean of `base`, paired by batch. `None` if one of the means is 0 or unknown.
-pub(super) fn ratio(arm: &[BatchSums], base: &[BatchSums]) -> Option<Estimate> {
+pub(crate) fn ratio(arm: &[BatchSums], base: &[BatchSums]) -> Option<Estimate> {
     let (sums, base_sums) = (totals(arm), totals(base));
     let is_usable = sums.is_positive() && base_sums.is_positive();
     if arm.len() < MIN_BATCHES || arm.len() != base.len() || !is_usable {
@@ -120,7 +120,7 @@ pub(super) fn ratio(arm: &[BatchSums], base: &[BatchSums]) -> Option<Estimate> {
 ///
 /// `whole` is the logarithm of the figure over all batches, and `without` its logarithm without each batch in turn.
 /// `floor` is a standard error that the figure has in addition. The result is the figure itself, not its logarithm.
-pub(super) fn jackknife(whole: f64, without: &[f64], floor: f64) -> Option<Estimate> {
+pub(crate) fn jackknife(whole: f64, without: &[f64], floor: f64) -> Option<Estimate> {
     if without.len() < MIN_BATCHES || !whole.is_finite() || without.iter().any(|value| !value.is_finite()) {
         return None;
     }
