@@ -1,10 +1,14 @@
 //! The clock of one service: the time base of all routers in it.
+//!
+//! The core reads no clock, so every call into it carries a time of this clock. Times of two
+//! services cannot be compared.
 
 use std::time::Instant;
 
 /// A monotonic clock that reads 0 when the service begins.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
+    /// The instant that reads 0.
     origin: Instant,
 }
 

@@ -1,4 +1,7 @@
 //! Errors of the service's control calls.
+//!
+//! A request never gets one of these errors: [`crate::Refusal`] and [`crate::Abstention`] are its
+//! outcomes. The bindings turn each variant into a Python exception.
 
 /// Error of a control call of the service.
 #[derive(Debug, thiserror::Error)]

@@ -14,6 +14,7 @@ const LOWEST_OCTAVE: u64 = 17;
 const OCTAVES: usize = 24;
 /// Bits of the mantissa that choose a bin within an octave: 2³ bins.
 const BIN_BITS: u32 = 3;
+/// Number of bins.
 const BINS: usize = OCTAVES << BIN_BITS;
 /// Exponent bias of an `f64`.
 const BIAS: u64 = 1023;
@@ -75,6 +76,8 @@ const LOWEST_PLACE: u64 = (BIAS - LOWEST_OCTAVE) << BIN_BITS;
 /// Bits of an `f64` below the bits that choose a bin.
 const LOW_BITS: u32 = f64::MANTISSA_DIGITS - 1 - BIN_BITS;
 
+/// Bin of a time. The leading bits of an `f64` are its octave and its place in the octave, so a
+/// shift finds the bin.
 fn bin_of(seconds: f64) -> usize {
     if seconds.is_nan() || seconds <= 0.0 {
         return 0;
@@ -83,6 +86,7 @@ fn bin_of(seconds: f64) -> usize {
     usize::try_from(place).unwrap_or(BINS).min(BINS - 1)
 }
 
+/// Middle of a bin, in seconds.
 fn middle_s(bin: usize) -> f64 {
     let edge_s = |bin: u64| f64::from_bits((LOWEST_PLACE + bin) << LOW_BITS);
     f64::midpoint(edge_s(bin as u64), edge_s(bin as u64 + 1))

@@ -8,6 +8,12 @@
 //!
 //! A door (HTTP gateway, gRPC endpoint picker, a frontend in the same process) knows the service. The service knows no door: it serves no
 //! socket to clients, and its refusals carry no status of a protocol. The decision itself is [`wardrop_core::Router`].
+//!
+//! Cost of a request: one read of the body, one tokenisation, one decision of the router, and
+//! constant work per piece of the answer. Every stage has a limit of its own in [`config`], and a
+//! request beyond a limit is refused or placed without its prompt.
+//! Who calls: data-plane threads call [`Service::prepare`] and [`ActiveRequest`]; the control plane
+//! calls the other methods of [`Service`]; feeds run on the service's own event loop.
 
 pub mod admission;
 mod clock;

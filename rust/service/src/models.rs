@@ -2,6 +2,9 @@
 //!
 //! The control plane registers models here; each request looks its model up by name, O(log names). Files are read before any lock is
 //! taken: a tokeniser of 35 MB takes seconds, and no other model waits for it.
+//!
+//! Bounds: [`MAX_MODELS`] models and [`MAX_ADAPTERS`] further names of each. A change copies the
+//! table of names, O(names), and swaps it whole; a request in flight keeps the model that it found.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -65,14 +68,17 @@ impl ModelSpec {
 
 /// A registered model.
 pub struct Model {
-    /// The model as it was registered.
+    /// The model as discovery reported it last.
     pub(crate) spec: ModelSpec,
-    /// Tokeniser and template.
+    /// Tokeniser and template; `None` for a model without a folder of files.
     pub(crate) prompter: Option<Arc<Prompter>>,
-    /// Result of the last comparison with Dynamo's own ids.
+    /// Result of the last comparison with Dynamo's own ids; `None` before the first one. It
+    /// outlives a change of the model that keeps the files.
     pub(crate) handover: Arc<Mutex<Option<HandoverReport>>>,
     /// Counts of the latencies of streamed answers since the model was first registered.
     pub(crate) latency: Arc<StreamLatency>,
+    /// Pools by `Role as usize`. A changed model keeps them while its block size stays, since every
+    /// hash depends on that size.
     pools: [Arc<WorkerPool>; 3],
 }
 
@@ -120,21 +126,30 @@ const MAX_ADAPTERS: usize = 4096;
 /// Models by the names that clients use.
 #[derive(Default)]
 pub(crate) struct Models {
+    /// Models by name, alias and adapter. A reader takes no lock and sees one state of all names.
     by_name: ArcSwap<HashMap<String, Named>>,
+    /// Lock of a change, so that two changes cannot each copy the same old table.
     change: Mutex<()>,
+    /// Tokenisers that models with the same files share. Made with the first model, whose
+    /// configuration bounds their cache.
     tokenisers: OnceLock<SharedTokenisers>,
 }
 
 /// A model's prompter, ready before the model is registered.
 pub(crate) struct LoadedPrompter {
+    /// The new prompter, or the prompter of the registered model with the same files.
     prompter: Option<Arc<Prompter>>,
     /// Whether the prompter's ids have not been compared with Dynamo's.
     is_new: bool,
 }
 
+/// What a name stands for.
 #[derive(Clone)]
 struct Named {
+    /// The model that serves requests with the name.
     model: Arc<Model>,
+    /// The adapter with the name; `None` for a name of the model itself. An adapter's name is part
+    /// of its block hashes.
     lora: Option<Arc<str>>,
 }
 
@@ -154,6 +169,8 @@ impl Models {
     }
 
     /// Every model once, by name.
+    ///
+    /// O(names log names); pages and status reports call it, requests do not.
     pub fn all(&self) -> Vec<Arc<Model>> {
         let models = self.by_name.load();
         let mut all: Vec<_> = models
@@ -166,6 +183,8 @@ impl Models {
     }
 
     /// Refuses a model beyond the limits, before its files are read.
+    ///
+    /// A change of a registered model is checked for its further names alone: it adds no model.
     ///
     /// # Errors
     /// [`ServiceError::Limit`].
@@ -275,6 +294,8 @@ impl Models {
                 model: model.clone(),
                 lora: None,
             };
+            // An alias never takes the name of another model; an adapter's name and the model's own
+            // name do.
             models.entry(alias.clone()).or_insert(named);
         }
         for lora in &model.spec.loras {
@@ -309,6 +330,10 @@ impl Models {
     }
 }
 
+/// Empty pools for the three roles of a model.
+///
+/// # Errors
+/// [`ServiceError::Core`] for a value that the router refuses, such as a block size of 0.
 fn new_pools(
     spec: &ModelSpec,
     config: &ServiceConfig,

@@ -1,4 +1,7 @@
 //! Outcomes of recent requests, for a controller that polls from another thread. [`crate::request`] records; O(1) per request.
+//!
+//! The window holds sums and at most 4,096 times to first token, so its size is bounded between two
+//! polls.
 
 use parking_lot::Mutex;
 use wardrop_core::control::OutcomeWindow;
@@ -34,6 +37,9 @@ impl Outcomes {
     }
 
     /// Everything since the last call.
+    ///
+    /// The next window starts empty. One caller polls: two callers would each see a part of the
+    /// outcomes.
     pub fn take(&self) -> OutcomeWindow {
         std::mem::take(&mut self.0.lock())
     }

@@ -1,4 +1,7 @@
 //! The texts of panics stay out of the log, in every door.
+//!
+//! A panic of a task is caught where the task runs, and the service lives on. This hook decides
+//! only what is logged about it.
 
 use std::sync::Once;
 
@@ -7,6 +10,9 @@ use crate::metrics::THREAD_PREFIX;
 /// Has panics on threads of this process that Wardrop started logged by their place alone.
 ///
 /// The text of a panic can quote data: a wrong slice of a string quotes the string. Prompts must not reach the log.
+///
+/// Other threads keep the hook that the process had before, for example Python's. Calling it twice
+/// changes nothing.
 pub fn hide_panic_texts() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

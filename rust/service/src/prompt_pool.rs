@@ -6,6 +6,9 @@
 //! O(log n) in the number of waiting prompts.
 //!
 //! Source of the tags: start-time fair queueing (Goyal, Vin and Cheng, 1996), with each prompt as a flow of its own.
+//!
+//! Bounds: [`WAITING_LIMIT`] prompts wait at most. A further prompt is not refused: its request is
+//! left to Dynamo, or placed by load.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -39,37 +42,55 @@ pub(crate) enum PoolError {
 
 /// Threads for prompts. Dropping the pool ends the threads after their current prompts.
 pub(crate) struct PromptPool {
+    /// State that the pool's threads hold too.
     shared: Arc<PoolShared>,
 }
 
+/// State of the callers and of the threads.
 struct PoolShared {
+    /// Waiting prompts. Held for one heap operation, never while a prompt is tokenised.
     jobs: Mutex<Jobs>,
+    /// Signals a new prompt, a free place for a large prompt, or the end of the pool.
     changed: Condvar,
+    /// Number of threads, at least 1.
     threads: usize,
+    /// Gauge of the prompts whose caller still waits.
     waiting: IntGauge,
+    /// Counter of the prompts whose caller left before they ran.
     abandoned: IntCounter,
 }
 
+/// The tokenisation of one prompt. It sends its own result.
 type Work = Box<dyn FnOnce() + Send>;
 
 /// Waiting prompts.
 #[derive(Default)]
 struct Jobs {
+    /// Prompts below [`LARGE_BYTES`], lowest tag first.
     small: BinaryHeap<Reverse<Job>>,
+    /// Prompts of [`LARGE_BYTES`] and above, lowest tag first.
     large: BinaryHeap<Reverse<Job>>,
     /// Bytes of all prompts that have started.
     started_bytes: u64,
+    /// Number of the next prompt to arrive; ties of tags run in the order of arrival.
     next_number: u64,
-    /// Prompts whose caller still waits.
+    /// Prompts whose caller still waits; at most [`WAITING_LIMIT`]. The heaps may hold more:
+    /// prompts whose caller left.
     live: usize,
+    /// Large prompts that run now; one less than the threads at most, but at least one may run.
     large_running: usize,
+    /// The pool was dropped. Threads end, and new prompts fail.
     is_stopped: bool,
 }
 
 /// A waiting prompt, ordered by tag and then by arrival.
 struct Job {
+    /// Bytes that had started before the prompt came, plus its own; the service order of start-time
+    /// fair queueing.
     tag: u64,
+    /// Number of the arrival, unique in the pool.
     number: u64,
+    /// Size of the prompt, in bytes.
     bytes: usize,
     /// Empty after the caller left.
     work: Arc<Mutex<Option<Work>>>,
@@ -77,7 +98,9 @@ struct Job {
 
 /// The caller's handle of a waiting prompt. Dropping it before the work runs drops the work with its prompt.
 struct Claim<'a> {
+    /// Pool whose counts the claim corrects.
     shared: &'a PoolShared,
+    /// The work, shared with the job in a heap; whoever takes it out decides whether it runs.
     work: Arc<Mutex<Option<Work>>>,
 }
 
@@ -124,6 +147,10 @@ impl PromptPool {
     }
 
     /// Runs `work` on one of the threads; `bytes` is the size of its prompt. Dropping the future abandons the work.
+    ///
+    /// # Errors
+    /// [`PoolError::Full`] when [`WAITING_LIMIT`] prompts wait, [`PoolError::Failed`] after a panic
+    /// of `work` or the end of the pool.
     pub(crate) async fn run<T, F>(&self, bytes: usize, work: F) -> Result<T, PoolError>
     where
         T: Send + 'static,
@@ -154,6 +181,7 @@ impl Drop for PromptPool {
 }
 
 impl PoolShared {
+    /// Puts work into its heap and wakes one thread.
     fn add(&self, bytes: usize, work: Work) -> Result<Claim<'_>, PoolError> {
         let work = Arc::new(Mutex::new(Some(work)));
         let mut jobs = self.jobs.lock();
@@ -171,6 +199,7 @@ impl PoolShared {
         Ok(Claim { shared: self, work })
     }
 
+    /// Loop of one thread: takes the next prompt and runs it, until the pool stops.
     fn run_jobs(&self) {
         loop {
             let mut jobs = self.jobs.lock();
@@ -204,6 +233,8 @@ impl PoolShared {
 }
 
 impl Jobs {
+    /// Adds work with its tag. A heap with twice [`WAITING_LIMIT`] entries first drops the entries
+    /// whose caller left.
     fn push(&mut self, bytes: usize, work: Arc<Mutex<Option<Work>>>) {
         let job = Job {
             tag: self.started_bytes.saturating_add(bytes as u64),
@@ -237,6 +268,7 @@ impl Jobs {
 }
 
 impl Job {
+    /// Whether the prompt must leave a thread to smaller prompts.
     fn is_large(&self) -> bool {
         self.bytes >= LARGE_BYTES
     }

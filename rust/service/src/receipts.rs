@@ -23,21 +23,27 @@ const MAX_CANDIDATES: usize = 32;
 const MAX_LEGS: usize = 4;
 /// Maximum length of a request id, in bytes; a request with a longer id has no receipt.
 const MAX_ID_BYTES: usize = 128;
+/// Names of the regimes by the number that the control plane reports.
 const REGIMES: [&str; 3] = ["below", "transition", "saturated"];
+/// Number for a fleet without a reported regime. It lies beyond [`REGIMES`].
 const NO_REGIME: u8 = u8::MAX;
 
 /// Placement of one request on one worker of one pool.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct LegReceipt {
+    /// Role of the pool that placed the request.
     pub role: Role,
+    /// The chosen worker.
     pub worker: WorkerId,
     /// Cost of the chosen worker, in the unit of the policy.
     pub cost: f64,
     /// Cost of the cheapest other candidate minus the cost of the chosen worker; `None` without another candidate.
     pub margin: Option<f64>,
+    /// Leading blocks of the prompt that the index lists for the chosen worker.
     pub overlap_blocks: u32,
     /// Time in the router's queue, in seconds.
     pub waited_s: f64,
+    /// Why the request was placed when it was: at once, room, full window, or the end of its wait.
     pub cause: &'static str,
     /// What the request would have got at its arrival; `None` for a request that did not wait.
     pub at_once: Option<AtOnce>,
@@ -101,21 +107,29 @@ impl ReceiptOutcome {
     }
 }
 
+/// One receipt, in the form of its JSON.
 #[derive(Clone, Debug, Serialize)]
 struct Receipt {
+    /// Id of the request as the client or the door gave it; at most [`MAX_ID_BYTES`] bytes.
     request_id: String,
     /// Time of the decision, in seconds since the Unix epoch.
     at_s: f64,
+    /// Name of the model.
     model: String,
+    /// Tokens of the prompt, by the service's own count.
     input_tokens: u32,
+    /// Full blocks of the prompt.
     blocks: usize,
     /// Regime of the fleet at the decision; `None` when the control plane reports no regime.
     regime: Option<&'static str>,
+    /// Policy and queue in force at the decision.
     routing: Routing,
     /// Seconds in the queue, over all legs.
     queued_s: f64,
     /// Reason of the abstention; `None` when the router placed the request.
     abstained: Option<&'static str>,
+    /// Placements in the order in which they were made; at most [`MAX_LEGS`]. Later ones are left
+    /// out.
     legs: Vec<LegReceipt>,
     /// Outcome of the request; `None` while the request is in flight.
     outcome: Option<ReceiptOutcome>,
@@ -157,6 +171,9 @@ impl OpenReceipt {
 }
 
 /// The receipt of one placement: its candidates sorted and shortened, and its distance from the next worker.
+///
+/// A gain in seconds is given only where the policy's parts carry seconds in their names: blocks
+/// and seconds cannot be subtracted. O(n log n) for n candidates.
 pub(crate) fn leg_receipt(leg: &Leg, explanation: Explanation) -> LegReceipt {
     let candidates_in_all = explanation.candidates.len();
     let mut candidates = explanation.candidates;
@@ -174,6 +191,7 @@ pub(crate) fn leg_receipt(leg: &Leg, explanation: Explanation) -> LegReceipt {
         cost: choice.cost,
         gained_s: is_in_seconds.then_some(choice.cost - explanation.cost - explanation.waited_s),
     });
+    // The chosen worker takes the last place of the list when it is not among the cheapest.
     if let Some(at) = chosen.filter(|&at| at >= MAX_CANDIDATES) {
         candidates.swap(at, MAX_CANDIDATES - 1);
     }
@@ -194,13 +212,19 @@ pub(crate) fn leg_receipt(leg: &Leg, explanation: Explanation) -> LegReceipt {
 
 /// The recent receipts, at most `limit` of them.
 pub(crate) struct Receipts {
+    /// Number of receipts at most; 0 turns receipts off.
     limit: usize,
+    /// Index into [`REGIMES`], or [`NO_REGIME`].
     regime: AtomicU8,
+    /// The receipts themselves. The lock is taken once when a receipt opens and once when one is
+    /// looked up.
     kept: Mutex<Kept>,
 }
 
+/// Receipts by id and by age.
 #[derive(Default)]
 struct Kept {
+    /// Newest receipt of each id.
     by_id: HashMap<String, Arc<OpenReceipt>>,
     /// Receipts in the order of their opening, oldest first.
     ids: VecDeque<(String, Arc<OpenReceipt>)>,
@@ -261,6 +285,10 @@ impl Receipts {
         Some(self.put(receipt))
     }
 
+    /// Adds a receipt, and removes the oldest ones beyond the limit.
+    ///
+    /// An id that was used twice has two entries in the list by age and one in the table. The older
+    /// entry must not remove the newer receipt, hence the comparison of pointers.
     fn put(&self, receipt: Receipt) -> Arc<OpenReceipt> {
         let id = receipt.request_id.clone();
         let open = Arc::new(OpenReceipt(Mutex::new(receipt)));

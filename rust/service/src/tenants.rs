@@ -3,6 +3,9 @@
 //! The name of a tenant comes from the client, so a deployment puts the door behind a proxy that checks it. All requests without a name
 //! are one tenant. Each tenant with a configured weight has a number of its own. Every other name gets a number by a keyed hash, so that
 //! no client can choose a name that shares another tenant's number.
+//!
+//! The queue accounts per number; see `wardrop_core::queue` for the bounds per tenant. Looking a
+//! tenant up is O(1) and allocates nothing.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -20,7 +23,9 @@ pub(crate) struct TenantWeight {
 
 /// Configured weights, and the key of the hash for all other names.
 pub(crate) struct Tenants {
+    /// Tenants with a configured weight, numbered from 0 in the order of their names.
     weighted: HashMap<String, TenantWeight>,
+    /// Hash of all other names, with a key drawn at the start.
     keyed: RandomState,
 }
 

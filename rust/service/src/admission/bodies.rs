@@ -3,6 +3,9 @@
 //! Each body has a limit of its own; this is the limit of their sum. A body is charged as its bytes arrive, so a client that announces
 //! much and sends nothing takes nothing. A body that does not fit any more is refused. Small bodies keep a quarter of the budget to
 //! themselves: a few huge prompts cannot shut out the others.
+//!
+//! A permit lives as long as the bytes of its body: from the first byte until the body has been
+//! forwarded or dropped. Cost: one atomic addition per piece of a body, without a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,15 +13,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Largest body, bytes, that may use the whole budget.
 const SMALL_BYTES: usize = 1 << 20;
 
-/// Sum of the bytes of all request bodies, with its limit.
+/// Sum of the bytes of all request bodies in memory, with its limit.
+///
+/// Every body of a door shares one budget. Only an addition that [`BodyPermit::grow`] takes back at
+/// once can raise the sum above the limit.
 pub struct BodyBudget {
+    /// Bytes that living permits have taken. Equal to the sum of their `taken_bytes`, and 0 when no
+    /// permit lives.
     used_bytes: AtomicUsize,
+    /// Upper bound of `used_bytes`, in bytes. Bodies above [`SMALL_BYTES`] may use three quarters
+    /// of it.
     limit_bytes: usize,
 }
 
 /// Bytes that one body has taken from the budget. Dropping it gives them back.
 pub struct BodyPermit {
+    /// Budget that gets the bytes back.
     budget: Arc<BodyBudget>,
+    /// Bytes charged so far. They grow with the bytes that arrive, never with an announced length.
     taken_bytes: usize,
 }
 
@@ -45,6 +57,9 @@ impl BodyBudget {
 
     /// Admits a body of which the client announced `announced_bytes`, 0 when unknown.
     ///
+    /// This early check takes no bytes. It spares a client with a declared length from sending a
+    /// body that would be refused in the middle.
+    ///
     /// # Errors
     /// [`BodiesFull`] when the body does not fit beside the bytes in use now.
     pub fn admit(self: &Arc<Self>, announced_bytes: usize) -> Result<BodyPermit, BodiesFull> {
@@ -58,6 +73,8 @@ impl BodyBudget {
         })
     }
 
+    /// Bytes of the budget that a body of `body_bytes` bytes may fill together with all other
+    /// bodies.
     fn limit_for(&self, body_bytes: usize) -> usize {
         if body_bytes <= SMALL_BYTES {
             self.limit_bytes
@@ -66,6 +83,7 @@ impl BodyBudget {
         }
     }
 
+    /// The refusal of a body, with the limit that a door quotes to its client.
     fn full(&self) -> BodiesFull {
         BodiesFull {
             limit_bytes: self.limit_bytes,
@@ -75,6 +93,10 @@ impl BodyBudget {
 
 impl BodyPermit {
     /// Charges `bytes` more of the body.
+    ///
+    /// The size that counts is the size with the new bytes: a body that grows past [`SMALL_BYTES`]
+    /// meets the lower limit of large bodies from then on. A refused piece charges nothing, and the
+    /// permit keeps the bytes it had.
     ///
     /// # Errors
     /// [`BodiesFull`] when the budget has no room for them.

@@ -10,6 +10,8 @@ use crate::ServiceError;
 
 impl ServiceConfig {
     /// Every key of the service's part.
+    ///
+    /// A door that uses only some of them passes its own list to [`ServiceConfig::take_from`].
     pub const KEYS: &[&str] = &[
         "router_id",
         "routing",

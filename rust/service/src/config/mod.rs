@@ -1,4 +1,9 @@
 //! Settings of the service, grouped by stage, checked when the service is built and swapped as a whole.
+//!
+//! The control plane sends the settings as JSON when it creates a service, and
+//! [`ServiceConfig::check`] refuses a wrong value before any thread starts. Only the policy and its
+//! queue ([`Routing`]) may change afterwards; every other value holds for the life of the service.
+//! Reading costs nothing on the path of a request: each stage copies its options when it is built.
 
 mod door;
 mod records;
@@ -31,7 +36,7 @@ const MAX_RECEIPTS: usize = 65_536;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceConfig {
-    /// Label `router_id` of all metrics.
+    /// Label `router_id` of all metrics; it separates the series of several routers of one fleet.
     pub router_id: String,
     /// How a decision is made.
     pub routing: RoutingOptions,
@@ -67,15 +72,18 @@ impl Default for ServiceConfig {
 pub struct RoutingOptions {
     /// Price of a worker; the policy of every pool.
     pub policy: PolicyConfig,
-    /// Seed of the tie breaker.
+    /// Seed of the tie breaker. Each pool adds its role to the seed, so that pools of one model
+    /// draw different sequences.
     pub seed: u64,
-    /// Maximum age of a booking whose request never ends, in seconds; positive.
+    /// Maximum age of a booking whose request never ends, in seconds; positive. An older booking is
+    /// released and counted, so that a lost request does not count as load without end.
     pub booking_ttl_s: f64,
     /// Queue in front of the policy; `None` places every request at once.
     pub queue: Option<QueueConfig>,
     /// Prediction of caches from recent placements, in pools that prefill.
     pub predicted: PredictedConfig,
-    /// Transfer time of the KV of one prompt token from prefill to decode worker, in seconds; 0 when unknown.
+    /// Transfer time of the KV of one prompt token from prefill to decode worker, in seconds; 0
+    /// when unknown. A policy adds it for every prompt token that the decode worker does not hold.
     pub handoff_s_per_token: f64,
     /// Points of a timing table from which the latency curves of every pool start; empty uses the default curves.
     pub timing: TimingPoints,
@@ -83,7 +91,8 @@ pub struct RoutingOptions {
     pub tenant_weights: BTreeMap<String, f64>,
     /// Number of recent receipts that the service keeps; 0 turns receipts off.
     pub receipts: usize,
-    /// Whether to take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients.
+    /// Whether to take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients. A client that
+    /// sets them passes other clients, so a deployment turns them on for trusted clients alone.
     pub queue_hints: bool,
     /// Whether to forward worker pins from clients. Otherwise the gateway refuses a request with a pin with status 400.
     pub allow_client_pins: bool,
@@ -92,6 +101,9 @@ pub struct RoutingOptions {
 }
 
 /// Points of a timing table.
+///
+/// The control plane reads them from the table of `--timing-table`. A fit of all points gives the
+/// curves of every worker before its own reports arrive. At most 50,000 points of each kind.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TimingPoints {
@@ -110,6 +122,8 @@ impl TimingPoints {
         Prior::fit(&self.prefill, &self.step)
     }
 
+    /// Refuses too many points, and points that no latency can follow: a negative count, seconds of
+    /// 0 or below, or a value that is not finite.
     fn check(&self) -> Result<(), ServiceError> {
         let prefill = self.prefill.iter().find(|point| !point.is_usable());
         let step = self.step.iter().find(|point| !point.is_usable());
@@ -143,6 +157,9 @@ impl TimingPoints {
 
 impl RoutingOptions {
     /// Initial values of the settings that may change while the service runs.
+    ///
+    /// Weights of tenants and the seed are no part of it, because they hold for the life of the
+    /// service.
     pub fn start(&self) -> Routing {
         Routing {
             policy: self.policy.clone(),
@@ -157,7 +174,8 @@ impl RoutingOptions {
 pub struct PromptOptions {
     /// Whether to hand token ids over to Dynamo (`nvext.token_data`) while dry runs show the same ids.
     pub handover: bool,
-    /// Prompts with more bytes than this are tokenised off the serving threads.
+    /// Prompts with more bytes than this are tokenised off the serving threads, so that a long
+    /// prompt does not delay the requests of its thread.
     pub inline_bytes: usize,
     /// Memory for the token ids of prefixes, for all models together, in bytes; 0 turns the cache off.
     pub segment_cache_bytes: usize,
@@ -193,6 +211,7 @@ pub struct FeedOptions {
     pub tail_check_ms: u64,
 }
 
+/// The defaults of a service that a test or a library creates; the command line sends every value.
 impl Default for RoutingOptions {
     fn default() -> Self {
         Self {

@@ -1,4 +1,7 @@
 //! Settings of the decision records.
+//!
+//! The writer of the records is the module `records`. Its memory and its disk space are bounded by
+//! the limits here; beyond the limit of all files, the oldest file is removed.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +10,8 @@ use wardrop_core::HashKey;
 
 use crate::ServiceError;
 
-/// Smallest limit of one file, in bytes.
+/// Smallest limit of one file, in bytes. A smaller file would hold little more than the records of
+/// a few requests.
 const MIN_FILE_BYTES: u64 = 4096;
 /// Largest limit of all files, in bytes.
 const MAX_ALL_BYTES: u64 = 1 << 50;
@@ -31,10 +35,12 @@ pub struct RecordOptions {
     pub key_file: Option<PathBuf>,
 }
 
+/// Default size of one file: 64 MiB.
 fn file_bytes() -> u64 {
     64 << 20
 }
 
+/// Default size of all files together: 1 GiB.
 fn all_bytes() -> u64 {
     1 << 30
 }
@@ -66,6 +72,10 @@ impl RecordOptions {
     }
 
     /// The key of the block ids: from the key file, or new random bytes.
+    ///
+    /// Under one key, equal blocks have equal ids in every file, so records of several runs can be
+    /// compared. Under another key the ids are unrelated, and no id reveals the tokens of its
+    /// block.
     ///
     /// # Errors
     /// [`ServiceError::Config`] for a file that cannot be read or holds no key, [`ServiceError::Io`] without random bytes.

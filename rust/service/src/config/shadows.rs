@@ -1,4 +1,8 @@
 //! Options of the shadows: their policies and their limits of CPU time and memory.
+//!
+//! The service checks the options when it starts, and `shadows::ShadowModels` builds one set of
+//! fleets per model from them. All costs of shadows are bounded here: the share of a core, the
+//! events that wait, and the blocks of the simulated caches.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -79,6 +83,9 @@ impl Default for ShadowOptions {
 
 impl ShadowPolicy {
     /// Policy and queue of the shadow, given the queue in force.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] names the shadow and the field that the queue refuses.
     pub(crate) fn routing(&self, in_force: Option<QueueConfig>) -> Result<Routing, ServiceError> {
         let refused = |error: &dyn std::fmt::Display| {
             ServiceError::Config(format!("shadows: queue of {:?}: {error}", self.name))
@@ -93,6 +100,7 @@ impl ShadowPolicy {
         let Value::Object(mut fields) = base else {
             return Err(refused(&"not an object"));
         };
+        // Fields that the shadow names win over the fields of the queue in force.
         fields.extend(given.iter().map(|(name, value)| (name.clone(), value.clone())));
         let queue: QueueConfig =
             serde_json::from_value(Value::Object(fields)).map_err(|error| refused(&error))?;
@@ -105,6 +113,9 @@ impl ShadowPolicy {
 }
 
 /// The simulator's form of a policy and its queue.
+///
+/// The simulator takes a policy by its name and its parameters, which is also the policy's form in
+/// JSON. `predicted` is `None`: the router of a shadow reads the events of its simulated engines.
 pub(crate) fn router(routing: &Routing, seed: u64) -> RouterSpec {
     let mut parameters = match serde_json::to_value(&routing.policy) {
         Ok(Value::Object(fields)) => fields,
@@ -140,7 +151,11 @@ impl ShadowOptions {
         }
     }
 
-    /// Names for arms with the given policies and queues, one router per pool.
+    /// Arms of the simulation, in the order of `routings`: first the policy in force, then the
+    /// policies of the options. Each arm has one router per pool.
+    ///
+    /// Every router has a seed of its own. A model has at most two pools, so `index * 2 + pool` is
+    /// different for every router.
     pub(crate) fn arms(&self, routings: &[Routing], pools: usize) -> Vec<ArmSpec> {
         let names = std::iter::once(IN_FORCE).chain(self.policies.iter().map(|arm| arm.name.as_str()));
         let arm = |(index, (name, routing)): (usize, (&str, &Routing))| ArmSpec {

@@ -1,4 +1,7 @@
 //! Settings of the spans that are exported to an OpenTelemetry collector.
+//!
+//! The exporter is the module `spans`; without the cargo feature `otlp` any configuration of it is
+//! refused. The endpoint is plain HTTP: the collector that speaks TLS runs beside the router.
 
 use serde::Deserialize;
 

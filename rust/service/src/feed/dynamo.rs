@@ -18,6 +18,7 @@ use crate::pool::{EventSource, WorkerPool};
 
 /// Reader of one publisher.
 pub(super) struct DynamoFeed {
+    /// The subscription, its counts, and the service around the feed.
     link: FeedLink,
     /// Numbers of this connection's messages. A publisher that starts anew needs a new connection.
     window: SequenceWindow,
@@ -26,6 +27,7 @@ pub(super) struct DynamoFeed {
 }
 
 impl DynamoFeed {
+    /// A reader without a connection; [`follow`](super::link::follow) connects it.
     pub fn new(link: FeedLink) -> Self {
         Self {
             link,
@@ -35,6 +37,9 @@ impl DynamoFeed {
     }
 
     /// Marks the blocks of the feed's workers as suspect.
+    ///
+    /// A subscription of any publisher serves every worker of its pool, so all of them are marked.
+    /// Suspect blocks still count, with less trust, until a dump replaces them.
     fn interrupt(&self) {
         if let Some(pool) = self.link.pool() {
             let subscription = &self.link.subscription;
@@ -43,6 +48,11 @@ impl DynamoFeed {
         }
     }
 
+    /// Takes one message: envelope, order, payload.
+    ///
+    /// # Errors
+    /// [`Malformed`] for a message that cannot be read or comes from another publisher. The message
+    /// changes nothing except the trust in the worker's blocks.
     fn read(&mut self, frames: &[Vec<u8>], now_s: f64) -> Result<(), Malformed> {
         let envelope = decode_frames(frames)?;
         let subscription = &self.link.subscription;
@@ -64,6 +74,7 @@ impl DynamoFeed {
                 }
             }
         }
+        // The model may have been removed while its feed's task was still running.
         let Some(pool) = self.link.pool() else {
             return Ok(());
         };

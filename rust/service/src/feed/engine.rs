@@ -50,14 +50,19 @@ struct Place {
     digest: u64,
 }
 
-/// Doubling pauses of one kind of replay.
+/// Doubling pauses of one kind of replay, so that an engine that cannot answer is asked ever less
+/// often.
 struct Pauses {
+    /// Earliest time of the next replay.
     next_at: Instant,
+    /// Pause after the next replay; at most [`LONGEST_REPLAY_PAUSE`].
     pause: Duration,
+    /// Pause after a success, and the value from which the doubling starts.
     first: Duration,
 }
 
 impl Pauses {
+    /// Pauses of which the first replay is due at once.
     fn new(first: Duration) -> Self {
         Self {
             next_at: Instant::now(),
@@ -66,15 +71,18 @@ impl Pauses {
         }
     }
 
+    /// Whether a replay may run now.
     fn is_due(&self) -> bool {
         Instant::now() >= self.next_at
     }
 
+    /// Records a replay: the next one waits for the pause, and the pause doubles.
     fn wait(&mut self) {
         self.next_at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_REPLAY_PAUSE);
     }
 
+    /// Records a success: the doubling begins again.
     fn reset(&mut self) {
         self.next_at = Instant::now() + self.first;
         self.pause = self.first;
@@ -83,8 +91,12 @@ impl Pauses {
 
 /// Reader of one engine's feed.
 pub(super) struct EngineFeed {
+    /// The subscription, its counts, and the service around the feed.
     link: FeedLink,
+    /// The one worker whose blocks the feed changes, regardless of the rank that a frame names.
     worker: WorkerId,
+    /// Decoder of this start of the engine; it remembers block sizes and counts refused events. A
+    /// restart gets a new one.
     decoder: Decoder,
     /// Place after the last applied frame; `None` before the first frame of this start of the engine.
     place: Option<Place>,
@@ -103,6 +115,8 @@ pub(super) struct EngineFeed {
 }
 
 impl EngineFeed {
+    /// A reader that knows no frame yet, so the first look or connection asks for a replay of
+    /// everything.
     pub fn new(link: FeedLink, worker: WorkerId) -> Self {
         let tail_check = Duration::from_millis(link.context.options.tail_check_ms);
         Self {
@@ -121,6 +135,8 @@ impl EngineFeed {
 
     /// Takes a live frame: fills the hole before it, and applies it unless a replay brought it.
     async fn live(&mut self, sequence: u64, payload: &[u8]) {
+        // Within one connection, live numbers only rise. A number that falls back shows a restart
+        // behind the same address, and so does an old number that no replay brought.
         let falls_back = self.last_live.is_some_and(|last| sequence <= last);
         self.last_live = Some(sequence);
         let next = self.place.map_or(0, |place| place.next);
@@ -132,6 +148,8 @@ impl EngineFeed {
         }
         self.tail_checks.reset();
         let next = self.place.map_or(0, |place| place.next);
+        // A feed that lacks its history knows no frame to continue from. The next look asks for the
+        // whole stream.
         if sequence > next && (self.place.is_some() || !self.lacks_history) {
             self.fill(next, sequence).await;
             // Without the first frames the worker's blocks are known in part, and a later replay supplies the rest.
@@ -153,6 +171,10 @@ impl EngineFeed {
     }
 
     /// After a connection: finds out whether the engine is the known one, and applies what it sent meanwhile.
+    ///
+    /// The engine is the known one when it still holds the last known frame with the same bytes.
+    /// Then the state that the stream had before the loss is restored, without a replay of
+    /// everything. No answer leaves the blocks suspect, and a later look tries again.
     async fn catch_up(&mut self) {
         let Some(place) = self.place else {
             self.rebuild().await;
@@ -177,6 +199,10 @@ impl EngineFeed {
     }
 
     /// Reads all frames that the engine keeps, and replaces the worker's blocks by them.
+    ///
+    /// An incomplete replay changes nothing: blocks that the index holds already are worth more
+    /// than a part of the stream. An empty complete replay shows an engine without events, so
+    /// nothing is replaced either.
     async fn rebuild(&mut self) {
         self.rebuilds.wait();
         let known_end = self.place.map_or(0, |place| place.next);
@@ -224,6 +250,9 @@ impl EngineFeed {
     }
 
     /// Asks the replay socket; `None` without one, or without an answer.
+    ///
+    /// A permit of [`REPLAYS`] bounds the memory of all replays together; the wait for it counts
+    /// against the deadline.
     async fn ask(&self, from: u64, until: u64) -> Option<Replay> {
         let endpoint = self.link.subscription.replay.as_ref()?;
         let one_answer = Duration::from_millis(self.link.context.options.replay_timeout_ms);
@@ -260,6 +289,8 @@ impl EngineFeed {
     }
 
     /// The engine began anew, with an empty cache.
+    ///
+    /// The pool empties the worker's blocks and begins a new incarnation, whose trust starts anew.
     fn restart(&mut self) {
         self.link.counts.restarts.fetch_add(1, Ordering::Relaxed);
         self.decoder = Decoder::new();

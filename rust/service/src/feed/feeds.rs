@@ -1,4 +1,7 @@
 //! All feeds that the service follows, one task per publisher. A subscription comes from the control plane.
+//!
+//! The number of feeds is bounded by `feed.max_feeds`. Subscribing and leaving are O(log feeds)
+//! under one lock, which no message takes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,9 +17,11 @@ use super::link::{FeedContext, FeedLink, follow};
 use super::subscription::{Subscription, Topic};
 use crate::ServiceError;
 
-/// One feed that is followed.
+/// One feed that is followed. Dropping it does not end its task: [`Feeds`] aborts the task first.
 struct Feed {
+    /// What the feed is about, for the comparison with a repeated subscription.
     subscription: Subscription,
+    /// Counts that the task writes and a status report reads.
     counts: Arc<FeedCounts>,
     /// Ends the task that follows the feed.
     task: AbortHandle,
@@ -24,9 +29,11 @@ struct Feed {
 
 /// All feeds that are followed.
 pub(crate) struct Feeds {
+    /// State of the service that every feed's task uses.
     context: Arc<FeedContext>,
     /// The event loop that reads the feeds.
     runtime: Handle,
+    /// Feeds by the id of their publisher; at most `feed.max_feeds`.
     by_publisher: Mutex<BTreeMap<u64, Feed>>,
 }
 
@@ -69,6 +76,8 @@ impl Feeds {
                 feeds.len()
             )));
         }
+        // The pool learns the publisher before its first event, which separates a former
+        // incarnation from the present one.
         if let (Topic::KvEvents | Topic::EngineEvents, Some(instance)) =
             (subscription.topic, subscription.instance)
             && let Some((model, _)) = context.models.find(&subscription.model)
@@ -119,6 +128,8 @@ impl Feeds {
     }
 
     /// Leaves the feeds of a model.
+    ///
+    /// The model's pools are on their way out, so no block has to be marked as suspect.
     pub fn leave_model(&self, model: &str) {
         self.by_publisher.lock().retain(|_, feed| {
             let keep = feed.subscription.model != model;

@@ -6,6 +6,9 @@
 //! ```
 //!
 //! A [`FeedReader`] is what differs: [`super::dynamo`] reads Dynamo's event plane, [`super::engine`] an engine's own feed.
+//!
+//! Cost: one task per feed. A pause after each drained read lets messages gather, so that a busy
+//! feed wakes its task at most once per pace of its topic.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -69,6 +72,7 @@ impl FeedLink {
         self.context.metrics.feeds.count_malformed(reason);
     }
 
+    /// Counts and logs the end of a connection, by its reason.
     fn disconnected(&self, error: &ZmtpError) {
         if matches!(error, ZmtpError::TooLarge) {
             self.count_malformed("too_large");
@@ -112,6 +116,9 @@ pub(super) trait FeedReader: Send {
 }
 
 /// Follows a feed without end; the task is aborted when the feed is left.
+///
+/// The pause starts anew with each connection that succeeds, so a publisher that restarts is found
+/// within [`FIRST_PAUSE`] or a few doublings of it.
 pub(super) async fn follow(mut reader: impl FeedReader) {
     let mut pause = FIRST_PAUSE;
     let mut pings = PingHistory::default();
@@ -142,6 +149,8 @@ pub(super) async fn follow(mut reader: impl FeedReader) {
 }
 
 /// Reads messages until the connection ends.
+///
+/// It returns the error that ended the connection; a malformed message is no such error.
 async fn read<R: FeedReader>(reader: &mut R, subscriber: &mut Subscriber) -> ZmtpError {
     reader.connected().await;
     let pace = reader.link().subscription.topic.pace();
@@ -170,12 +179,15 @@ async fn read<R: FeedReader>(reader: &mut R, subscriber: &mut Subscriber) -> Zmt
         if let Err(reason) = reader.take(&frames, now_s).await {
             reader.link().count_malformed(reason);
         }
+        // With bytes left in the buffer, the next message is read without a pause.
         if subscriber.is_drained() {
             tokio::time::sleep(pace).await;
         }
     }
 }
 
+/// Waits for the next look; without looks it never ends, so that `select!` waits for the message
+/// alone.
 async fn next_look(looks: &mut Option<Interval>) {
     match looks {
         Some(looks) => {

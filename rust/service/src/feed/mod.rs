@@ -10,6 +10,10 @@
 //! A feed stands at the start of an event's walk: feed → pool (order of events, trust) → index and curves of the router. A malformed
 //! message is counted, and the feed lives on. A lost or silent connection makes the blocks of the feed's workers suspect until a
 //! dump or a replay replaces them.
+//!
+//! Bounds: a message has `feed.frame_bytes` in at most 16 frames, a replay 128 MiB, all replays
+//! together eight times that, and the set of feeds `feed.max_feeds`. Memory grows with bytes that
+//! arrive, never with an announced length.
 
 mod counts;
 mod dynamo;

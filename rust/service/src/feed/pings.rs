@@ -1,4 +1,7 @@
 //! Whether a publisher answers PINGs, which decides whether silence proves a lost connection.
+//!
+//! [`super::link`] asks before each connection whether to set a deadline, and records the end of
+//! each connection here.
 
 use super::zmtp::ZmtpError;
 

@@ -4,6 +4,10 @@
 //! per batch from `start` on, and by a message with the sequence 2⁶⁴ − 1. The socket drops messages of a long answer without an
 //! error. The answer is therefore complete only when its numbers are contiguous. Otherwise the request is sent again, from the
 //! first number that is missing.
+//!
+//! [`super::engine`] asks for a replay after a gap, a new connection, or a long silence. Bounds:
+//! 128 MiB and 2¹⁷ batches per replay, and one deadline for all requests of it. Cost: O(b log b)
+//! for b batches.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,6 +44,10 @@ pub(super) struct Replay {
 }
 
 /// Reads batches from the replay socket at `endpoint`.
+///
+/// A deadline or an error after the first batches is no error: the contiguous batches so far are
+/// returned as incomplete. An answer that brings nothing new ends the loop, so a socket that keeps
+/// dropping messages cannot hold it.
 ///
 /// # Errors
 /// The socket cannot be reached or gives no answer within the deadline, or an answer exceeds a limit.
@@ -84,16 +92,25 @@ pub(super) async fn replay(
     Ok(found.contiguous(request))
 }
 
-/// Batches of all answers so far.
+/// Batches of all answers so far, each number once.
 #[derive(Default)]
 struct Found {
+    /// Payloads by number; at most [`REPLAY_BATCHES_MAX`].
     batches: BTreeMap<u64, Vec<u8>>,
+    /// Sum of the payloads' lengths, in bytes; at most [`REPLAY_BYTES_MAX`].
     bytes: usize,
 }
 
 impl Found {
     /// Takes a message. Returns false for the message that ends an answer.
+    ///
+    ///
+    /// # Errors
+    /// [`ZmtpError::Handshake`] for a message of another form, [`ZmtpError::TooLarge`] beyond a
+    /// limit of one replay.
     fn take(&mut self, mut frames: Vec<Vec<u8>>) -> Result<bool, ZmtpError> {
+        // The empty delimiter of REQ and REP sockets, which the ROUTER socket of an engine sends
+        // back.
         if frames.first().is_some_and(Vec::is_empty) {
             frames.remove(0);
         }
@@ -148,6 +165,7 @@ impl Found {
         last.map_or(0, |(&last, _)| last + 1).max(request.until)
     }
 
+    /// The first unbroken run of batches at or after the start of the request.
     fn contiguous(mut self, request: ReplayRequest) -> Replay {
         let known_end = self.known_end(request);
         let mut batches = self.batches.split_off(&request.from);

@@ -2,6 +2,8 @@
 //!
 //! A publisher numbers its messages, each one higher than the one before. Its threads may send neighbours in the wrong order,
 //! so a window of [`WINDOW`] numbers separates a late message from a repeated one. Complexity: O(1) per message.
+//!
+//! Memory: 16 bytes per publisher, at most [`PUBLISHERS_MAX`] publishers per connection.
 
 use std::collections::BTreeMap;
 
@@ -38,6 +40,9 @@ struct Seen {
 
 impl SequenceWindow {
     /// Records a message and returns its place. The first message of a publisher shows no gap.
+    ///
+    /// Beyond [`PUBLISHERS_MAX`] publishers, all windows are dropped: a repeated message may then
+    /// pass as new, which the numbers of the events themselves still catch.
     pub fn take(&mut self, publisher: u64, sequence: u64) -> MessageOrder {
         if let Some(seen) = self.by_publisher.get_mut(&publisher) {
             return seen.take(sequence);
@@ -55,6 +60,8 @@ impl SequenceWindow {
 }
 
 impl Seen {
+    /// Records a number of this publisher and returns its place. A late number within the window is
+    /// [`MessageOrder::Next`], although a gap was already reported for it.
     fn take(&mut self, sequence: u64) -> MessageOrder {
         if sequence > self.highest {
             let step = sequence - self.highest;

@@ -1,4 +1,6 @@
 //! What a feed is about: publisher, topic, model, role. The control plane or a door subscribes with it.
+//!
+//! [`super::Feeds`] checks a subscription and keeps one per publisher.
 
 use std::time::Duration;
 

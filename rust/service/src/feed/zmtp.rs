@@ -16,7 +16,9 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+/// Longest time for the TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest time for greeting and READY together, after the TCP connection.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for the rest of a frame whose first byte has arrived, and for a write.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,13 +26,18 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Unanswered probes of the kernel that end a connection.
 const KEEPALIVE_PROBES: u32 = 3;
+/// Bytes that one read of the socket takes at most. Many short messages then cost one system call.
 const READ_BUFFER_BYTES: usize = 64 << 10;
 /// Bytes of a frame that are read at a time, so that memory grows with the bytes that arrive, not with the announced length.
 const STEP_BYTES: usize = 64 << 10;
+/// Frames of one message at most. Engines send three: topic, number, payload.
 const MAX_FRAMES: usize = 16;
 
+/// Flag of a frame that another frame of the same message follows (RFC 23).
 const FLAG_MORE: u8 = 1;
+/// Flag of a frame whose length has 8 bytes; other lengths have one byte (RFC 23).
 const FLAG_LONG: u8 = 2;
+/// Flag of a command such as READY or PING, which is no part of a message (RFC 23).
 const FLAG_COMMAND: u8 = 4;
 
 /// Reason why a connection ended.
@@ -64,7 +71,9 @@ pub(crate) struct SubscriberLimits {
 
 /// A connected SUB socket.
 pub(crate) struct Subscriber<S = TcpStream> {
+    /// The connection with its read buffer.
     stream: BufReader<S>,
+    /// Bounds of every message of this connection.
     limits: SubscriberLimits,
     /// Whether a PONG arrived on this connection.
     has_pong: bool,
@@ -72,12 +81,16 @@ pub(crate) struct Subscriber<S = TcpStream> {
 
 impl Subscriber {
     /// Connects to `tcp://host:port` and subscribes to everything.
+    ///
+    /// # Errors
+    /// [`ZmtpError::Handshake`] for an address without `tcp://` or a peer of another protocol,
+    /// [`ZmtpError::Timeout`] without an answer in time.
     pub async fn connect(endpoint: &str, limits: SubscriberLimits) -> Result<Self, ZmtpError> {
         Self::greet(open(endpoint).await?, limits).await
     }
 }
 
-/// A connected DEALER socket.
+/// A connected DEALER socket, for requests to a ROUTER socket.
 pub(crate) struct Dealer(Subscriber);
 
 impl Dealer {
@@ -89,6 +102,11 @@ impl Dealer {
     }
 
     /// Sends one message. Each frame has at most 255 bytes.
+    ///
+    ///
+    /// # Errors
+    /// [`ZmtpError::TooLarge`] for a longer frame, [`ZmtpError::Silent`] when the peer reads
+    /// nothing for [`FRAME_TIMEOUT`].
     pub async fn send(&mut self, frames: &[&[u8]]) -> Result<(), ZmtpError> {
         let mut bytes = Vec::new();
         for (at, frame) in frames.iter().enumerate() {
@@ -101,6 +119,9 @@ impl Dealer {
     }
 
     /// The frames of the next message.
+    ///
+    /// # Errors
+    /// As [`Subscriber::receive`].
     pub async fn receive(&mut self) -> Result<Vec<Vec<u8>>, ZmtpError> {
         self.0.receive().await
     }
@@ -129,6 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
         Ok(subscriber)
     }
 
+    /// A socket before its handshake.
     fn new(stream: S, limits: SubscriberLimits) -> Self {
         Self {
             stream: BufReader::with_capacity(READ_BUFFER_BYTES, stream),
@@ -138,6 +160,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
     }
 
     /// Exchanges greetings as a socket of type `kind`.
+    ///
+    /// # Errors
+    /// [`ZmtpError::Timeout`] after [`HANDSHAKE_TIMEOUT`], [`ZmtpError::Handshake`] for a peer of
+    /// another version or mechanism.
     async fn shake_hands(&mut self, kind: &[u8]) -> Result<(), ZmtpError> {
         let greeted = timeout(HANDSHAKE_TIMEOUT, self.handshake(kind)).await;
         greeted.map_err(|_| ZmtpError::Timeout)?
@@ -148,6 +174,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
         self.has_pong
     }
 
+    /// Sends the greeting and READY, and reads both from the peer.
+    ///
+    /// A greeting has 64 bytes: signature `0xff` … `0x7f` in bytes 0 to 9, version in byte 10, and
+    /// the mechanism from byte 12 on (RFC 23). The version sent is 3.0; every later peer falls back
+    /// to it.
     async fn handshake(&mut self, kind: &[u8]) -> Result<(), ZmtpError> {
         let mut greeting = [0u8; 64];
         greeting[0] = 0xff;
@@ -175,11 +206,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
     }
 
     /// Whether no byte that was read ahead is left.
+    ///
+    /// The caller pauses only then: unread bytes in the kernel wake it anyway.
     pub fn is_drained(&self) -> bool {
         self.stream.buffer().is_empty()
     }
 
     /// The frames of the next message.
+    ///
+    /// The future may be dropped while it waits for the first byte of a message. Dropped later, it
+    /// loses the bytes read so far.
+    ///
+    /// # Errors
+    /// [`ZmtpError::TooLarge`] for a message beyond the limits. [`ZmtpError::Silent`] for a peer
+    /// that stops inside a frame, or answers no PING in time.
     pub async fn receive(&mut self) -> Result<Vec<Vec<u8>>, ZmtpError> {
         let mut frames = Vec::with_capacity(4);
         let mut total = 0;
@@ -228,6 +268,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
         Ok(())
     }
 
+    /// Answers a PING, and remembers a PONG. Every other command is passed over.
     async fn answer_command(&mut self, body: &[u8]) -> Result<(), ZmtpError> {
         if body.starts_with(b"\x04PONG") {
             self.has_pong = true;
@@ -244,6 +285,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
         Ok(())
     }
 
+    /// Reads flags, length and body of one frame.
+    ///
+    /// The length is checked before any memory is taken, and the body grows in steps of
+    /// [`STEP_BYTES`].
     async fn read_frame(&mut self) -> Result<(u8, Vec<u8>), ZmtpError> {
         let flags = self.stream.read_u8().await?;
         let length = if flags & FLAG_LONG == 0 {

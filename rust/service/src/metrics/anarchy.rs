@@ -1,6 +1,9 @@
 //! Gauges of the price of anarchy, labelled by model and worker type. Each page sets them from the meters of the pools.
 //!
 //! The help texts below define the estimators; `wardrop_core::anarchy` computes them.
+//!
+//! Cost: a page with P pools sets about 20 series for each; the estimators themselves run on a
+//! background thread with a bounded share of a core.
 
 use prometheus::{CounterVec, GaugeVec, IntCounterVec};
 use wardrop_core::anarchy::ModelError;
@@ -10,27 +13,45 @@ use crate::pool::AnarchyReport;
 
 /// One gauge per estimator. A pool has series after its first solved window.
 pub(super) struct AnarchyGauges {
+    /// Loss of a decision as a ratio, at least 1 up to rounding.
     poa: GaugeVec,
+    /// Lower end of the 95 % interval of `poa`.
     low: GaugeVec,
+    /// Upper end of the 95 % interval of `poa`.
     high: GaugeVec,
+    /// Parts of the loss as shares of the placements' cost, by source.
     loss: GaugeVec,
+    /// The paper's estimator on windows of any length.
     paper: GaugeVec,
+    /// The paper's estimator on windows with as many arrivals as workers, by statistic.
     square: GaugeVec,
+    /// Mean regret, in seconds.
     regret: GaugeVec,
+    /// Mean absolute error of predicted latencies, as a share of the observed ones.
     error: GaugeVec,
+    /// Sum of predicted latencies over the sum of observed ones.
     bias: GaugeVec,
+    /// Solved windows behind the figures.
     windows: GaugeVec,
+    /// Decisions that entered a window since the start.
     decisions: IntCounterVec,
+    /// Windows without a solution in time since the start.
     dropped: IntCounterVec,
+    /// CPU time of the estimators since the start, in seconds.
     cpu: CounterVec,
 }
 
+/// Labels of a gauge with one series per pool.
 const POOL: &[&str] = &["model", "worker_type"];
 const POOL_SOURCE: &[&str] = &["model", "worker_type", "source"];
 const POOL_STATISTIC: &[&str] = &["model", "worker_type", "statistic"];
 const POOL_LATENCY: &[&str] = &["model", "worker_type", "latency"];
 
 impl AnarchyGauges {
+    /// Registers all gauges.
+    ///
+    /// # Errors
+    /// A name that is registered already.
     pub fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         let of_pool = |name: &str, help: &str| builder.gauges(name, help, POOL);
         let count = |name: &str, help: &str| builder.counters(name, help, POOL);
@@ -140,6 +161,7 @@ impl AnarchyGauges {
         labelled(&self.square, "p90", meter.poa_square_p90);
         labelled(&self.square, "largest", meter.poa_square_max);
         pool(&self.regret, meter.regret_mean_s);
+        // Without a sample there is no series: a 0 would read as a perfect model.
         let known = |name: &str, error: &ModelError| {
             if error.samples > 0 {
                 labelled(&self.error, name, error.mean_absolute_share);

@@ -1,4 +1,7 @@
 //! Creation and registration of the metrics of one process, under the prefix `wardrop` and one label `router_id`.
+//!
+//! Metrics are created once, at the start of their part. The number of series is bounded by the
+//! labels' values: models, workers, roles and fixed words, never a value from a request.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -11,11 +14,14 @@ use prometheus::{
 /// Every method fails for a name that is taken, and for a name or label that Prometheus does not allow.
 #[derive(Clone)]
 pub struct MetricBuilder {
+    /// Registry of all metrics of the process, read when a page is rendered.
     pub(super) registry: Registry,
 }
 
 impl MetricBuilder {
     /// Registers a metric.
+    ///
+    /// The registry holds a clone, and both share the values.
     pub fn keep<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C, prometheus::Error> {
         self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)

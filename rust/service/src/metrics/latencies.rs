@@ -1,4 +1,6 @@
 //! Histograms of times: the stages of a decision, and the answers of one model.
+//!
+//! An observation is one search of the buckets and two atomic additions.
 
 use prometheus::{Histogram, HistogramVec};
 
@@ -33,6 +35,7 @@ pub(crate) struct Stages {
 }
 
 impl Stages {
+    /// Looks the series of every stage up.
     pub(super) fn new(all: &HistogramVec) -> Self {
         let stage = |name: &str| all.with_label_values(&[name]);
         Self {

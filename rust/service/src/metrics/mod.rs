@@ -1,4 +1,8 @@
 //! Prometheus metrics: base units, `_total` on counters, labels from a small fixed set.
+//!
+//! Counters on the path of a request are atomic. Gauges of pools are read from the pools when a
+//! page is rendered, so an idle service does no work for them. A page costs O(models × workers),
+//! under a lock that requests do not take.
 
 mod anarchy;
 mod builder;
@@ -32,6 +36,7 @@ use crate::service::PartState;
 
 /// Every metric of one service. Counters of requests grow where the request is handled; gauges of pools are set by each page.
 pub(crate) struct Metrics {
+    /// Registry behind all metrics.
     builder: MetricBuilder,
     /// Requests placed on a worker.
     pub decisions: IntCounterVec,
@@ -63,9 +68,13 @@ pub(crate) struct Metrics {
     pub queue: QueueMetrics,
     /// State and settings of the control plane.
     pub control: ControlMetrics,
+    /// State of every worker. Set from the pools when the page is rendered.
     workers: WorkerMetrics,
+    /// Price of anarchy of every pool. Set from the pools when the page is rendered.
     anarchy: AnarchyGauges,
+    /// Predicted caches of every pool. Set from the pools when the page is rendered.
     predicted: PredictedMetrics,
+    /// CPU time of the process's native threads, in seconds.
     cpu: Counter,
     /// Lock of the rendering: each page resets the gauges, so two pages must not render at once.
     rendering: Mutex<()>,
@@ -148,6 +157,8 @@ impl Metrics {
             rendering: Mutex::new(()),
             builder,
         };
+        // Every reason has a series from the start, so that a rate over its first abstention is not
+        // lost.
         for reason in Abstention::ALL {
             metrics.abstentions.with_label_values(&[reason.name()]);
         }
@@ -208,6 +219,8 @@ impl Metrics {
     }
 
     /// Ends the series of a model and of its roles.
+    ///
+    /// Without it, the series of removed models would pile up in a fleet whose models change.
     pub(crate) fn forget_model(&self, model: &str) {
         let histograms = [&self.ttft, &self.itl];
         for histogram in histograms {

@@ -7,7 +7,9 @@ use super::MetricBuilder;
 
 /// Gauges and counters of the predicted caches.
 pub(super) struct PredictedMetrics {
+    /// Records at present, per pool.
     records: GaugeVec,
+    /// Predicted blocks at present, over all workers of a pool.
     blocks: GaugeVec,
     /// Records since the start.
     inserted: IntCounterVec,
@@ -16,6 +18,7 @@ pub(super) struct PredictedMetrics {
 }
 
 impl PredictedMetrics {
+    /// Registers the metrics, without a series.
     pub fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         Ok(Self {
             records: builder.gauges(

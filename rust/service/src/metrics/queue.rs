@@ -17,11 +17,14 @@ pub(crate) struct QueueMetrics {
     pub placed: IntCounterVec,
     /// Requests that the queue refused, by the limit that refused them.
     pub refused: IntCounterVec,
+    /// Requests that wait now, per pool.
     requests: GaugeVec,
+    /// Prefill of the waiting requests, in seconds, per pool.
     prefill: GaugeVec,
 }
 
 impl QueueMetrics {
+    /// Registers the metrics, without a series.
     pub(super) fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         Ok(Self {
             time: builder.histograms(
@@ -59,6 +62,7 @@ impl QueueMetrics {
         self.prefill.reset();
     }
 
+    /// Sets the gauges of one pool that has a queue.
     pub(super) fn set(&self, model: &str, role: Role, stats: &QueueStats) {
         let labels = [model, role.name()];
         self.requests.with_label_values(&labels).set(stats.waiting as f64);

@@ -1,4 +1,7 @@
 //! Gauges of each worker and of each pool's workers, set from the pools when the page is rendered.
+//!
+//! Counters here are reset and set to the pool's own totals on each page, which leaves their values
+//! rising from page to page.
 
 use prometheus::{GaugeVec, IntCounterVec};
 use wardrop_core::TrustMode;
@@ -12,23 +15,38 @@ pub(super) struct WorkerMetrics {
     predicted_tokens: IntCounterVec,
     /// Cached tokens of finished requests, as the engine reported them.
     reported_tokens: IntCounterVec,
+    /// Prefill tokens in flight.
     prefill_tokens: GaugeVec,
+    /// Distinct KV blocks of the prompts in flight.
     decode_blocks: GaugeVec,
+    /// Requests in flight.
     active_requests: GaugeVec,
+    /// 1 for a worker that may be chosen, otherwise 0.
     up: GaugeVec,
+    /// Gaps in the numbers of the worker's KV events.
     event_gaps: IntCounterVec,
+    /// Blocks in device memory that the index lists.
     held_blocks: GaugeVec,
+    /// Seconds since the last heartbeat; no series before the first.
     heartbeat_age: GaugeVec,
+    /// Seconds since the last KV event; no series before the first.
     event_age: GaugeVec,
+    /// Workers of a pool that may not be chosen.
     unavailable: GaugeVec,
+    /// Workers of a pool with missing events.
     resync: GaugeVec,
+    /// Workers of a pool with suspect blocks.
     suspect: GaugeVec,
+    /// Trust in the index, 0 to 1.
     trust: GaugeVec,
+    /// 1 for the mode in force of each worker, 0 for its other modes.
     trust_mode: GaugeVec,
+    /// Changes of the mode since the worker was registered.
     trust_changes: IntCounterVec,
 }
 
 impl WorkerMetrics {
+    /// Registers the metrics, without a series.
     pub(super) fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         Ok(Self {
             predicted_tokens: builder.counters(

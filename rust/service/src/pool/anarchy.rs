@@ -3,6 +3,10 @@
 //! Recording is O(workers) per decision. Solving happens on a thread of its own, one window after another. Both are charged to one
 //! account of CPU time, which [`BUDGET_SHARE`] of a core pays off. While the account is overdrawn, no decision is recorded and the open
 //! window is closed. A busy gateway thus samples whole stretches of decisions, because a window with missing decisions is wrong.
+//!
+//! It stands beside the path of a request: [`WorkerPool`](super::WorkerPool) hands over the
+//! decisions that the router kept, and the metrics page reads the report. Memory: 3·m² numbers for
+//! a window of m arrivals, two closed windows, and [`MAX_OPEN`] predictions.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +23,8 @@ const CREDIT_S: f64 = 0.02;
 /// CPU time that recording a decision costs under the router's lock, per candidate. It is above the 40 to 50 ns that
 /// `cost_of_keeping_a_decision` (`rust/core/tests/toll.rs`) measures.
 const KEEP_PER_WORKER: Duration = Duration::from_nanos(60);
+/// CPU time that recording a decision costs under the router's lock, regardless of the number of
+/// candidates.
 const KEEP_ONCE: Duration = Duration::from_nanos(400);
 /// Most predictions that wait for their outcome.
 const MAX_OPEN: usize = 4096;
@@ -31,26 +37,44 @@ const MAX_PENDING: usize = 2;
 
 /// Recorder and solver of one pool's windows.
 pub(super) struct AnarchyMeter {
+    /// Whether the account allows recording. Read without the lock by every decision.
     wanted: AtomicBool,
+    /// CPU time charged since the start, in nanoseconds; an upper bound, because a preempted thread
+    /// is charged for its pause.
     spent_ns: AtomicU64,
+    /// Decisions taken into a window since the start.
     recorded: AtomicU64,
+    /// Windows and account. Held while decisions are recorded, never while a window is solved.
     state: Mutex<State>,
 }
 
+/// Windows, open predictions and the account of CPU time.
 struct State {
+    /// Windows of decisions, and the estimators over the solved ones.
     meter: Meter,
+    /// Predicted against observed times between tokens.
     itl: Calibration,
+    /// Generation of the fleet in the last decision. A window never spans two generations, because
+    /// its costs have one column per worker.
     generation: u64,
+    /// Predictions by request; at most [`MAX_OPEN`]. A request beyond them is recorded without its
+    /// prediction.
     open: HashMap<RequestId, Open>,
+    /// CPU time charged and not yet paid off, in seconds; 0 or above.
     debt_s: f64,
+    /// Time up to which the account is paid off.
     settled: Instant,
 }
 
 /// A prediction of a request's times that waits for the observed times.
 #[allow(clippy::struct_field_names, reason = "all of them are seconds")]
 struct Open {
+    /// Time of the decision, in seconds of the service's clock.
     sent_s: f64,
+    /// Predicted seconds from the decision to the first token: wait and prefill on the chosen
+    /// worker.
     first_token_s: f64,
+    /// Predicted seconds between two tokens; 0 without a prediction.
     step_s: f64,
     /// Time of the first token; `None` before it.
     first_s: Option<f64>,
@@ -70,6 +94,7 @@ pub(crate) struct AnarchyReport {
 }
 
 impl AnarchyMeter {
+    /// A meter without decisions, ready to record.
     pub fn new() -> Self {
         let config = MeterConfig {
             max_pending: MAX_PENDING,
@@ -96,6 +121,10 @@ impl AnarchyMeter {
     }
 
     /// Records decisions, oldest first.
+    ///
+    /// The charge counts what recording cost under the router's lock as well, by [`KEEP_ONCE`] and
+    /// [`KEEP_PER_WORKER`]. A decision that the meter refuses, for example with a cost that is not
+    /// finite, is passed over.
     pub fn record(&self, decisions: &[RecordedDecision]) {
         if decisions.is_empty() {
             return;
@@ -134,6 +163,8 @@ impl AnarchyMeter {
     }
 
     /// Compares the time of a request's first token with its prediction.
+    ///
+    /// Only the first call for a request counts. A request without an open prediction is ignored.
     pub fn first_token(&self, request: RequestId, now_s: f64) {
         let state = &mut *self.state.lock();
         if let Some(open) = state.open.get_mut(&request).filter(|open| open.first_s.is_none()) {
@@ -145,6 +176,9 @@ impl AnarchyMeter {
     }
 
     /// Compares the end of a request with its prediction; `output_tokens` is `None` when it is unknown.
+    ///
+    /// The observed time between tokens is the mean over the answer after its first token, so an
+    /// answer of one token has none.
     pub fn finish(&self, request: RequestId, output_tokens: Option<u32>, now_s: f64) {
         let state = &mut *self.state.lock();
         let Some(open) = state.open.remove(&request) else {
@@ -176,6 +210,7 @@ impl AnarchyMeter {
             if state.debt_s > CREDIT_S {
                 return;
             }
+            // The lock is released while a window is solved, so recording does not wait for it.
             let Some(task) = state.meter.next_task() else {
                 return;
             };
@@ -202,6 +237,7 @@ impl AnarchyMeter {
         })
     }
 
+    /// Adds CPU time to the debt and to the total.
     fn charge(&self, state: &mut State, spent: Duration) {
         state.debt_s += spent.as_secs_f64();
         self.spent_ns.fetch_add(

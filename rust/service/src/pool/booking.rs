@@ -1,4 +1,8 @@
 //! Booking of one request on one or two workers. Dropping the booking releases it, regardless of how the request ended.
+//!
+//! [`crate::ActiveRequest`] owns the booking from the decision to the end of the answer, so a
+//! client that leaves releases its load with the dropped task. Cost of each call: one short lock
+//! per leg.
 
 use std::sync::Arc;
 
@@ -27,11 +31,13 @@ pub struct Leg {
 ///
 /// Each leg is a booking in its own pool, with the same id in both pools.
 pub struct Booking {
+    /// Id of the booking in every pool of its legs.
     id: RequestId,
     /// Legs in booking order.
     legs: [Option<Leg>; 2],
+    /// Clock of the service; all reported times are on it.
     clock: Clock,
-    /// Whether the first token was reported.
+    /// Whether the first token was reported. Later reports do nothing.
     prefilled: bool,
     /// Outcome for the workers' curves, used when the booking ends.
     outcome: Outcome,
@@ -132,6 +138,8 @@ impl Booking {
     }
 
     /// Reports that the request was refused. A refusal is no outcome: the workers' curves learn nothing from the booking.
+    ///
+    /// A worker that refuses several requests in a row is skipped for a while, see `health`.
     pub fn refuse(&mut self) {
         self.outcome.is_refused = true;
         let now_s = self.clock.now_s();
@@ -163,6 +171,8 @@ impl Booking {
     }
 
     /// Withdraws the reported failure, because no worker caused it.
+    ///
+    /// A door calls it when the retry shows that the client or the prompt caused the failure.
     pub fn withdraw_failure(&self) {
         let now_s = self.clock.now_s();
         for leg in self.legs() {

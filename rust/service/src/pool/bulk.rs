@@ -9,6 +9,9 @@
 //! ends a replacement that a later one, a restart or a removal of the worker overtakes.
 //!
 //! Complexity: O(blocks), in O(blocks / [`SLICE_BLOCKS`]) locks.
+//!
+//! The control plane loads dumps of Dynamo's workers. The pool itself clears blocks after a
+//! restart, and the background thread reviews the feeds.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -24,6 +27,9 @@ use super::held_blocks::HeldBlocks;
 pub(super) const SLICE_BLOCKS: usize = 256;
 
 /// Splits an event into parts of at most [`SLICE_BLOCKS`] blocks, in order.
+///
+/// Each later part of a store names the last block of the part before it as its parent, so the
+/// chain stays whole. O(blocks).
 pub(super) fn slices(event: KvEvent) -> VecDeque<KvEvent> {
     if block_count(&event) <= SLICE_BLOCKS {
         return VecDeque::from([event]);
@@ -129,6 +135,9 @@ impl WorkerPool {
     }
 
     /// Replaces a worker's blocks by a dump of it. Returns whether the blocks are complete.
+    ///
+    /// A dump of a worker that kept a broken copy of its events cannot be joined, and changes
+    /// nothing.
     fn load_blocks(&self, id: WorkerId, blocks: Vec<KvEvent>, counts: &mut ApplyCounts) -> bool {
         let epoch = {
             let state = &mut *self.state.lock();
@@ -170,11 +179,15 @@ impl WorkerPool {
                 if !state.workers.get(&id).is_some_and(is_current) {
                     return false;
                 }
+                // A refused slice leaves later slices without a parent, and each of them is refused
+                // and counted as well.
                 match state.router.apply(id, &slice) {
                     Ok(()) => counts.applied += 1,
                     Err(_) => counts.refused += 1,
                 }
             }
+            // Take events that arrived meanwhile. Without any, the replacement ends in the same
+            // hold of the lock, so no event is lost between.
             let state = &mut *self.state.lock();
             let Some(worker) = state.workers.get_mut(&id) else {
                 return false;
@@ -198,11 +211,16 @@ impl WorkerPool {
     }
 
     /// Forgets the blocks of workers that have been suspect for too long, and drops dumps that did not come in time.
+    ///
+    /// O(workers) under one hold of the lock, once per sweep. The blocks are then cleared in
+    /// slices.
     pub(super) fn review_feeds(&self, now_s: f64) {
         let cleared: Vec<(WorkerId, u64)> = {
             let state = &mut *self.state.lock();
             let mut cleared = Vec::new();
             for (&id, worker) in &mut state.workers {
+                // One check per silence: the time of the last event is remembered, so a silent
+                // worker is not checked again and again.
                 if worker
                     .health
                     .event_age_s(now_s)

@@ -1,4 +1,7 @@
 //! The calls by which a control plane reads and changes a running pool: policy, queue, load, learned curves.
+//!
+//! None of these calls is on the path of a request. Each takes the pool's lock for O(workers) or
+//! less.
 
 use std::sync::atomic::Ordering;
 
@@ -26,12 +29,18 @@ pub(crate) struct PoolCurves {
 
 impl WorkerPool {
     /// Puts another policy in force. The caller has checked its parameters.
+    ///
+    /// # Errors
+    /// The router refuses the policy; the policy in force stays.
     pub(crate) fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
         self.state.lock().router.set_policy(policy)
     }
 
     /// Puts a queue in front of the router, changes its configuration, or removes it. Without a queue, all waiting requests are placed
     /// at once.
+    ///
+    /// # Errors
+    /// The configuration is out of bounds; the queue in force stays, with its requests.
     pub(crate) fn set_queue(&self, config: Option<QueueConfig>, now_s: f64) -> Result<(), Error> {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -55,12 +64,16 @@ impl WorkerPool {
     }
 
     /// Longest wait in the queue, seconds; `None` without a queue. Read without the lock.
+    ///
+    /// It bounds the wait of each queued request, which reads it without the lock.
     pub(crate) fn longest_wait_s(&self) -> Option<f64> {
         let longest_s = f64::from_bits(self.longest_wait_bits.load(Ordering::Relaxed));
         (longest_s > 0.0).then_some(longest_s)
     }
 
     /// Load and capacity of the pool, for the regime; `None` without workers. O(workers).
+    ///
+    /// Only available workers count as routable and add the load that their engines report.
     pub(crate) fn pulse(&self, now_s: f64) -> Option<PoolSnapshot> {
         let state = self.state.lock();
         if state.workers.is_empty() {
@@ -96,6 +109,11 @@ impl WorkerPool {
     }
 
     /// Takes over the learned curves of the fleet and of registered workers. Returns the number of these workers.
+    ///
+    /// Workers that are not registered are passed over.
+    ///
+    /// # Errors
+    /// The record is damaged or has figures out of bounds; nothing has changed then.
     pub(crate) fn restore_curves(&self, record: &FleetRecord) -> Result<usize, Error> {
         self.state.lock().router.restore_curves(record)
     }

@@ -84,6 +84,7 @@ pub(crate) struct EventCursor {
     former: Vec<u64>,
     /// Id of the last event; `None` before the first event.
     last_id: Option<u64>,
+    /// What the events so far say of the worker's blocks in the index.
     state: StreamState,
     /// Recent events by their fate, for the share that was heard.
     recent: RecentEvents,
@@ -120,12 +121,15 @@ pub(crate) struct EventCursor {
 /// Decayed counts of a worker's events. Each event weighs 1023/1024 of the event after it.
 #[derive(Clone, Copy, Debug, Default)]
 struct RecentEvents {
+    /// Decayed count of the events that arrived; at most 1024.
     heard: f64,
     /// Events in the gaps of the event ids.
     lost: f64,
 }
 
 impl RecentEvents {
+    /// Counts an event that arrived. Losses decay with arrivals alone, so a silent worker keeps its
+    /// share.
     fn hear(&mut self) {
         const KEPT: f64 = 1023.0 / 1024.0;
         self.heard = self.heard * KEPT + 1.0;
@@ -163,6 +167,7 @@ struct KeptEvents {
 /// Blocks in kept events of all workers of a pool.
 #[derive(Debug, Default)]
 pub(crate) struct KeptBudget {
+    /// Sum over all cursors of the blocks in their kept events.
     blocks: usize,
 }
 
@@ -215,6 +220,8 @@ impl EventCursor {
     /// Resets the cursor for blocks from a saved index.
     ///
     /// `last_id` is the last event id in the saved index; `None` when only a dump filled the index.
+    ///
+    /// The epoch grows, so slices of an older event cannot reach the restored blocks.
     pub fn restore(&mut self, publisher: u64, last_id: Option<u64>, dump_follows: bool) {
         *self = Self {
             publisher: Some(publisher),
@@ -302,6 +309,9 @@ impl EventCursor {
     }
 
     /// Takes the first event of a stream that has no past.
+    ///
+    /// An id of 0 or 1 begins a stream, so nothing is missing. A later id joins in mid-stream, and
+    /// a dump has to supply the blocks before it.
     fn join(&mut self, event_id: u64) -> Step {
         self.last_id = Some(event_id);
         if event_id <= 1 && self.state == StreamState::Partial {
@@ -314,6 +324,9 @@ impl EventCursor {
     }
 
     /// Starts a new incarnation at its first known event. The pool then clears the worker's blocks.
+    ///
+    /// At most [`FORMER_PUBLISHERS_LIMIT`] former publishers are remembered; the oldest is
+    /// forgotten first.
     fn begin_incarnation(&mut self, publisher: u64, event_id: u64) {
         if let Some(current) = self.publisher.replace(publisher)
             && current != publisher
@@ -388,6 +401,8 @@ impl EventCursor {
     }
 
     /// Ends the doubt about the blocks: no event of the stream is missing after all.
+    ///
+    /// An engine's replay proves it; blocks that are not suspect keep their state.
     pub fn confirm(&mut self, state: StreamState) {
         if self.state == StreamState::Suspect && state != StreamState::Suspect {
             self.state = state;
@@ -420,6 +435,9 @@ impl EventCursor {
     }
 
     /// Begins to keep events, before a dump is read. Returns whether the worker takes the dump.
+    ///
+    /// A dump that began earlier and was not loaded is given up. A synced worker with a checked end
+    /// needs none.
     pub fn begin_dump(&mut self, budget: &mut KeptBudget) -> bool {
         if self.loading.is_some() {
             return false;
@@ -445,6 +463,8 @@ impl EventCursor {
         }
         let blocks = block_count(event).max(1);
         let worker_blocks = kept.blocks + blocks;
+        // A dump beyond the budget is broken, not the index: live events are still applied outside
+        // of a load.
         if worker_blocks > KEPT_BLOCKS_LIMIT || budget.blocks + blocks > POOL_KEPT_BLOCKS_LIMIT {
             if self.loading.is_some() {
                 self.miss(0); // the event reaches neither the index nor the kept events
@@ -495,12 +515,16 @@ impl EventCursor {
     }
 
     /// Begins to clear the worker's blocks, after which `outcome` holds.
+    ///
+    /// Returns the epoch of the replacement.
     pub fn begin_clear(&mut self, outcome: StreamState, budget: &mut KeptBudget) -> u64 {
         self.drop_kept(budget);
         self.kept = Some(KeptEvents::default());
         self.start_loading(outcome)
     }
 
+    /// Begins a replacement and returns its epoch. The state changes at once: from here on the
+    /// index holds a part of the final blocks only, and [`EventCursor::coverage`] says so.
     fn start_loading(&mut self, outcome: StreamState) -> u64 {
         self.epoch += 1;
         self.loading = Some(Loading { outcome });
@@ -541,6 +565,8 @@ impl EventCursor {
 }
 
 /// Number of blocks in an event.
+///
+/// 0 for a clear, whose cost does not show in its size.
 pub(super) fn block_count(event: &KvEvent) -> usize {
     match event {
         KvEvent::Stored { blocks, .. } => blocks.len(),

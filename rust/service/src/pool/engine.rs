@@ -4,6 +4,9 @@
 //! under one number. [`EventCursor`](super::cursor::EventCursor) counts from 1, so its event id is the sequence plus 1.
 //!
 //! Complexity: O(blocks of the frame), in slices of at most [`SLICE_BLOCKS`](super::bulk::SLICE_BLOCKS) blocks per lock.
+//!
+//! Who calls: [`crate::feed`] with frames, and the control plane with reports of load that it read
+//! from the engines' metrics.
 
 use serde::{Deserialize, Serialize};
 use wardrop_core::ledger::EngineQueue;
@@ -77,12 +80,16 @@ impl WorkerPool {
     }
 
     /// Applies one frame of a worker's feed.
+    ///
+    /// A frame of a restarted engine first clears the worker's blocks. Frames of one worker come
+    /// from one task, so two calls for a worker never overlap.
     pub(crate) fn apply_frame(&self, worker: WorkerId, frame: EngineFrame, now_s: f64) -> ApplyCounts {
         let mut counts = ApplyCounts::default();
         let mut cleared = Vec::new();
         {
             let state = &mut *self.state.lock();
             let Some(known) = state.workers.get_mut(&worker) else {
+                // The worker was removed while its feed's task still ran.
                 counts.foreign += frame.changes.len() as u64;
                 return counts;
             };
@@ -131,6 +138,8 @@ impl WorkerPool {
     }
 
     /// Applies an event in slices, so that no decision waits for a long event.
+    ///
+    /// An event counts once, as applied or as refused, regardless of its slices.
     fn apply_sliced(&self, worker: WorkerId, event: KvEvent, counts: &mut ApplyCounts) {
         let is_removal = matches!(event, KvEvent::Removed { .. });
         let mut refused = false;
@@ -152,6 +161,9 @@ impl WorkerPool {
     /// Takes what the control plane read from an instance: whether it answers, and where it does, its load.
     ///
     /// Returns whether the instance is registered.
+    ///
+    /// A load report replaces the one before it. The queue is pumped afterwards, because less
+    /// waiting in an engine may mean room.
     pub(crate) fn engine_report(&self, report: &EngineReport, now_s: f64) -> bool {
         let mut guard = self.lock();
         let state = &mut *guard;

@@ -1,4 +1,6 @@
 //! Why a router chose the worker of one leg: kept on a booking until its receipt takes it over.
+//!
+//! Made only where receipts are on, since it copies every candidate: O(workers) per decision.
 
 use wardrop_core::{Candidate, WorkerId};
 
@@ -20,6 +22,7 @@ pub(crate) struct Explanation {
 /// The cheapest worker at the arrival of a request that then waited in the queue.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ImmediateChoice {
+    /// The cheapest worker at the arrival.
     pub worker: WorkerId,
     /// Cost of the worker at the arrival, in the unit of the policy.
     pub cost: f64,

@@ -2,6 +2,9 @@
 //!
 //! A feed task decodes a message and calls the pool. The pool orders the events with the worker's cursor and passes them to
 //! the router. [`super::bulk`] replaces whole caches. The event is applied before the feed position moves, see [`FeedPosition`](super::position::FeedPosition).
+//!
+//! Complexity: O(workers) per event for the review of health, O(blocks) for the event itself, in
+//! slices under the lock.
 
 use std::collections::VecDeque;
 
@@ -25,7 +28,9 @@ pub(crate) struct EventSource {
 
 /// One event with its place in the publisher's stream.
 struct PublishedEvent {
+    /// Id of the publisher that sent the event.
     publisher: u64,
+    /// Place in the stream of the publisher about this worker; each event has the next id.
     event_id: u64,
     /// Change of the worker's cache; `None` for an event about memory that is not the worker's own.
     event: Option<KvEvent>,
@@ -52,10 +57,13 @@ pub(crate) struct ApplyCounts {
 
 /// The rest of an event whose first slices are applied.
 struct RestOfEvent {
+    /// Worker of the event.
     worker: WorkerId,
+    /// Publisher whose position moves when the last slice is applied.
     publisher: u64,
     /// Epoch of the worker's cursor at the first slice. Another epoch makes the rest obsolete.
     epoch: u64,
+    /// Parts that are not applied yet, in order.
     slices: VecDeque<KvEvent>,
 }
 
@@ -72,6 +80,8 @@ impl WorkerPool {
             let mut blocks = 0;
             let mut state = self.state.lock();
             while blocks < SLICE_BLOCKS && cleared.is_empty() {
+                // One slice fills a hold of the lock. The next slice waits for the next hold, and
+                // decisions pass in between.
                 if let Some(event) = rest.take() {
                     blocks += SLICE_BLOCKS;
                     rest = state.apply_rest(event, &mut counts);
@@ -109,6 +119,9 @@ impl WorkerPool {
     }
 
     /// Records an engine step or heartbeat. Returns whether the worker is registered and belongs to instance `owner`.
+    ///
+    /// The step teaches the worker's latency curves, replaces the reported queue, and counts as a
+    /// heartbeat.
     pub(crate) fn forward_pass(&self, step: ForwardPass, owner: Option<u64>, now_s: f64) -> bool {
         let Some(worker) = step.worker() else { return false };
         if owner.is_some_and(|owner| owner != worker.instance) {
@@ -130,6 +143,9 @@ impl WorkerPool {
     }
 
     /// Sets the publisher of an instance's KV events, before the first event arrives.
+    ///
+    /// A publisher that discovery lists may write again, even if it was taken for one of a former
+    /// incarnation.
     pub(crate) fn feed_followed(&self, instance: u64, publisher: u64) {
         for (id, worker) in &mut self.state.lock().workers {
             if id.instance == instance {
@@ -242,6 +258,8 @@ impl State {
             worker.record(publisher);
             return None;
         };
+        // While a dump is read, the event goes into the index as well as into the copy. While
+        // blocks are replaced, it goes into the copy alone.
         worker.cursor.keep(&event, &mut self.kept);
         if worker.cursor.is_loading() {
             worker.record(publisher);
@@ -297,6 +315,9 @@ impl Worker {
 }
 
 /// Updates the worker's latency curves from one reported engine step.
+///
+/// The router refuses figures that cannot be true and counts the refusal; see
+/// `Router::report_pass`.
 fn teach(router: &Router, worker: WorkerId, step: &ForwardPass) {
     let ran = &step.scheduled_requests;
     let pass = Pass {

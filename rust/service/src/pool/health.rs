@@ -1,6 +1,10 @@
 //! Health of a worker: silence and failures make a worker unavailable, a later sign of life makes it available again.
 //!
 //! Heartbeats and KV events are signs of life. Silence counts only for workers that sent a heartbeat before.
+//!
+//! A pool reviews a worker after each call here, and passes a change of availability on to the
+//! router. Every call is O(1). The thresholds are constants of this module, apart from the two
+//! times of [`HealthOptions`].
 
 /// Seconds after a failure in which signs of life are ignored, because a worker may have sent them before it failed.
 const GRACE_S: f64 = 0.25;
@@ -64,6 +68,7 @@ pub(crate) struct Health {
     is_unreachable: bool,
     /// Number of failures, withdrawn failures included.
     pub failures: u64,
+    /// Refusals in a row, and the pauses that they cause.
     refusals: Refusals,
 }
 
@@ -79,6 +84,7 @@ const PROBE_S: f64 = 10.0;
 /// Refusals of one worker since its last first token: outlier ejection with half-open probing, as in Envoy and Finagle.
 #[derive(Debug, Default)]
 struct Refusals {
+    /// Refusals since the last first token.
     in_a_row: u32,
     /// Times that the worker was skipped.
     skips: u32,
@@ -90,6 +96,9 @@ struct Refusals {
 
 impl Health {
     /// Records a heartbeat.
+    ///
+    /// A heartbeat within [`GRACE_S`] after a failure does not clear it: it may have left the
+    /// worker before the failure.
     pub fn heartbeat(&mut self, now_s: f64) {
         self.heartbeat_s = Some(now_s);
         self.forgive(now_s);
@@ -115,6 +124,8 @@ impl Health {
     }
 
     /// Records a failure that the worker probably caused.
+    ///
+    /// A later failure starts the quarantine anew.
     pub fn fail(&mut self, now_s: f64) {
         self.failures += 1;
         self.failed_s = Some(now_s);
@@ -140,6 +151,8 @@ impl Health {
     }
 
     /// Records a first token: the worker serves.
+    ///
+    /// The next row of refusals starts with [`FIRST_SKIP_S`] again.
     pub fn answered(&mut self) {
         self.refusals = Refusals::default();
     }
@@ -167,6 +180,9 @@ impl Health {
     }
 
     /// Reason why the worker is unavailable at `now_s`; `None` for an available worker.
+    ///
+    /// Silence outranks failure, and failure outranks refusals: the reported reason is the
+    /// strongest sign.
     pub fn fault(&self, now_s: f64, options: HealthOptions) -> Option<Fault> {
         if self.is_unreachable || self.heartbeat_s.is_some_and(|at| now_s - at > options.silence_s) {
             return Some(Fault::Silent);

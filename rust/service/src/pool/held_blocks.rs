@@ -2,6 +2,9 @@
 //!
 //! A dump and the live events overlap. In a set, a second store of a block and a removal of an absent block change nothing.
 //! The last event about a block therefore decides whether the worker holds it. Complexity: O(blocks).
+//!
+//! [`super::bulk`] uses one set per replacement and drops it afterwards. Memory: one entry per held
+//! block.
 
 use std::collections::HashSet;
 

@@ -1,6 +1,9 @@
 //! Workers that join, change their sizes and leave, and the view of them that a simulator needs.
 //!
 //! Discovery reports the sizes. This module validates each size once: a size out of bounds is unknown.
+//!
+//! Changes of membership are rare and may be long: they take a lock of their own, and the pool's
+//! lock only for short steps. A decision never waits for the removal of blocks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,6 +57,8 @@ pub(crate) struct WorkerUpsert {
 
 impl WorkerUpsert {
     /// The sizes of one rank. A size outside its bounds is unknown, never 0 or infinite.
+    ///
+    /// A price divides by these sizes, so a wrong size must not reach the router.
     fn spec(&self) -> WorkerSpec {
         let size_u32 = |size| {
             let known = known_size(size, u64::from(u32::MAX - 1))?;
@@ -67,6 +72,7 @@ impl WorkerUpsert {
     }
 }
 
+/// Default number of ranks of an instance that reports none.
 fn one() -> u32 {
     1
 }
@@ -88,6 +94,8 @@ pub(crate) struct Member {
 
 impl WorkerPool {
     /// Every registered worker. O(workers).
+    ///
+    /// Shadow fleets rebuild their simulated workers from it.
     pub(crate) fn members(&self) -> BTreeMap<WorkerId, Member> {
         let state = self.state.lock();
         let views = state.router.curves();
@@ -124,6 +132,8 @@ impl WorkerPool {
     }
 
     /// Number of workers that the router may choose now.
+    ///
+    /// O(workers) under the pool's lock.
     pub(crate) fn routable(&self) -> usize {
         self.state
             .lock()
@@ -134,6 +144,8 @@ impl WorkerPool {
     }
 
     /// Adds an instance with its ranks, or updates its sizes. A known worker keeps its blocks, load and health.
+    ///
+    /// Ranks that the instance no longer has are removed with their blocks.
     ///
     /// # Errors
     /// The number of ranks is out of range, or the router has no room for all of them. Nothing has changed then.
@@ -150,6 +162,8 @@ impl WorkerPool {
         let gone: Vec<WorkerId> = {
             let state = self.state.lock();
             let known = state.ranks_of(upsert.instance);
+            // The check comes before any change, so a fleet at its limit keeps the ranks that it
+            // has.
             let others = state.workers.len() - known.len();
             let limit = self.router.config().max_workers;
             if others + upsert.dp_size as usize > limit {
@@ -170,6 +184,12 @@ impl WorkerPool {
     }
 
     /// Removes an instance with its ranks. Returns whether the instance was registered.
+    ///
+    /// Waiting requests of a pool that is left without workers end at once, because no later pump
+    /// could place them.
+    ///
+    /// # Errors
+    /// The router does not know a worker that the pool knows.
     pub(crate) fn remove(&self, instance: u64) -> Result<bool, ServiceError> {
         let _change = self.changes.lock();
         let gone = self.state.lock().ranks_of(instance);

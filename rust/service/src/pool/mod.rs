@@ -8,6 +8,10 @@
 //!
 //! The router has locks of its own, so a decision without a queue takes the pool's lock only to read the rank count.
 //! The pool's lock guards the queue, worker health and the order of events.
+//!
+//! Bounds: `max_workers` of the router's configuration, the queue's limits, and the kept events of
+//! [`cursor`]. A decision costs O(prompt blocks + workers), a change of load O(1) and one look at
+//! the queue.
 
 mod anarchy;
 mod booking;
@@ -97,12 +101,16 @@ pub struct WorkerPool {
     pub model: Arc<str>,
     /// Role of every worker in the pool.
     pub role: Role,
+    /// Time limits of health and trust; the same for every worker.
     options: HealthOptions,
     /// Same router as in `state`. Decisions use this handle, so they do not wait for the pool's lock.
     router: Arc<Router>,
     /// Serialises changes of the membership, which leave `state` unlocked while blocks are removed.
     changes: Mutex<()>,
+    /// Everything that calls change together. Never held while blocks of a whole worker are removed
+    /// or replaced.
     state: Mutex<State>,
+    /// Recorder of decisions for the live price of anarchy.
     anarchy: AnarchyMeter,
     /// Number of registered workers, kept outside `state` so that readers need no lock.
     size: AtomicUsize,
@@ -117,9 +125,12 @@ const MAX_SKIPPED_SHARE: f64 = 0.5;
 
 /// State behind the pool's lock.
 struct State {
+    /// The router of the pool, which has locks of its own.
     router: Arc<Router>,
     /// Queue in front of the router; `None` while late binding is off.
     queue: Option<PoolQueue>,
+    /// Registered workers in id order. The router knows exactly these, except while a change of
+    /// membership is under way.
     workers: BTreeMap<WorkerId, Worker>,
     /// Blocks in the kept events of all workers.
     kept: KeptBudget,
@@ -127,6 +138,7 @@ struct State {
 
 /// One registered worker: one rank of an instance.
 struct Worker {
+    /// Sizes as discovery reported them, within their bounds.
     spec: WorkerSpec,
     /// Number of ranks of the worker's instance, at least 1.
     ranks: u32,
@@ -134,6 +146,7 @@ struct Worker {
     available: bool,
     /// Result of the last health review.
     fault: Option<Fault>,
+    /// Signs of life, failures and refusals.
     health: Health,
     /// Order of the worker's KV events.
     cursor: EventCursor,
@@ -199,6 +212,8 @@ impl WorkerPool {
     }
 
     /// Locks the state for a call that may place requests. The caller releases the guard with [`WorkerPool::unlock`].
+    ///
+    /// The router keeps the placements of the call only when the price-of-anarchy meter wants them.
     fn lock(&self) -> MutexGuard<'_, State> {
         let state = self.state.lock();
         self.router.record_decisions(self.anarchy.wants(self.size()));
@@ -206,6 +221,8 @@ impl WorkerPool {
     }
 
     /// Unlocks the state and records the new placements in the price-of-anarchy meter.
+    ///
+    /// Recording happens after the unlock, so that no decision waits for the meter.
     fn unlock(&self, state: MutexGuard<'_, State>) {
         drop(state);
         self.anarchy.record(&self.router.take_decisions());
@@ -239,6 +256,8 @@ impl WorkerPool {
 
     /// Chooses a worker and changes nothing. O(prompt blocks + workers).
     ///
+    /// Unlike [`WorkerPool::route`] it makes no booking, so the load stays as it is.
+    ///
     /// # Errors
     /// No worker is available, or the router refuses the request.
     pub(crate) fn weigh(&self, request: &RouteRequest<'_>, now_s: f64) -> Result<Decision, Error> {
@@ -247,6 +266,8 @@ impl WorkerPool {
 
     /// Books the worker that the client chose, without a decision.
     ///
+    /// The booking counts as load like any other. The policy is not asked.
+    ///
     /// # Errors
     /// The router does not know the worker.
     pub(crate) fn book(&self, request: &RouteRequest<'_>, worker: WorkerId, now_s: f64) -> Result<(), Error> {
@@ -254,6 +275,8 @@ impl WorkerPool {
     }
 
     /// Removes the prompt of a booked request from the load. A booking that expired before is ignored.
+    ///
+    /// Room may be free now, so the queue is pumped.
     pub(crate) fn prefill_done(&self, request: RequestId, now_s: f64) {
         let mut state = self.lock();
         let _ = state.router.prefill_done(request, now_s);
@@ -314,6 +337,9 @@ impl WorkerPool {
     }
 
     /// Changes the health of a worker and reviews its availability.
+    ///
+    /// A worker without refusals before and after the change needs no review, which spares one per
+    /// first token.
     fn with_health(&self, worker: WorkerId, now_s: f64, change: impl FnOnce(&mut Health)) {
         let mut state = self.state.lock();
         if let Some(known) = state.workers.get_mut(&worker) {
@@ -407,11 +433,15 @@ impl State {
     }
 
     /// Evaluates a worker's health and updates its availability in the router.
+    ///
+    /// O(workers), because the share of skipped workers bounds the next skip. Other faults always
+    /// count: a silent worker is no use even when all are silent.
     fn review(&mut self, id: WorkerId, now_s: f64, options: HealthOptions) {
         let skipped = self
             .workers
             .values()
             .filter(|worker| worker.fault == Some(Fault::Refusing));
+        // The worker under review counts as skipped too.
         let may_skip = (skipped.count() + 1) as f64 <= MAX_SKIPPED_SHARE * self.workers.len() as f64;
         self.share_feed(id);
         let Some(worker) = self.workers.get_mut(&id) else {

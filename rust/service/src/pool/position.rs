@@ -84,6 +84,9 @@ impl FeedPosition {
     /// Position of a complete index; `None` for partial coverage or an unknown publisher.
     ///
     /// The word is read before and after the publisher. A change between the reads gives `None`.
+    ///
+    /// Release stores and acquire loads pair up, so a reader that sees an event id also sees its
+    /// publisher.
     pub fn get(&self) -> Option<SavedPosition> {
         let word = self.word.load(Ordering::Acquire);
         let publisher = self.publisher()?;

@@ -2,6 +2,10 @@
 //!
 //! Every function of [`PoolQueue`] runs under the pool's lock. A client may leave at any time. A task that is dropped while
 //! its request waits removes the request ([`QueueEntry`]). A booking for a task that is gone is released at once.
+//!
+//! Bounds: the limits of [`QueueConfig`] on requests and bytes, over all tenants and per tenant.
+//! There is one channel per waiting request. A pump costs what [`LateQueue::pump`] costs, plus one
+//! wake-up per placement.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,6 +42,7 @@ pub(super) type PlacementReceiver = oneshot::Receiver<Result<Dispatch, QueueErro
 
 /// The queue of one pool.
 pub(super) struct PoolQueue {
+    /// The waiting requests and the rules of their order.
     queue: LateQueue,
     /// Wake-up of every request in `queue`.
     wakes: HashMap<RequestId, Wake>,
@@ -46,6 +51,10 @@ pub(super) struct PoolQueue {
 }
 
 impl PoolQueue {
+    /// An empty queue.
+    ///
+    /// # Errors
+    /// The configuration is out of bounds.
     pub fn new(config: QueueConfig) -> Result<Self, Error> {
         Ok(Self {
             queue: LateQueue::new(config)?,
@@ -114,6 +123,9 @@ impl PoolQueue {
     }
 
     /// Places every request now, regardless of room. Without a worker the requests end when the queue is dropped.
+    ///
+    /// It sets the longest wait to the smallest positive time, so that the age of every request
+    /// exceeds it.
     pub fn flush(&mut self, router: &Router, now_s: f64) {
         let at_once = QueueConfig {
             max_wait_s: f64::MIN_POSITIVE,
@@ -144,6 +156,9 @@ impl PoolQueue {
     }
 
     /// Changes the configuration; waiting requests stay in the queue.
+    ///
+    /// # Errors
+    /// The configuration is out of bounds; the former one stays.
     pub fn set_config(&mut self, config: QueueConfig) -> Result<(), Error> {
         self.queue.set_config(config)
     }
@@ -153,15 +168,20 @@ impl PoolQueue {
 ///
 /// Dropping the entry removes a waiting request, and releases a booking that no task received.
 pub(crate) struct QueueEntry {
+    /// Pool whose queue holds the request.
     pool: Arc<WorkerPool>,
+    /// Id of the request, and of its booking.
     id: RequestId,
+    /// Channel on which the placement or the refusal arrives, once.
     receiver: PlacementReceiver,
+    /// Clock of the service, for the release of an unwanted booking.
     clock: Clock,
     /// Whether the task received the answer and so owns the booking.
     taken: bool,
 }
 
 impl QueueEntry {
+    /// An entry for a request that the queue has taken.
     pub(super) fn new(
         pool: Arc<WorkerPool>,
         id: RequestId,

@@ -1,4 +1,7 @@
 //! Workers of a pool in the status report.
+//!
+//! The control plane polls it, and the metrics page reads it. One report takes the pool's lock for
+//! O(workers).
 
 use std::collections::BTreeMap;
 
@@ -17,7 +20,9 @@ use wardrop_engines::dynamo::ForwardPass;
 #[derive(Debug, Serialize)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a JSON key of its own")]
 pub(crate) struct WorkerReport {
+    /// Id of the instance.
     pub instance: u64,
+    /// Rank of the instance.
     pub dp_rank: u32,
     /// Whether the router may choose the worker.
     pub available: bool,
@@ -45,11 +50,13 @@ pub(crate) struct WorkerReport {
     pub needs_resync: bool,
     /// Whether the worker's events ended, and a dump must confirm that none of them is lost.
     pub tail_unchecked: bool,
+    /// Id of the last KV event; `None` before the first.
     pub last_event_id: Option<u64>,
     /// Gaps in the worker's event ids.
     pub event_gaps: u64,
     /// Events lost in gaps.
     pub events_lost: u64,
+    /// Events dropped because they had the id of the event before them.
     pub event_duplicates: u64,
     /// Events of a publisher of a former incarnation.
     pub events_superseded: u64,
@@ -73,7 +80,9 @@ pub(crate) struct WorkerReport {
     pub total_kv_blocks: Option<u64>,
     /// Finished requests with a reported count of cached tokens.
     pub audited_requests: u64,
+    /// Sum of the cached tokens that the index listed for the audited requests.
     pub predicted_cached_tokens: u64,
+    /// Sum of the cached tokens that the engine reported for the audited requests.
     pub reported_cached_tokens: u64,
     /// Σ |predicted − reported| cached tokens over the audited requests.
     pub cached_tokens_absolute_error: u64,

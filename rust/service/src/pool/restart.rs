@@ -2,6 +2,9 @@
 //!
 //! The index is saved with the position of each worker's feed. After the restart it is taken over, and the first event of each worker
 //! shows whether the blocks are still exact, see [`super::cursor`]. O(blocks).
+//!
+//! The control plane asks for a save at a stop and now and then, and for the restore once the
+//! workers are registered.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +35,9 @@ impl WorkerPool {
     /// The blocks of all workers, with the position and the publisher of each feed; `None` without workers.
     ///
     /// Events wait while the index is written. Decisions do not wait.
+    ///
+    /// A worker without a complete index is saved without a position, and starts empty after the
+    /// restart.
     pub(crate) fn save(&self) -> Option<SavedPool> {
         let positions: BTreeMap<WorkerId, _> = {
             let state = self.state.lock();
@@ -61,6 +67,9 @@ impl WorkerPool {
 
     /// Takes over a saved index into an empty index. `publishers` are the publishers of the pool's feeds of KV events. With
     /// `dump_follows`, a dump will replace the blocks of workers whose events are missing.
+    ///
+    /// A worker is taken over when it is registered, its feed has the publisher of the save, and
+    /// its position is usable. The blocks of all other workers are cleared at once.
     ///
     /// # Errors
     /// The fault of the image; the index then stays empty.

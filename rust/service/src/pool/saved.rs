@@ -17,9 +17,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Role;
 
+/// First bytes of a file, which no other format has.
 const MAGIC: &[u8; 8] = b"wdfleet\0";
 /// Version of the format.
 const VERSION: u32 = 1;
+/// Bytes of magic, version, length and checksum.
 const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
 
 /// Reason why bytes are no saved fleet.
@@ -81,6 +83,8 @@ pub(crate) struct SavedFleet {
 
 impl SavedFleet {
     /// The file's bytes.
+    ///
+    /// O(bytes of the images); one copy of each image.
     pub fn to_bytes(&self) -> Vec<u8> {
         let images: usize = self.pools.iter().map(|pool| pool.image.len()).sum();
         let mut out = Vec::with_capacity(images + 4096);
@@ -142,6 +146,7 @@ impl SavedFleet {
             at: HEADER_BYTES,
         };
         let saved_at_s = reader.number::<8>()?;
+        // A pool takes at least 25 bytes: empty name, role, workers, no publishers, empty image.
         let pools = reader.count(25)?;
         let pools = (0..pools).map(|_| reader.pool()).collect::<Result<_, _>>()?;
         if reader.at != bytes.len() {
@@ -151,12 +156,17 @@ impl SavedFleet {
     }
 }
 
+/// A position in the bytes of a file that passed its checksum. A checksum is no proof of good
+/// intent, so every read is checked.
 struct Reader<'a> {
+    /// The whole file, so that errors name positions in it.
     bytes: &'a [u8],
+    /// Next byte to read; at most the length of the file.
     at: usize,
 }
 
 impl<'a> Reader<'a> {
+    /// The error of a broken rule at the present position.
     const fn broken(&self, rule: &'static str) -> SavedError {
         SavedError::Broken {
             at: self.at as u64,
@@ -164,6 +174,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The next `count` bytes.
     fn take(&mut self, count: usize) -> Result<&'a [u8], SavedError> {
         let taken = self.bytes[self.at..].get(..count);
         let taken = taken.ok_or_else(|| self.broken("an entry must not end behind the last byte"))?;
@@ -171,6 +182,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
+    /// The next `N` bytes as a little-endian number; `N` is at most 8.
     fn number<const N: usize>(&mut self) -> Result<u64, SavedError> {
         let mut number = [0; 8];
         number[..N].copy_from_slice(self.take(N)?);
@@ -186,6 +198,7 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
+    /// Reads one pool. The image is copied and not read.
     fn pool(&mut self) -> Result<SavedPool, SavedError> {
         let name_bytes = self.count(1)?;
         let name = std::str::from_utf8(self.take(name_bytes)?);

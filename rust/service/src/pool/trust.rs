@@ -78,6 +78,8 @@ impl Worker {
 
 impl State {
     /// Passes the state of a worker's feed on to the router, when it changed.
+    ///
+    /// Called at every review of a worker, hence the comparison first.
     pub(super) fn share_feed(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
@@ -94,6 +96,9 @@ impl WorkerPool {
     /// Looks at the trust in a worker after the engine's count of cached tokens reached the router.
     ///
     /// `placed_s` is the time at which the request was placed.
+    ///
+    /// A request that stored a block must have caused an event after its placement. A run of
+    /// requests without one shows a feed that lost the worker.
     pub(crate) fn review_trust(&self, id: WorkerId, placed_s: f64) {
         let Ok(trust) = self.router.trust(id) else {
             return;
@@ -116,6 +121,9 @@ impl WorkerPool {
 impl Worker {
     /// Reports a change of mode. Makes the blocks suspect when the engine does not find most of them: a dump, or the deadline
     /// of suspect blocks, then removes the blocks.
+    ///
+    /// A worker is doubted once per fall: only a found share of [`SOUND_FOUND_SHARE`] or above arms
+    /// the rule again.
     fn follow_trust(&mut self, id: WorkerId, trust: &Trust) {
         if std::mem::replace(&mut self.trust.mode, trust.mode) != trust.mode {
             tracing::info!(

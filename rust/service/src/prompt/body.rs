@@ -2,6 +2,9 @@
 //!
 //! A body that cannot be split is refused, because it might carry a pin in a form that only the engine's frontend reads: serde takes
 //! an array for an object, and some routes of Dynamo take the last of two equal keys.
+//!
+//! Only keys that decide prompt, placement or shape are looked at; their values stay the client's
+//! bytes until a later step needs one. Cost: one pass over the body, and no copy.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -53,29 +56,43 @@ impl Endpoint {
 }
 
 /// The fields that decide prompt, placement and shape. `Some` means the key is there, even with `null`.
+///
+/// Each field borrows the raw JSON of its value. A known key that stands twice is an error, so no
+/// route can read another value than this one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct RequestBody<'a> {
+    /// Name of the model or adapter.
     #[serde(borrow, deserialize_with = "present")]
     pub model: Option<&'a RawValue>,
+    /// Conversation of the chat and messages endpoints.
     #[serde(borrow, deserialize_with = "present")]
     pub messages: Option<&'a RawValue>,
+    /// Text, token ids, or a list of either; completions only.
     #[serde(borrow, deserialize_with = "present")]
     pub prompt: Option<&'a RawValue>,
+    /// Input of the responses and embeddings endpoints.
     #[serde(borrow, deserialize_with = "present")]
     pub input: Option<&'a RawValue>,
+    /// System text of the responses endpoint.
     #[serde(borrow, deserialize_with = "present")]
     pub instructions: Option<&'a RawValue>,
+    /// Definitions of tools, which a template renders into the prompt.
     #[serde(borrow, deserialize_with = "present")]
     pub tools: Option<&'a RawValue>,
+    /// Dynamo's extension object, see [`ClientNvext`].
     #[serde(borrow, deserialize_with = "present")]
     pub nvext: Option<&'a RawValue>,
+    /// Namespace of the cache, as vLLM's API names it. Blocks of different salts are never equal.
     #[serde(borrow, deserialize_with = "present")]
     pub cache_salt: Option<&'a RawValue>,
+    /// Whether the answer is a stream of events.
     #[serde(borrow, deserialize_with = "present")]
     pub stream: Option<&'a RawValue>,
+    /// Embeddings in place of a prompt.
     #[serde(borrow, deserialize_with = "present")]
     pub prompt_embeds: Option<&'a RawValue>,
+    /// An earlier answer that Dynamo puts before the input, and that this service does not know.
     #[serde(borrow, deserialize_with = "present")]
     pub previous_response_id: Option<&'a RawValue>,
 }
@@ -84,26 +101,37 @@ pub(crate) struct RequestBody<'a> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ClientNvext<'a> {
+    /// Token ids that the client already computed.
     #[serde(borrow, deserialize_with = "present")]
     pub token_data: Option<&'a RawValue>,
+    /// Annotations of the answer that the client asks for; one of them asks for a dry run.
     #[serde(borrow, deserialize_with = "present")]
     pub annotations: Option<&'a RawValue>,
+    /// Namespace of the cache. It wins over the field of the same name beside `nvext`.
     #[serde(borrow, deserialize_with = "present")]
     pub cache_salt: Option<&'a RawValue>,
+    /// Whether Dynamo skips the chat template.
     #[serde(borrow, deserialize_with = "present")]
     pub use_raw_prompt: Option<&'a RawValue>,
+    /// Constraints on workers that only Dynamo can check.
     #[serde(borrow, deserialize_with = "present")]
     pub routing_constraints: Option<&'a RawValue>,
+    /// Pin of an aggregated worker.
     #[serde(borrow, deserialize_with = "present")]
     pub backend_instance_id: Option<&'a RawValue>,
+    /// Pin of a prefill worker.
     #[serde(borrow, deserialize_with = "present")]
     pub prefill_worker_id: Option<&'a RawValue>,
+    /// Pin of a decode worker.
     #[serde(borrow, deserialize_with = "present")]
     pub decode_worker_id: Option<&'a RawValue>,
+    /// Pin of a rank.
     #[serde(borrow, deserialize_with = "present")]
     pub dp_rank: Option<&'a RawValue>,
+    /// Pin of the rank of a prefill worker.
     #[serde(borrow, deserialize_with = "present")]
     pub prefill_dp_rank: Option<&'a RawValue>,
+    /// Hints of an agent framework, among them the expected length of the answer.
     #[serde(borrow, deserialize_with = "present")]
     pub agent_hints: Option<&'a RawValue>,
 }
@@ -112,9 +140,12 @@ pub struct ClientNvext<'a> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct AgentHints {
+    /// Expected tokens of the answer.
     osl: Option<u32>,
 }
 
+/// Reads a key that is there as `Some`, `null` included; serde's own `Option` would lose the
+/// difference.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
@@ -130,6 +161,7 @@ pub(crate) fn text(field: Option<&RawValue>) -> Option<Cow<'_, str>> {
     if !raw.starts_with('"') {
         return None;
     }
+    // Without an escape, the bytes between the quotes are the text itself.
     if !raw.contains('\\') {
         return Some(Cow::Borrowed(&raw[1..raw.len() - 1]));
     }
@@ -143,6 +175,7 @@ impl<'a> RequestBody<'a> {
     /// [`Abstention::Unreadable`]: not a JSON object, or one of the known keys twice.
     pub fn parse(body: &'a [u8]) -> Result<Self, Abstention> {
         let text = std::str::from_utf8(body).map_err(|_| Abstention::Unreadable)?;
+        // serde reads an array as a struct, field by field, hence the check for an object.
         if !text.trim_start().starts_with('{') {
             return Err(Abstention::Unreadable);
         }
@@ -186,12 +219,17 @@ impl ClientNvext<'_> {
     }
 
     /// Tokens of the answer that the client expects, when a hint says so.
+    ///
+    /// A hint that is no number counts as no hint: it must not make a request fail.
     pub fn expected_output_tokens(&self) -> Option<u32> {
         let hints: AgentHints = serde_json::from_str(self.agent_hints?.get()).ok()?;
         hints.osl
     }
 
     /// Whether the client asked only for the worker that Dynamo would choose.
+    ///
+    /// A search in the raw text suffices: at worst, another annotation with this text leaves the
+    /// request to Dynamo.
     pub fn is_dry_run(&self) -> bool {
         self.annotations
             .is_some_and(|raw| raw.get().contains("query_instance_id:"))
@@ -201,6 +239,8 @@ impl ClientNvext<'_> {
 /// The body with `nvext.token_data` put in: the client's bytes before and after, in three pieces that share its memory.
 ///
 /// `None` when there is no object to put it into, or the client brought its own token data.
+///
+/// O(tokens) for the insertion; the body itself is not copied. About six bytes per id are reserved.
 pub fn splice_token_data(body: &Bytes, parsed: &RequestBody<'_>, tokens: &[u32]) -> Option<[Bytes; 3]> {
     let mut insert = String::with_capacity(tokens.len() * 6 + 32);
     let at = match parsed.nvext {
@@ -235,6 +275,7 @@ pub fn splice_token_data(body: &Bytes, parsed: &RequestBody<'_>, tokens: &[u32])
     Some([body.slice(..at), Bytes::from(insert), body.slice(at..)])
 }
 
+/// Position of a borrowed part within the body; `None` for a part of other memory.
 fn offset_in(body: &Bytes, part: &str) -> Option<usize> {
     let offset = (part.as_ptr() as usize).checked_sub(body.as_ptr() as usize)?;
     (offset < body.len()).then_some(offset)

@@ -1,6 +1,9 @@
 //! The properties of a model card that change how Dynamo builds a prompt.
 //!
 //! Discovery hands the properties in with the model. A property that a card does not name has Dynamo's own default.
+//!
+//! The control plane reads them from the model card that workers register. Two properties lead to
+//! [`Shape::UNPROVEN`](super::shape::Shape::UNPROVEN): their steps are in no published crate.
 
 use std::path::PathBuf;
 

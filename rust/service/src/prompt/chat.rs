@@ -2,6 +2,8 @@
 //!
 //! The body is decoded by `dynamo-protocols`, so a template sees the messages, tools and calls that it sees in Dynamo: known keys
 //! in the typed order, unknown keys and `null` left out. Conversations of other endpoints become a [`ChatRequest`] too.
+//!
+//! Cost: O(bytes); a request is decoded once, and the template reads the decoded messages.
 
 use std::collections::HashMap;
 
@@ -26,14 +28,19 @@ const END_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 /// The fields of a chat request that decide its prompt.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct ChatRequest {
+    /// The fields of OpenAI's API, in Dynamo's types.
     #[serde(flatten)]
     inner: CreateChatCompletionRequest,
+    /// Whether the template opens the assistant's turn; `None` opens it.
     #[serde(default)]
     add_generation_prompt: Option<bool>,
+    /// Whether the model continues the last message in place of a new turn.
     #[serde(default)]
     continue_final_message: Option<bool>,
+    /// Variables of the template, under the name of Dynamo or of vLLM.
     #[serde(default, alias = "chat_template_kwargs")]
     chat_template_args: Option<HashMap<String, serde_json::Value>>,
+    /// Wish about thinking, in the form of Anthropic's API or as a boolean.
     #[serde(default)]
     thinking: Option<serde_json::Value>,
 }
@@ -69,6 +76,8 @@ impl ChatRequest {
     }
 
     /// A request with the defaults of every field beside the typed request.
+    ///
+    /// Other endpoints build their typed request and come in here.
     pub fn from_inner(inner: CreateChatCompletionRequest) -> Self {
         Self {
             inner,
@@ -104,6 +113,9 @@ impl ChatRequest {
     }
 
     /// Whether the conversation has images, audio or video.
+    ///
+    /// Engines replace media by tokens that depend on their content, which this service does not
+    /// compute.
     pub fn has_media(&self) -> bool {
         self.inner.messages.iter().any(|message| match message {
             ChatCompletionRequestMessage::User(user) => match &user.content {
@@ -124,6 +136,9 @@ impl ChatRequest {
     }
 
     /// The kinds of content that a template treats differently.
+    ///
+    /// The shape decides only whether ids may be handed over; the ids themselves do not depend on
+    /// it.
     pub fn shape(&self, card: &CardOptions) -> Shape {
         let mut shape = Shape::PLAIN;
         let mut has_calls = false;
@@ -215,8 +230,13 @@ impl OAIChatLikeRequest for ChatRequest {
 }
 
 /// A request whose last message ends with a mark, so that the rendered text can be cut there.
+///
+/// Dynamo 1.6.1 continues a last message in the same way. All other questions of the renderer go to
+/// the wrapped request.
 pub(crate) struct MarkedRequest<'a> {
+    /// The request without the mark.
     request: &'a ChatRequest,
+    /// Its messages, with [`END_MARK`] behind the last text.
     messages: Value,
 }
 
@@ -253,6 +273,8 @@ impl<'a> MarkedRequest<'a> {
     /// # Errors
     /// [`Abstention::TemplateError`] where the template dropped the mark: Dynamo refuses the request.
     pub fn cut(text: &str) -> Result<&str, Abstention> {
+        // The last occurrence is the mark itself, even when a client's text contains the same words
+        // earlier.
         let at = text.rfind(END_MARK.trim_end()).ok_or(Abstention::TemplateError)?;
         // A template that strips the space of the mark strips the space of the message too.
         let has_space = text[at..].starts_with(END_MARK);

@@ -4,6 +4,9 @@
 //! restarted. Between these times it compares some of the prompts that are handed over. Both sides use the same crates, so a
 //! difference means that the frontend works with other files or another version. After a difference, no prompt of the model is handed
 //! over until all samples agree again.
+//!
+//! Cost: a handful of short requests per model and minute, and one dry run per 256 handed-over
+//! prompts. A stream of differences cannot pile up: the channel of samples holds one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -89,8 +92,12 @@ pub(crate) trait HandoverLog: Send + 'static {
 }
 
 /// Compares ids as long as the prompter lives, as the module's text describes.
+///
+/// It holds the prompter weakly, so removing or replacing the model ends the task.
 pub(crate) async fn keep_checked(
+    /// Prompter whose ids are compared; gone once the model is removed or its files change.
     prompter: Weak<Prompter>,
+    /// Name of the model, for the samples and the log.
     model: String,
     source: impl TokenIdSource,
     log: impl HandoverLog,
@@ -115,13 +122,19 @@ pub(crate) async fn keep_checked(
     while task.check().await.is_some() && task.watch().await.is_some() {}
 }
 
+/// State of the task of one model.
 struct HandoverTask<S, L> {
     prompter: Weak<Prompter>,
     model: String,
+    /// Frontend that answers dry runs.
     source: S,
+    /// Receiver of results.
     log: L,
+    /// Handed-over prompts to compare; at most one waits.
     sampled: mpsc::Receiver<Sample>,
+    /// Signal that a comparison is asked for, for example by the control plane.
     rechecks: Arc<Notify>,
+    /// Result of the last comparison.
     report: HandoverReport,
     /// Whether the last attempt met a frontend that cannot answer, so that the log reports the wait once.
     waits: bool,
@@ -155,6 +168,10 @@ impl<S: TokenIdSource, L: HandoverLog> HandoverTask<S, L> {
         }
     }
 
+    /// Turns the counts of one comparison into the set of proven shapes, and reports it.
+    ///
+    /// One shape with a difference ends the handover of every shape: the frontend then works with
+    /// other files or another version.
     fn conclude(&mut self, prompter: &Prompter, mut shapes: Vec<ShapeReport>) {
         let differs = shapes.iter().find(|shape| shape.equal < shape.samples);
         let difference = differs
@@ -186,6 +203,7 @@ impl<S: TokenIdSource, L: HandoverLog> HandoverTask<S, L> {
         self.log.report(self.report.clone());
     }
 
+    /// Logs the start or the end of the handover. The text of a difference holds no id.
     fn announce(&self, difference: Option<&str>) {
         match difference {
             None => tracing::info!(model = %self.model, "token ids equal Dynamo's: handed over"),
@@ -222,6 +240,8 @@ impl<S: TokenIdSource, L: HandoverLog> HandoverTask<S, L> {
         Some(())
     }
 
+    /// Compares one prompt of a client. An unanswered or refused dry run proves nothing and changes
+    /// nothing.
     async fn compare_sample(&mut self, sample: Sample) {
         let Some(body) = dry_run_body(&sample.body) else {
             return;
@@ -248,6 +268,8 @@ impl<S: TokenIdSource, L: HandoverLog> HandoverTask<S, L> {
 }
 
 /// Compares the service's ids with Dynamo's on all samples.
+///
+/// A sample that Dynamo refuses is left out of the counts; its note shows the refusal.
 ///
 /// # Errors
 /// A text when Dynamo's frontend answers no dry runs: no workers, not in kv mode, down.
@@ -308,6 +330,7 @@ fn difference(ours: &[u32], theirs: &[u32]) -> Option<String> {
     ))
 }
 
+/// Ids of a sample, computed as for a client's request.
 fn our_ids(
     prompter: &Prompter,
     endpoint: Endpoint,

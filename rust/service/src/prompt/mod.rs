@@ -8,6 +8,10 @@
 //! bytes ─▶ body (split, pins) ─▶ chat | anthropic (typed) ─▶ template ─▶ tokenise ─▶ prepare (hashes, splice)
 //!                                                     handover (dry runs) ─▶ prompter (proven shapes) ─▶ prepare
 //! ```
+//!
+//! Bounds: the door limits the body, [`crate::config::PromptOptions`] limits the text per token of
+//! context and the memory of the prefix cache. Cost: O(bytes); the tokeniser dominates. No text or
+//! token leaves this module except inside a [`Prompt`].
 
 mod anthropic;
 mod body;
@@ -37,6 +41,9 @@ pub(crate) use self::prompter::Prompter;
 pub(crate) use self::shared_tokenisers::{SharedTokenisers, TokeniserFiles};
 
 /// Reason why the service leaves the choice of the worker to the engine's own router. Each reason has a counter.
+///
+/// An abstention is no error: the request is forwarded without a pin, or placed by load where no
+/// other router stands behind the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Abstention {
     /// The body is no request of its endpoint, so Dynamo refuses it.

@@ -23,6 +23,9 @@ use crate::config::PromptOptions;
 const MAX_BYTES_PER_TOKEN: u64 = 64;
 
 /// A prompt as a decision needs it.
+///
+/// Invariant: `hashes` and `sequence` have the same length, which is `input_tokens` divided by the
+/// block size, rounded down. Both are empty for an unknown prompt.
 pub(crate) struct Prompt {
     /// Local hashes of the full blocks.
     pub hashes: Vec<LocalHash>,
@@ -44,6 +47,9 @@ pub(crate) struct Prompt {
 
 impl Prompt {
     /// A prompt of which only a guess of the length is known.
+    ///
+    /// The router still counts the guessed length as load, so a request without a readable prompt
+    /// is not free.
     pub(crate) fn unknown(input_tokens: u32, is_streamed: bool) -> Self {
         Self {
             hashes: Vec::new(),
@@ -86,7 +92,8 @@ impl Prompt {
 }
 
 impl Prompt {
-    /// A prompt whose block hashes the door knows.
+    /// A prompt whose block hashes the door knows. The caller vouches that both lists describe the
+    /// same blocks.
     pub(crate) fn from_hashes(
         hashes: Vec<LocalHash>,
         sequence: Vec<SequenceHash>,
@@ -136,10 +143,15 @@ impl PromptTarget<'_> {
 
 /// A request body that is split, with the name of the model that it asks for.
 pub(crate) struct PromptRequest<'a> {
+    /// Endpoint that the body was sent to.
     endpoint: Endpoint,
+    /// The whole body, for the splice of token ids.
     bytes: &'a Bytes,
+    /// The body's top level.
     body: RequestBody<'a>,
+    /// The client's extension object; empty where the client sent none.
     nvext: ClientNvext<'a>,
+    /// Name of the model or adapter; borrowed from the body unless it has an escape.
     model: Cow<'a, str>,
 }
 
@@ -152,6 +164,8 @@ impl<'a> PromptRequest<'a> {
     pub fn read(endpoint: Endpoint, bytes: &'a Bytes) -> Result<Self, Abstention> {
         let request = RequestBody::parse(bytes)?;
         let nvext = request.client_nvext()?;
+        // The order of these checks decides which reason is counted, and pins come first because a
+        // door may refuse them.
         if nvext.has_pin() {
             return Err(Abstention::ClientPin);
         }
@@ -196,6 +210,8 @@ impl<'a> PromptRequest<'a> {
             return Err(Abstention::TooLong);
         }
         let tokenise_ns = started.elapsed().as_nanos() as u64;
+        // A header names the namespace before the body does. Among the body's fields, `nvext` comes
+        // first.
         let salt = tenant
             .map(Cow::Borrowed)
             .or_else(|| body::text(nvext.cache_salt).filter(|salt| !salt.is_empty()))
@@ -212,6 +228,8 @@ impl<'a> PromptRequest<'a> {
         if let Some(prompter) = prompter
             && prompt.is_ours
             && options.handover
+            // With annotations, Dynamo reports what it computed itself, which handed-over ids would
+            // change.
             && !body::is_set(nvext.annotations)
         {
             prepared.spliced = splice_token_data(self.bytes, request, &prompt.tokens);
@@ -230,14 +248,18 @@ pub(crate) fn is_heavy(body: &[u8], options: &PromptOptions) -> bool {
     body.len() > options.inline_bytes
 }
 
+/// Token ids of a prompt with their origin.
 struct PromptTokens {
+    /// The ids, in order.
     tokens: Vec<u32>,
     /// Whether the ids come from the service's tokeniser and not from the client.
     is_ours: bool,
+    /// Kinds of content, which decide whether the ids may be handed over.
     shape: Shape,
 }
 
 impl PromptTokens {
+    /// Ids of the client need no proof and are never put in: the body carries them already.
     fn from_client(tokens: Vec<u32>) -> Self {
         Self {
             tokens,
@@ -246,6 +268,7 @@ impl PromptTokens {
         }
     }
 
+    /// Ids of the service's own tokeniser.
     fn ours(tokens: Vec<u32>, shape: Shape) -> Self {
         Self {
             tokens,
@@ -256,6 +279,10 @@ impl PromptTokens {
 }
 
 impl PromptRequest<'_> {
+    /// Token ids of the prompt, by endpoint.
+    ///
+    /// # Errors
+    /// The reason to leave the choice to Dynamo.
     fn tokenise(
         &self,
         target: &PromptTarget<'_>,

@@ -2,6 +2,9 @@
 //!
 //! [`super::prepare`] encodes prompts here, and [`super::handover`] sets the proven kinds. A model whose files cannot be read is still
 //! served: its requests are placed by load.
+//!
+//! Reading the files takes up to seconds and happens before the model is registered. Afterwards a
+//! prompter changes only its set of proven shapes, an atomic word that every request reads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -23,16 +26,25 @@ use super::tokenise::Tokeniser;
 
 /// Tokeniser and template of one model.
 pub(crate) struct Prompter {
+    /// Tokeniser, shared by models with the same files; `None` without files that work.
     tokeniser: Option<Arc<Tokeniser>>,
+    /// Chat template; `None` without one that works.
     renderer: Option<Renderer>,
     /// Tokens around the text of a completions request.
     around_text: SpecialTokens,
+    /// Properties of the model card that change prompts.
     card: CardOptions,
+    /// Faults of the files, in words; empty for a whole model.
     problems: Vec<String>,
+    /// Bits of the proven [`Shape`]s; 0 until the first comparison agreed.
     proven: AtomicU8,
+    /// Prompts handed over so far, which decides the samples.
     handovers: AtomicU64,
+    /// Channel to the comparison, with room for one sample.
     samples: mpsc::Sender<Sample>,
+    /// Other end of the channel, until the task of the comparison takes it.
     sampled: Mutex<Option<mpsc::Receiver<Sample>>>,
+    /// Signal that asks for a comparison of all samples.
     recheck: Arc<Notify>,
 }
 
@@ -89,6 +101,7 @@ impl Prompter {
     /// Sends some of the handed-over prompts to the comparison. While a comparison runs, further samples are dropped.
     pub fn sample(&self, endpoint: Endpoint, body: &Bytes, tokens: &[u32]) {
         let number = self.handovers.fetch_add(1, Ordering::Relaxed) + 1;
+        // Early prompts are compared more often: the 1st, 2nd, 4th and so on, then every 256th.
         if !number.is_power_of_two() && !number.is_multiple_of(SAMPLE_EVERY) {
             return;
         }
@@ -128,6 +141,8 @@ impl Prompter {
     }
 
     /// Ids of a text of the completions endpoint.
+    ///
+    /// A panic of the tokeniser counts as its failure, and the request is routed without a prompt.
     ///
     /// # Errors
     /// The reason why the ids are not known.
@@ -179,6 +194,7 @@ fn guarded<T>(load: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
         .unwrap_or_else(|_| Err("the files of the model cannot be read: their reader panicked".into()))
 }
 
+/// The value that was found; a problem goes into the list instead.
 fn keep<T>(found: Result<Option<T>, String>, problems: &mut Vec<String>) -> Option<T> {
     found.unwrap_or_else(|problem| {
         problems.push(problem);

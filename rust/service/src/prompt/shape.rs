@@ -1,4 +1,7 @@
 //! Kinds of prompts, as sets: each kind is compared with Dynamo's own token ids before ids are handed over.
+//!
+//! [`super::chat`] finds the shape of a request, [`super::handover`] proves shapes, and
+//! [`super::prepare`] compares both. A set is one byte, so the proven set fits one atomic word.
 
 use std::ops::{BitOr, BitOrAssign};
 
@@ -20,6 +23,8 @@ impl Shape {
     /// Fields beside the conversation that a template can read.
     pub const OPTIONS: Self = Self(32);
     /// A conversion that Dynamo's published crates do not contain, so the ids serve to find the prefix only.
+    ///
+    /// No sample covers it, so it is never in a proven set.
     pub const UNPROVEN: Self = Self(128);
 
     /// The kinds that samples cover, with their names.

@@ -33,11 +33,15 @@ type Slot = Mutex<Weak<Tokeniser>>;
 
 /// Hands out tokenisers, and reads each set of files once while some model uses the tokeniser.
 pub(crate) struct SharedTokenisers {
+    /// Prefix cache of all tokenisers, with one limit in bytes.
     prefixes: SharedTokenizerCache,
+    /// Namespace of the next tokeniser in the cache; never reused.
     next_namespace: AtomicU64,
+    /// Places of the tokenisers. Held for a lookup, never while files are read.
     slots: Mutex<Slots>,
 }
 
+/// Places of all tokenisers in use; at most [`MAX_TOKENISERS`] together.
 #[derive(Default)]
 struct Slots {
     /// Tokenisers of files with checksums.
@@ -76,6 +80,7 @@ impl SharedTokenisers {
         Ok(found)
     }
 
+    /// Reads a tokeniser from its files, with a namespace of its own in the cache.
     fn read(&self, folder: &Path, backend: Backend) -> Result<Option<Tokeniser>, String> {
         let cache = PrefixCache {
             shared: self.prefixes.clone(),
@@ -87,6 +92,10 @@ impl SharedTokenisers {
 
 impl Slots {
     /// The slot of these files. Unused slots are removed first.
+    ///
+    ///
+    /// # Errors
+    /// The limit of tokenisers is reached; the text names it and the way out.
     fn place(&mut self, files: &TokeniserFiles) -> Result<Arc<Slot>, String> {
         self.shared.retain(|_, slot| is_used(slot));
         self.single.retain(is_used);

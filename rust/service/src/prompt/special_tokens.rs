@@ -12,16 +12,21 @@ use serde::Deserialize;
 /// Tokens before and after a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SpecialTokens {
+    /// Ids before the text, such as a beginning-of-sequence token.
     pub before: Vec<u32>,
+    /// Ids after the text.
     pub after: Vec<u32>,
 }
 
+/// The part of `tokenizer.json` that names the special tokens.
 #[derive(Deserialize)]
 struct TokeniserJson {
     #[serde(default)]
     post_processor: Option<Processor>,
 }
 
+/// Post-processor of the `tokenizers` crate. Only a template puts tokens around a text; the other
+/// kinds change offsets or nothing.
 #[derive(Deserialize)]
 #[serde(tag = "type")]
 enum Processor {
@@ -36,12 +41,14 @@ enum Processor {
     Other,
 }
 
+/// Part of a template for one sequence.
 #[derive(Deserialize)]
 enum Piece {
     SpecialToken { id: String },
     Sequence {},
 }
 
+/// A special token of a template; it may stand for several ids.
 #[derive(Deserialize)]
 struct Special {
     ids: Vec<u32>,
@@ -80,6 +87,7 @@ impl SpecialTokens {
 }
 
 impl Processor {
+    /// Tokens of the first template; `None` for processors without one.
     fn template(&self) -> Option<SpecialTokens> {
         match self {
             Self::TemplateProcessing {

@@ -3,6 +3,9 @@
 //! The renderer is the crate `dynamo-renderer` of the same version as in Dynamo 1.6.1. This module only chooses the files, in
 //! Dynamo's order: a native format of the model family, else the operator's template, `chat_template.jinja`,
 //! `chat_template.json`, and at last the field of `tokenizer_config.json`.
+//!
+//! Cost: files are read and compiled once per model; rendering is O(bytes of the conversation). A
+//! fault of a file is a text for the log and makes the model's prompts unknown.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -20,6 +23,7 @@ use super::chat::{ChatRequest, MarkedRequest};
 
 /// Renders conversations of one model.
 pub(crate) struct Renderer {
+    /// Renderer of the crate, for a template or a native format.
     formatter: Arc<dyn OAIPromptFormatter>,
 }
 
@@ -75,6 +79,10 @@ fn native_formatter(folder: &Path, name: &str, card: &CardOptions) -> Option<Pro
         .or_else(|| deepseek_formatter_for(&family, &name))
 }
 
+/// Compiles a template with the values that the model card lets it ask for.
+///
+/// # Errors
+/// A text that names the file and the fault of its template.
 fn compile(config: Value, card: &CardOptions) -> Result<PromptFormatter, String> {
     let config: ChatTemplate =
         serde_json::from_value(config).map_err(|error| format!("tokenizer_config.json: {error}"))?;
@@ -120,6 +128,10 @@ fn separate_template(folder: &Path, card: &CardOptions) -> Result<Option<Value>,
     Ok(None)
 }
 
+/// The template in a file: the whole text, or the field `chat_template` of a JSON file.
+///
+/// # Errors
+/// A JSON file that cannot be read or lacks the field.
 fn separate(place: &Path, text: String) -> Result<Value, String> {
     if place.extension().is_none_or(|extension| extension != "json") {
         return Ok(Value::String(text));
@@ -134,6 +146,10 @@ fn separate(place: &Path, text: String) -> Result<Value, String> {
     }
 }
 
+/// JSON of a file.
+///
+/// # Errors
+/// A text that names the file and the place of the fault.
 fn parse(place: &Path, text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| format!("{}: {error}", place.display()))
 }

@@ -1,4 +1,7 @@
 //! Prompts that a client sends as token ids, read up to the context of the model.
+//!
+//! Ids of a client cost memory before their number is known, so reading ends at the model's
+//! context.
 
 use std::fmt;
 
@@ -65,8 +68,11 @@ pub(crate) fn token_ids(raw: &str, limit_tokens: Option<u64>) -> Result<Vec<u32>
     })
 }
 
+/// A reader of an array of ids that ends at a limit.
 struct LimitedIds<'a> {
+    /// Most ids that are read.
     limit: u64,
+    /// Set when an id beyond the limit came, so that this error differs from a malformed list.
     is_too_long: &'a mut bool,
 }
 

@@ -2,6 +2,9 @@
 //!
 //! The implementations and the exact prefix cache are those of the crate `dynamo-tokenizers`, in the version of Dynamo 1.6.1. The
 //! cache keeps the ids of a text up to each special token, so the old turns of a conversation are tokenised once.
+//!
+//! Complexity: O(bytes of the text); with the cache, O(bytes after the last known special token).
+//! The cache has one limit in bytes for all models.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +20,7 @@ use super::card::Backend;
 
 /// Text to token ids for one model.
 pub(crate) struct Tokeniser {
+    /// Tokeniser of the crate, behind its prefix cache where that is on.
     tokenizer: Arc<dyn Tokenizer>,
 }
 
@@ -29,6 +33,7 @@ pub(crate) struct PrefixCache {
     pub namespace: u64,
 }
 
+/// File of a tokeniser, by its format.
 enum TokeniserFile {
     HuggingFace(PathBuf),
     Tiktoken(PathBuf),
@@ -90,6 +95,11 @@ impl Tokeniser {
 }
 
 impl TokeniserFile {
+    /// The file in Dynamo's order: `tokenizer.json`, `tiktoken.model`, the only file with the
+    /// ending `.tiktoken`.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or several files have this ending.
     fn find(folder: &Path) -> Result<Option<Self>, String> {
         let huggingface = folder.join("tokenizer.json");
         if huggingface.exists() {
@@ -133,6 +143,13 @@ impl TokeniserFile {
     }
 }
 
+/// Loads a `tokenizer.json`, with special tokens from the configuration files beside it.
+///
+/// A model that asks for `fastokens` gets the other implementation when that crate cannot read the
+/// file; the ids are the same.
+///
+/// # Errors
+/// A text that names the file and the fault.
 fn load_huggingface(place: &Path, backend: Backend) -> Result<(Arc<dyn Tokenizer>, Vec<String>), String> {
     let wrong = |why: String| format!("{}: {why}", place.display());
     let mut tokenizer = tokenizers::Tokenizer::from_file(place).map_err(|error| wrong(error.to_string()))?;

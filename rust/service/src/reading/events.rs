@@ -22,8 +22,11 @@ pub struct Event<'a> {
 pub struct EventReader {
     /// Start of a line whose end has not come; at most [`MAX_EVENT_BYTES`].
     line: Vec<u8>,
+    /// `event` field of the open event; at most [`MAX_EVENT_BYTES`].
     name: Vec<u8>,
+    /// `data` fields of the open event so far; at most [`MAX_EVENT_BYTES`].
     data: Vec<u8>,
+    /// The open event has a `data` field, even an empty one.
     has_data: bool,
     /// The last byte was a carriage return, so that a line feed next belongs to the same line end.
     after_return: bool,
@@ -37,6 +40,7 @@ impl EventReader {
             self.after_return = false;
         }
         while let Some(end) = memchr2(b'\n', b'\r', piece) {
+            // A line within one piece is read in place; only a line over two pieces is copied.
             if self.line.is_empty() {
                 self.take_line(&piece[..end], &mut found);
             } else {
@@ -57,6 +61,7 @@ impl EventReader {
         extend(&mut self.line, piece);
     }
 
+    /// Takes one line without its end. An empty line ends the open event.
     fn take_line(&mut self, line: &[u8], found: &mut impl FnMut(Event<'_>)) {
         if line.is_empty() {
             if self.has_data {

@@ -5,6 +5,9 @@
 //! Events and bodies are decoded as JSON with types. Text that a model writes, or a tool schema that an answer echoes, therefore
 //! cannot pass for a report. Most events of a stream are one token: they are decoded only where a cheap search finds a name that
 //! matters. Formats: `OpenAI` chat, completions and responses, Anthropic messages.
+//!
+//! Memory: at most one event or one body of 1 MiB per answer. A malformed event is passed over,
+//! because the relay must not depend on what the reader understands.
 
 mod events;
 #[cfg(test)]
@@ -27,8 +30,11 @@ const DECODED_EVENTS: u32 = 4;
 /// End mark of a stream of `OpenAI`'s API.
 const DONE: &[u8] = b"[DONE]";
 
+/// Search for a key that ends with `_tokens`, as every usage report has.
 static TOKENS_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"_tokens\""));
+/// Search for the key of an error in an event.
 static ERROR_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"error\""));
+/// Search for the key of a choice's index.
 static INDEX_KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"index\":"));
 
 /// Usage that an engine reported for a request.
@@ -67,13 +73,18 @@ pub struct AnswerReading {
     events: Option<EventReader>,
     /// Body of an answer in one piece, up to its bound.
     body: Vec<u8>,
+    /// The body fits its bound so far.
     is_body_whole: bool,
+    /// What the pieces so far showed.
     seen: Seen,
 }
 
+/// Facts about an answer, summed over its pieces.
 #[derive(Debug, Default)]
 struct Seen {
+    /// Usage by the latest report for each figure; `None` before the first report.
     usage: Option<ReportedUsage>,
+    /// Events with data, end marks excluded.
     data_events: u32,
     /// Events of the first choice.
     token_events: u32,
@@ -84,10 +95,13 @@ struct Seen {
 /// Parts of an event or a body that the gateway reads.
 #[derive(Deserialize)]
 struct Chunk<'a> {
+    /// Usage of a chunk, at the top level.
     #[serde(default)]
     usage: Option<RawUsage>,
+    /// Choices of which the chunk has a piece.
     #[serde(default)]
     choices: Option<Vec<Choice>>,
+    /// Present in an error event or an error body.
     #[serde(default)]
     error: Option<IgnoredAny>,
     #[serde(default, borrow, rename = "type")]
@@ -100,18 +114,22 @@ struct Chunk<'a> {
     message: Option<Nested>,
 }
 
+/// A choice of an answer.
 #[derive(Deserialize)]
 struct Choice {
+    /// Position among the choices that the request asked for.
     #[serde(default)]
     index: u32,
 }
 
+/// An object inside an event that carries the usage.
 #[derive(Deserialize)]
 struct Nested {
     #[serde(default)]
     usage: Option<RawUsage>,
 }
 
+/// Usage in the words of the APIs. Each API uses some of the names.
 #[derive(Deserialize)]
 #[allow(clippy::struct_field_names, reason = "the names of the API")]
 struct RawUsage {
@@ -125,6 +143,7 @@ struct RawUsage {
     cache_read_input_tokens: Option<u64>,
 }
 
+/// Breakdown of the prompt tokens in OpenAI's APIs.
 #[derive(Deserialize)]
 struct Details {
     cached_tokens: Option<u64>,
@@ -142,6 +161,9 @@ impl AnswerReading {
     }
 
     /// Reads the next piece of the answer.
+    ///
+    /// Every piece of an answer that is no stream counts as data with a token, so that its first
+    /// byte ends the prefill.
     pub fn feed(&mut self, piece: &[u8]) -> Progress {
         let Some(events) = &mut self.events else {
             self.is_body_whole &= self.body.len() + piece.len() <= MAX_BODY_BYTES;
@@ -161,6 +183,8 @@ impl AnswerReading {
     }
 
     /// The usage that the answer reported so far.
+    ///
+    /// The body of an answer in one piece is decoded on the first call and then dropped.
     pub(crate) fn usage(&mut self) -> Option<ReportedUsage> {
         if self.events.is_none() && self.is_body_whole {
             let body = std::mem::take(&mut self.body);
@@ -172,6 +196,8 @@ impl AnswerReading {
     }
 
     /// What the engine reported, as the outcome of one choice. Tokens that the engine did not report are those that a stream showed.
+    ///
+    /// Output tokens are reported over all choices, so a choice gets its share, rounded up.
     pub fn outcome(&mut self) -> Usage {
         let usage = self.usage().unwrap_or_default();
         let choices = self.choices();
@@ -199,6 +225,7 @@ impl AnswerReading {
 }
 
 impl Seen {
+    /// Records one event. An end mark is no token.
     fn note(&mut self, event: Event<'_>, progress: &mut Progress) {
         progress.has_data = true;
         if event.data.trim_ascii() == DONE {
@@ -213,6 +240,8 @@ impl Seen {
             && self.data_events > DECODED_EVENTS
             && TOKENS_KEY.find(event.data).is_none()
             && ERROR_KEY.find(event.data).is_none();
+        // An event that needs no decoding is one token of the named choice, or of the first choice
+        // without a name.
         let mut choice = match indexes {
             Index::One(index) if is_plain => {
                 self.last_choice = self.last_choice.max(index);
@@ -275,6 +304,8 @@ impl ReportedUsage {
         let cached = details
             .and_then(|details| details.cached_tokens)
             .or(raw.cache_read_input_tokens);
+        // Anthropic's `input_tokens` leave the cached tokens out, so they are no length of a
+        // prompt.
         let is_anthropic = raw.cache_read_input_tokens.is_some();
         let prompt = raw.prompt_tokens.or(raw.input_tokens.filter(|_| !is_anthropic));
         self.cached_tokens = cached.or(self.cached_tokens);
@@ -283,10 +314,13 @@ impl ReportedUsage {
     }
 }
 
-/// The choice that an event names, as far as a search without decoding shows.
+/// How many choices an event names, as far as a search without decoding shows.
 enum Index {
+    /// No index: the event belongs to the first choice.
     None,
+    /// One index.
     One(u32),
+    /// Several indexes, or no number behind the key: the event has to be decoded.
     Unclear,
 }
 

@@ -3,6 +3,9 @@
 //! A name is `requests-TIME-NUMBER.jsonl` with the time of the file's beginning in UTC, so names sort by age. A lock on `DIR/.lock` keeps a
 //! second router from the folder, because each router removes the oldest files. After a failed write the file is cut back to its last
 //! whole line.
+//!
+//! Only the writer thread calls this module. The sum of all files stays at or below
+//! `records.all_bytes`, counted with files of earlier runs.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -14,7 +17,9 @@ use chrono::Utc;
 
 use crate::config::RecordOptions;
 
+/// Start of the name of every file of records. Other files of the folder are left alone.
 const PREFIX: &str = "requests-";
+/// End of the name of every file of records: JSON lines.
 const SUFFIX: &str = ".jsonl";
 /// Rights of a new folder: the router's user alone.
 const DIR_MODE: u32 = 0o700;
@@ -23,11 +28,15 @@ const FILE_MODE: u32 = 0o600;
 
 /// The files of one folder.
 pub(super) struct RecordFiles {
+    /// Folder of the files.
     dir: PathBuf,
+    /// Limit of one file, in bytes.
     file_bytes: u64,
+    /// Limit of all files together, in bytes; at least twice `file_bytes`.
     all_bytes: u64,
     /// Held while the folder is in use; `None` before the first write.
     lock: Option<File>,
+    /// File that takes lines now; `None` before the first write and between two files.
     open: Option<OpenFile>,
     /// Finished files with their sizes, oldest first.
     older: VecDeque<(PathBuf, u64)>,
@@ -39,9 +48,13 @@ pub(super) struct RecordFiles {
     settings: BTreeSet<u64>,
 }
 
+/// The file that takes lines now.
 struct OpenFile {
+    /// Handle, positioned at the end of the last whole line.
     file: File,
+    /// Name of the file, for errors and for its removal later.
     path: PathBuf,
+    /// Bytes of the whole lines in the file.
     bytes: u64,
 }
 
@@ -119,6 +132,11 @@ impl RecordFiles {
     }
 
     /// Removes the oldest files until a whole new file has room, and begins the file.
+    ///
+    /// Returns the number of files that were removed.
+    ///
+    /// # Errors
+    /// Another router holds the folder, or the folder or a file cannot be made, read or removed.
     fn begin(&mut self) -> Result<u64, String> {
         if self.lock.is_none() {
             self.lock = Some(lock(&self.dir)?);
@@ -141,6 +159,8 @@ impl RecordFiles {
             }
             self.older_bytes -= bytes;
         }
+        // Two files of one second differ by their numbers. A name that exists, from an earlier run,
+        // is passed over.
         loop {
             let time = Utc::now().format("%Y%m%dT%H%M%SZ");
             let path = self
@@ -184,6 +204,11 @@ impl RecordFiles {
 }
 
 /// Makes the folder where it is missing, and locks it.
+///
+/// The kernel releases the lock when the process ends, so a crash leaves no stale lock.
+///
+/// # Errors
+/// Another router holds the lock, or the folder cannot be made.
 fn lock(dir: &Path) -> Result<File, String> {
     let made = DirBuilder::new().mode(DIR_MODE).create(dir);
     if let Err(error) = made

@@ -1,4 +1,7 @@
 //! Records on their way to the writer thread: a list with limits, which is emptied in one step.
+//!
+//! Every request takes the lock once, for a push. The writer swaps the whole list out, so it never
+//! holds the lock while it works.
 
 use parking_lot::Mutex;
 
@@ -13,21 +16,27 @@ const MAX_BLOCKS: usize = 4 << 20;
 
 /// Records that wait for the writer.
 pub(super) struct Inbox {
+    /// Records that the writer has not taken.
     waiting: Mutex<Waiting>,
     /// State of the files, as the writer reported it last.
     state: Mutex<PartState>,
+    /// Counters of the records, which inbox and writer share.
     pub metrics: RecordMetrics,
 }
 
+/// The list behind the lock.
 #[derive(Default)]
 struct Waiting {
+    /// Records in the order of their ends; at most [`MAX_RECORDS`].
     records: Vec<Record>,
     /// Block hashes in `records`.
     blocks: usize,
+    /// The service stops. Further records are dropped and counted.
     is_closed: bool,
 }
 
 impl Inbox {
+    /// An empty inbox whose files count as writable until a write fails.
     pub fn new(metrics: RecordMetrics) -> Self {
         Self {
             waiting: Mutex::default(),
@@ -42,6 +51,8 @@ impl Inbox {
     }
 
     /// Adds a record, or drops and counts it beyond a limit. Returns whether the list is so full that the writer should begin now.
+    ///
+    /// The signal comes once per filling: only the record that crosses the half wakes the writer.
     pub fn put(&self, record: Record) -> bool {
         let mut waiting = self.waiting.lock();
         let blocks = waiting.blocks + record.blocks();

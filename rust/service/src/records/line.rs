@@ -1,4 +1,7 @@
 //! The two kinds of lines in a file of decision records: a request, and the settings that its version number names.
+//!
+//! `docs/reference/records.md` describes every field for readers. A field that a schema version has
+//! keeps its name and its unit.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,9 +28,13 @@ const NAME_BITS: u32 = 53;
 /// Settings in force at a decision. The version counts the changes since the router started.
 #[derive(Serialize)]
 pub(super) struct Settings {
+    /// [`SETTINGS_SCHEMA`].
     schema: &'static str,
+    /// Number of the settings, from 1; every record names one.
     pub version: u64,
+    /// Id of the router, as in its metrics.
     router_id: String,
+    /// Policy and queue.
     #[serde(flatten)]
     routing: Routing,
 }
@@ -59,7 +66,9 @@ pub(crate) struct Facts<'a> {
     pub request_id: Option<&'a str>,
     /// When the whole request had arrived.
     pub started: Instant,
+    /// Model that the request asked for.
     pub model: &'a Model,
+    /// The prompt, of which the record keeps hashes and lengths.
     pub prompt: &'a Prompt,
     /// Regime of the fleet; `None` when the control plane reports none.
     pub regime: Option<&'static str>,
@@ -67,42 +76,71 @@ pub(crate) struct Facts<'a> {
 
 /// One request, as its line will say it.
 pub(crate) struct Record {
+    /// Id of the request; `None` for a door without ids.
     request_id: Option<String>,
+    /// Arrival of the whole request, in seconds since 1970.
     arrived_s: f64,
+    /// Name of the model, shared with its pools.
     model: Arc<str>,
+    /// Tokens per block.
     block_size: u32,
+    /// Tokens of the prompt.
     input_tokens: u32,
+    /// The length is a guess, and there are no blocks.
     is_estimated: bool,
+    /// Tokens of the answer that the client expects.
     expected_output_tokens: Option<u32>,
+    /// The client asked for a stream.
     is_streamed: bool,
+    /// Sequence hashes of the full blocks. The writer replaces them by names under a secret key.
     sequence: Vec<SequenceHash>,
+    /// Tenant of the request; written as a name under a secret key.
     tenant: Option<String>,
+    /// Priority as the client asked for it.
     priority: i32,
+    /// Deadline of the first token after the arrival, in milliseconds.
     deadline_ms: Option<u64>,
+    /// Regime of the fleet at the arrival.
     regime: Option<&'static str>,
+    /// Settings in force at the arrival.
     pub(super) settings: Arc<Settings>,
+    /// Seconds in the queue, over all legs.
     queued_s: f64,
+    /// Reason of the abstention; `None` for a placed request.
     abstained: Option<&'static str>,
+    /// Placements in order, retries included.
     legs: Vec<LegRecord>,
+    /// Outcome; the default until the request ends.
     pub(super) outcome: ReceiptOutcome,
 }
 
 /// One placement: the chosen worker with the parts of its cost, and how far the next worker was.
 #[derive(Serialize)]
 struct LegRecord {
+    /// Role of the pool.
     role: Role,
+    /// Chosen worker.
     worker: WorkerId,
+    /// Cost of the chosen worker, in the unit of the policy.
     cost: f64,
+    /// Cost of the cheapest other candidate minus `cost`; `None` without another candidate.
     margin: Option<f64>,
+    /// Parts of the cost by name; empty for a policy without parts.
     parts: Parts,
+    /// Number of candidates.
     candidates: usize,
+    /// Leading blocks that the index listed for the worker.
     overlap_blocks: u32,
+    /// Seconds in the queue.
     waited_s: f64,
+    /// What ended the wait.
     cause: &'static str,
+    /// Placement without a wait; `None` for a request that did not wait.
     at_once: Option<AtOnce>,
 }
 
 impl Record {
+    /// O(blocks), for the copy of the hashes.
     pub(super) fn new(facts: &Facts<'_>, arrived_s: f64, settings: Arc<Settings>) -> Self {
         let Facts {
             request_id,
@@ -171,11 +209,14 @@ impl Record {
 
 /// Keys under which a line names blocks and tenants.
 pub(super) struct NameKeys {
+    /// Key of block names.
     blocks: HashKey,
+    /// Key of tenant names. Two keys keep a tenant's name from being compared with a block's.
     tenants: HashKey,
 }
 
 impl NameKeys {
+    /// Keys for blocks and tenants, both derived from one secret.
     pub fn new(key: &HashKey) -> Self {
         Self {
             blocks: key.derive("block ids of records"),
@@ -188,11 +229,13 @@ impl NameKeys {
         self.blocks.pseudonym(&hash.0.to_le_bytes()) >> (u64::BITS - NAME_BITS)
     }
 
+    /// Name of a tenant.
     fn tenant(&self, name: &str) -> u64 {
         self.tenants.pseudonym(name.as_bytes()) >> (u64::BITS - NAME_BITS)
     }
 }
 
+/// A record in the order and with the names of its JSON.
 #[derive(Serialize)]
 struct Line<'a> {
     schema: &'static str,
@@ -217,6 +260,7 @@ struct Line<'a> {
     outcome: &'a ReceiptOutcome,
 }
 
+/// Block names, computed while they are written, without a list in memory.
 struct BlockIds<'a> {
     keys: &'a NameKeys,
     sequence: &'a [SequenceHash],
@@ -267,6 +311,7 @@ pub(super) fn write_settings(line: &mut Vec<u8>, settings: &Settings) {
     write_line(line, settings);
 }
 
+/// Appends one JSON object and a line feed.
 fn write_line(line: &mut Vec<u8>, value: &impl Serialize) {
     serde_json::to_writer(&mut *line, value).expect("plain values must serialise");
     line.push(b'\n');

@@ -16,6 +16,7 @@ pub(super) enum Loss {
 }
 
 impl Loss {
+    /// Every cause, so that each series exists before its first loss.
     const ALL: [Self; 3] = [Self::QueueFull, Self::WriteFailed, Self::TooLarge];
 
     /// Value of the `reason` label.
@@ -30,15 +31,20 @@ impl Loss {
 
 /// Counters and gauges of the decision records.
 pub(super) struct RecordMetrics {
+    /// Records that reached a file.
     pub written: IntCounter,
+    /// Records that were dropped, by cause.
     lost: IntCounterVec,
+    /// Size of all files of the folder, in bytes.
     pub bytes: IntGauge,
+    /// Files removed to keep the limit.
     pub removed: IntCounter,
     /// 1 while files can be written.
     pub writable: IntGauge,
 }
 
 impl RecordMetrics {
+    /// Registers the metrics.
     pub fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         let metrics = Self {
             written: builder.counter("records_written_total", "Decision records written to a file")?,

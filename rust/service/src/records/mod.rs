@@ -36,11 +36,15 @@ use crate::{Clock, ServiceError};
 
 /// Takes the records of ended requests and has them written.
 pub(crate) struct Recorder {
+    /// Records that wait for the writer.
     inbox: Arc<Inbox>,
+    /// Settings in force, with their version. A record keeps the version of its arrival.
     settings: Mutex<Arc<Settings>>,
     /// Unix time at the origin of the service's clock, in seconds. Arrivals then keep their distances when the system's time is set.
     origin_s: f64,
+    /// Clock of the arrivals.
     clock: Clock,
+    /// The writer thread.
     writer: Writer,
 }
 

@@ -1,4 +1,8 @@
 //! The thread that writes decision records.
+//!
+//! A thread of its own, because a disk may hang for seconds. Bounds: one batch of the inbox and 256
+//! KiB of lines. After a failed write, records are dropped until the pause is over, so a full disk
+//! costs no CPU time.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -29,6 +33,7 @@ const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// The running writer thread.
 pub(super) struct Writer {
+    /// Handle that wakes the thread.
     thread: Thread,
     /// Hangs up when the thread ends.
     ended: Mutex<Receiver<()>>,
@@ -36,6 +41,9 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`ServiceError::Io`] when the operating system gives no thread.
     pub fn start(options: &RecordOptions, key: HashKey, inbox: Arc<Inbox>) -> Result<Self, ServiceError> {
         let files = RecordFiles::new(options);
         let (running, ended) = channel();
@@ -74,20 +82,26 @@ impl Writer {
 
 /// What the thread holds between two batches.
 struct Work {
+    /// Files of the folder.
     files: RecordFiles,
+    /// Keys of the names in the lines.
     keys: NameKeys,
+    /// Source of the records.
     inbox: Arc<Inbox>,
+    /// Buffer that the inbox gets in exchange for its list; empty between two steps.
     batch: Vec<super::Record>,
     /// Lines that are not written yet.
     lines: Vec<u8>,
     /// Records in `lines`.
     records: u64,
+    /// Pause after the next failed write.
     pause: Duration,
     /// End of the pause after a failed write; `None` while writing works.
     resume_at: Option<Instant>,
 }
 
 impl Work {
+    /// Work without records.
     fn new(files: RecordFiles, keys: NameKeys, inbox: Arc<Inbox>) -> Self {
         Self {
             files,
@@ -147,6 +161,7 @@ impl Work {
         }
     }
 
+    /// Writes the collected lines. A failure drops them, counts their records and starts a pause.
     fn write_lines(&mut self) {
         if self.lines.is_empty() {
             return;

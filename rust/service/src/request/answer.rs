@@ -2,6 +2,9 @@
 //!
 //! The door reports each piece and the end. The first piece ends the prefill of the booking, the end releases it, and curves, outcomes,
 //! receipts and shadows take the times. O(1) per piece.
+//!
+//! An answer that ends without [`Answer::finished`], for example because its task was dropped,
+//! releases its booking and teaches nothing.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,15 +34,21 @@ pub struct Usage {
 
 /// The answer to one request. The door reports each piece and then the end.
 pub struct Answer {
+    /// Service whose metrics and outcomes the answer feeds.
     service: Arc<Service>,
     /// The booking on the workers, until the end.
     booking: Option<Booking>,
+    /// Handle of the request in the shadows; `None` when they do not simulate it.
     shadow: Option<ShadowedRequest>,
+    /// Receipt, record and trace of the request.
     trail: Trail,
     /// When the whole request had arrived.
     started: Instant,
+    /// Times of the pieces; `None` before the first.
     pieces: Option<PieceTimes>,
+    /// Histograms of the model, looked up once.
     histograms: StreamHistograms,
+    /// Bins of the model for the live page.
     latency: Arc<StreamLatency>,
     /// Whether the client asked for a stream.
     is_streamed: bool,
@@ -53,15 +62,19 @@ pub struct Answer {
     reached_tokens: Option<u32>,
 }
 
+/// Times of the pieces of an answer.
 #[derive(Clone, Copy)]
 struct PieceTimes {
+    /// Time of the first piece.
     first: Instant,
+    /// Time of the latest piece.
     last: Instant,
     /// Pieces so far, at least 1.
     count: u32,
 }
 
 impl Answer {
+    /// An answer without a piece.
     pub(super) fn new(request: ActiveRequest, status: u16) -> Self {
         let ActiveRequest {
             service,
@@ -106,6 +119,9 @@ impl Answer {
     }
 
     /// A token of the first choice arrived at `now`, or a piece of an answer that is no stream.
+    ///
+    /// The first piece of a stream ends the prefill of the booking. A refusal's pieces are no
+    /// tokens and change nothing.
     pub fn piece(&mut self, now: Instant) {
         if !self.is_success() {
             return;
@@ -160,6 +176,9 @@ impl Answer {
     }
 
     /// The answer is complete. The workers' curves learn from `usage` when the booking is released.
+    ///
+    /// A mean time between tokens is known only for a streamed answer of at least two tokens. An
+    /// answer with an error status counts as a refusal.
     pub fn finished(mut self, usage: Usage) {
         if !self.is_success() {
             self.refused();
@@ -217,6 +236,7 @@ impl Answer {
         self.trail.ended(outcome);
     }
 
+    /// The parts of an outcome that every end has.
     fn receipt_outcome(&self, how: &'static str) -> ReceiptOutcome {
         let first = self.pieces.map(|pieces| pieces.first);
         ReceiptOutcome {

@@ -1,4 +1,7 @@
 //! Decisions for a door that sends no request itself: choose without a booking, book a worker that was chosen before, book by hashes.
+//!
+//! The doors are the endpoint picker and the selection service. Their caller sends the request and
+//! reports its progress itself.
 
 use wardrop_core::{
     Candidate, Decision, Error, LocalHash, RouteRequest, SequenceHash, WorkerId, sequence_hashes,
@@ -44,6 +47,9 @@ impl Service {
     }
 
     /// Chooses a worker at once and, with `is_booked`, books it in the same step. O(prompt blocks + workers).
+    ///
+    /// In a split, the choice is made among the workers of the first role. Every candidate is
+    /// explained, which costs O(workers) more than a pinned request.
     ///
     /// # Errors
     /// Why no worker was chosen.
@@ -112,6 +118,8 @@ impl Service {
     /// Books a worker that the caller names; `None` when the model has no such worker.
     ///
     /// The caller reports the first token itself, whether or not the answer is a stream.
+    ///
+    /// No policy is asked, and no decision is counted.
     pub fn book_on(&self, prepared: &Prepared, worker: WorkerId) -> Option<Booking> {
         self.book_as(prepared, worker, false)
     }

@@ -5,6 +5,9 @@
 //! ```
 //!
 //! Dropping an [`ActiveRequest`] or an [`Answer`] at any point releases its bookings.
+//!
+//! Cost beside the decision itself: one arrival in each of outcomes, shadows and records, where
+//! they are on. The memory of a request is its prompt's hashes, which its body's limit bounds.
 
 mod answer;
 mod choose;
@@ -37,13 +40,19 @@ use crate::spans::RequestTrace;
 
 /// A prepared request, from its decision to the beginning of its answer.
 pub struct ActiveRequest {
+    /// Service that the request belongs to.
     service: Arc<Service>,
+    /// Model and prompt.
     prepared: Prepared,
     /// When the whole request had arrived.
     started: Instant,
+    /// Booking of the workers; `None` before the decision, after an abstention, and once taken.
     booking: Option<Booking>,
+    /// Seconds in the queue; `None` for a request that met no queue.
     waited_s: Option<f64>,
+    /// Handle of the request in the shadows; `None` when they do not simulate it.
     shadow: Option<ShadowedRequest>,
+    /// Receipt, record and trace of the request.
     trail: Trail,
 }
 
@@ -105,6 +114,8 @@ impl ActiveRequest {
 
     /// Chooses and books the request's workers; where a pool has a queue, the request waits there for room.
     ///
+    /// Call it once per request. Dropping the future removes the request from the queue.
+    ///
     /// # Errors
     /// Why there is no booking. After [`Unplaced::Abstain`] the door forwards the request without a pin.
     pub async fn place(&mut self, hints: &PlaceHints<'_>) -> Result<(), Unplaced> {
@@ -137,6 +148,9 @@ impl ActiveRequest {
     }
 
     /// Chooses and books the workers once more, without a wait, after a worker went silent.
+    ///
+    /// The old booking is released first, so the request's own load does not count against a
+    /// worker.
     pub fn place_again(&mut self) {
         drop(self.booking.take());
         if let Ok(booking) = self.service.place_now(&self.prepared) {
@@ -216,6 +230,7 @@ impl ActiveRequest {
         Answer::new(self, status)
     }
 
+    /// Keeps a booking and hands its explanation to the receipt.
     fn take_over(&mut self, mut booking: Booking) {
         self.trail.placed(&mut booking);
         self.booking = Some(booking);

@@ -2,6 +2,9 @@
 //!
 //! A pool's router matches, prices, picks and books in one step under its lock. In a split the prefill leg comes first, then the decode
 //! leg. O(prompt blocks + workers) per leg.
+//!
+//! A wait in a queue is bounded by the queue's own limit and a margin of one second; a longer wait
+//! ends without a worker. Retries never wait: a client has waited once already.
 
 use std::time::{Duration, Instant};
 
@@ -76,9 +79,14 @@ pub type Allowed<'a> = Option<&'a [WorkerId]>;
 
 /// How a request meets the queues of its pools.
 struct Queueing {
+    /// Account and weight in the fair queue.
     tenant: TenantWeight,
+    /// Levels above the usual priority, within ±[`PRIORITY_LIMIT`].
     priority: i32,
+    /// Time on the service's clock after which the first token is useless.
     deadline_s: Option<f64>,
+    /// Bytes that the door keeps while the request waits; they count against the queue's limit of
+    /// bytes.
     body_bytes: u64,
 }
 
@@ -95,6 +103,8 @@ impl Service {
     ) -> Result<Placed, Unplaced> {
         let roles = prepared.model.roles();
         let first = prepared.model.pool(roles[0]);
+        // A pool without workers would keep the request waiting for its full limit, so it is not
+        // queued.
         if first.longest_wait_s().is_none() || first.size() == 0 {
             let booking = self
                 .place_among(prepared, hints.allowed)
@@ -192,6 +202,7 @@ impl Service {
         Some(booking)
     }
 
+    /// The decision's view of a prompt, with its candidates only where something explains them.
     fn route_request<'a>(&self, prepared: &'a Prepared, id: RequestId) -> RouteRequest<'a> {
         let prompt = &prepared.prompt;
         RouteRequest {
@@ -206,6 +217,11 @@ impl Service {
         }
     }
 
+    /// Chooses and books one worker of one pool at once, and times the stages.
+    ///
+    /// # Errors
+    /// [`Abstention::NoWorker`] without a candidate, [`Abstention::RouterRefused`] for any other
+    /// refusal.
     fn place_leg(
         &self,
         prepared: &Prepared,
@@ -255,6 +271,12 @@ impl Service {
     }
 
     /// Waits for a worker of one pool and books it.
+    ///
+    /// Dropping the future takes the request out of the queue. A booking that was made meanwhile is
+    /// released.
+    ///
+    /// # Errors
+    /// A refusal of the queue, or an abstention when no worker came within the longest wait.
     async fn wait_for_leg(
         &self,
         prepared: &Prepared,
@@ -385,6 +407,7 @@ impl Service {
         Unplaced::Refuse(refusal)
     }
 
+    /// Counts the placement of every leg.
     fn count(&self, booking: Booking) -> Booking {
         for leg in booking.legs() {
             let labels = [&*leg.pool.model, leg.pool.role.name()];
@@ -396,6 +419,8 @@ impl Service {
 
 /// A leg that a queue placed.
 struct WaitedLeg {
+    /// The booked leg.
     leg: Leg,
+    /// Seconds that the request waited for this leg.
     waited_s: f64,
 }

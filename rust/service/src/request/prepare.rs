@@ -20,7 +20,10 @@ const MAX_GUESSED_TOKENS: u64 = 1 << 20;
 
 /// A prompt with the model that it is for.
 pub struct Prepared {
+    /// The model at the time of the request. A later change of the model does not reach the
+    /// request.
     pub(crate) model: Arc<Model>,
+    /// Tokens and hashes, or a guess of the length.
     pub(crate) prompt: Prompt,
 }
 
@@ -72,6 +75,8 @@ impl Service {
 
     /// Hashes the blocks of a prompt whose token ids the door knows. O(tokens).
     ///
+    /// The name may be an adapter's; the adapter then enters every block hash.
+    ///
     /// # Errors
     /// [`Abstention::UnknownModel`] for a name that is not registered.
     pub fn prepare_tokens(
@@ -93,6 +98,9 @@ impl Service {
     /// A request whose prompt cannot be known, for a door that has no other router: it is placed by load alone.
     ///
     /// The length of the prompt is guessed from the length of the body. `None` when the body names no registered model.
+    ///
+    /// The guess takes four bytes for a token and stays within the context, so that a large body
+    /// cannot book absurd load.
     pub fn prepare_by_load(&self, bytes: &Bytes) -> Option<Prepared> {
         let body = RequestBody::parse(bytes).ok()?;
         let name = text(body.model)?;
@@ -105,6 +113,9 @@ impl Service {
     }
 
     /// Hashes the blocks of a prompt that the door prepared itself. O(tokens).
+    ///
+    /// Unlike [`Service::prepare_tokens`] it takes the adapter from the caller, which names the
+    /// model itself.
     ///
     /// # Errors
     /// [`Abstention::UnknownModel`] for a name that is not registered, [`Abstention::TooLong`] above 2³² − 1 tokens.
@@ -120,6 +131,10 @@ impl Service {
         Ok(self.observe(Prepared { model, prompt }))
     }
 
+    /// Reads a body on the calling thread.
+    ///
+    /// # Errors
+    /// Why the engine's own router has to choose.
     fn read_prompt(
         &self,
         endpoint: Endpoint,
@@ -137,6 +152,7 @@ impl Service {
         Ok(Prepared { model, prompt })
     }
 
+    /// Records the times of the stages and the tokens of the prompt.
     fn observe(&self, prepared: Prepared) -> Prepared {
         let seconds = |ns: u64| ns as f64 / 1e9;
         let stages = &self.metrics.stages;

@@ -1,6 +1,9 @@
 //! The service's background thread: the event loop of feeds, sweeps over the pools, and comparisons of token ids.
 //!
 //! No request runs on this thread. A sweep costs O(workers + bookings).
+//!
+//! Two threads: one for the event loop, and one for windows of the price of anarchy, which take too
+//! long for the loop. Who starts it: [`Service::new`]; [`Service::stop`] ends both.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,13 +28,19 @@ const SWEEP_EVERY: Duration = Duration::from_millis(200);
 
 /// The running background thread.
 pub(super) struct Background {
+    /// Event loop of the thread.
     runtime: Handle,
+    /// Signal that ends the loop.
     stop: watch::Sender<bool>,
+    /// The thread, until a stop joins it.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Background {
     /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`ServiceError::Io`] when the operating system gives no thread or no event loop.
     pub fn start(models: Arc<Models>, metrics: Arc<Metrics>, clock: Clock) -> Result<Self, ServiceError> {
         let io = |source| ServiceError::Io {
             what: "starting the background thread".into(),
@@ -81,6 +90,9 @@ impl Background {
     }
 
     /// Ends the thread. A second call does nothing.
+    ///
+    /// Tasks of feeds are dropped with the loop; a window that is being solved ends on its own
+    /// thread.
     pub fn stop(&self) {
         let _ = self.stop.send(true);
         if let Some(thread) = self.thread.lock().take() {
@@ -89,6 +101,8 @@ impl Background {
     }
 }
 
+/// Reviews every pool: silent workers, expired bookings, suspect blocks, and requests that waited
+/// long enough.
 fn sweep_pools(models: &Models, metrics: &Metrics, clock: Clock) {
     let now_s = clock.now_s();
     for model in models.all() {
@@ -99,6 +113,7 @@ fn sweep_pools(models: &Models, metrics: &Metrics, clock: Clock) {
     }
 }
 
+/// Solves the windows of every pool, within each pool's own budget of CPU time.
 fn solve_anarchy(models: &Models, clock: Clock) {
     for model in models.all() {
         for pool in model.pools() {
@@ -110,6 +125,8 @@ fn solve_anarchy(models: &Models, clock: Clock) {
 impl Service {
     /// Compares the token ids of a model with those of the engine's frontend, in the background and as long as the model has these
     /// files. Token ids are handed over only while no comparison showed a difference.
+    ///
+    /// The task ends when the prompter is dropped: with the model, or with a change of its files.
     pub fn check_template(&self, model: &Model, source: impl TokenIdSource) {
         let Some(prompter) = &model.prompter else { return };
         let log = ModelLog {
@@ -145,7 +162,9 @@ impl Service {
 
 /// Where the comparisons of a model's token ids are reported.
 struct ModelLog {
+    /// Place of the latest report, which the model shares.
     report: Arc<Mutex<Option<HandoverReport>>>,
+    /// Counter of differences.
     metrics: Arc<Metrics>,
 }
 

@@ -1,4 +1,7 @@
 //! The calls by which a control plane reads and changes the running service. Every call is short and off the path of requests.
+//!
+//! Values come and go as JSON, because the caller is another language. Every list has a limit, and
+//! a call that is refused changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -43,6 +46,9 @@ impl Service {
     /// Changes policy or queue of every pool, present and future, all or nothing; returns what is in force then. Requests that
     /// wait stay; when the queue is taken away they are placed at once.
     ///
+    /// The new settings are validated as a whole before the first pool changes, and the lock keeps
+    /// a new model from missing them.
+    ///
     /// # Errors
     /// What is wrong with the change; nothing has changed then.
     pub fn set_routing(&self, change_json: &str) -> Result<String, ServiceError> {
@@ -80,6 +86,8 @@ impl Service {
     }
 
     /// The reports of the shadows of every model, as JSON; `None` when there are no shadows.
+    ///
+    /// The reports are at most one second old.
     pub fn shadows(&self) -> Option<String> {
         let shadows = self.shadows.as_ref()?;
         Some(json(&*shadows.reports()))
@@ -96,6 +104,8 @@ impl Service {
     }
 
     /// Replaces the blocks of workers for which [`Service::begin_dump`] began a dump. Returns the number of the workers.
+    ///
+    /// Workers whose live events had a gap keep their blocks and need another dump.
     ///
     /// # Errors
     /// An unknown model or role, or JSON that is no list of events.
@@ -216,6 +226,7 @@ impl Service {
         self.receipts.find(request_id)
     }
 
+    /// What `read` finds in every pool that has it, by model name and role.
     pub(super) fn pools<T>(&self, read: impl Fn(&WorkerPool) -> Option<T>) -> Vec<T> {
         let models = self.models.all();
         let pools = models.iter().flat_map(|model| model.pools());
@@ -223,6 +234,7 @@ impl Service {
     }
 }
 
+/// JSON of a plain value; its types have no map with other keys than text, so it cannot fail.
 pub(super) fn json(value: &(impl Serialize + ?Sized)) -> String {
     serde_json::to_string(value).expect("plain values must serialise")
 }

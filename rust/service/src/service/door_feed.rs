@@ -19,8 +19,11 @@ use crate::pool::{EventSource, Role, WorkerPool};
 
 /// Entry for the feeds of one pool.
 pub struct DoorFeed {
+    /// Service whose pool takes the events.
     service: Arc<Service>,
+    /// Name of the model. It is looked up for each message, since a model may be registered anew.
     model: String,
+    /// Role of the pool.
     role: Role,
 }
 
@@ -37,6 +40,8 @@ impl Service {
 
 impl DoorFeed {
     /// Takes the payload of one `kv-events` message. A refused payload is counted.
+    ///
+    /// Events for a model that is not registered are dropped: its workers have no index yet.
     pub fn kv_events(&self, publisher_id: u64, payload: &[u8]) {
         let Some(pool) = self.pool() else { return };
         let decoded = match decode_kv_events(payload) {
@@ -64,6 +69,8 @@ impl DoorFeed {
     }
 
     /// Records that events may be lost: the blocks of every worker are suspect until a dump replaces them.
+    ///
+    /// A door reads one event plane for all workers, so a loss may concern any of them.
     pub fn interrupted(&self) {
         if let Some(pool) = self.pool() {
             pool.feed_interrupted(None, None);
@@ -105,11 +112,13 @@ impl DoorFeed {
         Ok(counts.is_some())
     }
 
+    /// The present pool; `None` while the model is not registered.
     fn pool(&self) -> Option<Arc<WorkerPool>> {
         let (model, _) = self.service.models.find(&self.model)?;
         Some(model.pool(self.role).clone())
     }
 
+    /// Counts a refused payload by its reason.
     fn count_malformed(&self, malformed: Malformed) {
         self.service
             .metrics

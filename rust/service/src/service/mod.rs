@@ -2,6 +2,10 @@
 //!
 //! A control plane calls [`Service`] to register models and workers and to follow feeds; a door calls it for every request. Control calls
 //! are short: slow work happens on the service's own threads.
+//!
+//! Threads: two of [`background`], those of the prompt pool, and one each for shadows, records and
+//! spans where they are on. All of them end with [`Service::stop`], which dropping the service
+//! calls.
 
 mod background;
 mod control;
@@ -66,11 +70,15 @@ pub struct Service {
     pub(crate) clock: Clock,
     /// Threads that turn long prompts into tokens.
     pub(crate) prompts: PromptPool,
+    /// Next number of a request, from 1; unique over the life of the service.
     next_request: AtomicU64,
     /// Parts of the control plane by name, as it reported them last.
     parts: Mutex<BTreeMap<String, PartState>>,
+    /// Feeds that are followed.
     feeds: Feeds,
+    /// Background thread.
     background: Background,
+    /// Thread of the shadows, until a stop ends it.
     shadow_thread: Mutex<Option<ShadowThread>>,
 }
 
@@ -141,6 +149,9 @@ impl Service {
     /// Registers a model, or changes a registered one. Returns the model when its template is new and has to be checked against the
     /// engine's frontend, see [`Service::check_template`].
     ///
+    /// It reads files and may take seconds, so the control plane calls it on a thread that may
+    /// block.
+    ///
     /// # Errors
     /// [`ServiceError::Config`] for JSON that is no model. A tokeniser or template that cannot be read is no error: the model is
     /// registered, its prompts are routed by load, and its report names the problem. [`ServiceError::Limit`] for one model too many.
@@ -155,6 +166,7 @@ impl Service {
         Ok(Some(model).filter(|_| is_new && self.config.prompt.handover))
     }
 
+    /// Checks the limits on models, and counts a refusal.
     fn admit_model(&self, spec: &ModelSpec) -> Result<(), ServiceError> {
         let admitted = self.models.admit(spec);
         if admitted.is_err() {
@@ -173,6 +185,8 @@ impl Service {
 
     /// Adds a worker instance, or takes over new figures of a registered one.
     ///
+    /// A known instance keeps its blocks, load and health.
+    ///
     /// # Errors
     /// [`ServiceError::Config`] for JSON that is no worker, [`ServiceError::UnknownModel`] when the model is not registered.
     pub fn upsert_worker(&self, json: &str) -> Result<(), ServiceError> {
@@ -181,6 +195,8 @@ impl Service {
     }
 
     /// Forgets a worker instance; whether it was known.
+    ///
+    /// Its feeds stay followed until the control plane unsubscribes them.
     ///
     /// # Errors
     /// [`ServiceError::UnknownModel`] when the model is not registered, [`ServiceError::Config`] for an unknown role.
@@ -215,6 +231,8 @@ impl Service {
     }
 
     /// The metrics page in Prometheus' text format, with the workers' state of this moment.
+    ///
+    /// O(models × workers).
     pub fn render_metrics(&self) -> String {
         if let Some(shadows) = &self.shadows {
             shadows.update_metrics();
@@ -260,6 +278,8 @@ impl Service {
     }
 
     /// Ends the background threads. A second call does nothing.
+    ///
+    /// Records and spans of requests that end after this call are dropped and counted.
     pub fn stop(&self) {
         drop(self.shadow_thread.lock().take());
         self.background.stop();
@@ -271,6 +291,10 @@ impl Service {
         }
     }
 
+    /// The registered model of a name.
+    ///
+    /// # Errors
+    /// [`ServiceError::UnknownModel`].
     fn model(&self, name: &str) -> Result<Arc<Model>, ServiceError> {
         let found = self.models.find(name);
         found
@@ -285,10 +309,18 @@ impl Drop for Service {
     }
 }
 
+/// Reads JSON of a control call.
+///
+/// # Errors
+/// [`ServiceError::Config`] with what was expected and where the text differs.
 fn parse<'a, T: serde::Deserialize<'a>>(what: &str, json: &'a str) -> Result<T, ServiceError> {
     serde_json::from_str(json).map_err(|e| ServiceError::Config(format!("not a {what}: {e}")))
 }
 
+/// Reads the name of a role.
+///
+/// # Errors
+/// [`ServiceError::Config`] with the accepted names.
 fn parse_role(role: &str) -> Result<Role, ServiceError> {
     let known = Role::ALL.into_iter().find(|known| known.name() == role);
     known.ok_or_else(|| {

@@ -2,6 +2,8 @@
 //!
 //! A status report has every field of every worker, for programs. An observation has the fields of a tile, the price of anarchy,
 //! and counts of latencies since the start. The reader takes differences. O(workers).
+//!
+//! A field with the name of a field of [`WorkerReport`] has its meaning and its unit.
 
 use std::collections::HashMap;
 
@@ -22,13 +24,16 @@ const STEP_SEQUENCES: f64 = 8.0;
 /// KV tokens of that decode step: 1,024 for each sequence.
 const STEP_KV_TOKENS: f64 = STEP_SEQUENCES * 1_024.0;
 
+/// All figures of one moment.
 #[derive(Serialize)]
 struct Observation {
     /// Seconds on the service's monotonic clock.
     now_s: f64,
+    /// Every model, by name.
     models: Vec<ModelObservation>,
 }
 
+/// Figures of one model.
 #[derive(Serialize)]
 struct ModelObservation {
     name: String,
@@ -40,6 +45,7 @@ struct ModelObservation {
     pools: Vec<PoolObservation>,
 }
 
+/// Figures of one pool that has workers.
 #[derive(Serialize)]
 struct PoolObservation {
     role: Role,
@@ -49,16 +55,19 @@ struct PoolObservation {
     waiting_prefill_s: f64,
     /// `None` before the first solved window.
     anarchy: Option<AnarchyObservation>,
+    /// Workers in id order.
     workers: Vec<WorkerObservation>,
 }
 
 /// Price of anarchy of one pool, with the parts of the cost that the placements lose.
 #[derive(Serialize)]
 struct AnarchyObservation {
+    /// Loss of a decision as a ratio; 1 is optimal.
     poa: f64,
     /// Bounds of the 95 % interval; `None` with too few windows.
     low: Option<f64>,
     high: Option<f64>,
+    /// Solved windows behind the figures.
     windows: usize,
     /// Shares of the placements' cost. A share is negative where the optimum pays more of that part.
     lost_to_cache: f64,
@@ -66,6 +75,7 @@ struct AnarchyObservation {
     lost_to_split: f64,
 }
 
+/// One worker's tile.
 #[derive(Serialize)]
 struct WorkerObservation {
     /// Text, because a browser rounds a number of 64 bits.
@@ -89,6 +99,7 @@ struct WorkerObservation {
     audited_requests: u64,
     predicted_cached_tokens: u64,
     reported_cached_tokens: u64,
+    /// Learned curve; `None` for a worker without curves yet.
     curve: Option<CurveObservation>,
 }
 
@@ -116,6 +127,7 @@ impl Service {
     }
 }
 
+/// Figures of a model; pools without workers are left out.
 fn observe_model(model: &Model, now_s: f64) -> ModelObservation {
     let pools = Role::ALL.into_iter();
     ModelObservation {
@@ -129,6 +141,7 @@ fn observe_model(model: &Model, now_s: f64) -> ModelObservation {
     }
 }
 
+/// Figures of a pool; `None` without workers.
 fn observe_pool(pool: &WorkerPool, role: Role, now_s: f64) -> Option<PoolObservation> {
     let reports = pool.report(now_s);
     if reports.is_empty() {
@@ -150,6 +163,7 @@ fn observe_pool(pool: &WorkerPool, role: Role, now_s: f64) -> Option<PoolObserva
     })
 }
 
+/// Shares of the lost cost, by its parts. A total of 0 gives shares of 0.
 fn observe_anarchy(report: &AnarchyReport) -> AnarchyObservation {
     let meter = &report.meter;
     let loss = &meter.loss;

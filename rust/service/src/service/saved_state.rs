@@ -1,4 +1,7 @@
 //! The indices of all pools over a restart of the process. The control plane keeps the bytes in a file.
+//!
+//! Cost: O(blocks) for a save and for a restore. The bytes hold hashes, positions and names of
+//! models, and no text, token or key.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -99,6 +102,10 @@ impl Service {
     }
 }
 
+/// Reads the bytes of a save.
+///
+/// # Errors
+/// [`ServiceError::Config`] with the fault of the bytes.
 fn read(bytes: &[u8]) -> Result<SavedFleet, ServiceError> {
     SavedFleet::from_bytes(bytes).map_err(|error| ServiceError::Config(error.to_string()))
 }

@@ -1,4 +1,6 @@
 //! The service's part of a status report, for people and control planes.
+//!
+//! The keys of the JSON are the names of the fields. `docs/reference` describes them for readers.
 
 use std::collections::BTreeSet;
 
@@ -13,26 +15,42 @@ use crate::prompt::HandoverReport;
 /// One model in a status report.
 #[derive(Serialize)]
 pub struct ModelReport {
+    /// Name of the model.
     name: String,
+    /// Tokens per KV block.
     block_size: u32,
+    /// Longest prompt and answer together, in tokens; `None` where unknown.
     context_length: Option<u64>,
+    /// Names of adapters on the model.
     loras: Vec<String>,
+    /// A tokeniser is loaded, so text prompts are known.
     has_tokeniser: bool,
+    /// A chat template is loaded, so conversations are known.
     has_template: bool,
+    /// The settings allow handing over token ids.
     handover_enabled: bool,
     /// Result of the last comparison of token ids; `None` before the first.
     handover: Option<HandoverReport>,
+    /// Faults of the model's files, in words.
     problems: Vec<String>,
+    /// Pools with workers, by role.
     pools: Vec<PoolReport>,
 }
 
+/// One pool in a status report.
 #[derive(Serialize)]
 struct PoolReport {
+    /// Role of the workers.
     role: Role,
+    /// Workers that may be chosen.
     routable: usize,
+    /// Name of the policy in force.
     policy: String,
+    /// Open bookings.
     bookings: usize,
+    /// Blocks in the index, each counted once over all workers.
     index_blocks: u64,
+    /// Every worker, in id order.
     workers: Vec<WorkerReport>,
 }
 
@@ -65,6 +83,7 @@ impl Service {
         self.feeds.report(self.clock.now_s())
     }
 
+    /// The report of one model.
     fn model_report(&self, model: &Model, now_s: f64) -> ModelReport {
         let pool_report = |role: Role| {
             let pool = model.pool(role);

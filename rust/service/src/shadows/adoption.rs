@@ -1,4 +1,7 @@
 //! Which arms the calibrator may put in force, and which arms do harm. Pure functions of routings and reports.
+//!
+//! The guard of the control plane judges a change after it was made; these rules keep it from a
+//! change whose harm is visible before. O(1) per arm.
 
 use wardrop_core::PolicyConfig;
 use wardrop_core::control::Routing;

@@ -2,6 +2,8 @@
 //!
 //! An arrival costs its sender a copy of the prompt's block hashes and one push.
 //! A full queue drops the arrival, counts it and records its time, because the shadows must discard the affected ticks.
+//!
+//! Bounds: `shadows.max_events` events, and 8 MiB of hashes in them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -17,10 +19,15 @@ const MAX_BLOCKS: usize = 1 << 20;
 pub(super) enum Event {
     /// A request arrived.
     Arrived {
+        /// Number of the request, unique among arrivals.
         id: u64,
+        /// Name of the model.
         model: Arc<str>,
+        /// Time of the arrival, in seconds on the service's clock.
         at_s: f64,
+        /// Tokens of the prompt.
         input_tokens: u32,
+        /// Sequence hashes of the prompt's full blocks.
         hashes: Box<[u64]>,
     },
     /// The first token of a request arrived.
@@ -49,13 +56,17 @@ pub(super) enum Admission {
 /// Interval that contains all dropped arrivals, in seconds on the service's clock; `first_s <= last_s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct LostArrivals {
+    /// Time of the first dropped arrival.
     pub first_s: f64,
+    /// Time of the last dropped arrival.
     pub last_s: f64,
 }
 
 /// Sending side of the event queue.
 pub(super) struct EventQueue {
+    /// Channel to the shadow thread.
     events: SyncSender<Event>,
+    /// Number of the next arrival.
     next_id: AtomicU64,
     /// Number of block hashes in the queue.
     blocks: AtomicUsize,
@@ -66,6 +77,7 @@ pub(super) struct EventQueue {
 }
 
 impl EventQueue {
+    /// A queue for `max_events` events, with the end that the shadow thread reads.
     pub fn new(max_events: usize) -> (Self, Receiver<Event>) {
         let (events, receiver) = sync_channel(max_events);
         let queue = Self {
@@ -131,6 +143,9 @@ impl EventQueue {
     }
 
     /// Returns the interval of the arrivals dropped since the last call, and resets it.
+    ///
+    /// The two bounds are read one after the other. An arrival that is dropped in between may widen
+    /// the next interval, which spoils one more tick at most.
     pub fn take_lost(&self) -> Option<LostArrivals> {
         let first = self.lost[0].swap(f64::INFINITY.to_bits(), Ordering::Relaxed);
         let last = self.lost[1].swap(0, Ordering::Relaxed);

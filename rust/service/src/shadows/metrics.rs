@@ -8,28 +8,41 @@ use crate::metrics::MetricBuilder;
 
 /// Metrics of the shadow fleets, labelled by model and policy.
 pub(super) struct ShadowMetrics {
+    /// Requests by what the shadows did with them.
     requests: IntCounterVec,
+    /// CPU time of the shadows, in seconds.
     cpu: CounterVec,
+    /// Simulated time to first token, in seconds, by policy and statistic.
     ttft: GaugeVec,
     itl: GaugeVec,
     e2e: GaugeVec,
     reuse: GaugeVec,
     goodput: GaugeVec,
+    /// Relative difference from the policy in force; 0 is equal.
     difference: GaugeVec,
+    /// Lower end of the difference's 95 % interval.
     low: GaugeVec,
+    /// Upper end of the difference's 95 % interval.
     high: GaugeVec,
+    /// 1 when the simulated clock agrees with measurements, otherwise 0.
     trusted: GaugeVec,
+    /// Simulated over measured TTFT.
     clock: GaugeVec,
+    /// Ticks behind the figures.
     ticks: GaugeVec,
+    /// Seconds between the simulated moment and now.
     age: GaugeVec,
 }
 
+/// Label of a metric with one series per model.
 const MODEL: &[&str] = &["model"];
 const POLICY: &[&str] = &["model", "policy"];
+/// Labels of a latency: `statistic` is `mean` or `p99`.
 const POLICY_STATISTIC: &[&str] = &["model", "policy", "statistic"];
 const POLICY_FIGURE: &[&str] = &["model", "policy", "figure"];
 
 impl ShadowMetrics {
+    /// Registers the metrics, without a series.
     pub(super) fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         let of_model = |name: &str, help: &str| builder.gauges(name, help, MODEL);
         let of_policy = |name: &str, help: &str| builder.gauges(name, help, POLICY);
@@ -94,6 +107,8 @@ impl ShadowMetrics {
         self.cpu.with_label_values(&[model]).inc_by(more_s.max(0.0));
     }
 
+    /// Replaces all gauges by the figures of the reports. A model without shadows has only the
+    /// series `shadow_trusted`, with 0.
     pub(super) fn set(&self, reports: &[ModelShadowReport]) {
         for gauges in [
             &self.ttft,
@@ -132,6 +147,7 @@ impl ShadowMetrics {
         }
     }
 
+    /// Sets the figures of one arm. Goodput is left out where no limits are set.
     fn set_arm(&self, model: &str, arm: &ArmReport, has_goodput: bool) {
         let policy = arm.name.as_str();
         let set = |gauges: &GaugeVec, last: &[&str], figure: Option<Estimate>| {

@@ -35,18 +35,25 @@ use crate::metrics::MetricBuilder;
 
 /// Entry point to the shadows for the request path, the metrics page and the admin API.
 pub(crate) struct Shadows {
+    /// Options, checked at the start.
     options: ShadowOptions,
+    /// Queue to the shadow thread.
     events: Arc<EventQueue>,
     /// Receiving side of `events` until the thread takes it.
     receiver: Mutex<Option<Receiver<Event>>>,
+    /// Latest reports, replaced as a whole once a second.
     reports: Mutex<Arc<[ModelShadowReport]>>,
+    /// Metrics of all models.
     metrics: ShadowMetrics,
 }
 
 /// A request in the shadows' event queue, to which its outcome is reported.
 pub(crate) struct ShadowedRequest {
+    /// Number of the request in the event queue.
     id: u64,
+    /// Name of the model.
     model: Arc<str>,
+    /// Queue to the shadow thread.
     events: Arc<EventQueue>,
 }
 

@@ -1,6 +1,10 @@
 //! The shadows of one model: built when the model has workers, then updated with workers, curves, policy and limits.
 //!
 //! The shadow thread calls it: events in, one simulated step at a time, a report once a second.
+//!
+//! Memory: the simulated caches, at most `shadows.max_blocks` blocks over all arms; a larger fleet
+//! has no shadows. A failure of the simulation ends only the shadows of its model, and the next
+//! update builds them again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,6 +61,7 @@ pub(super) struct NewCounts {
 }
 
 impl ModelShadows {
+    /// A model whose shadows start with its first worker.
     pub fn new(model: Arc<str>) -> Self {
         Self {
             model,
@@ -122,6 +127,8 @@ impl ModelShadows {
     }
 
     /// Marks all ticks in the interval of dropped arrivals as incomplete.
+    ///
+    /// At most 1,024 ticks are marked, which bounds the work of one call.
     pub fn lost(&mut self, lost: LostArrivals, tick_s: f64) {
         let LostArrivals { first_s, last_s } = lost;
         if let Some(shadowed) = &mut self.shadowed {
@@ -141,12 +148,18 @@ impl ModelShadows {
         }
     }
 
+    /// Drops the fleets and keeps the reason for the report.
     fn broke(&mut self, error: &SimError) {
         tracing::error!(model = %self.model, %error, "the shadows failed and restart");
         self.shadowed = None;
         self.note = Some(format!("broke: {error}"));
     }
 
+    /// A change of roles or of the block size needs new fleets, since every hash and every pool
+    /// changes with them.
+    ///
+    /// # Errors
+    /// A fleet, a worker or a routing that the simulator refuses.
     fn try_follow(
         &mut self,
         model: &Model,
@@ -287,6 +300,8 @@ fn arm_routings(in_force: &Routing, options: &ShadowOptions) -> Vec<Routing> {
 }
 
 /// Limits of goodput: the configured limits, else the limits of a `toll` objective with a goodput weight.
+///
+/// `None` leaves goodput out of the report.
 fn limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
     if options.ttft_slo_s > 0.0 {
         return Some(GoodputLimits {
@@ -304,6 +319,8 @@ fn limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
 }
 
 /// Reason why this fleet can have no shadows; `None` when it can.
+///
+/// The limit counts every block of every arm, because each arm has caches of its own.
 fn unfit(
     members: &[BTreeMap<WorkerId, Member>],
     block_size: u32,

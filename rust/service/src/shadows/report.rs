@@ -1,4 +1,6 @@
 //! Report on the shadows of one model, for the metrics page and the admin API.
+//!
+//! The keys of the JSON are the names of the fields.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,7 @@
 //! The simulated fleets of one model, kept equal to the live fleet in workers, curves, policy and limits.
+//!
+//! Every change is an event in simulated time, so that arrivals before it still meet the former
+//! fleet.
 
 use std::collections::BTreeMap;
 
@@ -40,6 +43,8 @@ pub(super) struct GoodputLimits {
 }
 
 /// Engine of a worker from its reported values; unreported values are the simulator's defaults.
+///
+/// The number of blocks stays below half of the range, which the simulator's own arithmetic needs.
 pub(super) fn engine(member: &Member, block_size: u32) -> EngineSpec {
     let known = EngineSpec::default();
     let blocks = member.total_kv_blocks.filter(|blocks| *blocks > 0);
@@ -59,6 +64,8 @@ pub(super) fn engine(member: &Member, block_size: u32) -> EngineSpec {
 }
 
 /// Whether two members are the same worker, regardless of their learned curves.
+///
+/// Learned curves change all the time and need no new worker.
 fn is_same(now: &Member, before: &Member) -> bool {
     let curves = now.curves;
     Member { curves, ..*before } == *now
@@ -66,6 +73,9 @@ fn is_same(now: &Member, before: &Member) -> bool {
 
 impl Shadowed {
     /// Builds fleets with the given workers and one arm per routing.
+    ///
+    /// It starts with the first worker of each pool, because a specification needs one, and lets
+    /// the others join.
     ///
     /// # Errors
     /// A fleet or a routing that the simulator refuses.

@@ -1,4 +1,7 @@
 //! The shadow thread: it reads the event queue ten times a second and stays within its share of a core.
+//!
+//! Cost: at most `shadows.cpu_share` of a core over all models; the account of each model lets it
+//! work in bursts. A panic ends the shadows and nothing else.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,7 +40,9 @@ pub(crate) struct ShadowSources {
 
 /// Handle of the shadow thread; the thread ends on `stop` or on drop.
 pub(crate) struct ShadowThread {
+    /// Signal that ends the thread.
     stop: SyncSender<()>,
+    /// The thread, until it is joined.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -91,7 +96,9 @@ impl Drop for ShadowThread {
 
 /// CPU time of the calling thread. Without `/proc` it measures elapsed time, an upper bound.
 struct CpuClock {
+    /// Start of the measurement, for a system without `/proc`.
     since: Instant,
+    /// Reading at the last lap, in seconds.
     last_s: f64,
 }
 
@@ -115,14 +122,21 @@ impl CpuClock {
     }
 }
 
+/// State of the thread.
 struct Worker<'a> {
+    /// What the thread reads.
     sources: &'a ShadowSources,
+    /// Where it takes events and leaves reports.
     shadows: &'a Shadows,
+    /// Shadows by model.
     models: BTreeMap<Arc<str>, ModelShadows>,
+    /// CPU time of this thread.
     cpu: CpuClock,
+    /// Time of the last update from the fleet, in seconds.
     followed_s: f64,
 }
 
+/// Looks at the queue ten times a second until the stop signal comes.
 fn run(sources: &ShadowSources, events: &Receiver<Event>, stopped: &Receiver<()>) {
     let mut worker = Worker {
         sources,
@@ -137,6 +151,7 @@ fn run(sources: &ShadowSources, events: &Receiver<Event>, stopped: &Receiver<()>
 }
 
 impl Worker<'_> {
+    /// Takes events, follows the fleet once a second, and simulates as far as the account allows.
     fn look(&mut self, events: &Receiver<Event>) {
         // The bound leaves events that arrive during this loop to the next read.
         for _ in 0..self.shadows.options.max_events {
@@ -169,6 +184,7 @@ impl Worker<'_> {
         self.shadows.events.set_closed(!takes);
     }
 
+    /// Share of a core for each model; all models get the same.
     fn share(&self) -> f64 {
         self.shadows.options.cpu_share / self.models.len().max(1) as f64
     }
@@ -188,6 +204,7 @@ impl Worker<'_> {
         }
     }
 
+    /// Takes over models, workers, policy and queue. Shadows of removed models are dropped.
     fn follow(&mut self, now_s: f64) {
         let routing = self.sources.routing.lock().clone();
         let models = self.sources.models.all();
@@ -203,6 +220,7 @@ impl Worker<'_> {
         }
     }
 
+    /// Counts what happened since the last report, and replaces the reports.
     fn publish(&mut self, now_s: f64) {
         let metrics = &self.shadows.metrics;
         for model in self.models.values_mut() {

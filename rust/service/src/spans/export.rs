@@ -1,4 +1,7 @@
 //! The thread that sends spans to the collector, in OTLP over HTTP with protobuf.
+//!
+//! Bounds: 512 spans per export, 5 s for the collector's answer, pauses of 1 to 30 s after
+//! failures. Nothing here is on the path of a request.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -34,6 +37,7 @@ const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// The running export thread.
 pub(super) struct Exporter {
+    /// Handle that wakes the thread.
     thread: Thread,
     /// Hangs up when the thread ends.
     ended: Mutex<Receiver<()>>,
@@ -41,6 +45,10 @@ pub(super) struct Exporter {
 
 impl Exporter {
     /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] for an address that is no URL, [`ServiceError::Io`] when the
+    /// operating system gives no thread or event loop.
     pub fn start(options: &TracingOptions, outbox: Arc<Outbox>) -> Result<Self, ServiceError> {
         let io = |source| ServiceError::Io {
             what: "starting the thread of the spans".into(),
@@ -96,16 +104,22 @@ impl Exporter {
     }
 }
 
+/// What the thread holds between two exports.
 struct Work {
+    /// Client of the collector.
     otlp: OtlpExporter,
+    /// Event loop of the client, on this thread alone.
     runtime: Runtime,
+    /// Source of the spans.
     outbox: Arc<Outbox>,
+    /// Pause after the next failed export.
     pause: Duration,
     /// End of the pause after a failed export; `None` while the collector takes spans.
     resume_at: Option<Instant>,
 }
 
 impl Work {
+    /// Work without spans.
     fn new(otlp: OtlpExporter, runtime: Runtime, outbox: Arc<Outbox>) -> Self {
         Self {
             otlp,
@@ -138,6 +152,8 @@ impl Work {
         }
     }
 
+    /// Sends one batch. Returns whether the collector took it; a batch that failed is dropped and
+    /// counted.
     fn export(&mut self, spans: Vec<opentelemetry_sdk::trace::SpanData>, count: usize) -> bool {
         let metrics = &self.outbox.metrics;
         match self.runtime.block_on(self.otlp.export(spans)) {

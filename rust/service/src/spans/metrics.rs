@@ -14,6 +14,7 @@ pub(super) enum Loss {
 }
 
 impl Loss {
+    /// Every cause, so that each series exists before its first loss.
     const ALL: [Self; 2] = [Self::QueueFull, Self::ExportFailed];
 
     /// Value of the `reason` label.
@@ -27,11 +28,14 @@ impl Loss {
 
 /// Counters of the spans.
 pub(super) struct SpanMetrics {
+    /// Spans that the collector took.
     pub exported: IntCounter,
+    /// Spans that were dropped, by cause.
     lost: IntCounterVec,
 }
 
 impl SpanMetrics {
+    /// Registers the counters.
     pub fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         let metrics = Self {
             exported: builder.counter("spans_exported_total", "Spans that the collector took")?,

@@ -35,10 +35,15 @@ const FIRST_NAME: &str = "request";
 
 /// Makes and exports the spans of one service.
 pub(crate) struct Tracing {
+    /// Rule that chooses the requests with spans.
     sampler: Box<dyn ShouldSample>,
+    /// Generator of trace and span ids.
     ids: RandomIdGenerator,
+    /// Reader of `traceparent` and `tracestate`.
     propagator: TraceContextPropagator,
+    /// Spans that wait for the export.
     outbox: Arc<Outbox>,
+    /// Export thread.
     exporter: Exporter,
     /// System time and monotonic time of one moment, so that spans have times of both clocks.
     origin: (SystemTime, Instant),
@@ -84,6 +89,9 @@ impl Tracing {
     }
 
     /// Begins the trace of a request.
+    ///
+    /// A request without a sample has ids as well, so that the upstream's spans keep the caller's
+    /// trace. A malformed `traceparent` counts as none, as W3C Trace Context demands.
     pub fn begin(self: &Arc<Self>, start: &TraceStart<'_>) -> Arc<RequestTrace> {
         let headers = CallerHeaders {
             traceparent: start.traceparent,
@@ -118,6 +126,7 @@ impl Tracing {
     }
 }
 
+/// The sampler that the options name.
 fn sampler(options: &TracingOptions) -> Box<dyn ShouldSample> {
     let ratio = Sampler::TraceIdRatioBased(options.ratio);
     Box::new(match options.sampler {

@@ -13,17 +13,23 @@ const EARLY_SPANS: usize = 1024;
 
 /// Spans that wait for the export thread.
 pub(super) struct Outbox {
+    /// Spans that the export thread has not taken.
     waiting: Mutex<Waiting>,
+    /// Counters of the spans.
     pub metrics: SpanMetrics,
 }
 
+/// The list behind the lock.
 #[derive(Default)]
 struct Waiting {
+    /// Spans, oldest first; at most [`MAX_SPANS`].
     spans: Vec<SpanData>,
+    /// The service stops. Further spans are dropped and counted.
     is_closed: bool,
 }
 
 impl Outbox {
+    /// An empty outbox with its counters.
     pub fn new(builder: &MetricBuilder) -> Result<Self, prometheus::Error> {
         Ok(Self {
             waiting: Mutex::default(),

@@ -1,4 +1,8 @@
 //! The trace of one request: its server span and the span of its decision, made when the last handle is dropped.
+//!
+//! Facts are collected while the request is served, and the spans are made from them once, at the
+//! end. Names of attributes: OpenTelemetry's conventions for generative AI and HTTP; the prefix
+//! `wardrop.` for all others. Memory: two spans per sampled request.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -33,51 +37,66 @@ pub struct TraceStart<'a> {
 
 /// The trace of one request. The request and its answer share it, and its spans end with the last handle.
 pub struct RequestTrace {
+    /// Sampler, clock and export of the spans.
     tracing: Arc<Tracing>,
+    /// Ids and flags of the server span.
     context: SpanContext,
-    /// The caller's span.
+    /// The caller's span; `None` when the request begins a trace.
     caller: Option<SpanContext>,
+    /// Begin of the server span.
     started: Instant,
-    told: Mutex<Told>,
+    /// What became known so far; empty without a sample.
+    facts: Mutex<Facts>,
 }
 
 /// What became known of a request with a sample.
 #[derive(Default)]
-struct Told {
+struct Facts {
+    /// Method of the request.
     method: String,
+    /// Path of the request, at most [`MAX_PATH_BYTES`].
     path: String,
+    /// Name of the model; `None` before the prompt is known.
     model: Option<String>,
+    /// Status of the door's answer; `None` when the client left before it.
     status: Option<u16>,
+    /// Attributes of the server span so far.
     attributes: Vec<KeyValue>,
+    /// How an answer that began failed; a status of [`SERVER_ERROR`] or above replaces it.
     error: Option<&'static str>,
+    /// The decision; `None` for a request that met none.
     decision: Option<Decision>,
 }
 
+/// The span of one decision.
 struct Decision {
+    /// Begin of the decision, before any wait in a queue.
     started: Instant,
+    /// End of the latest placement or of the abstention.
     ended: Instant,
+    /// Policy, chosen worker, costs and causes.
     attributes: Vec<KeyValue>,
 }
 
 impl RequestTrace {
+    /// A trace whose server span begins now. Without a sample it keeps ids and no facts.
     pub(super) fn new(
         tracing: Arc<Tracing>,
         context: SpanContext,
         caller: Option<SpanContext>,
         start: &TraceStart<'_>,
     ) -> Self {
-        let mut told = Told::default();
+        let mut facts = Facts::default();
         if context.is_sampled() {
-            start.method.clone_into(&mut told.method);
-            let path = start.path.get(..MAX_PATH_BYTES).unwrap_or(start.path);
-            path.clone_into(&mut told.path);
+            start.method.clone_into(&mut facts.method);
+            kept_path(start.path).clone_into(&mut facts.path);
         }
         Self {
             tracing,
             context,
             caller,
             started: Instant::now(),
-            told: Mutex::new(told),
+            facts: Mutex::new(facts),
         }
     }
 
@@ -100,24 +119,26 @@ impl RequestTrace {
     /// The door's answer began with this status.
     pub fn answered(&self, status: u16) {
         if self.is_sampled() {
-            self.told.lock().status = Some(status);
+            self.facts.lock().status = Some(status);
         }
     }
 
     /// The prompt is known.
     pub(crate) fn prompt(&self, model: &str, input_tokens: u32) {
-        let told = &mut *self.told.lock();
-        told.model = Some(model.to_owned());
-        told.attributes
+        let facts = &mut *self.facts.lock();
+        facts.model = Some(model.to_owned());
+        facts
+            .attributes
             .push(KeyValue::new("gen_ai.request.model", model.to_owned()));
-        told.attributes
+        facts
+            .attributes
             .push(KeyValue::new("wardrop.input_tokens", i64::from(input_tokens)));
     }
 
     /// The choice of a worker begins.
     pub(crate) fn deciding(&self, policy: &'static str) {
         let now = Instant::now();
-        self.told.lock().decision = Some(Decision {
+        self.facts.lock().decision = Some(Decision {
             started: now,
             ended: now,
             attributes: vec![KeyValue::new("wardrop.policy", policy)],
@@ -126,7 +147,7 @@ impl RequestTrace {
 
     /// A worker was chosen, with `block_size` tokens in a block.
     pub(crate) fn placed(&self, leg: &LegReceipt, block_size: u32) {
-        if let Some(decision) = &mut self.told.lock().decision {
+        if let Some(decision) = &mut self.facts.lock().decision {
             decision.ended = Instant::now();
             leg_attributes(&mut decision.attributes, leg, block_size);
         }
@@ -134,7 +155,7 @@ impl RequestTrace {
 
     /// The choice was left to Dynamo.
     pub(crate) fn abstained(&self, reason: &'static str) {
-        if let Some(decision) = &mut self.told.lock().decision {
+        if let Some(decision) = &mut self.facts.lock().decision {
             decision.ended = Instant::now();
             decision
                 .attributes
@@ -144,8 +165,8 @@ impl RequestTrace {
 
     /// The request ended.
     pub(crate) fn ended(&self, outcome: &ReceiptOutcome) {
-        let told = &mut *self.told.lock();
-        let attributes = &mut told.attributes;
+        let facts = &mut *self.facts.lock();
+        let attributes = &mut facts.attributes;
         attributes.push(KeyValue::new("wardrop.outcome", outcome.how));
         let counts = [
             ("gen_ai.usage.input_tokens", outcome.input_tokens),
@@ -166,9 +187,18 @@ impl RequestTrace {
             attributes.push(KeyValue::new("wardrop.ttft_seconds", ttft_s));
         }
         if matches!(outcome.how, "broken" | "client_left") {
-            told.error = Some(outcome.how);
+            facts.error = Some(outcome.how);
         }
     }
+}
+
+/// The start of a path, at most [`MAX_PATH_BYTES`]; a character at the limit is left out whole.
+fn kept_path(path: &str) -> &str {
+    let mut end = path.len().min(MAX_PATH_BYTES);
+    while !path.is_char_boundary(end) {
+        end -= 1;
+    }
+    &path[..end]
 }
 
 /// Attributes of one placement. A split has two, with the role in their names.
@@ -225,23 +255,23 @@ impl Drop for RequestTrace {
         if !self.is_sampled() {
             return;
         }
-        let told = std::mem::take(self.told.get_mut());
+        let facts = std::mem::take(self.facts.get_mut());
         let ended = Instant::now();
-        let operation = operation(&told.path);
-        let name: Cow<'static, str> = match (operation, &told.model) {
+        let operation = operation(&facts.path);
+        let name: Cow<'static, str> = match (operation, &facts.model) {
             (Some(operation), Some(model)) => format!("{operation} {model}").into(),
             (Some(operation), None) => operation.into(),
             // A path is no name: it may hold ids, and names have to be few.
-            (None, _) => told.method.clone().into(),
+            (None, _) => facts.method.clone().into(),
         };
-        let mut attributes = told.attributes;
+        let mut attributes = facts.attributes;
         if let Some(operation) = operation {
             attributes.push(KeyValue::new("gen_ai.operation.name", operation));
         }
-        attributes.push(KeyValue::new("http.request.method", told.method));
-        attributes.push(KeyValue::new("url.path", told.path));
-        let mut error = told.error.map(Cow::Borrowed);
-        if let Some(status) = told.status {
+        attributes.push(KeyValue::new("http.request.method", facts.method));
+        attributes.push(KeyValue::new("url.path", facts.path));
+        let mut error = facts.error.map(Cow::Borrowed);
+        if let Some(status) = facts.status {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
             if status >= SERVER_ERROR {
                 error = Some(status.to_string().into());
@@ -267,7 +297,7 @@ impl Drop for RequestTrace {
                 attributes,
             )
         };
-        let decision = told.decision.map(|decision| {
+        let decision = facts.decision.map(|decision| {
             let own = SpanContext::new(
                 self.context.trace_id(),
                 tracing.ids.new_span_id(),
@@ -314,5 +344,18 @@ fn span(
         links: SpanLinks::default(),
         status: Status::Unset,
         instrumentation_scope: scope.build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_PATH_BYTES, kept_path};
+
+    #[test]
+    fn a_path_is_cut_at_its_limit_even_inside_a_character() {
+        assert_eq!(kept_path("/v1/models"), "/v1/models");
+        assert_eq!(kept_path(&"a".repeat(1000)).len(), MAX_PATH_BYTES);
+        let wide = format!("{}\u{e4}{}", "a".repeat(MAX_PATH_BYTES - 1), "b".repeat(1000));
+        assert_eq!(kept_path(&wide).len(), MAX_PATH_BYTES - 1);
     }
 }
