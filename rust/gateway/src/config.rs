@@ -1,4 +1,7 @@
 //! Settings of the gateway, read and checked before the gateway is built. The service takes its part as a whole.
+//!
+//! The control plane sends the settings as JSON once. They hold for the life of the gateway, apart
+//! from limits that [`Resources::fit`](crate::resources::Resources::fit) lowers at the start.
 
 use serde::Deserialize;
 use wardrop_service::config::ServiceConfig;
@@ -10,6 +13,8 @@ use crate::proxy::routes;
 const MAX_TIMEOUT_MS: u64 = 86_400_000;
 
 /// The whole configuration. Unknown keys are refused.
+///
+/// The defaults are those of a gateway that a test makes; the command line sends every value.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GatewayConfig {
@@ -17,7 +22,7 @@ pub struct GatewayConfig {
     pub listen: String,
     /// Base URLs of `dynamo.frontend` processes, `http://host:port`.
     pub upstreams: Vec<String>,
-    /// Threads that serve HTTP; each owns its connections from accept to close.
+    /// Threads that serve HTTP, 1 to 256; each owns its connections from accept to close.
     pub worker_threads: usize,
     /// Limits on what clients may send.
     pub limits: Limits,
@@ -28,7 +33,8 @@ pub struct GatewayConfig {
     /// Settings of the routing service. In JSON its keys stand beside those of the gateway.
     #[serde(skip)]
     pub service: ServiceConfig,
-    /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
+    /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is. The
+    /// log goes to standard error as JSON.
     pub log: Option<String>,
 }
 
@@ -80,7 +86,8 @@ pub struct UpstreamOptions {
     pub all_idle_connections: usize,
     /// Age after which an idle connection is not used again, in milliseconds.
     pub idle_connection_ttl_ms: u64,
-    /// Time for which an upstream that refused a connection is tried only after all others, in milliseconds.
+    /// Time for which an upstream that refused a connection is tried only after all others, in
+    /// milliseconds. It is still tried when no other accepts one.
     pub retry_after_ms: u64,
     /// Time between two probes of the upstreams, where there are several, in milliseconds; 0 probes none.
     pub probe_interval_ms: u64,
@@ -152,6 +159,11 @@ impl GatewayConfig {
         Ok(config)
     }
 
+    /// Refuses values with which the gateway cannot work. A value beyond the resources of the
+    /// process is no error: it is lowered later.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] names the key, the received value and the expected one.
     fn check(&self) -> Result<(), ServiceError> {
         let positive = [
             ("worker_threads", self.worker_threads),

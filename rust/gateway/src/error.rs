@@ -1,4 +1,7 @@
 //! Refusals of the gateway: status, code and body of each, in the shape of `OpenAI`'s API.
+//!
+//! A refusal is decided where the cause is found, and becomes an answer in `proxy::admin`, or an
+//! event in a stream that has begun. No text quotes the request, apart from sizes.
 
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -6,6 +9,9 @@ use wardrop_service::Refusal as ServiceRefusal;
 use wardrop_service::admission::{BodiesFull, TooManyRequests};
 
 /// An error answer that the gateway writes itself, because no upstream gives one.
+///
+/// Every variant has one status and one code, so a client can act on the code and a metric can
+/// count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The body is larger than the limit.
@@ -116,6 +122,9 @@ impl From<BodiesFull> for Refusal {
 
 impl Refusal {
     /// HTTP status of this refusal.
+    ///
+    /// [`Refusal::AnswerBroken`] and [`Refusal::StreamStalled`] end an answer whose status is sent
+    /// already, so a client sees their code and not their status.
     pub fn status(self) -> StatusCode {
         match self {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -141,6 +150,8 @@ impl Refusal {
     }
 
     /// Short name for metrics (`code` label) and the error body.
+    ///
+    /// The set of codes is small and fixed; clients and dashboards may rely on it.
     pub fn code(self) -> &'static str {
         match self {
             Self::BodyTooLarge { .. } => "body_too_large",
@@ -169,6 +180,8 @@ impl Refusal {
     }
 
     /// Seconds for `Retry-After`, where trying again can help.
+    ///
+    /// `None` where the same request would fail again.
     pub fn retry_after_s(self) -> Option<u32> {
         match self {
             Self::QueueFull { retry_after_s }
@@ -184,6 +197,7 @@ impl Refusal {
         }
     }
 
+    /// Text for the person behind the client: what was received, what was expected, and what to do.
     fn message(self) -> String {
         match self {
             Self::BodyTooLarge { limit_bytes } => {
@@ -255,6 +269,9 @@ impl Refusal {
     }
 
     /// The whole answer as bytes, for a connection on which no request was read. The connection closes after it.
+    ///
+    /// hyper writes every other answer. A head that never ends, or a client beyond the limit of
+    /// connections, has no request to answer.
     pub fn raw_answer(self) -> Vec<u8> {
         let (status, body) = (self.status(), self.body());
         let retry = self

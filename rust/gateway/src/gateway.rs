@@ -1,6 +1,9 @@
 //! The gateway as an object: a routing service with an HTTP door.
 //!
 //! Every method returns quickly, except [`Gateway::drain`]: requests, feeds and shadows run on threads of the gateway.
+//!
+//! The bindings hold one gateway per process. The order of a start is [`Gateway::new`], control
+//! calls, [`Gateway::start`]; of a stop [`Gateway::drain`], [`Gateway::stop`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,21 +23,34 @@ use crate::upstream::{UpstreamDryRun, UpstreamSet, WorkerUpstream};
 
 /// A routing service and its HTTP door, before and after the door opens.
 pub struct Gateway {
+    /// State of the service and the door, which serving threads share.
     shared: Arc<Shared>,
+    /// The running server; `None` before the start and after the stop.
     server: Mutex<Option<Server>>,
 }
 
+/// The status report. Its keys are the names of the fields; models and feeds come from the service.
 #[derive(Serialize)]
 struct Status {
+    /// Bound `host:port`; `None` before the start.
     address: Option<String>,
+    /// The gateway takes no new requests.
     draining: bool,
+    /// Requests in flight.
     in_flight: usize,
+    /// Open client connections.
     connections: usize,
+    /// Limits in force.
     limits: LimitStatus,
+    /// Resources of the process, from which lowered limits follow.
     resources: Resources,
+    /// A model has a worker, and the gateway does not drain.
     ready: bool,
+    /// Every upstream, in the order of the list.
     upstreams: Vec<UpstreamStatus>,
+    /// Every model with its workers.
     models: Vec<ModelReport>,
+    /// Every feed.
     feeds: Vec<FeedReport>,
 }
 
@@ -46,10 +62,14 @@ struct LimitStatus {
     all_bodies_bytes: usize,
 }
 
+/// One upstream in the status report.
 #[derive(Serialize)]
 struct UpstreamStatus {
+    /// `host:port`.
     authority: String,
+    /// The upstream takes part in the round robin.
     up: bool,
+    /// Connections that were refused or timed out.
     connect_failures: u64,
 }
 
@@ -106,6 +126,7 @@ impl Gateway {
             metrics: Arc::new(metrics),
             upstreams,
             retries: RetryBudget::new(),
+            // Two processes that start at the same nanosecond still differ by their ids.
             nonce: since_1970.as_nanos() as u64 ^ (u64::from(std::process::id()) << 40),
             in_flight,
             connections: AtomicUsize::new(0),
@@ -139,6 +160,8 @@ impl Gateway {
     }
 
     /// Replaces the upstream frontends.
+    ///
+    /// Requests in flight keep their connections.
     ///
     /// # Errors
     /// [`ServiceError::Config`] for a URL that is not `http://host[:port]`.
@@ -187,6 +210,8 @@ impl Gateway {
     }
 
     /// The state of the gateway and of everything behind it, as JSON.
+    ///
+    /// O(workers + feeds).
     pub fn status(&self) -> String {
         let shared = &self.shared;
         let models = shared.service.model_reports();
@@ -229,6 +254,9 @@ impl Gateway {
     }
 
     /// Refuses new requests and waits until the requests in flight end. Returns whether all of them ended within `timeout`.
+    ///
+    /// Call it before [`Gateway::stop`]; open connections get `connection: close` with their
+    /// current answer.
     pub fn drain(&self, timeout: Duration) -> bool {
         if let Some(server) = &*self.server.lock() {
             server.drain(&self.shared);
@@ -252,6 +280,10 @@ impl Drop for Gateway {
     }
 }
 
+/// Sets the log of the process.
+///
+/// # Errors
+/// [`ServiceError::Config`] for a filter that cannot be read.
 fn init_logging(filter: &str) -> Result<(), ServiceError> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|e| ServiceError::Config(format!("log filter {filter:?}: {e}")))?;

@@ -5,6 +5,13 @@
 //! ```
 //!
 //! All knowledge of HTTP is here: headers, status codes, bodies, the pin headers of Dynamo. The service knows none of it.
+//!
+//! Who calls: the bindings make a [`Gateway`], fill its service with models, workers and feeds, and
+//! start it. Limits: [`Limits`] bounds clients, [`UpstreamOptions`] bounds upstreams, and every
+//! violation is a [`Refusal`]. Cost beside the service: no copy of a relayed byte, and no change of
+//! threads within a request.
+//! Sources: RFC 9110 (HTTP semantics), RFC 9112 (HTTP/1.1), and the pin headers of
+//! `dynamo.frontend`.
 
 mod config;
 mod error;

@@ -1,4 +1,6 @@
 //! Metrics of the HTTP door, on the same page as those of the service.
+//!
+//! Counters are atomic and grow where the event happens. Gauges are set when the page is rendered.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use wardrop_service::metrics::MetricBuilder;

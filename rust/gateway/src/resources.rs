@@ -3,6 +3,9 @@
 //! A limit that the process cannot keep is worse than a lower limit: at the last file descriptor every part fails at once, also the
 //! control plane. At start the gateway raises the descriptor limit as far as it may. Then it lowers its own limits until clients,
 //! upstream connections and a reserve for the control plane fit together.
+//!
+//! Who calls: [`Gateway::new`](crate::Gateway::new), once, before any thread starts. Sources of the
+//! limits: `getrlimit(2)`, control groups version 2, and `/proc/meminfo`.
 
 use std::path::Path;
 
@@ -77,6 +80,9 @@ impl Resources {
     }
 
     /// Lowers the limits of `config` that do not fit, and returns the lowered limits.
+    ///
+    /// A limit is never raised. No limit falls below a value with which a gateway can still work,
+    /// even when the process then lacks the resource.
     pub fn fit(&self, config: &mut GatewayConfig) -> Vec<Lowered> {
         let mut lowered = Vec::new();
         if let Some(threads) = self.threads {
@@ -122,6 +128,8 @@ impl Resources {
 }
 
 /// A client connection, a request in flight and an idle upstream connection take one descriptor each.
+///
+/// Limits that do not fit together shrink in proportion to their values.
 fn fit_descriptors(descriptors: u64, config: &mut GatewayConfig, lowered: &mut Vec<Lowered>) {
     let serving = descriptors - descriptors / RESERVED_DESCRIPTORS;
     let limits = &mut config.limits;
@@ -149,6 +157,7 @@ fn fit_descriptors(descriptors: u64, config: &mut GatewayConfig, lowered: &mut V
     }
 }
 
+/// Lowers one setting to `most`, and notes it with its cause.
 fn lower(
     setting: &'static str,
     value: &mut usize,
@@ -181,6 +190,7 @@ fn read_number(file: &Path) -> Option<u64> {
     std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
+/// Memory of the machine; `None` where `/proc` does not show it.
 fn machine_memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;

@@ -1,4 +1,8 @@
 //! Accepts client connections within the limit, and continues after the operating system refuses a connection.
+//!
+//! One thread accepts for all serving threads. Bounds: `limits.connections` places, and an inbox of
+//! 64 connections per serving thread. Cost: O(log idle connections) when a place has to be freed,
+//! otherwise O(1).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,9 +18,11 @@ use crate::error::Refusal;
 
 /// First and longest pause after the operating system gave no connection, for example because all descriptors are taken.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause; each failure doubles the pause up to it.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for the place of an idle connection that is closing.
 const EVICTION_WAIT: Duration = Duration::from_millis(200);
+/// Interval between two looks for the freed place.
 const EVICTION_POLL: Duration = Duration::from_millis(2);
 
 /// A client connection with its place among all connections.
@@ -32,6 +38,9 @@ pub struct ConnectionPlace(Arc<Shared>);
 
 impl ConnectionPlace {
     /// Takes a place; `None` when all are taken.
+    ///
+    /// The count is raised before it is compared. A refused connection lowers it again when the
+    /// place is dropped.
     fn take(shared: &Arc<Shared>) -> Option<Self> {
         let place = Self(shared.clone());
         let before = shared.connections.fetch_add(1, Ordering::Relaxed);
@@ -55,9 +64,13 @@ pub struct ServingThread {
 
 /// The accept loop's state, which outlives a panic of the loop.
 pub struct Acceptor {
+    /// The bound socket; the loop works on a copy of it.
     listener: std::net::TcpListener,
+    /// All serving threads, at least one.
     serving: Vec<ServingThread>,
+    /// State of the door.
     shared: Arc<Shared>,
+    /// Number of the next serving thread, modulo their count.
     next: AtomicUsize,
 }
 
@@ -111,6 +124,8 @@ impl Acceptor {
         *pause = (*pause * 2).min(MAX_PAUSE);
     }
 
+    /// Gives a connection to a serving thread, or answers 503 when every place is taken by a client
+    /// at work.
     async fn place(&self, stream: tokio::net::TcpStream) {
         let Some(place) = self.make_place().await else {
             let refusal = Refusal::ConnectionsFull {
@@ -157,6 +172,7 @@ impl Acceptor {
         None
     }
 
+    /// Asks one idle connection to close. Returns whether there was one on any serving thread.
     fn evict(&self) -> bool {
         let evicted = (0..self.serving.len()).any(|_| self.next_thread().idle.evict_oldest());
         if evicted {

@@ -1,4 +1,7 @@
 //! Endpoints that the gateway answers without an upstream: `/health`, `/live`, `/ready`, `/metrics`.
+//!
+//! They stay available while the gateway drains or is at its limit of requests: a probe must not
+//! fail because of load.
 
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -16,6 +19,7 @@ pub fn answer(shared: &Shared, method: &Method, path: &str) -> Option<Response<G
     }
     match path {
         "/live" => Some(json(StatusCode::OK, &serde_json::json!({"status": "live"}))),
+        // `/health` is the path of Dynamo's frontend, `/ready` the usual path of a readiness probe.
         "/ready" | "/health" => Some(state(shared)),
         "/metrics" if shared.config.routes.metrics => {
             let text = shared.render_metrics();
@@ -58,6 +62,7 @@ fn state(shared: &Shared) -> Response<GatewayBody> {
     )
 }
 
+/// An answer with a JSON body.
 fn json(code: StatusCode, value: &serde_json::Value) -> Response<GatewayBody> {
     let mut response = Response::new(GatewayBody::own(Bytes::from(value.to_string())));
     *response.status_mut() = code;

@@ -1,4 +1,7 @@
 //! The body of an answer on its way to the client, with the measurements taken from it: first token, gaps, usage, end.
+//!
+//! Cost: O(bytes) for the reading, without a copy; one timer per silent stream. The body is the
+//! last owner of its request: dropping it ends booking, permit, trace and measurement.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,6 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Body of an answer: bytes of the gateway, or a body that is relayed from an upstream.
 pub struct GatewayBody {
+    /// Where the bytes come from.
     inner: Inner,
     /// Marks the connection as serving the request, until the body is dropped.
     guard: Option<RequestGuard>,
@@ -28,23 +32,36 @@ pub struct GatewayBody {
     _trace: Option<Arc<RequestTrace>>,
 }
 
+/// Source of a body's bytes.
 enum Inner {
+    /// Bytes in memory, until they are taken.
     Own(Option<Bytes>),
+    /// An upstream's body, boxed because it is much larger.
     Relay(Box<Relay>),
 }
 
+/// An upstream's body on its way through the gateway.
 struct Relay {
+    /// The upstream's body.
     body: RelayBody,
+    /// Metrics, limits and upstreams.
     shared: Arc<Shared>,
+    /// Permit of the request, held to the last byte.
     _place: RequestPermit,
+    /// The service's view of the answer; `None` for a request without a prompt, and after the end
+    /// was reported.
     answer: Option<Answer>,
+    /// Reader of progress and usage.
     reading: AnswerReading,
     /// Time of the last event with data, or of the last byte of an answer that is no stream of events.
     last: Instant,
+    /// Timer of the next check of a silent stream; `None` while bytes flow.
     look: Option<Pin<Box<Sleep>>>,
+    /// The answer is a stream of server-sent events.
     is_events: bool,
     /// Whether the answer reported its end. Bytes may follow, and the client may leave.
     is_complete: bool,
+    /// The last frame was given out, or the answer was cut.
     ended: bool,
     /// The error that cuts the answer, once hyper has written the bytes before it.
     cut: Option<WireError>,
@@ -165,6 +182,7 @@ impl Relay {
         }
     }
 
+    /// Counts an answer that ended early, by its cause.
     fn count_broken(&self, code: &str) {
         let broken = &self.shared.metrics.broken_streams;
         broken.with_label_values(&[code]).inc();
@@ -201,6 +219,8 @@ impl Relay {
         let booking = self.answer.as_ref().and_then(Answer::booking);
         let upstream = self.body.upstream();
         booking.is_some_and(Booking::is_decoder_silent)
+            // A silent frontend ends the answer only while another one answers: a pause of the only
+            // frontend may end by itself.
             || upstream.is_some_and(|id| self.shared.upstreams.has_better_than(id))
     }
 
@@ -224,6 +244,7 @@ impl Relay {
         Poll::Pending
     }
 
+    /// Ends a body whose last byte came.
     fn finish(&mut self) {
         self.ended = true;
         self.finish_answer();

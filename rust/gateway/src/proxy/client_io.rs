@@ -10,6 +10,9 @@
 //! | for the client to close after the last answer | [`LINGER`] | the connection closes |
 //!
 //! The wait for a request body has its deadline in `intake`, where a 408 can still be an ordinary answer.
+//!
+//! Cost: one timer per waiting connection, made when a wait begins. A read or write that makes
+//! progress touches no timer.
 
 use std::io;
 use std::net::Shutdown;
@@ -34,36 +37,51 @@ use crate::metrics::HttpMetrics;
 const LINGER: Duration = Duration::from_secs(2);
 /// Most bytes that are discarded while a connection closes.
 const LINGER_BYTES: usize = 256 << 20;
+/// Bytes that one read discards while a connection closes.
 const DISCARD_BYTES: usize = 16 << 10;
 
 /// Socket of one client. hyper owns it; the connection's loop shares the stream to see the client leave.
 pub struct ClientIo {
+    /// The socket, shared with the wait for the client's end.
     stream: Arc<TcpStream>,
+    /// Phase of the connection.
     state: Arc<ClientState>,
+    /// Deadlines of this connection.
     waits: ClientWaits,
     /// Fires when the client was silent for too long; absent while a request is served.
     read_alarm: Option<Alarm>,
     /// Fires when the socket took no byte for too long; absent while it takes bytes.
     write_alarm: Option<Pin<Box<Sleep>>>,
+    /// The closing phase; `None` before the shutdown.
     linger: Option<Linger>,
 }
 
 /// Deadlines of one client connection, with the counters of missed deadlines.
 #[derive(Clone)]
 pub struct ClientWaits {
+    /// Longest wait for the first byte of a request.
     idle: Duration,
+    /// Longest time from the first to the last byte of a head.
     head: Duration,
+    /// Longest time in which the socket takes no byte.
     write: Duration,
+    /// Counters of missed deadlines.
     metrics: Arc<HttpMetrics>,
 }
 
+/// Timer of one phase. A change of phase replaces it.
 struct Alarm {
+    /// Phase that the timer belongs to.
     phase: Phase,
+    /// The timer.
     sleep: Pin<Box<Sleep>>,
 }
 
+/// State of a connection whose sending side is closed.
 struct Linger {
+    /// Timer of [`LINGER`].
     sleep: Pin<Box<Sleep>>,
+    /// Bytes that may still be discarded.
     left_bytes: usize,
 }
 
@@ -131,6 +149,7 @@ impl ClientIo {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
+    /// Marks the socket as blocked, and fails when it stays blocked beyond the limit.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.state.set_write_blocked(true);
         let limit = self.waits.write;
@@ -146,6 +165,8 @@ impl ClientIo {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
+    /// Writes through `write` once the socket has room. Progress ends the alarm and wakes a body
+    /// that waits.
     fn poll_write_with(
         &mut self,
         cx: &mut Context<'_>,
@@ -168,6 +189,7 @@ impl ClientIo {
         }
     }
 
+    /// Reads and discards until the client closes, within [`LINGER`] and [`LINGER_BYTES`].
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let linger = self.linger.get_or_insert_with(|| Linger {
             sleep: Box::pin(tokio::time::sleep(LINGER)),
@@ -201,6 +223,8 @@ impl AsyncRead for ClientIo {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
+            // The silence is checked only when no byte is there: a slow poll of this task is not
+            // the client's fault.
             if this.stream.poll_read_ready(cx)?.is_pending() {
                 return this.poll_silence(cx);
             }
@@ -243,6 +267,7 @@ impl AsyncWrite for ClientIo {
         true
     }
 
+    /// Every write goes straight to the socket, so nothing waits here.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -2,6 +2,12 @@
 //!
 //! The socket, the connection's loop, the bodies of its answers and the list of idle connections share one state. All of them run on
 //! the connection's thread, except an eviction, which comes from the accept thread.
+//!
+//! ```text
+//! Idle ── first byte ──▶ Head ── head complete ──▶ Request ── answer written ──▶ Idle
+//! ```
+//! Phases change with relaxed atomics: all changes come from one thread, and an eviction reads the
+//! phase again on that thread.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +30,9 @@ pub enum Phase {
 
 /// State of one client connection.
 pub struct ClientState {
+    /// Present [`Phase`], as its number.
     phase: AtomicU8,
+    /// The socket took no byte at the last write.
     write_blocked: AtomicBool,
     /// Task of the body that waits for a socket that takes no bytes.
     body: Mutex<Option<Waker>>,
@@ -32,6 +40,7 @@ pub struct ClientState {
     eviction: tokio::sync::Notify,
     /// Position in `idle`; 0 while the connection is not idle.
     idle_since: AtomicU64,
+    /// List of idle connections of the serving thread.
     idle: Arc<IdleConnections>,
 }
 
@@ -60,6 +69,8 @@ impl ClientState {
     }
 
     /// Records that bytes of the client arrived.
+    ///
+    /// Further bytes of a head, or of a next request behind it, change nothing.
     pub fn received(&self) {
         if self.phase() == Phase::Idle {
             self.leave_idle(Phase::Head);
@@ -94,6 +105,7 @@ impl ClientState {
         true
     }
 
+    /// Enters a phase in which the connection is not evicted.
     fn leave_idle(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
         self.idle.remove(self);
@@ -126,7 +138,10 @@ impl Drop for RequestGuard {
 /// Idle connections of one serving thread, oldest first. Adding, removing and taking the oldest cost O(log n).
 #[derive(Default)]
 pub struct IdleConnections {
+    /// Last position that was given out; positions only grow, so their order is the order of
+    /// idling.
     next: AtomicU64,
+    /// Idle connections by position. The accept thread and the serving thread share the lock.
     list: Mutex<BTreeMap<u64, std::sync::Weak<ClientState>>>,
 }
 
@@ -145,12 +160,14 @@ impl IdleConnections {
         false
     }
 
+    /// Lists a connection as the one that idles for the shortest time.
     fn add(&self, state: &Arc<ClientState>) {
         let position = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         state.idle_since.store(position, Ordering::Relaxed);
         self.list.lock().insert(position, Arc::downgrade(state));
     }
 
+    /// Takes a connection off the list; does nothing for one that is not listed.
     fn remove(&self, state: &ClientState) {
         let position = state.idle_since.swap(0, Ordering::Relaxed);
         if position != 0 {

@@ -1,4 +1,7 @@
 //! One client connection: its requests one after the other, until the client leaves or the gateway stops.
+//!
+//! One task per connection, on the serving thread that got it. Dropping the task cancels the
+//! request, the exchange with the upstream, and with it the generation in Dynamo.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,10 +24,15 @@ use super::shared::Thread;
 /// Factor between the limit of hyper and the configured header limit. hyper answers an oversized head without a body, so its
 /// limit is larger and the gateway's own check answers first.
 const HEAD_ROOM_FACTOR: usize = 4;
+/// Smallest buffer of hyper for a head, in bytes.
 const MIN_HEAD_BYTES: usize = 16 << 10;
+/// Most header fields of a request. hyper answers 431 beyond it.
 const MAX_HEADERS: usize = 256;
 
 /// Serves a connection to its end.
+///
+/// The phase of the server ends the connection: draining lets the current answer end, stopping cuts
+/// it.
 pub async fn serve_connection(
     thread: Arc<Thread>,
     stream: TcpStream,

@@ -1,4 +1,8 @@
 //! One attempt of a request at an upstream, up to the head of the answer.
+//!
+//! [`super::forward`] decides about further attempts. An attempt holds the whole body or none of
+//! it; only a body in memory can be sent again. A wait looks at the worker and the upstream five
+//! times a second.
 
 use std::time::{Duration, Instant};
 
@@ -75,6 +79,11 @@ impl Begun {
 /// An upstream may close an idle connection while a request is on its way. Nothing tells this apart from an upstream that fails at
 /// the request, so the request goes out once more, on a new connection. A request of another API that may not run twice gets a new
 /// connection at once: its method is not idempotent (RFC 9110 §9.2.2) and it has no body, which a prompt has.
+///
+/// A connection that was reused and gave no byte is replaced once without counting as an attempt.
+///
+/// # Errors
+/// [`Failed`] says whose fault it is, and so which second attempt can help.
 pub async fn exchange(
     thread: &Thread,
     method: &Method,
@@ -129,6 +138,10 @@ fn upstream_worker(thread: &Thread, booking: Option<&Booking>) -> Option<u64> {
 }
 
 /// Sends a request whose body is relayed as it arrives. A second attempt is impossible, because the gateway does not keep the body.
+///
+///
+/// # Errors
+/// The refusal for the client: a body too large or too late, or an upstream without an answer.
 pub async fn exchange_streamed(
     thread: &Thread,
     method: &Method,
@@ -170,6 +183,12 @@ pub async fn exchange_streamed(
 /// error. The body keeps the bytes that were read.
 ///
 /// Comments and blank lines are stepped over: an upstream may send them while no worker has answered.
+///
+/// Bytes that were read are held and go out first, so the client gets the stream unchanged. Beyond
+/// [`FIRST_EVENT_BYTES`] the stream counts as good.
+///
+/// # Errors
+/// The stream broke, or its worker or upstream went silent, before its first event.
 pub async fn first_event_fails(
     thread: &Thread,
     body: &mut RelayBody,
@@ -202,6 +221,10 @@ pub async fn first_event_fails(
 ///
 /// hyper writes the head of an answer together with its first piece. Without this wait a client would see its connection close
 /// without a byte when an upstream breaks off between the two.
+///
+///
+/// # Errors
+/// The answer broke, or its worker or upstream went silent, before its first byte.
 pub async fn first_piece(
     thread: &Thread,
     body: &mut RelayBody,
@@ -223,9 +246,13 @@ pub async fn first_piece(
     }
 }
 
+/// Why a wait ended without its work.
 enum Waited {
+    /// No first byte within the limit, in milliseconds.
     TooLong(u64),
+    /// A booked worker sends no heartbeats any more.
     WorkerSilent,
+    /// The upstream does not answer, and another one does.
     UpstreamSilent,
 }
 
@@ -241,14 +268,18 @@ impl From<Waited> for Failed {
 
 /// A wait for the first token of one attempt, with the parts whose silence ends it.
 struct Waiting<'a> {
+    /// Serving thread with limits and upstreams.
     thread: &'a Thread,
+    /// Workers of the request; `None` without a placement.
     booking: Option<&'a Booking>,
     /// Id of the upstream that has to answer.
     upstream: Option<u64>,
+    /// Begin of the wait.
     started: Instant,
 }
 
 impl<'a> Waiting<'a> {
+    /// A wait that begins now.
     fn new(thread: &'a Thread, booking: Option<&'a Booking>, upstream: Option<u64>) -> Self {
         Self {
             thread,

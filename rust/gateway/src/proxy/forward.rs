@@ -106,12 +106,15 @@ impl Outbound<'_> {
             }
             let is_pinned = pinned.is_some();
             match self.attempt(thread, &head, booking).await {
+                // A frontend that has not read discovery yet: another frontend may know the model.
                 Ok(tried) if tried.fault == Fault::Upstream && !has_moved => {
                     has_moved = true;
                     if !may_retry("upstream_knows_no_model") {
                         return Ok(tried.reply);
                     }
                 }
+                // The pin may be the cause, so the second attempt goes without it and Dynamo
+                // chooses.
                 Ok(tried) if is_pinned && matches!(tried.fault, Fault::Worker | Fault::Overload) => {
                     let is_overload = tried.fault == Fault::Overload;
                     let mut taken = request.as_mut().and_then(|request| request.take_booking());
@@ -237,6 +240,12 @@ impl Outbound<'_> {
     /// One exchange, up to the point where a failure of the worker shows: an error body, or the first event of a stream.
     ///
     /// Dynamo opens a stream before its worker has answered, so a status of 200 proves nothing about the worker.
+    ///
+    /// An error answer is read whole, up to [`ERROR_LIMIT_BYTES`], since its text shows whether the
+    /// pin or the request is wrong.
+    ///
+    /// # Errors
+    /// [`Failed`] when there is no answer, or none with a first event.
     async fn attempt(
         &self,
         thread: &Arc<Thread>,
@@ -273,6 +282,7 @@ impl Outbound<'_> {
             Fault::Request
         };
         // The model has workers, so a frontend that does not know the model has not read discovery yet.
+        // `distrust` takes the frontend out of the round robin until a probe of it finds a model.
         if status == StatusCode::NOT_FOUND && booking.is_some() && thread.shared.upstreams.distrust(upstream)
         {
             fault = Fault::Upstream;
@@ -291,7 +301,9 @@ impl Outbound<'_> {
 
 /// An answer, with the cause when it is an error.
 struct Tried {
+    /// The answer as the client would get it.
     reply: Reply,
+    /// Cause of an error answer.
     fault: Fault,
 }
 
@@ -311,6 +323,10 @@ enum Fault {
 }
 
 /// Reads an error answer to its end. An answer above [`ERROR_LIMIT_BYTES`] counts as a broken upstream.
+///
+///
+/// # Errors
+/// [`Refusal::UpstreamBroken`] for an answer that breaks off, is too large or too slow.
 async fn read_error(
     thread: &Arc<Thread>,
     status: StatusCode,

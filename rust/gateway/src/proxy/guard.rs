@@ -1,4 +1,8 @@
 //! Limits a panic to one request, or to one run of a thread's work, which then starts again.
+//!
+//! A panic is a defect of the gateway. It costs one request and a counter, because a crash would
+//! cost every stream in flight. `wardrop_service::hide_panic_texts` keeps the text of a panic out
+//! of the log.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Poll;
@@ -14,6 +18,11 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 pub struct Panicked;
 
 /// Drives a future and turns its panic into an error.
+///
+/// The future is not polled again after its panic, so its broken state is never seen.
+///
+/// # Errors
+/// [`Panicked`]; the panic's value is dropped, since it may quote data.
 pub async fn catch_panic<F: Future>(future: F) -> Result<F::Output, Panicked> {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(

@@ -33,15 +33,24 @@ use crate::upstream::{RelayBody, write_head};
 const SHORT_BODY_BYTES: u64 = 8 << 10;
 /// Value of the header `connection` of an answer after which the connection closes.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
+/// Id of a request: the client's own, or one that the gateway makes.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Header of an answer: milliseconds that the request waited in the queue.
 const QUEUE_MS: HeaderName = HeaderName::from_static("x-wardrop-queue-ms");
+/// Header of an answer: the worker that served it, where `routing.explain_headers` is on.
 const EXPLAIN_WORKER: HeaderName = HeaderName::from_static("x-wardrop-worker");
+/// Header of an answer: leading blocks that the index listed for the worker.
 const EXPLAIN_OVERLAP: HeaderName = HeaderName::from_static("x-wardrop-overlap-blocks");
+/// Header of W3C Trace Context with the ids of the caller's span.
 const TRACEPARENT: &str = "traceparent";
+/// Header of W3C Trace Context with vendors' own values.
 const TRACESTATE: &str = "tracestate";
+/// Header with the tenant, which is also the namespace of the cache, as in Dynamo.
 const TENANT: &str = "x-tenant-id";
+/// Header with the priority, −10 to 10; read where `routing.queue_hints` is on.
 const PRIORITY: &str = "x-wardrop-priority";
+/// Header with the time in milliseconds after which the first token is useless; read as
+/// [`PRIORITY`] is.
 const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
 
 /// Serves one request. Every outcome is an answer. A panic becomes an answer with status 500 and costs this request alone.
@@ -82,6 +91,9 @@ pub async fn handle(
 }
 
 /// Begins the trace of a request, and names the new server span as the parent of the upstream's spans.
+///
+/// Without a caller's trace, a `tracestate` of the client would belong to no trace, so it is
+/// removed.
 fn begin_trace(shared: &Shared, request: &mut Request<Incoming>) -> Option<Arc<RequestTrace>> {
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let trace = shared.service.begin_trace(&TraceStart {
@@ -100,6 +112,10 @@ fn begin_trace(shared: &Shared, request: &mut Request<Incoming>) -> Option<Arc<R
     Some(trace)
 }
 
+/// Admits a request and serves it. Checks of the head come before the body is read.
+///
+/// # Errors
+/// The refusal that becomes the answer.
 async fn serve(
     thread: &Arc<Thread>,
     request: Request<Incoming>,
@@ -149,6 +165,7 @@ async fn serve(
     Ok(response)
 }
 
+/// Keeps the client's id, or makes one that no other request of any process has.
 fn ensure_request_id(parts: &mut Parts, thread: &Thread) -> HeaderValue {
     if let Some(id) = parts.headers.get(REQUEST_ID) {
         return id.clone();
@@ -161,6 +178,8 @@ fn ensure_request_id(parts: &mut Parts, thread: &Thread) -> HeaderValue {
 }
 
 /// Relays a request without a prompt unchanged.
+///
+/// Such a request is not placed: the upstream is the next one in turn.
 async fn pass_through(
     thread: &Arc<Thread>,
     parts: &Parts,
@@ -186,15 +205,24 @@ async fn pass_through(
 
 /// A request with a prompt that arrived as a whole.
 struct Arrived<'a> {
+    /// Head of the request.
     parts: &'a Parts,
+    /// Endpoint of the request's path.
     endpoint: Endpoint,
+    /// The whole body, charged to the sum of all bodies.
     body: HeldBody,
     /// The client chose its worker by header.
     has_pin: bool,
+    /// Trace of the request; `None` where tracing is off.
     trace: Option<&'a Arc<RequestTrace>>,
 }
 
 /// Places a request with a prompt and forwards it with the pin of its worker.
+///
+/// An abstention is no failure: the request goes out without a pin, and Dynamo chooses the worker.
+///
+/// # Errors
+/// The refusal that becomes the answer. The receipt then holds its status.
 async fn place_and_forward(
     thread: &Arc<Thread>,
     arrived: Arrived<'_>,
@@ -321,11 +349,14 @@ fn tenant(headers: &HeaderMap) -> Option<&str> {
     names.map(str::trim).rfind(|name| !name.is_empty())
 }
 
+/// Id of the request as text; `None` for bytes that are no text.
 fn request_id(headers: &HeaderMap) -> Option<&str> {
     headers.get(REQUEST_ID)?.to_str().ok()
 }
 
 /// The tenant and, where clients may give them, priority and deadline.
+///
+/// A value that is no number counts as absent, because a hint must not make a request fail.
 fn place_hints<'a>(shared: &Shared, headers: &'a HeaderMap, body_bytes: usize) -> PlaceHints<'a> {
     let may_hint = shared.config.service.routing.queue_hints;
     let hint = |name: &str| headers.get(name).filter(|_| may_hint)?.to_str().ok();
@@ -340,12 +371,14 @@ fn place_hints<'a>(shared: &Shared, headers: &'a HeaderMap, body_bytes: usize) -
     }
 }
 
+/// Worker and overlap of the first leg; `None` for a request without a booking.
 fn explanation_headers(booking: &Booking) -> Option<(HeaderValue, HeaderValue)> {
     let leg = booking.legs().next()?;
     let worker = HeaderValue::from_str(&leg.worker.to_string()).ok()?;
     Some((worker, HeaderValue::from(leg.overlap_blocks)))
 }
 
+/// The answer whose body is relayed; `place` is held until its last byte.
 fn relay(
     thread: &Arc<Thread>,
     status: StatusCode,

@@ -1,4 +1,7 @@
 //! The request of a client within its limits: header size, body size and time.
+//!
+//! Cost: one copy of a body that came in several pieces. The deadline runs over the whole body, so
+//! a client cannot hold a request open byte by byte.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +20,16 @@ use crate::error::Refusal;
 pub struct HeldBody {
     /// The whole body.
     pub bytes: Bytes,
+    /// Charge of the bytes, given back with the body.
     _permit: BodyPermit,
 }
 
 /// Whether the headers are within the limit.
+///
+/// Four bytes per field stand for the colon, the space and the line end.
+///
+/// # Errors
+/// [`Refusal::HeadersTooLarge`].
 pub fn check_headers(headers: &HeaderMap, limits: &Limits) -> Result<(), Refusal> {
     let bytes: usize = headers
         .iter()
@@ -37,6 +46,11 @@ pub fn check_headers(headers: &HeaderMap, limits: &Limits) -> Result<(), Refusal
 /// Reads a whole body within its limits, without a copy when it came in one piece.
 ///
 /// After a refusal the client may still send. Its connection closes once the client has read the answer, see `client_io`.
+///
+///
+/// # Errors
+/// [`Refusal::BodyTooLarge`], [`Refusal::BodiesFull`], [`Refusal::BodyBroken`] or
+/// [`Refusal::ReadTimeout`].
 pub async fn read_body(
     mut body: Incoming,
     limits: &Limits,

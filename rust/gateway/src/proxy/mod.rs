@@ -4,6 +4,9 @@
 //! accept ─▶ connection ─▶ handler ─▶ intake (limits) ─▶ wardrop_service (prompt, decision) ─▶ forward ─▶ exchange ─▶ upstream
 //!                                                                                     client ◀─ body (relay, measurements) ◀─┘
 //! ```
+//!
+//! A request stays on the thread that accepted its connection. Serving threads share [`Shared`]:
+//! atomics, and locks that are held for a lookup.
 
 mod accept;
 mod admin;

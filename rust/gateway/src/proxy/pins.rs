@@ -1,4 +1,7 @@
 //! Headers that pin a request to workers, as clients send them and as the gateway writes them for Dynamo.
+//!
+//! Source: the names of the headers are those of `dynamo.frontend` 1.6.1, with its aliases. A
+//! client's own pins are refused unless `routing.allow_client_pins` is on.
 
 use std::fmt::Write as _;
 
@@ -33,6 +36,9 @@ pub fn has_pin_header(headers: &HeaderMap) -> bool {
 }
 
 /// The worker named by a pin header of the client, parsed as Dynamo parses it.
+///
+/// `None` for a pin of other headers only, which names no instance of a decode or aggregated
+/// worker.
 pub fn pinned_worker(headers: &HeaderMap) -> Option<WorkerId> {
     let number = |names: [&str; 2]| {
         names
@@ -52,6 +58,8 @@ pub fn write_rank(head: &mut BytesMut, booking: &Booking) {
 }
 
 /// Writes the pin headers of a booking.
+///
+/// In a split both legs are written. The rank is written only where an instance has several.
 pub fn write_pins(head: &mut BytesMut, booking: &Booking) {
     for leg in booking.legs() {
         let (instance, rank) = if leg.pool.role == Role::Prefill {

@@ -20,9 +20,12 @@ const FIRST_BALANCE: f64 = 10.0;
 #[derive(Debug)]
 pub struct RetryBudget(Mutex<Bucket>);
 
+/// The token bucket.
 #[derive(Debug)]
 struct Bucket {
+    /// Retries that may be made now, 0 to [`LARGEST_BALANCE`].
     balance: f64,
+    /// Time up to which the free income is paid in.
     paid_at: Instant,
 }
 
@@ -46,6 +49,7 @@ impl RetryBudget {
         self.take_at(Instant::now())
     }
 
+    /// The free income since the last call is paid in first.
     fn take_at(&self, now: Instant) -> bool {
         let mut bucket = self.0.lock();
         let elapsed_s = now.saturating_duration_since(bucket.paid_at).as_secs_f64();

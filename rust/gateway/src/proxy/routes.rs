@@ -2,6 +2,9 @@
 //!
 //! Dynamo's frontend answers control requests, for example `POST /busy_threshold`, on the port that serves completions. A client of the
 //! gateway must not reach them, unless the operator lists them in `routes.extra`.
+//!
+//! Cost: O(routes · length of the path) per request. The path is compared as the client sent it,
+//! and refused where an upstream could read it as another one.
 
 use hyper::Method;
 
@@ -51,6 +54,7 @@ pub fn is_entry(entry: &str) -> bool {
     entry.starts_with('/') && (path.is_empty() || is_plain(path)) && !path.contains('*')
 }
 
+/// Whether a path is a route, or lies below it at a slash.
 fn is_below(path: &str, route: &str) -> bool {
     path.strip_prefix(route)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

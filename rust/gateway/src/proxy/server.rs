@@ -1,4 +1,7 @@
 //! Serving threads. Each runs an event loop of its own and keeps a connection from accept to close: no request changes threads.
+//!
+//! Threads: `worker_threads` serve, one accepts, one probes upstreams. A panic in one of them is
+//! counted, and the thread starts again.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,6 +24,7 @@ use crate::upstream::{ConnectionPool, probe_upstreams};
 
 /// Most accepted connections that wait for one serving thread.
 const INBOX: usize = 64;
+/// Interval at which idle upstream connections beyond their age are closed.
 const PRUNE_EVERY: Duration = Duration::from_secs(10);
 
 /// Phase of the server.
@@ -36,8 +40,11 @@ pub enum ServerPhase {
 
 /// The running server.
 pub struct Server {
+    /// Bound address.
     address: SocketAddr,
+    /// Phase that all threads and connections watch.
     phase: watch::Sender<ServerPhase>,
+    /// All threads, until the stop joins them.
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -119,6 +126,10 @@ impl Server {
     }
 }
 
+/// The first address of `listen` that can be bound, without blocking reads.
+///
+/// # Errors
+/// The error of the last address that was tried.
 fn bind(listen: &str) -> std::io::Result<std::net::TcpListener> {
     use std::net::ToSocketAddrs;
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);

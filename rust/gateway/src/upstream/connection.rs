@@ -1,4 +1,7 @@
 //! One connection to an upstream: write a request, read the head of its answer, relay the body.
+//!
+//! Parsing is `httparse`; framing is [`super::framing`]. A head has at most 128 KiB and 128 fields. A
+//! body takes one buffer of 16 KiB, since a read happens only when the client takes bytes.
 
 use std::fmt::Write as _;
 use std::pin::Pin;
@@ -24,12 +27,15 @@ const READ_BYTES: usize = 16 << 10;
 const READ_ROOM_BYTES: usize = 4 << 10;
 /// Largest head of an answer.
 const HEAD_LIMIT_BYTES: usize = 128 << 10;
+/// Most header fields of an answer.
 const MAX_FIELDS: usize = 128;
 
 /// A TCP connection to one upstream, with the bytes that were read ahead.
 #[derive(Debug)]
 pub struct Connection {
+    /// The socket.
     stream: TcpStream,
+    /// Bytes that were read and not yet taken.
     buffer: BytesMut,
     /// The upstream it belongs to.
     pub(super) upstream: u64,
@@ -37,6 +43,7 @@ pub struct Connection {
     pub(super) served: u32,
     /// A request was not written completely, so the connection cannot carry another one.
     is_spent: bool,
+    /// Time of the last end of an answer.
     pub(super) idle_since: Instant,
     /// Its place among the idle connections of all pools, while it is idle.
     pub(super) idle_place: Option<IdlePlace>,
@@ -49,7 +56,9 @@ pub struct ResponseHead {
     pub status: StatusCode,
     /// Header fields, without the fields that concern a single connection.
     pub headers: HeaderMap,
+    /// How the end of the body is found.
     framing: Framing,
+    /// The upstream keeps the connection open after the body.
     keep_alive: bool,
 }
 
@@ -65,6 +74,9 @@ pub enum ExchangeError {
 }
 
 /// Writes request line and fields. `length` replaces the client's framing: `Some(n)` a length, `None` keeps it.
+///
+/// Fields of a single connection are left out (RFC 9110 §7.6.1). The empty line at the end is left
+/// to [`Outgoing`], which may add a framing.
 pub fn write_head(
     out: &mut BytesMut,
     method: &Method,
@@ -100,6 +112,7 @@ impl Connection {
         self.upstream
     }
 
+    /// A connection without a request.
     pub(super) fn new(stream: TcpStream, upstream: u64) -> Self {
         Self {
             stream,
@@ -143,6 +156,7 @@ impl Connection {
         std::future::poll_fn(|cx| self.poll_exchange(outgoing, method, cx)).await
     }
 
+    /// One poll: writes what the upstream takes, then reads up to the end of a head.
     fn poll_exchange(
         &mut self,
         outgoing: &mut Option<Outgoing>,
@@ -186,6 +200,7 @@ impl Connection {
         Ok(())
     }
 
+    /// Reads once into the buffer. 0 bytes mean that the upstream closed the connection.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
         if self.buffer.capacity() - self.buffer.len() < READ_ROOM_BYTES {
             self.buffer.reserve(READ_BYTES);
@@ -195,6 +210,11 @@ impl Connection {
     }
 }
 
+/// The head at the start of the buffer; `None` while it is incomplete. Values share the buffer's
+/// memory.
+///
+/// # Errors
+/// [`WireError::Malformed`] names the part that is no HTTP/1.1.
 fn parse_head(buffer: &mut BytesMut, method: &Method) -> Result<Option<ResponseHead>, WireError> {
     loop {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
@@ -241,6 +261,11 @@ pub(super) fn head_and_framing(
     Ok(head.map(|head| (head.status.as_u16(), head.framing)))
 }
 
+/// Decides framing and reuse from status, fields and version.
+///
+/// # Errors
+/// [`WireError::Malformed`] for a framing that two readers could understand differently: such an
+/// answer could hide a second one.
 fn finish_head(
     status: StatusCode,
     mut headers: HeaderMap,
@@ -316,9 +341,13 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, WireError> {
 /// Dropping it before its end closes the connection, which makes Dynamo cancel the request.
 #[derive(Debug)]
 pub struct RelayBody {
+    /// The connection; `None` after the end, an error or a cut.
     connection: Option<Connection>,
+    /// Position in the body.
     framing: Framing,
+    /// The connection may carry another request after the body.
     keep_alive: bool,
+    /// Pool that takes the connection back.
     pool: Arc<ConnectionPool>,
     /// A piece that was inspected and given back; it goes out first.
     held: Option<Frame<Bytes>>,
@@ -352,6 +381,8 @@ impl RelayBody {
     }
 
     /// Next piece, `None` at the end. After an error the body is over.
+    ///
+    /// All body bytes of one read come as one piece. Nothing is read ahead of the client.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         if let Some(held) = self.held.take() {
             return Poll::Ready(Some(Ok(held)));
@@ -414,6 +445,9 @@ impl RelayBody {
     }
 
     /// Whether the body has ended.
+    ///
+    /// True before the end is polled where the length is known, because hyper does not poll a body
+    /// of known length to its end.
     pub fn is_finished(&self) -> bool {
         self.held.is_none() && (self.connection.is_none() || matches!(self.framing, Framing::Length(0)))
     }
@@ -426,6 +460,7 @@ impl RelayBody {
         }
     }
 
+    /// Gives the connection back, unless something of this exchange is still in it.
     fn recycle(&mut self) {
         if let Some(connection) = self.connection.take()
             && self.keep_alive

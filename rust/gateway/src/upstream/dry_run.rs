@@ -1,4 +1,7 @@
 //! Token ids from the dry run of Dynamo's frontend, over HTTP.
+//!
+//! The comparison of token ids in the service calls it through [`TokenIdSource`]. Bounds: 4 MiB and
+//! 15 s per answer, one request at a time per model.
 
 use std::sync::Arc;
 
@@ -13,7 +16,9 @@ const ANSWER_LIMIT_BYTES: usize = 4 << 20;
 
 /// Source of dry-run token ids that asks any upstream.
 pub struct UpstreamDryRun {
+    /// Upstreams whose changes end a handover.
     upstreams: Arc<UpstreamSet>,
+    /// Pool of its own, so that dry runs take no connection from requests.
     connections: ConnectionPool,
 }
 
@@ -46,6 +51,10 @@ impl TokenIdSource for UpstreamDryRun {
     }
 }
 
+/// Token ids in `nvext.token_ids` of an answer.
+///
+/// # Errors
+/// A text for the log when the answer has no list of ids.
 fn read_ids(answer: &[u8]) -> Result<Vec<u32>, String> {
     let answer: Value = serde_json::from_slice(answer).map_err(|e| format!("dry run: {e}"))?;
     let ids = answer["nvext"]["token_ids"]

@@ -10,9 +10,13 @@ use std::sync::Arc;
 
 use super::{ConnectionPool, Outgoing, RelayBody, write_head};
 
+/// Longest time for the whole request with its answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Posts a JSON body and reads the whole answer, up to `limit_bytes`.
+///
+/// Each call opens a connection and closes it: such requests are rare, and an idle connection would
+/// take a place from clients' requests.
 ///
 /// # Errors
 /// A text that names the step that failed.

@@ -1,4 +1,6 @@
 //! Header fields between two connections: fields of one connection end there (RFC 9110 §7.6.1, RFC 9112 §6).
+//!
+//! Requests and answers pass through the same rules. O(fields) per message.
 
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,

@@ -1,4 +1,8 @@
 //! HTTP/1.1 body framing (RFC 9112 §6–7): length, chunked, until close. Pure: bytes in, pieces out.
+//!
+//! [`super::connection`] feeds it the bytes of each read. Strict where leniency would let two
+//! readers disagree about the end of a message; lenient about chunk extensions, which are ignored
+//! (RFC 9112 §7.1.1).
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::HeaderMap;
@@ -60,6 +64,11 @@ pub enum Chunk {
 
 impl Framing {
     /// Takes from `buffer` all body bytes that are there, as one piece.
+    ///
+    /// Called again after [`Decoded::NeedMore`] with more bytes in the buffer.
+    ///
+    /// # Errors
+    /// [`WireError::Malformed`] for bytes that break the framing.
     pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Decoded, WireError> {
         match self {
             Self::Length(0) => Ok(Decoded::End),
@@ -83,6 +92,8 @@ impl Framing {
 }
 
 impl Chunk {
+    /// All chunks of the buffer become one piece: one copy per burst costs less than one write per
+    /// token.
     fn decode(&mut self, buffer: &mut BytesMut) -> Result<Decoded, WireError> {
         let mut piece: Option<Bytes> = None;
         let mut joined: Option<BytesMut> = None;
@@ -146,6 +157,8 @@ impl Chunk {
     }
 }
 
+/// One line without its end; `None` while it is incomplete. A bare line feed ends a line too (RFC
+/// 9112 §2.2).
 fn read_line(buffer: &mut BytesMut) -> Result<Option<BytesMut>, WireError> {
     match memchr::memchr(b'\n', buffer) {
         Some(end) if end <= LINE_LIMIT_BYTES => {
@@ -166,6 +179,7 @@ fn read_line(buffer: &mut BytesMut) -> Result<Option<BytesMut>, WireError> {
 /// Hexadecimal size, ignoring chunk extensions.
 fn parse_chunk_size(line: &[u8]) -> Result<u64, WireError> {
     let digits = line.split(|&b| b == b';').next().unwrap_or_default().trim_ascii();
+    // 15 digits fit 60 bits, so the shift below cannot overflow.
     if digits.is_empty() || digits.len() > 15 {
         return Err(WireError::Malformed("chunk size"));
     }
@@ -177,6 +191,7 @@ fn parse_chunk_size(line: &[u8]) -> Result<u64, WireError> {
     })
 }
 
+/// The trailer section, up to 32 fields.
 fn decode_trailers(buffer: &mut BytesMut) -> Result<Decoded, WireError> {
     if buffer.starts_with(b"\r\n") {
         buffer.advance(2);

@@ -2,6 +2,9 @@
 //!
 //! One task drives a request from its first to its last byte: no connection tasks, no channels. The bytes of one read are handed
 //! on as one piece, so a burst of tokens costs one write. A slow client stops the reads.
+//!
+//! Sources: RFC 9112 for the wire, RFC 9110 for the fields. Own code in place of a client library,
+//! see `docs/adr/0005-own-wire-clients.md`.
 
 mod connection;
 mod dry_run;

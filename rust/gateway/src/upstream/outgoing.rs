@@ -2,6 +2,9 @@
 //!
 //! An upstream may answer before it has read the whole request, and may stop reading. Writing is therefore one half of a poll: it never
 //! keeps the gateway from reading the answer, and one deadline covers both.
+//!
+//! Memory: the head, and one piece of a relayed body at a time. A body in memory is shared, not
+//! copied.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -40,17 +43,24 @@ pub struct BodyLimits {
 /// A client's body that is relayed as it arrives.
 #[derive(Debug)]
 struct ClientBody {
+    /// The client's body.
     body: Incoming,
+    /// The client gave no length, so the pieces are framed as chunks.
     is_chunked: bool,
+    /// Bytes that the body may still have.
     left_bytes: usize,
     /// Time that the client may still take. It runs only while the gateway waits for the client.
     left_wait: Duration,
+    /// The present wait for the client; `None` while bytes are there.
     waiting: Option<Waiting>,
 }
 
+/// One wait for bytes of the client.
 #[derive(Debug)]
 struct Waiting {
+    /// Begin of the wait.
     since: Instant,
+    /// Timer of the rest of the client's time.
     alarm: Pin<Box<Sleep>>,
 }
 
@@ -143,6 +153,7 @@ impl Outgoing {
         }
     }
 
+    /// Takes written bytes off the queue.
     fn advance(&mut self, mut wrote: usize) {
         while let Some(first) = self.queue.front_mut() {
             if wrote < first.len() {
@@ -157,6 +168,10 @@ impl Outgoing {
 
 impl ClientBody {
     /// The next bytes, never empty; `None` at the end.
+    ///
+    ///
+    /// # Errors
+    /// The body broke, is too large, or the client's time is used up.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, SendError>> {
         loop {
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {

@@ -1,6 +1,10 @@
 //! Choice of upstream and connection: round robin over the upstreams that answer, with idle connections kept per serving thread.
 //!
 //! Where the workers themselves are the upstreams, each upstream has the id of its instance, and a placed request goes to its worker's upstream.
+//!
+//! Bounds: `upstream.idle_connections` per upstream and thread, `upstream.all_idle_connections`
+//! over all threads. Cost of a checkout: O(1) with an idle connection, O(upstreams) while some
+//! refuse. Connections in use are bounded by the requests in flight.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,14 +23,19 @@ use crate::config::UpstreamOptions;
 /// One `dynamo.frontend` process, or one worker.
 #[derive(Debug)]
 pub struct Upstream {
+    /// Number of the upstream in this set; never used again.
     id: u64,
     /// Instance of the worker; `None` for a frontend.
     instance: Option<u64>,
+    /// Host name or literal address, without brackets.
     host: String,
+    /// Port.
     port: u16,
+    /// Addresses of the host, followed by a thread where it is a name.
     addresses: Addresses,
     /// Time on [`UpstreamSet::now_ms`], milliseconds, until which this upstream is tried after all others.
     down_until_ms: AtomicU64,
+    /// Connections that were refused or timed out.
     failures: AtomicU64,
     /// Whether the upstream gave no useful answer. It takes part again after a useful answer to a probe.
     is_distrusted: AtomicBool,
@@ -35,12 +44,15 @@ pub struct Upstream {
 /// All upstreams, shared by all threads and replaced as a whole.
 #[derive(Debug)]
 pub struct UpstreamSet {
+    /// Present upstreams, in the order given.
     list: ArcSwap<Vec<Arc<Upstream>>>,
+    /// Id of the next upstream.
     next_id: AtomicU64,
     /// Idle connections over all pools of this set.
     idle: AtomicUsize,
     /// Changes of the list, and changes of an upstream between up and down.
     incarnation: AtomicU64,
+    /// Origin of [`UpstreamSet::now_ms`].
     started: Instant,
     /// Whether the upstreams are workers.
     has_workers: AtomicBool,
@@ -125,6 +137,11 @@ impl UpstreamSet {
         self.has_workers.load(Ordering::Relaxed)
     }
 
+    /// Builds a new list from known and new upstreams, and swaps it whole.
+    ///
+    /// # Errors
+    /// As [`UpstreamSet::replace`], and [`ServiceError::Io`] when a host name gets no thread for
+    /// its resolver. The old list stays then.
     fn replace_all<'a>(
         &self,
         urls: impl Iterator<Item = (Option<u64>, &'a str)>,
@@ -202,11 +219,16 @@ impl UpstreamSet {
             .any(|upstream| upstream.id != id && self.is_up(upstream))
     }
 
+    /// Milliseconds since the set was made; monotonic.
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
 }
 
+/// Host and port of `http://host[:port]`; the port is 80 without one.
+///
+/// # Errors
+/// [`ServiceError::Config`] for another scheme, a path or a query.
 fn parse_url(url: &str) -> Result<(String, u16), ServiceError> {
     let wrong = || {
         ServiceError::Config(format!(
@@ -226,6 +248,7 @@ fn parse_url(url: &str) -> Result<(String, u16), ServiceError> {
 pub(super) struct IdlePlace(Arc<UpstreamSet>);
 
 impl IdlePlace {
+    /// The count is raised before it is compared; a refused place lowers it when it is dropped.
     fn take(set: &Arc<UpstreamSet>, limit: usize) -> Option<Self> {
         let place = Self(set.clone());
         (set.idle.fetch_add(1, Ordering::Relaxed) < limit).then_some(place)
@@ -241,9 +264,14 @@ impl Drop for IdlePlace {
 /// Idle connections of one serving thread.
 #[derive(Debug)]
 pub struct ConnectionPool {
+    /// The upstreams.
     set: Arc<UpstreamSet>,
+    /// Limits and times.
     options: UpstreamOptions,
+    /// Position of the round robin.
     next: AtomicUsize,
+    /// Idle connections by upstream, the latest last. Latest out first keeps few connections warm
+    /// and lets the others age.
     idle: Mutex<HashMap<u64, Vec<Connection>>>,
 }
 
@@ -290,6 +318,8 @@ impl ConnectionPool {
         None
     }
 
+    /// Opens a connection within the limit. A failure moves the upstream behind all others for a
+    /// while, and asks the resolver again.
     async fn connect(&self, upstream: &Upstream) -> Option<Connection> {
         let limit = Duration::from_millis(self.options.connect_timeout_ms);
         let connect = async {
@@ -313,6 +343,7 @@ impl ConnectionPool {
         None
     }
 
+    /// An idle connection that is young enough and still open; others are closed on the way.
     fn take_idle(&self, upstream: u64) -> Option<Connection> {
         let ttl = Duration::from_millis(self.options.idle_connection_ttl_ms);
         loop {

@@ -3,6 +3,9 @@
 //! A stopped process still accepts connections, so only an answer proves that it lives. A frontend that has just started answers
 //! 404 to every model until it has read discovery. Only a list of models proves that it is useful. With a single frontend there
 //! is no choice, and nothing is probed.
+//!
+//! Cost: one short connection per frontend and interval. An answer is read up to 64 KiB, and up to
+//! the first model.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +23,9 @@ const ATTEMPTS: u32 = 2;
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 /// Probes all upstreams at an interval, without end.
+///
+/// Probes of one round run at the same time, so a silent frontend does not delay the verdict on
+/// another.
 pub async fn probe_upstreams(set: Arc<UpstreamSet>, every: Duration) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

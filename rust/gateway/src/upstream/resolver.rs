@@ -2,6 +2,9 @@
 //!
 //! A literal address needs nothing. A name has a thread that asks the system's resolver at an interval and after a failed connection.
 //! The last known addresses stay in use while the resolver fails.
+//!
+//! A question to the system's resolver may block for seconds, which an event loop must not do. One
+//! thread per host name follows from that.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -20,9 +23,11 @@ const REFRESH_FLOOR: Duration = Duration::from_millis(500);
 /// Addresses of one host and port.
 #[derive(Debug)]
 pub struct Addresses {
+    /// Last known addresses; empty before the first answer.
     known: Arc<ArcSwap<Vec<SocketAddr>>>,
     /// Set for a host name: asks for a question to the resolver now. Dropping it ends the thread.
     asks: Option<SyncSender<()>>,
+    /// Whether the resolver has answered once.
     found: watch::Receiver<bool>,
 }
 
