@@ -12,6 +12,9 @@
 //! for the worker.
 //!
 //! Memory: at most 16 MiB of salts and 64 kinds of groups. O(bytes of the frame) per frame.
+//!
+//! Who calls: the service's `feed::engine` and the bindings' `EngineFeed`, each with one feed per
+//! worker.
 
 use std::sync::Arc;
 

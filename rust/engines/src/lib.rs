@@ -13,6 +13,9 @@
 //!
 //! Formats of engines stop in this crate. The core knows events, and the service knows sockets, replay and
 //! trust.
+//!
+//! Bounds: a frame has [`FRAME_BYTES_MAX`], [`EVENTS_MAX`] and [`BLOCKS_MAX`]; decoding takes a
+//! small multiple of its bytes. Complexity: O(bytes of the frame).
 
 mod batch;
 pub mod dynamo;

@@ -1,4 +1,6 @@
 //! Settings of the picker, read and checked before the picker is built. The service takes its part as a whole.
+//!
+//! The control plane sends the settings as JSON once, from the file of `wardrop picker`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,6 +15,8 @@ const MAX_NAMES: usize = 1024;
 const MAX_TIMEOUT_MS: u64 = 86_400_000;
 
 /// The whole configuration. Unknown keys are refused.
+///
+/// The defaults listen on the local machine alone.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PickerConfig {
@@ -126,6 +130,10 @@ impl PickerConfig {
         Ok(config)
     }
 
+    /// Refuses counts of 0 and above their bounds, and too many names.
+    ///
+    /// # Errors
+    /// [`ServiceError::Config`] names the key, the value received and the values expected.
     fn check(&self) -> Result<(), ServiceError> {
         let limits = &self.limits;
         let whole = [

@@ -1,4 +1,7 @@
 //! From a booking to the headers that send a request to its workers.
+//!
+//! Envoy's load balancer reads the destination header; the other headers are for the worker and its
+//! sidecar. O(legs).
 
 use wardrop_service::{Booking, Role};
 
@@ -22,6 +25,7 @@ impl Destination {
         let mut address = None;
         let mut is_split = false;
         for leg in booking.legs() {
+            // An endpoint that left between decision and answer has no address any more.
             let found = endpoints.get(leg.worker.instance)?.address.to_string();
             let is_prefill = leg.pool.role == Role::Prefill;
             is_split |= is_prefill;

@@ -1,4 +1,7 @@
 //! Addresses of the workers, in both directions: a decision names a worker, and Envoy needs its address.
+//!
+//! The table is replaced as a whole by the control plane, so a stream sees one state of all
+//! endpoints. At most 16,384 endpoints; a lookup is O(log endpoints), a subset O(endpoints).
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -42,10 +45,12 @@ pub(crate) struct Endpoint {
     pub max_num_batched_tokens: Option<u64>,
 }
 
+/// Default role of an endpoint.
 fn aggregated() -> Role {
     Role::Aggregated
 }
 
+/// Default number of ranks.
 fn one() -> u32 {
     1
 }
@@ -81,6 +86,7 @@ impl Endpoint {
         .to_string()
     }
 
+    /// Every rank behind the address, as a worker.
     fn workers(&self) -> impl Iterator<Item = WorkerId> + use<> {
         let (instance, start) = (self.instance(), self.dp_start);
         (start..start.saturating_add(self.dp_size)).map(move |rank| WorkerId::new(instance, rank))
@@ -90,7 +96,9 @@ impl Endpoint {
 /// All endpoints at one moment.
 #[derive(Default)]
 pub(crate) struct Endpoints {
+    /// Endpoints by instance, from a decision to an address.
     by_instance: BTreeMap<u64, Arc<Endpoint>>,
+    /// Workers by address, from a subset of Envoy's to workers.
     by_address: HashMap<SocketAddr, Vec<WorkerId>>,
 }
 

@@ -34,6 +34,9 @@ pub(crate) const QUEUE_MS: &str = "x-wardrop-queue-ms";
 pub(crate) const DROPPED_REASON: &str = "x-llm-d-request-dropped-reason";
 
 /// Headers that a client may not send on to a worker.
+///
+/// A worker or its sidecar acts on these names, so a client could choose a worker or forge a
+/// decision with them.
 pub(crate) const STRIPPED: [&str; 20] = [
     "x-gateway-inference-fairness-id",
     "x-gateway-inference-objective",
@@ -157,6 +160,7 @@ pub(crate) fn find<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         .and_then(text)
 }
 
+/// A positive number of milliseconds; fractions are cut off.
 fn milliseconds(text: &str) -> Option<u64> {
     let value: f64 = text.trim().parse().ok()?;
     (value.is_finite() && value > 0.0).then_some(value as u64)

@@ -1,4 +1,7 @@
 //! `/metrics`, `/live`, `/ready` and the facts for `wardrop doctor` over HTTP, on a port of their own.
+//!
+//! Probes and Prometheus read it. It works while the picker drains, so that the reason of a failed
+//! readiness stays visible.
 
 use std::sync::Arc;
 
@@ -25,6 +28,7 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
+/// The metrics page in Prometheus' text format.
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4")],
@@ -44,6 +48,7 @@ async fn receipt(State(shared): State<Arc<Shared>>, Path(request_id): Path<Strin
     facts::receipt(&shared.service, &request_id)
 }
 
+/// 200 while a request could be placed, otherwise 503.
 async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     if shared.is_ready() {
         (StatusCode::OK, "ready\n")

@@ -6,6 +6,9 @@
 //! ```
 //!
 //! Envoy sends the request to the worker. This crate sees only copies of the request's bytes.
+//!
+//! Sources: Envoy's external processing protocol; proposal 004 of the Gateway API Inference
+//! Extension; headers of llm-d; Dynamo 1.6's selection service.
 
 mod config;
 mod destination;

@@ -1,4 +1,6 @@
 //! Answers of the picker as messages of external processing.
+//!
+//! Pure functions: facts in, protobuf messages out. Bodies are shared, not copied.
 
 use std::fmt::Display;
 
@@ -49,6 +51,7 @@ impl Headers {
         self.set.push(Header { name, value });
     }
 
+    /// The change as Envoy takes it; `None` for no change, which spares Envoy the work.
     fn mutation(self) -> Option<HeaderMutation> {
         if self.set.is_empty() && self.remove.is_empty() {
             return None;
@@ -68,6 +71,7 @@ impl Headers {
     }
 }
 
+/// A message without metadata.
 fn message(response: Response) -> ProcessingResponse {
     ProcessingResponse {
         response: Some(response),
@@ -90,6 +94,7 @@ pub(crate) fn decision(headers: Headers, destination: &str, body: Option<Bytes>)
         body_mutation: body.map(|body| BodyMutation {
             mutation: Some(body_mutation::Mutation::Body(body)),
         }),
+        // The route may depend on the headers that the decision changes.
         clear_route_cache: true,
     };
     let response = if is_body {
@@ -194,6 +199,7 @@ pub(crate) fn refuse(refusal: Refusal) -> ProcessingResponse {
     }))
 }
 
+/// A piece of a body in full-duplex mode.
 fn streamed(body: Bytes, end_of_stream: bool) -> BodyResponse {
     BodyResponse {
         response: Some(CommonResponse {

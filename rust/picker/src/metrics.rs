@@ -1,4 +1,6 @@
 //! Metrics of the picker, on the same page as those of the service.
+//!
+//! Counters grow where the event happens; gauges are set when the page is rendered.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use wardrop_service::metrics::MetricBuilder;

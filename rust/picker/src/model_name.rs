@@ -1,4 +1,7 @@
 //! The model's name in a request body, and its replacement. Every other byte of the body stays as the client sent it.
+//!
+//! The picker changes nothing else of a body, because a changed prompt would no longer match its
+//! hashes.
 
 use std::borrow::Cow;
 
@@ -10,8 +13,10 @@ use serde_json::value::RawValue;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Fields<'a> {
+    /// The name as JSON, whose place in the body a rewrite needs.
     #[serde(borrow)]
     model: Option<&'a RawValue>,
+    /// Whether the client asked for a stream.
     stream: Option<bool>,
 }
 
@@ -33,6 +38,7 @@ pub(crate) fn read(body: &[u8]) -> BodyFacts<'_> {
     }
 }
 
+/// Text of a JSON string; borrowed where it has no escape.
 fn name(raw: &RawValue) -> Option<Cow<'_, str>> {
     let text = raw.get();
     if text.starts_with('"') && !text.contains('\\') {

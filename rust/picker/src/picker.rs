@@ -1,4 +1,7 @@
 //! The picker as an object: a routing service with an endpoint table and the servers in front of it.
+//!
+//! The bindings hold one picker per process. The order of a start is [`Picker::new`], models,
+//! endpoints, [`Picker::start`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,14 +21,18 @@ use crate::shared::Shared;
 
 /// An endpoint picker, before and after it serves.
 pub struct Picker {
+    /// State that all streams share.
     shared: Arc<Shared>,
+    /// The running servers; `None` before the start and after the stop.
     servers: Mutex<Option<Servers>>,
     /// Serialises changes of models and endpoints.
     change: Mutex<()>,
 }
 
+/// The part of a model's JSON that the picker itself reads.
 #[derive(Deserialize)]
 struct ModelName {
+    /// Name of the model.
     name: String,
 }
 

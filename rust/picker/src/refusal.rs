@@ -1,4 +1,7 @@
 //! Refusals of the picker: Envoy answers the client with the status and the body of each.
+//!
+//! Statuses follow the Gateway API Inference Extension: 429 for a shed request, 503 without an
+//! endpoint.
 
 use bytes::Bytes;
 use wardrop_service::Refusal as ServiceRefusal;
@@ -98,6 +101,7 @@ impl Refusal {
         self.status() == 429
     }
 
+    /// Text for the person behind the client: what was received, what was expected, and what to do.
     fn message(self) -> String {
         let wait = self.retry_after_s().unwrap_or(1);
         match self {

@@ -49,7 +49,9 @@ pub(crate) struct Addresses {
 pub(crate) struct Servers {
     /// Addresses that the servers listen on.
     pub addresses: Addresses,
+    /// Signal to accept nothing more.
     stop: watch::Sender<bool>,
+    /// Event loop; `None` once it was stopped.
     runtime: Option<Runtime>,
 }
 
@@ -140,6 +142,7 @@ async fn serve(
     Ok(addresses)
 }
 
+/// A gRPC server with the limits of the configuration.
 fn builder(config: &PickerConfig) -> Server {
     Server::builder()
         .max_concurrent_streams(config.limits.streams_per_connection)
@@ -147,10 +150,12 @@ fn builder(config: &PickerConfig) -> Server {
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
 }
 
+/// Ends when the servers have to stop accepting.
 async fn ended(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
+/// Binds an address that may be absent.
 async fn bind_some(listen: Option<&str>) -> Result<Option<TcpListener>, ServiceError> {
     match listen {
         Some(listen) => bind(listen).await.map(Some),
@@ -158,11 +163,15 @@ async fn bind_some(listen: Option<&str>) -> Result<Option<TcpListener>, ServiceE
     }
 }
 
+///
+/// # Errors
+/// [`ServiceError::Io`] names the address.
 pub(crate) async fn bind(listen: &str) -> Result<TcpListener, ServiceError> {
     let bound = TcpListener::bind(listen).await;
     bound.map_err(|source| io(&format!("listening on {listen}"), source))
 }
 
+/// An error of the operating system, with the action that failed.
 pub(crate) fn io(what: &str, source: std::io::Error) -> ServiceError {
     ServiceError::Io {
         what: what.into(),
@@ -186,6 +195,10 @@ pub(crate) fn start_logging(filter: &str) -> Result<(), ServiceError> {
     Ok(())
 }
 
+/// Reads certificate and key.
+///
+/// # Errors
+/// [`ServiceError::Io`] names the file.
 fn read_tls(files: &TlsFiles) -> Result<ServerTlsConfig, ServiceError> {
     let read = |path: &std::path::Path| {
         std::fs::read(path).map_err(|source| io(&format!("reading {}", path.display()), source))
@@ -221,6 +234,7 @@ async fn report_health(shared: Arc<Shared>, reporter: HealthReporter) {
 
 /// The service that Envoy calls.
 struct Door {
+    /// State of the picker.
     shared: Arc<Shared>,
 }
 
@@ -236,6 +250,8 @@ impl ExternalProcessor for Door {
         let shared = self.shared.clone();
         tokio::spawn(async move {
             let exchange = Exchange::new(shared.clone(), out.clone());
+            // A task of its own, so that a panic ends one stream with a status instead of the
+            // connection.
             let served = tokio::spawn(exchange.run(request.into_inner())).await;
             if served.is_err_and(|error| error.is_panic()) {
                 shared.metrics.panics.with_label_values(&["request"]).inc();

@@ -1,4 +1,6 @@
 //! The state that all streams of the picker share.
+//!
+//! Everything here is atomic or swapped whole; a stream holds no lock over a message.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

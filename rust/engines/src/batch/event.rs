@@ -15,6 +15,9 @@ use crate::msgpack::{Malformed, Reader};
 use crate::{BLOCKS_MAX, FRAME_BYTES_MAX};
 
 /// Names of a stored event's fields in the array form, by position after the tag.
+///
+/// Order of vLLM's `BlockStored`; later versions append fields. The empty name at the end is
+/// skipped as unknown.
 const STORED_FIELDS: [&str; 11] = [
     "block_hashes",
     "parent_block_hash",
@@ -97,6 +100,11 @@ struct EventFields {
 
 impl EventFields {
     /// Reads one field by name.
+    ///
+    /// A name that this version does not know skips its value.
+    ///
+    /// # Errors
+    /// [`Malformed`] with the position of a value of another type, or the limit that it exceeds.
     fn read(&mut self, field: &[u8], reader: &mut Reader<'_>) -> Result<(), Malformed> {
         let stored = &mut self.stored;
         match field {
@@ -168,6 +176,10 @@ impl EventFields {
     }
 
     /// Builds the event of type `tag` from the fields.
+    ///
+    ///
+    /// # Errors
+    /// [`Malformed::Missing`] or [`Malformed::Inconsistent`]; an unknown tag is [`Event::Other`].
     fn finish(self, tag: &[u8]) -> Result<Event, Malformed> {
         match tag {
             b"BlockStored" => self.finish_stored(),

@@ -119,6 +119,9 @@ pub(super) fn tier(medium: &[u8]) -> Tier {
 }
 
 /// One text per block: its extra keys, joined by a separator.
+///
+/// Keys are those of vLLM: adapter, salt, and the hash of a multimodal object. Each can change what
+/// a block's tokens mean.
 pub(super) fn extra_keys(reader: &mut Reader<'_>) -> Result<Vec<String>, Malformed> {
     list(reader, "extra keys of an event", BLOCKS_MAX, |reader| {
         if reader.nil()? {

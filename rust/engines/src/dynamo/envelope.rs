@@ -2,6 +2,8 @@
 //!
 //! Publisher and sequence stand in the frames and again in the envelope. A message in which they differ is
 //! refused, since a feed could not say which stream to count it in.
+//!
+//! Complexity: O(bytes), with one copy of the payload.
 
 use serde::Deserialize;
 
@@ -27,8 +29,11 @@ pub struct Envelope {
 /// Envelope as msgpack. Fields that are not named here are skipped.
 #[derive(Deserialize)]
 struct WireEnvelope {
+    /// Id of the sender, equal to the frame's.
     publisher_id: u64,
+    /// Position in the stream, equal to the frame's.
     sequence: u64,
+    /// Payload, decoded by its topic later.
     payload: Blob,
 }
 

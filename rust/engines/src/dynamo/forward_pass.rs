@@ -3,6 +3,8 @@
 //! The service turns it into a [`wardrop_core::latency::Pass`] for the latency curves and into a
 //! [`wardrop_core::ledger::EngineQueue`] for the queue. Whether the figures can be true is decided there, not
 //! here.
+//!
+//! Field names are those of Dynamo's forward-pass metrics. Complexity: O(bytes).
 
 use serde::{Deserialize, Serialize};
 use wardrop_core::WorkerId;

@@ -104,19 +104,26 @@ pub fn decode_dump(json: &str) -> Result<Vec<WorkerEvent>, String> {
 /// Event on the wire. Absent tier and owner mean the worker's own device memory.
 #[derive(Deserialize)]
 struct WireEvent {
+    /// Id of the instance.
     worker_id: u64,
+    /// Memory of the blocks; absent for device memory.
     #[serde(default)]
     storage_tier: Option<String>,
+    /// Owner of the memory; absent or `worker` for the worker's own.
     #[serde(default)]
     residency_domain: Option<String>,
+    /// The change, with its place in the stream.
     event: WireCacheEvent,
 }
 
 /// Cache event on the wire.
 #[derive(Deserialize)]
 struct WireCacheEvent {
+    /// Place in the worker's own stream.
     event_id: u64,
+    /// The change.
     data: WireData,
+    /// Rank of the worker; 0 where absent.
     #[serde(default)]
     dp_rank: u32,
 }

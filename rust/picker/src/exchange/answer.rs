@@ -1,4 +1,7 @@
 //! The answer of a worker on its way through Envoy, and what the service learns from it.
+//!
+//! Envoy sends the answer here while it passes to the client, so this module decides nothing about
+//! its bytes. O(bytes).
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -27,12 +30,19 @@ const VIA_UPSTREAM: &str = "via_upstream";
 
 /// The answer's part of a stream.
 pub(super) struct AnswerSide {
+    /// State of the picker.
     shared: Arc<Shared>,
+    /// How Envoy sends the body of the answer.
     mode: BodyMode,
+    /// Headers to add to the answer.
     added: Headers,
+    /// The placed request, until the headers of its answer come.
     request: Option<ActiveRequest>,
+    /// The service's view of the answer, from its headers to its end.
     answer: Option<Answer>,
+    /// Reader of progress and usage.
     reading: AnswerReading,
+    /// The headers of an answer came, from a worker or from Envoy itself.
     has_begun: bool,
     /// Status of the answer; 0 before its headers.
     status: u16,
@@ -109,6 +119,8 @@ impl AnswerSide {
         let answers = &self.shared.metrics.answers;
         answers.with_label_values(&[&status.to_string()]).inc();
         let served = context.and_then(served);
+        // A 502 to 504 without a worker behind it is Envoy's own: the worker was not reached, which
+        // is a fault of the worker.
         let is_own = served.is_none()
             && matches!(status, 502..=504)
             && details(attributes).map_or_else(
@@ -182,6 +194,7 @@ impl Drop for AnswerSide {
     }
 }
 
+/// Endpoint that answered, as Envoy's load balancer reports it.
 fn served(context: &Metadata) -> Option<String> {
     let value = context
         .filter_metadata

@@ -6,6 +6,10 @@
 //!
 //! The answer to the headers waits until the whole body has arrived and the queue has chosen a worker. Envoy holds the request
 //! meanwhile, so a decision can be late. The picker holds the body once, until it hands the body on. An answer passes piece by piece.
+//!
+//! Bounds: `limits.body_bytes` per body, `limits.all_bodies_bytes` over all,
+//! `limits.concurrent_requests`, and eight messages on their way to Envoy. Source: Envoy's external
+//! processing protocol, `envoy.service.ext_proc.v3`.
 
 mod answer;
 mod placing;
@@ -34,6 +38,7 @@ use crate::shared::Shared;
 /// Messages on their way to Envoy; a slow Envoy makes the stream wait.
 pub(crate) type Outbound = Sender<Result<ProcessingResponse, Status>>;
 
+/// The decision under way. Dropping it releases bookings and the place in the queue.
 type Work = Pin<Box<dyn Future<Output = Result<Choice, Refusal>> + Send>>;
 
 /// Progress of the request.
@@ -63,6 +68,7 @@ enum BodyMode {
 }
 
 impl BodyMode {
+    /// The mode of Envoy's name. A body that Envoy buffers in part counts as whole.
     fn new(mode: BodySendMode) -> Self {
         match mode {
             BodySendMode::None | BodySendMode::Grpc => Self::Absent,
@@ -75,18 +81,29 @@ impl BodyMode {
 
 /// The state of one stream.
 pub(crate) struct Exchange {
+    /// State of the picker.
     shared: Arc<Shared>,
+    /// Messages to Envoy.
     out: Outbound,
+    /// Progress of the request.
     phase: Phase,
+    /// How Envoy sends the body of the request.
     request_mode: BodyMode,
+    /// Facts from the headers, until the decision takes them.
     head: RequestHead,
     /// Workers of the subset that Envoy allows; `None` allows all.
     allowed: Option<Vec<wardrop_core::WorkerId>>,
+    /// Bytes of the body so far.
     body: BytesMut,
+    /// Charge of the body against the sum of all bodies.
     held: Option<BodyPermit>,
+    /// The request ends with trailers instead of its last piece.
     has_trailers: bool,
+    /// Time by which the body must be whole; used in [`Phase::Body`] alone.
     deadline: Instant,
+    /// Permit of a request in flight, to the end of the stream.
     place: Option<RequestPermit>,
+    /// The answer's part of the stream.
     answer: AnswerSide,
     /// Trace of the request, where spans are exported. Its spans end with the stream.
     trace: Option<Arc<RequestTrace>>,
@@ -97,7 +114,9 @@ struct Ended;
 
 /// Next action of the stream after a message.
 enum Step {
+    /// Wait for the next message.
     Wait,
+    /// Make the decision, beside further messages.
     Place(Work),
 }
 
@@ -153,6 +172,10 @@ impl Exchange {
         }
     }
 
+    /// Takes one message of Envoy.
+    ///
+    /// # Errors
+    /// [`Ended`] after a violation of the protocol or a refusal.
     async fn take(&mut self, message: ProcessingRequest) -> Result<Step, Ended> {
         if message.observability_mode {
             return self.protocol_error("observability_mode").await;
@@ -191,6 +214,7 @@ impl Exchange {
         }
     }
 
+    /// Reads the head, takes a permit, and decides whether a body follows.
     async fn request_headers(
         &mut self,
         headers: &HttpHeaders,
@@ -246,11 +270,13 @@ impl Exchange {
         }
     }
 
+    /// The whole body must arrive within `limits.read_timeout_ms` from now.
     fn set_deadline(&mut self) {
         let limit_ms = self.shared.config.limits.read_timeout_ms;
         self.deadline = Instant::now() + Duration::from_millis(limit_ms);
     }
 
+    /// Takes a piece of the body, within the limits of one body and of all bodies.
     async fn request_body(&mut self, body: HttpBody) -> Result<Step, Ended> {
         if self.phase != Phase::Body {
             // A streamed body passes by. A duplex body after an answer of Envoy has no reader.
@@ -282,6 +308,7 @@ impl Exchange {
         self.held.insert(permit).grow(bytes)
     }
 
+    /// Trailers end a body, so the decision begins.
     async fn request_trailers(&mut self) -> Result<Step, Ended> {
         if self.phase != Phase::Body {
             return self.send(messages::request_trailers()).await;
@@ -290,6 +317,7 @@ impl Exchange {
         Ok(self.start_placing())
     }
 
+    /// Begins the decision with everything that arrived.
     fn start_placing(&mut self) -> Step {
         self.phase = Phase::Placing;
         let body = std::mem::take(&mut self.body).freeze();
@@ -352,6 +380,7 @@ impl Exchange {
         Ok(())
     }
 
+    /// Hands the body on in pieces that Envoy takes, and the trailers after it.
     async fn send_body(&mut self, body: &Bytes) -> Result<(), Ended> {
         // Trailers alone, without a byte of a body, have no piece before them.
         if !body.is_empty() || !self.has_trailers {
@@ -372,6 +401,7 @@ impl Exchange {
         self.held = None;
     }
 
+    /// Has Envoy answer the client, and ends the stream.
     async fn refuse(&mut self, refusal: Refusal) -> Result<Step, Ended> {
         let refusals = &self.shared.metrics.refusals;
         refusals.with_label_values(&[refusal.code()]).inc();
@@ -383,6 +413,7 @@ impl Exchange {
         Err(Ended)
     }
 
+    /// Ends a stream that broke the protocol, with a status for Envoy's log.
     async fn protocol_error(&mut self, cause: &'static str) -> Result<Step, Ended> {
         let errors = &self.shared.metrics.protocol_errors;
         errors.with_label_values(&[cause]).inc();
@@ -392,6 +423,7 @@ impl Exchange {
         Err(Ended)
     }
 
+    /// Waits until Envoy takes the message. [`Ended`] when Envoy closed the stream.
     async fn send(&self, message: ProcessingResponse) -> Result<Step, Ended> {
         match self.out.send(Ok(message)).await {
             Ok(()) => Ok(Step::Wait),

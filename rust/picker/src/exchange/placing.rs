@@ -21,15 +21,20 @@ use crate::shared::Shared;
 
 /// Namespace and key of the subset of endpoints in the metadata of a request.
 const SUBSET_NAMESPACE: &str = "envoy.lb.subset_hint";
+/// Key of the subset, in its namespace.
 const SUBSET_KEY: &str = "x-gateway-destination-endpoint-subset";
 /// Bytes of a prompt for each token, where the tokens are unknown.
 const BYTES_PER_TOKEN: usize = 4;
 
 /// A request whose body is complete.
 pub(super) struct Placing {
+    /// State of the picker.
     pub shared: Arc<Shared>,
+    /// Facts from the headers.
     pub head: RequestHead,
+    /// The whole body; empty for a request without one.
     pub body: Bytes,
+    /// Workers that Envoy allows; `None` allows all.
     pub allowed: Option<Vec<WorkerId>>,
     /// Trace of the request, where spans are exported.
     pub trace: Option<Arc<RequestTrace>>,
@@ -37,7 +42,9 @@ pub(super) struct Placing {
 
 /// A decision that is ready for Envoy.
 pub(super) struct Choice {
+    /// The booking, for the answer.
     pub chosen: Chosen,
+    /// Where Envoy sends the request.
     pub destination: Destination,
     /// Headers of the client that no worker may see.
     pub stripped: Vec<&'static str>,
@@ -55,6 +62,10 @@ pub(super) enum Chosen {
 
 impl Placing {
     /// Chooses the workers. Dropping the future before its end releases all bookings and the place in the queue.
+    ///
+    ///
+    /// # Errors
+    /// The refusal for the client. A receipt then holds its status.
     pub async fn run(mut self) -> Result<Choice, Refusal> {
         let started = Instant::now();
         self.rewrite_model();
@@ -102,6 +113,8 @@ impl Placing {
         })
     }
 
+    /// Replaces the model's name in the body: by the client's header first, then by the
+    /// configuration.
     fn rewrite_model(&mut self) {
         let rewrites = &self.shared.config.model_rewrites;
         let to = match &self.head.model_rewrite {
@@ -116,6 +129,11 @@ impl Placing {
         }
     }
 
+    /// The prompt of the body, or a guess of its length.
+    ///
+    /// # Errors
+    /// [`Refusal::ClientPin`] for a pin in the body under Dynamo's dialect, [`Refusal::NoWorker`]
+    /// without a model.
     async fn prepare(&self) -> Result<Prepared, Refusal> {
         let config = &self.shared.config;
         let service = &self.shared.service;
@@ -154,6 +172,7 @@ impl Placing {
             .ok_or(Refusal::NoWorker)
     }
 
+    /// Books a worker for a request without a prompt; the booking ends with the decision.
     fn place_passing(&self) -> Result<Booking, Refusal> {
         let prepared = self.prepare_unread()?;
         let placed = self
@@ -163,11 +182,14 @@ impl Placing {
         placed.map_err(|_| Refusal::NoWorker)
     }
 
+    /// Address and headers of a booking.
     fn destination(&self, booking: &Booking) -> Result<Destination, Refusal> {
         let endpoints = self.shared.endpoints.load();
         Destination::new(booking, &endpoints, self.shared.config.dialect).ok_or(Refusal::NoWorker)
     }
 
+    /// What the headers ask of the queue. The fairness id of the Gateway API comes before the
+    /// tenant.
     fn hints(&self) -> PlaceHints<'_> {
         let config = &self.shared.config;
         let objective = self.head.objective.as_ref();

@@ -153,6 +153,8 @@ impl Fleet {
     }
 
     /// Leaves the feeds of a worker that are not among `kept`.
+    ///
+    /// A feed that is kept stays connected, so a changed record loses no event of it.
     fn leave_feeds(&self, worker: &WorkerRecord, kept: &[(u64, String)]) {
         for feed in worker.feeds().iter().filter(|feed| !kept.contains(feed)) {
             self.service.unsubscribe(feed.0);
@@ -160,6 +162,7 @@ impl Fleet {
     }
 }
 
+/// A refusal of the routing service, as the caller's fault.
 fn invalid(error: &ServiceError) -> SelectError {
     SelectError::Invalid(error.to_string())
 }

@@ -2,6 +2,8 @@
 //!
 //! A repeated call gets the answer of the first call. A second `Reserve` with the same id and target finds the reservation. A second
 //! `Free` answers that no reservation was open.
+//!
+//! Each call is O(1) beside its decision. Errors map to gRPC statuses in `From<SelectError>`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ pub(crate) struct SelectGrpc {
     pub selector: Arc<Selector>,
 }
 
+/// A response, or the status of a refusal.
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
@@ -204,10 +207,12 @@ impl From<SelectError> for Status {
     }
 }
 
+/// The status for a message without a field that it needs.
 fn missing(field: &str) -> Status {
     Status::invalid_argument(format!("{field}: got nothing, expected a value"))
 }
 
+/// Name of a group; protobuf's empty text stands for the default.
 fn group(name: String) -> String {
     if name.is_empty() { DEFAULT.into() } else { name }
 }
@@ -219,6 +224,8 @@ fn rank(worker: WorkerId) -> proto::Rank {
     }
 }
 
+/// Reads pool, prompt and allowed workers. An empty list of workers allows all, because protobuf
+/// has no absent list.
 fn read_target(target: Option<proto::Target>) -> Result<Target, Status> {
     let target = target.ok_or_else(|| missing("target"))?;
     Ok(Target {
@@ -229,6 +236,7 @@ fn read_target(target: Option<proto::Target>) -> Result<Target, Status> {
     })
 }
 
+/// Reads token ids, or hashes with a length, and refuses both together.
 fn read_prompt(prompt: proto::Prompt) -> Result<PromptKey, Status> {
     if prompt.block_hashes.is_empty() && prompt.input_tokens == 0 {
         return Ok(PromptKey::Tokens(prompt.token_ids));

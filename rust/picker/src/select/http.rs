@@ -1,6 +1,8 @@
 //! The selection service over HTTP, with the routes, fields, statuses and error bodies of Dynamo 1.6's selection service.
 //!
 //! A client of `dynamo.select_service` works against this service unchanged. Unknown fields are ignored, as Dynamo ignores them.
+//!
+//! Bounds: 32 MiB per body. `docs/how-to/select.md` shows the calls.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,22 +71,31 @@ pub(crate) fn routes(shared: SelectHttp) -> Router {
 /// A prompt with its pool, and a name where the call has one.
 #[derive(Deserialize)]
 struct PromptBody {
+    /// Id of the selection or reservation, which the caller chose.
     #[serde(default)]
     selection_id: Option<String>,
+    /// Name of the model; `default` where absent.
     #[serde(default = "default_name")]
     model_name: String,
+    /// Group of the workers; `default` where absent.
     #[serde(default = "default_name")]
     routing_group: String,
+    /// Token ids of the prompt. They win over hashes.
     #[serde(default)]
     token_ids: Option<Vec<u32>>,
+    /// Local hashes of the full blocks.
     #[serde(default)]
     block_hashes: Option<Vec<Hash>>,
+    /// Tokens of the whole prompt, needed with hashes.
     #[serde(default)]
     isl_tokens: Option<u32>,
+    /// Instances that may be chosen; `None` allows all.
     #[serde(default)]
     allowed_worker_ids: Option<Vec<u64>>,
+    /// Instance that the caller chose itself.
     #[serde(default)]
     worker_id: Option<u64>,
+    /// Rank of that instance; 0 where absent.
     #[serde(default)]
     dp_rank: Option<u32>,
     /// Uncached tokens by the caller's count. The service counts by its own index, and checks this figure only.
@@ -101,6 +112,7 @@ enum Hash {
 }
 
 impl Hash {
+    /// The hash as unsigned bits.
     fn bits(self) -> u64 {
         match self {
             Self::Unsigned(bits) => bits,
@@ -109,6 +121,7 @@ impl Hash {
     }
 }
 
+/// Query of a list; an absent field matches all.
 #[derive(Deserialize)]
 struct Filter {
     model_name: Option<String>,
@@ -120,6 +133,10 @@ fn default_name() -> String {
 }
 
 impl PromptBody {
+    /// Takes the prompt and its pool out of the body.
+    ///
+    /// # Errors
+    /// [`SelectError::Invalid`] without a prompt, or with hashes and no length.
     fn target(&mut self) -> Result<Target, SelectError> {
         let prompt = match (self.token_ids.take(), self.block_hashes.take()) {
             (Some(tokens), _) => PromptKey::Tokens(tokens),
@@ -346,6 +363,7 @@ async fn loads(State(shared): Shared, Query(filter): Query<Filter>) -> Response 
             "model_name": nothing.model,
             "routing_group": nothing.group,
             "loads": loads.collect::<Vec<_>>(),
+            // The selection service has no queue: a choice is made at once.
             "pending_count": 0,
             "pending_isl_tokens": 0,
         }))
@@ -393,6 +411,8 @@ async fn overlap_scores(State(shared): Shared, headers: HeaderMap, body: Bytes) 
     })))
 }
 
+/// Adds the choice under Dynamo's field names. Only the device tier is counted, so all tiers show
+/// the same tokens.
 fn add_choice(shown: &mut Value, selection: &Selection) {
     let cached = selection.cached_tokens;
     let mut ranks = serde_json::Map::new();
@@ -413,6 +433,11 @@ fn add_choice(shown: &mut Value, selection: &Selection) {
     }
 }
 
+/// Reads a body that is declared as JSON.
+///
+/// # Errors
+/// [`SelectError::NoJson`] for another content type, [`SelectError::Invalid`] for JSON of another
+/// form.
 fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, SelectError> {
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if !kind.is_some_and(|kind| kind.starts_with("application/json")) {

@@ -5,6 +5,9 @@
 //! ```
 //!
 //! The caller sends the request to the worker itself, so nothing of the request passes here except its tokens or hashes.
+//!
+//! Bounds: open reservations, pending selections with their bytes, and the life of both; see
+//! [`SelectConfig`].
 
 mod error;
 mod fleet;

@@ -47,14 +47,18 @@ pub(crate) struct Pending {
     pub selection: Selection,
     /// The prompt of the choice, for the booking.
     pub prepared: Prepared,
+    /// Time after which the selection cannot be reserved any more.
     expires: Instant,
     /// Number of the selection. A later selection under the same id has another number.
     number: u64,
 }
 
+/// Reservations and selections behind the lock.
 #[derive(Default)]
 struct State {
+    /// Open reservations by id, at most [`SelectLimits::reservations`].
     open: HashMap<String, Open>,
+    /// Pending selections by id, within their limits of count and bytes.
     pending: HashMap<String, Pending>,
     /// Pending selections, the oldest first. An entry whose number differs from that of the pending selection is stale.
     order: VecDeque<(String, u64)>,
@@ -66,6 +70,7 @@ struct State {
 
 /// All reservations and pending selections.
 pub(crate) struct Reservations {
+    /// Limits from the configuration.
     limits: SelectLimits,
     state: Mutex<State>,
 }
@@ -210,6 +215,8 @@ impl Reservations {
 
     /// Ends a reservation.
     ///
+    /// The caller's counts teach the worker's curves and the trust in its index.
+    ///
     /// # Errors
     /// There is no such reservation.
     pub fn free(&self, id: &str, usage: Usage) -> Result<(), SelectError> {
@@ -269,6 +276,7 @@ impl Reservations {
 }
 
 impl State {
+    /// Removes a selection and its bytes from the sum.
     fn forget_pending(&mut self, id: &str) -> Option<Pending> {
         let pending = self.pending.remove(id)?;
         self.pending_bytes = self.pending_bytes.saturating_sub(pending.selection.bytes());

@@ -36,6 +36,7 @@ pub(crate) struct Caller<'a> {
 
 /// The selection service.
 pub(crate) struct Selector {
+    /// The routing service.
     service: Arc<Service>,
     /// Number that makes ids of this process differ from those of another process.
     nonce: u64,
@@ -197,6 +198,7 @@ impl Selector {
         self.service.open_trail(prepared, id, trace)
     }
 
+    /// Hashes of the prompt for the pool of the target.
     fn prepare(&self, target: &Target) -> Result<Prepared, SelectError> {
         let pool = pool_name(&target.model, &target.group);
         let prepared = match &target.prompt {
@@ -208,6 +210,7 @@ impl Selector {
         prepared.map_err(|reason| refused(target, reason))
     }
 
+    /// Chooses among the allowed workers, and describes the choice for the caller.
     fn choose(
         &self,
         target: &Target,
@@ -252,6 +255,9 @@ pub(crate) fn blocks_with(candidate: &Candidate, prepared: &Prepared) -> u64 {
     candidate.decode_blocks + blocks.saturating_sub(u64::from(candidate.shared_blocks))
 }
 
+///
+/// # Errors
+/// [`SelectError::Invalid`] for an empty or long id.
 fn check_id(id: &str) -> Result<(), SelectError> {
     if id.is_empty() || id.len() > MAX_ID_BYTES {
         return Err(SelectError::Invalid(format!(
@@ -268,6 +274,7 @@ fn no_such_worker(worker_id: u64, model: &str, group: &str) -> SelectError {
     ))
 }
 
+/// The caller's error for an abstention of the service: no other router could take the request.
 fn refused(target: &Target, reason: Abstention) -> SelectError {
     let (model, group) = (&target.model, &target.group);
     match reason {

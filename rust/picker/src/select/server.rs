@@ -1,4 +1,7 @@
 //! The selection service as an object: settings, servers, and the thread that ends reservations over their time.
+//!
+//! Threads: `worker_threads` of one event loop, which also ends reservations over their time, up to
+//! once a second.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -112,25 +115,39 @@ impl SelectConfig {
     }
 }
 
+/// Metrics beside those of the routing service.
 struct SelectMetrics {
+    /// Reservations that ended by themselves.
     expired: IntCounter,
+    /// Open reservations.
     open: IntGauge,
+    /// Selections that wait for a reservation.
     pending: IntGauge,
 }
 
+/// The servers while they run.
 struct Running {
+    /// Event loop of both protocols.
     runtime: Runtime,
+    /// Bound address of gRPC.
     grpc: Option<SocketAddr>,
+    /// Bound address of HTTP.
     http: Option<SocketAddr>,
 }
 
 /// A selection service, before and after it serves.
 pub struct SelectServer {
+    /// Configuration, fixed for the life of the service.
     config: SelectConfig,
+    /// The routing service.
     service: Arc<Service>,
+    /// Workers, selections and reservations.
     selector: Arc<Selector>,
+    /// Metrics of the selection service.
     metrics: Arc<SelectMetrics>,
+    /// The service stops, so health checks fail.
     draining: Arc<AtomicBool>,
+    /// The servers; `None` before the start and after the stop.
     running: Mutex<Option<Running>>,
 }
 
@@ -211,6 +228,10 @@ impl SelectServer {
         Ok(())
     }
 
+    /// Binds both addresses and starts their tasks, and the task that sweeps.
+    ///
+    /// # Errors
+    /// An address that cannot be bound.
     async fn serve(&self) -> Result<(Option<SocketAddr>, Option<SocketAddr>), ServiceError> {
         let mut bound = (None, None);
         if let Some(listen) = &self.config.grpc_listen {
@@ -249,6 +270,7 @@ impl SelectServer {
         Ok(bound)
     }
 
+    /// Starts gRPC with health checks and reflection on one socket.
     fn serve_grpc(&self, listener: TcpListener) -> Result<(), ServiceError> {
         let (reporter, health) = tonic_health::server::health_reporter();
         let (service, draining) = (self.service.clone(), self.draining.clone());
@@ -329,6 +351,7 @@ impl Drop for SelectServer {
     }
 }
 
+/// The address that a listener is bound to.
 fn address(listener: &TcpListener) -> Result<SocketAddr, ServiceError> {
     listener
         .local_addr()

@@ -47,6 +47,7 @@ pub(crate) struct WorkerRecord {
     pub total_kv_blocks: Option<u64>,
 }
 
+/// Name of an absent model or group.
 fn default_name() -> String {
     DEFAULT.into()
 }
