@@ -1,4 +1,7 @@
 //! Bindings of the exact assignments and of the meter of the price of anarchy.
+//!
+//! Every object is behind a mutex, so a meter may be shared by threads. Solving releases the GIL;
+//! recording is O(workers) and keeps it.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -18,10 +21,16 @@ use wardrop_py_macros::caught;
 use crate::buffers::column;
 use crate::lists::List;
 
+/// A wrong argument is a `ValueError` with the core's text.
 fn raise(error: &Error) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
+/// Copies a buffer of two dimensions in C order.
+///
+/// # Errors
+/// `ValueError` for another number of dimensions or a cost that is not finite, `TypeError` for
+/// other items.
 fn matrix(name: &str, costs: &Bound<'_, PyAny>) -> PyResult<CostMatrix> {
     let shape = PyUntypedBuffer::get(costs)?;
     let &[rows, columns] = shape.shape() else {
@@ -34,7 +43,7 @@ fn matrix(name: &str, costs: &Bound<'_, PyAny>) -> PyResult<CostMatrix> {
     CostMatrix::new(rows, columns, column(name, costs)?).map_err(|e| raise(&e))
 }
 
-/// Exact assignment; see `_core.pyi`.
+/// Exact linear assignment of requests to workers, each at most once.
 #[caught]
 #[pyfunction]
 pub fn assign(py: Python<'_>, costs: &Bound<'_, PyAny>) -> PyResult<(Vec<Option<usize>>, f64)> {
@@ -43,7 +52,7 @@ pub fn assign(py: Python<'_>, costs: &Bound<'_, PyAny>) -> PyResult<(Vec<Option<
     Ok((found.column_of, found.total))
 }
 
-/// Exact assignment under convex congestion; see `_core.pyi`.
+/// Exact assignment of every request to a worker under convex congestion.
 #[caught]
 #[pyfunction]
 pub fn assign_congested(
@@ -72,13 +81,17 @@ pub fn assign_congested(
     Ok((found.worker_of, total))
 }
 
-/// Price of anarchy over sliding windows; `_core.pyi` documents it.
+/// Price of anarchy over sliding windows of routing decisions. All costs are seconds.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct AnarchyMeter {
+    /// The core's meter.
     native: Mutex<Meter>,
 }
 
 impl AnarchyMeter {
+    /// Poison is ignored: a panic inside the meter raises, and the object stays usable.
     fn lock(&self) -> MutexGuard<'_, Meter> {
         self.native.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,6 +123,7 @@ impl AnarchyMeter {
         }
     }
 
+    /// Record one decision. The lists have one entry per worker, in the same order.
     #[pyo3(signature = (at_s, chosen, prefill_s, decode_s, wait_s, peer_decode_s))]
     fn record(
         &self,
@@ -132,18 +146,22 @@ impl AnarchyMeter {
             .map_err(|e| raise(&e))
     }
 
+    /// Record a time predicted at the decision, and the time measured for it, in seconds.
     fn record_outcome(&self, predicted_s: f64, observed_s: f64) {
         self.lock().record_outcome(predicted_s, observed_s);
     }
 
+    /// Solve the oldest closed window. The GIL is released meanwhile.
     fn solve(&self, py: Python<'_>) -> PyResult<bool> {
         py.detach(|| self.lock().solve()).map_err(|e| raise(&e))
     }
 
+    /// Close the open window and solve all closed ones. The GIL is released meanwhile.
     fn finish(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.lock().finish()).map_err(|e| raise(&e))
     }
 
+    /// Estimators over the kept windows; None before the first window is solved.
     fn report<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         let Some(report) = self.lock().report() else {
             return Ok(None);

@@ -20,6 +20,7 @@ use crate::tokens::{HashColumn, Tokens};
 #[derive(Clone, Copy)]
 pub struct Worker(pub WorkerId);
 
+/// `TypeError` names both accepted forms. A number alone stands for rank 0.
 #[caught]
 impl<'py> FromPyObject<'_, 'py> for Worker {
     type Error = PyErr;
@@ -39,6 +40,10 @@ impl<'py> FromPyObject<'_, 'py> for Worker {
 }
 
 /// A request id argument. Text is hashed to 64 bits; an int is the id itself.
+///
+/// # Errors
+/// `TypeError` for another type. The text names the type and not the value, which may be a
+/// client's.
 pub fn request_id(value: &Bound<'_, PyAny>) -> PyResult<RequestId> {
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(RequestId(wardrop_core::hash::text_id(text.to_str()?)));
@@ -55,6 +60,10 @@ pub fn request_id(value: &Bound<'_, PyAny>) -> PyResult<RequestId> {
 }
 
 /// The caller's time, or `time.monotonic()` without one.
+///
+/// # Errors
+/// `ValueError` for a time that is not finite, since every later time would compare as older or as
+/// newer.
 pub fn seconds(py: Python<'_>, now_s: Option<f64>) -> PyResult<f64> {
     match now_s {
         Some(now_s) if now_s.is_finite() => Ok(now_s),
@@ -76,6 +85,8 @@ fn monotonic_s(py: Python<'_>) -> PyResult<f64> {
 }
 
 /// Keyword parameters of a policy, as JSON values.
+///
+/// Python's own `json` converts them, so an object that is no JSON raises Python's own `TypeError`.
 pub fn parameters(py: Python<'_>, parameters: Option<&Bound<'_, PyDict>>) -> PyResult<Map<String, Value>> {
     let Some(parameters) = parameters.filter(|parameters| !parameters.is_empty()) else {
         return Ok(Map::new());
@@ -97,6 +108,9 @@ pub struct Prompt {
 
 impl Prompt {
     /// The prompt of a `Prefix`, which must be hashed as the router hashes.
+    ///
+    /// # Errors
+    /// `ValueError` for another block size or key: its hashes would match nothing.
     fn grown(hasher: &BlockHasher, prefix: &Prefix) -> PyResult<Self> {
         let hashes = prefix.now();
         if *hashes.hasher() != *hasher {
@@ -112,6 +126,12 @@ impl Prompt {
     }
 
     /// Reads the arguments `tokens`, `hashes`, `input_tokens`, `lora_name` and `cache_namespace` of one call.
+    ///
+    /// Without tokens and hashes the prompt is empty, and only the load decides.
+    ///
+    /// # Errors
+    /// `ValueError` for tokens together with hashes, for hashes under a secret key, or for a scope
+    /// beside a `Prefix`. [`Tokens::new`] adds its own errors.
     pub fn read(
         py: Python<'_>,
         hasher: &BlockHasher,
@@ -142,6 +162,8 @@ impl Prompt {
                 let known = (hashes.len() as u64).saturating_mul(u64::from(hasher.block_size()));
                 Self {
                     locals: hashes,
+                    // Hashes cover full blocks alone, so the length lacks the tokens of a partial
+                    // last block.
                     input_tokens: u32::try_from(known).unwrap_or(u32::MAX),
                 }
             }
@@ -177,6 +199,9 @@ impl Prompt {
 }
 
 /// The hash mode of the `hash` and `hash_key` arguments. Without a key, the router draws one.
+///
+/// # Errors
+/// `ValueError` for an unknown mode, or for a key with a mode that uses none.
 pub fn hash_mode(py: Python<'_>, hash: &str, key: Option<[u8; 16]>) -> PyResult<HashMode> {
     match (hash, key) {
         ("xxh3", None) => Ok(HashMode::Xxh3),

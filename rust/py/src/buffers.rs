@@ -93,6 +93,7 @@ pub fn column<T: Number>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<T
     })
 }
 
+/// Copies items of the machine's own order.
 fn copy<T: Number>(py: Python<'_>, buffer: &PyBuffer<T>) -> PyResult<Vec<T>> {
     let mut items = reserved(buffer.item_count())?;
     items.resize(buffer.item_count(), T::default());
@@ -100,6 +101,7 @@ fn copy<T: Number>(py: Python<'_>, buffer: &PyBuffer<T>) -> PyResult<Vec<T>> {
     Ok(items)
 }
 
+/// Copies items of a named byte order, one by one.
 fn decode<T: Number>(
     value: &Bound<'_, PyAny>,
     buffer: &PyUntypedBuffer,
@@ -116,6 +118,10 @@ fn decode<T: Number>(
 }
 
 /// An empty vector with memory for `len` items.
+///
+/// # Errors
+/// `ValueError` above [`MAX_ITEMS`], `MemoryError` when the memory is not there. A failed plain
+/// reservation would end the process.
 fn reserved<T>(len: usize) -> PyResult<Vec<T>> {
     if len > MAX_ITEMS {
         return Err(PyValueError::new_err(format!(

@@ -10,6 +10,10 @@
 //!       24: digits of 30 bits, lowest first
 //! list  24: pointer to the items
 //! ```
+//!
+//! Invariant: nothing is read unless [`Layout::get`] returned a layout, and its probe covers every
+//! form that [`Layout::value`] accepts. An interpreter that a later release changes fails the probe
+//! or the version check.
 #![allow(unsafe_code)]
 
 use pyo3::ffi;
@@ -17,10 +21,15 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyList;
 
+/// Byte offset of an int's size word.
 const SIZE_AT: usize = 16;
+/// Byte offset of an int's lowest digit.
 const DIGITS_AT: usize = 24;
+/// Byte offset of a list's pointer to its items.
 const ITEMS_AT: usize = 24;
+/// Bits of a digit in every 64-bit build.
 const DIGIT_BITS: u32 = 30;
+/// Bit of the size word that marks an immortal int since 3.12.
 const IMMORTAL: usize = 4;
 
 /// Encoding of an int's size in this interpreter.
@@ -28,7 +37,9 @@ const IMMORTAL: usize = 4;
 pub struct Layout {
     /// Size word of an int with one digit. The next fields are those of two digits and of 0.
     one: usize,
+    /// Size word of an int with two digits.
     two: usize,
+    /// Size word of the int 0, which has no digit.
     zero: usize,
     /// Bits of the size word that do not depend on the value.
     ignored: usize,
@@ -41,6 +52,10 @@ impl Layout {
         *LAYOUT.get_or_init(py, || Self::find(py).unwrap_or_default())
     }
 
+    /// Looks at the interpreter, and probes the layout that it should have.
+    ///
+    /// # Errors
+    /// A fault of `sys` itself; the caller then uses the C API.
     fn find(py: Python<'_>) -> PyResult<Option<Self>> {
         let sys = py.import("sys")?;
         let implementation: String = sys.getattr("implementation")?.getattr("name")?.extract()?;

@@ -1,4 +1,7 @@
 //! Bindings of the load driver.
+//!
+//! The driver has a thread of its own, so Python only starts it, asks for progress and takes the
+//! report.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +14,8 @@ use wardrop_py_macros::caught;
 
 use crate::lists::List;
 
+/// A wrong plan is a `ValueError`; a fault of the machine or of the order of calls is a
+/// `RuntimeError`.
 fn raise(error: &DriveError) -> PyErr {
     match error {
         DriveError::Plan(_) => PyValueError::new_err(error.to_string()),
@@ -21,10 +26,14 @@ fn raise(error: &DriveError) -> PyErr {
 /// A request of the plan: its time in seconds, the index of its predecessor or None, and its body.
 type Row<'py> = (f64, Option<usize>, Bound<'py, PyBytes>);
 
-/// A run of the load driver; `_core.pyi` documents it.
+/// Load driver: sends requests over HTTP from its own thread, and records when tokens arrive.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Drive {
+    /// The running driver.
     native: Native,
+    /// The report, kept after the first call, because the driver gives it out once.
     report: Mutex<Option<String>>,
 }
 
@@ -69,6 +78,7 @@ impl Drive {
         })
     }
 
+    /// Progress of the run. The cost does not grow with the run.
     fn progress<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let progress = self.native.progress();
         let dict = PyDict::new(py);
@@ -84,10 +94,12 @@ impl Drive {
         Ok(dict)
     }
 
+    /// Send no further request, and abort the requests in flight.
     fn stop(&self) {
         self.native.stop();
     }
 
+    /// Wait for the end of the run, for at most `timeout_s` seconds.
     fn wait(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
         let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|_| {
             PyValueError::new_err(format!("got timeout_s {timeout_s}: expected at least 0 seconds"))
@@ -95,6 +107,7 @@ impl Drive {
         Ok(py.detach(|| self.native.wait(timeout)))
     }
 
+    /// Report of a run that has ended.
     fn report(&self, py: Python<'_>) -> PyResult<String> {
         py.detach(|| {
             let mut kept = self.report.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,7 @@
 //! Bindings of `wardrop.engines`: feeds of vLLM and `SGLang`, and Dynamo's event plane.
+//!
+//! Frames arrive as bytes and change a router's index without the GIL. A feed holds the order of
+//! one worker's frames; sockets and replays are the caller's.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,10 +17,14 @@ use crate::arguments::{Worker, mixed};
 use crate::error::raise;
 use crate::router::Router;
 
-/// The feed of one worker; `_core.pyi` documents it.
+/// KV events of one worker, as vLLM and `SGLang` publish them over ZMQ.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct EngineFeed {
+    /// Decoder with the salts and groups that later frames refer to.
     feed: Mutex<Feed>,
+    /// Tokens per block; equal to that of every router that the feed is applied to.
     block_size: u32,
 }
 
@@ -35,6 +42,7 @@ impl EngineFeed {
         })
     }
 
+    /// Apply one message to a router. The GIL is released meanwhile.
     fn apply(
         &self,
         py: Python<'_>,
@@ -62,6 +70,7 @@ impl EngineFeed {
         })
     }
 
+    /// Counts since the start.
     #[getter]
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counters = self.feed.lock().unwrap_or_else(PoisonError::into_inner).counters;
@@ -76,6 +85,10 @@ impl EngineFeed {
     }
 }
 
+/// Applies changes in order. Returns the numbers of applied and refused changes.
+///
+/// # Errors
+/// `KeyError` for a worker that is not registered, at its first change.
 fn apply_all(router: &Router, worker: Worker, changes: &[CacheChange]) -> PyResult<(usize, usize)> {
     let core = router.core();
     let mut refused = 0;
@@ -89,6 +102,7 @@ fn apply_all(router: &Router, worker: Worker, changes: &[CacheChange]) -> PyResu
     Ok((changes.len() - refused, refused))
 }
 
+/// Name of a tier in events.
 const fn tier_name(tier: Tier) -> &'static str {
     match tier {
         Tier::Device => "device",
@@ -97,11 +111,12 @@ const fn tier_name(tier: Tier) -> &'static str {
     }
 }
 
+/// Engine hashes as ints.
 fn numbers(names: &[EngineHash]) -> Vec<u64> {
     names.iter().map(|name| name.0).collect()
 }
 
-/// The events of one payload of vLLM or `SGLang`; `_core.pyi` documents it.
+/// Decode one payload of vLLM or `SGLang`.
 #[caught]
 #[pyfunction]
 pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bound<'py, PyDict>> {
@@ -159,6 +174,10 @@ pub fn decode_engine_batch<'py>(py: Python<'py>, payload: &[u8]) -> PyResult<Bou
 const FRAMES_MAX: usize = 64;
 
 /// The frames of a message. The length that the iterable reports is not used, because it may be wrong.
+///
+///
+/// # Errors
+/// `ValueError` above [`FRAMES_MAX`], `TypeError` for a frame that is no bytes.
 fn frames_of(frames: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedBytes>> {
     let mut read = Vec::new();
     for frame in frames.try_iter()? {
@@ -171,7 +190,7 @@ fn frames_of(frames: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedBytes>> {
     Ok(read)
 }
 
-/// Applies one message of Dynamo's event plane; `_core.pyi` documents it.
+/// Apply one message of Dynamo's event plane, topic `kv-events`. The GIL is released meanwhile.
 #[caught]
 #[pyfunction]
 pub fn apply_dynamo_message(

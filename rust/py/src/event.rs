@@ -1,4 +1,6 @@
 //! Bindings of KV events: classes, and the dicts of Dynamo's event plane and dumps.
+//!
+//! Content that comes as tokens is hashed when the event is applied. O(tokens) or O(blocks).
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -10,12 +12,18 @@ use crate::arguments::mixed;
 use crate::hashes::{Hashes, hash, sized};
 use crate::tokens::Tokens;
 
-/// KV event of stored blocks; `_core.pyi` documents it.
+/// KV event: a worker stored consecutive blocks of a prompt.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Stored {
+    /// Engine hashes, one per block.
     names: Vec<u64>,
+    /// Block before the first one.
     parent: Option<EngineHash>,
+    /// Memory of the blocks.
     tier: Tier,
+    /// What the blocks hold.
     content: Content,
 }
 
@@ -25,21 +33,33 @@ enum Content {
     Hashes(Vec<LocalHash>),
     /// Tokens. They are hashed when a router applies the event, because the router may have a secret key.
     Tokens {
+        /// Ids of all blocks.
         tokens: Vec<u32>,
+        /// Tokens per block, above 0.
         block_size: u32,
+        /// Adapter, which is part of every hash.
         lora_name: Option<String>,
+        /// Tenant or salt, which is part of every hash.
         cache_namespace: Option<String>,
     },
 }
 
-/// KV event of removed blocks; `_core.pyi` documents it.
+/// KV event: a worker removed one copy of each named block.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Removed(KvEvent);
 
-/// KV event of a cleared cache; `_core.pyi` documents it.
+/// KV event: a worker removed all its blocks, in every tier.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Cleared;
 
+/// Names of all engines are accepted.
+///
+/// # Errors
+/// `ValueError` for an unknown name.
 fn tier(name: &str) -> PyResult<Tier> {
     match name {
         "device" | "gpu" | "GPU" => Ok(Tier::Device),
@@ -109,6 +129,10 @@ impl Stored {
 }
 
 impl Stored {
+    /// The event as the core takes it.
+    ///
+    /// # Errors
+    /// `ValueError` for hashes given to a router with a secret key, or for another block size.
     fn event(&self, py: Python<'_>, hasher: &BlockHasher) -> PyResult<KvEvent> {
         let hashed;
         let locals = match &self.content {
@@ -173,6 +197,10 @@ impl Cleared {
 }
 
 /// The KV event of a Python object: an object of one of the event classes, or a dict. `hasher` hashes its tokens.
+///
+/// # Errors
+/// `TypeError` for another type, `ValueError` for a dict without a known key or with a hash out of
+/// range.
 pub fn event_from(py: Python<'_>, value: &Bound<'_, PyAny>, hasher: &BlockHasher) -> PyResult<KvEvent> {
     if let Ok(stored) = value.cast::<Stored>() {
         return stored.get().event(py, hasher);
@@ -195,6 +223,7 @@ pub fn event_from(py: Python<'_>, value: &Bound<'_, PyAny>, hasher: &BlockHasher
     Ok(event)
 }
 
+/// Reads an event in the form of Dynamo's `dump_events()`.
 fn from_dict(dict: &Bound<'_, PyDict>) -> PyResult<KvEvent> {
     let tier = match dict.get_item("storage_tier")? {
         Some(name) => tier(name.extract()?)?,

@@ -1,4 +1,7 @@
 //! Bindings of `block_hashes` and `sequence_hashes`, and hashes as arguments.
+//!
+//! Numbers come as `int` or as a buffer; the result is a list of `int`, because Python's hash
+//! tables take no other number.
 
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -82,7 +85,7 @@ pub fn hash(value: &Bound<'_, PyAny>) -> PyResult<u64> {
     ))
 }
 
-/// Local hashes of the full blocks of `tokens`; `_core.pyi` documents it.
+/// Local hashes of the full blocks of a prompt, equal to Dynamo's.
 #[caught]
 #[pyfunction]
 #[pyo3(signature = (tokens, block_size, *, lora_name=None, cache_namespace=None))]
@@ -108,7 +111,7 @@ pub fn block_hashes(
     Ok(hashes.into_iter().map(|hash| hash.0).collect())
 }
 
-/// Sequence hashes of consecutive local hashes; `_core.pyi` documents it.
+/// Sequence hashes of a prompt: each stands for a block and all blocks before it.
 #[caught]
 #[pyfunction]
 #[allow(

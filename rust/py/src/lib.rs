@@ -1,5 +1,8 @@
 //! Python bindings of all crates. A binding converts its arguments, releases the GIL where work grows with the input,
 //! calls the crate, and maps the error. Every binding carries the attribute `caught`, so that a panic raises an exception.
+//!
+//! The stub `python/wardrop/_core.pyi` is the reference. A test holds the first line of every
+//! `__doc__` against it, and `stubtest` holds every signature.
 
 mod anarchy;
 mod arguments;

@@ -1,4 +1,7 @@
 //! Panics of bindings, as Python exceptions.
+//!
+//! A panic is a defect of Wardrop. The exception keeps the process of the caller alive and asks for
+//! a report.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,7 @@
 //! Binding of `wardrop.Prefix`: hashes of a prompt that grows.
+//!
+//! A prefix is shared by copying a pointer. `extend` copies the hashes only while another call
+//! reads them, so a session pays O(new tokens).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +13,9 @@ use wardrop_py_macros::caught;
 use crate::hashes::sized;
 use crate::tokens::Tokens;
 
-/// Hashes of a prompt that grows; `_core.pyi` documents it.
+/// Hashes of a prompt that grows. Every token is hashed once.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Prefix(Mutex<Arc<PromptHashes>>);
 
@@ -20,6 +25,7 @@ impl Prefix {
         Self(Mutex::new(Arc::new(PromptHashes::new(hasher, scope))))
     }
 
+    /// Poison is ignored: hashes are replaced as a whole, so a panic leaves the former ones.
     fn lock(&self) -> MutexGuard<'_, Arc<PromptHashes>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -46,6 +52,7 @@ impl Prefix {
         Ok(Self::empty(&BlockHasher::new(HashMode::Xxh3, block_size), &scope))
     }
 
+    /// Append tokens. The cost is O(new tokens).
     fn extend(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<()> {
         let tokens = Tokens::new(tokens)?;
         let tokens = tokens.as_slice();
@@ -56,25 +63,30 @@ impl Prefix {
         Ok(())
     }
 
+    /// An independent copy, for another branch of the session.
     fn copy(&self) -> Self {
         Self(Mutex::new(self.now()))
     }
 
+    /// Number of tokens so far.
     #[getter]
     fn tokens(&self) -> usize {
         self.now().tokens()
     }
 
+    /// Number of full blocks so far.
     #[getter]
     fn blocks(&self) -> usize {
         self.now().locals().len()
     }
 
+    /// Tokens per KV block.
     #[getter]
     fn block_size(&self) -> u32 {
         self.now().hasher().block_size()
     }
 
+    /// Local hashes of the full blocks.
     fn block_hashes(&self) -> PyResult<Vec<u64>> {
         let hashes = self.now();
         if hashes.hasher().is_keyed() {

@@ -1,4 +1,7 @@
 //! Binding of `wardrop.Router`. Its arguments are read in [`crate::arguments`].
+//!
+//! A call converts its arguments with the GIL and decides without it where that pays, see
+//! [`sized`].
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -8,6 +11,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -38,9 +42,17 @@ const TOKENS_PER_WORKER: usize = 4;
 type Restored = HashMap<(u64, u32), ((u64, u64, u64), Option<u64>)>;
 
 /// Writes a file atomically: a reader sees either the old content or the new one.
+///
+/// The content goes into a file beside it, is synchronised, and replaces the old file by a rename.
+/// Each call has a name of its own, so two threads may write at once.
+///
+/// # Errors
+/// The error of the operating system; the old file is then unchanged.
 fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!(".{}.{call}.tmp", std::process::id()));
     let beside = path.with_file_name(name);
     let write = || {
         let mut file = std::fs::File::create(&beside)?;
@@ -51,10 +63,14 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     write().inspect_err(|_| drop(std::fs::remove_file(&beside)))
 }
 
-/// Router of one pool of workers; `_core.pyi` documents it.
+/// Router of one pool of workers: applies KV events, matches, prices, picks and books.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct Router {
+    /// The core's router, which has locks of its own.
     core: Core,
+    /// Hash of the core's router, for prompts and events that come as tokens.
     hasher: BlockHasher,
 }
 
@@ -75,10 +91,12 @@ impl Router {
         sized(py, tokens, work)
     }
 
+    /// The core's router, for bindings that apply events to it.
     pub const fn core(&self) -> &Core {
         &self.core
     }
 
+    /// Hash that this router uses.
     pub const fn hasher(&self) -> &BlockHasher {
         &self.hasher
     }
@@ -138,11 +156,13 @@ impl Router {
         })
     }
 
+    /// Tokens per KV block.
     #[getter]
     fn block_size(&self) -> u32 {
         self.hasher.block_size()
     }
 
+    /// An empty `Prefix` that hashes as this router does.
     #[pyo3(signature = (*, lora_name=None, cache_namespace=None))]
     fn prefix(&self, lora_name: Option<&str>, cache_namespace: Option<&str>) -> Prefix {
         let scope = HashScope {
@@ -152,6 +172,7 @@ impl Router {
         Prefix::empty(&self.hasher, &scope)
     }
 
+    /// Register a worker as available and idle, with an empty cache.
     #[pyo3(signature = (worker, *, total_kv_blocks=None, max_num_seqs=None, max_num_batched_tokens=None))]
     fn add_worker(
         &self,
@@ -167,17 +188,20 @@ impl Router {
         self.core.add_worker(worker.0, spec).map_err(|e| raise(&e))
     }
 
+    /// Remove a worker with its blocks and bookings.
     fn remove_worker(&self, py: Python<'_>, worker: Worker) -> PyResult<()> {
         py.detach(|| self.core.remove_worker(worker.0))
             .map_err(|e| raise(&e))
     }
 
+    /// Set whether a worker takes new requests. Its blocks and bookings stay.
     fn set_available(&self, worker: Worker, available: bool) -> PyResult<()> {
         self.core
             .set_available(worker.0, available)
             .map_err(|e| raise(&e))
     }
 
+    /// Registered workers as (instance, `dp_rank`), in ascending order.
     #[getter]
     fn workers(&self) -> Vec<(u64, u32)> {
         self.core
@@ -186,12 +210,14 @@ impl Router {
             .collect()
     }
 
+    /// Apply one KV event of a worker.
     fn apply(&self, py: Python<'_>, worker: Worker, event: &Bound<'_, PyAny>) -> PyResult<()> {
         let event = event_from(py, event, &self.hasher)?;
         py.detach(|| self.core.apply(worker.0, &event))
             .map_err(|e| raise(&e))
     }
 
+    /// Overlap of a prompt with every worker's cache.
     #[pyo3(signature = (tokens=None, *, hashes=None, lora_name=None, cache_namespace=None))]
     fn find_matches(
         &self,
@@ -219,6 +245,7 @@ impl Router {
         Ok(dict.unbind())
     }
 
+    /// Choose a worker and, if a `request_id` is given, book the request there in the same step.
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     #[pyo3(signature = (tokens=None, *, hashes=None, request_id=None, allowed=None, lora_name=None, cache_namespace=None,
         input_tokens=None, expected_output_tokens=None, streamed=true, explain=false, now_s=None))]
@@ -262,6 +289,7 @@ impl Router {
         decision.map(Decision).map_err(|e| raise(&e))
     }
 
+    /// Book a request on a worker that the caller chose.
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     #[pyo3(signature = (worker, request_id, tokens=None, *, hashes=None, lora_name=None, cache_namespace=None,
         input_tokens=None, expected_output_tokens=None, streamed=true, now_s=None))]
@@ -302,6 +330,7 @@ impl Router {
         booked.map_err(|e| raise(&e))
     }
 
+    /// Report the first token of a request.
     #[pyo3(signature = (request_id, *, now_s=None))]
     fn prefill_done(
         &self,
@@ -314,6 +343,7 @@ impl Router {
         Ok((worker.instance, worker.dp_rank))
     }
 
+    /// End the booking of a request, regardless of its outcome. The router learns from it.
     #[pyo3(signature = (request_id, *, output_tokens=None, cached_tokens=None, now_s=None))]
     fn release(
         &self,
@@ -334,12 +364,14 @@ impl Router {
         Ok((worker.instance, worker.dp_rank))
     }
 
+    /// End the bookings older than `booking_ttl_s`. `route` also does this.
     #[pyo3(signature = (*, now_s=None))]
     fn expire(&self, py: Python<'_>, now_s: Option<f64>) -> PyResult<usize> {
         let now_s = seconds(py, now_s)?;
         Ok(py.detach(|| self.core.expire(now_s)))
     }
 
+    /// Replace the policy and all its parameters. Caches, bookings and curves stay.
     #[pyo3(signature = (policy, **parameters))]
     fn set_policy(
         &self,
@@ -352,6 +384,7 @@ impl Router {
         self.core.set_policy(policy).map_err(|e| raise(&e))
     }
 
+    /// Write the blocks of every worker to a file, for a restart.
     #[pyo3(signature = (path, *, positions=None))]
     fn save_index(
         &self,
@@ -368,6 +401,7 @@ impl Router {
         })
     }
 
+    /// Read the file of `save_index`. Only registered workers take their blocks over.
     fn load_index(&self, py: Python<'_>, path: PathBuf) -> PyResult<Restored> {
         let restored = py.detach(|| -> PyResult<_> {
             let image = std::fs::read(&path)?;
@@ -381,6 +415,7 @@ impl Router {
         Ok(restored.into_iter().map(entry).collect())
     }
 
+    /// Load and blocks of every worker, size of the index, and counters, as plain data.
     fn snapshot(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let snapshot = py.detach(|| self.core.snapshot());
         let value =

@@ -1,4 +1,7 @@
 //! Bindings of the simulator. Workload and results are columns of raw bytes, which numpy reads without a copy.
+//!
+//! A run holds no lock and no GIL, so several threads may simulate at once. Cost: O(events of the
+//! run).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +23,8 @@ use wardrop_sim::{
 use crate::buffers::column;
 use crate::lists::List;
 
+/// A router that refuses is a fault of the simulator, hence a `RuntimeError`; everything else is a
+/// wrong argument.
 pub fn raise(error: &SimError) -> PyErr {
     match error {
         SimError::Router { .. } => PyRuntimeError::new_err(error.to_string()),
@@ -27,9 +32,12 @@ pub fn raise(error: &SimError) -> PyErr {
     }
 }
 
-/// A checked workload; `_core.pyi` documents it.
+/// Workload of the simulator, checked once. Columns are contiguous arrays.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct SimWorkload {
+    /// The checked columns, shared by all runs.
     pub(crate) native: Arc<Workload>,
 }
 
@@ -66,12 +74,16 @@ impl SimWorkload {
         })
     }
 
+    /// Number of requests.
     fn __len__(&self) -> usize {
         self.native.len()
     }
 }
 
 /// The fleet with the queues of its routers, and one router configuration per pool.
+///
+/// # Errors
+/// `ValueError` names `fleet`, `routers` or the queue's parameter that is wrong.
 pub fn specs(fleet: &str, routers: &str) -> PyResult<(FleetSpec, Vec<RouterConfig>)> {
     let mut spec: FleetSpec =
         serde_json::from_str(fleet).map_err(|error| PyValueError::new_err(format!("fleet: {error}")))?;
@@ -94,7 +106,7 @@ pub fn specs(fleet: &str, routers: &str) -> PyResult<(FleetSpec, Vec<RouterConfi
     Ok((spec, routers))
 }
 
-/// Simulates a workload without the GIL; `_core.pyi` documents it.
+/// Simulate a workload on a fleet. The GIL is released meanwhile.
 #[caught]
 #[pyfunction]
 #[pyo3(signature = (workload, fleet, routers))]
@@ -112,7 +124,7 @@ pub fn simulate_fleet<'py>(
     pack(py, &outcome)
 }
 
-/// Lower bound on the cost of any routing; `_core.pyi` documents it.
+/// Lower bound on the cost of any routing, with the GIL released.
 #[caught]
 #[pyfunction]
 #[pyo3(signature = (workload, fleet, counted=None))]
@@ -132,15 +144,22 @@ pub fn cost_lower_bound<'py>(
 }
 
 /// A plan from its JSON form, whose lists have one entry per request.
+///
+/// # Errors
+/// `ValueError` with the field that is wrong.
 fn plan_of(text: &str) -> PyResult<Plan> {
     serde_json::from_str(text).map_err(|error| PyValueError::new_err(format!("plan: {error}")))
 }
 
+/// A fleet from its JSON form.
+///
+/// # Errors
+/// `ValueError` with the field that is wrong.
 fn fleet_of(text: &str) -> PyResult<FleetSpec> {
     serde_json::from_str(text).map_err(|error| PyValueError::new_err(format!("fleet: {error}")))
 }
 
-/// Simulates a workload under a plan; `_core.pyi` documents it.
+/// Simulate a workload with placements and orders chosen in advance. The GIL is released.
 #[caught]
 #[pyfunction]
 pub fn simulate_planned<'py>(
@@ -157,7 +176,7 @@ pub fn simulate_planned<'py>(
     pack(py, &outcome)
 }
 
-/// Improves a plan; `_core.pyi` documents it.
+/// Look for a better plan with all requests known in advance. The GIL is released.
 #[caught]
 #[pyfunction]
 pub fn improve_plan(
@@ -227,6 +246,7 @@ fn bound_dict<'py>(py: Python<'py>, bound: &LowerBound) -> PyResult<Bound<'py, P
     Ok(dict)
 }
 
+/// A column as little-endian bytes, in one copy.
 fn bytes<'py, T: Copy, const N: usize>(
     py: Python<'py>,
     values: &[T],
@@ -236,6 +256,8 @@ fn bytes<'py, T: Copy, const N: usize>(
     PyBytes::new(py, &raw)
 }
 
+/// Results of a run as a dict: columns as bytes, sums as numbers. `simulate_fleet` in the stub
+/// names every column.
 pub fn pack<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     let requests = &outcome.requests;
@@ -314,6 +336,7 @@ fn change(change: &RegimeChange) -> (f64, &'static str, f64, f64) {
     )
 }
 
+/// Figures of a pool's price of anarchy. NaN stands for an interval that too few windows give.
 fn anarchy_dict<'py>(py: Python<'py>, report: &MeterReport) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     let interval = report.poa_interval;

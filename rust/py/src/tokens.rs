@@ -19,6 +19,7 @@ use wardrop_core::{LocalHash, PromptHashes, SequenceHash};
 use crate::buffers::{self, Number, is_native};
 use crate::digits::Layout;
 
+/// Accepted forms of token ids, for errors.
 const ACCEPTED: &str = "a list of ints, a contiguous buffer of 32-bit unsigned ints (numpy.uint32, array('I'), memoryview), \
      bytes or bytearray of little-endian 32-bit ids, or an integer array that converts";
 
@@ -34,6 +35,8 @@ pub enum Tokens {
 
 impl Tokens {
     /// The ids.
+    ///
+    /// Valid while `self` lives: a view keeps its exporter from freeing the memory.
     pub fn as_slice(&self) -> &[u32] {
         match self {
             // SAFETY: contiguous and aligned (checked by the constructors), pinned by the view; see the module.
@@ -68,6 +71,7 @@ impl Tokens {
         Self::from_buffer(&buffer, value)
     }
 
+    /// A view where the items are native 32-bit ids in order; otherwise a checked copy.
     fn from_buffer(buffer: &PyUntypedBuffer, value: &Bound<'_, PyAny>) -> PyResult<Self> {
         if is_native(buffer) && buffer.is_c_contiguous() && buffer.as_typed::<u32>().is_ok() {
             return Ok(Self::View(PyBuffer::get(value)?));
@@ -96,6 +100,7 @@ impl Tokens {
         )))
     }
 
+    /// A view of aligned little-endian words; otherwise a copy.
     fn from_bytes(bytes: &PyBuffer<u8>, value: &Bound<'_, PyAny>) -> PyResult<Self> {
         let len = bytes.item_count();
         if !len.is_multiple_of(4) {
@@ -147,6 +152,7 @@ impl HashColumn {
     }
 }
 
+/// Whether a buffer can be read as one slice.
 fn usable<T: Element>(view: &PyBuffer<T>) -> bool {
     view.is_c_contiguous() && view.dimensions() == 1 && view.item_count() > 0
 }
@@ -199,11 +205,14 @@ fn convert<T: Number + TryInto<u32>>(
     Some(checked.map(Tokens::Owned))
 }
 
+/// The error for an id beyond 32 bits; it names the position.
 fn out_of_range(at: usize) -> PyErr {
     // The text does not contain the id, because no part of a prompt may reach a log.
     PyValueError::new_err(format!("got token {at} out of range: expected 0 to 4294967295"))
 }
 
+/// Ids of another sequence, copied through a list. Text and mappings are sequences too, and are
+/// refused.
 fn from_iterable(value: &Bound<'_, PyAny>) -> PyResult<Tokens> {
     let wrong = || {
         let name = value

@@ -11,17 +11,25 @@ use wardrop_sim::{ChangeError, WatchedFleet as Native};
 
 use crate::sim::{SimWorkload, pack, raise, specs};
 
-/// A watched fleet; `_core.pyi` documents it.
+/// Simulated fleet that a controller observes and changes during the run.
+///
+/// The stub `_core.pyi` describes arguments, units and errors.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct WatchedFleet {
+    /// The fleet; `None` after `finish` took its result.
     native: Mutex<Option<Native>>,
 }
 
 impl WatchedFleet {
+    /// Poison is ignored: a panic raises in its own call.
     fn lock(&self) -> MutexGuard<'_, Option<Native>> {
         self.native.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Runs `act` on the fleet.
+    ///
+    /// # Errors
+    /// `RuntimeError` after the result was taken, and the errors of `act`.
     fn with<T>(&self, act: impl FnOnce(&mut Native) -> PyResult<T>) -> PyResult<T> {
         let mut guard = self.lock();
         let over =
@@ -30,10 +38,12 @@ impl WatchedFleet {
     }
 }
 
+/// JSON of plain values. A failure would be a fault of the simulator.
 fn json_text<T>(text: Result<T, serde_json::Error>) -> PyResult<T> {
     text.map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
 
+/// The policy and the queue in force.
 fn routing_json(routing: &Routing) -> PyResult<String> {
     json_text(serde_json::to_string(routing))
 }
@@ -41,6 +51,7 @@ fn routing_json(routing: &Routing) -> PyResult<String> {
 #[caught]
 #[pymethods]
 impl WatchedFleet {
+    /// A fleet at time 0. The arguments are those of `simulate_fleet`.
     #[new]
     fn new(py: Python<'_>, workload: &SimWorkload, fleet: &str, routers: &str) -> PyResult<Self> {
         let (spec, routers) = specs(fleet, routers)?;
@@ -53,6 +64,7 @@ impl WatchedFleet {
         })
     }
 
+    /// Run the fleet up to `until_s` seconds of simulated time.
     fn advance(&self, py: Python<'_>, until_s: f64) -> PyResult<bool> {
         if until_s.is_nan() {
             return Err(PyValueError::new_err("until_s: got NaN, expected seconds"));
@@ -60,6 +72,7 @@ impl WatchedFleet {
         py.detach(|| self.with(|native| native.advance(until_s * 1e3).map_err(|error| raise(&error))))
     }
 
+    /// JSON of the outcomes since the last call, and of the current state of every pool.
     fn sample(&self, py: Python<'_>) -> PyResult<String> {
         py.detach(|| {
             self.with(|native| {
@@ -69,10 +82,12 @@ impl WatchedFleet {
         })
     }
 
+    /// JSON of the policy and the queue in force.
     fn routing(&self) -> PyResult<String> {
         self.with(|native| routing_json(native.routing()))
     }
 
+    /// Change the policy or the queue of every pool at once.
     #[pyo3(signature = (change_json, /))]
     fn set_routing(&self, py: Python<'_>, change_json: &str) -> PyResult<String> {
         let change = serde_json::from_str(change_json)
@@ -86,6 +101,7 @@ impl WatchedFleet {
         })
     }
 
+    /// End the run and return its results, as `simulate_fleet` does.
     fn finish<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let over =
             || PyRuntimeError::new_err("the run has ended and its result was taken: build a new fleet");
