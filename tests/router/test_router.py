@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,16 @@ def test_a_saved_index_is_known_after_a_restart(tmp_path: Path) -> None:
     assert restarted.find_matches(PROMPT) == {(2, 3): (4, 0, 0)}
     with pytest.raises(RuntimeError, match="before the first event"):
         restarted.load_index(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]
+
+
+def test_threads_may_save_to_one_path(tmp_path: Path) -> None:
+    fleet, path = router(), tmp_path / "index"
+    fleet.apply((2, 3), wardrop.Stored(names(PROMPT), tokens=PROMPT, block_size=16))
+    with ThreadPoolExecutor(8) as threads:
+        sizes = set(threads.map(lambda _: fleet.save_index(path), range(64)))
+    assert sizes == {path.stat().st_size}
+    assert router().load_index(path)[(2, 3)] == ((5, 0, 0), None)
     assert [file.name for file in tmp_path.iterdir()] == ["index"]
 
 

@@ -1,7 +1,7 @@
 """The simulations behind an advice, in stages: policies, numbers of workers, splits, limits.
 
 Each stage reads what the stage before it found. All stages keep their cells in one file, so an
-interrupted run goes on where it stopped.
+interrupted run continues where it stopped.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def advise_command(
     """Advise on TRACE: policy, settings, workers and split, with what each changes.
 
     Writes advice.html, wardrop.yaml and cells.jsonl into the folder of --out. An interrupted run
-    goes on where it stopped when it is started again with the same options.
+    continues where it stopped when it is started again with the same options.
     """
     try:
         engine = Engine(

@@ -35,7 +35,7 @@ def audit(
     ] = False,
     url: Annotated[str | None, typer.Option(help=URL_HELP)] = None,
 ) -> None:
-    """Print changes of settings, oldest first: when, what, by whom, why, and the outcome."""
+    """Print changes of settings, oldest first: time, setting, author, reason and outcome."""
     with exit_on_error("audit"):
         records = _read(path) if path is not None else _ask(url, last)
     outcome_of = outcomes(records)

@@ -33,7 +33,7 @@ class Limits:
     """Limits for clients, each with the HTTP status of its refusal.
 
     At start the gateway lowers a limit that does not fit the descriptors, the memory or the
-    threads of the process, and logs the value in force.
+    threads of the process. It logs the value in force.
     """
 
     body_bytes: int = setting(64 << 20, "largest request body (413 above)")

@@ -13,11 +13,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-import yaml
-
 from wardrop.config.config import Config
 from wardrop.config.fields import ConfigError
 from wardrop.config.values import check_value, parse_text
+from wardrop.yaml_file import read_yaml
 
 _MAX_FILE_BYTES = 1 << 20
 _OTHER_VARIABLES = {"WARDROP_SHARED", "WARDROP_PRIVATE_NETWORK", "WARDROP_CONFIG"}
@@ -128,16 +127,7 @@ def load(
 
 
 def _read_yaml(file: Path, known: Mapping[str, Setting]) -> dict[str, object]:
-    try:
-        with file.open("rb") as opened:
-            text = opened.read(_MAX_FILE_BYTES + 1)
-        if len(text) > _MAX_FILE_BYTES:
-            raise ConfigError(f"{file}: expected at most {_MAX_FILE_BYTES} bytes")
-        content: object = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read as YAML: {error}") from error
-    except RecursionError:
-        raise ConfigError(f"{file}: cannot be read as YAML: it is nested too deeply") from None
+    content = read_yaml(file, _MAX_FILE_BYTES, ConfigError)
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -79,7 +79,7 @@ class Calibrator:
         """Why the last poll adopted nothing; empty after an adoption."""
 
     async def run(self, period_s: float) -> None:
-        """Poll until cancelled; an error is logged once and the loop goes on."""
+        """Poll until cancelled; an error is logged once and the loop continues."""
         is_logged = False
         while True:
             await asyncio.sleep(period_s)

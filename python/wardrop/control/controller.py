@@ -2,7 +2,7 @@
 
 `wardrop.control.moves` defines the settings and their steps. The regime gives the direction, the
 guard the verdict. After a roll-back the controller does not try the same step again for a pause
-that doubles each time. A change by hand goes on trial like any other change, and the controller
+that doubles each time. A change by hand gets a trial like any other change, and the controller
 leaves its settings alone afterwards.
 """
 

@@ -9,7 +9,7 @@ the extra work must not count as load:
 
 h is the prefill of one request: a worker runs at full speed with a queue and slower without (the
 fluid form of the M/M/1 queue). g is the work that a worker clears per second, fitted to the time
-before the change. So a stable queue stays stable and a growing queue goes on growing. The fit also
+before the change. So a stable queue stays stable and a growing queue keeps growing. The fit also
 absorbs the error of the curves. A first token is due when the queue at the request's arrival is
 cleared:
 

@@ -83,7 +83,7 @@ class ControlLoop:
         door.on_change = self._changed_by_hand
 
     async def run(self, period_s: float) -> None:
-        """Poll until cancelled; an error is logged once and the loop goes on."""
+        """Poll until cancelled; an error is logged once and the loop continues."""
         is_logged = False
         while True:
             await asyncio.sleep(period_s)
@@ -161,7 +161,7 @@ class ControlLoop:
             self._on_trial = None
 
     def _changed_by_hand(self, record: Record) -> None:
-        """Called by the door: a roll-back by hand frees the setting, a change goes on trial."""
+        """Called by the door: a roll-back by hand frees the setting, a change gets a trial."""
         before, after = _by_name(record, record.before), _by_name(record, record.after)
         if record.event == "rolled_back":
             self.controller.rolled_back_by_hand(after)

@@ -1,7 +1,7 @@
 """The curves of all arms in one picture: as PNG, and as SVG in a light and a dark theme.
 
 Needs matplotlib (`pip install 'wardrop[plot]'`). The colours are Okabe and Ito's, which readers
-with any kind of colour blindness can tell apart. Each arm also has its own line style.
+with any kind of colour blindness can distinguish. Each arm also has its own line style.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _READER = Path(__file__).with_name("block_reader.py")
 
 
 class DumpError(RuntimeError):
-    """The blocks could not be read. Routing goes on with the index that the events build."""
+    """The blocks could not be read. Routing continues with the index that the events build."""
 
 
 async def dump_blocks(

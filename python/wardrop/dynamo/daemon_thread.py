@@ -19,7 +19,7 @@ T = TypeVar("T")
 async def run_in_thread(function: Callable[[], T]) -> T:
     """The result of a call in a thread of its own.
 
-    The thread goes on when the caller is cancelled; its result is then dropped.
+    The thread keeps running when the caller is cancelled; its result is then dropped.
 
     Raises:
         Exception: As `function`. `RuntimeError` when the system has no thread left.

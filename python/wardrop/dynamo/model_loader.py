@@ -121,7 +121,7 @@ class ModelLoader:
         self._jobs[model.name] = _Job(model, task)
 
     def keep(self, names: Collection[str]) -> None:
-        """Give up the work on models that nobody wants any more and the gateway does not have."""
+        """Give up the work on models that no caller wants and that the gateway does not have."""
         for name in self._jobs.keys() - names - self.registered.keys():
             self.drop(name)
 
@@ -224,7 +224,7 @@ class ModelLoader:
     async def _call(self, model: Model, folder: Path | None) -> None:
         """Hand a model to the gateway in a thread: reading a large tokenizer takes seconds.
 
-        A cancelled call goes on in its thread; this method ends after the thread has ended.
+        A cancelled call keeps running in its thread; this method ends after the thread has ended.
         """
         text = model_json(model, folder)
         async with self._lock(model.name), self._calls:

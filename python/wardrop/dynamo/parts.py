@@ -1,7 +1,7 @@
 """The parts of the control plane: each isolated, restarted with growing pauses, and reported.
 
 A part is a coroutine beside the data path: discovery, repair, control, saved state, the admin API.
-Whatever goes wrong in a part is logged and counted, and the part starts again. No exception of a
+Every failure of a part is logged and counted, and the part starts again. No exception of a
 part ends another part or the router: the gateway serves with the last known fleet. The states are
 in the answer of `/health` and in the metrics `wardrop_control_part_up`,
 `wardrop_control_part_failures_total` and `wardrop_control_part_answered_timestamp_seconds`.

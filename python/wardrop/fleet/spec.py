@@ -22,13 +22,12 @@ from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
-import yaml
 
 from wardrop.decoding import convert, shown
 from wardrop.errors import InputError
 from wardrop.kubernetes.selector import MAX_RANKS, Endpoint, EndpointSelector
+from wardrop.yaml_file import read_yaml
 
-MAX_FILE_BYTES = 4 << 20
 MAX_WORKERS = 4096
 """Workers of one fleet. The router limits ranks, and each rank has a feed."""
 
@@ -216,16 +215,7 @@ def read_fleet(file: Path) -> FleetSpec:
     Raises:
         InputError: The file cannot be read, or has another form; the text names the key.
     """
-    try:
-        with file.open("rb") as opened:
-            text = opened.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise InputError(f"{file}: expected at most {MAX_FILE_BYTES} bytes")
-        content: object = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: cannot be read as YAML: {error}") from error
-    except RecursionError:
-        raise InputError(f"{file}: cannot be read as YAML: it is nested too deeply") from None
+    content = read_yaml(file)
     fleet = cast(FleetSpec, convert({} if content is None else content, FleetSpec, str(file)))
     check_fleet(fleet, str(file))
     return fleet

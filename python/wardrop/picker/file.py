@@ -25,7 +25,6 @@ from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import msgspec
-import yaml
 from msgspec import structs
 
 from wardrop.config import (
@@ -43,8 +42,8 @@ from wardrop.config.values import check_value
 from wardrop.decoding import convert, shown
 from wardrop.errors import InputError
 from wardrop.kubernetes.selector import Endpoint, EndpointSelector
+from wardrop.yaml_file import read_yaml
 
-MAX_FILE_BYTES = 4 << 20
 MAX_WORKERS = 4096
 _ID_BITS = (1 << 53) - 1
 _STAGES: dict[str, type[Any]] = {
@@ -346,16 +345,7 @@ def read_file(path: Path) -> PickerFile:
     Raises:
         InputError: The file cannot be read, or a key or value is wrong.
     """
-    try:
-        with path.open("rb") as opened:
-            text = opened.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise InputError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
-        content: object = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML: {error}") from error
-    except RecursionError:
-        raise InputError(f"{path}: cannot be read as YAML: it is nested too deeply") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: got {type(content).__name__}, expected a mapping")
     file = cast(PickerFile, convert(cast(object, content), PickerFile, str(path)))

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import msgspec
-import yaml
 
 from wardrop.decoding import convert
 from wardrop.errors import InputError
-from wardrop.picker.file import MAX_FILE_BYTES, native_stages
+from wardrop.picker.file import native_stages
+from wardrop.yaml_file import read_yaml
 
 
 class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +28,7 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         worker_threads: Threads that serve calls.
         router_id: Label of all metrics.
-        reservation_ttl_ms: Life of a reservation that nobody frees.
+        reservation_ttl_ms: Life of a reservation that no caller frees.
         selection_ttl_ms: Life of a selection without a reservation.
         routing: The choice of a worker; the queue is off here.
         predicted: Predicted caches; by default `used: alone`.
@@ -104,14 +104,5 @@ def read_file(path: Path) -> SelectFile:
     Raises:
         InputError: The file cannot be read, or a key or value is wrong.
     """
-    try:
-        with path.open("rb") as opened:
-            text = opened.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise InputError(f"{path}: expected at most {MAX_FILE_BYTES} bytes")
-        content: object = yaml.safe_load(text) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML: {error}") from error
-    except RecursionError:
-        raise InputError(f"{path}: cannot be read as YAML: it is nested too deeply") from None
+    content = read_yaml(path) or {}
     return cast(SelectFile, convert(content, SelectFile, str(path)))

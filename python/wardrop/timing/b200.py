@@ -4,9 +4,10 @@
     itl_ms(batch, kv)  = 9.2 + 0.0298 batch + 1.147e-5 kv         kv tokens in use by the batch
 
 A fit of measured tables (Llama-3.1-70B BF16, tensor parallel 4, vLLM, b200_sxm, aiconfigurator
-0.10): within 7.5 % of every prefill point from 1 to 32,768 tokens, and within 10 % (half of the
-points within 1.8 %) of the decode points up to a batch of 512. The formula has two limits: a cached
-prefix does not slow the prefill behind it, and the batch enters only as kv ÷ context.
+0.10). It is within 7.5 % of every prefill point from 1 to 32,768 tokens. It is within 10 % of the
+decode points up to a batch of 512, and within 1.8 % of half of these points. The formula has two
+limits: a cached prefix does not slow the prefill behind it, and the batch enters only as kv ÷
+context.
 """
 
 from __future__ import annotations

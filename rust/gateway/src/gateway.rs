@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::Serialize;
 use wardrop_service::admission::{BodyBudget, InFlight};
-use wardrop_service::{FeedReport, ModelReport, Service, hide_panic_texts};
+use wardrop_service::{FeedReport, ModelReport, Service, hide_panic_texts, start_logging};
 
 use crate::ServiceError;
 use crate::config::GatewayConfig;
@@ -80,7 +80,7 @@ impl Gateway {
     /// [`ServiceError::Config`] names the setting that cannot work.
     pub fn new(mut config: GatewayConfig) -> Result<Self, ServiceError> {
         if let Some(filter) = &config.log {
-            init_logging(filter)?;
+            start_logging(filter)?;
         }
         hide_panic_texts();
         let resources = Resources::raise_and_read();
@@ -278,20 +278,4 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Sets the log of the process.
-///
-/// # Errors
-/// [`ServiceError::Config`] for a filter that cannot be read.
-fn init_logging(filter: &str) -> Result<(), ServiceError> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|e| ServiceError::Config(format!("log filter {filter:?}: {e}")))?;
-    // A second gateway in the same process shares the first one's log.
-    let _ = tracing_subscriber::fmt()
-        .json()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
-    Ok(())
 }

@@ -11,12 +11,12 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use wardrop_service::admission::{BodyBudget, InFlight};
-use wardrop_service::{Service, ServiceError, hide_panic_texts};
+use wardrop_service::{Service, ServiceError, hide_panic_texts, start_logging};
 
 use crate::config::PickerConfig;
 use crate::endpoints::Endpoints;
 use crate::metrics::PickerMetrics;
-use crate::server::{Servers, start_logging};
+use crate::server::Servers;
 use crate::shared::Shared;
 
 /// An endpoint picker, before and after it serves.

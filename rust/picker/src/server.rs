@@ -179,22 +179,6 @@ pub(crate) fn io(what: &str, source: std::io::Error) -> ServiceError {
     }
 }
 
-/// Starts the log of the process, unless another door did.
-///
-/// # Errors
-/// A filter that cannot be read.
-pub(crate) fn start_logging(filter: &str) -> Result<(), ServiceError> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|error| ServiceError::Config(format!("log filter {filter:?}: {error}")))?;
-    // A second door in the same process shares the first one's log.
-    let _ = tracing_subscriber::fmt()
-        .json()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
-    Ok(())
-}
-
 /// Reads certificate and key.
 ///
 /// # Errors

@@ -21,6 +21,7 @@ pub mod config;
 mod error;
 mod feed;
 mod latency_bins;
+mod logging;
 pub mod metrics;
 mod models;
 mod outcomes;
@@ -43,6 +44,7 @@ mod tenants;
 
 pub(crate) use clock::Clock;
 pub use error::ServiceError;
+pub use logging::start_logging;
 pub use models::Model;
 pub use panics::hide_panic_texts;
 pub use pool::{Booking, Leg, Role, WorkerPool};

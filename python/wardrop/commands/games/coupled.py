@@ -56,9 +56,9 @@ def coupled(
 ) -> None:
     """Cache → overlap → routing → pressure → split, with the planner's delay.
 
-    Holds each split to find where the loop would rest, asks the linear theory for the gain at which
-    it starts to ring at this delay, and checks a recommendation by running the loop. `--json` is
-    what a planner can read.
+    The command holds each split to find where the loop would rest. The linear theory gives the gain
+    at which the loop starts to ring at this delay. A run of the loop checks the recommendation.
+    `--json` is what a planner can read.
 
     Example: `wardrop games coupled --delay 90 --json > planner.json`
     """

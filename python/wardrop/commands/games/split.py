@@ -69,9 +69,9 @@ def split(
 
     Each pool has an attainment curve: the share of requests within the TTFT limit by prefill
     workers, within the ITL limit by decode workers. Every split that leaves no useful worker idle
-    is an equilibrium; the one with equal marginal gains is taken as a start, whole splits around it
-    are run, and of those within 0.5 % of the best goodput the one nearest that equilibrium is
-    chosen.
+    is an equilibrium. The search starts from the equilibrium with equal marginal gains and runs the
+    whole splits around it. Of the splits within 0.5 % of the best goodput, the command chooses the
+    split nearest to that equilibrium.
 
     Example: `wardrop games split --trace T.jsonl.gz --gpus 24 --ttft 0.5 --itl 0.03`
     """

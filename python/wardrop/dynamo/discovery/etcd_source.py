@@ -67,7 +67,7 @@ _WATCH = msgspec.json.Decoder(_WatchLine)
 class EtcdSource:
     """Reads and watches the prefix `v1/` of an etcd, and tries the endpoints in turn.
 
-    During an outage the last view stays in force, and `last_error` tells why.
+    During an outage the last view stays in force, and `last_error` has the reason.
 
     Args:
         endpoints: Base addresses of etcd.
@@ -92,7 +92,7 @@ class EtcdSource:
         return f"etcd {', '.join(self.endpoints)}"
 
     def frontends_restarted(self) -> None:
-        """Tell the reader that a frontend has no memory of the store any more."""
+        """Report that a frontend lost its memory of the store, to the reader."""
         self._reader.forget_order()
 
     async def views(self) -> AsyncIterator[FleetView]:
@@ -112,8 +112,8 @@ class EtcdSource:
                     await asyncio.sleep(self._poll_interval_s)
                     await self._await_change(session, endpoint, revision + 1)
                 except Exception as error:
-                    # Whatever etcd answers, the last view stays in force and the next endpoint is
-                    # asked: discovery must not end the router.
+                    # Regardless of the answers of etcd, the last view stays in force and the next
+                    # endpoint is asked: discovery must not end the router.
                     self.last_error = f"{endpoint}: {type(error).__name__}: {error}"
                     attempt += 1
                     if not yielded:

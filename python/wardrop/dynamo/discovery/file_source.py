@@ -48,7 +48,7 @@ class FileSource:
     """Polls a file store and reads a file again only when its size, time or inode changed.
 
     A thread of its own polls, so that a slow file system delays nothing else. While the store
-    cannot be listed, the last view stays in force and `last_error` tells why. Cost of a poll
+    cannot be listed, the last view stays in force and `last_error` has the reason. Cost of a poll
     without changes: one `stat` per entry (about 2 µs each).
 
     Args:
@@ -71,7 +71,7 @@ class FileSource:
         return f"file store {self.root}"
 
     def frontends_restarted(self) -> None:
-        """Tell the reader that a frontend has no memory of the store any more."""
+        """Report that a frontend lost its memory of the store, to the reader."""
         self._reader.forget_order()
 
     async def views(self) -> AsyncIterator[FleetView]:

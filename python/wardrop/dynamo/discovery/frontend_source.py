@@ -120,7 +120,7 @@ class FrontendSource:
                         last, yielded = view, True
                         yield view
                 except Exception as error:
-                    # Whatever a frontend answers, the last view stays in force.
+                    # Regardless of the answers of a frontend, the last view stays in force.
                     self.last_error = f"{upstream}: {type(error).__name__}: {error}"
                     attempt += 1
                     pause_s = backoff.next_s()

@@ -34,7 +34,7 @@ class Source(Protocol):
         ...
 
     def frontends_restarted(self) -> None:
-        """Tell the backend that a frontend started again, without memory of earlier views."""
+        """Report to the backend that a frontend started again, without memory of earlier views."""
         ...
 
     def views(self) -> AsyncIterator[FleetView]:

@@ -50,7 +50,7 @@ class StoreReader:
         """The fleet that the content of a store describes.
 
         A worker is in the view when its address (bucket `instances`) and its model card (bucket
-        `mdc`) are in the store, and a frontend serves with the worker. The role of a worker is the
+        `mdc`) are in the store. Frontends serve with the same workers. The role of a worker is the
         card's `worker_type`. A feed belongs to the model and role of the workers on its endpoint. A
         feed whose endpoint has no worker is left out until a worker appears.
 

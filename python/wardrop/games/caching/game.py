@@ -35,7 +35,8 @@ class PlacementGame:
         distance: (workers, workers) d_ij, seconds to fetch one object from j; diagonal 0.
         rent: (tiers,) α, seconds per second for one object kept, ≥ 0.
         read: (tiers,) seconds to read one object back from the tier, ≥ 0.
-        origin: (objects,) seconds where nobody keeps it (G4 or recompute); inf = somebody must.
+        origin: (objects,) seconds where no worker keeps it (G4 or recompute); inf = some worker
+            must.
         capacity: (workers, tiers) objects that fit; inf = no limit.
     """
 

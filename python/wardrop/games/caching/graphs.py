@@ -2,9 +2,9 @@
 
 Where it stands: beside `game.py`, for reference games. `basic_game` is the basic game of Chun,
 Chaudhuri, Wee, Barreno, Papadimitriou and Kubiatowicz (PODC 2004): one object, unit demand, one
-rent α, unit edges, somebody must keep it. The paper maps the complete graph to NVLink in a node and
-sparse graphs to a fleet across nodes [R]; its hierarchical bound is only a conjecture [R] and is
-not here.
+rent α, unit edges, some worker must keep it. The paper maps the complete graph to NVLink in a node
+and sparse graphs to a fleet across nodes [R]; its hierarchical bound is only a conjecture [R] and
+is not here.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def line_graph(n: int) -> Floats:
 
 
 def basic_game(distance: Floats, alpha: float) -> PlacementGame:
-    """One object that each worker wants once per second, rent α; somebody must keep it."""
+    """One object that each worker wants once per second, rent α; some worker must keep it."""
     if alpha <= 0:
-        raise GameError(f"got rent α = {alpha:g}; expected > 0, or everybody keeps everything")
+        raise GameError(f"got rent α = {alpha:g}; expected > 0, or every worker keeps everything")
     return PlacementGame(np.ones((distance.shape[0], 1)), distance, rent=(alpha,))
 
 

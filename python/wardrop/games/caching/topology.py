@@ -2,8 +2,8 @@
 
 Where it stands: the bottom of Γ_KV. Distances come from a real fleet's shape: workers sit in nodes,
 nodes in racks, and each level has a bandwidth. Tiers are the paper's [A]: G1 HBM, G2 host DRAM, G3
-local SSD, G4 network storage; G1 to G3 belong to a worker, G4 to nobody. The default bandwidths are
-ours [O], round figures of current hardware; give your own.
+local SSD, G4 network storage; G1 to G3 belong to a worker, G4 to no worker. The default bandwidths
+are ours [O], round figures of current hardware; give your own.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Fleet:
         workers: G, both pools together, ≥ 2.
         rates: (families,) requests per second of each prompt family.
         prefix_tokens: (families,) tokens that a family shares.
-        private_tokens: tokens of each prompt that nobody shares.
+        private_tokens: tokens of each prompt that no other prompt shares.
         output_tokens: mean OSL.
         cache_tokens: KV tokens of reusable prefix that a prefill worker holds.
         timing: the engine's curves.

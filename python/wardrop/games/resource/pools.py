@@ -31,7 +31,7 @@ def prefill_done(
 ) -> Floats:
     """First-token times: FCFS onto the first free worker, in batches of up to `batch_tokens`.
 
-    A free worker takes the head of the queue and whatever waits behind it while the batch fits (a
+    A free worker takes the head of the queue and the requests behind it while the batch fits (a
     longer prompt goes alone); a batch of T tokens takes timing.prefill_seconds(T).
 
     Args:

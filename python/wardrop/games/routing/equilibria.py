@@ -2,7 +2,7 @@
 
 Where it stands: on `game.py`. Enumeration is exact and costs players·workers^players cost
 evaluations; `ENUMERATION_LIMIT` profiles is where it refuses. Dynamics are exact about what they
-return (a profile from which nobody gains more than `tolerance`), and say so when they have found
+return (a profile from which no player gains more than `tolerance`), and say so when they have found
 none.
 """
 
@@ -65,7 +65,7 @@ def enumerate_equilibria(game: FiniteGame, tolerance: float = TOLERANCE) -> Equi
 
     Args:
         game: at most `ENUMERATION_LIMIT` profiles.
-        tolerance: seconds; a profile is stable if nobody gains more than this.
+        tolerance: seconds; a profile is stable if no player gains more than this.
 
     Source: the definition (Nash 1950). Error: none beyond floating point.
     """
@@ -89,7 +89,7 @@ class Dynamics:
 
     Attributes:
         profile: (players,) the last profile.
-        converged: nobody gains more than the tolerance there.
+        converged: no player gains more than the tolerance there.
         rounds: passes over all players.
         moves: single deviations made.
         cycled: a whole profile came back, so the dynamics would never rest.

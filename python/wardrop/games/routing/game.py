@@ -3,7 +3,7 @@
 Where it stands: above `latency.py`, below everything that searches for equilibria. A profile is an
 integer array (…, players) of worker indices; costs are seconds.
 
-Two games, told apart by what the overlap is:
+Two games, which differ in the overlap:
 
 * `FrozenOverlapGame`: the overlap is what the caches hold at decision time. A request's cost is a
   constant of its own plus a delay that counts heads: a congestion game with player-specific

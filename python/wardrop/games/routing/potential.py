@@ -2,9 +2,9 @@
 
 Where it stands: on `equilibria.cost_tensor`; small games only. Two players with two strategies each
 form a 4-cycle of deviations. A finite game has an exact potential if and only if the deviators'
-cost changes sum to zero around every 4-cycle (Monderer and Shapley 1996, corollary 2.9). The sum
-around a cycle is the mixed second difference of C_i − C_k, so the test is one tensor operation per
-pair.
+cost changes sum to zero around every 4-cycle. Source: Monderer and Shapley 1996, corollary 2.9. The
+sum around a cycle is the mixed second difference of C_i − C_k, so the test is one tensor operation
+per pair.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def problems_of(
 
 
 def short_name(instance: str, dp_rank: int) -> str:
-    """Last digits of an instance, which tell the workers of a fleet apart, and the rank above 0."""
+    """Last digits of an instance, which distinguish workers of a fleet, and the rank above 0."""
     name = f"…{instance[-6:]}" if len(instance) > 8 else instance
     return f"{name}/{dp_rank}" if dp_rank else name
 

@@ -19,7 +19,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use wardrop_service::config::ServiceConfig;
 use wardrop_service::metrics::THREAD_PREFIX;
-use wardrop_service::{Service, ServiceError, hide_panic_texts};
+use wardrop_service::{Service, ServiceError, hide_panic_texts, start_logging};
 
 use super::grpc::SelectGrpc;
 use super::http::{SelectHttp, routes};
@@ -27,7 +27,7 @@ use super::reservations::SelectLimits;
 use super::selector::Selector;
 use super::workers::WorkerRecord;
 use crate::proto::select::selection_server::SelectionServer;
-use crate::server::{bind, io, start_logging};
+use crate::server::{bind, io};
 
 /// Name of the gRPC service, for health checks.
 const SELECTION: &str = "wardrop.v1.Selection";
