@@ -61,6 +61,9 @@ pub struct Limits {
 }
 
 /// Routes of upstreams that clients may use.
+///
+/// Allowing by name keeps a new control route of an upstream private until the operator adds it
+/// (`docs/adr/0018-limits-in-sum-at-the-door.md`).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouteOptions {
@@ -71,6 +74,8 @@ pub struct RouteOptions {
 }
 
 /// How upstreams are reached.
+///
+/// Upstreams are on loopback or a private network, so they speak HTTP/1.1 without TLS.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamOptions {
@@ -108,6 +113,8 @@ impl Default for GatewayConfig {
     }
 }
 
+/// The sum of all bodies is far below requests times the largest body: 4,096 bodies of 64 MiB would
+/// be 256 GiB.
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -132,6 +139,7 @@ impl Default for RouteOptions {
     }
 }
 
+/// The first byte may take ten minutes, because an answer in one piece arrives with its last token.
 impl Default for UpstreamOptions {
     fn default() -> Self {
         Self {

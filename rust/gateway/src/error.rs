@@ -77,12 +77,19 @@ pub enum Refusal {
     /// No upstream accepts connections.
     UpstreamDown,
     /// The model has no worker, and Dynamo has closed its routes.
+    ///
+    /// Dynamo answers such a request with a bare 404, which clients take for a wrong URL. While a dead
+    /// worker is still listed, it answers with a 503 of another form.
     NoWorker,
     /// An upstream broke off before the first byte.
+    ///
+    /// Further attempts failed too, or none was allowed.
     UpstreamBroken,
     /// An upstream broke off after the first byte.
     AnswerBroken,
     /// The upstream sent no byte in time.
+    ///
+    /// Without streaming, the wait covers the whole generation.
     FirstByteTimeout {
         /// Limit in milliseconds.
         limit_ms: u64,
@@ -256,6 +263,9 @@ impl Refusal {
     }
 
     /// `{"error": {"message", "type", "param", "code"}}`, the shape of `OpenAI`'s API.
+    ///
+    /// `type` follows the status: 429 is a `rate_limit_error`, other 4xx an
+    /// `invalid_request_error`, 5xx a `server_error`.
     pub fn body(self) -> Bytes {
         let kind = match self.status().as_u16() {
             429 => "rate_limit_error",
@@ -288,6 +298,9 @@ impl Refusal {
     }
 
     /// The error body as the last event of a server-sent stream.
+    ///
+    /// A stream cannot change its status any more, so the error travels as data. Clients of the
+    /// OpenAI API read it as an error object.
     pub fn sse_event(self) -> Bytes {
         let mut out = b"data: ".to_vec();
         out.extend_from_slice(&self.body());

@@ -82,7 +82,10 @@ impl Gateway {
         if let Some(filter) = &config.log {
             start_logging(filter)?;
         }
+        // Before any thread of the gateway starts, so that no panic of it can print a prompt.
         hide_panic_texts();
+        // A limit that does not fit is lowered here, where an operator can read it in the log,
+        // instead of failing under load.
         let resources = Resources::raise_and_read();
         for lowered in resources.fit(&mut config) {
             let Lowered {
@@ -145,6 +148,8 @@ impl Gateway {
 
     /// Starts to serve; returns the bound port.
     ///
+    /// Until then the gateway accepts no client, so its index can be filled first.
+    ///
     /// # Errors
     /// The address is taken, or the gateway runs already.
     pub fn start(&self) -> Result<u16, ServiceError> {
@@ -205,6 +210,7 @@ impl Gateway {
         self.shared.service.recheck_template(name)
     }
 
+    /// A source of Dynamo's token ids for one model's comparison.
     fn dry_run(&self) -> UpstreamDryRun {
         UpstreamDryRun::new(self.shared.upstreams.clone(), self.shared.config.upstream.clone())
     }
@@ -231,6 +237,8 @@ impl Gateway {
                 all_bodies_bytes: shared.config.limits.all_bodies_bytes,
             },
             resources: shared.resources,
+            // Ready means that a worker can be chosen; upstreams have a state of their own in the
+            // report.
             ready: !draining && models.iter().any(ModelReport::is_routable),
             upstreams: shared
                 .upstreams

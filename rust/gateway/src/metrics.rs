@@ -20,6 +20,9 @@ pub struct LimitMetrics {
 }
 
 /// Counters of requests, refusals, retries and broken answers.
+///
+/// Labels take values from fixed sets: statuses, codes of [`Refusal`](crate::Refusal), reasons and
+/// names of settings. No label holds a value of a client.
 pub struct HttpMetrics {
     /// Requests finished, by status.
     pub requests: IntCounterVec,

@@ -59,6 +59,7 @@ impl Resources {
     /// Raises the descriptor limit as far as the process may, and reads all limits.
     pub fn raise_and_read() -> Self {
         let descriptors = getrlimit(Resource::Nofile);
+        // A process may raise its soft limit up to the hard limit without a privilege.
         if descriptors.current != descriptors.maximum {
             let raised = Rlimit {
                 current: descriptors.maximum,
@@ -74,6 +75,8 @@ impl Resources {
         let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
         Self {
             descriptors: getrlimit(Resource::Nofile).current,
+            // A container sees the machine's memory in `/proc`, but its control group ends it at a
+            // lower limit.
             memory_bytes: least(read("memory.max"), machine_memory_bytes()),
             threads: least(read("pids.max"), getrlimit(Resource::Nproc).current),
         }

@@ -86,6 +86,8 @@ impl Acceptor {
     }
 
     /// Accepts until the gateway drains.
+    ///
+    /// Without free descriptors, clients wait in the listener's backlog until a connection closes.
     pub async fn run(&self, mut phase: watch::Receiver<ServerPhase>) {
         let mut pause = PAUSE;
         // A copy stays behind, so that the loop can start again.
@@ -136,6 +138,7 @@ impl Acceptor {
                 .refusals
                 .with_label_values(&[refusal.code()])
                 .inc();
+            // A blocking write would let one slow client hold up all new clients.
             let _ = stream.try_write(&refusal.raw_answer());
             return;
         };
@@ -155,6 +158,9 @@ impl Acceptor {
     }
 
     /// A place for one more connection. When all are taken, the connection that is idle longest gives up its place.
+    ///
+    /// nginx frees a connection in the same way. Clients with a pool keep idle connections open,
+    /// and an idle client must not keep a busy one out.
     async fn make_place(&self) -> Option<ConnectionPlace> {
         if let Some(place) = ConnectionPlace::take(&self.shared) {
             return Some(place);

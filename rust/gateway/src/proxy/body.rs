@@ -41,6 +41,9 @@ enum Inner {
 }
 
 /// An upstream's body on its way through the gateway.
+///
+/// An answer counts as begun with its first whole event, so bytes of a comment are no sign of a
+/// live worker (`docs/adr/0019-answers-judged-by-what-they-are.md`).
 struct Relay {
     /// The upstream's body.
     body: RelayBody,
@@ -138,6 +141,7 @@ impl Relay {
         self.look = None;
     }
 
+    /// One piece of the upstream's body, the end, or the wait for either.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         if self.ended {
             return Poll::Ready(self.cut.take().map(Err));
@@ -200,6 +204,8 @@ impl Relay {
             self.look = None;
             let silence = self.last.elapsed();
             let limit_ms = self.shared.config.upstream.idle_timeout_ms;
+            // Two limits apply: one for the silence of any stream, and a shorter one for a stream
+            // whose worker sends no heartbeats either.
             let stalled = silence >= Duration::from_millis(limit_ms);
             if stalled || self.is_worker_gone(silence) {
                 self.count_broken("stream_stalled");
@@ -212,6 +218,9 @@ impl Relay {
     }
 
     /// Whether the worker that has to send the next token, or its frontend, went silent. A prefill worker has done its part by the first token.
+    ///
+    /// It asks nothing before the worker has been silent for `feed.silence_ms`, so that a slow step
+    /// of an engine is no fault.
     fn is_worker_gone(&self, silence: Duration) -> bool {
         if silence < Duration::from_millis(self.shared.config.service.feed.silence_ms) {
             return false;
@@ -236,6 +245,7 @@ impl Relay {
     ) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
         self.ended = true;
         self.end_incomplete(Answer::broken);
+        // An event stream has a place for an error; any other body can only be cut.
         if self.is_events {
             return Poll::Ready(Some(Ok(Frame::data(refusal.sse_event()))));
         }
@@ -259,6 +269,8 @@ impl Relay {
     }
 
     /// Hands the outcome of a complete answer to the service, once.
+    ///
+    /// Usage that the engine reported wins over the tokens that the relay counted.
     fn finish_answer(&mut self) {
         let Some(answer) = self.answer.take() else {
             return;

@@ -41,6 +41,9 @@ const LINGER_BYTES: usize = 256 << 20;
 const DISCARD_BYTES: usize = 16 << 10;
 
 /// Socket of one client. hyper owns it; the connection's loop shares the stream to see the client leave.
+///
+/// hyper's own timers cover the head of a request alone, so this layer keeps one deadline per kind
+/// of wait.
 pub struct ClientIo {
     /// The socket, shared with the wait for the client's end.
     stream: Arc<TcpStream>,
@@ -111,6 +114,9 @@ impl ClientIo {
     }
 
     /// Ends a silence that is too long. Returns `Pending` while the client may still be silent.
+    ///
+    /// A request that is served has no alarm here: its own deadlines are those of the body, the
+    /// upstream and the write.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let phase = self.state.phase();
         let limit = match phase {

@@ -88,6 +88,8 @@ pub async fn serve_connection(
                 }
                 connection.as_mut().graceful_shutdown();
             }
+            // A client that closes its sending side counts as gone. TCP cannot distinguish it from
+            // a client that left, and RFC 9112 asks for no more.
             () = client_end(&stream), if !has_ended => has_ended = true,
             // The client left. Dropping the connection cancels its request and all work upstream.
             () = std::future::poll_fn(|_| {

@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const FIRST_EVENT_BYTES: usize = 1 << 20;
 
 /// Reason why a request got no answer from an upstream.
+///
+/// Each variant names the part at fault, since the second attempt changes exactly that part.
 #[derive(Debug)]
 pub enum Failed {
     /// A second attempt would fail in the same way.
@@ -113,6 +115,8 @@ pub async fn exchange(
                     outgoing,
                 });
             }
+            // A request with a prompt may go out again here, because no byte of an answer came and
+            // so no client has any of it.
             Ok(Err(error)) if connection.was_reused() && !connection.has_answered() && !fresh => {
                 tracing::debug!(%error, "an idle connection of the upstream is gone");
                 fresh = true;
@@ -267,6 +271,9 @@ impl From<Waited> for Failed {
 }
 
 /// A wait for the first token of one attempt, with the parts whose silence ends it.
+///
+/// A stopped process keeps its connections open and accepts new ones, so silence is judged by other
+/// signs: heartbeats and probes.
 struct Waiting<'a> {
     /// Serving thread with limits and upstreams.
     thread: &'a Thread,

@@ -7,6 +7,10 @@
 //! ```
 //!
 //! No byte goes to the client before the last attempt. O(1) per attempt beside the exchange.
+//!
+//! Every second attempt takes one retry of the budget of [`super::retries`]. Under overload, a
+//! refusal that was sent twice would double the load on a full fleet. Reasons:
+//! `docs/adr/0019-answers-judged-by-what-they-are.md`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +75,11 @@ impl Outbound<'_> {
     /// The second attempt goes without the pin when the pin explains the failure or the refusal. When the worker went silent
     /// before the first byte, the second attempt goes to another worker. When the upstream went silent or broke off, it goes to another
     /// upstream, if there is one. The budget of retries bounds all second attempts.
+    ///
+    ///
+    /// # Errors
+    /// The refusal for the client: no upstream, no answer in time, or a broken answer without a
+    /// retry left.
     pub async fn forward(
         &self,
         thread: &Arc<Thread>,
@@ -123,6 +132,8 @@ impl Outbound<'_> {
                         Some(failed) => failed.fail(),
                         None => {}
                     }
+                    // An overloaded worker is healthy: it refuses, and only several refusals in a
+                    // row make it skipped.
                     blamed = taken.filter(|_| !is_overload);
                     if !may_retry(if is_overload { "pin_refused" } else { "pin_failed" }) {
                         return Ok(tried.reply);
@@ -159,6 +170,10 @@ impl Outbound<'_> {
     ///
     /// A refused connection costs the client nothing, so it moves the request up to [`MOVES_MAX`] times. An answer that shows a fault of
     /// the worker moves it once, because the request itself may be the cause. The budget of retries bounds all second attempts.
+    ///
+    ///
+    /// # Errors
+    /// As [`Outbound::forward`].
     async fn forward_to_worker(
         &self,
         thread: &Arc<Thread>,
@@ -213,8 +228,9 @@ impl Outbound<'_> {
             } else {
                 failed.fail();
             }
+            // Two workers failing at one request point at the request, so neither is taken out of
+            // the pool.
             if has_failed && !is_down {
-                // A second worker failed at the same request.
                 failed.withdraw_failure();
                 if let Some(blamed) = blamed.take() {
                     blamed.withdraw_failure();
@@ -350,6 +366,8 @@ async fn read_error(
 }
 
 /// Whether an answer is a stream of server-sent events.
+///
+/// Parameters behind the type, such as a charset, do not matter.
 pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)

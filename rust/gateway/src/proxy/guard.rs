@@ -35,6 +35,8 @@ pub async fn catch_panic<F: Future>(future: F) -> Result<F::Output, Panicked> {
 }
 
 /// Runs a thread's work until it returns. After a panic the work starts again, and `panics` counts the panic under `part`.
+///
+/// The pause keeps a panic that repeats at once from filling the log.
 pub fn supervise(part: &str, panics: &IntCounterVec, mut work: impl FnMut()) {
     while catch_unwind(AssertUnwindSafe(&mut work)).is_err() {
         panics.with_label_values(&[part]).inc();

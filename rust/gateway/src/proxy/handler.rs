@@ -54,6 +54,9 @@ const PRIORITY: &str = "x-wardrop-priority";
 const DEADLINE_MS: &str = "x-wardrop-deadline-ms";
 
 /// Serves one request. Every outcome is an answer. A panic becomes an answer with status 500 and costs this request alone.
+///
+/// Probes are answered first, before any limit. A refused request with a long or unread body closes
+/// its connection, because its next request has no known start.
 pub async fn handle(
     thread: Arc<Thread>,
     mut request: Request<Incoming>,
@@ -64,6 +67,8 @@ pub async fn handle(
         return own.map(|body| body.guarded(guard));
     }
     let length = request.body().size_hint().exact();
+    // hyper discards a short body that is already in its buffer; a longer one would have to be
+    // read.
     let is_long = length.is_none_or(|bytes| bytes > SHORT_BODY_BYTES);
     let trace = begin_trace(&thread.shared, &mut request);
     let served = catch_panic(serve(&thread, request, trace.as_ref())).await;
@@ -148,6 +153,8 @@ async fn serve(
     let mut response = match endpoint {
         None => pass_through(thread, &parts, body, place).await?,
         Some(endpoint) => {
+            // The whole body is needed before the decision: its last message decides which prefix a
+            // worker holds.
             let body = intake::read_body(body, &shared.config.limits, &shared.bodies).await?;
             let arrived = Arrived {
                 parts: &parts,
@@ -197,6 +204,7 @@ async fn pass_through(
         let begun = exchange_streamed(thread, &parts.method, head, body).await?;
         begun.into_body(thread)
     };
+    // The answer began before the request ended, so the connection cannot carry another request.
     if body.reads_client() {
         headers.insert(CONNECTION, CLOSE);
     }
@@ -239,6 +247,7 @@ async fn place_and_forward(
     let bytes = &body.bytes;
     let service = &shared.service;
     let started = Instant::now();
+    // Only requests with a prompt pay in, since only these are tried again.
     shared.retries.pay_in();
     let mut request = match service.prepare(endpoint, bytes, tenant(&parts.headers)).await {
         Ok(prepared) => Some(service.begin(prepared, request_id(&parts.headers), started)),
@@ -343,6 +352,8 @@ async fn place_and_forward(
 }
 
 /// Name of the tenant: the last header value that is not empty, as Dynamo reads it for cache namespaces.
+///
+/// The same name is the namespace of the cache and the account in the fair queue.
 fn tenant(headers: &HeaderMap) -> Option<&str> {
     let values = headers.get_all(TENANT).iter();
     let names = values.filter_map(|value| value.to_str().ok());

@@ -61,6 +61,8 @@ pub async fn read_body(
     if announced.lower() > limit_bytes as u64 {
         return Err(Refusal::BodyTooLarge { limit_bytes });
     }
+    // The announced length decides only whether to begin. Charging it would let clients that send
+    // nothing fill the budget.
     let mut permit = budget.admit(usize::try_from(announced.lower()).unwrap_or(usize::MAX))?;
     let read = async {
         let mut first: Option<Bytes> = None;

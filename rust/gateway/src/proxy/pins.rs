@@ -2,6 +2,9 @@
 //!
 //! Source: the names of the headers are those of `dynamo.frontend` 1.6.1, with its aliases. A
 //! client's own pins are refused unless `routing.allow_client_pins` is on.
+//!
+//! A pin is the only way to place a request with a stock frontend; without one, a frontend in `kv`
+//! mode chooses itself. Hence a request may always go without (`docs/adr/0001-pin-by-header.md`).
 
 use std::fmt::Write as _;
 
@@ -45,6 +48,7 @@ pub fn pinned_worker(headers: &HeaderMap) -> Option<WorkerId> {
             .iter()
             .find_map(|name| headers.get(*name)?.to_str().ok()?.trim().parse::<u64>().ok())
     };
+    // Names are tried in Dynamo's order, so that the booking is on the worker that Dynamo takes.
     let instance = number(["x-dynamo-worker-instance-id", "x-worker-instance-id"])?;
     let rank = number(["x-dynamo-dp-rank", "x-dp-rank"]).and_then(|rank| u32::try_from(rank).ok());
     Some(WorkerId::new(instance, rank.unwrap_or(0)))

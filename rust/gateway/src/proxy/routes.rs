@@ -61,6 +61,9 @@ fn is_below(path: &str, route: &str) -> bool {
 }
 
 /// Whether no upstream can read the path as a path outside its route: no empty segment, and no dot segment, encoded or not.
+///
+/// A path that means another one after decoding would pass the list here and reach a control route
+/// there.
 fn is_plain(path: &str) -> bool {
     if !path.starts_with('/') || path.contains("//") {
         return false;

@@ -146,6 +146,9 @@ impl Connection {
     /// `outgoing` is empty after the last byte of the request. An answer may come before: the rest is written while the answer is
     /// relayed.
     ///
+    /// One deadline of the caller covers both directions. An upstream that stops reading may still
+    /// answer, so writing alone never fails the exchange.
+    ///
     /// # Errors
     /// [`ExchangeError::Client`] when the client's body fails, [`ExchangeError::Upstream`] when no answer comes.
     pub async fn exchange(
@@ -308,6 +311,10 @@ fn finish_head(
 }
 
 /// How a body with a transfer coding ends. The gateway decodes `chunked` alone, since it asks for no other coding.
+///
+///
+/// # Errors
+/// [`WireError::Malformed`] for any other list of codings.
 fn transfer_framing(headers: &HeaderMap) -> Result<Framing, WireError> {
     let mut codings = tokens(headers, &TRANSFER_ENCODING);
     match (codings.next(), codings.next()) {
@@ -317,6 +324,10 @@ fn transfer_framing(headers: &HeaderMap) -> Result<Framing, WireError> {
 }
 
 /// The length of a body. Equal repetitions count as one (RFC 9112 §6.3); different lengths make the message unreadable.
+///
+///
+/// # Errors
+/// [`WireError::Malformed`] for a value that is no number, or for two values.
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, WireError> {
     let mut length = None;
     for value in headers.get_all(CONTENT_LENGTH) {
@@ -339,6 +350,9 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, WireError> {
 /// The body of an answer, read from the connection as the client takes it.
 ///
 /// Dropping it before its end closes the connection, which makes Dynamo cancel the request.
+///
+/// A slow client stops the reads, so the memory of an answer is one buffer regardless of its
+/// length.
 #[derive(Debug)]
 pub struct RelayBody {
     /// The connection; `None` after the end, an error or a cut.
@@ -415,6 +429,8 @@ impl RelayBody {
             match ready!(connection.poll_fill(cx)) {
                 Ok(0) => {
                     self.connection = None;
+                    // Without a length or chunks, the end of the connection is the end of the body
+                    // (RFC 9112 §6.3).
                     if matches!(self.framing, Framing::UntilClose) {
                         return Poll::Ready(None);
                     }
@@ -466,6 +482,7 @@ impl RelayBody {
             && self.keep_alive
             && self.outgoing.is_none()
             && !connection.is_spent
+            // Bytes behind the end belong to no request, so such a connection is closed.
             && connection.buffer.is_empty()
         {
             self.pool.put(connection);

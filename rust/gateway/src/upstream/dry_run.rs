@@ -37,6 +37,8 @@ impl TokenIdSource for UpstreamDryRun {
         let (status, answer) = post_json(&self.connections, endpoint.path(), body, ANSWER_LIMIT_BYTES)
             .await
             .map_err(DryRunError::Unavailable)?;
+        // Dynamo answers with these statuses to a sample that it refuses; any other status says
+        // nothing about the sample.
         if status == 400 || status == 422 || status == 500 {
             return Err(DryRunError::Refused(format!("dry run refused with {status}")));
         }

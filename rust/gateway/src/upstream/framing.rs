@@ -96,6 +96,8 @@ impl Chunk {
     /// token.
     fn decode(&mut self, buffer: &mut BytesMut) -> Result<Decoded, WireError> {
         let mut piece: Option<Bytes> = None;
+        // The first chunk is passed on without a copy; only a second chunk in the same read makes
+        // one.
         let mut joined: Option<BytesMut> = None;
         loop {
             match self {
@@ -141,6 +143,7 @@ impl Chunk {
                     buffer.advance(2);
                     *self = Self::Size;
                 }
+                // Data goes out before the end is reported, so a caller never loses the last piece.
                 Self::Trailers => {
                     if joined.is_some() || piece.is_some() {
                         break;

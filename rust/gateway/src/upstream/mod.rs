@@ -5,6 +5,10 @@
 //!
 //! Sources: RFC 9112 for the wire, RFC 9110 for the fields. Own code in place of a client library,
 //! see `docs/adr/0005-own-wire-clients.md`.
+//!
+//! hyper's client runs each connection in a task of its own and hands every chunk over a channel. This
+//! costs more per token than the whole relay. Dropping a body closes its connection, and Dynamo learns
+//! from this that it may stop.
 
 mod connection;
 mod dry_run;

@@ -117,6 +117,12 @@ impl Outgoing {
     }
 
     /// Writes as much as the socket takes. `Ready(Ok)` when the request is written completely.
+    ///
+    /// `Pending` means that the socket takes no more or that the client has sent no more.
+    ///
+    /// # Errors
+    /// [`SendError`] says which side failed; a failure of the upstream still allows its answer to
+    /// be read.
     pub fn poll_send(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         loop {
             while !self.queue.is_empty() {

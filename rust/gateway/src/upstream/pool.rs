@@ -210,6 +210,9 @@ impl UpstreamSet {
     }
 
     /// Keeps an upstream out of the round robin until a probe of it succeeds. Returns whether another upstream takes part.
+    ///
+    /// Without another upstream the flag changes nothing for requests: the only upstream is still
+    /// tried.
     pub fn distrust(&self, id: u64) -> bool {
         let list = self.list.load();
         for upstream in list.iter().filter(|upstream| upstream.id == id) {
@@ -298,6 +301,9 @@ impl ConnectionPool {
     }
 
     /// A connection to the next upstream that accepts one. With `fresh`, idle connections are not used. `None` when all refused.
+    ///
+    /// Upstreams that answer come first, the others only when none of these accepts. A single dead
+    /// frontend therefore costs one attempt.
     pub async fn checkout(&self, fresh: bool) -> Option<Connection> {
         let list = self.set.list();
         let start = self.next.fetch_add(1, Ordering::Relaxed);
@@ -370,6 +376,8 @@ impl ConnectionPool {
     }
 
     /// Drops connections that were idle too long and connections to upstreams that left the list.
+    ///
+    /// It runs at an interval, so that idle connections close even when no request looks at them.
     pub fn prune(&self) {
         let ttl = Duration::from_millis(self.options.idle_connection_ttl_ms);
         let known: Vec<u64> = self.set.list().iter().map(|u| u.id).collect();

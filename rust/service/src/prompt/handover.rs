@@ -95,9 +95,7 @@ pub(crate) trait HandoverLog: Send + 'static {
 ///
 /// It holds the prompter weakly, so removing or replacing the model ends the task.
 pub(crate) async fn keep_checked(
-    /// Prompter whose ids are compared; gone once the model is removed or its files change.
     prompter: Weak<Prompter>,
-    /// Name of the model, for the samples and the log.
     model: String,
     source: impl TokenIdSource,
     log: impl HandoverLog,
@@ -124,7 +122,9 @@ pub(crate) async fn keep_checked(
 
 /// State of the task of one model.
 struct HandoverTask<S, L> {
+    /// Prompter whose ids are compared; gone once the model is removed or its files change.
     prompter: Weak<Prompter>,
+    /// Name of the model, for the samples and the log.
     model: String,
     /// Frontend that answers dry runs.
     source: S,
