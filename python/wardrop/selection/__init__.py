@@ -104,5 +104,5 @@ def read_file(path: Path) -> SelectFile:
     Raises:
         InputError: The file cannot be read, or a key or value is wrong.
     """
-    content = read_yaml(path) or {}
-    return cast(SelectFile, convert(content, SelectFile, str(path)))
+    content = read_yaml(path)
+    return cast(SelectFile, convert({} if content is None else content, SelectFile, str(path)))
