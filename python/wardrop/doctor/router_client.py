@@ -65,7 +65,11 @@ class RouterClient:
         return Facts(self.status(), wiring, self._health(), wardrop.__version__, skew_s)
 
     def status(self) -> Status:
-        """The present status."""
+        """The present status, from the admin API.
+
+        Raises:
+            AdminError: The router does not answer, or its answer has another form.
+        """
         status = _status(self.admin, "/v1/status")
         if self._public is None and status.address is not None:
             self._public = f"http://{status.address.replace('0.0.0.0', '127.0.0.1')}"

@@ -92,13 +92,25 @@ class _AdminMembers:
         self._source = source
 
     def describe(self) -> list[dict[str, Any]]:
+        """Every member with its address, models and state, as JSON values."""
         return self._source.describe()
 
     def add(self, worker_json: bytes) -> None:
+        """Add a member, with the fields of a worker of `wardrop serve`.
+
+        Raises:
+            DecodeError: The body is no worker, or larger than its limit.
+            InputError: The worker cannot be followed.
+        """
         worker = decode_json(_WORKER, worker_json, "body", _MAX_WORKER_BYTES)
         self._source.add_worker(worker)
 
     def remove(self, url: str) -> None:
+        """Remove the member at an address.
+
+        Raises:
+            InputError: No member that the admin API added has the address.
+        """
         self._source.remove_worker(url)
 
 

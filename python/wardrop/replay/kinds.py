@@ -65,6 +65,9 @@ def agent_loops(
         spread: coefficient of variation of the lengths, which are log-normal.
         block_size: tokens per block.
         seed: seed of all draws.
+
+    Raises:
+        ReplayError: `context` is not above `system`.
     """
     if context <= system:
         raise ReplayError(f"got context={context}; expected above system={system}")
@@ -156,6 +159,9 @@ def documents(
         spread: coefficient of variation of the lengths, which are log-normal.
         block_size: tokens per block.
         seed: seed of all draws.
+
+    Raises:
+        ReplayError: `questions` is below 1.
     """
     if questions < 1:
         raise ReplayError(f"got questions={questions}; expected at least 1")
@@ -218,6 +224,9 @@ def crowds(
         output: mean tokens of an answer.
         block_size: tokens per block.
         seed: seed of all draws.
+
+    Raises:
+        ReplayError: `share` is not from 0 to 1, or `crowd` is below 1.
     """
     if not 0 <= share <= 1 or crowd < 1:
         raise ReplayError(f"got share={share} and crowd={crowd}; expected 0 to 1, and at least 1")
@@ -277,6 +286,9 @@ def tenants(
         bots: share of the requests that go to support bots.
         block_size: tokens per block.
         seed: seed of all draws.
+
+    Raises:
+        ReplayError: A figure is not positive, or no share is above 0.
     """
     shares = np.array([agents, questions, bots])
     if (shares < 0).any() or shares.sum() <= 0 or requests < 1 or per_s <= 0:

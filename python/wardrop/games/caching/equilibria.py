@@ -73,7 +73,14 @@ def analyse_placement(game: PlacementGame) -> PlacementReport:
 
 
 def rows_of(game: PlacementGame, worker: int) -> Placement:
-    """Every row that fits the worker's tiers: (rows, objects)."""
+    """Every row that fits the worker's tiers.
+
+    Returns:
+        (rows, objects) int8: 0 for an object that is not kept, t for one in `tiers[t − 1]`.
+
+    Raises:
+        GameError: There are more than `PROFILE_LIMIT` rows before the capacities are considered.
+    """
     count = (game.tiers + 1) ** game.objects
     if count > PROFILE_LIMIT:
         raise GameError(

@@ -37,7 +37,15 @@ def line_graph(n: int) -> Floats:
 
 
 def basic_game(distance: Floats, alpha: float) -> PlacementGame:
-    """One object that each worker wants once per second, rent α; some worker must keep it."""
+    """One object that each worker wants once per second; some worker must keep it.
+
+    Args:
+        distance: (workers, workers) seconds to fetch the object from another worker; diagonal 0.
+        alpha: rent α of one copy, seconds per second, above 0.
+
+    Raises:
+        GameError: α is 0 or below.
+    """
     if alpha <= 0:
         raise GameError(f"got rent α = {alpha:g}; expected > 0, or every worker keeps everything")
     return PlacementGame(np.ones((distance.shape[0], 1)), distance, rent=(alpha,))

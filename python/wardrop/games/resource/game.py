@@ -45,7 +45,14 @@ class PoolCurves:
         return self.prefill.size - 1
 
     def utilities(self, welfare: Welfare) -> tuple[Floats, Floats]:
-        """The curves ('sum'), or their logarithms ('product': proportional fairness, Nash 1950)."""
+        """The curves ('sum'), or their logarithms ('product': proportional fairness, Nash 1950).
+
+        Returns:
+            Prefill and decode, (workers + 1,) each, by the workers of the pool.
+
+        Raises:
+            GameError: `welfare` is neither.
+        """
         if welfare == "sum":
             return self.prefill, self.decode
         if welfare == "product":

@@ -62,7 +62,11 @@ def as_floats(value: ArrayLike) -> Floats:
 
 
 def require(holds: bool, got: object, expected: str) -> None:
-    """Raise `GameError` with received and expected unless `holds`."""
+    """Refuse an argument unless `holds`.
+
+    Raises:
+        GameError: `holds` is false; the text has what was received and what is expected.
+    """
     if not holds:
         raise GameError(f"got {got}; expected {expected}")
 

@@ -72,7 +72,18 @@ def bound_of(family: str, rate: float) -> float:
 
 
 def load_curve(family: str, points: int) -> list[LoadPoint]:
-    """Price of anarchy at evenly spaced loads below the top of the range."""
+    """Price of anarchy at evenly spaced loads below the top of the range.
+
+    Args:
+        family: name of the pair of links, as `two_links` takes it.
+        points: number of loads, at least 2.
+
+    Returns:
+        One point per load, by ascending load in requests per second.
+
+    Raises:
+        GameError: `points` is below 2.
+    """
     if points < 2:
         raise GameError(f"got --points {points}; expected at least 2")
     top = TOP_RPS.get(family, 1.0)
