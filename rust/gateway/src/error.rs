@@ -300,7 +300,7 @@ impl Refusal {
     /// The error body as the last event of a server-sent stream.
     ///
     /// A stream cannot change its status any more, so the error travels as data. Clients of the
-    /// OpenAI API read it as an error object.
+    /// `OpenAI` API read it as an error object.
     pub fn sse_event(self) -> Bytes {
         let mut out = b"data: ".to_vec();
         out.extend_from_slice(&self.body());

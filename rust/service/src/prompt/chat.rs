@@ -28,7 +28,7 @@ const END_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 /// The fields of a chat request that decide its prompt.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct ChatRequest {
-    /// The fields of OpenAI's API, in Dynamo's types.
+    /// The fields of `OpenAI`'s API, in Dynamo's types.
     #[serde(flatten)]
     inner: CreateChatCompletionRequest,
     /// Whether the template opens the assistant's turn; `None` opens it.

@@ -143,7 +143,7 @@ struct RawUsage {
     cache_read_input_tokens: Option<u64>,
 }
 
-/// Breakdown of the prompt tokens in OpenAI's APIs.
+/// Breakdown of the prompt tokens in `OpenAI`'s APIs.
 #[derive(Deserialize)]
 struct Details {
     cached_tokens: Option<u64>,
