@@ -94,7 +94,7 @@ impl BodyBudget {
 impl BodyPermit {
     /// Charges `bytes` more of the body.
     ///
-    /// The size that counts is the size with the new bytes: a body that grows past [`SMALL_BYTES`]
+    /// The size that counts is the size with the new bytes: a body that grows past `SMALL_BYTES`
     /// meets the lower limit of large bodies from then on. A refused piece charges nothing, and the
     /// permit keeps the bytes it had.
     ///

@@ -143,7 +143,7 @@ impl Service {
         self.place_among(prepared, None)
     }
 
-    /// As [`Service::place_now`], among the workers in `allowed`.
+    /// As `Service::place_now`, among the workers in `allowed`.
     ///
     /// # Errors
     /// Why no worker was chosen.
