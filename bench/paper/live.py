@@ -51,7 +51,7 @@ def gauges(url: str) -> dict[str, float]:
         text = answer.read().decode()
     found: dict[str, float] = {}
     for line in text.splitlines():
-        if line.startswith("wardrop_price_of_anarchy"):
+        if line.startswith(("wardrop_price_of_anarchy", "wardrop_decision_loss")):
             name, _, value = line.rpartition(" ")
             labels = re.findall(r'(\w+)="([^"]*)"', name)
             kept = [text for label, text in labels if label != "model"]

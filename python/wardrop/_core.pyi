@@ -5,7 +5,7 @@ Every class is frozen: its state changes only through its methods. Every class i
 
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, final, type_check_only
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "SelectServer",
     "SimWorkload",
     "Stored",
+    "StreamBound",
     "WatchedFleet",
     "__version__",
     "apply_dynamo_message",
@@ -39,6 +40,7 @@ __all__ = [
     "sequence_hashes",
     "simulate_fleet",
     "simulate_planned",
+    "stream_price",
 ]
 
 __version__: str
@@ -888,6 +890,51 @@ def improve_plan(
 
     Raises:
         ValueError: a field is unknown or out of range. The text names the field.
+    """
+
+_Costs: TypeAlias = tuple[int, float, float]
+"""Number of requests, seconds that they paid, and seconds that no routing can go below."""
+
+@final
+class StreamBound:
+    """The lower bound on a stream of requests, window by window, as a live router computes it.
+
+    It remembers which blocks earlier requests named, in bounded memory.
+    """
+
+    def __new__(cls) -> StreamBound: ...
+    def restart(self) -> None:
+        """Forget every earlier request."""
+
+    def window(
+        self,
+        requests: Iterable[
+            tuple[float, int, Iterable[int], int, tuple[int, float | None, float] | None]
+        ],
+        fleet: str | None = None,
+    ) -> tuple[_Costs, _Costs] | None:
+        """Cost and bound of the requests of one window, by TTFT and by E2E. The GIL is released.
+
+        Args:
+            requests: arrival in seconds, prompt tokens, ids of the full blocks, leading blocks that
+                were found in a cache, and what the request paid: output tokens, TTFT (None for
+                an answer in one piece) and E2E in seconds. None for a request that did not finish.
+            fleet: JSON of the workers, as in a line `wardrop.window/1`. None adds the requests to
+                the history alone.
+
+        Returns:
+            Costs by TTFT and by E2E; None without a fleet.
+
+        Raises:
+            ValueError: the fleet has an unknown field, or the bound does not cover it.
+        """
+
+def stream_price(
+    windows: Iterable[_Costs],
+) -> tuple[float, tuple[float, float] | None] | None:
+    """Paid over lower bound over several windows, with its 95 % interval.
+
+    The interval is None with fewer than 4 windows. The price is None without a bound above 0.
     """
 
 @final

@@ -38,7 +38,7 @@ def test_live_index_is_told_with_its_interval_and_its_errors_within_its_share_of
         with ThreadPoolExecutor(8) as clients:
             list(clients.map(lambda number: ask(router, number), range(200)))
         wait_until(
-            lambda: router.metrics().total("wardrop_price_of_anarchy_windows") >= 2, "two windows"
+            lambda: router.metrics().total("wardrop_decision_loss_windows") >= 2, "two windows"
         )
         elapsed_s = time.monotonic() - started_s
         metrics = router.metrics()
@@ -46,14 +46,14 @@ def test_live_index_is_told_with_its_interval_and_its_errors_within_its_share_of
         def of(name: str, **labels: str) -> float:
             return metrics.total(f"wardrop_{name}", worker_type="aggregated", **labels)
 
-        poa = of("price_of_anarchy")
-        assert 1.0 <= of("price_of_anarchy_low") <= poa <= of("price_of_anarchy_high") < 20
+        poa = of("decision_loss")
+        assert 1.0 <= of("decision_loss_low") <= poa <= of("decision_loss_high") < 20
         assert of("price_of_anarchy_paper") > 2 * poa, "64 on 3 workers: the N/m artefact"
         for kind in ("ttft", "itl"):
             error = of("model_error_ratio", latency=kind)
             print(f"{kind}: error {error:.2f}, bias {of('model_bias_ratio', latency=kind):.2f}")
             assert 0.0 < error < 5.0
-        spent_s = of("price_of_anarchy_cpu_seconds_total")
+        spent_s = of("decision_loss_cpu_seconds_total")
         print(f"poa {poa:.3f}; {1e3 * spent_s:.1f} ms of CPU in {elapsed_s:.1f} s")
         # The share, and the credit that is spent before it binds.
         assert 0.0 < spent_s < 0.012 * elapsed_s + 0.03

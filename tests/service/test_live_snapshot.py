@@ -11,10 +11,13 @@ from wardrop._core import Gateway
 from wardrop.service.live.observation import (
     DECODER,
     Anarchy,
+    BoundFigure,
     Curve,
+    CurveEvidence,
     Model,
     Observation,
     Pool,
+    PriceOfAnarchy,
     Worker,
 )
 from wardrop.service.live.percentiles import PercentileWindow
@@ -27,7 +30,7 @@ def worker(instance: int, active_requests: int = 0) -> Worker:
 
 
 def model(name: str, *pools: Pool, ttft_counts=()) -> Model:
-    return Model(name, 4, list(ttft_counts), [], list(pools))
+    return Model(name, 4, list(ttft_counts), [], None, list(pools))
 
 
 def build(builder: Builder, at_s: float, *models: Model, **control: float):
@@ -69,6 +72,17 @@ def test_history_keeps_the_last_points_in_columns_of_one_length():
     assert columns["waiting"][-1] == 3
     assert set(columns["poa_aggregated"]) == {None, 1.25}
     assert set(columns["regime"]) == {0, 1, 2}
+
+
+def test_both_figures_of_the_price_of_anarchy_are_charted():
+    figure = BoundFigure(1.5, 1.4, 1.6, 300)
+    curves = CurveEvidence(100, 100, 0.1, 0.2)
+    price = PriceOfAnarchy(None, figure, None, None, 9, 2.0, curves, 0, 0, 50, 0.01)
+    seen = msgspec.structs.replace(model("m"), price_of_anarchy=price)
+    [shown] = build(Builder(), 0.0, seen).models
+    assert shown.price_of_anarchy == price
+    assert [shown.point[f"bound_e2e_{end}"] for end in ("value", "low", "high")] == [1.5, 1.4, 1.6]
+    assert shown.point["bound_ttft_value"] is None
 
 
 def test_request_of_a_split_fleet_counts_once():

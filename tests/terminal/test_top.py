@@ -14,7 +14,15 @@ from typer.testing import CliRunner
 
 from wardrop.commands.top import app
 from wardrop.dynamo.ports import free_port
-from wardrop.service.live.observation import Anarchy, Curve, Pool, Worker
+from wardrop.service.live.observation import (
+    Anarchy,
+    BoundFigure,
+    Curve,
+    CurveEvidence,
+    Pool,
+    PriceOfAnarchy,
+    Worker,
+)
 from wardrop.service.live.percentiles import Percentiles
 from wardrop.service.live.problems import Problem
 from wardrop.service.live.snapshot import SCHEMA, ModelSnapshot, Snapshot, Viewers
@@ -48,11 +56,31 @@ def worker(instance: int, **changes: object) -> Worker:
     return msgspec.structs.replace(made, **changes)
 
 
-def snapshot(*workers: Worker, name: str = "m", problems: tuple[Problem, ...] = ()) -> Snapshot:
+PRICE = PriceOfAnarchy(
+    BoundFigure(1.4, None, None, 90),
+    BoundFigure(2.1, 2.0, 2.2, 90),
+    None,
+    None,
+    9,
+    2.0,
+    CurveEvidence(100, 100, 0.1, 0.25),
+    0,
+    0,
+    50,
+    0.01,
+)
+
+
+def snapshot(
+    *workers: Worker,
+    name: str = "m",
+    problems: tuple[Problem, ...] = (),
+    price: PriceOfAnarchy | None = PRICE,
+) -> Snapshot:
     pool = Pool("aggregated", 2, 0.4, Anarchy(1.25, 1.2, 1.3, 9, 0.1, 0.05, 0.2), list(workers))
     point = {"running": 8.0, "waiting": 2.0}
     latency = Percentiles(0.066, 0.1, 0.133, 50)
-    model = ModelSnapshot(name, 16, latency, None, [pool], list(problems), point)
+    model = ModelSnapshot(name, 16, latency, None, price, [pool], list(problems), point)
     control = {"arrivals_per_second": 12.5, "knee_share": 0.7}
     return Snapshot(SCHEMA, 1e9, "transition", control, [model], 0, Viewers())
 
@@ -74,7 +102,11 @@ def test_screen_has_the_facts_of_the_page():
         "1 worker unavailable: …143337.",
         "TTFT p50 66 ms p99 133 ms",
         "ITL –",
-        "price of anarchy 1.25",
+        "price of anarchy at most",
+        "TTFT 1.40",
+        "E2E 2.10 (2.00 to 2.20)",
+        "curve error 25 %",
+        "loss of a decision 1.25",
         "1.20 to 1.30",
         "lost to cache 10 %",
         "1 of 2 available",
@@ -84,6 +116,12 @@ def test_screen_has_the_facts_of_the_page():
         assert expected in text, expected
     rows = [line for line in text.splitlines() if "143337 " in line or "│ 1 " in line]
     assert "silent" in rows[0], "the worst worker comes first"
+
+
+def test_price_of_anarchy_that_is_missing_says_why():
+    missing = msgspec.structs.replace(PRICE, ttft=None, e2e=None, missing="no_curves")
+    assert "the latency curves have too few samples" in text_of(snapshot(worker(1), price=missing))
+    assert "at most" not in text_of(snapshot(worker(1), price=None))
 
 
 def test_healthy_fleet_says_so_and_markup_in_names_is_text():

@@ -48,6 +48,7 @@ SUBCOMMANDS = {
     "advise": Subcommand(
         "wardrop.commands.advise", "advise on a trace: policy, workers, split, configuration"
     ),
+    "anarchy": Subcommand("wardrop.commands.anarchy", "price of anarchy of recorded requests"),
     "config": Subcommand(
         "wardrop.commands.config", "print the defaults, check a file, print its schema"
     ),
@@ -64,7 +65,7 @@ SUBCOMMANDS = {
 TOPICS = {
     "route": ("dynamo", "frontend", "serve", "picker", "select"),
     "decide what to deploy": ("advise", "replay", "games", "demo"),
-    "see and check": ("doctor", "top", "receipt", "shadows", "curves", "audit"),
+    "see and check": ("doctor", "top", "receipt", "shadows", "curves", "anarchy", "audit"),
     "configure": ("config", "set"),
 }
 """Groups of subcommands in the help text, in order. A name without a subcommand is skipped."""

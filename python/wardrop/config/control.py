@@ -48,6 +48,11 @@ class Control:
         "does a router without an admin port",
         "receipts",
     )
+    bound_window_s: float = setting(
+        60.0,
+        "length of a window of the price of anarchy against the lower bound, in seconds; 0 turns "
+        "this figure off",
+    )
     prometheus: str = setting(
         "",
         "metrics page to read when the router's own samples fail, http://HOST:PORT/metrics",
@@ -58,6 +63,8 @@ class Control:
         require_within("control.admin_port", self.admin_port, -1, 65535)
         require_within("control.period_ms", self.period_ms, 50, 10_000)
         require_within("control.receipts", self.receipts, 0, 65_536)
+        if self.bound_window_s:
+            require_within("control.bound_window_s", self.bound_window_s, 1, 3600)
         unknown = [name for name in self.moves if name not in CONTROLLER_MOVES]
         if unknown:
             raise ConfigError(

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from wardrop.service.live.observation import Pool, Worker
+from wardrop.service.live.observation import Pool, PriceOfAnarchy, Worker
 from wardrop.service.live.percentiles import Percentiles
 from wardrop.service.live.problems import short_name
 from wardrop.service.live.snapshot import ModelSnapshot, Snapshot
@@ -37,6 +37,14 @@ _COLUMNS = {
     "2k prefill": 60,
 }
 """Columns of the table of workers, each with the columns of the screen from which it is shown."""
+_MISSING = {
+    "no_window": "no window has ended yet",
+    "few_requests": "too few requests have finished",
+    "no_curves": "the latency curves have too few samples",
+    "no_worker": "a role has no worker",
+    "not_covered": "the bound does not cover this fleet",
+}
+"""Why the price of anarchy is missing, by its name in an observation."""
 
 
 def render_top(snapshot: Snapshot, most_workers: int) -> RenderableType:
@@ -95,13 +103,15 @@ def _figures(model: ModelSnapshot, columns: int) -> RenderableType:
         f"ITL {_percentiles(model.itl)}",
     ]
     rows = [cells]
+    if model.price_of_anarchy is not None:
+        rows.append(_bound(model.price_of_anarchy))
     for pool in model.pools:
         anarchy = pool.anarchy
         if anarchy is not None:
             band = f"{ratio(anarchy.low)} to {ratio(anarchy.high)}" if anarchy.low else DASH
             rows.append(
                 [
-                    f"price of anarchy [b]{ratio(anarchy.poa)}[/b] ({pool.role})",
+                    f"loss of a decision [b]{ratio(anarchy.poa)}[/b] ({pool.role})",
                     band,
                     f"lost to cache [b]{share(anarchy.lost_to_cache)}[/b]",
                     f"load [b]{share(anarchy.lost_to_load)}[/b], "
@@ -114,6 +124,23 @@ def _figures(model: ModelSnapshot, columns: int) -> RenderableType:
     for row in rows:
         grid.add_row(*row)
     return grid
+
+
+def _bound(price: PriceOfAnarchy) -> list[str]:
+    """Cells of the price of anarchy: both figures, or why there is none."""
+    if price.missing is not None:
+        reason = _MISSING.get(price.missing, price.missing)
+        return ["price of anarchy at most", DASH, reason]
+    cells = ["price of anarchy at most"]
+    for name, figure in (("TTFT", price.ttft), ("E2E", price.e2e)):
+        if figure is None:
+            cells.append(f"{name} {DASH}")
+            continue
+        band = f" ({ratio(figure.low)} to {ratio(figure.high)})" if figure.low is not None else ""
+        cells.append(f"{name} [b]{ratio(figure.value)}[/b]{band}")
+    curves = price.curves
+    cells.append(f"curve error {share(max(curves.prefill_error, curves.step_error))}")
+    return cells
 
 
 def _percentiles(found: Percentiles | None) -> str:

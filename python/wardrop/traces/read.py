@@ -23,7 +23,14 @@ from wardrop.traces.azure import parse_azure
 from wardrop.traces.dynamo import parse_dynamo
 from wardrop.traces.fields import MAX_LINE_BYTES, Line
 from wardrop.traces.mooncake import parse_mooncake
-from wardrop.traces.records import FILES, is_record, parse_records
+from wardrop.traces.records import (
+    FILES,
+    Window,
+    WindowRequest,
+    is_record,
+    parse_records,
+    parse_windows,
+)
 from wardrop.traces.rows import TraceError, TraceFile
 
 _LONG_WINDOW = 2**27
@@ -58,6 +65,22 @@ def read_trace(
     if not trace.rows:
         raise TraceError(f"{path.name} has no rows; expected at least one request")
     return trace
+
+
+def read_windows(path: str | Path) -> Iterator[WindowRequest | Window]:
+    """The requests and the windows of decision records, in file order.
+
+    Args:
+        path: a file of decision records, plain, `.gz` or `.zst`, or a folder of them.
+
+    Raises:
+        TraceError: the file cannot be read, or has a bad row.
+    """
+    path = Path(path)
+    try:
+        yield from parse_windows(_lines_of_all(_files(path)))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, zstandard.ZstdError) as error:
+        raise TraceError(f"cannot read the records {path}: {error}") from error
 
 
 def _files(path: Path) -> list[Path]:

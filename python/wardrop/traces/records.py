@@ -1,14 +1,15 @@
 """Wardrop's own decision records: JSON lines that a router writes with `--records DIR`.
 
-A line is a request (`wardrop.record/1`) or the settings that a version number names
-(`wardrop.settings/1`). A router writes a request when it ends, so the rows are sorted by arrival
-here. A last line without a line end was being written when its router died, and is left out when
-it cannot be read. The reference page on records explains each field.
+A line is a request (`wardrop.record/1`), the settings that a version number names
+(`wardrop.settings/1`), or a window of the price of anarchy (`wardrop.window/1`). A router writes a
+request when it ends, so the rows are sorted by arrival here. A last line without a line end was
+being written when its router died, and is left out when it cannot be read. The reference page on
+records explains each field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ from wardrop.traces.rows import TraceError, TraceFile, TraceRow
 
 RECORD = "wardrop.record/1"
 SETTINGS = "wardrop.settings/1"
+WINDOW = "wardrop.window/1"
 FILES = "requests-*.jsonl*"
 """Names of the files in a folder of records; a packed file has a further suffix."""
 
@@ -115,6 +117,7 @@ class Record(msgspec.Struct):
         priority: priority that the client named.
         deadline_ms: deadline that the client named.
         regime: state of the fleet.
+        window: window of the price of anarchy; None for a request that no window took.
         policy: name of the policy in force.
         settings_version: number of the settings in force, as `Settings.version`.
         queued_s: seconds in the router's queue, over all legs.
@@ -137,6 +140,7 @@ class Record(msgspec.Struct):
     priority: int
     deadline_ms: int | None
     regime: str | None
+    window: int | None
     policy: str
     settings_version: int
     queued_s: float
@@ -163,6 +167,80 @@ class Settings(msgspec.Struct):
     queue: dict[str, object] | None
 
 
+class WindowCosts(msgspec.Struct):
+    """Costs of the requests of a window.
+
+    Attributes:
+        requests: finished requests in the sums.
+        paid_s: seconds that they paid.
+        lower_s: seconds that no routing can go below.
+    """
+
+    requests: int
+    paid_s: float
+    lower_s: float
+
+
+class Window(msgspec.Struct):
+    """A window of the price of anarchy, as the router computed it.
+
+    Attributes:
+        schema: `wardrop.window/1`.
+        model: name of the model.
+        window: number of the window, as in `Record.window`.
+        fleet: workers and learned curves behind the bound, as `StreamBound.window` takes them.
+        ttft: costs by the time to the first token.
+        e2e: costs by the time to the last token.
+    """
+
+    schema: Literal["wardrop.window/1"]
+    model: str
+    window: int
+    fleet: msgspec.Raw
+    ttft: WindowCosts
+    e2e: WindowCosts
+
+
+class WindowRequest(msgspec.Struct):
+    """What a window needs of a record. Every other field is skipped.
+
+    Attributes:
+        arrived_s: Unix time of the arrival, seconds.
+        model: name of the model.
+        block_size: tokens of a block.
+        input_tokens: prompt tokens as the router counted them.
+        is_estimated: the prompt was not known.
+        is_streamed: the client asked for a stream.
+        block_ids: names of the full blocks of the prompt.
+        legs: the placements.
+        outcome: what came of the request.
+        window: the window that took the request; None in the records of a router without windows.
+    """
+
+    arrived_s: float
+    model: str
+    block_size: Annotated[int, msgspec.Meta(ge=1)]
+    input_tokens: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+    is_estimated: bool
+    is_streamed: bool
+    block_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=2**53)]]
+    legs: list[_Overlap]
+    outcome: _Times
+    window: int | None = None
+
+
+class _Overlap(msgspec.Struct):
+    overlap_blocks: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+
+
+class _Times(msgspec.Struct):
+    how: str
+    ttft_s: float | None
+    e2e_s: float | None
+    output_tokens: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] | None
+    cached_tokens: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None
+
+
 class _AnyLine(msgspec.Struct):
     schema: str
 
@@ -186,6 +264,8 @@ class _End(msgspec.Struct):
 
 _LINE = msgspec.json.Decoder(_AnyLine)
 _REQUEST = msgspec.json.Decoder(_Request)
+_WINDOW = msgspec.json.Decoder(Window)
+_WINDOW_REQUEST = msgspec.json.Decoder(WindowRequest)
 
 
 def is_record(keys: dict[str, msgspec.Raw]) -> bool:
@@ -255,15 +335,35 @@ def _request(line: Line) -> _Request | None:
     """The request of a line; None for settings and for a last line that was cut off."""
     try:
         schema = line.decode(_LINE).schema
-        if schema == SETTINGS:
+        if schema in (SETTINGS, WINDOW):
             return None
         if schema != RECORD:
-            raise line.error("schema", schema, f"{RECORD} or {SETTINGS}")
+            raise line.error("schema", schema, f"{RECORD}, {SETTINGS} or {WINDOW}")
         return line.decode(_REQUEST)
     except TraceError:
         if line.text.endswith(b"\n"):
             raise
         return None
+
+
+def parse_windows(lines: Iterable[Line]) -> Iterator[WindowRequest | Window]:
+    """The requests and the windows of decision records, in file order.
+
+    Raises:
+        TraceError: a field is missing or not as expected.
+    """
+    for line in lines:
+        try:
+            schema = line.decode(_LINE).schema
+            if schema == RECORD:
+                yield line.decode(_WINDOW_REQUEST)
+            elif schema == WINDOW:
+                yield line.decode(_WINDOW)
+            elif schema != SETTINGS:
+                raise line.error("schema", schema, f"{RECORD}, {SETTINGS} or {WINDOW}")
+        except TraceError:
+            if line.text.endswith(b"\n"):
+                raise
 
 
 def _input_tokens(request: _Request) -> int:

@@ -22,6 +22,7 @@ mod picker;
 mod prefix;
 mod router;
 mod sim;
+mod stream;
 mod tokens;
 mod watched;
 
@@ -64,6 +65,9 @@ mod _core {
 
     #[pymodule_export]
     use crate::sim::{SimWorkload, cost_lower_bound, improve_plan, simulate_fleet, simulate_planned};
+
+    #[pymodule_export]
+    use crate::stream::{StreamBound, stream_price};
 
     #[pymodule_export]
     use crate::watched::WatchedFleet;

@@ -16,6 +16,7 @@
 //! calls the other methods of [`Service`]; feeds run on the service's own event loop.
 
 pub mod admission;
+mod bound;
 mod clock;
 pub mod config;
 mod error;

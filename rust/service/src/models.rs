@@ -18,6 +18,7 @@ use wardrop_core::control::Routing;
 use wardrop_core::predicted::PredictedConfig;
 
 use crate::ServiceError;
+use crate::bound::{Account, BoundMeter};
 use crate::config::ServiceConfig;
 use crate::latency_bins::StreamLatency;
 use crate::pool::{HealthOptions, Role, TrustOptions, WorkerPool};
@@ -77,6 +78,8 @@ pub struct Model {
     pub(crate) handover: Arc<Mutex<Option<HandoverReport>>>,
     /// Counts of the latencies of streamed answers since the model was first registered.
     pub(crate) latency: Arc<StreamLatency>,
+    /// Price of anarchy against the lower bound; `None` while it is off.
+    pub(crate) bound: Option<Arc<BoundMeter>>,
     /// Pools by `Role as usize`. A changed model keeps them while its block size stays, since every
     /// hash depends on that size.
     pools: [Arc<WorkerPool>; 3],
@@ -133,6 +136,8 @@ pub(crate) struct Models {
     /// Tokenisers that models with the same files share. Made with the first model, whose
     /// configuration bounds their cache.
     tokenisers: OnceLock<SharedTokenisers>,
+    /// CPU time of the meters of all models.
+    bound_account: OnceLock<Arc<Account>>,
 }
 
 /// A model's prompter, ready before the model is registered.
@@ -277,6 +282,10 @@ impl Models {
             None => new_pools(&spec, config, routing)?,
         };
         let latency = old.as_ref().map(|old| old.latency.clone()).unwrap_or_default();
+        let bound = match old.as_ref().filter(|old| old.spec.block_size == spec.block_size) {
+            Some(old) => old.bound.clone(),
+            None => self.new_meter(config),
+        };
         let handover = old
             .filter(|old| old.spec.has_files_of(&spec))
             .map_or_else(Arc::default, |old| old.handover.clone());
@@ -285,6 +294,7 @@ impl Models {
             prompter,
             handover,
             latency,
+            bound,
             pools,
         });
         let mut models = HashMap::clone(&self.by_name.load());
@@ -316,6 +326,12 @@ impl Models {
         );
         self.by_name.store(Arc::new(models));
         Ok((model, is_new))
+    }
+
+    fn new_meter(&self, config: &ServiceConfig) -> Option<Arc<BoundMeter>> {
+        let window_s = config.routing.bound_window_s;
+        let account = self.bound_account.get_or_init(|| Arc::new(Account::new()));
+        (window_s > 0.0).then(|| BoundMeter::new(window_s, account.clone()))
     }
 
     /// Forgets a model with its adapters and workers; whether it was known.

@@ -13,9 +13,9 @@ _READ_INTERVAL_S = 0.5
 _READ_TIMEOUT_S = 2.0
 
 _WATCHED = {
-    "poa": "wardrop_price_of_anarchy",
-    "poa_low": "wardrop_price_of_anarchy_low",
-    "poa_high": "wardrop_price_of_anarchy_high",
+    "poa": "wardrop_decision_loss",
+    "poa_low": "wardrop_decision_loss_low",
+    "poa_high": "wardrop_decision_loss_high",
     "waiting": "wardrop_queue_requests",
     "regime": "wardrop_control_regime",
     "knee_share": "wardrop_control_knee_ratio",

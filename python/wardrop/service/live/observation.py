@@ -60,7 +60,7 @@ class Worker(msgspec.Struct):
 
 
 class Anarchy(msgspec.Struct):
-    """Price of anarchy with its 95 % interval, and the shares of the cost that are lost."""
+    """Loss of a decision with its 95 % interval, and the shares of the cost that are lost."""
 
     poa: float
     low: float | None
@@ -69,6 +69,61 @@ class Anarchy(msgspec.Struct):
     lost_to_cache: float
     lost_to_load: float
     lost_to_split: float
+
+
+class BoundFigure(msgspec.Struct):
+    """Paid over lower bound, by one latency: the price of anarchy is at most `value`.
+
+    Attributes:
+        low: Lower end of the 95 % interval over windows; None with fewer than 4 windows.
+        high: Upper end of this interval.
+        requests: Finished requests behind the figure.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    requests: int
+
+
+class CurveEvidence(msgspec.Struct):
+    """Samples and mean relative errors of the learned curves behind a bound."""
+
+    prefill_samples: int
+    step_samples: int
+    prefill_error: float
+    step_error: float
+
+
+class PriceOfAnarchy(msgspec.Struct):
+    """Upper ends of the price of anarchy of a model.
+
+    Attributes:
+        ttft: By the time to the first token; None where unknown.
+        e2e: By the time to the last token; None where unknown.
+        missing: Why both figures are missing: `no_window`, `few_requests`, `no_curves`, `no_worker`
+            or `not_covered`.
+        detail: What the bound refused, in words.
+        windows: Windows behind the figures.
+        age_s: Seconds since the newest window was computed.
+        curves: What the bound rests on.
+        passed_over: Requests that no window took since the start.
+        history_restarts: Times that the history of blocks began again.
+        history_blocks: Blocks in the history.
+        cpu_s: CPU seconds since the start.
+    """
+
+    ttft: BoundFigure | None
+    e2e: BoundFigure | None
+    missing: str | None
+    detail: str | None
+    windows: int
+    age_s: float | None
+    curves: CurveEvidence
+    passed_over: int
+    history_restarts: int
+    history_blocks: int
+    cpu_s: float
 
 
 class Pool(msgspec.Struct):
@@ -88,6 +143,7 @@ class Model(msgspec.Struct):
     block_size: int
     ttft_counts: list[BinCount]
     itl_counts: list[BinCount]
+    price_of_anarchy: PriceOfAnarchy | None
     pools: list[Pool]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from wardrop.control.regime import Regime
-from wardrop.service.live.observation import Observation, Pool
+from wardrop.service.live.observation import Observation, Pool, PriceOfAnarchy
 from wardrop.service.live.percentiles import Percentiles, PercentileWindow
 from wardrop.service.live.problems import Departed, Problem, problems_of
 
@@ -35,6 +35,7 @@ class ModelSnapshot(msgspec.Struct):
     Attributes:
         ttft: Percentiles of the time to first token over 10 s; None without an answer.
         itl: Percentiles of the time between tokens over 10 s; None without an answer.
+        price_of_anarchy: Paid over lower bound; None while it is off.
         problems: What is wrong with the workers, the worst first.
         point: The newest values of the charts.
     """
@@ -43,6 +44,7 @@ class ModelSnapshot(msgspec.Struct):
     block_size: int
     ttft: Percentiles | None
     itl: Percentiles | None
+    price_of_anarchy: PriceOfAnarchy | None
     pools: list[Pool]
     problems: list[Problem]
     point: Point
@@ -142,7 +144,7 @@ class Builder:
                 left_out += 1
             ttft = state.ttft.take(observation.now_s, model.ttft_counts)
             itl = state.itl.take(observation.now_s, model.itl_counts)
-            point = _point(ttft, itl, model.pools)
+            point = _point(ttft, itl, model.pools) | _bound_point(model.price_of_anarchy)
             point |= {"at_s": at_s, "regime": regime, "knee_share": control.get("knee_share")}
             state.points.append(point)
             models.append(
@@ -151,6 +153,7 @@ class Builder:
                     model.block_size,
                     ttft,
                     itl,
+                    model.price_of_anarchy,
                     model.pools,
                     problems_of(model.pools, state.follow(model.pools, at_s), regime_name),
                     point,
@@ -192,6 +195,16 @@ def _point(
             for part in ("cache", "load", "split"):
                 lost = getattr(pool.anarchy, f"lost_to_{part}")
                 point[f"lost_to_{part}_{pool.role}"] = lost
+    return point
+
+
+def _bound_point(price: PriceOfAnarchy | None) -> Point:
+    point: Point = {}
+    for name in ("ttft", "e2e"):
+        figure = None if price is None else getattr(price, name)
+        for end in ("value", "low", "high"):
+            value = None if figure is None else getattr(figure, end)
+            point[f"bound_{name}_{end}"] = value
     return point
 
 

@@ -91,6 +91,8 @@ pub struct RoutingOptions {
     pub tenant_weights: BTreeMap<String, f64>,
     /// Number of recent receipts that the service keeps; 0 turns receipts off.
     pub receipts: usize,
+    /// Length of a window of the price of anarchy against the lower bound, in seconds, 1 to 3600; 0 turns it off.
+    pub bound_window_s: f64,
     /// Whether to take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients. A client that
     /// sets them passes other clients, so a deployment turns them on for trusted clients alone.
     pub queue_hints: bool,
@@ -224,6 +226,7 @@ impl Default for RoutingOptions {
             timing: TimingPoints::default(),
             tenant_weights: BTreeMap::new(),
             receipts: 0,
+            bound_window_s: 60.0,
             queue_hints: false,
             allow_client_pins: false,
             explain_headers: false,
@@ -309,6 +312,12 @@ impl ServiceConfig {
             return Err(ServiceError::Config(format!(
                 "routing.receipts must be at most {MAX_RECEIPTS}, got {}",
                 self.routing.receipts
+            )));
+        }
+        let window_s = self.routing.bound_window_s;
+        if window_s != 0.0 && !(1.0..=3600.0).contains(&window_s) {
+            return Err(ServiceError::Config(format!(
+                "routing.bound_window_s must be 0, or 1 to 3600 seconds, got {window_s}"
             )));
         }
         self.routing.timing.check()?;

@@ -61,19 +61,19 @@ impl AnarchyGauges {
         let by_latency = |name: &str, help: &str| builder.gauges(name, help, POOL_LATENCY);
         Ok(Self {
             poa: of_pool(
-                "price_of_anarchy",
+                "decision_loss",
                 "Loss of a decision: cost of recent placements over that of the best assignment in the state that they met; 1 is optimal; ranks no routers",
             )?,
             low: of_pool(
-                "price_of_anarchy_low",
-                "2.5 % point of the bootstrap interval of price_of_anarchy over windows",
+                "decision_loss_low",
+                "2.5 % point of the bootstrap interval of decision_loss over windows",
             )?,
             high: of_pool(
-                "price_of_anarchy_high",
-                "97.5 % point of the bootstrap interval of price_of_anarchy over windows",
+                "decision_loss_high",
+                "97.5 % point of the bootstrap interval of decision_loss over windows",
             )?,
             loss: by_source(
-                "price_of_anarchy_loss_ratio",
+                "decision_loss_ratio",
                 "Share of the placements' cost: prefill computed again (cache) and waiting (load) that another placement would have saved; what none could save (split)",
             )?,
             paper: of_pool(
@@ -96,21 +96,18 @@ impl AnarchyGauges {
                 "model_bias_ratio",
                 "Predicted over observed, sums: above 1 the curves are too slow (ttft, itl)",
             )?,
-            windows: of_pool(
-                "price_of_anarchy_windows",
-                "Windows of decisions behind the figures",
-            )?,
+            windows: of_pool("decision_loss_windows", "Windows of decisions behind the figures")?,
             decisions: count(
-                "price_of_anarchy_decisions_total",
+                "decision_loss_decisions_total",
                 "Decisions taken into a window; the others were passed over to keep the share of a core",
             )?,
             dropped: count(
-                "price_of_anarchy_windows_dropped_total",
+                "decision_loss_windows_dropped_total",
                 "Windows dropped because none was solved in time",
             )?,
             cpu: seconds(
-                "price_of_anarchy_cpu_seconds_total",
-                "CPU time spent on the price of anarchy",
+                "decision_loss_cpu_seconds_total",
+                "CPU time spent on the loss of a decision",
             )?,
         })
     }

@@ -5,6 +5,7 @@
 //! under a lock that requests do not take.
 
 mod anarchy;
+mod bound;
 mod builder;
 mod control;
 mod feeds;
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use prometheus::{Counter, HistogramVec, IntCounter, IntCounterVec, Registry, TextEncoder};
 
 use self::anarchy::AnarchyGauges;
+use self::bound::BoundGauges;
 pub use self::builder::MetricBuilder;
 use self::control::ControlMetrics;
 use self::feeds::FeedMetrics;
@@ -72,6 +74,7 @@ pub(crate) struct Metrics {
     workers: WorkerMetrics,
     /// Price of anarchy of every pool. Set from the pools when the page is rendered.
     anarchy: AnarchyGauges,
+    bound: BoundGauges,
     /// Predicted caches of every pool. Set from the pools when the page is rendered.
     predicted: PredictedMetrics,
     /// CPU time of the process's native threads, in seconds.
@@ -149,6 +152,7 @@ impl Metrics {
             control: ControlMetrics::new(&builder)?,
             workers: WorkerMetrics::new(&builder)?,
             anarchy: AnarchyGauges::new(&builder)?,
+            bound: BoundGauges::new(&builder)?,
             predicted: PredictedMetrics::new(&builder)?,
             cpu: builder.float_counter(
                 "router_cpu_seconds_total",
@@ -174,12 +178,16 @@ impl Metrics {
     pub(crate) fn render(&self, models: &Models, now_s: f64) -> String {
         let _one_at_a_time = self.rendering.lock();
         self.anarchy.reset();
+        self.bound.reset();
         self.predicted.reset();
         self.queue.reset();
         self.workers.reset();
         self.reports_refused.reset();
         for model in models.all() {
             let name = model.spec.name.as_str();
+            if let Some(meter) = &model.bound {
+                self.bound.set(name, &meter.report(now_s));
+            }
             for role in Role::ALL {
                 let pool = model.pool(role);
                 self.workers.set(name, role, &pool.report(now_s));

@@ -5,7 +5,7 @@
 
 use parking_lot::Mutex;
 
-use super::line::Record;
+use super::line::{Record, WindowFacts};
 use super::metrics::{Loss, RecordMetrics};
 use crate::service::PartState;
 
@@ -13,6 +13,8 @@ use crate::service::PartState;
 const MAX_RECORDS: usize = 16_384;
 /// Maximum number of block hashes in the records that wait: 32 MiB.
 const MAX_BLOCKS: usize = 4 << 20;
+/// Maximum number of windows of the price of anarchy that wait. A model has one per second at most.
+const MAX_WINDOWS: usize = 1_024;
 
 /// Records that wait for the writer.
 pub(super) struct Inbox {
@@ -31,6 +33,7 @@ struct Waiting {
     records: Vec<Record>,
     /// Block hashes in `records`.
     blocks: usize,
+    windows: Vec<WindowFacts>,
     /// The service stops. Further records are dropped and counted.
     is_closed: bool,
 }
@@ -67,14 +70,27 @@ impl Inbox {
         !was_half && Self::is_half_full(&waiting)
     }
 
+    /// Adds a window, or drops and counts it beyond the limit.
+    pub fn put_window(&self, window: WindowFacts) {
+        let mut waiting = self.waiting.lock();
+        if waiting.is_closed || waiting.windows.len() >= MAX_WINDOWS {
+            drop(waiting);
+            self.metrics.lost(Loss::QueueFull, 1);
+            return;
+        }
+        waiting.windows.push(window);
+    }
+
     fn is_half_full(waiting: &Waiting) -> bool {
         waiting.records.len() >= MAX_RECORDS / 2 || waiting.blocks >= MAX_BLOCKS / 2
     }
 
-    /// Moves everything that waits into `batch`, which is empty. Returns whether the inbox is closed, so that this batch is the last.
-    pub fn take(&self, batch: &mut Vec<Record>) -> bool {
+    /// Moves everything that waits into `batch` and `windows`, which are empty. Returns whether the inbox is closed, so that this batch
+    /// is the last.
+    pub fn take(&self, batch: &mut Vec<Record>, windows: &mut Vec<WindowFacts>) -> bool {
         let mut waiting = self.waiting.lock();
         std::mem::swap(batch, &mut waiting.records);
+        std::mem::swap(windows, &mut waiting.windows);
         waiting.blocks = 0;
         waiting.is_closed
     }
@@ -137,14 +153,14 @@ mod tests {
         let woken = (0..MAX_RECORDS + 10).filter(|_| inbox.put(record(0))).count();
         assert_eq!(woken, 1, "only a list that becomes half full wakes the writer");
         let mut batch = Vec::new();
-        assert!(!inbox.take(&mut batch));
+        assert!(!inbox.take(&mut batch, &mut Vec::new()));
         assert_eq!(batch.len(), MAX_RECORDS);
         batch.clear();
         inbox.put(record(MAX_BLOCKS));
         inbox.put(record(1));
         inbox.close();
         inbox.put(record(0));
-        assert!(inbox.take(&mut batch));
+        assert!(inbox.take(&mut batch, &mut Vec::new()));
         assert_eq!(batch.len(), 1);
         let page = metrics.render(&crate::models::Models::default(), 0.0);
         assert!(page.contains("records_dropped_total{reason=\"queue_full\",router_id=\"r\"} 12"));

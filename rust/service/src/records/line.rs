@@ -1,4 +1,6 @@
-//! The two kinds of lines in a file of decision records: a request, and the settings that its version number names.
+//! The three kinds of lines in a file of decision records: a request, the settings that its version number names, and a window of
+//! the price of anarchy with the fleet behind its bound.
+//!
 //!
 //! `docs/reference/records.md` describes every field for readers. A field that a schema version has
 //! keeps its name and its unit.
@@ -10,6 +12,7 @@ use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 use wardrop_core::control::Routing;
 use wardrop_core::{HashKey, Parts, SequenceHash, WorkerId};
+use wardrop_sim::bound::{BoundFleet, PaidAndLower, WindowPrice};
 
 use crate::Clock;
 use crate::models::Model;
@@ -22,6 +25,8 @@ use crate::request::PlaceHints;
 pub(super) const RECORD_SCHEMA: &str = "wardrop.record/1";
 /// Schema of a line that holds settings.
 pub(super) const SETTINGS_SCHEMA: &str = "wardrop.settings/1";
+/// Schema of a line that holds a window of the price of anarchy.
+pub(super) const WINDOW_SCHEMA: &str = "wardrop.window/1";
 /// Bits of a name in a line. Every reader of JSON holds a whole number of 53 bits exactly.
 const NAME_BITS: u32 = 53;
 
@@ -72,6 +77,20 @@ pub(crate) struct Facts<'a> {
     pub prompt: &'a Prompt,
     /// Regime of the fleet; `None` when the control plane reports none.
     pub regime: Option<&'static str>,
+    /// Window of the price of anarchy; `None` for a request that no window took.
+    pub window: Option<u64>,
+}
+
+/// A window of the price of anarchy, as its line will say it.
+pub(crate) struct WindowFacts {
+    /// Name of the model.
+    pub model: String,
+    /// Number of the window in the records of the model.
+    pub number: u64,
+    /// Workers and curves behind the bound.
+    pub fleet: BoundFleet,
+    /// What its requests paid, and what no routing could go below.
+    pub price: WindowPrice,
 }
 
 /// One request, as its line will say it.
@@ -102,6 +121,7 @@ pub(crate) struct Record {
     deadline_ms: Option<u64>,
     /// Regime of the fleet at the arrival.
     regime: Option<&'static str>,
+    window: Option<u64>,
     /// Settings in force at the arrival.
     pub(super) settings: Arc<Settings>,
     /// Seconds in the queue, over all legs.
@@ -147,6 +167,7 @@ impl Record {
             model,
             prompt,
             regime,
+            window,
             ..
         } = *facts;
         Self {
@@ -163,6 +184,7 @@ impl Record {
             priority: 0,
             deadline_ms: None,
             regime,
+            window,
             settings,
             queued_s: 0.0,
             abstained: None,
@@ -252,6 +274,7 @@ struct Line<'a> {
     priority: i32,
     deadline_ms: Option<u64>,
     regime: Option<&'static str>,
+    window: Option<u64>,
     policy: &'a str,
     settings_version: u64,
     queued_s: f64,
@@ -296,12 +319,53 @@ pub(super) fn write_record(line: &mut Vec<u8>, record: &Record, keys: &NameKeys)
         priority: record.priority,
         deadline_ms: record.deadline_ms,
         regime: record.regime,
+        window: record.window,
         policy: record.settings.routing.policy.name(),
         settings_version: record.settings.version,
         queued_s: record.queued_s,
         abstained: record.abstained,
         legs: &record.legs,
         outcome: &record.outcome,
+    };
+    write_line(line, &said);
+}
+
+#[derive(Serialize)]
+struct WindowLine<'a> {
+    schema: &'static str,
+    model: &'a str,
+    window: u64,
+    fleet: &'a BoundFleet,
+    ttft: CostsLine,
+    e2e: CostsLine,
+}
+
+#[derive(Serialize)]
+struct CostsLine {
+    requests: usize,
+    paid_s: f64,
+    lower_s: f64,
+}
+
+impl From<PaidAndLower> for CostsLine {
+    fn from(costs: PaidAndLower) -> Self {
+        Self {
+            requests: costs.requests,
+            paid_s: costs.paid_s,
+            lower_s: costs.lower_s,
+        }
+    }
+}
+
+/// Appends the line of a window. O(workers).
+pub(super) fn write_window(line: &mut Vec<u8>, window: &WindowFacts) {
+    let said = WindowLine {
+        schema: WINDOW_SCHEMA,
+        model: &window.model,
+        window: window.number,
+        fleet: &window.fleet,
+        ttft: window.price.ttft.into(),
+        e2e: window.price.e2e.into(),
     };
     write_line(line, &said);
 }
@@ -340,6 +404,7 @@ impl Record {
             priority: 0,
             deadline_ms: None,
             regime: None,
+            window: None,
             settings,
             queued_s: 0.0,
             abstained: None,

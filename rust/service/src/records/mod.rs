@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use wardrop_core::control::Routing;
 
 use self::inbox::Inbox;
-pub(crate) use self::line::{Facts, Record};
+pub(crate) use self::line::{Facts, Record, WindowFacts};
 use self::line::{Settings, arrived_s};
 use self::metrics::RecordMetrics;
 use self::writer::Writer;
@@ -92,6 +92,11 @@ impl Recorder {
         if self.inbox.put(*record) {
             self.writer.wake();
         }
+    }
+
+    /// Hands a window of the price of anarchy to the writer. Never waits for a file.
+    pub fn put_window(&self, window: WindowFacts) {
+        self.inbox.put_window(window);
     }
 
     /// Whether records reach their files, for `/health`.

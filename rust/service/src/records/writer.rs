@@ -14,7 +14,7 @@ use wardrop_core::HashKey;
 
 use super::files::RecordFiles;
 use super::inbox::Inbox;
-use super::line::{NameKeys, write_record, write_settings};
+use super::line::{NameKeys, WindowFacts, write_record, write_settings, write_window};
 use super::metrics::Loss;
 use crate::ServiceError;
 use crate::config::RecordOptions;
@@ -118,14 +118,20 @@ impl Work {
     /// Writes every record that waits. Returns whether more may come.
     fn step(&mut self) -> bool {
         let mut batch = std::mem::take(&mut self.batch);
-        let is_last = self.inbox.take(&mut batch);
+        let mut windows = Vec::new();
+        let is_last = self.inbox.take(&mut batch, &mut windows);
         let pauses = self.resume_at.is_some_and(|at| Instant::now() < at);
         if pauses && !is_last {
-            self.inbox.metrics.lost(Loss::WriteFailed, batch.len() as u64);
+            let lost = batch.len() + windows.len();
+            self.inbox.metrics.lost(Loss::WriteFailed, lost as u64);
             batch.clear();
+            windows.clear();
         }
         for record in batch.drain(..) {
             self.add(&record);
+        }
+        for window in &windows {
+            self.add_window(window);
         }
         self.write_lines();
         self.batch = batch;
@@ -158,6 +164,22 @@ impl Work {
         self.records += 1;
         if self.lines.len() >= BATCH_BYTES {
             self.write_lines();
+        }
+    }
+
+    /// Adds the line of a window.
+    fn add_window(&mut self, window: &WindowFacts) {
+        let start = self.lines.len();
+        write_window(&mut self.lines, window);
+        if !self.files.fits(self.lines.len()) {
+            self.lines.truncate(start);
+            self.write_lines();
+            self.files.close();
+            write_window(&mut self.lines, window);
+            if !self.files.fits(self.lines.len()) {
+                self.lines.clear();
+                self.inbox.metrics.lost(Loss::TooLarge, 1);
+            }
         }
     }
 

@@ -30,6 +30,7 @@ pub use self::prepare::{Prepared, ReadyPrompt};
 pub use self::reserved::ReservedTrail;
 use self::trail::Trail;
 pub use self::unread::UnreadPrompt;
+use crate::bound::BoundTicket;
 use crate::pool::Booking;
 use crate::prompt::Abstention;
 use crate::receipts::{ReceiptOutcome, ReceiptRequest};
@@ -87,6 +88,10 @@ impl Service {
             };
             self.receipts.open(id, &facts, || self.routing.lock().clone())
         });
+        let bound = prepared.model.bound.as_ref().and_then(|meter| {
+            let arrived_s = self.clock.seconds_at(started);
+            meter.arrive(arrived_s, &prepared.prompt, prepared.model.spec.block_size)
+        });
         let record = self.records.as_ref().map(|records| {
             let facts = Facts {
                 request_id,
@@ -94,10 +99,11 @@ impl Service {
                 model: &prepared.model,
                 prompt: &prepared.prompt,
                 regime: self.receipts.regime(),
+                window: bound.as_ref().map(BoundTicket::window),
             };
             (records.clone(), records.open(&facts))
         });
-        Trail::new(receipt, record)
+        Trail::new(receipt, record, bound)
     }
 }
 

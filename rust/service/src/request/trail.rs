@@ -1,4 +1,5 @@
-//! What is written down about one request while it is served: its receipt, its record and its trace, each where it is on.
+//! What is written down about one request while it is served: its receipt, its record, its trace and its place in a window of
+//! the price of anarchy, each where it is on.
 //!
 //! A trail ends once. A request that is dropped without an end was left by its client, so its receipt and its record say that.
 //!
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::PlaceHints;
+use crate::bound::BoundTicket;
 use crate::pool::Booking;
 use crate::receipts::{OpenReceipt, ReceiptOutcome, leg_receipt};
 use crate::records::{Record, Recorder};
@@ -25,6 +27,7 @@ struct Parts {
     receipt: Option<Arc<OpenReceipt>>,
     /// Record on its way to the writer.
     record: Option<OpenRecord>,
+    bound: Option<BoundTicket>,
     /// Trace of a sampled request.
     trace: Option<OpenTrace>,
 }
@@ -47,11 +50,16 @@ struct OpenRecord {
 
 impl Trail {
     /// A trail of the parts that are on.
-    pub fn new(receipt: Option<Arc<OpenReceipt>>, record: Option<(Arc<Recorder>, Box<Record>)>) -> Self {
+    pub fn new(
+        receipt: Option<Arc<OpenReceipt>>,
+        record: Option<(Arc<Recorder>, Box<Record>)>,
+        bound: Option<BoundTicket>,
+    ) -> Self {
         let record = record.map(|(recorder, record)| OpenRecord { recorder, record });
         Self(Mutex::new(Parts {
             receipt,
             record,
+            bound,
             trace: None,
         }))
     }
@@ -78,6 +86,10 @@ impl Trail {
     /// The router placed the request.
     pub fn placed(&mut self, booking: &mut Booking) {
         let parts = self.0.get_mut();
+        if let Some(ticket) = &mut parts.bound {
+            let overlaps = booking.legs().map(|leg| leg.overlap_blocks);
+            ticket.placed(overlaps.max().unwrap_or(0));
+        }
         if parts.receipt.is_none() && parts.record.is_none() && parts.trace.is_none() {
             return;
         }
@@ -120,6 +132,9 @@ impl Trail {
         }
         if let Some(open) = parts.trace {
             open.trace.ended(&outcome);
+        }
+        if let Some(ticket) = parts.bound {
+            ticket.end(&outcome);
         }
         if let Some(OpenRecord { recorder, record }) = parts.record {
             recorder.put(record, outcome);

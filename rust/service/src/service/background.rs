@@ -17,6 +17,7 @@ use super::Service;
 use crate::metrics::{Metrics, THREAD_PREFIX};
 use crate::models::{Model, Models};
 use crate::prompt::{HandoverLog, HandoverReport, TokenIdSource, keep_checked};
+use crate::records::Recorder;
 use crate::{Clock, ServiceError};
 
 /// Threads for slow work of the event loop.
@@ -41,7 +42,12 @@ impl Background {
     ///
     /// # Errors
     /// [`ServiceError::Io`] when the operating system gives no thread or no event loop.
-    pub fn start(models: Arc<Models>, metrics: Arc<Metrics>, clock: Clock) -> Result<Self, ServiceError> {
+    pub fn start(
+        models: Arc<Models>,
+        metrics: Arc<Metrics>,
+        records: Option<Arc<Recorder>>,
+        clock: Clock,
+    ) -> Result<Self, ServiceError> {
         let io = |source| ServiceError::Io {
             what: "starting the background thread".into(),
             source,
@@ -66,8 +72,9 @@ impl Background {
                             _ = sweep.tick() => {
                                 sweep_pools(&models, &metrics, clock);
                                 if solving.is_finished() {
-                                    let models = models.clone();
-                                    solving = tokio::task::spawn_blocking(move || solve_anarchy(&models, clock));
+                                    let (models, records) = (models.clone(), records.clone());
+                                    let solve = move || solve_anarchy(&models, records.as_deref(), clock);
+                                    solving = tokio::task::spawn_blocking(solve);
                                 }
                             }
                             _ = stopped.changed() => return,
@@ -114,8 +121,11 @@ fn sweep_pools(models: &Models, metrics: &Metrics, clock: Clock) {
 }
 
 /// Solves the windows of every pool, within each pool's own budget of CPU time.
-fn solve_anarchy(models: &Models, clock: Clock) {
+fn solve_anarchy(models: &Models, records: Option<&Recorder>, clock: Clock) {
     for model in models.all() {
+        if let Some(meter) = &model.bound {
+            meter.solve(&model, clock.now_s(), records);
+        }
         for pool in model.pools() {
             pool.solve_anarchy(clock.now_s());
         }

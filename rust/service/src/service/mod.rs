@@ -109,18 +109,18 @@ impl Service {
             })
         });
         let shadow_thread = shadow_thread.transpose()?;
-        let background = Background::start(models.clone(), metrics.clone(), clock)?;
+        let records = config.records.as_ref().map(|options| {
+            let start = config.routing.start();
+            Recorder::start(options, &config.router_id, start, metrics.builder(), clock)
+        });
+        let records = records.transpose()?.map(Arc::new);
+        let background = Background::start(models.clone(), metrics.clone(), records.clone(), clock)?;
         let feeds = FeedContext {
             models: models.clone(),
             metrics: metrics.clone(),
             clock,
             options: config.feed.clone(),
         };
-        let records = config.records.as_ref().map(|options| {
-            let start = config.routing.start();
-            Recorder::start(options, &config.router_id, start, metrics.builder(), clock)
-        });
-        let records = records.transpose()?.map(Arc::new);
         let tracing = config.tracing.as_ref();
         let tracing = tracing.map(|options| Tracing::start(options, metrics.builder()));
         let tracing = tracing.transpose()?.map(Arc::new);

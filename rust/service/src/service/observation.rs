@@ -13,6 +13,7 @@ use wardrop_core::{TrustMode, WorkerId};
 
 use super::Service;
 use super::control::json;
+use crate::bound::BoundReport;
 use crate::latency_bins::BinCount;
 use crate::models::Model;
 use crate::pool::{AnarchyReport, Fault, Role, StreamState, WorkerPool, WorkerReport};
@@ -42,6 +43,8 @@ struct ModelObservation {
     ttft_counts: Vec<BinCount>,
     /// Counts of times between tokens, in the same form.
     itl_counts: Vec<BinCount>,
+    /// Paid over lower bound; `None` while it is off.
+    price_of_anarchy: Option<BoundReport>,
     pools: Vec<PoolObservation>,
 }
 
@@ -53,13 +56,13 @@ struct PoolObservation {
     waiting: usize,
     /// Prefill seconds of these requests, each on its best worker.
     waiting_prefill_s: f64,
-    /// `None` before the first solved window.
+    /// Loss of a decision given the state that it met; `None` before the first solved window.
     anarchy: Option<AnarchyObservation>,
     /// Workers in id order.
     workers: Vec<WorkerObservation>,
 }
 
-/// Price of anarchy of one pool, with the parts of the cost that the placements lose.
+/// Loss of the decisions of one pool given the state that they met, with the parts of the cost that they lose.
 #[derive(Serialize)]
 struct AnarchyObservation {
     /// Loss of a decision as a ratio; 1 is optimal.
@@ -135,6 +138,7 @@ fn observe_model(model: &Model, now_s: f64) -> ModelObservation {
         block_size: model.spec.block_size,
         ttft_counts: model.latency.ttft.counts(),
         itl_counts: model.latency.itl.counts(),
+        price_of_anarchy: model.bound.as_ref().map(|meter| meter.report(now_s)),
         pools: pools
             .filter_map(|role| observe_pool(model.pool(role), role, now_s))
             .collect(),

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::Service;
+use crate::bound::BoundReport;
 pub use crate::feed::FeedReport;
 use crate::models::Model;
 use crate::pool::{Role, WorkerReport};
@@ -33,6 +34,8 @@ pub struct ModelReport {
     handover: Option<HandoverReport>,
     /// Faults of the model's files, in words.
     problems: Vec<String>,
+    /// Paid over lower bound; `None` while it is off.
+    price_of_anarchy: Option<BoundReport>,
     /// Pools with workers, by role.
     pools: Vec<PoolReport>,
 }
@@ -112,6 +115,7 @@ impl Service {
             problems: prompter.map_or_else(Vec::new, |prompter| prompter.problems().to_vec()),
             handover_enabled: self.config.prompt.handover,
             handover: model.handover.lock().clone(),
+            price_of_anarchy: model.bound.as_ref().map(|meter| meter.report(now_s)),
             pools: Role::ALL.into_iter().filter_map(pool_report).collect(),
         }
     }

@@ -178,7 +178,9 @@ fn requests_that_do_not_count_leave_blocks_and_cost_nothing() {
     assert_eq!(price.e2e.requests, 100);
     // Without the other requests, the same prompts find less in the history.
     let mut alone: Vec<_> = requests.iter().skip(1).step_by(2).cloned().collect();
-    alone.iter_mut().for_each(|request| request.found_blocks = 0);
+    for request in &mut alone {
+        request.found_blocks = 0;
+    }
     let without = price_window(&fleet(4), &mut History::default(), &mut alone).expect("a covered fleet");
     assert!(without.ttft.lower_s > price.ttft.lower_s);
 }

@@ -1,6 +1,8 @@
 // The page: takes messages of the feed and shows the chosen model.
 
 const POINTS = 900;
+// Why the price of anarchy is missing, by its name in a snapshot.
+const MISSING = { no_window: "no window yet", few_requests: "too few requests", no_curves: "curves lack samples", no_worker: "no worker", not_covered: "fleet not covered" };
 const LATE_MS = 5000; // Without a snapshot for so long, the page says that its figures are old.
 
 const state = { snapshot: null, history: {}, marks: [], model: null, bounds: {}, youngest: null, last_ms: 0, dirty: true };
@@ -19,6 +21,7 @@ function makeCharts(roles) {
   const label = (role, text) => (several ? `${role} ${text}` : text);
   const poaColors = ["blue", "orange"];
   const poa = roles.map((role, at) => ({ column: `poa_${role}`, label: label(role, "now"), color: poaColors[at % 2], band: [`poa_low_${role}`, `poa_high_${role}`] }));
+  const bound = [["ttft", "TTFT", "blue"], ["e2e", "E2E", "orange"]].map(([name, text, color]) => ({ column: `bound_${name}_value`, label: text, color, band: [`bound_${name}_low`, `bound_${name}_high`] }));
   const first = roles[0] || "aggregated";
   const losses = [["cache", "violet"], ["load", "orange"], ["split", "green"]].map(([part, color]) => ({ column: `lost_to_${part}_${first}`, label: part, color }));
   const percentiles = (name) => [["p50", "green"], ["p95", "blue"], ["p99", "orange"]].map(([part, color]) => ({ column: `${name}_${part}_s`, label: part, color }));
@@ -26,7 +29,8 @@ function makeCharts(roles) {
     new Chart("Time to first token", "From the whole request to the first token, over 10 s. Lower is better.", percentiles("ttft"), seconds, { least: 0.01 }),
     new Chart("Inter-token latency", "Time between two tokens of one answer, over 10 s. Lower is better.", percentiles("itl"), seconds, { least: 0.001 }),
     new Chart("Requests", "Running at a worker, and waiting in the router's queue.", [{ column: "running", label: "running", color: "blue" }, { column: "waiting", label: "waiting", color: "orange" }], count, { least: 4 }),
-    new Chart("Price of anarchy", "Cost of the placements over the cost of the best possible ones. 1 is the best; the band is the 95 % interval.", poa, ratio, { low: 1, least: 0.2 }),
+    new Chart("Price of anarchy, at most", "Time that recent requests paid over the least time that any routing could have reached. 1 is the best; the band is the 95 % interval.", bound, ratio, { low: 1, least: 0.2 }),
+    new Chart("Loss of a decision", "Cost of the placements over the best assignment in the state that they met. It ranks no routers; the band is the 95 % interval.", poa, ratio, { low: 1, least: 0.2 }),
     new Chart(several ? `Lost by the ${first} placements` : "Lost by the placements", "Share of the cost that a better placement saves: prefill computed again (cache), waiting (load). Split: what none saves.", losses, share, { least: 0.1 }),
   ];
   charts.push(new Chart("Load against the knee", "Offered load over the load at which queues begin to grow. Above 1, waiting grows.", [{ column: "knee_share", label: "load", color: "blue" }], ratio, { high: 1 }));
@@ -43,6 +47,8 @@ function showFigures(model) {
   const sum = (name) => workers.reduce((total, worker) => total + worker[name], 0);
   const [predicted, reported] = [sum("predicted_cached_tokens"), sum("reported_cached_tokens")];
   const poa = model.pools.find((pool) => pool.anarchy)?.anarchy;
+  const price = model.price_of_anarchy;
+  const bound = price?.e2e || price?.ttft;
   const arrivals = state.snapshot.control.arrivals_per_second;
   const latency = (percentiles, title, note) => figure(title, percentiles ? seconds(percentiles.p50_s) : DASH,
     percentiles ? `p99 ${seconds(percentiles.p99_s)}` : "no answer in 10 s", note);
@@ -54,8 +60,10 @@ function showFigures(model) {
     figure("arrivals", arrivals === undefined ? DASH : arrivals.toFixed(1), "requests per second", "Requests per second, over 2 s"),
     latency(model.ttft, "TTFT p50", "Time to first token, over 10 s"),
     latency(model.itl, "ITL p50", "Inter-token latency, over 10 s"),
-    figure("price of anarchy", poa ? ratio(poa.poa) : DASH, poa && poa.low !== null ? `${ratio(poa.low)} to ${ratio(poa.high)}` : "no estimate yet",
-      "Cost of the placements over the cost of the best possible ones, with its 95 % interval. 1 is the best."),
+    figure("price of anarchy", bound ? `≤ ${ratio(bound.value)}` : DASH, bound ? (bound.low !== null ? `${ratio(bound.low)} to ${ratio(bound.high)}` : "no interval yet") : MISSING[price?.missing] || "off",
+      "Time that recent requests paid over the least time that any routing could have reached, by E2E or else by TTFT, with its 95 % interval. 1 is the best."),
+    figure("loss of a decision", poa ? ratio(poa.poa) : DASH, poa && poa.low !== null ? `${ratio(poa.low)} to ${ratio(poa.high)}` : "no estimate yet",
+      "Cost of the placements over the best assignment in the state that they met, with its 95 % interval. It ranks no routers."),
     figure("cache as predicted", predicted ? share(reported / predicted) : DASH, predicted ? "reported over predicted" : "no usage reported",
       "Cached tokens that the engines reported, over the cached tokens that the index predicted, since the start"));
 }
