@@ -17,6 +17,7 @@ from wardrop.config.files import check_files
 from wardrop.config.fleet import Fleet
 from wardrop.config.http import Http, Limits, Routes, Upstream
 from wardrop.config.native import check_gateway, check_policy
+from wardrop.config.peers import Peers
 from wardrop.config.routing import Feed, Predicted, PredictedUse, Prompt, Routing
 from wardrop.config.sources import Setting, load, settings
 from wardrop.config.tracing import Tracing
@@ -35,6 +36,7 @@ __all__ = [
     "IndexFile",
     "Limits",
     "Log",
+    "Peers",
     "Predicted",
     "PredictedUse",
     "Prompt",

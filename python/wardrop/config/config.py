@@ -11,6 +11,7 @@ from wardrop.config.control import Control, IndexFile, Log, Records, Shadows
 from wardrop.config.dynamo import Dynamo
 from wardrop.config.fleet import Fleet
 from wardrop.config.http import Http, Limits, Routes, Upstream
+from wardrop.config.peers import Peers
 from wardrop.config.routing import SWITCHES, Feed, Predicted, Prompt, Routing
 from wardrop.config.tracing import Tracing
 
@@ -33,6 +34,7 @@ class Config:
     shadows: Shadows = field(default_factory=Shadows)
     records: Records = field(default_factory=Records)
     tracing: Tracing = field(default_factory=Tracing)
+    peers: Peers = field(default_factory=Peers)
     index: IndexFile = field(default_factory=IndexFile)
     log: Log = field(default_factory=Log)
 
@@ -73,6 +75,7 @@ class Config:
                 "shadows": self.shadows.gateway(),
                 "records": self.records.native(),
                 "tracing": self.tracing.native(os.environ),
+                "peers": self.peers.native(),
                 "log": "warn" if self.log.level == "warning" else self.log.level,
             }
         )

@@ -31,6 +31,7 @@ from wardrop.config import (
     Config,
     ConfigError,
     Feed,
+    Peers,
     Predicted,
     Prompt,
     Records,
@@ -53,6 +54,7 @@ _STAGES: dict[str, type[Any]] = {
     "feed": Feed,
     "records": Records,
     "tracing": Tracing,
+    "peers": Peers,
 }
 
 _ANY_ENDPOINT = Endpoint("pod", "uid", "127.0.0.1", 1)
@@ -233,6 +235,7 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         feed: Feeds of events, as for `wardrop dynamo`.
         records: Decision records, as for `wardrop dynamo`.
         tracing: OpenTelemetry spans, as for `wardrop dynamo`.
+        peers: Routers that share the fleet, as for `wardrop dynamo`.
         log: Logging.
         models: The models; one at least.
         workers: The servers.
@@ -262,6 +265,7 @@ class PickerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feed: dict[str, Any] = {}
     records: dict[str, Any] = {}
     tracing: dict[str, Any] = {}
+    peers: dict[str, Any] = {}
     log: Log = Log()
 
     def native_json(self) -> str:
@@ -364,7 +368,7 @@ def read_file(path: Path) -> PickerFile:
 def native_stages(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Stages of `wardrop.config` as the native doors take them.
 
-    They are `routing`, `prompt` and `feed`, and `records` and `tracing` where they are given.
+    They are `routing`, `prompt` and `feed`, and `records`, `tracing` and `peers` where they are given.
 
     Raises:
         InputError: A key is unknown, or a value has the wrong type or is out of range.
@@ -375,7 +379,7 @@ def native_stages(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     except ConfigError as error:
         raise InputError(str(error)) from error
     shared = json.loads(config.gateway_json([]))
-    further = [name for name in ("records", "tracing") if name in given]
+    further = [name for name in ("records", "tracing", "peers") if name in given]
     return {key: shared[key] for key in ("routing", "prompt", "feed", *further)}
 
 

@@ -4,7 +4,7 @@
     workers:
       - {worker_id: 1, model_name: m, endpoint: "http://10.0.0.1:8000", block_size: 16}
 
-The stages `routing`, `predicted`, `feed`, `records` and `tracing` are those of `wardrop dynamo`.
+The stages `routing`, `predicted`, `feed`, `records`, `tracing` and `peers` are those of `wardrop dynamo`.
 Workers have the fields of Dynamo's selection service. Unknown stages are refused.
 """
 
@@ -36,6 +36,7 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         records: Decision records; one line per reservation.
         tracing: OpenTelemetry spans of reservations.
         receipts: Recent decisions whose reasons are kept.
+        peers: Routers that share the fleet.
         workers: Workers at start, with the fields of Dynamo's selection service.
     """
 
@@ -49,6 +50,7 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     records: dict[str, Any] = {}
     tracing: dict[str, Any] = {}
     receipts: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 0
+    peers: dict[str, Any] = {}
     workers: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(max_length=16_384)] = ()
 
     def native_json(self, grpc_listen: str | None, http_listen: str | None, policy: str) -> str:
@@ -75,6 +77,7 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "feed": self.feed,
                 "records": self.records,
                 "tracing": self.tracing,
+                "peers": self.peers,
             }
         )
         return json.dumps(
@@ -89,6 +92,7 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "feed": stages["feed"],
                 "records": stages["records"],
                 "tracing": stages["tracing"],
+                "peers": stages["peers"],
                 "log": "info",
             }
         )

@@ -67,7 +67,7 @@ pub use index::{ImageError, RestoredWorker, WorkerOverlap};
 pub use predicted::{PredictedConfig, PredictedUse};
 pub use price::{DynamoConfig, Policy, PolicyConfig, View};
 pub use request::{Candidate, Decision, Parts, RequestId, RouteRequest, Stage};
-pub use router::{FleetLoad, Router, RouterConfig};
+pub use router::{FleetLoad, PeerBooking, Router, RouterConfig};
 pub use snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};
 pub use trust::{Trust, TrustMode};
 pub use worker::{WorkerId, WorkerSpec};

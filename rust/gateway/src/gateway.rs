@@ -52,6 +52,7 @@ struct Status {
     models: Vec<ModelReport>,
     /// Every feed.
     feeds: Vec<FeedReport>,
+    peer_address: Option<String>,
 }
 
 /// Limits in force, which fit the resources of the process.
@@ -157,6 +158,7 @@ impl Gateway {
         if server.is_some() {
             return Err(ServiceError::State("the gateway runs already".into()));
         }
+        self.shared.service.start_peers()?;
         let started = Server::start(&self.shared)?;
         let address = started.address();
         tracing::info!(%address, "gateway serves");
@@ -252,6 +254,7 @@ impl Gateway {
                 .collect(),
             models,
             feeds: shared.service.feed_reports(),
+            peer_address: shared.service.peer_address().map(|address| address.to_string()),
         };
         serde_json::to_string(&status).expect("a status of plain values must serialise")
     }

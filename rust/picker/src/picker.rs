@@ -141,6 +141,7 @@ impl Picker {
         if servers.is_some() {
             return Err(ServiceError::State("the picker runs already".into()));
         }
+        self.shared.service.start_peers()?;
         let started = Servers::start(&self.shared)?;
         let address = started.addresses.grpc;
         tracing::info!(%address, "picker serves");

@@ -51,6 +51,7 @@ struct Status {
     control: BTreeMap<String, PartState>,
     models: Vec<ModelReport>,
     feeds: Vec<FeedReport>,
+    peer_address: Option<String>,
 }
 
 impl Shared {
@@ -74,6 +75,7 @@ impl Shared {
             control: self.service.parts(),
             models: self.service.model_reports(),
             feeds: self.service.feed_reports(),
+            peer_address: shown(self.service.peer_address()),
         };
         serde_json::to_string(&status).expect("a status of plain values must serialise")
     }

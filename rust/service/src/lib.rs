@@ -27,6 +27,11 @@ pub mod metrics;
 mod models;
 mod outcomes;
 mod panics;
+#[cfg(feature = "peers")]
+mod peers;
+#[cfg(not(feature = "peers"))]
+#[path = "peers/off.rs"]
+mod peers;
 mod pool;
 mod prompt;
 mod prompt_pool;

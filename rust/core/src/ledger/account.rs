@@ -47,6 +47,8 @@ pub(super) struct OpenRequest {
     pub is_unsure: bool,
     /// Pass of the first token, where the prefill curve waits for the engine's count of cached tokens.
     pub waiting_pass: Option<u64>,
+    /// Whether another router made the booking. Nothing is learned from it.
+    pub is_of_peer: bool,
     /// Set at the first token.
     pub first_token: Option<FirstToken>,
 }

@@ -33,6 +33,8 @@ pub(crate) struct NewBooking {
     pub is_unstreamed: bool,
     /// Whether the index may misjudge `work`, because it misleads about the worker.
     pub is_unsure: bool,
+    /// Whether another router made the booking. It is load, and teaches nothing.
+    pub is_of_peer: bool,
     /// Time of the booking, seconds.
     pub now_s: f64,
     /// When the booking expires, seconds.
@@ -71,8 +73,9 @@ impl Ledger {
         account.prefill_s += prefill_s;
         // The backlog includes this request, so the due time is after all prompts ahead of it.
         let due_s = now_s + account.prefill_s * (1.0 + account.steps_per_prefill(curves));
-        // A prompt without a new token has its first token at once, and an unstreamed answer reports none.
-        if work.new_tokens > 0 && !booking.is_unstreamed {
+        // A prompt without a new token has its first token at once, and an unstreamed answer reports none. News of another
+        // router's first token come late, so they are no sign of a slow worker.
+        if work.new_tokens > 0 && !booking.is_unstreamed && !booking.is_of_peer {
             account.due.push_back((due_s, request));
         }
         account.prefill_tokens += work.new_tokens;
@@ -83,11 +86,13 @@ impl Ledger {
             self.warming_up.push(slot);
         }
         account.prefill.add(prefill_s, weight, now_s);
-        self.reuse.add(work.cached_tokens, work.new_tokens);
         self.arrivals.add(1.0, weight, now_s);
         self.prefill.add(prefill_s, weight, now_s);
-        self.booked.requests += 1;
-        self.booked.prefill_s += prefill_s;
+        if !booking.is_of_peer {
+            self.reuse.add(work.cached_tokens, work.new_tokens);
+            self.booked.requests += 1;
+            self.booked.prefill_s += prefill_s;
+        }
         let open = OpenRequest {
             slot,
             work,
@@ -98,6 +103,7 @@ impl Ledger {
             is_unstreamed: booking.is_unstreamed,
             is_unsure: booking.is_unsure,
             waiting_pass: None,
+            is_of_peer: booking.is_of_peer,
             first_token: None,
         };
         self.requests.insert(request, open);
@@ -124,7 +130,7 @@ impl Ledger {
         // While KV blocks are short a prompt waits for them, which says nothing of prefill. A prompt without a new token
         // says nothing either.
         let computes = work.new_tokens > 0 || is_unsure;
-        let teaches = account.kv_tokens <= account.kv_capacity_tokens && computes;
+        let teaches = account.kv_tokens <= account.kv_capacity_tokens && computes && !open.is_of_peer;
         let shared_s = if teaches {
             shared_steps_s(account, &self.curves, slot, work)
         } else {
@@ -174,7 +180,7 @@ impl Ledger {
             let queue = &mut self.accounts[open.slot.index()].queue;
             if open.is_prefilling() {
                 queue.end(open.booked_at_s, open.work.new_tokens);
-            } else {
+            } else if !open.is_of_peer {
                 queue.count_outcome();
             }
         }
@@ -200,8 +206,11 @@ impl Ledger {
         {
             self.expiry.pop_front();
             if expires_at(&self.requests, request, at_s) {
-                let account = &mut self.accounts[self.requests[&request].slot.index()];
-                account.queue.count_expiry();
+                let open = &self.requests[&request];
+                let account = &mut self.accounts[open.slot.index()];
+                if !open.is_of_peer {
+                    account.queue.count_expiry();
+                }
                 let kv_tokens = account.kv_tokens;
                 self.end(request, kv_tokens, Outcome::default(), now_s);
             }
@@ -228,6 +237,11 @@ impl Ledger {
             self.expiry
                 .retain(|&(at_s, request)| expires_at(requests, request, at_s));
         }
+    }
+
+    /// What the worker has to do for a booked request, as of the booking. O(1).
+    pub fn booked_work(&self, request: RequestId) -> Option<Work> {
+        Some(self.requests.get(&request)?.work)
     }
 
     /// Whether a request is booked and waits for its first token.
@@ -280,12 +294,12 @@ impl Ledger {
         account.kv_tokens = kv_tokens;
         let output_tokens = outcome
             .output_tokens
-            .filter(|&tokens| tokens <= MAX_OUTPUT_TOKENS);
+            .filter(|&tokens| tokens <= MAX_OUTPUT_TOKENS && !open.is_of_peer);
         if let Some(tokens) = output_tokens {
             self.output_tokens.add(f64::from(tokens));
         }
         // A client that reports ends and no first tokens must not make its worker look stalled.
-        if !open.is_unstreamed && open.work.new_tokens > 0 && !outcome.is_refused {
+        if !open.is_unstreamed && !open.is_of_peer && open.work.new_tokens > 0 && !outcome.is_refused {
             let reported = if open.is_prefilling() { 0.0 } else { 1.0 };
             self.report_rate += (reported - self.report_rate) / REPORT_RATE_WINDOW;
         }

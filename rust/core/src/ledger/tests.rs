@@ -17,6 +17,7 @@ fn booking(id: u64, work: Work, kv_tokens: f64, now_s: f64) -> NewBooking {
         kv_tokens,
         is_unstreamed: false,
         is_unsure: false,
+        is_of_peer: false,
         now_s,
         expires_at_s: now_s + 600.0,
     }

@@ -49,6 +49,10 @@ struct Booking {
     expires_at_s: f64,
     /// What was said of the worker's cache when the request was placed.
     claim: Claim,
+    /// Blocks beyond `path`, of a prompt whose hashes are not all known.
+    further_blocks: u64,
+    /// Whether another router made the booking.
+    is_of_peer: bool,
 }
 
 /// A request that was placed on a worker.
@@ -62,6 +66,19 @@ pub(crate) struct Placed {
     pub expires_at_s: f64,
     /// What was said of the worker's cache.
     pub claim: Claim,
+    /// Blocks beyond those of the prompt's hashes. They count as blocks that no other request has.
+    pub further_blocks: u64,
+    /// Whether another router made the booking.
+    pub is_of_peer: bool,
+}
+
+/// Bookings that ended by their time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Expired {
+    /// Bookings of this router.
+    pub own: usize,
+    /// Bookings of other routers.
+    pub of_peers: usize,
 }
 
 /// Load of every worker.
@@ -77,6 +94,8 @@ pub(crate) struct Load {
     active: ActiveBlocks,
     /// Open bookings by request.
     bookings: FxHashMap<RequestId, Booking>,
+    /// Open bookings that other routers made.
+    of_peers: usize,
     /// Open bookings by slot, in no order. They make a leaving worker cost O(its bookings).
     by_slot: Vec<Vec<RequestId>>,
     /// Expiry times in order. Released bookings stay until their time comes or until they outnumber the open
@@ -94,9 +113,14 @@ impl Load {
         self.by_slot.resize_with(len, Vec::new);
     }
 
-    /// Open bookings.
+    /// Open bookings of this router.
     pub(crate) fn len(&self) -> usize {
-        self.bookings.len()
+        self.bookings.len() - self.of_peers
+    }
+
+    /// Open bookings of other routers.
+    pub(crate) fn of_peers(&self) -> usize {
+        self.of_peers
     }
 
     /// Whether a booking with this id is open.
@@ -125,9 +149,12 @@ impl Load {
             prefill_tokens,
             expires_at_s,
             claim,
+            further_blocks,
+            is_of_peer,
         } = placed;
         let (path, added) = self.active.add(slot, prompt);
-        self.decode_blocks[slot.index()] += added;
+        self.decode_blocks[slot.index()] += added + further_blocks;
+        self.of_peers += usize::from(is_of_peer);
         self.prefill_tokens[slot.index()] += prefill_tokens;
         self.active_requests[slot.index()] += 1;
         // The times must stay in order: with a clock that goes back, a booking expires a little later.
@@ -146,6 +173,8 @@ impl Load {
                 path,
                 expires_at_s,
                 claim,
+                further_blocks,
+                is_of_peer,
             },
         );
         assert!(previous.is_none(), "a request must be booked once");
@@ -210,25 +239,27 @@ impl Load {
         }
         self.prefill_tokens[slot] -= booking.prefill_tokens;
         self.active_requests[slot] -= 1;
-        self.decode_blocks[slot] -= self.active.remove(booking.slot, &booking.path);
+        self.decode_blocks[slot] -= self.active.remove(booking.slot, &booking.path) + booking.further_blocks;
+        self.of_peers -= usize::from(booking.is_of_peer);
         Some(booking.slot)
     }
 
-    /// Releases the bookings that expired at or before `now_s`; their number. O(1) when none did.
-    pub(crate) fn expire(&mut self, now_s: f64) -> usize {
-        let mut expired = 0;
+    /// Releases the bookings that expired at or before `now_s`; their numbers. O(1) when none did.
+    pub(crate) fn expire(&mut self, now_s: f64) -> Expired {
+        let mut expired = Expired::default();
         while let Some(&(at_s, request)) = self.by_expiry.front() {
             if at_s > now_s {
                 break;
             }
             self.by_expiry.pop_front();
-            if self
-                .bookings
-                .get(&request)
-                .is_some_and(|booking| booking.expires_at_s == at_s)
-            {
+            let booking = self.bookings.get(&request);
+            if let Some(booking) = booking.filter(|booking| booking.expires_at_s == at_s) {
+                if booking.is_of_peer {
+                    expired.of_peers += 1;
+                } else {
+                    expired.own += 1;
+                }
                 self.release(request);
-                expired += 1;
             }
         }
         expired
@@ -269,6 +300,8 @@ mod tests {
             prefill_tokens,
             expires_at_s,
             claim: Claim::default(),
+            further_blocks: 0,
+            is_of_peer: false,
         }
     }
 
@@ -348,7 +381,7 @@ mod tests {
         load.book(RequestId(1), placed(Slot(0), 1, 10.0), &prompt(&[]));
         load.release(RequestId(1));
         load.book(RequestId(1), placed(Slot(0), 1, 20.0), &prompt(&[]));
-        assert_eq!(load.expire(10.0), 0);
-        assert_eq!(load.expire(20.0), 1);
+        assert_eq!(load.expire(10.0).own, 0);
+        assert_eq!(load.expire(20.0).own, 1);
     }
 }

@@ -30,6 +30,7 @@ mod config;
 mod decisions;
 mod inspect;
 mod outcomes;
+mod peers;
 mod pricing;
 mod record;
 mod room_changes;
@@ -43,6 +44,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use self::config::RouterConfig;
 pub(crate) use self::decisions::Decisions;
 pub use self::inspect::FleetLoad;
+pub use self::peers::PeerBooking;
 use self::pricing::Pricing;
 pub(crate) use self::room_changes::RoomChanges;
 use self::state::RouterState;
@@ -192,8 +194,9 @@ impl Router {
             state.predicted.clear(slot);
             state.trust.remove_worker(slot);
             state.follow_trust(slot);
+            let own = state.load.len();
             let dropped = state.load.remove_worker(slot);
-            state.counters.dropped_with_worker += dropped.len() as u64;
+            state.counters.dropped_with_worker += (own - state.load.len()) as u64;
             state.ledger.remove_worker(slot, &dropped);
             slot
         };

@@ -17,7 +17,7 @@ use crate::fleet::Fleet;
 use crate::index::{Index, Prompt, Scratch, Slot, TierOverlap, all_slots};
 use crate::latency::Learning;
 use crate::ledger::{Ledger, NewBooking, Outcome, Work};
-use crate::load::{Load, Placed};
+use crate::load::{Expired, Load, Placed};
 use crate::matched::{Matched, cached_tokens_of};
 use crate::predicted::Predicted;
 use crate::request::{MAX_INPUT_TOKENS, RequestId, RouteRequest};
@@ -130,7 +130,7 @@ impl RouterState {
     }
 
     /// Ends bookings that outlived their time, and unstreamed prefills that are due.
-    /// Returns how many bookings ended.
+    /// Returns how many bookings of this router ended.
     ///
     /// O(1) when nothing is due: each list keeps its times in order.
     pub(super) fn expire(&mut self, now_s: f64) -> usize {
@@ -141,9 +141,9 @@ impl RouterState {
             let _ = self.load.prefill_done(request);
         }
         self.predicted.expire(now_s);
-        self.counters.expired += expired as u64;
-        self.room_changes.prefills += u64::from(expired > 0 || !assumed.is_empty());
-        expired
+        self.counters.expired += expired.own as u64;
+        self.room_changes.prefills += u64::from(expired != Expired::default() || !assumed.is_empty());
+        expired.own
     }
 
     /// The first token of a booked request came: the ledger and, in a pool that prefills, the regime learn from it.
@@ -227,6 +227,8 @@ impl RouterState {
             prefill_tokens: work.new_tokens,
             expires_at_s,
             claim,
+            further_blocks: 0,
+            is_of_peer: false,
         };
         self.load.book(id, placed, &prompt);
         self.predicted.insert(slot, &prompt, Some(id), now_s);
@@ -237,6 +239,7 @@ impl RouterState {
             kv_tokens: self.kv_tokens(slot),
             is_unstreamed: request.is_unstreamed,
             is_unsure: self.trust.mode(slot) != TrustMode::Exact,
+            is_of_peer: false,
             now_s,
             expires_at_s,
         });

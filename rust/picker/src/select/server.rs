@@ -56,8 +56,8 @@ pub struct SelectConfig {
     pub max_selection_bytes: usize,
     /// Life of a selection without a reservation, in milliseconds.
     pub selection_ttl_ms: u64,
-    /// Settings of the routing service. In JSON its keys `router_id`, `routing`, `feed`, `records` and
-    /// `tracing` stand beside those of the selection service.
+    /// Settings of the routing service. In JSON its keys `router_id`, `routing`, `feed`, `records`,
+    /// `tracing` and `peers` stand beside those of the selection service.
     #[serde(skip)]
     pub service: ServiceConfig,
     /// Log filter in `tracing` directives, for example `info`; `None` leaves logging as it is.
@@ -87,8 +87,10 @@ impl SelectConfig {
     /// # Errors
     /// [`ServiceError::Config`] names the key, the value received and the values expected.
     pub fn from_json(text: &str) -> Result<Self, ServiceError> {
-        let (service, mut config): (_, Self) =
-            ServiceConfig::take_from(text, &["router_id", "routing", "feed", "records", "tracing"])?;
+        let (service, mut config): (_, Self) = ServiceConfig::take_from(
+            text,
+            &["router_id", "routing", "feed", "records", "tracing", "peers"],
+        )?;
         config.service = service;
         let whole = [
             ("worker_threads", config.worker_threads as u64, 256),
@@ -222,6 +224,7 @@ impl SelectServer {
             .enable_all()
             .build()
             .map_err(|source| io("starting threads", source))?;
+        self.service.start_peers()?;
         let (grpc, http) = runtime.block_on(self.serve())?;
         tracing::info!(?grpc, ?http, "selection service serves");
         *running = Some(Running { runtime, grpc, http });
@@ -326,6 +329,7 @@ impl SelectServer {
             "selections": selections,
             "models": self.service.model_reports(),
             "feeds": self.service.feed_reports(),
+            "peer_address": self.service.peer_address().map(|address| address.to_string()),
         })
         .to_string()
     }

@@ -52,7 +52,7 @@ const LEAST_REQUESTS: usize = 32;
 const LOOK_EVERY_S: f64 = 1.0;
 /// CPU time of recording a request, once and per block: above what `cost_of_recording_a_request` measures.
 const RECORD_ONCE: Duration = Duration::from_micros(1);
-const RECORD_PER_BLOCK_NS: u64 = 3;
+const RECORD_PER_BLOCK_NS: u64 = 6;
 
 /// Recorder of one model's windows.
 pub(crate) struct BoundMeter {

@@ -187,7 +187,9 @@ fn cost_of_recording_a_request() {
             let started = Instant::now();
             for number in 0..1_000 {
                 let ticket = meter.arrive(f64::from(number) * 1e-4, &prompt, 16);
-                ticket.into_iter().for_each(|ticket| ticket.end(&finished()));
+                if let Some(ticket) = ticket {
+                    ticket.end(&finished());
+                }
             }
             least = least.min(started.elapsed() / 1_000);
         }

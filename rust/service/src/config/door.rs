@@ -20,6 +20,7 @@ impl ServiceConfig {
         "shadows",
         "records",
         "tracing",
+        "peers",
     ];
 
     /// Reads a door's configuration. Each key of `service_keys` goes to the service's part, every other key to the door's own part,
@@ -61,6 +62,7 @@ impl ServiceConfig {
             "shadows" => self.shadows = serde_json::from_value(value)?,
             "records" => self.records = serde_json::from_value(value)?,
             "tracing" => self.tracing = serde_json::from_value(value)?,
+            "peers" => self.peers = serde_json::from_value(value)?,
             _ => {}
         }
         Ok(())

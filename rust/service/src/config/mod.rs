@@ -6,6 +6,7 @@
 //! Reading costs nothing on the path of a request: each stage copies its options when it is built.
 
 mod door;
+mod peers;
 mod records;
 mod shadows;
 mod tracing;
@@ -19,6 +20,7 @@ use wardrop_core::predicted::PredictedConfig;
 use wardrop_core::queue::QueueConfig;
 use wardrop_core::{PolicyConfig, Router, RouterConfig};
 
+pub use self::peers::PeerOptions;
 pub use self::records::RecordOptions;
 pub(crate) use self::shadows::{IN_FORCE, router};
 pub use self::shadows::{ShadowOptions, ShadowPolicy};
@@ -50,6 +52,8 @@ pub struct ServiceConfig {
     pub records: Option<RecordOptions>,
     /// Spans for an OpenTelemetry collector; `None` makes none.
     pub tracing: Option<TracingOptions>,
+    /// Routers that share this router's fleet; `None` shares nothing.
+    pub peers: Option<PeerOptions>,
 }
 
 impl Default for ServiceConfig {
@@ -62,6 +66,7 @@ impl Default for ServiceConfig {
             shadows: None,
             records: None,
             tracing: None,
+            peers: None,
         }
     }
 }
@@ -326,6 +331,9 @@ impl ServiceConfig {
         }
         if let Some(tracing) = &self.tracing {
             tracing.check()?;
+        }
+        if let Some(peers) = &self.peers {
+            peers.check()?;
         }
         // A trial router reports an invalid value at the start instead of with the first model.
         let router = RouterConfig::new(1).with_handoff_s_per_token(self.routing.handoff_s_per_token);

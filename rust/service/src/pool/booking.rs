@@ -11,6 +11,7 @@ use wardrop_core::{RequestId, WorkerId};
 
 use super::{Explanation, Role, WorkerPool};
 use crate::Clock;
+use crate::peers::Announced;
 use crate::request::Usage;
 
 /// Part of a booking on one worker.
@@ -25,6 +26,8 @@ pub struct Leg {
     pub pin_rank: bool,
     /// Costs behind the decision; `None` when receipts are off or a receipt took the explanation over.
     pub(crate) explanation: Option<Box<Explanation>>,
+    /// The leg as peers know it; `None` where no peer follows this router.
+    pub(crate) announced: Option<Announced>,
 }
 
 /// Booking of one request: one leg, or a prefill leg and a decode leg in a split.
@@ -73,6 +76,9 @@ impl Booking {
         }
         // The prefill worker processes the prompt, so the prompt is no prefill load on the decode worker.
         leg.pool.prefill_done(self.id, self.clock.now_s());
+        if let Some(announced) = &leg.announced {
+            announced.prefill_done();
+        }
         *second = Some(leg);
     }
 
@@ -109,8 +115,16 @@ impl Booking {
                         ..self.outcome
                     };
                     leg.pool.finish(self.id, outcome, now_s);
+                    if let Some(announced) = &leg.announced {
+                        announced.release();
+                    }
                 }
-                Role::Aggregated => leg.pool.prefill_done(self.id, now_s),
+                Role::Aggregated => {
+                    leg.pool.prefill_done(self.id, now_s);
+                    if let Some(announced) = &leg.announced {
+                        announced.prefill_done();
+                    }
+                }
                 Role::Decode => {
                     leg.pool.prefill_done(self.id, now_s);
                     leg.pool.observe_first_token(ttft_s, now_s);
@@ -159,6 +173,9 @@ impl Booking {
         self.renewed_s = now_s;
         for leg in self.legs.iter().flatten() {
             leg.pool.renew(self.id, now_s);
+            if let Some(announced) = &leg.announced {
+                announced.renew();
+            }
         }
     }
 

@@ -28,6 +28,7 @@ mod lock_holds;
 mod members;
 #[cfg(test)]
 mod oracle;
+mod peers;
 mod position;
 mod queue;
 mod report;

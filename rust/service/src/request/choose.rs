@@ -103,6 +103,7 @@ impl Service {
                         at_once: None,
                     })
                 }),
+                announced: self.announce(&prepared.prompt, booking.id(), (pool, worker), false),
             });
             let labels = [&*pool.model, pool.role.name()];
             self.metrics.decisions.with_label_values(&labels).inc();

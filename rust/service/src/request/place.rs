@@ -12,8 +12,9 @@ use wardrop_core::queue::{Cause, Limit, QueuedRequest};
 use wardrop_core::{Error, RequestId, RouteRequest, Stage, WorkerId};
 
 use super::Prepared;
+use crate::peers::{Announced, OwnBooking};
 use crate::pool::{Booking, Explanation, ImmediateChoice, Leg, QueueError, Role, WorkerPool};
-use crate::prompt::Abstention;
+use crate::prompt::{Abstention, Prompt};
 use crate::service::Service;
 use crate::tenants::TenantWeight;
 
@@ -198,8 +199,29 @@ impl Service {
             overlap_blocks: 0,
             pin_rank: false,
             explanation: None,
+            announced: self.announce(&prepared.prompt, booking.id(), (pool, worker), is_unstreamed),
         });
         Some(booking)
+    }
+
+    /// Reports a booked leg to the routers that follow this one. O(prompt blocks) where peers may follow, else O(1).
+    pub(super) fn announce(
+        &self,
+        prompt: &Prompt,
+        id: RequestId,
+        (pool, worker): (&WorkerPool, WorkerId),
+        is_unstreamed: bool,
+    ) -> Option<Announced> {
+        let peers = self.peers.as_ref()?;
+        peers.announce(|| OwnBooking {
+            model: pool.model.clone(),
+            role: pool.role,
+            worker,
+            work: pool.booked_work(id),
+            hashes: prompt.hashes.iter().map(|hash| hash.0).collect(),
+            further_blocks: 0,
+            is_unstreamed,
+        })
     }
 
     /// The decision's view of a prompt, with its candidates only where something explains them.
@@ -264,6 +286,12 @@ impl Service {
                         at_once: None,
                     })
                 }),
+                announced: self.announce(
+                    &prepared.prompt,
+                    id,
+                    (pool, placement.decision.worker),
+                    request.is_unstreamed,
+                ),
             }),
             Err(Error::NoWorker { .. }) => Err(Abstention::NoWorker),
             Err(_) => Err(Abstention::RouterRefused),
@@ -353,6 +381,7 @@ impl Service {
                     at_once,
                 })
             }),
+            announced: self.announce(prompt, id, (pool, dispatch.worker), !prompt.is_streamed),
         };
         Ok(WaitedLeg {
             leg,

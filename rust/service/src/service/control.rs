@@ -212,11 +212,14 @@ impl Service {
         Ok(())
     }
 
-    /// The states of the parts of the control plane, as they were reported last, and of the records where they are on.
+    /// The states of the parts of the control plane, as they were reported last, and of records and peers where they are on.
     pub fn parts(&self) -> BTreeMap<String, PartState> {
         let mut parts = self.parts.lock().clone();
         if let Some(records) = &self.records {
             parts.insert("records".into(), records.state());
+        }
+        if let Some(peers) = &self.peers {
+            parts.insert("peers".into(), peers.state());
         }
         parts
     }

@@ -15,6 +15,7 @@ mod saved_state;
 mod status;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -29,6 +30,7 @@ use crate::feed::{FeedContext, Feeds, Subscription};
 use crate::metrics::{MetricBuilder, Metrics};
 use crate::models::{Model, ModelSpec, Models};
 use crate::outcomes::Outcomes;
+use crate::peers::Peers;
 use crate::pool::{Role, WorkerUpsert};
 use crate::prompt::Abstention;
 use crate::prompt_pool::PromptPool;
@@ -66,6 +68,8 @@ pub struct Service {
     pub(crate) records: Option<Arc<Recorder>>,
     /// Maker of spans; `None` when tracing is off.
     pub(crate) tracing: Option<Arc<Tracing>>,
+    /// Routers that share the fleet; `None` when nothing is shared.
+    pub(crate) peers: Option<Peers>,
     /// Time base of all routers.
     pub(crate) clock: Clock,
     /// Threads that turn long prompts into tokens.
@@ -124,6 +128,11 @@ impl Service {
         let tracing = config.tracing.as_ref();
         let tracing = tracing.map(|options| Tracing::start(options, metrics.builder()));
         let tracing = tracing.transpose()?.map(Arc::new);
+        let peers = config.peers.as_ref().map(|options| {
+            let sources = (models.clone(), clock);
+            Peers::new(options, &config.router_id, sources, metrics.builder())
+        });
+        let peers = peers.transpose()?;
         let prompts = PromptPool::start(config.prompt.tokenise_threads, metrics.builder())?;
         Ok(Arc::new(Self {
             feeds: Feeds::new(feeds, background.runtime()),
@@ -131,6 +140,7 @@ impl Service {
             receipts: Receipts::new(config.routing.receipts),
             records,
             tracing,
+            peers,
             routing,
             models,
             metrics,
@@ -144,6 +154,20 @@ impl Service {
             shadow_thread: Mutex::new(shadow_thread),
             config,
         }))
+    }
+
+    /// Begins to share what is in flight with the peers of the configuration. Returns the address on which peers follow this router.
+    /// A second call changes nothing. A door calls it when it opens.
+    ///
+    /// # Errors
+    /// The address for peers cannot be bound.
+    pub fn start_peers(&self) -> Result<Option<SocketAddr>, ServiceError> {
+        self.peers.as_ref().map_or(Ok(None), Peers::start)
+    }
+
+    /// Address on which peers follow this router; `None` before [`Service::start_peers`] and where none may follow.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.peers.as_ref()?.address()
     }
 
     /// Registers a model, or changes a registered one. Returns the model when its template is new and has to be checked against the
@@ -237,6 +261,9 @@ impl Service {
         if let Some(shadows) = &self.shadows {
             shadows.update_metrics();
         }
+        if let Some(peers) = &self.peers {
+            peers.update_metrics();
+        }
         self.metrics.render(&self.models, self.clock.now_s())
     }
 
@@ -282,6 +309,9 @@ impl Service {
     /// Records and spans of requests that end after this call are dropped and counted.
     pub fn stop(&self) {
         drop(self.shadow_thread.lock().take());
+        if let Some(peers) = &self.peers {
+            peers.stop();
+        }
         self.background.stop();
         if let Some(records) = &self.records {
             records.stop();
