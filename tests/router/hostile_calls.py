@@ -93,6 +93,7 @@ def makers() -> dict[str, Callable[[], Any]]:
             '{"grpc_listen": "127.0.0.1:0", "http_listen": null}'
         ),
         "SimWorkload": lambda: workload,
+        "StreamBound": _core.StreamBound,
         "Stored": lambda: _core.Stored([1], local_hashes=[2]),
         "WatchedFleet": lambda: _core.WatchedFleet(workload, fleet, '[{"policy":"toll"}]'),
     }

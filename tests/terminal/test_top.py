@@ -200,7 +200,7 @@ def test_a_narrow_screen_leaves_columns_out_and_cuts_nothing(width):
     screen = text_of(snapshot(worker(1), degraded), width=width)
     # Names of workers are shortened with an ellipsis at their start alone.
     assert "…" not in screen
-    for always in ("worker", "state", "requests", "load only 12 %", "price of anarchy 1.25"):
+    for always in ("worker", "state", "requests", "load only 12 %", "loss of a decision 1.25"):
         assert always in " ".join(screen.split()), screen
     assert ("as predicted" in screen) == (width >= 96)
     assert ("2k prefill" in screen) == (width >= 64)

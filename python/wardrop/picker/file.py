@@ -368,7 +368,7 @@ def read_file(path: Path) -> PickerFile:
 def native_stages(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Stages of `wardrop.config` as the native doors take them.
 
-    They are `routing`, `prompt` and `feed`, and `records`, `tracing` and `peers` where they are given.
+    They are `routing`, `prompt` and `feed`, and `records`, `tracing` and `peers` where given.
 
     Raises:
         InputError: A key is unknown, or a value has the wrong type or is out of range.

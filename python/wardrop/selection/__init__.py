@@ -4,8 +4,8 @@
     workers:
       - {worker_id: 1, model_name: m, endpoint: "http://10.0.0.1:8000", block_size: 16}
 
-The stages `routing`, `predicted`, `feed`, `records`, `tracing` and `peers` are those of `wardrop dynamo`.
-Workers have the fields of Dynamo's selection service. Unknown stages are refused.
+The stages `routing`, `predicted`, `feed`, `records`, `tracing` and `peers` are those of
+`wardrop dynamo`. Workers have the fields of Dynamo's selection service. Unknown stages are refused.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ type Paid = (u32, Option<f64>, f64);
 /// Arrival in seconds, prompt tokens, block ids, blocks found in a cache, what was paid.
 type Request = (f64, u32, List<u64>, u32, Option<Paid>);
 
-/// The history of a stream; `_core.pyi` documents it.
+/// The lower bound on a stream of requests, window by window, as a live router computes it.
+///
+/// `_core.pyi` documents it.
 #[pyclass(frozen, module = "wardrop._core")]
 pub struct StreamBound {
     history: Mutex<History>,
@@ -35,10 +37,12 @@ impl StreamBound {
         }
     }
 
+    /// Forget every earlier request.
     fn restart(&self) {
         self.lock().clear();
     }
 
+    /// Cost and bound of the requests of one window, by TTFT and by E2E. The GIL is released.
     #[pyo3(signature = (requests, fleet=None))]
     fn window(
         &self,
@@ -77,7 +81,9 @@ impl StreamBound {
     }
 }
 
-/// A price over windows; `_core.pyi` documents it.
+/// Paid over lower bound over several windows, with its 95 % interval.
+///
+/// `_core.pyi` documents it.
 #[caught]
 #[pyfunction]
 pub fn stream_price(windows: List<Costs>) -> Option<(f64, Option<(f64, f64)>)> {
