@@ -91,16 +91,18 @@ def test_more_idle_clients_than_descriptors_stop_nobody(limited, descriptors):
     limit = process.status["limits"]["connections"]
     assert limit < descriptors * 3 // 4
 
-    def connect(count: int) -> list[socket.socket]:
-        address = ("127.0.0.1", process.port)
-        return [socket.create_connection(address, timeout=DEADLINE_S) for _ in range(count)]
+    idle: list[socket.socket] = []
 
-    # A client is refused where the connections before it are not idle yet. So the places are taken
-    # first, and each question for the metrics evicts a connection that is idle by then.
-    idle = connect(limit)
-    wait_until(lambda: process.metric("client_evictions_total") >= 1, "an idle connection")
-    idle += connect(descriptors + 76 - limit)
-    wait_until(lambda: process.metric("client_evictions_total") >= descriptors + 76 - limit)
+    def connect(count: int) -> None:
+        address = ("127.0.0.1", process.port)
+        idle.extend(socket.create_connection(address, timeout=DEADLINE_S) for _ in range(count))
+
+    def evictions() -> float:
+        try:
+            return process.metric("client_evictions_total")
+        except OSError:
+            # The question itself was refused: no connection was idle yet.
+            return 0
 
     def answers() -> bool:
         try:
@@ -108,11 +110,19 @@ def test_more_idle_clients_than_descriptors_stop_nobody(limited, descriptors):
         except OSError:
             return False
 
-    # The last of the idle clients may still be on their way through the backlog.
-    wait_until(answers, "an answer for a new client")
-    assert process.descriptors() <= descriptors * 3 // 4 + 32
-    for client in idle:
-        client.close()
+    try:
+        # A client is refused where the connections before it are not idle yet. So the places are
+        # taken first, and each question for the metrics evicts a connection that is idle by then.
+        connect(limit)
+        wait_until(lambda: evictions() >= 1, "an idle connection")
+        connect(descriptors + 76 - limit)
+        wait_until(lambda: evictions() >= descriptors + 76 - limit)
+        # The last of the idle clients may still be on their way through the backlog.
+        wait_until(answers, "an answer for a new client")
+        assert process.descriptors() <= descriptors * 3 // 4 + 32
+    finally:
+        for client in idle:
+            client.close()
 
 
 def test_soft_limit_is_raised_to_the_hard_one(limited):
