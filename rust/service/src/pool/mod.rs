@@ -28,7 +28,6 @@ mod lock_holds;
 mod members;
 #[cfg(test)]
 mod oracle;
-#[cfg(feature = "peers")]
 mod peers;
 mod position;
 mod queue;

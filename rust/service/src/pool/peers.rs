@@ -5,6 +5,10 @@ use wardrop_core::{Error, PeerBooking, RequestId};
 
 use super::WorkerPool;
 
+#[cfg_attr(
+    not(feature = "peers"),
+    allow(dead_code, reason = "a router without peers hears of no booking")
+)]
 impl WorkerPool {
     /// Counts a booking of a peer as load.
     ///
