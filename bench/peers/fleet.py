@@ -68,6 +68,9 @@ class Fleet:
                 await self._answer(int(head.split(_PIN)[1].split(b"\r\n")[0]), body, writer)
         except (asyncio.IncompleteReadError, ConnectionError, IndexError):
             writer.close()
+        except asyncio.CancelledError:
+            # The loop ends with connections open. asyncio of Python 3.11 would print the cancelled task.
+            return
 
     async def _answer(self, instance: int, body: bytes, writer: asyncio.StreamWriter) -> None:
         worker = self.workers[instance]
