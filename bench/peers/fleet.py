@@ -69,7 +69,7 @@ class Fleet:
         except (asyncio.IncompleteReadError, ConnectionError, IndexError):
             writer.close()
         except asyncio.CancelledError:
-            # The loop ends with connections open. asyncio of Python 3.11 would print the cancelled task.
+            # The loop ends with connections open, and asyncio prints cancelled tasks of a server.
             return
 
     async def _answer(self, instance: int, body: bytes, writer: asyncio.StreamWriter) -> None:
