@@ -229,6 +229,7 @@ class GatewaySync:
                 self._refused.pop(key, None)
         for key in self._refused.keys() - tried:
             del self._refused[key]
+        self._forget_restores()
 
     def _is_due(self, change: Change, now_s: float) -> bool:
         """Whether everything that a change depends on is there."""
@@ -286,6 +287,16 @@ class GatewaySync:
             publishers = [f.publisher_id for f in feeds if f.topic == "kv-events"]
             self._restores[pool] = asyncio.create_task(self._restore(pool, publishers))
         return self._restores[pool].done()
+
+    def _forget_restores(self) -> None:
+        """Forget the restored pools of models that left, so that a flood of models keeps nothing.
+
+        A saved index is restored once, so a model that returns gets no old blocks.
+        """
+        names = self._wanted.models.keys()
+        for pool in [pool for pool in self._restores if pool[0] not in names]:
+            if self._restores[pool].done():
+                del self._restores[pool]
 
     async def _restore(self, pool: Pool, publishers: list[int]) -> None:
         try:

@@ -32,6 +32,7 @@ from wardrop.dynamo.discovery.backends import choose_source, dynamo_environment
 from wardrop.dynamo.discovery.frontend_source import FrontendSource
 from wardrop.dynamo.discovery.scope import choose_scope
 from wardrop.dynamo.discovery.source import Source
+from wardrop.dynamo.freed_memory import FreedMemory
 from wardrop.dynamo.frontend_client import models_served, models_served_by_any, read_page
 from wardrop.dynamo.gateway_sync import Actions, GatewaySync
 from wardrop.dynamo.install import dynamo_version
@@ -240,6 +241,7 @@ class Server:
             calibrator = Calibrator(gateway, door, lambda: loop.controller.on_trial)
             runs["calibrator"] = partial(calibrator.run, config.shadows.tick_s)
         runs["discovery_source"] = partial(self._report_discovery, parts)
+        runs["freed_memory"] = FreedMemory().run
         tasks = [
             asyncio.create_task(parts.keep(name, run), name=name) for name, run in runs.items()
         ]
