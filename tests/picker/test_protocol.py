@@ -473,3 +473,21 @@ def test_endpoints_change_while_requests_run(picker: Served) -> None:
     with pytest.raises(ValueError, match="not registered"):
         picker.picker.set_endpoints(json.dumps([{"address": FIRST, "model": "other"}]))
     assert place(picker, prompt())[1].address == THIRD
+
+
+def test_tenants_have_caches_of_their_own(picker: Served) -> None:
+    stream, _ = place(picker, prompt(), {"x-tenant-id": "a"})
+    stream.request_body()
+    finish(stream, usage(0))
+    cold = {"prefer": "if-available"}
+    assert place(picker, prompt(), {"x-tenant-id": "b", **cold})[1].status == 412
+    assert isinstance(place(picker, prompt(), {"x-tenant-id": "a", **cold})[1], Decision)
+
+
+def test_price_of_anarchy_is_measured_live(picker: Served) -> None:
+    for number in range(70):  # more than a window
+        stream, _ = place(picker, prompt(first=number * 1000))
+        stream.request_body()
+        finish(stream, usage(0))
+    wait_until(lambda: picker.metric("decision_loss_windows") >= 1, "a window of decisions")
+    assert picker.metric("decision_loss") >= 1.0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.picker.processes import metric
 from tests.select.conftest import Serve, Served
 from tests.waiting import wait_until
 
@@ -177,3 +179,25 @@ def test_clients_can_bring_a_channel_of_their_own(service: Served) -> None:
         assert len(client.workers()) == 2
     with pytest.raises(ValueError, match="expected one of them"):
         SelectionClient()
+
+
+def test_price_of_anarchy_is_measured_live(service: Served) -> None:
+    def value(name: str) -> float:
+        page = urllib.request.urlopen(f"{service.url}/metrics", timeout=30).read().decode()
+        return metric(page, name)
+
+    for number in range(70):  # more than a window
+        with service.client.reserve(str(number), "m", list(range(number, number + 100))):
+            pass
+    wait_until(lambda: value("decision_loss_windows") >= 1, "a window of decisions")
+    assert value("decision_loss") >= 1.0
+
+
+def test_ranks_of_a_worker_are_named(serve: Serve) -> None:
+    with serve(workers=0) as service:
+        service.client.upsert_worker(1, model="m", endpoint="http://w1", ranks=2)
+        with (
+            service.client.reserve("a", "m", PROMPT) as first,
+            service.client.reserve("b", "m", PROMPT[::-1]) as second,
+        ):
+            assert {first.dp_rank, second.dp_rank} == {0, 1}
