@@ -58,6 +58,7 @@ class Config:
         routing["queue"] = queue if routing["queue"] else None
         routing["predicted"] = asdict(self.predicted)
         routing["receipts"] = self.control.receipts if self.control.admin_port >= 0 else 0
+        routing["observe"] = self.dynamo.observe
         routing["bound_window_s"] = self.control.bound_window_s
         routing["timing"] = dict(timing or {})
         return json.dumps(

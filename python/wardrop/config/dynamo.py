@@ -23,6 +23,11 @@ class Dynamo:
     frontend_mode: FrontendMode = setting(  # noqa: RUF009  (a field, as the others)
         "kv", "--router-mode of the frontends that are started", "frontend-mode"
     )
+    observe: bool = setting(
+        False,
+        "place no request: the frontends choose every worker, and the router measures the choices",
+        "observe",
+    )
     discovery: Discovery = setting(  # noqa: RUF009  (a field, as the others)
         "auto",
         "auto: DYN_DISCOVERY_BACKEND, else what --store, --etcd-endpoints or --upstream imply",

@@ -101,6 +101,8 @@ pub struct RoutingOptions {
     /// Whether to take `x-wardrop-priority` and `x-wardrop-deadline-ms` from clients. A client that
     /// sets them passes other clients, so a deployment turns them on for trusted clients alone.
     pub queue_hints: bool,
+    /// Whether to place no request. Dynamo then chooses every worker, and the service measures what the choices cost.
+    pub observe: bool,
     /// Whether to forward worker pins from clients. Otherwise the gateway refuses a request with a pin with status 400.
     pub allow_client_pins: bool,
     /// Whether to add `x-wardrop-worker` and `x-wardrop-overlap-blocks` to answers.
@@ -233,6 +235,7 @@ impl Default for RoutingOptions {
             receipts: 0,
             bound_window_s: 60.0,
             queue_hints: false,
+            observe: false,
             allow_client_pins: false,
             explain_headers: false,
         }

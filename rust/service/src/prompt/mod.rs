@@ -82,6 +82,8 @@ pub enum Abstention {
     TokeniseTimeout,
     /// Dynamo draws one of several worker sets of the model for each request, and a pin cannot choose the set.
     WorkerSets,
+    /// The router only observes: the engine's own router chooses every worker.
+    Observing,
     /// No registered worker is available.
     NoWorker,
     /// The router refused, for example at its limit of bookings.
@@ -90,7 +92,7 @@ pub enum Abstention {
 
 impl Abstention {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Unparsable,
         Self::Unreadable,
         Self::UnknownModel,
@@ -109,6 +111,7 @@ impl Abstention {
         Self::TooLarge,
         Self::TokeniseTimeout,
         Self::WorkerSets,
+        Self::Observing,
         Self::NoWorker,
         Self::RouterRefused,
     ];
@@ -134,6 +137,7 @@ impl Abstention {
             Self::TooLarge => "too_large",
             Self::TokeniseTimeout => "tokenise_timeout",
             Self::WorkerSets => "worker_sets",
+            Self::Observing => "observing",
             Self::NoWorker => "no_worker",
             Self::RouterRefused => "router_refused",
         }

@@ -134,7 +134,14 @@ impl ActiveRequest {
             let at_s = service.clock.seconds_at(self.started);
             shadows.arrived(model, at_s, prompt.input_tokens, &prompt.sequence)
         });
-        match service.place(&self.prepared, hints).await {
+        let placed = if service.config.routing.observe {
+            // An observed request goes to Dynamo as it came, without token ids from here.
+            self.prepared.prompt.spliced = None;
+            Err(Unplaced::Abstain(Abstention::Observing))
+        } else {
+            service.place(&self.prepared, hints).await
+        };
+        match placed {
             Ok(placed) => {
                 self.waited_s = placed.waited_s;
                 self.take_over(placed.booking);
@@ -159,6 +166,9 @@ impl ActiveRequest {
     /// worker.
     pub fn place_again(&mut self) {
         drop(self.booking.take());
+        if self.service.config.routing.observe {
+            return;
+        }
         if let Ok(booking) = self.service.place_now(&self.prepared) {
             self.take_over(booking);
         }
