@@ -280,6 +280,13 @@ class Decision:
         """
 
     @property
+    def misfit(self) -> str | None:
+        """Why a static rule decided in place of the policy; None if the policy decided.
+
+        `first_tokens_unreported`, `first_tokens_unpredicted` or `steps_unpredicted`.
+        """
+
+    @property
     def candidates(self) -> list[Candidate]:
         """All candidates if `explain` was True, otherwise an empty list."""
 
@@ -324,6 +331,9 @@ class Router:
         predicted_settle_s: see `predicted`.
         predicted_capacity_blocks: assumed cache of a worker without `total_kv_blocks`, in blocks.
             The blocks of its oldest requests are dropped first.
+        price_guard: whether Dynamo's cost decides while the predicted seconds do not fit what
+            `prefill_done` and `release` report (docs/explanation/price-guard.md). True needs a call
+            of `prefill_done` for the first token of every streamed answer.
         **parameters: parameters of the policy, by name.
 
     Raises:
@@ -349,6 +359,7 @@ class Router:
         predicted_capacity_blocks: int = 65_536,
         hash: str = "xxh3",
         hash_key: bytes | None = None,
+        price_guard: bool = False,
         **parameters: Any,
     ) -> Router: ...
     @property
@@ -818,8 +829,8 @@ def simulate_fleet(workload: SimWorkload, fleet: str, routers: str) -> dict[str,
     Args:
         workload: the requests.
         fleet: JSON of the fleet, as `wardrop.replay.Fleet.to_json` writes it.
-        routers: JSON list with one `{"policy", "parameters", "queue", "predicted", "seed"}` per
-            pool. Only "policy" is required.
+        routers: JSON list with one `{"policy", "parameters", "queue", "predicted",
+            "price_guard", "seed"}` per pool. Only "policy" is required.
 
     Returns:
         Columns as little-endian bytes, and `totals`, a dict of numbers. float64: `arrival_ms`,

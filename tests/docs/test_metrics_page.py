@@ -41,6 +41,8 @@ MEANINGS = {
     "wait": "what a client was awaited for",
     "part": "part of the process",
     "setting": "name of a setting",
+    "misfit": "what shows that the price does not fit",
+    "time": "first_token or step: the time that was predicted",
 }
 """Every label with its one meaning."""
 

@@ -149,6 +149,30 @@ def test_the_same_seed_gives_the_same_decisions() -> None:
     assert decisions(3) != decisions(4)
 
 
+def end_unreported(fleet: wardrop.Router, requests: int) -> list[str | None]:
+    """End requests whose first tokens go unreported; return each decision's misfit."""
+    misfits: list[str | None] = []
+    for number in range(requests):
+        now_s = 100.0 * number
+        misfits.append(fleet.route(PROMPT, request_id=number, now_s=now_s).misfit)
+        fleet.release(number, output_tokens=12, now_s=now_s + 50.0)
+    return misfits
+
+
+def test_policy_of_the_library_decides_though_first_tokens_go_unreported() -> None:
+    fleet = router("toll")
+    assert set(end_unreported(fleet, 64)) == {None}
+    assert fleet.snapshot()["price_guard"]["misfit"] is None
+
+
+def test_library_with_the_price_guard_falls_when_first_tokens_go_unreported() -> None:
+    misfits = end_unreported(router("toll", price_guard=True), 64)
+    assert misfits[0] is None
+    assert misfits[-1] == "first_tokens_unreported"
+    # A policy without predicted seconds has nothing to fall from.
+    assert set(end_unreported(router("dynamo", price_guard=True), 64)) == {None}
+
+
 def test_many_threads_share_one_router() -> None:
     fleet = router()
     failures: list[BaseException] = []

@@ -158,6 +158,16 @@ def test_healthy_and_idle_workers_are_no_problem():
     assert problems(Builder(), 0.0, model("m", *pools), regime=1) == []
 
 
+def test_misfit_of_the_price_is_named_with_its_pool():
+    prefill = Pool("prefill", 0, 0, None, [worker(1)], misfit="first_tokens_unpredicted")
+    decode = Pool("decode", 0, 0, None, [worker(2)])
+    (found,) = problems(Builder(), 0.0, model("m", prefill, decode))
+    assert found.startswith("The price does not fit in the prefill pool: first tokens come at")
+    alone = Pool("aggregated", 0, 0, None, [worker(1)], misfit="first_tokens_unreported")
+    (found,) = problems(Builder(), 0.0, model("m", alone))
+    assert found.startswith("The price does not fit: requests end and their first tokens are not")
+
+
 def test_empty_and_saturated_fleets_are_problems():
     texts = problems(Builder(), 0.0, model("m"), regime=2)
     assert texts[0].startswith("No worker is known")

@@ -119,6 +119,14 @@ def test_costs_of_a_policy_without_time_have_no_unit():
     assert "it was placed at once" in lines
 
 
+def test_decision_of_the_static_rule_is_said_with_its_reason():
+    receipt = copy.deepcopy(RECEIPT)
+    assert "static rule" not in "\n".join(story(receipt))
+    receipt["legs"][0]["misfit"] = "first_tokens_unreported"
+    reason = "requests end and their first tokens are not reported"
+    assert f"a static rule decided: {reason}" in story(receipt)
+
+
 def test_wait_that_lost_time_is_said_and_a_cost_without_a_unit_claims_no_gain():
     receipt = copy.deepcopy(RECEIPT)
     receipt["legs"][0]["at_once"] |= {"cost": 0.6, "gained_s": -0.15}

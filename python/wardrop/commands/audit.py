@@ -17,7 +17,7 @@ _FIRST_UNIX_TIME_S = 1e9
 _MAX_RECORDS = 1024
 """Records that the admin API returns at most."""
 
-Event = Literal["change", "kept", "rolled_back", "regime"]
+Event = Literal["change", "kept", "rolled_back", "regime", "price_guard"]
 """Kinds of records."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -29,6 +29,11 @@ class Routing:
     queue_parameters: dict[str, float] = setting(  # noqa: RUF009  (a field, as the others)
         {}, "parameters of the queue, name=number,… (kappa, backlog_s, …)", "queue-parameters"
     )
+    price_guard: bool = setting(
+        True,
+        "fall back to a static rule while the predictions of the price do not fit the fleet",
+        "price-guard",
+    )
     queue_hints: bool = setting(False, "honour the priority and deadline headers of clients")
     tenant_weights: dict[str, float] = setting(  # noqa: RUF009  (a field, as the others)
         {}, "weights in a fair queue, tenant=number,…; other tenants have 1", "tenant-weights"

@@ -11,6 +11,7 @@ from typing import Any
 CONTROLLER = "controller"
 HAND = "hand"
 CALIBRATOR = "calibrator"
+PRICE_GUARD = "price guard"
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class Record:
 
     Attributes:
         at_s: time in seconds of the writer's clock; Unix time in a running gateway.
-        event: `change`, `kept`, `rolled_back` or `regime`.
+        event: `change`, `kept`, `rolled_back`, `regime` or `price_guard`.
         setting: name of the setting; several names with a comma between them.
         before: value before the event; an object by name where there are several settings.
         after: value after the event, in the same form.
         reason: why, in words.
         evidence: why, in figures.
-        by: author of the event: `hand`, `controller` or `calibrator`.
+        by: author of the event: `hand`, `controller`, `calibrator` or `price guard`.
         number: number of this record, counted from 1; 0 where records are not numbered.
         of: number of the change whose outcome this record is; 0 for none.
     """

@@ -83,7 +83,7 @@ class Door:
 
         Args:
             changes: setting → value.
-            by: author: `hand`, `controller` or `calibrator`.
+            by: author: `hand`, `controller`, `calibrator` or `price guard`.
             reason: why, in words; at most 500 characters are kept.
             evidence: why, in figures.
 
@@ -149,7 +149,7 @@ class Door:
         """Record an event of the settings `names`.
 
         Args:
-            event: `change`, `kept`, `rolled_back` or `regime`.
+            event: `change`, `kept`, `rolled_back`, `regime` or `price_guard`.
             names: names of the settings.
             before: values by name before the event; other names are ignored.
             after: values by name after the event; other names are ignored.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
-from wardrop.control.audit import CONTROLLER, Record
+from wardrop.control.audit import CONTROLLER, PRICE_GUARD, Record
 from wardrop.control.controller import Action, Controller, Settings
 from wardrop.control.door import Door
 from wardrop.control.moves import DEFAULT_MOVES, moves_of
@@ -76,6 +76,7 @@ class ControlLoop:
         self.from_page = 0
         self.figures: dict[str, float] = {}
         """Figures of the last sample, by the name of their gauge; empty before the first."""
+        self._misfits: dict[str, str | None] = {}
         self._clock = clock
         if settings is None:
             settings = Settings(moves_of(moves, door.settings()) if acts else {})
@@ -98,7 +99,9 @@ class ControlLoop:
     async def poll(self) -> None:
         """One poll, one step of the controller, at most one action."""
         now_s = self._clock()
-        sample = self._telemetry.take(json.loads(self._gateway.sample()))
+        polled = json.loads(self._gateway.sample())
+        self._note_misfits(polled)
+        sample = self._telemetry.take(polled)
         max_age_s = self.controller.settings.regime.max_age_s
         if self._page is not None and (sample is None or sample.age_s > max_age_s):
             sample = await self._from_page(now_s) or sample
@@ -111,6 +114,20 @@ class ControlLoop:
         if sample is not None:
             self._step(now_s, sample)
         return sample
+
+    def _note_misfits(self, polled: dict[str, Any]) -> None:
+        """Mark in the audit where the price guard fell or returned since the last poll."""
+        found: dict[str, str | None] = {
+            f"price_guard: {pool['model']}, {pool['role']}": pool.get("misfit")
+            for pool in polled.get("pools", ())
+        }
+        for name, misfit in found.items():
+            before = self._misfits.get(name)
+            if misfit != before:
+                reason = "the price fits again" if misfit is None else "a static rule decides"
+                values = ({name: before or "price"}, {name: misfit or "price"})
+                self._door.note("price_guard", [name], *values, reason, by=PRICE_GUARD)
+        self._misfits = found
 
     def _step(self, now_s: float, sample: Sample) -> None:
         action = self.controller.step(now_s, sample)

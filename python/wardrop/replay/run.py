@@ -46,6 +46,7 @@ class Policy:
             alone, beside), ttl_s, settle_s, capacity_blocks, max_records. None: off.
         controller: parameters of `wardrop.replay.controlled.ControlledRun`; None without a
             controller.
+        price_guard: whether a static rule decides while the predictions of the price do not fit.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Policy:
     queue: dict[str, Any] | None = None
     predicted: dict[str, Any] | None = None
     controller: dict[str, Any] | None = None
+    price_guard: bool = True
 
     @property
     def label(self) -> str:
@@ -103,6 +105,7 @@ class Policy:
             "parameters": self.parameters,
             "queue": self.queue,
             "predicted": self.predicted,
+            "price_guard": self.price_guard,
             "seed": seed,
         }
         if not fleet.is_split:
@@ -114,6 +117,7 @@ class Policy:
             else self.decode_parameters,
             "queue": self.queue,
             "predicted": self.predicted,
+            "price_guard": self.price_guard,
             "seed": seed + 1,
         }
         return json.dumps([first, second])

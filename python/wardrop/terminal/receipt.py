@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from wardrop.service.live.problems import short_name
+from wardrop.service.live.problems import MISFITS, short_name
 from wardrop.terminal.numbers import count, seconds
 
 Receipt = dict[str, Any]
@@ -64,8 +64,11 @@ def _placement(leg: dict[str, Any]) -> list[str]:
     if leg["margin"] is not None:
         side = "below the next worker" if leg["margin"] >= 0 else "above the cheapest worker"
         text += f", {cost(abs(leg['margin']))} {side}"
+    misfit = cast(str | None, leg.get("misfit"))
     blocks = leg["overlap_blocks"]
     lines = [f"{text}; {count(blocks)} blocks of the prompt are in its cache"]
+    if misfit is not None:
+        lines.append(f"a static rule decided: {MISFITS.get(misfit, misfit)}")
     if leg["waited_s"] > 0:
         lines.append(f"it waited {seconds(leg['waited_s'])} in the router's queue, {_cause(leg)}")
         if leg.get("at_once") is not None:

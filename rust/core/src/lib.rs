@@ -47,6 +47,7 @@ mod overlaps;
 mod pick;
 pub mod predicted;
 pub mod price;
+pub mod price_guard;
 pub mod queue;
 pub mod regime;
 mod request;
@@ -66,6 +67,7 @@ pub use hash::{
 pub use index::{ImageError, RestoredWorker, WorkerOverlap};
 pub use predicted::{PredictedConfig, PredictedUse};
 pub use price::{DynamoConfig, Policy, PolicyConfig, View};
+pub use price_guard::{FitReport, Misfit, PriceGuardReport};
 pub use request::{Candidate, Decision, Parts, RequestId, RouteRequest, Stage};
 pub use router::{FleetLoad, PeerBooking, Router, RouterConfig};
 pub use snapshot::{Counters, IndexSize, Snapshot, WorkerSnapshot};

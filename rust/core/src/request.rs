@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::hash::{LocalHash, SequenceHash};
 use crate::index::Prompt;
+use crate::price_guard::Misfit;
 use crate::trust::TrustMode;
 use crate::worker::WorkerId;
 
@@ -75,8 +76,10 @@ pub struct Decision {
     pub worker: WorkerId,
     /// Leading blocks of the prompt in the device memory of the chosen worker, as the price believed them.
     pub overlap_blocks: u32,
-    /// Cost of the chosen worker, in the unit of the policy.
+    /// Cost of the chosen worker, in the unit of the policy, or of the static rule that stands in for it.
     pub cost: f64,
+    /// Why a static rule decided in place of the policy; `None` where the policy decided.
+    pub misfit: Option<Misfit>,
     /// Every candidate with the parts of its cost. Empty unless the request asked for it.
     pub candidates: Vec<Candidate>,
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::event::KvEvent;
 use crate::index::Refusal;
 use crate::predicted::PredictedSize;
+use crate::price_guard::PriceGuardReport;
 use crate::trust::Trust;
 use crate::worker::{WorkerId, WorkerSpec};
 
@@ -16,8 +17,10 @@ use crate::worker::{WorkerId, WorkerSpec};
 pub struct Snapshot {
     /// Every registered worker, by id.
     pub workers: Vec<WorkerSnapshot>,
-    /// Name of the policy in force.
+    /// Name of the configured policy.
     pub policy: String,
+    /// State and evidence of the price guard.
+    pub price_guard: PriceGuardReport,
     /// Open bookings.
     pub bookings: usize,
     /// Size of the index.
@@ -67,6 +70,8 @@ pub struct Counters {
     pub routed: u64,
     /// Decisions for which no candidate had a finite cost: the least loaded candidate was chosen.
     pub unpriced: u64,
+    /// Decisions that a static rule made in place of the policy.
+    pub decided_statically: u64,
     /// Bookings opened.
     pub booked: u64,
     /// Bookings released.
@@ -108,6 +113,7 @@ impl Counters {
         Self {
             routed: self.routed,
             unpriced: self.unpriced,
+            decided_statically: self.decided_statically,
             booked: self.booked,
             released: self.released,
             expired: self.expired,

@@ -6,7 +6,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::Value;
-use wardrop_core::WorkerId;
+use wardrop_core::{Misfit, WorkerId};
 use wardrop_py_macros::caught;
 
 /// Worker chosen for a request.
@@ -46,6 +46,12 @@ impl Decision {
     #[getter]
     fn cost(&self) -> f64 {
         self.0.cost
+    }
+
+    /// Why a static rule decided in place of the policy; None if the policy decided.
+    #[getter]
+    fn misfit(&self) -> Option<&'static str> {
+        self.0.misfit.map(Misfit::name)
     }
 
     /// All candidates if `explain` was True, otherwise an empty list.

@@ -109,7 +109,8 @@ impl Router {
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     #[pyo3(signature = (block_size, policy="dynamo", *, seed=0, tracks_prefill=true, tracks_decode=true, booking_ttl_s=600.0,
         max_bookings=1_000_000, max_workers=65_536, index_max_blocks=100_000_000, index_max_bytes=None, predicted="off",
-        predicted_ttl_s=120.0, predicted_settle_s=1.0, predicted_capacity_blocks=65_536, hash="xxh3", hash_key=None, **parameters))]
+        predicted_ttl_s=120.0, predicted_settle_s=1.0, predicted_capacity_blocks=65_536, hash="xxh3", hash_key=None, price_guard=false,
+        **parameters))]
     fn new(
         py: Python<'_>,
         block_size: u32,
@@ -128,6 +129,7 @@ impl Router {
         predicted_capacity_blocks: u64,
         hash: &str,
         hash_key: Option<[u8; 16]>,
+        price_guard: bool,
         parameters: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         let policy = PolicyConfig::from_name(policy, &arguments::parameters(py, parameters)?)
@@ -148,6 +150,7 @@ impl Router {
             .with_index_max_blocks(index_max_blocks)
             .with_index_max_bytes(index_max_bytes.unwrap_or(u64::MAX))
             .with_predicted(predicted)
+            .with_price_guard(price_guard)
             .with_hash(hash_mode(py, hash, hash_key)?);
         let core = Core::new(config).map_err(|e| raise(&e))?;
         Ok(Self {

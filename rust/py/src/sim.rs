@@ -306,6 +306,10 @@ pub fn pack<'py>(py: Python<'py>, outcome: &Outcome) -> PyResult<Bound<'py, PyDi
     numbers.set_item("onboarded_tokens", totals.onboarded_tokens)?;
     numbers.set_item("transfer_bytes", totals.transfer_bytes)?;
     numbers.set_item("decisions", totals.decisions)?;
+    let decided_statically: u64 = outcome.decided_statically.iter().sum();
+    let falls: u64 = outcome.price_guards.iter().map(|guard| guard.falls).sum();
+    numbers.set_item("decided_statically", decided_statically)?;
+    numbers.set_item("price_falls", falls)?;
     numbers.set_item("peak_active_blocks", totals.peak_active_blocks)?;
     numbers.set_item("gap_sum_ms", outcome.gaps.sum_ms)?;
     numbers.set_item("end_ms", outcome.end_ms)?;

@@ -373,6 +373,7 @@ fn new_pools(
             .with_policy(routing.policy.clone())
             .with_prefill_tracking(role != Role::Decode)
             .with_decode_tracking(role != Role::Prefill)
+            .with_price_guard(config.routing.price_guard)
             .with_predicted(predicted)
             .with_curves(curves)
             .with_handoff_s_per_token(config.routing.handoff_s_per_token)

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use serde::Serialize;
 use wardrop_core::control::Routing;
-use wardrop_core::{Candidate, WorkerId};
+use wardrop_core::{Candidate, Misfit, WorkerId};
 
 use crate::pool::{Explanation, Leg, Role};
 
@@ -45,6 +45,8 @@ pub(crate) struct LegReceipt {
     pub waited_s: f64,
     /// Why the request was placed when it was: at once, room, full window, or the end of its wait.
     pub cause: &'static str,
+    /// Why a static rule decided in place of the policy; `None` where the policy decided.
+    pub misfit: Option<Misfit>,
     /// What the request would have got at its arrival; `None` for a request that did not wait.
     pub at_once: Option<AtOnce>,
     /// Cheapest first, at most [`MAX_CANDIDATES`].
@@ -204,6 +206,7 @@ pub(crate) fn leg_receipt(leg: &Leg, explanation: Explanation) -> LegReceipt {
         overlap_blocks: leg.overlap_blocks,
         waited_s: explanation.waited_s,
         cause: explanation.cause,
+        misfit: explanation.misfit,
         at_once,
         candidates,
         candidates_in_all,
@@ -389,6 +392,7 @@ mod tests {
                 overlap_blocks: 0,
                 waited_s: 0.0,
                 cause: "at_once",
+                misfit: None,
                 at_once: None,
                 candidates: sorted,
                 candidates_in_all: 8,

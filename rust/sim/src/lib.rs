@@ -45,7 +45,7 @@ pub use fleet::{simulate, simulate_plan};
 pub use record::{End, GapHistogram, Outcome, Requests, Samples, Totals};
 pub use spec::{
     EngineSpec, Eviction, Fault, FaultKind, FeedSpec, FleetSpec, Lie, LieKind, Plan, PoolSpec, Preemption,
-    Role, RouterSpec, TierSpec, TransferSpec,
+    Role, RouterSpec, TierSpec, TransferSpec, Unseen,
 };
 pub use timing::{Timing, TimingTable};
 pub use watched::{ChangeError, WatchedFleet};

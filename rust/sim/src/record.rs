@@ -1,5 +1,6 @@
 //! Results of a run: one row per request, a histogram of token gaps, counters, and samples of the workers.
 
+use wardrop_core::PriceGuardReport;
 use wardrop_core::anarchy::MeterReport;
 use wardrop_core::regime::RegimeChange;
 
@@ -216,6 +217,10 @@ pub struct Outcome {
     pub bound: Option<LowerBound>,
     /// Changes of regime per pool; empty for a policy without regimes.
     pub regimes: Vec<Vec<RegimeChange>>,
+    /// State and evidence of each pool's price guard at the end.
+    pub price_guards: Vec<PriceGuardReport>,
+    /// Decisions per pool that a static rule made in place of the policy.
+    pub decided_statically: Vec<u64>,
 }
 
 #[cfg(test)]

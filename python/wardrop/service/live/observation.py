@@ -127,13 +127,18 @@ class PriceOfAnarchy(msgspec.Struct):
 
 
 class Pool(msgspec.Struct):
-    """The workers of one model in one role, and the requests that wait for them."""
+    """The workers of one model in one role, and the requests that wait for them.
+
+    Attributes:
+        misfit: Why a static rule decides in place of the price; None while the price fits.
+    """
 
     role: str
     waiting: int
     waiting_prefill_s: float
     anarchy: Anarchy | None
     workers: list[Worker]
+    misfit: str | None = None
 
 
 class Model(msgspec.Struct):

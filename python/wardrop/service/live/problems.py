@@ -17,6 +17,14 @@ SLOW_SAMPLES = 20
 _MOST_NAMES = 4
 
 
+MISFITS = {
+    "first_tokens_unreported": "requests end and their first tokens are not reported",
+    "first_tokens_unpredicted": "first tokens come at other times than predicted",
+    "steps_unpredicted": "decode steps take other times than predicted",
+}
+"""What the price guard finds, by its name in metrics and receipts."""
+
+
 class Departed(msgspec.Struct):
     """A worker that the router no longer knows, and the Unix time at which it was missing first."""
 
@@ -84,6 +92,12 @@ def problems_of(
         f"slower than {SLOW_RATIO:g} times the median of the others: NAMES. On equal hardware, "
         "look for a throttled or shared device.",
     )
+    for pool in pools:
+        if pool.misfit is not None:
+            text = MISFITS.get(pool.misfit, pool.misfit.replace("_", " "))
+            where = f" in the {pool.role} pool" if len(pools) > 1 else ""
+            advice = "Dynamo's cost decides there, and no request waits in the router."
+            found.append(Problem("warning", f"The price does not fit{where}: {text}. {advice}"))
     add(
         "warning",
         departed,

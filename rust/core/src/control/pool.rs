@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use crate::price_guard::Misfit;
 use crate::queue::QueueStats;
 use crate::router::Router;
 
@@ -28,6 +29,8 @@ pub struct PoolSnapshot {
     pub backlog_s: f64,
     /// Requests in flight.
     pub in_flight: u64,
+    /// Why a static rule decides in place of the price; `None` while the predictions of the price fit.
+    pub misfit: Option<Misfit>,
     /// Requests in the router's queue.
     pub waiting: usize,
     /// Prefill seconds of these requests.
@@ -63,6 +66,7 @@ impl PoolSnapshot {
             booked_prefill_s: load.booked_prefill_s,
             backlog_s: load.backlog_s,
             in_flight: load.requests,
+            misfit: router.misfit(),
             waiting: queue.waiting,
             waiting_prefill_s: queue.prefill_s,
             engine_queued_tokens: 0,

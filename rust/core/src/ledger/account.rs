@@ -40,6 +40,8 @@ pub(super) struct OpenRequest {
     pub expires_at_s: f64,
     /// When the first token was expected, as of the booking, seconds.
     pub due_s: f64,
+    /// Seconds from the booking to the first token, as predicted at the booking. 0 where no first token is expected.
+    pub predicted_s: f64,
     /// Whether the answer comes in one piece, so that no first token is reported. Its prefill counts as over at
     /// `due_s`.
     pub is_unstreamed: bool,
@@ -57,6 +59,13 @@ impl OpenRequest {
     /// Whether the request waits for its first token.
     pub const fn is_prefilling(&self) -> bool {
         self.first_token.is_none()
+    }
+
+    /// Whether this router placed the request and expects a report of its first token.
+    ///
+    /// A prompt without a new token has its first token at once, and an answer in one piece reports none.
+    pub const fn expects_report(&self) -> bool {
+        !self.is_unstreamed && !self.is_of_peer && self.work.new_tokens > 0
     }
 }
 

@@ -49,6 +49,20 @@ pub struct LatencyEstimate {
     pub is_new: bool,
 }
 
+impl LatencyEstimate {
+    /// Seconds from the booking to the first token: `(W + M + s)·(1 + step/chunk)`.
+    ///
+    /// The wait for memory is part of the price beside the own first token, and of the time that a client sees.
+    pub(crate) fn first_token_s(&self) -> f64 {
+        let shared = if self.chunk_s > 0.0 && self.requests > 0.0 {
+            self.step_s / self.chunk_s
+        } else {
+            0.0
+        };
+        (self.wait_s + self.memory_wait_s + self.prefill_s) * (1.0 + shared)
+    }
+}
+
 /// What the estimates of all candidates of a decision share. Computed once per decision, with the
 /// exponentials of the rates.
 #[derive(Clone, Copy, Debug, Default)]

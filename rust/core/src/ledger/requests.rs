@@ -12,10 +12,11 @@
 use rustc_hash::FxHashMap;
 
 use super::account::{OpenRequest, mean_step, shared_steps_s};
-use super::{Ledger, Outcome, REPORT_RATE_WINDOW, Work};
+use super::{CandidateInputs, Ledger, Outcome, REPORT_RATE_WINDOW, Work};
 use crate::exact::ordered;
 use crate::index::Slot;
 use crate::latency::FirstToken;
+use crate::price_guard::Observation;
 use crate::request::{MAX_OUTPUT_TOKENS, RequestId};
 
 /// A placed request. A struct, because several of its numbers could be swapped unseen.
@@ -39,6 +40,15 @@ pub(crate) struct NewBooking {
     pub now_s: f64,
     /// When the booking expires, seconds.
     pub expires_at_s: f64,
+}
+
+/// A first token that came, beside what was predicted of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct FirstTokenSeen {
+    /// Seconds since the booking.
+    pub taken_s: f64,
+    /// Seconds that were predicted at the booking. 0 where no first token was expected.
+    pub predicted_s: f64,
 }
 
 /// Entries of requests that ended which a list may hold beyond twice the open ones, before it is swept.
@@ -68,6 +78,8 @@ impl Ledger {
         let weight = self.decay_weight;
         let curves = self.curves.of(slot.index());
         let prefill_s = curves.prefill_s(work.new_tokens, work.cached_tokens);
+        let predicted_s = self.predicted_first_token_s(booking);
+        let curves = self.curves.of(slot.index());
         let account = &mut self.accounts[slot.index()];
         account.advance(now_s);
         account.prefill_s += prefill_s;
@@ -100,6 +112,7 @@ impl Ledger {
             booked_at_s: now_s,
             expires_at_s: booking.expires_at_s,
             due_s,
+            predicted_s,
             is_unstreamed: booking.is_unstreamed,
             is_unsure: booking.is_unsure,
             waiting_pass: None,
@@ -116,16 +129,50 @@ impl Ledger {
         self.shrink_expiry();
     }
 
+    /// Seconds to the first token of a request that is about to be booked, by the model of the price. 0 where no report is
+    /// expected. O(1).
+    fn predicted_first_token_s(&self, booking: &NewBooking) -> f64 {
+        let NewBooking {
+            slot, work, now_s, ..
+        } = *booking;
+        if work.new_tokens == 0 || booking.is_unstreamed || booking.is_of_peer {
+            return 0.0;
+        }
+        let kv_tokens = self.accounts[slot.index()].kv_tokens;
+        let inputs = CandidateInputs {
+            new_tokens: work.new_tokens as f64,
+            cached_tokens: work.cached_tokens as f64,
+            kv_tokens: kv_tokens.min(booking.kv_tokens),
+            kv_tokens_with: booking.kv_tokens,
+        };
+        self.estimate(slot, &inputs, self.output_tokens.value(), now_s)
+            .first_token_s()
+    }
+
+    /// Whether the first token of a request that ends now was reported. `None` for a request that says nothing of
+    /// reports: its first token is not due yet, or no report of it is expected.
+    pub fn was_reported(&self, request: RequestId, now_s: f64) -> Option<bool> {
+        let open = self.requests.get(&request)?;
+        if !open.expects_report() {
+            return None;
+        }
+        if !open.is_prefilling() {
+            return Some(true);
+        }
+        (now_s >= open.due_s).then_some(false)
+    }
+
     /// The first token of a request came: its prompt waits no more, and the prefill curve learns. Returns the seconds
     /// since it was booked. `None` when it is not booked, or had its first token before.
     ///
     /// The time says how long prefill took only while the prompt did not wait for KV memory. Otherwise the
     /// curve learns nothing. On a worker whose index misleads, the curve learns at the end of the request, from the cached
     /// tokens that the engine reports.
-    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Option<f64> {
+    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Option<FirstTokenSeen> {
         let open = self.requests.get_mut(&request);
         let open = open.filter(|open| open.is_prefilling())?;
         let (slot, work, booked_at_s, is_unsure) = (open.slot, open.work, open.booked_at_s, open.is_unsure);
+        let predicted_s = open.predicted_s;
         let account = &mut self.accounts[slot.index()];
         // While KV blocks are short a prompt waits for them, which says nothing of prefill. A prompt without a new token
         // says nothing either.
@@ -154,7 +201,10 @@ impl Ledger {
             self.write_followers();
         }
         self.write_row(slot);
-        Some(now_s - booked_at_s)
+        Some(FirstTokenSeen {
+            taken_s: now_s - booked_at_s,
+            predicted_s,
+        })
     }
 
     /// The answer of a request began, in a pool that only decodes: its steps are counted from now on. Its
@@ -175,7 +225,13 @@ impl Ledger {
     /// A request ended. `kv_tokens` is what its worker has in flight without it, in distinct prompt tokens.
     /// The step curve learns when the length of the answer is known. O(log requests) for an unstreamed
     /// request, else O(1) amortised.
-    pub fn release(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
+    pub fn release(
+        &mut self,
+        request: RequestId,
+        kv_tokens: f64,
+        outcome: Outcome,
+        now_s: f64,
+    ) -> Option<Observation> {
         if let Some(open) = self.requests.get(&request) {
             let queue = &mut self.accounts[open.slot.index()].queue;
             if open.is_prefilling() {
@@ -184,7 +240,7 @@ impl Ledger {
                 queue.count_outcome();
             }
         }
-        self.end(request, kv_tokens, outcome, now_s);
+        self.end(request, kv_tokens, outcome, now_s)
     }
 
     /// Ends requests whose booking expired. Returns unstreamed requests whose first token was expected by now: their
@@ -207,6 +263,7 @@ impl Ledger {
             self.expiry.pop_front();
             if expires_at(&self.requests, request, at_s) {
                 let open = &self.requests[&request];
+                self.expired_unreported += u32::from(open.expects_report() && open.is_prefilling());
                 let account = &mut self.accounts[open.slot.index()];
                 if !open.is_of_peer {
                     account.queue.count_expiry();
@@ -216,6 +273,11 @@ impl Ledger {
             }
         }
         assumed
+    }
+
+    /// Bookings that expired before the first token of a streamed answer was reported, since the last call.
+    pub fn take_expired_unreported(&mut self) -> u32 {
+        std::mem::take(&mut self.expired_unreported)
     }
 
     /// Moves the expiry of a booking to `expires_at_s`. A request that is not booked is ignored.
@@ -272,22 +334,34 @@ impl Ledger {
 
     /// Removes a request that ended or expired, from every list but `expiry`, which is swept. A request that
     /// is not booked changes nothing.
-    fn end(&mut self, request: RequestId, kv_tokens: f64, outcome: Outcome, now_s: f64) {
-        if let Some(open) = self.requests.remove(&request) {
-            self.close(&open, kv_tokens, outcome, now_s);
-            if open.is_unstreamed {
-                self.unstreamed.remove(&(ordered(open.due_s), request));
-            }
-            self.sweep_due(open.slot);
-            self.write_row(open.slot);
+    fn end(
+        &mut self,
+        request: RequestId,
+        kv_tokens: f64,
+        outcome: Outcome,
+        now_s: f64,
+    ) -> Option<Observation> {
+        let open = self.requests.remove(&request)?;
+        let step = self.close(&open, kv_tokens, outcome, now_s);
+        if open.is_unstreamed {
+            self.unstreamed.remove(&(ordered(open.due_s), request));
         }
+        self.sweep_due(open.slot);
+        self.write_row(open.slot);
+        step
     }
 
     /// Takes a request that ended out of the account of its worker, and teaches the step curve.
     ///
     /// Three kinds of ends teach nothing of steps: an end without a first token, an answer of unknown length,
     /// and an answer in one piece.
-    fn close(&mut self, open: &OpenRequest, kv_tokens: f64, outcome: Outcome, now_s: f64) {
+    fn close(
+        &mut self,
+        open: &OpenRequest,
+        kv_tokens: f64,
+        outcome: Outcome,
+        now_s: f64,
+    ) -> Option<Observation> {
         let account = &mut self.accounts[open.slot.index()];
         account.advance(now_s);
         account.requests = account.requests.saturating_sub(1);
@@ -299,13 +373,13 @@ impl Ledger {
             self.output_tokens.add(f64::from(tokens));
         }
         // A client that reports ends and no first tokens must not make its worker look stalled.
-        if !open.is_unstreamed && !open.is_of_peer && open.work.new_tokens > 0 && !outcome.is_refused {
+        if open.expects_report() && !outcome.is_refused {
             let reported = if open.is_prefilling() { 0.0 } else { 1.0 };
             self.report_rate += (reported - self.report_rate) / REPORT_RATE_WINDOW;
         }
         let Some(first) = &open.first_token else {
             account.end_prefill(open);
-            return;
+            return None;
         };
         if let Some(pass) = open.waiting_pass {
             let prompt_tokens = open.work.new_tokens + open.work.cached_tokens;
@@ -320,13 +394,17 @@ impl Ledger {
         let account = &mut self.accounts[open.slot.index()];
         account.decoding = account.decoding.saturating_sub(1);
         // The first token of an unstreamed request is a guess, which teaches nothing of steps.
-        if let Some(tokens) = output_tokens.filter(|_| !open.is_unstreamed) {
-            let written_tokens = 0.5 * self.output_tokens.value();
-            if let Some((load, step_s)) = mean_step(account, first, tokens, written_tokens, now_s) {
-                self.curves.step(open.slot.index(), load, step_s);
-                self.write_followers();
-            }
-        }
+        let tokens = output_tokens.filter(|_| !open.is_unstreamed)?;
+        let written_tokens = 0.5 * self.output_tokens.value();
+        let (load, step_s) = mean_step(account, first, tokens, written_tokens, now_s)?;
+        let position = open.slot.index();
+        let predicted_s = self.curves.of(position).step_s(load.batch, load.kv_tokens);
+        self.curves.step(position, load, step_s);
+        self.write_followers();
+        Some(Observation {
+            predicted_s,
+            observed_s: step_s,
+        })
     }
 
     /// Drops expected first tokens that came, or never will.

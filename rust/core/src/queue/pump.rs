@@ -450,6 +450,7 @@ impl LateQueue {
             worker: decision.worker,
             cost: decision.cost,
             overlap_blocks: decision.overlap_blocks,
+            misfit: decision.misfit,
             waited_s,
             cause,
             candidates: decision.candidates,

@@ -12,6 +12,7 @@
 
 use crate::hash::LocalHash;
 use crate::matched::Matched;
+use crate::price_guard::Misfit;
 use crate::request::{Candidate, RequestId, RouteRequest};
 use crate::worker::WorkerId;
 
@@ -111,6 +112,8 @@ pub struct Dispatch {
     pub cost: f64,
     /// Leading prompt blocks in the worker's device memory.
     pub overlap_blocks: u32,
+    /// Why a static rule decided in place of the policy; `None` where the policy decided.
+    pub misfit: Option<Misfit>,
     /// Seconds in the queue.
     pub waited_s: f64,
     /// Why the request was placed now.

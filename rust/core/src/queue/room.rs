@@ -7,7 +7,8 @@
 //!           and, unless j is empty, KV in flight + own new KV + (n_j + 1)·(mean answer + a block) ≤ KV capacity of j
 //! ```
 //!
-//! A worker that reports nothing always has room: unconfirmed figures are no reason to hold a request back.
+//! A worker that reports nothing always has room: unconfirmed figures are no reason to hold a request back. So has every
+//! worker while the price guard finds that predictions do not fit ([`crate::price_guard`]).
 
 use super::config::QueueConfig;
 use crate::ledger::Occupancy;
@@ -35,6 +36,8 @@ pub(super) struct RoomRule {
     backlog_s: f64,
     /// KV tokens that one answer needs: the mean answer and a block, since its last block is rarely full.
     answer_tokens: f64,
+    /// Whether every worker has room, since the figures do not fit the fleet.
+    admits_all: bool,
 }
 
 impl RoomRule {
@@ -43,6 +46,7 @@ impl RoomRule {
         Self {
             share_passes: config.share_passes,
             backlog_s: config.backlog_s,
+            admits_all: decisions.misfit().is_some(),
             answer_tokens: decisions.mean_output_tokens() + f64::from(decisions.block_size()),
         }
     }
@@ -63,7 +67,7 @@ impl RoomRule {
             || (shares_pass && worker.backlog_s < self.backlog_s && worker.requests < worker.max_requests);
         let has_memory =
             worker.requests == 0 || self.needed_tokens(worker, demand) <= worker.kv_capacity_tokens;
-        !worker.is_reported || takes_prefill && has_memory
+        self.admits_all || !worker.is_reported || takes_prefill && has_memory
     }
 
     /// Whether a worker lacks memory or sequences, so that the end of any request may give it room.

@@ -78,6 +78,8 @@ impl RouterState {
         let chosen = choice.chosen;
         self.counters.routed += 1;
         self.counters.unpriced += u64::from(!choice.cost.is_finite());
+        let misfit = self.pricing.misfit(&self.price_guard);
+        self.counters.decided_statically += u64::from(misfit.is_some());
         let work = self.work_of(matched, chosen);
         self.record(request, matched, chosen, now_s);
         if request.request_id.is_some() {
@@ -88,6 +90,7 @@ impl RouterState {
             worker: matched.workers[chosen],
             overlap_blocks: matched.device_blocks[chosen],
             cost: choice.cost,
+            misfit,
             candidates: choice.candidates,
         }
     }

@@ -73,6 +73,9 @@ pub struct RouterConfig {
     pub predicted: PredictedConfig,
     /// Whether the trust in the index follows what engines report. Without it, every worker stays exact.
     pub measures_trust: bool,
+    /// Whether a static rule decides while the predictions of a price in seconds do not fit the fleet
+    /// ([`crate::price_guard`]).
+    pub guards_price: bool,
 }
 
 impl RouterConfig {
@@ -96,6 +99,7 @@ impl RouterConfig {
             hash: HashMode::Xxh3,
             predicted: PredictedConfig::default(),
             measures_trust: true,
+            guards_price: false,
         }
     }
 
@@ -201,6 +205,13 @@ impl RouterConfig {
     #[must_use]
     pub const fn with_measured_trust(mut self, measures: bool) -> Self {
         self.measures_trust = measures;
+        self
+    }
+
+    /// With or without the price guard. The default is without: a router decides by its policy alone.
+    #[must_use]
+    pub const fn with_price_guard(mut self, guards: bool) -> Self {
+        self.guards_price = guards;
         self
     }
 

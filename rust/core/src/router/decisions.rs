@@ -29,6 +29,7 @@ use crate::index::Slot;
 use crate::ledger::{Occupancy, Work};
 use crate::matched::{MatchSources, Matched};
 use crate::overlaps::Overlaps;
+use crate::price_guard::Misfit;
 use crate::request::{Choice, Decision, RouteRequest, Stage};
 
 /// The state of a router, locked for the decisions of one moment. Dropping it ends the moment.
@@ -193,6 +194,11 @@ impl Decisions<'_> {
             available: 0,
             allowed: 0,
         })
+    }
+
+    /// What shows that the figures of the workers do not fit the fleet; `None` while they fit.
+    pub fn misfit(&self) -> Option<Misfit> {
+        self.state.price_guard.misfit()
     }
 
     /// What may have given a worker room so far.

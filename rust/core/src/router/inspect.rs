@@ -93,7 +93,8 @@ impl Router {
         let holdings = workers.iter().flat_map(|worker| worker.held_blocks).sum();
         Snapshot {
             workers,
-            policy: state.pricing.policy().name().to_owned(),
+            policy: state.pricing.configured().name().to_owned(),
+            price_guard: state.price_guard.report(),
             bookings: state.load.len(),
             index: IndexSize {
                 blocks: self.index.blocks(),

@@ -119,7 +119,7 @@ impl Router {
             }),
             roster: Roster::default(),
             records_decisions: AtomicBool::new(false),
-            counts_evictions: AtomicBool::new(state.pricing.policy().needs_latency()),
+            counts_evictions: AtomicBool::new(state.pricing.configured().needs_latency()),
             state: Mutex::new(state),
             #[cfg(test)]
             locks: std::sync::atomic::AtomicU64::new(0),
@@ -219,16 +219,22 @@ impl Router {
         Ok(())
     }
 
+    /// Whether the configured policy prices seconds, so that its predictions matter.
+    pub fn prices_seconds(&self) -> bool {
+        self.counts_evictions.load(Ordering::Relaxed)
+    }
+
     /// Replaces the policy as a whole. What the previous policy learned is dropped.
     ///
     /// # Errors
     /// [`Error::Parameter`] names a value that is out of range. The previous policy then stays in force.
     pub fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
-        let pricing = Pricing::new(policy)?;
+        let mut pricing = Pricing::new(policy, self.config.tracks_prefill)?;
         let state = &mut *self.state();
+        pricing.stand_in(state.price_guard.misfit().is_some());
         state.room_changes.prefills += 1;
         self.counts_evictions
-            .store(pricing.policy().needs_latency(), Ordering::Relaxed);
+            .store(pricing.configured().needs_latency(), Ordering::Relaxed);
         state.pricing = pricing;
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::index::Slot;
 use crate::latency::{FleetRecord, Pass};
 use crate::ledger::{EngineQueue, Outcome};
+use crate::price_guard::{Misfit, PriceGuardReport};
 use crate::request::{RequestId, RouteRequest};
 use crate::trust::{Claim, Trust};
 use crate::worker::WorkerId;
@@ -119,9 +120,14 @@ impl Router {
         if outcome.at_first_token {
             state.first_token(request, now_s);
         }
-        state
+        state.count_report(request, outcome, now_s);
+        let step = state
             .ledger
             .release(request, state.kv_tokens(slot), outcome, now_s);
+        if let Some(step) = step {
+            let changed = state.price_guard.step(&step);
+            state.follow_price_guard(changed);
+        }
         state.predicted.finished(request, now_s);
         state.counters.released += 1;
         Ok(state.fleet.ids()[slot.index()])
@@ -174,6 +180,23 @@ impl Router {
         let state = self.state();
         let slot = state.fleet.slot(worker)?;
         Ok(state.trust.report(slot))
+    }
+
+    /// Turns the price guard on or off. Off, the policy decides at once. O(1).
+    pub fn set_price_guard(&self, is_on: bool) {
+        let state = &mut *self.state();
+        state.price_guard.turn(is_on);
+        state.follow_price_guard(true);
+    }
+
+    /// What the price guard finds wrong with the predictions; `None` while they fit. O(1).
+    pub fn misfit(&self) -> Option<Misfit> {
+        self.state().price_guard.misfit()
+    }
+
+    /// State and evidence of the price guard. O(1).
+    pub fn price_guard(&self) -> PriceGuardReport {
+        self.state().price_guard.report()
     }
 
     /// Reports of engines so far with figures that cannot be true.

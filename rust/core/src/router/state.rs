@@ -20,6 +20,7 @@ use crate::ledger::{Ledger, NewBooking, Outcome, Work};
 use crate::load::{Expired, Load, Placed};
 use crate::matched::{Matched, cached_tokens_of};
 use crate::predicted::Predicted;
+use crate::price_guard::{Observation, PriceGuard};
 use crate::request::{MAX_INPUT_TOKENS, RequestId, RouteRequest};
 use crate::rng::Rng;
 use crate::snapshot::Counters;
@@ -43,6 +44,8 @@ pub(super) struct RouterState {
     pub(super) predicted: Predicted,
     /// Trust in the index about each worker.
     pub(super) trust: IndexTrust,
+    /// Whether the predictions of the price fit this fleet.
+    pub(super) price_guard: PriceGuard,
     /// Bookings in tokens and blocks. It decides which requests are booked: the ledger follows it.
     pub(super) load: Load,
     /// Bookings in seconds, with the latency curves.
@@ -71,12 +74,13 @@ impl RouterState {
     /// checked before.
     pub(super) fn new(config: &RouterConfig) -> Result<Self, Error> {
         Ok(Self {
-            pricing: Pricing::new(config.policy.clone())?,
+            pricing: Pricing::new(config.policy.clone(), config.tracks_prefill)?,
             clock: Clock::default(),
             rng: Rng::new(config.seed),
             fleet: Fleet::default(),
             predicted: Predicted::new(config.predicted),
             trust: IndexTrust::new(config.measures_trust),
+            price_guard: PriceGuard::new(config.guards_price),
             load: Load::default(),
             ledger: Ledger::new(&config.curves, Learning::default()),
             counters: Counters::default(),
@@ -140,6 +144,10 @@ impl RouterState {
         for &request in &assumed {
             let _ = self.load.prefill_done(request);
         }
+        for _ in 0..self.ledger.take_expired_unreported() {
+            let changed = self.price_guard.ended(false);
+            self.follow_price_guard(changed);
+        }
         self.predicted.expire(now_s);
         self.counters.expired += expired.own as u64;
         self.room_changes.prefills += u64::from(expired != Expired::default() || !assumed.is_empty());
@@ -148,7 +156,16 @@ impl RouterState {
 
     /// The first token of a booked request came: the ledger and, in a pool that prefills, the regime learn from it.
     pub(super) fn first_token(&mut self, request: RequestId, now_s: f64) {
-        let taken_s = self.ledger.prefill_done(request, now_s);
+        let seen = self.ledger.prefill_done(request, now_s);
+        let taken_s = seen.map(|seen| seen.taken_s);
+        if let Some(seen) = seen {
+            let observation = Observation {
+                predicted_s: seen.predicted_s,
+                observed_s: seen.taken_s,
+            };
+            let changed = self.price_guard.first_token(&observation);
+            self.follow_price_guard(changed);
+        }
         if taken_s.is_none() && !self.config.tracks_prefill {
             self.ledger.answer_began(request, now_s);
         }
@@ -156,6 +173,30 @@ impl RouterState {
         // its TTFT.
         if let Some(taken_s) = taken_s.filter(|_| self.config.tracks_prefill) {
             self.pricing.first_token(taken_s, now_s);
+        }
+    }
+
+    /// A request is about to end: the price guard counts whether its first token was reported.
+    ///
+    /// An end before the first token was due is a client that left or a failure, and says nothing.
+    pub(super) fn count_report(&mut self, request: RequestId, outcome: Outcome, now_s: f64) {
+        let reported = if outcome.is_refused || outcome.at_first_token || !self.config.tracks_prefill {
+            None
+        } else {
+            self.ledger.was_reported(request, now_s)
+        };
+        if let Some(reported) = reported {
+            let changed = self.price_guard.ended(reported);
+            self.follow_price_guard(changed);
+        }
+    }
+
+    /// Lets the static rule decide while the price guard finds a misfit. `changed` says whether it found another one. A queue
+    /// then looks at every waiting request anew.
+    pub(super) fn follow_price_guard(&mut self, changed: bool) {
+        if changed {
+            self.pricing.stand_in(self.price_guard.misfit().is_some());
+            self.room_changes.prefills += 1;
         }
     }
 

@@ -85,6 +85,8 @@ pub struct RoutingOptions {
     pub booking_ttl_s: f64,
     /// Queue in front of the policy; `None` places every request at once.
     pub queue: Option<QueueConfig>,
+    /// Whether a static rule decides while the predictions of the price do not fit the fleet.
+    pub price_guard: bool,
     /// Prediction of caches from recent placements, in pools that prefill.
     pub predicted: PredictedConfig,
     /// Transfer time of the KV of one prompt token from prefill to decode worker, in seconds; 0
@@ -228,6 +230,7 @@ impl Default for RoutingOptions {
             seed: 0,
             booking_ttl_s: 900.0,
             queue: None,
+            price_guard: true,
             predicted: PredictedConfig::default(),
             handoff_s_per_token: 0.0,
             timing: TimingPoints::default(),

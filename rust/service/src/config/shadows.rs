@@ -129,8 +129,8 @@ pub(crate) fn router(routing: &Routing, seed: u64) -> RouterSpec {
         policy,
         parameters,
         queue: routing.queue,
-        predicted: None,
         seed,
+        ..RouterSpec::default()
     }
 }
 

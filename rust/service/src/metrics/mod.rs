@@ -11,6 +11,7 @@ mod control;
 mod feeds;
 mod latencies;
 mod predicted;
+mod price_guard;
 mod queue;
 mod threads;
 mod workers;
@@ -28,6 +29,7 @@ use self::feeds::FeedMetrics;
 pub(crate) use self::latencies::StreamHistograms;
 use self::latencies::{ITL_BUCKETS_S, STAGE_BUCKETS_S, Stages, TTFT_BUCKETS_S};
 use self::predicted::PredictedMetrics;
+use self::price_guard::PriceGuardMetrics;
 use self::queue::QueueMetrics;
 pub use self::threads::THREAD_PREFIX;
 use self::workers::WorkerMetrics;
@@ -77,6 +79,8 @@ pub(crate) struct Metrics {
     bound: BoundGauges,
     /// Predicted caches of every pool. Set from the pools when the page is rendered.
     predicted: PredictedMetrics,
+    /// Evidence and state of the price guard of every pool. Set from the pools when the page is rendered.
+    price_guard: PriceGuardMetrics,
     /// CPU time of the process's native threads, in seconds.
     cpu: Counter,
     /// Lock of the rendering: each page resets the gauges, so two pages must not render at once.
@@ -154,6 +158,7 @@ impl Metrics {
             anarchy: AnarchyGauges::new(&builder)?,
             bound: BoundGauges::new(&builder)?,
             predicted: PredictedMetrics::new(&builder)?,
+            price_guard: PriceGuardMetrics::new(&builder)?,
             cpu: builder.float_counter(
                 "router_cpu_seconds_total",
                 "CPU time of the gateway's own threads",
@@ -180,6 +185,7 @@ impl Metrics {
         self.anarchy.reset();
         self.bound.reset();
         self.predicted.reset();
+        self.price_guard.reset();
         self.queue.reset();
         self.workers.reset();
         self.reports_refused.reset();
@@ -195,6 +201,8 @@ impl Metrics {
                     self.reports_refused
                         .with_label_values(&[name, role.name()])
                         .inc_by(pool.reports_refused());
+                    let (report, decided) = (pool.price_guard(), pool.decided_statically());
+                    self.price_guard.set(name, role.name(), &report, decided);
                 }
                 if let Some(size) = pool.predicted() {
                     self.predicted.set(name, role.name(), &size);

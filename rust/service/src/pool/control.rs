@@ -33,7 +33,10 @@ impl WorkerPool {
     /// # Errors
     /// The router refuses the policy; the policy in force stays.
     pub(crate) fn set_policy(&self, policy: PolicyConfig) -> Result<(), Error> {
-        self.state.lock().router.set_policy(policy)
+        let state = &mut *self.state.lock();
+        state.router.set_policy(policy)?;
+        self.turn_price_guard(state);
+        Ok(())
     }
 
     /// Puts a queue in front of the router, changes its configuration, or removes it. Without a queue, all waiting requests are placed
@@ -57,6 +60,7 @@ impl WorkerPool {
             }
             (None, None) => {}
         }
+        self.turn_price_guard(state);
         self.longest_wait_bits
             .store(longest_s.to_bits(), Ordering::Relaxed);
         self.unlock(guard);

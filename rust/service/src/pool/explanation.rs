@@ -2,13 +2,15 @@
 //!
 //! Made only where receipts are on, since it copies every candidate: O(workers) per decision.
 
-use wardrop_core::{Candidate, WorkerId};
+use wardrop_core::{Candidate, Misfit, WorkerId};
 
 /// The costs behind one leg's decision.
 #[derive(Debug)]
 pub(crate) struct Explanation {
     /// Cost of the chosen worker, in the unit of the policy.
     pub cost: f64,
+    /// Why a static rule decided in place of the policy; `None` where the policy decided.
+    pub misfit: Option<Misfit>,
     /// Every candidate with its cost.
     pub candidates: Vec<Candidate>,
     /// Seconds in the queue; 0 for a decision without a wait.

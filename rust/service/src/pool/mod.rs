@@ -30,6 +30,7 @@ mod members;
 mod oracle;
 mod peers;
 mod position;
+mod price_guard;
 mod queue;
 mod report;
 mod restart;
@@ -45,7 +46,7 @@ use serde::{Deserialize, Serialize};
 use wardrop_core::ledger::Outcome;
 use wardrop_core::queue::{QueueStats, QueuedRequest};
 use wardrop_core::{
-    Decision, Error, RequestId, RouteRequest, Router, RouterConfig, Stage, WorkerId, WorkerSpec,
+    Decision, Error, Misfit, RequestId, RouteRequest, Router, RouterConfig, Stage, WorkerId, WorkerSpec,
 };
 
 use wardrop_engines::dynamo::ForwardPass;
@@ -135,6 +136,8 @@ struct State {
     workers: BTreeMap<WorkerId, Worker>,
     /// Blocks in the kept events of all workers.
     kept: KeptBudget,
+    /// What the price guard found at the last look.
+    misfit: Option<Misfit>,
 }
 
 /// One registered worker: one rank of an instance.
@@ -180,6 +183,7 @@ impl WorkerPool {
             queue: None,
             workers: BTreeMap::new(),
             kept: KeptBudget::default(),
+            misfit: None,
         };
         Ok(Self {
             model,
@@ -281,6 +285,7 @@ impl WorkerPool {
     pub(crate) fn prefill_done(&self, request: RequestId, now_s: f64) {
         let mut state = self.lock();
         let _ = state.router.prefill_done(request, now_s);
+        self.review_price_guard(&mut state);
         state.pump(now_s);
         self.unlock(state);
         // A decode worker runs no prefill, so its first token says nothing about the predicted TTFT.
@@ -298,6 +303,7 @@ impl WorkerPool {
     pub(crate) fn finish(&self, request: RequestId, outcome: Outcome, now_s: f64) {
         let mut state = self.lock();
         let _ = state.router.finish(request, outcome, now_s);
+        self.review_price_guard(&mut state);
         state.pump(now_s);
         self.unlock(state);
         if outcome.at_first_token {
@@ -405,6 +411,7 @@ impl WorkerPool {
             state.review(id, now_s, self.options);
         }
         let expired = state.router.expire(now_s);
+        self.review_price_guard(&mut state);
         state.pump(now_s);
         self.unlock(state);
         expired

@@ -11,7 +11,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 use wardrop_core::control::Routing;
-use wardrop_core::{HashKey, Parts, SequenceHash, WorkerId};
+use wardrop_core::{HashKey, Misfit, Parts, SequenceHash, WorkerId};
 use wardrop_sim::bound::{BoundFleet, PaidAndLower, WindowPrice};
 
 use crate::Clock;
@@ -155,6 +155,8 @@ struct LegRecord {
     waited_s: f64,
     /// What ended the wait.
     cause: &'static str,
+    /// Why a static rule decided in place of the policy; `None` where the policy decided.
+    misfit: Option<Misfit>,
     /// Placement without a wait; `None` for a request that did not wait.
     at_once: Option<AtOnce>,
 }
@@ -214,6 +216,7 @@ impl Record {
             overlap_blocks: leg.overlap_blocks,
             waited_s: leg.waited_s,
             cause: leg.cause,
+            misfit: leg.misfit,
             at_once: leg.at_once,
         });
     }

@@ -82,6 +82,7 @@ impl Service {
             worker,
             overlap_blocks,
             cost,
+            misfit,
             candidates,
         } = match decided {
             Ok(decision) => decision,
@@ -97,6 +98,7 @@ impl Service {
                 explanation: self.explains().then(|| {
                     Box::new(Explanation {
                         cost,
+                        misfit,
                         candidates: candidates.clone(),
                         waited_s: 0.0,
                         cause: "at_once",

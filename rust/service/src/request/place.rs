@@ -280,6 +280,7 @@ impl Service {
                 explanation: request.explain.then(|| {
                     Box::new(Explanation {
                         cost: placement.decision.cost,
+                        misfit: placement.decision.misfit,
                         candidates: placement.decision.candidates,
                         waited_s: 0.0,
                         cause: "at_once",
@@ -375,6 +376,7 @@ impl Service {
             explanation: self.explains().then(|| {
                 Box::new(Explanation {
                     cost: dispatch.cost,
+                    misfit: dispatch.misfit,
                     candidates: dispatch.candidates,
                     waited_s: dispatch.waited_s,
                     cause,

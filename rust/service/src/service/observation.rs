@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 use wardrop_core::latency::CurveView;
-use wardrop_core::{TrustMode, WorkerId};
+use wardrop_core::{Misfit, TrustMode, WorkerId};
 
 use super::Service;
 use super::control::json;
@@ -56,6 +56,8 @@ struct PoolObservation {
     waiting: usize,
     /// Prefill seconds of these requests, each on its best worker.
     waiting_prefill_s: f64,
+    /// Why a static rule decides in place of the policy; `None` while the policy decides.
+    misfit: Option<Misfit>,
     /// Loss of a decision given the state that it met; `None` before the first solved window.
     anarchy: Option<AnarchyObservation>,
     /// Workers in id order.
@@ -162,6 +164,7 @@ fn observe_pool(pool: &WorkerPool, role: Role, now_s: f64) -> Option<PoolObserva
         role,
         waiting: queue.waiting,
         waiting_prefill_s: queue.prefill_s,
+        misfit: pool.price_guard().misfit,
         anarchy: pool.anarchy().as_ref().map(observe_anarchy),
         workers: workers.collect(),
     })

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
+use wardrop_core::PriceGuardReport;
 
 use super::Service;
 use crate::bound::BoundReport;
@@ -49,6 +50,8 @@ struct PoolReport {
     routable: usize,
     /// Name of the policy in force.
     policy: String,
+    /// Whether the predictions of the price fit the fleet.
+    price_guard: PriceGuardReport,
     /// Open bookings.
     bookings: usize,
     /// Blocks in the index, each counted once over all workers.
@@ -99,6 +102,7 @@ impl Service {
                 role,
                 routable: workers.iter().filter(|worker| worker.available).count(),
                 policy: snapshot.policy,
+                price_guard: snapshot.price_guard,
                 bookings: snapshot.bookings,
                 index_blocks: snapshot.index.blocks,
                 workers,

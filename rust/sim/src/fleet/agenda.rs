@@ -25,6 +25,8 @@ pub(super) enum Event {
     Delivery,
     /// A delayed report of an iteration reaches the router.
     ReportDelivery,
+    /// A request reaches the queue of its worker's engine, after a wait that the router does not see.
+    Entry { worker: u32, request: u32 },
     /// A request reaches the router, for the first time or again.
     Arrival(u32),
     /// A sample of every worker's state is due.
@@ -37,7 +39,7 @@ impl Event {
         match self {
             Self::Fault(_) | Self::Removal { .. } => 0,
             Self::IterationsEnd { .. } | Self::Wake(_) => 1,
-            Self::Onboarded { .. } | Self::Transferred { .. } => 2,
+            Self::Onboarded { .. } | Self::Transferred { .. } | Self::Entry { .. } => 2,
             Self::Delivery | Self::ReportDelivery => 3,
             Self::Arrival(_) => 4,
             Self::Sample => 5,

@@ -341,10 +341,14 @@ impl<'a> Fleet<'a> {
         let anarchy = self.anarchy()?;
         let bound = self.bound();
         let regimes = self.pools.iter().map(|pool| pool.router.regime_changes());
+        let counters = self.pools.iter().map(|pool| pool.router.counters());
+        let decided_statically = counters.map(|counters| counters.decided_statically);
         Ok(Outcome {
             anarchy,
             bound,
             regimes: regimes.collect(),
+            price_guards: self.pools.iter().map(|pool| pool.router.price_guard()).collect(),
+            decided_statically: decided_statically.collect(),
             requests: self.state.requests,
             gaps: self.state.gaps,
             samples: self.samples,
@@ -405,6 +409,7 @@ impl<'a> Fleet<'a> {
                 }
             }
             Event::Transferred { request, attempt } => self.transferred(request, attempt),
+            Event::Entry { worker, request } => self.enter(worker as usize, request)?,
             Event::Delivery => self.deliver_events(),
             Event::ReportDelivery => self.deliver_passes(),
             Event::Arrival(request) => self.arrive(request)?,

@@ -32,6 +32,16 @@ impl Fleet<'_> {
         if self.plan.is_some() {
             return self.arrive_planned(request);
         }
+        if let Some(worker) = self.spec.unseen.worker_of(request) {
+            let expected_tokens = 0;
+            return self.dispatch(
+                request,
+                Routed {
+                    worker,
+                    expected_tokens,
+                },
+            );
+        }
         if self.pools[0].queue.is_some() {
             return self.enqueue(0, request);
         }
@@ -54,6 +64,21 @@ impl Fleet<'_> {
         }
         self.state.requests.worker[i] = worker as u32;
         self.state.requests.expected_tokens[i] = expected_tokens;
+        if self.spec.unseen.wait_ms > 0.0 {
+            let wait_ms = -self.spec.unseen.wait_ms * (1.0 - self.rng.unit()).ln();
+            let worker = worker as u32;
+            self.agenda
+                .push(self.now_ms + wait_ms, Event::Entry { worker, request });
+            return Ok(());
+        }
+        self.enter(worker, request)
+    }
+
+    /// A request enters the queue of its worker's engine.
+    pub(super) fn enter(&mut self, worker: usize, request: u32) -> Result<(), SimError> {
+        if !self.status[worker].is_alive {
+            return self.connection_failed(request, worker);
+        }
         self.workers[worker].enqueue(request, &self.state);
         self.wake(worker as u32);
         Ok(())
@@ -173,6 +198,10 @@ impl Fleet<'_> {
 
     /// Handles a request that was sent to a crashed worker: it is released, and the worker takes no further requests.
     pub(super) fn connection_failed(&mut self, request: u32, worker: usize) -> Result<(), SimError> {
+        if self.spec.unseen.worker_of(request).is_some() {
+            self.retry(request);
+            return Ok(());
+        }
         let pool = &mut self.pools[self.pool_of[worker]];
         pool.router
             .release(request_id(request), self.now_ms * 1e-3)

@@ -15,6 +15,9 @@ impl Fleet<'_> {
         let at = self.pool_of[worker as usize];
         let mut signals = std::mem::take(&mut self.state.signals);
         for signal in signals.drain(..) {
+            if self.is_of_another_client(signal) {
+                continue;
+            }
             match signal {
                 Signal::FirstToken(request) => {
                     self.first_token(at, request)?;
@@ -41,6 +44,20 @@ impl Fleet<'_> {
         self.place_waiting(at)
     }
 
+    /// Ends a request of another client, which no router knows. False for a request that a router placed.
+    fn is_of_another_client(&mut self, signal: Signal) -> bool {
+        let (Signal::FirstToken(request) | Signal::Finished(request) | Signal::Rejected(request)) = signal;
+        if self.spec.unseen.worker_of(request).is_none() {
+            return false;
+        }
+        match signal {
+            Signal::FirstToken(_) => {}
+            Signal::Finished(_) => self.end_request(request, End::Complete),
+            Signal::Rejected(_) => self.end_request(request, End::Rejected),
+        }
+        true
+    }
+
     fn first_token(&mut self, at: usize, request: u32) -> Result<(), SimError> {
         let now_s = self.now_ms * 1e-3;
         let role = self.pools[at].role;
@@ -49,10 +66,13 @@ impl Fleet<'_> {
         }
         match role {
             Role::Aggregated => {
-                self.pools[at]
-                    .router
-                    .prefill_done(request_id(request), now_s)
-                    .map_err(router_refused("the end of a prefill"))?;
+                let loss = self.spec.feed.first_token_loss;
+                if loss == 0.0 || self.rng.unit() >= loss {
+                    self.pools[at]
+                        .router
+                        .prefill_done(request_id(request), now_s)
+                        .map_err(router_refused("the end of a prefill"))?;
+                }
                 self.record_first_token(at, request);
             }
             Role::Decode => {

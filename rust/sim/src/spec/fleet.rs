@@ -6,6 +6,7 @@ use wardrop_core::queue::QueueConfig;
 use super::engine::EngineSpec;
 use super::fault::Fault;
 use super::lie::Lie;
+use super::unseen::Unseen;
 use crate::error::{SimError, out_of_range};
 
 /// Which part of a request a worker computes.
@@ -59,6 +60,8 @@ pub struct FeedSpec {
     pub metrics_delay_ms: f64,
     /// Share of iteration reports that never arrive, in [0, 1].
     pub metrics_loss: f64,
+    /// Share of first tokens that are not reported to the router, in [0, 1].
+    pub first_token_loss: f64,
 }
 
 /// A group of workers with the same engine.
@@ -93,6 +96,8 @@ pub struct FleetSpec {
     pub faults: Vec<Fault>,
     /// Spans of time in which KV events differ from the caches.
     pub lies: Vec<Lie>,
+    /// Work and waits of the engines that the router cannot see.
+    pub unseen: Unseen,
     /// Milliseconds until a request whose worker died is tried again.
     pub retry_ms: f64,
     /// Milliseconds between two samples of the workers' state; 0 takes no samples.
@@ -117,6 +122,7 @@ impl Default for FleetSpec {
             shared_cache: false,
             faults: Vec::new(),
             lies: Vec::new(),
+            unseen: Unseen::default(),
             retry_ms: 100.0,
             sample_ms: 0.0,
             rate: 1.0,
@@ -168,6 +174,7 @@ impl FleetSpec {
         self.validate_numbers()?;
         let workers = self.pools.iter().map(|pool| pool.speeds.len()).sum();
         self.lies.iter().try_for_each(|lie| lie.validate(workers))?;
+        self.unseen.validate(workers)?;
         self.faults.iter().try_for_each(|fault| fault.validate(workers))
     }
 
@@ -212,6 +219,7 @@ impl FleetSpec {
         let shares = [
             ("feed.loss", self.feed.loss),
             ("feed.metrics_loss", self.feed.metrics_loss),
+            ("feed.first_token_loss", self.feed.first_token_loss),
         ];
         for (field, value) in shares {
             if !(0.0..=1.0).contains(&value) {

@@ -10,6 +10,7 @@ mod lie;
 mod plan;
 mod router;
 mod tier;
+mod unseen;
 
 pub use engine::{EngineSpec, Eviction, Preemption};
 pub use fault::{Fault, FaultKind};
@@ -18,3 +19,4 @@ pub use lie::{Lie, LieKind};
 pub use plan::Plan;
 pub use router::RouterSpec;
 pub use tier::TierSpec;
+pub use unseen::Unseen;

@@ -11,7 +11,7 @@ use super::fleet::Role;
 const BOOKING_TTL_S: f64 = 1e9;
 
 /// Policy, queue and cache prediction of one pool's router, in the form of configuration files.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterSpec {
     /// Name of the policy, as in [`PolicyConfig::from_name`].
@@ -25,9 +25,30 @@ pub struct RouterSpec {
     /// Prediction of caches from placements; `None` relies on KV events alone.
     #[serde(default)]
     pub predicted: Option<PredictedConfig>,
+    /// Whether the price guard is on. It is on by default.
+    #[serde(default = "guards_price")]
+    pub price_guard: bool,
     /// Seed of ties and samples.
     #[serde(default)]
     pub seed: u64,
+}
+
+/// The default of [`RouterSpec::price_guard`].
+const fn guards_price() -> bool {
+    true
+}
+
+impl Default for RouterSpec {
+    fn default() -> Self {
+        Self {
+            policy: String::new(),
+            parameters: serde_json::Map::new(),
+            queue: None,
+            predicted: None,
+            price_guard: true,
+            seed: 0,
+        }
+    }
 }
 
 impl RouterSpec {
@@ -49,6 +70,7 @@ impl RouterSpec {
         Ok(RouterConfig::new(block_size)
             .with_policy(self.policy()?)
             .with_seed(self.seed)
+            .with_price_guard(self.price_guard)
             .with_predicted(self.predicted.unwrap_or_default())
             .with_booking_ttl_s(BOOKING_TTL_S)
             .with_max_bookings(1 << 24)

@@ -137,6 +137,7 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
             metrics: loss > 0.0,
             metrics_delay_ms: 7.0,
             metrics_loss: loss,
+            first_token_loss: 0.0,
         })[feed as usize];
         spec.faults = faults
             .iter()

@@ -41,6 +41,7 @@ function showReceipt(root, receipt, block_size) {
       const bought = leg.margin >= 0 ? `${costText(leg.margin, is_time)} below the next worker` : `${costText(-leg.margin, is_time)} above the cheapest worker`;
       say(`This cost was ${bought}.`);
     }
+    if (leg.misfit) say(`A static rule decided in place of the policy: ${leg.misfit.replaceAll("_", " ")}.`);
     say(leg.waited_s > 0 ? `It waited ${seconds(leg.waited_s)} in the router's queue, until: ${leg.cause}.` : "It was placed at once.");
     if (leg.at_once) say(gainText(leg));
   }
