@@ -2,7 +2,7 @@
 
 Static rules are tuned for every cell and metric on seed 0 over the whole grid; the winners, three
 well-known defaults and this router's policies are then judged on all seeds. `knees` measures the
-knee of each fleet; `export` writes the means of every cell.
+knees that `knees.json` lacks; `export` writes the means of every cell.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.price.cells import KNEES, cells, families
+from bench.price.cells import KNEES, cells, families, knees
 from bench.price.goals import goals
-from bench.price.rules import DEFAULTS, GRID, OURS
+from bench.price.rules import KIND_OURS, OURS, static_rules
 from bench.price.runs import Runs
 from bench.price.table import tables, worst
 
@@ -33,7 +33,11 @@ def main() -> None:
     options = parser.parse_args()
     what = options.what or "all"
     if what == "knees":
-        rows = [{"family": asdict(family), "rate": family.knee()} for family in families()]
+        known = knees()
+        rows = [
+            {"family": asdict(family), "rate": known.get(family) or family.knee()}
+            for family in families()
+        ]
         KNEES.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         return
     runs = Runs(options.results, options.minutes)
@@ -41,11 +45,11 @@ def main() -> None:
     chosen = [cell for cell in cells() if options.cells in cell.name]
     if what in ("all", "static"):
         for cell in chosen:
-            runs.run(cell, [*DEFAULTS, *GRID], (0,))
+            runs.run(cell, static_rules(cell.family.is_kind), (0,))
             runs.run(cell, runs.contenders(cell), seeds)
     if what in ("all", "ours"):
         for cell in chosen:
-            runs.run(cell, OURS, seeds)
+            runs.run(cell, KIND_OURS if cell.family.is_kind else OURS, seeds)
     if what == "export":
         runs.export(options.results.with_suffix(".json"))
     print(tables(runs, options.seeds))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from wardrop.replay import Engine, Fleet, Policy, Workload, load, load_timing, simulate, spread
+from wardrop.replay.generate import generate
 from wardrop.replay.workload import from_lists
 
 SHARED = Path(os.environ.get("WARDROP_SHARED", "../shared"))
@@ -19,6 +20,16 @@ YARDSTICK = "sticky(min_share=0.3)"
 """The rule whose TTFT says where a fleet's knee is: the prototype's best single static rule."""
 KNEE_TTFT = 3.0
 """A fleet is at its knee where the yardstick's mean TTFT is this many times that of an idle one."""
+YARDSTICKS = ("dynamo", "sticky", "lmetric")
+"""Rules whose best TTFT says where the knee of a kind of traffic is: no single one serves all."""
+KINDS = {
+    "agent_loops(sessions=600,max_calls=10)": 4096,
+    "support(requests=4000)": 4096,
+    "documents(count=300)": 4096,
+    "crowds(requests=4000)": 4096,
+    "tenants(requests=4000)": 4096,
+}
+"""Kinds of generated traffic, and KV blocks of 64 tokens per worker."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Family:
     """A trace on a fleet, at any load.
 
     Attributes:
-        trace: `conversation` or `claude_code`.
+        trace: `conversation`, `claude_code` or a call of a generator in `KINDS`.
         shape: `aggregated`, `split` (half and half) or `unequal` (a quarter at half speed).
         workers: number of workers.
         num_blocks: KV blocks of 64 tokens per worker.
@@ -48,12 +59,19 @@ class Family:
         speeds = (1.0,) * (self.workers - slow) + (0.5,) * slow
         return Fleet(workers=self.workers, engine=engine, speeds=speeds, rate=rate)
 
+    @property
+    def is_kind(self) -> bool:
+        """Whether the traffic is generated."""
+        return self.trace in KINDS
+
     def knee(self) -> float:
         """Rate at the knee, by bisection on the yardstick's mean TTFT; within 5 %."""
 
         def ttft_s(rate: float) -> float:
-            result = simulate(workload(self.trace, 0), self.fleet(rate), Policy.parse(YARDSTICK))
-            return result.summary()["ttft_mean_s"]
+            rules = YARDSTICKS if self.is_kind else (YARDSTICK,)
+            drawn, fleet = workload(self.trace, 0), self.fleet(rate)
+            results = [simulate(drawn, fleet, Policy.parse(rule)) for rule in rules]
+            return min(result.summary()["ttft_mean_s"] for result in results)
 
         limit_s = KNEE_TTFT * ttft_s(0.05 * self.workers)
         low, high = 0.05 * self.workers, 3.0 * self.workers
@@ -81,6 +99,11 @@ class Cell:
         f = self.family
         return f"{f.trace}/{f.shape}/{f.workers}/{f.num_blocks}/{self.load:g}"
 
+    @property
+    def kind(self) -> str:
+        """The trace, or the name of the generator."""
+        return self.family.trace.partition("(")[0]
+
     def fleet(self) -> Fleet:
         """The fleet at this load."""
         return self.family.fleet(self.load * knees()[self.family])
@@ -101,16 +124,19 @@ def families() -> list[Family]:
             for shape in ("split", "unequal")
             for trace in caches
         ]
-    return rows
+    return [*rows, *(Family(kind, "aggregated", 8, blocks) for kind, blocks in KINDS.items())]
+
+
+def loads(family: Family) -> tuple[float, ...]:
+    """Shares of the knee's rate at which a family is run."""
+    if family.is_kind:
+        return (0.5, 1.0, 1.3)
+    return (0.3, 0.7, 1.0, 1.3) if family.workers == 8 else (0.3, 1.0, 1.3)
 
 
 def cells() -> list[Cell]:
     """All cells, from 30 % of the knee to beyond the knee."""
-    return [
-        Cell(family, share)
-        for family in families()
-        for share in ((0.3, 0.7, 1.0, 1.3) if family.workers == 8 else (0.3, 1.0, 1.3))
-    ]
+    return [Cell(family, share) for family in families() for share in loads(family)]
 
 
 @cache
@@ -135,8 +161,11 @@ def workload(name: str, seed: int) -> Workload:
     """Another draw of the trace: what chance decided when it was made is drawn again.
 
     `conversation` comes in ticks of three seconds, which are spread anew. `claude_code` is 48
-    conversations that start at uniform times over 600 s, drawn anew; seed 0 is as recorded.
+    conversations that start at uniform times over 600 s, drawn anew; seed 0 is as recorded. A
+    generator draws every request anew.
     """
+    if name in KINDS:
+        return generate(name, seed=seed)
     if name == "conversation":
         return spread(trace(name), seed)
     return trace(name) if seed == 0 else restarted(trace(name), seed, 600.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from bench.price.cells import Cell
+from bench.price.cells import Cell, cells
 from bench.price.runs import Runs
 from bench.price.table import ratios
 
@@ -20,6 +20,11 @@ ALONE = {
     "goodput": "toll(ttft=0,goodput=1)",
 }
 ALONE_MEAN, ALONE_WORST = 1.00, 1.15
+KIND_WANTED = {"ttft": 0.70, "p99": 0.75, "e2e": 0.90, "goodput": 0.85}
+"""Geometric means on kinds of traffic at the knee and over; no cell is above `WORST`."""
+KIND_BELOW = {"ttft": 1.01, "p99": 1.05}
+QUEUE_OVER_PRICE = 1.02
+"""Most that the queue may be worse than the price alone, in any cell."""
 
 
 def loaded(cell: Cell) -> bool:
@@ -34,7 +39,7 @@ def calm(cell: Cell) -> bool:
 
 def eight(cell: Cell) -> bool:
     """Cells on 8 aggregated workers, of equal or unequal speed."""
-    return cell.family.workers == 8 and cell.family.shape != "split"
+    return cell.family.workers == 8 and cell.family.shape != "split" and not cell.family.is_kind
 
 
 def line(what: str, wanted: float, seen: float) -> str:
@@ -66,11 +71,44 @@ def lines(runs: Runs, seeds: int) -> Iterator[str]:
             if values := found(policy, metric, calm):
                 worst, where = top(values)
                 yield line(f"`{policy}`, {metric}, below the knee ({where})", BELOW, worst)
+    yield from kind_lines(runs, seeds)
     for metric, policy in ALONE.items():
         if values := found(policy, metric, loaded):
             yield line(f"`{policy}`, {metric}, geometric mean", ALONE_MEAN, middle(values))
             worst, where = top(values)
             yield line(f"`{policy}`, {metric}, worst cell ({where})", ALONE_WORST, worst)
+
+
+def kind_lines(runs: Runs, seeds: int) -> Iterator[str]:
+    """Every goal on kinds of traffic."""
+
+    def rated(metric: str, *, below: bool) -> dict[Cell, float]:
+        def among(cell: Cell) -> bool:
+            return cell.family.is_kind and (cell.place == "below") == below
+
+        return ratios(runs, QUEUE, metric, seeds, among)
+
+    def worst(what: str, wanted: float, values: dict[Cell, float]) -> str:
+        cell = max(values, key=lambda cell: values[cell])
+        return line(f"{what}, worst cell ({cell.kind}, {cell.load:g})", wanted, values[cell])
+
+    for metric, wanted in KIND_WANTED.items():
+        if values := rated(metric, below=False):
+            mean = float(np.exp(np.mean(np.log(list(values.values())))))
+            yield line(f"`{QUEUE}`, kinds, {metric}, geometric mean", wanted, mean)
+            yield worst(f"`{QUEUE}`, kinds, {metric}", WORST, values)
+    for metric, wanted in KIND_BELOW.items():
+        if values := rated(metric, below=True):
+            yield worst(f"`{QUEUE}`, kinds below the knee, {metric}", wanted, values)
+    for metric in KIND_WANTED:
+        both = {
+            cell: (runs.mean(cell, QUEUE, metric, seeds), runs.mean(cell, "toll", metric, seeds))
+            for cell in cells()
+            if cell.family.is_kind
+        }
+        values = {cell: queue / alone for cell, (queue, alone) in both.items() if queue and alone}
+        if values:
+            yield worst(f"`{QUEUE}` over `toll`, kinds, {metric}", QUEUE_OVER_PRICE, values)
 
 
 def goals(runs: Runs, seeds: int) -> str:

@@ -34,6 +34,15 @@ GRID = [
 ]
 """What the static rules are tuned over, for every cell and metric."""
 
+COARSE = [
+    *(f"dynamo(prefill_load_scale={scale})" for scale in (2, 4, 8)),
+    "dynamo(prefill_load_scale=8,decode_active_request_weight=16)",
+    *(f"two_tier(match_share={share})" for share in (0.3, 0.7)),
+    *(f"sticky(keep_share={k},min_share={m})" for k, m in ((0.5, 0.1), (0.7, 0.3), (0.9, 0.5))),
+    "chwbl(load_factor=1.5)",
+]
+"""A coarser grid, for kinds of traffic."""
+
 OURS = [
     "toll",
     "toll(ttft=0,e2e=1)",
@@ -46,3 +55,11 @@ OURS = [
     "paper",
 ]
 """The price under each objective, the queue in front of it, and the paper's controller."""
+
+KIND_OURS = ["toll", "toll+queue(kappa=10)", "toll+queue(kappa=10,patience=0)"]
+"""The price and the queue on kinds of traffic."""
+
+
+def static_rules(is_kind: bool) -> list[str]:
+    """Every static rule that is tried on recorded traces, or on a kind of traffic."""
+    return [*DEFAULTS, *(COARSE if is_kind else GRID)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from bench.price.cells import Cell, Family, cells, workload
-from bench.price.rules import DEFAULTS, GRID, KNOWN, OURS
+from bench.price.rules import KNOWN, OURS, static_rules
 
 from wardrop.replay import Policy, simulate
 
@@ -137,12 +137,12 @@ class Runs:
 
     def is_tuned(self, cell: Cell) -> bool:
         """Whether the whole grid has run in the cell on seed 0."""
-        grid = [*DEFAULTS, *GRID]
+        grid = static_rules(cell.family.is_kind)
         return cell.name in self.grid_done or all((cell, rule, 0) in self.found for rule in grid)
 
     def contenders(self, cell: Cell) -> list[str]:
         """The static rules judged on all seeds: the best of each metric on seed 0, and `KNOWN`."""
-        best = self.tuned(cell, [*DEFAULTS, *GRID]).values()
+        best = self.tuned(cell, static_rules(cell.family.is_kind)).values()
         return list(dict.fromkeys([*KNOWN, *best]))
 
     def mean(self, cell: Cell, policy: str, metric: str, seeds: int) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from bench.price.cells import Cell, cells
-from bench.price.rules import KNOWN, OURS
+from bench.price.rules import KIND_OURS, KNOWN, OURS
 from bench.price.runs import METRICS, Runs
 
 SHOWN = [*OURS, *KNOWN]
@@ -38,7 +38,10 @@ def missing(runs: Runs, seeds: int) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, among in GROUPS.items():
         here = list(filter(among, cells()))
-        lacking = [p for p in OURS if len(ratios(runs, p, "ttft", seeds, among)) < len(here)]
+        if not any(ratios(runs, policy, "ttft", seeds, among) for policy in OURS):
+            continue
+        ours = KIND_OURS if all(cell.family.is_kind for cell in here) else OURS
+        lacking = [p for p in ours if len(ratios(runs, p, "ttft", seeds, among)) < len(here)]
         if lacking:
             found[name] = lacking
     return found
@@ -61,15 +64,28 @@ def row(runs: Runs, policy: str, seeds: int, among: Callable[[Cell], bool]) -> s
 def loaded(workers: int, *shapes: str) -> Callable[[Cell], bool]:
     """Cells at and over the knee, on fleets of one size and some shapes."""
     return lambda cell: (
-        cell.place != "below" and cell.family.workers == workers and cell.family.shape in shapes
+        cell.place != "below"
+        and cell.family.workers == workers
+        and cell.family.shape in shapes
+        and not cell.family.is_kind
     )
 
 
 def calm(workers: int) -> Callable[[Cell], bool]:
     """Cells below the knee, on fleets of one size."""
-    return lambda cell: cell.place == "below" and cell.family.workers == workers
+    return lambda cell: (
+        cell.place == "below" and cell.family.workers == workers and not cell.family.is_kind
+    )
 
 
+def kinds(places: tuple[str, ...], kind: str = "") -> Callable[[Cell], bool]:
+    """Cells of generated traffic at some places, of one kind or of all."""
+    return lambda cell: (
+        cell.family.is_kind and cell.place in places and cell.family.trace.startswith(kind)
+    )
+
+
+LOADED = ("knee", "over")
 GROUPS: dict[str, Callable[[Cell], bool]] = {
     "8 workers, knee and over": loaded(8, "aggregated", "unequal"),
     "Of these the unequal ones": loaded(8, "unequal"),
@@ -78,6 +94,12 @@ GROUPS: dict[str, Callable[[Cell], bool]] = {
     "32 workers, knee and over": loaded(32, "aggregated", "unequal"),
     "Splits of 16 prefill and 16 decode workers, knee and over": loaded(32, "split"),
     "32 workers, below the knee": calm(32),
+    "Kinds of traffic on 8 workers, knee and over": kinds(LOADED),
+    **{
+        f"Of these `{kind}`": kinds(LOADED, kind)
+        for kind in ("agent_loops", "support", "documents", "crowds", "tenants")
+    },
+    "Kinds of traffic on 8 workers, below the knee": kinds(("below",)),
 }
 
 
