@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.fleet.letters import model_folder
 from tests.waiting import DEADLINE_S, wait_until
 
 from wardrop.dynamo.child_process import bound_to_parent
@@ -41,30 +42,6 @@ def moved(text: str, engines) -> str:
 
 def blocks(kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL)
-
-
-def model_folder(folder: Path) -> Path:
-    """A folder with a tokeniser of one character per token."""
-    vocabulary = {chr(32 + at): at for at in range(95)} | {"<unk>": 95}
-    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
-    content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"Regex": "."},
-            "behavior": "Isolated",
-            "invert": False,
-        },
-        "post_processor": None,
-        "decoder": None,
-        "model": model,
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    return folder
 
 
 @pytest.mark.parametrize("source", ["flags", "file"])

@@ -511,3 +511,37 @@ def events_of_ranks(count: int) -> list[Events]:
 def ranks_of(router: Any) -> list[dict[str, Any]]:
     pools = [pool for model in router.status()["models"] for pool in model["pools"]]
     return [worker for pool in pools for worker in pool["workers"]]
+
+
+def test_request_waits_until_a_worker_has_room(route, engines):
+    engine = engines()
+    config = Config()
+    queue = {"backlog_s": 1e-9, "share_passes": 0.0}
+    routing = replace(config.routing, queue=True, queue_parameters=queue)
+    router = route(engine, config=replace(config, routing=routing))
+    engine.gate.clear()
+    answers: list[int] = []
+    threads = [
+        threading.Thread(
+            target=lambda n=number: answers.append(router.complete(tokens(n), stream=True)[0])
+        )
+        for number in range(2)
+    ]
+    threads[0].start()
+    wait_until(lambda: len(engine.served) == 1, "the first request at the engine")
+    threads[1].start()
+    wait_until(lambda: router.metric("queue_requests") == 1, "the second request in the queue")
+    assert len(engine.served) == 1
+    engine.gate.set()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert answers == [200, 200]
+
+
+def test_price_of_anarchy_is_measured_live_on_streams(route, engines):
+    router = route(engines(token_s=0.0005), engines(token_s=0.0005))
+    for number in range(70):  # more than a window
+        assert router.complete(tokens(number), stream=True, max_tokens=4)[0] == 200
+    wait_until(lambda: router.metric("decision_loss_windows") >= 1, "a window of decisions")
+    assert router.metric("decision_loss") >= 1.0
+    assert router.metric("time_to_first_token_seconds_count") == 70

@@ -55,8 +55,9 @@ class Process:
 
 
 class EngineProcess(Process):
-    def __init__(self, folder: Path, name: str) -> None:
-        super().__init__([sys.executable, "-m", "tests.picker.engine"], folder / f"{name}.log")
+    def __init__(self, folder: Path, name: str, *options: str) -> None:
+        command = [sys.executable, "-m", "tests.picker.engine", *options]
+        super().__init__(command, folder / f"{name}.log")
         self.port = int(self.find(r"^(\d+)\n"))
         self.address = f"127.0.0.1:{self.port}"
 
