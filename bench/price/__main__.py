@@ -2,7 +2,8 @@
 
 Static rules are tuned for every cell and metric on seed 0 over the whole grid; the winners, three
 well-known defaults and this router's policies are then judged on all seeds. `knees` measures the
-knees that `knees.json` lacks; `export` writes the means of every cell.
+knees that `knees.json` lacks; `export` writes the means of every cell;
+`hindsight` compares one choice for all cells with the best choice for each cell.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 
 from bench.price.cells import KNEES, cells, families, knees
 from bench.price.goals import goals
+from bench.price.hindsight import hindsight
 from bench.price.rules import KIND_OURS, OURS, static_rules
 from bench.price.runs import Runs
 from bench.price.table import tables, worst
 
-WHAT = ["all", "static", "ours", "print", "export", "knees"]
+WHAT = ["all", "static", "ours", "print", "export", "knees", "hindsight"]
 
 
 def main() -> None:
@@ -50,6 +52,9 @@ def main() -> None:
     if what in ("all", "ours"):
         for cell in chosen:
             runs.run(cell, KIND_OURS if cell.family.is_kind else OURS, seeds)
+    if what == "hindsight":
+        print(hindsight(runs, options.seeds))
+        return
     if what == "export":
         runs.export(options.results.with_suffix(".json"))
     print(tables(runs, options.seeds))
