@@ -1,10 +1,11 @@
-"""CPU and memory of all observation, on and off, in one run: page, receipts, records, spans.
+"""CPU and memory of all observation, on and off, in one run: page, receipts, records, spans, index.
 
-Each arm is a router in a process of its own, with 64 workers and a price of anarchy as every
-router has it. All arms get the same prompts in turn, round by round. CPU time and resident memory
-are those of the whole process, Python's control plane and page included.
+Each arm is a router in a process of its own, with 64 workers. Every arm but one has the price of
+anarchy against the lower bound, as every router has it. All arms get the same prompts in turn,
+round by round. CPU time and resident memory are those of the whole process, Python's control plane
+and page included. The last column is what the router itself counts for the price of anarchy.
 
-    python -m bench.observation_cost --rounds 3 --requests 150
+    python -m bench.observation_cost --rounds 3 --requests 150 [--stream]
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ ROUND_S = 5.0
 """Time from the begin of a round to its second reading: the page, the writer and the exporter work
 once a second."""
 RECEIPTS = 1000
+WINDOW_S = 5.0
+"""Length of a window of the price of anarchy: each round then pays for a bound."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,19 @@ class Arm:
         viewers: Open pages; None without an admin port.
         records: Whether each request has a record.
         spans: Whether each request has spans.
+        bound: Whether the price of anarchy against the bound is on, in windows of `WINDOW_S`.
     """
 
     receipts: int = 0
     viewers: int | None = None
     records: bool = False
     spans: bool = False
+    bound: bool = True
 
 
 ARMS = {
     "all off": Arm(),
+    "no index": Arm(bound=False),
     "receipts": Arm(receipts=RECEIPTS),
     "page, 1 viewer": Arm(viewers=1),
     "records": Arm(records=True),
@@ -68,15 +74,17 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Reading:
-    """CPU time of a process in seconds, and its resident memory in bytes."""
+    """CPU time of a process and of its price of anarchy in seconds, and its memory in bytes."""
 
     cpu_s: float
+    bound_cpu_s: float
     memory_bytes: int
 
 
 def config(arm: Arm, url: str, folder: Path) -> dict[str, Any]:
     """Configuration of the gateway of an arm."""
     routing = {"policy": {"name": "toll"}, "receipts": arm.receipts}
+    routing["bound_window_s"] = WINDOW_S if arm.bound else 0
     settings: dict[str, Any] = {"listen": "127.0.0.1:0", "upstreams": [url], "routing": routing}
     if arm.records:
         settings["records"] = {"dir": str(folder)}
@@ -90,10 +98,13 @@ def config(arm: Arm, url: str, folder: Path) -> dict[str, Any]:
     return settings
 
 
-def read() -> Reading:
+def read(gateway: Gateway) -> Reading:
     """The present figures of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return Reading(time.process_time(), pages * 4096)
+    models = json.loads(gateway.status())["models"]
+    bounds = [model["price_of_anarchy"] or {} for model in models]
+    bound_cpu_s = sum(bound.get("cpu_s", 0.0) for bound in bounds)
+    return Reading(time.process_time(), bound_cpu_s, pages * 4096)
 
 
 async def serve(gateway: Gateway, arm: Arm, pipe: Connection) -> None:
@@ -103,7 +114,7 @@ async def serve(gateway: Gateway, arm: Arm, pipe: Connection) -> None:
     port = await admin.start() if arm.viewers is not None else None
     pipe.send((gateway.start(), port))
     while await asyncio.to_thread(pipe.recv):
-        pipe.send(read())
+        pipe.send(read(gateway))
     if port is not None:
         await admin.stop()
     gateway.stop()
@@ -160,12 +171,21 @@ def routers(url: str, folder: Path) -> Iterator[dict[str, Router]]:
             router.close()
 
 
-def one_round(router: Router, bodies: list[bytes]) -> float:
-    """CPU seconds of a router over one round."""
+@dataclass(frozen=True)
+class Spent:
+    """CPU seconds of a router over one round, and the part for the price of anarchy."""
+
+    cpu_s: float
+    bound_cpu_s: float
+
+
+def one_round(router: Router, bodies: list[bytes]) -> Spent:
+    """What a router spends over one round."""
     before, began_s = router.reading(), time.monotonic()
     drive(router.port, bodies)
     time.sleep(max(0.0, began_s + ROUND_S - time.monotonic()))
-    return router.reading().cpu_s - before.cpu_s
+    after = router.reading()
+    return Spent(after.cpu_s - before.cpu_s, after.bound_cpu_s - before.bound_cpu_s)
 
 
 def main() -> None:
@@ -173,26 +193,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument(
+        "--stream", action="store_true", help="streamed answers: the curves learn, and bounds exist"
+    )
     options = parser.parse_args()
     prompts = [[at * PROMPT_TOKENS + n for n in range(PROMPT_TOKENS)] for at in range(50)]
-    texts = [json.dumps({"model": "m", "prompt": tokens}).encode() for tokens in prompts]
+    head = {"stream": True} if options.stream else {}
+    texts = [json.dumps({**head, "model": "m", "prompt": tokens}).encode() for tokens in prompts]
     bodies = [texts[at % len(texts)] for at in range(options.requests)]
     with served() as url, tempfile.TemporaryDirectory() as name, routers(url, Path(name)) as all_:
         for router in all_.values():
             drive(router.port, bodies)
-        found: dict[str, list[float]] = {arm: [] for arm in all_}
+        found: dict[str, list[Spent]] = {arm: [] for arm in all_}
         for _ in range(options.rounds):
             for arm, router in all_.items():
                 found[arm].append(one_round(router, bodies))
         memory = {arm: router.reading().memory_bytes / 2**20 for arm, router in all_.items()}
-    off = found["all off"]
+    off = [spent.cpu_s for spent in found["all off"]]
     print(f"{machine()}; {WORKERS} workers, {options.requests} requests in {ROUND_S:g} s")
-    for arm, cpu_s in found.items():
+    for arm, spent in found.items():
+        cpu_s = [one.cpu_s for one in spent]
+        share = statistics.median(one.bound_cpu_s for one in spent) / ROUND_S
         more = [1e3 * (one - base) for one, base in zip(cpu_s, off, strict=True)]
         print(
             f"{arm:>16}: {1e3 * statistics.median(cpu_s):6.0f} ms of CPU "
             f"({statistics.median(more):+5.0f}; {min(more):+.0f} to {max(more):+.0f}), "
-            f"{memory[arm]:6.1f} MiB ({memory[arm] - memory['all off']:+.1f})"
+            f"{memory[arm]:6.1f} MiB ({memory[arm] - memory['all off']:+.1f}), index "
+            f"{100 * share:.2f} % of a core"
         )
 
 

@@ -40,6 +40,15 @@ ANSWER = json.dumps(
     }
 ).encode()
 
+TOKENS = 5
+"""Tokens of a streamed answer."""
+STREAMED = b'{"stream": true'
+"""Begin of a body that asks for a stream."""
+_TOKEN = b'data: {"choices":[{"index":0,"text":"x"}]}\n\n'
+_USAGE = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": TOKENS}
+_END = f"data: {json.dumps({'choices': [], 'usage': _USAGE})}\n\ndata: [DONE]\n\n".encode()
+_STEP_S = 0.002
+
 
 class _Handler(BaseHTTPRequestHandler):
     """The upstream and the collector: an answer to every request."""
@@ -50,13 +59,26 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        asked = self.rfile.read(int(self.headers["content-length"]))
         self.send_response(200)
+        if asked.startswith(STREAMED):
+            self._stream()
+            return
         self.send_header("content-type", "application/json")
         body = b"" if self.path == "/v1/traces" else ANSWER
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _stream(self) -> None:
+        """Answer token by token, as an engine does; the router's curves learn from it."""
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("content-length", str(TOKENS * len(_TOKEN) + len(_END)))
+        self.end_headers()
+        for piece in [_TOKEN] * TOKENS + [_END]:
+            time.sleep(_STEP_S)
+            self.wfile.write(piece)
+            self.wfile.flush()
 
 
 @contextmanager
