@@ -16,7 +16,7 @@ from wardrop._core import cost_lower_bound
 from wardrop.replay.fleet import Fleet
 from wardrop.replay.workload import Workload
 
-LIMITS = ("alone", "prefill", "work", "memory")
+LIMITS = ("alone", "prefill", "work", "memory", "priced")
 """The limits that a bound combines, by their names in `LowerBound`."""
 
 
@@ -58,6 +58,7 @@ class LowerBound:
         prefill: `alone`, and one server with the prefill speed of the whole fleet.
         work: `alone`, and one server that also computes every decode step.
         memory: `alone`, and one KV memory as large as the fleet's.
+        priced: `alone`, and a price on the time of workers.
     """
 
     requests: int
@@ -67,6 +68,7 @@ class LowerBound:
     prefill: Cost
     work: Cost
     memory: Cost
+    priced: Cost
 
 
 def read_bound(raw: dict[str, Any] | None) -> LowerBound | None:

@@ -239,6 +239,7 @@ fn bound_dict<'py>(py: Python<'py>, bound: &LowerBound) -> PyResult<Bound<'py, P
         ("prefill", bound.prefill),
         ("work", bound.work),
         ("memory", bound.memory),
+        ("priced", bound.priced),
     ];
     for (name, CostSums { ttft_ms, e2e_ms }) in limits {
         dict.set_item(name, (ttft_ms * 1e-3, e2e_ms * 1e-3))?;

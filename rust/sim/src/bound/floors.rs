@@ -4,9 +4,13 @@
 //! `a·sequences + b·KV tokens` for every plane below the step curve. Both hold regardless of what else the
 //! worker computes, so they add up over the requests of a pass.
 
+use super::share::{LoadCurve, Segment};
 use crate::error::{SimError, out_of_range};
 use crate::spec::EngineSpec;
 use crate::timing::{Cursor, DecodeStep, Timing};
+
+/// Further points of a step curve, between which a line lies below it.
+const MORE_POINTS: u64 = 16;
 
 /// A line below the prefill curve.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +31,8 @@ pub(super) struct PrefillFloor {
     pub per_token_ms: f64,
     /// Most tokens of one prompt in a pass.
     most_tokens: f64,
+    /// Most tokens of a pass, as the engine counts them.
+    most_pass_tokens: f64,
 }
 
 impl PrefillFloor {
@@ -65,6 +71,7 @@ impl PrefillFloor {
                 hull: Vec::new(),
                 per_token_ms,
                 most_tokens,
+                most_pass_tokens: highest as f64,
             });
         }
         let (news, cached) = engine.timing.prefill_breakpoints(highest, u64::from(longest));
@@ -87,6 +94,7 @@ impl PrefillFloor {
             hull,
             per_token_ms,
             most_tokens,
+            most_pass_tokens: highest as f64,
         })
     }
 
@@ -100,6 +108,30 @@ impl PrefillFloor {
         let on = |line: &Line| line.base_ms * passes + line.per_token_ms * n;
         match &self.quadratic {
             Some(curve) => on(&tangent(curve, n / passes).1),
+            None => self.hull.iter().map(on).fold(0.0, f64::max),
+        }
+    }
+
+    /// Least latency and worker time, at a price of worker time, of the passes that compute `tokens` of one prompt.
+    ///
+    /// For a line, the cost of several passes is at least that of one pass with all their tokens.
+    pub fn priced_ms(&self, price: f64, tokens: f64) -> f64 {
+        let from = tokens.max(1.0);
+        let on = |line: &Line| {
+            let pass = LoadCurve(vec![Segment {
+                from,
+                to: self.most_pass_tokens.max(from),
+                base_ms: line.base_ms,
+                per_load_ms: line.per_token_ms,
+            }]);
+            pass.least_ms(price, tokens, from)
+        };
+        match &self.quadratic {
+            Some(curve) => {
+                let touches = [from, 2.0 * from, 4.0 * from, f64::INFINITY];
+                let lines = touches.map(|at| on(&tangent(curve, at.min(self.most_pass_tokens)).1));
+                lines.into_iter().fold(0.0, f64::max)
+            }
             None => self.hull.iter().map(on).fold(0.0, f64::max),
         }
     }
@@ -158,6 +190,67 @@ pub(super) struct StepPrice {
     pub held_token_ms: f64,
 }
 
+/// The load that sequences bring to a step, and the step's least time by the sum of the loads.
+#[derive(Clone, Debug)]
+pub(super) struct StepLoad {
+    /// Load of any sequence.
+    pub per_sequence: f64,
+    /// Load per token of the context.
+    pub per_context_token: f64,
+    /// Load per held token.
+    pub per_held_token: f64,
+    /// Least time of a step by its load.
+    pub curve: LoadCurve,
+}
+
+impl StepLoad {
+    /// Load of one sequence.
+    pub fn of(&self, context_tokens: f64, held_tokens: f64) -> f64 {
+        self.per_sequence + self.per_context_token * context_tokens + self.per_held_token * held_tokens
+    }
+
+    /// A plane: each sequence brings the milliseconds by which it makes the step longer.
+    fn plane(base_ms: f64, sequence: StepPrice, most: (f64, f64)) -> Self {
+        let StepPrice {
+            sequence_ms,
+            context_token_ms,
+            held_token_ms,
+        } = sequence;
+        let (sequences, tokens) = most;
+        let most_ms =
+            sequence_ms * sequences + context_token_ms * sequences * tokens + held_token_ms * tokens;
+        if most_ms <= 0.0 {
+            return Self::held(vec![Segment {
+                from: 1.0,
+                to: tokens,
+                base_ms,
+                per_load_ms: 0.0,
+            }]);
+        }
+        Self {
+            per_sequence: sequence_ms,
+            per_context_token: context_token_ms,
+            per_held_token: held_token_ms,
+            curve: LoadCurve(vec![Segment {
+                from: f64::MIN_POSITIVE,
+                to: most_ms,
+                base_ms,
+                per_load_ms: 1.0,
+            }]),
+        }
+    }
+
+    /// A curve by the held tokens.
+    fn held(segments: Vec<Segment>) -> Self {
+        Self {
+            per_sequence: 0.0,
+            per_context_token: 0.0,
+            per_held_token: 1.0,
+            curve: LoadCurve(segments),
+        }
+    }
+}
+
 /// The step curve from below.
 pub(super) struct StepFloor {
     /// Least step time of a sequence that holds so many blocks, in milliseconds, in any company.
@@ -167,6 +260,8 @@ pub(super) struct StepFloor {
     block_size: u32,
     /// Planes below the curve.
     pub prices: Vec<StepPrice>,
+    /// The curve by the load of a step.
+    pub load: StepLoad,
     /// Whether a prompt's last pass also counts as a decode step of the prompt.
     pub has_first_step: bool,
 }
@@ -183,6 +278,7 @@ impl StepFloor {
             sum_ms: Vec::with_capacity(blocks + 1),
             block_size: size,
             prices: Vec::new(),
+            load: StepLoad::held(Vec::new()),
             has_first_step: !engine.timing.is_learned(),
         };
         let spread = |base: f64, per_sequence: f64, per_context: f64, per_held: f64| {
@@ -197,6 +293,12 @@ impl StepFloor {
                 let [base, per_sequence, per_token] = prior.step.map(|d| 1e3 * d);
                 check_rising(&[base, per_sequence, per_token])?;
                 floor.prices.extend(spread(base, per_sequence, per_token, 0.0));
+                let sequence = StepPrice {
+                    sequence_ms: per_sequence,
+                    context_token_ms: per_token,
+                    held_token_ms: 0.0,
+                };
+                floor.load = StepLoad::plane(base, sequence, (sequences, capacity));
                 // The shortest context that fills so many blocks.
                 Box::new(move |kv| {
                     let context = kv.saturating_sub(u64::from(size) - 1);
@@ -213,12 +315,19 @@ impl StepFloor {
                     (*decode_base_ms, *decode_per_kv_token_ms, *decode_per_sequence_ms);
                 check_rising(&[base, per_token, per_sequence])?;
                 floor.prices.extend(spread(base, per_sequence, 0.0, per_token));
+                let sequence = StepPrice {
+                    sequence_ms: per_sequence,
+                    context_token_ms: 0.0,
+                    held_token_ms: per_token,
+                };
+                floor.load = StepLoad::plane(base, sequence, (sequences, capacity));
                 Box::new(move |kv| base + per_sequence + per_token * kv as f64)
             }
             Timing::Polynomial | Timing::Table(_) => {
                 let curve = Curve::new(engine, longest);
                 let base = curve.least_from(0);
                 let rise = curve.ratio(base);
+                floor.load = StepLoad::held(curve.segments());
                 floor.prices.extend(spread(base, 0.0, 0.0, rise));
                 floor.prices.push(StepPrice {
                     sequence_ms: 0.0,
@@ -329,6 +438,37 @@ impl Curve {
         times.fold(f64::INFINITY, f64::min)
     }
 
+    /// Lines below the curve, by rising KV tokens.
+    fn segments(&self) -> Vec<Segment> {
+        let capacity = self.capacity_tokens;
+        if self.is_raised() {
+            return vec![Segment {
+                from: 1.0,
+                to: capacity as f64,
+                base_ms: self.least_from(0),
+                per_load_ms: 0.0,
+            }];
+        }
+        let least = self.points[0].0;
+        let between = (1..MORE_POINTS).map(|part| capacity * part / MORE_POINTS);
+        let mut loads: Vec<u64> = self.points.iter().map(|(kv, _)| *kv).collect();
+        loads.extend(between.filter(|kv| *kv > least));
+        loads.sort_unstable();
+        loads.dedup();
+        let points: Vec<(f64, f64)> = loads.iter().map(|kv| (*kv as f64, self.at(*kv))).collect();
+        points
+            .windows(2)
+            .map(|pair| Segment::between(pair[0], pair[1]))
+            .collect()
+    }
+
+    /// Whether some step is raised to the shortest step. Between points, the curve is then neither linear nor concave.
+    fn is_raised(&self) -> bool {
+        self.points
+            .iter()
+            .any(|(_, ms)| *ms <= crate::timing::MIN_DECODE_MS)
+    }
+
     /// Least time at `kv` or more tokens, as far as the points say.
     fn least_from(&self, kv: u64) -> f64 {
         let first = self.points.partition_point(|(tokens, _)| *tokens < kv);
@@ -338,12 +478,7 @@ impl Curve {
 
     /// Largest slope of a line through (0, `base`) that stays below the curve; at least 0.
     fn ratio(&self, base: f64) -> f64 {
-        // Between points, a curve that was raised to the shortest step is neither linear nor concave.
-        if self
-            .points
-            .iter()
-            .any(|(_, ms)| *ms <= crate::timing::MIN_DECODE_MS)
-        {
+        if self.is_raised() {
             return 0.0;
         }
         let slopes = self.points.iter().map(|(kv, ms)| (ms - base) / *kv as f64);

@@ -5,14 +5,15 @@
 //! engines  ─▶ floors  ─▶┘
 //! ```
 //!
-//! Four limits are relaxed worlds, each kinder to requests than the fleet:
+//! Five limits are relaxed worlds, each kinder to requests than the fleet:
 //!
 //! * *alone*: each request on an idle fastest worker, behind every block that an earlier request could have left;
 //! * *prefill*: one server with the prefill speed of all workers, and one cache that loses no block;
 //! * *work*: the same server also computes every decode step, at the best price per sequence and per KV token;
-//! * *memory*: one KV memory as large as all workers' together, held for as long as an idle worker needs.
+//! * *memory*: one KV memory as large as all workers' together, held for as long as an idle worker needs;
+//! * *priced*: the time of each worker costs a price, and a request chooses its company.
 //!
-//! Every limit bounds how many requests can be complete at each moment. The m-th completion is therefore no
+//! The last limit bounds the sum of E2E. Every other limit bounds how many requests can be complete at each moment. The m-th completion is therefore no
 //! earlier than the latest m-th completion over all limits. The sum of these times, less the arrivals, is the
 //! bound. The page `docs/explanation/price-of-anarchy.md` has the proofs, and `tests/exhaustive.rs` compares
 //! the bounds with the true optimum. Cost: O(blocks of all prompts + requests · log requests).
@@ -20,6 +21,8 @@
 mod floors;
 mod history;
 mod pooled;
+mod priced;
+mod share;
 mod sharing;
 mod stream;
 mod work;
@@ -38,6 +41,7 @@ pub use stream::{
 pub use workers::{BoundFleet, BoundPool, BoundWorker};
 
 use pooled::{Job, completions, later_of, offset};
+use priced::{Buyer, best_bound_ms};
 use sharing::Sharing;
 use work::{Engines, RequestWork, request_works};
 
@@ -69,6 +73,8 @@ pub struct LowerBound {
     pub work: CostSums,
     /// *Alone*, and the KV memory of the whole fleet.
     pub memory: CostSums,
+    /// *Alone*, and a price on the time of workers.
+    pub priced: CostSums,
 }
 
 /// The bound for the requests that `is_counted` marks; `None` counts every request.
@@ -164,6 +170,23 @@ struct Limits {
     memory: Vec<f64>,
 }
 
+/// Whether the workers of a stage have a price.
+#[derive(Clone, Copy)]
+enum Priced {
+    Yes,
+    No,
+}
+
+impl Priced {
+    /// Index of the price that a stage takes.
+    fn at(self, price: usize) -> usize {
+        match self {
+            Self::Yes => price,
+            Self::No => 0,
+        }
+    }
+}
+
 /// A conversation without branches: its turns follow each other, so its end fixes the sum of its turns' E2E.
 struct Chain {
     /// Requests of the conversation, in order.
@@ -192,6 +215,7 @@ impl Bound<'_> {
             prefill: alone,
             work: alone,
             memory: alone,
+            priced: alone,
         };
         if self.spec.concurrency.is_some() {
             self.close(&mut bound, &counted);
@@ -288,6 +312,43 @@ impl Bound<'_> {
         let mut every = refs(&work);
         every.extend([prefill.as_slice(), memory.as_slice()]);
         raise(&mut bound.all, &later_of(&alone, &every));
+        let best_ms = self.priced_ms(&chains);
+        let alone_e2e_ms = alone_ms - free_ms;
+        bound.priced.e2e_ms += (best_ms - alone_e2e_ms).max(0.0);
+        bound.all.e2e_ms = bound.all.e2e_ms.max(bound.priced.e2e_ms);
+    }
+
+    /// The sum of the E2E of all turns of `chains` that a price on the time of workers allows.
+    fn priced_ms(&self, chains: &[Chain]) -> f64 {
+        let buyers = |prefill: Priced, decode: Priced| -> Vec<Buyer> {
+            let buyer = |chain: &Chain| Buyer {
+                release_ms: self.root_ms(chain.turns[0]),
+                pause_ms: chain.turns.iter().map(|turn| self.think_ms(*turn)).sum(),
+                least_ms: std::array::from_fn(|price| {
+                    let turns = chain.turns.iter().map(|turn| &self.works[*turn]);
+                    let least_ms = |work: &RequestWork| {
+                        work.priced_prefill_ms[prefill.at(price)] + work.priced_decode_ms[decode.at(price)]
+                    };
+                    turns.map(least_ms).sum()
+                }),
+            };
+            chains.iter().map(buyer).collect()
+        };
+        let engines = self.engines;
+        let every = buyers(Priced::Yes, Priced::Yes);
+        if !engines.is_split {
+            return best_bound_ms(&every, engines.decode_speed);
+        }
+        // Both pools may have a price, or one of them alone.
+        best_bound_ms(&every, engines.prefill_speed + engines.decode_speed)
+            .max(best_bound_ms(
+                &buyers(Priced::Yes, Priced::No),
+                engines.prefill_speed,
+            ))
+            .max(best_bound_ms(
+                &buyers(Priced::No, Priced::Yes),
+                engines.decode_speed,
+            ))
     }
 
     /// Completion times under the pooled limits. `server` knows the jobs.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tests::{engine, workload};
-use crate::{EngineSpec, Outcome, Plan, simulate_plan};
+use crate::{EngineSpec, Outcome, Plan, Timing, simulate_plan};
 
 fn planned(spec: &FleetSpec, workload: &Workload, worker: Vec<u32>) -> Outcome {
     simulate_plan(spec, workload, Plan::immediate(worker)).expect("a valid plan")
@@ -123,4 +123,34 @@ fn a_request_that_is_not_counted_adds_no_cost() {
     let spec = FleetSpec::aggregated(1, engine());
     let both = lower_bound(&spec, &workload(&rows), Some(&[true, false])).expect("valid");
     assert_eq!((both.requests, both.all.e2e_ms), (1, 130.0));
+}
+
+#[test]
+fn a_price_on_workers_knows_the_company_that_the_load_forces() {
+    // A step of b sequences takes 5 + b ms. Requests of 50 tokens come each 60 ms, so about 25 share each step of 30 ms,
+    // and a request takes 1.5 s. Alone it takes 0.3 s.
+    let shared = EngineSpec {
+        timing: Timing::Affine {
+            prefill_base_ms: 0.0,
+            prefill_per_token_ms: 0.02,
+            decode_base_ms: 5.0,
+            decode_per_kv_token_ms: 0.0,
+            decode_per_sequence_ms: 1.0,
+        },
+        ..engine()
+    };
+    let rows: Vec<_> = (0..200).map(|i| (60.0 * f64::from(i), 16, 50, 20 * i)).collect();
+    let (spec, steady) = (FleetSpec::aggregated(1, shared), workload(&rows));
+    let bound = bound(&spec, &steady);
+    let outcome = planned(&spec, &steady, vec![0; 200]);
+    let reached: f64 = (0..200)
+        .map(|i| outcome.requests.end_ms[i] - outcome.requests.arrival_ms[i])
+        .sum();
+    assert!(bound.priced.e2e_ms <= reached, "{bound:?}");
+    assert!(
+        bound.priced.e2e_ms > 0.6 * reached,
+        "{bound:?}, reached {reached}"
+    );
+    assert!(bound.work.e2e_ms < 0.5 * reached, "{bound:?}");
+    assert_eq!(bound.all.e2e_ms, bound.priced.e2e_ms);
 }

@@ -4,7 +4,9 @@
 //! means. A shared block counts once over all requests that can hold it at the same time.
 
 use super::floors::{PrefillFloor, StepFloor};
+use super::share::{ByPrice, PRICES};
 use super::sharing::Sharing;
+use crate::engine::block_pool::NONE;
 use crate::error::SimError;
 use crate::spec::{FaultKind, FleetSpec};
 use crate::workload::Workload;
@@ -99,6 +101,10 @@ pub(super) struct RequestWork {
     pub held_token_ms: f64,
     /// KV tokens that the prompt holds.
     pub prompt_held_tokens: f64,
+    /// Least latency and worker time up to the first token, without its decode step, at each price of worker time.
+    pub priced_prefill_ms: ByPrice,
+    /// Least latency and worker time of all decode steps, at each price of worker time.
+    pub priced_decode_ms: ByPrice,
 }
 
 /// The work of every request of a workload.
@@ -133,11 +139,13 @@ fn request_work(workload: &Workload, sharing: &Sharing, engines: &Engines, i: us
         (0, whole, f64::from(whole), whole)
     };
     let mut alone_tokens = prompt - reusable.min(most_cached) * size;
+    let unshared_tokens = alone_tokens;
     if engines.shares_prefixes && reusable < whole && sharing.later_sharers[i] > 0 {
         // Requests that compute these blocks in one pass lose a token each to the rounding of means.
         alone_tokens = alone_tokens.saturating_sub(sharing.later_sharers[i] + 1).max(1);
     }
     let last_is_named = whole > most_cached && (sharing.names_last_first[i] || !engines.shares_prefixes);
+    let is_root = workload.after[i] == NONE;
     let own_tokens = (named - u32::from(last_is_named)) * size + (prompt - most_cached * size);
 
     let step = &engines.step;
@@ -146,13 +154,15 @@ fn request_work(workload: &Workload, sharing: &Sharing, engines: &Engines, i: us
     } else {
         0.0
     };
-    let mut alone_ttft_ms = engines.prefill.at_least_ms(alone_tokens) / engines.fastest_prefill;
+    let prefill_alone_ms = engines.prefill.at_least_ms(alone_tokens) / engines.fastest_prefill;
+    let mut alone_ttft_ms = prefill_alone_ms;
     if engines.is_split {
         // Only the request's own transfer brings the blocks that no other request names.
         let blocks = private + (prompt.div_ceil(size) - whole);
         let [latency_ms, per_token_ms] = engines.transfer_ms;
         alone_ttft_ms += latency_ms + per_token_ms * f64::from(blocks * size);
     }
+    let before_step_ms = alone_ttft_ms;
     alone_ttft_ms += first_step_ms / engines.fastest_decode;
     let last = prompt + (output - 1);
     let later_ms = step.steps_ms(prompt + 1, last) / engines.fastest_decode;
@@ -187,7 +197,50 @@ fn request_work(workload: &Workload, sharing: &Sharing, engines: &Engines, i: us
             .collect(),
         held_token_ms: decode.held_ms / engines.fastest_decode,
         prompt_held_tokens: decode.first_held,
+        priced_prefill_ms: PRICES.map(|price| {
+            let tokens = f64::from(own_tokens.saturating_sub(1));
+            // Another request may compute the blocks of a later turn before the turn arrives, at a price and without latency.
+            let waited_for = if is_root {
+                tokens
+            } else {
+                tokens.min(f64::from(unshared_tokens - 1))
+            };
+            let speed = engines.fastest_prefill;
+            let company_ms = engines.prefill.priced_ms(price * speed, waited_for) / speed
+                + price * engines.prefill.per_token_ms * (tokens - waited_for);
+            // The transfer of a split is no work of a worker.
+            let moved_ms = before_step_ms - prefill_alone_ms;
+            moved_ms + company_ms.max(prefill_alone_ms + price * engines.prefill.per_token_ms * tokens)
+        }),
+        priced_decode_ms: priced_decode_ms(
+            engines,
+            &decode,
+            first_step_ms / engines.fastest_decode + later_ms,
+        ),
     }
+}
+
+/// Least latency and worker time of the decode steps of a request at each price. `alone_ms` is their time on an idle worker.
+fn priced_decode_ms(engines: &Engines, decode: &DecodeTokens, alone_ms: f64) -> ByPrice {
+    let (load, speed) = (&engines.step.load, engines.fastest_decode);
+    if decode.steps <= 0.0 {
+        return [alone_ms; PRICES.len()];
+    }
+    let [first, last] = decode.ends.map(|end| load.of(end.context, end.held));
+    let mean = load.of(decode.context / decode.steps, decode.held / decode.steps);
+    // The least cost is concave in the share, so the line between the first and the last step lies below it.
+    let late = if last > first {
+        ((mean - first) / (last - first)).clamp(0.0, 1.0)
+    } else {
+        0.0
+    };
+    let least_load = load.of(decode.ends[0].context, decode.ends[0].whole_held);
+    let per_load_ms = load.curve.per_load_ms();
+    PRICES.map(|price| {
+        let step_ms = |share: f64| load.curve.least_ms(price * speed, share, least_load) / speed;
+        let company_ms = decode.steps * ((1.0 - late) * step_ms(first) + late * step_ms(last));
+        company_ms.max(alone_ms + price * per_load_ms * mean * decode.steps)
+    })
 }
 
 /// Sums over the decode steps of a request.
@@ -202,6 +255,19 @@ struct DecodeTokens {
     held_ms: f64,
     /// Held tokens in the first step.
     first_held: f64,
+    /// The first and the last step.
+    ends: [StepEnd; 2],
+}
+
+/// One decode step of a request.
+#[derive(Clone, Copy, Debug, Default)]
+struct StepEnd {
+    /// Tokens of the context.
+    context: f64,
+    /// Held tokens, where a shared block counts in part.
+    held: f64,
+    /// Held tokens, where a shared block counts in full.
+    whole_held: f64,
 }
 
 /// Sums over the decode steps of a request, each at the least KV memory that it can hold. O(blocks of the
@@ -217,6 +283,12 @@ fn decode_tokens(workload: &Workload, engines: &Engines, i: usize, held_blocks: 
         held: 0.0,
         held_ms: 0.0,
         first_held: held(prompt.div_ceil(size)),
+        ends: [StepEnd::default(); 2],
+    };
+    let end = |length: u32| StepEnd {
+        context: f64::from(length),
+        held: held(length.div_ceil(size)),
+        whole_held: f64::from(length.div_ceil(size) * size),
     };
     let mut length = if engines.step.has_first_step {
         prompt
@@ -224,6 +296,7 @@ fn decode_tokens(workload: &Workload, engines: &Engines, i: usize, held_blocks: 
         prompt + 1
     };
     let last = prompt + (output - 1);
+    tokens.ends = [end(length), end(last.max(length))];
     // One turn of the loop per block.
     while length <= last {
         let blocks = length.div_ceil(size);
