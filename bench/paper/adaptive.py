@@ -21,6 +21,9 @@ FIGURES = (
     "itl_mean_ms",
     "e2e_mean_s",
     "output_tokens_per_s",
+    "poa_ttft",
+    "poa_e2e",
+    "poa_paper",
     "decision_loss",
     "attainment",
 )

@@ -1,4 +1,4 @@
-"""The paper's estimator and the loss of a decision over requests in flight, in a closed loop."""
+"""The paper's estimator beside the price of anarchy against the bound, in a closed loop."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ def _point(
         "itl_p99_ms",
         "e2e_mean_s",
         "output_tokens_per_s",
+        "poa_ttft",
+        "poa_e2e",
         "decision_loss",
         "decision_load",
         "decision_split",

@@ -17,6 +17,8 @@ FIGURES = (
     "ttft_p99_s",
     "output_tokens_per_s",
     "decision_loss",
+    "poa_ttft",
+    "poa_e2e",
     "poa_paper",
     "reuse",
 )
