@@ -9,7 +9,8 @@ last answer, and once more from the records. The latencies are those that the cl
 
 The index of an arm rests on the curves that this arm learned, so its rank does not follow from the
 definition. The curves learn from 48 short requests before the run, and the index counts them too:
-they are about 1 % of the E2E and 6 % of the TTFT that a run pays. Finished runs are kept in FILE and are not run again.
+they are about 1 % of the E2E and 6 % of the TTFT that a run pays. Finished runs are kept in FILE
+and are not run again.
 """
 
 from __future__ import annotations
