@@ -1132,8 +1132,8 @@ class SelectServer:
         Args:
             config_json: `grpc_listen`, `http_listen` ("host:port"; port 0 takes a free one),
                 `worker_threads`, `router_id`, `max_reservations`, `reservation_ttl_ms`,
-                `max_selections`, `max_selection_bytes`, `selection_ttl_ms`, `log`, and the groups
-                `routing` and `feed`.
+                `max_selections`, `max_selection_bytes`, `selection_ttl_ms`, `all_bodies_bytes`,
+                `read_timeout_ms`, `log`, and the groups `routing` and `feed`.
 
         Raises:
             ValueError: a key is unknown or a value is out of range. The text names the key.

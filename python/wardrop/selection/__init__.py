@@ -30,6 +30,8 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         router_id: Label of all metrics.
         reservation_ttl_ms: Life of a reservation that no caller frees.
         selection_ttl_ms: Life of a selection without a reservation.
+        all_bodies_bytes: Bytes of the bodies of all calls that are served at one time.
+        read_timeout_ms: Longest time for the bytes of one HTTP call.
         routing: The choice of a worker; the queue is off here.
         predicted: Predicted caches; by default `used: alone`.
         feed: Feeds of events.
@@ -44,6 +46,8 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     router_id: str = "wardrop-0"
     reservation_ttl_ms: int = 300_000
     selection_ttl_ms: int = 120_000
+    all_bodies_bytes: int = 256 << 20
+    read_timeout_ms: int = 30_000
     routing: dict[str, Any] = {}
     predicted: dict[str, Any] = {}
     feed: dict[str, Any] = {}
@@ -88,6 +92,8 @@ class SelectFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "router_id": self.router_id,
                 "reservation_ttl_ms": self.reservation_ttl_ms,
                 "selection_ttl_ms": self.selection_ttl_ms,
+                "all_bodies_bytes": self.all_bodies_bytes,
+                "read_timeout_ms": self.read_timeout_ms,
                 "routing": stages["routing"] | {"receipts": self.receipts},
                 "feed": stages["feed"],
                 "records": stages["records"],

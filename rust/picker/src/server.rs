@@ -29,8 +29,8 @@ pub(crate) const EXT_PROC: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 const HEALTH_EVERY: Duration = Duration::from_millis(200);
 /// Messages of one stream that wait for Envoy.
 const OUTBOX: usize = 8;
-/// Time between two pings of an idle connection, and time for their answer: a dead Envoy frees its streams.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Time between two pings of an idle connection, and time for their answer: a dead caller frees its streams.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Bytes of a message around the body in it.
 const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
 

@@ -38,7 +38,18 @@ impl Fleet {
     /// # Errors
     /// A record that the routing service refuses.
     pub fn upsert(&self, record: WorkerRecord) -> Result<Value, SelectError> {
-        let mut workers = self.workers.lock();
+        self.upsert_among(&mut self.workers.lock(), record)
+    }
+
+    /// Registers or changes a worker among the records that the caller has locked.
+    ///
+    /// # Errors
+    /// As [`Fleet::upsert`].
+    fn upsert_among(
+        &self,
+        workers: &mut BTreeMap<u64, WorkerRecord>,
+        record: WorkerRecord,
+    ) -> Result<Value, SelectError> {
         let old = workers.get(&record.worker_id).cloned();
         if old.is_none() && workers.len() >= MAX_WORKERS {
             return Err(SelectError::Full(format!(
@@ -92,9 +103,11 @@ impl Fleet {
     /// # Errors
     /// An unknown worker, or a field that cannot be changed so.
     pub fn patch(&self, worker_id: u64, patch: Value) -> Result<Value, SelectError> {
-        let record = self.workers.lock().get(&worker_id).cloned();
-        let record = record.ok_or_else(|| unknown_worker(worker_id))?;
-        self.upsert(record.patched(patch)?)
+        // One lock from the reading to the writing: a change of another caller in between would be lost.
+        let mut workers = self.workers.lock();
+        let record = workers.get(&worker_id).ok_or_else(|| unknown_worker(worker_id))?;
+        let patched = record.patched(patch)?;
+        self.upsert_among(&mut workers, patched)
     }
 
     /// Forgets a worker. The caller ends the reservations on it.
@@ -169,4 +182,45 @@ fn invalid(error: &ServiceError) -> SelectError {
 
 fn unknown_worker(worker_id: u64) -> SelectError {
     SelectError::NotFound(format!("worker {worker_id} not found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use serde_json::json;
+    use wardrop_service::config::ServiceConfig;
+
+    use super::*;
+
+    const ROUNDS: u64 = 300;
+
+    #[test]
+    fn two_changes_of_one_worker_at_the_same_time_are_both_kept() {
+        let service = Service::new(ServiceConfig::default()).expect("the defaults must be a configuration");
+        let fleet = Fleet::new(service);
+        let record = json!({"worker_id": 1, "endpoint": "http://a:1", "block_size": 16});
+        let record = WorkerRecord::from_json(record).expect("the record is complete");
+        fleet.upsert(record).expect("the worker fits");
+        let start = Barrier::new(2);
+        let change = |field: &str, value: u64| {
+            start.wait();
+            fleet
+                .patch(1, json!({field: value}))
+                .expect("the worker is known");
+            start.wait();
+        };
+        let mut lost = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| (1..=ROUNDS).for_each(|round| change("total_kv_blocks", round)));
+            for round in 1..=ROUNDS {
+                change("max_num_batched_tokens", round);
+                let shown = fleet.records(None, None).remove(0);
+                let both = (shown.total_kv_blocks, shown.max_num_batched_tokens);
+                // An assertion here would leave the other thread at the barrier.
+                lost += usize::from(both != (Some(round), Some(round)));
+            }
+        });
+        assert_eq!(lost, 0, "of {ROUNDS} pairs of changes, this many lost one");
+    }
 }

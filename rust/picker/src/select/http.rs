@@ -2,7 +2,7 @@
 //!
 //! A client of `dynamo.select_service` works against this service unchanged. Unknown fields are ignored, as Dynamo ignores them.
 //!
-//! Bounds: 32 MiB per body. `docs/how-to/select.md` shows the calls.
+//! Bounds: 32 MiB per body, and those of `bodies` over all. `docs/how-to/select.md` shows the calls.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -455,7 +455,8 @@ fn ok(value: &Value) -> Response {
     ([(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
-fn error(status: StatusCode, text: &str) -> Response {
+/// An error in the form of Dynamo's selection service.
+pub(super) fn error(status: StatusCode, text: &str) -> Response {
     (status, ok(&json!({"error": text}))).into_response()
 }
 

@@ -6,9 +6,10 @@
 //!
 //! The caller sends the request to the worker itself, so nothing of the request passes here except its tokens or hashes.
 //!
-//! Bounds: open reservations, pending selections with their bytes, and the life of both; see
+//! Bounds: open reservations, pending selections with their bytes, the life of both, and the bytes of all bodies; see
 //! [`SelectConfig`].
 
+mod bodies;
 mod error;
 mod fleet;
 mod grpc;

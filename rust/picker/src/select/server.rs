@@ -8,26 +8,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::middleware::from_fn_with_state;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
+use wardrop_service::admission::BodyBudget;
 use wardrop_service::config::ServiceConfig;
 use wardrop_service::metrics::THREAD_PREFIX;
 use wardrop_service::{Service, ServiceError, hide_panic_texts, start_logging};
 
+use super::bodies::{BodyLimits, Protocol, limit_bodies};
 use super::grpc::SelectGrpc;
 use super::http::{SelectHttp, routes};
 use super::reservations::SelectLimits;
 use super::selector::Selector;
 use super::workers::WorkerRecord;
 use crate::proto::select::selection_server::SelectionServer;
-use crate::server::{bind, io};
+use crate::server::{KEEP_ALIVE, bind, io};
 
 /// Name of the gRPC service, for health checks.
 const SELECTION: &str = "wardrop.v1.Selection";
@@ -56,6 +60,10 @@ pub struct SelectConfig {
     pub max_selection_bytes: usize,
     /// Life of a selection without a reservation, in milliseconds.
     pub selection_ttl_ms: u64,
+    /// Bytes of the bodies of all calls that are served at one time.
+    pub all_bodies_bytes: usize,
+    /// Longest time for the bytes of one HTTP call, in milliseconds.
+    pub read_timeout_ms: u64,
     /// Settings of the routing service. In JSON its keys `router_id`, `routing`, `feed`, `records`,
     /// `tracing` and `peers` stand beside those of the selection service.
     #[serde(skip)]
@@ -75,6 +83,8 @@ impl Default for SelectConfig {
             max_selections: 4096,
             max_selection_bytes: 256 << 20,
             selection_ttl_ms: 120_000,
+            all_bodies_bytes: 256 << 20,
+            read_timeout_ms: 30_000,
             service: ServiceConfig::default(),
             log: None,
         }
@@ -99,6 +109,8 @@ impl SelectConfig {
             ("max_selections", config.max_selections as u64, 1 << 24),
             ("max_selection_bytes", config.max_selection_bytes as u64, 1 << 40),
             ("selection_ttl_ms", config.selection_ttl_ms, 86_400_000),
+            ("all_bodies_bytes", config.all_bodies_bytes as u64, 1 << 40),
+            ("read_timeout_ms", config.read_timeout_ms, 86_400_000),
         ];
         for (name, value, most) in whole {
             if !(1..=most).contains(&value) {
@@ -125,6 +137,8 @@ struct SelectMetrics {
     open: IntGauge,
     /// Selections that wait for a reservation.
     pending: IntGauge,
+    /// Bytes of bodies in memory.
+    body_bytes: IntGauge,
 }
 
 /// The servers while they run.
@@ -147,6 +161,8 @@ pub struct SelectServer {
     selector: Arc<Selector>,
     /// Metrics of the selection service.
     metrics: Arc<SelectMetrics>,
+    /// Limits on the bodies of all calls.
+    bodies: BodyLimits,
     /// The service stops, so health checks fail.
     draining: Arc<AtomicBool>,
     /// The servers; `None` before the start and after the stop.
@@ -179,6 +195,19 @@ impl SelectServer {
             pending: builder
                 .gauge("select_selections", "Selections that wait for a reservation")
                 .map_err(failed)?,
+            body_bytes: builder
+                .gauge("request_body_bytes", "Bytes of request bodies in memory")
+                .map_err(failed)?,
+        };
+        let bodies = BodyLimits {
+            budget: BodyBudget::new(config.all_bodies_bytes),
+            read_timeout: Duration::from_millis(config.read_timeout_ms),
+            refused: builder
+                .counter(
+                    "select_bodies_refused_total",
+                    "Calls that were refused because their body did not fit beside the others, or came too slowly",
+                )
+                .map_err(failed)?,
         };
         let limits = SelectLimits {
             reservations: config.max_reservations,
@@ -190,6 +219,7 @@ impl SelectServer {
         Ok(Self {
             selector: Arc::new(Selector::new(service.clone(), limits)),
             metrics: Arc::new(metrics),
+            bodies,
             draining: Arc::default(),
             running: Mutex::new(None),
             service,
@@ -253,9 +283,12 @@ impl SelectServer {
             let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
                 let _ = stream.set_nodelay(true);
             });
-            tokio::spawn(axum::serve(listener, routes(shared)).into_future());
+            let limits = (self.bodies.clone(), Protocol::Http);
+            let routes = routes(shared).layer(from_fn_with_state(limits, limit_bodies));
+            tokio::spawn(axum::serve(listener, routes).into_future());
         }
         let (selector, metrics) = (self.selector.clone(), self.metrics.clone());
+        let bodies = self.bodies.budget.clone();
         let every =
             Duration::from_millis(self.config.reservation_ttl_ms.min(self.config.selection_ttl_ms) / 4)
                 .clamp(Duration::from_millis(10), Duration::from_secs(1));
@@ -268,6 +301,10 @@ impl SelectServer {
                 let (open, pending) = selector.reservations.sizes();
                 metrics.open.set(i64::try_from(open).unwrap_or(i64::MAX));
                 metrics.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+                let body_bytes = bodies.used_bytes();
+                metrics
+                    .body_bytes
+                    .set(i64::try_from(body_bytes).unwrap_or(i64::MAX));
             }
         });
         Ok(bound)
@@ -307,11 +344,18 @@ impl SelectServer {
             selector: self.selector.clone(),
         })
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let limits = (self.bodies.clone(), Protocol::Grpc);
+        let routes = Routes::new(health)
+            .add_service(reflection)
+            .add_service(selection)
+            .into_axum_router()
+            .layer(from_fn_with_state(limits, limit_bodies));
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
-            .add_service(health)
-            .add_service(reflection)
-            .add_service(selection);
+            // A dead caller frees its streams, and the bytes of its calls.
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE))
+            .add_routes(Routes::from(routes));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tokio::spawn(server.serve_with_incoming(incoming));
         Ok(())

@@ -55,6 +55,11 @@ impl BodyBudget {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
+    /// Limit of the bytes in use.
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
     /// Admits a body of which the client announced `announced_bytes`, 0 when unknown.
     ///
     /// This early check takes no bytes. It spares a client with a declared length from sending a
