@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from pathlib import Path
 
 import pytest
 from tests.gateway.test_prompt_pool import MEBIBYTE, WAIT_FOR_EVER, large_ones_run, prompt, send
@@ -85,15 +87,39 @@ def test_two_huge_prompts_leave_small_requests_alone(upstream, serve):
     assert sorted(took_s)[50] < 1.0
 
 
-def test_client_that_leaves_a_running_tokeniser_frees_its_body_and_its_place(upstream, serve):
-    """The tokeniser itself goes on to the end of its text, and its thread then serves again."""
-    running = with_context(serve(prompt={**OPTIONS, "tokenise_threads": 1}), 1_000_000)
+def tokeniser_cpu_s() -> float:
+    """Processor time of the tokeniser's threads in this process."""
+    seconds = 0.0
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            if (task / "comm").read_text().startswith("wardrop-tokens"):
+                seconds += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return seconds
+
+
+def test_client_that_leaves_a_running_tokeniser_frees_its_core(upstream, serve):
+    running = with_context(
+        serve(prompt={**OPTIONS, "tokenise_threads": 1, "refuse_bytes_per_token": 0}), 1 << 40
+    )
+    begun_s = time.monotonic()
     # The second prompt waits, so the first one runs.
-    for client in large_ones_run(running, [prompt(MEBIBYTE)] * 2):
+    clients = large_ones_run(running, [prompt(16 * MEBIBYTE)] * 2)
+    wait_until(lambda: tokeniser_cpu_s() > 0.2, "the tokeniser at work")
+    for client in clients:
         client.close()
     wait_until(lambda: running.metric("requests_in_flight") == 0, "the place of the client")
     wait_until(lambda: running.metric("request_body_bytes") == 0, "the bytes of the body")
-    assert running.metric("prompts_abandoned_total") == 1
+    assert running.metric("prompts_abandoned_total") == 2
     with send(running, prompt(20_000)) as later:
         assert later.recv(65536).startswith(b"HTTP/1.1 200 ")
+    stopped_s, used_s = time.monotonic() - begun_s, tokeniser_cpu_s()
     assert len(upstream.seen) == 1, "the prompts of clients that left go nowhere"
+    # The same prompt for a client that stays, on the same machine at the same time.
+    begun_s = time.monotonic()
+    with send(running, prompt(16 * MEBIBYTE)) as stays:
+        assert stays.recv(65536).startswith(b"HTTP/1.1 200 ")
+    whole_s, all_s = time.monotonic() - begun_s, tokeniser_cpu_s() - used_s
+    print(
+        f"left {used_s:.2f} s of processor ({stopped_s:.2f} s), stayed {all_s:.2f} ({whole_s:.2f})"
+    )
+    assert used_s < 0.75 * all_s

@@ -70,7 +70,7 @@ def test_prompts_of_clients_that_left_do_not_run(upstream, serve):
     running = with_tokeniser(serve(prompt=WAIT_FOR_EVER))
     clients = large_ones_run(running, [prompt(24 * MEBIBYTE)] * 4)
     leave(running, clients[1:] + clients[:1])
-    assert running.metric("prompts_abandoned_total") == 3
+    assert running.metric("prompts_abandoned_total") == 4, "three that waited, one that ran"
     assert running.metric("prompts_waiting") == 0
     assert running.metric("request_body_bytes") == 0
 

@@ -17,6 +17,7 @@
 
 pub mod admission;
 mod bound;
+mod cancel;
 mod clock;
 pub mod config;
 mod error;

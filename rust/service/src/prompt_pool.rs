@@ -2,7 +2,7 @@
 //!
 //! Work is shared fairly by size. Each prompt gets a tag: the bytes that had started before it came, plus its own bytes. The lowest tag
 //! runs first. A small prompt passes a huge prompt that came earlier. A huge prompt waits until as many bytes of other prompts have run.
-//! Large prompts never take the last thread. A prompt whose caller left is dropped before it runs. Adding and taking cost
+//! Large prompts never take the last thread. A prompt whose caller left is dropped before it runs, and stops where it runs. Adding and taking cost
 //! O(log n) in the number of waiting prompts.
 //!
 //! Source of the tags: start-time fair queueing (Goyal, Vin and Cheng, 1996), with each prompt as a flow of its own.
@@ -20,6 +20,7 @@ use prometheus::{IntCounter, IntGauge};
 use tokio::sync::oneshot;
 
 use crate::ServiceError;
+use crate::cancel::CancelFlag;
 use crate::metrics::{MetricBuilder, THREAD_PREFIX};
 
 /// Most prompts that wait for a thread.
@@ -56,7 +57,7 @@ struct PoolShared {
     threads: usize,
     /// Gauge of the prompts whose caller still waits.
     waiting: IntGauge,
-    /// Counter of the prompts whose caller left before they ran.
+    /// Counter of the prompts whose caller left before their tokens were known.
     abandoned: IntCounter,
 }
 
@@ -96,12 +97,17 @@ struct Job {
     work: Arc<Mutex<Option<Work>>>,
 }
 
-/// The caller's handle of a waiting prompt. Dropping it before the work runs drops the work with its prompt.
+/// The caller's handle of a prompt. Dropping it before the work runs drops the work with its prompt; dropping it while the work runs
+/// has the tokeniser stop.
 struct Claim<'a> {
     /// Pool whose counts the claim corrects.
     shared: &'a PoolShared,
     /// The work, shared with the job in a heap; whoever takes it out decides whether it runs.
     work: Arc<Mutex<Option<Work>>>,
+    /// Flag at which the running work looks.
+    cancel: CancelFlag,
+    /// The work has ended, so nothing is given up.
+    is_done: bool,
 }
 
 impl PromptPool {
@@ -121,7 +127,7 @@ impl PromptPool {
             abandoned: metrics
                 .counter(
                     "prompts_abandoned_total",
-                    "Long prompts that were dropped before they were tokenised, because their callers had left",
+                    "Long prompts that were given up before all their tokens were known, because their callers had left",
                 )
                 .map_err(metric)?,
         });
@@ -157,14 +163,16 @@ impl PromptPool {
         F: FnOnce() -> T + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
+        let cancel = CancelFlag::default();
+        let seen = cancel.clone();
         let work: Work = Box::new(move || {
             if !answer.is_closed() {
-                let _ = answer.send(work());
+                let _ = answer.send(seen.run(work));
             }
         });
-        let claim = self.shared.add(bytes, work)?;
+        let mut claim = self.shared.add(bytes, work, cancel)?;
         let done = answered.await.map_err(|_| PoolError::Failed);
-        drop(claim);
+        claim.is_done = true;
         done
     }
 }
@@ -182,7 +190,7 @@ impl Drop for PromptPool {
 
 impl PoolShared {
     /// Puts work into its heap and wakes one thread.
-    fn add(&self, bytes: usize, work: Work) -> Result<Claim<'_>, PoolError> {
+    fn add(&self, bytes: usize, work: Work, cancel: CancelFlag) -> Result<Claim<'_>, PoolError> {
         let work = Arc::new(Mutex::new(Some(work)));
         let mut jobs = self.jobs.lock();
         if jobs.is_stopped {
@@ -196,7 +204,12 @@ impl PoolShared {
         jobs.push(bytes, work.clone());
         drop(jobs);
         self.changed.notify_one();
-        Ok(Claim { shared: self, work })
+        Ok(Claim {
+            shared: self,
+            work,
+            cancel,
+            is_done: false,
+        })
     }
 
     /// Loop of one thread: takes the next prompt and runs it, until the pool stops.
@@ -304,9 +317,12 @@ impl Drop for Claim<'_> {
             self.shared
                 .waiting
                 .set(i64::try_from(jobs.live).unwrap_or(i64::MAX));
-            self.shared.abandoned.inc();
         }
         drop(jobs);
+        if !self.is_done {
+            self.cancel.set();
+            self.shared.abandoned.inc();
+        }
         // The prompt itself is freed outside the lock.
         drop(work);
     }
@@ -420,6 +436,32 @@ mod tests {
             assert_eq!(Arc::strong_count(&prompt), 1, "the prompt is freed at once");
             drop(open);
             blocker.await.unwrap();
+        });
+        assert_eq!(pool.shared.abandoned.get(), 1);
+        assert_eq!(pool.shared.jobs.lock().live, 0);
+    }
+
+    #[test]
+    fn running_work_sees_that_its_caller_left_and_frees_its_thread() {
+        let pool = pool(1);
+        let (started, starts) = mpsc::channel();
+        block_on(async {
+            let mut running = Box::pin(pool.run(10, move || {
+                started.send(()).unwrap();
+                let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+                while !CancelFlag::current().is_set() {
+                    assert!(std::time::Instant::now() < end, "the caller left unnoticed");
+                    std::thread::yield_now();
+                }
+            }));
+            std::future::poll_fn(|cx| {
+                assert!(running.as_mut().poll(cx).is_pending());
+                std::task::Poll::Ready(())
+            })
+            .await;
+            starts.recv().unwrap();
+            drop(running);
+            assert_eq!(pool.run(10, || CancelFlag::current().is_set()).await, Ok(false));
         });
         assert_eq!(pool.shared.abandoned.get(), 1);
         assert_eq!(pool.shared.jobs.lock().live, 0);

@@ -27,6 +27,7 @@ mod samples;
 mod shape;
 mod shared_tokenisers;
 mod special_tokens;
+mod stoppable;
 mod template;
 mod token_list;
 mod tokenise;

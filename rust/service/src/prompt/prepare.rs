@@ -348,7 +348,7 @@ impl PromptRequest<'_> {
 
 /// A text that cannot fit the context is not tokenised, because megabytes of it would take seconds.
 ///
-/// A tokeniser cannot stop inside a text. This limit therefore also bounds the work for a client that has left.
+/// A tokeniser stops for a client that has left only between two words. This limit bounds the stages that have a whole text as one call.
 fn check_length(bytes: usize, target: &PromptTarget<'_>, options: &PromptOptions) -> Result<(), Abstention> {
     let is_beyond = |bytes_per_token: u64| {
         let limit = target

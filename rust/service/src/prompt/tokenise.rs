@@ -1,7 +1,8 @@
 //! The tokeniser of a model, loaded as Dynamo loads it.
 //!
 //! The implementations and the exact prefix cache are those of the crate `dynamo-tokenizers`, in the version of Dynamo 1.6.1. The
-//! cache keeps the ids of a text up to each special token, so the old turns of a conversation are tokenised once.
+//! cache keeps the ids of a text up to each special token, so the old turns of a conversation are tokenised once. A caller that leaves
+//! ends the work inside a text, see [`super::stoppable`].
 //!
 //! Complexity: O(bytes of the text); with the cache, O(bytes after the last known special token).
 //! The cache has one limit in bytes for all models.
@@ -11,12 +12,11 @@ use std::sync::Arc;
 
 use dynamo_renderer::RenderedPrompt;
 use dynamo_tokenizers::traits::Tokenizer;
-use dynamo_tokenizers::{
-    CachedTokenizer, FastTokenizer, HuggingFaceTokenizer, SharedTokenizerCache, TikTokenTokenizer,
-};
+use dynamo_tokenizers::{CachedTokenizer, FastTokenizer, SharedTokenizerCache, TikTokenTokenizer};
 
 use super::Abstention;
 use super::card::Backend;
+use super::stoppable::{Stoppable, StoppableHuggingFace};
 
 /// Text to token ids for one model.
 pub(crate) struct Tokeniser {
@@ -137,7 +137,7 @@ impl TokeniserFile {
                 let tokenizer =
                     TikTokenTokenizer::from_file_auto(path).map_err(|error| wrong(format!("{error:#}")))?;
                 let marks = tokenizer.special_tokens().to_vec();
-                Ok((Arc::new(tokenizer), marks))
+                Ok((Arc::new(Stoppable::new(Arc::new(tokenizer))), marks))
             }
         }
     }
@@ -173,7 +173,7 @@ fn load_huggingface(place: &Path, backend: Backend) -> Result<(Arc<dyn Tokenizer
         && let Some(path) = place.to_str()
         && let Ok(fast) = FastTokenizer::from_file(path)
     {
-        return Ok((Arc::new(fast), marks));
+        return Ok((Arc::new(Stoppable::new(Arc::new(fast))), marks));
     }
-    Ok((Arc::new(HuggingFaceTokenizer::from_tokenizer(tokenizer)), marks))
+    Ok((Arc::new(StoppableHuggingFace::new(tokenizer)), marks))
 }
