@@ -151,6 +151,46 @@ def test_new_client_without_a_place_gets_503(limited, engines):
         client.close()
 
 
+def test_refused_client_that_has_sent_its_request_reads_the_whole_answer(limited, engines):
+    """Unread bytes at the close would reset the connection, and a reset may discard the answer."""
+    process = limited(1024, limits={"connections": 1}, worker_threads=1)
+    body = b'{"model":"m","prompt":[1,2,3,4]}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", process.port), timeout=DEADLINE_S) as busy:
+        busy.sendall(head + body)
+        assert engines.arrived.acquire(timeout=DEADLINE_S)
+        for _ in range(20):
+            address = ("127.0.0.1", process.port)
+            with socket.create_connection(address, timeout=DEADLINE_S) as client:
+                client.sendall(head + body)
+                got = b""
+                while data := client.recv(65536):  # ConnectionResetError after a reset
+                    got += data
+            assert got.startswith(b"HTTP/1.1 503")
+            assert got.endswith(b"}")
+        engines.permits.release()
+        assert busy.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_refused_clients_that_stay_are_bounded(limited, engines):
+    process = limited(1024, limits={"connections": 1}, worker_threads=1)
+    body = b'{"model":"m","prompt":[1,2,3,4]}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", process.port), timeout=DEADLINE_S) as busy:
+        busy.sendall(head + body)
+        assert engines.arrived.acquire(timeout=DEADLINE_S)
+        before = process.descriptors()
+        stay = [socket.create_connection(("127.0.0.1", process.port)) for _ in range(200)]
+        for client in stay:
+            client.settimeout(DEADLINE_S)
+            assert client.recv(65536).startswith(b"HTTP/1.1 503")
+            assert process.descriptors() <= before + 64 + 2
+        # Clients that stay are closed after a while.
+        wait_until(lambda: process.descriptors() <= before, "the end of the refused connections")
+        for client in stay:
+            client.close()
+
+
 def test_descriptors_that_others_take_only_delay_new_clients(limited, upstream):
     """Other parts of the process take every descriptor: the accept loop waits and goes on."""
     taken = """

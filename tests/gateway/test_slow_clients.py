@@ -43,6 +43,21 @@ def test_head_that_stops_is_408(serve):
     assert running.metric("client_timeouts_total", wait="head") == 1
 
 
+def test_client_that_still_sends_its_head_reads_the_whole_408(serve):
+    """Bytes that come after the close would reset the connection."""
+    running = serve(limits={"read_timeout_ms": 300})
+    with connect(running.port) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\nx-slow: ")
+        wait_until(lambda: running.metric("client_timeouts_total", wait="head") == 1)
+        got = client.recv(65536)
+        for _ in range(3):
+            client.sendall(b"a")  # after a close, the first byte has a reset as its answer
+        while data := client.recv(65536):
+            got += data
+        assert got.startswith(b"HTTP/1.1 408")
+        assert got.endswith(b"}")
+
+
 def test_head_in_single_bytes_does_not_extend_its_deadline(serve):
     running = serve(limits={"read_timeout_ms": 500})
     with connect(running.port) as client:

@@ -1,7 +1,7 @@
 //! Accepts client connections within the limit, and continues after the operating system refuses a connection.
 //!
-//! One thread accepts for all serving threads. Bounds: `limits.connections` places, and an inbox of
-//! 64 connections per serving thread. Cost: O(log idle connections) when a place has to be freed,
+//! One thread accepts for all serving threads. Bounds: `limits.connections` places, an inbox of
+//! 64 connections per serving thread, and [`MAX_REFUSED`] refused connections that still read their answer. Cost: O(log idle connections) when a place has to be freed,
 //! otherwise O(1).
 
 use std::sync::Arc;
@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::client_state::IdleConnections;
+use super::linger::linger;
 use super::server::ServerPhase;
 use super::shared::Shared;
 use crate::error::Refusal;
@@ -24,6 +25,11 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 const EVICTION_WAIT: Duration = Duration::from_millis(200);
 /// Interval between two looks for the freed place.
 const EVICTION_POLL: Duration = Duration::from_millis(2);
+/// Most refused connections that wait for their clients to read the answer. A further one closes at once, and its client may see a
+/// reset.
+const MAX_REFUSED: usize = 64;
+/// Most bytes of a refused client that are discarded while it reads its answer.
+const REFUSED_BYTES: usize = 1 << 20;
 
 /// A client connection with its place among all connections.
 pub struct Accepted {
@@ -72,6 +78,8 @@ pub struct Acceptor {
     shared: Arc<Shared>,
     /// Number of the next serving thread, modulo their count.
     next: AtomicUsize,
+    /// Places of refused connections that still read their answer.
+    refused: Arc<Semaphore>,
 }
 
 impl Acceptor {
@@ -82,6 +90,7 @@ impl Acceptor {
             serving,
             shared,
             next: AtomicUsize::new(0),
+            refused: Arc::new(Semaphore::new(MAX_REFUSED)),
         }
     }
 
@@ -140,6 +149,13 @@ impl Acceptor {
                 .inc();
             // A blocking write would let one slow client hold up all new clients.
             let _ = stream.try_write(&refusal.raw_answer());
+            // A client that has sent its request already would lose the answer to a reset.
+            if let Ok(permit) = self.refused.clone().try_acquire_owned() {
+                tokio::spawn(async move {
+                    linger(&stream, REFUSED_BYTES).await;
+                    drop(permit);
+                });
+            }
             return;
         };
         // A socket is registered with one event loop, so it moves to another thread unregistered.

@@ -7,7 +7,7 @@
 //! | for the next request | `limits.idle_timeout_ms` | the connection closes |
 //! | for the rest of a request head | `limits.read_timeout_ms` | 408, then the connection closes |
 //! | for the socket to take bytes of an answer | `limits.write_timeout_ms` without progress | the connection closes |
-//! | for the client to close after the last answer | [`LINGER`] | the connection closes |
+//! | for the client to close after the last answer | 2 s, see `linger` | the connection closes |
 //!
 //! The wait for a request body has its deadline in `intake`, where a 408 can still be an ordinary answer.
 //!
@@ -15,7 +15,6 @@
 //! progress touches no timer.
 
 use std::io;
-use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -26,19 +25,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::client_state::{ClientState, Phase};
+use super::linger::Linger;
 use crate::config::Limits;
 use crate::error::Refusal;
 use crate::metrics::HttpMetrics;
 
-/// Longest wait for a client that still sends after its last answer.
-///
-/// Closing a socket with unread bytes resets the connection, and a reset discards an answer that the client has not read yet
-/// (RFC 9112 §9.6).
-const LINGER: Duration = Duration::from_secs(2);
 /// Most bytes that are discarded while a connection closes.
-const LINGER_BYTES: usize = 256 << 20;
-/// Bytes that one read discards while a connection closes.
-const DISCARD_BYTES: usize = 16 << 10;
+pub(super) const LINGER_BYTES: usize = 256 << 20;
 
 /// Socket of one client. hyper owns it; the connection's loop shares the stream to see the client leave.
 ///
@@ -78,14 +71,6 @@ struct Alarm {
     phase: Phase,
     /// The timer.
     sleep: Pin<Box<Sleep>>,
-}
-
-/// State of a connection whose sending side is closed.
-struct Linger {
-    /// Timer of [`LINGER`].
-    sleep: Pin<Box<Sleep>>,
-    /// Bytes that may still be discarded.
-    left_bytes: usize,
 }
 
 impl ClientWaits {
@@ -151,6 +136,7 @@ impl ClientIo {
             };
             // No answer is under way, so the bytes cannot land inside one. A full socket takes nothing: the client gets no text.
             let _ = self.stream.try_write(&refusal.raw_answer());
+            self.state.refuse();
         }
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -191,31 +177,6 @@ impl ClientIo {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-
-    /// Reads and discards until the client closes, within [`LINGER`] and [`LINGER_BYTES`].
-    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let linger = self.linger.get_or_insert_with(|| Linger {
-            sleep: Box::pin(tokio::time::sleep(LINGER)),
-            left_bytes: LINGER_BYTES,
-        });
-        let mut discarded = [0u8; DISCARD_BYTES];
-        loop {
-            if linger.sleep.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            match self.stream.poll_read_ready(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(()),
-                Poll::Pending => return Poll::Pending,
-            }
-            match self.stream.try_read(&mut discarded) {
-                Ok(0) => return Poll::Ready(()),
-                Ok(read) if read < linger.left_bytes => linger.left_bytes -= read,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                _ => return Poll::Ready(()),
             }
         }
     }
@@ -280,14 +241,13 @@ impl AsyncWrite for ClientIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.linger.is_none()
-            && socket2::SockRef::from(&*this.stream)
-                .shutdown(Shutdown::Write)
-                .is_err()
-        {
-            return Poll::Ready(Ok(()));
+        if this.linger.is_none() {
+            this.linger = Linger::begin(&this.stream, LINGER_BYTES);
         }
-        this.poll_linger(cx).map(Ok)
+        match &mut this.linger {
+            Some(linger) => linger.poll(&this.stream, cx).map(Ok),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 

@@ -34,6 +34,8 @@ pub struct ClientState {
     phase: AtomicU8,
     /// The socket took no byte at the last write.
     write_blocked: AtomicBool,
+    /// An answer was written past hyper, which then closes the connection without a wait for the client.
+    is_refused: AtomicBool,
     /// Task of the body that waits for a socket that takes no bytes.
     body: Mutex<Option<Waker>>,
     /// Wakes the connection's loop after an eviction.
@@ -50,6 +52,7 @@ impl ClientState {
         let state = Arc::new(Self {
             phase: AtomicU8::new(Phase::Idle as u8),
             write_blocked: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
             body: Mutex::new(None),
             eviction: tokio::sync::Notify::new(),
             idle_since: AtomicU64::new(0),
@@ -94,6 +97,16 @@ impl ClientState {
         if !blocked && let Some(body) = self.body.lock().take() {
             body.wake();
         }
+    }
+
+    /// Records that the client got its last answer past hyper.
+    pub fn refuse(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client got its last answer past hyper.
+    pub fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Relaxed)
     }
 
     /// Whether a body has to wait because the socket takes no bytes. `body` is woken when the socket takes bytes again.

@@ -15,9 +15,10 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::accept::ConnectionPlace;
-use super::client_io::{ClientIo, ClientWaits, client_end};
+use super::client_io::{ClientIo, ClientWaits, LINGER_BYTES, client_end};
 use super::client_state::{ClientState, Phase};
 use super::handler::handle;
+use super::linger::linger;
 use super::server::ServerPhase;
 use super::shared::Thread;
 
@@ -100,5 +101,8 @@ pub async fn serve_connection(
                 }
             }), if is_left => break,
         }
+    }
+    if state.is_refused() {
+        linger(&stream, LINGER_BYTES).await;
     }
 }

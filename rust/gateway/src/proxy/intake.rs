@@ -1,7 +1,7 @@
 //! The request of a client within its limits: header size, body size and time.
 //!
-//! Cost: one copy of a body that came in several pieces. The deadline runs over the whole body, so
-//! a client cannot hold a request open byte by byte.
+//! Cost: two copies of a body that came in several pieces, amortised. The deadline runs over the whole body, so
+//! a client cannot hold a request open byte by byte. The memory of a body follows the bytes that arrived, never the announced length.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,41 @@ pub struct HeldBody {
     pub bytes: Bytes,
     /// Charge of the bytes, given back with the body.
     _permit: BodyPermit,
+}
+
+/// The pieces of a body that have arrived.
+///
+/// Invariant: the reserved memory is at most twice the bytes that arrived. An announced length reserves nothing.
+#[derive(Default)]
+struct Pieces {
+    /// The only piece so far, which is not copied.
+    first: Option<Bytes>,
+    /// All pieces, from the second on.
+    all: BytesMut,
+}
+
+impl Pieces {
+    /// Bytes that arrived.
+    fn len(&self) -> usize {
+        self.first.as_ref().map_or(self.all.len(), Bytes::len)
+    }
+
+    /// Adds a piece. O(bytes of the piece), amortised.
+    fn push(&mut self, data: Bytes) {
+        if self.first.is_none() && self.all.is_empty() {
+            self.first = Some(data);
+            return;
+        }
+        if let Some(first) = self.first.take() {
+            self.all.extend_from_slice(&first);
+        }
+        self.all.extend_from_slice(&data);
+    }
+
+    /// The whole body.
+    fn into_bytes(self) -> Bytes {
+        self.first.unwrap_or_else(|| self.all.freeze())
+    }
 }
 
 /// Whether the headers are within the limit.
@@ -47,7 +82,6 @@ pub fn check_headers(headers: &HeaderMap, limits: &Limits) -> Result<(), Refusal
 ///
 /// After a refusal the client may still send. Its connection closes once the client has read the answer, see `client_io`.
 ///
-///
 /// # Errors
 /// [`Refusal::BodyTooLarge`], [`Refusal::BodiesFull`], [`Refusal::BodyBroken`] or
 /// [`Refusal::ReadTimeout`].
@@ -65,30 +99,18 @@ pub async fn read_body(
     // nothing fill the budget.
     let mut permit = budget.admit(usize::try_from(announced.lower()).unwrap_or(usize::MAX))?;
     let read = async {
-        let mut first: Option<Bytes> = None;
-        let mut all = BytesMut::new();
-        let mut total = 0;
+        let mut pieces = Pieces::default();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| Refusal::BodyBroken)?.into_data() else {
                 continue;
             };
-            total += data.len();
-            if total > limit_bytes {
+            if pieces.len() + data.len() > limit_bytes {
                 return Err(Refusal::BodyTooLarge { limit_bytes });
             }
             permit.grow(data.len())?;
-            match first.take() {
-                None if all.is_empty() => first = Some(data),
-                None => all.extend_from_slice(&data),
-                Some(one) => {
-                    let exact = announced.exact().and_then(|n| usize::try_from(n).ok());
-                    all.reserve(exact.unwrap_or((one.len() + data.len()) * 2).min(limit_bytes));
-                    all.extend_from_slice(&one);
-                    all.extend_from_slice(&data);
-                }
-            }
+            pieces.push(data);
         }
-        Ok(first.unwrap_or_else(|| all.freeze()))
+        Ok(pieces.into_bytes())
     };
     let limit_ms = limits.read_timeout_ms;
     match tokio::time::timeout(Duration::from_millis(limit_ms), read).await {
@@ -104,6 +126,32 @@ pub async fn read_body(
 mod tests {
     use super::*;
     use hyper::header::HeaderValue;
+
+    #[test]
+    fn memory_of_a_body_follows_the_bytes_that_arrived() {
+        let mut pieces = Pieces::default();
+        for arrived in 1..=8 {
+            pieces.push(Bytes::from(vec![b'x'; 1 << 10]));
+            assert_eq!(pieces.len(), arrived << 10);
+            let reserved = pieces.all.capacity();
+            assert!(
+                reserved <= 2 * pieces.len(),
+                "{reserved} bytes reserved for {}",
+                pieces.len()
+            );
+        }
+        assert_eq!(pieces.into_bytes(), vec![b'x'; 8 << 10]);
+    }
+
+    #[test]
+    fn pieces_join_in_their_order() {
+        for count in 0..4_u8 {
+            let mut pieces = Pieces::default();
+            (0..count).for_each(|piece| pieces.push(Bytes::from(vec![piece; 1_000])));
+            let whole: Vec<u8> = (0..count).flat_map(|piece| vec![piece; 1_000]).collect();
+            assert_eq!(pieces.into_bytes(), whole);
+        }
+    }
 
     #[test]
     fn header_sum_above_the_limit_is_refused() {

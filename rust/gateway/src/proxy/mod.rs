@@ -19,6 +19,7 @@ mod forward;
 mod guard;
 mod handler;
 mod intake;
+mod linger;
 mod pins;
 mod retries;
 pub(crate) mod routes;

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use super::connection::Connection;
-use super::resolver::Addresses;
+use super::resolver::{Addresses, Resolver};
 use crate::ServiceError;
 use crate::config::UpstreamOptions;
 
@@ -31,7 +31,7 @@ pub struct Upstream {
     host: String,
     /// Port.
     port: u16,
-    /// Addresses of the host, followed by a thread where it is a name.
+    /// Addresses of the host; those of a name change with the answers of the resolver.
     addresses: Addresses,
     /// Time on [`UpstreamSet::now_ms`], milliseconds, until which this upstream is tried after all others.
     down_until_ms: AtomicU64,
@@ -56,6 +56,8 @@ pub struct UpstreamSet {
     started: Instant,
     /// Whether the upstreams are workers.
     has_workers: AtomicBool,
+    /// Resolver of the upstreams' host names.
+    resolver: Resolver,
 }
 
 /// Address of a worker's HTTP server.
@@ -105,6 +107,7 @@ impl Default for UpstreamSet {
             incarnation: AtomicU64::new(0),
             started: Instant::now(),
             has_workers: AtomicBool::new(false),
+            resolver: Resolver::default(),
         }
     }
 }
@@ -157,10 +160,13 @@ impl UpstreamSet {
                 list.push(known.clone());
                 continue;
             }
-            let addresses = Addresses::follow(&host, port).map_err(|source| ServiceError::Io {
-                what: format!("starting the resolver of {host}"),
-                source,
-            })?;
+            let addresses = self
+                .resolver
+                .follow(&host, port)
+                .map_err(|source| ServiceError::Io {
+                    what: format!("starting the resolver of {host}"),
+                    source,
+                })?;
             list.push(Arc::new(Upstream {
                 id: self.next_id.fetch_add(1, Ordering::Relaxed),
                 instance,
