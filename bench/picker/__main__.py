@@ -18,6 +18,7 @@ import http.client
 import json
 import os
 import random
+import signal
 import string
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -173,6 +174,13 @@ class Command(Process):
                 self.kill()
                 raise RuntimeError(f"no answer within {_START_S:.0f} s: {fault}")
             time.sleep(0.2)
+
+    def kill(self) -> None:
+        """End the router, and the processes that its launcher started."""
+        for pid in children(self.child.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        super().kill()
 
     def _fault(self) -> str | None:
         """Why the router does not answer; None when it does, and so knows its engines."""
