@@ -147,6 +147,7 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
         kubernetes: tuple[KubernetesSpec, ...] = (),
         environment: dict[str, str] | None = None,
         timing: Timing | None = None,
+        waits: bool = True,
         **feed: int,
     ) -> Router:
         config = config or Config()
@@ -160,7 +161,8 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
         every = (*texts, *(engine.worker for engine in engines))
         workers = tuple(parse_worker(text) for text in every)
         spec = FleetSpec(workers=workers, kubernetes=kubernetes)
-        source = FleetSource(spec, file, 0.1, tokenizer, environment, timing)
+        ca_file = Path(config.upstream.ca_file) if config.upstream.ca_file else None
+        source = FleetSource(spec, file, 0.1, tokenizer, environment, timing, ca_file)
         server = FleetServer(config, source, {})
         started = threading.Event()
 
@@ -178,6 +180,8 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
         wait_until(
             lambda: server.admin is not None and server.admin.port is not None, "an admin API"
         )
+        if not waits:
+            return router
         if count:
             wait_until(lambda: router.gateway is not None, "a gateway")
             wait_until(

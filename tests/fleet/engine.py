@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import ssl
 import struct
 import threading
 import time
@@ -122,8 +124,24 @@ def _bind(socket: zmq.Socket, port: int, patience_s: float) -> int:
             return port
 
 
+class Bootstrap:
+    """Where the legs of SGLang meet: a decode leg waits for the prefill leg of its room."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rooms: dict[int, threading.Event] = {}
+
+    def room(self, number: int) -> threading.Event:
+        """Set once the prefill leg of this room has computed the prompt."""
+        with self._lock:
+            return self._rooms.setdefault(number, threading.Event())
+
+
 class Engine:
-    """An engine with one model, `m`, and a cache of `capacity_blocks` blocks."""
+    """An engine with one model, `m`, and a cache of `capacity_blocks` blocks.
+
+    With a `role` of prefill or decode, the engine is one half of a pair with the given connector.
+    """
 
     def __init__(
         self,
@@ -134,8 +152,21 @@ class Engine:
         loras: Sequence[str] = (),
         prefill_s_per_token: float = 0.0,
         token_s: float = 0.0,
+        role: str = "aggregated",
+        connector: str = "vllm",
+        bootstrap: Bootstrap | None = None,
+        ranks: int = 1,
+        tls: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
+        self.tls, self.host = tls, host
         self.model, self.loras = model, list(loras)
+        self.role, self.connector, self.ranks = role, connector, ranks
+        self.bootstrap = bootstrap or Bootstrap()
+        self.keeps_blocks = True
+        """Whether a prefill of vLLM's connector says where its blocks are."""
+        self.aborted = 0
+        """Completions whose caller closed the connection while they waited."""
         self.capacity_blocks = capacity_blocks
         self.prefill_s_per_token = prefill_s_per_token
         self.token_s = token_s
@@ -169,19 +200,36 @@ class Engine:
 
         Handler.engine = engine
         self.server = _Server(("127.0.0.1", port), Handler)
+        if self.tls is not None:
+            # The thread of the connection does the handshake, so a bad client holds up nobody.
+            self.server.socket = self.tls.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = int(self.server.server_address[1])
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if self.tls else ''}://{self.host}:{self.port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def worker(self) -> str:
         """Text for `--worker`."""
+        text = self.url
+        if self.role != "aggregated":
+            text += f",role={self.role},connector={self.connector}"
+        if self.role == "prefill" and self.connector == "sglang":
+            text += f",bootstrap_port={self.bootstrap_port}"
+        if self.ranks > 1:
+            text += f",ranks={self.ranks}"
         if self.events is None:
-            return self.url
+            return text
         return (
-            f"{self.url},events=tcp://127.0.0.1:{self.events.events_port}"
+            f"{text},events=tcp://127.0.0.1:{self.events.events_port}"
             f",replay=tcp://127.0.0.1:{self.events.replay_port}"
         )
+
+    @property
+    def bootstrap_port(self) -> int:
+        """A port that names this engine; the legs meet inside the process."""
+        return self.port
 
     def close(self) -> None:
         self.gate.set()
@@ -322,7 +370,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         engine.running += 1
         try:
-            engine.gate.wait(DEADLINE_S)
+            if not self._wait(engine.gate):
+                return
             if engine.status != 200:
                 self._answer(b'{"error": {"message": "scripted"}}', status=engine.status)
                 return
@@ -333,6 +382,8 @@ class _Handler(BaseHTTPRequestHandler):
             if engine.prefill_s_per_token:
                 with engine.compute:
                     time.sleep(engine.prefill_s_per_token * (len(tokens) - cached))
+            if not self._meet(body):
+                return
         finally:
             engine.running -= 1
         usage = {
@@ -342,6 +393,16 @@ class _Handler(BaseHTTPRequestHandler):
         }
         choice = {"index": 0, "text": "x", "finish_reason": "length"}
         answer = {"id": "c", "object": "text_completion", "choices": [choice], "usage": usage}
+        transfer = body.get("kv_transfer_params") or {}
+        if transfer.get("do_remote_decode") and engine.keeps_blocks:
+            answer["kv_transfer_params"] = {
+                "do_remote_prefill": True,
+                "do_remote_decode": False,
+                "remote_engine_id": engine.url,
+                "remote_block_ids": [1, 2, 3],
+                "remote_host": "127.0.0.1",
+                "remote_port": engine.port,
+            }
         if not body.get("stream"):
             self._answer(json.dumps(answer).encode())
             return
@@ -350,6 +411,29 @@ class _Handler(BaseHTTPRequestHandler):
             return
         events = f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n"
         self._answer(events.encode(), "text/event-stream")
+
+    def _wait(self, event: threading.Event) -> bool:
+        """Wait for an event; False, and counted, when the caller closes the connection first."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not event.wait(0.005) and time.monotonic() < deadline_s:
+            with contextlib.suppress(BlockingIOError):
+                if self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"":
+                    self.engine.aborted += 1
+                    self.close_connection = True
+                    return False
+        return True
+
+    def _meet(self, body: dict[str, Any]) -> bool:
+        """Meet the other leg of SGLang, where the request names a room."""
+        engine, rooms = self.engine, body.get("bootstrap_room")
+        if rooms is None or engine.role == "aggregated":
+            return True
+        for room in rooms if isinstance(rooms, list) else [rooms]:
+            if engine.role == "prefill":
+                engine.bootstrap.room(room).set()
+            elif not self._wait(engine.bootstrap.room(room)):
+                return False
+        return True
 
     def _body(self) -> bytes:
         """The whole body: of a known length, or in chunks as a proxy that streams sends it."""

@@ -89,6 +89,7 @@ def _fleet(config: Config) -> tuple[object, bool]:
         fleet.poll_interval_ms / 1000,
         fleet.tokenizer or None,
         os.environ,
+        ca_file=Path(config.upstream.ca_file) if config.upstream.ca_file else None,
     )
     found = source.fleet
     if found.kubernetes:

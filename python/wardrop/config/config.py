@@ -69,7 +69,7 @@ class Config:
                 "router_id": self.http.router_id,
                 "limits": asdict(self.limits),
                 "routes": asdict(self.routes),
-                "upstream": asdict(self.upstream),
+                "upstream": asdict(self.upstream) | {"ca_file": self.upstream.ca_file or None},
                 "routing": routing,
                 "prompt": asdict(self.prompt),
                 "feed": asdict(self.feed),

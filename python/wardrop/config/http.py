@@ -80,10 +80,15 @@ class Upstream:
     all_idle_connections: int = setting(1024, "idle connections kept over all frontends")
     idle_connection_ttl_ms: int = setting(30_000, "age up to which an idle connection is reused")
     retry_after_ms: int = setting(1_000, "time for which a frontend that refused is tried last")
+    ca_file: str = setting(
+        "",
+        "PEM file with the authorities of https:// servers; empty for those of the system",
+        "upstream-ca",
+    )
     probe_interval_ms: int = setting(
         500, "time between two probes of the frontends, where there are several; 0 probes none"
     )
 
     def __post_init__(self) -> None:
-        require_positive("upstream", self, but=("probe_interval_ms",))
+        require_positive("upstream", self, but=("probe_interval_ms", "ca_file"))
         require_within("upstream.probe_interval_ms", self.probe_interval_ms, 0, 60_000)

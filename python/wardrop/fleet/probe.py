@@ -65,10 +65,18 @@ class Probe:
         interval_s: Time between two readings of the metrics.
         changed: Called after each answer that changes what is known, and when the engine becomes
             unreachable.
+        server_name: Name that the certificate must have; None for the host of the URL.
     """
 
-    def __init__(self, url: str, interval_s: float, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        interval_s: float,
+        changed: Callable[[], None],
+        server_name: str | None = None,
+    ) -> None:
         self.url = url
+        self._server_name = server_name
         self.served: Served | None = None
         """None until the engine has answered."""
         self.metrics = EngineMetrics()
@@ -112,30 +120,32 @@ class Probe:
         now_s = asyncio.get_running_loop().time()
         served = self.served
         if served is None or self._missed or now_s - self._models_at_s >= _MODELS_EVERY_S:
-            page = await _get(session, f"{self.url}/v1/models", _MAX_MODELS_BYTES)
+            page = await self._get(session, "/v1/models", _MAX_MODELS_BYTES)
             if page is None:
                 raise ValueError("it has no /v1/models, so it is no OpenAI server")
             served = _served(page, self.url)
             self._models_at_s = now_s
-        page = await _get(session, f"{self.url}/metrics", MAX_PAGE_BYTES)
+        page = await self._get(session, "/metrics", MAX_PAGE_BYTES)
         self.metrics = read_metrics(page.decode(errors="replace")) if page else EngineMetrics()
         # The engine is known only as a whole: its models without its block size would be wrong.
         self.served = served
 
-
-async def _get(session: aiohttp.ClientSession, url: str, limit_bytes: int) -> bytes | None:
-    """The body of a page; None where the server has no such page."""
-    async with session.get(url) as answer:
-        if answer.status == 404:
-            return None
-        if answer.status != 200:
-            raise ValueError(f"got status {answer.status} of {url}, expected 200")
-        content = bytearray()
-        async for chunk in answer.content.iter_chunked(1 << 16):
-            content += chunk
-            if len(content) > limit_bytes:
-                raise ValueError(f"got more than {limit_bytes} bytes of {url}")
-        return bytes(content)
+    async def _get(
+        self, session: aiohttp.ClientSession, path: str, limit_bytes: int
+    ) -> bytes | None:
+        """The body of a page; None where the server has no such page."""
+        url = f"{self.url}{path}"
+        async with session.get(url, server_hostname=self._server_name) as answer:
+            if answer.status == 404:
+                return None
+            if answer.status != 200:
+                raise ValueError(f"got status {answer.status} of {url}, expected 200")
+            content = bytearray()
+            async for chunk in answer.content.iter_chunked(1 << 16):
+                content += chunk
+                if len(content) > limit_bytes:
+                    raise ValueError(f"got more than {limit_bytes} bytes of {url}")
+            return bytes(content)
 
 
 def _served(page: bytes, url: str) -> Served:

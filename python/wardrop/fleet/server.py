@@ -126,7 +126,17 @@ async def _folder(model: Model) -> Path:
 
 
 def _workers_json(members: list[Member]) -> str:
-    return json.dumps([{"instance": each.instance, "url": each.url} for each in members])
+    return json.dumps(
+        [
+            {
+                "instance": each.instance,
+                "url": each.url,
+                "server_name": each.server_name,
+                "transfer": each.spec.transfer,
+            }
+            for each in members
+        ]
+    )
 
 
 def run_fleet_server(config: Config, source: FleetSource) -> int:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from typing import Any
 import aiohttp
 from msgspec import structs
 
+from wardrop.decoding import shown
 from wardrop.dynamo.daemon_thread import run_in_thread
 from wardrop.dynamo.discovery.fleet_view import Feed, FleetView, Model, Worker
 from wardrop.errors import InputError
@@ -36,6 +38,7 @@ from wardrop.fleet.spec import (
     address,
     authority,
     check_fleet,
+    http_address,
     read_fleet,
 )
 from wardrop.kubernetes.endpoints import EndpointFollowers
@@ -62,12 +65,14 @@ class Member:
         url: Base address of its HTTP server.
         spec: What the user wrote, with the addresses of this server.
         incarnation: Uid of the pod in a cluster, where a later pod may get the same address.
+        server_name: Name that the certificate must have, where it is not the host of the URL.
     """
 
     instance: int
     url: str
     spec: WorkerSpec
     incarnation: str = ""
+    server_name: str | None = None
 
 
 @dataclass
@@ -87,6 +92,10 @@ class FleetSource:
         tokenizer: Folder of the models that name none.
         environment: Variables of the process, with which it finds a cluster.
         timing: Deadlines and pauses of the requests to a cluster.
+        ca_file: PEM file with the authorities of `https://` servers; None for those of the system.
+
+    Raises:
+        InputError: A worker cannot be followed, or a file cannot be read.
     """
 
     def __init__(
@@ -97,7 +106,9 @@ class FleetSource:
         tokenizer: str | None = None,
         environment: Mapping[str, str] | None = None,
         timing: Timing | None = None,
+        ca_file: Path | None = None,
     ) -> None:
+        self._tls = _authorities(ca_file)
         self.on_report: Callable[[str], object] = lambda _reports_json: None
         """Called with `Gateway.report_engines`' argument after each round of readings."""
         self.on_members: Callable[[list[Member]], object] = lambda _members: None
@@ -192,6 +203,7 @@ class FleetSource:
                 "url": each.member.url,
                 "instance": each.member.instance,
                 "models": list(each.probe.served.names) if each.probe.served else [],
+                "role": each.member.spec.role,
                 "is_reachable": each.probe.is_reachable,
                 "error": each.probe.error,
                 "events": each.member.spec.events,
@@ -204,7 +216,7 @@ class FleetSource:
     async def views(self) -> AsyncIterator[FleetView]:
         """Views without end. The first one comes at once and is empty: nothing has answered."""
         timeout = aiohttp.ClientTimeout(total=10.0)
-        connector = aiohttp.TCPConnector(limit=256)
+        connector = aiohttp.TCPConnector(limit=256, ssl=self._tls)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             reports = asyncio.create_task(self._report(), name="reports of engines")
             try:
@@ -240,7 +252,7 @@ class FleetSource:
             reports = [
                 {
                     "model": model,
-                    "role": "aggregated",
+                    "role": each.member.spec.role,
                     "instance": each.member.instance,
                     "is_reachable": each.probe.is_reachable,
                     "ranks": [
@@ -286,7 +298,7 @@ class FleetSource:
         """Find the addresses of the names that stand for several servers."""
         now_s = asyncio.get_running_loop().time()
         names = {
-            address(worker.url, "http", "url").host for worker in self.fleet.workers if worker.dns
+            http_address(worker.url, "url").host for worker in self.fleet.workers if worker.dns
         }
         is_due = now_s - self._resolved_at_s >= _RESOLVE_EVERY_S
         if not names or (names <= self._addresses.keys() and not is_due):
@@ -316,23 +328,25 @@ class FleetSource:
                 continue
             if known is not None:
                 known.task.cancel()
-            probe = Probe(member.url, self._poll_interval_s, self._changed.set)
+            probe = Probe(member.url, self._poll_interval_s, self._changed.set, member.server_name)
             task = asyncio.create_task(probe.run(session), name=f"probe of {member.url}")
             self._probed[instance] = _Probed(member, probe, task)
 
     def _wanted(self) -> list[Member]:
         members: list[Member] = []
         for worker in self.fleet.workers:
-            place = address(worker.url, "http", "url")
+            place = http_address(worker.url, "url")
+            # The certificate of a server behind a name has the name, not the address.
+            name = place.host if worker.dns and place.scheme == "https" else None
             hosts = self._addresses.get(place.host, ()) if worker.dns else (place.host,)
             for host in hosts:
-                url = f"http://{authority(host, place.port)}"
+                url = f"{place.scheme}://{authority(host, place.port)}"
                 moved = {
                     name: _at(endpoint, place.host, host)
                     for name in ("events", "replay")
                     if (endpoint := getattr(worker, name)) is not None
                 }
-                members.append(Member(_id(url), url, _with(worker, moved)))
+                members.append(Member(_id(url), url, _with(worker, moved), server_name=name))
         for selector, endpoints in self._cluster.endpoints.items():
             for endpoint in endpoints:
                 found = selector.worker(endpoint)
@@ -361,7 +375,7 @@ class FleetSource:
                 continue
             models[name] = _joined(known, model)
             worker = _worker(each, name)
-            workers[name, "aggregated", worker.instance] = worker
+            workers[name, worker.role, worker.instance] = worker
             feeds.update({feed.publisher_id: feed for feed in _feeds(each.member, name)})
         problems += [f"{name}: no worker serves this model" for name in specs.keys() - models]
         return FleetView(models, workers, feeds, tuple(problems))
@@ -412,7 +426,7 @@ def _worker(each: _Probed, model: str) -> Worker:
     started_s = None if spec.replay else metrics.started_s
     return Worker(
         model=model,
-        role="aggregated",
+        role=spec.role,
         instance=each.member.instance,
         endpoint=each.member.url,
         address=f"{each.member.url} {each.member.incarnation} {started_s}",
@@ -434,7 +448,7 @@ def _feeds(member: Member, model: str) -> list[Feed]:
             address=_of_rank(spec.events, rank),
             endpoint=member.url,
             model=model,
-            role="aggregated",
+            role=spec.role,
             instance=member.instance,
             dp_rank=rank,
             replay=_of_rank(spec.replay, rank) if spec.replay else None,
@@ -471,6 +485,21 @@ def _mark(file: Path) -> object:
     except OSError as error:
         return str(error)
     return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+def _authorities(ca_file: Path | None) -> ssl.SSLContext:
+    """Whose certificates are believed.
+
+    Raises:
+        InputError: The file cannot be read, or holds no certificate.
+    """
+    try:
+        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"upstream.ca_file: got {shown(str(ca_file))}, expected a PEM file with the "
+            f"certificates of the authorities: {error}"
+        ) from error
 
 
 def _resolve(name: str) -> tuple[str, ...]:

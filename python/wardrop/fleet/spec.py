@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -34,6 +34,17 @@ MAX_WORKERS = 4096
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 _BlockSize = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 _Ranks = Annotated[int, msgspec.Meta(ge=1, le=MAX_RANKS)]
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+_Host = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+
+WorkerRole = Literal["aggregated", "prefill", "decode"]
+"""What a worker runs of a request: all of it, or one part."""
+
+Connector = Literal["vllm", "sglang"]
+"""How the KV blocks of a prompt get from a prefill worker to a decode worker."""
+
+DEFAULT_BOOTSTRAP_PORT = 8998
+"""Default of SGLang's `--disaggregation-bootstrap-port`."""
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,12 +68,17 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One OpenAI server, or all servers behind a name.
 
     Attributes:
-        url: Base address of the HTTP server, `http://HOST:PORT`.
+        url: Base address of the HTTP server, `http://HOST:PORT` or `https://HOST:PORT`.
         events: Socket of the KV events, `tcp://HOST:PORT`. Rank r of a server publishes on port
             PORT + r. Without one, the router predicts the cache.
         replay: Replay socket of the KV events, `tcp://HOST:PORT`; ranks as for `events`.
         model: Name of the model; by default the first that the server lists.
         ranks: Data-parallel ranks of the server.
+        role: What the server runs of a request.
+        connector: How blocks get from a prefill to a decode worker; by default that of vLLM.
+        bootstrap_host: Host of a prefill worker's bootstrap server; by default that of the URL.
+            For SGLang alone.
+        bootstrap_port: Port of that server. For SGLang alone.
         dns: Whether the host stands for as many servers as it has addresses.
         block_size: Tokens per KV block; by default what the server reports.
         kv_blocks: KV blocks of a rank; by default what the server reports.
@@ -75,11 +91,30 @@ class WorkerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replay: str | None = None
     model: str | None = None
     ranks: _Ranks = 1
+    role: WorkerRole = "aggregated"
+    connector: Connector | None = None
+    bootstrap_host: _Host | None = None
+    bootstrap_port: _Port | None = None
     dns: bool = False
     block_size: _BlockSize | None = None
     kv_blocks: _Count | None = None
     max_num_seqs: _Count | None = None
     max_num_batched_tokens: _Count | None = None
+
+    @property
+    def transfer(self) -> dict[str, Any] | None:
+        """The connector as the gateway takes it; None for a worker of whole requests."""
+        if self.role == "aggregated":
+            return None
+        if self.connector != "sglang":
+            return {"kind": "vllm"}
+        place = http_address(self.url, "url")
+        return {
+            "kind": "sglang",
+            "bootstrap_host": self.bootstrap_host or authority_host(place.host),
+            "bootstrap_port": self.bootstrap_port or DEFAULT_BOOTSTRAP_PORT,
+            "ranks": self.ranks,
+        }
 
 
 class KubernetesSpec(EndpointSelector, frozen=True, forbid_unknown_fields=True):
@@ -87,6 +122,9 @@ class KubernetesSpec(EndpointSelector, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         model: Name of the model; by default the first that the server lists.
+        role: What the servers run of a request.
+        connector: How blocks get from a prefill to a decode worker; by default that of vLLM.
+        bootstrap_port: Port of a prefill worker's bootstrap server. For SGLang alone.
         block_size: Tokens per KV block; by default what the server reports.
         kv_blocks: KV blocks of a rank; by default what the server reports.
         max_num_seqs: Sequences in a batch; unknown by default.
@@ -94,6 +132,9 @@ class KubernetesSpec(EndpointSelector, frozen=True, forbid_unknown_fields=True):
     """
 
     model: str | None = None
+    role: WorkerRole = "aggregated"
+    connector: Connector | None = None
+    bootstrap_port: _Port | None = None
     block_size: _BlockSize | None = None
     kv_blocks: _Count | None = None
     max_num_seqs: _Count | None = None
@@ -107,6 +148,9 @@ class KubernetesSpec(EndpointSelector, frozen=True, forbid_unknown_fields=True):
             replay=endpoint.socket(self.replay_port, self.ranks),
             model=self.model,
             ranks=self.ranks,
+            role=self.role,
+            connector=self.connector,
+            bootstrap_port=self.bootstrap_port,
             block_size=self.block_size,
             kv_blocks=self.kv_blocks,
             max_num_seqs=self.max_num_seqs,
@@ -137,10 +181,29 @@ class FleetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Address:
-    """Host and port of a URL."""
+    """Scheme, host and port of a URL."""
 
     host: str
     port: int
+    scheme: str
+
+
+_HTTP_PORTS = {"http": 80, "https": 443}
+
+
+def http_address(url: str, place: str) -> Address:
+    """Scheme, host and port of `http://HOST[:PORT]` or `https://HOST[:PORT]`.
+
+    Raises:
+        InputError: The text has another form.
+    """
+    scheme = "https" if url.startswith("https:") else "http"
+    try:
+        return address(url, scheme, place)
+    except InputError as error:
+        raise InputError(
+            f"{place}: got {shown(url)}, expected http://HOST:PORT or https://HOST:PORT"
+        ) from error
 
 
 def address(url: str, scheme: str, place: str) -> Address:
@@ -151,7 +214,7 @@ def address(url: str, scheme: str, place: str) -> Address:
     """
     try:
         parts = urlsplit(url)
-        port = parts.port or (80 if scheme == "http" else 0)
+        port = parts.port or _HTTP_PORTS.get(scheme, 0)
         usable = (
             parts.scheme == scheme
             and bool(parts.hostname)
@@ -163,12 +226,17 @@ def address(url: str, scheme: str, place: str) -> Address:
         usable, port, parts = False, 0, None
     if not usable or parts is None:
         raise InputError(f"{place}: got {shown(url)}, expected {scheme}://HOST:PORT")
-    return Address(cast(str, parts.hostname), port)
+    return Address(cast(str, parts.hostname), port, scheme)
 
 
 def authority(host: str, port: int) -> str:
     """`HOST:PORT`, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{authority_host(host)}:{port}"
+
+
+def authority_host(host: str) -> str:
+    """A host as it stands in an authority, with brackets around an IPv6 address."""
+    return f"[{host}]" if ":" in host else host
 
 
 def parse_worker(text: str) -> WorkerSpec:
@@ -206,6 +274,7 @@ def parse_selector(kind: str, text: str) -> KubernetesSpec:
     values[kind] = name
     spec = cast(KubernetesSpec, convert(_typed(values), KubernetesSpec, place))
     spec.check(place)
+    _check_split(spec, place)
     return spec
 
 
@@ -235,6 +304,7 @@ def check_fleet(fleet: FleetSpec, place: str) -> None:
         _check_worker(worker, f"{place}: workers[{number}]")
     for number, selector in enumerate(fleet.kubernetes):
         selector.check(f"{place}: kubernetes[{number}]")
+        _check_split(selector, f"{place}: kubernetes[{number}]")
     if len(set(fleet.kubernetes)) < len(fleet.kubernetes):
         raise InputError(f"{place}: kubernetes: got a selector twice; name it once")
     for what, names in (
@@ -247,7 +317,7 @@ def check_fleet(fleet: FleetSpec, place: str) -> None:
 
 
 def _check_worker(worker: WorkerSpec, place: str) -> None:
-    address(worker.url, "http", f"{place}: url")
+    http_address(worker.url, f"{place}: url")
     for name in ("events", "replay"):
         endpoint = getattr(worker, name)
         if endpoint is None:
@@ -258,9 +328,28 @@ def _check_worker(worker: WorkerSpec, place: str) -> None:
                 f"{place}: {name}: got {shown(endpoint)} with {worker.ranks} ranks, but the port "
                 f"of the last rank would be {last}"
             )
+    _check_split(worker, place)
+    if worker.bootstrap_host and (worker.connector, worker.role) != ("sglang", "prefill"):
+        raise InputError(
+            f"{place}: bootstrap_host: got {shown(worker.bootstrap_host)}, expected it with "
+            "connector=sglang and role=prefill alone"
+        )
     if worker.replay and not worker.events:
         raise InputError(
             f"{place}: replay: got a replay socket without events; add events=tcp://HOST:PORT"
+        )
+
+
+def _check_split(worker: WorkerSpec | KubernetesSpec, place: str) -> None:
+    if worker.connector and worker.role == "aggregated":
+        raise InputError(
+            f"{place}: connector: got {shown(worker.connector)} for a worker of whole requests; "
+            "add role=prefill or role=decode"
+        )
+    if worker.bootstrap_port and (worker.connector, worker.role) != ("sglang", "prefill"):
+        raise InputError(
+            f"{place}: bootstrap_port: got {worker.bootstrap_port}, expected it with "
+            "connector=sglang and role=prefill alone"
         )
 
 

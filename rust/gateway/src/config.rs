@@ -3,6 +3,8 @@
 //! The control plane sends the settings as JSON once. They hold for the life of the gateway, apart
 //! from limits that [`Resources::fit`](crate::resources::Resources::fit) lowers at the start.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use wardrop_service::config::ServiceConfig;
 
@@ -20,7 +22,7 @@ const MAX_TIMEOUT_MS: u64 = 86_400_000;
 pub struct GatewayConfig {
     /// `host:port` to listen on; port 0 takes a free one.
     pub listen: String,
-    /// Base URLs of `dynamo.frontend` processes, `http://host:port`.
+    /// Base URLs of `dynamo.frontend` processes, `http://host:port` or `https://host:port`.
     pub upstreams: Vec<String>,
     /// Threads that serve HTTP, 1 to 256; each owns its connections from accept to close.
     pub worker_threads: usize,
@@ -75,7 +77,7 @@ pub struct RouteOptions {
 
 /// How upstreams are reached.
 ///
-/// Upstreams are on loopback or a private network, so they speak HTTP/1.1 without TLS.
+/// Upstreams speak HTTP/1.1, with TLS where their URL is `https://`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpstreamOptions {
@@ -94,6 +96,8 @@ pub struct UpstreamOptions {
     /// Time for which an upstream that refused a connection is tried only after all others, in
     /// milliseconds. It is still tried when no other accepts one.
     pub retry_after_ms: u64,
+    /// PEM file with the authorities whose certificates `https://` upstreams may have; `None` for those of the system.
+    pub ca_file: Option<PathBuf>,
     /// Time between two probes of the upstreams, where there are several, in milliseconds; 0 probes none.
     pub probe_interval_ms: u64,
 }
@@ -150,6 +154,7 @@ impl Default for UpstreamOptions {
             all_idle_connections: 1024,
             idle_connection_ttl_ms: 30_000,
             retry_after_ms: 1_000,
+            ca_file: None,
             probe_interval_ms: 500,
         }
     }

@@ -19,7 +19,7 @@ use crate::config::GatewayConfig;
 use crate::metrics::HttpMetrics;
 use crate::proxy::{RetryBudget, Server, Shared};
 use crate::resources::{Lowered, Resources};
-use crate::upstream::{UpstreamDryRun, UpstreamSet, WorkerUpstream};
+use crate::upstream::{Tls, UpstreamDryRun, UpstreamSet, WorkerUpstream};
 
 /// A routing service and its HTTP door, before and after the door opens.
 pub struct Gateway {
@@ -103,11 +103,12 @@ impl Gateway {
                 "a limit does not fit the process"
             );
         }
-        let upstreams = Arc::new(UpstreamSet::default());
-        upstreams.replace(&config.upstreams)?;
         let service = Service::new(config.service.clone())?;
         let metrics = HttpMetrics::new(service.metric_builder())
             .map_err(|error| ServiceError::Config(format!("metrics of the gateway: {error}")))?;
+        let tls = Tls::new(config.upstream.ca_file.clone(), metrics.tls_failures.clone())?;
+        let upstreams = Arc::new(UpstreamSet::with_tls(tls));
+        upstreams.replace(&config.upstreams)?;
         let limits = &metrics.limits;
         for (gauge, value) in [
             (&limits.connections, config.limits.connections),
@@ -171,7 +172,7 @@ impl Gateway {
     /// Requests in flight keep their connections.
     ///
     /// # Errors
-    /// [`ServiceError::Config`] for a URL that is not `http://host[:port]`.
+    /// [`ServiceError::Config`] for a URL that is neither `http://host[:port]` nor `https://host[:port]`.
     pub fn set_upstreams(&self, urls: &[String]) -> Result<(), ServiceError> {
         self.shared.upstreams.replace(urls)
     }
@@ -180,7 +181,7 @@ impl Gateway {
     /// headers. A request without a known prompt is placed by load.
     ///
     /// # Errors
-    /// [`ServiceError::Config`] for no such list, or a URL that is not `http://host[:port]`.
+    /// [`ServiceError::Config`] for no such list, or a URL that is neither `http://host[:port]` nor `https://host[:port]`.
     pub fn set_workers(&self, workers_json: &str) -> Result<(), ServiceError> {
         let workers: Vec<WorkerUpstream> = serde_json::from_str(workers_json)
             .map_err(|e| ServiceError::Config(format!("not a list of workers: {e}")))?;

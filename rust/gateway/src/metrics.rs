@@ -30,8 +30,12 @@ pub struct HttpMetrics {
     pub refusals: IntCounterVec,
     /// Second attempts, by reason.
     pub retries: IntCounterVec,
+    /// Requests to a fleet with prefill and decode workers, by the way that they took.
+    pub splits: IntCounterVec,
     /// Answers that broke before their end, by code.
     pub broken_streams: IntCounterVec,
+    /// TLS sessions with upstreams that did not begin.
+    pub tls_failures: IntCounter,
     /// Clients that left before the end.
     pub disconnects: IntCounter,
     /// Requests in flight.
@@ -70,10 +74,20 @@ impl HttpMetrics {
                 "Second attempts before any byte went to the client",
                 &["reason"],
             )?,
+            splits: builder.counters(
+                "split_requests_total",
+                "Requests to prefill and decode workers without Dynamo, by way: split, without_transfer (the prefill worker kept no \
+                 blocks), or whole (one worker for both)",
+                &["way"],
+            )?,
             broken_streams: builder.counters(
                 "broken_streams_total",
                 "Answers that ended early, by the code in the error's body",
                 &["error_code"],
+            )?,
+            tls_failures: builder.counter(
+                "upstream_tls_failures_total",
+                "TLS sessions with https:// upstreams that did not begin, for example because a certificate is not believed",
             )?,
             disconnects: builder.counter(
                 "client_disconnects_total",

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::body::{Frame, Incoming};
 use hyper::{HeaderMap, Method, StatusCode};
 
-use wardrop_service::{Booking, first_event_fails as event_fails};
+use wardrop_service::{Booking, Role, first_event_fails as event_fails};
 
 use super::shared::Thread;
 use crate::error::Refusal;
@@ -54,6 +54,61 @@ impl From<Failed> for Refusal {
     }
 }
 
+/// The upstream of an attempt, and the workers whose silence ends it.
+#[derive(Clone, Copy, Default)]
+pub struct Target<'a> {
+    /// Instance of the worker that is the upstream; `None` for the next upstream in turn.
+    instance: Option<u64>,
+    /// Workers of the request; `None` without a placement.
+    booking: Option<&'a Booking>,
+    /// Role of the one leg whose worker counts; `None` for all legs.
+    role: Option<Role>,
+}
+
+impl<'a> Target<'a> {
+    /// The upstream of a placed request. Where the workers are the upstreams, that is the worker of the last leg, which answers.
+    pub fn of(thread: &Thread, booking: Option<&'a Booking>) -> Self {
+        let placed = booking.filter(|_| thread.shared.upstreams.are_workers());
+        Self {
+            instance: placed.and_then(|booking| Some(booking.legs().last()?.worker.instance)),
+            booking,
+            role: None,
+        }
+    }
+
+    /// The worker of one leg of a split.
+    pub fn leg(booking: Option<&'a Booking>, role: Role) -> Self {
+        Self {
+            instance: booking.and_then(|booking| Some(booking.leg(role)?.worker.instance)),
+            booking,
+            role: Some(role),
+        }
+    }
+
+    /// A worker whose silence another task watches.
+    pub fn worker(instance: u64) -> Self {
+        Self {
+            instance: Some(instance),
+            ..Self::default()
+        }
+    }
+
+    /// Whether there is a booking on the upstream.
+    pub fn has_booking(&self) -> bool {
+        self.booking.is_some()
+    }
+
+    /// Whether a worker that counts went silent.
+    fn is_silent(&self) -> bool {
+        self.booking.is_some_and(|booking| {
+            booking
+                .legs()
+                .filter(|leg| self.role.is_none_or(|role| leg.pool.role == role))
+                .any(|leg| leg.pool.is_silent(leg.worker))
+        })
+    }
+}
+
 /// An upstream's answer up to the end of its head.
 pub struct Begun {
     /// Connection on which the body follows.
@@ -91,12 +146,11 @@ pub async fn exchange(
     method: &Method,
     head: &BytesMut,
     body: &[Bytes],
-    booking: Option<&Booking>,
+    target: Target<'_>,
 ) -> Result<Begun, Failed> {
     let mut fresh = body.is_empty() && !method.is_idempotent();
-    let worker = upstream_worker(thread, booking);
     loop {
-        let mut connection = if let Some(instance) = worker {
+        let mut connection = if let Some(instance) = target.instance {
             let connection = thread.connections.checkout_worker(instance, fresh).await;
             connection.ok_or(Failed::WorkerDown)?
         } else {
@@ -106,7 +160,7 @@ pub async fn exchange(
         let upstream = connection.upstream();
         let mut outgoing = Some(Outgoing::held(head.clone(), body));
         let exchange = connection.exchange(&mut outgoing, method);
-        let waiting = Waiting::new(thread, booking, Some(upstream));
+        let waiting = Waiting::new(thread, target, Some(upstream));
         match waiting.on(exchange).await {
             Ok(Ok(head)) => {
                 return Ok(Begun {
@@ -123,7 +177,7 @@ pub async fn exchange(
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "no answer from the upstream");
-                return Err(match worker {
+                return Err(match target.instance {
                     Some(_) => Failed::WorkerBroken,
                     None => Failed::UpstreamBroke,
                 });
@@ -131,14 +185,6 @@ pub async fn exchange(
             Err(waited) => return Err(waited.into()),
         }
     }
-}
-
-/// Instance of the worker that is the upstream of a placed request; `None` where frontends are the upstreams.
-///
-/// In a split the last leg answers the client.
-fn upstream_worker(thread: &Thread, booking: Option<&Booking>) -> Option<u64> {
-    let booking = booking.filter(|_| thread.shared.upstreams.are_workers())?;
-    booking.legs().last().map(|leg| leg.worker.instance)
 }
 
 /// Sends a request whose body is relayed as it arrives. A second attempt is impossible, because the gateway does not keep the body.
@@ -165,7 +211,7 @@ pub async fn exchange_streamed(
     };
     let mut outgoing = Some(Outgoing::streamed(head, body, body_limits));
     let exchange = connection.exchange(&mut outgoing, method);
-    match Waiting::new(thread, None, None).on(exchange).await {
+    match Waiting::new(thread, Target::default(), None).on(exchange).await {
         Ok(Ok(head)) => Ok(Begun {
             connection,
             head,
@@ -196,10 +242,10 @@ pub async fn exchange_streamed(
 pub async fn first_event_fails(
     thread: &Thread,
     body: &mut RelayBody,
-    booking: Option<&Booking>,
+    target: Target<'_>,
 ) -> Result<bool, Failed> {
     let mut held = BytesMut::new();
-    let waiting = Waiting::new(thread, booking, body.upstream());
+    let waiting = Waiting::new(thread, target, body.upstream());
     loop {
         let next = std::future::poll_fn(|cx| body.poll_piece(cx));
         let fails = match waiting.on(next).await {
@@ -229,12 +275,8 @@ pub async fn first_event_fails(
 ///
 /// # Errors
 /// The answer broke, or its worker or upstream went silent, before its first byte.
-pub async fn first_piece(
-    thread: &Thread,
-    body: &mut RelayBody,
-    booking: Option<&Booking>,
-) -> Result<(), Failed> {
-    let waiting = Waiting::new(thread, booking, body.upstream());
+pub async fn first_piece(thread: &Thread, body: &mut RelayBody, target: Target<'_>) -> Result<(), Failed> {
+    let waiting = Waiting::new(thread, target, body.upstream());
     let next = std::future::poll_fn(|cx| body.poll_piece(cx));
     match waiting.on(next).await {
         Ok(None) => Ok(()),
@@ -277,8 +319,8 @@ impl From<Waited> for Failed {
 struct Waiting<'a> {
     /// Serving thread with limits and upstreams.
     thread: &'a Thread,
-    /// Workers of the request; `None` without a placement.
-    booking: Option<&'a Booking>,
+    /// Workers whose silence ends the wait.
+    target: Target<'a>,
     /// Id of the upstream that has to answer.
     upstream: Option<u64>,
     /// Begin of the wait.
@@ -287,10 +329,10 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     /// A wait that begins now.
-    fn new(thread: &'a Thread, booking: Option<&'a Booking>, upstream: Option<u64>) -> Self {
+    fn new(thread: &'a Thread, target: Target<'a>, upstream: Option<u64>) -> Self {
         Self {
             thread,
-            booking,
+            target,
             upstream,
             started: Instant::now(),
         }
@@ -300,7 +342,6 @@ impl<'a> Waiting<'a> {
     async fn on<T>(&self, work: impl Future<Output = T>) -> Result<T, Waited> {
         let shared = &self.thread.shared;
         let limit_ms = shared.config.upstream.first_byte_timeout_ms;
-        let is_silent = |booking: &Booking| booking.legs().any(|leg| leg.pool.is_silent(leg.worker));
         let mut work = std::pin::pin!(work);
         loop {
             if let Ok(done) = tokio::time::timeout(LOOK_EVERY, work.as_mut()).await {
@@ -309,7 +350,7 @@ impl<'a> Waiting<'a> {
             if self.started.elapsed() >= Duration::from_millis(limit_ms) {
                 return Err(Waited::TooLong(limit_ms));
             }
-            if self.booking.is_some_and(is_silent) {
+            if self.target.is_silent() {
                 return Err(Waited::WorkerSilent);
             }
             if self

@@ -17,15 +17,16 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use hyper::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
-use hyper::{HeaderMap, Response, StatusCode};
-use wardrop_service::{ActiveRequest, Booking};
+use hyper::{HeaderMap, Method, Response, StatusCode};
+use wardrop_service::{ActiveRequest, Booking, Role};
 
 use super::body::GatewayBody;
-use super::exchange::{Failed, exchange, first_event_fails, first_piece};
-use super::pins;
+use super::exchange::{Failed, Target, exchange, first_event_fails, first_piece};
 use super::shared::Thread;
+use super::split::SplitRequest;
+use super::{pins, split};
 use crate::error::Refusal;
 use crate::upstream::{RelayBody, write_head};
 
@@ -114,7 +115,8 @@ impl Outbound<'_> {
                 pins::write_pins(&mut head, pinned);
             }
             let is_pinned = pinned.is_some();
-            match self.attempt(thread, &head, booking).await {
+            let target = Target::of(thread, booking);
+            match attempt(thread, &self.parts.method, &head, self.pieces, target).await {
                 // A frontend that has not read discovery yet: another frontend may know the model.
                 Ok(tried) if tried.fault == Fault::Upstream && !has_moved => {
                     has_moved = true;
@@ -166,11 +168,12 @@ impl Outbound<'_> {
         }
     }
 
-    /// Sends the request straight to its worker. Before any byte has gone to the client, a failure moves it to another worker.
+    /// Sends the request straight to its workers. Before any byte has gone to the client, a failure moves it to another worker.
     ///
     /// A refused connection costs the client nothing, so it moves the request up to [`MOVES_MAX`] times. An answer that shows a fault of
     /// the worker moves it once, because the request itself may be the cause. The budget of retries bounds all second attempts.
     ///
+    /// In a split, only the worker of the failed leg is blamed. Without another prefill worker, one worker gets the whole request.
     ///
     /// # Errors
     /// As [`Outbound::forward`].
@@ -181,151 +184,246 @@ impl Outbound<'_> {
         base: &BytesMut,
         may_retry: impl Fn(&str) -> bool,
     ) -> Result<Reply, Refusal> {
-        let mut blamed: Option<Booking> = None;
+        let mut blamed: Option<(Booking, Option<Role>)> = None;
         let (mut moves, mut has_failed) = (0, false);
         loop {
-            let mut head = base.clone();
-            let booking = request.as_ref().and_then(|request| request.booking());
-            if let Some(booking) = booking {
-                pins::write_rank(&mut head, booking);
-            }
-            let has_booking = booking.is_some();
+            let has_booking = request
+                .as_ref()
+                .is_some_and(|request| request.booking().is_some());
+            let (result, at) = self.attempt_at_worker(thread, request.as_deref_mut(), base).await;
             // `reply` goes to the client when no other worker may be tried.
-            let (reason, reply) = match self.attempt(thread, &head, booking).await {
-                Ok(tried) if has_booking && matches!(tried.fault, Fault::Worker | Fault::Overload) => {
-                    let reason = match tried.fault {
-                        Fault::Worker => "worker_failed",
-                        _ => "worker_overloaded",
-                    };
-                    (reason, Ok(tried.reply))
+            let (cause, reply) = match result {
+                Ok(tried) if has_booking && tried.fault == Fault::Worker => (Cause::Failed, Ok(tried.reply)),
+                Ok(tried) if has_booking && tried.fault == Fault::Overload => {
+                    (Cause::Overloaded, Ok(tried.reply))
                 }
                 Ok(tried) => {
                     // Another worker gave the same kind of answer, so the request caused the failure.
-                    if let Some(blamed) = blamed.filter(|_| tried.fault != Fault::None) {
-                        blamed.withdraw_failure();
+                    if let Some((blamed, at)) = blamed.filter(|_| tried.fault != Fault::None) {
+                        blamed.withdraw_failure_on(at);
                     }
                     return Ok(tried.reply);
                 }
-                Err(Failed::WorkerDown) => ("worker_down", Err(Refusal::UpstreamDown)),
+                Err(Failed::WorkerDown) => (Cause::Down, Err(Refusal::UpstreamDown)),
                 Err(Failed::WorkerBroken | Failed::UpstreamBroke) => {
-                    ("worker_broken", Err(Refusal::UpstreamBroken))
+                    (Cause::Broken, Err(Refusal::UpstreamBroken))
                 }
                 Err(Failed::WorkerSilent | Failed::UpstreamSilent) => {
-                    ("worker_silent", Err(Refusal::UpstreamBroken))
+                    (Cause::Silent, Err(Refusal::UpstreamBroken))
                 }
                 Err(Failed::Refused(refusal)) => return Err(refusal),
             };
-            let is_down = reason == "worker_down";
             let Some(request) = request.as_mut().filter(|_| has_booking) else {
                 return reply;
             };
             let Some(mut failed) = request.take_booking() else {
                 return reply;
             };
-            let worker = failed.legs().last().map(|leg| leg.worker);
-            if reason == "worker_overloaded" {
-                failed.refuse();
+            let leg = match at {
+                Some(role) => failed.leg(role),
+                None => failed.legs().last(),
+            };
+            let worker = leg.map(|leg| leg.worker);
+            if cause == Cause::Overloaded {
+                failed.refuse_by(at);
             } else {
-                failed.fail();
+                failed.fail_on(at);
             }
             // Two workers failing at one request point at the request, so neither is taken out of
             // the pool.
-            if has_failed && !is_down {
-                failed.withdraw_failure();
-                if let Some(blamed) = blamed.take() {
-                    blamed.withdraw_failure();
+            if has_failed && cause != Cause::Down {
+                failed.withdraw_failure_on(at);
+                if let Some((blamed, at)) = blamed.take() {
+                    blamed.withdraw_failure_on(at);
                 }
                 return reply;
             }
-            has_failed |= !is_down;
+            has_failed |= cause != Cause::Down;
             moves += 1;
-            if moves > MOVES_MAX || !may_retry(reason) {
+            let is_prefill = at == Some(Role::Prefill);
+            if (moves > MOVES_MAX && !is_prefill) || !may_retry(cause.reason(is_prefill)) {
                 return reply;
             }
-            if reason == "worker_failed" || reason == "worker_broken" {
-                blamed = Some(failed);
+            if matches!(cause, Cause::Failed | Cause::Broken) {
+                blamed = Some((failed, at));
             } else {
                 drop(failed);
             }
-            if !worker.is_some_and(|worker| request.place_elsewhere(worker)) {
+            let is_placed = worker.is_some_and(|worker| match at {
+                Some(Role::Prefill) => {
+                    (moves <= MOVES_MAX && request.place_on_others(worker))
+                        || split::place_whole(&thread.shared, request)
+                }
+                _ => request.place_elsewhere(worker),
+            });
+            if !is_placed {
                 return reply;
             }
         }
     }
 
-    /// One exchange, up to the point where a failure of the worker shows: an error body, or the first event of a stream.
-    ///
-    /// Dynamo opens a stream before its worker has answered, so a status of 200 proves nothing about the worker.
-    ///
-    /// An error answer is read whole, up to [`ERROR_LIMIT_BYTES`], since its text shows whether the
-    /// pin or the request is wrong.
-    ///
-    /// # Errors
-    /// [`Failed`] when there is no answer, or none with a first event.
-    async fn attempt(
+    /// One attempt at the workers of the booking. Also returns the role of the leg that the result comes from, in a split.
+    async fn attempt_at_worker(
         &self,
         thread: &Arc<Thread>,
-        head: &BytesMut,
-        booking: Option<&Booking>,
-    ) -> Result<Tried, Failed> {
-        let begun = exchange(thread, &self.parts.method, head, self.pieces, booking).await?;
-        let upstream = begun.connection.upstream();
-        let (status, headers, mut body) = begun.into_body(thread);
-        let is_overload = matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        ) || status.as_u16() == OVERLOADED;
-        if status.is_server_error() || status == StatusCode::BAD_REQUEST || is_overload {
-            let (response, bytes) = read_error(thread, status, headers, body)
-                .await
-                .map_err(Failed::Refused)?;
-            let unknown = memchr::memmem::find(&bytes, UNKNOWN_PIN).is_some();
-            let fault = if is_overload {
-                Fault::Overload
-            } else if status.is_server_error() || unknown {
-                Fault::Worker
-            } else {
-                Fault::Request
-            };
-            return Ok(Tried {
-                reply: Reply::Read(response),
-                fault,
-            });
+        request: Option<&mut ActiveRequest>,
+        base: &BytesMut,
+    ) -> (Result<Tried, Failed>, Option<Role>) {
+        let booking = request.as_ref().and_then(|request| request.booking());
+        let prefill = booking
+            .filter(|booking| booking.is_split())
+            .and_then(|booking| Some(booking.leg(Role::Prefill)?.worker.instance));
+        match (request, prefill) {
+            (Some(request), Some(instance)) => {
+                let Some(transfer) = thread.shared.upstreams.transfer(instance) else {
+                    // The worker left since the decision.
+                    return (Err(Failed::WorkerDown), Some(Role::Prefill));
+                };
+                let split = SplitRequest {
+                    base: &self.head_without_length(),
+                    pieces: self.pieces,
+                };
+                let tried = split::send(thread, &split, request, &transfer).await;
+                if tried
+                    .result
+                    .as_ref()
+                    .is_ok_and(|tried| tried.fault == Fault::None)
+                {
+                    let splits = &thread.shared.metrics.splits;
+                    splits.with_label_values(&[tried.way]).inc();
+                }
+                (tried.result, Some(tried.at))
+            }
+            (request, _) => {
+                let booking = request.as_ref().and_then(|request| request.booking());
+                let mut head = base.clone();
+                if let Some(leg) = booking.and_then(|booking| booking.legs().last()) {
+                    pins::write_rank(&mut head, leg);
+                }
+                let target = Target::of(thread, booking);
+                let result = attempt(thread, &self.parts.method, &head, self.pieces, target).await;
+                (result, None)
+            }
         }
-        let mut fault = if status.is_success() {
-            Fault::None
-        } else {
-            Fault::Request
-        };
-        // The model has workers, so a frontend that does not know the model has not read discovery yet.
-        // `distrust` takes the frontend out of the round robin until a probe of it finds a model.
-        if status == StatusCode::NOT_FOUND && booking.is_some() && thread.shared.upstreams.distrust(upstream)
-        {
-            fault = Fault::Upstream;
+    }
+
+    /// The client's head for bodies that the gateway makes. The answer of a prefill leg is read here, so it has no coding.
+    fn head_without_length(&self) -> BytesMut {
+        let mut headers = self.parts.headers.clone();
+        for name in [CONTENT_LENGTH, TRANSFER_ENCODING, ACCEPT_ENCODING] {
+            headers.remove(name);
         }
-        if !status.is_success() || !is_event_stream(&headers) {
-            first_piece(thread, &mut body, booking).await?;
-        } else if first_event_fails(thread, &mut body, booking).await? {
-            fault = Fault::Worker;
-        }
-        Ok(Tried {
-            reply: Reply::Stream(status, headers, body),
-            fault,
-        })
+        let mut head = BytesMut::with_capacity(1024);
+        write_head(&mut head, &self.parts.method, &self.parts.uri, &headers, None);
+        head
     }
 }
 
+/// Fault of a worker that moves a request to another worker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The worker accepts no connection.
+    Down,
+    /// The worker broke off before the first byte.
+    Broken,
+    /// The worker gives no sign of life.
+    Silent,
+    /// The worker answered with an error of its own.
+    Failed,
+    /// The worker is full.
+    Overloaded,
+}
+
+impl Cause {
+    /// Label of a second attempt. `is_prefill` names the prefill leg of a split.
+    fn reason(self, is_prefill: bool) -> &'static str {
+        match (self, is_prefill) {
+            (Self::Down, false) => "worker_down",
+            (Self::Broken, false) => "worker_broken",
+            (Self::Silent, false) => "worker_silent",
+            (Self::Failed, false) => "worker_failed",
+            (Self::Overloaded, false) => "worker_overloaded",
+            (Self::Down, true) => "prefill_down",
+            (Self::Broken, true) => "prefill_broken",
+            (Self::Silent, true) => "prefill_silent",
+            (Self::Failed, true) => "prefill_failed",
+            (Self::Overloaded, true) => "prefill_overloaded",
+        }
+    }
+}
+
+/// One exchange, up to the point where a failure of the worker shows: an error body, or the first event of a stream.
+///
+/// Dynamo opens a stream before its worker has answered, so a status of 200 proves nothing about the worker.
+///
+/// An error answer is read whole, up to [`ERROR_LIMIT_BYTES`], since its text shows whether the
+/// pin or the request is wrong.
+///
+/// # Errors
+/// [`Failed`] when there is no answer, or none with a first event.
+pub(super) async fn attempt(
+    thread: &Arc<Thread>,
+    method: &Method,
+    head: &BytesMut,
+    pieces: &[Bytes],
+    target: Target<'_>,
+) -> Result<Tried, Failed> {
+    let begun = exchange(thread, method, head, pieces, target).await?;
+    let upstream = begun.connection.upstream();
+    let (status, headers, mut body) = begun.into_body(thread);
+    let is_overload = matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    ) || status.as_u16() == OVERLOADED;
+    if status.is_server_error() || status == StatusCode::BAD_REQUEST || is_overload {
+        let (response, bytes) = read_error(thread, status, headers, body)
+            .await
+            .map_err(Failed::Refused)?;
+        let unknown = memchr::memmem::find(&bytes, UNKNOWN_PIN).is_some();
+        let fault = if is_overload {
+            Fault::Overload
+        } else if status.is_server_error() || unknown {
+            Fault::Worker
+        } else {
+            Fault::Request
+        };
+        return Ok(Tried {
+            reply: Reply::Read(response),
+            fault,
+        });
+    }
+    let mut fault = if status.is_success() {
+        Fault::None
+    } else {
+        Fault::Request
+    };
+    // The model has workers, so a frontend that does not know the model has not read discovery yet.
+    // `distrust` takes the frontend out of the round robin until a probe of it finds a model.
+    if status == StatusCode::NOT_FOUND && target.has_booking() && thread.shared.upstreams.distrust(upstream) {
+        fault = Fault::Upstream;
+    }
+    if !status.is_success() || !is_event_stream(&headers) {
+        first_piece(thread, &mut body, target).await?;
+    } else if first_event_fails(thread, &mut body, target).await? {
+        fault = Fault::Worker;
+    }
+    Ok(Tried {
+        reply: Reply::Stream(status, headers, body),
+        fault,
+    })
+}
+
 /// An answer, with the cause when it is an error.
-struct Tried {
+pub(super) struct Tried {
     /// The answer as the client would get it.
-    reply: Reply,
+    pub reply: Reply,
     /// Cause of an error answer.
-    fault: Fault,
+    pub fault: Fault,
 }
 
 /// Cause of an error answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     /// The answer is no error.
     None,
     /// The request is wrong on every worker.

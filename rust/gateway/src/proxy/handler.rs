@@ -20,12 +20,12 @@ use wardrop_service::{
 use super::admin;
 use super::body::GatewayBody;
 use super::client_state::RequestGuard;
-use super::exchange::{exchange, exchange_streamed, first_piece};
+use super::exchange::{Target, exchange, exchange_streamed, first_piece};
 use super::forward::{Outbound, Reply, is_event_stream};
 use super::guard::catch_panic;
 use super::intake::HeldBody;
 use super::shared::{Shared, Thread};
-use super::{intake, pins, routes};
+use super::{intake, pins, routes, split};
 use crate::error::Refusal;
 use crate::upstream::{RelayBody, write_head};
 
@@ -196,9 +196,9 @@ async fn pass_through(
     let mut head = BytesMut::with_capacity(1024);
     write_head(&mut head, &parts.method, &parts.uri, &parts.headers, None);
     let (status, mut headers, body) = if body.is_end_stream() {
-        let begun = exchange(thread, &parts.method, &head, &[], None).await?;
+        let begun = exchange(thread, &parts.method, &head, &[], Target::default()).await?;
         let (status, headers, mut answer) = begun.into_body(thread);
-        first_piece(thread, &mut answer, None).await?;
+        first_piece(thread, &mut answer, Target::default()).await?;
         (status, headers, answer)
     } else {
         let begun = exchange_streamed(thread, &parts.method, head, body).await?;
@@ -285,6 +285,16 @@ async fn place_and_forward(
                 Ok(()) => None,
                 Err(Unplaced::Refuse(refusal)) => Some(Refusal::from(refusal)),
                 Err(Unplaced::Abstain(_)) => shared.upstreams.are_workers().then_some(Refusal::NoWorker),
+            };
+            let refusal = match refusal {
+                None if !split::can_be_split(endpoint)
+                    && request.booking().is_some_and(Booking::is_split) =>
+                {
+                    (shared.upstreams.are_workers() && !split::place_whole(shared, request))
+                        .then_some(Refusal::NoWorker)
+                }
+                Some(Refusal::NoWorker) if split::place_whole(shared, request) => None,
+                refusal => refusal,
             };
             if let Some(refusal) = refusal {
                 request.refused(refusal.status().as_u16());

@@ -25,7 +25,9 @@ mod retries;
 pub(crate) mod routes;
 mod server;
 mod shared;
+mod split;
 
 pub use retries::RetryBudget;
 pub use server::Server;
 pub use shared::Shared;
+pub use split::PrefillTask;

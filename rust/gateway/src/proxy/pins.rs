@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use bytes::BytesMut;
 use hyper::HeaderMap;
 use wardrop_core::WorkerId;
-use wardrop_service::{Booking, Role};
+use wardrop_service::{Booking, Leg, Role};
 
 /// Headers by which a client would choose a worker, with the aliases that Dynamo takes.
 const PIN_HEADERS: [&str; 9] = [
@@ -54,11 +54,16 @@ pub fn pinned_worker(headers: &HeaderMap) -> Option<WorkerId> {
     Some(WorkerId::new(instance, rank.unwrap_or(0)))
 }
 
-/// Writes the rank of a booking on a worker that is the upstream itself, as vLLM reads it.
-pub fn write_rank(head: &mut BytesMut, booking: &Booking) {
-    if let Some(leg) = booking.legs().last().filter(|leg| leg.pin_rank) {
+/// Writes the rank of a leg whose worker is the upstream itself, as vLLM reads it.
+pub fn write_rank(head: &mut BytesMut, leg: &Leg) {
+    if leg.pin_rank {
         write!(head, "{RANK}: {}\r\n", leg.worker.dp_rank).expect("writing to memory must succeed");
     }
+}
+
+/// Writes the length of a body.
+pub fn write_length(head: &mut BytesMut, bytes: usize) {
+    write!(head, "content-length: {bytes}\r\n").expect("writing to memory must succeed");
 }
 
 /// Writes the pin headers of a booking.

@@ -14,12 +14,13 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, StatusCode, Uri};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 
 use super::fields::{has_token, is_per_connection, remove_per_connection, tokens};
 use super::framing::{Chunk, Decoded, Framing, WireError};
 use super::outgoing::{Outgoing, SendError};
 use super::pool::{ConnectionPool, IdlePlace};
+use super::stream::Stream;
+use crate::proxy::PrefillTask;
 
 /// Read buffer of a connection, bytes. A burst of tokens fits into one read; a long body is relayed in pieces of this size.
 const READ_BYTES: usize = 16 << 10;
@@ -30,11 +31,11 @@ const HEAD_LIMIT_BYTES: usize = 128 << 10;
 /// Most header fields of an answer.
 const MAX_FIELDS: usize = 128;
 
-/// A TCP connection to one upstream, with the bytes that were read ahead.
+/// A connection to one upstream, with the bytes that were read ahead.
 #[derive(Debug)]
 pub struct Connection {
-    /// The socket.
-    stream: TcpStream,
+    /// The socket, with TLS where the upstream has it.
+    stream: Stream,
     /// Bytes that were read and not yet taken.
     buffer: BytesMut,
     /// The upstream it belongs to.
@@ -113,7 +114,7 @@ impl Connection {
     }
 
     /// A connection without a request.
-    pub(super) fn new(stream: TcpStream, upstream: u64) -> Self {
+    pub(super) fn new(stream: Stream, upstream: u64) -> Self {
         Self {
             stream,
             buffer: BytesMut::with_capacity(READ_BYTES),
@@ -137,8 +138,7 @@ impl Connection {
 
     /// Whether an idle connection is usable: no byte and no end of stream is waiting in it.
     pub(super) fn is_alive(&self) -> bool {
-        let mut probe = [0u8; 1];
-        matches!(self.stream.try_read(&mut probe), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+        self.stream.is_quiet()
     }
 
     /// Writes the request and reads the head of its answer at the same time, passing over 1xx answers.
@@ -367,6 +367,8 @@ pub struct RelayBody {
     held: Option<Frame<Bytes>>,
     /// The rest of the request, when the answer began before its end.
     outgoing: Option<Outgoing>,
+    /// The prefill leg of a split that may still run. It ends with the body.
+    prefill: Option<PrefillTask>,
 }
 
 impl RelayBody {
@@ -390,6 +392,7 @@ impl RelayBody {
             pool,
             held: None,
             outgoing,
+            prefill: None,
         };
         (head.status, head.headers, body)
     }
@@ -448,6 +451,11 @@ impl RelayBody {
     /// Whether the answer began before the client's body was read to its end.
     pub fn reads_client(&self) -> bool {
         self.outgoing.as_ref().is_some_and(Outgoing::reads_client)
+    }
+
+    /// Keeps a prefill leg running until the end of this body.
+    pub fn accompany(&mut self, prefill: PrefillTask) {
+        self.prefill = Some(prefill);
     }
 
     /// Gives a piece back, so that it is the next one again.

@@ -21,6 +21,9 @@ mod outgoing;
 mod pool;
 mod probe;
 mod resolver;
+mod stream;
+mod tls;
+mod transfer;
 
 pub use connection::{Connection, ExchangeError, RelayBody, ResponseHead, write_head};
 pub use dry_run::UpstreamDryRun;
@@ -29,3 +32,5 @@ pub use framing::WireError;
 pub use outgoing::{BodyLimits, Outgoing, SendError};
 pub use pool::{ConnectionPool, UpstreamSet, WorkerUpstream};
 pub use probe::probe_upstreams;
+pub use tls::Tls;
+pub use transfer::Transfer;

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::body::{Body, Incoming};
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
+
+use super::stream::Stream;
 
 /// Most pieces in one system call.
 const MAX_SLICES: usize = 8;
@@ -123,7 +124,7 @@ impl Outgoing {
     /// # Errors
     /// [`SendError`] says which side failed; a failure of the upstream still allows its answer to
     /// be read.
-    pub fn poll_send(&mut self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+    pub fn poll_send(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         loop {
             while !self.queue.is_empty() {
                 let mut slices = [IoSlice::new(&[]); MAX_SLICES];
@@ -138,6 +139,8 @@ impl Outgoing {
                 }
                 self.advance(wrote);
             }
+            // A TLS session may keep bytes that the socket did not take.
+            ready!(Pin::new(&mut *stream).poll_flush(cx))?;
             let Some(source) = &mut self.source else {
                 return Poll::Ready(Ok(()));
             };

@@ -17,6 +17,9 @@ use tokio::net::TcpStream;
 
 use super::connection::Connection;
 use super::resolver::{Addresses, Resolver};
+use super::stream::Stream;
+use super::tls::{Tls, TlsUpstream};
+use super::transfer::Transfer;
 use crate::ServiceError;
 use crate::config::UpstreamOptions;
 
@@ -31,6 +34,10 @@ pub struct Upstream {
     host: String,
     /// Port.
     port: u16,
+    /// Connector of a worker that runs prefill or decode alone; `None` for any other upstream.
+    transfer: Option<Transfer>,
+    /// How TLS begins; `None` for `http://`.
+    tls: Option<TlsUpstream>,
     /// Addresses of the host; those of a name change with the answers of the resolver.
     addresses: Addresses,
     /// Time on [`UpstreamSet::now_ms`], milliseconds, until which this upstream is tried after all others.
@@ -58,6 +65,8 @@ pub struct UpstreamSet {
     has_workers: AtomicBool,
     /// Resolver of the upstreams' host names.
     resolver: Resolver,
+    /// Roots of `https://` upstreams.
+    tls: Tls,
 }
 
 /// Address of a worker's HTTP server.
@@ -66,8 +75,14 @@ pub struct UpstreamSet {
 pub struct WorkerUpstream {
     /// Id of the worker's instance.
     pub instance: u64,
-    /// `http://host[:port]`.
+    /// `http://host[:port]` or `https://host[:port]`.
     pub url: String,
+    /// Name that the certificate of an `https://` worker must have; `None` for the host of the URL.
+    #[serde(default)]
+    pub server_name: Option<String>,
+    /// Connector of a worker that runs prefill or decode alone.
+    #[serde(default)]
+    pub transfer: Option<Transfer>,
 }
 
 impl Upstream {
@@ -78,9 +93,30 @@ impl Upstream {
         }
     }
 
-    /// Addresses, as they are resolved now.
-    pub(super) async fn addresses(&self, limit: Duration) -> Vec<std::net::SocketAddr> {
-        self.addresses.get(limit).await.to_vec()
+    /// Opens a connection, with TLS where the upstream has it. The caller sets a deadline.
+    ///
+    /// # Errors
+    /// The address refuses, or the TLS session does not begin.
+    pub(super) async fn open(&self, tls: &Tls, limit: Duration) -> std::io::Result<Stream> {
+        let addresses = self.addresses.get(limit).await;
+        let socket = TcpStream::connect(addresses.as_slice()).await?;
+        // With Nagle's algorithm the second small write of a request would wait for an acknowledgement.
+        let _ = socket.set_nodelay(true);
+        let Some(upstream) = &self.tls else {
+            return Ok(Stream::Plain(socket));
+        };
+        match upstream.connect(socket).await {
+            Ok(session) => Ok(Stream::Tls(Box::new(session))),
+            Err(error) => {
+                tls.count_failure();
+                // One line for each outage: a failure marks the upstream as down.
+                if self.down_until_ms.load(Ordering::Relaxed) == 0 {
+                    tracing::warn!(upstream = self.authority(), %error, "TLS with an upstream fails; check its certificate, the \
+                     host in its URL, and --upstream-ca");
+                }
+                Err(error)
+            }
+        }
     }
 
     /// `host:port`.
@@ -108,18 +144,37 @@ impl Default for UpstreamSet {
             started: Instant::now(),
             has_workers: AtomicBool::new(false),
             resolver: Resolver::default(),
+            tls: Tls::default(),
         }
     }
 }
 
 impl UpstreamSet {
+    /// An empty set, whose `https://` upstreams are believed by these roots.
+    pub fn with_tls(tls: Tls) -> Self {
+        Self {
+            tls,
+            ..Self::default()
+        }
+    }
+
+    /// Roots of `https://` upstreams.
+    pub(super) fn tls(&self) -> &Tls {
+        &self.tls
+    }
+
     /// Replaces the list by frontends. An upstream that stays keeps its connections.
     ///
     /// # Errors
-    /// [`ServiceError::Config`] for a URL that is not `http://host[:port]`.
+    /// [`ServiceError::Config`] for a URL that is neither `http://host[:port]` nor `https://host[:port]`, and for roots that cannot
+    /// be read.
     pub fn replace(&self, urls: &[String]) -> Result<(), ServiceError> {
-        let frontends = urls.iter().map(|url| (None, url.as_str()));
-        self.replace_all(frontends)
+        self.replace_all(urls.iter().map(|url| Wanted {
+            instance: None,
+            url,
+            server_name: None,
+            transfer: None,
+        }))
     }
 
     /// Replaces the list by workers. A worker that stays under the same address keeps its connections.
@@ -127,12 +182,21 @@ impl UpstreamSet {
     /// # Errors
     /// As [`UpstreamSet::replace`].
     pub fn replace_workers(&self, workers: &[WorkerUpstream]) -> Result<(), ServiceError> {
-        let workers = workers
-            .iter()
-            .map(|worker| (Some(worker.instance), worker.url.as_str()));
-        self.replace_all(workers)?;
+        self.replace_all(workers.iter().map(|worker| Wanted {
+            instance: Some(worker.instance),
+            url: &worker.url,
+            server_name: worker.server_name.as_deref(),
+            transfer: worker.transfer.as_ref(),
+        }))?;
         self.has_workers.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Connector of a worker that runs prefill or decode alone; `None` for any other worker.
+    pub fn transfer(&self, instance: u64) -> Option<Transfer> {
+        let list = self.list.load();
+        let upstream = list.iter().find(|upstream| upstream.instance == Some(instance))?;
+        upstream.transfer.clone()
     }
 
     /// Whether the upstreams are workers, so that a placed request goes to one of them.
@@ -145,21 +209,30 @@ impl UpstreamSet {
     /// # Errors
     /// As [`UpstreamSet::replace`], and [`ServiceError::Io`] when a host name gets no thread for
     /// its resolver. The old list stays then.
-    fn replace_all<'a>(
-        &self,
-        urls: impl Iterator<Item = (Option<u64>, &'a str)>,
-    ) -> Result<(), ServiceError> {
+    fn replace_all<'a>(&self, all: impl Iterator<Item = Wanted<'a>>) -> Result<(), ServiceError> {
         let old = self.list.load();
         let mut list = Vec::new();
-        for (instance, url) in urls {
-            let (host, port) = parse_url(url)?;
-            let known = old
-                .iter()
-                .find(|u| u.instance == instance && u.host == host && u.port == port);
+        for wanted in all {
+            let Place { host, port, has_tls } = parse_url(wanted.url)?;
+            let name = wanted.server_name.unwrap_or(&host);
+            let known = old.iter().find(|known| {
+                known.instance == wanted.instance
+                    && (&known.host, known.port) == (&host, port)
+                    && known.transfer.as_ref() == wanted.transfer
+                    && known
+                        .tls
+                        .as_ref()
+                        .map_or(!has_tls, |tls| has_tls && tls.has_name(name))
+            });
             if let Some(known) = known {
                 list.push(known.clone());
                 continue;
             }
+            let tls = if has_tls {
+                Some(self.tls.upstream(name)?)
+            } else {
+                None
+            };
             let addresses = self
                 .resolver
                 .follow(&host, port)
@@ -169,9 +242,11 @@ impl UpstreamSet {
                 })?;
             list.push(Arc::new(Upstream {
                 id: self.next_id.fetch_add(1, Ordering::Relaxed),
-                instance,
+                instance: wanted.instance,
                 host,
                 port,
+                transfer: wanted.transfer.cloned(),
+                tls,
                 addresses,
                 down_until_ms: AtomicU64::new(0),
                 failures: AtomicU64::new(0),
@@ -234,22 +309,50 @@ impl UpstreamSet {
     }
 }
 
-/// Host and port of `http://host[:port]`; the port is 80 without one.
+/// An upstream that a new list has.
+struct Wanted<'a> {
+    /// Instance of a worker; `None` for a frontend.
+    instance: Option<u64>,
+    /// Base URL.
+    url: &'a str,
+    /// Name of the certificate, where it is not the host of the URL.
+    server_name: Option<&'a str>,
+    /// Connector of a worker that runs prefill or decode alone.
+    transfer: Option<&'a Transfer>,
+}
+
+/// The parts of an upstream's URL.
+struct Place {
+    /// Host name or literal address, without brackets.
+    host: String,
+    /// Port.
+    port: u16,
+    /// The scheme is `https`.
+    has_tls: bool,
+}
+
+/// The parts of `http://host[:port]` or `https://host[:port]`. Without a port it is 80 or 443.
 ///
 /// # Errors
 /// [`ServiceError::Config`] for another scheme, a path or a query.
-fn parse_url(url: &str) -> Result<(String, u16), ServiceError> {
+fn parse_url(url: &str) -> Result<Place, ServiceError> {
     let wrong = || {
         ServiceError::Config(format!(
-            "upstreams: got {url:?}, expected http://host[:port] without a path"
+            "upstreams: got {url:?}, expected http://host[:port] or https://host[:port] without a path"
         ))
     };
     let uri: hyper::Uri = url.parse().map_err(|_| wrong())?;
-    if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+    let has_tls = match uri.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        _ => return Err(wrong()),
+    };
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(wrong());
     }
     let host = uri.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_string();
-    Ok((host, uri.port_u16().unwrap_or(80)))
+    let port = uri.port_u16().unwrap_or(if has_tls { 443 } else { 80 });
+    Ok(Place { host, port, has_tls })
 }
 
 /// One of `upstream.all_idle_connections` places; dropping it frees the place.
@@ -334,13 +437,8 @@ impl ConnectionPool {
     /// while, and asks the resolver again.
     async fn connect(&self, upstream: &Upstream) -> Option<Connection> {
         let limit = Duration::from_millis(self.options.connect_timeout_ms);
-        let connect = async {
-            let addresses = upstream.addresses.get(limit).await;
-            TcpStream::connect(addresses.as_slice()).await
-        };
+        let connect = upstream.open(self.set.tls(), limit);
         if let Ok(Ok(stream)) = tokio::time::timeout(limit, connect).await {
-            // With Nagle's algorithm the second small write of a request would wait for an acknowledgement.
-            let _ = stream.set_nodelay(true);
             if upstream.down_until_ms.swap(0, Ordering::Relaxed) != 0 {
                 self.set.incarnation.fetch_add(1, Ordering::Relaxed);
             }
@@ -400,9 +498,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn url_without_http_is_refused() {
+    fn url_of_another_scheme_is_refused() {
         let set = UpstreamSet::default();
-        assert!(set.replace(&["https://x:1".into()]).is_err());
+        assert!(set.replace(&["ftp://x:1".into()]).is_err());
         assert!(set.replace(&["localhost:8000".into()]).is_err());
         assert!(set.replace(&["http://x:1/path".into()]).is_err());
     }
@@ -430,6 +528,8 @@ mod tests {
             let worker = |instance, url: &str| WorkerUpstream {
                 instance,
                 url: url.into(),
+                server_name: None,
+                transfer: None,
             };
             let url = format!("http://{}", live.local_addr().unwrap());
             set.replace_workers(&[worker(7, &url), worker(8, "http://127.0.0.1:1")])

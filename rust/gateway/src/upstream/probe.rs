@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::pool::{Upstream, UpstreamSet};
+use super::tls::Tls;
 
 /// Time for the whole answer to a probe.
 const TIMEOUT: Duration = Duration::from_millis(700);
@@ -41,7 +41,8 @@ pub async fn probe_upstreams(set: Arc<UpstreamSet>, every: Duration) {
             .iter()
             .map(|upstream| {
                 let upstream = upstream.clone();
-                tokio::spawn(async move { is_useful(&upstream).await })
+                let set = set.clone();
+                tokio::spawn(async move { is_useful(&upstream, set.tls()).await })
             })
             .collect();
         for (upstream, probe) in list.iter().zip(probes) {
@@ -52,10 +53,10 @@ pub async fn probe_upstreams(set: Arc<UpstreamSet>, every: Duration) {
 }
 
 /// Whether one of [`ATTEMPTS`] probes finds a useful answer.
-async fn is_useful(upstream: &Upstream) -> bool {
+async fn is_useful(upstream: &Upstream, tls: &Tls) -> bool {
     for _ in 0..ATTEMPTS {
         if matches!(
-            tokio::time::timeout(TIMEOUT, lists_models(upstream)).await,
+            tokio::time::timeout(TIMEOUT, lists_models(upstream, tls)).await,
             Ok(Ok(true))
         ) {
             return true;
@@ -65,14 +66,14 @@ async fn is_useful(upstream: &Upstream) -> bool {
 }
 
 /// Whether the upstream lists at least one model.
-async fn lists_models(upstream: &Upstream) -> std::io::Result<bool> {
-    let addresses = upstream.addresses(TIMEOUT).await;
-    let mut stream = TcpStream::connect(addresses.as_slice()).await?;
+async fn lists_models(upstream: &Upstream, tls: &Tls) -> std::io::Result<bool> {
+    let mut stream = upstream.open(tls, TIMEOUT).await?;
     let request = format!(
         "GET /v1/models HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
         upstream.authority()
     );
     stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
     let mut answer = Vec::new();
     while answer.len() < MAX_ANSWER_BYTES && stream.read_buf(&mut answer).await? > 0 {
         let is_ok = answer.starts_with(b"HTTP/1.1 200");

@@ -44,6 +44,8 @@ pub struct Booking {
     prefilled: bool,
     /// Outcome for the workers' curves, used when the booking ends.
     outcome: Outcome,
+    /// Prompt tokens that the prefill worker found in its cache, once its leg ended on its own.
+    prefill_cached_tokens: Option<u64>,
     /// When the booking was made.
     placed_s: f64,
     /// When the booking was made, or last renewed.
@@ -62,6 +64,7 @@ impl Booking {
             clock,
             prefilled: false,
             outcome: Outcome::default(),
+            prefill_cached_tokens: None,
             placed_s: clock.now_s(),
             renewed_s: clock.now_s(),
         }
@@ -133,6 +136,47 @@ impl Booking {
         }
     }
 
+    /// Ends the prefill leg, `usage` being what its worker counted. The decode leg goes on. Without a prefill leg it does nothing.
+    ///
+    /// A door calls it when the prefill worker answers on its own, which is before the first token of the decode worker.
+    pub fn prefill_leg_ended(&mut self, usage: Usage) {
+        let now_s = self.clock.now_s();
+        self.prefill_cached_tokens = usage.cached_tokens;
+        for leg in self.legs.iter().flatten() {
+            if leg.pool.role != Role::Prefill {
+                continue;
+            }
+            leg.pool.answered(leg.worker, now_s);
+            let outcome = Outcome {
+                at_first_token: true,
+                cached_tokens: usage.cached_tokens.and_then(|tokens| u32::try_from(tokens).ok()),
+                ..Outcome::default()
+            };
+            leg.pool.finish(self.id, outcome, now_s);
+            if outcome.cached_tokens.is_some() {
+                leg.pool.review_trust(leg.worker, self.placed_s);
+            }
+            if let Some(announced) = &leg.announced {
+                announced.release();
+            }
+        }
+    }
+
+    /// Prompt tokens that the prefill worker found in its cache; `None` without a prefill leg that ended on its own.
+    pub(crate) fn prefill_cached_tokens(&self) -> Option<u64> {
+        self.prefill_cached_tokens
+    }
+
+    /// Whether prefill and decode have a leg each.
+    pub fn is_split(&self) -> bool {
+        self.legs[1].is_some()
+    }
+
+    /// The leg in a role.
+    pub fn leg(&self, role: Role) -> Option<&Leg> {
+        self.legs().find(|leg| leg.pool.role == role)
+    }
+
     /// Sets what the engine counted. The worker's curves learn from it when the booking ends.
     pub fn set_usage(&mut self, usage: Usage) {
         self.outcome.output_tokens = usage.output_tokens;
@@ -155,11 +199,22 @@ impl Booking {
     ///
     /// A worker that refuses several requests in a row is skipped for a while, see `health`.
     pub fn refuse(&mut self) {
+        self.refuse_by(None);
+    }
+
+    /// As [`Booking::refuse`]. With a role, only the worker of its leg refused.
+    pub fn refuse_by(&mut self, role: Option<Role>) {
         self.outcome.is_refused = true;
         let now_s = self.clock.now_s();
-        for leg in self.legs() {
+        for leg in self.legs_of(role) {
             leg.pool.refused(leg.worker, now_s);
         }
+    }
+
+    /// The leg of a role, or all legs without one.
+    fn legs_of(&self, role: Option<Role>) -> impl Iterator<Item = &Leg> {
+        self.legs()
+            .filter(move |leg| role.is_none_or(|role| leg.pool.role == role))
     }
 
     /// Keeps the booking open, because the request is still served. At most one call in a minute, and four in the life of a
@@ -181,8 +236,13 @@ impl Booking {
 
     /// Reports a failure of the request on every worker of the booking.
     pub fn fail(&self) {
+        self.fail_on(None);
+    }
+
+    /// As [`Booking::fail`]. With a role, only the worker of its leg failed.
+    pub fn fail_on(&self, role: Option<Role>) {
         let now_s = self.clock.now_s();
-        for leg in self.legs() {
+        for leg in self.legs_of(role) {
             leg.pool.fail(leg.worker, now_s);
         }
     }
@@ -191,8 +251,13 @@ impl Booking {
     ///
     /// A door calls it when the retry shows that the client or the prompt caused the failure.
     pub fn withdraw_failure(&self) {
+        self.withdraw_failure_on(None);
+    }
+
+    /// As [`Booking::withdraw_failure`]. With a role, only for the worker of its leg.
+    pub fn withdraw_failure_on(&self, role: Option<Role>) {
         let now_s = self.clock.now_s();
-        for leg in self.legs() {
+        for leg in self.legs_of(role) {
             leg.pool.withdraw_failure(leg.worker, now_s);
         }
     }

@@ -126,8 +126,13 @@ impl WorkerPool {
 
     /// Workers of every instance but one, in id order. O(workers).
     pub(crate) fn others(&self, instance: u64) -> Vec<WorkerId> {
+        self.workers_on(|other| other != instance)
+    }
+
+    /// Workers of the instances that `is_wanted` names, in id order. O(workers).
+    pub(crate) fn workers_on(&self, is_wanted: impl Fn(u64) -> bool) -> Vec<WorkerId> {
         let state = self.state.lock();
-        let ids = state.workers.keys().filter(|id| id.instance != instance);
+        let ids = state.workers.keys().filter(|id| is_wanted(id.instance));
         ids.copied().collect()
     }
 

@@ -186,7 +186,9 @@ impl Answer {
         }
         // In a split, the engine that answers has not computed the prefill, so its count says nothing about the prediction.
         let legs = self.booking.as_ref().map_or(0, |booking| booking.legs().count());
-        let cached_tokens = usage.cached_tokens.filter(|_| legs <= 1);
+        let of_answer = usage.cached_tokens.filter(|_| legs <= 1);
+        let of_prefill = self.booking.as_ref().and_then(Booking::prefill_cached_tokens);
+        let cached_tokens = of_answer.or(of_prefill);
         let output_tokens = usage.output_tokens;
         let itl_s = self
             .pieces
@@ -207,7 +209,7 @@ impl Answer {
         if let Some(booking) = &mut self.booking {
             booking.set_outcome(Outcome {
                 output_tokens,
-                cached_tokens: cached_tokens.and_then(|tokens| u32::try_from(tokens).ok()),
+                cached_tokens: of_answer.and_then(|tokens| u32::try_from(tokens).ok()),
                 ..Outcome::default()
             });
         }

@@ -31,7 +31,7 @@ pub use self::reserved::ReservedTrail;
 use self::trail::Trail;
 pub use self::unread::UnreadPrompt;
 use crate::bound::BoundTicket;
-use crate::pool::Booking;
+use crate::pool::{Booking, Role};
 use crate::prompt::Abstention;
 use crate::receipts::{ReceiptOutcome, ReceiptRequest};
 use crate::records::Facts;
@@ -186,6 +186,27 @@ impl ActiveRequest {
         self.booking.is_some()
     }
 
+    /// Chooses and books the workers once more, without the worker of a failed attempt. Returns whether there is a booking now.
+    pub fn place_on_others(&mut self, failed: WorkerId) -> bool {
+        drop(self.booking.take());
+        if let Ok(booking) = self.service.place_without(&self.prepared, failed) {
+            self.take_over(booking);
+        }
+        self.booking.is_some()
+    }
+
+    /// Chooses and books one worker of a role for prefill and decode together, among the instances that `is_able` names. Returns
+    /// whether there is a booking now.
+    ///
+    /// A door calls it where a split has no usable prefill worker, or where the request cannot be split.
+    pub fn place_whole(&mut self, role: Role, is_able: impl Fn(u64) -> bool) -> bool {
+        drop(self.booking.take());
+        if let Ok(booking) = self.service.place_whole(&self.prepared, role, is_able) {
+            self.take_over(booking);
+        }
+        self.booking.is_some()
+    }
+
     /// Books the worker that the client chose, so that the load on the worker is known. `None` stands for a choice that names no instance.
     pub fn book_client_choice(&mut self, worker: Option<WorkerId>) {
         self.service.count_abstention(Abstention::ClientPin);
@@ -195,6 +216,11 @@ impl ActiveRequest {
     /// The booking, while there is one.
     pub fn booking(&self) -> Option<&Booking> {
         self.booking.as_ref()
+    }
+
+    /// The booking, to report the progress of its legs.
+    pub fn booking_mut(&mut self) -> Option<&mut Booking> {
+        self.booking.as_mut()
     }
 
     /// Takes the booking out of the request. It is released when it is dropped.

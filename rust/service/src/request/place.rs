@@ -157,17 +157,32 @@ impl Service {
         Ok(self.count(booking))
     }
 
-    /// Chooses and books the workers of a request at once. The last leg, which answers, goes to another instance than `failed`'s.
+    /// Chooses and books the workers of a request at once, each on another instance than `failed`'s.
     ///
     /// # Errors
     /// No other worker is available, or the router refuses the request.
     pub(super) fn place_without(&self, prepared: &Prepared, failed: WorkerId) -> Result<Booking, Abstention> {
         let mut booking = Booking::new(self.next_request_id(), self.clock);
-        let roles = prepared.model.roles();
-        for (at, &role) in roles.iter().enumerate() {
-            let others = (at + 1 == roles.len()).then(|| prepared.model.pool(role).others(failed.instance));
-            booking.add(self.place_leg(prepared, role, booking.id(), others.as_deref())?);
+        for &role in prepared.model.roles() {
+            let others = prepared.model.pool(role).others(failed.instance);
+            booking.add(self.place_leg(prepared, role, booking.id(), Some(&others))?);
         }
+        Ok(self.count(booking))
+    }
+
+    /// Chooses and books one worker of a role for the whole request at once, among the instances that `is_able` names.
+    ///
+    /// # Errors
+    /// No such worker is available, or the router refuses the request.
+    pub(super) fn place_whole(
+        &self,
+        prepared: &Prepared,
+        role: Role,
+        is_able: impl Fn(u64) -> bool,
+    ) -> Result<Booking, Abstention> {
+        let able = prepared.model.pool(role).workers_on(is_able);
+        let mut booking = Booking::new(self.next_request_id(), self.clock);
+        booking.add(self.place_leg(prepared, role, booking.id(), Some(&able))?);
         Ok(self.count(booking))
     }
 
