@@ -18,6 +18,11 @@ class Peers:
     routers: tuple[str, ...] = setting(
         (), "HOST:PORT of a peer to follow; a name stands for each address that it has", "peer"
     )
+    token_file: str = setting(
+        "",
+        "file whose first line is the secret of all routers; empty: every caller may follow",
+        "peer-token-file",
+    )
     silence_ms: int = setting(3_000, "silence after which the bookings of a peer expire")
     heartbeat_ms: int = setting(500, "time between two messages to a peer while nothing changes")
     max_peers: int = setting(64, "peers to follow, and peers that may follow")
@@ -52,7 +57,10 @@ class Peers:
         """The stage as the native doors read it; None where nothing is shared."""
         if not self.listen and not self.routers:
             return None
-        return asdict(self) | {"listen": self.listen or None}
+        return asdict(self) | {
+            "listen": self.listen or None,
+            "token_file": self.token_file or None,
+        }
 
 
 def _require_host_port(name: str, address: str) -> None:

@@ -1,5 +1,7 @@
 //! Settings of the routers that share this router's fleet.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use crate::ServiceError;
@@ -19,6 +21,8 @@ pub struct PeerOptions {
     pub listen: Option<String>,
     /// `host:port` of the peers to follow. A name with several addresses stands for a router at each.
     pub routers: Vec<String>,
+    /// File whose first line is the secret that all routers share; `None` lets every caller follow.
+    pub token_file: Option<PathBuf>,
     /// Time without a message after which a peer's bookings expire, in milliseconds.
     pub silence_ms: u64,
     /// Time between two messages to a peer while nothing changes, in milliseconds; below `silence_ms`.
@@ -40,6 +44,7 @@ impl Default for PeerOptions {
         Self {
             listen: None,
             routers: Vec::new(),
+            token_file: None,
             silence_ms: 3_000,
             heartbeat_ms: 500,
             max_peers: 64,

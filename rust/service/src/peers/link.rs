@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tonic::transport::Endpoint;
+use tonic::{Code, Request};
 
 use super::Shared;
 use super::inbox::PeerBookings;
@@ -42,6 +43,8 @@ pub(super) enum Ended {
     Unreachable,
     /// The connection or the stream broke, or the peer ended it.
     Broken,
+    /// The peer asks for a secret that this router does not have.
+    Unauthenticated,
     /// No message came for `silence_ms`.
     Silent,
     /// The first message is not the start of a stream.
@@ -53,7 +56,8 @@ pub(super) enum Ended {
 }
 
 impl Ended {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
+        Self::Unauthenticated,
         Self::Unreachable,
         Self::Broken,
         Self::Silent,
@@ -67,6 +71,7 @@ impl Ended {
         match self {
             Self::Unreachable => "unreachable",
             Self::Broken => "broken",
+            Self::Unauthenticated => "unauthenticated",
             Self::Silent => "silent",
             Self::Malformed => "malformed",
             Self::Itself => "itself",
@@ -198,12 +203,19 @@ impl Link {
             return Ended::Unreachable;
         };
         let mut client = PeersClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let asked = FollowRequest {
+        let mut asked = Request::new(FollowRequest {
             router_id: self.shared.router_id.clone(),
-        };
+        });
+        if let Some(token) = &self.shared.token
+            && let Err(error) = token.show(asked.metadata_mut())
+        {
+            tracing::error!(%error, "this router can follow no peer: peers.token_file is not usable");
+            return Ended::Unauthenticated;
+        }
         let calling = tokio::time::timeout(silence, client.follow(asked));
         let mut stream = match self.with_upkeep(calling).await {
             Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) if status.code() == Code::Unauthenticated => return Ended::Unauthenticated,
             Ok(Err(_)) => return Ended::Broken,
             Err(_) => return Ended::Silent,
         };

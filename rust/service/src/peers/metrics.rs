@@ -51,10 +51,16 @@ pub(super) enum CutOff {
     Behind,
     /// There are as many followers as there may be.
     TooMany,
+    /// The follower did not show the secret.
+    Unauthenticated,
 }
 
 impl CutOff {
-    const ALL: [(Self, &'static str); 2] = [(Self::Behind, "behind"), (Self::TooMany, "too_many")];
+    const ALL: [(Self, &'static str); 3] = [
+        (Self::Behind, "behind"),
+        (Self::TooMany, "too_many"),
+        (Self::Unauthenticated, "unauthenticated"),
+    ];
 }
 
 impl PeerMetrics {

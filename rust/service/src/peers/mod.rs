@@ -24,6 +24,7 @@ mod outbox;
 mod server;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use self::link::LinkStatus;
 use self::metrics::PeerMetrics;
 use self::outbox::Outbox;
 pub(crate) use self::outbox::{Announced, OwnBooking};
+use self::token::TokenFile;
 use crate::config::PeerOptions;
 use crate::metrics::{MetricBuilder, THREAD_PREFIX};
 use crate::models::Models;
@@ -60,6 +62,8 @@ struct Shared {
     outbox: Arc<Outbox>,
     inbox: Inbox,
     metrics: PeerMetrics,
+    /// Secret of the fleet's routers; `None` without one.
+    token: Option<TokenFile>,
     /// Streams to and from peers, by the address of the link.
     links: Mutex<Vec<Arc<LinkStatus>>>,
 }
@@ -91,7 +95,7 @@ impl Peers {
     /// Peers that are neither followed nor listened to yet.
     ///
     /// # Errors
-    /// The operating system gives no random number, or a metric's name is taken.
+    /// The operating system gives no random number, a metric's name is taken, or the file of the secret is not usable.
     pub fn new(
         options: &PeerOptions,
         router_id: &str,
@@ -105,7 +109,9 @@ impl Peers {
             what: "drawing the incarnation of this router".into(),
             source: std::io::Error::other(error),
         })?;
+        let token = options.token_file.as_deref().map(TokenFile::open).transpose()?;
         let shared = Shared {
+            token,
             incarnation: u64::from_le_bytes(bytes).max(1),
             outbox: Arc::new(Outbox::new(options.outgoing_changes)),
             inbox: Inbox::new(models, clock, options, metrics.clone()),
@@ -165,7 +171,14 @@ impl Peers {
             })
             .map_err(io("starting the thread of peers".into()))?;
         if let Some(address) = address {
-            tracing::info!(%address, "peers may follow this router");
+            tracing::info!(%address, has_secret = self.shared.token.is_some(), "peers may follow this router");
+            if self.shared.token.is_none() && !address.ip().is_loopback() {
+                tracing::warn!(
+                    %address,
+                    "every host that reaches this address may read which prompts are in flight, as hashes; name a secret with \
+                     --peer-token-file"
+                );
+            }
         }
         *running = Some(Running {
             address,

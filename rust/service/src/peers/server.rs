@@ -70,6 +70,14 @@ impl Peers for Door {
 
     async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let shared = self.shared.clone();
+        if let Some(token) = &shared.token
+            && !token.is_in(request.metadata())
+        {
+            shared.metrics.count_cut_off(CutOff::Unauthenticated);
+            return Err(Status::unauthenticated(
+                "this router lets those peers follow that show its secret; give all routers the same peers.token_file",
+            ));
+        }
         let most = shared.options.max_peers;
         let Some(place) = Place::take(&self.followers, most, &shared) else {
             shared.metrics.count_cut_off(CutOff::TooMany);

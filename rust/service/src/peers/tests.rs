@@ -112,6 +112,48 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
+fn only_routers_with_the_secret_follow() {
+    let folder = std::env::temp_dir().join(format!("wardrop-peers-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str, secret: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, secret).unwrap();
+        Some(path)
+    };
+    let first = service(PeerOptions {
+        token_file: file("first", "thesecretofonefleet"),
+        ..options()
+    });
+    let _own = book(&first, A, 10);
+    let address = start(&first);
+    let strangers = [None, file("other", "another-secret-of-a-fleet")].map(|token_file| {
+        let stranger = service(PeerOptions {
+            token_file,
+            ..following(&[&address])
+        });
+        start(&stranger);
+        stranger
+    });
+    let second = service(PeerOptions {
+        token_file: file("second", "thesecretofonefleet\n"),
+        ..following(&[&address])
+    });
+    start(&second);
+    wait_until("the load of the first router", || load(&second) == load(&first));
+    let refused = r#"wardrop_peer_streams_ended_total{reason="unauthenticated""#;
+    for stranger in &strangers {
+        wait_until("a refusal", || metric(stranger, refused) >= 1.0);
+        assert_eq!(load(stranger)[0], (0, 0, 0));
+        let state = peers(stranger).state();
+        assert!(!state.up && state.error.contains(&address), "{}", state.error);
+    }
+    let counted = r#"wardrop_peer_followers_cut_off_total{reason="unauthenticated""#;
+    assert!(metric(&first, counted) >= 2.0);
+    assert_eq!(metric(&first, "wardrop_peer_followers{"), 1.0);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn two_routers_that_name_each_other_see_one_load() {
     let first = service(options());
     let _own = book(&first, A, 10);
