@@ -36,6 +36,7 @@ const TTL_MAX_S: f64 = 1e9;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[allow(clippy::struct_excessive_bools, reason = "four independent settings")]
 pub struct RouterConfig {
     /// Tokens per KV block, above 0.
     pub block_size: u32,

@@ -74,6 +74,7 @@ impl Default for ServiceConfig {
 /// How a decision is made.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 pub struct RoutingOptions {
     /// Price of a worker; the policy of every pool.
     pub policy: PolicyConfig,

@@ -16,6 +16,7 @@ const ROUNDS: usize = 4;
 
 /// A request, or a conversation whose turns follow each other.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_field_names, reason = "the unit is the same")]
 pub(super) struct Buyer {
     /// Earliest time at which it can be served, milliseconds.
     pub release_ms: f64,
