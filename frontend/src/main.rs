@@ -8,7 +8,9 @@
 //! `wardrop frontend` parses the flags of `dynamo.frontend` with Dynamo's own parser and starts this binary with the result as JSON. The
 //! binary uses public items of Dynamo's crates only, so one build serves one minor version of Dynamo.
 
+mod control_plane;
 mod fleet;
+mod grpc;
 mod models;
 mod pipeline;
 mod recovery;
@@ -16,8 +18,10 @@ mod selection;
 mod server;
 mod settings;
 mod silence;
+mod spans;
 mod surface;
 mod watched;
+mod watching;
 
 use std::process::ExitCode;
 

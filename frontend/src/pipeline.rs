@@ -1,4 +1,4 @@
-//! One pipeline: preprocess, migrate, detokenise, decide, and Dynamo's routed engine.
+//! One pipeline: preprocess, migrate where a request may move, detokenise, decide, and Dynamo's routed engine.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -87,6 +87,18 @@ impl Parts<'_> {
     {
         let source = SegmentSource::<SingleIn<Req>, ManyOut<Annotated<Resp>>>::new();
         let preprocess = preprocessor.into_operator();
+        let detokenise = Backend::from_tokenizer(tokenizer).into_operator();
+        let selection = ServiceBackend::from_engine(self.selection.clone());
+        if self.migration_limit == 0 {
+            // Dynamo's Migration moves its whole state once per token, also where it may never act.
+            return Ok(source
+                .link(preprocess.forward_edge())?
+                .link(detokenise.forward_edge())?
+                .link(selection)?
+                .link(detokenise.backward_edge())?
+                .link(preprocess.backward_edge())?
+                .link_terminal(source)?);
+        }
         let migration = Migration::from_mdc(
             self.card,
             self.migration_limit,
@@ -100,12 +112,11 @@ impl Parts<'_> {
             SingleIn<PreprocessedRequest>,
             ManyOut<Annotated<BackendOutput>>,
         >>::into_operator(&migration);
-        let detokenise = Backend::from_tokenizer(tokenizer).into_operator();
         Ok(source
             .link(preprocess.forward_edge())?
             .link(migrate.forward_edge())?
             .link(detokenise.forward_edge())?
-            .link(ServiceBackend::from_engine(self.selection.clone()))?
+            .link(selection)?
             .link(detokenise.backward_edge())?
             .link(migrate.backward_edge())?
             .link(preprocess.backward_edge())?

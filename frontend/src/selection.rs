@@ -22,6 +22,7 @@ use wardrop_service::{
 
 use crate::fleet::Fleet;
 use crate::silence::{Listening, Silences};
+use crate::spans;
 use crate::watched::{ANSWERED, Watched, is_workers_fault};
 
 /// Annotation by which a client asks only for the worker that its request would get. Dynamo answers it without a worker.
@@ -37,6 +38,8 @@ pub struct Selection {
     pub silences: Arc<Silences>,
     /// Name of the model in the routing service.
     pub model: String,
+    /// Whether decisions are spans below Dynamo's own.
+    pub are_traced: bool,
     /// Dynamo's routed engine.
     pub next: PrefillRoutedEngine,
 }
@@ -135,7 +138,13 @@ impl Selection {
             is_streamed: true,
         };
         let prepared = self.service.prepare_ready(&self.model, &ready)?;
-        Ok(self.service.begin(prepared, Some(request.id()), started))
+        let mut active = self.service.begin(prepared, Some(request.id()), started);
+        if self.are_traced
+            && let Some(trace) = spans::begin()
+        {
+            active.door_trace(trace);
+        }
+        Ok(active)
     }
 
     /// Chooses and books the workers, and waits in the queue where the pool has one. `false` leaves the request to Dynamo.

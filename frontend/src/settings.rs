@@ -12,6 +12,8 @@ use dynamo_runtime::pipeline::RouterMode;
 use serde::Deserialize;
 use wardrop_service::config::ServiceConfig;
 
+use crate::control_plane::ControlPlaneSettings;
+
 /// Everything that `wardrop frontend` hands over.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +23,12 @@ pub struct Settings {
     /// Settings of the routing service.
     #[serde(default)]
     pub wardrop: ServiceConfig,
+    /// Whether Wardrop decides. Otherwise Dynamo routes every request, and no worker is followed.
+    #[serde(default = "yes")]
+    pub decides: bool,
+    /// The process of admin API, live page and controller; `None` runs none.
+    #[serde(default)]
+    pub control_plane: Option<ControlPlaneSettings>,
 }
 
 /// Settings of Dynamo's frontend. The names are those of `FrontendConfig` in Dynamo's Python package.
@@ -40,6 +48,12 @@ pub struct FrontendSettings {
     /// Certificate authority that client certificates must come from.
     #[serde(default)]
     pub tls_client_ca_cert_path: Option<PathBuf>,
+    /// Whether to serve KServe over gRPC in place of HTTP.
+    #[serde(default)]
+    pub kserve_grpc_server: bool,
+    /// Port of the metrics beside gRPC; `None` takes Dynamo's default.
+    #[serde(default)]
+    pub grpc_metrics_port: Option<u16>,
     /// Prefix of Dynamo's metric names.
     #[serde(default)]
     pub metrics_prefix: Option<String>,
@@ -120,16 +134,17 @@ fn yes() -> bool {
 }
 
 impl Settings {
-    /// Reads `--settings JSON`.
+    /// Reads `--settings FILE`, a file of JSON.
     ///
     /// # Errors
     /// What was received, and what is expected.
     pub fn from_arguments(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Self> {
-        let (flag, json) = (arguments.next(), arguments.next());
-        let (Some("--settings"), Some(json), None) = (flag.as_deref(), json, arguments.next()) else {
-            bail!("expected --settings JSON; start it as `wardrop frontend [any flag of dynamo.frontend]`");
+        let (flag, file) = (arguments.next(), arguments.next());
+        let (Some("--settings"), Some(file), None) = (flag.as_deref(), file, arguments.next()) else {
+            bail!("expected --settings FILE; start it as `wardrop frontend [any flag of dynamo.frontend]`");
         };
-        let settings: Self = serde_json::from_str(&json).context("--settings")?;
+        let json = std::fs::read(&file).with_context(|| format!("--settings {file}"))?;
+        let settings: Self = serde_json::from_slice(&json).context("--settings")?;
         settings.wardrop.check()?;
         Ok(settings)
     }

@@ -23,7 +23,13 @@ WANTED = {
 }
 
 
-DOORS = ["wardrop dynamo", "wardrop serve", "wardrop picker", "wardrop select"]
+DOORS = [
+    "wardrop dynamo",
+    "wardrop serve",
+    "wardrop picker",
+    "wardrop select",
+    "wardrop frontend",
+]
 
 
 def cells() -> dict[str, dict[str, str]]:

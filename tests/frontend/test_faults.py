@@ -109,6 +109,27 @@ def test_streams_of_a_worker_that_fails_go_on_elsewhere_with_every_token_once(
                 os.kill(victim.child.pid, signal.SIGCONT)
 
 
+def test_without_migration_a_fault_ends_only_the_streams_of_its_worker(fleet: Fleet):
+    with running(fleet, "--wardrop-policy", "dynamo") as native:
+        clients = [Client(native, number) for number in range(STREAMS)]
+        for client in clients:
+            client.start()
+        wait_until(lambda: all(len(c.times_s) > 20 for c in clients), "streams under way")
+        victim = fleet.workers[0]
+        (instance,) = victim.instances
+        hit = serving(native)[str(instance)]
+        assert 0 < hit < STREAMS
+        os.kill(victim.child.pid, signal.SIGKILL)
+        for client in clients:
+            client.join(120)
+        failed = [client for client in clients if client.error is not None]
+        assert len(failed) == hit, [client.error for client in clients]
+        assert all(c.end.get("completion_tokens") == TOKENS for c in clients if c not in failed)
+        after = [native.complete(prompt(100 + n), 4) for n in range(12)]
+        assert [answer.status for answer in after] == [200] * 12
+        wait_until(lambda: native.bookings() == 0, "the release of all bookings")
+
+
 def test_stopped_worker_is_chosen_again_only_after_it_proved_itself(fleet: Fleet):
     with running(fleet, *FLAGS) as native:
         victim = fleet.workers[0]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from wardrop.config import ConfigError
-from wardrop.frontend.arguments import SILENCE_MS, parse
+from wardrop.frontend.arguments import parse
 from wardrop.frontend.launch import main
 
 pytest.importorskip("dynamo.frontend", reason="Dynamo is not installed")
@@ -81,7 +81,7 @@ def test_wardrops_settings_come_from_flags_and_variables():
 @pytest.mark.parametrize(
     ("arguments", "environment", "expected"),
     [
-        ([], {}, SILENCE_MS),
+        ([], {}, 2_000),
         (["--wardrop-feed-silence-ms", "9000"], {}, 9000),
         ([], {"WARDROP_FEED_SILENCE_MS": "3500"}, 3500),
     ],
@@ -92,11 +92,75 @@ def test_silence_is_short_unless_a_source_says_otherwise(
     assert parse(arguments, environment).settings["wardrop"]["feed"]["silence_ms"] == expected
 
 
+def test_file_that_names_the_usual_silence_gets_it(tmp_path: Path):
+    file = tmp_path / "wardrop.yaml"
+    file.write_text("feed: {silence_ms: 5000}\n")
+    settings = parse(["--wardrop-config", str(file)], {}).settings
+    assert settings["wardrop"]["feed"]["silence_ms"] == 5_000
+
+
+def test_records_peers_and_label_reach_the_routing_service(tmp_path: Path):
+    arguments = ["--wardrop-records", str(tmp_path), "--wardrop-peer", "127.0.0.1:7"]
+    arguments += ["--wardrop-peer-listen", "127.0.0.1:0", "--wardrop-router-id", "a"]
+    wardrop = parse(arguments, {}).settings["wardrop"]
+    assert wardrop["records"]["dir"] == str(tmp_path)
+    assert wardrop["peers"]["routers"] == ["127.0.0.1:7"]
+    assert wardrop["peers"]["listen"] == "127.0.0.1:0"
+    assert wardrop["router_id"] == "a"
+
+
+def test_nothing_is_kept_for_a_control_plane_that_is_off():
+    settings = parse([], {}).settings
+    assert "control_plane" not in settings
+    assert settings["wardrop"]["routing"]["receipts"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--wardrop-admin-port", "0"],
+        ["--wardrop-controller"],
+        ["--wardrop-curves-file", "curves.json"],
+        ["--wardrop-shadows", "dynamo", "--wardrop-shadows-calibrate"],
+    ],
+)
+def test_each_setting_of_the_control_plane_starts_its_process(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = parse(arguments, {}).settings["control_plane"]["command"]
+    assert command[:3] == [sys.executable, "-m", "wardrop.frontend.control_process"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "text"),
+    [
+        (["--wardrop-tracing", "http://c:4318"], {}, "--wardrop-tracing: .*OTEL_EXPORT_ENABLED"),
+        ([], {"WARDROP_TRACING": "http://c:4318"}, "tracing.endpoint: .*OTEL_EXPORT_ENABLED"),
+        (["--wardrop-index-file=x"], {}, "--wardrop-index-file: .*read from the workers"),
+        ([], {"WARDROP_INDEX_FILE": "x"}, "index.file: .*read from the workers"),
+        (["--wardrop-http-port", "1"], {}, "--wardrop-http-port: .*Dynamo's own flags"),
+        (["--wardrop-routing-explain-headers"], {}, "explain-headers: .*receipt"),
+        ([], {"WARDROP_ROUTING_QUEUE_HINTS": "true"}, "routing.queue_hints: .*nvext"),
+        ([], {"WARDROP_OBSERVE": "true"}, "dynamo.observe: .*--no-wardrop-decide"),
+        (["--wardrop-curves-file", "/no/such/folder/c"], {}, "control.curves_file: .*not exist"),
+    ],
+)
+def test_what_a_frontend_does_not_have_is_refused_with_the_reason(
+    arguments: list[str], environment: dict[str, str], text: str
+):
+    with pytest.raises(ConfigError, match=text):
+        parse(arguments, environment)
+
+
+def test_settings_of_the_gateway_in_the_environment_are_no_error():
+    assert parse([], {"WARDROP_HTTP_PORT": "1", "WARDROP_LOG_LEVEL": "debug"}).settings
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--interactive"],
-        ["--kserve-grpc-server"],
         ["--dyn-chat-processor", "vllm"],
         ["--frontend-route-extension", "a:b"],
         ["--router-mode", "kv", "--router-approximate-cache-policy", "lru"],

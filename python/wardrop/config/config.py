@@ -42,12 +42,14 @@ class Config:
         self,
         upstreams: list[str],
         timing: Mapping[str, list[tuple[float, float, float]]] | None = None,
+        environment: Mapping[str, str] = os.environ,
     ) -> str:
         """The configuration of `wardrop._core.Gateway`, as JSON.
 
         Args:
             upstreams: Addresses of the frontends, `http://HOST:PORT` each.
             timing: Points of a timing table, from which the latency curves start.
+            environment: Variables of OpenTelemetry, where the stage `tracing` is silent.
         """
         routing = asdict(self.routing)
         routing["policy"] = {"name": routing["policy"], **routing.pop("parameters")}
@@ -75,7 +77,7 @@ class Config:
                 "feed": asdict(self.feed),
                 "shadows": self.shadows.gateway(),
                 "records": self.records.native(),
-                "tracing": self.tracing.native(os.environ),
+                "tracing": self.tracing.native(environment),
                 "peers": self.peers.native(),
                 "log": "warn" if self.log.level == "warning" else self.log.level,
             }

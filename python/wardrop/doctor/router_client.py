@@ -5,7 +5,8 @@
     wardrop dynamo, serve   admin API; canaries go to the public port; receipts name the worker
     wardrop picker          HTTP port of the picker; canaries go through the proxy before it
     wardrop select          HTTP port of the service; the doctor reserves, and asks the engine
-    wardrop frontend        public port; the audit in its status names the worker
+    wardrop frontend        public port; the audit in its status names the worker. With an admin
+                            port as for wardrop dynamo
 """
 
 from __future__ import annotations
@@ -154,8 +155,21 @@ class SelectClient(PickerClient):
         return request_id, answer
 
 
+class InspectedFrontendClient(RouterClient):
+    """A running `wardrop frontend` with an admin API. Dynamo makes the ids of its requests."""
+
+    def complete(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Send a completion; the id of the answer, by which a receipt is found, and the answer.
+
+        Raises:
+            CanaryError: The router does not answer with status 200.
+        """
+        _, answer = super().complete(body)
+        return str(answer["id"]), answer
+
+
 class FrontendClient(RouterClient):
-    """A running `wardrop frontend`. It keeps no receipts, but its status counts what it audited."""
+    """A running `wardrop frontend` without admin API: its status counts what it audited."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, url)
@@ -228,10 +242,10 @@ def connect(admin: str, public: str | None = None) -> RouterClient:
             ask(admin, FRONTEND_STATUS)
         except AdminError:
             raise error from None
-        door = "frontend"
+        return FrontendClient(admin)
     match door:
         case "frontend":
-            return FrontendClient(admin)
+            return InspectedFrontendClient(admin, public)
         case "select":
             return SelectClient(admin)
         case "picker":

@@ -23,17 +23,13 @@ from pathlib import Path
 import wardrop
 from wardrop._core import Gateway
 from wardrop.config import Config, ConfigError, check_files
-from wardrop.control.audit import AuditLog
-from wardrop.control.calibrator import Calibrator
-from wardrop.control.door import Door
-from wardrop.control.loop import ControlLoop
 from wardrop.dynamo.block_dump import dump_blocks
 from wardrop.dynamo.discovery.backends import choose_source, dynamo_environment
 from wardrop.dynamo.discovery.frontend_source import FrontendSource
 from wardrop.dynamo.discovery.scope import choose_scope
 from wardrop.dynamo.discovery.source import Source
 from wardrop.dynamo.freed_memory import FreedMemory
-from wardrop.dynamo.frontend_client import models_served, models_served_by_any, read_page
+from wardrop.dynamo.frontend_client import models_served, models_served_by_any
 from wardrop.dynamo.gateway_sync import Actions, GatewaySync
 from wardrop.dynamo.install import dynamo_version
 from wardrop.dynamo.parts import Parts
@@ -41,9 +37,8 @@ from wardrop.dynamo.supervisor import FrontendSpec, Supervisor, SupervisorError
 from wardrop.dynamo.tokenizer_files import tokenizer_folder
 from wardrop.service import wiring
 from wardrop.service.admin import Admin, Members
-from wardrop.service.curve_file import SavedCurves
+from wardrop.service.control_plane import ControlPlane
 from wardrop.service.index_file import SavedIndex
-from wardrop.service.live import LiveFeed
 from wardrop.service.wiring import DoorName, Wiring
 from wardrop.timing import timing_points
 
@@ -119,7 +114,6 @@ class Server:
         self.source: Source = source
         self.drain_timeout_s = config.dynamo.drain_timeout_s
         self.port: int | None = None
-        self.admin: Admin | None = None
         self.gateway: Gateway | None = None
         self._python = config.dynamo.python or sys.executable
         self._environment = dict(environment)
@@ -129,7 +123,7 @@ class Server:
         self._supervisor: Supervisor | None = None
         self._sync: GatewaySync | None = None
         self._index: SavedIndex | None = None
-        self._curves: SavedCurves | None = None
+        self._control: ControlPlane | None = None
 
     def request_stop(self) -> None:
         """Drain and stop. A second call cuts the drain short."""
@@ -216,30 +210,19 @@ class Server:
     async def _serve(self, gateway: Gateway, frontends: asyncio.Task[None] | None) -> None:
         """Run the parts until a stop is requested, or until no frontend can be kept running."""
         config = self.config
-        control = config.control
         parts = Parts(gateway)
         runs: dict[str, Callable[[], Awaitable[object]]] = {}
         if config.index.file:
             self._index = SavedIndex(gateway, config.index, self._can_dump)
             parts.attempt("saved_index", self._index.load)
             runs["saved_index"] = self._index.run
-        if control.curves_file:
-            self._curves = SavedCurves(gateway, Path(control.curves_file))
-            parts.attempt("saved_curves", self._curves.load)
-            runs["saved_curves"] = self._curves.run
+        self._control = ControlPlane(gateway, config, self._wiring, self._members())
+        self._control.load(parts)
         self._sync = self._make_sync(gateway)
         runs.update(self._further_parts(gateway))
         runs["discovery"] = self._sync.follow
         runs["fleet"] = self._sync.repair
-        door = Door(gateway, AuditLog(Path(control.audit_file)) if control.audit_file else None)
-        page = partial(read_page, control.prometheus) if control.prometheus else None
-        loop = ControlLoop(gateway, door, control.controller, page, moves=control.moves)
-        if control.admin_port >= 0:
-            runs["admin"] = partial(self._serve_admin, gateway, door, loop)
-        runs["control"] = partial(loop.run, control.period_ms / 1000)
-        if config.shadows.calibrate:
-            calibrator = Calibrator(gateway, door, lambda: loop.controller.on_trial)
-            runs["calibrator"] = partial(calibrator.run, config.shadows.tick_s)
+        runs.update(self._control.runs())
         runs["discovery_source"] = partial(self._report_discovery, parts)
         runs["freed_memory"] = FreedMemory().run
         tasks = [
@@ -256,16 +239,10 @@ class Server:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve_admin(self, gateway: Gateway, door: Door, loop: ControlLoop) -> None:
-        control = self.config.control
-        live = LiveFeed(gateway, door, lambda: loop.figures)
-        admin = Admin(gateway, door, control.admin_port, live, self._wiring, self._members())
-        self.admin = admin
-        try:
-            await admin.start()
-            await asyncio.Event().wait()
-        finally:
-            await admin.stop()
+    @property
+    def admin(self) -> Admin | None:
+        """The admin API; None before its start, and without an admin port."""
+        return None if self._control is None else self._control.admin
 
     def _wiring(self) -> Wiring:
         """Facts about this process that `wardrop doctor` reads."""
@@ -298,8 +275,8 @@ class Server:
     async def _save_state(self) -> None:
         """Write the files that keep state over a restart. A failure costs the file only."""
         try:
-            if self._curves is not None:
-                self._curves.save()
+            if self._control is not None:
+                self._control.save()
             if self._index is not None:
                 await self._index.save()
         except Exception as error:

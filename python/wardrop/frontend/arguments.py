@@ -9,23 +9,60 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wardrop.config import Config, ConfigError, Setting, load, settings
+from wardrop.config import Config, ConfigError, Setting, Tracing, check_files, load, settings
+from wardrop.decoding import shown
+from wardrop.timing import timing_points
 
-STAGES = ("routing", "predicted", "feed", "shadows")
+STAGES = ("routing", "predicted", "feed", "control", "shadows", "records", "peers")
 """Stages of Wardrop's configuration that a frontend has."""
 
-SILENCE_MS = 2_000
-"""Silence of a worker after which its answers move, unless a source says otherwise.
+ROUTER_ID = "http.router_id"
+"""The setting of another stage that a frontend has."""
 
-Workers send a heartbeat each second. The stream then continues elsewhere within 2.5 s.
+ABSENT = {
+    "tracing": "Dynamo's exporter carries Wardrop's spans; set OTEL_EXPORT_ENABLED=1 and "
+    "OTEL_EXPORTER_OTLP_ENDPOINT, as for python -m dynamo.frontend",
+    "index": "the blocks are read from the workers at the start, so no file keeps them",
+    "dynamo.observe": "it measures only its own decisions; --no-wardrop-decide leaves all of them "
+    "to Dynamo",
+    "routing.queue_hints": "the priority comes from Dynamo's own fields of a request, "
+    "nvext.agent_hints, which are always read",
+    "routing.explain_headers": "Dynamo writes the heads of answers; a receipt says the same",
+    "http": "use Dynamo's own flags, such as --http-port",
+    "limits": "Dynamo's server has limits of its own",
+    "routes": "Dynamo's routes are served as they are",
+    "upstream": "there is no hop to an upstream",
+    "prompt": "Dynamo prepares the prompts",
+    "dynamo": "no other frontend is started; use Dynamo's own flags, such as --discovery-backend",
+    "fleet": "`wardrop serve` routes to engines without Dynamo",
+    "log": "DYN_LOG sets the level of the log",
+}
+"""Settings that a frontend does not have, by stage or by setting, with the reason."""
+
+_LOUD = (
+    "tracing",
+    "index",
+    "dynamo.observe",
+    "routing.queue_hints",
+    "routing.explain_headers",
+)
+"""Keys of `ABSENT` that are refused in every source. The others are refused as flags only, because
+a file or an environment may serve `wardrop dynamo` as well."""
+
+_DEFAULTS: dict[str, object] = {"feed.silence_ms": 2_000, "control.admin_port": -1}
+"""Defaults that differ from those of `wardrop dynamo`.
+
+Workers send a heartbeat each second, so a stream continues elsewhere within 2.5 s. The admin API
+needs a process of its own, with about 70 MB of memory, so a user turns it on.
 """
 
 _POLICY_INSTANCES = ("router_prefill_policy", "router_decode_policy")
@@ -65,6 +102,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> FrontendA
     parser = _parser()
     namespace, unknown = parser.parse_known_args(list(arguments))
     if unknown:
+        _refuse_absent(unknown)
         raise ConfigError(
             f"got the arguments {unknown}, expected flags of dynamo.frontend or {_RESERVED}*; "
             "`wardrop frontend --help` lists them"
@@ -75,8 +113,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> FrontendA
     config = _dynamo_config(namespace)
     _refuse_unsupported(config)
     wardrop = _wardrop_config(ours, environment)
+    native = {
+        "frontend": _frontend(config),
+        "wardrop": _native(wardrop),
+        "decides": bool(ours["wardrop__decide"]),
+        "control_plane": _control_plane(wardrop, config),
+    }
     return FrontendArguments(
-        settings={"frontend": _frontend(config), "wardrop": wardrop},
+        settings={name: value for name, value in native.items() if value is not None},
         environment=_runtime_environment(config),
         dump_config_to=config.dump_config_to,
         dynamo_config=config,
@@ -96,6 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--wardrop-config", dest="wardrop__config", metavar="FILE", help="strict YAML file"
+    )
+    group.add_argument(
+        "--wardrop-decide",
+        dest="wardrop__decide",
+        default=True,
+        action=argparse.BooleanOptionalAction,
+        help="decide on requests; otherwise Dynamo routes all of them, as in its own frontend "
+        "[default: true; no variable]",
     )
     for setting in _settings():
         options: dict[str, Any] = {
@@ -117,11 +169,28 @@ def _dynamo_arguments() -> Any:
 
 
 def _settings() -> list[Setting]:
-    return [setting for setting in settings() if setting.stage in STAGES]
+    return [
+        setting
+        for setting in settings()
+        if (setting.stage in STAGES or setting.key == ROUTER_ID) and setting.key not in ABSENT
+    ]
 
 
 def _default_text(setting: Setting) -> str:
-    return str(SILENCE_MS) if setting.key == "feed.silence_ms" else setting.default_text
+    return str(_DEFAULTS.get(setting.key, setting.default_text))
+
+
+def _refuse_absent(unknown: Sequence[str]) -> None:
+    """Refuse a flag of `wardrop dynamo` that a frontend does not have, with the reason."""
+    absent = {
+        f"{_RESERVED}{setting.flag}": ABSENT.get(setting.key) or ABSENT[setting.stage]
+        for setting in settings()
+        if setting.key in ABSENT or (setting.stage in ABSENT and setting.key != ROUTER_ID)
+    }
+    for argument in unknown:
+        flag = argument.partition("=")[0].replace("--no-wardrop-", _RESERVED)
+        if flag in absent:
+            raise ConfigError(f"{flag}: the frontend does not have it: {absent[flag]}")
 
 
 def _dynamo_config(namespace: argparse.Namespace) -> Any:
@@ -137,11 +206,6 @@ def _refuse_unsupported(config: Any) -> None:
     """Refuse what only the stock frontend can do, with the reason."""
     refusals = [
         (config.interactive, "--interactive", "a text chat has no requests to route"),
-        (
-            config.kserve_grpc_server,
-            "--kserve-grpc-server",
-            "Dynamo's gRPC server has no place for a decision of another router",
-        ),
         (
             config.chat_processor != "dynamo",
             f"--dyn-chat-processor {config.chat_processor}",
@@ -174,6 +238,8 @@ def _frontend(config: Any) -> dict[str, Any]:
         "tls_cert_path": _text(config.tls_cert_path),
         "tls_key_path": _text(config.tls_key_path),
         "tls_client_ca_cert_path": _text(config.tls_client_ca_cert_path),
+        "kserve_grpc_server": config.kserve_grpc_server,
+        "grpc_metrics_port": config.grpc_metrics_port or None,
         "metrics_prefix": prefix if prefix and prefix.strip() else None,
         "kv_cache_block_size": config.kv_cache_block_size,
         "namespace": config.namespace,
@@ -220,8 +286,8 @@ def _router(config: Any) -> dict[str, Any]:
     return {name: value for name, value in router.items() if value is not None}
 
 
-def _wardrop_config(ours: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Wardrop's settings in the native frontend's form."""
+def _wardrop_config(ours: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
+    """Wardrop's settings from all sources, without the settings that a frontend does not have."""
     known = {setting.key: setting for setting in _settings()}
     flags: dict[str, str] = {}
     for name, value in ours.items():
@@ -229,17 +295,57 @@ def _wardrop_config(ours: Mapping[str, Any], environment: Mapping[str, str]) -> 
         if key in known and value is not None:
             flags[key] = str(value).lower() if isinstance(value, bool) else str(value)
     file = ours.get("wardrop__config") or environment.get("WARDROP_CONFIG")
-    silence = "feed.silence_ms"
     try:
-        config = load(flags, environment, Path(file) if file else None)
-        if config.feed == Config().feed and known[silence].variable not in environment:
-            flags.setdefault(silence, str(SILENCE_MS))
-            config = load(flags, environment, Path(file) if file else None)
+        config = load(flags, environment, Path(file) if file else None, defaults=_DEFAULTS)
+        for key in _LOUD:
+            _refuse_set(key, config)
+        check_files(config)
     except ConfigError as error:
         raise ConfigError(re.sub("^--", _RESERVED, str(error))) from error
-    native = json.loads(config.gateway_json([]))
-    wardrop = {name: native[name] for name in ("router_id", "routing", "feed", "shadows")}
-    return {name: value for name, value in wardrop.items() if value is not None}
+    return config
+
+
+def _refuse_set(key: str, config: Config) -> None:
+    """Refuse a value other than the default for a key of `ABSENT`."""
+    for setting in settings():
+        if key in (setting.stage, setting.key):
+            value = getattr(getattr(config, setting.stage), setting.name)
+            if value != setting.default:
+                raise ConfigError(
+                    f"{setting.key}: got {shown(value)}, but the frontend does not have it: "
+                    f"{ABSENT[key]}"
+                )
+
+
+def _native(config: Config) -> dict[str, Any]:
+    """The settings of the routing service inside the frontend."""
+    table = config.control.timing_table
+    try:
+        timing = timing_points(Path(table)) if table else {}
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"control.timing_table: {error}") from error
+    # The exporter of the gateway is not used, so variables for it are not looked at.
+    native = json.loads(replace(config, tracing=Tracing()).gateway_json([], timing, {}))
+    names = ("router_id", "routing", "feed", "shadows", "records", "peers")
+    return {name: native[name] for name in names if native[name] is not None}
+
+
+def _control_plane(config: Config, dynamo: Any) -> dict[str, Any] | None:
+    """The process of the control plane; None where no setting needs it."""
+    control = config.control
+    is_needed = control.admin_port >= 0 or control.controller or bool(control.curves_file)
+    if not is_needed and not config.shadows.calibrate:
+        return None
+    from wardrop.frontend import control_process
+
+    settings = control_process.Settings(
+        control,
+        config.shadows,
+        importlib.metadata.version("ai-dynamo"),
+        dynamo.router_mode,
+        dynamo.discovery_backend,
+    )
+    return {"command": control_process.command(settings)}
 
 
 def _runtime_environment(config: Any) -> dict[str, str | None]:

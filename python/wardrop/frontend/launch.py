@@ -73,7 +73,19 @@ def main(arguments: Sequence[str]) -> int:
     _raise_open_files(environment)
     sys.stdout.flush()
     sys.stderr.flush()
-    return os.execve(binary, [BINARY, "--settings", json.dumps(parsed.settings)], environment)
+    file = _settings_file(parsed.settings)
+    return os.execve(binary, [BINARY, "--settings", file], environment)
+
+
+def _settings_file(settings: dict[str, Any]) -> str:
+    """Path of the settings in memory, for the process that replaces this one.
+
+    A command line has a limit of 128 kB for an argument, and every user of the machine can read it.
+    """
+    descriptor = os.memfd_create("wardrop-settings", 0)
+    with open(descriptor, "w", closefd=False) as file:
+        json.dump(settings, file)
+    return f"/proc/self/fd/{descriptor}"
 
 
 def find_binary() -> Path:

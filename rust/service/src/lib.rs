@@ -62,4 +62,4 @@ pub use request::{
     UnreadPrompt, Usage,
 };
 pub use service::{DoorFeed, FeedReport, ModelReport, PartState, PoolName, Service};
-pub use spans::{RequestTrace, TraceStart};
+pub use spans::{Attribute, AttributeValue, DecisionFacts, DoorTrace, RequestTrace, TraceFacts, TraceStart};

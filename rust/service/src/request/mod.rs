@@ -37,7 +37,8 @@ use crate::receipts::{ReceiptOutcome, ReceiptRequest};
 use crate::records::Facts;
 use crate::service::Service;
 use crate::shadows::ShadowedRequest;
-use crate::spans::RequestTrace;
+use crate::spans::facts::CollectsFacts;
+use crate::spans::{DoorTrace, RequestTrace};
 
 /// A prepared request, from its decision to the beginning of its answer.
 pub struct ActiveRequest {
@@ -113,9 +114,19 @@ impl ActiveRequest {
         if !trace.is_sampled() {
             return;
         }
+        self.collect(trace.clone());
+    }
+
+    /// Connects the request with a span of the door's own, as [`ActiveRequest::trace`] does with an exported trace.
+    pub fn door_trace(&mut self, trace: DoorTrace) {
+        self.collect(Arc::new(trace));
+    }
+
+    fn collect(&mut self, trace: Arc<dyn CollectsFacts>) {
         let model = &self.prepared.model.spec;
-        trace.prompt(&model.name, self.prepared.prompt.input_tokens);
-        self.trail.trace(trace.clone(), model.block_size);
+        let input_tokens = self.prepared.prompt.input_tokens;
+        trace.facts().lock().prompt(&model.name, input_tokens);
+        self.trail.trace(trace, model.block_size);
     }
 
     /// Chooses and books the request's workers; where a pool has a queue, the request waits there for room.

@@ -6,6 +6,7 @@
 //! A wait in a queue is bounded by the queue's own limit and a margin of one second; a longer wait
 //! ends without a worker. Retries never wait: a client has waited once already.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use wardrop_core::queue::{Cause, Limit, QueuedRequest};
@@ -408,7 +409,10 @@ impl Service {
 
     /// Whether decisions keep their candidates, for a receipt, a record or a span.
     pub(super) fn explains(&self) -> bool {
-        self.receipts.is_on() || self.records.is_some() || self.tracing.is_some()
+        self.receipts.is_on()
+            || self.records.is_some()
+            || self.tracing.is_some()
+            || self.has_door_traces.load(Ordering::Relaxed)
     }
 
     /// The worker that the policy would choose now for a request that waits. O(prompt blocks + workers).

@@ -15,6 +15,7 @@ use crate::pool::Booking;
 use crate::receipts::ReceiptOutcome;
 use crate::service::Service;
 use crate::spans::RequestTrace;
+use crate::spans::facts::CollectsFacts as _;
 
 /// Status of a reservation that was freed, in the terms of HTTP.
 const OK: u16 = 200;
@@ -46,7 +47,8 @@ impl Service {
         let model = &prepared.model.spec;
         let mut trail = self.trail(prepared, Some(request_id), started);
         if let Some(trace) = trace.as_ref().filter(|trace| trace.is_sampled()) {
-            trace.prompt(&model.name, prepared.prompt.input_tokens);
+            let input_tokens = prepared.prompt.input_tokens;
+            trace.facts().lock().prompt(&model.name, input_tokens);
             trail.trace(trace.clone(), model.block_size);
         }
         trail.deciding(|| self.policy_name());

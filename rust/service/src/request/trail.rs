@@ -15,7 +15,7 @@ use crate::bound::BoundTicket;
 use crate::pool::Booking;
 use crate::receipts::{OpenReceipt, ReceiptOutcome, leg_receipt};
 use crate::records::{Record, Recorder};
-use crate::spans::RequestTrace;
+use crate::spans::facts::CollectsFacts;
 
 /// Receipt, record and trace of one request, until its end.
 pub(crate) struct Trail(Mutex<Parts>);
@@ -34,8 +34,8 @@ struct Parts {
 
 /// A trace, with what turns blocks into tokens.
 struct OpenTrace {
-    /// Trace, which the door shares until the last byte.
-    trace: Arc<RequestTrace>,
+    /// Trace, which the door may share until the last byte.
+    trace: Arc<dyn CollectsFacts>,
     /// Tokens of a block of the model.
     block_size: u32,
 }
@@ -65,14 +65,14 @@ impl Trail {
     }
 
     /// Adds the trace of a request whose spans are exported. `block_size` is that of the model, in tokens.
-    pub fn trace(&mut self, trace: Arc<RequestTrace>, block_size: u32) {
+    pub fn trace(&mut self, trace: Arc<dyn CollectsFacts>, block_size: u32) {
         self.0.get_mut().trace = Some(OpenTrace { trace, block_size });
     }
 
     /// The choice of a worker begins, under this policy.
     pub fn deciding(&self, policy: impl FnOnce() -> &'static str) {
         if let Some(open) = &self.0.lock().trace {
-            open.trace.deciding(policy());
+            open.trace.facts().lock().deciding(policy());
         }
     }
 
@@ -102,7 +102,7 @@ impl Trail {
                 open.record.placed(&said);
             }
             if let Some(open) = &parts.trace {
-                open.trace.placed(&said, open.block_size);
+                open.trace.facts().lock().placed(&said, open.block_size);
             }
             if let Some(receipt) = &parts.receipt {
                 receipt.placed(said);
@@ -117,7 +117,7 @@ impl Trail {
             open.record.abstained(reason);
         }
         if let Some(open) = &parts.trace {
-            open.trace.abstained(reason);
+            open.trace.facts().lock().abstained(reason);
         }
         if let Some(receipt) = &parts.receipt {
             receipt.abstained(reason);
@@ -131,7 +131,7 @@ impl Trail {
             receipt.ended(outcome);
         }
         if let Some(open) = parts.trace {
-            open.trace.ended(&outcome);
+            open.trace.facts().lock().ended(&outcome);
         }
         if let Some(ticket) = parts.bound {
             ticket.end(&outcome);

@@ -17,7 +17,7 @@ mod status;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -68,6 +68,8 @@ pub struct Service {
     pub(crate) records: Option<Arc<Recorder>>,
     /// Maker of spans; `None` when tracing is off.
     pub(crate) tracing: Option<Arc<Tracing>>,
+    /// Whether a door has spans of its own.
+    pub(crate) has_door_traces: AtomicBool,
     /// Routers that share the fleet; `None` when nothing is shared.
     pub(crate) peers: Option<Peers>,
     /// Time base of all routers.
@@ -140,6 +142,7 @@ impl Service {
             receipts: Receipts::new(config.routing.receipts),
             records,
             tracing,
+            has_door_traces: AtomicBool::new(false),
             peers,
             routing,
             models,
@@ -270,6 +273,11 @@ impl Service {
     /// Begins the trace of a request; `None` when tracing is off. The door keeps the trace until the last byte of the answer.
     pub fn begin_trace(&self, start: &TraceStart<'_>) -> Option<Arc<RequestTrace>> {
         self.tracing.as_ref().map(|tracing| tracing.begin(start))
+    }
+
+    /// Lets decisions keep their reasons for spans of the door's own. A door calls it once, before its first request.
+    pub fn expect_door_traces(&self) {
+        self.has_door_traces.store(true, Ordering::Relaxed);
     }
 
     /// Name of the policy in force.

@@ -9,7 +9,9 @@
 //!
 //! Sources: W3C Trace Context; OpenTelemetry semantic conventions for generative AI and for HTTP.
 
+mod door;
 mod export;
+pub(crate) mod facts;
 mod metrics;
 mod outbox;
 mod request;
@@ -23,7 +25,9 @@ use opentelemetry::trace::{SpanContext, SpanKind, TraceContextExt, TraceFlags};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, Sampler, SamplingDecision, ShouldSample};
 
+pub use self::door::DoorTrace;
 use self::export::Exporter;
+pub use self::facts::{Attribute, AttributeValue, DecisionFacts, TraceFacts};
 use self::outbox::Outbox;
 pub use self::request::{RequestTrace, TraceStart};
 use crate::ServiceError;

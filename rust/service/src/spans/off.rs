@@ -1,11 +1,20 @@
 //! In place of [`super`] in a build without the feature `otlp`: no request has a trace.
 
+#[path = "door.rs"]
+mod door;
+#[path = "facts.rs"]
+pub(crate) mod facts;
+
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+pub use self::door::DoorTrace;
+use self::facts::CollectsFacts;
+pub use self::facts::{Attribute, AttributeValue, DecisionFacts, TraceFacts};
 use crate::ServiceError;
 use crate::config::TracingOptions;
 use crate::metrics::MetricBuilder;
-use crate::receipts::{LegReceipt, ReceiptOutcome};
 
 /// What a door knows when a request begins.
 #[derive(Clone, Copy, Debug)]
@@ -60,24 +69,10 @@ impl RequestTrace {
     pub(crate) fn is_sampled(&self) -> bool {
         match *self {}
     }
+}
 
-    pub(crate) fn prompt(&self, _: &str, _: u32) {
-        match *self {}
-    }
-
-    pub(crate) fn deciding(&self, _: &'static str) {
-        match *self {}
-    }
-
-    pub(crate) fn placed(&self, _: &LegReceipt, _: u32) {
-        match *self {}
-    }
-
-    pub(crate) fn abstained(&self, _: &'static str) {
-        match *self {}
-    }
-
-    pub(crate) fn ended(&self, _: &ReceiptOutcome) {
+impl CollectsFacts for RequestTrace {
+    fn facts(&self) -> &Mutex<TraceFacts> {
         match *self {}
     }
 }

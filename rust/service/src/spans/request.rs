@@ -1,11 +1,11 @@
 //! The trace of one request: its server span and the span of its decision, made when the last handle is dropped.
 //!
-//! Facts are collected while the request is served, and the spans are made from them once, at the
-//! end. Names of attributes: OpenTelemetry's conventions for generative AI and HTTP; the prefix
-//! `wardrop.` for all others. Memory: two spans per sampled request.
+//! [`facts`](super::facts) collects while the request is served, and the spans are made from it once, at the end. This module adds the
+//! attributes of HTTP, by OpenTelemetry's conventions. Memory: two spans per sampled request.
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Instant, SystemTime};
 
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status};
@@ -14,11 +14,12 @@ use opentelemetry_sdk::trace::{IdGenerator, SpanData, SpanEvents, SpanLinks};
 use parking_lot::Mutex;
 
 use super::Tracing;
-use crate::pool::Role;
-use crate::receipts::{LegReceipt, ReceiptOutcome};
+use super::facts::{Attribute, AttributeValue, CollectsFacts, TraceFacts};
 
 /// Lowest status of an answer that is an error of the server.
 const SERVER_ERROR: u16 = 500;
+/// In place of a status while the door has not answered.
+const NO_STATUS: u16 = 0;
 /// Longest path that a span keeps, in bytes.
 const MAX_PATH_BYTES: usize = 256;
 
@@ -45,37 +46,14 @@ pub struct RequestTrace {
     caller: Option<SpanContext>,
     /// Begin of the server span.
     started: Instant,
-    /// What became known so far; empty without a sample.
-    facts: Mutex<Facts>,
-}
-
-/// What became known of a request with a sample.
-#[derive(Default)]
-struct Facts {
-    /// Method of the request.
+    /// Method of the request; empty without a sample.
     method: String,
-    /// Path of the request, at most [`MAX_PATH_BYTES`].
+    /// Path of the request, at most [`MAX_PATH_BYTES`]; empty without a sample.
     path: String,
-    /// Name of the model; `None` before the prompt is known.
-    model: Option<String>,
-    /// Status of the door's answer; `None` when the client left before it.
-    status: Option<u16>,
-    /// Attributes of the server span so far.
-    attributes: Vec<KeyValue>,
-    /// How an answer that began failed; a status of [`SERVER_ERROR`] or above replaces it.
-    error: Option<&'static str>,
-    /// The decision; `None` for a request that met none.
-    decision: Option<Decision>,
-}
-
-/// The span of one decision.
-struct Decision {
-    /// Begin of the decision, before any wait in a queue.
-    started: Instant,
-    /// End of the latest placement or of the abstention.
-    ended: Instant,
-    /// Policy, chosen worker, costs and causes.
-    attributes: Vec<KeyValue>,
+    /// Status of the door's answer; [`NO_STATUS`] before it, and when the client left before it.
+    status: AtomicU16,
+    /// What became known so far; empty without a sample.
+    facts: Mutex<TraceFacts>,
 }
 
 impl RequestTrace {
@@ -86,17 +64,23 @@ impl RequestTrace {
         caller: Option<SpanContext>,
         start: &TraceStart<'_>,
     ) -> Self {
-        let mut facts = Facts::default();
-        if context.is_sampled() {
-            start.method.clone_into(&mut facts.method);
-            kept_path(start.path).clone_into(&mut facts.path);
-        }
+        let is_sampled = context.is_sampled();
+        let kept = |text: &str| {
+            if is_sampled {
+                text.to_owned()
+            } else {
+                String::new()
+            }
+        };
         Self {
             tracing,
             context,
             caller,
             started: Instant::now(),
-            facts: Mutex::new(facts),
+            method: kept(start.method),
+            path: kept(kept_path(start.path)),
+            status: AtomicU16::new(NO_STATUS),
+            facts: Mutex::default(),
         }
     }
 
@@ -118,77 +102,13 @@ impl RequestTrace {
 
     /// The door's answer began with this status.
     pub fn answered(&self, status: u16) {
-        if self.is_sampled() {
-            self.facts.lock().status = Some(status);
-        }
+        self.status.store(status, Ordering::Relaxed);
     }
+}
 
-    /// The prompt is known.
-    pub(crate) fn prompt(&self, model: &str, input_tokens: u32) {
-        let facts = &mut *self.facts.lock();
-        facts.model = Some(model.to_owned());
-        facts
-            .attributes
-            .push(KeyValue::new("gen_ai.request.model", model.to_owned()));
-        facts
-            .attributes
-            .push(KeyValue::new("wardrop.input_tokens", i64::from(input_tokens)));
-    }
-
-    /// The choice of a worker begins.
-    pub(crate) fn deciding(&self, policy: &'static str) {
-        let now = Instant::now();
-        self.facts.lock().decision = Some(Decision {
-            started: now,
-            ended: now,
-            attributes: vec![KeyValue::new("wardrop.policy", policy)],
-        });
-    }
-
-    /// A worker was chosen, with `block_size` tokens in a block.
-    pub(crate) fn placed(&self, leg: &LegReceipt, block_size: u32) {
-        if let Some(decision) = &mut self.facts.lock().decision {
-            decision.ended = Instant::now();
-            leg_attributes(&mut decision.attributes, leg, block_size);
-        }
-    }
-
-    /// The choice was left to Dynamo.
-    pub(crate) fn abstained(&self, reason: &'static str) {
-        if let Some(decision) = &mut self.facts.lock().decision {
-            decision.ended = Instant::now();
-            decision
-                .attributes
-                .push(KeyValue::new("wardrop.abstained", reason));
-        }
-    }
-
-    /// The request ended.
-    pub(crate) fn ended(&self, outcome: &ReceiptOutcome) {
-        let facts = &mut *self.facts.lock();
-        let attributes = &mut facts.attributes;
-        attributes.push(KeyValue::new("wardrop.outcome", outcome.how));
-        let counts = [
-            ("gen_ai.usage.input_tokens", outcome.input_tokens),
-            ("gen_ai.usage.output_tokens", outcome.output_tokens.map(u64::from)),
-            ("gen_ai.usage.cache_read.input_tokens", outcome.cached_tokens),
-            (
-                "wardrop.cached_tokens.predicted",
-                Some(outcome.predicted_cached_tokens),
-            ),
-        ];
-        for (name, count) in counts {
-            if let Some(count) = count {
-                let count = i64::try_from(count).unwrap_or(i64::MAX);
-                attributes.push(KeyValue::new(name, count));
-            }
-        }
-        if let Some(ttft_s) = outcome.ttft_s {
-            attributes.push(KeyValue::new("wardrop.ttft_seconds", ttft_s));
-        }
-        if matches!(outcome.how, "broken" | "client_left") {
-            facts.error = Some(outcome.how);
-        }
+impl CollectsFacts for RequestTrace {
+    fn facts(&self) -> &Mutex<TraceFacts> {
+        &self.facts
     }
 }
 
@@ -201,42 +121,13 @@ fn kept_path(path: &str) -> &str {
     &path[..end]
 }
 
-/// Attributes of one placement. A split has two, with the role in their names.
-fn leg_attributes(attributes: &mut Vec<KeyValue>, leg: &LegReceipt, block_size: u32) {
-    let role = match leg.role {
-        Role::Aggregated => "",
-        Role::Prefill => "prefill.",
-        Role::Decode => "decode.",
-    };
-    let name = |name: &str| format!("wardrop.{role}{name}");
-    // An attribute is a signed number, and an instance has 64 bits.
-    attributes.push(KeyValue::new(
-        name("worker.instance"),
-        leg.worker.instance.to_string(),
-    ));
-    attributes.push(KeyValue::new(
-        name("worker.dp_rank"),
-        i64::from(leg.worker.dp_rank),
-    ));
-    let cached = i64::from(leg.overlap_blocks) * i64::from(block_size);
-    attributes.push(KeyValue::new(name("cached_tokens.predicted"), cached));
-    let candidates = i64::try_from(leg.candidates_in_all).unwrap_or(i64::MAX);
-    attributes.push(KeyValue::new(name("candidates"), candidates));
-    attributes.push(KeyValue::new(name("cost"), leg.cost));
-    if let Some(margin) = leg.margin {
-        attributes.push(KeyValue::new(name("margin"), margin));
-    }
-    attributes.push(KeyValue::new(name("waited_seconds"), leg.waited_s));
-    attributes.push(KeyValue::new(name("cause"), leg.cause));
-    if let Some(gained_s) = leg.at_once.and_then(|at_once| at_once.gained_s) {
-        attributes.push(KeyValue::new(name("gained_seconds"), gained_s));
-    }
-    let chosen = leg.candidates.iter().find(|one| one.worker == leg.worker);
-    for (part, cost) in chosen.iter().flat_map(|chosen| chosen.parts.iter()) {
-        let part = part
-            .strip_suffix("_s")
-            .map_or_else(|| part.to_owned(), |part| format!("{part}_seconds"));
-        attributes.push(KeyValue::new(name(&format!("part.{part}")), cost));
+/// An attribute in the types of OpenTelemetry.
+fn key_value(attribute: Attribute) -> KeyValue {
+    let Attribute { name, value } = attribute;
+    match value {
+        AttributeValue::Text(text) => KeyValue::new(name, text),
+        AttributeValue::Int(count) => KeyValue::new(name, count),
+        AttributeValue::Float(measure) => KeyValue::new(name, measure),
     }
 }
 
@@ -257,21 +148,25 @@ impl Drop for RequestTrace {
         }
         let facts = std::mem::take(self.facts.get_mut());
         let ended = Instant::now();
-        let operation = operation(&facts.path);
+        let operation = operation(&self.path);
         let name: Cow<'static, str> = match (operation, &facts.model) {
             (Some(operation), Some(model)) => format!("{operation} {model}").into(),
             (Some(operation), None) => operation.into(),
             // A path is no name: it may hold ids, and names have to be few.
-            (None, _) => facts.method.clone().into(),
+            (None, _) => self.method.clone().into(),
         };
-        let mut attributes = facts.attributes;
+        let mut attributes: Vec<KeyValue> = facts.attributes.into_iter().map(key_value).collect();
         if let Some(operation) = operation {
             attributes.push(KeyValue::new("gen_ai.operation.name", operation));
         }
-        attributes.push(KeyValue::new("http.request.method", facts.method));
-        attributes.push(KeyValue::new("url.path", facts.path));
+        attributes.push(KeyValue::new(
+            "http.request.method",
+            std::mem::take(&mut self.method),
+        ));
+        attributes.push(KeyValue::new("url.path", std::mem::take(&mut self.path)));
         let mut error = facts.error.map(Cow::Borrowed);
-        if let Some(status) = facts.status {
+        let status = *self.status.get_mut();
+        if status != NO_STATUS {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
             if status >= SERVER_ERROR {
                 error = Some(status.to_string().into());
@@ -311,7 +206,7 @@ impl Drop for RequestTrace {
                     own,
                     "wardrop.decide".into(),
                     [decision.started, decision.ended].map(|moment| tracing.time_of(moment)),
-                    decision.attributes,
+                    decision.attributes.into_iter().map(key_value).collect(),
                 )
             }
         });
