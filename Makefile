@@ -198,6 +198,10 @@ bench: shipped ## measure core and gateway beside their baselines, as shipped; r
 	for blocks in 1 4 64; do cargo bench --profile dist --locked -p wardrop-engines --bench frames -- $$blocks 2000000; done
 	$(PY) -m bench.core.matrix
 
+.PHONY: ramp
+ramp: setup ## real Dynamo through the knee and back: defaults against defaults and a tuned Dynamo; resumable, over an hour
+	$(PY) -m bench.ramp --picture out/ramp.png $(RAMP_FLAGS)
+
 .PHONY: gate
 gate: $(STAMPS)/venv ## instruction counts of fixed cases against their baseline (valgrind); RECORD=--record makes a new one
 	$(PY) -m bench.core.gate $(RECORD)

@@ -8,6 +8,7 @@ every arm gets the same requests, token for token, while the rate goes from 1 to
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,29 +22,39 @@ from wardrop.demo.plan import BLOCK_SIZE, BLOCKS_PER_WORKER, MAX_MODEL_LEN, MODE
 from wardrop.demo.ramp.figures import GOODPUT, RampResult, ramp_result
 from wardrop.demo.ramp.profile import Profile
 from wardrop.demo.ramp.series import Series, series_reader
+from wardrop.demo.ramp.settings import Setting
 from wardrop.dynamo.embedded import FleetSpec
 from wardrop.workload import ConversationSpec, Turn, completion_body, generate
 
 _TIMEOUT_S = 120.0
-_QUEUE_FLAGS = ("--router-queue-threshold", "0.0", "--router-queue-policy")
+_DEFAULT = Setting("default")
 _TOLL_QUEUE_FLAGS = ("--policy", "toll", "--queue", "--controller")
 
 
 @dataclass(frozen=True)
 class RampArm:
-    """An arm with the flags of its frontend, and of its gateway where it has one."""
+    """An arm with its settings.
+
+    Attributes:
+        arm: The processes.
+        setting: Setting of Dynamo's KV router.
+        gateway: Flags of the gateway, where the arm has one.
+    """
 
     arm: Arm
-    frontend: tuple[str, ...] = ()
+    setting: Setting = _DEFAULT
     gateway: tuple[str, ...] = ()
 
 
 RAMP_ARMS = (
     RampArm(ROUND_ROBIN),
     RampArm(DYNAMO_KV),
-    RampArm(Arm("dynamo_fcfs", "Dynamo KV + queue", "kv", gateway=False), (*_QUEUE_FLAGS, "fcfs")),
     RampArm(
-        Arm("dynamo_wspt", "Dynamo KV + queue, wspt", "kv", gateway=False), (*_QUEUE_FLAGS, "wspt")
+        Arm("dynamo_fcfs", "Dynamo KV + queue", "kv", gateway=False), Setting("fcfs", queue="fcfs")
+    ),
+    RampArm(
+        Arm("dynamo_wspt", "Dynamo KV + queue, wspt", "kv", gateway=False),
+        Setting("wspt", queue="wspt"),
     ),
     RampArm(Arm("toll", "toll", "kv", gateway=True), gateway=("--policy", "toll", "--no-queue")),
     RampArm(Arm("toll_queue", "toll + queue", "kv", gateway=True), gateway=_TOLL_QUEUE_FLAGS),
@@ -97,7 +108,16 @@ def ramp_turns(profile: Profile, seed: int) -> list[Turn]:
         think_s=1.0,
         max_prompt_tokens=32_768,
     )
-    turns = generate(law)
+    return stretch(generate(law), profile)
+
+
+def stretch(turns: Sequence[Turn], profile: Profile) -> list[Turn]:
+    """The same requests with the starts of their conversations on the profile's clock.
+
+    Args:
+        turns: A workload made at the profile's lowest rate, in virtual time.
+        profile: The load over time.
+    """
     starts = profile.real_s(np.array([turn.time_s for turn in turns]))
     return [
         turn if turn.follows is not None else replace(turn, time_s=float(start))
@@ -140,7 +160,8 @@ def run_ramp(
     for one in arms:
         report(f"{one.arm.label}: {len(rows)} requests")
         with (
-            running(one.arm, spec, one.gateway, one.frontend) as stack,
+            tempfile.TemporaryDirectory(prefix="wardrop-ramp-") as folder,
+            running(one.arm, spec, one.gateway, one.setting.flags(Path(folder))) as stack,
             page.showing(stack.admin_port),
         ):
             series = Series() if one.arm.gateway else None
