@@ -1,6 +1,6 @@
 //! How the KV blocks of a prompt get from a prefill worker to a decode worker: what a router has to send for each connector.
 //!
-//! Sources: `NixlConnector` of vLLM with its proxy of the integration tests, and the disaggregation of SGLang with its mini load balancer.
+//! Sources: `NixlConnector` of vLLM with its proxy of the integration tests, and the disaggregation of `SGLang` with its mini load balancer.
 
 use serde::Deserialize;
 
@@ -12,13 +12,13 @@ pub enum Transfer {
     ///
     /// Such a worker also runs whole requests.
     Vllm,
-    /// SGLang: both workers get the request at once, with the address at which they meet.
+    /// `SGLang`: both workers get the request at once, with the address at which they meet.
     Sglang {
         /// Host of the prefill worker's bootstrap server, as the decode worker reaches it.
         bootstrap_host: String,
         /// Port of the bootstrap server.
         bootstrap_port: u16,
-        /// Data-parallel ranks of the worker. SGLang takes the remainder of the room as the prefill rank.
+        /// Data-parallel ranks of the worker. `SGLang` takes the remainder of the room as the prefill rank.
         ranks: u32,
     },
 }

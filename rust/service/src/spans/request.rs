@@ -166,13 +166,13 @@ impl Drop for RequestTrace {
         attributes.push(KeyValue::new("url.path", std::mem::take(&mut self.path)));
         let mut error = facts.error.map(Cow::Borrowed);
         let status = *self.status.get_mut();
-        if status != NO_STATUS {
+        if status == NO_STATUS {
+            error = Some("client_left".into());
+        } else {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
             if status >= SERVER_ERROR {
                 error = Some(status.to_string().into());
             }
-        } else {
-            error = Some("client_left".into());
         }
         let status = error.as_ref().map_or(Status::Unset, |error| {
             attributes.push(KeyValue::new("error.type", error.clone()));

@@ -22,14 +22,14 @@ const ANSWER_FIELDS: [&str; 5] = [
     "min_tokens",
     "max_completion_tokens",
 ];
-/// Fields of SGLang that say where prefill and decode meet.
+/// Fields of `SGLang` that say where prefill and decode meet.
 const BOOTSTRAP: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
 
 /// A JSON object as its top-level fields, in their order.
 #[derive(Clone)]
 pub struct Fields<'a>(Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
 
-/// Where the two workers of SGLang meet.
+/// Where the two workers of `SGLang` meet.
 #[derive(Clone, Copy, Debug)]
 pub struct Meeting<'a> {
     /// Host of the bootstrap server.
@@ -92,7 +92,7 @@ impl<'a> Fields<'a> {
         fields.write()
     }
 
-    /// The body of both SGLang legs. A list of prompts needs a room for each prompt.
+    /// The body of both `SGLang` legs. A list of prompts needs a room for each prompt.
     pub fn sglang(&self, meeting: Meeting<'_>) -> Bytes {
         let mut fields = self.without(&BOOTSTRAP);
         let host = serde_json::Value::from(meeting.host).to_string();

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! vLLM     prefill worker ─▶ answer with the blocks' address ─▶ decode worker ─▶ client
-//! SGLang   prefill worker ─┐ meet at the bootstrap server
+//! `SGLang`   prefill worker ─┐ meet at the bootstrap server
 //!          decode worker  ─┴▶ client
 //! ```
 //!
 //! One call of [`send`] is one attempt with both legs. [`super::forward`] decides about further attempts, from the leg at fault. A dropped
 //! attempt closes the connections of both legs, so that both engines cancel.
 //!
-//! Cost beside the two exchanges: one copy of the body per leg, and one task for a prefill leg of SGLang.
+//! Cost beside the two exchanges: one copy of the body per leg, and one task for a prefill leg of `SGLang`.
 
 mod body;
 
@@ -182,7 +182,7 @@ async fn one_after_the_other(
     }
 }
 
-/// The one step of SGLang: both legs begin at once and meet at the prefill worker's bootstrap server.
+/// The one step of `SGLang`: both legs begin at once and meet at the prefill worker's bootstrap server.
 ///
 /// A decode worker whose prefill worker fails waits for a long time, so a failed prefill leg ends the attempt.
 async fn both_at_once(
@@ -243,7 +243,7 @@ async fn both_at_once(
     }
 }
 
-/// The prefill leg of SGLang, read to its end. Its tokens are those of the decode leg too, so nothing of it is used.
+/// The prefill leg of `SGLang`, read to its end. Its tokens are those of the decode leg too, so nothing of it is used.
 async fn prefill_beside(
     thread: Arc<Thread>,
     head: BytesMut,
