@@ -447,18 +447,22 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _stream(self, answer: dict[str, Any], tokens: int) -> None:
-        """One event per token, then one with the usage."""
-        self.close_connection = True
+        """One event per token, then one with the usage, in chunks as engines stream."""
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
-        self.send_header("connection", "close")
+        self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         token = {key: value for key, value in answer.items() if key != "usage"}
         for _ in range(tokens):
-            self.wfile.write(f"data: {json.dumps(token)}\n\n".encode())
+            self._chunk(f"data: {json.dumps(token)}\n\n".encode())
             time.sleep(self.engine.token_s)
         end = answer | {"choices": []}
-        self.wfile.write(f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n".encode())
+        self._chunk(f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n".encode())
+        self._chunk(b"")
+
+    def _chunk(self, piece: bytes) -> None:
+        """One chunk; an empty one ends the body."""
+        self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
 
     def _answer(self, body: bytes, kind: str = "application/json", status: int = 200) -> None:
         self.send_response(status)
