@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from bench.ramp.cells import FLEETS, KINDS, Cell
 from bench.ramp.grid import DEFAULT
-from bench.ramp.runs import WARDROP_FRONT, Runs, dynamo
+from bench.ramp.runs import CURVE_BIN_S, WARDROP_FRONT, Runs, dynamo
 
 from wardrop.charts import new_figure
 from wardrop.demo.picture import LIGHT
@@ -17,7 +17,6 @@ from wardrop.demo.ramp.settings import Setting
 
 _COLOURS = ("#0072B2", "#56B4E9", "#D55E00")
 _LABELS = ("Dynamo, default", "Dynamo, tuned for this traffic", "Wardrop, default")
-_BIN_S = 2.0
 
 
 def draw(runs: Runs, best: Mapping[Cell, Setting | None], path: Path) -> None:
@@ -48,11 +47,13 @@ def draw(runs: Runs, best: Mapping[Cell, Setting | None], path: Path) -> None:
                     continue
                 seconds = max(seconds, *(r["seconds"] for r in rows))
                 points = np.array([point for r in rows for point in r["curve"]])
-                at = (points[:, 0] / _BIN_S).astype(int)
+                at = points[:, 0]
                 bins = np.unique(at)
-                means = [points[at == b, 1].mean() for b in bins]
-                axis.plot((bins + 0.5) * _BIN_S, means, label=label, color=colour, lw=1.8)
+                means = [np.average(points[at == b, 2], weights=points[at == b, 1]) for b in bins]
+                axis.plot((bins + 0.5) * CURVE_BIN_S, means, label=label, color=colour, lw=1.8)
             axis.set(yscale="log", title=f"{kind}, {fleet}")
+            axis.yaxis.set_major_formatter(_milliseconds)
+            axis.yaxis.set_minor_formatter(_milliseconds)
             axis.grid(visible=True, color=LIGHT.grid)
             axis.set_axisbelow(True)
     for axis in grid[:, 0]:
@@ -63,3 +64,9 @@ def draw(runs: Runs, best: Mapping[Cell, Setting | None], path: Path) -> None:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def _milliseconds(value: float, _place: int | None) -> str:
+    """The label of a tick; none at most of the ticks between two powers of ten."""
+    text = f"{value:,.0f}"
+    return text if text[0] in "1235" else ""
