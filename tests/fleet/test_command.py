@@ -99,7 +99,7 @@ def test_example_of_the_page_serves(engines, tmp_path: Path, source: str):
     [
         ((), "got no worker; add --worker http://HOST:PORT, or --fleet FILE"),
         (("--worker", "localhost:8000"), "url: got 'localhost:8000', expected http://HOST:PORT"),
-        (("--worker", "https://a:1"), "expected http://HOST:PORT"),
+        (("--worker", "ftp://a:1"), "expected http://HOST:PORT"),
         (("--worker", "http://a:1,evnts=tcp://a:2"), "got the field 'evnts'"),
         (("--worker", "http://a:1,ranks=x"), "ranks: got 'x', expected a whole number"),
         (("--worker", "http://a:1,replay=tcp://a:2"), "without events"),

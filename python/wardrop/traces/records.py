@@ -61,6 +61,7 @@ class Leg(msgspec.Struct):
         waited_s: seconds in the router's queue.
         cause: what ended the wait.
         at_once: what the wait replaced; None for a request that did not wait.
+        misfit: why a static rule decided in place of the policy; None where the policy decided.
     """
 
     role: Literal["aggregated", "prefill", "decode"]
@@ -73,6 +74,7 @@ class Leg(msgspec.Struct):
     waited_s: float
     cause: str
     at_once: AtOnce | None
+    misfit: str | None = None
 
 
 class Outcome(msgspec.Struct):
