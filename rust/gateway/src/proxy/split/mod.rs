@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! vLLM     prefill worker ─▶ answer with the blocks' address ─▶ decode worker ─▶ client
-//! `SGLang`   prefill worker ─┐ meet at the bootstrap server
+//! SGLang   prefill worker ─┐ meet at the bootstrap server
 //!          decode worker  ─┴▶ client
 //! ```
 //!
