@@ -26,6 +26,7 @@ from urllib.request import urlopen
 
 import numpy as np
 from bench.machine import machine
+from bench.rounds import rotated
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
@@ -119,9 +120,16 @@ def report(url: str) -> dict[str, Any]:
 
 
 def settled(url: str) -> dict[str, Any]:
-    """The index once no further window ends: two window lengths after the last one that did."""
-    found, since_s = report(url), time.monotonic()
+    """The index once no further window ends: two window lengths after the last one that did.
+
+    Raises:
+        RuntimeError: Windows still end long after the last answer.
+    """
+    begun_s = time.monotonic()
+    found, since_s = report(url), begun_s
     while time.monotonic() - since_s < 2 * WINDOW_S:
+        if time.monotonic() - begun_s > TIMEOUT_S:
+            raise RuntimeError("got windows without an end, expected none after the last answer")
         time.sleep(0.2)
         now = report(url)
         if now["windows"] != found["windows"]:
@@ -235,7 +243,7 @@ def table(runs: list[Run]) -> str:
         "index of E2E | from records |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for run in sorted(runs, key=lambda run: (run.rate, run.seed)):
+    for run in sorted(runs, key=lambda run: (run.rate, run.seed, run.router)):
         cells = [f"{run.rate:g}", str(run.seed), run.router]
         for name in LATENCIES:
             cells += [f"{run.paid_ms[name]:.0f}", f"{run.index[name]:.2f}"]
@@ -261,6 +269,9 @@ def main() -> None:
     options = parser.parse_args()
     seconds = QUICK_SECONDS if options.quick else SECONDS
     rates = RATES[-1:] if options.quick else options.rates
+    had_s = json.loads(options.out.read_text())["seconds"] if options.out.is_file() else seconds
+    if had_s != seconds:
+        parser.error(f"--out: got {options.out} with runs of {had_s:g} s, expected {seconds:g} s")
     namespace.enter()
     runs = kept(options.out)
     done = {(run.router, run.seed, run.rate) for run in runs}
@@ -268,7 +279,7 @@ def main() -> None:
         timing = write_table(Path(folder) / "b200.npz")
         for seed in options.seeds:
             for rate in rates:
-                for router in ROUTERS:
+                for router in rotated(ROUTERS, seed):
                     if (router.label, seed, rate) in done:
                         continue
                     runs.append(measure(router, seed, rate, seconds, timing))

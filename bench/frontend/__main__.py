@@ -1,10 +1,10 @@
 """Runs the arms interleaved, then kills and stops a worker under streams, and writes the result.
 
-    python -m bench.frontend [--rounds 3] [--arms round_robin,kv,off,wardrop] [--no-faults]
+    python -m bench.frontend [--rounds 4] [--arms round_robin,kv,off,wardrop] [--no-faults]
 
 Each round starts every arm anew, in another order, so that what the machine does meanwhile falls on
 all of them. Figures are medians over rounds; extra CPU is the median of the differences to round
-robin within a round. Three rounds take about seven minutes on two quiet cores.
+robin within a round. Four rounds give each arm each turn once, in about ten minutes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from statistics import median
 from typing import Any
 from urllib.request import urlopen
 
-from bench.frontend.arms import ARMS, ROUND_ROBIN, Arm, Running, running
+from bench.frontend.arms import ARMS, OFF, ROUND_ROBIN, Arm, Running, running
 from bench.frontend.faults import FAULTS, FAULTY_ARMS, fault
 from bench.frontend.text import goals, table
 from bench.gateway.phases import SPEC, Load, check_answer, loads, run
 from bench.gateway.priority import go_before_others
 from bench.machine import machine
+from bench.rounds import medians, rotated
 
 from wardrop.dynamo.namespace import NamespaceRefusedError, enter_or_reexec
 
@@ -52,10 +53,10 @@ def main() -> None:
     warm_up, *phases = loads(options.quick)
     prepared = [warm_up, *(_shortened(load) for load in phases if load.phase.key in _SECONDS)]
     arms = [ARMS[key] for key in options.arms.split(",")]
-    rounds: list[dict[str, Figures]] = []
-    for number in range(options.rounds):
-        order = arms[number % len(arms) :] + arms[: number % len(arms)]
-        rounds.append({arm.key: _measure(arm, prepared, number) for arm in order})
+    rounds: list[dict[str, Figures]] = [
+        {arm.key: _measure(arm, prepared, number) for arm in rotated(arms, number)}
+        for number in range(options.rounds)
+    ]
     faults: dict[str, dict[str, Any]] = {}
     for arm in (arm for arm in arms if arm in FAULTY_ARMS and options.faults):
         faults[arm.key] = {name: fault(arm, sent) for name, sent in FAULTS.items()}
@@ -66,8 +67,9 @@ def main() -> None:
         "machine": {**before, "dynamo": version("ai-dynamo"), "load_after": os.getloadavg()[0]},
         "seconds": time.monotonic() - started_s,
         "rounds": rounds,
-        "median": _medians(rounds),
-        "extra_cpu_us": _extra_cpu(rounds),
+        "median": medians(rounds),
+        "extra_cpu_us": _extra_cpu(rounds, ROUND_ROBIN.key),
+        "extra_over_off_us": _extra_cpu(rounds, OFF.key),
         "faults": faults,
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.frontend", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--no-faults", dest="faults", action="store_false")
@@ -105,6 +107,7 @@ def _measure(arm: Arm, prepared: list[Load], number: int) -> Figures:
         run(stack, warm_up)
         figures = {load.phase.key: run(stack, load) for load in phases}
         figures["memory"] = {"rss_mib": running_arm.memory_mib()}
+        figures["machine"] = {"load": os.getloadavg()[0]}
         sent = sum(int(one["requests"]) for one in figures.values() if "requests" in one)
         if arm.decides and (decided := _total(running_arm, "wardrop_decisions_total")) < sent:
             raise RuntimeError(f"of {sent} requests Wardrop decided {decided:.0f}")
@@ -139,31 +142,21 @@ def _await_available(arm: Running) -> None:
         time.sleep(0.05)
 
 
-def _medians(rounds: list[dict[str, Figures]]) -> dict[str, Figures]:
-    return {
-        arm: {
-            phase: {name: median(each[arm][phase][name] for each in rounds) for name in numbers}
-            for phase, numbers in figures.items()
-        }
-        for arm, figures in rounds[0].items()
-    }
-
-
-def _extra_cpu(rounds: list[dict[str, Figures]]) -> dict[str, dict[str, float]]:
-    """Median over rounds of the CPU time above round robin, µs per request."""
-    if ROUND_ROBIN.key not in rounds[0]:
+def _extra_cpu(rounds: list[dict[str, Figures]], base: str) -> dict[str, dict[str, float]]:
+    """Median over rounds of the CPU time above that of another arm, µs per request."""
+    if base not in rounds[0]:
         return {}
     return {
         arm: {
             phase: median(
-                each[arm][phase]["router_cpu_us"] - each[ROUND_ROBIN.key][phase]["router_cpu_us"]
+                each[arm][phase]["router_cpu_us"] - each[base][phase]["router_cpu_us"]
                 for each in rounds
             )
             for phase in figures
             if "router_cpu_us" in figures[phase]
         }
         for arm, figures in rounds[0].items()
-        if arm != ROUND_ROBIN.key
+        if arm != base
     }
 
 

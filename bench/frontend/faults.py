@@ -21,7 +21,6 @@ WATCHED_S = 8.0
 FAULTS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 FAULTY_ARMS = (ROUND_ROBIN, KV, WARDROP)
 _SPEC = FleetSpec(workers=3, speedup_ratio=1.0)
-_POLL_S = 0.01
 
 
 def fault(arm: Arm, sent: signal.Signals) -> dict[str, Any]:
@@ -33,10 +32,8 @@ def fault(arm: Arm, sent: signal.Signals) -> dict[str, Any]:
 async def _fault(running_arm: Running, sent: signal.Signals) -> dict[str, Any]:
     async with Clients((running_arm.stack.url,), CLIENTS) as clients:
         await clients.warm()
-        while len(clients.running()) < CLIENTS - 2:
-            await asyncio.sleep(_POLL_S)
         pid = running_arm.fleet.workers[1].child.pid
-        hit, fault_s = clients.running(), time.monotonic()
+        hit, fault_s = await clients.under_way(), time.monotonic()
         os.killpg(pid, sent)
         await asyncio.sleep(WATCHED_S)
         if sent == signal.SIGSTOP:

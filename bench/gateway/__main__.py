@@ -19,7 +19,6 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from bench.gateway.phases import (
@@ -34,6 +33,7 @@ from bench.gateway.phases import (
 )
 from bench.gateway.priority import go_before_others
 from bench.gateway.text import aims, table
+from bench.rounds import medians, rotated
 
 from wardrop.demo.arms import (
     DYNAMO_KV,
@@ -63,13 +63,14 @@ def main() -> None:
         print(error, file=sys.stderr)
     prepared = loads(options.quick)
     arms = [ARMS[key] for key in options.arms.split(",")]
-    rounds: list[Round] = []
-    for number in range(options.rounds):
-        # Another arm first in each round: none always gets the warmest or the quietest machine.
-        order = arms[number % len(arms) :] + arms[: number % len(arms)]
-        rounds.append(
-            {arm.key: _measure(arm, prepared, number, options.before_others) for arm in order}
-        )
+    # Another arm first in each round: none always gets the warmest or the quietest machine.
+    rounds: list[Round] = [
+        {
+            arm.key: _measure(arm, prepared, number, options.before_others)
+            for arm in rotated(arms, number)
+        }
+        for number in range(options.rounds)
+    ]
     result = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python -m bench.gateway " + " ".join(sys.argv[1:]),
@@ -78,9 +79,9 @@ def main() -> None:
         f" that share nothing; {SPEC.workers} mock workers"
         " at 100 × speed, closed loop, driver on the same machine",
         "rounds": rounds,
-        "median": _medians(rounds),
+        "median": medians(rounds),
         "best": _best(rounds),
-        "over_round_robin": _over(_medians(rounds)),
+        "over_round_robin": _over(medians(rounds)),
         "best_over_round_robin": _over(_best(rounds)),
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -126,17 +127,6 @@ def _measure(
     )
     print(f"round {number}, {arm.key}: {shown} {said or ''}", file=sys.stderr)
     return figures
-
-
-def _medians(rounds: list[Round]) -> Round:
-    first = rounds[0]
-    return {
-        arm: {
-            phase: {name: median(r[arm][phase][name] for r in rounds) for name in first[arm][phase]}
-            for phase in first[arm]
-        }
-        for arm in first
-    }
 
 
 def _best(rounds: list[Round]) -> Round:

@@ -33,6 +33,7 @@ from statistics import fmean, median
 from typing import Any
 
 from bench.machine import machine
+from bench.rounds import rotated
 from tests.fleet.letters import model_folder
 from tests.picker.processes import ROOT, EngineProcess, EnvoyProcess, PickerProcess, Process
 
@@ -278,7 +279,7 @@ def measure_cpu(found: list[Door], requests: int, rounds: int) -> dict[str, Any]
     figures: dict[str, dict[str, list[float]]] = {}
     for seed in range(rounds + 1):
         for tokens in (1, 128):
-            for door in found:
+            for door in rotated(found, seed):
                 before_s = cpu_s(door.processes)
                 turns = drive(door.port, requests, tokens, seed)
                 used_us = (cpu_s(door.processes) - before_s) / len(turns) * 1e6
@@ -306,7 +307,7 @@ def measure_ttft(
         found, absent = doors(folder, [engine.address for engine in engines], others)
         stack.callback(close, found)
         for seed in range(rounds):
-            for number, door in enumerate(found):
+            for number, door in rotated(list(enumerate(found)), seed):
                 # Each arm has prompts of its own, so that no arm finds the caches of another.
                 spoken = converse(door.port, turns, seed * 64 + number)
                 of_arm = figures.setdefault(door.name, {})
@@ -361,6 +362,7 @@ def main() -> None:
         for engine in engines:
             stack.callback(engine.kill)
         found, absent = doors(folder, [engine.address for engine in engines], options.others)
+        stack.callback(close, found)
         cpu = measure_cpu(found, options.requests, options.rounds)
         close(found)
         ttft, absent_too = measure_ttft(folder, options.others, options.turns, options.rounds)

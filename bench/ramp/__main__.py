@@ -1,12 +1,12 @@
 """Real Dynamo with mock workers through the knee and back: Wardrop's default, Dynamo's, and tuned.
 
-    python -m bench.ramp [--runs out/ramp.jsonl] [--minutes 60]     # resumable; about 80 minutes
-    python -m bench.ramp --table [--picture docs/reports/img/ramp-default.png]
+    python -m bench.ramp [--minutes 60]                             # resumable; about 80 minutes
+    python -m bench.ramp --table --runs bench/results/ramp.jsonl    # the committed runs
 
 In every cell, each setting of the grid runs first on a tuning seed. The setting with the best mean
 time to first token is *Dynamo tuned* there. Then Dynamo's default, the tuned Dynamo and Wardrop
-without a flag run one after the other on each judged seed, with the same requests, new workers and
-empty caches. The simulator runs the same requests under the same policy.
+without a flag run on each judged seed, in another order for each seed. All get the same requests,
+new workers and empty caches. The simulator runs the same requests under the same policy.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from bench.ramp.grid import DEFAULT, GRID
 from bench.ramp.picture import draw
 from bench.ramp.runs import WARDROP_FRONT, WARDROP_INSIDE, Contender, Runs, dynamo
 from bench.ramp.table import print_tables
+from bench.rounds import rotated
 
 from wardrop.demo.arms import has_native
 from wardrop.demo.ramp.settings import Setting
 from wardrop.dynamo.namespace import enter_or_reexec
 
-RESULT = Path("bench/results/ramp.jsonl")
+RUNS = Path("out/ramp.jsonl")
+"""Not the committed runs: with these nothing would be left to run."""
 
 
 def tuned(runs: Runs, cell: Cell) -> Setting | None:
@@ -52,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=Path, default=RESULT, help="file of finished runs")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="file of finished runs")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no later run begins")
     parser.add_argument("--seeds", type=int, default=3, help="judged seeds of every cell")
     parser.add_argument("--seconds", type=float, default=40.0, help="length of a judged ramp")
@@ -77,12 +79,12 @@ def main() -> None:
                     runs.run(cell, dynamo(setting), TUNING_SEED, given.tuning_seconds)
             for seed in range(given.seeds):
                 for cell in wanted:
-                    for contender in judged(runs, cell, inside=given.inside):
+                    for contender in rotated(judged(runs, cell, inside=given.inside), seed):
                         runs.run(cell, contender, seed, given.seconds)
     best = {cell: tuned(runs, cell) for cell in wanted}
     print_tables(runs, best, given.seeds)
     if given.picture is not None:
-        draw(runs, best, given.picture)
+        draw(runs, best, given.seeds, given.picture)
 
 
 def _print(text: str) -> None:

@@ -19,7 +19,7 @@ _COLOURS = ("#0072B2", "#56B4E9", "#D55E00")
 _LABELS = ("Dynamo, default", "Dynamo, tuned for this traffic", "Wardrop, default")
 
 
-def draw(runs: Runs, best: Mapping[Cell, Setting | None], path: Path) -> None:
+def draw(runs: Runs, best: Mapping[Cell, Setting | None], seeds: int, path: Path) -> None:
     """Write the picture as PNG: one field per cell, with all judged seeds together.
 
     Raises:
@@ -38,11 +38,8 @@ def draw(runs: Runs, best: Mapping[Cell, Setting | None], path: Path) -> None:
             chosen = best.get(cell)
             names = (dynamo(DEFAULT).name, dynamo(chosen or DEFAULT).name, WARDROP_FRONT.name)
             for name, label, colour in zip(names, _LABELS, _COLOURS, strict=True):
-                rows = [
-                    r
-                    for r in runs.rows
-                    if (r["cell"], r.get("contender")) == (cell.name, name) and r["seed"] < 1000
-                ]
+                found = [runs.find(cell, name, seed) for seed in range(seeds)]
+                rows = [row for row in found if row is not None]
                 if not rows:
                     continue
                 seconds = max(seconds, *(r["seconds"] for r in rows))

@@ -125,23 +125,29 @@ class Runs:
 
     def find(self, cell: Cell, name: str, seed: int) -> dict[str, Any] | None:
         """The row of a finished run, or None. Of repeated runs, the last counts."""
-        key = (cell.name, name, seed)
-        rows = [r for r in self.rows if (r["cell"], r.get("contender"), r.get("seed")) == key]
+        rows = self._finished(cell, name, seed)
         return rows[-1] if rows else None
 
     def run(self, cell: Cell, contender: Contender, seed: int, seconds: float) -> None:
-        """Run once unless the file has the run, or the time is over; repeat a late run once."""
-        for _ in range(2):
-            found = self.find(cell, contender.name, seed)
-            repeats = sum(
-                (r["cell"], r.get("contender"), r.get("seed")) == (cell.name, contender.name, seed)
-                for r in self.rows
-            )
-            if found is not None and (found["live"]["late_ms"] <= MAX_LATE_MS or repeats > 1):
-                return
-            if time.monotonic() > self._end_s:
+        """Run once unless the file has the run, or the time is over; repeat a late run once.
+
+        Raises:
+            ValueError: The file has this run at another length.
+        """
+        while time.monotonic() <= self._end_s:
+            rows = self._finished(cell, contender.name, seed)
+            if any(row["seconds"] != seconds for row in rows):
+                raise ValueError(
+                    f"{self.path} has {cell.name}, {contender.name}, seed {seed} at "
+                    f"{rows[0]['seconds']:g} s, and {seconds:g} s are asked for; give another file"
+                )
+            if len(rows) > 1 or (rows and rows[0]["live"]["late_ms"] <= MAX_LATE_MS):
                 return
             self._run(cell, contender, seed, seconds)
+
+    def _finished(self, cell: Cell, name: str, seed: int) -> list[dict[str, Any]]:
+        key = (cell.name, name, seed)
+        return [r for r in self.rows if (r["cell"], r.get("contender"), r.get("seed")) == key]
 
     def _run(self, cell: Cell, contender: Contender, seed: int, seconds: float) -> None:
         profile = cell.profile(self.knee_per_s(cell), seconds)

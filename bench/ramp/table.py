@@ -25,14 +25,12 @@ class Ratio:
         low: Lower end of the 95 % interval (Student's t over the logarithms); NaN for one ratio.
         high: Upper end.
         worst: The largest ratio.
-        count: Number of ratios.
     """
 
     mean: float
     low: float
     high: float
     worst: float
-    count: int
 
 
 def ratio(values: Iterable[float]) -> Ratio:
@@ -45,7 +43,7 @@ def ratio(values: Iterable[float]) -> Ratio:
         else float("nan")
     )
     low, middle, high = (float(np.exp(x)) for x in (mean - half, mean, mean + half))
-    return Ratio(middle, low, high, float(np.exp(logs.max())), len(logs))
+    return Ratio(middle, low, high, float(np.exp(logs.max())))
 
 
 def pairs(runs: Runs, cell: Cell, ours: str, theirs: str, seeds: int, metric: str) -> list[float]:
@@ -105,7 +103,8 @@ def _print_ratios(
             total[metric] += values
             texts.append(_text(values))
         print(f"| {cell.name} | {' | '.join(texts)} |")
-    print(f"| all | {' | '.join(_text(total[metric]) for metric in METRICS)} |")
+    all_texts = [_text(total[metric]) for metric in METRICS]
+    print(f"| all, {len(total['ttft_ms'])} pairs | {' | '.join(all_texts)} |")
 
 
 def _text(values: list[float]) -> str:
@@ -151,7 +150,8 @@ def _print_means(
 def _print_simulated(
     runs: Runs, best: Mapping[Cell, Setting | None], doors: list[str], seeds: int
 ) -> None:
-    print("\n| mean TTFT, simulator ÷ live | Dynamo's default | Dynamo tuned |", *doors, "|")
+    head = ["mean TTFT, simulator ÷ live", "Dynamo's default", "Dynamo tuned", *doors]
+    print(f"\n| {' | '.join(head)} |")
     print("|---" * (3 + len(doors)) + "|")
     for cell, chosen in best.items():
         texts: list[str] = []

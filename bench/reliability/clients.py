@@ -80,6 +80,19 @@ class Clients:
                 raise RuntimeError(f"no answers: {[one.error for one in self.seen][-3:]}")
             await asyncio.sleep(0.02)
 
+    async def under_way(self) -> list[Seen]:
+        """Wait until all clients but two stream; the requests that run then.
+
+        Raises:
+            RuntimeError: Too few clients stream after a minute.
+        """
+        deadline_s = time.monotonic() + GIVE_UP_S
+        while len(self.running()) < self.count - 2:
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"{len(self.running())} of {self.count} clients stream")
+            await asyncio.sleep(0.01)
+        return self.running()
+
     async def _client(self) -> None:
         while not self._stopping:
             await self._ask(next(self._numbers))

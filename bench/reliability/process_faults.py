@@ -50,9 +50,7 @@ async def _fault(door_name: str, victim: str, number: signal.Signals) -> dict[st
         async with Clients(door.urls, CLIENTS) as clients:
             await clients.warm()
             pid = door.fleet.workers[1].child.pid if victim == "worker" else door.frontend_pids()[0]
-            while len(clients.running()) < CLIENTS - 2:
-                await asyncio.sleep(0.01)
-            hit, fault_s = clients.running(), time.monotonic()
+            hit, fault_s = await clients.under_way(), time.monotonic()
             os.killpg(pid, number)
             await asyncio.sleep(STOPPED_S if number == signal.SIGSTOP else WATCHED_S)
             if number == signal.SIGSTOP:

@@ -28,14 +28,17 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest of these pauses.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A process that ran so long is started again after the first pause.
+/// Run time after which a process that ends starts again after the first pause.
 const STABLE: Duration = Duration::from_secs(60);
 /// Time that the process has to end after its socket closed.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time between two looks at a process that has to end.
 const END_POLL: Duration = Duration::from_millis(20);
 
-/// Length of a request id of Dynamo.
+/// Variable that tells the process whether another one ran before it: the frontend then has learned curves.
+const AGAIN: &str = "WARDROP_CONTROL_PLANE_AGAIN";
+
+/// Characters of a request id of Dynamo, which is a UUID.
 const UUID_CHARACTERS: usize = 36;
 
 /// How to start the control plane.
@@ -58,6 +61,8 @@ struct Shared {
     /// Address of the public port, for the status.
     address: String,
     is_stopping: AtomicBool,
+    /// Whether a process was started before.
+    has_run: AtomicBool,
     /// Socket of the running process.
     socket: Mutex<Option<UnixStream>>,
 }
@@ -107,6 +112,7 @@ impl ControlPlane {
             command: settings.command.clone(),
             address,
             is_stopping: AtomicBool::new(false),
+            has_run: AtomicBool::new(false),
             socket: Mutex::new(None),
         });
         let thread = std::thread::Builder::new().name("control-plane".into());
@@ -166,19 +172,7 @@ impl Shared {
             Ok(started) => started,
             Err(error) => return format!("it cannot be started: {error}"),
         };
-        let answered = match socket.try_clone() {
-            Ok(kept) => {
-                *self.socket.lock() = Some(kept);
-                // A stop between the start and the line above found no socket to close.
-                if self.is_stopping() {
-                    Ok(())
-                } else {
-                    self.answer_calls(socket)
-                }
-            }
-            Err(error) => Err(error),
-        };
-        self.socket.lock().take();
+        let answered = self.answer_until_closed(socket);
         let ended = end(&mut child);
         match answered {
             Ok(()) => ended,
@@ -186,11 +180,32 @@ impl Shared {
         }
     }
 
+    /// Answers the calls of a process until either side closes the socket. This side is closed on return.
+    fn answer_until_closed(&self, socket: UnixStream) -> std::io::Result<()> {
+        *self.socket.lock() = Some(socket.try_clone()?);
+        // A stop between the start and the line above found no socket to close.
+        let answered = if self.is_stopping() {
+            Ok(())
+        } else {
+            self.answer_calls(socket)
+        };
+        self.socket.lock().take();
+        answered
+    }
+
     fn spawn(&self) -> std::io::Result<(UnixStream, Child)> {
         let (ours, theirs) = UnixStream::pair()?;
         let child = Command::new(&self.command[0])
             .args(&self.command[1..])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .env(
+                AGAIN,
+                if self.has_run.swap(true, Ordering::AcqRel) {
+                    "1"
+                } else {
+                    "0"
+                },
+            )
             .spawn()?;
         Ok((ours, child))
     }
@@ -204,6 +219,16 @@ impl Shared {
             let read = calls.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
             if read == 0 {
                 return Ok(());
+            }
+            // The rest of a longer line would count as a second call.
+            if line.last() != Some(&b'\n') {
+                let got = line.len();
+                return Err(std::io::Error::new(
+                    std::io::ErrorKind::InvalidData,
+                    format!(
+                        "got {got} bytes without the end of a line, expected at most {MAX_LINE_BYTES} bytes"
+                    ),
+                ));
             }
             let mut reply = serde_json::to_vec(&self.answer(&line))?;
             reply.push(b'\n');
@@ -223,7 +248,7 @@ impl Shared {
         };
         let arguments: Vec<&str> = call.arguments.iter().map(String::as_str).collect();
         let service = &self.service;
-        let told = |outcome: Result<(), wardrop_service::ServiceError>| outcome.map(|()| json!(null));
+        let nothing = |outcome: Result<(), wardrop_service::ServiceError>| outcome.map(|()| json!(null));
         let outcome = match (call.call.as_str(), arguments.as_slice()) {
             ("status", []) => Ok(json!(self.status())),
             ("metrics", []) => Ok(json!(service.render_metrics())),
@@ -236,8 +261,8 @@ impl Shared {
                 .map(|workers| json!(workers)),
             ("routing", []) => Ok(json!(service.routing())),
             ("set_routing", [change]) => service.set_routing(change).map(|routing| json!(routing)),
-            ("set_figures", [figures]) => told(service.set_figures(figures)),
-            ("set_parts", [parts]) => told(service.set_parts(parts)),
+            ("set_figures", [figures]) => nothing(service.set_figures(figures)),
+            ("set_parts", [parts]) => nothing(service.set_parts(parts)),
             ("receipt", [id]) => Ok(json!(
                 service
                     .receipt(id)
@@ -303,6 +328,7 @@ mod tests {
             command: command.iter().map(|&part| part.to_owned()).collect(),
             address: "127.0.0.1:8000".into(),
             is_stopping: AtomicBool::new(false),
+            has_run: AtomicBool::new(false),
             socket: Mutex::new(None),
         })
     }

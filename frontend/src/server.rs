@@ -36,7 +36,7 @@ pub async fn serve(runtime: DistributedRuntime, settings: Settings) -> anyhow::R
     if spans::are_exported() {
         service.expect_door_traces();
     }
-    // It waits for a listener on a runtime of its own, which no thread of this runtime may do.
+    // `start_peers` blocks until its listener is bound, and a thread of this async runtime must not block.
     let peers = service.clone();
     if let Some(address) = tokio::task::spawn_blocking(move || peers.start_peers()).await?? {
         tracing::info!(%address, "peers may follow this router");
@@ -87,7 +87,8 @@ fn start_control_plane(
     service: &Arc<Service>,
 ) -> anyhow::Result<Option<ControlPlane>> {
     let host = local_model.http_host().unwrap_or_else(|| ANY_HOST.to_owned());
-    let address = format!("{host}:{}", local_model.http_port());
+    let port = local_model.http_port();
+    let address = socket_address(&host, port).map_or_else(|_| format!("{host}:{port}"), |at| at.to_string());
     let control_plane = settings.control_plane.as_ref();
     let control_plane = control_plane.map(|settings| ControlPlane::start(settings, service.clone(), address));
     control_plane.transpose()
@@ -161,15 +162,7 @@ async fn listen_and_serve(
 ///
 /// Dynamo's server leaves it off. The last small write of a streamed answer then waits for the client's delayed acknowledgement, about 40 ms.
 fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
-    let literal = host.trim();
-    let literal = literal
-        .strip_prefix('[')
-        .and_then(|inner| inner.strip_suffix(']'))
-        .unwrap_or(literal);
-    let ip: IpAddr = literal
-        .parse()
-        .with_context(|| format!("--http-host must be an IP address, got {host:?}"))?;
-    let address = SocketAddr::new(ip, port);
+    let address = socket_address(host, port)?;
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
@@ -184,4 +177,20 @@ fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
         .bind(address)
         .and_then(|()| socket.listen(backlog.unwrap_or(DEFAULT_BACKLOG)));
     bound.with_context(|| format!("port {port} of {host} cannot be bound; choose another with --http-port"))
+}
+
+/// The address of a host, which is an IP address, in brackets or without, and a port.
+///
+/// # Errors
+/// The host is a name.
+fn socket_address(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    let literal = host.trim();
+    let literal = literal
+        .strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'))
+        .unwrap_or(literal);
+    let ip: IpAddr = literal
+        .parse()
+        .with_context(|| format!("--http-host must be an IP address, got {host:?}"))?;
+    Ok(SocketAddr::new(ip, port))
 }

@@ -14,7 +14,7 @@ import yaml
 from bench.ramp.__main__ import judged, tuned
 from bench.ramp.cells import TUNING_SEED, Cell, cells
 from bench.ramp.grid import DEFAULT, GRID
-from bench.ramp.runs import Runs, dynamo
+from bench.ramp.runs import WARDROP_FRONT, Runs, dynamo
 from bench.ramp.table import pairs, ratio
 
 from wardrop.dynamo.install import DynamoMissingError, dynamo_version
@@ -88,6 +88,12 @@ def test_a_run_whose_driver_was_late_counts_only_until_it_is_repeated(tmp_path: 
     found = some_runs(tmp_path, rows).find(CELL, "wardrop", 0)
     assert found is not None
     assert found["live"]["ttft_ms"] == 70.0
+
+
+def test_file_with_runs_of_another_length_is_refused(tmp_path: Path):
+    rows = [a_row("wardrop", 0, 70.0) | {"seconds": 40.0}]
+    with pytest.raises(ValueError, match="at 40 s, and 30 s are asked for"):
+        some_runs(tmp_path, rows).run(CELL, WARDROP_FRONT, 0, 30.0)
 
 
 def test_every_kind_of_traffic_runs_on_both_fleets():

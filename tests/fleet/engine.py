@@ -185,6 +185,9 @@ class Engine:
         self.running = 0
         self.started_s = time.time()
         self.gate = threading.Event()
+        self.awake = threading.Event()
+        """Clear, the engine answers no probe, as a stopped process does."""
+        self.awake.set()
         """Completions wait for it."""
         self.gate.set()
         self.lock = threading.Lock()
@@ -201,7 +204,7 @@ class Engine:
         Handler.engine = engine
         self.server = _Server(("127.0.0.1", port), Handler)
         if self.tls is not None:
-            # The thread of the connection does the handshake, so a bad client holds up nobody.
+            # Each connection has a thread for its handshake, so a bad client delays no other.
             self.server.socket = self.tls.wrap_socket(
                 self.server.socket, server_side=True, do_handshake_on_connect=False
             )
@@ -233,6 +236,7 @@ class Engine:
 
     def close(self) -> None:
         self.gate.set()
+        self.awake.set()
         self.server.shutdown()
         self.server.server_close()
         self.server.cut()
@@ -348,6 +352,7 @@ class _Handler(BaseHTTPRequestHandler):
         return
 
     def do_GET(self) -> None:
+        self.engine.awake.wait(DEADLINE_S)
         engine = self.engine
         if self.path == "/metrics":
             self._answer(engine.metrics().encode(), "text/plain")
@@ -417,7 +422,9 @@ class _Handler(BaseHTTPRequestHandler):
         deadline_s = time.monotonic() + DEADLINE_S
         while not event.wait(0.005) and time.monotonic() < deadline_s:
             with contextlib.suppress(BlockingIOError):
-                if self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"":
+                # A socket with TLS takes no flags, so it does not notice a caller that left.
+                flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+                if self.engine.tls is None and self.connection.recv(1, flags) == b"":
                     self.engine.aborted += 1
                     self.close_connection = True
                     return False

@@ -538,7 +538,7 @@ def test_request_waits_until_a_worker_has_room(route, engines):
     assert answers == [200, 200]
 
 
-def test_price_of_anarchy_is_measured_live_on_streams(route, engines):
+def test_decision_loss_is_measured_live_on_streams(route, engines):
     router = route(engines(token_s=0.0005), engines(token_s=0.0005))
     for number in range(70):  # more than a window
         assert router.complete(tokens(number), stream=True, max_tokens=4)[0] == 200

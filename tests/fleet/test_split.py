@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import pytest
 from tests.fleet.engine import BLOCK_TOKENS, Bootstrap, Engine
 from tests.waiting import DEADLINE_S, wait_until
 
+from wardrop.config import Config
 from wardrop.errors import InputError
 from wardrop.fleet import parse_selector, parse_worker
-from wardrop.fleet.spec import read_fleet
+from wardrop.fleet.source import FleetSource
+from wardrop.fleet.spec import FleetSpec, read_fleet
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-engines.md"
 REMOTE_DECODE = {
@@ -297,6 +301,79 @@ def test_route_that_no_connector_splits_needs_a_worker_for_the_whole(
     await_idle(router)
 
 
+@pytest.mark.parametrize("fault", ["down", "500"])
+def test_route_that_no_connector_splits_stays_whole_after_a_failure(route, engines, fault):
+    prefill, decode = fleet(engines, "vllm")
+    both = engines()
+    router = route(prefill, decode, both)
+    break_engine(both, fault)
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    assert router.ask("POST", "/v1/messages", body)[0] == 200
+    assert (len(prefill.served), len(decode.served)) == (0, 1)
+    await_idle(router)
+
+
+def test_batch_whose_meetings_are_larger_than_a_body_is_refused(route, engines):
+    config = Config()
+    limited = replace(config, limits=replace(config.limits, body_bytes=4096))
+    prefill, decode = fleet(engines, "sglang")
+    router = route(prefill, decode, config=limited)
+    few, many = ([""] * count for count in (10, 1_000))
+    assert router.ask("POST", "/v1/completions", {"model": "m", "prompt": few})[0] == 200
+    assert router.ask("POST", "/v1/completions", {"model": "m", "prompt": many})[0] == 413
+    assert len(decode.served) == 1
+    await_idle(router)
+
+
+def test_silent_sglang_prefill_worker_moves_the_request(route, engines):
+    one, other, decode = fleet(engines, "sglang", prefills=2)
+    router = route(one, other, decode)
+    assert router.complete(tokens(1))[0] == 200
+    owner, spare = (one, other) if one.served else (other, one)
+    router.await_index(owner)
+    owner.gate.clear()
+    owner.awake.clear()
+    assert router.complete([*tokens(1), 1, 2, 3])[0] == 200
+    assert len(spare.served) == 1
+    assert router.metric("retries_total", reason="prefill_silent") == 1
+    owner.gate.set()
+    owner.awake.set()
+    await_idle(router)
+
+
+def test_new_bootstrap_port_in_the_file_is_used(route, engines, tmp_path: Path):
+    prefill, decode = fleet(engines, "sglang")
+    file = tmp_path / "fleet.yaml"
+
+    def write(port: int) -> None:
+        file.write_text(
+            f"workers:\n"
+            f"  - {{url: '{prefill.url}', role: prefill, connector: sglang,\n"
+            f"     bootstrap_port: {port}}}\n"
+            f"  - {{url: '{decode.url}', role: decode, connector: sglang}}\n"
+        )
+
+    write(9_001)
+    router = route(file=file, count=2)
+    numbers = itertools.count()
+
+    def met() -> int:
+        assert router.complete(tokens(next(numbers)))[0] == 200
+        return prefill.served[-1]["bootstrap_port"]
+
+    assert met() == 9_001
+    write(9_002)
+    wait_until(lambda: met() == 9_002, "the new port")
+
+
+def test_servers_behind_a_name_meet_at_their_own_addresses(monkeypatch: pytest.MonkeyPatch):
+    spec = parse_worker("http://name:80,dns=true,role=prefill,connector=sglang")
+    source = FleetSource(FleetSpec(workers=(spec,)))
+    monkeypatch.setattr(source, "_addresses", {"name": ("10.0.0.1", "10.0.0.2")})
+    places = [member.spec.transfer for member in source._wanted()]
+    assert [place and place["bootstrap_host"] for place in places] == ["10.0.0.1", "10.0.0.2"]
+
+
 def test_many_split_requests_at_once_leave_nothing_behind(route, engines):
     pair = fleet(engines, "sglang", prefills=2, decodes=2)
     router = route(*pair)
@@ -343,6 +420,7 @@ def test_fleet_file_names_roles(tmp_path: Path):
         ("http://a:1,role=decode,connector=sglang,bootstrap_port=1", "role=prefill alone"),
         ("http://a:1,role=prefill,connector=vllm,bootstrap_host=x", "bootstrap_host"),
         ("http://a:1,role=prefill,connector=sglang,bootstrap_port=70000", "bootstrap_port"),
+        ("http://a:1,dns=true,role=prefill,connector=sglang,bootstrap_host=x", "with dns=true"),
     ],
 )
 def test_role_that_cannot_be_followed_is_refused(text, named):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -121,6 +122,7 @@ def test_nothing_is_kept_for_a_control_plane_that_is_off():
         ["--wardrop-admin-port", "0"],
         ["--wardrop-controller"],
         ["--wardrop-curves-file", "curves.json"],
+        ["--wardrop-audit-file", "audit.jsonl"],
         ["--wardrop-shadows", "dynamo", "--wardrop-shadows-calibrate"],
     ],
 )
@@ -130,6 +132,8 @@ def test_each_setting_of_the_control_plane_starts_its_process(
     monkeypatch.chdir(tmp_path)
     command = parse(arguments, {}).settings["control_plane"]["command"]
     assert command[:3] == [sys.executable, "-m", "wardrop.frontend.control_process"]
+    settings = json.loads(Path(command[3]).read_text())
+    assert {"control", "shadows"} <= settings.keys(), "no setting stands in the command line"
 
 
 @pytest.mark.parametrize(

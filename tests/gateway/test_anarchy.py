@@ -28,7 +28,7 @@ def streamed(seen, conn):
     return chunk("[DONE]") + b"0\r\n\r\n"
 
 
-def test_price_of_anarchy_is_measured_live_with_its_parts_and_errors(upstream, serve):
+def test_decision_loss_is_measured_live_with_its_parts_and_errors(upstream, serve):
     upstream.script = streamed
     running = serve(workers=(1, 2, 3))
     for i in range(140):

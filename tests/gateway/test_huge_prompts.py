@@ -1,4 +1,4 @@
-"""A text that cannot fit the model's context is refused at once, and costs nobody else time."""
+"""A text that cannot fit the context is refused at once, and costs other requests no time."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ async def walk(stub: services.ExternalProcessorStub, number: int) -> str:
             if kind == "broken":
                 call.cancel()
                 break
-        if not call.cancelled() and kind != "broken":
+        if kind != "broken":
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
     return values["x-gateway-destination-endpoint"]
@@ -186,7 +186,10 @@ def test_streams_leave_nothing_behind(picker: PickerProcess, streams: int) -> No
         lambda: usage(picker.child.pid).descriptors <= before.descriptors,
         "as many descriptors as before",
     )
-    assert usage(picker.child.pid).threads <= before.threads
+    wait_until(
+        lambda: usage(picker.child.pid).threads <= before.threads, "as many threads as before"
+    )
     # A leaked stream of 64 prompt tokens would keep more than a kilobyte.
-    grown = slope(points[len(points) // 2 :]) if streams >= 10_000 else 0.0
-    assert grown < 512, f"{grown:.0f} bytes for each stream: {points}"
+    if streams >= 10_000:  # with fewer, the allocator's noise is larger than a leak
+        grown = slope(points[len(points) // 2 :])
+        assert grown < 512, f"{grown:.0f} bytes for each stream: {points}"

@@ -484,7 +484,7 @@ def test_tenants_have_caches_of_their_own(picker: Served) -> None:
     assert isinstance(place(picker, prompt(), {"x-tenant-id": "a", **cold})[1], Decision)
 
 
-def test_price_of_anarchy_is_measured_live(picker: Served) -> None:
+def test_decision_loss_is_measured_live(picker: Served) -> None:
     for number in range(70):  # more than a window
         stream, _ = place(picker, prompt(first=number * 1000))
         stream.request_body()

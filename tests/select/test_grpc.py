@@ -181,7 +181,7 @@ def test_clients_can_bring_a_channel_of_their_own(service: Served) -> None:
         SelectionClient()
 
 
-def test_price_of_anarchy_is_measured_live(service: Served) -> None:
+def test_decision_loss_is_measured_live(service: Served) -> None:
     def value(name: str) -> float:
         page = urllib.request.urlopen(f"{service.url}/metrics", timeout=30).read().decode()
         return metric(page, name)

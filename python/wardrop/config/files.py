@@ -1,4 +1,4 @@
-"""Checks of the files that a configuration names, before anything starts."""
+"""The files that a configuration names: checks before anything starts, and the timing table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from wardrop.config.config import Config
 from wardrop.config.fields import ConfigError
 from wardrop.decoding import shown
+from wardrop.timing.points import Point, timing_points
 
 
 def check_files(config: Config) -> None:
@@ -50,3 +51,15 @@ def _require_writable(name: str, path: str, appends: bool) -> None:
     except (OSError, ValueError) as error:
         reason = str(error)
     raise ConfigError(f"{name}: got {shown(path)}, but {reason}")
+
+
+def configured_points(table: str) -> dict[str, list[Point]]:
+    """The points of the setting `control.timing_table`; none where it is empty.
+
+    Raises:
+        ConfigError: The table cannot be read.
+    """
+    try:
+        return timing_points(Path(table)) if table else {}
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"control.timing_table: {error}") from error

@@ -83,7 +83,7 @@ class Door:
 
         Args:
             changes: setting → value.
-            by: author: `hand`, `controller`, `calibrator` or `price guard`.
+            by: author: `hand`, `controller` or `calibrator`.
             reason: why, in words; at most 500 characters are kept.
             evidence: why, in figures.
 

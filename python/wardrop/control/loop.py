@@ -116,7 +116,7 @@ class ControlLoop:
         return sample
 
     def _note_misfits(self, polled: dict[str, Any]) -> None:
-        """Mark in the audit where the price guard fell or returned since the last poll."""
+        """Record in the audit each pool whose price guard fell or returned since the last poll."""
         found: dict[str, str | None] = {
             f"price_guard: {pool['model']}, {pool['role']}": pool.get("misfit")
             for pool in polled.get("pools", ())

@@ -73,7 +73,8 @@ class RouterClient:
         """
         status = _status(self.admin, "/v1/status")
         if self._public is None and status.address is not None:
-            self._public = f"http://{status.address.replace('0.0.0.0', '127.0.0.1')}"
+            reachable = status.address.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+            self._public = f"http://{reachable}"
         return status
 
     def receipt(self, request_id: str) -> dict[str, Any] | None:

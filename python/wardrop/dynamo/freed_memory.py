@@ -24,7 +24,7 @@ log = logging.getLogger("wardrop.control")
 
 _STATM = Path("/proc/self/statm")
 _LOOK_EVERY_S = 5.0
-"""A return took 0.2 to 20 ms on a busy machine, and allocations in the arena at hand wait."""
+"""Time between two looks. A return takes 0.2 to 20 ms, and allocations in its arena wait."""
 _GROWTH_BYTES = 8 << 20
 """Growth of the resident memory after which free memory is returned."""
 _GROWTH_SHARE = 1 / 16
@@ -48,7 +48,7 @@ class FreedMemory:
         self._follow_up_s: float | None = None
 
     async def run(self) -> None:
-        """Look at an interval until cancelled; end at once where the C library cannot return."""
+        """Look every 5 s until cancelled; end at once where the C library cannot return."""
         if self._trim is None or resident_bytes() is None:
             return
         while True:
@@ -77,7 +77,7 @@ class FreedMemory:
         self.returns += 1
         after_bytes = resident_bytes() or now_bytes
         self._settled_bytes = after_bytes
-        # A return that found much may have come in the middle of the end of a flood.
+        # After a return that freed much, more may become free: models may still be leaving.
         is_open = has_grown or now_bytes - after_bytes >= enough_bytes
         self._follow_up_s = now_s + _FOLLOW_UP_S if is_open else None
         log.debug("free memory returned: resident %d bytes, then %d", now_bytes, after_bytes)

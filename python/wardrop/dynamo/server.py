@@ -18,11 +18,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import wardrop
 from wardrop._core import Gateway
 from wardrop.config import Config, ConfigError, check_files
+from wardrop.config.files import configured_points
 from wardrop.dynamo.block_dump import dump_blocks
 from wardrop.dynamo.discovery.backends import choose_source, dynamo_environment
 from wardrop.dynamo.discovery.frontend_source import FrontendSource
@@ -40,7 +40,6 @@ from wardrop.service.admin import Admin, Members
 from wardrop.service.control_plane import ControlPlane
 from wardrop.service.index_file import SavedIndex
 from wardrop.service.wiring import DoorName, Wiring
-from wardrop.timing import timing_points
 
 log = logging.getLogger("wardrop.control")
 
@@ -105,11 +104,7 @@ class Server:
             ConfigError: A file cannot be used.
         """
         check_files(config)
-        try:
-            table = config.control.timing_table
-            self._timing = timing_points(Path(table)) if table else {}
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"control.timing_table: {error}") from error
+        self._timing = configured_points(config.control.timing_table)
         self.config = config
         self.source: Source = source
         self.drain_timeout_s = config.dynamo.drain_timeout_s

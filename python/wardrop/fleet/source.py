@@ -220,17 +220,18 @@ class FleetSource:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             reports = asyncio.create_task(self._report(), name="reports of engines")
             try:
-                last: FleetView | None = None
+                last: tuple[FleetView, list[Member]] | None = None
                 while True:
                     await self._follow_file()
                     await self._resolve_names()
                     self._cluster.follow(self.fleet.kubernetes)
                     self._follow_members(session)
-                    view = self._view()
-                    if view != last:
-                        self.on_members(self.members())
+                    view, members = self._view(), self.members()
+                    # The view has neither the connector nor the certificate's name of a member.
+                    if (view, members) != last:
+                        self.on_members(members)
                         yield view
-                        last = view
+                        last = (view, members)
                     try:
                         async with asyncio.timeout(_RELOAD_EVERY_S):
                             await self._changed.wait()
@@ -300,6 +301,10 @@ class FleetSource:
         names = {
             http_address(worker.url, "url").host for worker in self.fleet.workers if worker.dns
         }
+        for name in self._addresses.keys() - names:
+            del self._addresses[name]
+            if self._error and repr(name) in self._error:
+                self._error = None
         is_due = now_s - self._resolved_at_s >= _RESOLVE_EVERY_S
         if not names or (names <= self._addresses.keys() and not is_due):
             return
@@ -323,7 +328,7 @@ class FleetSource:
             self._probed.pop(instance).task.cancel()
         for instance, member in wanted.items():
             known = self._probed.get(instance)
-            if known is not None and known.member.incarnation == member.incarnation:
+            if known is not None and _is_same_server(known.member, member):
                 known.member = member
                 continue
             if known is not None:
@@ -337,7 +342,7 @@ class FleetSource:
         for worker in self.fleet.workers:
             place = http_address(worker.url, "url")
             # The certificate of a server behind a name has the name, not the address.
-            name = place.host if worker.dns and place.scheme == "https" else None
+            certificate_name = place.host if worker.dns and place.scheme == "https" else None
             hosts = self._addresses.get(place.host, ()) if worker.dns else (place.host,)
             for host in hosts:
                 url = f"{place.scheme}://{authority(host, place.port)}"
@@ -346,7 +351,8 @@ class FleetSource:
                     for name in ("events", "replay")
                     if (endpoint := getattr(worker, name)) is not None
                 }
-                members.append(Member(_id(url), url, _with(worker, moved), server_name=name))
+                own = _with(worker, {"url": url, **moved})
+                members.append(Member(_id(url), url, own, server_name=certificate_name))
         for selector, endpoints in self._cluster.endpoints.items():
             for endpoint in endpoints:
                 found = selector.worker(endpoint)
@@ -395,6 +401,11 @@ class FleetSource:
             aliases=aliases,
             has_special_tokens=True,
         )
+
+
+def _is_same_server(one: Member, other: Member) -> bool:
+    """Whether the probe of one member fits the other: the same pod and name of the certificate."""
+    return (one.incarnation, one.server_name) == (other.incarnation, other.server_name)
 
 
 def replace_workers(fleet: FleetSpec, workers: tuple[WorkerSpec, ...]) -> FleetSpec:
@@ -488,7 +499,7 @@ def _mark(file: Path) -> object:
 
 
 def _authorities(ca_file: Path | None) -> ssl.SSLContext:
-    """Whose certificates are believed.
+    """The TLS settings, with the authorities whose certificates are accepted.
 
     Raises:
         InputError: The file cannot be read, or holds no certificate.

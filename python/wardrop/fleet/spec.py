@@ -197,7 +197,7 @@ def http_address(url: str, place: str) -> Address:
     Raises:
         InputError: The text has another form.
     """
-    scheme = "https" if url.startswith("https:") else "http"
+    scheme = "https" if url[:6].lower() == "https:" else "http"
     try:
         return address(url, scheme, place)
     except InputError as error:
@@ -333,6 +333,11 @@ def _check_worker(worker: WorkerSpec, place: str) -> None:
         raise InputError(
             f"{place}: bootstrap_host: got {shown(worker.bootstrap_host)}, expected it with "
             "connector=sglang and role=prefill alone"
+        )
+    if worker.bootstrap_host and worker.dns:
+        raise InputError(
+            f"{place}: bootstrap_host: got {shown(worker.bootstrap_host)} with dns=true, but each "
+            "server behind the name has a bootstrap server of its own; leave bootstrap_host out"
         )
     if worker.replay and not worker.events:
         raise InputError(

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from wardrop.config import Config, ConfigError, Setting, Tracing, check_files, load, settings
+from wardrop.config.files import configured_points
 from wardrop.decoding import shown
-from wardrop.timing import timing_points
 
 STAGES = ("routing", "predicted", "feed", "control", "shadows", "records", "peers")
 """Stages of Wardrop's configuration that a frontend has."""
@@ -319,11 +319,7 @@ def _refuse_set(key: str, config: Config) -> None:
 
 def _native(config: Config) -> dict[str, Any]:
     """The settings of the routing service inside the frontend."""
-    table = config.control.timing_table
-    try:
-        timing = timing_points(Path(table)) if table else {}
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"control.timing_table: {error}") from error
+    timing = configured_points(config.control.timing_table)
     # The exporter of the gateway is not used, so variables for it are not looked at.
     native = json.loads(replace(config, tracing=Tracing()).gateway_json([], timing, {}))
     names = ("router_id", "routing", "feed", "shadows", "records", "peers")
@@ -333,8 +329,14 @@ def _native(config: Config) -> dict[str, Any]:
 def _control_plane(config: Config, dynamo: Any) -> dict[str, Any] | None:
     """The process of the control plane; None where no setting needs it."""
     control = config.control
-    is_needed = control.admin_port >= 0 or control.controller or bool(control.curves_file)
-    if not is_needed and not config.shadows.calibrate:
+    is_needed = (
+        control.admin_port >= 0
+        or control.controller
+        or bool(control.curves_file)
+        or bool(control.audit_file)
+        or config.shadows.calibrate
+    )
+    if not is_needed:
         return None
     from wardrop.frontend import control_process
 

@@ -2,9 +2,10 @@
 
     native frontend ── starts ──▶ this process: its standard input is a socket to the frontend
 
-The frontend starts it with the stages of the configuration that it needs, as JSON. It ends when the
-socket closes, thus with the frontend. It ignores SIGTERM and SIGINT, because a terminal and
-systemd send them to every process of a service, and the frontend still answers while it drains.
+The frontend starts it with the stages of the configuration that it needs, in a file in memory. It
+ends when the socket closes, thus with the frontend. It ignores SIGTERM and SIGINT, because a
+terminal and systemd send them to every process of a service, and the frontend still answers while
+it drains.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -25,12 +27,15 @@ import wardrop
 from wardrop.config import Config
 from wardrop.config.control import Control, Shadows
 from wardrop.dynamo.parts import Parts
+from wardrop.frontend.memory_file import memory_file
 from wardrop.frontend.remote_router import FrontendGoneError, RemoteRouter
 from wardrop.service import wiring
 from wardrop.service.wiring import Wiring
 
 log = logging.getLogger("wardrop.control")
 
+_AGAIN = "WARDROP_CONTROL_PLANE_AGAIN"
+"""Variable of the frontend: "1" for a process that another one ran before."""
 _LOOK_S = 0.5
 """Time between two looks at whether the frontend still runs."""
 
@@ -54,18 +59,18 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def command(settings: Settings) -> list[str]:
-    """Program and arguments of the process."""
-    text = msgspec.json.encode(settings).decode()
-    return [sys.executable, "-m", "wardrop.frontend.control_process", text]
+    """Program and arguments of the process, which reads its settings from a file in memory."""
+    file = memory_file("wardrop-control-plane", msgspec.json.encode(settings).decode())
+    return [sys.executable, "-m", "wardrop.frontend.control_process", file]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run until the frontend ends.
 
     Args:
-        arguments: The settings as JSON.
+        arguments: Path of the settings, which are JSON.
     """
-    settings = msgspec.json.decode(arguments[0], type=Settings)
+    settings = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Settings)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
@@ -86,7 +91,9 @@ async def _run(settings: Settings, connection: socket.socket) -> None:
     parts = Parts(router)
     config = Config(control=settings.control, shadows=settings.shadows)
     plane = ControlPlane(router, config, lambda: _wiring(settings))
-    plane.load(parts)
+    # After a restart the frontend has learned more than the last save.
+    if os.environ.get(_AGAIN) != "1":
+        plane.load(parts)
     tasks = [
         asyncio.create_task(parts.keep(name, run), name=name) for name, run in plane.runs().items()
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wardrop.config import ConfigError
+from wardrop.frontend.memory_file import memory_file
 
 if TYPE_CHECKING:
     from wardrop.frontend.arguments import FrontendArguments
@@ -73,19 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     _raise_open_files(environment)
     sys.stdout.flush()
     sys.stderr.flush()
-    file = _settings_file(parsed.settings)
+    file = memory_file("wardrop-settings", json.dumps(parsed.settings))
     return os.execve(binary, [BINARY, "--settings", file], environment)
-
-
-def _settings_file(settings: dict[str, Any]) -> str:
-    """Path of the settings in memory, for the process that replaces this one.
-
-    A command line has a limit of 128 kB for an argument, and every user of the machine can read it.
-    """
-    descriptor = os.memfd_create("wardrop-settings", 0)
-    with open(descriptor, "w", closefd=False) as file:
-        json.dump(settings, file)
-    return f"/proc/self/fd/{descriptor}"
 
 
 def find_binary() -> Path:

@@ -181,7 +181,7 @@ impl Gateway {
     /// headers. A request without a known prompt is placed by load.
     ///
     /// # Errors
-    /// [`ServiceError::Config`] for no such list, or a URL that is neither `http://host[:port]` nor `https://host[:port]`.
+    /// [`ServiceError::Config`] for text that is no list of workers, or a URL that is neither `http://host[:port]` nor `https://host[:port]`.
     pub fn set_workers(&self, workers_json: &str) -> Result<(), ServiceError> {
         let workers: Vec<WorkerUpstream> = serde_json::from_str(workers_json)
             .map_err(|e| ServiceError::Config(format!("not a list of workers: {e}")))?;

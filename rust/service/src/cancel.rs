@@ -25,14 +25,9 @@ impl CancelFlag {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the caller has left.
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// The flag of the work that runs on this thread; a flag that nobody sets where there is none.
-    pub fn current() -> Self {
-        CURRENT.with_borrow(Option::clone).unwrap_or_default()
+    /// Whether the caller of the work on this thread has left; false for work that is never cancelled.
+    pub fn has_caller_left() -> bool {
+        CURRENT.with_borrow(|flag| flag.as_ref().is_some_and(|flag| flag.0.load(Ordering::Relaxed)))
     }
 
     /// Runs `work` with this flag as the flag of the thread.
@@ -56,10 +51,10 @@ mod tests {
     fn flag_belongs_to_the_work_and_not_to_the_thread() {
         let flag = CancelFlag::default();
         flag.set();
-        assert!(flag.run(|| CancelFlag::current().is_set()));
-        assert!(!CancelFlag::current().is_set());
+        assert!(flag.run(CancelFlag::has_caller_left));
+        assert!(!CancelFlag::has_caller_left());
         let panics = std::panic::catch_unwind(|| flag.run(|| panic!("planted")));
         assert!(panics.is_err());
-        assert!(!CancelFlag::current().is_set(), "a panic leaves no flag behind");
+        assert!(!CancelFlag::has_caller_left(), "a panic leaves no flag behind");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Work is shared fairly by size. Each prompt gets a tag: the bytes that had started before it came, plus its own bytes. The lowest tag
 //! runs first. A small prompt passes a huge prompt that came earlier. A huge prompt waits until as many bytes of other prompts have run.
-//! Large prompts never take the last thread. A prompt whose caller left is dropped before it runs, and stops where it runs. Adding and taking cost
-//! O(log n) in the number of waiting prompts.
+//! Large prompts never take the last thread. A prompt whose caller left is dropped before it runs, and stops
+//! where it runs. Adding and taking cost O(log n) in the number of waiting prompts.
 //!
 //! Source of the tags: start-time fair queueing (Goyal, Vin and Cheng, 1996), with each prompt as a flow of its own.
 //!
@@ -449,7 +449,7 @@ mod tests {
             let mut running = Box::pin(pool.run(10, move || {
                 started.send(()).unwrap();
                 let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
-                while !CancelFlag::current().is_set() {
+                while !CancelFlag::has_caller_left() {
                     assert!(std::time::Instant::now() < end, "the caller left unnoticed");
                     std::thread::yield_now();
                 }
@@ -461,7 +461,7 @@ mod tests {
             .await;
             starts.recv().unwrap();
             drop(running);
-            assert_eq!(pool.run(10, || CancelFlag::current().is_set()).await, Ok(false));
+            assert_eq!(pool.run(10, CancelFlag::has_caller_left).await, Ok(false));
         });
         assert_eq!(pool.shared.abandoned.get(), 1);
         assert_eq!(pool.shared.jobs.lock().live, 0);

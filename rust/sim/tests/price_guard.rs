@@ -183,7 +183,7 @@ fn mean_times(outcome: &Outcome, fleet: &FleetSpec, from_ms: f64) -> MeanTimes {
     }
 }
 
-/// Planted causes that break the price, with the misfits of which each must show one.
+/// Planted causes that break the price. Each must show one of the misfits beside it.
 ///
 /// Where half of the reports are lost, the share of reports is at its limit, and the predictions err too.
 fn broken() -> Vec<(&'static str, FleetSpec, &'static [Misfit])> {

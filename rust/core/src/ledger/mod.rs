@@ -124,8 +124,9 @@ pub(crate) struct Ledger {
     unstreamed: BTreeSet<(u64, RequestId)>,
     /// Fraction of recent streamed requests whose first token was reported.
     report_rate: f64,
-    /// Bookings that expired before the first token of a streamed answer was reported, since they were last taken.
-    expired_unreported: u32,
+    /// Whether the first token was reported, for each booking that expired and expected a report, since they were last
+    /// taken.
+    expired_reports: Vec<bool>,
     /// Mean tokens of recent answers: the expected answer of a request that names none.
     output_tokens: RunningMean,
     /// How often a cached token is wanted again, for the price of an eviction.
@@ -157,7 +158,7 @@ impl Ledger {
             expiry: VecDeque::new(),
             unstreamed: BTreeSet::new(),
             report_rate: 1.0,
-            expired_unreported: 0,
+            expired_reports: Vec::new(),
             output_tokens: RunningMean::new(GUESSED_OUTPUT_TOKENS),
             reuse: ReuseRate::default(),
             arrivals: Rate::default(),

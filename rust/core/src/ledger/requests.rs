@@ -42,15 +42,6 @@ pub(crate) struct NewBooking {
     pub expires_at_s: f64,
 }
 
-/// A first token that came, beside what was predicted of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct FirstTokenSeen {
-    /// Seconds since the booking.
-    pub taken_s: f64,
-    /// Seconds that were predicted at the booking. 0 where no first token was expected.
-    pub predicted_s: f64,
-}
-
 /// Entries of requests that ended which a list may hold beyond twice the open ones, before it is swept.
 ///
 /// Sweeping at twice the open entries makes the sweep O(1) amortised per booking.
@@ -75,11 +66,10 @@ impl Ledger {
             return;
         }
         self.advance(now_s);
+        let predicted_s = self.predicted_first_token_s(booking);
         let weight = self.decay_weight;
         let curves = self.curves.of(slot.index());
         let prefill_s = curves.prefill_s(work.new_tokens, work.cached_tokens);
-        let predicted_s = self.predicted_first_token_s(booking);
-        let curves = self.curves.of(slot.index());
         let account = &mut self.accounts[slot.index()];
         account.advance(now_s);
         account.prefill_s += prefill_s;
@@ -163,12 +153,13 @@ impl Ledger {
     }
 
     /// The first token of a request came: its prompt waits no more, and the prefill curve learns. Returns the seconds
-    /// since it was booked. `None` when it is not booked, or had its first token before.
+    /// since its booking beside the prediction, which is 0 where no report was expected. `None` for a request that is
+    /// not booked, or that had its first token before.
     ///
     /// The time says how long prefill took only while the prompt did not wait for KV memory. Otherwise the
     /// curve learns nothing. On a worker whose index misleads, the curve learns at the end of the request, from the cached
     /// tokens that the engine reports.
-    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Option<FirstTokenSeen> {
+    pub fn prefill_done(&mut self, request: RequestId, now_s: f64) -> Option<Observation> {
         let open = self.requests.get_mut(&request);
         let open = open.filter(|open| open.is_prefilling())?;
         let (slot, work, booked_at_s, is_unsure) = (open.slot, open.work, open.booked_at_s, open.is_unsure);
@@ -201,9 +192,9 @@ impl Ledger {
             self.write_followers();
         }
         self.write_row(slot);
-        Some(FirstTokenSeen {
-            taken_s: now_s - booked_at_s,
+        Some(Observation {
             predicted_s,
+            observed_s: now_s - booked_at_s,
         })
     }
 
@@ -263,7 +254,9 @@ impl Ledger {
             self.expiry.pop_front();
             if expires_at(&self.requests, request, at_s) {
                 let open = &self.requests[&request];
-                self.expired_unreported += u32::from(open.expects_report() && open.is_prefilling());
+                if open.expects_report() {
+                    self.expired_reports.push(!open.is_prefilling());
+                }
                 let account = &mut self.accounts[open.slot.index()];
                 if !open.is_of_peer {
                     account.queue.count_expiry();
@@ -275,9 +268,9 @@ impl Ledger {
         assumed
     }
 
-    /// Bookings that expired before the first token of a streamed answer was reported, since the last call.
-    pub fn take_expired_unreported(&mut self) -> u32 {
-        std::mem::take(&mut self.expired_unreported)
+    /// Whether the first token was reported, for each booking that expired since the last call and expected a report.
+    pub fn take_expired_reports(&mut self) -> Vec<bool> {
+        std::mem::take(&mut self.expired_reports)
     }
 
     /// Moves the expiry of a booking to `expires_at_s`. A request that is not booked is ignored.

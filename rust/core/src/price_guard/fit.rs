@@ -21,7 +21,7 @@ const TEACHING: u32 = 64;
 /// A time that came, beside the time that was predicted for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Observation {
-    /// Seconds that were predicted, finite.
+    /// Seconds that were predicted; infinite on a worker without memory.
     pub predicted_s: f64,
     /// Seconds that were observed, finite.
     pub observed_s: f64,
@@ -49,7 +49,7 @@ pub(super) struct Fit {
 impl Fit {
     /// Adds an observation. A time of 0 has no logarithm and says nothing.
     pub fn observe(&mut self, seen: &Observation) {
-        if seen.predicted_s <= 0.0 || seen.observed_s <= 0.0 {
+        if seen.predicted_s.is_nan() || seen.predicted_s <= 0.0 || seen.observed_s <= 0.0 {
             return;
         }
         let observed = seen.observed_s.ln();

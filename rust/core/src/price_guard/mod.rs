@@ -97,7 +97,7 @@ impl Misfit {
 /// State and evidence of the price guard of one router.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PriceGuardReport {
-    /// Whether the guard is on, and the policy is a price in seconds.
+    /// Whether the guard may fall.
     pub is_on: bool,
     /// Why a static rule decides; `None` while the policy decides.
     pub misfit: Option<Misfit>,

@@ -51,7 +51,7 @@ impl Pricing {
     pub fn of(policy: Box<dyn Policy>) -> Self {
         Self {
             policy,
-            ..Self::new(PolicyConfig::default(), true).expect("the default policy has no parameter")
+            ..Self::new(PolicyConfig::default(), true).expect("the default policy is valid")
         }
     }
 

@@ -20,7 +20,7 @@ use crate::ledger::{Ledger, NewBooking, Outcome, Work};
 use crate::load::{Expired, Load, Placed};
 use crate::matched::{Matched, cached_tokens_of};
 use crate::predicted::Predicted;
-use crate::price_guard::{Observation, PriceGuard};
+use crate::price_guard::PriceGuard;
 use crate::request::{MAX_INPUT_TOKENS, RequestId, RouteRequest};
 use crate::rng::Rng;
 use crate::snapshot::Counters;
@@ -144,8 +144,8 @@ impl RouterState {
         for &request in &assumed {
             let _ = self.load.prefill_done(request);
         }
-        for _ in 0..self.ledger.take_expired_unreported() {
-            let changed = self.price_guard.ended(false);
+        for was_reported in self.ledger.take_expired_reports() {
+            let changed = self.price_guard.ended(was_reported);
             self.follow_price_guard(changed);
         }
         self.predicted.expire(now_s);
@@ -157,22 +157,17 @@ impl RouterState {
     /// The first token of a booked request came: the ledger and, in a pool that prefills, the regime learn from it.
     pub(super) fn first_token(&mut self, request: RequestId, now_s: f64) {
         let seen = self.ledger.prefill_done(request, now_s);
-        let taken_s = seen.map(|seen| seen.taken_s);
-        if let Some(seen) = seen {
-            let observation = Observation {
-                predicted_s: seen.predicted_s,
-                observed_s: seen.taken_s,
-            };
-            let changed = self.price_guard.first_token(&observation);
+        if let Some(seen) = &seen {
+            let changed = self.price_guard.first_token(seen);
             self.follow_price_guard(changed);
         }
-        if taken_s.is_none() && !self.config.tracks_prefill {
+        if seen.is_none() && !self.config.tracks_prefill {
             self.ledger.answer_began(request, now_s);
         }
         // In a pool that only decodes, a booking starts long after its request. `Router::observe_first_token` reports
         // its TTFT.
-        if let Some(taken_s) = taken_s.filter(|_| self.config.tracks_prefill) {
-            self.pricing.first_token(taken_s, now_s);
+        if let Some(seen) = seen.filter(|_| self.config.tracks_prefill) {
+            self.pricing.first_token(seen.observed_s, now_s);
         }
     }
 
@@ -180,19 +175,15 @@ impl RouterState {
     ///
     /// An end before the first token was due is a client that left or a failure, and says nothing.
     pub(super) fn count_report(&mut self, request: RequestId, outcome: Outcome, now_s: f64) {
-        let reported = if outcome.is_refused || outcome.at_first_token || !self.config.tracks_prefill {
-            None
-        } else {
-            self.ledger.was_reported(request, now_s)
-        };
-        if let Some(reported) = reported {
+        let reported = self.ledger.was_reported(request, now_s);
+        if let Some(reported) = reported.filter(|_| !outcome.is_refused) {
             let changed = self.price_guard.ended(reported);
             self.follow_price_guard(changed);
         }
     }
 
-    /// Lets the static rule decide while the price guard finds a misfit. `changed` says whether it found another one. A queue
-    /// then looks at every waiting request anew.
+    /// Lets the static rule decide while the price guard finds a misfit. Does nothing unless `changed`.
+    /// A queue then looks at every waiting request anew.
     pub(super) fn follow_price_guard(&mut self, changed: bool) {
         if changed {
             self.pricing.stand_in(self.price_guard.misfit().is_some());

@@ -1,7 +1,8 @@
 //! Accepts client connections within the limit, and continues after the operating system refuses a connection.
 //!
 //! One thread accepts for all serving threads. Bounds: `limits.connections` places, an inbox of
-//! 64 connections per serving thread, and [`MAX_REFUSED`] refused connections that still read their answer. Cost: O(log idle connections) when a place has to be freed,
+//! 64 connections per serving thread, and [`MAX_REFUSED`] refused connections that still read their
+//! answer. Cost: O(log idle connections) when a place has to be freed,
 //! otherwise O(1).
 
 use std::sync::Arc;

@@ -61,7 +61,7 @@ pub struct Target<'a> {
     instance: Option<u64>,
     /// Workers of the request; `None` without a placement.
     booking: Option<&'a Booking>,
-    /// Role of the one leg whose worker counts; `None` for all legs.
+    /// Role of the leg whose worker counts; `None` for all legs.
     role: Option<Role>,
 }
 
@@ -85,7 +85,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// A worker whose silence another task watches.
+    /// A worker whose silence the caller watches, see [`Target::went_silent`].
     pub fn worker(instance: u64) -> Self {
         Self {
             instance: Some(instance),
@@ -102,10 +102,16 @@ impl<'a> Target<'a> {
     fn is_silent(&self) -> bool {
         self.booking.is_some_and(|booking| {
             booking
-                .legs()
-                .filter(|leg| self.role.is_none_or(|role| leg.pool.role == role))
+                .legs_of(self.role)
                 .any(|leg| leg.pool.is_silent(leg.worker))
         })
+    }
+
+    /// Waits until a worker that counts goes silent.
+    pub async fn went_silent(self) {
+        while !self.is_silent() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 }
 

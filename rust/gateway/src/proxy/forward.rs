@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
-use hyper::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use hyper::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Response, StatusCode};
-use wardrop_service::{ActiveRequest, Booking, Role};
+use wardrop_service::{ActiveRequest, Booking, Endpoint, Role};
 
 use super::body::GatewayBody;
 use super::exchange::{Failed, Target, exchange, first_event_fails, first_piece};
@@ -38,6 +38,7 @@ const UNKNOWN_PIN: &[u8] = b"\"Invalid request\"";
 const OVERLOADED: u16 = 529;
 /// Most further workers that are tried, where workers are the upstreams and accept no connection.
 const MOVES_MAX: u32 = 3;
+
 /// A request with its whole body in memory, so that it can be sent again.
 pub(super) struct Outbound<'a> {
     /// Head of the client's request.
@@ -76,7 +77,6 @@ impl Outbound<'_> {
     /// The second attempt goes without the pin when the pin explains the failure or the refusal. When the worker went silent
     /// before the first byte, the second attempt goes to another worker. When the upstream went silent or broke off, it goes to another
     /// upstream, if there is one. The budget of retries bounds all second attempts.
-    ///
     ///
     /// # Errors
     /// The refusal for the client: no upstream, no answer in time, or a broken answer without a
@@ -219,11 +219,7 @@ impl Outbound<'_> {
             let Some(mut failed) = request.take_booking() else {
                 return reply;
             };
-            let leg = match at {
-                Some(role) => failed.leg(role),
-                None => failed.legs().last(),
-            };
-            let worker = leg.map(|leg| leg.worker);
+            let worker = failed.legs_of(at).last().map(|leg| leg.worker);
             if cause == Cause::Overloaded {
                 failed.refuse_by(at);
             } else {
@@ -249,12 +245,13 @@ impl Outbound<'_> {
             } else {
                 drop(failed);
             }
-            let is_placed = worker.is_some_and(|worker| match at {
-                Some(Role::Prefill) => {
-                    (moves <= MOVES_MAX && request.place_on_others(worker))
-                        || split::place_whole(&thread.shared, request)
+            let is_placed = worker.is_some_and(|worker| {
+                if is_prefill {
+                    return (moves <= MOVES_MAX && request.place_on_others(worker))
+                        || split::place_whole(&thread.shared, request);
                 }
-                _ => request.place_elsewhere(worker),
+                let endpoint = Endpoint::from_path(self.parts.uri.path());
+                request.place_elsewhere(worker) && split::suits(&thread.shared, endpoint, request)
             });
             if !is_placed {
                 return reply;
@@ -279,8 +276,12 @@ impl Outbound<'_> {
                     // The worker left since the decision.
                     return (Err(Failed::WorkerDown), Some(Role::Prefill));
                 };
+                let mut headers = self.parts.headers.clone();
+                // The answer of a prefill leg is read here, so it has no coding.
+                headers.remove(ACCEPT_ENCODING);
                 let split = SplitRequest {
-                    base: &self.head_without_length(),
+                    uri: &self.parts.uri,
+                    headers: &headers,
                     pieces: self.pieces,
                 };
                 let tried = split::send(thread, &split, request, &transfer).await;
@@ -305,17 +306,6 @@ impl Outbound<'_> {
                 (result, None)
             }
         }
-    }
-
-    /// The client's head for bodies that the gateway makes. The answer of a prefill leg is read here, so it has no coding.
-    fn head_without_length(&self) -> BytesMut {
-        let mut headers = self.parts.headers.clone();
-        for name in [CONTENT_LENGTH, TRANSFER_ENCODING, ACCEPT_ENCODING] {
-            headers.remove(name);
-        }
-        let mut head = BytesMut::with_capacity(1024);
-        write_head(&mut head, &self.parts.method, &self.parts.uri, &headers, None);
-        head
     }
 }
 

@@ -287,11 +287,8 @@ async fn place_and_forward(
                 Err(Unplaced::Abstain(_)) => shared.upstreams.are_workers().then_some(Refusal::NoWorker),
             };
             let refusal = match refusal {
-                None if !split::can_be_split(endpoint)
-                    && request.booking().is_some_and(Booking::is_split) =>
-                {
-                    (shared.upstreams.are_workers() && !split::place_whole(shared, request))
-                        .then_some(Refusal::NoWorker)
+                None if shared.upstreams.are_workers() && !split::suits(shared, Some(endpoint), request) => {
+                    Some(Refusal::NoWorker)
                 }
                 Some(Refusal::NoWorker) if split::place_whole(shared, request) => None,
                 refusal => refusal,

@@ -61,11 +61,6 @@ pub fn write_rank(head: &mut BytesMut, leg: &Leg) {
     }
 }
 
-/// Writes the length of a body.
-pub fn write_length(head: &mut BytesMut, bytes: usize) {
-    write!(head, "content-length: {bytes}\r\n").expect("writing to memory must succeed");
-}
-
 /// Writes the pin headers of a booking.
 ///
 /// In a split both legs are written. The rank is written only where an instance has several.

@@ -6,7 +6,7 @@
 //! over all threads. Cost of a checkout: O(1) with an idle connection, O(upstreams) while some
 //! refuse. Connections in use are bounded by the requests in flight.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -109,8 +109,10 @@ impl Upstream {
             Ok(session) => Ok(Stream::Tls(Box::new(session))),
             Err(error) => {
                 tls.count_failure();
-                // One line for each outage: a failure marks the upstream as down.
-                if self.down_until_ms.load(Ordering::Relaxed) == 0 {
+                // A few lines for each outage: a failure marks the upstream as down, a failed probe as distrusted.
+                let is_known = self.down_until_ms.load(Ordering::Relaxed) != 0
+                    || self.is_distrusted.load(Ordering::Relaxed);
+                if !is_known {
                     tracing::warn!(upstream = self.authority(), %error, "TLS with an upstream fails; check its certificate, the \
                      host in its URL, and --upstream-ca");
                 }
@@ -197,6 +199,18 @@ impl UpstreamSet {
         let list = self.list.load();
         let upstream = list.iter().find(|upstream| upstream.instance == Some(instance))?;
         upstream.transfer.clone()
+    }
+
+    /// Instances of the workers that run prefill or decode alone and can also run whole requests. O(upstreams).
+    pub fn able_to_run_whole(&self) -> HashSet<u64> {
+        let list = self.list.load();
+        let able = list.iter().filter(|upstream| {
+            upstream
+                .transfer
+                .as_ref()
+                .is_some_and(Transfer::runs_whole_requests)
+        });
+        able.filter_map(|upstream| upstream.instance).collect()
     }
 
     /// Whether the upstreams are workers, so that a placed request goes to one of them.

@@ -56,6 +56,8 @@ struct State {
     names: usize,
     /// Running threads, at most [`MAX_THREADS`].
     threads: usize,
+    /// Threads that wait for the answer to a question.
+    asking: usize,
     /// Number of the next name; never reused.
     next_number: u64,
 }
@@ -144,7 +146,8 @@ impl Resolver {
             });
         }
         let mut state = self.shared.state.lock();
-        if state.threads < MAX_THREADS && state.threads <= state.names {
+        // The new name needs a thread that neither asks nor waits for another name.
+        if state.threads < MAX_THREADS && state.threads - state.asking <= state.queue.len() {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name(format!("{THREAD_PREFIX}names"));
             match thread.spawn(move || shared.ask_names()) {
@@ -215,9 +218,11 @@ impl Shared {
                 continue;
             };
             name.asked.lock().due = None;
+            state.asking += 1;
             drop(state);
             name.answer((self.question)(&name.host, name.port));
             state = self.state.lock();
+            state.asking -= 1;
             let now = Instant::now();
             let pause = {
                 let mut asked = name.asked.lock();

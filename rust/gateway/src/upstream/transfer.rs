@@ -1,6 +1,6 @@
 //! How the KV blocks of a prompt get from a prefill worker to a decode worker: what a router has to send for each connector.
 //!
-//! Sources: `NixlConnector` of vLLM with its proxy of the integration tests, and the disaggregation of `SGLang` with its mini load balancer.
+//! Sources: `NixlConnector` of vLLM with the proxy of its integration tests; the mini load balancer of `SGLang`.
 
 use serde::Deserialize;
 
@@ -10,7 +10,7 @@ use serde::Deserialize;
 pub enum Transfer {
     /// vLLM: the prefill worker answers first, and its answer says where the decode worker finds the blocks.
     ///
-    /// Such a worker also runs whole requests.
+    /// A worker with this connector also runs whole requests.
     Vllm,
     /// `SGLang`: both workers get the request at once, with the address at which they meet.
     Sglang {

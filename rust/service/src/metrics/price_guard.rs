@@ -19,7 +19,8 @@ impl PriceGuardMetrics {
         Ok(Self {
             misfit: builder.gauges(
                 "price_misfit",
-                "1 while a static rule decides for this reason, else 0: first_tokens_unreported, first_tokens_unpredicted, steps_unpredicted",
+                "1 while a static rule decides for this reason, else 0: first_tokens_unreported, first_tokens_unpredicted, \
+                 steps_unpredicted",
                 &["model", "worker_type", "misfit"],
             )?,
             falls: builder.counters(

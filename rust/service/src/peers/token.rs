@@ -4,6 +4,7 @@
 //! time for every secret of one length. The secret travels as clear text; an attacker who reads the network can take it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use subtle::ConstantTimeEq;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
@@ -16,11 +17,15 @@ const AUTHORIZATION: &str = "authorization";
 const SCHEME: &str = "Bearer ";
 /// Shortest secret, in bytes: 128 bits in hexadecimal digits are twice as long.
 const MIN_BYTES: usize = 16;
-/// Longest secret, in bytes. It is a field of a head.
+/// Longest secret, in bytes. The secret is a field of an HTTP head.
 const MAX_BYTES: usize = 4096;
 
 /// The file with the secret.
-pub(super) struct TokenFile(PathBuf);
+pub(super) struct TokenFile {
+    path: PathBuf,
+    /// Whether the file was not usable at the last call of a follower.
+    was_unusable: AtomicBool,
+}
 
 impl TokenFile {
     /// The file at a path, once its secret is usable.
@@ -28,7 +33,10 @@ impl TokenFile {
     /// # Errors
     /// [`ServiceError::Config`] names the file and what is wrong with it, and nothing of its content.
     pub fn open(path: &Path) -> Result<Self, ServiceError> {
-        let file = Self(path.to_owned());
+        let file = Self {
+            path: path.to_owned(),
+            was_unusable: AtomicBool::new(false),
+        };
         file.value().map_err(|wrong| {
             ServiceError::Config(format!(
                 "peers.token_file: got {}, {wrong}; expected one line of {MIN_BYTES} to {MAX_BYTES} visible ASCII characters, \
@@ -45,7 +53,7 @@ impl TokenFile {
     /// What is wrong with the file, without its content.
     pub fn value(&self) -> Result<MetadataValue<Ascii>, String> {
         let text =
-            std::fs::read_to_string(&self.0).map_err(|error| format!("which cannot be read: {error}"))?;
+            std::fs::read_to_string(&self.path).map_err(|error| format!("which cannot be read: {error}"))?;
         let secret = text.lines().next().unwrap_or("").trim();
         if !(MIN_BYTES..=MAX_BYTES).contains(&secret.len())
             || !secret.bytes().all(|byte| byte.is_ascii_graphic())
@@ -63,15 +71,21 @@ impl TokenFile {
         Ok(value)
     }
 
-    /// Whether a call carries the secret. A file that cannot be read now lets nobody in.
+    /// Whether a call carries the secret. While the file cannot be read, no call does.
     pub fn is_in(&self, metadata: &MetadataMap) -> bool {
         let shown = metadata
             .get(AUTHORIZATION)
             .map_or(&b""[..], |value| value.as_encoded_bytes());
         match self.value() {
-            Ok(expected) => expected.as_encoded_bytes().ct_eq(shown).into(),
+            Ok(expected) => {
+                self.was_unusable.store(false, Ordering::Relaxed);
+                expected.as_encoded_bytes().ct_eq(shown).into()
+            }
             Err(error) => {
-                tracing::error!(%error, "no router may follow this one: peers.token_file is not usable");
+                // Callers without the secret must not fill the log.
+                if !self.was_unusable.swap(true, Ordering::Relaxed) {
+                    tracing::error!(%error, "no router may follow this one: peers.token_file is not usable");
+                }
                 false
             }
         }
@@ -112,6 +126,6 @@ mod tests {
         std::fs::write(&path, "0123456789abcdeg").unwrap();
         assert!(!file.is_in(&metadata), "the secret changed");
         std::fs::remove_dir_all(&folder).unwrap();
-        assert!(!file.is_in(&metadata), "without its file nobody is let in");
+        assert!(!file.is_in(&metadata), "without its file every call is refused");
     }
 }

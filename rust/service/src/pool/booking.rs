@@ -141,25 +141,23 @@ impl Booking {
     /// A door calls it when the prefill worker answers on its own, which is before the first token of the decode worker.
     pub fn prefill_leg_ended(&mut self, usage: Usage) {
         let now_s = self.clock.now_s();
-        self.prefill_cached_tokens = usage.cached_tokens;
-        for leg in self.legs.iter().flatten() {
-            if leg.pool.role != Role::Prefill {
-                continue;
-            }
-            leg.pool.answered(leg.worker, now_s);
-            let outcome = Outcome {
-                at_first_token: true,
-                cached_tokens: usage.cached_tokens.and_then(|tokens| u32::try_from(tokens).ok()),
-                ..Outcome::default()
-            };
-            leg.pool.finish(self.id, outcome, now_s);
-            if outcome.cached_tokens.is_some() {
-                leg.pool.review_trust(leg.worker, self.placed_s);
-            }
-            if let Some(announced) = &leg.announced {
-                announced.release();
-            }
+        let Some(leg) = self.leg(Role::Prefill) else {
+            return;
+        };
+        leg.pool.answered(leg.worker, now_s);
+        let outcome = Outcome {
+            at_first_token: true,
+            cached_tokens: usage.cached_tokens.and_then(|tokens| u32::try_from(tokens).ok()),
+            ..Outcome::default()
+        };
+        leg.pool.finish(self.id, outcome, now_s);
+        if outcome.cached_tokens.is_some() {
+            leg.pool.review_trust(leg.worker, self.placed_s);
         }
+        if let Some(announced) = &leg.announced {
+            announced.release();
+        }
+        self.prefill_cached_tokens = usage.cached_tokens;
     }
 
     /// Prompt tokens that the prefill worker found in its cache; `None` without a prefill leg that ended on its own.
@@ -174,7 +172,7 @@ impl Booking {
 
     /// The leg in a role.
     pub fn leg(&self, role: Role) -> Option<&Leg> {
-        self.legs().find(|leg| leg.pool.role == role)
+        self.legs_of(Some(role)).next()
     }
 
     /// Sets what the engine counted. The worker's curves learn from it when the booking ends.
@@ -212,7 +210,7 @@ impl Booking {
     }
 
     /// The leg of a role, or all legs without one.
-    fn legs_of(&self, role: Option<Role>) -> impl Iterator<Item = &Leg> {
+    pub fn legs_of(&self, role: Option<Role>) -> impl Iterator<Item = &Leg> {
         self.legs()
             .filter(move |leg| role.is_none_or(|role| leg.pool.role == role))
     }

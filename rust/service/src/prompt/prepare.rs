@@ -348,7 +348,8 @@ impl PromptRequest<'_> {
 
 /// A text that cannot fit the context is not tokenised, because megabytes of it would take seconds.
 ///
-/// A tokeniser stops for a client that has left only between two words. This limit bounds the stages that have a whole text as one call.
+/// A tokeniser stops between two words once its client has left. Its first stages take a whole text in one call, and
+/// this limit bounds them.
 fn check_length(bytes: usize, target: &PromptTarget<'_>, options: &PromptOptions) -> Result<(), Abstention> {
     let is_beyond = |bytes_per_token: u64| {
         let limit = target

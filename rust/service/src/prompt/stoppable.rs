@@ -40,8 +40,14 @@ impl StoppableHuggingFace {
     ///
     /// # Errors
     /// Those of the stages, and [`LEFT`].
-    fn encode_in_stages(&self, text: &str, flag: &CancelFlag) -> tokenizers::Result<tokenizers::Encoding> {
-        let go_on = || if flag.is_set() { Err(LEFT) } else { Ok(()) };
+    fn encode_in_stages(&self, text: &str) -> tokenizers::Result<tokenizers::Encoding> {
+        let go_on = || {
+            if CancelFlag::has_caller_left() {
+                Err(LEFT)
+            } else {
+                Ok(())
+            }
+        };
         let tokenizer = &self.tokenizer;
         let normalizer = tokenizer.get_normalizer();
         let mut words = tokenizer
@@ -71,7 +77,7 @@ impl StoppableHuggingFace {
 
 impl Encoder for StoppableHuggingFace {
     fn encode(&self, input: &str) -> Result<Encoding> {
-        let encoding = self.encode_in_stages(input, &CancelFlag::current());
+        let encoding = self.encode_in_stages(input);
         encoding
             .map(|encoding| Encoding::Hf(Box::new(encoding)))
             .map_err(|error| Error::msg(format!("Error tokenizing input: {error}")))
@@ -108,7 +114,7 @@ impl Stoppable {
     /// # Errors
     /// [`LEFT`].
     fn go_on() -> Result<()> {
-        if CancelFlag::current().is_set() {
+        if CancelFlag::has_caller_left() {
             return Err(Error::msg(LEFT));
         }
         Ok(())

@@ -188,10 +188,9 @@ impl ActiveRequest {
     /// Chooses and books the workers once more, and leaves out the worker of a failed attempt where another one is available.
     /// Returns whether there is a booking now.
     pub fn place_elsewhere(&mut self, failed: WorkerId) -> bool {
-        drop(self.booking.take());
-        let elsewhere = self.service.place_without(&self.prepared, failed);
-        let placed = elsewhere.or_else(|_| self.service.place_now(&self.prepared));
-        if let Ok(booking) = placed {
+        if !self.place_on_others(failed)
+            && let Ok(booking) = self.service.place_now(&self.prepared)
+        {
             self.take_over(booking);
         }
         self.booking.is_some()

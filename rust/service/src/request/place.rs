@@ -174,7 +174,7 @@ impl Service {
     /// Chooses and books one worker of a role for the whole request at once, among the instances that `is_able` names.
     ///
     /// # Errors
-    /// No such worker is available, or the router refuses the request.
+    /// None of these workers is available, or the router refuses the request.
     pub(super) fn place_whole(
         &self,
         prepared: &Prepared,

@@ -75,6 +75,8 @@ pub struct LowerBound {
     pub memory: CostSums,
     /// *Alone*, and a price on the time of workers.
     pub priced: CostSums,
+    /// All limits but the price on the time of workers.
+    pub pooled: CostSums,
 }
 
 /// The bound for the requests that `is_counted` marks; `None` counts every request.
@@ -216,13 +218,16 @@ impl Bound<'_> {
             work: alone,
             memory: alone,
             priced: alone,
+            pooled: alone,
         };
         if self.spec.concurrency.is_some() {
             self.close(&mut bound, &counted);
+            bound.pooled = bound.all;
             return bound;
         }
         self.pool_e2e(&mut bound, &counted);
         self.pool_ttft(&mut bound, &counted);
+        bound.pooled.ttft_ms = bound.all.ttft_ms;
         bound
     }
 
@@ -312,6 +317,7 @@ impl Bound<'_> {
         let mut every = refs(&work);
         every.extend([prefill.as_slice(), memory.as_slice()]);
         raise(&mut bound.all, &later_of(&alone, &every));
+        bound.pooled.e2e_ms = bound.all.e2e_ms;
         let best_ms = self.priced_ms(&chains);
         let alone_e2e_ms = alone_ms - free_ms;
         bound.priced.e2e_ms += (best_ms - alone_e2e_ms).max(0.0);

@@ -152,7 +152,7 @@ pub fn price_window(
 }
 
 /// The chosen requests as a workload that begins at 0. Blocks get numbers in the order of their first use.
-fn workload(requests: &[StreamRequest], chosen: &[usize], block_size: u32) -> Workload {
+pub(super) fn workload(requests: &[StreamRequest], chosen: &[usize], block_size: u32) -> Workload {
     let mut workload = Workload {
         block_size,
         block_start: vec![0],

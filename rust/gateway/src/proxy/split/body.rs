@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -14,13 +14,14 @@ use serde_json::value::RawValue;
 const KV_TRANSFER: &str = "kv_transfer_params";
 /// Value of [`KV_TRANSFER`] that asks a prefill worker to keep the blocks for another worker.
 const REMOTE_DECODE: &str = r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#;
-/// Fields that decide the length and the form of an answer. The prefill leg has its own.
-const ANSWER_FIELDS: [&str; 5] = [
+/// Fields that the prefill leg has of its own: length and form of its answer, and the address of the blocks.
+const PREFILL_FIELDS: [&str; 6] = [
     "stream",
     "stream_options",
     "max_tokens",
     "min_tokens",
     "max_completion_tokens",
+    KV_TRANSFER,
 ];
 /// Fields of `SGLang` that say where prefill and decode meet.
 const BOOTSTRAP: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
@@ -73,7 +74,7 @@ impl<'a> Fields<'a> {
     /// The body of a vLLM prefill leg: one token, no stream, and the blocks are kept for another worker.
     pub fn vllm_prefill(&self) -> Bytes {
         let has_newer_limit = self.has("max_completion_tokens");
-        let mut fields = self.without(&ANSWER_FIELDS).without(&[KV_TRANSFER]);
+        let mut fields = self.without(&PREFILL_FIELDS);
         fields.add("stream", "false");
         fields.add("max_tokens", "1");
         if has_newer_limit {
@@ -121,11 +122,15 @@ impl<'a> Fields<'a> {
     }
 
     /// Prompts of a batch; `None` for one prompt, as text or as token ids.
-    fn prompts(&self) -> Option<usize> {
+    pub fn prompts(&self) -> Option<usize> {
         let (_, prompt) = self.0.iter().find(|(key, _)| key == "prompt")?;
-        let list: Vec<&RawValue> = serde_json::from_str(prompt.get()).ok()?;
-        let is_batch = list.first()?.get().starts_with(['"', '[']);
-        is_batch.then_some(list.len())
+        let first = prompt.get().strip_prefix('[')?.trim_start();
+        if !first.starts_with(['"', '[']) {
+            return None;
+        }
+        // Values without a size take no memory, however long the list is.
+        let list: Vec<IgnoredAny> = serde_json::from_str(prompt.get()).ok()?;
+        Some(list.len())
     }
 
     /// Whether a field is there.

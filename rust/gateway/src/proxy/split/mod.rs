@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
-use hyper::Method;
+use hyper::{HeaderMap, Method, Uri};
 use tokio::task::JoinHandle;
 use wardrop_service::{ActiveRequest, Booking, Endpoint, Role, Usage};
 
@@ -28,15 +28,20 @@ use super::forward::{Fault, Reply, Tried, attempt};
 use super::pins;
 use super::shared::{Shared, Thread};
 use crate::error::Refusal;
-use crate::upstream::{RelayBody, Transfer};
+use crate::upstream::{RelayBody, Transfer, write_head};
 
 /// Largest answer of a prefill leg, bytes. The address of a prompt's blocks takes about 8 bytes for each block.
 const ANSWER_LIMIT_BYTES: usize = 8 << 20;
 
+/// Most bytes of one prompt's meeting beside its host: port, room, quotes and commas.
+const MEETING_BYTES: usize = 32;
+
 /// A request that both legs can be made from.
 pub(super) struct SplitRequest<'a> {
-    /// Request line and fields, without the length of a body and without a rank.
-    pub base: &'a BytesMut,
+    /// Target of the request.
+    pub uri: &'a Uri,
+    /// Fields of the client, without codings of an answer.
+    pub headers: &'a HeaderMap,
     /// Body of the client, in pieces.
     pub pieces: &'a [Bytes],
 }
@@ -78,7 +83,7 @@ impl Drop for PrefillTask {
 }
 
 /// Whether the connectors split requests of an endpoint. Other endpoints need a worker for the whole request.
-pub(super) fn can_be_split(endpoint: Endpoint) -> bool {
+fn can_be_split(endpoint: Endpoint) -> bool {
     matches!(endpoint, Endpoint::Chat | Endpoint::Completions)
 }
 
@@ -86,15 +91,21 @@ pub(super) fn can_be_split(endpoint: Endpoint) -> bool {
 ///
 /// Aggregated workers come first, then decode workers whose connector lets them run prefills too.
 pub(super) fn place_whole(shared: &Shared, request: &mut ActiveRequest) -> bool {
-    let is_placed = request.place_whole(Role::Aggregated, |_| true)
-        || request.place_whole(Role::Decode, |instance| {
-            let transfer = shared.upstreams.transfer(instance);
-            transfer.is_some_and(|transfer| transfer.runs_whole_requests())
-        });
+    let is_placed = request.place_whole(Role::Aggregated, |_| true) || {
+        let able = shared.upstreams.able_to_run_whole();
+        request.place_whole(Role::Decode, |instance| able.contains(&instance))
+    };
     if is_placed {
         shared.metrics.splits.with_label_values(&["whole"]).inc();
     }
     is_placed
+}
+
+/// Whether a placed request has the form that its endpoint allows. A split of another endpoint is placed whole first.
+pub(super) fn suits(shared: &Shared, endpoint: Option<Endpoint>, request: &mut ActiveRequest) -> bool {
+    !request.booking().is_some_and(Booking::is_split)
+        || endpoint.is_some_and(can_be_split)
+        || place_whole(shared, request)
 }
 
 /// Sends one request to both workers of its booking, up to the first event of the decode worker.
@@ -124,11 +135,10 @@ pub(super) async fn send(
         }
         (None, _) => {
             let target = Target::leg(request.booking(), Role::Decode);
-            let body = [Bytes::copy_from_slice(bytes)];
-            let head = head_of(split, &body, request.booking(), Role::Decode);
+            let head = head_of(split, split.pieces, request.booking(), Role::Decode);
             SplitTried::of(
                 Role::Decode,
-                attempt(thread, &Method::POST, &head, &body, target).await,
+                attempt(thread, &Method::POST, &head, split.pieces, target).await,
             )
         }
     }
@@ -203,6 +213,14 @@ async fn both_at_once(
     else {
         return SplitTried::of(Role::Prefill, Err(Failed::Refused(Refusal::NoWorker)));
     };
+    let limit_bytes = thread.shared.config.limits.body_bytes;
+    let meeting_bytes = bootstrap_host.len() + MEETING_BYTES;
+    if fields.prompts().unwrap_or(1).saturating_mul(meeting_bytes) > limit_bytes {
+        return SplitTried::of(
+            Role::Prefill,
+            Err(Failed::Refused(Refusal::BodyTooLarge { limit_bytes })),
+        );
+    }
     let ranks = u64::from((*ranks).max(1));
     let pieces = [fields.sglang(Meeting {
         host: bootstrap_host,
@@ -220,6 +238,7 @@ async fn both_at_once(
     )));
     let target = Target::leg(Some(booking), Role::Decode);
     let mut decode = std::pin::pin!(attempt(thread, &Method::POST, &decode_head, &pieces, target));
+    let mut silence = std::pin::pin!(Target::leg(Some(booking), Role::Prefill).went_silent());
     let mut is_prefilled = false;
     loop {
         tokio::select! {
@@ -230,6 +249,9 @@ async fn both_at_once(
                 Ok(result) => return SplitTried::of(Role::Prefill, result),
                 Err(_) => return SplitTried::of(Role::Prefill, Err(Failed::WorkerBroken)),
             },
+            () = &mut silence, if !is_prefilled => {
+                return SplitTried::of(Role::Prefill, Err(Failed::WorkerSilent));
+            }
             result = &mut decode => {
                 let result = result.map(|mut tried| {
                     if let Reply::Stream(_, _, body) = &mut tried.reply && !is_prefilled {
@@ -271,10 +293,11 @@ fn room(thread: &Thread, ranks: u64, rank: u64) -> u64 {
     room - room % ranks + rank % ranks
 }
 
-/// The head of one leg: the client's head, the length of the leg's body, and the rank of its worker.
+/// The head of one leg: the client's fields, the length of the leg's body, and the rank of its worker.
 fn head_of(split: &SplitRequest<'_>, pieces: &[Bytes], booking: Option<&Booking>, role: Role) -> BytesMut {
-    let mut head = split.base.clone();
-    pins::write_length(&mut head, pieces.iter().map(Bytes::len).sum());
+    let mut head = BytesMut::with_capacity(1024);
+    let length = pieces.iter().map(Bytes::len).sum();
+    write_head(&mut head, &Method::POST, split.uri, split.headers, Some(length));
     if let Some(leg) = booking.and_then(|booking| booking.leg(role)) {
         pins::write_rank(&mut head, leg);
     }
