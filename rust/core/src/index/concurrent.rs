@@ -20,6 +20,7 @@ use super::image::{self, ImageError, RestoredWorker};
 use super::path_tree::{PathTree, Prompt};
 use super::shared::Shared;
 use super::slots::all_slots;
+use super::stores::stores;
 use super::walk::{Raced, Scratch};
 use super::writer::Writer;
 use super::{Refusal, Slot, TierOverlap};
@@ -291,6 +292,12 @@ impl Index {
     /// It takes the writer's lock for the whole time: 25 ms for a million blocks on 8 workers.
     pub fn image(&self, hashing: u64, position: impl Fn(WorkerId) -> Option<u64>) -> Vec<u8> {
         image::write(&self.shared, &self.write(), hashing, position)
+    }
+
+    /// The stores that give another index the same blocks, each parent before its children; `stores.rs` says what
+    /// is left out. Events wait meanwhile; matches do not. O(blocks · holders).
+    pub fn stores(&self) -> Vec<(WorkerId, KvEvent)> {
+        stores(&self.shared, &self.write())
     }
 
     /// Takes over the registered workers of an image. The index must be empty, and is empty after an error.

@@ -49,12 +49,14 @@ mod id_allocator;
 mod image;
 #[cfg(test)]
 mod models;
+mod parents_first;
 mod path_changes;
 pub(crate) mod path_tree;
 mod reference;
 pub(crate) mod seqlock;
 mod shared;
 pub(crate) mod slots;
+mod stores;
 pub(crate) mod tree_allocator;
 mod walk;
 mod worker_blocks;

@@ -84,6 +84,12 @@ impl Router {
         self.index.image(self.hashing(), position)
     }
 
+    /// The index as KV events: the stores that give another index the same blocks, each parent before its children.
+    /// A second copy of a block is not included. KV events wait meanwhile, decisions do not. O(blocks · holders).
+    pub fn stores(&self) -> Vec<(WorkerId, KvEvent)> {
+        self.index.stores()
+    }
+
     /// Restores an index that [`Router::save_index`] saved, for the workers that are registered. Returns what was
     /// restored of each.
     ///

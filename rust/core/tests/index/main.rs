@@ -3,6 +3,7 @@
 mod budget;
 mod differential;
 mod image;
+mod stores;
 mod stream;
 
 use differential::{Restarting, Subject, differential};

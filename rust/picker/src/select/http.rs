@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use wardrop_core::{LocalHash, WorkerId};
 use wardrop_service::{Service, Usage};
 
+use super::dump::Dumps;
 use super::error::SelectError;
 use super::selection::{PromptKey, Selection, Target};
 use super::selector::{Caller, Selector, blocks_with};
@@ -41,6 +42,8 @@ pub(crate) struct SelectHttp {
     pub service: Arc<Service>,
     /// Receipts that the service keeps.
     pub receipts: usize,
+    /// Writer of the blocks of all pools.
+    pub dumps: Dumps,
 }
 
 /// The routes.
@@ -60,6 +63,7 @@ pub(crate) fn routes(shared: SelectHttp) -> Router {
         .route("/loads", get(loads))
         .route("/potential_loads", post(potential_loads))
         .route("/overlap_scores", post(overlap_scores))
+        .route("/dump", get(dump))
         .route("/v1/status", get(status))
         .route("/v1/wiring", get(wiring))
         .route("/v1/receipts/{request_id}", get(receipt))
@@ -409,6 +413,11 @@ async fn overlap_scores(State(shared): Shared, headers: HeaderMap, body: Bytes) 
         "workers": workers.collect::<Vec<_>>(),
         "shared_cache": {"enabled": false, "total_hit_blocks": 0, "ranges": [], "error": null},
     })))
+}
+
+async fn dump(State(shared): Shared, Query(filter): Query<Filter>) -> Answer {
+    let (model, group) = (filter.model_name.as_deref(), filter.routing_group.as_deref());
+    shared.dumps.answer(&shared.selector.fleet.records(model, group))
 }
 
 /// Adds the choice under Dynamo's field names. Only the device tier is counted, so all tiers show

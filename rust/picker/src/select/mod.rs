@@ -10,6 +10,7 @@
 //! [`SelectConfig`].
 
 mod bodies;
+mod dump;
 mod error;
 mod fleet;
 mod grpc;

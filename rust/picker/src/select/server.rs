@@ -25,6 +25,7 @@ use wardrop_service::metrics::THREAD_PREFIX;
 use wardrop_service::{Service, ServiceError, hide_panic_texts, start_logging};
 
 use super::bodies::{BodyLimits, Protocol, limit_bodies};
+use super::dump::Dumps;
 use super::grpc::SelectGrpc;
 use super::http::{SelectHttp, routes};
 use super::reservations::SelectLimits;
@@ -279,6 +280,7 @@ impl SelectServer {
                 selector: self.selector.clone(),
                 service: self.service.clone(),
                 receipts: self.config.service.routing.receipts,
+                dumps: Dumps::new(self.service.clone()),
             };
             let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
                 let _ = stream.set_nodelay(true);

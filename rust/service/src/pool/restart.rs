@@ -65,6 +65,16 @@ impl WorkerPool {
         })
     }
 
+    /// (worker, tier, block) triples in the index. O(workers).
+    pub(crate) fn held_blocks(&self) -> u64 {
+        self.router.snapshot().index.holdings
+    }
+
+    /// The stores that give another index the blocks of this pool. Events wait meanwhile, decisions do not.
+    pub(crate) fn stores(&self) -> Vec<(WorkerId, KvEvent)> {
+        self.router.stores()
+    }
+
     /// Takes over a saved index into an empty index. `publishers` are the publishers of the pool's feeds of KV events. With
     /// `dump_follows`, a dump will replace the blocks of workers whose events are missing.
     ///

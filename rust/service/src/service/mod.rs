@@ -13,6 +13,7 @@ mod door_feed;
 mod observation;
 mod saved_state;
 mod status;
+mod stores;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

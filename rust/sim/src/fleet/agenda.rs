@@ -25,12 +25,22 @@ pub(super) enum Event {
     Delivery,
     /// A delayed report of an iteration reaches the router.
     ReportDelivery,
-    /// A request reaches the queue of its worker's engine, after a wait that the router does not see.
-    Entry { worker: u32, request: u32 },
+    /// A request reaches the queue of its worker's engine, after a wait that the router does not see. The event is stale unless the
+    /// request still waits for this incarnation of the worker.
+    Entry { at: Incarnation, request: u32 },
     /// A request reaches the router, for the first time or again.
     Arrival(u32),
     /// A sample of every worker's state is due.
     Sample,
+}
+
+/// One life of a worker, from a join to its crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Incarnation {
+    /// Index of the worker over all pools.
+    pub worker: u32,
+    /// Number of the join.
+    pub number: u32,
 }
 
 impl Event {

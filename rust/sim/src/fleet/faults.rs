@@ -76,6 +76,9 @@ impl Fleet<'_> {
             self.handle_signals(worker as u32)?;
         }
         let decodes = self.pools[self.pool_of[worker]].role == Role::Decode;
+        for request in self.leave_entrance(worker) {
+            self.connection_failed(request, worker)?;
+        }
         for request in self.workers[worker].crash() {
             if decodes {
                 let from = self.state.requests.worker[request as usize];

@@ -33,7 +33,7 @@ mod rows;
 mod signals;
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use rustc_hash::FxHashSet;
 use wardrop_core::latency::Pass;
@@ -41,7 +41,7 @@ use wardrop_core::queue::LateQueue;
 use wardrop_core::rng::Rng;
 use wardrop_core::{KvEvent, LocalHash, PolicyConfig, Router, RouterConfig, StoredBlock};
 
-use agenda::{Agenda, Event};
+use agenda::{Agenda, Event, Incarnation};
 use anarchy::PoolMeter;
 use links::Links;
 use observer::Observer;
@@ -120,6 +120,8 @@ pub(crate) struct Fleet<'a> {
     start_queue: Vec<u32>,
     /// Events to come, except arrivals that depend on no request.
     agenda: Agenda,
+    /// Requests on the way into their worker's engine, with a wait that the router does not see.
+    entering: BTreeMap<u32, Incarnation>,
     /// Links between prefill and decode workers, with their queues.
     links: Links,
     /// The only source of chance outside the routers: loss and delay of events.
@@ -255,6 +257,7 @@ impl<'a> Fleet<'a> {
             pool_of,
             start_queue: Vec::new(),
             agenda: Agenda::default(),
+            entering: BTreeMap::new(),
             rng: Rng::new(spec.seed),
             spec,
             delayed_events: VecDeque::new(),
@@ -409,7 +412,7 @@ impl<'a> Fleet<'a> {
                 }
             }
             Event::Transferred { request, attempt } => self.transferred(request, attempt),
-            Event::Entry { worker, request } => self.enter(worker as usize, request)?,
+            Event::Entry { request, at } => self.enter_after_wait(request, at)?,
             Event::Delivery => self.deliver_events(),
             Event::ReportDelivery => self.deliver_passes(),
             Event::Arrival(request) => self.arrive(request)?,

@@ -3,7 +3,7 @@
 use wardrop_core::queue::{Offer, QueuedRequest};
 use wardrop_core::{Error, RouteRequest};
 
-use super::agenda::Event;
+use super::agenda::{Event, Incarnation};
 use super::ids::{request_id, worker_id};
 use super::{Fleet, NO_REQUEST};
 use crate::error::{SimError, router_refused};
@@ -66,12 +66,40 @@ impl Fleet<'_> {
         self.state.requests.expected_tokens[i] = expected_tokens;
         if self.spec.unseen.wait_ms > 0.0 {
             let wait_ms = -self.spec.unseen.wait_ms * (1.0 - self.rng.unit()).ln();
-            let worker = worker as u32;
+            let at = Incarnation {
+                worker: worker as u32,
+                number: self.status[worker].incarnation,
+            };
+            self.entering.insert(request, at);
             self.agenda
-                .push(self.now_ms + wait_ms, Event::Entry { worker, request });
+                .push(self.now_ms + wait_ms, Event::Entry { request, at });
             return Ok(());
         }
         self.enter(worker, request)
+    }
+
+    /// A request enters the queue of its worker's engine after its wait, unless the worker crashed meanwhile.
+    pub(super) fn enter_after_wait(&mut self, request: u32, at: Incarnation) -> Result<(), SimError> {
+        if self.entering.get(&request) != Some(&at) {
+            return Ok(());
+        }
+        self.entering.remove(&request);
+        self.enter(at.worker as usize, request)
+    }
+
+    /// The requests that wait to enter a worker's engine, which no longer wait for it.
+    pub(super) fn leave_entrance(&mut self, worker: usize) -> Vec<u32> {
+        let of_worker = |(_, at): &(&u32, &Incarnation)| at.worker as usize == worker;
+        let requests: Vec<u32> = self
+            .entering
+            .iter()
+            .filter(of_worker)
+            .map(|(&request, _)| request)
+            .collect();
+        for request in &requests {
+            self.entering.remove(request);
+        }
+        requests
     }
 
     /// A request enters the queue of its worker's engine.

@@ -174,7 +174,7 @@ impl FleetSpec {
         self.validate_numbers()?;
         let workers = self.pools.iter().map(|pool| pool.speeds.len()).sum();
         self.lies.iter().try_for_each(|lie| lie.validate(workers))?;
-        self.unseen.validate(workers)?;
+        self.unseen.validate(workers, self.pools.len())?;
         self.faults.iter().try_for_each(|fault| fault.validate(workers))
     }
 

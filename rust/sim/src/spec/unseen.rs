@@ -23,7 +23,9 @@ impl Unseen {
         (every > 0 && row % every == every - 1).then(|| (row / every % self.other_client_workers) as usize)
     }
 
-    pub(super) fn validate(&self, workers: usize) -> Result<(), SimError> {
+    /// # Errors
+    /// A field out of its range for a fleet of so many workers and pools.
+    pub(super) fn validate(&self, workers: usize, pools: usize) -> Result<(), SimError> {
         if !(self.wait_ms.is_finite() && self.wait_ms >= 0.0) {
             return Err(out_of_range(
                 "unseen.wait_ms",
@@ -36,6 +38,13 @@ impl Unseen {
                 "unseen.other_client_workers",
                 self.other_client_workers,
                 "1 to the workers of the fleet",
+            ));
+        }
+        if self.other_client_every > 0 && pools > 1 {
+            return Err(out_of_range(
+                "unseen.other_client_every",
+                self.other_client_every,
+                "0 for a split fleet: the other client sends a whole request to one worker",
             ));
         }
         Ok(())

@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::super::Slot;
 use super::super::arena::get;
 use super::super::frame::{BlockId, FrameId};
+use super::super::parents_first::parents_first;
 use super::super::shared::Shared;
 use super::super::slots::bits;
 use super::super::writer::Writer;
@@ -61,34 +62,6 @@ pub(in crate::index) fn write(
     header[20..28].copy_from_slice(&(body.len() as u64).to_le_bytes());
     header[28..36].copy_from_slice(&xxh3_64(body).to_le_bytes());
     out
-}
-
-/// Frames with every parent before its children, and the number of each frame in that order.
-///
-/// Each frame walks up to the nearest numbered ancestor, and its path is numbered from there down. Every frame is
-/// pushed once, so the order takes O(frames) without recursion, which a deep path could exhaust.
-///
-/// Example. Frame 0 hangs below frame 2, which hangs below the root. The walk from frame 0 collects 0 and 2,
-/// and numbers 2 first: the order is 2, 0.
-fn parents_first(shared: &Shared, writer: &Writer) -> (Vec<FrameId>, Vec<u32>) {
-    let (mut order, mut number_of) = (Vec::new(), vec![NONE; writer.allocator.frames_ever()]);
-    let mut above = Vec::new();
-    for id in shared.paths.iter(&writer.allocator) {
-        let mut at = id;
-        while number_of[at.0 as usize] == NONE {
-            above.push(at);
-            let parent = shared.paths.parent(at);
-            if parent == BlockId::ROOT {
-                break;
-            }
-            at = parent.frame();
-        }
-        while let Some(id) = above.pop() {
-            number_of[id.0 as usize] = order.len() as u32;
-            order.push(id);
-        }
-    }
-    (order, number_of)
 }
 
 /// Writes one frame: parent, hashes and holders.
