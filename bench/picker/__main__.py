@@ -327,6 +327,25 @@ def medians(figures: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     }
 
 
+def over(figures: dict[str, Any], base: str, name: str) -> dict[str, float]:
+    """A figure of each arm over that of the arm `base`; empty where that arm did not run."""
+    if base not in figures or not figures[base][name]:
+        return {}
+    return {arm: round(each[name] / figures[base][name], 2) for arm, each in figures.items()}
+
+
+def ratios(cpu: dict[str, Any], conversations: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """CPU over Envoy with round robin, and TTFT over `smg`, as the report gives them."""
+    found: dict[str, dict[str, float]] = {}
+    for tokens in (1, 128):
+        tail = f", {tokens} tokens"
+        arms = {arm.removesuffix(tail): each for arm, each in cpu.items() if arm.endswith(tail)}
+        found[f"CPU{tail}"] = over(arms, "Envoy, round robin", "cpu_us")
+    for name in ("ttft_ms_mean", "ttft_ms_p95"):
+        found[name] = over(conversations, "smg", name)
+    return found
+
+
 def versions(others: Path | None) -> dict[str, str]:
     """Versions of the other routers, as their environment lists them."""
     if others is None:
@@ -371,6 +390,7 @@ def main() -> None:
         "versions": versions(options.others),
         "cpu": cpu,
         "conversations": ttft,
+        "ratios": ratios(cpu, ttft),
         "did_not_start": absent | absent_too,
     }
     text = json.dumps(result, indent=1)
