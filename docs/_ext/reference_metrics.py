@@ -17,7 +17,7 @@ has one meaning: `code` is an HTTP status, `error_code` the code of the router's
 This page is generated from the help texts in the Rust sources.
 """
 METRIC = re.compile(
-    r"(?P<method>[\w:]+)\(\s*\"(?P<name>[a-z][a-z0-9_]+)\",\s*\"(?P<help>(?:[^\"\\]|\\.)+)\"\)?,?\s*"
+    r"(?P<method>[\w:]+)\(\s*\"(?P<name>[a-z][a-z0-9_]+)\",\s*\"(?P<help>(?:[^\"\\]|\\.|\\\n)+)\"\)?,?\s*"
     r"(?P<labels>&\[[^\]]*\]|[A-Z_]+)?",
 )
 CLOSURE = re.compile(r"let (\w+) = \|[^|]*\|\s*\w+\.(\w+)\(name, help, (&\[[^\]]*\]|[A-Z_]+)\)")
@@ -68,7 +68,8 @@ def _rows(file: Path) -> list[str]:
         ):
             continue
         names = re.findall(r'"(\w+)"', constants.get(labels, labels))
-        meaning = found["help"].replace("|", "\\|")
+        # A backslash at the end of a line joins it with the next one, without the indentation.
+        meaning = re.sub(r"\\\n\s*", "", found["help"]).replace("|", "\\|")
         shown = ", ".join(f"`{name}`" for name in names) or "–"
         rows.append(f"| `wardrop_{found['name']}` | {KINDS[method]} | {shown} | {meaning} |")
     return rows

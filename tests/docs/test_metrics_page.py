@@ -41,6 +41,7 @@ MEANINGS = {
     "wait": "what a client was awaited for",
     "part": "part of the process",
     "setting": "name of a setting",
+    "way": "how the two parts of a split request went",
     "misfit": "what shows that the price does not fit",
     "time": "first_token or step: the time that was predicted",
 }

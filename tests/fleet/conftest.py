@@ -205,6 +205,14 @@ def route(tmp_path: Path) -> Iterator[Callable[..., Router]]:
 
     yield start
     for server, loop, thread in running:
-        loop.call_soon_threadsafe(server.request_stop)
-        loop.call_soon_threadsafe(server.request_stop)
+        loop.call_soon_threadsafe(_stop_at_once, server)
         thread.join(DEADLINE_S)
+
+
+def _stop_at_once(server: FleetServer) -> None:
+    """Ask twice, which ends the requests in flight too.
+
+    Two calls of the loop would race: the first one may close it before the second.
+    """
+    server.request_stop()
+    server.request_stop()
