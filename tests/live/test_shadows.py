@@ -147,11 +147,11 @@ def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
     flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5", "--shadows-calibrate"]
     spec = FleetSpec(workers=2, process_per_worker=False, blocks=8192, speedup_ratio=0.5)
     with Fleet(spec) as fleet, running(fleet, *flags) as router, Mixed(router, 300, 5) as load:
-        # Up through the knee, wherever it is here: below it nobody waits.
+        # From just above the knee (18 requests/s) on: κ moves the tail only once a hundred prompts wait.
         started_s = time.monotonic()
 
         def seen() -> bool:
-            load.rate = 15.0 + 0.05 * (time.monotonic() - started_s)
+            load.rate = 19.0 + 0.1 * (time.monotonic() - started_s)
             model = shadow_report(url)
             if model.get("ticks") != 20:
                 return False
