@@ -33,6 +33,7 @@ def run(seeds: int, requests: int) -> dict[str, Any]:
             ("paper", paper_policy(baseline_s)),
             ("toll", Policy("toll")),
             ("toll+queue", Policy.parse("toll+queue")),
+            ("one prompt per pass", Policy.parse("toll+queue(share_passes=false)")),
         ]
         for label, policy in policies:
             for flight in IN_FLIGHT:
@@ -86,8 +87,8 @@ def _point(
 
 
 def draw(found: dict[str, Any]) -> None:
-    """One column per fleet: the paper's estimator, the loss of a decision, and the tails."""
-    figure, grid = axes(3, len(PAPER_FLEETS))
+    """One column per fleet: PoA-hat, the loss of a decision, cost over the bound, and tails."""
+    figure, grid = axes(4, len(PAPER_FLEETS), height=2.8)
     for column, name in enumerate(PAPER_FLEETS):
         for policy in ("dynamo", "paper", "toll", "toll+queue"):
             rows = [r for r in found["rows"] if r["fleet"] == name and r["policy"] == policy]
@@ -95,14 +96,16 @@ def draw(found: dict[str, Any]) -> None:
             style = {"color": colour(policy), "label": policy, "marker": ".", "lw": 1.2}
             grid[0, column].plot(flight, [r["decode_poa_paper"] for r in rows], **style)
             grid[1, column].plot(flight, [r["decision_loss"] for r in rows], **style)
+            grid[2, column].plot(flight, [r["poa_e2e"] for r in rows], **style)
             tail = [1e3 * r["steady_ttft_p99_s"] for r in rows]
-            grid[2, column].plot(flight, tail, **style)
+            grid[3, column].plot(flight, tail, **style)
         workers = PAPER_FLEETS[name][2]
         grid[0, column].axhline(found["window"] / workers, color="k", ls=":", lw=1, label="N/m")
         grid[0, column].set(title=name, ylabel="PoA-hat, decode leg", ylim=(0, 22))
         grid[1, column].set(ylabel="loss of a decision, both legs", ylim=(0.99, None))
-        grid[2, column].set(ylabel="TTFT p99, ms", xlabel="requests in flight", yscale="log")
-        for row in range(3):
+        grid[2, column].set(ylabel="E2E ÷ lower bound", ylim=(1, None))
+        grid[3, column].set(ylabel="TTFT p99, ms", xlabel="requests in flight", yscale="log")
+        for row in range(4):
             grid[row, column].set_xscale("log", base=2)
             grid[row, column].set_xticks([8, 32, 128, 512], ["8", "32", "128", "512"])
             grid[row, column].grid(alpha=0.3)
