@@ -15,10 +15,13 @@ from bench.paper.settings import (
     split,
     write,
 )
+from numpy.typing import NDArray
 
 from wardrop.control import knee_load
 from wardrop.replay import Policy, simulate
 
+GAP_MS = 1.0
+"""Longest gap between two arrivals of one burst."""
 IN_FLIGHT = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -33,6 +36,7 @@ def run(seeds: int, requests: int) -> dict[str, Any]:
             ("paper", paper_policy(baseline_s)),
             ("toll", Policy("toll")),
             ("toll+queue", Policy.parse("toll+queue")),
+            ("round_robin", Policy("round_robin")),
             ("one prompt per pass", Policy.parse("toll+queue(share_passes=false)")),
         ]
         for label, policy in policies:
@@ -64,11 +68,16 @@ def _point(
         late = result.ttft_ms[flight:] / 1e3
         figures["steady_ttft_p99_s"] = float(np.nanpercentile(late, 99))
         figures["steady_ttft_mean_s"] = float(np.nanmean(late))
+        before_ms = (result.admit_ms - result.arrival_ms)[flight:]
+        figures["steady_before_engine_s"] = float(np.nanmean(before_ms)) / 1e3
+        figures["steady_burst"] = _burst(np.sort(result.arrival_ms)[flight:])
         changes += sum(len(pool) for pool in result.regimes)
         runs.append(figures)
     kept = (
         "steady_ttft_mean_s",
         "steady_ttft_p99_s",
+        "steady_before_engine_s",
+        "steady_burst",
         "itl_p99_ms",
         "e2e_mean_s",
         "output_tokens_per_s",
@@ -84,6 +93,13 @@ def _point(
         "decode_poa_square",
     )
     return {key: float(np.mean([run[key] for run in runs])) for key in kept} | {"changes": changes}
+
+
+def _burst(arrival_ms: NDArray[np.float64]) -> float:
+    """Requests in the burst of a request, mean over requests: gaps above `GAP_MS` end a burst."""
+    starts = np.append(0, np.diff(arrival_ms) > GAP_MS)
+    sizes = np.bincount(np.cumsum(starts)).astype(np.float64)
+    return float(np.mean(sizes**2) / np.mean(sizes))
 
 
 def draw(found: dict[str, Any]) -> None:
