@@ -15,10 +15,13 @@ from bench.paper.settings import (
     split,
     write,
 )
+from numpy.typing import NDArray
 
 from wardrop.control import knee_load
 from wardrop.replay import Policy, simulate
 
+GAP_MS = 1.0
+"""Longest gap between two arrivals of one burst."""
 IN_FLIGHT = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -33,6 +36,8 @@ def run(seeds: int, requests: int) -> dict[str, Any]:
             ("paper", paper_policy(baseline_s)),
             ("toll", Policy("toll")),
             ("toll+queue", Policy.parse("toll+queue")),
+            ("round_robin", Policy("round_robin")),
+            ("one prompt per pass", Policy.parse("toll+queue(share_passes=false)")),
         ]
         for label, policy in policies:
             for flight in IN_FLIGHT:
@@ -63,11 +68,16 @@ def _point(
         late = result.ttft_ms[flight:] / 1e3
         figures["steady_ttft_p99_s"] = float(np.nanpercentile(late, 99))
         figures["steady_ttft_mean_s"] = float(np.nanmean(late))
+        before_ms = (result.admit_ms - result.arrival_ms)[flight:]
+        figures["steady_before_engine_s"] = float(np.nanmean(before_ms)) / 1e3
+        figures["steady_burst"] = _burst(np.sort(result.arrival_ms)[flight:])
         changes += sum(len(pool) for pool in result.regimes)
         runs.append(figures)
     kept = (
         "steady_ttft_mean_s",
         "steady_ttft_p99_s",
+        "steady_before_engine_s",
+        "steady_burst",
         "itl_p99_ms",
         "e2e_mean_s",
         "output_tokens_per_s",
@@ -85,9 +95,16 @@ def _point(
     return {key: float(np.mean([run[key] for run in runs])) for key in kept} | {"changes": changes}
 
 
+def _burst(arrival_ms: NDArray[np.float64]) -> float:
+    """Requests in the burst of a request, mean over requests: gaps above `GAP_MS` end a burst."""
+    starts = np.append(0, np.diff(arrival_ms) > GAP_MS)
+    sizes = np.bincount(np.cumsum(starts)).astype(np.float64)
+    return float(np.mean(sizes**2) / np.mean(sizes))
+
+
 def draw(found: dict[str, Any]) -> None:
-    """One column per fleet: the paper's estimator, the loss of a decision, and the tails."""
-    figure, grid = axes(3, len(PAPER_FLEETS))
+    """One column per fleet: PoA-hat, the loss of a decision, cost over the bound, and tails."""
+    figure, grid = axes(4, len(PAPER_FLEETS), height=2.8)
     for column, name in enumerate(PAPER_FLEETS):
         for policy in ("dynamo", "paper", "toll", "toll+queue"):
             rows = [r for r in found["rows"] if r["fleet"] == name and r["policy"] == policy]
@@ -95,14 +112,16 @@ def draw(found: dict[str, Any]) -> None:
             style = {"color": colour(policy), "label": policy, "marker": ".", "lw": 1.2}
             grid[0, column].plot(flight, [r["decode_poa_paper"] for r in rows], **style)
             grid[1, column].plot(flight, [r["decision_loss"] for r in rows], **style)
+            grid[2, column].plot(flight, [r["poa_e2e"] for r in rows], **style)
             tail = [1e3 * r["steady_ttft_p99_s"] for r in rows]
-            grid[2, column].plot(flight, tail, **style)
+            grid[3, column].plot(flight, tail, **style)
         workers = PAPER_FLEETS[name][2]
         grid[0, column].axhline(found["window"] / workers, color="k", ls=":", lw=1, label="N/m")
         grid[0, column].set(title=name, ylabel="PoA-hat, decode leg", ylim=(0, 22))
         grid[1, column].set(ylabel="loss of a decision, both legs", ylim=(0.99, None))
-        grid[2, column].set(ylabel="TTFT p99, ms", xlabel="requests in flight", yscale="log")
-        for row in range(3):
+        grid[2, column].set(ylabel="E2E ÷ lower bound", ylim=(1, None))
+        grid[3, column].set(ylabel="TTFT p99, ms", xlabel="requests in flight", yscale="log")
+        for row in range(4):
             grid[row, column].set_xscale("log", base=2)
             grid[row, column].set_xticks([8, 32, 128, 512], ["8", "32", "128", "512"])
             grid[row, column].grid(alpha=0.3)

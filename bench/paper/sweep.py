@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from bench.paper.drawing import axes, save
+from bench.paper.ranks import ranks, ranks_text, run_figures
 from bench.paper.settings import SHARED, closed_loop, split, timing, write
 
 from wardrop.replay import Engine, Fleet, Policy, Workload, load, simulate, spread
@@ -15,13 +16,21 @@ WEIGHTS = (0.1, 0.5, 1.0, 2.0)
 FIGURES = (
     "ttft_mean_s",
     "ttft_p99_s",
+    "e2e_mean_s",
     "output_tokens_per_s",
     "decision_loss",
     "poa_ttft",
     "poa_e2e",
     "poa_paper",
+    "decode_poa_paper",
     "reuse",
 )
+PANELS = {
+    "ttft_mean_s": "mean TTFT, s",
+    "poa_e2e": "E2E ÷ lower bound",
+    "decode_poa_paper": "PoA-hat",
+}
+"""Figures of the picture, one row each."""
 
 
 def _places(requests: int) -> dict[str, tuple[Any, Fleet]]:
@@ -43,45 +52,67 @@ def _places(requests: int) -> dict[str, tuple[Any, Fleet]]:
 
 
 def run(seeds: int, requests: int) -> dict[str, Any]:
-    """Every place and pair of parameters; means over seeds, and the spread over the 16 pairs."""
-    found: dict[str, Any] = {"temperatures": TEMPERATURES, "weights": WEIGHTS, "places": {}}
+    """Every place and pair of parameters.
+
+    Figures are means over seeds. `spread` is the spread over the 16 pairs, and `ranks` says whether
+    an index ranks the pairs as their latency does.
+    """
+    found: dict[str, Any] = {
+        "seeds": seeds,
+        "temperatures": TEMPERATURES,
+        "weights": WEIGHTS,
+        "places": {},
+    }
     for name, (workload, fleet) in _places(requests).items():
         made = [workload(seed) for seed in range(seeds)]
         cells: dict[str, list[list[float]]] = {key: [] for key in FIGURES}
+        pairs: list[list[dict[str, float]]] = [[] for _ in made]
         for weight in WEIGHTS:
             lines: dict[str, list[float]] = {key: [] for key in FIGURES}
             for temperature in TEMPERATURES:
                 pair = {"router_temperature": temperature, "prefill_load_scale": weight}
                 runs = [
-                    simulate(one, fleet, Policy("dynamo", pair), seed=seed).summary()
+                    run_figures(simulate(one, fleet, Policy("dynamo", pair), seed=seed))
                     for seed, one in enumerate(made)
                 ]
+                for kept, figures in zip(pairs, runs, strict=True):
+                    kept.append(figures)
                 for key in FIGURES:
                     lines[key].append(float(np.mean([figures[key] for figures in runs])))
             for key in FIGURES:
                 cells[key].append(lines[key])
         spreads = {key: float(np.std(cells[key]) / np.mean(cells[key])) for key in FIGURES}
-        found["places"][name] = {"cells": cells, "spread": spreads}
-        print(name, {key: f"{100 * value:.1f} %" for key, value in spreads.items()}, flush=True)
+        taus = ranks(pairs)
+        found["places"][name] = {"cells": cells, "spread": spreads, "ranks": taus}
+        print(name, {key: f"{100 * value:.2f} %" for key, value in spreads.items()}, flush=True)
+        print(f"    {ranks_text(taus)}", flush=True)
     write("sweep", found)
     return found
 
 
 def draw(found: dict[str, Any]) -> None:
-    """Mean TTFT of every pair, one panel per place."""
+    """TTFT, cost over the bound, and the paper's estimator of every pair; a column per place."""
     places = found["places"]
-    figure, grid = axes(1, len(places), width=3.6, height=3.3)
-    for axis, (name, place) in zip(grid[0], places.items(), strict=True):
-        values = np.asarray(place["cells"]["ttft_mean_s"])
-        axis.imshow(values, cmap="viridis_r", origin="lower")
-        for (row, column), value in np.ndenumerate(values):
-            light = value > (values.min() + values.max()) / 2
-            ink = "white" if light else "black"
-            axis.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=8, color=ink)
-        spreads = place["spread"]
-        axis.set_title(f"{name}\nspread {100 * spreads['ttft_mean_s']:.1f} %", fontsize=9)
-        axis.set_xticks(range(len(TEMPERATURES)), [str(t) for t in TEMPERATURES])
-        axis.set_yticks(range(len(WEIGHTS)), [str(w) for w in WEIGHTS])
-        axis.set(xlabel="temperature τ", ylabel="weight ω")
-    figure.suptitle("mean TTFT, s", fontsize=10)
+    figure, grid = axes(len(PANELS), len(places), width=3.6, height=3.2)
+    for column, (name, place) in enumerate(places.items()):
+        for row, (key, title) in enumerate(PANELS.items()):
+            axis = grid[row, column]
+            _panel(axis, np.asarray(place["cells"][key]))
+            spread_text = f"{title}, spread {100 * place['spread'][key]:.2f} %"
+            axis.set_title(f"{name}\n{spread_text}" if row == 0 else spread_text, fontsize=9)
+    for axis in grid[-1]:
+        axis.set_xlabel("temperature τ")
+    for axis in grid[:, 0]:
+        axis.set_ylabel("weight ω")
     save(figure, "sweep")
+
+
+def _panel(axis: Any, values: Any) -> None:
+    """One figure of the 16 pairs: dark is large."""
+    axis.imshow(values, cmap="viridis_r", origin="lower")
+    for (row, column), value in np.ndenumerate(values):
+        light = value > (values.min() + values.max()) / 2
+        ink = "white" if light else "black"
+        axis.text(column, row, f"{value:#.4g}", ha="center", va="center", fontsize=8, color=ink)
+    axis.set_xticks(range(len(TEMPERATURES)), [str(t) for t in TEMPERATURES])
+    axis.set_yticks(range(len(WEIGHTS)), [str(w) for w in WEIGHTS])

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from bench.paper.drawing import axes, colour, save
+from bench.paper.ranks import Ranks, ranks, ranks_text, run_figures
 from bench.paper.settings import SHARED, phased, timing, write
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from wardrop.replay import Engine, Fleet, Policy, Workload, load, restart, simulate, spread
 
@@ -23,6 +24,9 @@ POLICIES = {
 }
 FIGURES = ("ttft_mean_s", "ttft_p99_s", "itl_mean_ms", "e2e_mean_s", "attainment", "reuse")
 ANARCHY = (
+    "poa_ttft",
+    "poa_e2e",
+    "decode_poa_paper",
     "decision_loss",
     "decision_loss_low",
     "decision_loss_high",
@@ -67,14 +71,19 @@ def places() -> dict[str, tuple[Callable[[int], Workload], Fleet, str]]:
 
 
 def run(seeds: int) -> dict[str, Any]:
-    """Every place and policy; means over seeds."""
+    """Every place and policy; means over seeds, and τ between each index and each latency."""
     rows: list[dict[str, Any]] = []
+    taus: dict[str, Ranks] = {}
     for place, (workload, fleet, where) in places().items():
         made = [workload(seed) for seed in range(seeds)]
+        of_seed: list[list[dict[str, float]]] = [[] for _ in made]
         for label, policy in POLICIES.items():
             runs = [
-                simulate(one, fleet, policy, seed=seed).summary() for seed, one in enumerate(made)
+                run_figures(simulate(one, fleet, policy, seed=seed))
+                for seed, one in enumerate(made)
             ]
+            for kept, figures in zip(of_seed, runs, strict=True):
+                kept.append(figures)
             means = {
                 key: float(np.mean([figures[key] for figures in runs]))
                 for key in (*FIGURES, *ANARCHY, *MORE)
@@ -85,10 +94,14 @@ def run(seeds: int) -> dict[str, Any]:
             print(
                 f"{place:32} {label:16} TTFT {means['ttft_mean_s']:.3f} s "
                 f"({min(each):.3f} to {max(each):.3f}), p99 "
-                f"{means['ttft_p99_s']:.3f} s, decision loss {means['decision_loss']:.3f}",
+                f"{means['ttft_p99_s']:.3f} s, E2E {means['e2e_mean_s']:.3f} s, ÷ lower "
+                f"{means['poa_ttft']:.2f}, {means['poa_e2e']:.2f}, PoA-hat "
+                f"{means['decode_poa_paper']:.2f}, decision loss {means['decision_loss']:.3f}",
                 flush=True,
             )
-    found = {"seeds": seeds, "rows": rows}
+        taus[place] = ranks(of_seed)
+        print(f"{place:32} {ranks_text(taus[place])}", flush=True)
+    found = {"seeds": seeds, "rows": rows, "ranks": taus}
     write("winnable", found)
     return found
 
@@ -98,10 +111,10 @@ def _colour(label: str) -> str:
 
 
 def draw(found: dict[str, Any]) -> None:
-    """The price of anarchy by its parts, and the mean TTFT."""
+    """The parts of the decision loss, the mean TTFT, cost over the bound, and PoA-hat."""
     rows = found["rows"]
     names = list(dict.fromkeys(row["place"] for row in rows))
-    figure, grid = axes(2, len(names), width=2.2, height=2.6)
+    figure, grid = axes(4, len(names), width=2.2, height=2.3)
     for column, place in enumerate(names):
         here = [row for row in rows if row["place"] == place]
         at = np.arange(len(here))
@@ -113,12 +126,20 @@ def draw(found: dict[str, Any]) -> None:
         bottom.barh(
             at, [row["ttft_mean_s"] for row in here], color=[_colour(r["policy"]) for r in here]
         )
-        times = [row["ttft_mean_s"] for row in here]
-        if max(times) > 8 * min(times):
-            bottom.set_xscale("log")
-            bottom.xaxis.set_minor_formatter(NullFormatter())
+        over, hat = grid[2, column], grid[3, column]
+        over.barh(at - 0.2, [row["poa_ttft"] for row in here], 0.4, color="#8172b3", label="TTFT")
+        over.barh(at + 0.2, [row["poa_e2e"] for row in here], 0.4, color="#ccb974", label="E2E")
+        hat.barh(at, [row["decode_poa_paper"] for row in here], color="#888888")
+        for axis, keys in ((bottom, ("ttft_mean_s",)), (over, ("poa_ttft", "poa_e2e"))):
+            values = [row[key] for row in here for key in keys]
+            if max(values) > 8 * min(values):
+                axis.set_xscale("log")
+                steps = (1.0, 2.0, 5.0) if max(values) < 50 * min(values) else (1.0,)
+                axis.xaxis.set_major_locator(LogLocator(subs=steps))
+                axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.xaxis.set_minor_formatter(NullFormatter())
         labels = [row["policy"] for row in here] if column == 0 else [""] * len(here)
-        for axis in (top, bottom):
+        for axis in grid[:, column]:
             axis.set_yticks(at, labels, fontsize=7)
             axis.invert_yaxis()
             axis.tick_params(axis="x", labelsize=7)
@@ -126,5 +147,8 @@ def draw(found: dict[str, Any]) -> None:
         top.axvline(0, color="k", lw=0.6)
         top.set_xlabel("% of cost lost", fontsize=7)
         bottom.set_xlabel("mean TTFT, s", fontsize=7)
+        over.set_xlabel("cost ÷ lower bound", fontsize=7)
+        hat.set_xlabel("PoA-hat", fontsize=7)
     grid[0, 0].legend(fontsize=6)
+    grid[2, 3].legend(fontsize=6, loc="lower right")
     save(figure, "winnable")
