@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -17,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use wardrop_core::{EngineHash, KvEvent, LocalHash, Tier, WorkerId};
 use wardrop_service::{PoolName, Service};
 
@@ -84,6 +86,8 @@ struct Held {
 pub(crate) struct Dumps {
     service: Arc<Service>,
     turn: Arc<Semaphore>,
+    /// Longest time for which a reader may take no piece.
+    reader_patience: Duration,
 }
 
 impl Dumps {
@@ -92,6 +96,7 @@ impl Dumps {
         Self {
             service,
             turn: Arc::new(Semaphore::new(1)),
+            reader_patience: READER_PATIENCE,
         }
     }
 
@@ -114,19 +119,38 @@ impl Dumps {
                 )));
             }
         }
-        let (pieces, reader) = mpsc::channel(PIECES);
-        let (service, runtime) = (self.service.clone(), tokio::runtime::Handle::current());
-        tokio::task::spawn_blocking(move || {
-            let writer = Writer {
-                pieces,
-                runtime,
-                buffer: Vec::with_capacity(2 * PIECE_BYTES),
-                _turn: turn,
-            };
-            writer.write(&service, &pools);
-        });
-        let body = Body::from_stream(ReceiverStream::new(reader));
+        let body = Body::from_stream(self.begin(turn, pools));
         Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+    }
+
+    /// Starts to write. The pieces end with an error where the dump ended early.
+    ///
+    /// Without this error the end of the body would look regular to a reader that parses no JSON.
+    fn begin(
+        &self,
+        turn: OwnedSemaphorePermit,
+        pools: Vec<Pool>,
+    ) -> impl Stream<Item = io::Result<Bytes>> + use<> {
+        let (pieces, reader) = mpsc::channel(PIECES);
+        let is_whole = Arc::new(AtomicBool::new(false));
+        let mut writer = Writer {
+            pieces,
+            runtime: tokio::runtime::Handle::current(),
+            buffer: Vec::with_capacity(2 * PIECE_BYTES),
+            reader_patience: self.reader_patience,
+            _turn: turn,
+        };
+        let (service, written) = (self.service.clone(), is_whole.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = writer.write(&service, &pools);
+            written.store(result.is_ok(), Ordering::Release);
+        });
+        let mut is_over = false;
+        let end = std::iter::from_fn(move || {
+            let is_broken = !std::mem::replace(&mut is_over, true) && !is_whole.load(Ordering::Acquire);
+            is_broken.then(|| Err(io::Error::other("the dump ended early")))
+        });
+        ReceiverStream::new(reader).map(Ok).chain(tokio_stream::iter(end))
     }
 }
 
@@ -158,26 +182,20 @@ const fn aggregated(model: &str) -> PoolName<'_> {
 
 /// A dump that is being written.
 struct Writer {
-    pieces: mpsc::Sender<io::Result<Bytes>>,
+    pieces: mpsc::Sender<Bytes>,
     runtime: tokio::runtime::Handle,
     buffer: Vec<u8>,
+    reader_patience: Duration,
     /// Free again when the writer is dropped.
     _turn: OwnedSemaphorePermit,
 }
 
 impl Writer {
-    /// Writes all pools. A reader that left or does not read ends it.
-    fn write(mut self, service: &Service, pools: &[Pool]) {
-        if self.write_pools(service, pools).is_err() {
-            // Without the end of its JSON and with an error behind it, a reader cannot take the part for the whole.
-            let broken = io::Error::other("the dump ended early");
-            let _ = self.pieces.try_send(Err(broken));
-        }
-    }
-
+    /// Writes all pools.
+    ///
     /// # Errors
-    /// The reader left, or took no piece for [`READER_PATIENCE`].
-    fn write_pools(&mut self, service: &Service, pools: &[Pool]) -> io::Result<()> {
+    /// The reader left, or took no piece for `reader_patience`.
+    fn write(&mut self, service: &Service, pools: &[Pool]) -> io::Result<()> {
         self.buffer.push(b'{');
         for (number, pool) in pools.iter().enumerate() {
             if number > 0 {
@@ -196,26 +214,36 @@ impl Writer {
                     self.buffer.push(b',');
                 }
                 serde_json::to_writer(&mut self.buffer, &event)?;
-                if self.buffer.len() >= PIECE_BYTES {
-                    self.send()?;
-                }
+                self.send_if_full()?;
             }
             self.buffer.extend(b"]}");
+            self.send_if_full()?;
         }
         self.buffer.push(b'}');
+        self.send()
+    }
+
+    /// Hands what is written to the reader, once it is a piece.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    fn send_if_full(&mut self) -> io::Result<()> {
+        if self.buffer.len() < PIECE_BYTES {
+            return Ok(());
+        }
         self.send()
     }
 
     /// Hands what is written to the reader.
     ///
     /// # Errors
-    /// As [`Writer::write_pools`].
+    /// As [`Writer::write`].
     fn send(&mut self) -> io::Result<()> {
         let piece = Bytes::from(std::mem::take(&mut self.buffer));
         // The timer belongs to the runtime, so the future is made inside it.
         let sent = self
             .runtime
-            .block_on(async { tokio::time::timeout(READER_PATIENCE, self.pieces.send(Ok(piece))).await });
+            .block_on(async { tokio::time::timeout(self.reader_patience, self.pieces.send(piece)).await });
         match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::Error::other("the reader left")),
@@ -252,4 +280,78 @@ fn router_event(worker: WorkerId, event_id: u64, event: KvEvent) -> Option<Route
             dp_rank: worker.dp_rank,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use wardrop_service::config::ServiceConfig;
+
+    use super::*;
+    use crate::select::fleet::Fleet;
+
+    /// Pools whose names alone fill more pieces than the channel holds.
+    fn many_pools() -> Vec<Pool> {
+        let long = "x".repeat(PIECE_BYTES);
+        let pools = (0..3 * PIECES).map(|number| Pool {
+            name: format!("unknown {number}"),
+            shown: format!("{long}{number}"),
+            block_size: 16,
+        });
+        pools.collect()
+    }
+
+    fn dumps(reader_patience: Duration) -> Dumps {
+        let service = Service::new(ServiceConfig::default()).expect("the defaults must be a configuration");
+        Dumps {
+            reader_patience,
+            ..Dumps::new(service)
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_dump_whose_reader_stops_ends_with_an_error_and_frees_the_turn() {
+        let dumps = dumps(Duration::from_millis(1));
+        let turn = dumps.turn.clone().try_acquire_owned().expect("the turn is free");
+        let pieces = dumps.begin(turn, many_pools());
+        // The turn is free once the writer has given the reader up.
+        let next = dumps.turn.clone().acquire_owned().await;
+        assert!(next.is_ok());
+        let pieces: Vec<_> = pieces.collect().await;
+        assert!(
+            pieces.last().is_some_and(Result::is_err),
+            "the end must say that a part is missing"
+        );
+        assert!(pieces.iter().filter(|piece| piece.is_err()).count() == 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_dump_that_is_read_ends_without_an_error_and_is_json() {
+        let dumps = dumps(READER_PATIENCE);
+        let turn = dumps.turn.clone().try_acquire_owned().expect("the turn is free");
+        let pieces: io::Result<Vec<Bytes>> = dumps.begin(turn, many_pools()).collect().await;
+        let text = pieces.expect("the reader took every piece").concat();
+        let dump: serde_json::Value = serde_json::from_slice(&text).expect("the whole must be JSON");
+        assert_eq!(dump.as_object().map(serde_json::Map::len), Some(3 * PIECES));
+    }
+
+    #[test]
+    fn pools_have_the_names_of_dynamo_and_need_a_block_size() {
+        let service = Service::new(ServiceConfig::default()).expect("the defaults must be a configuration");
+        let fleet = Fleet::new(service);
+        for record in [
+            json!({"worker_id": 1, "endpoint": "http://a:1", "block_size": 16}),
+            json!({"worker_id": 2, "endpoint": "http://a:2", "block_size": 16, "routing_group": "b"}),
+            json!({"worker_id": 3, "endpoint": "http://a:3", "model_name": "other"}),
+        ] {
+            let record = WorkerRecord::from_json(record).expect("a record");
+            fleet.upsert(record).expect("the worker fits");
+        }
+        let pools = pools(&fleet.records(None, None));
+        let shown: Vec<_> = pools
+            .iter()
+            .map(|pool| (pool.shown.as_str(), pool.block_size))
+            .collect();
+        assert_eq!(shown, [("default:b", 16), ("default:default", 16)]);
+    }
 }
