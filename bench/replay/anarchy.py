@@ -52,7 +52,7 @@ class Kind:
 
 
 def kinds() -> dict[str, Kind]:
-    """Both recorded traces and four generators."""
+    """Both recorded traces and every generator but `paper`, which `bench.paper` runs."""
     timing = load_timing(SHARED / "timing" / "llama70b_tp4_b200.npz")
     engine = Engine(timing=timing, num_blocks=4_096)
     fleet = Fleet(workers=8, engine=engine)
@@ -65,6 +65,11 @@ def kinds() -> dict[str, Kind]:
         "conversations": Kind(lambda: generate("agents(sessions=150,per_s=2,turns=8)"), fleet),
         "bursts": Kind(lambda: generate("bursts(requests=1500,per_s=20)"), small),
         "phases": Kind(lambda: generate("phases(requests=1500,per_s=20)"), small),
+        "agent loops": Kind(lambda: generate("agent_loops(sessions=150,max_calls=10)"), fleet),
+        "support bots": Kind(lambda: generate("support(requests=1500)"), fleet),
+        "questions on documents": Kind(lambda: generate("documents(count=100)"), fleet),
+        "crowds": Kind(lambda: generate("crowds(requests=1500)"), fleet),
+        "mixed tenants": Kind(lambda: generate("tenants(requests=1500)"), fleet),
     }
 
 
@@ -158,12 +163,24 @@ def draw(cells: dict[str, list[Cell]], path: Path) -> None:
     plt.close(figure)
 
 
+def write(report: Path, found: list[dict[str, Any]]) -> None:
+    """Put the rows into a file, in the order of the kinds; rows of other kinds stay."""
+    ran = {row["kind"] for row in found}
+    old = json.loads(report.read_text())["rows"] if report.is_file() else []
+    every = [row for row in old if row["kind"] not in ran] + found
+    order = list(kinds())
+    every.sort(key=lambda row: (order.index(row["kind"]), row["share"]))
+    report.write_text(json.dumps({"rows": every}, indent=1) + "\n")
+
+
 def main() -> None:
     """Run the simulations that are missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--kind", nargs="*", choices=list(kinds()), default=None)
-    parser.add_argument("--report", type=Path, default=None, help="write all rows as JSON")
+    parser.add_argument(
+        "--report", type=Path, default=None, help="JSON file; rows of kinds that do not run stay"
+    )
     parser.add_argument("--picture", type=Path, default=None, help="draw the prices over load")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -178,7 +195,7 @@ def main() -> None:
     if options.picture:
         draw(cells, options.picture)
     if options.report:
-        options.report.write_text(json.dumps({"rows": found}, indent=1) + "\n")
+        write(options.report, found)
 
 
 if __name__ == "__main__":
