@@ -222,12 +222,15 @@ frontend-wheel: $(STAMPS)/frontend ## build the wheel `wardrop-frontend` for thi
 	$(VENV)/bin/maturin build --release --locked --manifest-path frontend/Cargo.toml --out dist
 
 .PHONY: release
-release: $(STAMPS)/venv $(STAMPS)/release ## wheel, source distribution and notes into dist/, from a clean tree; DRY_RUN=1 only checks
+release: $(STAMPS)/venv $(STAMPS)/release ## wheels (x86-64, aarch64), source distribution and notes into dist/, from a clean tree; DRY_RUN=1 only checks
 	$(PY) .ci/release check
 ifndef DRY_RUN
 	rm -rf dist
 	PATH="$(CURDIR)/$(SHIP)/bin:$$PATH" $(SHIP)/bin/maturin build --profile dist --locked --sdist --out dist \
 	  --zig --compatibility manylinux_2_28
+	rustup target add aarch64-unknown-linux-gnu
+	PATH="$(CURDIR)/$(SHIP)/bin:$$PATH" $(SHIP)/bin/maturin build --profile dist --locked --out dist \
+	  --zig --compatibility manylinux_2_28 --target aarch64-unknown-linux-gnu
 	$(PY) .ci/release verify dist
 endif
 
