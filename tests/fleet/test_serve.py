@@ -545,3 +545,22 @@ def test_decision_loss_is_measured_live_on_streams(route, engines):
     wait_until(lambda: router.metric("decision_loss_windows") >= 1, "a window of decisions")
     assert router.metric("decision_loss") >= 1.0
     assert router.metric("time_to_first_token_seconds_count") == 70
+
+
+def test_price_against_the_bound_is_measured_live(route, engines):
+    config = Config()
+    config = replace(config, control=replace(config.control, bound_window_s=1.0))
+    router = route(engines(token_s=0.003), engines(token_s=0.003), config=config)
+
+    def figure(name: str, latency: str) -> float:
+        return router.metric(f"price_of_anarchy_bound{name}", latency=latency)
+
+    # The curves need samples before a window has a bound, and gaps of tokens that are no bursts.
+    asked = 0
+    while figure("_requests", "e2e") < 50:
+        assert router.complete(tokens(asked), stream=True, max_tokens=6)[0] == 200
+        asked += 1
+        assert asked < 20_000, "windows must have a bound once the curves have learned"
+    for latency in ("ttft", "e2e"):
+        assert figure("", latency) > 0.5
+    assert router.metric("price_of_anarchy_bound_cpu_seconds_total") > 0

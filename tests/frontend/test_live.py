@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.frontend.native import Native, cached_tokens, running, served_by
-from tests.live.client import get, shape, stream
+from tests.live.client import Answer, get, shape, stream
 from tests.waiting import wait_until
 
 from wardrop.dynamo.embedded import Fleet, FleetSpec
@@ -193,6 +193,34 @@ def test_split_fleet_is_decided_in_process_in_any_order_of_arrival():
         assert late.instances
         assert native.complete(prompt(9, 512), 4).status == 200
         assert native.decisions() == before + 2
+
+
+def test_each_data_parallel_rank_has_a_cache_of_its_own_and_is_pinned():
+    ranks = ("--data-parallel-size", "2")
+    spec = FleetSpec(workers=2, speedup_ratio=20, process_per_worker=False, mocker_arguments=ranks)
+    with Fleet(spec) as fleet, running(fleet, "--wardrop-policy", "dynamo", workers=4) as native:
+        blocks = len(prompt(1)) // spec.block_size
+        seen: set[tuple[int, int]] = set()
+        for number in range(1, 13):
+            worker, rank = rank_of(native.complete(prompt(number)))
+            seen.add((worker, rank))
+
+            def held(worker: int = worker, rank: int = rank) -> float:
+                at = {"worker_id": str(worker), "dp_rank": str(rank)}
+                return native.metrics().total("wardrop_worker_held_blocks", **at)
+
+            wait_until(lambda held=held: held() >= blocks, "the events of its blocks")
+            again = native.complete(prompt(number))
+            assert rank_of(again) == (worker, rank)
+            assert cached_tokens(again) >= (blocks - 1) * spec.block_size
+        assert {rank for _, rank in seen} == {0, 1}
+        assert native.decisions() == 24
+
+
+def rank_of(answer: Answer) -> tuple[int, int]:
+    """Instance and rank that Dynamo says decoded the request."""
+    worker = answer.json()["nvext"]["worker_id"]
+    return worker["decode_worker_id"], worker["decode_dp_rank"]
 
 
 def test_blocks_without_a_cache_salt_are_not_expected_under_one(fleet: Fleet):
