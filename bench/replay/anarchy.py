@@ -65,7 +65,7 @@ def kinds() -> dict[str, Kind]:
         "conversations": Kind(lambda: generate("agents(sessions=150,per_s=2,turns=8)"), fleet),
         "bursts": Kind(lambda: generate("bursts(requests=1500,per_s=20)"), small),
         "phases": Kind(lambda: generate("phases(requests=1500,per_s=20)"), small),
-        "agent loops": Kind(lambda: generate("agent_loops(sessions=150,max_calls=10)"), fleet),
+        "agent loops": Kind(lambda: generate("agent_loops(sessions=600,max_calls=10)"), fleet),
         "support bots": Kind(lambda: generate("support(requests=1500)"), fleet),
         "questions on documents": Kind(lambda: generate("documents(count=100)"), fleet),
         "crowds": Kind(lambda: generate("crowds(requests=1500)"), fleet),

@@ -20,7 +20,7 @@ from wardrop.dynamo.ports import free_port
 pytestmark = [
     pytest.mark.live,
     pytest.mark.usefixtures("private_network"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
 ]
 
 
@@ -81,7 +81,7 @@ def test_harmful_change_by_hand_is_rolled_back_by_the_guard_which_says_why():
             records = ask(url, "/v1/audit?last=100")
             return any(r["event"] == "rolled_back" and r["of"] == change["number"] for r in records)
 
-        wait_until(undone, "a roll-back", 80)
+        wait_until(undone, "a roll-back", 150)
         (record,) = [r for r in ask(url, "/v1/audit?last=100") if r["of"] == change["number"]]
         print(record["reason"])
         assert record["by"] == "controller"

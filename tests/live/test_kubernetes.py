@@ -137,6 +137,7 @@ def test_workers_of_a_real_dynamo_are_followed_and_served(cluster: ApiServer, tm
         wait_until(
             lambda: (alive(), cluster.count("patch", WORKERS) >= 2 * len(PODS))[1],
             "the resources of both workers",
+            150,
         )
         ready(cluster, *PODS)
         frontend, port = free_port(), free_port()
