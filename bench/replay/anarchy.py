@@ -149,7 +149,8 @@ def draw(cells: dict[str, list[Cell]], path: Path) -> None:
     """Cost ÷ lower bound by E2E over load: one panel per kind of traffic."""
     from bench.paper.drawing import axes, colour, plt
 
-    figure, grid = axes(2, -(-len(cells) // 2), width=3.4, height=2.8)
+    across = 4
+    figure, grid = axes(-(-len(cells) // across), across, width=3.4, height=2.8)
     for panel, (name, found) in zip(grid.ravel(), cells.items(), strict=False):
         for policy in POLICIES:
             prices = [cell.figures["poa_e2e"] for cell in found if cell.policy == policy]
@@ -158,6 +159,8 @@ def draw(cells: dict[str, list[Cell]], path: Path) -> None:
             panel.plot(SHARES, prices, marker=".", lw=1.2, zorder=2 if is_ours else 1, **style)
         panel.set(title=name, yscale="log", xlabel="load ÷ knee", ylabel="E2E ÷ lower bound")
         panel.grid(alpha=0.3)
+    for empty in grid.ravel()[len(cells) :]:
+        empty.set_axis_off()
     grid[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
