@@ -135,6 +135,10 @@ def test_both_legs_of_a_split_are_shadowed_together_and_their_clock_is_checked()
         assert difference(router, "round_robin", "_low") > 0, "round robin misses caches"
 
 
+# A tail over 20 s is a noisy figure: it takes one to four minutes to show, more on a busy machine.
+# `adoption.rs` tests the rule itself.
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
 def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -159,7 +163,7 @@ def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
             ratio = arm["ttft_ratio"]
             return bool(ratio and ratio["high"] < 1 and policy["does_harm"])
 
-        wait_until(seen, "short prompts that overtake long ones", 220)
+        wait_until(seen, "short prompts that overtake long ones", 800)
         print(CliRunner().invoke(shadows_command.app, ["--url", url]).output)
         model = shadow_report(url)
         assert model["policies"][1]["is_adoptable"], "it differs in nothing but kappa"

@@ -42,8 +42,50 @@ pub(super) fn does_harm(arm: &ArmReport) -> bool {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use wardrop_sim::shadow::Estimate;
 
     use super::*;
+
+    fn ratio(low: f64, value: f64, high: f64) -> Estimate {
+        let p = if low > 1.0 || high < 1.0 { 0.01 } else { 0.5 };
+        Estimate { value, low, high, p }
+    }
+
+    /// An arm whose mean TTFT is a third less than in force, and whose p99 has a ratio.
+    fn arm(ttft_p99_ratio: Option<Estimate>) -> ArmReport {
+        ArmReport {
+            name: "κ 100".into(),
+            completed: 1000,
+            refused: 0,
+            open: 3,
+            ttft_s: None,
+            ttft_p99_s: None,
+            itl_s: None,
+            e2e_s: None,
+            cached_share: None,
+            goodput: None,
+            ttft_ratio: Some(ratio(0.5, 0.67, 0.9)),
+            ttft_p99_ratio,
+            itl_ratio: None,
+            e2e_ratio: Some(ratio(0.9, 1.0, 1.1)),
+            cached_share_ratio: None,
+            goodput_ratio: None,
+        }
+    }
+
+    #[test]
+    fn a_tail_that_is_surely_longer_is_harm_regardless_of_the_mean() {
+        assert!(does_harm(&arm(Some(ratio(1.2, 2.0, 3.0)))));
+        assert!(
+            !does_harm(&arm(Some(ratio(0.9, 2.0, 4.0)))),
+            "the interval holds 1"
+        );
+        assert!(
+            !does_harm(&arm(Some(ratio(1.01, 1.09, 1.2)))),
+            "within the tolerance"
+        );
+        assert!(!does_harm(&arm(None)), "too few requests for a p99");
+    }
 
     fn routing(policy: serde_json::Value, kappa: Option<f64>) -> Routing {
         let queue = kappa.map(|kappa| QueueConfig {
