@@ -232,13 +232,25 @@ def test_killed_router_takes_its_frontends_with_it(fleet: Fleet):
 
 
 def frontend_pids(pid: int) -> list[int]:
-    """Children of a process that are frontends (a block reader may run beside them)."""
+    """Children of a process that are frontends (a block reader may run beside them).
+
+    A child has the command line of the router, `--frontends` included, until it starts its program.
+    """
     children = [
         child
         for task in Path(f"/proc/{pid}/task").iterdir()
         for child in (task / "children").read_text().split()
     ]
-    return [int(c) for c in children if b"frontend" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    name = b"dynamo.frontend"
+    return [int(child) for child in children if name in command_line(child)]
+
+
+def command_line(pid: str) -> bytes:
+    """Arguments of a process, with a zero byte after each; empty for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def alive(pid: int) -> bool:
