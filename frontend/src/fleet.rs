@@ -19,9 +19,8 @@ use wardrop_core::WorkerId;
 use wardrop_service::{DoorFeed, Role, Service};
 
 use crate::recovery;
+use crate::steps::Steps;
 
-/// Topic of engine steps and heartbeats.
-const FORWARD_PASS_TOPIC: &str = "forward-pass-metrics";
 /// Most endpoints that are followed, regardless of how many discovery lists.
 const MAX_ENDPOINTS: usize = 1024;
 /// Pause before a failed or ended subscription is made again.
@@ -91,7 +90,14 @@ impl Fleet {
         };
         let feed = Arc::new(self.service.door_feed(model, role));
         tokio::spawn(follow_events(endpoint.clone(), feed.clone()));
-        tokio::spawn(follow_steps(endpoint.clone(), feed.clone()));
+        let steps = Steps {
+            service: self.service.clone(),
+            model: model.to_owned(),
+            role,
+            endpoint: endpoint.clone(),
+            feed: feed.clone(),
+        };
+        tokio::spawn(steps.follow());
         tokio::spawn(recovery::run(endpoint.clone(), feed));
         tokio::spawn(self.clone().follow_workers(pool, endpoint));
         Ok(())
@@ -166,26 +172,6 @@ async fn follow_events(endpoint: Endpoint, feed: Arc<DoorFeed>) {
                 }
             }
             Err(error) => tracing::warn!(endpoint = %endpoint.id(), %error, "no KV events, trying again"),
-        }
-        tokio::time::sleep(SUBSCRIBE_PAUSE).await;
-    }
-}
-
-/// Reads engine steps and heartbeats for the life of the process.
-async fn follow_steps(endpoint: Endpoint, feed: Arc<DoorFeed>) {
-    loop {
-        match EventSubscriber::for_endpoint(&endpoint, FORWARD_PASS_TOPIC).await {
-            Ok(mut subscriber) => {
-                while let Some(next) = subscriber.next().await {
-                    match next {
-                        Ok(envelope) => feed.forward_pass(&envelope.payload),
-                        Err(error) => {
-                            tracing::debug!(%error, "a message of the engine steps cannot be read")
-                        }
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(endpoint = %endpoint.id(), %error, "no engine steps, trying again"),
         }
         tokio::time::sleep(SUBSCRIBE_PAUSE).await;
     }

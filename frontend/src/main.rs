@@ -19,6 +19,7 @@ mod server;
 mod settings;
 mod silence;
 mod spans;
+mod steps;
 mod surface;
 mod watched;
 mod watching;
