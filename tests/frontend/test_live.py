@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -204,17 +205,18 @@ def test_each_data_parallel_rank_has_a_cache_of_its_own_and_is_pinned():
         for number in range(1, 13):
             worker, rank = rank_of(native.complete(prompt(number)))
             seen.add((worker, rank))
-
-            def held(worker: int = worker, rank: int = rank) -> float:
-                at = {"worker_id": str(worker), "dp_rank": str(rank)}
-                return native.metrics().total("wardrop_worker_held_blocks", **at)
-
-            wait_until(lambda held=held: held() >= blocks, "the events of its blocks")
+            at = {"worker_id": str(worker), "dp_rank": str(rank)}
+            wait_until(partial(holds, native, blocks, **at), "the events of its blocks")
             again = native.complete(prompt(number))
             assert rank_of(again) == (worker, rank)
             assert cached_tokens(again) >= (blocks - 1) * spec.block_size
         assert {rank for _, rank in seen} == {0, 1}
         assert native.decisions() == 24
+
+
+def holds(native: Native, blocks: int, **at: str) -> bool:
+    """Whether the rank with these labels holds so many blocks."""
+    return native.metrics().total("wardrop_worker_held_blocks", **at) >= blocks
 
 
 def rank_of(answer: Answer) -> tuple[int, int]:

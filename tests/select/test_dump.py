@@ -99,7 +99,7 @@ def theirs(private_network: None, tmp_path: Path) -> Iterator[str]:
             return False
 
     try:
-        wait_until(is_up, f"Dynamo's selection service; log:\n{process.text}")
+        wait_until(is_up, f"Dynamo's selection service; its log is {process.log}")
         yield url
     finally:
         process.kill()
@@ -140,6 +140,8 @@ def test_pools_are_apart_and_can_be_asked_for_alone(serve: Serve, engine: Events
         dump = await_blocks(ours.url, 3)
         assert list(dump) == ["m:beta", "m:default"]
         assert dump["m:beta"]["events"] == []
+        assert ours.http("GET", "/dump?model_name=unknown") == (200, {})
+        assert ours.http("POST", "/dump").status == 405
         alone = ours.http("GET", "/dump?routing_group=beta").body
         assert list(alone) == ["m:beta"]
         assert ours.http("DELETE", "/workers/1").status == 200

@@ -18,8 +18,8 @@ use crate::worker::WorkerId;
 
 /// The stores of every registered worker, each parent before its children.
 ///
-/// Copies beyond the first are left out: a second store of a block names no other block. So is a run behind a block
-/// whose engine hash nobody has reported, because a store could not name its parent. No match reaches such a run.
+/// Copies beyond the first are left out: a second store of a block names no other block. A run behind a block without a
+/// reported engine hash is left out too. A store could not name its parent, and no match reaches the run.
 pub(super) fn stores(shared: &Shared, writer: &Writer) -> Vec<(WorkerId, KvEvent)> {
     let workers: FxHashMap<Slot, WorkerId> = writer.slot_of.iter().map(|(&id, &slot)| (slot, id)).collect();
     let (frames, _) = parents_first(shared, writer);

@@ -2,26 +2,14 @@
 //! harm.
 
 use proptest::prelude::*;
+use wardrop_core::KvEvent;
 use wardrop_core::index::{ImageError, Index, Prompt};
-use wardrop_core::{KvEvent, WorkerId};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream};
+use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream, empty_index, worker_of};
 
 const HASHING: u64 = 16;
 const HEADER_BYTES: usize = 36;
-
-fn id(slot: u32) -> WorkerId {
-    WorkerId::new(u64::from(slot), 0)
-}
-
-fn empty() -> Index {
-    let index = Index::new(1 << 20);
-    for slot in SLOTS {
-        index.register(id(slot.0), slot);
-    }
-    index
-}
 
 fn step(index: &Index, what: &Step) -> Option<Result<(), wardrop_core::index::Refusal>> {
     match what {
@@ -34,7 +22,7 @@ fn step(index: &Index, what: &Step) -> Option<Result<(), wardrop_core::index::Re
 }
 
 fn filled(seed: u64, steps: usize) -> (Stream, Index) {
-    let (mut stream, index) = (Stream::new(seed), empty());
+    let (mut stream, index) = (Stream::new(seed), empty_index());
     for _ in 0..steps {
         let what = stream.step();
         step(&index, &what);
@@ -60,14 +48,14 @@ fn a_restored_index_answers_and_changes_like_the_saved_one() {
     for seed in 0..300 {
         let (mut stream, saved) = filled(seed, 40);
         let image = saved.image(HASHING, |worker| Some(worker.instance + 1));
-        let restored = empty();
+        let restored = empty_index();
         let found = restored.restore(&image, HASHING).unwrap();
         restored.check();
         assert_eq!(found.len(), SLOTS.len());
         for (worker, slot) in found.iter().zip(SLOTS) {
             assert_eq!(
                 (worker.worker, worker.position),
-                (id(slot.0), Some(u64::from(slot.0) + 1))
+                (worker_of(slot), Some(u64::from(slot.0) + 1))
             );
             assert_eq!(worker.blocks, saved.held_blocks(slot));
         }
@@ -100,7 +88,7 @@ fn workers_that_are_not_registered_are_left_out() {
     let (mut stream, saved) = filled(3, 60);
     let image = saved.image(HASHING, |_| None);
     let restored = Index::new(1 << 20);
-    restored.register(id(SLOTS[0].0), SLOTS[0]);
+    restored.register(worker_of(SLOTS[0]), SLOTS[0]);
     let found = restored.restore(&image, HASHING).unwrap();
     restored.check();
     assert_eq!(found.len(), 1);
@@ -123,7 +111,7 @@ fn an_image_that_cannot_be_restored_is_refused_with_its_reason() {
     let (_, saved) = filled(5, 60);
     let image = saved.image(HASHING, |_| None);
     let refused = |image: &[u8], hashing| {
-        let index = empty();
+        let index = empty_index();
         let error = index.restore(image, hashing).unwrap_err();
         assert_eq!(index.blocks(), 0);
         error
@@ -152,7 +140,7 @@ fn an_image_that_cannot_be_restored_is_refused_with_its_reason() {
         Err(ImageError::NotEmpty { .. })
     ));
     let small = Index::new(1);
-    small.register(id(SLOTS[0].0), SLOTS[0]);
+    small.register(worker_of(SLOTS[0]), SLOTS[0]);
     assert_eq!(small.restore(&image, HASHING), Err(ImageError::Full));
     assert_eq!(small.blocks(), 0);
 }
@@ -166,7 +154,7 @@ fn a_count_beyond_the_bytes_allocates_nothing() {
         image[12..20].copy_from_slice(&HASHING.to_le_bytes());
         image.extend([0xFF; 30]);
         assert!(matches!(
-            empty().restore(&sealed(image), HASHING),
+            empty_index().restore(&sealed(image), HASHING),
             Err(ImageError::Broken { .. })
         ));
     }
@@ -189,7 +177,7 @@ proptest! {
         if let Some(cut) = cut {
             image.truncate(cut.index(image.len()));
         }
-        let restored = empty();
+        let restored = empty_index();
         let outcome = restored.restore(&sealed(image), HASHING);
         restored.check();
         prop_assert!(outcome.is_ok() || restored.blocks() == 0);
@@ -213,7 +201,7 @@ proptest! {
             image[12..20].copy_from_slice(&HASHING.to_le_bytes());
             image = sealed(image);
         }
-        let index = empty();
+        let index = empty_index();
         let _ = index.restore(&image, HASHING);
         index.check();
     }
@@ -228,7 +216,7 @@ fn fuzz_of_images() {
         })
         .filter(|image| image.len() < 4_000)
         .collect();
-    let index = empty();
+    let index = empty_index();
     wardrop_mutation::run("saved indexes", &images, |input, _| {
         let mut whole = input.to_vec();
         // Most changes are in the body; a broken head would hide the others.
@@ -238,7 +226,7 @@ fn fuzz_of_images() {
             index.check();
             for slot in SLOTS {
                 index.remove_worker(slot);
-                index.register(id(slot.0), slot);
+                index.register(worker_of(slot), slot);
             }
         }
         assert_eq!(index.blocks(), 0, "an index that was refused is empty");

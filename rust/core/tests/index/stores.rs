@@ -1,27 +1,15 @@
 //! The index as KV events: another index that applies the stores answers as the first one.
 
-use wardrop_core::index::{Index, Prompt};
-use wardrop_core::{KvEvent, Tier, WorkerId};
+use wardrop_core::index::Prompt;
+use wardrop_core::{KvEvent, Tier};
 
-use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream};
-
-fn id(slot: u32) -> WorkerId {
-    WorkerId::new(u64::from(slot), 0)
-}
-
-fn empty() -> Index {
-    let index = Index::new(1 << 20);
-    for slot in SLOTS {
-        index.register(id(slot.0), slot);
-    }
-    index
-}
+use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream, empty_index, worker_of};
 
 #[test]
 fn an_index_that_applies_the_stores_answers_as_the_first() {
     let (mut in_lower_tiers, mut with_parent, mut compared) = (0, 0, 0);
     for seed in 0..300 {
-        let (mut stream, index) = (Stream::new(seed), empty());
+        let (mut stream, index) = (Stream::new(seed), empty_index());
         for _ in 0..60 {
             match stream.step() {
                 Step::Event(slot, event) => {
@@ -30,9 +18,9 @@ fn an_index_that_applies_the_stores_answers_as_the_first() {
                 Step::Leave(slot) => index.remove_worker(slot),
             }
         }
-        let other = empty();
+        let other = empty_index();
         for (worker, event) in index.stores() {
-            let slot = SLOTS.into_iter().find(|slot| id(slot.0) == worker).unwrap();
+            let slot = SLOTS.into_iter().find(|slot| worker_of(*slot) == worker).unwrap();
             let KvEvent::Stored { parent, tier, .. } = &event else {
                 panic!("{event:?} is no store")
             };
@@ -58,7 +46,7 @@ fn an_index_that_applies_the_stores_answers_as_the_first() {
 
 #[test]
 fn a_worker_that_left_has_no_store() {
-    let (mut stream, index) = (Stream::new(5), empty());
+    let (mut stream, index) = (Stream::new(5), empty_index());
     for _ in 0..60 {
         if let Step::Event(slot, event) = stream.step() {
             let _ = index.apply(slot, &event);
@@ -66,7 +54,10 @@ fn a_worker_that_left_has_no_store() {
     }
     let of = |slot: wardrop_core::index::Slot| {
         let stores = index.stores();
-        stores.iter().filter(|(worker, _)| *worker == id(slot.0)).count()
+        stores
+            .iter()
+            .filter(|(worker, _)| *worker == worker_of(slot))
+            .count()
     };
     assert!(of(SLOTS[0]) > 0);
     index.remove_worker(SLOTS[0]);
