@@ -6,7 +6,8 @@ use wardrop_core::KvEvent;
 use wardrop_core::index::{ImageError, Index, Prompt};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream, empty_index, worker_of};
+use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream};
+use crate::workers::{empty_index, worker_of};
 
 const HASHING: u64 = 16;
 const HEADER_BYTES: usize = 36;

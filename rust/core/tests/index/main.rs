@@ -5,6 +5,7 @@ mod differential;
 mod image;
 mod stores;
 mod stream;
+mod workers;
 
 use differential::{Restarting, Subject, differential};
 use stream::SLOTS_LEN;

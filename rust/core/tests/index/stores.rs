@@ -3,7 +3,8 @@
 use wardrop_core::index::Prompt;
 use wardrop_core::{KvEvent, Tier};
 
-use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream, empty_index, worker_of};
+use crate::stream::{SLOTS, SLOTS_LEN, Step, Stream};
+use crate::workers::{empty_index, worker_of};
 
 #[test]
 fn an_index_that_applies_the_stores_answers_as_the_first() {

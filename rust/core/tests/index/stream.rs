@@ -1,11 +1,9 @@
 //! Random event streams that resemble a fleet's: shared prefixes, several engine hashes per block, copies,
 //! holes, tiers, restarts.
 
-use wardrop_core::index::{Index, Slot};
+use wardrop_core::index::Slot;
 use wardrop_core::rng::Rng;
-use wardrop_core::{
-    EngineHash, KvEvent, LocalHash, SequenceHash, StoredBlock, Tier, WorkerId, sequence_hashes,
-};
+use wardrop_core::{EngineHash, KvEvent, LocalHash, SequenceHash, StoredBlock, Tier, sequence_hashes};
 
 /// Slots in use, on both sides of the borders between the layouts of a holder set.
 pub const SLOTS: [Slot; 12] = [
@@ -25,20 +23,6 @@ pub const SLOTS: [Slot; 12] = [
 
 /// Tests ask for every slot below this one.
 pub const SLOTS_LEN: usize = 300;
-
-/// Worker of a slot.
-pub fn worker_of(slot: Slot) -> WorkerId {
-    WorkerId::new(u64::from(slot.0), 0)
-}
-
-/// An index without blocks, in which every slot of [`SLOTS`] has its worker.
-pub fn empty_index() -> Index {
-    let index = Index::new(1 << 20);
-    for slot in SLOTS {
-        index.register(worker_of(slot), slot);
-    }
-    index
-}
 
 /// One step of a stream.
 #[derive(Clone, Debug)]
