@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ class Attempt:
 
     Attributes:
         token_ids: The ids in `nvext.token_data`; None where the router handed none on.
-        sent_s: Monotonic time at which the proxy had the whole request.
+        sent_s: Monotonic time at which the whole request was at the proxy's side of the wire.
     """
 
     token_ids: list[int] | None
@@ -58,15 +57,15 @@ class RequestTap:
         self._recording = recording
         self._pending = b""
 
-    def sent(self, data: bytes) -> None:
-        """Bytes from the router."""
+    def sent(self, data: bytes, arrived_s: float) -> None:
+        """Bytes from the router, and the monotonic time at which the last of them came."""
         self._pending += data
         while (parsed := _take_request(self._pending)) is not None:
             head, body, self._pending = parsed
             named = _REQUEST_ID.search(head)
             if named is None or not body:
                 continue
-            attempt = Attempt(_token_ids(body), time.monotonic())
+            attempt = Attempt(_token_ids(body), arrived_s)
             self._recording.attempts[named[1].decode(errors="replace")].append(attempt)
 
 

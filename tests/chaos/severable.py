@@ -9,19 +9,48 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 _CHUNK_BYTES = 16_384
 _RESET = struct.pack("ii", 1, 0)  # linger for 0 s: close() sends RST instead of FIN
+_LAST_DATA_RECEIVED = 52
+"""Offset of `tcpi_last_data_recv`, in ms, in Linux's `struct tcp_info`."""
+_KERNEL_TICK_S = 0.01
+"""The kernel counts that time in ticks of up to 10 ms."""
 
 
 class Tap(Protocol):
     """An observer of what the client of one connection sends."""
 
-    def sent(self, data: bytes) -> None:
-        """Bytes that arrive at the proxy, which may keep them back or lose them."""
+    def sent(self, data: bytes, arrived_s: float) -> None:
+        """Bytes that the proxy has read, which it may keep back or lose.
+
+        Args:
+            data: The bytes.
+            arrived_s: Monotonic time at which the connection's last bytes reached the kernel.
+        """
+
+
+def last_arrival_s(writer: asyncio.StreamWriter) -> float:
+    """Monotonic time at which the last bytes from a connection's peer reached the kernel.
+
+    An event loop that stood still, or a proxy that kept a connection back, reads bytes long after
+    they came. Their peer may have given them up and sent them elsewhere meanwhile. So the time of
+    reading says nothing about the order in which a router sent two attempts.
+
+    The result may be one kernel tick early and is never late.
+    """
+    now_s = time.monotonic()
+    raw = writer.get_extra_info("socket")
+    try:
+        info = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED + 4)
+    except OSError:
+        return now_s  # closed meanwhile: nothing better is known
+    (silence_ms,) = struct.unpack_from("=I", info, _LAST_DATA_RECEIVED)
+    return now_s - silence_ms / 1e3 - _KERNEL_TICK_S
 
 
 @dataclass(eq=False)
@@ -115,8 +144,13 @@ class SeverableProxy:
         link = Link(writer, far_writer, self._tap() if self._tap else None)
         self._links.add(link)
         tap = link.tap
+
+        def seen(data: bytes) -> None:
+            if tap is not None:
+                tap.sent(data, last_arrival_s(writer))
+
         link.tasks = [
-            asyncio.create_task(self._pump(reader, far_writer, tap.sent if tap else None)),
+            asyncio.create_task(self._pump(reader, far_writer, seen if tap else None)),
             asyncio.create_task(self._pump(far_reader, writer, None)),
         ]
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -125,8 +126,33 @@ def test_recorder_reads_ids_and_attempts(chunked: bool, step: int):
     wire = post("a", with_ids, chunked) + post("b", b'{"prompt": "y"}', chunked)
     wire += b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n" + post("a", with_ids, chunked)
     for at in range(0, len(wire), step):
-        tap.sent(wire[at : at + step])
+        tap.sent(wire[at : at + step], float(at))
     assert recording.handed_on() == {"a": [5, 6]}
     first, second = recording.attempts["a"]
     assert first.sent_s <= second.sent_s
     assert [attempt.token_ids for attempt in recording.attempts["b"]] == [None]
+
+
+def test_a_request_that_is_read_late_has_the_time_at_which_it_was_sent():
+    recording = Recording()
+
+    async def body() -> None:
+        async with echo(recording.tap) as proxy, dial(proxy) as (_, writer):
+            head, separator, rest = post("a", b'{"prompt": "x"}').partition(b"\r\n\r\n")
+            proxy.silence()
+            writer.write(head + separator)
+            await wait_until_async(lambda: proxy.swallowed_bytes > 0, "the head to be kept back")
+            writer.write(rest)
+            await writer.drain()
+            sent_s = time.monotonic()
+            # The router answers its client from elsewhere meanwhile.
+            await wait_until_async(
+                lambda: time.monotonic() > sent_s + 0.1, "the kernel's clock to move on"
+            )
+            answered_s = time.monotonic()
+            proxy.resume()
+            await wait_until_async(lambda: "a" in recording.attempts, "the request to be read")
+            (attempt,) = recording.attempts["a"]
+            assert sent_s - 0.05 < attempt.sent_s < answered_s
+
+    run(body())
