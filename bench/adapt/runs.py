@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from bench.adapt.cells import Cell, workload
@@ -37,7 +37,11 @@ def play(
     schedule = arm.split(THEN)
     first, fleet, drawn = Policy.parse(schedule[0]), cell.fleet(), workload(cell, seed)
     parameters = {"acts": False} if first.controller is None else first.controller
-    take = None if seen is None else (lambda at_s, sample: seen.append((at_s, sample)))
+    kept: list[tuple[float, Sample]] = [] if seen is None else seen
+
+    def take(at_s: float, sample: Sample) -> None:
+        kept.append((at_s, sample))
+
     run = ControlledRun(drawn, fleet, first.routers(fleet, seed), seed, parameters, take)
     for start_s, before, after in zip(cell.starts_s[1:], schedule, schedule[1:], strict=False):
         run.advance(start_s)
@@ -127,7 +131,7 @@ class Runs:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        return {key: _rounded(one) for key, one in cast(Row, value).items()}
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [_rounded(one) for one in cast(list[Any], value)]
     return float(f"{value:.6g}") if isinstance(value, float) else value

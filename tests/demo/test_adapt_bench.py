@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.adapt.cells import SLOW_SPEED, SLOW_WORKERS, Cell, Phase, cells, small, stretch
+from bench.adapt.cells import SLOW_SPEED, SLOW_WORKERS, Cell, Phase, cells, small, stretch, workload
 from bench.adapt.oracle import spliced
 from bench.adapt.runs import THEN, Runs, play
-from bench.adapt.settings import CONTROLLER, DEFAULT, STATIC
+from bench.adapt.settings import CONTROLLER, DEFAULT, STATIC, changes
+
+from wardrop.replay import Policy
+from wardrop.replay.controlled import ControlledRun
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,16 +34,29 @@ def test_slow_workers_become_slow_and_recover():
     assert faults == [*slow, *((10e3, worker, 1.0) for worker in SLOW_WORKERS)]
 
 
-@pytest.mark.parametrize("setting", STATIC)
-def test_a_schedule_puts_every_setting_in_force(setting: str):
-    before = DEFAULT if setting != DEFAULT else "toll"
+def started(setting: str) -> ControlledRun:
+    """A run of a small cell under a setting, before its first request."""
+    cell, policy = small()[0], Policy.parse(setting)
+    fleet = cell.fleet()
+    return ControlledRun(workload(cell, 0), fleet, policy.routers(fleet, 0), 0, {"acts": False})
+
+
+@pytest.mark.parametrize("before", STATIC)
+@pytest.mark.parametrize("after", STATIC)
+def test_a_change_of_setting_leaves_nothing_of_the_one_before(before: str, after: str):
+    if before == after:
+        return
+    run = started(before)
+    run.door.change(changes(after), "hand", "the schedule")
+    assert run.door.settings() == started(after).door.settings()
+
+
+def test_a_schedule_changes_the_setting_at_the_start_of_a_phase():
     cell = small()[0]
-    _, scheduled = play(cell, THEN.join([before, setting]), 0)
-    _, static = play(cell, setting, 0)
-    wanted, found = static.door.settings(), scheduled.door.settings()
-    assert {name: found[name] for name in wanted} == wanted
-    (record,) = (one for one in scheduled.audit if one.by == "hand")
+    _, run = play(cell, THEN.join(["toll", DEFAULT]), 0)
+    (record,) = (one for one in run.audit if one.by == "hand")
     assert record.at_s == cell.starts_s[1]
+    assert "queue" in record.setting
 
 
 def test_every_group_of_traffic_has_a_cell():
