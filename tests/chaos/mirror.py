@@ -70,12 +70,15 @@ class StoreMirror:
             bucket: Bucket.
             without: Name of an entry that does not count.
         """
-        found = [
-            (path.stat().st_mtime_ns, path)
-            for path in (self.source / "v1" / bucket).glob("[!.]*")
-            if path.name != without
-        ]
-        return json.loads(max(found)[1].read_bytes())
+        newest_ns, content = -1, b""
+        for path in (self.source / "v1" / bucket).glob("[!.]*"):
+            try:
+                written_ns = path.stat().st_mtime_ns
+                if path.name != without and written_ns > newest_ns:
+                    newest_ns, content = written_ns, path.read_bytes()
+            except FileNotFoundError:
+                continue  # its worker has ended since the folder was listed
+        return json.loads(content)
 
     def hide(self) -> None:
         """Take the copy's folder away."""
