@@ -12,7 +12,7 @@ use std::sync::Arc;
 use wardrop_core::control::Routing;
 use wardrop_core::{PolicyConfig, WorkerId};
 use wardrop_sim::SimError;
-use wardrop_sim::shadow::{Arrival, Figure, Observed, ShadowCounts};
+use wardrop_sim::shadow::{Arrival, Figure, Limit, Observed, ShadowCounts};
 
 use super::adoption::does_harm;
 use super::events::{Event, LostArrivals};
@@ -39,6 +39,8 @@ pub(super) struct ModelShadows {
     cpu_s: f64,
     /// CPU time that no report covers yet, in seconds.
     unreported_cpu_s: f64,
+    /// Limits of the fleet that no arm relaxes, because their caches take too much memory.
+    without_room: Vec<Limit>,
     /// Counts that the previous report already covered.
     reported: ShadowCounts,
     /// Number of arrivals without shadows that no report covers yet.
@@ -67,6 +69,7 @@ impl ModelShadows {
             model,
             shadowed: None,
             note: Some("no worker yet".into()),
+            without_room: Vec::new(),
             cpu_s: 0.0,
             unreported_cpu_s: 0.0,
             reported: ShadowCounts::default(),
@@ -156,7 +159,7 @@ impl ModelShadows {
     }
 
     /// A change of roles or of the block size needs new fleets, since every hash and every pool
-    /// changes with them.
+    /// changes with them. So does another choice of limits: a queue comes or goes, or memory runs out.
     ///
     /// # Errors
     /// A fleet, a worker or a routing that the simulator refuses.
@@ -170,24 +173,33 @@ impl ModelShadows {
         let roles = model.roles();
         let block_size = model.spec.block_size;
         let members: Vec<_> = roles.iter().map(|role| model.pool(*role).members()).collect();
-        let routings = arm_routings(routing, options);
+        let mut routings = arm_routings(routing, options);
         if let Some(reason) = unfit(&members, block_size, routings.len(), options) {
             self.shadowed = None;
             self.note = Some(reason);
             return Ok(());
         }
-        let is_other = |now: &Shadowed| now.roles != roles || now.block_size != block_size;
+        let (limits, without_room) = limits_of(&members, block_size, routing, routings.len(), options);
+        self.without_room = without_room;
+        routings.extend(limits.iter().map(|limit| Routing {
+            policy: routing.policy.clone(),
+            queue: limit.queue(routing.queue),
+        }));
+        let is_other =
+            |now: &Shadowed| now.roles != roles || now.block_size != block_size || now.limits != limits;
         if self.shadowed.as_ref().is_none_or(is_other) {
             self.reported = ShadowCounts::default();
             self.mean_blocks = None;
-            self.shadowed = Some(Shadowed::new(roles, block_size, members, routings, options)?);
+            self.shadowed = Some(Shadowed::new(
+                roles, block_size, members, routings, limits, options,
+            )?);
             self.note = None;
         } else if let Some(shadowed) = &mut self.shadowed {
             shadowed.follow_members(members, now_s)?;
             shadowed.follow_routings(routings, now_s)?;
         }
         if let Some(shadowed) = &mut self.shadowed {
-            shadowed.set_limits(limits(routing, options));
+            shadowed.set_limits(goodput_limits(routing, options));
         }
         Ok(())
     }
@@ -253,6 +265,7 @@ impl ModelShadows {
             requests_per_cache: None,
             policies: Vec::new(),
             suggested: BTreeMap::new(),
+            limits_without_room: self.without_room.clone(),
             fleets: None,
         };
         let Some(shadowed) = &self.shadowed else {
@@ -302,7 +315,7 @@ fn arm_routings(in_force: &Routing, options: &ShadowOptions) -> Vec<Routing> {
 /// Limits of goodput: the configured limits, else the limits of a `toll` objective with a goodput weight.
 ///
 /// `None` leaves goodput out of the report.
-fn limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
+fn goodput_limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
     if options.ttft_slo_s > 0.0 {
         return Some(GoodputLimits {
             ttft_s: options.ttft_slo_s,
@@ -318,9 +331,43 @@ fn limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
     }
 }
 
+/// Limits that arms relax, in the order of [`Limit::of_fleet`], and limits whose caches have no room.
+///
+/// The least memory comes first, so that as many limits as possible have an arm. `arms` counts the
+/// arms without a limit.
+fn limits_of(
+    members: &[BTreeMap<WorkerId, Member>],
+    block_size: u32,
+    routing: &Routing,
+    arms: usize,
+    options: &ShadowOptions,
+) -> (Vec<Limit>, Vec<Limit>) {
+    if !options.limits {
+        return (Vec::new(), Vec::new());
+    }
+    let blocks = |member: &Member| u64::from(engine(member, block_size).num_blocks);
+    let pools: Vec<Vec<u64>> = members
+        .iter()
+        .map(|pool| pool.values().map(blocks).collect())
+        .collect();
+    let in_force: u64 = pools.iter().flatten().sum();
+    let mut left = options
+        .max_blocks
+        .saturating_sub(in_force.saturating_mul(arms as u64));
+    let all = Limit::of_fleet(members.len(), routing.queue.is_some());
+    let mut by_memory = all.clone();
+    by_memory.sort_by_key(|limit| limit.blocks(&pools));
+    by_memory.retain(|limit| {
+        let rest = left.checked_sub(limit.blocks(&pools));
+        left = rest.unwrap_or(left);
+        rest.is_some()
+    });
+    all.into_iter().partition(|limit| by_memory.contains(limit))
+}
+
 /// Reason why this fleet can have no shadows; `None` when it can.
 ///
-/// The limit counts every block of every arm, because each arm has caches of its own.
+/// The limit counts every block of every arm without a limit, because each arm has caches of its own.
 fn unfit(
     members: &[BTreeMap<WorkerId, Member>],
     block_size: u32,
