@@ -170,10 +170,42 @@ function rollBackForm(number) {
   return form;
 }
 
+const LIMITS = {
+  shared_cache: "A cache that all workers share",
+  kv_memory: "16 times the KV memory",
+  pooled_queue: "One queue for all workers",
+  shortest_first: "One queue, short prompts first",
+  one_more_worker: "One more worker",
+  one_more_prefill_worker: "One more prefill worker",
+  one_more_decode_worker: "One more decode worker",
+};
+
+function savingText(saving) {
+  if (!saving) return "too little data";
+  const percent = (value) => (100 * value).toFixed(1);
+  const range = `${percent(saving.low)} to ${percent(saving.high)} %`;
+  if (saving.low > 0) return `saves ${percent(saving.value)} % (${range})`;
+  if (saving.high < 0) return `costs ${percent(-saving.value)} % (${range})`;
+  return `no clear difference (${range})`;
+}
+
+function limitsTable(model) {
+  if (!model.limits.length && !model.limits_without_room.length) return [];
+  const rows = model.limits.map((found) => {
+    const other = found.completed !== found.completed_in_force;
+    const name = LIMITS[found.limit] + (other ? ` (answers ${found.completed} requests, in force ${found.completed_in_force})` : "");
+    return el("tr", {}, el("td", {}, name), ...[found.ttft_saving, found.e2e_saving].map((saving) => el("td", { class: "number" }, savingText(saving))));
+  });
+  const left = model.limits_without_room.map((limit) => el("p", { class: "quiet" }, `${LIMITS[limit]}: left out; it needs a higher --shadows-max-blocks.`));
+  const doubt = model.trust.trusted ? [] : [el("p", { class: "quiet" }, `In doubt: ${model.trust.reason}. Do not act on these figures.`)];
+  const head = el("tr", {}, el("th", {}, "one change, same policy"), ...["mean TTFT", "mean E2E"].map((name) => el("th", { class: "number" }, name)));
+  return [el("h3", {}, "What would help"), ...doubt, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)), ...left];
+}
+
 function showShadows(models) {
   const root = byId("shadows");
   if (models === null) {
-    root.replaceChildren(el("p", { class: "quiet" }, "No shadow runs. Start the router with --shadows 'dynamo;toll' to see what other policies would give on this traffic."));
+    root.replaceChildren(el("p", { class: "quiet" }, "No shadow runs. Start the router with --shadows 'dynamo;toll' to see what other policies would give on this traffic, or with --shadows-limits to see what a larger fleet would."));
     return;
   }
   root.replaceChildren(...models.map((model) => {
@@ -184,7 +216,7 @@ function showShadows(models) {
     const rows = model.arms.map((arm) => el("tr", {}, el("td", {}, arm.name.replaceAll("_", " ")), ...[
       value(arm.ttft_s, seconds), value(arm.ttft_p99_s, seconds), value(arm.itl_s, seconds), value(arm.cached_share, share), against(arm.ttft_ratio)].map((text) => el("td", { class: "number" }, text))));
     const head = el("tr", {}, el("th", {}, "policy"), ...["TTFT mean", "TTFT p99", "ITL mean", "cached share", "TTFT against the policy in force"].map((name) => el("th", { class: "number" }, name)));
-    return el("div", { class: "scroll" }, title, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
+    return el("div", { class: "scroll" }, title, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)), ...limitsTable(model));
   }));
 }
 
