@@ -292,7 +292,7 @@ impl LiveFleet {
 }
 
 /// Name of a block: 32 bits of its hash, without the two reserved names.
-fn block_name(hash: u64) -> u32 {
+pub(crate) fn block_name(hash: u64) -> u32 {
     let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((mixed >> 32) as u32).min(GENERATED - 1)
 }

@@ -1,5 +1,7 @@
 //! Streams whose best policy is known, and every situation in which shadow fleets must suggest nothing.
 
+mod offline;
+
 use wardrop_core::WorkerId;
 use wardrop_core::queue::QueueConfig;
 use wardrop_core::rng::Rng;
