@@ -173,7 +173,7 @@ def test_built_directly_it_is_checked_too():
 
 
 def test_limits_need_no_shadow_policy():
-    shadows = json.loads(load({"shadows.limits": True}, {}).gateway_json([]))["shadows"]
+    shadows = json.loads(load({"shadows.limits": "true"}, {}).gateway_json([]))["shadows"]
     assert (shadows["limits"], shadows["policies"]) == (True, [])
 
 
