@@ -414,7 +414,9 @@ mod tests {
         service
             .upsert_model(&json!({"name": "m", "block_size": 16}).to_string())
             .expect("a valid model");
-        instances.iter().for_each(|instance| join(&service, *instance));
+        for instance in instances {
+            join(&service, *instance);
+        }
         let (model, _) = service.models.find("m").expect("a registered model");
         (service, model)
     }

@@ -176,8 +176,9 @@ impl Changes {
             return Ok(());
         };
         engine.timing = timing.clone();
-        arms.iter_mut()
-            .for_each(|arm| arm.set_timing(pool, worker, timing));
+        for arm in arms.iter_mut() {
+            arm.set_timing(pool, worker, timing);
+        }
         self.follow_extra(pool, arms)
     }
 }

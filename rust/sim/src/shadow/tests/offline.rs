@@ -134,5 +134,8 @@ fn every_saving_is_that_of_a_batch_run_of_the_same_requests_on_the_relaxed_fleet
             differing += u32::from(offline.abs() > 0.01);
         }
     }
-    assert!(differing >= 8, "the limits must matter here, {differing} of 10 figures do");
+    assert!(
+        differing >= 8,
+        "the limits must matter here, {differing} of 10 figures do"
+    );
 }
