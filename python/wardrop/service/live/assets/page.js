@@ -31,7 +31,7 @@ function makeCharts(roles) {
     new Chart("Requests", "Running at a worker, and waiting in the router's queue.", [{ column: "running", label: "running", color: "blue" }, { column: "waiting", label: "waiting", color: "orange" }], count, { least: 4 }),
     new Chart("Price of anarchy, at most", "Time that recent requests paid over the least time that any routing could have reached. 1 is the best; the band is the 95 % interval.", bound, ratio, { low: 1, least: 0.2 }),
     new Chart("Loss of a decision", "Cost of the placements over the best assignment in the state that they met. It ranks no routers; the band is the 95 % interval.", poa, ratio, { low: 1, least: 0.2 }),
-    new Chart(several ? `Lost by the ${first} placements` : "Lost by the placements", "Share of the cost that a better placement saves: prefill computed again (cache), waiting (load). Split: what none saves.", losses, share, { least: 0.1 }),
+    new Chart(several ? `Lost by the ${first} placements` : "Lost by the placements", "Share of the cost that a better placement saves: prefill computed again (cache), waiting (load). Split: what none saves. What a larger fleet saves stands under Shadows.", losses, share, { least: 0.1 }),
   ];
   charts.push(new Chart("Load against the knee", "Offered load over the load at which queues begin to grow. Above 1, waiting grows.", [{ column: "knee_share", label: "load", color: "blue" }], ratio, { high: 1 }));
   byId("charts").replaceChildren(...charts.map((chart) => chart.root));
@@ -183,10 +183,10 @@ const LIMITS = {
 function savingText(saving) {
   if (!saving) return "too little data";
   const percent = (value) => (100 * value).toFixed(1);
-  const range = `${percent(saving.low)} to ${percent(saving.high)} %`;
-  if (saving.low > 0) return `saves ${percent(saving.value)} % (${range})`;
-  if (saving.high < 0) return `costs ${percent(-saving.value)} % (${range})`;
-  return `no clear difference (${range})`;
+  const range = (low, high) => `(${percent(low)} to ${percent(high)} %)`;
+  if (saving.low > 0) return `saves ${percent(saving.value)} % ${range(saving.low, saving.high)}`;
+  if (saving.high < 0) return `costs ${percent(-saving.value)} % ${range(-saving.high, -saving.low)}`;
+  return `no clear difference ${range(saving.low, saving.high)}`;
 }
 
 function limitsTable(model) {
