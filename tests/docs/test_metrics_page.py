@@ -29,6 +29,7 @@ MEANINGS = {
     "mode": "mode of the trust in the index",
     "policy": "name of a policy",
     "statistic": "mean, a percentile, or a ratio of sums",
+    "relaxed": "limit of the fleet that a shadow relaxes",
     "figure": "figure of a shadow that is compared",
     "latency": "ttft or itl",
     "source": "what a cost was lost to",

@@ -172,6 +172,11 @@ def test_built_directly_it_is_checked_too():
         Dynamo(frontends=0)
 
 
+def test_limits_need_no_shadow_policy():
+    shadows = json.loads(load({"shadows.limits": "true"}, {}).gateway_json([]))["shadows"]
+    assert (shadows["limits"], shadows["policies"]) == (True, [])
+
+
 def test_shadows_are_off_by_default_and_read_as_policies_with_and_without_a_queue():
     assert json.loads(Config().gateway_json([]))["shadows"] is None
     text = "dynamo; sticky ;toll(e2e=1,ttft=0.5) + queue(kappa=30, fair=true)"

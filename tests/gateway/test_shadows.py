@@ -12,6 +12,7 @@ import pytest
 from tests.waiting import wait_until
 
 from wardrop._core import Gateway
+from wardrop.control.shadows import table
 
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 CANARY = 918_273_645
@@ -139,6 +140,35 @@ def test_figures_of_every_policy_appear_with_differences_cost_and_trust(upstream
     assert str(CANARY) not in json.dumps(shadows) + page
 
 
+def test_what_relaxing_each_limit_saves_appears_without_any_shadow_policy(upstream, serve):
+    upstream.script = Engine(0.03)
+    running = serve(workers=(1, 2), **bounds(limits=True))
+    with Stream(running, 20):
+        wait_until(whole(running), "a whole window")
+        wait_until(lambda: running.metric("shadow_ticks") >= 10, "a page with figures")
+        found = report(running)
+    assert [arm["name"] for arm in found["arms"]] == ["in_force"]
+    names = [limit["limit"] for limit in found["limits"]]
+    assert names[:2] == ["shared_cache", "kv_memory"]
+    assert names[-1] == "one_more_worker"
+    assert found["limits_without_room"] == []
+    assert set(found["suggested"].values()) == {None}
+    for limit in found["limits"]:
+        for figure in ("ttft", "e2e"):
+            saving = limit[f"{figure}_saving"]
+            assert saving["low"] <= saving["value"] <= saving["high"] < 1, limit
+            low, value, high = (
+                running.metric(
+                    f"shadow_limit_saving_ratio{end}", relaxed=limit["limit"], figure=figure
+                )
+                for end in ("_low", "", "_high")
+            )
+            assert low <= value <= high
+    text = table([found])
+    assert "what would help" in text
+    assert "one more worker" in text
+
+
 def test_shadows_follow_policy_and_workers_while_the_gateway_runs(upstream, serve):
     upstream.script = Engine(0.02)
     candidates = [shadow("toll(e2e=1)", e2e=1.0, ttft=0.0), shadow("toll+queue", {"kappa": 30})]
@@ -255,7 +285,7 @@ def test_requests_that_failed_are_no_load_in_the_shadows(upstream, serve):
 @pytest.mark.parametrize(
     ("shadows", "says"),
     [
-        ({"policies": []}, "no policy"),
+        ({"policies": []}, "no policy and no limits"),
         ({"policies": [shadow("tolll")]}, "tolll"),
         ({"policies": [shadow("toll")], "cpu_share": 0}, "cpu_share"),
         ({"policies": [shadow("toll")], "ttft_slo_s": 1}, "go together"),

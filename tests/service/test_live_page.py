@@ -87,10 +87,12 @@ def served(gateway: Gateway, max_viewers: int = 16) -> Iterator[Served]:
 
 
 @contextmanager
-def gateway_of(*models: tuple[str, str, tuple[int, ...]], upstream: str = "") -> Iterator[Gateway]:
-    """A gateway with workers by model and role."""
+def gateway_of(
+    *models: tuple[str, str, tuple[int, ...]], upstream: str = "", **more: object
+) -> Iterator[Gateway]:
+    """A gateway with workers by model and role. `more` are further keys of its configuration."""
     routing = {"policy": {"name": "toll"}, "queue": {"kappa": 10}, "receipts": 8}
-    config = {"listen": "127.0.0.1:0", "routing": routing}
+    config = {"listen": "127.0.0.1:0", "routing": routing, **more}
     native = Gateway(json.dumps(config | ({"upstreams": [upstream]} if upstream else {})))
     for name, role, instances in models:
         native.upsert_model(json.dumps({"name": name, "block_size": 4}))
@@ -152,6 +154,44 @@ def test_page_shows_fleet_regime_settings_and_changes(page):
         gateway.remove_worker("m", "aggregated", 7)
         page.await_text("#problems", "1 worker left the fleet")
         page.await_text("#fleet", "2 of 2 available")
+        assert len(page.errors) == before, page.errors
+
+
+def test_page_says_what_would_help_and_where_the_figures_are_in_doubt(page):
+    before = len(page.errors)
+    with (
+        gateway_of(("m", "aggregated", (1, 2)), shadows={"limits": True}) as gateway,
+        served(gateway) as api,
+    ):
+        page.resize(900)
+        page.open(api.url + "/")
+        page.await_text("#shadows", "What would help")
+        page.await_text("#shadows", "In doubt: too few complete ticks yet")
+        text = page.text("#shadows")
+        assert "One more worker" in text
+        assert "One queue for all workers" not in text, "a queue is in force"
+        assert text.count("too little data") == 8, "two figures of four limits"
+        (model,) = json.loads(gateway.shadows() or "[]")
+        assert [arm["name"] for arm in model["arms"]] == ["in_force"]
+        # The same report, as it is after a whole window.
+        figures = [(0.31, 0.24, 0.38), (0.05, -0.02, 0.12), (-0.2, -0.3, -0.1)]
+        for found, figure in zip(model["limits"], figures, strict=False):
+            estimate = dict(zip(("value", "low", "high"), figure, strict=True))
+            found |= {"ttft_saving": estimate, "e2e_saving": estimate}
+        model["limits"][1] |= {"completed": 90, "completed_in_force": 80}
+        model["limits_without_room"] = ["kv_memory"]
+        model["trust"]["trusted"] = True
+        page.evaluate(f"feed.close(); showShadows({json.dumps([model])})")
+        text = page.text("#shadows")
+        for said in (
+            "saves 31.0 % (24.0 to 38.0 %)",
+            "no clear difference (-2.0 to 12.0 %)",
+            "costs 20.0 % (10.0 to 30.0 %)",
+            "answers 90 requests, in force 80",
+            "16 times the KV memory: left out",
+        ):
+            assert said in text, said
+        assert "In doubt" not in text
         assert len(page.errors) == before, page.errors
 
 

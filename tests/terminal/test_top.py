@@ -108,7 +108,7 @@ def test_screen_has_the_facts_of_the_page():
         "curve error 25 %",
         "loss of a decision 1.25",
         "1.20 to 1.30",
-        "lost to cache 10 %",
+        "lost by placing: cache 10 %",
         "1 of 2 available",
         "97 %",
         "50 ms",

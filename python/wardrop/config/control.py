@@ -85,6 +85,9 @@ class Shadows:
     calibrate: bool = setting(
         False, "adopt an objective or kappa that the shadows prove better", "shadows-calibrate"
     )
+    limits: bool = setting(
+        False, "simulate what relaxing each limit of the fleet would save", "shadows-limits"
+    )
     cpu_share: float = setting(0.05, "share of one core that all shadows together may use")
     tick_s: float = setting(
         5.0, "length of a group of requests in a comparison; 20 groups make an estimate"
@@ -115,10 +118,11 @@ class Shadows:
 
     def gateway(self) -> dict[str, Any] | None:
         """The stage as the native gateway reads it; None without shadows."""
-        if not self.policies:
+        if not self.policies and not self.limits:
             return None
         values = {name: value for name, value in asdict(self).items() if name != "calibrate"}
-        return values | {"policies": shadow_policies.parse(self.policies)}
+        policies = shadow_policies.parse(self.policies) if self.policies else []
+        return values | {"policies": policies}
 
 
 @dataclass(frozen=True)

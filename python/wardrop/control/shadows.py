@@ -14,6 +14,15 @@ _COLUMNS = (
     ("reuse", "cached_share", 100.0, " %"),
     ("goodput", "goodput", 100.0, " %"),
 )
+_LIMITS = {
+    "shared_cache": "a cache that all workers share",
+    "kv_memory": "16 times the KV memory",
+    "pooled_queue": "one queue for all workers",
+    "shortest_first": "one queue, short prompts first",
+    "one_more_worker": "one more worker",
+    "one_more_prefill_worker": "one more prefill worker",
+    "one_more_decode_worker": "one more decode worker",
+}
 _AGAINST = (("ttft", "ttft_ratio"), ("p99", "ttft_p99_ratio"), ("e2e", "e2e_ratio"))
 
 
@@ -55,7 +64,33 @@ def _model(model: Figures) -> str:
         cells = "".join(_figure(arm, model, *column) for column in _COLUMNS)
         ratios = "".join(f"{_ratio(arm[key], trust['trusted']):>24}" for _, key in _AGAINST)
         lines.append(f"{arm['name']:<{width}}{cells}{ratios}".rstrip())
-    return "\n".join(lines)
+    return "\n".join(lines + _limits(model))
+
+
+def _limits(model: Figures) -> list[str]:
+    """What relaxing each limit saves of the mean times in force; empty without such arms."""
+    trusted = model["trust"]["trusted"]
+    lines: list[str] = []
+    if model["limits"]:
+        lines = ["", f"{'what would help':<34}{'TTFT saved %':>24}{'E2E saved %':>24}"]
+    for found in model["limits"]:
+        cells = "".join(
+            f"{_saving(found[key], trusted):>24}" for key in ("ttft_saving", "e2e_saving")
+        )
+        served = found["completed"], found["completed_in_force"]
+        note = "" if served[0] == served[1] else f"  {served[0]} requests, {served[1]} in force"
+        lines.append(f"{_LIMITS[found['limit']]:<34}{cells}{note}".rstrip())
+    for limit in model["limits_without_room"]:
+        lines.append(f"{_LIMITS[limit]}: left out; it needs a higher --shadows-max-blocks")
+    return lines
+
+
+def _saving(saving: Figures | None, trusted: bool) -> str:
+    if saving is None:
+        return "–"
+    value, low, high = (100 * saving[end] for end in ("value", "low", "high"))
+    star = "*" if trusted and (low > 0 or high < 0) else " "
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f}){star}"
 
 
 def _figure(arm: Figures, model: Figures, name: str, key: str, scale: float, unit: str) -> str:

@@ -281,7 +281,7 @@ class Admin:
             return _refusal(
                 404,
                 "the gateway has no shadows; start it with --shadows, for example "
-                "--shadows 'dynamo;toll+queue(kappa=30)'",
+                "--shadows 'dynamo;toll+queue(kappa=30)', or with --shadows-limits",
             )
         return web.json_response({"models": json.loads(shadows)})
 

@@ -113,7 +113,7 @@ def _figures(model: ModelSnapshot, columns: int) -> RenderableType:
                 [
                     f"loss of a decision [b]{ratio(anarchy.poa)}[/b] ({pool.role})",
                     band,
-                    f"lost to cache [b]{share(anarchy.lost_to_cache)}[/b]",
+                    f"lost by placing: cache [b]{share(anarchy.lost_to_cache)}[/b]",
                     f"load [b]{share(anarchy.lost_to_load)}[/b], "
                     f"split [b]{share(anarchy.lost_to_split)}[/b]",
                 ]

@@ -22,7 +22,7 @@ use wardrop_core::{PolicyConfig, Router, RouterConfig};
 
 pub use self::peers::PeerOptions;
 pub use self::records::RecordOptions;
-pub(crate) use self::shadows::{IN_FORCE, router};
+pub(crate) use self::shadows::{IN_FORCE, routers};
 pub use self::shadows::{ShadowOptions, ShadowPolicy};
 pub use self::tracing::{SamplerName, TracingOptions};
 use crate::ServiceError;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use wardrop_core::PolicyConfig;
 use wardrop_core::control::Routing;
 use wardrop_core::queue::QueueConfig;
-use wardrop_sim::shadow::{ArmSpec, ShadowConfig, ShadowFleets};
+use wardrop_sim::shadow::{ArmSpec, Limit, ShadowConfig, ShadowFleets};
 use wardrop_sim::{EngineSpec, FleetSpec, RouterSpec};
 
 use crate::ServiceError;
@@ -28,8 +28,10 @@ const MAX_WAITING_BLOCKS: usize = 1 << 23;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShadowOptions {
-    /// Policies that run beside the policy in force, 1 to 15.
+    /// Policies that run beside the policy in force, up to 15.
     pub policies: Vec<ShadowPolicy>,
+    /// Whether further arms run the policy in force with one limit of the fleet relaxed each.
+    pub limits: bool,
     /// Share of one core that all shadows together may use.
     pub cpu_share: f64,
     /// Length of a tick, in seconds; a comparison groups requests by the tick of their arrival.
@@ -68,6 +70,7 @@ impl Default for ShadowOptions {
         let defaults = ShadowConfig::default();
         Self {
             policies: Vec::new(),
+            limits: false,
             cpu_share: defaults.cpu_share,
             tick_s: defaults.tick_s,
             window_ticks: defaults.window_ticks,
@@ -116,7 +119,7 @@ impl ShadowPolicy {
 ///
 /// The simulator takes a policy by its name and its parameters, which is also the policy's form in
 /// JSON. `predicted` is `None`: the router of a shadow reads the events of its simulated engines.
-pub(crate) fn router(routing: &Routing, seed: u64) -> RouterSpec {
+fn router(routing: &Routing, seed: u64) -> RouterSpec {
     let mut parameters = match serde_json::to_value(&routing.policy) {
         Ok(Value::Object(fields)) => fields,
         _ => Map::new(),
@@ -132,6 +135,16 @@ pub(crate) fn router(routing: &Routing, seed: u64) -> RouterSpec {
         seed,
         ..RouterSpec::default()
     }
+}
+
+/// The routers of an arm, one per pool.
+///
+/// Every arm with a policy has seeds of its own. A model has at most two pools, so `arm * 2 + pool`
+/// is different for every router. An arm with a limit passes `arm` 0: with the seeds of the policy
+/// in force, it differs from it by the limit and not by luck.
+pub(crate) fn routers(routing: &Routing, arm: usize, pools: usize) -> Vec<RouterSpec> {
+    let seeds = (0..pools).map(|pool| (arm * 2 + pool) as u64);
+    seeds.map(|seed| router(routing, seed)).collect()
 }
 
 impl ShadowOptions {
@@ -152,19 +165,22 @@ impl ShadowOptions {
     }
 
     /// Arms of the simulation, in the order of `routings`: first the policy in force, then the
-    /// policies of the options. Each arm has one router per pool.
-    ///
-    /// Every router has a seed of its own. A model has at most two pools, so `index * 2 + pool` is
-    /// different for every router.
-    pub(crate) fn arms(&self, routings: &[Routing], pools: usize) -> Vec<ArmSpec> {
-        let names = std::iter::once(IN_FORCE).chain(self.policies.iter().map(|arm| arm.name.as_str()));
-        let arm = |(index, (name, routing)): (usize, (&str, &Routing))| ArmSpec {
-            name: name.to_owned(),
-            routers: (0..pools)
-                .map(|pool| router(routing, (index * 2 + pool) as u64))
-                .collect(),
+    /// policies of the options, then `limits`. Each arm has one router per pool.
+    pub(crate) fn arms(&self, routings: &[Routing], limits: &[Limit], pools: usize) -> Vec<ArmSpec> {
+        let policies = self.policies.iter().map(|arm| (arm.name.clone(), None));
+        // No policy can take the name of a limit, since a name has no space.
+        let limits = limits
+            .iter()
+            .map(|limit| (format!("limit {}", limit.name()), Some(*limit)));
+        let arms = std::iter::once((IN_FORCE.to_owned(), None))
+            .chain(policies)
+            .chain(limits);
+        let arm = |(index, ((name, limit), routing)): (usize, ((String, Option<Limit>), &Routing))| ArmSpec {
+            name,
+            routers: routers(routing, if limit.is_some() { 0 } else { index }, pools),
+            limit,
         };
-        names.zip(routings).enumerate().map(arm).collect()
+        arms.zip(routings).enumerate().map(arm).collect()
     }
 
     /// Checks all options by building shadows of a fleet with one worker.
@@ -173,8 +189,11 @@ impl ShadowOptions {
     /// [`ServiceError::Config`] names the key or the shadow, the value received and the values expected.
     pub fn check(&self) -> Result<(), ServiceError> {
         let refused = |text: String| Err(ServiceError::Config(format!("shadows: {text}")));
-        if self.policies.is_empty() {
-            return refused("got no policy, expected some such as \"dynamo;toll+queue(kappa=30)\"".into());
+        if self.policies.is_empty() && !self.limits {
+            return refused(
+                "got no policy and no limits, expected policies such as \"dynamo;toll+queue(kappa=30)\""
+                    .into(),
+            );
         }
         for arm in &self.policies {
             let plain = arm.name.chars().all(|c| c.is_ascii_graphic());
@@ -204,7 +223,7 @@ impl ShadowOptions {
             routings.push(arm.routing(None)?);
         }
         let fleet = FleetSpec::aggregated(1, EngineSpec::default());
-        let built = ShadowFleets::new(self.config(fleet, self.arms(&routings, 1)));
+        let built = ShadowFleets::new(self.config(fleet, self.arms(&routings, &[], 1)));
         built.map_err(|error| ServiceError::Config(format!("shadows: {error}")))?;
         Ok(())
     }

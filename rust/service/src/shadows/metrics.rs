@@ -1,7 +1,7 @@
 //! Metrics of the shadow fleets; the figures are absent while a model has no shadows.
 
 use prometheus::{CounterVec, GaugeVec, IntCounterVec};
-use wardrop_sim::shadow::{ArmReport, Estimate};
+use wardrop_sim::shadow::{ArmReport, Estimate, LimitReport};
 
 use super::report::ModelShadowReport;
 use crate::metrics::MetricBuilder;
@@ -24,6 +24,12 @@ pub(super) struct ShadowMetrics {
     low: GaugeVec,
     /// Upper end of the difference's 95 % interval.
     high: GaugeVec,
+    /// Share of a mean time in force that relaxing one limit of the fleet saves.
+    saving: GaugeVec,
+    /// Lower end of the saving's 95 % interval.
+    saving_low: GaugeVec,
+    /// Upper end of the saving's 95 % interval.
+    saving_high: GaugeVec,
     /// 1 when the simulated clock agrees with measurements, otherwise 0.
     trusted: GaugeVec,
     /// Simulated over measured TTFT.
@@ -40,6 +46,8 @@ const POLICY: &[&str] = &["model", "policy"];
 /// Labels of a latency: `statistic` is `mean` or `p99`.
 const POLICY_STATISTIC: &[&str] = &["model", "policy", "statistic"];
 const POLICY_FIGURE: &[&str] = &["model", "policy", "figure"];
+/// Labels of a saving: `relaxed` is one of the seven names of a limit, `figure` is `ttft` or `e2e`.
+const RELAXED_FIGURE: &[&str] = &["model", "relaxed", "figure"];
 
 impl ShadowMetrics {
     /// Registers the metrics, without a series.
@@ -47,6 +55,7 @@ impl ShadowMetrics {
         let of_model = |name: &str, help: &str| builder.gauges(name, help, MODEL);
         let of_policy = |name: &str, help: &str| builder.gauges(name, help, POLICY);
         let statistic = |name: &str, help: &str| builder.gauges(name, help, POLICY_STATISTIC);
+        let of_limit = |name: &str, help: &str| builder.gauges(name, help, RELAXED_FIGURE);
         let of_figure = |name: &str, help: &str| builder.gauges(name, help, POLICY_FIGURE);
         Ok(Self {
             requests: builder.counters(
@@ -81,6 +90,12 @@ impl ShadowMetrics {
             )?,
             low: of_figure("shadow_difference_ratio_low", "2.5 % point of the interval of shadow_difference_ratio")?,
             high: of_figure("shadow_difference_ratio_high", "97.5 % point of the interval of shadow_difference_ratio")?,
+            saving: of_limit(
+                "shadow_limit_saving_ratio",
+                "Share of a mean time under the policy in force that relaxing one limit of the fleet saves: 0.2 is 20 % less",
+            )?,
+            saving_low: of_limit("shadow_limit_saving_ratio_low", "2.5 % point of the interval of shadow_limit_saving_ratio")?,
+            saving_high: of_limit("shadow_limit_saving_ratio_high", "97.5 % point of the interval of shadow_limit_saving_ratio")?,
             trusted: of_model(
                 "shadow_trusted",
                 "1 when the simulated clock agrees with what was measured, 0 in doubt",
@@ -119,6 +134,9 @@ impl ShadowMetrics {
             &self.difference,
             &self.low,
             &self.high,
+            &self.saving,
+            &self.saving_low,
+            &self.saving_high,
             &self.trusted,
             &self.clock,
             &self.ticks,
@@ -144,6 +162,20 @@ impl ShadowMetrics {
             for arm in &fleets.arms {
                 self.set_arm(model, arm, report.has_goodput);
             }
+            for limit in &fleets.limits {
+                self.set_limit(model, limit);
+            }
+        }
+    }
+
+    /// Sets what relaxing one limit saves.
+    fn set_limit(&self, model: &str, limit: &LimitReport) {
+        for (figure, saving) in [("ttft", limit.ttft_saving), ("e2e", limit.e2e_saving)] {
+            let Some(saving) = saving else { continue };
+            let labels = [model, limit.limit.name(), figure];
+            self.saving.with_label_values(&labels).set(saving.value);
+            self.saving_low.with_label_values(&labels).set(saving.low);
+            self.saving_high.with_label_values(&labels).set(saving.high);
         }
     }
 

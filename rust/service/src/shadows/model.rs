@@ -12,7 +12,7 @@ use std::sync::Arc;
 use wardrop_core::control::Routing;
 use wardrop_core::{PolicyConfig, WorkerId};
 use wardrop_sim::SimError;
-use wardrop_sim::shadow::{Arrival, Figure, Observed, ShadowCounts};
+use wardrop_sim::shadow::{Arrival, Figure, Limit, Observed, ShadowCounts};
 
 use super::adoption::does_harm;
 use super::events::{Event, LostArrivals};
@@ -39,6 +39,8 @@ pub(super) struct ModelShadows {
     cpu_s: f64,
     /// CPU time that no report covers yet, in seconds.
     unreported_cpu_s: f64,
+    /// Limits of the fleet that no arm relaxes, because their caches take too much memory.
+    without_room: Vec<Limit>,
     /// Counts that the previous report already covered.
     reported: ShadowCounts,
     /// Number of arrivals without shadows that no report covers yet.
@@ -67,6 +69,7 @@ impl ModelShadows {
             model,
             shadowed: None,
             note: Some("no worker yet".into()),
+            without_room: Vec::new(),
             cpu_s: 0.0,
             unreported_cpu_s: 0.0,
             reported: ShadowCounts::default(),
@@ -156,7 +159,7 @@ impl ModelShadows {
     }
 
     /// A change of roles or of the block size needs new fleets, since every hash and every pool
-    /// changes with them.
+    /// changes with them. So does another choice of limits: a queue comes or goes, or memory runs out.
     ///
     /// # Errors
     /// A fleet, a worker or a routing that the simulator refuses.
@@ -170,24 +173,33 @@ impl ModelShadows {
         let roles = model.roles();
         let block_size = model.spec.block_size;
         let members: Vec<_> = roles.iter().map(|role| model.pool(*role).members()).collect();
-        let routings = arm_routings(routing, options);
+        let mut routings = arm_routings(routing, options);
         if let Some(reason) = unfit(&members, block_size, routings.len(), options) {
             self.shadowed = None;
             self.note = Some(reason);
             return Ok(());
         }
-        let is_other = |now: &Shadowed| now.roles != roles || now.block_size != block_size;
+        let (limits, without_room) = limits_of(&members, block_size, routing, routings.len(), options);
+        self.without_room = without_room;
+        routings.extend(limits.iter().map(|limit| Routing {
+            policy: routing.policy.clone(),
+            queue: limit.queue(routing.queue),
+        }));
+        let is_other =
+            |now: &Shadowed| now.roles != roles || now.block_size != block_size || now.limits != limits;
         if self.shadowed.as_ref().is_none_or(is_other) {
             self.reported = ShadowCounts::default();
             self.mean_blocks = None;
-            self.shadowed = Some(Shadowed::new(roles, block_size, members, routings, options)?);
+            self.shadowed = Some(Shadowed::new(
+                roles, block_size, members, routings, limits, options,
+            )?);
             self.note = None;
         } else if let Some(shadowed) = &mut self.shadowed {
             shadowed.follow_members(members, now_s)?;
             shadowed.follow_routings(routings, now_s)?;
         }
         if let Some(shadowed) = &mut self.shadowed {
-            shadowed.set_limits(limits(routing, options));
+            shadowed.set_limits(goodput_limits(routing, options));
         }
         Ok(())
     }
@@ -253,6 +265,7 @@ impl ModelShadows {
             requests_per_cache: None,
             policies: Vec::new(),
             suggested: BTreeMap::new(),
+            limits_without_room: self.without_room.clone(),
             fleets: None,
         };
         let Some(shadowed) = &self.shadowed else {
@@ -302,7 +315,7 @@ fn arm_routings(in_force: &Routing, options: &ShadowOptions) -> Vec<Routing> {
 /// Limits of goodput: the configured limits, else the limits of a `toll` objective with a goodput weight.
 ///
 /// `None` leaves goodput out of the report.
-fn limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
+fn goodput_limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
     if options.ttft_slo_s > 0.0 {
         return Some(GoodputLimits {
             ttft_s: options.ttft_slo_s,
@@ -318,9 +331,43 @@ fn limits(routing: &Routing, options: &ShadowOptions) -> Option<GoodputLimits> {
     }
 }
 
+/// Limits that arms relax, in the order of [`Limit::of_fleet`], and limits whose caches have no room.
+///
+/// The least memory comes first, so that as many limits as possible have an arm. `arms` counts the
+/// arms without a limit.
+fn limits_of(
+    members: &[BTreeMap<WorkerId, Member>],
+    block_size: u32,
+    routing: &Routing,
+    arms: usize,
+    options: &ShadowOptions,
+) -> (Vec<Limit>, Vec<Limit>) {
+    if !options.limits {
+        return (Vec::new(), Vec::new());
+    }
+    let blocks = |member: &Member| u64::from(engine(member, block_size).num_blocks);
+    let pools: Vec<Vec<u64>> = members
+        .iter()
+        .map(|pool| pool.values().map(blocks).collect())
+        .collect();
+    let in_force: u64 = pools.iter().flatten().sum();
+    let mut left = options
+        .max_blocks
+        .saturating_sub(in_force.saturating_mul(arms as u64));
+    let all = Limit::of_fleet(members.len(), routing.queue.is_some());
+    let mut by_memory = all.clone();
+    by_memory.sort_by_key(|limit| limit.blocks(&pools));
+    by_memory.retain(|limit| {
+        let rest = left.checked_sub(limit.blocks(&pools));
+        left = rest.unwrap_or(left);
+        rest.is_some()
+    });
+    all.into_iter().partition(|limit| by_memory.contains(limit))
+}
+
 /// Reason why this fleet can have no shadows; `None` when it can.
 ///
-/// The limit counts every block of every arm, because each arm has caches of its own.
+/// The limit counts every block of every arm without a limit, because each arm has caches of its own.
 fn unfit(
     members: &[BTreeMap<WorkerId, Member>],
     block_size: u32,
@@ -342,4 +389,166 @@ fn unfit(
             options.max_blocks
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::ServiceConfig;
+    use crate::service::Service;
+
+    fn routing(policy: &str, queue: Option<f64>) -> Routing {
+        let queue = queue.map(|kappa| wardrop_core::queue::QueueConfig {
+            kappa,
+            ..Default::default()
+        });
+        let policy = serde_json::from_value(json!({ "name": policy })).expect("a policy");
+        Routing { policy, queue }
+    }
+
+    /// A service whose model `m` has workers of 500 KV blocks each.
+    fn served(instances: &[u64]) -> (Arc<Service>, Arc<Model>) {
+        let service = Service::new(ServiceConfig::default()).expect("a valid configuration");
+        service
+            .upsert_model(&json!({"name": "m", "block_size": 16}).to_string())
+            .expect("a valid model");
+        for instance in instances {
+            join(&service, *instance);
+        }
+        let (model, _) = service.models.find("m").expect("a registered model");
+        (service, model)
+    }
+
+    fn join(service: &Service, instance: u64) {
+        let worker =
+            json!({"model": "m", "role": "aggregated", "instance": instance, "total_kv_blocks": 500});
+        service
+            .upsert_worker(&worker.to_string())
+            .expect("a valid worker");
+    }
+
+    fn options() -> ShadowOptions {
+        ShadowOptions {
+            limits: true,
+            tick_s: 1.0,
+            warm_ticks: 2,
+            lag_s: 1.0,
+            cpu_share: 1.0,
+            ..ShadowOptions::default()
+        }
+    }
+
+    /// Feeds two long prompts a second for 40 seconds from `from_s`, every one of them new, and simulates them.
+    fn feed(shadows: &mut ModelShadows, from_s: f64) {
+        for at in 0..80_u64 {
+            let id = from_s as u64 * 1_000 + at;
+            let at_s = from_s + at as f64 * 0.5;
+            shadows.take(Event::Arrived {
+                id,
+                model: Arc::from("m"),
+                at_s,
+                input_tokens: 1_600,
+                hashes: (0..100)
+                    .map(|block| (id * 1_000 + block).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+                    .collect(),
+            });
+            shadows.take(Event::Ended {
+                id,
+                model: Arc::from("m"),
+                output_tokens: 100,
+            });
+            while shadows.advance(at_s) && shadows.is_due(at_s) {}
+        }
+    }
+
+    fn saving(report: &Value, limit: &str) -> f64 {
+        let found = report["limits"].as_array().expect("limits").iter();
+        let found = found.filter(|found| found["limit"] == limit).collect::<Vec<_>>();
+        found[0]["e2e_saving"]["value"].as_f64().expect("a saving")
+    }
+
+    #[test]
+    fn arms_with_a_limit_follow_workers_and_the_routing_in_force() {
+        let (service, model) = served(&[1]);
+        let mut shadows = ModelShadows::new(Arc::from("m"));
+        let options = options();
+        options.check().expect("limits without policies");
+        shadows.follow(&model, &routing("round_robin", None), &options, 0.0);
+        let report = |shadows: &ModelShadows, now_s| json!(shadows.report(&options, now_s));
+        feed(&mut shadows, 10.0);
+        let one = report(&shadows, 50.0);
+        assert_eq!(one["arms"].as_array().map(Vec::len), Some(1), "{one}");
+        assert_eq!(one["policies"].as_array().map(Vec::len), Some(1));
+        assert_eq!(one["limits"].as_array().map(Vec::len), Some(5));
+        let of_one = saving(&one, "one_more_worker");
+        assert!(of_one > 0.05, "a second worker beside one: {one}");
+
+        (2..=8).for_each(|instance| join(&service, instance));
+        shadows.follow(&model, &routing("round_robin", None), &options, 50.0);
+        feed(&mut shadows, 50.0);
+        let eight = report(&shadows, 90.0);
+        assert_eq!(eight["workers"], 8);
+        let of_eight = saving(&eight, "one_more_worker");
+        assert!(
+            of_eight < of_one / 2.0,
+            "a ninth worker beside eight: {of_eight}, {of_one}"
+        );
+        for instance in 2..=8 {
+            service
+                .remove_worker("m", "aggregated", instance)
+                .expect("a registered worker");
+        }
+        shadows.follow(&model, &routing("round_robin", None), &options, 90.0);
+        feed(&mut shadows, 90.0);
+        let again = saving(&report(&shadows, 130.0), "one_more_worker");
+        assert!(again > of_one / 2.0, "one worker again: {again}, {of_one} before");
+
+        // Another policy in force starts all comparisons over; equal seeds keep equal arms equal.
+        join(&service, 2);
+        shadows.follow(&model, &routing("least_loaded", None), &options, 130.0);
+        feed(&mut shadows, 130.0);
+        let other = report(&shadows, 170.0);
+        assert_eq!(other["policies"][0]["policy"]["name"], "least_loaded");
+        assert!(
+            saving(&other, "shared_cache").abs() < 1e-9,
+            "no prompt is like another: {other}"
+        );
+
+        // A queue in force is pooled already.
+        shadows.follow(&model, &routing("toll", Some(0.0)), &options, 170.0);
+        let queued = report(&shadows, 170.0);
+        let names: Vec<_> = queued["limits"].as_array().expect("limits").iter().collect();
+        assert_eq!(names.len(), 4, "{queued}");
+        assert!(names.iter().all(|limit| limit["limit"] != "pooled_queue"));
+    }
+
+    #[test]
+    fn limits_without_room_are_named_and_the_others_run() {
+        let (_service, model) = served(&[1, 2]);
+        let mut shadows = ModelShadows::new(Arc::from("m"));
+        // In force 1,000 blocks, two orders 1,000 each, one more worker 1,500.
+        let small = ShadowOptions {
+            max_blocks: 4_500,
+            ..options()
+        };
+        shadows.follow(&model, &routing("toll", None), &small, 0.0);
+        let report = json!(shadows.report(&small, 0.0));
+        assert_eq!(
+            report["limits_without_room"],
+            json!(["shared_cache", "kv_memory"])
+        );
+        assert_eq!(report["limits"].as_array().map(Vec::len), Some(3), "{report}");
+        let off = ShadowOptions {
+            limits: false,
+            ..small
+        };
+        shadows.follow(&model, &routing("toll", None), &off, 1.0);
+        let report = json!(shadows.report(&off, 1.0));
+        assert_eq!(
+            (&report["limits_without_room"], &report["limits"]),
+            (&json!([]), &json!([]))
+        );
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use wardrop_core::PolicyConfig;
 use wardrop_core::queue::QueueConfig;
-use wardrop_sim::shadow::ShadowReport;
+use wardrop_sim::shadow::{Limit, ShadowReport};
 
 use crate::pool::Role;
 
@@ -36,6 +36,8 @@ pub(crate) struct ModelShadowReport {
     pub policies: Vec<ShadowArm>,
     /// Suggested arm by figure: an adoptable arm that is significantly better than the policy in force and does no harm.
     pub suggested: BTreeMap<&'static str, Option<String>>,
+    /// Limits of the fleet that no arm relaxes because their caches exceed `shadows.max_blocks`.
+    pub limits_without_room: Vec<Limit>,
     /// Figures of the arms, the trust in them and the counts of requests; `None` without shadows.
     #[serde(flatten)]
     pub fleets: Option<ShadowReport>,

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 
 use wardrop_core::WorkerId;
 use wardrop_core::control::Routing;
-use wardrop_sim::shadow::{Change, ShadowFleets};
+use wardrop_sim::shadow::{Change, Limit, ShadowFleets};
 use wardrop_sim::{EngineSpec, FleetSpec, PoolSpec, Role as SimRole, SimError, Timing};
 
 use super::adoption::is_adoptable;
 use super::report::ShadowArm;
-use crate::config::{IN_FORCE, ShadowOptions, router};
+use crate::config::{IN_FORCE, ShadowOptions, routers};
 use crate::pool::{Member, Role};
 
 /// The running shadow fleets of one model, one per arm, with the state that they were last given.
@@ -25,12 +25,14 @@ pub(super) struct Shadowed {
     pub block_size: u32,
     /// Workers of each pool in `roles`.
     pub members: Vec<BTreeMap<WorkerId, Member>>,
+    /// Limits that arms relax. Their arms come after those of the policies.
+    pub limits: Vec<Limit>,
     /// Policy and queue of each arm; the first arm runs the routing in force.
     routings: Vec<Routing>,
     /// Whether limits of goodput are set.
     pub has_goodput: bool,
     /// Limits of goodput that the fleets have.
-    limits: Option<GoodputLimits>,
+    goodput: Option<GoodputLimits>,
 }
 
 /// Limits of goodput, in seconds; a request counts when it meets both.
@@ -72,7 +74,7 @@ fn is_same(now: &Member, before: &Member) -> bool {
 }
 
 impl Shadowed {
-    /// Builds fleets with the given workers and one arm per routing.
+    /// Builds fleets with the given workers and one arm per routing; the last arms relax `limits`.
     ///
     /// It starts with the first worker of each pool, because a specification needs one, and lets
     /// the others join.
@@ -84,6 +86,7 @@ impl Shadowed {
         block_size: u32,
         members: Vec<BTreeMap<WorkerId, Member>>,
         routings: Vec<Routing>,
+        limits: Vec<Limit>,
         options: &ShadowOptions,
     ) -> Result<Self, SimError> {
         let mut first = Vec::new();
@@ -106,16 +109,17 @@ impl Shadowed {
             pools,
             ..FleetSpec::default()
         };
-        let arms = options.arms(&routings, roles.len());
+        let arms = options.arms(&routings, &limits, roles.len());
         let fleets = ShadowFleets::new(options.config(fleet, arms))?.with_members(&first);
         let mut shadowed = Self {
             fleets,
             roles,
             block_size,
             members: vec![BTreeMap::new(); roles.len()],
+            limits,
             routings,
             has_goodput: false,
-            limits: None,
+            goodput: None,
         };
         for (pool, ids) in first.iter().enumerate() {
             let known = ids.iter().filter_map(|id| Some((*id, *members[pool].get(id)?)));
@@ -146,7 +150,7 @@ impl Shadowed {
             for (id, member) in now {
                 if stays(id, member) {
                     let timing = Timing::Learned(member.curves);
-                    self.fleets.set_worker_timing(pool, *id, &timing);
+                    self.fleets.set_worker_timing(pool, *id, &timing)?;
                 } else {
                     let engine = Box::new(engine(member, self.block_size));
                     let join = Change::Join {
@@ -167,10 +171,11 @@ impl Shadowed {
     /// # Errors
     /// A routing that the simulator refuses.
     pub fn follow_routings(&mut self, routings: Vec<Routing>, now_s: f64) -> Result<(), SimError> {
+        let policies = routings.len() - self.limits.len();
         for (arm, (now, before)) in routings.iter().zip(&self.routings).enumerate() {
             if now != before {
-                let pools = 0..self.roles.len();
-                let routers = pools.map(|pool| router(now, (arm * 2 + pool) as u64)).collect();
+                let seeds = if arm < policies { arm } else { 0 };
+                let routers = routers(now, seeds, self.roles.len());
                 self.fleets.change(now_s, Change::Routers { arm, routers })?;
             }
         }
@@ -181,15 +186,15 @@ impl Shadowed {
     /// Sets the limits of goodput; `None` for no limits.
     pub fn set_limits(&mut self, limits: Option<GoodputLimits>) {
         self.has_goodput = limits.is_some();
-        if self.limits != limits {
-            self.limits = limits;
+        if self.goodput != limits {
+            self.goodput = limits;
             if let Some(limits) = limits {
                 self.fleets.set_limits(limits.ttft_s, limits.itl_s);
             }
         }
     }
 
-    /// Policy and queue of each arm, for a report. The caller sets `does_harm` from the figures.
+    /// Policy and queue of each arm without a limit, for a report. The caller sets `does_harm` from the figures.
     pub fn arms(&self, options: &ShadowOptions) -> Vec<ShadowArm> {
         let names = std::iter::once(IN_FORCE).chain(options.policies.iter().map(|arm| arm.name.as_str()));
         let arm = |(name, routing): (&str, &Routing)| ShadowArm {

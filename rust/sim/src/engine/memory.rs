@@ -110,7 +110,7 @@ impl Worker {
     /// Finds the prefix of a prompt in device memory, and keeps its slots in `cached_slots`.
     ///
     /// Except on a decode worker, at least one token stays to be computed: the first output token needs it.
-    pub(super) fn find_cached(&mut self, at: u32, state: &RunState<'_>) -> CachedPrefix {
+    pub(super) fn find_cached(&mut self, at: u32, state: &mut RunState<'_>) -> CachedPrefix {
         self.cached_slots.clear();
         let sequence = &self.sequences[at as usize];
         if !self.spec.prefix_caching {
@@ -133,8 +133,10 @@ impl Worker {
                 None => break,
             }
         }
-        if let Some(shared) = state.shared_blocks.as_ref().filter(|_| self.role != Role::Decode) {
-            let in_reach = |index: &u32| shared.contains(&state.block(sequence.request, *index));
+        if let Some(shared) = state.shared_blocks.as_mut().filter(|_| self.role != Role::Decode) {
+            let block = |index| state.names.block(&state.workload, sequence.request, index);
+            (0..found.blocks).for_each(|index| shared.refresh(block(index)));
+            let in_reach = |index: &u32| shared.contains(block(*index));
             found.shared = (found.blocks..most).take_while(in_reach).count() as u32;
         }
         found

@@ -19,6 +19,7 @@ mod iteration;
 mod memory;
 mod run_state;
 mod schedule;
+mod shared_blocks;
 pub(crate) mod tiers;
 
 use std::collections::VecDeque;
@@ -27,6 +28,7 @@ use wardrop_core::latency::Pass;
 
 use block_pool::{BlockPool, Evicted};
 pub(crate) use run_state::{CacheChange, Onboarding, Reservation, RunState, Signal};
+pub(crate) use shared_blocks::SharedBlocks;
 use tiers::{TierChange, Tiers};
 
 use crate::spec::{EngineSpec, Role};

@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 
-use rustc_hash::FxHashSet;
-
 use super::block_pool::NONE;
+use super::shared_blocks::SharedBlocks;
 use super::tiers::TierChange;
 use crate::record::{GapHistogram, Requests, Totals};
 use crate::workload::{BlockNames, Workload};
@@ -51,8 +50,8 @@ pub(crate) struct Reservation {
 pub(crate) struct RunState<'a> {
     /// The requests of the run.
     pub workload: Cow<'a, Workload>,
-    /// Names of all blocks that any worker has computed; `None` unless workers share their caches.
-    pub shared_blocks: Option<FxHashSet<u32>>,
+    /// Names of the blocks that any worker has computed; `None` unless workers share their caches.
+    pub shared_blocks: Option<SharedBlocks>,
     /// Names of engine blocks.
     pub names: BlockNames,
     /// Results by request.

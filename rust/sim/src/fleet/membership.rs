@@ -46,6 +46,20 @@ impl Fleet<'_> {
         self.start_idle_engines()
     }
 
+    /// Bounds the names of shared blocks to `memories` times the blocks of all workers. Without shared caches nothing
+    /// happens.
+    pub(crate) fn bound_shared_blocks(&mut self, memories: usize) {
+        let alive = self
+            .workers
+            .iter()
+            .zip(&self.status)
+            .filter(|(_, status)| status.is_alive);
+        let blocks: usize = alive.map(|(worker, _)| worker.spec().num_blocks as usize).sum();
+        if let Some(shared) = &mut self.state.shared_blocks {
+            shared.set_room(blocks.saturating_mul(memories));
+        }
+    }
+
     /// Changes the timing of one worker.
     pub(crate) fn set_worker_timing(&mut self, worker: usize, timing: &Timing) {
         self.workers[worker].set_timing(timing.clone());

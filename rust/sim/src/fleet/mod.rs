@@ -35,7 +35,6 @@ mod signals;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 
-use rustc_hash::FxHashSet;
 use wardrop_core::latency::Pass;
 use wardrop_core::queue::LateQueue;
 use wardrop_core::rng::Rng;
@@ -47,7 +46,7 @@ use links::Links;
 use observer::Observer;
 use plan::PlanRun;
 
-use crate::engine::{RunState, Worker};
+use crate::engine::{RunState, SharedBlocks, Worker};
 use crate::error::{SimError, out_of_range, router_refused};
 use crate::record::{Outcome, Samples};
 use crate::spec::{FaultKind, FleetSpec, Plan, Role};
@@ -227,7 +226,7 @@ impl<'a> Fleet<'a> {
         }
         let names = BlockNames::new(&workload, spec.pools[0].engine.block_size)?;
         let mut state = RunState::new(workload, names);
-        state.shared_blocks = spec.shared_cache.then(FxHashSet::default);
+        state.shared_blocks = spec.shared_cache.then(SharedBlocks::unbounded);
         let mut pools = Vec::new();
         let mut workers = Vec::new();
         let mut pool_of = Vec::new();

@@ -4,7 +4,8 @@
 //! push(request) ─▶ advance(now) ─▶ EndedRequest      a batch run over the same requests gives the same results
 //! ```
 //!
-//! Memory is bounded by the requests in flight (`max_open`) and by the engines' caches. Rows are used again, oldest
+//! Memory is bounded by the requests in flight (`max_open`), by the engines' caches, and for a shared cache by
+//! [`SHARED_MEMORIES`]. Rows are used again, oldest
 //! first. The blocks of ended prompts are dropped when they outnumber the blocks of open prompts.
 //!
 //! Prompts come as sequence hashes, and each block is named by 32 bits of its hash. Among 100,000 cached blocks about
@@ -78,6 +79,9 @@ pub(crate) struct LiveFleet {
     max_open: usize,
 }
 
+/// Size of a cache that all workers share, in memories of all workers together.
+pub(crate) const SHARED_MEMORIES: usize = 16;
+
 /// Number of stored blocks beyond twice the open ones at which the blocks of ended prompts are dropped.
 const SLACK_BLOCKS: usize = 1 << 16;
 
@@ -105,6 +109,7 @@ impl LiveFleet {
         };
         let mut fleet = Fleet::new(Cow::Owned(spec), Cow::Owned(workload), routers)?;
         fleet.ended_rows = Some(Vec::new());
+        fleet.bound_shared_blocks(SHARED_MEMORIES);
         Ok(Self {
             fleet,
             ids: Vec::new(),
@@ -138,12 +143,16 @@ impl LiveFleet {
                 "the block size of the fleet",
             ));
         }
-        self.fleet.add_worker(pool, engine)
+        let worker = self.fleet.add_worker(pool, engine)?;
+        self.fleet.bound_shared_blocks(SHARED_MEMORIES);
+        Ok(worker)
     }
 
     /// Removes a worker by its index. Its requests are tried again elsewhere.
     pub fn leave(&mut self, worker: usize) -> Result<(), SimError> {
-        self.fleet.remove_worker(worker)
+        self.fleet.remove_worker(worker)?;
+        self.fleet.bound_shared_blocks(SHARED_MEMORIES);
+        Ok(())
     }
 
     /// Changes the timing of one worker, from its next iteration on.
@@ -283,7 +292,7 @@ impl LiveFleet {
 }
 
 /// Name of a block: 32 bits of its hash, without the two reserved names.
-fn block_name(hash: u64) -> u32 {
+pub(crate) fn block_name(hash: u64) -> u32 {
     let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((mixed >> 32) as u32).min(GENERATED - 1)
 }

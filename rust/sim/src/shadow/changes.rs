@@ -2,15 +2,13 @@
 //!
 //! Every arm therefore sees a change at the moment at which production made it.
 
-use std::collections::VecDeque;
-
-use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use wardrop_core::WorkerId;
 
-use super::fleets::Arm;
+use super::arm::Arm;
 use crate::error::SimError;
-use crate::spec::{EngineSpec, RouterSpec};
+use crate::spec::{EngineSpec, FleetSpec, RouterSpec};
 use crate::timing::Timing;
 
 /// Number of changes that can wait. Beyond it, the oldest change is applied early.
@@ -78,20 +76,42 @@ pub(super) struct TimedChange {
     pub change: Change,
 }
 
-/// Index of each worker in the arms' fleets, and the changes that wait.
+/// Workers of production, as the arms have them, and the changes that wait.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     waiting: VecDeque<TimedChange>,
-    /// Index over all pools of each (pool, worker); it is the same in every arm.
-    members: FxHashMap<(usize, WorkerId), usize>,
+    /// Engines of the workers, by pool.
+    engines: Vec<BTreeMap<WorkerId, EngineSpec>>,
 }
 
 impl Changes {
     /// Names the workers that the fleets start with, by pool.
-    pub fn name(&mut self, members: &[Vec<WorkerId>]) {
-        let pools = members.iter().enumerate();
-        let named = pools.flat_map(|(pool, workers)| workers.iter().map(move |worker| (pool, *worker)));
-        self.members = named.zip(0..).collect();
+    pub fn name(&mut self, members: &[Vec<WorkerId>], fleet: &FleetSpec) {
+        let pools = members.iter().zip(&fleet.pools);
+        self.engines = pools
+            .map(|(workers, pool)| {
+                workers
+                    .iter()
+                    .map(|worker| (*worker, pool.engine.clone()))
+                    .collect()
+            })
+            .collect();
+    }
+
+    /// Engines of the workers of one pool.
+    fn pool(&mut self, pool: usize) -> &mut BTreeMap<WorkerId, EngineSpec> {
+        if self.engines.len() <= pool {
+            self.engines.resize_with(pool + 1, BTreeMap::new);
+        }
+        &mut self.engines[pool]
+    }
+
+    /// Makes the additional workers of a pool equal to its worker with the lowest id. Without a worker they stay.
+    fn follow_extra(&mut self, pool: usize, arms: &mut [Arm]) -> Result<(), SimError> {
+        let Some((_, engine)) = self.pool(pool).first_key_value() else {
+            return Ok(());
+        };
+        arms.iter_mut().try_for_each(|arm| arm.follow_extra(pool, engine))
     }
 
     /// Keeps a change. Returns the oldest change if too many wait, to be applied now.
@@ -115,18 +135,19 @@ impl Changes {
     pub fn apply(&mut self, change: Change, arms: &mut [Arm]) -> Result<bool, SimError> {
         match change {
             Change::Join { pool, worker, engine } => {
-                if self.members.contains_key(&(pool, worker)) {
+                if self.pool(pool).contains_key(&worker) {
                     return Ok(false);
                 }
-                for arm in arms.iter_mut() {
-                    let index = arm.fleet.join(pool, &engine)?;
-                    self.members.insert((pool, worker), index);
-                }
+                arms.iter_mut()
+                    .try_for_each(|arm| arm.join(pool, worker, &engine))?;
+                self.pool(pool).insert(worker, *engine);
+                self.follow_extra(pool, arms)?;
                 Ok(false)
             }
             Change::Leave { pool, worker } => {
-                if let Some(index) = self.members.remove(&(pool, worker)) {
-                    arms.iter_mut().try_for_each(|arm| arm.fleet.leave(index))?;
+                if self.pool(pool).remove(&worker).is_some() {
+                    arms.iter_mut().try_for_each(|arm| arm.leave(pool, worker))?;
+                    self.follow_extra(pool, arms)?;
                 }
                 Ok(false)
             }
@@ -144,11 +165,20 @@ impl Changes {
     }
 
     /// Changes the timing of one worker in every arm. An unknown worker is ignored.
-    pub fn set_timing(&self, pool: usize, worker: WorkerId, timing: &Timing, arms: &mut [Arm]) {
-        if let Some(&index) = self.members.get(&(pool, worker)) {
-            for arm in arms {
-                arm.fleet.set_worker_timing(index, timing);
-            }
+    pub fn set_timing(
+        &mut self,
+        pool: usize,
+        worker: WorkerId,
+        timing: &Timing,
+        arms: &mut [Arm],
+    ) -> Result<(), SimError> {
+        let Some(engine) = self.pool(pool).get_mut(&worker) else {
+            return Ok(());
+        };
+        engine.timing = timing.clone();
+        for arm in arms.iter_mut() {
+            arm.set_timing(pool, worker, timing);
         }
+        self.follow_extra(pool, arms)
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::limit::Limit;
 use crate::error::{SimError, out_of_range};
 use crate::spec::{FleetSpec, RouterSpec};
 
@@ -13,6 +14,10 @@ pub struct ArmSpec {
     pub name: String,
     /// One router per pool of the fleet.
     pub routers: Vec<RouterSpec>,
+    /// The limit of the fleet that the arm relaxes. Its routers are then those of the first arm, except for the queue of
+    /// [`Limit::queue`].
+    #[serde(default)]
+    pub limit: Option<Limit>,
 }
 
 /// Configuration of [`super::ShadowFleets`].
@@ -21,7 +26,7 @@ pub struct ArmSpec {
 pub struct ShadowConfig {
     /// The production fleet: pools, engines, timing. Faults, a closed loop and samples are not allowed.
     pub fleet: FleetSpec,
-    /// Arms, 1 to 16. The first arm runs what production runs.
+    /// Arms, 1 to 22. The first arm runs what production runs. Arms with a limit come after all others.
     pub arms: Vec<ArmSpec>,
     /// Length of a tick, in seconds.
     pub tick_s: f64,
@@ -79,15 +84,15 @@ impl Default for ShadowConfig {
     }
 }
 
-/// Largest number of arms. Every arm costs a whole simulation.
-const MAX_ARMS: usize = 16;
+/// Largest number of arms: what is in force, 15 policies and the 6 limits of a fleet. Every arm costs a whole simulation.
+const MAX_ARMS: usize = 22;
 /// Largest number of ticks in a window.
 const MAX_TICKS: usize = 1_024;
 
 impl ShadowConfig {
     pub(super) fn validate(&self) -> Result<(), SimError> {
         if self.arms.is_empty() || self.arms.len() > MAX_ARMS {
-            return Err(out_of_range("arms", self.arms.len(), "1 to 16 arms"));
+            return Err(out_of_range("arms", self.arms.len(), "1 to 22 arms"));
         }
         if self.fleet.pools.is_empty() {
             return Err(out_of_range(
@@ -102,6 +107,21 @@ impl ShadowConfig {
                     "arm.routers",
                     arm.routers.len(),
                     "one router per pool of the fleet",
+                ));
+            }
+            let follows_limit = i > 0 && self.arms[i - 1].limit.is_some();
+            if arm.limit.is_none() && follows_limit || arm.limit.is_some() && i == 0 {
+                return Err(out_of_range(
+                    "arm.limit",
+                    &arm.name,
+                    "no limit in the first arm, and arms with a limit after all others",
+                ));
+            }
+            if arm.limit.is_some_and(|limit| !limit.fits(self.fleet.pools.len())) {
+                return Err(out_of_range(
+                    "arm.limit",
+                    &arm.name,
+                    "a limit that a fleet with these pools has",
                 ));
             }
             if self.arms[..i].iter().any(|other| other.name == arm.name) {

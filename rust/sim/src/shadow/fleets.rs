@@ -3,27 +3,21 @@
 use rustc_hash::FxHashMap;
 use wardrop_core::WorkerId;
 
+use super::arm::Arm;
 use super::changes::{Change, Changes, TimedChange};
 use super::clock_check::ClockCheck;
-use super::config::{ArmSpec, ShadowConfig};
+use super::config::ShadowConfig;
 use super::cpu_budget::CpuBudget;
 use super::intake::{Arrival, DueArrival, Intake, Observed};
 use super::ticks::{ArmResult, Ticks};
 use crate::error::SimError;
-use crate::live::{EndedRequest, LiveFleet, LiveRequest};
-use crate::spec::RouterSpec;
+use crate::live::{EndedRequest, LiveRequest};
 use crate::timing::Timing;
 
 /// Number of requests that one [`ShadowFleets::advance`] starts at most, before the caller charges its CPU time.
 const STEP: usize = 64;
-
-/// One arm: a live fleet under its own routers.
-pub(super) struct Arm {
-    /// Name of the arm, as in the report.
-    pub name: String,
-    /// The simulated fleet.
-    pub fleet: LiveFleet,
-}
+/// The same bound over all arms, so that more than 16 arms make no step longer.
+const STEP_OF_ALL_ARMS: usize = 1024;
 
 /// Counts of requests since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -82,16 +76,10 @@ impl ShadowFleets {
     /// [`SimError::Config`] when a field is out of range or a policy is unknown.
     pub fn new(config: ShadowConfig) -> Result<Self, SimError> {
         config.validate()?;
-        let arm = |spec: &ArmSpec| {
-            Ok(Arm {
-                name: spec.name.clone(),
-                fleet: fleet(&config, &spec.routers)?,
-            })
-        };
         let arms = config
             .arms
             .iter()
-            .map(arm)
+            .map(|spec| Arm::new(&config, spec))
             .collect::<Result<Vec<_>, SimError>>()?;
         Ok(Self {
             intake: Intake::new(config.max_waiting, config.max_waiting_blocks),
@@ -114,7 +102,8 @@ impl ShadowFleets {
     /// Names the workers that the fleet starts with, by pool, so that [`ShadowFleets::change`] can refer to them.
     #[must_use]
     pub fn with_members(mut self, members: &[Vec<WorkerId>]) -> Self {
-        self.changes.name(members);
+        self.changes.name(members, &self.config.fleet);
+        self.arms.iter_mut().for_each(|arm| arm.name(members));
         self
     }
 
@@ -192,7 +181,8 @@ impl ShadowFleets {
         now.map_or(Ok(()), |change| self.apply(at_s, change))
     }
 
-    /// Simulates up to `now_s − lag_s`, at most 64 requests at a time. Returns the number of requests started.
+    /// Simulates up to `now_s − lag_s`, at most 64 requests, and 1,024 over all arms, at a time. Returns the number of
+    /// requests started.
     ///
     /// Nothing happens while the CPU budget rests. Charge the CPU time with [`ShadowFleets::charge`], and call again
     /// while [`ShadowFleets::is_due`] is true.
@@ -207,8 +197,9 @@ impl ShadowFleets {
             return Ok(0);
         }
         let until_s = now_s - self.config.lag_s;
+        let step = STEP.min(STEP_OF_ALL_ARMS / self.arms.len()).max(1);
         let mut started = 0;
-        while started < STEP
+        while started < step
             && let Some(waiting) = self.intake.pop_until(until_s)
         {
             self.reached_s = waiting.at_s;
@@ -220,7 +211,7 @@ impl ShadowFleets {
             self.start(&waiting, origin_s)?;
             started += 1;
         }
-        if started < STEP {
+        if started < step {
             self.change_until(until_s, origin_s)?;
             self.run_to((until_s - origin_s).max(0.0) * 1e3)?;
             self.reached_s = self.reached_s.max(until_s);
@@ -263,8 +254,16 @@ impl ShadowFleets {
     }
 
     /// Changes the timing of one worker in every arm.
-    pub fn set_worker_timing(&mut self, pool: usize, worker: WorkerId, timing: &Timing) {
-        self.changes.set_timing(pool, worker, timing, &mut self.arms);
+    ///
+    /// # Errors
+    /// [`SimError::Config`] for an additional worker that the simulator refuses.
+    pub fn set_worker_timing(
+        &mut self,
+        pool: usize,
+        worker: WorkerId,
+        timing: &Timing,
+    ) -> Result<(), SimError> {
+        self.changes.set_timing(pool, worker, timing, &mut self.arms)
     }
 
     fn change_until(&mut self, until_s: f64, origin_s: f64) -> Result<(), SimError> {
@@ -341,33 +340,4 @@ impl ShadowFleets {
         }
         Ok(())
     }
-}
-
-/// The fleet of an arm: the production fleet behind the arm's own routers.
-fn fleet(config: &ShadowConfig, routers: &[RouterSpec]) -> Result<LiveFleet, SimError> {
-    let mut spec = config.fleet.clone();
-    spec.queues = routers.iter().map(|router| router.queue).collect();
-    let block_size = spec.pools[0].engine.block_size;
-    let handoff_s_per_token = spec.handoff_s_per_token();
-    let configs = spec
-        .pools
-        .iter()
-        .zip(routers)
-        .map(|(pool, router)| {
-            let made = router.config(pool.role, block_size).map(|made| {
-                let made = made.with_handoff_s_per_token(handoff_s_per_token);
-                // The arms start with the curves that production has learned.
-                match &pool.engine.timing {
-                    Timing::Learned(curves) => made.with_curves(*curves),
-                    _ => made,
-                }
-            });
-            made.map_err(|error| SimError::Config {
-                field: "arm.routers",
-                got: error.to_string(),
-                need: "a known policy with parameters in range",
-            })
-        })
-        .collect::<Result<Vec<_>, SimError>>()?;
-    LiveFleet::new(spec, &configs, config.max_open)
 }

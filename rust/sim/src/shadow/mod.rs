@@ -26,9 +26,13 @@
 //! * **Bounds.** Waiting requests, their blocks, requests in flight per arm, changes, ticks and arms are bounded. A
 //!   request that does not fit is counted, and its tick counts for no arm.
 //!
+//! * **Limits.** An arm can relax one limit of the fleet instead ([`Limit`]): its caller gives it the routers in force,
+//!   and the report says what share of the mean times that saves ([`LimitReport`]). Such an arm is never suggested.
+//!
 //! An arm is only suggested in place of the first one, for a significant gain above `min_gain`.
 //! `docs/reports/pricing.md` has the reason. The module reads no clock and does no I/O.
 
+mod arm;
 mod changes;
 mod clock_check;
 mod config;
@@ -36,6 +40,7 @@ mod cpu_budget;
 mod fleets;
 mod histogram;
 mod intake;
+mod limit;
 mod report;
 mod ticks;
 
@@ -47,5 +52,6 @@ pub use changes::Change;
 pub use config::{ArmSpec, ShadowConfig};
 pub use fleets::{ShadowCounts, ShadowFleets};
 pub use intake::{Arrival, Observed};
-pub use report::{ArmReport, Figure, ShadowReport, Trust};
+pub use limit::Limit;
+pub use report::{ArmReport, Figure, LimitReport, ShadowReport, Trust};
 pub use ticks::LostTicks;

@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
+use super::arm::Arm;
 use super::fleets::{ShadowCounts, ShadowFleets};
 use super::histogram::{Histogram, bin_error};
+use super::limit::Limit;
 use super::ticks::{LostTicks, Sums, Tick};
 use crate::estimate::{BatchSums, Estimate, jackknife, mean, ratio};
 
@@ -96,6 +98,33 @@ pub struct ArmReport {
     pub goodput_ratio: Option<Estimate>,
 }
 
+/// What relaxing one limit of the fleet saves, over the window. A figure with fewer than four batches is `None`.
+///
+/// A saving is a share of the first arm's mean time, paired by batch: 0.2 is 20 % less, and a negative share is a loss.
+#[derive(Clone, Debug, Serialize)]
+pub struct LimitReport {
+    /// The limit.
+    pub limit: Limit,
+    /// Number of requests of the window that the arm completed.
+    pub completed: u64,
+    /// Number of requests of the window that the first arm completed.
+    pub completed_in_force: u64,
+    /// Share of the mean time to first token.
+    pub ttft_saving: Option<Estimate>,
+    /// Share of the mean time to last token.
+    pub e2e_saving: Option<Estimate>,
+}
+
+/// The share of the first arm's time that an arm with this ratio of times saves.
+fn saving(ratio: Estimate) -> Estimate {
+    Estimate {
+        value: 1.0 - ratio.value,
+        low: 1.0 - ratio.high,
+        high: 1.0 - ratio.low,
+        p: ratio.p,
+    }
+}
+
 /// Whether the figures can be trusted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Trust {
@@ -114,8 +143,10 @@ pub struct Trust {
 /// Report of all arms.
 #[derive(Clone, Debug, Serialize)]
 pub struct ShadowReport {
-    /// Reports of the arms, in the order of the configuration. The first arm runs what production runs.
+    /// Reports of the arms without a limit, in the order of the configuration. The first arm runs what production runs.
     pub arms: Vec<ArmReport>,
+    /// What relaxing one limit of the fleet saves, in the order of the configuration.
+    pub limits: Vec<LimitReport>,
     /// Whether the figures can be trusted.
     pub trust: Trust,
     /// Number of ticks that the figures cover.
@@ -148,7 +179,8 @@ impl ShadowFleets {
     /// The report over the window. O(arms · window).
     pub fn report(&self) -> ShadowReport {
         ShadowReport {
-            arms: (0..self.arms.len()).map(|arm| self.arm_report(arm)).collect(),
+            arms: (0..self.routed_arms()).map(|arm| self.arm_report(arm)).collect(),
+            limits: self.limit_reports(),
             trust: self.trust(),
             ticks: self.ticks.window.len(),
             window_ticks: self.config.window_ticks,
@@ -168,14 +200,15 @@ impl ShadowFleets {
     /// The arm to run instead of the first one: the best in `figure` among the arms that `may_adopt` accepts.
     ///
     /// The report must be trusted, and the arm's gain must exceed `min_gain` and be significant at 5 % over all arms
-    /// together (Bonferroni). The correction counts every arm, also one that `may_adopt` rejects. `None` means to stay.
+    /// together (Bonferroni). The correction counts every arm without a limit, also one that `may_adopt` rejects. `None`
+    /// means to stay.
     pub fn suggest_among(&self, figure: Figure, may_adopt: impl Fn(usize) -> bool) -> Option<&str> {
         if !self.trust().trusted {
             return None;
         }
-        let rivals = self.arms.len() - 1;
+        let rivals = self.routed_arms() - 1;
         let mut best: Option<(f64, usize)> = None;
-        for arm in (1..self.arms.len()).filter(|arm| may_adopt(*arm)) {
+        for arm in (1..self.routed_arms()).filter(|arm| may_adopt(*arm)) {
             let Some(found) = self.ratio(arm, figure) else {
                 continue;
             };
@@ -193,6 +226,28 @@ impl ShadowFleets {
             }
         }
         best.map(|(_, arm)| self.arms[arm].name.as_str())
+    }
+
+    /// Number of arms that relax no limit. They come first.
+    fn routed_arms(&self) -> usize {
+        self.arms.iter().take_while(|arm| arm.limit.is_none()).count()
+    }
+
+    fn limit_reports(&self) -> Vec<LimitReport> {
+        let report = |(index, arm): (usize, &Arm)| {
+            let completed = |arm: usize| {
+                let ticks = self.ticks.window.iter();
+                ticks.map(|tick| tick.arms[arm].complete).sum::<f64>() as u64
+            };
+            Some(LimitReport {
+                limit: arm.limit?,
+                completed: completed(index),
+                completed_in_force: completed(0),
+                ttft_saving: self.ratio(index, Figure::Ttft).map(saving),
+                e2e_saving: self.ratio(index, Figure::E2e).map(saving),
+            })
+        };
+        self.arms.iter().enumerate().filter_map(report).collect()
     }
 
     /// Sums of the figure over each batch of the window. The oldest ticks are left out if they do not fill a batch.

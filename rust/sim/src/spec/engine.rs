@@ -31,7 +31,7 @@ pub enum Preemption {
 }
 
 /// One engine: its memory, its limits and its timing.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSpec {
     /// Tokens per KV block.

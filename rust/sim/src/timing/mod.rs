@@ -16,7 +16,7 @@ pub(crate) use table::TableArrays;
 pub use table::TimingTable;
 
 /// Source of iteration times.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Timing {
     /// Default of Dynamo's mock engine.

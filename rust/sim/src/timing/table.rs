@@ -10,14 +10,14 @@ use crate::error::SimError;
 /// Two measured grids: prefill time by new and cached tokens, decode time by active KV tokens and mean context.
 ///
 /// A grid is stored in row-major order: `values[row * columns + column]`. Every axis rises strictly.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "TableArrays")]
 pub struct TimingTable {
     arrays: TableArrays,
 }
 
 /// The arrays of a timing file, under the names that they have there. Times are milliseconds, axes are tokens.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TableArrays {
     /// New tokens of a prefill batch: the rows of `prefill_ttft_ms`.

@@ -31,7 +31,7 @@ function makeCharts(roles) {
     new Chart("Requests", "Running at a worker, and waiting in the router's queue.", [{ column: "running", label: "running", color: "blue" }, { column: "waiting", label: "waiting", color: "orange" }], count, { least: 4 }),
     new Chart("Price of anarchy, at most", "Time that recent requests paid over the least time that any routing could have reached. 1 is the best; the band is the 95 % interval.", bound, ratio, { low: 1, least: 0.2 }),
     new Chart("Loss of a decision", "Cost of the placements over the best assignment in the state that they met. It ranks no routers; the band is the 95 % interval.", poa, ratio, { low: 1, least: 0.2 }),
-    new Chart(several ? `Lost by the ${first} placements` : "Lost by the placements", "Share of the cost that a better placement saves: prefill computed again (cache), waiting (load). Split: what none saves.", losses, share, { least: 0.1 }),
+    new Chart(several ? `Lost by the ${first} placements` : "Lost by the placements", "Share of the cost that a better placement saves: prefill computed again (cache), waiting (load). Split: what none saves. What a larger fleet saves stands under Shadows.", losses, share, { least: 0.1 }),
   ];
   charts.push(new Chart("Load against the knee", "Offered load over the load at which queues begin to grow. Above 1, waiting grows.", [{ column: "knee_share", label: "load", color: "blue" }], ratio, { high: 1 }));
   byId("charts").replaceChildren(...charts.map((chart) => chart.root));
@@ -170,10 +170,42 @@ function rollBackForm(number) {
   return form;
 }
 
+const LIMITS = {
+  shared_cache: "A cache that all workers share",
+  kv_memory: "16 times the KV memory",
+  pooled_queue: "One queue for all workers",
+  shortest_first: "One queue, short prompts first",
+  one_more_worker: "One more worker",
+  one_more_prefill_worker: "One more prefill worker",
+  one_more_decode_worker: "One more decode worker",
+};
+
+function savingText(saving) {
+  if (!saving) return "too little data";
+  const percent = (value) => (100 * value).toFixed(1);
+  const range = (low, high) => `(${percent(low)} to ${percent(high)} %)`;
+  if (saving.low > 0) return `saves ${percent(saving.value)} % ${range(saving.low, saving.high)}`;
+  if (saving.high < 0) return `costs ${percent(-saving.value)} % ${range(-saving.high, -saving.low)}`;
+  return `no clear difference ${range(saving.low, saving.high)}`;
+}
+
+function limitsTable(model) {
+  if (!model.limits.length && !model.limits_without_room.length) return [];
+  const rows = model.limits.map((found) => {
+    const other = found.completed !== found.completed_in_force;
+    const name = LIMITS[found.limit] + (other ? ` (answers ${found.completed} requests, in force ${found.completed_in_force})` : "");
+    return el("tr", {}, el("td", {}, name), ...[found.ttft_saving, found.e2e_saving].map((saving) => el("td", { class: "number" }, savingText(saving))));
+  });
+  const left = model.limits_without_room.map((limit) => el("p", { class: "quiet" }, `${LIMITS[limit]}: left out; it needs a higher --shadows-max-blocks.`));
+  const doubt = model.trust.trusted ? [] : [el("p", { class: "quiet" }, `In doubt: ${model.trust.reason}. Do not act on these figures.`)];
+  const head = el("tr", {}, el("th", {}, "one change, same policy"), ...["mean TTFT", "mean E2E"].map((name) => el("th", { class: "number" }, name)));
+  return [el("h3", {}, "What would help"), ...doubt, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)), ...left];
+}
+
 function showShadows(models) {
   const root = byId("shadows");
   if (models === null) {
-    root.replaceChildren(el("p", { class: "quiet" }, "No shadow runs. Start the router with --shadows 'dynamo;toll' to see what other policies would give on this traffic."));
+    root.replaceChildren(el("p", { class: "quiet" }, "No shadow runs. Start the router with --shadows 'dynamo;toll' to see what other policies would give on this traffic, or with --shadows-limits to see what a larger fleet would."));
     return;
   }
   root.replaceChildren(...models.map((model) => {
@@ -184,7 +216,7 @@ function showShadows(models) {
     const rows = model.arms.map((arm) => el("tr", {}, el("td", {}, arm.name.replaceAll("_", " ")), ...[
       value(arm.ttft_s, seconds), value(arm.ttft_p99_s, seconds), value(arm.itl_s, seconds), value(arm.cached_share, share), against(arm.ttft_ratio)].map((text) => el("td", { class: "number" }, text))));
     const head = el("tr", {}, el("th", {}, "policy"), ...["TTFT mean", "TTFT p99", "ITL mean", "cached share", "TTFT against the policy in force"].map((name) => el("th", { class: "number" }, name)));
-    return el("div", { class: "scroll" }, title, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
+    return el("div", { class: "scroll" }, title, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)), ...limitsTable(model));
   }));
 }
 
