@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long")
-    parser.add_argument("--cells", default="", help="only those with this in their name")
+    parser.add_argument("--cells", default="", help="only cells with this in their name")
     parser.add_argument("--small", action="store_true", help="two cells of a few seconds")
     options = parser.parse_args()
     suite = small() if options.small else cells()

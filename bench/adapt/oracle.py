@@ -13,6 +13,9 @@ from bench.adapt.cells import Cell
 from bench.adapt.runs import THEN, Runs
 from bench.adapt.settings import STATIC
 
+LOSS_FLOOR = 0.01
+"""Shares of missed requests below this count as this: a ratio of two tiny shares says nothing."""
+
 TRIED = 2
 """Settings tried per phase: those with the least E2E of that phase among static runs."""
 
@@ -22,9 +25,10 @@ def arm(schedule: list[str]) -> str:
     return schedule[0] if len(set(schedule)) == 1 else THEN.join(schedule)
 
 
-def score(runs: Runs, cell: Cell, name: str, seeds: int) -> float:
-    """Log of the geometric mean of E2E over seeds."""
-    return float(np.log(runs.values(cell, name, "e2e", seeds)).mean())
+def score(runs: Runs, cell: Cell, name: str, seeds: int, metric: str = "e2e") -> float:
+    """Log of the geometric mean of a figure over seeds."""
+    floor = LOSS_FLOOR if metric == "lost" else 0.0
+    return float(np.log(np.maximum(runs.values(cell, name, metric, seeds), floor)).mean())
 
 
 def ranked(runs: Runs, cell: Cell, seeds: int) -> list[list[str]]:

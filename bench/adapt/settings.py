@@ -22,14 +22,14 @@ STATIC = [
 """Price alone or with the queue; κ and patience of the queue; the objective of the price."""
 
 CONTROLLER = "toll+queue+controller"
-"""The controller as it comes, which moves κ and room."""
+"""The shipped controller, which changes κ and `backlog_s` (the room)."""
 
 _QUEUE = {"kappa": 10.0, "patience": 4.0, "backlog_s": 1.0, "max_requests": 4096}
 """The queue's defaults, in force again where a setting does not name a parameter."""
 
 
 def changes(setting: str) -> dict[str, Any]:
-    """All settings of the door that put `setting` in force, whatever was in force before."""
+    """The changes that bring `setting` into force, regardless of the settings before."""
     policy = Policy.parse(setting)
     found: dict[str, Any] = {"policy": str(Call(policy.name, policy.parameters))}
     found["queue"] = policy.queue is not None

@@ -11,9 +11,6 @@ from bench.adapt.runs import THEN, Runs
 from bench.adapt.settings import CONTROLLER, DEFAULT, STATIC
 
 METRICS = {"e2e": "E2E", "ttft": "mean TTFT", "p99": "p99 TTFT", "lost": "goodput loss"}
-LOSS_FLOOR = 0.01
-"""Shares of missed requests below this count as this: a ratio of two tiny shares says nothing."""
-
 REGIMES = {"BELOW": "below", "TRANSITION": "transition", "SATURATED": "saturated"}
 OF_CELL, SCHEDULE = "oracle: best setting of each cell", "oracle: best schedule of each cell"
 
@@ -22,13 +19,6 @@ def judged(runs: Runs, chosen: list[Cell], seeds: int) -> list[Cell]:
     """Cells where every setting and the controller ran on all seeds."""
     wanted = {*STATIC, CONTROLLER}
     return [cell for cell in chosen if wanted <= set(runs.arms(cell, seeds))]
-
-
-def logs(runs: Runs, cell: Cell, name: str, metric: str, seeds: int) -> float:
-    """Log of the geometric mean over seeds."""
-    values = np.array(runs.values(cell, name, metric, seeds))
-    floor = LOSS_FLOOR if metric == "lost" else 0.0
-    return float(np.log(np.maximum(values, floor)).mean())
 
 
 def single(runs: Runs, here: list[Cell], seeds: int) -> str:
@@ -60,8 +50,8 @@ def overall(runs: Runs, chosen: list[Cell], seeds: int) -> str:
         parts: list[str] = []
         for metric in METRICS:
             gains = [
-                logs(runs, cell, arm_of[cell], metric, seeds)
-                - logs(runs, cell, base, metric, seeds)
+                score(runs, cell, arm_of[cell], seeds, metric)
+                - score(runs, cell, base, seeds, metric)
                 for cell in here
             ]
             parts.append(f"{np.exp(np.mean(gains)):.3f} ({np.exp(max(gains)):.2f})")

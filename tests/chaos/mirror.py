@@ -69,6 +69,9 @@ class StoreMirror:
         Args:
             bucket: Bucket.
             without: Name of an entry that does not count.
+
+        Raises:
+            FileNotFoundError: The bucket has no entry that counts.
         """
         newest_ns, content = -1, b""
         for path in (self.source / "v1" / bucket).glob("[!.]*"):
@@ -78,6 +81,8 @@ class StoreMirror:
                     newest_ns, content = written_ns, path.read_bytes()
             except FileNotFoundError:
                 continue  # its worker has ended since the folder was listed
+        if newest_ns < 0:
+            raise FileNotFoundError(f"no entry in {bucket}")
         return json.loads(content)
 
     def hide(self) -> None:

@@ -142,17 +142,14 @@ def test_a_request_that_is_read_late_has_the_time_at_which_it_was_sent():
             proxy.silence()
             writer.write(head + separator)
             await wait_until_async(lambda: proxy.swallowed_bytes > 0, "the head to be kept back")
+            before_s = time.monotonic()
             writer.write(rest)
             await writer.drain()
-            sent_s = time.monotonic()
-            # The router answers its client from elsewhere meanwhile.
-            await wait_until_async(
-                lambda: time.monotonic() > sent_s + 0.1, "the kernel's clock to move on"
-            )
+            # From here on, the router may have answered its client from elsewhere.
             answered_s = time.monotonic()
             proxy.resume()
             await wait_until_async(lambda: "a" in recording.attempts, "the request to be read")
             (attempt,) = recording.attempts["a"]
-            assert sent_s - 0.05 < attempt.sent_s < answered_s
+            assert before_s - 0.05 < attempt.sent_s < answered_s
 
     run(body())

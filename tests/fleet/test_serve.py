@@ -519,8 +519,6 @@ def test_request_waits_until_a_worker_has_room(route, engines):
     queue = {"backlog_s": 1e-9, "share_passes": 0.0}
     routing = replace(config.routing, queue=True, queue_parameters=queue)
     router = route(engine, config=replace(config, routing=routing))
-    # No request waits for a worker that has reported nothing yet.
-    wait_until(lambda: router.worker(engine).get("engine_load"), "the first reported load")
     engine.gate.clear()
     answers: list[int] = []
     threads = [

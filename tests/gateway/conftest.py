@@ -150,16 +150,25 @@ class Running:
             "POST", "/v1/completions", {"model": "m", "prompt": tokens, **fields}, headers
         )
 
-    def metric(self, name: str, **labels: str) -> float:
-        """Sum of the samples of a metric that carry these labels."""
-        total = 0.0
+    def samples(self, name: str, **labels: str) -> list[float]:
+        """Values of the samples of a metric that carry these labels."""
+        found = []
         for line in self.gateway.metrics().splitlines():
             key, _, value = line.rpartition(" ")
             if key.partition("{")[0] == f"wardrop_{name}" and all(
                 f'{k}="{v}"' in key for k, v in labels.items()
             ):
-                total += float(value)
-        return total
+                found.append(float(value))
+        return found
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of the samples of a metric that carry these labels: 0 when there are none."""
+        return sum(self.samples(name, **labels))
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Value of the only sample of a metric that carries these labels."""
+        (value,) = self.samples(name, **labels)
+        return value
 
     def status(self) -> dict[str, Any]:
         return json.loads(self.gateway.status())

@@ -84,19 +84,28 @@ impl PromptQueue {
     /// The engine reported at `now_s`. Prompts sent clearly before the report are in it, and are forgotten
     /// here.
     pub fn report(&mut self, queue: EngineQueue, now_s: f64) {
+        self.forget_seen(now_s);
+        self.report = Some((now_s, queue));
+    }
+
+    /// Forgets the prompts that a report of `now_s` has seen.
+    fn forget_seen(&mut self, now_s: f64) {
         while let Some(&(sent_s, tokens)) = self.unseen.front()
             && sent_s <= now_s - IN_TRANSIT_S
         {
             self.unseen.pop_front();
             self.unseen_tokens -= tokens;
         }
-        self.report = Some((now_s, queue));
     }
 
-    /// A prompt was sent. Without a report there is nothing to correct.
+    /// A prompt was sent.
+    ///
+    /// It is remembered before the first report too, because that report may miss it. A worker whose metrics were read
+    /// just before its first request looked idle for a second, and a queue let a second prompt through.
     pub fn sent(&mut self, tokens: u64, now_s: f64) {
         if self.report.is_none() {
-            return;
+            // Every report to come has seen the older prompts.
+            self.forget_seen(now_s);
         }
         if self.unseen.len() == MAX_UNSEEN {
             *self = Self {
@@ -208,6 +217,30 @@ mod tests {
             Some(OWN),
             "the rest of a chunked prompt is not reported"
         );
+    }
+
+    #[test]
+    fn the_first_report_does_not_hide_a_prompt_that_was_sent_just_before_it() {
+        let mut queue = PromptQueue::default();
+        queue.sent(300, 9.5);
+        queue.sent(200, 10.0);
+        assert_eq!(queue.prompts(OWN, 10.0), Some(OWN));
+        queue.report(EngineQueue::default(), 10.05);
+        let unseen = WaitingPrompts {
+            count: 1,
+            tokens: 200,
+        };
+        assert_eq!(queue.prompts(OWN, 10.1), Some(unseen));
+        queue.end(10.0, 200);
+        assert_eq!(queue.prompts(OWN, 10.2), Some(WaitingPrompts::default()));
+    }
+
+    #[test]
+    fn without_a_report_only_prompts_in_transit_are_remembered() {
+        let mut queue = PromptQueue::default();
+        (0..100).for_each(|at| queue.sent(1, f64::from(at) * 0.06));
+        assert!(queue.unseen.len() <= 2, "{}", queue.unseen.len());
+        assert_eq!(queue.unseen_tokens, queue.unseen.len() as u64);
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Memory is bounded by the requests in flight (`max_open`), by the engines' caches, and for a shared cache by
-//! [`SHARED_MEMORIES`]. Rows are used again, oldest
-//! first. The blocks of ended prompts are dropped when they outnumber the blocks of open prompts.
+//! [`SHARED_MEMORIES`]. Rows are used again, oldest first. The blocks of ended prompts are dropped when they outnumber
+//! the blocks of open prompts.
 //!
 //! Prompts come as sequence hashes, and each block is named by 32 bits of its hash. Among 100,000 cached blocks about
 //! one pair shares a name. One wrong hit in 100,000 blocks does not change a result visibly.

@@ -52,7 +52,7 @@ impl Arm {
     }
 
     /// Names the workers that the fleet starts with, by pool.
-    pub fn name(&mut self, members: &[Vec<WorkerId>]) {
+    pub fn name_members(&mut self, members: &[Vec<WorkerId>]) {
         let pools = members.iter().enumerate();
         let named = pools.flat_map(|(pool, workers)| workers.iter().map(move |worker| (pool, *worker)));
         self.members = named.zip(0..).collect();

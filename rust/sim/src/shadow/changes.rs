@@ -86,7 +86,7 @@ pub(super) struct Changes {
 
 impl Changes {
     /// Names the workers that the fleets start with, by pool.
-    pub fn name(&mut self, members: &[Vec<WorkerId>], fleet: &FleetSpec) {
+    pub fn name_members(&mut self, members: &[Vec<WorkerId>], fleet: &FleetSpec) {
         let pools = members.iter().zip(&fleet.pools);
         self.engines = pools
             .map(|(workers, pool)| {

@@ -26,7 +26,7 @@ pub struct ArmSpec {
 pub struct ShadowConfig {
     /// The production fleet: pools, engines, timing. Faults, a closed loop and samples are not allowed.
     pub fleet: FleetSpec,
-    /// Arms, 1 to 22. The first arm runs what production runs. Arms with a limit come after all others.
+    /// Arms: 1 to 16 without a limit, then up to 6 with a limit. The first arm runs what production runs.
     pub arms: Vec<ArmSpec>,
     /// Length of a tick, in seconds.
     pub tick_s: f64,
@@ -84,15 +84,22 @@ impl Default for ShadowConfig {
     }
 }
 
-/// Largest number of arms: what is in force, 15 policies and the 6 limits of a fleet. Every arm costs a whole simulation.
-const MAX_ARMS: usize = 22;
+/// Largest number of arms without a limit: what is in force and 15 policies. Every arm costs a whole simulation.
+const MAX_ARMS: usize = 16;
+/// Largest number of arms with a limit: a fleet with two pools and without a queue has 6 limits.
+const MAX_LIMITS: usize = 6;
 /// Largest number of ticks in a window.
 const MAX_TICKS: usize = 1_024;
 
 impl ShadowConfig {
     pub(super) fn validate(&self) -> Result<(), SimError> {
-        if self.arms.is_empty() || self.arms.len() > MAX_ARMS {
-            return Err(out_of_range("arms", self.arms.len(), "1 to 22 arms"));
+        let limits = self.arms.iter().filter(|arm| arm.limit.is_some()).count();
+        let others = self.arms.len() - limits;
+        if others == 0 || others > MAX_ARMS {
+            return Err(out_of_range("arms", others, "1 to 16 arms without a limit"));
+        }
+        if limits > MAX_LIMITS {
+            return Err(out_of_range("arms", limits, "up to 6 arms with a limit"));
         }
         if self.fleet.pools.is_empty() {
             return Err(out_of_range(

@@ -102,8 +102,8 @@ impl ShadowFleets {
     /// Names the workers that the fleet starts with, by pool, so that [`ShadowFleets::change`] can refer to them.
     #[must_use]
     pub fn with_members(mut self, members: &[Vec<WorkerId>]) -> Self {
-        self.changes.name(members, &self.config.fleet);
-        self.arms.iter_mut().for_each(|arm| arm.name(members));
+        self.changes.name_members(members, &self.config.fleet);
+        self.arms.iter_mut().for_each(|arm| arm.name_members(members));
         self
     }
 

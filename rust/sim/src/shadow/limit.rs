@@ -20,7 +20,8 @@ const KV_MEMORIES: u32 = 16;
 /// the tick would then count for no arm.
 const MAX_WAIT_S: f64 = 60.0;
 
-/// Bytes of a name in a shared cache, divided by the bytes of a KV block of a simulated worker, rounded up.
+/// Memory of a name in a shared cache, as a share of the memory of a simulated worker's KV block, rounded up: at most
+/// 10 bytes in a hash set, of about 60 bytes.
 const SHARED_NAME_BLOCKS: f64 = 0.25;
 
 /// A limit of the production fleet.

@@ -2,6 +2,7 @@
 
 use wardrop_core::queue::QueueConfig;
 
+use super::limits::relaxed;
 use super::*;
 use crate::live::block_name;
 use crate::{Outcome, Workload, simulate};
