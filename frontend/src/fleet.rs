@@ -8,23 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use dynamo_kv_router::protocols::KV_EVENT_SUBJECT;
 use dynamo_llm::discovery::ModelManager;
 use dynamo_llm::local_model::runtime_config::ModelRuntimeConfig;
 use dynamo_runtime::component::{Client, Endpoint};
-use dynamo_runtime::transports::event_plane::EventSubscriber;
 use parking_lot::RwLock;
 use serde_json::json;
 use wardrop_core::WorkerId;
-use wardrop_service::{DoorFeed, Role, Service};
+use wardrop_service::{Role, Service};
 
+use crate::events::{Events, Topic};
 use crate::recovery;
-use crate::steps::Steps;
 
 /// Most endpoints that are followed, regardless of how many discovery lists.
 const MAX_ENDPOINTS: usize = 1024;
-/// Pause before a failed or ended subscription is made again.
-const SUBSCRIBE_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before a failed or ended watch of workers is made again.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Endpoints whose workers and events are followed.
 pub struct Fleet {
@@ -89,15 +87,17 @@ impl Fleet {
             role,
         };
         let feed = Arc::new(self.service.door_feed(model, role));
-        tokio::spawn(follow_events(endpoint.clone(), feed.clone()));
-        let steps = Steps {
-            service: self.service.clone(),
-            model: model.to_owned(),
-            role,
-            endpoint: endpoint.clone(),
-            feed: feed.clone(),
-        };
-        tokio::spawn(steps.follow());
+        for topic in [Topic::KvEvents, Topic::EngineSteps] {
+            let events = Events {
+                topic,
+                service: self.service.clone(),
+                model: model.to_owned(),
+                role,
+                endpoint: endpoint.clone(),
+                feed: feed.clone(),
+            };
+            tokio::spawn(events.follow());
+        }
         tokio::spawn(recovery::run(endpoint.clone(), feed));
         tokio::spawn(self.clone().follow_workers(pool, endpoint));
         Ok(())
@@ -111,7 +111,7 @@ impl Fleet {
                     tracing::warn!(endpoint = %endpoint.id(), %error, "workers cannot be watched, trying again")
                 }
             }
-            tokio::time::sleep(SUBSCRIBE_PAUSE).await;
+            tokio::time::sleep(WATCH_PAUSE).await;
         };
         let mut known: HashMap<u64, ModelRuntimeConfig> = HashMap::new();
         loop {
@@ -151,28 +151,5 @@ impl Fleet {
         if let Err(error) = self.service.upsert_worker(&worker.to_string()) {
             tracing::warn!(instance, %error, "a worker is not routed by Wardrop");
         }
-    }
-}
-
-/// Reads KV events for the life of the process.
-async fn follow_events(endpoint: Endpoint, feed: Arc<DoorFeed>) {
-    let mut first = true;
-    loop {
-        match EventSubscriber::for_endpoint(&endpoint, KV_EVENT_SUBJECT).await {
-            Ok(mut subscriber) => {
-                if !first {
-                    feed.interrupted();
-                }
-                first = false;
-                while let Some(next) = subscriber.next().await {
-                    match next {
-                        Ok(envelope) => feed.kv_events(envelope.publisher_id, &envelope.payload),
-                        Err(error) => tracing::debug!(%error, "a message of the KV events cannot be read"),
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(endpoint = %endpoint.id(), %error, "no KV events, trying again"),
-        }
-        tokio::time::sleep(SUBSCRIBE_PAUSE).await;
     }
 }

@@ -9,6 +9,7 @@
 //! binary uses public items of Dynamo's crates only, so one build serves one minor version of Dynamo.
 
 mod control_plane;
+mod events;
 mod fleet;
 mod grpc;
 mod models;
@@ -19,7 +20,6 @@ mod server;
 mod settings;
 mod silence;
 mod spans;
-mod steps;
 mod surface;
 mod watched;
 mod watching;

@@ -41,13 +41,20 @@ impl Service {
 impl DoorFeed {
     /// Takes the payload of one `kv-events` message. A refused payload is counted.
     ///
+    /// An event that cannot be read may have changed any block, so the blocks of the publisher's workers are suspect then.
     /// Events for a model that is not registered are dropped: its workers have no index yet.
     pub fn kv_events(&self, publisher_id: u64, payload: &[u8]) {
         let Some(pool) = self.pool() else { return };
         let decoded = match decode_kv_events(payload) {
             Ok(decoded) => decoded,
-            Err(malformed) => return self.count_malformed(malformed),
+            Err(malformed) => {
+                pool.feed_interrupted(None, Some(publisher_id));
+                return self.count_malformed(malformed);
+            }
         };
+        if decoded.unreadable > 0 {
+            pool.feed_interrupted(None, Some(publisher_id));
+        }
         let source = EventSource {
             publisher: publisher_id,
             owner: None,
@@ -249,10 +256,16 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_counted_and_changes_nothing() {
+    fn garbage_is_counted_and_makes_the_blocks_suspect() {
         let service = service();
         let feed = service.door_feed(MODEL, Role::Aggregated);
+        for worker in feed.needing_dump() {
+            assert!(feed.begin_dump(worker));
+            assert!(feed.load_dump(worker, &[]).unwrap());
+        }
+        assert_eq!(feed.needing_dump(), []);
         feed.kv_events(7, b"\xc1 not msgpack");
+        assert_eq!(feed.needing_dump(), [WorkerId::new(1, 0), WorkerId::new(2, 0)]);
         feed.forward_pass(b"\xc1");
         let page = service.render_metrics();
         let line = page

@@ -1,18 +1,19 @@
-//! Engine steps and heartbeats of the workers of one endpoint.
+//! KV events, engine steps and heartbeats of the workers of one endpoint.
 //!
 //! ```text
 //! ZeroMQ, direct    discovery ─▶ address of each publisher ─▶ a feed of the routing service
-//! NATS, or broker   Dynamo's subscriber ─▶ DoorFeed::forward_pass
+//! NATS, or broker   Dynamo's subscriber ─▶ DoorFeed
 //! ```
 //!
 //! A worker sends one message for each engine step, so a request of 128 tokens costs 16 messages beside 7 others in its batch. Dynamo's
 //! subscriber wakes three threads for each message, which cost more CPU time than all other work of a decision. A feed of the routing
-//! service takes all messages of 20 ms in one wake-up.
+//! service takes all messages of a few milliseconds in one wake-up. It also sees lost messages by the publisher's numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dynamo_kv_router::protocols::KV_EVENT_SUBJECT;
 use dynamo_runtime::component::Endpoint;
 use dynamo_runtime::discovery::{
     DiscoveryEvent, DiscoveryInstance, DiscoveryInstanceId, DiscoveryQuery, EventChannelQuery,
@@ -24,15 +25,34 @@ use futures::StreamExt as _;
 use serde_json::json;
 use wardrop_service::{DoorFeed, Role, Service, ServiceError};
 
-/// Topic of engine steps and heartbeats.
-const TOPIC: &str = "forward-pass-metrics";
 /// Pause before a failed or ended watch or subscription is made again.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Time between two looks for feeds that the routing service left: it leaves the feeds of a model that it forgets.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The engine steps of one endpoint, for one pool of the routing service.
-pub struct Steps {
+/// Kind of messages that workers publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// Changes of KV caches.
+    KvEvents,
+    /// Engine steps and heartbeats.
+    EngineSteps,
+}
+
+impl Topic {
+    /// Name in Dynamo's event plane.
+    fn name(self) -> &'static str {
+        match self {
+            Self::KvEvents => KV_EVENT_SUBJECT,
+            Self::EngineSteps => "forward-pass-metrics",
+        }
+    }
+}
+
+/// The messages of one topic from the workers of one endpoint, for one pool of the routing service.
+pub struct Events {
+    /// Kind of messages.
+    pub topic: Topic,
     /// The routing service.
     pub service: Arc<Service>,
     /// Model of the pool.
@@ -45,8 +65,8 @@ pub struct Steps {
     pub feed: Arc<DoorFeed>,
 }
 
-impl Steps {
-    /// Follows the steps for the life of the process.
+impl Events {
+    /// Follows the publishers for the life of the process.
     pub async fn follow(self) {
         loop {
             let ended = if is_direct(&self.endpoint) {
@@ -55,7 +75,8 @@ impl Steps {
                 self.follow_subscriber().await
             };
             if let Err(error) = ended {
-                tracing::warn!(endpoint = %self.endpoint.id(), %error, "no engine steps, trying again");
+                let topic = self.topic.name();
+                tracing::warn!(endpoint = %self.endpoint.id(), topic, %error, "workers' events are not read, trying again");
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -66,8 +87,9 @@ impl Steps {
     /// # Errors
     /// Discovery gives no watch.
     async fn follow_publishers(&self) -> anyhow::Result<()> {
+        let wanted = self.topic.name();
         let runtime = self.endpoint.drt();
-        let query = EventChannelQuery::endpoint_topic(self.endpoint.id(), TOPIC);
+        let query = EventChannelQuery::endpoint_topic(self.endpoint.id(), wanted);
         let mut changes = runtime
             .discovery()
             .list_and_watch(
@@ -95,12 +117,12 @@ impl Steps {
                     instance_id: publisher,
                     transport: EventTransport::Zmq { endpoint: address },
                     ..
-                }))) if topic == TOPIC => {
+                }))) if topic == wanted => {
                     self.subscribe(publisher, &address, &mut refused);
                     addresses.insert(publisher, address);
                 }
                 Some(Ok(DiscoveryEvent::Removed(DiscoveryInstanceId::EventChannel(channel))))
-                    if channel.topic == TOPIC =>
+                    if channel.topic == wanted =>
                 {
                     addresses.remove(&channel.instance_id);
                     refused.remove(&channel.instance_id);
@@ -122,7 +144,7 @@ impl Steps {
     fn subscribe(&self, publisher: u64, address: &str, refused: &mut BTreeSet<u64>) {
         let subscription = json!({
             "endpoint": address,
-            "topic": TOPIC,
+            "topic": self.topic.name(),
             "model": self.model,
             "role": self.role.name(),
             "publisher_id": publisher,
@@ -134,7 +156,8 @@ impl Steps {
             }
             Err(error) => {
                 if refused.insert(publisher) {
-                    tracing::warn!(publisher, %error, "the engine steps of a worker are not read");
+                    let topic = self.topic.name();
+                    tracing::warn!(publisher, topic, %error, "the events of a worker are not read");
                 }
             }
         }
@@ -145,12 +168,19 @@ impl Steps {
     /// # Errors
     /// Dynamo's event plane gives no subscriber.
     async fn follow_subscriber(&self) -> anyhow::Result<()> {
-        let mut subscriber = EventSubscriber::for_endpoint(&self.endpoint, TOPIC).await?;
+        let topic = self.topic.name();
+        let mut subscriber = EventSubscriber::for_endpoint(&self.endpoint, topic).await?;
         while let Some(next) = subscriber.next().await {
-            match next {
-                Ok(envelope) => self.feed.forward_pass(&envelope.payload),
-                Err(error) => tracing::debug!(%error, "a message of the engine steps cannot be read"),
+            match (next, self.topic) {
+                (Ok(envelope), Topic::KvEvents) => {
+                    self.feed.kv_events(envelope.publisher_id, &envelope.payload)
+                }
+                (Ok(envelope), Topic::EngineSteps) => self.feed.forward_pass(&envelope.payload),
+                (Err(error), _) => tracing::debug!(topic, %error, "an event of a worker cannot be read"),
             }
+        }
+        if self.topic == Topic::KvEvents {
+            self.feed.interrupted();
         }
         Ok(())
     }
