@@ -183,6 +183,29 @@ impl Matched {
         ]
     }
 
+    /// Counts `blocks` leading blocks of the prompt as in flight on candidate `i`. Returns whether these are more than before.
+    ///
+    /// Only after [`Matched::fill_work`] with `in_time`. Nothing changes where the trust in the index shortened the match: a
+    /// cache that lost blocks may lose the blocks in flight too.
+    pub(crate) fn count_in_flight(&mut self, i: usize, blocks: u32, tokens_of_block: [f64; 3]) -> bool {
+        if blocks <= self.shared_blocks[i].max(self.device_blocks[i]) || !self.listed.is_empty() {
+            return false;
+        }
+        self.shared_blocks[i] = blocks;
+        let input_tokens = f64::from(self.input_tokens);
+        let found = cached_tokens_of(self.overlap_in_time(i), tokens_of_block).min(input_tokens);
+        (self.new_tokens[i], self.cached_tokens[i]) = (input_tokens - found, found);
+        true
+    }
+
+    /// The candidate at a position, where it is one. O(log candidates).
+    pub(crate) fn candidate_at(&self, position: usize) -> Option<usize> {
+        if self.everyone {
+            return (position < self.slots.len()).then_some(position);
+        }
+        self.slots.binary_search(&Slot(position as u32)).ok()
+    }
+
     /// What was said of candidate `i`'s cache, before any discount.
     pub(crate) fn claim(&self, i: usize, trust: &IndexTrust) -> Claim {
         let epoch = trust.epoch(self.slots[i]);

@@ -187,6 +187,46 @@ fn worker_that_reports_nothing_always_has_room() {
 }
 
 #[test]
+fn waiting_prompt_follows_its_prefix_that_was_placed_meanwhile() {
+    // Two long prompts share 400 blocks. Both are matched at once, while no worker has room.
+    let document = |id: u64| {
+        let mut request = request(id, 410);
+        for (i, hash) in request.local_hashes[..400].iter_mut().enumerate() {
+            *hash = LocalHash(77_000_000 + i as u64);
+        }
+        request
+    };
+    for is_shared in [true, false] {
+        let mut toy = Toy::new(2, toll(), QueueConfig::default());
+        toy.arrive(request(0, 100));
+        toy.arrive(request(1, 100));
+        let [busy, other] = [toy.placed[0].worker, toy.placed[1].worker];
+        assert_ne!(busy, other);
+        toy.arrive(document(2));
+        toy.arrive(if is_shared { document(3) } else { request(3, 410) });
+        assert_eq!(toy.placed.len(), 2, "no worker has room");
+        toy.now_s = 0.1;
+        toy.router.prefill_done(RequestId(0), toy.now_s).unwrap();
+        toy.pump();
+        assert_eq!((toy.placed.len(), toy.placed[2].worker), (3, busy));
+        let next = 5 - toy.placed[2].id.0;
+        // The other worker gets room before the match is old enough to be made again.
+        toy.now_s = 0.12;
+        toy.router.prefill_done(RequestId(1), toy.now_s).unwrap();
+        toy.pump();
+        if is_shared {
+            assert_eq!(toy.placed.len(), 3, "the prefix in flight is worth the wait");
+            toy.now_s = 0.2;
+            toy.router.prefill_done(toy.placed[2].id, toy.now_s).unwrap();
+            toy.pump();
+        }
+        let chosen = if is_shared { busy } else { other };
+        assert_eq!((toy.placed.len(), toy.placed[3].worker), (4, chosen));
+        assert_eq!(toy.placed[3].id, RequestId(next));
+    }
+}
+
+#[test]
 fn without_late_completions_the_queue_is_not_wedged() {
     // No end is ever reported. Age places the waiting requests, and expiry ends the bookings.
     let config = QueueConfig {

@@ -37,6 +37,7 @@
 mod config;
 mod order;
 mod pace;
+mod prefix;
 mod pump;
 mod request;
 mod room;

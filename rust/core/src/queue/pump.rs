@@ -427,6 +427,7 @@ impl LateQueue {
         cause: Cause,
     ) -> Result<(), Error> {
         let Entry { matched, request, .. } = &self.entries[&id];
+        let position = matched.position(choice.chosen);
         let placed = turn
             .decisions
             .place(&request.route_request(), matched, choice, turn.now_s);
@@ -441,6 +442,7 @@ impl LateQueue {
         let Some(entry) = self.remove(id) else {
             return Ok(());
         };
+        self.share_prefix(&turn.decisions, &entry, position);
         let waited_s = turn.now_s - entry.arrived_s;
         self.stats.placed[cause as usize] += 1;
         self.stats.waited_s += waited_s;

@@ -228,6 +228,12 @@ impl Decisions<'_> {
         curve.prefill_s(work.new_tokens, work.cached_tokens)
     }
 
+    /// Prompt tokens that one block of each tier saves, where prices count the blocks in flight; otherwise `None`.
+    pub fn tokens_of_block_in_time(&self) -> Option<[f64; 3]> {
+        let counts = self.state.config.tracks_prefill && self.state.pricing.policy().needs_latency();
+        counts.then(|| self.state.tokens_of_block())
+    }
+
     /// Tokens per KV block.
     pub fn block_size(&self) -> u32 {
         self.state.config.block_size
