@@ -219,7 +219,7 @@ wheel: $(STAMPS)/venv ## build the optimised wheel for this machine into dist/
 
 .PHONY: frontend-wheel
 frontend-wheel: $(STAMPS)/frontend ## build the wheel `wardrop-frontend` for this machine into dist/
-	$(VENV)/bin/maturin build --release --locked --manifest-path frontend/Cargo.toml --out dist
+	bash .ci/frontend $(VENV) wheel
 
 .PHONY: release
 release: $(STAMPS)/venv $(STAMPS)/release ## wheels (x86-64, aarch64), source distribution and notes into dist/, from a clean tree; DRY_RUN=1 only checks
