@@ -135,7 +135,9 @@ fn http_service(
         .add_frontend_route_extension(move |_context| {
             let status = status.clone();
             let report = move || {
-                let text = serde_json::json!({ "models": status.model_reports() }).to_string();
+                let report =
+                    serde_json::json!({ "models": status.model_reports(), "feeds": status.feed_reports() });
+                let text = report.to_string();
                 async move { text }
             };
             Ok(FrontendRouteSet::builder().get(STATUS_PATH, report)?.build())

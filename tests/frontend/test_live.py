@@ -130,6 +130,25 @@ def test_index_is_recovered_from_the_workers_at_the_start(fleet: Fleet):
             assert served_by(native.complete(prompt(400)))[1] == worker
 
 
+def test_events_of_workers_without_a_broker_come_by_the_services_own_feeds():
+    def topics() -> list[str]:
+        feeds = get(native.url, "/wardrop/status").json()["feeds"]
+        return sorted(feed["topic"] for feed in feeds if feed["connected"])
+
+    def messages() -> int:
+        feeds = get(native.url, "/wardrop/status").json()["feeds"]
+        return sum(feed["messages"] for feed in feeds if feed["topic"] == "kv-events")
+
+    with Fleet(FleetSpec(workers=2, speedup_ratio=20)) as fleet, running(fleet) as native:
+        both = ["forward-pass-metrics", "kv-events"]
+        wait_until(lambda: topics() == sorted(2 * both), "two feeds of each worker")
+        before = messages()
+        assert native.complete(prompt(600)).status == 200
+        wait_until(lambda: messages() > before, "the events of its blocks")
+        fleet.workers[0].child.stop(10.0)
+        wait_until(lambda: topics() == both, "the end of the feeds of a worker that left")
+
+
 def test_model_and_its_completions_come_and_go_with_the_workers():
     spec = FleetSpec(workers=1, speedup_ratio=20, model_name="short-lived")
     with Fleet(spec) as fleet, running(fleet) as native:
