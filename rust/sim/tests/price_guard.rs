@@ -37,6 +37,11 @@ enum Arrivals {
 
 /// Requests that draw one of the families' prefixes each, with exponential gaps.
 fn workload(seed: u64, gap_ms: f64, arrivals: Arrivals) -> Workload {
+    workload_of(REQUESTS, seed, gap_ms, arrivals)
+}
+
+/// As [`workload`], with a number of requests.
+fn workload_of(requests: u32, seed: u64, gap_ms: f64, arrivals: Arrivals) -> Workload {
     let mut rng = Rng::new(seed);
     let mut workload = Workload {
         block_size: BLOCK_TOKENS,
@@ -44,7 +49,7 @@ fn workload(seed: u64, gap_ms: f64, arrivals: Arrivals) -> Workload {
         ..Workload::default()
     };
     let (mut at_ms, mut next_block) = (0.0, FAMILIES * FAMILY_BLOCKS);
-    for request in 0..REQUESTS {
+    for request in 0..requests {
         let pace = match arrivals {
             Arrivals::Steady => 1.0,
             Arrivals::Bursts if request / 200 % 4 == 3 => 0.25,
@@ -270,15 +275,21 @@ fn guard_stays_where_the_price_is_right() {
 #[test]
 fn guard_returns_after_the_curves_learned_another_speed() {
     let fleet = slow_for_a_while();
-    for gap_ms in [KNEE_GAP_MS, OVER_GAP_MS] {
-        let outcome = run(
-            &fleet,
-            &workload(0, gap_ms, Arrivals::Steady),
-            Arm::Price { guarded: true },
-            0,
-        );
-        let report = outcome.price_guards[0];
-        assert_eq!(report.misfit, None, "gaps of {gap_ms} ms: {report:?}");
+    // Over the knee, the backlog of the slow time ends 40 s after it.
+    for (requests, gap_ms) in [(REQUESTS, KNEE_GAP_MS), (2 * REQUESTS, OVER_GAP_MS)] {
+        for seed in 0..3 {
+            let workload = workload_of(requests, seed, gap_ms, Arrivals::Steady);
+            let outcome = run(&fleet, &workload, Arm::Price { guarded: true }, seed);
+            let report = outcome.price_guards[0];
+            assert!(
+                report.falls > 0,
+                "gaps of {gap_ms} ms, seed {seed}: the guard never fell"
+            );
+            assert_eq!(
+                report.misfit, None,
+                "gaps of {gap_ms} ms, seed {seed}: {report:?}"
+            );
+        }
     }
 }
 
