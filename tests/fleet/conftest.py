@@ -18,7 +18,7 @@ pytest.importorskip("zmq")
 
 from tests.fleet.engine import Engine
 
-from wardrop.config import Config, Http, Prompt
+from wardrop.config import Config, Http, Prompt, Routing
 from wardrop.fleet import FleetSource, FleetSpec, KubernetesSpec, parse_worker
 from wardrop.fleet.server import FleetServer
 from wardrop.kubernetes.reflector import Timing
@@ -116,6 +116,11 @@ def _ask(
         return response.status, fields, json.loads(text)
     except ValueError:
         return response.status, fields, text
+
+
+BY_OVERLAP = replace(Config(), routing=Routing(policy="dynamo", queue=False))
+"""Placement by cached blocks alone. The price would also read the times of the scripted engines,
+which are those of a busy machine: one slow answer sends the next prompt to the other engine."""
 
 
 @pytest.fixture

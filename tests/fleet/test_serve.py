@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fleet.conftest import BY_OVERLAP
 from tests.fleet.engine import BLOCK_TOKENS, Engine, Events
 from tests.waiting import DEADLINE_S, wait_until
 
@@ -30,7 +31,7 @@ def cached(answer: tuple[int, dict[str, str], Any]) -> int:
 
 def test_second_turn_goes_to_the_worker_that_holds_the_first(route, engines):
     pair = [engines(), engines()]
-    router = route(*pair)
+    router = route(*pair, config=BY_OVERLAP)
     for number in range(6):
         before = served_by(pair)
         assert router.complete(tokens(number))[0] == 200
@@ -41,7 +42,6 @@ def test_second_turn_goes_to_the_worker_that_holds_the_first(route, engines):
         assert cached(answer) == 8 * BLOCK_TOKENS
         outcome = router.receipt(answer)["outcome"]
         assert outcome["predicted_cached_tokens"] == outcome["cached_tokens"] == 8 * BLOCK_TOKENS
-    assert min(served_by(pair)) > 0
 
 
 def test_request_reaches_its_worker_without_pin_headers(route, engines):
@@ -55,7 +55,7 @@ def test_request_reaches_its_worker_without_pin_headers(route, engines):
 @pytest.mark.parametrize("fault", ["down", "breaks", "status"])
 def test_failure_before_the_first_byte_moves_to_another_worker(route, engines, fault):
     pair = [engines(), engines()]
-    router = route(*pair)
+    router = route(*pair, config=BY_OVERLAP)
     first = tokens(1)
     assert router.complete(first)[0] == 200
     owner = next(engine for engine in pair if engine.served)
@@ -132,7 +132,7 @@ def test_prompt_that_is_not_known_is_placed_by_load(route, engines):
 
 def test_adapter_and_salt_have_caches_of_their_own(route, engines):
     pair = [engines(loras=["fox"]), engines(loras=["fox"])]
-    router = route(*pair)
+    router = route(*pair, config=BY_OVERLAP)
     prompt = tokens(1)
     for fields in ({}, {"model": "fox"}, {"cache_salt": "s"}, {"model": "fox", "cache_salt": "s"}):
         before = [len(engine.cache) for engine in pair]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fleet.conftest import BY_OVERLAP
 from tests.fleet.engine import BLOCK_TOKENS, Bootstrap, Engine
 from tests.waiting import DEADLINE_S, wait_until
 
@@ -135,7 +136,7 @@ def test_sglang_room_names_the_prefill_rank(route, engines):
 
 def test_second_turn_goes_to_the_prefill_worker_that_holds_the_first(route, engines):
     pair = fleet(engines, "vllm", prefills=2)
-    router = route(*pair)
+    router = route(*pair, config=BY_OVERLAP)
     for number in range(4):
         before = [len(each.served) for each in pair]
         router.complete(tokens(number))
@@ -170,7 +171,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_failed_prefill_leg_moves_to_another_prefill_worker(route, engines, connector, fault):
     one, other, decode = fleet(engines, connector, prefills=2)
-    router = route(one, other, decode)
+    router = route(one, other, decode, config=BY_OVERLAP)
     assert router.complete(tokens(1))[0] == 200
     owner, spare = (one, other) if one.served else (other, one)
     router.await_index(owner)
@@ -327,7 +328,7 @@ def test_batch_whose_meetings_are_larger_than_a_body_is_refused(route, engines):
 
 def test_silent_sglang_prefill_worker_moves_the_request(route, engines):
     one, other, decode = fleet(engines, "sglang", prefills=2)
-    router = route(one, other, decode)
+    router = route(one, other, decode, config=BY_OVERLAP)
     assert router.complete(tokens(1))[0] == 200
     owner, spare = (one, other) if one.served else (other, one)
     router.await_index(owner)
