@@ -24,11 +24,6 @@ use crate::{Clock, ServiceError};
 const BLOCKING_THREADS: usize = 2;
 /// Time between two looks for the first worker of a model.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Sleep of the event loop before it waits for sockets and timers.
-///
-/// Each message of a worker ends that wait, also while its feed pauses. Four workers at 200 requests/s of 128 tokens send
-/// 5,000 messages a second, and the thread woke for each. After a sleep it takes all that came with one wake-up.
-const GATHER: Duration = Duration::from_millis(2);
 /// Time between two sweeps over the pools: silence of workers, expired bookings, queues.
 const SWEEP_EVERY: Duration = Duration::from_millis(200);
 
@@ -61,7 +56,6 @@ impl Background {
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name(format!("{THREAD_PREFIX}solve"))
-            .on_thread_park(|| std::thread::sleep(GATHER))
             .build()
             .map_err(io)?;
         let handle = runtime.handle().clone();
