@@ -30,11 +30,9 @@ pub enum Topic {
 impl Topic {
     /// Shortest time between two reads of a feed. Engines report each step, and a wake-up for each report costs more than
     /// all other work of the gateway per token.
-    ///
-    /// KV events may be late by their pace, because the router knows the prompts that it placed itself.
     pub(super) fn pace(self) -> Duration {
         match self {
-            Self::KvEvents | Self::EngineEvents => Duration::from_millis(10),
+            Self::KvEvents | Self::EngineEvents => Duration::from_millis(2),
             Self::ForwardPass | Self::KvMetrics => Duration::from_millis(20),
         }
     }
