@@ -170,6 +170,10 @@ impl Events {
     async fn follow_subscriber(&self) -> anyhow::Result<()> {
         let topic = self.topic.name();
         let mut subscriber = EventSubscriber::for_endpoint(&self.endpoint, topic).await?;
+        if self.topic == Topic::KvEvents {
+            // A dump that was read before this subscription misses the events in between.
+            self.feed.interrupted();
+        }
         while let Some(next) = subscriber.next().await {
             match (next, self.topic) {
                 (Ok(envelope), Topic::KvEvents) => {
@@ -178,9 +182,6 @@ impl Events {
                 (Ok(envelope), Topic::EngineSteps) => self.feed.forward_pass(&envelope.payload),
                 (Err(error), _) => tracing::debug!(topic, %error, "an event of a worker cannot be read"),
             }
-        }
-        if self.topic == Topic::KvEvents {
-            self.feed.interrupted();
         }
         Ok(())
     }
