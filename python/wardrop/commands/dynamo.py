@@ -21,6 +21,7 @@ from wardrop.commands.flags import (
     with_settings,
 )
 from wardrop.config import Config, ConfigError, check_gateway, load
+from wardrop.service.arenas import limit_arenas
 
 _EPILOG = (
     "Arguments after `--` go to dynamo.frontend unchanged, for example: "
@@ -47,6 +48,7 @@ def dynamo(
     or false, and a list has commas between its items. --config names a YAML file with the same
     settings, grouped by stage as below.
     """
+    limit_arenas()
     try:
         _refuse_stray(frontend_arguments)
         file = config_file or file_from_environment()

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from wardrop.errors import InputError
+from wardrop.service.arenas import limit_arenas
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -33,6 +34,7 @@ def picker(
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    limit_arenas()
     try:
         file = read_file(config)
         if file.kubernetes:

@@ -14,6 +14,7 @@ import msgspec
 import typer
 
 from wardrop.errors import InputError
+from wardrop.service.arenas import limit_arenas
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -48,6 +49,7 @@ def select(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     log = logging.getLogger("wardrop.select")
+    limit_arenas()
     try:
         file = SelectFile() if config is None else read_file(config)
         if records is not None:

@@ -21,6 +21,7 @@ from wardrop.commands.flags import (
 )
 from wardrop.config import Config, ConfigError, check_gateway, load
 from wardrop.errors import InputError
+from wardrop.service.arenas import limit_arenas
 
 _WITHOUT = "dynamo"
 """Stage of a router in front of a Dynamo."""
@@ -46,6 +47,7 @@ def serve(config_file: Path | None, **flags: str | bool | list[str] | None) -> N
     settings, grouped by stage as below. The file of --fleet holds the servers, and is read again
     when it changes.
     """
+    limit_arenas()
     try:
         texts = given_texts(flags, _WITHOUT)
         file = config_file or file_from_environment()

@@ -69,7 +69,8 @@ fn check(bytes: &[u8]) {
     let mut body = vec![1];
     body.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
     body.extend_from_slice(bytes);
-    let peak = peak_bytes(|| decode_frames(&[&[], &[0; 8][..], &[0; 8][..], &body]));
+    let frames = [&[], &[0; 8][..], &[0; 8][..], &body];
+    let peak = peak_bytes(|| decode_frames(&frames));
     assert!(
         peak <= allowance(bytes.len()),
         "frames: {peak} bytes for a frame of {}",

@@ -108,12 +108,60 @@ struct WireEvent {
     worker_id: u64,
     /// Memory of the blocks; absent for device memory.
     #[serde(default)]
-    storage_tier: Option<String>,
-    /// Owner of the memory; absent or `worker` for the worker's own.
+    storage_tier: Option<WireTier>,
+    /// Owner of the memory; absent for the worker's own.
     #[serde(default)]
-    residency_domain: Option<String>,
+    residency_domain: Option<WireOwner>,
     /// The change, with its place in the stream.
     event: WireCacheEvent,
+}
+
+/// Memory on the wire, read without a copy of its name; `None` for a name that the core does not know.
+struct WireTier(Option<Tier>);
+
+impl<'de> Deserialize<'de> for WireTier {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TierVisitor;
+        impl Visitor<'_> for TierVisitor {
+            type Value = WireTier;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a memory")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<WireTier, E> {
+                Ok(WireTier(match name {
+                    "device" => Some(Tier::Device),
+                    "host_pinned" | "host" => Some(Tier::Host),
+                    "disk" => Some(Tier::Disk),
+                    _ => None,
+                }))
+            }
+        }
+        deserializer.deserialize_str(TierVisitor)
+    }
+}
+
+/// Owner of memory on the wire, read without a copy of its name.
+struct WireOwner {
+    /// Whether the owner is the worker of the event.
+    is_worker: bool,
+}
+
+impl<'de> Deserialize<'de> for WireOwner {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OwnerVisitor;
+        impl Visitor<'_> for OwnerVisitor {
+            type Value = WireOwner;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of an owner")
+            }
+            fn visit_str<E>(self, name: &str) -> Result<WireOwner, E> {
+                Ok(WireOwner {
+                    is_worker: name == "worker",
+                })
+            }
+        }
+        deserializer.deserialize_str(OwnerVisitor)
+    }
 }
 
 /// Cache event on the wire.
@@ -198,16 +246,10 @@ struct WireBlock {
 impl WireEvent {
     /// The event in the words of the core.
     fn into_event(self) -> WorkerEvent {
-        let tier = match self.storage_tier.as_deref() {
-            None | Some("device") => Some(Tier::Device),
-            Some("host_pinned" | "host") => Some(Tier::Host),
-            Some("disk") => Some(Tier::Disk),
-            Some(_) => None,
-        };
-        let own = self
-            .residency_domain
-            .as_deref()
-            .is_none_or(|domain| domain == "worker");
+        let tier = self
+            .storage_tier
+            .map_or(Some(Tier::Device), |WireTier(tier)| tier);
+        let own = self.residency_domain.is_none_or(|owner| owner.is_worker);
         let event = tier.filter(|_| own).map(|tier| match self.event.data {
             WireData::Stored { parent_hash, blocks } => KvEvent::Stored {
                 parent: parent_hash.map(|hash| EngineHash(hash.0)),

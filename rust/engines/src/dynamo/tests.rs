@@ -45,7 +45,8 @@ fn stored() -> serde_json::Value {
 
 #[test]
 fn a_stored_event_is_decoded() {
-    let envelope = decode_frames(&frames(5, 9, &stored())).unwrap();
+    let message = frames(5, 9, &stored());
+    let envelope = decode_frames(&message).unwrap();
     assert_eq!((envelope.publisher_id, envelope.sequence), (5, 9));
     let events = decode_kv_events(&envelope.payload).unwrap().events;
     assert_eq!(events[0].worker, WorkerId::new(7, 1));

@@ -3,6 +3,7 @@
 //! Each deserialises what real senders write: a hash as a signed number, bytes as a list of numbers. None
 //! reserves memory by an announced length.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -59,29 +60,26 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Bounded<T
 }
 
 /// Bytes, written as msgpack binary or as a list of numbers.
-pub(super) struct Blob(pub Vec<u8>);
+pub(super) struct Blob<'a>(pub Cow<'a, [u8]>);
 
-impl<'de> Deserialize<'de> for Blob {
+impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct BlobVisitor;
         impl<'de> Visitor<'de> for BlobVisitor {
-            type Value = Blob;
+            type Value = Blob<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("bytes")
             }
-            fn visit_bytes<E>(self, value: &[u8]) -> Result<Blob, E> {
-                Ok(Blob(value.to_vec()))
+            fn visit_borrowed_bytes<E>(self, value: &'de [u8]) -> Result<Blob<'de>, E> {
+                Ok(Blob(Cow::Borrowed(value)))
             }
-            fn visit_byte_buf<E>(self, value: Vec<u8>) -> Result<Blob, E> {
-                Ok(Blob(value))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Blob, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Blob<'de>, A::Error> {
                 // The announced length reserves nothing: a short frame may announce a long list.
                 let mut bytes = Vec::new();
                 while let Some(byte) = list.next_element::<u64>()? {
                     bytes.push(u8::try_from(byte).map_err(A::Error::custom)?);
                 }
-                Ok(Blob(bytes))
+                Ok(Blob(Cow::Owned(bytes)))
             }
         }
         deserializer.deserialize_any(BlobVisitor)

@@ -8,7 +8,7 @@
 //! A [`FeedReader`] is what differs: [`super::dynamo`] reads Dynamo's event plane, [`super::engine`] an engine's own feed.
 //!
 //! Cost: one task per feed. A pause after each drained read lets messages gather, so that a busy
-//! feed wakes its task at most once per pace of its topic.
+//! feed wakes its task, and its thread, at most once per pace of its topic.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -180,9 +180,13 @@ async fn read<R: FeedReader>(reader: &mut R, subscriber: &mut Subscriber) -> Zmt
             reader.link().count_malformed(reason);
         }
         // With bytes left in the buffer, the next message is read without a pause.
-        if subscriber.is_drained() {
-            tokio::time::sleep(pace).await;
+        if subscriber.is_drained()
+            && let Err(error) = subscriber.pause(pace).await
+        {
+            return error;
         }
+        // A publisher that writes faster than the feed reads must leave time for the other feeds of this event loop.
+        tokio::task::coop::consume_budget().await;
     }
 }
 

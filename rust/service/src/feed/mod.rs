@@ -15,6 +15,7 @@
 //! together eight times that, and the set of feeds `feed.max_feeds`. Memory grows with bytes that
 //! arrive, never with an announced length.
 
+mod connection;
 mod counts;
 mod dynamo;
 mod engine;
