@@ -24,7 +24,8 @@ from wardrop.dynamo.discovery.fleet_view import Model
 from wardrop.dynamo.gateway_sync import Actions, GatewaySync
 from wardrop.dynamo.server import Server
 from wardrop.dynamo.tokenizer_files import TokenizerFilesError
-from wardrop.fleet.source import FleetSource, Member
+from wardrop.fleet.member import Member
+from wardrop.fleet.source import FleetSource
 from wardrop.fleet.spec import WorkerSpec
 from wardrop.service.admin import Members
 from wardrop.service.wiring import DoorName

@@ -12,74 +12,39 @@ A file that cannot be read leaves the last fleet in force, as any outage of a di
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from msgspec import structs
 
 from wardrop.decoding import shown
 from wardrop.dynamo.daemon_thread import run_in_thread
-from wardrop.dynamo.discovery.fleet_view import Feed, FleetView, Model, Worker
+from wardrop.dynamo.discovery.fleet_view import FleetView
 from wardrop.errors import InputError
-from wardrop.fleet.probe import Probe, Served
+from wardrop.fleet.member import Member, members_of, stable_id
+from wardrop.fleet.probe import Probe
 from wardrop.fleet.spec import (
     FleetSpec,
-    ModelSpec,
     WorkerSpec,
-    address,
-    authority,
     check_fleet,
     http_address,
     read_fleet,
 )
+from wardrop.fleet.view import ProbedMember, fleet_view
 from wardrop.kubernetes.endpoints import EndpointFollowers
 from wardrop.kubernetes.environment import own_namespace
 from wardrop.kubernetes.reflector import Timing
 
 log = logging.getLogger("wardrop.fleet")
 
-ENGINE_EVENTS = "engine-events"
-DEFAULT_BLOCK_SIZE = 16
-"""Tokens per block where no engine reports them; the default of vLLM."""
 _RELOAD_EVERY_S = 1.0
 _RESOLVE_EVERY_S = 5.0
-_ID_BITS = (1 << 53) - 1
-"""Ids fit a JSON number that every reader keeps exact."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One server.
-
-    Attributes:
-        instance: Id of the worker, the same after each restart of the router.
-        url: Base address of its HTTP server.
-        spec: What the user wrote, with the addresses of this server.
-        incarnation: Uid of the pod in a cluster, where a later pod may get the same address.
-        server_name: Name that the certificate must have, where it is not the host of the URL.
-    """
-
-    instance: int
-    url: str
-    spec: WorkerSpec
-    incarnation: str = ""
-    server_name: str | None = None
-
-
-@dataclass
-class _Probed:
-    member: Member
-    probe: Probe
-    task: asyncio.Task[None]
 
 
 class FleetSource:
@@ -123,7 +88,7 @@ class FleetSource:
         self._file_mark: object = None
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._resolved_at_s = float("-inf")
-        self._probed: dict[int, _Probed] = {}
+        self._probed: dict[int, ProbedMember] = {}
         self._changed = asyncio.Event()
         environment = environment or {}
         self._cluster = EndpointFollowers(
@@ -194,7 +159,7 @@ class FleetSource:
 
     def served_names(self) -> set[str]:
         """Names of the models that members serve."""
-        return {name for each in self._probed.values() if (name := _model_of(each)) is not None}
+        return {name for each in self._probed.values() if (name := each.model_name()) is not None}
 
     def describe(self) -> list[dict[str, Any]]:
         """Every member with its state, for the admin API."""
@@ -226,7 +191,13 @@ class FleetSource:
                     await self._resolve_names()
                     self._cluster.follow(self.fleet.kubernetes)
                     self._follow_members(session)
-                    view, members = self._view(), self.members()
+                    members = self.members()
+                    view = fleet_view(
+                        self._probed.values(),
+                        self.fleet.models,
+                        self._tokenizer,
+                        self._cluster.problems,
+                    )
                     # The view has neither the connector nor the certificate's name of a member.
                     if (view, members) != last:
                         self.on_members(members)
@@ -269,7 +240,7 @@ class FleetSource:
                 }
                 for each in self._probed.values()
                 # A single miss says nothing: the engine neither answered nor is it given up.
-                if (model := _model_of(each)) is not None
+                if (model := each.model_name()) is not None
                 and (not each.probe.error or not each.probe.is_reachable)
             ]
             try:
@@ -328,165 +299,30 @@ class FleetSource:
             self._probed.pop(instance).task.cancel()
         for instance, member in wanted.items():
             known = self._probed.get(instance)
-            if known is not None and _is_same_server(known.member, member):
+            if known is not None and known.member.is_same_server(member):
                 known.member = member
                 continue
             if known is not None:
                 known.task.cancel()
             probe = Probe(member.url, self._poll_interval_s, self._changed.set, member.server_name)
             task = asyncio.create_task(probe.run(session), name=f"probe of {member.url}")
-            self._probed[instance] = _Probed(member, probe, task)
+            self._probed[instance] = ProbedMember(member, probe, task)
 
     def _wanted(self) -> list[Member]:
         members: list[Member] = []
         for worker in self.fleet.workers:
-            place = http_address(worker.url, "url")
-            # The certificate of a server behind a name has the name, not the address.
-            certificate_name = place.host if worker.dns and place.scheme == "https" else None
-            hosts = self._addresses.get(place.host, ()) if worker.dns else (place.host,)
-            for host in hosts:
-                url = f"{place.scheme}://{authority(host, place.port)}"
-                moved = {
-                    name: _at(endpoint, place.host, host)
-                    for name in ("events", "replay")
-                    if (endpoint := getattr(worker, name)) is not None
-                }
-                own = _with(worker, {"url": url, **moved})
-                members.append(Member(_id(url), url, own, server_name=certificate_name))
+            host = http_address(worker.url, "url").host
+            members += members_of(worker, self._addresses.get(host, ()))
         for selector, endpoints in self._cluster.endpoints.items():
             for endpoint in endpoints:
                 found = selector.worker(endpoint)
-                members.append(Member(_id(found.url), found.url, found, endpoint.uid))
+                members.append(Member(stable_id(found.url), found.url, found, endpoint.uid))
         return list({member.instance: member for member in members}.values())
-
-    def _view(self) -> FleetView:
-        problems = list(self._cluster.problems)
-        models: dict[str, Model] = {}
-        workers: dict[Any, Worker] = {}
-        feeds: dict[int, Feed] = {}
-        specs = {model.name: model for model in self.fleet.models}
-        for each in self._probed.values():
-            served, name = each.probe.served, _model_of(each)
-            if served is None or name is None:
-                if each.probe.error:
-                    problems.append(f"{each.member.url} does not serve: {each.probe.error}")
-                continue
-            model = self._model(each, served, name, specs.get(name))
-            known = models.setdefault(name, model)
-            if known.block_size != model.block_size:
-                problems.append(
-                    f"{each.member.url} is left out: its blocks have {model.block_size} tokens, "
-                    f"those of {name} on other workers {known.block_size}"
-                )
-                continue
-            models[name] = _joined(known, model)
-            worker = _worker(each, name)
-            workers[name, worker.role, worker.instance] = worker
-            feeds.update({feed.publisher_id: feed for feed in _feeds(each.member, name)})
-        problems += [f"{name}: no worker serves this model" for name in specs.keys() - models]
-        return FleetView(models, workers, feeds, tuple(problems))
-
-    def _model(self, each: _Probed, served: Served, name: str, spec: ModelSpec | None) -> Model:
-        reported = each.probe.metrics.block_size
-        own = each.member.spec.block_size or (spec.block_size if spec else None)
-        length = (spec.context_length if spec else None) or served.context_length
-        folder = (spec.folder if spec else None) or self._tokenizer
-        aliases = tuple(alias for alias in served.names if alias != name)
-        return Model(
-            name=name,
-            block_size=own or reported or DEFAULT_BLOCK_SIZE,
-            context_length=length,
-            loras=served.loras,
-            source_path=folder,
-            aliases=aliases,
-            has_special_tokens=True,
-        )
-
-
-def _is_same_server(one: Member, other: Member) -> bool:
-    """Whether the probe of one member fits the other: the same pod and name of the certificate."""
-    return (one.incarnation, one.server_name) == (other.incarnation, other.server_name)
 
 
 def replace_workers(fleet: FleetSpec, workers: tuple[WorkerSpec, ...]) -> FleetSpec:
     """The fleet with other workers."""
     return FleetSpec(fleet.models, workers, fleet.kubernetes)
-
-
-def _model_of(each: _Probed) -> str | None:
-    """Name of the model of a member; None before it answered."""
-    if each.probe.served is None:
-        return None
-    return each.member.spec.model or each.probe.served.names[0]
-
-
-def _joined(known: Model, other: Model) -> Model:
-    """A model on several workers: the adapters that all have, and the shortest context."""
-    lengths = [m.context_length for m in (known, other) if m.context_length is not None]
-    return replace(
-        known,
-        loras=tuple(lora for lora in known.loras if lora in other.loras),
-        aliases=tuple(alias for alias in known.aliases if alias in other.aliases),
-        context_length=min(lengths, default=None),
-    )
-
-
-def _worker(each: _Probed, model: str) -> Worker:
-    spec, metrics = each.member.spec, each.probe.metrics
-    # Without a replay nothing else shows a restart, so a new start makes a new incarnation.
-    started_s = None if spec.replay else metrics.started_s
-    return Worker(
-        model=model,
-        role=spec.role,
-        instance=each.member.instance,
-        endpoint=each.member.url,
-        address=f"{each.member.url} {each.member.incarnation} {started_s}",
-        dp_size=spec.ranks,
-        total_kv_blocks=spec.kv_blocks or metrics.kv_blocks,
-        max_num_seqs=spec.max_num_seqs,
-        max_num_batched_tokens=spec.max_num_batched_tokens,
-    )
-
-
-def _feeds(member: Member, model: str) -> list[Feed]:
-    spec = member.spec
-    if spec.events is None:
-        return []
-    return [
-        Feed(
-            publisher_id=_id(f"{member.url} events {rank}"),
-            topic=ENGINE_EVENTS,
-            address=_of_rank(spec.events, rank),
-            endpoint=member.url,
-            model=model,
-            role=spec.role,
-            instance=member.instance,
-            dp_rank=rank,
-            replay=_of_rank(spec.replay, rank) if spec.replay else None,
-        )
-        for rank in range(spec.ranks)
-    ]
-
-
-def _of_rank(endpoint: str, rank: int) -> str:
-    place = address(endpoint, "tcp", "endpoint")
-    return f"tcp://{authority(place.host, place.port + rank)}"
-
-
-def _at(endpoint: str, name: str, host: str) -> str:
-    """The endpoint at one of the addresses of a name."""
-    place = address(endpoint, "tcp", "endpoint")
-    return f"tcp://{authority(host if place.host == name else place.host, place.port)}"
-
-
-def _with(worker: WorkerSpec, moved: dict[str, str]) -> WorkerSpec:
-    return structs.replace(worker, **moved)
-
-
-def _id(text: str) -> int:
-    """A number for a text, above 0, that is the same in every process."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") & _ID_BITS) or 1
 
 
 def _mark(file: Path) -> object:

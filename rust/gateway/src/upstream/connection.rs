@@ -18,7 +18,8 @@ use tokio::io::AsyncReadExt;
 use super::fields::{has_token, is_per_connection, remove_per_connection, tokens};
 use super::framing::{Chunk, Decoded, Framing, WireError};
 use super::outgoing::{Outgoing, SendError};
-use super::pool::{ConnectionPool, IdlePlace};
+use super::pool::ConnectionPool;
+use super::set::IdlePlace;
 use super::stream::Stream;
 use crate::proxy::PrefillTask;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::pool::{Upstream, UpstreamSet};
+use super::set::{Upstream, UpstreamSet};
 use super::tls::Tls;
 
 /// Time for the whole answer to a probe.
