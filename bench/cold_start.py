@@ -2,8 +2,8 @@
 
 A simulated fleet of 8 workers serves agent sessions. The price starts from its default curves,
 while the workers are as fast as the curves, ten times faster or ten times slower. The figures are
-ratios to the policy `dynamo` in the same run, over the requests that arrive within the first 15 and
-60 s (divided by the speed), three seeds.
+ratios to the policy `dynamo` in the same run, for requests of the first 15 and 60 s (divided by the
+speed), three seeds.
 
     python -m bench.cold_start
 """

@@ -1,8 +1,8 @@
 """False alarms of the price guard: falls on kinds of traffic whose engines hide nothing.
 
 Eight simulated workers serve each kind of `wardrop.replay.kinds`, cold, at loads from idle to far
-over the knee, with a large and a small cache, with the queue and without it. Every fall is a false
-alarm, since nothing is planted. The last column is mean E2E with the guard over that without it.
+over the knee. Caches are large or small, and the queue is on or off. Every fall is a false alarm,
+since nothing is planted. The last column is mean E2E with the guard over that without it.
 
     python -m bench.price_guard
 """

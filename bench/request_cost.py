@@ -1,8 +1,8 @@
 """CPU time per request of records and spans, beside a router without either, in one run.
 
 Every arm is a gateway of its own in front of one upstream, and gets the same prompts in turn. The
-figure is the CPU time of the gateway's own threads, the writer and the exporter among them, so a
-busy machine distorts it less than wall time.
+figure is the CPU time of the gateway's own threads, the writer and the exporter among them. A busy
+machine distorts it less than wall time.
 
     python -m bench.request_cost --rounds 6 --requests 2000
 """

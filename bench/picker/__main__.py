@@ -8,7 +8,7 @@ round: Envoy with round robin, Envoy with the picker, `wardrop serve`, and the r
 reason. CPU is read from /proc before and after each arm, over the router's own processes.
 
 Conversations go to engines whose prefill takes time. Each turn appends to the prompt of the turn
-before, so a router that keeps a conversation on its engine saves the prefill of the earlier turns.
+before. So a router that keeps a conversation on its engine saves the prefill of the earlier turns.
 """
 
 from __future__ import annotations

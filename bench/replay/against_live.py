@@ -3,9 +3,9 @@
 `python bench/replay/against_live.py [--workers 4] [--rate 2,5] [--seconds 30] [--json OUT]`
 
 Each arm of the demo (Dynamo's round robin, its KV router, Wardrop) starts with empty caches in a
-network namespace of its own and is driven in real time with the demo's conversations. Then the same
-turns go through the simulator under `round_robin`, `dynamo` and Wardrop's policy, with the same
-think times, engine arguments and timing table. docs/reports/simulator-validation.md explains the
+network namespace of its own. The demo's conversations drive it in real time. Then the same turns go
+through the simulator under `round_robin`, `dynamo` and Wardrop's policy, with the same think times,
+engine arguments and timing table. docs/reports/simulator-validation.md explains the
 differences.
 """
 

@@ -5,8 +5,8 @@
 
 Resumable: finished simulations are in OUT/KIND.jsonl and are not run again. Every load is a share
 of the knee, which is where the yardstick's mean TTFT is three times that of an idle fleet. The
-table has, per kind of traffic and load, Kendall's τ between an index and the mean E2E (or TTFT) of
-the policies, and how far the best cost is above the lower bound.
+table has a row per kind of traffic and load. It shows Kendall's τ between an index and the mean E2E
+(or TTFT) of the policies, and how far the best cost is above the lower bound.
 """
 
 from __future__ import annotations

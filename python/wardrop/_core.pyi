@@ -602,9 +602,9 @@ class Router:
         """Read the file of `save_index`. Only registered workers take their blocks over.
 
         Call it before the first event. The loaded blocks belong to the incarnation that was saved.
-        If a feed has restarted, or does not continue at its saved position, apply `Cleared` to the
-        worker and then its dump, if there is one. A stale block costs a cache miss, never a
-        request.
+        Some feeds have restarted, or do not continue at their saved position. For such a feed,
+        apply `Cleared` to the worker and then its dump, if there is one. A stale block costs a
+        cache miss, never a request.
 
         Args:
             path: path of the file.

@@ -185,7 +185,7 @@ class Arena:
     async def replace_frontend(self, at: int) -> None:
         """Start a frontend in the place of a dead one: for the router it has the same address.
 
-        The kernel may have given the dead one's port to another connection, so the new frontend has
+        The kernel may have given the dead one's port to another connection. So the new frontend has
         a port of its own behind the same proxy.
         """
         self.frontends[at] = await asyncio.to_thread(self.fleet.add_frontend, "kv")

@@ -1,6 +1,6 @@
 """A request goes to an upstream a second time only while its client has no byte of an answer.
 
-A scripted upstream breaks off its first answer at each place where its meaning changes, and gives a
+A scripted upstream breaks off its first answer at each place where its meaning changes. It gives a
 whole answer with other text to the second attempt. Frontends and workers are upstreams in turn.
 """
 

@@ -1,7 +1,7 @@
 """Starts stock `dynamo.frontend` processes on loopback ports and keeps them running.
 
 A frontend that ends or stops answering is restarted, with growing pauses. A frontend that is silent
-for two seconds loses its place among the addresses, gets it back with its next answer, and is
+for two seconds loses its place among the addresses. It gets it back with its next answer, and is
 killed after half a minute. All frontends end with this process, even when it is killed. A callback
 receives the addresses that answer after each change.
 """

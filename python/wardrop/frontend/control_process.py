@@ -3,9 +3,9 @@
     native frontend ── starts ──▶ this process: its standard input is a socket to the frontend
 
 The frontend starts it with the stages of the configuration that it needs, in a file in memory. It
-ends when the socket closes, thus with the frontend. It ignores SIGTERM and SIGINT, because a
-terminal and systemd send them to every process of a service, and the frontend still answers while
-it drains.
+ends when the socket closes, thus with the frontend. It ignores SIGTERM and SIGINT, because the
+frontend still answers while it drains. A terminal and systemd send both to every process of a
+service.
 """
 
 from __future__ import annotations

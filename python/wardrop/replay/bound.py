@@ -2,8 +2,8 @@
 
 The cost of a run is the sum of its requests' TTFT, or of their E2E, in seconds. The optimum is the
 least cost that any routing of the same requests could have reached on the same engines. It lies
-between the lower bound and the best cost that was found, so the price of anarchy lies between
-cost ÷ best and cost ÷ lower. docs/explanation/price-of-anarchy.md has the proofs.
+between the lower bound and the best cost that was found. So the price of anarchy lies between cost
+÷ best and cost ÷ lower. docs/explanation/price-of-anarchy.md has the proofs.
 """
 
 from __future__ import annotations

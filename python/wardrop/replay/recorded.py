@@ -1,8 +1,8 @@
 """The live price of anarchy once more, from decision records alone.
 
-A router with `--records` writes the number of its window into each request, and one line per window
-with the workers and curves behind the bound. This module computes cost and bound of every window
-again, with the same native code, from the lengths, block ids and times of the records.
+A router with `--records` writes the number of its window into each request. For each window it
+writes one line with the workers and curves behind the bound. This module computes cost and bound of
+every window again, with the same native code, from the lengths, block ids and times of the records.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Limits the number of arenas of the C library's allocator.
 
 glibc gives threads up to eight arenas for each core, and freed memory stays in its arena. Each
-arena keeps pages for a few blocks that are still in use, so the resident memory of a long-running
+arena keeps pages for a few blocks that are still in use. So the resident memory of a long-running
 router grows with the number of its arenas. One arena for each core is enough: no more threads than
 cores allocate at the same time.
 

@@ -1,8 +1,8 @@
 //! For tests alone: inputs that are nearly right, made from examples by random changes.
 //!
-//! A parser of outside bytes is shown examples with flipped bits, cut ends, repeated parts, parts of other examples, and words
-//! that formats treat in a special way. The variable `FUZZ_CASES` sets the number of inputs. A panic prints the input that
-//! caused it, and equal numbers give equal inputs. O(bytes of an input) per case.
+//! A parser of outside bytes is shown changed examples: flipped bits, cut ends, repeated parts, parts of other examples, and
+//! words that formats treat in a special way. The variable `FUZZ_CASES` sets the number of inputs. A panic prints the input
+//! that caused it, and equal numbers give equal inputs. O(bytes of an input) per case.
 
 use std::time::Instant;
 

@@ -1,7 +1,7 @@
 //! A flag by which the caller of long work says that it has left.
 //!
-//! The prompt pool sets the flag of a prompt while a thread works on it, and tokenisers look at the flag between two pieces of a text.
-//! The flag is a value of the thread, because the tokenisers' traits have no place for it. Cost: one atomic load per look.
+//! The prompt pool sets the flag of a prompt while a thread works on it. Tokenisers look at the flag between two pieces of a text. The
+//! flag is a value of the thread, because the tokenisers' traits have no place for it. Cost: one atomic load per look.
 
 use std::cell::RefCell;
 use std::sync::Arc;

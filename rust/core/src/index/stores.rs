@@ -1,8 +1,8 @@
 //! The index as KV events: the stores that give another index the same blocks.
 //!
 //! A caller that has no image reader, such as Dynamo's indexer, reads these events instead of an image. Each store is a run of
-//! neighbouring blocks that one worker holds in one tier of one frame, so a store has at most 64 blocks.
-//! O(blocks · holders), under the writer's lock. Events wait meanwhile; matches do not.
+//! neighbouring blocks that one worker holds in one tier of one frame. So a store has at most 64 blocks. O(blocks · holders),
+//! under the writer's lock. Events wait meanwhile; matches do not.
 
 use rustc_hash::FxHashMap;
 

@@ -27,11 +27,11 @@
 //! | load only | none | found share < 0.1 | found share ≥ 0.2 |
 //!
 //! A fall needs 4 requests of evidence since the last change of mode, a rise 8. A low feed share alone leads to
-//! degraded at once, and its end leads back at once. A request is evidence when the index listed a block for it, or when
-//! the engine found a block more than the index and the requests in flight explain.
+//! degraded at once, and its end leads back at once. A request is evidence when the index listed a block for it. It is
+//! also evidence when the engine found a block more than the index and the requests in flight explain.
 //!
-//! Source of the decayed ratio: the posterior mean of a Beta distribution whose counts are discounted, as in
-//! West and Harrison, *Bayesian Forecasting and Dynamic Models* (1997), with tokens for counts.
+//! Source of the decayed ratio: the posterior mean of a Beta distribution with discounted counts, as in West
+//! and Harrison, *Bayesian Forecasting and Dynamic Models* (1997), with tokens for counts.
 
 mod agreement;
 mod table;

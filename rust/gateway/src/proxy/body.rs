@@ -236,7 +236,7 @@ impl Relay {
     /// Ends an event stream with an error event. Any other body is cut, so that the client sees that it is incomplete.
     ///
     /// hyper drops what it has not written yet when a body fails. The cut therefore comes one poll later: a client that could have had
-    /// bytes of the answer gets them, and does not take the cut for a connection that closed before any answer.
+    /// bytes of the answer gets them. It does not take the cut for a connection that closed before any answer.
     fn end_early(
         &mut self,
         refusal: Refusal,

@@ -7,8 +7,8 @@
 //!
 //! A [`FeedReader`] is what differs: [`super::dynamo`] reads Dynamo's event plane, [`super::engine`] an engine's own feed.
 //!
-//! Cost: one task per feed. A pause after each drained read lets messages gather, so that a busy
-//! feed wakes its task, and its thread, at most once per pace of its topic.
+//! Cost: one task per feed. A pause after each drained read lets messages gather. So a busy feed wakes its
+//! task, and its thread, at most once per pace of its topic.
 
 use std::future::Future;
 use std::sync::Arc;

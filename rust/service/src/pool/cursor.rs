@@ -417,7 +417,7 @@ impl EventCursor {
         self.tail_unchecked = self.is_synced();
     }
 
-    /// Reviews the cursor at a moment: drops a dump that did not come within its deadline, and returns whether the
+    /// Reviews the cursor at a moment: drops a dump that did not come within its deadline. Returns whether the
     /// worker has been suspect for too long, so that the pool must forget its blocks.
     pub fn review(&mut self, now_s: f64, limits: TrustOptions, budget: &mut KeptBudget) -> bool {
         if self.loading.is_none()

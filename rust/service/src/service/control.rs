@@ -193,9 +193,10 @@ impl Service {
         Ok(())
     }
 
-    /// Takes over the states of the parts of the control plane, `{name: {up, failures, error}}`, with `answered_unix_s` where a part
-    /// has a source, for `/health` and the metrics page.
-    /// A part that is not named any more is forgotten.
+    /// Takes over the states of the parts of the control plane, for `/health` and the metrics page.
+    ///
+    /// The form is `{name: {up, failures, error}}`, with `answered_unix_s` where a part has a source. A part that is not named
+    /// any more is forgotten.
     ///
     /// # Errors
     /// No such object, or more names than there may be.

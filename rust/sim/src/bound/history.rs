@@ -1,11 +1,11 @@
 //! Which blocks earlier requests named, in bounded memory: what an unlimited cache of the whole fleet could hold.
 //!
-//! Two generations of fingerprints stand for the blocks. A prompt enters the young generation as a whole, so a
-//! generation that knows a block knows every block before it, and a binary search finds the end of the known prefix. When
-//! the young generation is full, it becomes the old one, and the former old one is forgotten. The history thus reaches
-//! back over at least one full generation.
+//! Two generations of fingerprints stand for the blocks. A prompt enters the young generation as a whole, so a generation
+//! that knows a block knows every block before it. A binary search finds the end of the known prefix. When the young
+//! generation is full, it becomes the old one, and the former old one is forgotten. The history thus reaches back over at
+//! least one full generation.
 //!
-//! Errors: two blocks of equal fingerprint count as one, which only lowers a bound. A forgotten block counts as new, so
+//! Errors: two blocks of equal fingerprint count as one, which only lowers a bound. A forgotten block counts as new. So
 //! the bound is that of the requests since the generation in memory began, with empty caches at its beginning.
 //!
 //! Cost per prompt: O(log blocks) look-ups, and one insertion per new block.
