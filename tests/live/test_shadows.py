@@ -143,8 +143,8 @@ def test_what_wins_in_the_mean_and_loses_in_the_tail_is_seen_and_not_adopted():
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     flags = ["--policy", "toll", "--queue", "--queue-parameters"]
-    # One prompt at a time: where small prompts share passes none waits, and κ moves nothing. Without
-    # patience, long prompts wait for as long as the queue likes. The window holds all that wait.
+    # One prompt at a time: where small prompts share passes none waits, and κ moves nothing.
+    # Without patience, long prompts wait for as long as the queue likes. The window holds all.
     flags += ["kappa=0,patience=0,backlog_s=0.2,share_passes=0,window=512"]
     flags += ["--admin-port", str(port), "--shadows", "toll+queue(kappa=100)"]
     flags += ["--shadows-tick-s", "1", "--shadows-lag-s", "5", "--shadows-calibrate"]
