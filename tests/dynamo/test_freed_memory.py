@@ -8,11 +8,11 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.dynamo.given import Given
 from tests.gateway.test_prompt_files import write_model
 from tests.waiting import wait_until_async
 
@@ -103,21 +103,6 @@ def test_memory_without_growth_is_left_alone():
 
     asyncio.run(test())
     assert memory.returns == 0
-
-
-class Given:
-    """A source whose views the test gives."""
-
-    name = "given"
-    last_error = None
-    answered_unix_s = None
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[FleetView] = asyncio.Queue()
-
-    async def views(self) -> AsyncIterator[FleetView]:
-        while True:
-            yield await self.queue.get()
 
 
 class MallInfo(ctypes.Structure):

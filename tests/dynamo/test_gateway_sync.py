@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import pytest
+from tests.dynamo.given import Given
 from tests.waiting import wait_until_async
 
 from wardrop.dynamo.block_dump import DumpError
@@ -41,21 +42,6 @@ class Recorder:
 
     def named(self, name: str) -> list[tuple]:
         return [call[1:] for call in self.calls if call[0] == name]
-
-
-class Given:
-    """A source whose views the test gives."""
-
-    name = "given"
-    last_error = None
-    answered_unix_s = None
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[FleetView] = asyncio.Queue()
-
-    async def views(self) -> AsyncIterator[FleetView]:
-        while True:
-            yield await self.queue.get()
 
 
 class Bench:
