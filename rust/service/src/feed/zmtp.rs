@@ -244,13 +244,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Subscriber<S> {
         let mut frames = Vec::with_capacity(4);
         let mut total = 0;
         loop {
-            let (flags, body) = match self.buffered_frame()? {
-                Some(frame) => frame,
-                None => {
-                    self.await_byte().await?;
-                    let frame = timeout(FRAME_TIMEOUT, self.read_frame()).await;
-                    frame.map_err(|_| ZmtpError::Silent)??
-                }
+            let (flags, body) = if let Some(frame) = self.buffered_frame()? {
+                frame
+            } else {
+                self.await_byte().await?;
+                let frame = timeout(FRAME_TIMEOUT, self.read_frame()).await;
+                frame.map_err(|_| ZmtpError::Silent)??
             };
             if flags & FLAG_COMMAND != 0 {
                 self.answer_command(&body).await?;
