@@ -8,6 +8,7 @@
 //! `wardrop frontend` parses the flags of `dynamo.frontend` with Dynamo's own parser and starts this binary with the result as JSON. The
 //! binary uses public items of Dynamo's crates only, so one build serves one minor version of Dynamo.
 
+mod adapters;
 mod control_plane;
 mod events;
 mod fleet;

@@ -20,6 +20,7 @@ use wardrop_service::{
     Abstention, ActiveRequest, Booking, PlaceHints, ReadyPrompt, Refusal, Role, Service, Unplaced,
 };
 
+use crate::adapters::Adapters;
 use crate::fleet::Fleet;
 use crate::silence::{Listening, Silences};
 use crate::spans;
@@ -36,6 +37,8 @@ pub struct Selection {
     pub fleet: Arc<Fleet>,
     /// Streams that wait for a worker.
     pub silences: Arc<Silences>,
+    /// Workers with each LoRA adapter.
+    pub adapters: Arc<Adapters>,
     /// Name of the model in the routing service.
     pub model: String,
     /// Whether decisions are spans below Dynamo's own.
@@ -156,13 +159,15 @@ impl Selection {
     ) -> Result<bool, Error> {
         let content = request.content();
         let hints = content.routing.as_ref();
+        let adapter = hints.and_then(|hints| hints.lora_name.as_deref());
+        let holders = adapter.and_then(|adapter| self.adapters.holders(adapter));
         let place = PlaceHints {
             tenant: hints.and_then(|hints| hints.cache_namespace.as_deref()),
             priority: hints.map_or(0, priority),
             deadline_ms: None,
             body_bytes: content.token_ids.len() * size_of::<u32>(),
-            // A request with a subset of workers is left to Dynamo before this point.
-            allowed: None,
+            // A request with a subset of workers is left to Dynamo before this point. An adapter that no card names is on all workers.
+            allowed: holders.as_deref(),
         };
         let placed = tokio::select! {
             biased;

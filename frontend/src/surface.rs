@@ -1,7 +1,8 @@
 //! Completions pipelines. Dynamo lets Wardrop replace the engines of chat requests only, so this module adds the completions.
 //!
 //! The watcher of models sees cards without `Completions`, and therefore builds no completions pipeline of its own. Wardrop's pipeline is
-//! registered in its place while an instance of the model exists. Models with adapters keep Dynamo's own pipeline, which knows the adapters.
+//! registered in its place while an instance of the model exists. The completions of an adapter use the pipeline of its model. They are
+//! registered once Dynamo serves the adapter: Dynamo refuses an adapter whose name is in use.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -24,14 +25,20 @@ use dynamo_runtime::pipeline::{AsyncEngine, Error, ManyOut, SingleIn};
 use futures::StreamExt as _;
 use parking_lot::Mutex;
 
+use crate::adapters::{Adapters, base_of};
 use crate::models::Models;
 
 /// Most instances that are remembered. Beyond this number a card reaches the watcher unchanged.
 const MAX_INSTANCES: usize = 65_536;
 
+/// Name under which Dynamo's preprocessor finds the adapter in the context of a request. Dynamo keeps the constant to itself.
+const ADAPTER_KEY: &str = "discovery.lora_name";
+
 /// Completions pipelines of all models.
 pub struct Surface {
     manager: Arc<ModelManager>,
+    /// Adapters of the models, by the cards in discovery.
+    adapters: Arc<Adapters>,
     state: Mutex<State>,
 }
 
@@ -40,20 +47,49 @@ struct State {
     /// Name of the model of each instance whose card was changed.
     instances: HashMap<ModelCardInstanceId, String>,
     engines: HashMap<String, Arc<Engines>>,
+    /// Adapters whose completions are registered, by name.
+    adapters: HashSet<String>,
 }
 
 impl Surface {
     /// No models yet.
-    pub fn new(manager: Arc<ModelManager>) -> Self {
+    pub fn new(manager: Arc<ModelManager>, adapters: Arc<Adapters>) -> Self {
         Self {
             manager,
+            adapters,
             state: Mutex::default(),
         }
     }
 
     /// Whether the completions of a model are Wardrop's.
     pub fn has(&self, model: &str) -> bool {
-        self.state.lock().instances.values().any(|name| name == model)
+        let state = self.state.lock();
+        state.adapters.contains(model) || state.instances.values().any(|name| name == model)
+    }
+
+    /// Registers the completions of an adapter that Dynamo serves now. A known adapter, and an adapter of a model whose completions
+    /// are Dynamo's, stay as they are.
+    pub fn adapter_served(&self, card: &ModelDeploymentCard) {
+        let adapter = card.name();
+        let mut state = self.state.lock();
+        if state.adapters.contains(adapter) {
+            return;
+        }
+        let ids = self.adapters.ids_of(adapter);
+        let model = ids.iter().find_map(|id| state.instances.get(&base_of(id)));
+        let Some(engines) = model.and_then(|model| state.engines.get(model)) else {
+            return;
+        };
+        let engine = Arc::new(AdapterEngine {
+            adapter: adapter.to_owned(),
+            engines: engines.clone(),
+        });
+        match self.manager.add_completions_model(adapter, card.mdcsum(), engine) {
+            Ok(()) => {
+                state.adapters.insert(adapter.to_owned());
+            }
+            Err(error) => tracing::warn!(adapter, %error, "the completions of an adapter are not served"),
+        }
     }
 
     /// Registers the pipeline of one worker set.
@@ -99,7 +135,8 @@ impl Surface {
                     self.added(instance, models);
                 }
                 let present: HashSet<ModelCardInstanceId> = instances.iter().filter_map(card_id).collect();
-                let known: Vec<_> = self.state.lock().instances.keys().cloned().collect();
+                let mut known = self.adapters.ids();
+                known.extend(self.state.lock().instances.keys().cloned());
                 for id in known.iter().filter(|id| !present.contains(id)) {
                     self.removed(id);
                 }
@@ -117,6 +154,10 @@ impl Surface {
         let Ok(card) = serde_json::from_value::<ModelDeploymentCard>(card_json.clone()) else {
             return;
         };
+        if card.lora.is_some() {
+            self.adapters.added(id, &card);
+            return;
+        }
         if card.effective_worker_type() == WorkerType::Prefill {
             let models = models.clone();
             tokio::spawn(async move {
@@ -127,7 +168,7 @@ impl Surface {
             return;
         }
         let is_ours = card.model_type.supports_chat() && card.model_type.supports_completions();
-        if !is_ours || card.lora.is_some() || lora_serving_enabled() {
+        if !is_ours || lora_serving_enabled() {
             return;
         }
         let mut state = self.state.lock();
@@ -141,14 +182,26 @@ impl Surface {
     }
 
     fn removed(&self, id: &ModelCardInstanceId) {
+        self.adapters.removed(id);
         let mut state = self.state.lock();
-        let Some(model) = state.instances.remove(id) else {
-            return;
-        };
-        let is_last = !state.instances.values().any(|name| *name == model);
-        if is_last && state.engines.remove(&model).is_some() {
-            let _ = self.manager.remove_completions_model(&model);
+        if let Some(model) = state.instances.remove(id) {
+            let is_last = !state.instances.values().any(|name| *name == model);
+            if is_last && state.engines.remove(&model).is_some() {
+                let _ = self.manager.remove_completions_model(&model);
+            }
         }
+        // Dynamo ends an adapter with its last worker, and would refuse to serve it again under a name that is in use.
+        let State {
+            instances, adapters, ..
+        } = &mut *state;
+        adapters.retain(|adapter| {
+            let ids = self.adapters.ids_of(adapter);
+            let is_served = ids.iter().any(|id| instances.contains_key(&base_of(id)));
+            if !is_served {
+                let _ = self.manager.remove_completions_model(adapter);
+            }
+            is_served
+        });
     }
 }
 
@@ -205,5 +258,24 @@ impl AsyncEngine<SingleIn<NvCreateCompletionRequest>, ManyOut<Annotated<NvCreate
             Some(engine) => engine.generate(request).await,
             None => anyhow::bail!("the model has no worker set"),
         }
+    }
+}
+
+/// The completions of one adapter: the pipelines of its model, with the adapter's name in the context.
+struct AdapterEngine {
+    adapter: String,
+    engines: Arc<Engines>,
+}
+
+#[async_trait]
+impl AsyncEngine<SingleIn<NvCreateCompletionRequest>, ManyOut<Annotated<NvCreateCompletionResponse>>, Error>
+    for AdapterEngine
+{
+    async fn generate(
+        &self,
+        mut request: SingleIn<NvCreateCompletionRequest>,
+    ) -> Result<ManyOut<Annotated<NvCreateCompletionResponse>>, Error> {
+        request.insert(ADAPTER_KEY, self.adapter.clone());
+        self.engines.generate(request).await
     }
 }

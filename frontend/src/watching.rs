@@ -17,6 +17,7 @@ use dynamo_runtime::discovery::{DiscoveryQuery, ModelCardInstanceId};
 use tokio::sync::mpsc;
 use wardrop_service::Service;
 
+use crate::adapters::Adapters;
 use crate::fleet::Fleet;
 use crate::models::Models;
 use crate::pipeline::Parts;
@@ -35,6 +36,7 @@ struct Attachment {
     fleet: Arc<Fleet>,
     silences: Arc<Silences>,
     models: Arc<Models>,
+    adapters: Arc<Adapters>,
     surface: Arc<Surface>,
     metrics: Arc<Metrics>,
     migration_limit: u32,
@@ -63,6 +65,7 @@ impl Attachment {
                 service: self.service.clone(),
                 fleet: self.fleet.clone(),
                 silences: self.silences.clone(),
+                adapters: self.adapters.clone(),
                 model: model.clone(),
                 are_traced: spans::are_exported(),
                 next,
@@ -112,12 +115,14 @@ pub async fn watch_models(
     }
     let fleet = Arc::new(Fleet::new(service.clone(), manager.clone()));
     let models = Arc::new(Models::new(runtime.clone(), service.clone(), fleet.clone()));
-    let surface = Arc::new(Surface::new(manager.clone()));
+    let adapters = Arc::new(Adapters::default());
+    let surface = Arc::new(Surface::new(manager.clone(), adapters.clone()));
     let attachment = Arc::new(Attachment {
         service: service.clone(),
         fleet,
         silences: Silences::start(),
         models: models.clone(),
+        adapters,
         surface: surface.clone(),
         metrics: metrics.clone(),
         migration_limit: local_model.migration_limit(),
@@ -146,17 +151,15 @@ pub async fn watch_models(
     watcher.set_local_model_path((!path.as_os_str().is_empty()).then(|| path.to_path_buf()));
     watcher.set_tokenizer_backend(local_model.runtime_config().tokenizer_backend);
     watcher.set_tokenizer_fallback_enabled(settings.frontend.tokenizer_fallback);
-    if let Some(http) = http {
-        let (sender, updates) = mpsc::channel(UPDATES);
-        watcher.set_notify_on_model_update(sender);
-        let switch = EndpointSwitch {
-            http,
-            manager,
-            metrics,
-            surface: surface.clone(),
-        };
-        tokio::spawn(switch.follow(updates));
-    }
+    let (sender, updates) = mpsc::channel(UPDATES);
+    watcher.set_notify_on_model_update(sender);
+    let follower = UpdateFollower {
+        http,
+        manager,
+        metrics,
+        surface: surface.clone(),
+    };
+    tokio::spawn(follower.follow(updates));
     let discovery = runtime.discovery();
     let stream = discovery
         .list_and_watch(DiscoveryQuery::AllModels, Some(runtime.primary_token()))
@@ -173,48 +176,59 @@ pub async fn watch_models(
     Ok(())
 }
 
-/// Opens and closes routes as models come and go.
-struct EndpointSwitch {
-    http: HttpService,
+/// Registers the completions of adapters, and opens and closes routes, as models come and go.
+struct UpdateFollower {
+    /// The server whose routes open and close; `None` for a server with fixed routes.
+    http: Option<HttpService>,
     manager: Arc<ModelManager>,
     metrics: Arc<Metrics>,
     surface: Arc<Surface>,
 }
 
-impl EndpointSwitch {
+impl UpdateFollower {
     async fn follow(self, mut updates: mpsc::Receiver<ModelUpdate>) {
         while let Some(update) = updates.recv().await {
-            match update {
-                ModelUpdate::Added(card) => {
-                    let kinds = card
-                        .model_type
-                        .as_endpoint_types_with_anthropic(self.http.anthropic_api_enabled());
-                    for kind in kinds {
-                        self.set(kind, true);
-                    }
-                    if self.surface.has(card.name()) {
-                        self.set(EndpointType::Completion, true);
-                    }
-                    if let Err(error) = self.metrics.update_metrics_from_mdc(&card) {
-                        tracing::warn!(%error, model = card.name(), "the card's figures are not on the metrics page");
-                    }
+            if let ModelUpdate::Added(card) = &update
+                && card.lora.is_some()
+            {
+                self.surface.adapter_served(card);
+            }
+            if let Some(http) = &self.http {
+                self.switch(http, update);
+            }
+        }
+    }
+
+    fn switch(&self, http: &HttpService, update: ModelUpdate) {
+        let with_anthropic = http.anthropic_api_enabled();
+        match update {
+            ModelUpdate::Added(card) => {
+                for kind in card.model_type.as_endpoint_types_with_anthropic(with_anthropic) {
+                    set(http, kind, true);
                 }
-                ModelUpdate::Removed(card) => {
-                    // The flags belong to the process: only a kind that no model serves any more is closed.
-                    let units = card.model_type.units().into_iter();
-                    for unit in units.filter(|unit| !self.manager.has_models_of_type(*unit)) {
-                        for kind in unit.as_endpoint_types_with_anthropic(self.http.anthropic_api_enabled()) {
-                            self.set(kind, false);
-                        }
+                if self.surface.has(card.name()) {
+                    set(http, EndpointType::Completion, true);
+                }
+                if let Err(error) = self.metrics.update_metrics_from_mdc(&card) {
+                    tracing::warn!(%error, model = card.name(), "the card's figures are not on the metrics page");
+                }
+            }
+            ModelUpdate::Removed(card) => {
+                // The flags belong to the process: only a kind that no model serves any more is closed.
+                let units = card.model_type.units().into_iter();
+                for unit in units.filter(|unit| !self.manager.has_models_of_type(*unit)) {
+                    for kind in unit.as_endpoint_types_with_anthropic(with_anthropic) {
+                        set(http, kind, false);
                     }
                 }
             }
         }
     }
+}
 
-    fn set(&self, kind: EndpointType, open: bool) {
-        if let Err(error) = self.http.enable_model_endpoint(kind, open) {
-            tracing::error!(%error, "a route cannot be switched");
-        }
+/// Opens or closes the routes of one kind.
+fn set(http: &HttpService, kind: EndpointType, open: bool) {
+    if let Err(error) = http.enable_model_endpoint(kind, open) {
+        tracing::error!(%error, "a route cannot be switched");
     }
 }
