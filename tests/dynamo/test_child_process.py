@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from wardrop.dynamo.child_process import signals_deferred
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """An interrupt raises, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_is_held_back_until_the_block_ends() -> None:
