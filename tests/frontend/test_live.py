@@ -75,18 +75,6 @@ def test_prompt_goes_where_its_blocks_are_and_the_engine_agrees(fleet: Fleet):
         assert by_prediction >= (blocks - 1) * fleet.spec.block_size
 
 
-def test_the_allocator_has_one_arena_for_each_core_unless_the_operator_says_otherwise(fleet: Fleet):
-    def arenas(native: Native) -> str | None:
-        lines = Path(f"/proc/{native.child.pid}/environ").read_bytes().split(b"\0")
-        variables = dict(line.decode().split("=", 1) for line in lines if b"=" in line)
-        return variables.get("MALLOC_ARENA_MAX")
-
-    with running(fleet) as native:
-        assert arenas(native) == str(max(2, len(os.sched_getaffinity(0))))
-    with running(fleet, environment={"MALLOC_ARENA_MAX": "7"}) as native:
-        assert arenas(native) == "7"
-
-
 def test_pin_of_the_client_and_dry_run_are_left_to_dynamo(fleet: Fleet):
     instances = sorted(fleet.live_instances())
     with running(fleet, "--wardrop-policy", "dynamo") as native:

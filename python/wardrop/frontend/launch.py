@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from wardrop.config import ConfigError
 from wardrop.frontend.memory_file import memory_file
-from wardrop.service.arenas import ARENAS_VARIABLE, arena_limit, is_limited
 
 if TYPE_CHECKING:
     from wardrop.frontend.arguments import FrontendArguments
@@ -72,8 +71,6 @@ def main(arguments: Sequence[str]) -> int:
             environment.pop(name, None)
         else:
             environment[name] = value
-    if not is_limited(environment):
-        environment[ARENAS_VARIABLE] = str(arena_limit())
     _raise_open_files(environment)
     sys.stdout.flush()
     sys.stderr.flush()

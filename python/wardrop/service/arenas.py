@@ -32,7 +32,7 @@ def limit_arenas(environment: Mapping[str, str] = os.environ) -> int | None:
     Returns:
         Arenas at most; None when the operator set a limit, or without glibc.
     """
-    if is_limited(environment):
+    if _is_limited(environment):
         return None
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -40,15 +40,15 @@ def limit_arenas(environment: Mapping[str, str] = os.environ) -> int | None:
         return None
     mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
     mallopt.restype = ctypes.c_int
-    arenas = arena_limit()
+    arenas = _arena_limit()
     return arenas if mallopt(_M_ARENA_MAX, arenas) else None
 
 
-def is_limited(environment: Mapping[str, str]) -> bool:
+def _is_limited(environment: Mapping[str, str]) -> bool:
     """Whether an operator limited the arenas by one of glibc's variables."""
     return ARENAS_VARIABLE in environment or _TUNABLE in environment.get("GLIBC_TUNABLES", "")
 
 
-def arena_limit() -> int:
+def _arena_limit() -> int:
     """Arenas for this machine: one for each core that the process may use, and at least two."""
     return max(len(os.sched_getaffinity(0)), _FEWEST)
