@@ -52,6 +52,13 @@ class Deployment:
     def metrics(self) -> Metrics:
         return Metrics(get(self.url, "/metrics").body.decode())
 
+    def answers(self) -> bool:
+        assert self.native.exit_code is None, self.native.tail()
+        try:
+            return get(self.url, "/metrics").status == 200
+        except OSError:
+            return False
+
     def models(self) -> set[str]:
         return {model["id"] for model in get(self.url, "/v1/models").json()["data"]}
 
@@ -65,14 +72,14 @@ class Deployment:
         """Until both routes serve the adapter, or none does."""
         status = 200 if is_served else 404
 
-        def answers() -> bool:
+        def all_say_so() -> bool:
             statuses = {
                 self.complete(ADAPTER, prompt(99)).status,
                 self.chat(ADAPTER, "hello").status,
             }
             return statuses == {status}
 
-        wait_until(answers, f"status {status} of the adapter; log:\n{self.native.tail()}")
+        wait_until(all_say_so, f"status {status} of the adapter; log:\n{self.native.tail()}")
 
 
 def environment_of(home: Path) -> dict[str, str]:
@@ -90,30 +97,28 @@ def start_worker(home: Path, name: str, adapters: list[str]) -> ChildProcess:
 @contextmanager
 def deployed(home: Path, adapters: list[list[str]]) -> Iterator[Deployment]:
     """One worker for each list of adapters, and a native frontend that knows all workers."""
-    children: list[ChildProcess] = []
+    (home / "store").mkdir()
+    port = free_port()
+    native = [sys.executable, "-m", "wardrop.frontend", "--http-host", "127.0.0.1"]
+    native += ["--http-port", str(port), "--wardrop-policy", "dynamo"]
+    frontend = ChildProcess("native", native, environment_of(home), home / "native.log")
+    deployment = Deployment(f"http://127.0.0.1:{port}", [], frontend)
     try:
+        # Workers take any free port, so they start once the frontend has its own.
+        wait_until(deployment.answers, f"the frontend; log:\n{frontend.tail()}")
         for number, names in enumerate(adapters):
-            children.append(start_worker(home, f"worker-{number}", names))
-        port = free_port()
-        native = [sys.executable, "-m", "wardrop.frontend", "--http-host", "127.0.0.1"]
-        native += ["--http-port", str(port), "--wardrop-policy", "dynamo"]
-        frontend = ChildProcess("native", native, environment_of(home), home / "native.log")
-        children.append(frontend)
-        deployment = Deployment(f"http://127.0.0.1:{port}", children[:-1], frontend)
+            deployment.workers.append(start_worker(home, f"worker-{number}", names))
 
         def ready() -> bool:
-            for child in children:
+            for child in [frontend, *deployment.workers]:
                 assert child.exit_code is None, child.tail()
-            try:
-                available = deployment.metrics().total("wardrop_worker_available")
-            except OSError:
-                return False
+            available = deployment.metrics().total("wardrop_worker_available")
             return available == len(adapters) and MODEL in deployment.models()
 
         wait_until(ready, f"{len(adapters)} workers; log:\n{frontend.tail()}")
         yield deployment
     finally:
-        stop_all(children)
+        stop_all([frontend, *deployment.workers])
 
 
 def test_requests_of_an_adapter_go_to_workers_with_it_on_every_route(tmp_path: Path):
