@@ -1,10 +1,11 @@
-"""The machine and commit that a recorded figure belongs to."""
+"""The machine, commit and command that a recorded figure belongs to."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit,
     }
+
+
+def command(module: str) -> str:
+    """The command line of this run, without `--json FILE`: the file is a path of this machine."""
+    arguments = list(sys.argv[1:])
+    while "--json" in arguments:
+        at = arguments.index("--json")
+        del arguments[at : at + 2]
+    kept = [each for each in arguments if not each.startswith("--json=")]
+    return " ".join(["python -m", module, *kept])

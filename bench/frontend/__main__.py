@@ -27,7 +27,7 @@ from bench.frontend.faults import FAULTS, FAULTY_ARMS, fault
 from bench.frontend.text import goals, table
 from bench.gateway.phases import SPEC, Load, check_answer, loads, run
 from bench.gateway.priority import go_before_others
-from bench.machine import machine
+from bench.machine import command, machine
 from bench.rounds import medians, rotated
 
 from wardrop.dynamo.namespace import NamespaceRefusedError, enter_or_reexec
@@ -63,7 +63,7 @@ def main() -> None:
         print(f"{arm.key}: {faults[arm.key]}", file=sys.stderr)
     result = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "python -m bench.frontend " + " ".join(sys.argv[1:]),
+        "command": command("bench.frontend"),
         "machine": {**before, "dynamo": version("ai-dynamo"), "load_after": os.getloadavg()[0]},
         "seconds": time.monotonic() - started_s,
         "rounds": rounds,

@@ -33,6 +33,7 @@ from bench.gateway.phases import (
 )
 from bench.gateway.priority import go_before_others
 from bench.gateway.text import aims, table
+from bench.machine import command
 from bench.rounds import medians, rotated
 
 from wardrop.demo.arms import (
@@ -73,7 +74,7 @@ def main() -> None:
     ]
     result = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "python -m bench.gateway " + " ".join(sys.argv[1:]),
+        "command": command("bench.gateway"),
         "machine": _machine(),
         "workload": f"prompts of {PROMPT_TOKENS} token ids, or of {TEXT_WORDS} words as chat text,"
         f" that share nothing; {SPEC.workers} mock workers"

@@ -20,16 +20,19 @@ pub struct Adapters(RwLock<State>);
 
 #[derive(Default)]
 struct State {
-    cards: HashMap<ModelCardInstanceId, Card>,
-    /// Workers with each adapter, by its name. Made anew with each change, so that a request copies nothing.
-    holders: HashMap<String, Arc<[WorkerId]>>,
+    /// Name of the adapter of each card.
+    names: HashMap<ModelCardInstanceId, String>,
+    /// The cards of each adapter, by its name. No entry is empty.
+    adapters: HashMap<String, Adapter>,
 }
 
-/// The card of one adapter on one worker process.
-struct Card {
-    adapter: String,
-    /// The ranks of the process.
-    workers: Vec<WorkerId>,
+/// The cards of one adapter.
+#[derive(Default)]
+struct Adapter {
+    /// Ranks of the process behind each card.
+    cards: HashMap<ModelCardInstanceId, Vec<WorkerId>>,
+    /// The workers of all cards, in order. Made anew with each change, so that a request copies nothing.
+    holders: Arc<[WorkerId]>,
 }
 
 impl Adapters {
@@ -40,67 +43,70 @@ impl Adapters {
         let end = first.saturating_add(ranks.data_parallel_size.max(1));
         let instance = id.instance_id;
         let workers = (first..end).map(|rank| WorkerId::new(instance, rank));
-        self.put(
-            id,
-            Card {
-                adapter: card.name().to_owned(),
-                workers: workers.collect(),
-            },
-        );
+        self.put(id, card.name(), workers.collect());
     }
 
-    fn put(&self, id: ModelCardInstanceId, card: Card) {
+    /// Notes that these workers have loaded an adapter. O(cards of the adapter).
+    fn put(&self, id: ModelCardInstanceId, name: &str, workers: Vec<WorkerId>) {
         let mut state = self.0.write();
-        if state.cards.len() >= MAX_CARDS && !state.cards.contains_key(&id) {
+        if state.names.len() >= MAX_CARDS && !state.names.contains_key(&id) {
             return;
         }
-        let adapter = card.adapter.clone();
-        if let Some(former) = state.cards.insert(id, card)
-            && former.adapter != adapter
-        {
-            state.gather(&former.adapter);
-        }
-        state.gather(&adapter);
+        state.remove(&id);
+        state.names.insert(id.clone(), name.to_owned());
+        let adapter = state.adapters.entry(name.to_owned()).or_default();
+        adapter.cards.insert(id, workers);
+        adapter.gather();
     }
 
-    /// Forgets a card. Returns the name of its adapter; `None` for an unknown card.
-    pub fn removed(&self, id: &ModelCardInstanceId) -> Option<String> {
-        let mut state = self.0.write();
-        let card = state.cards.remove(id)?;
-        state.gather(&card.adapter);
-        Some(card.adapter)
+    /// Forgets a card. An unknown card changes nothing. O(cards of the adapter).
+    pub fn removed(&self, id: &ModelCardInstanceId) {
+        self.0.write().remove(id);
     }
 
     /// Identities of all cards.
     pub fn ids(&self) -> Vec<ModelCardInstanceId> {
-        self.0.read().cards.keys().cloned().collect()
+        self.0.read().names.keys().cloned().collect()
     }
 
-    /// Identities of the cards of one adapter.
-    pub fn ids_of(&self, adapter: &str) -> Vec<ModelCardInstanceId> {
-        let state = self.0.read();
-        let cards = state.cards.iter().filter(|(_, card)| card.adapter == adapter);
-        cards.map(|(id, _)| id.clone()).collect()
+    /// The first result of `find` over the cards of one adapter, in no order. `find` must not call this object.
+    pub fn find_card<T>(
+        &self,
+        adapter: &str,
+        find: impl FnMut(&ModelCardInstanceId) -> Option<T>,
+    ) -> Option<T> {
+        self.0.read().adapters.get(adapter)?.cards.keys().find_map(find)
     }
 
     /// Workers that have loaded an adapter; `None` for a name that no card has.
     pub fn holders(&self, adapter: &str) -> Option<Arc<[WorkerId]>> {
-        self.0.read().holders.get(adapter).cloned()
+        let state = self.0.read();
+        Some(state.adapters.get(adapter)?.holders.clone())
     }
 }
 
 impl State {
-    /// Gathers the workers of an adapter from all cards. O(cards).
-    fn gather(&mut self, adapter: &str) {
-        let cards = self.cards.values().filter(|card| card.adapter == adapter);
-        let mut workers: Vec<_> = cards.flat_map(|card| card.workers.iter().copied()).collect();
+    fn remove(&mut self, id: &ModelCardInstanceId) {
+        let Some(name) = self.names.remove(id) else { return };
+        let Some(adapter) = self.adapters.get_mut(&name) else {
+            return;
+        };
+        adapter.cards.remove(id);
+        if adapter.cards.is_empty() {
+            self.adapters.remove(&name);
+        } else {
+            adapter.gather();
+        }
+    }
+}
+
+impl Adapter {
+    /// Gathers the workers of all cards.
+    fn gather(&mut self) {
+        let mut workers: Vec<_> = self.cards.values().flatten().copied().collect();
         workers.sort_unstable();
         workers.dedup();
-        if workers.is_empty() {
-            self.holders.remove(adapter);
-        } else {
-            self.holders.insert(adapter.to_owned(), workers.into());
-        }
+        self.holders = workers.into();
     }
 }
 
@@ -126,26 +132,19 @@ mod tests {
         }
     }
 
-    fn card(adapter: &str, workers: &[WorkerId]) -> Card {
-        Card {
-            adapter: adapter.into(),
-            workers: workers.to_vec(),
-        }
-    }
-
     #[test]
     fn holders_follow_the_cards_of_an_adapter() {
         let adapters = Adapters::default();
         let [one, other] = [WorkerId::new(1, 0), WorkerId::new(2, 0)];
         assert_eq!(adapters.holders("a"), None, "no card has this name");
-        adapters.put(id(2, "a"), card("a", &[other]));
-        adapters.put(id(1, "a"), card("a", &[one]));
-        adapters.put(id(1, "b"), card("b", &[one]));
+        adapters.put(id(2, "a"), "a", vec![other]);
+        adapters.put(id(1, "a"), "a", vec![one]);
+        adapters.put(id(1, "b"), "b", vec![one]);
         assert_eq!(adapters.holders("a").as_deref(), Some(&[one, other][..]));
-        assert_eq!(adapters.removed(&id(2, "a")).as_deref(), Some("a"));
-        assert_eq!(adapters.removed(&id(2, "a")), None);
+        adapters.removed(&id(2, "a"));
+        adapters.removed(&id(2, "a"));
         assert_eq!(adapters.holders("a").as_deref(), Some(&[one][..]));
-        assert_eq!(adapters.removed(&id(1, "a")).as_deref(), Some("a"));
+        adapters.removed(&id(1, "a"));
         assert_eq!(adapters.holders("a"), None);
         assert_eq!(adapters.holders("b").as_deref(), Some(&[one][..]));
     }
@@ -154,8 +153,8 @@ mod tests {
     fn card_that_changes_its_adapter_leaves_the_former_one() {
         let adapters = Adapters::default();
         let worker = WorkerId::new(1, 0);
-        adapters.put(id(1, "x"), card("a", &[worker]));
-        adapters.put(id(1, "x"), card("b", &[worker]));
+        adapters.put(id(1, "x"), "a", vec![worker]);
+        adapters.put(id(1, "x"), "b", vec![worker]);
         assert_eq!(adapters.holders("a"), None);
         assert_eq!(adapters.holders("b").as_deref(), Some(&[worker][..]));
     }

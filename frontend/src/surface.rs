@@ -75,8 +75,8 @@ impl Surface {
         if state.adapters.contains(adapter) {
             return;
         }
-        let ids = self.adapters.ids_of(adapter);
-        let model = ids.iter().find_map(|id| state.instances.get(&base_of(id)));
+        let model = |id: &ModelCardInstanceId| state.instances.get(&base_of(id));
+        let model = self.adapters.find_card(adapter, model);
         let Some(engines) = model.and_then(|model| state.engines.get(model)) else {
             return;
         };
@@ -195,8 +195,8 @@ impl Surface {
             instances, adapters, ..
         } = &mut *state;
         adapters.retain(|adapter| {
-            let ids = self.adapters.ids_of(adapter);
-            let is_served = ids.iter().any(|id| instances.contains_key(&base_of(id)));
+            let served = |id: &ModelCardInstanceId| instances.contains_key(&base_of(id)).then_some(());
+            let is_served = self.adapters.find_card(adapter, served).is_some();
             if !is_served {
                 let _ = self.manager.remove_completions_model(adapter);
             }

@@ -12,7 +12,7 @@ import pytest
 from tests.docs.test_pages import PAGES, ROOT, relative, without_code
 
 MOST_WORDS = 25
-"""Words of a sentence. A piece of code counts as one word, and remarks in brackets do not count."""
+"""Words of a sentence, which a colon or semicolon ends. Code is one word; brackets do not count."""
 ENDS = re.compile(r"(?<=[.!?:;])(?:\*\*|\"|”)?\s+")
 ITEM = re.compile(r"\n\s*(?:[-*]|\d+\.)\s+")
 

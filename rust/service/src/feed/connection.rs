@@ -7,7 +7,8 @@
 //! ```
 //!
 //! An event loop wakes its thread for every segment that arrives on a watched connection, also while no task reads it.
-//! Four workers of 200 requests/s with 128 tokens each cost 5,000 wake-ups a second, a third of a millisecond of CPU time per request.
+//! Four workers that served 200 requests/s of 128 tokens caused 5,000 wake-ups a second. Without them the thread of the feeds takes
+//! 335 µs of CPU time per request in place of 592.
 //! A busy feed is therefore read once at the end of each pause, and watched only after a read without bytes.
 
 use std::io::{self, Read as _};
@@ -37,9 +38,9 @@ impl Connection {
         Self(Socket::Watched(stream))
     }
 
-    /// Waits, while arriving bytes wake nobody.
+    /// Waits for the time `pause`. Bytes that arrive meanwhile stay in the socket and do not wake the event loop.
     ///
-    /// A wait that is cancelled loses no byte.
+    /// A cancelled wait loses no byte.
     ///
     /// # Errors
     /// The operating system refuses to end the watch. The connection is closed then.
@@ -118,16 +119,10 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
+    use crate::feed::run_to_end as run;
+
     /// Shortest pause: it ends after at least one turn of the event loop.
     const PAUSE: Duration = Duration::from_millis(1);
-
-    fn run<F: Future>(work: F) -> F::Output {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(work)
-    }
 
     /// A connection and its peer.
     async fn pair() -> (Connection, TcpStream) {

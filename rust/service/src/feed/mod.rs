@@ -32,3 +32,10 @@ pub(crate) use self::dynamo::malformed_reason;
 pub(crate) use self::feeds::Feeds;
 pub(crate) use self::link::FeedContext;
 pub(crate) use self::subscription::Subscription;
+
+/// Runs `work` to its end on an event loop of its own.
+#[cfg(test)]
+fn run_to_end<F: Future>(work: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(work)
+}

@@ -191,6 +191,7 @@ impl Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::feed::run_to_end as run;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -200,11 +201,6 @@ mod tests {
             until,
             deadline: Duration::from_secs(5),
         }
-    }
-
-    fn run<F: Future>(work: F) -> F::Output {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.unwrap().block_on(work)
     }
 
     fn message(sequence: u64, payload: &[u8], topic: bool) -> Vec<u8> {

@@ -4,6 +4,8 @@ use super::*;
 use proptest::prelude::*;
 use tokio::net::TcpListener;
 
+use crate::feed::run_to_end as run;
+
 const fn limits(frame_bytes: usize) -> SubscriberLimits {
     SubscriberLimits {
         frame_bytes,
@@ -34,14 +36,6 @@ async fn publisher(wire: Vec<u8>) -> String {
         tokio::time::sleep(Duration::from_secs(5)).await;
     });
     endpoint
-}
-
-fn run<F: Future>(work: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
 }
 
 #[test]
